@@ -1,0 +1,3 @@
+//! Conclave: a host for replicated state machines that are WebAssembly components.
+pub mod proto;
+pub mod types;

@@ -1,0 +1,26 @@
+//! Compiles the protobuf files and, with them, the default machine that the binary embeds.
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost_build::Config;
+
+const CLIENT: [&str; 2] =
+    ["conclave/machine/v1/machine.proto", "conclave/cluster/v1/cluster.proto"];
+const PEER: [&str; 2] = ["conclave/raft/v1/entry.proto", "conclave/raft/v1/raft.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    println!("cargo:rerun-if-changed=proto");
+
+    let client = protox::compile(CLIENT, ["proto"])?;
+    fs::write(out.join("client_descriptor.bin"), prost::Message::encode_to_vec(&client))?;
+    let peer = protox::compile(PEER, ["proto"])?;
+    for set in [client, peer] {
+        let mut config = Config::new();
+        // Requests and entries are shared, not copied, on their way through the layers.
+        config.bytes(["."]);
+        tonic_prost_build::configure()
+            .build_transport(true)
+            .compile_fds_with_config(set, config)?;
+    }
+    Ok(())
+}

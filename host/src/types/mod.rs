@@ -1,0 +1,209 @@
+//! The words that the layers share.
+//!
+//! `mod.rs` is plain data: calls, commands, outcomes. [`raft`] binds them to openraft, [`convert`] to
+//! their bytes on disk and between peers. The machine layer uses only what is in this file.
+
+pub mod convert;
+pub mod raft;
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+
+/// A member's number in its cluster. Never zero, never reused.
+pub type NodeId = u64;
+
+/// A machine's component, named by the SHA-256 of its bytes.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ModuleId(pub [u8; 32]);
+
+impl ModuleId {
+    /// The name of the component with these bytes.
+    pub fn of(component: &[u8]) -> Self {
+        use sha2::Digest;
+        Self(sha2::Sha256::digest(component).into())
+    }
+}
+
+impl fmt::Display for ModuleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for ModuleId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// One call of one method of the machine.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Call {
+    /// `package.Service/Method`.
+    pub method: Arc<str>,
+    /// The request message's bytes.
+    pub request: Bytes,
+    /// Who called; empty for an anonymous caller.
+    pub principal: Arc<str>,
+}
+
+impl fmt::Debug for Call {
+    /// Requests hold secrets: only their size is shown.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}({} bytes)", self.method, self.request.len())
+    }
+}
+
+/// What a node proposes and the log holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Command {
+    /// Milliseconds since the Unix epoch on the proposing leader's clock. The machine sees it made
+    /// monotone.
+    pub time_ms: u64,
+    /// What is to be done.
+    pub kind: CommandKind,
+}
+
+/// The kinds of commands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum CommandKind {
+    /// A call of the machine's `apply`.
+    Call(Call),
+}
+
+/// gRPC's codes, as far as a machine may answer with them. The numbers are gRPC's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(i32)]
+#[allow(missing_docs, reason = "the names are gRPC's and say it all")]
+pub enum Code {
+    InvalidArgument = 3,
+    NotFound = 5,
+    AlreadyExists = 6,
+    PermissionDenied = 7,
+    ResourceExhausted = 8,
+    FailedPrecondition = 9,
+    Aborted = 10,
+    OutOfRange = 11,
+    Unimplemented = 12,
+    Internal = 13,
+}
+
+/// A machine's ordinary answer that says no. Changes that it made before stay.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// For programs.
+    pub code: Code,
+    /// For people.
+    pub message: String,
+}
+
+/// Why a call was rolled back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TrapKind {
+    /// The guest panicked or reached `unreachable`.
+    Panic,
+    /// A fault of the guest's own: out of bounds, division by zero, a bad indirect call.
+    Fault,
+    /// The call used up its fuel.
+    FuelExhausted,
+    /// The instance reached its limit of memory or tables.
+    MemoryExhausted,
+    /// The call reached the limit of the stack.
+    StackExhausted,
+    /// What the guest handed over is larger than allowed, or is not what the contract says.
+    BadAnswer,
+}
+
+impl TrapKind {
+    /// All kinds, for tables and conversions.
+    pub const ALL: [Self; 6] = [
+        Self::Panic,
+        Self::Fault,
+        Self::FuelExhausted,
+        Self::MemoryExhausted,
+        Self::StackExhausted,
+        Self::BadAnswer,
+    ];
+
+    /// The trap's name, as callers and the log see it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Panic => "panic",
+            Self::Fault => "fault",
+            Self::FuelExhausted => "fuel-exhausted",
+            Self::MemoryExhausted => "memory-exhausted",
+            Self::StackExhausted => "stack-exhausted",
+            Self::BadAnswer => "bad-answer",
+        }
+    }
+}
+
+/// A call that was rolled back.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Trap {
+    /// Which class, the same on every replica.
+    pub kind: TrapKind,
+    /// For people. The same on every replica: it names limits and never addresses.
+    pub message: String,
+}
+
+/// Something that happened, for those subscribed to its topic.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// Ordered bytewise.
+    pub topic: Bytes,
+    /// A whole response message.
+    pub payload: Bytes,
+}
+
+/// What a machine answered to an entry.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reply {
+    /// The response message's bytes.
+    pub response: Bytes,
+    /// In the order in which they happened.
+    pub events: Vec<Event>,
+    /// When the machine next wants to be woken.
+    pub wake_at_ms: Option<u64>,
+}
+
+/// What applying an entry gave. The same on every replica.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It was done.
+    Reply(Reply),
+    /// The machine said no.
+    Failure(Failure),
+    /// The machine broke; its state is as before the entry.
+    Trap(Trap),
+}
+
+/// What the proposer of an entry gets once the entry has been applied.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Applied {
+    /// The log index.
+    pub index: u64,
+    /// Absent for entries that no machine sees: blank ones and changes of membership.
+    pub outcome: Option<Outcome>,
+}
+
+impl fmt::Display for Command {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.kind {
+            CommandKind::Call(call) => write!(f, "{call:?}"),
+        }
+    }
+}
+
+impl fmt::Display for Applied {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let what = match &self.outcome {
+            None => "no machine",
+            Some(Outcome::Reply(_)) => "reply",
+            Some(Outcome::Failure(_)) => "failure",
+            Some(Outcome::Trap(trap)) => trap.kind.name(),
+        };
+        write!(f, "{}: {what}", self.index)
+    }
+}
