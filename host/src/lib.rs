@@ -1,3 +1,5 @@
 //! Conclave: a host for replicated state machines that are WebAssembly components.
 pub mod proto;
 pub mod types;
+
+pub mod config;

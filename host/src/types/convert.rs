@@ -6,9 +6,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
     Call, Code, Command, CommandKind, Failure, Trap, TrapKind,
-    raft::{
-        Entry, LogId, Member, Membership, Payload, SnapshotMeta, StoredMembership, Vote,
-    },
+    raft::{Entry, LogId, Member, Membership, Payload, SnapshotMeta, StoredMembership, Vote},
 };
 use crate::proto::raft as wire;
 
@@ -82,10 +80,9 @@ pub fn command_to_wire(command: &Command) -> wire::Command {
 /// From the wire.
 pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
     match command.kind {
-        Some(wire::command::Kind::Call(call)) => Ok(Command {
-            time_ms: command.time_ms,
-            kind: CommandKind::Call(call_from_wire(call)),
-        }),
+        Some(wire::command::Kind::Call(call)) => {
+            Ok(Command { time_ms: command.time_ms, kind: CommandKind::Call(call_from_wire(call)) })
+        }
         None => Err(Malformed {
             message: "command",
             reason: "its kind is unknown: it was written by a newer version of Conclave".into(),
@@ -113,7 +110,8 @@ pub fn membership_to_wire(membership: &Membership) -> wire::Membership {
 
 /// From the wire.
 pub fn membership_from_wire(membership: wire::Membership) -> Result<Membership, Malformed> {
-    let configs = membership.configs.into_iter().map(|voters| voters.node_ids.into_iter().collect());
+    let configs =
+        membership.configs.into_iter().map(|voters| voters.node_ids.into_iter().collect());
     let members: BTreeMap<_, _> = membership
         .members
         .into_iter()
