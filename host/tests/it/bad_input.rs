@@ -4,6 +4,7 @@ use std::{
     fs,
     io::{Read, Write},
     net::TcpStream,
+    path::PathBuf,
     process::{Command, Output, Stdio},
     time::{Duration, Instant},
 };
@@ -180,14 +181,15 @@ async fn damage_in_every_file_of_the_data_directory() {
         put(&client, &format!("key/{number}"), &"text ".repeat(20)).await.unwrap();
     }
     cluster.caught_up(&[1, 2, 3]).await;
-    cluster.stop(1);
+    // Alone, so that nothing the node says while damaged is believed by anybody.
+    for id in 1..=3 {
+        cluster.stop(id);
+    }
     let data_dir = cluster.node(1).data_dir.clone();
-    for path in files(&data_dir) {
-        let whole = fs::read(&path).unwrap();
-        if whole.is_empty() {
-            continue;
-        }
-        let middle = whole.iter().position(|byte| *byte != 0).unwrap_or(0);
+    let saved: Vec<(PathBuf, Vec<u8>)> =
+        files(&data_dir).into_iter().map(|path| (path.clone(), fs::read(path).unwrap())).collect();
+    for (path, whole) in saved.iter().filter(|(_, whole)| !whole.is_empty()) {
+        let first = whole.iter().position(|byte| *byte != 0).unwrap_or(0);
         let last = whole.iter().rposition(|byte| *byte != 0).unwrap_or(0);
         let flip = |at: usize| {
             let mut damaged = whole.clone();
@@ -195,14 +197,20 @@ async fn damage_in_every_file_of_the_data_directory() {
             damaged
         };
         let damages =
-            [flip(middle), flip((middle + last) / 2), flip(last), noise(11, whole.len())];
+            [flip(first), flip((first + last) / 2), flip(last), noise(11, whole.len())];
         for damaged in damages {
-            fs::write(&path, damaged).unwrap();
+            fs::write(path, damaged).unwrap();
             starts_whole_or_refuses(&mut cluster, &path.display().to_string()).await;
-            // What a start has written belongs to the damaged directory.
-            fs::write(&path, &whole).unwrap();
+            for written in files(&data_dir) {
+                fs::remove_file(written).unwrap();
+            }
+            for (path, whole) in &saved {
+                fs::write(path, whole).unwrap();
+            }
         }
     }
+    cluster.start_node(2);
+    cluster.start_node(3);
     cluster.start_node(1);
     cluster.caught_up(&[1, 2, 3]).await;
     let own = cluster.client_of(1);
