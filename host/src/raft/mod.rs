@@ -42,7 +42,7 @@ use self::{
     },
     read::ReadIndex,
     snapshot::Raft,
-    state_machine::StateMachine,
+    state_machine::{Building, StateMachine},
 };
 use crate::{
     config::{Limits, Member as InitialMember, Timing},
@@ -69,6 +69,7 @@ struct Inner {
     peers: Arc<Peers>,
     log: LogStore,
     snapshots: SnapshotStore,
+    building: Arc<Building>,
     members: Vec<InitialMember>,
     timing: Timing,
     limits: Limits,
@@ -85,10 +86,12 @@ impl Replica {
         let Options { identity, timing, limits, snapshot, members, log, snapshots, .. } = options;
         let local = Arc::new(Local { identity, engine: options.engine, log: log.clone() });
         let peers = Arc::new(Peers::new(local.clone()));
+        let building = Arc::<Building>::default();
         let machine = StateMachine::new(
             options.worker.clone(),
             snapshots.clone(),
             local.identity.clone(),
+            building.clone(),
         );
         let raft = openraft::Raft::new(
             local.identity.node_id,
@@ -110,6 +113,7 @@ impl Replica {
             peers,
             log,
             snapshots,
+            building,
             members,
             timing,
             limits,
@@ -120,6 +124,7 @@ impl Replica {
         }));
         tokio::spawn(read::serve(Arc::downgrade(&replica.0), read_requests));
         tokio::spawn(health::watch(Arc::downgrade(&replica.0)));
+        tokio::spawn(snapshot::hand_over(Arc::downgrade(&replica.0)));
         tokio::spawn(snapshot::watch_bytes(
             Arc::downgrade(&replica.0),
             snapshot,

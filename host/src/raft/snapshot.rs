@@ -197,6 +197,21 @@ pub async fn receive(
 /// The type of openraft's handle.
 pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
+/// Makes openraft take each snapshot whose file has become whole.
+pub(super) async fn hand_over(replica: Weak<Inner>) {
+    loop {
+        let Some(inner) = replica.upgrade() else { return };
+        let building = inner.building.clone();
+        let ready = building.ready.notified();
+        if building.is_whole() && inner.raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+        drop(inner);
+        // Looked at again now and then, so that no notification can be missed for good.
+        let _ = tokio::time::timeout(LOOK_INTERVAL, ready).await;
+    }
+}
+
 /// How often the size of the log is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 

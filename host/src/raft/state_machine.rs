@@ -6,7 +6,8 @@
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -16,10 +17,11 @@ use openraft::{
     entry::RaftEntry,
     storage::{EntryResponder, RaftStateMachine},
 };
+use tokio::sync::Notify;
 
 use super::snapshot::{self, OpenSnapshot};
 use crate::{
-    machine::{self, Done, History, HistoryError, SavedState, Worker},
+    machine::{self, Done, History, HistoryError, SavedState, Work, Worker},
     storage::{Identity, LogStore, SnapshotFile, SnapshotStore},
     types::{
         Applied, CommandKind, Outcome, Trap,
@@ -37,26 +39,30 @@ pub struct StateMachine {
     worker: Worker,
     snapshots: SnapshotStore,
     identity: Identity,
-    last_applied: Option<LogId>,
-    membership: StoredMembership,
+    applied: Arc<Mutex<SnapshotMeta>>,
+    building: Arc<Building>,
 }
 
 impl StateMachine {
     /// With nothing applied.
-    pub fn new(worker: Worker, snapshots: SnapshotStore, identity: Identity) -> Self {
-        Self {
-            worker,
-            snapshots,
-            identity,
-            last_applied: None,
-            membership: StoredMembership::default(),
-        }
+    pub fn new(
+        worker: Worker,
+        snapshots: SnapshotStore,
+        identity: Identity,
+        building: Arc<Building>,
+    ) -> Self {
+        Self { worker, snapshots, identity, applied: Arc::default(), building }
+    }
+
+    fn applied(&self) -> MutexGuard<'_, SnapshotMeta> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes what the host itself needs of an entry and turns the rest into work for the machine.
-    fn prepare(&mut self, (entry, responder): EntryResponder<TypeConfig>) -> machine::Work {
+    fn prepare(&self, (entry, responder): EntryResponder<TypeConfig>) -> Work {
         let index = entry.log_id.index;
-        self.last_applied = Some(entry.log_id);
+        let mut applied = self.applied();
+        applied.last_log_id = Some(entry.log_id);
         let done = responder.map(|responder| -> Done {
             Box::new(move |outcome: Option<Outcome>| responder.send(Applied { index, outcome }))
         });
@@ -67,24 +73,120 @@ impl StateMachine {
             }
             Payload::Blank => None,
             Payload::Membership(membership) => {
-                self.membership = StoredMembership::new(self.last_applied, membership);
+                applied.last_membership = StoredMembership::new(applied.last_log_id, membership);
                 None
             }
         };
-        machine::Work { index, entry, done }
+        Work { index, entry, done }
     }
 
-    fn meta(&self) -> SnapshotMeta {
-        SnapshotMeta { last_log_id: self.last_applied, last_membership: self.membership.clone() }
+    /// Writes the state as it is now to a file, in the background.
+    fn build(&self) {
+        let (worker, snapshots, identity) =
+            (self.worker.clone(), self.snapshots.clone(), self.identity.clone());
+        let (applied, building) = (self.applied.clone(), self.building.clone());
+        tokio::spawn(async move {
+            for attempt in 1.. {
+                let meta = applied.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                let result = save(&worker, &snapshots, &identity, &meta).await;
+                match result {
+                    Ok(file) => return building.finished(Ok(file)),
+                    // Most often the reader died under a query, and there is a new one by now.
+                    Err(error) if attempt < BUILD_ATTEMPTS => {
+                        tracing::info!(%error, "a snapshot is begun again");
+                        tokio::time::sleep(BUILD_PAUSE).await;
+                    }
+                    Err(error) => return building.finished(Err(error)),
+                }
+            }
+        });
+    }
+}
+
+async fn save(
+    worker: &Worker,
+    snapshots: &SnapshotStore,
+    identity: &Identity,
+    meta: &SnapshotMeta,
+) -> io::Result<SnapshotFile> {
+    let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
+    let state = worker.snapshot(index).await.map_err(io::Error::other)?;
+    snapshot::save(snapshots, identity, meta, state).await
+}
+
+/// A snapshot on its way to disk.
+///
+/// For openraft an error while a snapshot is built ends the node, and a machine may trap over its own
+/// snapshot. So openraft is told that there is none yet, until the file is whole: then `ready` is
+/// notified, whoever listens makes openraft ask again, and it is handed the file. A snapshot that
+/// fails costs only that the log is kept longer.
+#[derive(Default)]
+pub struct Building {
+    state: Mutex<BuildState>,
+    /// Notified when a file is whole, and when it has failed for good.
+    pub ready: Notify,
+    /// Why the last one failed, if it did.
+    failure: Mutex<Option<String>>,
+}
+
+#[derive(Default)]
+enum BuildState {
+    #[default]
+    Idle,
+    Running,
+    Whole(SnapshotFile),
+}
+
+/// A reader that dies under a query is replaced within a moment.
+const BUILD_ATTEMPTS: u32 = 5;
+const BUILD_PAUSE: Duration = Duration::from_millis(200);
+
+impl Building {
+    fn finished(&self, result: io::Result<SnapshotFile>) {
+        let (state, failure) = match result {
+            Ok(file) => (BuildState::Whole(file), None),
+            Err(error) => {
+                tracing::error!(%error, "no snapshot was taken; the log is kept");
+                (BuildState::Idle, Some(error.to_string()))
+            }
+        };
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.ready.notify_waiters();
+    }
+
+    /// Why the last snapshot failed, if it did.
+    pub fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a file waits to be handed over.
+    pub fn is_whole(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(*state, BuildState::Whole(_))
+    }
+
+    /// Takes the file if it is whole; says whether one is to be begun otherwise.
+    fn take_or_begin(&self) -> Result<SnapshotFile, bool> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *state, BuildState::Running) {
+            BuildState::Idle => Err(true),
+            BuildState::Running => Err(false),
+            BuildState::Whole(file) => {
+                *state = BuildState::Idle;
+                Ok(file)
+            }
+        }
     }
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
     type SnapshotData = SnapshotFile;
-    type SnapshotBuilder = SnapshotBuilder;
+    type SnapshotBuilder = FinishedSnapshot;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
-        Ok((self.last_applied, self.membership.clone()))
+        let applied = self.applied();
+        Ok((applied.last_log_id, applied.last_membership.clone()))
     }
 
     async fn apply<S>(&mut self, entries: S) -> io::Result<()>
@@ -102,17 +204,20 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn get_snapshot_builder(&mut self) -> SnapshotBuilder {
-        let index = self.last_applied.map_or(0, |log_id| log_id.index);
-        SnapshotBuilder {
-            // Asked for now, so that it is the state at this index that is captured.
-            state: Some(self.worker.snapshot(index)),
-            worker: self.worker.clone(),
-            index,
-            meta: self.meta(),
-            snapshots: self.snapshots.clone(),
-            identity: self.identity.clone(),
+    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<FinishedSnapshot> {
+        match self.building.take_or_begin() {
+            Ok(file) => Some(FinishedSnapshot(Some(file), self.snapshots.clone())),
+            Err(begin) => {
+                if begin {
+                    self.build();
+                }
+                None
+            }
         }
+    }
+
+    async fn get_snapshot_builder(&mut self) -> FinishedSnapshot {
+        FinishedSnapshot(None, self.snapshots.clone())
     }
 
     async fn install_snapshot(
@@ -123,8 +228,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let header = snapshot::header(&file)?;
         snapshot::check_header(&header, &self.identity).map_err(io::Error::other)?;
         self.worker.restore(saved_state(&file)?).await.map_err(io::Error::other)?;
-        self.last_applied = meta.last_log_id;
-        self.membership = meta.last_membership.clone();
+        *self.applied() = meta.clone();
         Ok(())
     }
 
@@ -134,37 +238,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 }
 
-/// Writes the state at one index to a file, while later entries are applied.
-pub struct SnapshotBuilder {
-    state: Option<machine::SnapshotRequest>,
-    worker: Worker,
-    index: u64,
-    meta: SnapshotMeta,
-    snapshots: SnapshotStore,
-    identity: Identity,
-}
+/// A snapshot whose file is whole, or failing that the newest there is.
+pub struct FinishedSnapshot(Option<SnapshotFile>, SnapshotStore);
 
-impl RaftSnapshotBuilder<TypeConfig> for SnapshotBuilder {
+impl RaftSnapshotBuilder<TypeConfig> for FinishedSnapshot {
     type SnapshotData = SnapshotFile;
 
-    /// An error here would stop the node. A reader that dies under a query while it is being read is
-    /// no reason for that: the same state is then built once more from the log.
     async fn build_snapshot(&mut self) -> io::Result<OpenSnapshot> {
-        if let Some(request) = self.state.take() {
-            match self.save(request).await {
-                Ok(snapshot) => return Ok(snapshot),
-                Err(error) => tracing::warn!(%error, "a snapshot is begun again"),
-            }
-        }
-        let again = self.worker.rebuild_at(self.index);
-        self.save(again).await
-    }
-}
-
-impl SnapshotBuilder {
-    async fn save(&self, request: machine::SnapshotRequest) -> io::Result<OpenSnapshot> {
-        let state = request.await.map_err(io::Error::other)?;
-        let file = snapshot::save(&self.snapshots, &self.identity, &self.meta, state).await?;
+        let file = match self.0.take() {
+            Some(file) => Some(file),
+            None => self.1.latest().map_err(io::Error::other)?,
+        };
+        let file = file.ok_or_else(|| io::Error::other("there is no snapshot yet"))?;
         snapshot::opened(file)
     }
 }
@@ -176,8 +261,12 @@ fn saved_state(file: &SnapshotFile) -> io::Result<SavedState> {
         index: header.last_log_id.as_ref().map_or(0, |log_id| log_id.index),
         time_ms: header.time_ms,
         state_version: header.state_version,
-        chunks: Box::new(chunks.map(|chunk| chunk.map_err(HistoryError::new))),
+        chunks: Box::new(chunks.map(|chunk| chunk.map_err(unreadable))),
     })
+}
+
+fn unreadable(error: impl std::fmt::Display) -> HistoryError {
+    HistoryError::Unreadable(error.to_string())
 }
 
 /// What an instance of the machine can be rebuilt from: the newest snapshot and the log after it.
@@ -225,8 +314,8 @@ impl LocalHistory {
 
 impl History for LocalHistory {
     fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
-        let file = self.snapshots.latest().map_err(HistoryError::new)?;
-        file.as_ref().map(saved_state).transpose().map_err(HistoryError::new)
+        let file = self.snapshots.latest().map_err(unreadable)?;
+        file.as_ref().map(saved_state).transpose().map_err(unreadable)
     }
 
     fn entries(&self, from: u64, to: u64) -> Result<Vec<machine::Entry>, HistoryError> {
@@ -234,10 +323,10 @@ impl History for LocalHistory {
         let mut next = from;
         while next <= to && found.is_empty() {
             let entries =
-                self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(HistoryError::new)?;
+                self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(unreadable)?;
             match entries.first() {
                 Some(first) if first.log_id.index == next => {}
-                _ => return Err(HistoryError::gap(next)),
+                _ => return Err(HistoryError::Gap(next)),
             }
             next += entries.len() as u64;
             found.extend(entries.into_iter().filter_map(machine_entry));

@@ -100,16 +100,26 @@ impl Replica {
 
     /// Takes a snapshot and waits until it is on disk; the index that it reaches.
     pub async fn snapshot_now(&self) -> Result<u64, Error> {
-        let metrics = self.0.raft.metrics();
-        let target = index(metrics.borrow_watched().last_applied.as_ref());
-        self.0.raft.trigger().snapshot().await.map_err(|fatal| self.0.stopped(fatal))?;
+        const LOOK_INTERVAL: Duration = Duration::from_millis(50);
         let mut metrics = self.0.raft.metrics();
+        let target = index(metrics.borrow_watched().last_applied.as_ref());
+        let snapshot = index(metrics.borrow_watched().snapshot.as_ref());
+        if snapshot >= target {
+            return Ok(snapshot);
+        }
+        self.0.raft.trigger().snapshot().await.map_err(|fatal| self.0.stopped(fatal))?;
         loop {
+            let ready = self.0.building.ready.notified();
             let snapshot = index(metrics.borrow_watched().snapshot.as_ref());
             if snapshot >= target {
                 return Ok(snapshot);
             }
-            metrics.changed().await.map_err(|_| Error::shutting_down())?;
+            tokio::select! {
+                () = ready => if let Some(failure) = self.0.building.failure() {
+                    return Err(Error::fault(format!("no snapshot was taken: {failure}")));
+                },
+                _ = timeout(LOOK_INTERVAL, metrics.changed()) => {}
+            }
         }
     }
 }
