@@ -6,7 +6,7 @@ use std::{
     str::FromStr,
     sync::{
         Arc, Mutex,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
 };
 
@@ -110,12 +110,20 @@ pub enum Script {
 pub struct Fake {
     pub script: Mutex<Script>,
     pub seen: Mutex<Vec<(Call, Option<Consistency>)>>,
+    /// Whether calls are written down in `seen`.
+    pub records: AtomicBool,
     pub index: AtomicU64,
     pub leader: Mutex<Option<Leader>>,
     pub health: watch::Sender<Health>,
 }
 
 impl Fake {
+    fn record(&self, call: &Call, consistency: Option<Consistency>) {
+        if self.records.load(Ordering::Relaxed) {
+            self.seen.lock().unwrap().push((call.clone(), consistency));
+        }
+    }
+
     fn next_index(&self) -> u64 {
         self.index.fetch_add(1, Ordering::Relaxed) + 1
     }
@@ -137,7 +145,7 @@ impl Fake {
 
 impl Backend for Fake {
     async fn command(&self, call: Call, _deadline: Instant) -> Result<Applied, Error> {
-        self.seen.lock().unwrap().push((call.clone(), None));
+        self.record(&call, None);
         let outcome = match &*self.script.lock().unwrap() {
             Script::Refuse(error) => Err(error()),
             Script::Outcome(outcome) => Ok(Some(outcome.clone())),
@@ -156,7 +164,7 @@ impl Backend for Fake {
         consistency: Consistency,
         _deadline: Instant,
     ) -> Result<Answered, Error> {
-        self.seen.lock().unwrap().push((call.clone(), Some(consistency)));
+        self.record(&call, Some(consistency));
         let result = match &*self.script.lock().unwrap() {
             Script::Refuse(error) => Err(error()),
             Script::Answer(result) => Ok(Some(result.clone())),
@@ -229,6 +237,7 @@ impl Node {
         let fake = Arc::new(Fake {
             script: Mutex::new(Script::Echo),
             seen: Mutex::default(),
+            records: AtomicBool::new(true),
             index: AtomicU64::new(0),
             leader: Mutex::new(Some(Leader { node_id: 1, client_address: "client:1".into() })),
             health: watch::channel(Health::Serving).0,
