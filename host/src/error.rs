@@ -186,10 +186,7 @@ impl Error {
 
     /// The command may have been applied, or may still be.
     pub fn is_unknown_outcome(&self) -> bool {
-        matches!(
-            self.kind(),
-            ErrorKind::Lost(_) | ErrorKind::Deadline { outcome_unknown: true }
-        )
+        matches!(self.kind(), ErrorKind::Lost(_) | ErrorKind::Deadline { outcome_unknown: true })
     }
 
     /// The trap, if the machine broke over the call.

@@ -29,7 +29,10 @@ pub(super) async fn serve_admin<B: Backend>(
     shutdown: impl Future<Output = ()>,
 ) {
     let mut http1 = http1::Builder::new();
-    http1.timer(TokioTimer::new()).header_read_timeout(HEADERS_TIMEOUT).max_buf_size(BUFFER_BYTES_MAX);
+    http1
+        .timer(TokioTimer::new())
+        .header_read_timeout(HEADERS_TIMEOUT)
+        .max_buf_size(BUFFER_BYTES_MAX);
     let mut connections = JoinSet::new();
     let mut shutdown = pin!(shutdown);
     loop {

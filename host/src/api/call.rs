@@ -62,8 +62,7 @@ async fn unary<B: Backend>(
     }
     let began = Instant::now();
     let calls_max = shared.options.calls_in_flight_max;
-    let (mut flight, admitted) =
-        Flight::begin(&shared.metrics, &method.metrics, began, calls_max);
+    let (mut flight, admitted) = Flight::begin(&shared.metrics, &method.metrics, began, calls_max);
     let served = if admitted {
         call(shared, method, &parts, &mut body, began).await
     } else {
@@ -71,9 +70,7 @@ async fn unary<B: Backend>(
             "this node works on {calls_max} calls, as many as it takes at once: try again in a moment"
         )))
     };
-    let served = served.and_then(|served| {
-        Ok((Answer::message(&served.response)?, served.index))
-    });
+    let served = served.and_then(|served| Ok((Answer::message(&served.response)?, served.index)));
     let mut response = match served {
         Ok((message, index)) => {
             flight.answered(Code::Ok);
@@ -164,7 +161,9 @@ pub(super) async fn machine<B: Backend>(
                     Err(Error::failure(failure).at_index(applied.index))
                 }
                 Some(Outcome::Trap(trap)) => Err(Error::trap(trap).at_index(applied.index)),
-                None => Err(Error::fault("the log holds another entry in the call's place: report this")),
+                None => Err(Error::fault(
+                    "the log holds another entry in the call's place: report this",
+                )),
             }
         }
         MethodKind::Query => {

@@ -10,10 +10,7 @@
 
 use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use hyper::{
-    server::conn::http2,
-    service::service_fn,
-};
+use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -118,11 +115,13 @@ pub(super) async fn serve_client<B: Backend>(
     }
     drop(listener);
     shared.closing.send_replace(true);
-    let drained = timeout(shared.options.drain, async {
-        while connections.join_next().await.is_some() {}
-    });
+    let drained =
+        timeout(shared.options.drain, async { while connections.join_next().await.is_some() {} });
     if drained.await.is_err() {
-        tracing::warn!(connections = connections.len(), "closing connections whose calls did not end");
+        tracing::warn!(
+            connections = connections.len(),
+            "closing connections whose calls did not end"
+        );
         shared.metrics.connections.set(0);
     }
 }

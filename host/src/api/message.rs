@@ -130,8 +130,9 @@ async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
                 }
             }
             Err(error) => {
-                return Err(Error::invalid("the request could not be read to its end")
-                    .with_source(error));
+                return Err(
+                    Error::invalid("the request could not be read to its end").with_source(error)
+                );
             }
         }
     }

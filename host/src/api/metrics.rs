@@ -11,7 +11,9 @@ use std::{
     },
 };
 
-use prometheus::{Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry, TextEncoder};
+use prometheus::{
+    Histogram, HistogramOpts, HistogramVec, IntCounter, IntGauge, Registry, TextEncoder,
+};
 use tokio::time::Instant;
 use tonic::Code;
 
@@ -23,8 +25,8 @@ use crate::{
 
 /// Upper bounds in seconds: a local read takes some 100 µs, a deadline is 10 s.
 const SECONDS: [f64; 16] = [
-    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0,
-    10.0,
+    0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
+    5.0, 10.0,
 ];
 
 const CODES: [&str; 17] = [
@@ -87,7 +89,14 @@ impl Metrics {
         registry.register(Box::new(connections_refused.clone()))?;
         registry.register(Box::new(unknown_methods.clone()))?;
         let in_flight = AtomicUsize::new(0);
-        Ok(Self { registry, requests, in_flight, connections, connections_refused, unknown_methods })
+        Ok(Self {
+            registry,
+            requests,
+            in_flight,
+            connections,
+            connections_refused,
+            unknown_methods,
+        })
     }
 
     /// Where calls of a served method are counted.
@@ -127,7 +136,11 @@ fn node_metrics(node: &NodeStatus) -> [Metric; 8] {
     let gauge = |name, help, value: u64| Metric::gauge(name, help, value as f64);
     [
         gauge("conclave_raft_term", "The current term.", node.term),
-        gauge("conclave_raft_leader", "The leader's node id; 0: unknown.", node.leader.unwrap_or(0)),
+        gauge(
+            "conclave_raft_leader",
+            "The leader's node id; 0: unknown.",
+            node.leader.unwrap_or(0),
+        ),
         gauge(
             "conclave_raft_is_leader",
             "Whether this node leads.",
@@ -225,11 +238,10 @@ mod tests {
     fn samples_are_grouped_and_escaped() {
         let mut page = String::new();
         let trap = |kind: &str| Metric::counter("traps_total", "Traps.", 2).label("kind", kind);
-        write_samples(&mut page, vec![
-            trap("panic"),
-            Metric::gauge("a", "First.", 0.5),
-            trap("a \"quote\"\n"),
-        ]);
+        write_samples(
+            &mut page,
+            vec![trap("panic"), Metric::gauge("a", "First.", 0.5), trap("a \"quote\"\n")],
+        );
         assert_eq!(
             page,
             "# HELP a First.\n# TYPE a gauge\na 0.5\n\

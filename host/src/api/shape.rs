@@ -103,7 +103,11 @@ impl Shapes {
                             Some(id) => *id,
                             None => self.reserve(&inner, known, &mut todo),
                         };
-                        if field.is_group() { Content::Group(inner) } else { Content::Message(inner) }
+                        if field.is_group() {
+                            Content::Group(inner)
+                        } else {
+                            Content::Message(inner)
+                        }
                     }
                     _ => Content::Varint,
                 };
@@ -271,7 +275,11 @@ impl<'a> Reader<'a> {
                 return Ok(value);
             }
         }
-        Err(if self.0.len() < 10 { "a number that is cut off" } else { "a number of more than 64 bits" })
+        Err(if self.0.len() < 10 {
+            "a number that is cut off"
+        } else {
+            "a number of more than 64 bits"
+        })
     }
 
     fn chunk(&mut self) -> Result<&'a [u8], &'static str> {

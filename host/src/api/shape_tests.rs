@@ -2,7 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use proptest::prelude::*;
-use prost_reflect::{DescriptorPool, DynamicMessage, prost::Message};
+use prost::Message;
+use prost_reflect::{DescriptorPool, DynamicMessage};
 
 use super::*;
 
@@ -90,7 +91,7 @@ fn nesting_is_bounded() {
     let nest = |depth: usize| {
         (0..depth).fold(Vec::new(), |inside, _| {
             let mut outside = vec![0x3a];
-            prost_reflect::prost::encoding::encode_varint(inside.len() as u64, &mut outside);
+            prost::encoding::encode_varint(inside.len() as u64, &mut outside);
             outside.extend(inside);
             outside
         })

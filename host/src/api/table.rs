@@ -12,7 +12,7 @@ use prost_reflect::DescriptorPool;
 
 use super::{
     MachineInfo, MethodKind,
-    metrics::{Metrics, MethodMetrics},
+    metrics::{MethodMetrics, Metrics},
     shape::{ShapeId, Shapes},
 };
 use crate::error::Error;
@@ -71,12 +71,15 @@ impl Table {
     pub(super) fn build(machine: Arc<MachineInfo>, metrics: &Metrics) -> Result<Self, Error> {
         let mut methods = HashMap::new();
         for (name, target) in HOST_METHODS {
-            methods.insert(path_of(name), Arc::new(Method {
-                name: name.into(),
-                target,
-                metrics: metrics.method(name),
-                request: None,
-            }));
+            methods.insert(
+                path_of(name),
+                Arc::new(Method {
+                    name: name.into(),
+                    target,
+                    metrics: metrics.method(name),
+                    request: None,
+                }),
+            );
         }
         let mut machine_services = BTreeSet::new();
         for (name, kind, request) in machine_methods(&machine)? {
@@ -86,12 +89,15 @@ impl Table {
                 continue;
             }
             machine_services.insert(service.to_owned());
-            methods.insert(path_of(&name), Arc::new(Method {
-                target: Target::Machine(kind),
-                metrics: metrics.method(&name),
-                request,
-                name,
-            }));
+            methods.insert(
+                path_of(&name),
+                Arc::new(Method {
+                    target: Target::Machine(kind),
+                    metrics: metrics.method(&name),
+                    request,
+                    name,
+                }),
+            );
         }
         let mut services = machine_services.clone();
         services.extend(HOST_SERVICES.map(str::to_owned));
