@@ -10,7 +10,7 @@ fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args_os().skip(1).map(PathBuf::from);
     let manifest_dir = arguments.next().context("which directory?")?;
     let output = arguments.next().context("which output file?")?;
-    let target_dir = output.with_extension("target");
+    let target_dir = output.with_file_name("target");
     let built = build_machine(&MachineSpec { manifest_dir, target_dir, output })?;
     println!("{built:#?}");
     Ok(())
