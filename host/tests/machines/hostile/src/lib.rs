@@ -1,0 +1,135 @@
+//! A machine that misbehaves on demand, for the host's tests of traps, limits and rollback.
+//!
+//! See `proto/hostile/v1/hostile.proto` for what each method does.
+
+use std::{hint::black_box, num::NonZeroU32, sync::LazyLock};
+
+use conclave_sdk::{Call, Context, Failure, Machine, Reply, Router};
+
+mod pb {
+    conclave_sdk::include_protobuf!("hostile.v1");
+}
+pub use pb::{AddRequest, Nothing, Total};
+
+/// What every hostile command adds before it misbehaves.
+pub const MARK: i64 = 1000;
+
+/// The length of the answer to `Huge`.
+pub const HUGE_BYTES: usize = 200 << 20;
+
+static ROUTER: LazyLock<Router<Hostile>> = LazyLock::new(|| {
+    let router = Router::new()
+        .command("hostile.v1.Hostile/Add", Hostile::add)
+        .query("hostile.v1.Hostile/Get", |hostile: &Hostile, _, _: Nothing| Ok(hostile.total()))
+        .query("hostile.v1.Hostile/QueryPanic", |_: &Hostile, _, _: Nothing| panics())
+        .query("hostile.v1.Hostile/QueryLoop", |_: &Hostile, _, _: Nothing| loops());
+    let hostile: [(&'static str, fn() -> Result<Total, Failure>); 7] = [
+        ("hostile.v1.Hostile/Fail", || Err(Failure::failed_precondition("failed as asked"))),
+        ("hostile.v1.Hostile/Panic", panics),
+        ("hostile.v1.Hostile/DivideByZero", divides_by_zero),
+        ("hostile.v1.Hostile/Loop", loops),
+        ("hostile.v1.Hostile/Allocate", allocates),
+        ("hostile.v1.Hostile/Recurse", || Ok(Total { total: recurses(black_box(1)) })),
+        ("hostile.v1.Hostile/Chatter", chatters),
+    ];
+    let router = hostile.into_iter().fold(router, |router, (method, misbehave)| {
+        router.command(method, move |hostile: &mut Hostile, _, _: Nothing| {
+            hostile.total += MARK;
+            misbehave()
+        })
+    });
+    router.command("hostile.v1.Hostile/Huge", |hostile: &mut Hostile, _, _: Nothing| {
+        hostile.total += MARK;
+        Ok(Reply::new(vec![0; HUGE_BYTES]))
+    })
+});
+
+/// The state: one number.
+#[derive(Default)]
+pub struct Hostile {
+    total: i64,
+}
+
+impl Hostile {
+    fn total(&self) -> Total {
+        Total { total: self.total }
+    }
+
+    fn add(&mut self, _: &Context, request: AddRequest) -> Result<Total, Failure> {
+        self.total = self.total.wrapping_add(request.n);
+        Ok(self.total())
+    }
+}
+
+#[allow(clippy::panic, reason = "the point of the method")]
+fn panics() -> Result<Total, Failure> {
+    panic!("panicked as asked");
+}
+
+fn loops() -> Result<Total, Failure> {
+    loop {
+        black_box(());
+    }
+}
+
+/// Rust checks a divisor and panics before the instruction can trap, but not one whose type says that
+/// it is never zero.
+#[allow(unsafe_code, reason = "only a lie about the divisor reaches the instruction's own trap")]
+fn divides_by_zero() -> Result<Total, Failure> {
+    // SAFETY: none; this is the lie. The zero is hidden from the optimizer, and what the
+    // instruction does with it is defined in wasm: it traps.
+    let divisor = unsafe { NonZeroU32::new_unchecked(black_box(0)) };
+    Ok(Total { total: i64::from(black_box(1) / divisor) })
+}
+
+fn allocates() -> Result<Total, Failure> {
+    let mut hoard: Vec<Vec<u8>> = Vec::new();
+    loop {
+        hoard.push(black_box(vec![1; 1 << 20]));
+    }
+}
+
+/// Uses a kibibyte of the guest's stack a call, and cannot become a loop as it works after returning.
+#[allow(unconditional_recursion, reason = "the point of the method")]
+fn recurses(depth: i64) -> i64 {
+    let frame = black_box([depth; 128]);
+    recurses(black_box(depth + 1)) + frame[(depth & 127) as usize]
+}
+
+fn chatters() -> Result<Total, Failure> {
+    for line in 0..100_000 {
+        conclave_sdk::log::info(&format!("line {line}"));
+    }
+    conclave_sdk::log::info(&"x".repeat(1 << 20));
+    Ok(Total::default())
+}
+
+impl Machine for Hostile {
+    const NAME: &'static str = "hostile";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const STATE_VERSION: u32 = 1;
+
+    fn descriptor_set() -> &'static [u8] {
+        pb::DESCRIPTOR_SET
+    }
+
+    fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure> {
+        ROUTER.apply(self, context, call)
+    }
+
+    fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure> {
+        ROUTER.answer(self, context, call)
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.total.to_be_bytes().to_vec()
+    }
+
+    fn load(_: u32, bytes: &[u8]) -> Result<Self, Failure> {
+        let bytes = bytes.try_into();
+        let bytes = bytes.map_err(|_| Failure::invalid_argument("a snapshot is eight bytes"))?;
+        Ok(Self { total: i64::from_be_bytes(bytes) })
+    }
+}
+
+conclave_sdk::export!(Hostile);

@@ -1,0 +1,210 @@
+//! The inner cargo: from a crate to a core module.
+
+use std::{
+    env,
+    io::{BufRead as _, BufReader},
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use crate::{Compiler, MachineSpec, PROFILE, TARGET, toolchain};
+
+/// The profile for a workspace that defines none of its own. The reasons stand in the workspace
+/// manifest of Conclave itself.
+const PROFILE_DEFAULTS: [&str; 6] = [
+    "inherits=\"release\"",
+    "opt-level=3",
+    "lto=\"fat\"",
+    "codegen-units=1",
+    "panic=\"abort\"",
+    "strip=true",
+];
+
+/// Compiles the crate's `cdylib` and says where it is.
+pub(crate) fn core_module(spec: &MachineSpec, compiler: &Compiler) -> Result<PathBuf> {
+    let manifest = spec.manifest_dir.join("Cargo.toml");
+    let manifest = manifest
+        .canonicalize()
+        .with_context(|| format!("there is no crate to build: {}", manifest.display()))?;
+    let workspace = workspace_manifest(&manifest, compiler)?;
+
+    let mut cargo = cargo(compiler);
+    cargo.args(["build", "--lib", "--target", TARGET, "--profile", PROFILE]);
+    cargo.arg("--manifest-path").arg(&manifest).arg("--target-dir").arg(&spec.target_dir);
+    cargo.arg("--message-format=json-render-diagnostics");
+    if !defines_profile(&workspace)? {
+        for setting in PROFILE_DEFAULTS {
+            cargo.arg("--config").arg(format!("profile.{PROFILE}.{setting}"));
+        }
+    }
+    cargo.env("CARGO_ENCODED_RUSTFLAGS", rust_flags(&workspace));
+    toolchain::prepare(compiler, &mut cargo);
+    run(cargo, &manifest)
+}
+
+/// Runs the build and picks the module out of cargo's messages: its name and place depend on the
+/// manifest in more ways than are worth repeating here.
+fn run(mut cargo: Command, manifest: &Path) -> Result<PathBuf> {
+    let mut child = cargo
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run {}", cargo.get_program().display()))?;
+    let mut module = None;
+    if let Some(stdout) = child.stdout.take() {
+        for line in BufReader::new(stdout).lines() {
+            let line = line.context("cannot read cargo's messages")?;
+            module = module_in_message(&line, manifest).or(module);
+        }
+    }
+    let status = child.wait().context("cannot wait for cargo")?;
+    if !status.success() {
+        bail!("cannot compile {} (cargo: {status}); its messages are above", manifest.display());
+    }
+    module.with_context(|| {
+        format!(
+            "{} gives no WebAssembly module. Its library must be a cdylib:\n\n    [lib]\n    \
+             crate-type = [\"cdylib\", \"rlib\"]\n",
+            manifest.display()
+        )
+    })
+}
+
+/// The module that a line of cargo's output announces, if it is the one of the crate at `manifest`.
+fn module_in_message(line: &str, manifest: &Path) -> Option<PathBuf> {
+    let message: Value = serde_json::from_str(line).ok()?;
+    if message["reason"] != "compiler-artifact"
+        || Path::new(message["manifest_path"].as_str()?) != manifest
+    {
+        return None;
+    }
+    let mut files = message["filenames"].as_array()?.iter().filter_map(Value::as_str);
+    files.find(|file| file.ends_with(".wasm")).map(PathBuf::from)
+}
+
+fn workspace_manifest(manifest: &Path, compiler: &Compiler) -> Result<PathBuf> {
+    let output = cargo(compiler)
+        .args(["locate-project", "--workspace", "--message-format", "plain", "--manifest-path"])
+        .arg(manifest)
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("{}: {}", manifest.display(), String::from_utf8_lossy(&output.stderr).trim());
+    }
+    Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
+}
+
+/// What `cargo metadata` says of the crate's workspace, without looking into registries.
+pub(crate) fn metadata(manifest_dir: &Path) -> Result<Value> {
+    let output = cargo(&toolchain().compiler().unwrap_or(Compiler::Rustup))
+        .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])
+        .arg(manifest_dir.join("Cargo.toml"))
+        .output()
+        .context("cannot run cargo")?;
+    if !output.status.success() {
+        bail!("cargo metadata: {}", String::from_utf8_lossy(&output.stderr).trim());
+    }
+    serde_json::from_slice(&output.stdout).context("cannot read cargo's metadata")
+}
+
+fn defines_profile(workspace_manifest: &Path) -> Result<bool> {
+    let text = std::fs::read_to_string(workspace_manifest)
+        .with_context(|| format!("cannot read {}", workspace_manifest.display()))?;
+    let header = format!("[profile.{PROFILE}]");
+    Ok(text.lines().any(|line| line.trim() == header))
+}
+
+/// Takes the paths of this computer out of the module (panic messages hold file names), so that the
+/// same source gives the same bytes wherever it lies: a module is named by their hash. Set even when
+/// empty, as it overrides what a cargo configuration wants of native code.
+fn rust_flags(workspace_manifest: &Path) -> String {
+    let mut flags = Vec::new();
+    let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
+    if let Some(registry) = env::var_os("CARGO_HOME").map(PathBuf::from).or(home) {
+        flags.push(format!("--remap-path-prefix={}=cargo", registry.display()));
+    }
+    if let Some(workspace) = workspace_manifest.parent() {
+        flags.push(format!("--remap-path-prefix={}=.", workspace.display()));
+    }
+    flags.join("\u{1f}")
+}
+
+fn cargo(compiler: &Compiler) -> Command {
+    let mut cargo = toolchain::cargo(compiler);
+    clean_environment(&mut cargo);
+    cargo
+}
+
+/// Removes what an outer cargo, or a user who steers the outer build, has set for another target.
+pub(crate) fn clean_environment(command: &mut Command) {
+    for (name, _) in env::vars_os() {
+        if name.to_str().is_some_and(steers_outer_build) {
+            command.env_remove(&name);
+        }
+    }
+}
+
+fn steers_outer_build(name: &str) -> bool {
+    const NAMES: [&str; 18] = [
+        "CARGO",
+        "CARGO_ENCODED_RUSTFLAGS",
+        "CARGO_ENCODED_RUSTDOCFLAGS",
+        "CARGO_INCREMENTAL",
+        "CARGO_TARGET_DIR",
+        "CARGO_PRIMARY_PACKAGE",
+        "CLIPPY_ARGS",
+        "CLIPPY_CONF_DIR",
+        "RUSTC",
+        "RUSTC_BOOTSTRAP",
+        "RUSTC_LINKER",
+        "RUSTC_WRAPPER",
+        "RUSTC_WORKSPACE_WRAPPER",
+        "RUSTDOC",
+        "RUSTDOCFLAGS",
+        "RUSTFLAGS",
+        "TARGET",
+        "__CARGO_DEFAULT_LIB_METADATA",
+    ];
+    const PREFIXES: [&str; 6] = [
+        "CARGO_BUILD_",
+        "CARGO_CFG_",
+        "CARGO_FEATURE_",
+        "CARGO_PROFILE_",
+        "CARGO_TARGET_",
+        "CARGO_UNSTABLE_",
+    ];
+    NAMES.contains(&name) || PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_outer_build_does_not_steer_the_inner_one() {
+        for name in ["RUSTFLAGS", "RUSTC", "CARGO_BUILD_TARGET", "RUSTC_WORKSPACE_WRAPPER"] {
+            assert!(steers_outer_build(name), "{name}");
+        }
+        for name in ["PATH", "HOME", "CARGO_HOME", "CARGO_NET_OFFLINE", "RUSTUP_TOOLCHAIN"] {
+            assert!(!steers_outer_build(name), "{name}");
+        }
+    }
+
+    #[test]
+    fn the_module_is_found_among_cargos_messages() {
+        let manifest = Path::new("/m/Cargo.toml");
+        let artifact = |manifest: &str, file: &str| {
+            format!(
+                r#"{{"reason":"compiler-artifact","manifest_path":"{manifest}","filenames":["{file}"]}}"#
+            )
+        };
+        let found = |line: &str| module_in_message(line, manifest);
+        assert_eq!(found(&artifact("/m/Cargo.toml", "/t/m.wasm")), Some("/t/m.wasm".into()));
+        assert_eq!(found(&artifact("/m/Cargo.toml", "/t/libm.rlib")), None);
+        assert_eq!(found(&artifact("/other/Cargo.toml", "/t/o.wasm")), None);
+        assert_eq!(found("warning: not json"), None);
+    }
+}

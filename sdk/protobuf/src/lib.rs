@@ -1,0 +1,51 @@
+//! Compiles a machine's protobuf files in its build script, without `protoc`.
+//!
+//! ```no_run
+//! # #[allow(clippy::needless_doctest_main, reason = "it is a whole build script")]
+//! fn main() -> Result<(), Box<dyn std::error::Error>> {
+//!     conclave_protobuf::compile("proto", &["counter/v1/counter.proto"])?;
+//!     Ok(())
+//! }
+//! ```
+//!
+//! `conclave_sdk::include_protobuf!("counter.v1")` then includes what was made. It is a crate of its
+//! own so that a machine's build script need not compile what [`conclave-build`] needs.
+//!
+//! [`conclave-build`]: https://docs.rs/conclave-build
+
+use std::{env, fs, path::Path};
+
+use anyhow::{Context as _, Result};
+use prost::Message as _;
+
+/// The file in `OUT_DIR` that holds the descriptor set.
+pub const DESCRIPTOR_SET_FILE: &str = "descriptor_set.bin";
+
+/// Compiles `files`, named relative to `directory`, into Rust types and a descriptor set in `OUT_DIR`.
+/// Call it from a build script only.
+pub fn compile(directory: impl AsRef<Path>, files: &[&str]) -> Result<()> {
+    let directory = directory.as_ref();
+    // A build script speaks to cargo through its standard output.
+    #[allow(clippy::print_stdout, reason = "this is how a build script speaks to cargo")]
+    {
+        println!("cargo::rerun-if-changed={}", directory.display());
+    }
+    let out = env::var_os("OUT_DIR").context("OUT_DIR is not set: call this from a build script")?;
+    let out = Path::new(&out);
+
+    let paths: Vec<_> = files.iter().map(|file| directory.join(file)).collect();
+    let mut set = protox::compile(&paths, [directory]).context("cannot compile the protobuf")?;
+    prost_build::Config::new()
+        .out_dir(out)
+        .prost_path("::conclave_sdk::prost")
+        .btree_map(["."])
+        .compile_fds(set.clone())
+        .context("cannot generate Rust code for the protobuf")?;
+
+    // Comments became documentation above; the component need not carry them.
+    for file in &mut set.file {
+        file.source_code_info = None;
+    }
+    let path = out.join(DESCRIPTOR_SET_FILE);
+    fs::write(&path, set.encode_to_vec()).with_context(|| format!("cannot write {}", path.display()))
+}

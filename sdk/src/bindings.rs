@@ -1,0 +1,21 @@
+//! The code that wit-bindgen generates from `wit/`, alone in its module.
+//!
+//! Nothing here is written by hand. The records of the interface `types` are the SDK's own value
+//! types (re-exported and given constructors in [`crate::types`]): copying each into a twin would
+//! cost every call and say nothing new.
+
+#![allow(unsafe_code, reason = "the canonical ABI moves values through raw memory")]
+#![allow(missing_docs, unreachable_pub, unused_qualifications, reason = "generated")]
+#![allow(clippy::all, clippy::allow_attributes_without_reason, reason = "generated")]
+#![allow(clippy::unwrap_used, clippy::panic, clippy::host_endian_bytes, reason = "generated")]
+
+wit_bindgen::generate!({
+    path: "../wit",
+    world: "machine",
+    runtime_path: "::conclave_sdk::__private::wit_bindgen::rt",
+    pub_export_macro: true,
+    export_macro_name: "export_bindings",
+    default_bindings_module: "::conclave_sdk::__private::bindings",
+    additional_derives: [PartialEq, Eq],
+    generate_unused_types: true,
+});

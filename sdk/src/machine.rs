@@ -1,0 +1,77 @@
+//! What a machine is.
+
+use crate::{
+    Call, Context, Failure, Reply, Subscription,
+    snapshot::{Bytes, Collect, RestoreWriter, SnapshotReader},
+};
+
+/// A replicated state machine.
+///
+/// `Default` is the state before the first entry.
+///
+/// # The contract
+///
+/// 1. **A pure function of the log.** The state after an entry, and the answer to it, follow from the
+///    state before it, the [`Context`] and the [`Call`]. No clock, no randomness, no iteration over
+///    a `HashMap`, no `static` that lives beside `self`.
+/// 2. **Validate, then change.** A [`Failure`] is an ordinary answer: changes made before it stay. A
+///    panic is rolled back.
+/// 3. **The same state gives the same snapshot bytes**, however it was reached.
+/// 4. **Snapshot then restore is the identity**: the restored machine answers as this one would.
+///
+/// The kit in `conclave_sdk::testing` checks all four.
+pub trait Machine: Default + 'static {
+    /// For people: `kv`, `lock`. At most 64 bytes.
+    const NAME: &'static str;
+
+    /// The machine's own version, for people. `env!("CARGO_PKG_VERSION")` is a good one.
+    const VERSION: &'static str;
+
+    /// The version of the format that snapshots are written in. Raise it when the format changes.
+    const STATE_VERSION: u32;
+
+    /// The formats that can be restored; must hold [`Self::STATE_VERSION`]. Keep the old ones here for
+    /// as long as a cluster may still carry them: they are what an upgrade starts from.
+    const RESTORES: &'static [u32] = &[Self::STATE_VERSION];
+
+    /// The serialized `FileDescriptorSet` of the machine's services, from which the host serves them
+    /// as gRPC. Empty for a machine that is called with raw bytes only.
+    fn descriptor_set() -> &'static [u8] {
+        &[]
+    }
+
+    /// Applies one committed entry.
+    fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure>;
+
+    /// Called through the log once the time that the last reply gave as `wake_at_ms` has come.
+    fn tick(&mut self, _context: &Context) -> Reply {
+        Reply::default()
+    }
+
+    /// Answers a question about the state as it is, with the bytes of a response message.
+    fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure>;
+
+    /// Begins a subscription.
+    fn subscribe(&self, _context: &Context, call: &Call) -> Result<Subscription, Failure> {
+        Err(Failure::unimplemented(format!("{} has no subscription {}", Self::NAME, call.method)))
+    }
+
+    /// The whole state as bytes, in the format [`Self::STATE_VERSION`]. A machine that streams gives
+    /// `snapshot::read_all(self.snapshot())`.
+    fn save(&self) -> Vec<u8>;
+
+    /// The state that was saved as `bytes` in the format `state_version`, one of [`Self::RESTORES`]. A
+    /// machine that streams gives `snapshot::write_all(Self::restore(state_version)?, bytes)`.
+    fn load(state_version: u32, bytes: &[u8]) -> Result<Self, Failure>;
+
+    /// Captures the state as it is now, to be read while other entries are applied. Override it when
+    /// saving at once takes too long or too much memory, along with [`Self::restore`].
+    fn snapshot(&self) -> Box<dyn SnapshotReader> {
+        Box::new(Bytes::new(self.save()))
+    }
+
+    /// Begins to restore a snapshot in the format `state_version`, one of [`Self::RESTORES`].
+    fn restore(state_version: u32) -> Result<Box<dyn RestoreWriter<Self>>, Failure> {
+        Ok(Box::new(Collect::new(state_version)))
+    }
+}

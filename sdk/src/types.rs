@@ -1,0 +1,131 @@
+//! The values that a machine takes and gives, as the contract defines them (`wit/types.wit`), with
+//! constructors.
+
+pub use crate::bindings::conclave::fsm::types::{
+    Call, Code, Context, Description, Event, Failure, Reply, Subscription,
+};
+
+macro_rules! constructors {
+    ($($(#[$doc:meta])* $name:ident => $code:ident;)*) => {
+        impl Failure {
+            /// A failure with `code`. `message` is for the caller to read: what was wrong, and what to
+            /// do about it.
+            pub fn new(code: Code, message: impl Into<String>) -> Self {
+                Self { code, message: message.into() }
+            }
+
+            $($(#[$doc])* pub fn $name(message: impl Into<String>) -> Self {
+                Self::new(Code::$code, message)
+            })*
+        }
+    };
+}
+
+constructors! {
+    /// The request is wrong whatever the state: a missing field, a key that is too long.
+    invalid_argument => InvalidArgument;
+    /// What the request names does not exist.
+    not_found => NotFound;
+    /// What the request would create exists.
+    already_exists => AlreadyExists;
+    /// The caller may not do this.
+    permission_denied => PermissionDenied;
+    /// The state does not allow it now, and the same request again would not help.
+    failed_precondition => FailedPrecondition;
+    /// A conflict with another caller: read again, then retry.
+    aborted => Aborted;
+    /// A position beyond the end, such as a page that is gone.
+    out_of_range => OutOfRange;
+    /// The machine has no such method.
+    unimplemented => Unimplemented;
+    /// A limit of the machine is reached.
+    resource_exhausted => ResourceExhausted;
+    /// An invariant of the machine does not hold. Prefer a panic, which is rolled back.
+    internal => Internal;
+}
+
+impl Call {
+    /// A call of `method` (`package.Service/Method`) with the bytes of its request message.
+    pub fn new(method: impl Into<String>, request: impl Into<Vec<u8>>) -> Self {
+        Self { method: method.into(), request: request.into() }
+    }
+
+    /// A call of `method` with a protobuf message.
+    pub fn of(method: impl Into<String>, request: &impl prost::Message) -> Self {
+        Self::new(method, request.encode_to_vec())
+    }
+}
+
+impl Reply {
+    /// A reply with the bytes of a response message, no events and no wish to be woken.
+    pub fn new(response: impl Into<Vec<u8>>) -> Self {
+        Self { response: response.into(), events: Vec::new(), wake_at_ms: None }
+    }
+
+    /// A reply with a protobuf message.
+    pub fn of(response: &impl prost::Message) -> Self {
+        Self::new(response.encode_to_vec())
+    }
+
+    /// Adds an event for those subscribed to a range of topics that holds `topic`. `payload` is a
+    /// whole response message of the subscribing method.
+    #[must_use]
+    pub fn event(mut self, topic: impl Into<Vec<u8>>, payload: impl Into<Vec<u8>>) -> Self {
+        self.events.push(Event { topic: topic.into(), payload: payload.into() });
+        self
+    }
+
+    /// Asks for `tick` once the log's clock reaches `time_ms`. Each reply replaces the wish of the one
+    /// before it: a machine that still waits for something says so in every reply.
+    #[must_use]
+    pub fn wake_at(mut self, time_ms: Option<u64>) -> Self {
+        self.wake_at_ms = time_ms;
+        self
+    }
+}
+
+impl Default for Reply {
+    fn default() -> Self {
+        Self::new(Vec::new())
+    }
+}
+
+impl Subscription {
+    /// Every event whose topic begins with `prefix`.
+    pub fn prefix(prefix: impl Into<Vec<u8>>) -> Self {
+        let from_topic = prefix.into();
+        let mut to_topic = from_topic.clone();
+        // The first topic after all that begin with the prefix: drop the 0xff at its end, then add
+        // one to what is last. Nothing left means that there is no such topic: no end.
+        while to_topic.pop_if(|last| *last == u8::MAX).is_some() {}
+        if let Some(last) = to_topic.last_mut() {
+            *last += 1;
+        }
+        Self { from_topic, to_topic, initial: Vec::new() }
+    }
+
+    /// Adds a response message that describes the state as it is now.
+    #[must_use]
+    pub fn initial(mut self, message: &impl prost::Message) -> Self {
+        self.initial.push(message.encode_to_vec());
+        self
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_prefix_ends_where_the_next_one_begins() {
+        for (prefix, end) in [
+            (&b"a"[..], &b"b"[..]),
+            (b"", b""),
+            (b"a\xff", b"b"),
+            (b"\xff\xff", b""),
+            (b"a\xffc", b"a\xffd"),
+        ] {
+            assert_eq!(Subscription::prefix(prefix).to_topic, end, "prefix {prefix:?}");
+        }
+    }
+}
