@@ -163,6 +163,11 @@ impl Error {
         matches!(self.kind(), ErrorKind::NotLeader { .. })
     }
 
+    /// Nobody leads, or the leader cannot reach a majority.
+    pub fn is_no_quorum(&self) -> bool {
+        matches!(self.kind(), ErrorKind::NoQuorum)
+    }
+
     /// Who leads, if the error is about that and it is known.
     pub fn leader(&self) -> Option<&Leader> {
         match self.kind() {

@@ -52,8 +52,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 
 /// Everything below Raft: keys, storage, the machine.
 fn open(config: &Config) -> Result<raft::Options, Error> {
-    let limits = machine::Limits::new(&config.limits);
-    let engine = Engine::new(&limits).map_err(startup)?;
+    let engine = Engine::new(&machine_limits(config)).map_err(startup)?;
     let module = Module::load(&engine, component(config)?).map_err(startup)?;
     let storage = Storage::open(storage::Options {
         dir: config.data_dir.clone(),
@@ -63,11 +62,10 @@ fn open(config: &Config) -> Result<raft::Options, Error> {
         master_key: master_key(&config.master_key)?,
     })
     .map_err(startup)?;
-    let Storage { identity, log, snapshots } = storage;
+    let Storage { identity, log, snapshots, .. } = storage;
     let history = LocalHistory::open(log.clone(), snapshots.clone()).map_err(startup)?;
     let seed = *blake3::hash(identity.cluster_id.as_bytes()).as_bytes();
-    let worker =
-        Worker::start(module.clone(), seed, limits, history.clone(), None).map_err(startup)?;
+    let worker = Worker::start(module.clone(), seed, history.clone(), None).map_err(startup)?;
     tracing::info!(
         node = identity.node_id,
         cluster = identity.cluster_id,
@@ -88,6 +86,15 @@ fn open(config: &Config) -> Result<raft::Options, Error> {
         limits: config.limits,
         snapshot: config.snapshot,
     })
+}
+
+fn machine_limits(config: &Config) -> machine::Limits {
+    machine::Limits {
+        memory_bytes_max: config.limits.memory_bytes_max,
+        fuel_per_call: config.limits.fuel_per_call,
+        response_bytes_max: config.limits.response_bytes_max,
+        ..machine::Limits::default()
+    }
 }
 
 /// Why a node does not start, with what was found wrong.
@@ -115,7 +122,7 @@ fn component(config: &Config) -> Result<Bytes, Error> {
 fn master_key(source: &MasterKeySource) -> Result<MasterKey, Error> {
     match source {
         MasterKeySource::File(path) => MasterKey::from_file(path).map_err(startup),
-        MasterKeySource::Value(value) => MasterKey::from_text(value).map_err(startup),
+        MasterKeySource::Value(value) => MasterKey::from_text(value, "the environment variable CONCLAVE_MASTER_KEY").map_err(startup),
     }
 }
 

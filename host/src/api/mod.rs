@@ -30,6 +30,7 @@ mod metadata;
 mod metrics;
 mod process;
 mod reflection;
+mod replica;
 mod shape;
 mod status;
 mod table;

@@ -10,7 +10,7 @@ use crate::{
     machine,
     raft::Replica,
     types::{
-        Applied, Call,
+        Applied, Call, TrapKind,
         status::{Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus},
     },
 };
@@ -76,7 +76,7 @@ impl Backend for Replica {
             Metric::counter(
                 "conclave_machine_applied_total",
                 "Entries that the machine applied.",
-                stats.applied,
+                stats.entries,
             ),
             Metric::counter(
                 "conclave_machine_queries_total",
@@ -86,10 +86,10 @@ impl Backend for Replica {
             Metric::counter(
                 "conclave_machine_rebuilds_total",
                 "Instances of the machine that were built again after a trap.",
-                stats.rebuilds,
+                stats.reader_builds,
             ),
         ];
-        for (kind, count) in stats.traps {
+        for (kind, count) in TrapKind::ALL.into_iter().zip(stats.traps) {
             let metric = Metric::counter(
                 "conclave_machine_traps_total",
                 "Calls that trapped and were rolled back.",

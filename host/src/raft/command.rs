@@ -50,7 +50,7 @@ impl Replica {
     }
 
     /// Waits a moment for word of another leader.
-    async fn leader_changed(&self) {
+    pub(super) async fn leader_changed(&self) {
         const MOMENT: Duration = Duration::from_millis(20);
         let mut metrics = self.0.raft.server_metrics();
         let _ = timeout(MOMENT, metrics.changed()).await;

@@ -5,7 +5,7 @@ use std::{
     time::Duration,
 };
 
-use openraft::async_runtime::WatchReceiver;
+use openraft::{Instant, async_runtime::WatchReceiver};
 use tokio::time::timeout;
 
 use super::Inner;

@@ -19,7 +19,7 @@ use crate::{
     config::SnapshotPolicy,
     machine::StateStream,
     proto::raft::{
-        self as wire, SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart,
+        SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart,
         snapshot_part::Part,
     },
     storage::{Identity, SnapshotFile, SnapshotStore},
@@ -90,8 +90,8 @@ pub async fn save(
         move || write(&snapshots, &header, received)
     });
     loop {
-        let chunk = state.next().await.map_err(io::Error::other)?;
-        let Some(chunk) = chunk else { break };
+        let Some(chunk) = state.next().await else { break };
+        let chunk = chunk.map_err(io::Error::other)?;
         if chunks.send(Incoming::Chunk(chunk)).await.is_err() {
             break; // The writer has failed and says why below.
         }
@@ -162,7 +162,7 @@ fn send_parts(
 /// Writes what a leader sends to a file of this node's own, sealed with its own keys.
 pub async fn receive(
     header: SnapshotHeader,
-    mut parts: Streaming<wire::SnapshotPart>,
+    mut parts: Streaming<SnapshotPart>,
     snapshots: SnapshotStore,
 ) -> Result<SnapshotFile, Status> {
     let (chunks, received) = mpsc::channel(PARTS_IN_FLIGHT);

@@ -21,10 +21,10 @@ use tokio::sync::Notify;
 
 use super::snapshot::{self, OpenSnapshot};
 use crate::{
-    machine::{self, Done, History, HistoryError, SavedState, Work, Worker},
+    machine::{self, BatchItem, Done, History, HistoryError, SavedState, Worker},
     storage::{Identity, LogStore, SnapshotFile, SnapshotStore},
     types::{
-        Applied, CommandKind, Outcome, Trap,
+        Applied, CommandKind, Trap,
         convert::{trap_from_wire, trap_to_wire},
         raft::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
     },
@@ -59,25 +59,30 @@ impl StateMachine {
     }
 
     /// Notes what the host itself needs of an entry and turns the rest into work for the machine.
-    fn prepare(&self, (entry, responder): EntryResponder<TypeConfig>) -> Work {
+    fn prepare(&self, (entry, responder): EntryResponder<TypeConfig>) -> BatchItem {
         let index = entry.log_id.index;
         let mut applied = self.applied();
         applied.last_log_id = Some(entry.log_id);
-        let done = responder.map(|responder| -> Done {
-            Box::new(move |outcome: Option<Outcome>| responder.send(Applied { index, outcome }))
-        });
-        let entry = match entry.payload {
-            Payload::Normal(command) => {
-                let CommandKind::Call(call) = command.kind;
-                Some(machine::Entry { index, time_ms: command.time_ms, call })
+        if let Payload::Membership(membership) = &entry.payload {
+            let stored = StoredMembership::new(applied.last_log_id, membership.clone());
+            applied.last_membership = stored;
+        }
+        match machine_entry(entry) {
+            Some(entry) => {
+                let done = responder.map(|responder| -> Done {
+                    Box::new(move |outcome| {
+                        responder.send(Applied { index, outcome: Some(outcome) });
+                    })
+                });
+                (index, Some(entry), done)
             }
-            Payload::Blank => None,
-            Payload::Membership(membership) => {
-                applied.last_membership = StoredMembership::new(applied.last_log_id, membership);
-                None
+            None => {
+                if let Some(responder) = responder {
+                    responder.send(Applied { index, outcome: None });
+                }
+                (index, None, None)
             }
-        };
-        Work { index, entry, done }
+        }
     }
 
     /// Writes the state as it is now to a file, in the background.

@@ -10,8 +10,8 @@ use openraft::{
     network::RPCOption,
     raft::{
         AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
-        StreamAppendResult, VoteRequest, VoteResponse,
-        message::{TransferLeaderRequest, TransferLeaderResponse},
+        StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest,
+        VoteResponse,
     },
     type_config::alias::SnapshotOf,
 };

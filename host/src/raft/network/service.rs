@@ -143,9 +143,7 @@ impl wire::raft_server::Raft for PeerService {
         self.local
             .check(hello.node_id, &hello.incarnation, &hello.module_id)
             .map_err(Status::permission_denied)?;
-        let mut greeted = self.greeted.lock().unwrap_or_else(PoisonError::into_inner);
-        greeted.insert(hello.node_id);
-        drop(greeted);
+        self.greeted.lock().unwrap_or_else(PoisonError::into_inner).insert(hello.node_id);
         let identity = &self.local.identity;
         Ok(Response::new(wire::HandshakeResponse {
             incarnation: identity.incarnation.to_vec().into(),
@@ -226,7 +224,7 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
         self.admit(request.metadata())?;
         let message = request.into_inner();
-        let request = openraft::raft::message::TransferLeaderRequest::<TypeConfig>::new(
+        let request = openraft::raft::TransferLeaderRequest::<TypeConfig>::new(
             vote(message.from)?,
             message.to_node_id,
             message.last_log_id.as_ref().map(log_id_from_wire),
