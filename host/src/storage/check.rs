@@ -41,6 +41,8 @@ pub(super) struct Recovered {
     pub(super) records: BTreeMap<String, (u64, Bytes)>,
     /// Data keys under which something is sealed.
     pub(super) key_ids: BTreeSet<KeyId>,
+    /// The same, but for the log's entries, which a purge removes in time.
+    pub(super) small_key_ids: BTreeSet<KeyId>,
     /// The size of all values.
     pub(super) live_bytes: u64,
     birth: Option<Bytes>,
@@ -76,6 +78,7 @@ pub(super) fn check(tree: &Tree, incarnation: &[u8], mark: &Mark) -> Result<Reco
             pack = whole.map_err(|reason| Error::damaged(&what, reason))?;
             continue;
         }
+        found.small_key_ids.extend(crypto::key_id_of(&sealed));
         found.take_value(&key, plaintext).map_err(|reason| Error::damaged(&what, reason))?;
     }
     if pack.is_some() {

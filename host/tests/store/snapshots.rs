@@ -90,7 +90,9 @@ fn a_damaged_snapshot_is_refused_by_name_and_never_skipped() {
 
     // A snapshot of another position, or of another node, under this name.
     let other_position = write(&storage, 11, &[b"chunk"]).path().to_owned();
-    refused(&fs::read(other_position).unwrap());
+    let content = fs::read(&other_position).unwrap();
+    fs::remove_file(other_position).unwrap();
+    refused(&content);
     let (_other_dir, other) = fresh();
     refused(&fs::read(write(&other, 9, &[b"chunk"]).path()).unwrap());
 }
