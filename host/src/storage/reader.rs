@@ -114,7 +114,8 @@ pub(super) fn read_pack(tree: &Tree, index: u64) -> io::Result<Vec<Entry>> {
         .and_then(|key| format::parse_part_key(&key))
         .ok_or_else(|| damaged(&"it is missing"))?;
     let part = |part| {
-        let plaintext = tree.get(&format::part_key(first, part)).map_err(|error| damaged(&error))?;
+        let plaintext =
+            tree.get(&format::part_key(first, part)).map_err(|error| damaged(&error))?;
         plaintext.ok_or_else(|| damaged(&"a part of it is missing"))
     };
     let mut head = PackHead::parse(part(0)?).map_err(|reason| damaged(&reason))?;

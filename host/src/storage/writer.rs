@@ -279,7 +279,10 @@ impl Writer {
             format::encode_entry(entry, &mut encoded);
             if !self.pack.push(&encoded, entry.log_id.index) {
                 self.stage_pack()?;
-                assert!(self.pack.push(&encoded, entry.log_id.index), "an empty pack took no entry");
+                assert!(
+                    self.pack.push(&encoded, entry.log_id.index),
+                    "an empty pack took no entry"
+                );
             }
             // One huge entry must not keep its buffer for ever.
             encoded.shrink_to(format::PACK_BYTES_MAX);

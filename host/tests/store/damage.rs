@@ -166,17 +166,26 @@ async fn records_that_were_moved_or_removed_are_refused_by_name() {
     let part_key = |first: u64| [b"e".as_slice(), &first.to_be_bytes(), &[0, 0]].concat();
     type Change = Box<dyn Fn(&sled::Db)>;
     let changes: Vec<(&str, Change)> = vec![
-        ("log entry 40", Box::new(move |db| {
-            let (a, b) = (db.get(part_key(40)).unwrap().unwrap(), db.get(part_key(44)).unwrap().unwrap());
-            db.insert(part_key(40), b).unwrap();
-            db.insert(part_key(44), a).unwrap();
-        })),
+        (
+            "log entry 40",
+            Box::new(move |db| {
+                let (a, b) = (
+                    db.get(part_key(40)).unwrap().unwrap(),
+                    db.get(part_key(44)).unwrap().unwrap(),
+                );
+                db.insert(part_key(40), b).unwrap();
+                db.insert(part_key(44), a).unwrap();
+            }),
+        ),
         ("log entry 44", Box::new(move |db| drop(db.remove(part_key(40)).unwrap()))),
         ("log", Box::new(|db| drop(db.remove("mvote").unwrap()))),
-        ("vote", Box::new(|db| {
-            let committed = db.get("mcommitted").unwrap().unwrap();
-            db.insert("mvote", committed).unwrap();
-        })),
+        (
+            "vote",
+            Box::new(|db| {
+                let committed = db.get("mcommitted").unwrap().unwrap();
+                db.insert("mvote", committed).unwrap();
+            }),
+        ),
         ("log", Box::new(|db| drop(db.remove("rrecord/24").unwrap()))),
         ("log", Box::new(|db| db.clear().unwrap())),
         ("zebra", Box::new(|db| drop(db.insert("zebra", "stripes").unwrap()))),

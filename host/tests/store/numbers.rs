@@ -74,14 +74,20 @@ async fn append_latencies() {
 #[ignore = "prints figures"]
 async fn disk_over_a_long_run() {
     let (dir, storage) = fresh();
-    println!("new: {} MiB resident, {} MiB on disk", resident_bytes() >> 20, disk_bytes(dir.path()) >> 20);
+    println!(
+        "new: {} MiB resident, {} MiB on disk",
+        resident_bytes() >> 20,
+        disk_bytes(dir.path()) >> 20
+    );
     let mut log = storage.log.clone();
     let mut next = 0;
     let started = Instant::now();
     let mut reported = started;
     while started.elapsed() < Duration::from_secs(60) {
         let entries = [1, 16, 64][(next % 3) as usize];
-        append(&log, (next..next + entries).map(|index| entry(1, index, 400)).collect()).await.unwrap();
+        append(&log, (next..next + entries).map(|index| entry(1, index, 400)).collect())
+            .await
+            .unwrap();
         next += entries;
         if next % 50_000 < entries {
             log.purge(log_id(1, next - 5000)).await.unwrap();
@@ -95,9 +101,13 @@ async fn disk_over_a_long_run() {
             );
         }
     }
-    let live = all(&log).len() * 450 >> 20;
+    let live = (all(&log).len() * 450) >> 20;
     tokio::time::sleep(Duration::from_secs(3)).await;
-    println!("idle: {} MiB on disk for {live} live, {} MiB resident", disk_bytes(dir.path()) >> 20, resident_bytes() >> 20);
+    println!(
+        "idle: {} MiB on disk for {live} live, {} MiB resident",
+        disk_bytes(dir.path()) >> 20,
+        resident_bytes() >> 20
+    );
     drop((log, storage));
     let started = Instant::now();
     let storage = open(dir.path());

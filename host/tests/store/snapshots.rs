@@ -65,11 +65,15 @@ fn a_damaged_snapshot_is_refused_by_name_and_never_skipped() {
     let whole = fs::read(&path).unwrap();
     let refused = |content: &[u8]| {
         fs::write(&path, content).unwrap();
-        let read = storage.snapshots.latest().and_then(|latest| {
-            latest.unwrap().read()?.collect::<Result<Vec<_>, _>>()
-        });
+        let read = storage
+            .snapshots
+            .latest()
+            .and_then(|latest| latest.unwrap().read()?.collect::<Result<Vec<_>, _>>());
         let error = read.unwrap_err().to_string();
-        assert!(error.contains(&name) && error.contains("damaged") || error.contains("version"), "{error}");
+        assert!(
+            error.contains(&name) && error.contains("damaged") || error.contains("version"),
+            "{error}"
+        );
     };
     for at in 0..whole.len() {
         let mut changed = whole.clone();
