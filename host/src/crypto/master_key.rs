@@ -1,12 +1,6 @@
 //! The key that the operator holds.
 
-use std::{
-    fmt,
-    fs::File,
-    io::Read,
-    os::unix::fs::PermissionsExt,
-    path::Path,
-};
+use std::{fmt, fs::File, io::Read, os::unix::fs::PermissionsExt, path::Path};
 
 use base64::{Engine, engine::general_purpose};
 use zeroize::Zeroizing;

@@ -61,7 +61,9 @@ pub enum Error {
         reason: &'static str,
     },
     /// The keyring was written by a newer version.
-    #[error("the keyring has format version {found}, and this version of Conclave knows up to {known}")]
+    #[error(
+        "the keyring has format version {found}, and this version of Conclave knows up to {known}"
+    )]
     KeyringVersion {
         /// In the file.
         found: u16,

@@ -4,9 +4,7 @@
 //! a value that does not open, a hole between purged and last, a value older than what follows it or
 //! than what the mark promises.
 
-use std::{
-    collections::{BTreeMap, BTreeSet, VecDeque},
-};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
 use bytes::{Bytes, BytesMut};
 
@@ -41,6 +39,8 @@ pub(super) struct Recovered {
     pub(super) records: BTreeMap<String, (u64, Bytes)>,
     /// Data keys under which something is sealed.
     pub(super) key_ids: BTreeSet<KeyId>,
+    /// The same, but for the log's entries, which a purge removes in time.
+    pub(super) small_key_ids: BTreeSet<KeyId>,
     /// The size of all values.
     pub(super) live_bytes: u64,
     birth: Option<Bytes>,
@@ -68,7 +68,8 @@ pub(super) fn check(tree: &Tree, incarnation: &[u8], mark: &Mark) -> Result<Reco
     for item in tree.scan() {
         let (key, sealed) = item.map_err(|error| Error::damaged(&log, error))?;
         let what = describe(&key);
-        let plaintext = tree.open_value(&key, &sealed).map_err(|error| Error::damaged(&what, error))?;
+        let plaintext =
+            tree.open_value(&key, &sealed).map_err(|error| Error::damaged(&what, error))?;
         found.key_ids.extend(crypto::key_id_of(&sealed));
         found.live_bytes += (key.len() + sealed.len()) as u64;
         if let Some((first, part)) = format::parse_part_key(&key) {
@@ -76,6 +77,7 @@ pub(super) fn check(tree: &Tree, incarnation: &[u8], mark: &Mark) -> Result<Reco
             pack = whole.map_err(|reason| Error::damaged(&what, reason))?;
             continue;
         }
+        found.small_key_ids.extend(crypto::key_id_of(&sealed));
         found.take_value(&key, plaintext).map_err(|reason| Error::damaged(&what, reason))?;
     }
     if pack.is_some() {
@@ -159,7 +161,10 @@ impl Recovered {
         Ok(None)
     }
 
-    fn take_pack(&mut self, Open { first, mut head, body, parts_read }: Open) -> Result<(), String> {
+    fn take_pack(
+        &mut self,
+        Open { first, mut head, body, parts_read }: Open,
+    ) -> Result<(), String> {
         head.body = body.freeze();
         let (sequence, previous) = (head.sequence, head.previous);
         let entries = head.decode(first)?;
@@ -183,9 +188,14 @@ impl Recovered {
                 None if previous == 0 => {}
                 Some(before) if before.last + 1 == first && before.sequence == previous => {}
                 Some(before) if before.last + 1 == first => {
-                    return Err(format!("entry {} before it is not the one it followed", before.last));
+                    return Err(format!(
+                        "entry {} before it is not the one it followed",
+                        before.last
+                    ));
                 }
-                Some(before) => return Err(format!("entry {} before it is missing", before.last + 1)),
+                Some(before) => {
+                    return Err(format!("entry {} before it is missing", before.last + 1));
+                }
                 None => return Err("the entries before it are missing".into()),
             }
         }
@@ -195,7 +205,10 @@ impl Recovered {
                 continue;
             }
             if self.last.is_some_and(|last| entry.log_id.leader_id < last.leader_id) {
-                return Err(format!("the term of entry {} is lower than before it", entry.log_id.index));
+                return Err(format!(
+                    "the term of entry {} is lower than before it",
+                    entry.log_id.index
+                ));
             }
             self.last = Some(entry.log_id);
         }
@@ -234,7 +247,7 @@ impl Recovered {
 fn get_meta(tree: &Tree, key: &[u8]) -> Result<Option<(u64, Bytes)>, Error> {
     let plaintext = tree.get(key).map_err(|error| Error::damaged(describe(key), error))?;
     plaintext
-        .map(|plaintext| format::split_value(plaintext))
+        .map(format::split_value)
         .transpose()
         .map_err(|reason| Error::damaged(describe(key), reason))
 }
@@ -250,7 +263,6 @@ fn describe(key: &[u8]) -> String {
         _ => format!("the log's value at {}", key.escape_ascii()),
     }
 }
-
 
 #[cfg(test)]
 mod tests {

@@ -79,9 +79,7 @@ pub(super) fn read_small(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>,
         opened => opened.map_err(Error::io("cannot open", path))?,
     };
     let mut content = Vec::new();
-    file.take(bytes_max + 1)
-        .read_to_end(&mut content)
-        .map_err(Error::io("cannot read", path))?;
+    file.take(bytes_max + 1).read_to_end(&mut content).map_err(Error::io("cannot read", path))?;
     if content.len() as u64 > bytes_max {
         return Err(Error::damaged(path.display().to_string(), "it is too long"));
     }

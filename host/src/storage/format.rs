@@ -31,6 +31,8 @@ pub(super) const COMMITTED: &[u8] = b"mcommitted";
 pub(super) const PURGED: &[u8] = b"mpurged";
 /// When the log was last truncated, which is the one legal way for its last pack to become older.
 pub(super) const TRUNCATED: &[u8] = b"mtruncated";
+/// Every such key.
+pub(super) const METAS: [&[u8]; 6] = [BIRTH, VOTE, COMMITTED, PURGED, TRUNCATED, REMOVED];
 /// When a record was last removed. A batch that only removes would leave the tree without the newest
 /// sequence number, which may have been the removed one's.
 pub(super) const REMOVED: &[u8] = b"mremoved";

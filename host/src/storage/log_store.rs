@@ -309,4 +309,3 @@ impl Debug for LogStore {
         f.debug_struct("LogStore").field("last", &state.last).finish_non_exhaustive()
     }
 }
-

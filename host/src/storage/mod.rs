@@ -60,9 +60,7 @@ pub use error::Error;
 pub use identity::Identity;
 pub use keys::Keys;
 pub use log_store::LogStore;
-pub use snapshots::{
-    CHUNK_BYTES_MAX, SnapshotFile, SnapshotReader, SnapshotStore, SnapshotWriter,
-};
+pub use snapshots::{CHUNK_BYTES_MAX, SnapshotFile, SnapshotReader, SnapshotStore, SnapshotWriter};
 
 use self::{check::Recovered, lock::Lock, mark::MarkFile, tree::Tree};
 use crate::{
@@ -135,7 +133,8 @@ impl Storage {
             Some(identity) => identity,
             None => {
                 let incarnation = incarnation(&dir)?;
-                let identity = Identity { cluster_id: cluster_id.clone(), node_id, incarnation, module_id };
+                let identity =
+                    Identity { cluster_id: cluster_id.clone(), node_id, incarnation, module_id };
                 create(&dir, &identity, &master_key, &medium)?;
                 identity
             }

@@ -44,6 +44,8 @@ fn attempt(
     let mut next = range.start;
     let mut epoch = None;
     loop {
+        // What of the tree may be read: behind it may lie what was truncated already.
+        let tree_end;
         {
             let state = shared.lock();
             if *epoch.get_or_insert(state.epoch) != state.epoch {
@@ -63,6 +65,7 @@ fn attempt(
                 state.copy_cached(next, end, bytes_max.saturating_sub(bytes), &mut entries);
                 return Ok(Some(entries));
             }
+            tree_end = end.min(state.cache_first);
         }
         let pack = match read_pack(tree, next) {
             Ok(pack) => pack,
@@ -76,9 +79,11 @@ fn attempt(
             }
         };
         for entry in pack {
+            if entry.log_id.index >= tree_end {
+                break;
+            }
             let entry_bytes = entry_bytes(&entry);
-            let full = bytes + entry_bytes > bytes_max && !entries.is_empty();
-            if entry.log_id.index >= range.end || full {
+            if bytes + entry_bytes > bytes_max && !entries.is_empty() {
                 return confirm(shared, epoch, entries);
             }
             if entry.log_id.index == next {
@@ -109,7 +114,8 @@ pub(super) fn read_pack(tree: &Tree, index: u64) -> io::Result<Vec<Entry>> {
         .and_then(|key| format::parse_part_key(&key))
         .ok_or_else(|| damaged(&"it is missing"))?;
     let part = |part| {
-        let plaintext = tree.get(&format::part_key(first, part)).map_err(|error| damaged(&error))?;
+        let plaintext =
+            tree.get(&format::part_key(first, part)).map_err(|error| damaged(&error))?;
         plaintext.ok_or_else(|| damaged(&"a part of it is missing"))
     };
     let mut head = PackHead::parse(part(0)?).map_err(|reason| damaged(&reason))?;

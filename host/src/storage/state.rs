@@ -20,7 +20,7 @@ use crate::types::{
 
 /// How many bytes of entries stay in memory once they are written: what replication and apply
 /// read is nearly always among them.
-const CACHE_BYTES_MAX: usize = 16 << 20;
+const CACHE_BYTES_MAX: usize = 8 << 20;
 
 /// What an entry takes in memory beside its payload, roughly.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
@@ -63,9 +63,8 @@ impl Shared {
 
     /// The error for whoever comes after the failure.
     pub(super) fn check_poisoned(&self) -> io::Result<()> {
-        self.poisoned().map_or(Ok(()), |reason| {
-            Err(super::Error::Poisoned(reason.to_owned()).into())
-        })
+        self.poisoned()
+            .map_or(Ok(()), |reason| Err(super::Error::Poisoned(reason.to_owned()).into()))
     }
 
     pub(super) fn count_appended(&self, bytes: usize) {
@@ -150,13 +149,11 @@ impl State {
     /// Takes entries, readable from now on, and says how many bytes they have; or refuses a hole.
     pub(super) fn append(&mut self, entries: &[Entry]) -> io::Result<usize> {
         let Some(first) = entries.first() else { return Ok(0) };
-        let mut next = self.next().unwrap_or(first.log_id.index);
-        for entry in entries {
-            if entry.log_id.index != next {
-                let reason = format!("entry {} appended where {next} is due", entry.log_id.index);
+        for (due, entry) in (self.next().unwrap_or(first.log_id.index)..).zip(entries) {
+            if entry.log_id.index != due {
+                let reason = format!("entry {} appended where {due} is due", entry.log_id.index);
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
             }
-            next += 1;
         }
         if self.last.is_none() {
             self.first = first.log_id.index;
@@ -200,7 +197,9 @@ impl State {
         self.purged = Some(to);
         self.first = to.index + 1;
         self.last = self.last.max(Some(to));
-        while let Some((_, bytes)) = self.cache.pop_front_if(|(entry, _)| entry.log_id.index <= to.index) {
+        while let Some((_, bytes)) =
+            self.cache.pop_front_if(|(entry, _)| entry.log_id.index <= to.index)
+        {
             self.cache_bytes -= bytes;
         }
         self.cache_first = self.cache_first.max(to.index + 1);

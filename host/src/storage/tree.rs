@@ -23,6 +23,7 @@ use std::{
 };
 
 use super::{Error, Keys, Medium, files};
+use crate::crypto::KeyId;
 
 /// Values above a quarter of a segment go to blob files, which sled never syncs, and a leaf of some
 /// 17 values is written as one. 16 MiB is the largest segment that sled takes; with values of at most
@@ -133,6 +134,10 @@ impl Tree {
 
     pub(super) fn dir(&self) -> &Path {
         &self.dir
+    }
+
+    pub(super) fn active_key(&self) -> KeyId {
+        self.keys.active()
     }
 
     pub(super) fn seal(&self, key: &[u8], plaintext: &[u8]) -> io::Result<Vec<u8>> {

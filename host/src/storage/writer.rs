@@ -75,6 +75,8 @@ pub(super) struct Writer {
     packs: VecDeque<Pack>,
     records: BTreeMap<String, u64>,
     purged: Option<LogId>,
+    /// Small values are sealed under data keys that are not active any more.
+    reseals: bool,
     /// The batch in the making.
     batch: Batch,
     pack: PackBuilder,
@@ -90,6 +92,8 @@ impl Writer {
         queue: Receiver<Op>,
     ) -> Self {
         let records = recovered.records;
+        let active = tree.active_key();
+        let reseals = recovered.small_key_ids.iter().any(|key_id| *key_id != active);
         Self {
             shared,
             tree,
@@ -99,6 +103,7 @@ impl Writer {
             packs: recovered.packs,
             records: records.into_iter().map(|(name, (sequence, _))| (name, sequence)).collect(),
             purged: recovered.purged,
+            reseals,
             batch: Batch::default(),
             pack: PackBuilder::default(),
             encoded: Vec::new(),
@@ -205,6 +210,9 @@ impl Writer {
                 Op::Wake | Op::Shutdown => {}
             }
         }
+        if std::mem::take(&mut self.reseals) {
+            self.reseal()?;
+        }
         self.stage_lazy(lazy)?;
         for work in work {
             match work {
@@ -271,7 +279,10 @@ impl Writer {
             format::encode_entry(entry, &mut encoded);
             if !self.pack.push(&encoded, entry.log_id.index) {
                 self.stage_pack()?;
-                assert!(self.pack.push(&encoded, entry.log_id.index), "an empty pack took no entry");
+                assert!(
+                    self.pack.push(&encoded, entry.log_id.index),
+                    "an empty pack took no entry"
+                );
             }
             // One huge entry must not keep its buffer for ever.
             encoded.shrink_to(format::PACK_BYTES_MAX);
@@ -380,6 +391,32 @@ impl Writer {
                 Some(sequence) => self.records.insert(name, sequence),
                 None => self.records.remove(&name),
             };
+        }
+        Ok(())
+    }
+
+    /// Seals the small values anew under the active key, so that older keys come out of use.
+    fn reseal(&mut self) -> io::Result<()> {
+        let malformed = |reason| io::Error::new(io::ErrorKind::InvalidData, reason);
+        for key in format::METAS {
+            let Some(plaintext) = self.tree.get(key)? else { continue };
+            let (_, body) = format::split_value(plaintext).map_err(malformed)?;
+            let sequence = self.stage_value(key.to_vec(), &body)?;
+            match key {
+                format::VOTE => self.mark.vote = sequence,
+                format::COMMITTED => self.mark.committed = sequence,
+                format::PURGED => self.mark.purged = sequence,
+                format::TRUNCATED => self.mark.truncated = sequence,
+                _ => {}
+            }
+        }
+        for (name, old) in std::mem::take(&mut self.records) {
+            let key = format::record_key(&name);
+            let Some(plaintext) = self.tree.get(&key)? else { continue };
+            let (_, body) = format::split_value(plaintext).map_err(malformed)?;
+            let new = self.stage_value(key, &body)?;
+            self.mark.records = change_record_sum(self.mark.records, &name, Some(old), Some(new));
+            self.records.insert(name, new);
         }
         Ok(())
     }

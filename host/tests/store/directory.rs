@@ -106,9 +106,14 @@ fn a_missing_part_is_named() {
         let (dir, storage) = fresh();
         drop(storage);
         let path = dir.path().join(name);
-        if path.is_dir() { fs::remove_dir_all(&path).unwrap() } else { fs::remove_file(&path).unwrap() }
+        if path.is_dir() {
+            fs::remove_dir_all(&path).unwrap()
+        } else {
+            fs::remove_file(&path).unwrap()
+        }
         let error = Storage::open(options(dir.path())).err().expect(name);
-        let named = matches!(&error, Error::Missing { path } if path.to_string_lossy().contains(name));
+        let named =
+            matches!(&error, Error::Missing { path } if path.to_string_lossy().contains(name));
         assert!(named || matches!(error, Error::NotEmpty { .. }), "{name}: {error}");
     }
 }
@@ -127,7 +132,11 @@ fn an_unfinished_directory_is_made_anew() {
         let crashed = copy(dir.path());
         for name in missing {
             let path = crashed.path().join(name);
-            if path.is_dir() { fs::remove_dir_all(path).unwrap() } else { fs::remove_file(path).unwrap() }
+            if path.is_dir() {
+                fs::remove_dir_all(path).unwrap()
+            } else {
+                fs::remove_file(path).unwrap()
+            }
         }
         fs::write(crashed.path().join("creating"), "").unwrap();
         drop(open(crashed.path()));

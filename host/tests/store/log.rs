@@ -96,7 +96,10 @@ async fn purges_hold_across_restarts() {
     let mut log = open(dir.path()).log;
     assert!(all(&log) == vec![entry(2, 5001, 9)]);
     let state = log.get_log_state().await.unwrap();
-    assert_eq!((state.last_purged_log_id, state.last_log_id), (Some(log_id(2, 5000)), Some(log_id(2, 5001))));
+    assert_eq!(
+        (state.last_purged_log_id, state.last_log_id),
+        (Some(log_id(2, 5000)), Some(log_id(2, 5001)))
+    );
 }
 
 /// What nobody waits for reaches the disk by itself.

@@ -9,6 +9,7 @@
 
 mod damage;
 mod directory;
+mod golden;
 mod log;
 mod model;
 mod numbers;

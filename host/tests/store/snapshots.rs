@@ -65,11 +65,15 @@ fn a_damaged_snapshot_is_refused_by_name_and_never_skipped() {
     let whole = fs::read(&path).unwrap();
     let refused = |content: &[u8]| {
         fs::write(&path, content).unwrap();
-        let read = storage.snapshots.latest().and_then(|latest| {
-            latest.unwrap().read()?.collect::<Result<Vec<_>, _>>()
-        });
+        let read = storage
+            .snapshots
+            .latest()
+            .and_then(|latest| latest.unwrap().read()?.collect::<Result<Vec<_>, _>>());
         let error = read.unwrap_err().to_string();
-        assert!(error.contains(&name) && error.contains("damaged") || error.contains("version"), "{error}");
+        assert!(
+            error.contains(&name) && error.contains("damaged") || error.contains("version"),
+            "{error}"
+        );
     };
     for at in 0..whole.len() {
         let mut changed = whole.clone();
@@ -90,7 +94,9 @@ fn a_damaged_snapshot_is_refused_by_name_and_never_skipped() {
 
     // A snapshot of another position, or of another node, under this name.
     let other_position = write(&storage, 11, &[b"chunk"]).path().to_owned();
-    refused(&fs::read(other_position).unwrap());
+    let content = fs::read(&other_position).unwrap();
+    fs::remove_file(other_position).unwrap();
+    refused(&content);
     let (_other_dir, other) = fresh();
     refused(&fs::read(write(&other, 9, &[b"chunk"]).path()).unwrap());
 }

@@ -42,7 +42,8 @@ pub(crate) fn log_id(term: u64, index: u64) -> LogId {
 }
 
 pub(crate) fn entry_of(term: u64, index: u64, request: Vec<u8>) -> Entry {
-    let call = Call { method: "kv.v1.KV/Put".into(), request: request.into(), principal: "".into() };
+    let call =
+        Call { method: "kv.v1.KV/Put".into(), request: request.into(), principal: "".into() };
     let command = Command { time_ms: index, kind: CommandKind::Call(call) };
     Entry { log_id: log_id(term, index), payload: Payload::Normal(command) }
 }
