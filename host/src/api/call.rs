@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE, request::Parts};
-use hyper::body::Incoming;
+use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Code, Status};
 use tower::{Service, ServiceExt};
@@ -79,7 +79,7 @@ async fn unary<B: Backend>(
             headers.reserve(3);
             headers.insert(CONTENT_TYPE, GRPC);
             if let Some(index) = index {
-                headers.insert(status::INDEX, HeaderValue::from(index));
+                headers.insert(status::INDEX, status::index_value(index));
             }
             response
         }
@@ -95,9 +95,11 @@ async fn unary<B: Backend>(
     {
         response.headers_mut().insert(status::LEADER, address);
     }
-    let rest = message::discard(&mut body, DISCARD_BYTES_MAX);
-    if timeout(DISCARD_TIME_MAX, rest).await.is_err() {
-        tracing::debug!(method = %method.name, "the caller goes on sending what was refused");
+    if !body.is_end_stream() {
+        let rest = message::discard(&mut body, DISCARD_BYTES_MAX);
+        if timeout(DISCARD_TIME_MAX, rest).await.is_err() {
+            tracing::debug!(method = %method.name, "the caller goes on sending what was refused");
+        }
     }
     response
 }

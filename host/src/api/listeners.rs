@@ -167,6 +167,7 @@ async fn connection<B: Backend>(
     let service = service_fn(move |request| call::serve(shared.clone(), request));
     let mut served = pin!(http2.serve_connection(TokioIo::new(io), service));
     tokio::select! {
+        biased;
         ended = &mut served => return Ok(ended?),
         // An error means that the node is gone; that is a reason to stop too.
         _ = closing.wait_for(|closing| *closing) => {}

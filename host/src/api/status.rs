@@ -74,7 +74,7 @@ impl From<&Error> for Status {
             headers.insert(OUTCOME, HeaderValue::from_static("unknown"));
         }
         if let Some(index) = error.index() {
-            headers.insert(INDEX, HeaderValue::from(index));
+            headers.insert(INDEX, index_value(index));
         }
         let metadata = MetadataMap::from_headers(headers);
         Self::with_metadata(code(error), cut(error.to_string()), metadata)
@@ -85,6 +85,14 @@ impl From<Error> for Status {
     fn from(error: Error) -> Self {
         Self::from(&error)
     }
+}
+
+/// An index as a header's value. It hardly ever comes twice, and a sensitive value is one that HTTP/2's
+/// header compression does not try to remember.
+pub(super) fn index_value(index: u64) -> HeaderValue {
+    let mut value = HeaderValue::from(index);
+    value.set_sensitive(true);
+    value
 }
 
 /// An address as a header's value; none if it is unknown or not text that a header can hold.

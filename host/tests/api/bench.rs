@@ -26,8 +26,8 @@ use tonic::{
 use crate::fake::{Node, Raw, channel};
 
 const CLIENTS: usize = 64;
-const ROUNDS: usize = 5;
-const ROUND: Duration = Duration::from_secs(2);
+const ROUNDS: usize = 4;
+const ROUND: Duration = Duration::from_secs(1);
 
 /// What tonic generates, over the same messages.
 struct Echo;
@@ -140,7 +140,9 @@ fn against_a_generated_service() {
         for ((calls, used), (threads, _, path)) in sums.into_iter().zip(cases) {
             let rate = f64::from(calls) / (ROUND.as_secs_f64() * ROUNDS as f64);
             let each = used / calls;
-            println!("{connections} connections: {threads} {path}: {rate:.0}/s, {each:?} of CPU a call");
+            println!(
+                "{connections} connections: {threads} {path}: {rate:.0}/s, {each:?} of CPU a call"
+            );
         }
     }
 }

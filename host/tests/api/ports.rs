@@ -1,12 +1,15 @@
 //! Goal: nothing that arrives on a port stops it; stopping is bounded; the admin port tells the truth.
 
-use std::{net::SocketAddr, time::Duration};
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use conclave::{
     api::{Options, bind},
     types::status::Health,
 };
+use futures::{StreamExt, stream};
+use http_body_util::{BodyExt, StreamBody};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -95,6 +98,29 @@ async fn frames_that_grpc_does_not_know_are_answered() {
     assert_eq!(code(send(grpc, b"\0\0\0\0\0\0\0\0\0\0").await), "3");
     assert_eq!(send("application/grpc+proto", b"\0\0\0\0\0").await.status(), 200);
     assert_eq!(node.fake.seen.lock().unwrap().len(), 1);
+}
+
+/// A request that never ends is given up at its deadline, before anything was proposed.
+#[tokio::test]
+async fn a_request_that_stalls_is_given_up() {
+    let node = Node::start().await;
+    let io = TokioIo::new(TcpStream::connect(node.client).await.unwrap());
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let begun = Ok::<_, Infallible>(hyper::body::Frame::data(Bytes::from_static(b"\0\0\0\0\x09a")));
+    let body = StreamBody::new(stream::once(async { begun }).chain(stream::pending()));
+    let request = http::Request::post("http://x/kv.v1.KV/Put")
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "100m")
+        .body(BodyExt::boxed_unsync(body))
+        .unwrap();
+    let answer = timeout(Duration::from_secs(5), client.send_request(request)).await;
+    let answer = answer.expect("no answer in time").unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "4");
+    assert!(!answer.headers().contains_key("conclave-outcome"));
+    assert!(node.fake.seen.lock().unwrap().is_empty());
+    assert_eq!(metric(&node, "conclave_requests_in_flight").await, 0.0);
 }
 
 #[tokio::test]
