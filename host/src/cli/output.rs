@@ -1,7 +1,7 @@
 //! The one place that prints.
 //!
-//! Write errors on stdout end the program's use: they are remembered as a failure by nobody, because
-//! the reader (`head`, a closed pipe) went away on purpose.
+//! A failure to write is not reported: the reader (`head`, a closed terminal) went away on purpose, and
+//! there is nobody left to tell.
 #![allow(
     clippy::print_stdout,
     clippy::print_stderr,

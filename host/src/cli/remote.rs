@@ -36,7 +36,7 @@ pub struct Remote {
     )]
     pub timeout: Duration,
 
-    /// Errors, and the result where it has a form of its own for people, as JSON
+    /// Results and errors as JSON, for scripts
     #[arg(long, global = true, help_heading = "Cluster")]
     pub json: bool,
 }
@@ -98,7 +98,7 @@ impl Remote {
         let next = if error.outcome_unknown() {
             "; read it back before you try again"
         } else if error.is_unavailable() || error.is_deadline() {
-            "; is the cluster up, and are --endpoints right? `conclave status` tells"
+            "; is the cluster up (`conclave dev` starts one), and are --endpoints right?"
         } else {
             ""
         };

@@ -40,7 +40,9 @@ Examples:
   conclave dev
   conclave dev --nodes 5 --data-dir /tmp/five --port-base 8100
   conclave dev --module target/machine.wasm --reset
-  kill -9 $(jq .nodes[0].pid conclave-dev/cluster.json)     lose a node; dev prints how to start it again")]
+
+To lose a node, and see how it is started again:
+  kill -9 $(jq .nodes[0].pid conclave-dev/cluster.json)")]
 pub struct Arguments {
     /// How many nodes, 1 to 9; 3 for a new cluster
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=NODES_MAX))]
