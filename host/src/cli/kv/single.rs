@@ -55,8 +55,7 @@ impl Put {
             Err(not_text) => put_request::Content::Value(not_text.into_bytes()),
         };
         let ttl_ms = self.ttl.map_or(0, |ttl| ttl.as_millis() as i64);
-        let request =
-            PutRequest { key: self.key, content: Some(content), ttl_ms, ..Default::default() };
+        let request = PutRequest { key: self.key, content: Some(content), ttl_ms };
         let response =
             remote.client()?.kv().put(&request).await.map_err(|error| remote.failed(&error))?;
         if remote.json {
