@@ -39,7 +39,7 @@ fn default_machine(out: &Path) -> Result<(), Box<dyn Error>> {
     let target_dir = out.ancestors().nth(4).ok_or("OUT_DIR is not inside a target directory")?;
     let manifest_dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
     let built = conclave_build::build_machine(&MachineSpec {
-        manifest_dir: manifest_dir.join("tests/machines/hostile"),
+        manifest_dir: manifest_dir.join("../guest-kv"),
         target_dir: target_dir.join("machines"),
         output: out.join("kv.wasm"),
     })?;

@@ -19,8 +19,8 @@
 //!
 //! | failed with | read | write | write with [`CallOptions::retry_unknown`] |
 //! |---|---|---|---|
-//! | no connection; UNAVAILABLE marked `conclave-outcome: not-applied` | yes | yes | yes |
-//! | UNAVAILABLE otherwise; connection lost under the call; no answer in time | yes | **no** | yes |
+//! | no connection; UNAVAILABLE with `conclave-leader` or `conclave-outcome: not-applied` | yes | yes | yes |
+//! | UNAVAILABLE otherwise (a proxy may have lost the call); connection lost under the call; no answer in time; `conclave-outcome: unknown` | yes | **no** | yes |
 //! | any other answer: the machine's failure, a trap, a limit | no | no | no |
 //!
 //! A write whose outcome is unknown may have been applied, so repeating it may apply it twice. That is

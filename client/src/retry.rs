@@ -11,9 +11,9 @@ use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
 /// Metadata on answers and errors: the leader's client address.
 pub(crate) const LEADER: &str = "conclave-leader";
-/// Metadata on errors: `not-applied` promises that the command was not and will not be applied.
+/// Metadata on errors: `unknown` says that the command may have been applied, `not-applied` promises
+/// that it was not and will not be.
 pub(crate) const OUTCOME: &str = "conclave-outcome";
-const NOT_APPLIED: &str = "not-applied";
 
 const PAUSE_FIRST: Duration = Duration::from_millis(25);
 /// An election takes about a second: longer pauses would only sleep through its end.
@@ -58,15 +58,26 @@ impl Failure {
         let leader = text(LEADER).filter(|address| !address.is_empty()).map(str::to_owned);
         // tonic gives statuses that it made itself a source; those that the node sent have none.
         let Some(cause) = status.source() else {
+            let outcome = text(OUTCOME);
+            // A node answers UNAVAILABLE only to what it did not propose. A proxy in between may say
+            // it of a call that it lost: only a node names a leader.
+            let node_refused = status.code() == Code::Unavailable && leader.is_some();
+            let maybe_applied = match outcome {
+                Some("unknown") => true,
+                Some("not-applied") => false,
+                _ => may_hide_an_effect(status.code()) && !node_refused,
+            };
+            let passing = match status.code() {
+                Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => true,
+                // Proposed, and then the one who would have heard of its outcome was lost.
+                Code::Unknown => outcome == Some("unknown"),
+                _ => false,
+            };
             return Self {
                 code: status.code(),
                 message: status.message().to_owned(),
-                passing: matches!(
-                    status.code(),
-                    Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled
-                ),
-                maybe_applied: may_hide_an_effect(status.code())
-                    && text(OUTCOME) != Some(NOT_APPLIED),
+                passing,
+                maybe_applied,
                 silent: false,
                 leader,
             };
@@ -148,36 +159,53 @@ mod tests {
 
     use super::*;
 
-    fn from_node(code: Code, outcome: Option<&'static str>) -> Failure {
+    fn from_node(
+        code: Code,
+        leader: Option<&'static str>,
+        outcome: Option<&'static str>,
+    ) -> Failure {
         let mut metadata = MetadataMap::new();
-        metadata.insert(LEADER, "10.0.0.2:7100".parse().unwrap());
-        if let Some(outcome) = outcome {
-            metadata.insert(OUTCOME, outcome.parse().unwrap());
+        for (key, value) in [(LEADER, leader), (OUTCOME, outcome)] {
+            if let Some(value) = value {
+                metadata.insert(key, value.parse().unwrap());
+            }
         }
         Failure::read(&Status::with_metadata(code, "why", metadata))
     }
 
     #[test]
-    fn unavailable_passes_and_hides_an_effect_unless_the_node_promises_otherwise() {
-        let vague = from_node(Code::Unavailable, None);
-        assert!(vague.passing && vague.maybe_applied && !vague.silent);
-        let promised = from_node(Code::Unavailable, Some("not-applied"));
+    fn unavailable_is_without_effect_only_if_a_node_said_it() {
+        let proxy = from_node(Code::Unavailable, None, None);
+        assert!(proxy.passing && proxy.maybe_applied && !proxy.silent);
+        let promised = from_node(Code::Unavailable, None, Some("not-applied"));
         assert!(promised.passing && !promised.maybe_applied);
-        assert_eq!(promised.leader.as_deref(), Some("10.0.0.2:7100"));
+        let follower = from_node(Code::Unavailable, Some("10.0.0.2:7100"), None);
+        assert!(follower.passing && !follower.maybe_applied);
+        assert_eq!(follower.leader.as_deref(), Some("10.0.0.2:7100"));
+        let doubtful = from_node(Code::Unavailable, Some("10.0.0.2:7100"), Some("unknown"));
+        assert!(doubtful.passing && doubtful.maybe_applied);
+    }
+
+    #[test]
+    fn a_lost_outcome_may_be_tried_again_by_those_who_may() {
+        let lost = from_node(Code::Unknown, None, Some("unknown"));
+        assert!(lost.passing && lost.maybe_applied);
+        let strange = from_node(Code::Unknown, None, None);
+        assert!(!strange.passing && strange.maybe_applied);
     }
 
     #[test]
     fn an_answer_of_the_machine_is_final() {
         for code in [Code::NotFound, Code::Aborted, Code::ResourceExhausted, Code::InvalidArgument]
         {
-            let failure = from_node(code, None);
+            let failure = from_node(code, None, None);
             assert!(!failure.passing && !failure.maybe_applied, "{code:?}");
         }
     }
 
     #[test]
     fn a_fault_is_final_but_of_unknown_outcome() {
-        let failure = from_node(Code::Internal, None);
+        let failure = from_node(Code::Internal, None, None);
         assert!(!failure.passing && failure.maybe_applied);
     }
 

@@ -260,7 +260,7 @@ impl fmt::Display for Error {
                 if let Some(source) = &self.0.source {
                     write!(f, ": {source}")?;
                 }
-                write!(f, "; free it, or choose another address with --{port}-listen")
+                write!(f, "; free it, or choose another address with --listen-{port}")
             }
         }
     }

@@ -19,3 +19,4 @@ pub mod api;
 pub mod node;
 pub mod telemetry;
 
+pub mod cli;
