@@ -3,10 +3,11 @@
 //! What decides outcomes is part of the [fingerprint](Engine::fingerprint). Nodes with different
 //! fingerprints may replicate together, but their limits may strike at different places.
 
-use std::{num::NonZeroUsize, sync::Arc};
+use std::{fmt, num::NonZeroUsize, sync::Arc};
 
 use wasmtime::{
-    Config, Inlining, ModuleVersionStrategy, OptLevel, RegallocAlgorithm, Strategy, WasmBacktraceDetails, WasmFeatures,
+    Config, Inlining, ModuleVersionStrategy, OperatorCost, OptLevel, RegallocAlgorithm, Strategy, WasmBacktraceDetails,
+    WasmFeatures,
 };
 
 use super::{error::Error, limits::Limits};
@@ -32,9 +33,9 @@ impl Engine {
     /// A limit out of its range, or a processor that wasmtime does not serve.
     pub fn new(limits: &Limits) -> Result<Self, Error> {
         limits.validate()?;
-        let config = config(limits);
-        let engine = wasmtime::Engine::new(&config).map_err(|error| Error::Engine(format!("{error:#}")))?;
-        let fingerprint = fingerprint(&config, limits);
+        let options = options(limits);
+        let engine = wasmtime::Engine::new(&options.config).map_err(|error| Error::Engine(format!("{error:#}")))?;
+        let fingerprint = fingerprint(&options.record, limits);
         Ok(Self(Arc::new(Inner { engine, limits: limits.clone(), fingerprint })))
     }
 
@@ -77,90 +78,95 @@ fn features() -> WasmFeatures {
         | WasmFeatures::COMPONENT_MODEL
 }
 
-fn config(limits: &Limits) -> Config {
-    let mut config = Config::new();
+/// A configuration and a record of what was set.
+struct Options {
+    config: Config,
+    record: String,
+}
+
+impl Options {
+    /// Sets an option that outcomes depend on, or may.
+    fn set<V: fmt::Debug>(&mut self, name: &str, value: V, set: impl FnOnce(&mut Config, V) -> &mut Config) {
+        self.record.push_str(&format!("{name}={value:?}\n"));
+        set(&mut self.config, value);
+    }
+}
+
+fn options(limits: &Limits) -> Options {
+    let mut options = Options { config: Config::new(), record: String::new() };
+    let o = &mut options;
+    // Inlining across functions would move where fuel is charged.
+    o.set("compiler_inlining", Inlining::No, Config::compiler_inlining);
+    // Calls are synchronous, on threads of their own: 1.4 µs saved on each (wasmtime #14280).
+    o.set("concurrency_support", false, Config::concurrency_support);
+    // The one limit on time that is the same on every node.
+    o.set("consume_fuel", true, Config::consume_fuel);
+    // The bits of a NaN depend on the processor otherwise.
+    o.set("cranelift_nan_canonicalization", true, Config::cranelift_nan_canonicalization);
+    // Compiled once, run for months. This and the next also decide how deep a stack reaches.
+    o.set("cranelift_opt_level", OptLevel::Speed, Config::cranelift_opt_level);
+    o.set("cranelift_regalloc_algorithm", RegallocAlgorithm::Backtracking, Config::cranelift_regalloc_algorithm);
+    // Only so that a shutdown does not wait for a long call: nothing ticks, the epoch moves when a
+    // worker stops, and stopping is never an outcome.
+    o.set("epoch_interruption", true, Config::epoch_interruption);
+    o.set("max_wasm_stack", limits.stack_bytes, Config::max_wasm_stack);
+    // 32-bit addresses with their offsets reach nothing but the reservation and the guard, so loads
+    // and stores need no check of their bounds.
+    o.set("memory_guard_size", 32 << 20, Config::memory_guard_size);
+    o.set("memory_may_move", false, Config::memory_may_move);
+    // Address space, not memory: growth cannot fail for want of a place, which would be an outcome of
+    // one node alone. Two instances a node are 8 GiB of 128 TiB.
+    o.set("memory_reservation", 4 << 30, Config::memory_reservation);
+    o.set("memory_reservation_for_growth", 0, Config::memory_reservation_for_growth);
+    // What an instruction costs. The table is wasmtime's own, but for growth of memory, which it gives
+    // away: the kernel clears 64 KiB for each page.
+    o.set("operator_cost", operator_cost(), Config::operator_cost);
+    o.set("relaxed_simd_deterministic", true, Config::relaxed_simd_deterministic);
+    o.set("shared_memory", false, Config::shared_memory);
+    // Guard pages instead of checks.
+    o.set("signals_based_traps", true, Config::signals_based_traps);
+    o.set("strategy", Strategy::Cranelift, Config::strategy);
+    o.set("wasm_features", features(), |config, features| {
+        config.wasm_features(WasmFeatures::all(), false).wasm_features(features, true)
+    });
+    local_options(&mut options.config);
+    options
+}
+
+/// Options that no outcome depends on.
+fn local_options(config: &mut Config) {
     config
-        // Inlining across functions would move where fuel is charged.
-        .compiler_inlining(Inlining::No)
-        // Calls are synchronous, on threads of their own: 1.4 µs saved on each (wasmtime #14280).
-        .concurrency_support(false)
-        // The one limit on time that is the same on every node.
-        .consume_fuel(true)
-        // For people who debug the compiler.
+        // For people who debug the compiler, or the adapters between core modules.
         .cranelift_debug_verifier(false)
-        // The bits of a NaN depend on the processor otherwise.
-        .cranelift_nan_canonicalization(true)
-        // Compiled once, run for months. Also fixes how deep a stack reaches.
-        .cranelift_opt_level(OptLevel::Speed)
-        .cranelift_regalloc_algorithm(RegallocAlgorithm::Backtracking)
-        // The adapters' own assertions, for those who debug wasmtime.
         .debug_adapter_modules(false)
         // DWARF for a native debugger.
         .debug_info(false)
-        // Only so that a shutdown does not wait for a long call: nothing ticks, the epoch moves when
-        // a worker stops, and stopping is never an outcome.
-        .epoch_interruption(EPOCHS)
-        // What names a trap's place in the node's log. Never part of an outcome.
+        // What names a trap's place in the node's log.
         .generate_address_map(true)
-        // Guards against bugs of the compiler only, for twice the address space.
+        // Guards against bugs of the compiler.
         .guard_before_linear_memory(true)
         // Data segments are mapped, not copied: instances start faster and share pages.
-        .memory_init_cow(true)
         .memory_guaranteed_dense_image_size(16 << 20)
-        // 32-bit addresses reach nothing but the reservation and the guard, so no load or store needs
-        // a check of its bounds.
-        .memory_guard_size(32 << 20)
-        .memory_may_move(false)
-        // Address space, not memory: growth cannot fail for want of a place, which would be an
-        // outcome of one node alone. Two instances a node are 8 GiB of 128 TiB.
-        .memory_reservation(4 << 30)
-        .memory_reservation_for_growth(0)
-        .max_wasm_stack(limits.stack_bytes)
+        .memory_init_cow(true)
         // For profilers and debuggers that unwind through compiled code.
         .native_unwind_info(true)
         // Compiling is the longest part of a start.
         .parallel_compilation(true)
-        .relaxed_simd_deterministic(true)
-        .shared_memory(false)
-        // Guard pages instead of checks.
-        .signals_based_traps(true)
-        .strategy(Strategy::Cranelift)
         .table_lazy_init(true)
         // Names and lines of the frames below a trap, for the node's log, if the component has them.
         .wasm_backtrace_details(WasmBacktraceDetails::Enable)
-        .wasm_backtrace_max_frames(NonZeroUsize::new(20))
-        .wasm_features(WasmFeatures::all(), false)
-        .wasm_features(features(), true);
+        .wasm_backtrace_max_frames(NonZeroUsize::new(20));
     // Compiled code is never taken from another wasmtime. This cannot fail for this strategy.
     let _ = config.module_version(ModuleVersionStrategy::WasmtimeVersion);
-    config
 }
 
-/// See the option of that name.
-const EPOCHS: bool = true;
+fn operator_cost() -> OperatorCost {
+    let mut cost = OperatorCost::new();
+    cost.variable.memory_grow_per_page = u8::MAX;
+    cost
+}
 
-fn fingerprint(config: &Config, limits: &Limits) -> String {
-    // Read back from the configuration, so that an option that is added above cannot be forgotten.
-    let options = format!(
-        "{:?} fuel={} epochs={} nan={:?} opt={:?} regalloc={:?} inlining={:?} stack={} reservation={} growth={} \
-         guard={} move={} cow={} lazy={} relaxed={} signals={}",
-        config.get_wasm_features(),
-        config.get_consume_fuel(),
-        config.get_epoch_interruption(),
-        config.get_cranelift_nan_canonicalization(),
-        config.get_cranelift_opt_level(),
-        config.get_cranelift_regalloc_algorithm(),
-        config.get_compiler_inlining(),
-        config.get_max_wasm_stack(),
-        config.get_memory_reservation(),
-        config.get_memory_reservation_for_growth(),
-        config.get_memory_guard_size(),
-        config.get_memory_may_move(),
-        config.get_memory_init_cow(),
-        config.get_table_lazy_init(),
-        config.get_relaxed_simd_deterministic(),
-        config.get_signals_based_traps(),
-    );
+fn fingerprint(options: &str, limits: &Limits) -> String {
     let outcomes = format!(
         "memory={} tables={} fuel={} stack={} response={}",
         limits.memory_bytes_max,
@@ -169,7 +175,7 @@ fn fingerprint(config: &Config, limits: &Limits) -> String {
         limits.stack_bytes,
         limits.response_bytes_max
     );
-    let hash = blake3::hash(format!("{options}\n{outcomes}").as_bytes());
+    let hash = blake3::hash(format!("{options}{outcomes}").as_bytes());
     format!("wasmtime-{WASMTIME_VERSION}/{}/{}", std::env::consts::ARCH, hex::encode(&hash.as_bytes()[..8]))
 }
 
