@@ -84,7 +84,10 @@ pub fn read_all(mut reader: Box<dyn SnapshotReader>) -> Vec<u8> {
 }
 
 /// Writes `bytes` to `writer` and finishes it. The `load` of a machine that streams.
-pub fn write_all<M: Machine>(mut writer: Box<dyn RestoreWriter<M>>, bytes: &[u8]) -> Result<M, Failure> {
+pub fn write_all<M: Machine>(
+    mut writer: Box<dyn RestoreWriter<M>>,
+    bytes: &[u8],
+) -> Result<M, Failure> {
     for chunk in bytes.chunks(CHUNK_BYTES_MAX) {
         writer.write(chunk)?;
     }

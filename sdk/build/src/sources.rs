@@ -53,7 +53,8 @@ fn local_packages(metadata: &Value, manifest_dir: &Path) -> Result<BTreeSet<Path
         if !found.insert(directory.to_owned()) {
             continue;
         }
-        let package = packages.iter().find(|package| manifest_of(package).as_ref() == Some(&manifest));
+        let package =
+            packages.iter().find(|package| manifest_of(package).as_ref() == Some(&manifest));
         let dependencies = package.and_then(|package| package["dependencies"].as_array());
         for dependency in dependencies.into_iter().flatten() {
             // A dependency of the tests is no part of the component.

@@ -142,9 +142,8 @@ pub(crate) fn cargo(compiler: &Compiler) -> Command {
 pub(crate) fn prepare(compiler: &Compiler, cargo: &mut Command) {
     let Compiler::Debian { linker } = compiler else { return };
     let path = env::var_os("PATH").unwrap_or_default();
-    let path = env::join_paths(
-        std::iter::once(PathBuf::from("/usr/bin")).chain(env::split_paths(&path)),
-    );
+    let path =
+        env::join_paths(std::iter::once(PathBuf::from("/usr/bin")).chain(env::split_paths(&path)));
     if let Ok(path) = path {
         cargo.env("PATH", path);
     }

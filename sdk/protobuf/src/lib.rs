@@ -30,7 +30,8 @@ pub fn compile(directory: impl AsRef<Path>, files: &[&str]) -> Result<()> {
     {
         println!("cargo::rerun-if-changed={}", directory.display());
     }
-    let out = env::var_os("OUT_DIR").context("OUT_DIR is not set: call this from a build script")?;
+    let out =
+        env::var_os("OUT_DIR").context("OUT_DIR is not set: call this from a build script")?;
     let out = Path::new(&out);
 
     let paths: Vec<_> = files.iter().map(|file| directory.join(file)).collect();
@@ -47,5 +48,6 @@ pub fn compile(directory: impl AsRef<Path>, files: &[&str]) -> Result<()> {
         file.source_code_info = None;
     }
     let path = out.join(DESCRIPTOR_SET_FILE);
-    fs::write(&path, set.encode_to_vec()).with_context(|| format!("cannot write {}", path.display()))
+    fs::write(&path, set.encode_to_vec())
+        .with_context(|| format!("cannot write {}", path.display()))
 }

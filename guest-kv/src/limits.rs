@@ -1,0 +1,42 @@
+//! What is too much. Checked before anything changes, and again when a snapshot is restored.
+
+use conclave_sdk::Failure;
+
+/// A key is a path-like name, and is copied into every page token: longer is a mistake.
+pub const KEY_BYTES_MAX: usize = 4096;
+/// Every value travels through the log in one entry, beside others.
+pub const VALUE_BYTES_MAX: usize = 1 << 20;
+/// Bounds the work of one entry, as etcd does.
+pub const OPERATIONS_MAX: usize = 128;
+/// The same, for what a Txn compares.
+pub const COMPARES_MAX: usize = 128;
+/// The length of a page when the caller does not say.
+pub const PAGE_KEYS_DEFAULT: usize = 1000;
+/// The longest page.
+pub const PAGE_KEYS_MAX: usize = 10_000;
+/// The bytes of keys and values that one answer gives. Many gRPC clients refuse messages above
+/// 4 MiB; one value over the bound still leaves room to that.
+pub const RESPONSE_BYTES_MAX: usize = 2 << 20;
+/// Expired keys that a command deletes beside its own work: more than a command can add, so that the
+/// backlog shrinks even where nobody ticks, and little enough not to be felt.
+pub const SWEPT_PER_COMMAND: usize = 2 * OPERATIONS_MAX;
+/// Expired keys that a tick deletes. It asks to be woken again for the rest.
+pub const SWEPT_PER_TICK: usize = 4096;
+
+/// A key must name something.
+pub(crate) fn check_key(key: &str) -> Result<(), Failure> {
+    if key.is_empty() {
+        return Err(Failure::invalid_argument("the key is empty"));
+    }
+    within("the key", key.len(), KEY_BYTES_MAX, "bytes")
+}
+
+/// `what` may have at most `allowed` of `unit`.
+pub(crate) fn within(what: &str, actual: usize, allowed: usize, unit: &str) -> Result<(), Failure> {
+    if actual <= allowed {
+        return Ok(());
+    }
+    Err(Failure::invalid_argument(format!(
+        "{what} has {actual} {unit}; at most {allowed} are allowed"
+    )))
+}

@@ -1,0 +1,181 @@
+//! From a snapshot's bytes back to a state. Nothing in them is trusted, although the host has
+//! authenticated them: a machine that wrote a bad snapshot should be found out here, by name.
+
+use std::sync::Arc;
+
+use conclave_sdk::{Failure, snapshot::RestoreWriter};
+use crc32fast::Hasher;
+
+use crate::{
+    Kv,
+    limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX, check_key, within},
+    snapshot::{
+        CHECKSUM_BYTES, FORMAT_VERSION, HEADER_BYTES, KIND_TEXT, KIND_VALUE, MAGIC,
+        RECORD_FIXED_BYTES,
+    },
+    state::{Content, Record, State},
+};
+
+/// The longest record: what a damaged length may make us wait for.
+const RECORD_BYTES_MAX: usize = RECORD_FIXED_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX;
+
+/// A state being read. It keeps what was decoded and at most one record that is not yet whole.
+#[derive(Default)]
+pub(crate) struct Restore {
+    state: State,
+    expect: Expect,
+    checksum: Hasher,
+    last_key: Option<Arc<str>>,
+    pending: Vec<u8>,
+    /// Where `pending` begins in the snapshot.
+    offset: u64,
+}
+
+#[derive(Clone, Copy, Default)]
+enum Expect {
+    #[default]
+    Header,
+    Records {
+        left: u64,
+    },
+    End,
+}
+
+impl RestoreWriter<Kv> for Restore {
+    fn write(&mut self, chunk: &[u8]) -> Result<(), Failure> {
+        self.pending.extend_from_slice(chunk);
+        let mut pending = std::mem::take(&mut self.pending);
+        let mut taken = 0;
+        loop {
+            let rest = pending.get(taken..).unwrap_or_default();
+            let piece = self.take(rest).map_err(|failure| at(self.offset, &failure.message))?;
+            let Some(bytes) = piece else { break };
+            taken += bytes;
+            self.offset += bytes as u64;
+        }
+        pending.drain(..taken);
+        self.pending = pending;
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Kv, Failure> {
+        match self.expect {
+            Expect::End => Ok(Kv { state: self.state }),
+            Expect::Header => Err(at(self.offset, "it ends within its header")),
+            Expect::Records { left } => Err(at(
+                self.offset,
+                &format!("it ends too early: {left} records are missing, or the checksum"),
+            )),
+        }
+    }
+}
+
+impl Restore {
+    /// Takes one piece off the front of `bytes` and says how long it was; nothing if it is not whole
+    /// yet.
+    fn take(&mut self, bytes: &[u8]) -> Result<Option<usize>, Failure> {
+        match self.expect {
+            Expect::Header => {
+                let Some(header) = bytes.get(..HEADER_BYTES) else { return Ok(None) };
+                self.header(header)?;
+                self.checksum.update(header);
+                Ok(Some(HEADER_BYTES))
+            }
+            Expect::Records { left: 0 } => {
+                let Some(mut checksum) = bytes.get(..CHECKSUM_BYTES) else { return Ok(None) };
+                if u32::from_be_bytes(take_array(&mut checksum)?)
+                    != self.checksum.clone().finalize()
+                {
+                    return Err(Failure::invalid_argument("the checksum does not match"));
+                }
+                self.expect = Expect::End;
+                Ok(Some(CHECKSUM_BYTES))
+            }
+            Expect::Records { left } => {
+                let Some((mut prefix, rest)) = bytes.split_at_checked(4) else { return Ok(None) };
+                let body_bytes = u32::from_be_bytes(take_array(&mut prefix)?) as usize;
+                within("the record", body_bytes, RECORD_BYTES_MAX, "bytes")?;
+                let Some(body) = rest.get(..body_bytes) else { return Ok(None) };
+                self.record(body)?;
+                self.checksum.update(bytes.get(..4 + body_bytes).unwrap_or_default());
+                self.expect = Expect::Records { left: left - 1 };
+                Ok(Some(4 + body_bytes))
+            }
+            Expect::End if bytes.is_empty() => Ok(None),
+            Expect::End => Err(Failure::invalid_argument("there are bytes after its end")),
+        }
+    }
+
+    fn header(&mut self, mut header: &[u8]) -> Result<(), Failure> {
+        if take_array(&mut header)? != MAGIC {
+            return Err(Failure::invalid_argument("it is no snapshot of this machine"));
+        }
+        let version = u32::from_be_bytes(take_array(&mut header)?);
+        if version != FORMAT_VERSION {
+            return Err(Failure::invalid_argument(format!(
+                "it has format version {version}; this machine restores {FORMAT_VERSION}"
+            )));
+        }
+        self.state = State::new(u64::from_be_bytes(take_array(&mut header)?));
+        self.expect = Expect::Records { left: u64::from_be_bytes(take_array(&mut header)?) };
+        Ok(())
+    }
+
+    fn record(&mut self, mut body: &[u8]) -> Result<(), Failure> {
+        let key_bytes = u16::from_be_bytes(take_array(&mut body)?);
+        let key = text("the key", take(&mut body, key_bytes.into())?)?;
+        check_key(key)?;
+        let key: Arc<str> = Arc::from(key);
+        if self.last_key.as_ref().is_some_and(|last| *last >= key) {
+            return Err(Failure::invalid_argument(format!("the key {key:?} is out of order")));
+        }
+        let [kind] = take_array(&mut body)?;
+        let create_revision = u64::from_be_bytes(take_array(&mut body)?);
+        let mod_revision = u64::from_be_bytes(take_array(&mut body)?);
+        let version = u64::from_be_bytes(take_array(&mut body)?);
+        let expires_at_ms = u64::from_be_bytes(take_array(&mut body)?);
+        within("the value", body.len(), VALUE_BYTES_MAX, "bytes")?;
+        let content = match kind {
+            KIND_VALUE => Content::Value(body.to_vec()),
+            KIND_TEXT => Content::Text(text("the text", body)?.to_owned()),
+            other => return Err(Failure::invalid_argument(format!("unknown kind {other}"))),
+        };
+        let ordered = 1 <= create_revision
+            && create_revision <= mod_revision
+            && mod_revision <= self.state.revision()
+            && 1 <= version;
+        if !ordered {
+            return Err(Failure::invalid_argument(format!(
+                "the key {key:?} has create revision {create_revision}, revision {mod_revision} and \
+                 version {version} in a store of revision {}",
+                self.state.revision()
+            )));
+        }
+        self.last_key = Some(key.clone());
+        let record = Record { content, create_revision, mod_revision, version, expires_at_ms };
+        self.state.insert(key, record);
+        Ok(())
+    }
+}
+
+fn at(offset: u64, what: &str) -> Failure {
+    Failure::invalid_argument(format!("the snapshot is damaged at byte {offset}: {what}"))
+}
+
+fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Result<&'a [u8], Failure> {
+    let (taken, rest) = bytes
+        .split_at_checked(count)
+        .ok_or_else(|| Failure::invalid_argument("the record is shorter than what it holds"))?;
+    *bytes = rest;
+    Ok(taken)
+}
+
+fn take_array<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Failure> {
+    let taken = take(bytes, N)?;
+    taken.try_into().map_err(|_| Failure::internal("a slice has its length"))
+}
+
+fn text<'a>(what: &str, bytes: &'a [u8]) -> Result<&'a str, Failure> {
+    std::str::from_utf8(bytes)
+        .map_err(|error| Failure::invalid_argument(format!("{what} is not UTF-8: {error}")))
+}

@@ -1,0 +1,122 @@
+//! The state as bytes, a piece at a time. The format is `docs/snapshot-format.md`: a change there is
+//! a change here, in `restore.rs` and in the golden fixture.
+
+use std::{ops::Bound, sync::Arc};
+
+use conclave_sdk::snapshot::SnapshotReader;
+use crc32fast::Hasher;
+
+use crate::state::{Content, Record, State};
+
+/// The version of the format, which is the machine's state version.
+pub(crate) const FORMAT_VERSION: u32 = 1;
+
+pub(crate) const MAGIC: [u8; 8] = *b"CNCLV-KV";
+pub(crate) const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
+/// A record but for its key and content.
+pub(crate) const RECORD_FIXED_BYTES: usize = 2 + 1 + 8 + 8 + 8 + 8;
+pub(crate) const CHECKSUM_BYTES: usize = 4;
+
+pub(crate) const KIND_VALUE: u8 = 0;
+pub(crate) const KIND_TEXT: u8 = 1;
+
+/// A state being written. It holds a copy that shares its structure with the live one, and no more
+/// bytes than were asked for plus one record.
+pub(crate) struct Snapshot {
+    state: State,
+    next: Next,
+    checksum: Hasher,
+    pending: Vec<u8>,
+    /// How much of `pending` was read.
+    position: usize,
+}
+
+enum Next {
+    Header,
+    /// The records after this key.
+    Records(Option<Arc<str>>),
+    End,
+}
+
+impl Snapshot {
+    pub(crate) fn new(state: State) -> Self {
+        Self {
+            state,
+            next: Next::Header,
+            checksum: Hasher::new(),
+            pending: Vec::new(),
+            position: 0,
+        }
+    }
+
+    /// Encodes until `bytes` are pending or there is no more.
+    fn fill(&mut self, bytes: usize) {
+        self.pending.drain(..self.position);
+        self.position = 0;
+        while self.pending.len() < bytes {
+            match std::mem::replace(&mut self.next, Next::End) {
+                Next::Header => {
+                    encode_header(&self.state, &mut self.pending);
+                    self.checksum.update(&self.pending);
+                    self.next = Next::Records(None);
+                }
+                Next::Records(after) => self.fill_records(after, bytes),
+                Next::End => return,
+            }
+        }
+    }
+
+    /// One search in the tree serves the whole fill.
+    fn fill_records(&mut self, after: Option<Arc<str>>, bytes: usize) {
+        let start = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
+        for (key, record) in self.state.from(start) {
+            let encoded = self.pending.len();
+            encode_record(key, record, &mut self.pending);
+            self.checksum.update(self.pending.get(encoded..).unwrap_or_default());
+            if self.pending.len() >= bytes {
+                self.next = Next::Records(Some(key.clone()));
+                return;
+            }
+        }
+        let checksum = self.checksum.clone().finalize();
+        self.pending.extend_from_slice(&checksum.to_be_bytes());
+        self.next = Next::End;
+    }
+}
+
+impl SnapshotReader for Snapshot {
+    fn read(&mut self, max_bytes: usize) -> Vec<u8> {
+        if self.pending.len() - self.position < max_bytes {
+            self.fill(max_bytes);
+        }
+        let rest = self.pending.get(self.position..).unwrap_or_default();
+        let chunk = rest.get(..max_bytes).unwrap_or(rest).to_vec();
+        self.position += chunk.len();
+        chunk
+    }
+}
+
+fn encode_header(state: &State, out: &mut Vec<u8>) {
+    out.extend_from_slice(&MAGIC);
+    out.extend_from_slice(&FORMAT_VERSION.to_be_bytes());
+    out.extend_from_slice(&state.revision().to_be_bytes());
+    out.extend_from_slice(&(state.len() as u64).to_be_bytes());
+}
+
+fn encode_record(key: &str, record: &Record, out: &mut Vec<u8>) {
+    let (kind, content) = match &record.content {
+        Content::Value(value) => (KIND_VALUE, value.as_slice()),
+        Content::Text(text) => (KIND_TEXT, text.as_bytes()),
+    };
+    // Both fit: keys have at most 4 KiB, values 1 MiB, and every way into the state checks.
+    let body_bytes = (RECORD_FIXED_BYTES + key.len() + content.len()) as u32;
+    out.extend_from_slice(&body_bytes.to_be_bytes());
+    out.extend_from_slice(&(key.len() as u16).to_be_bytes());
+    out.extend_from_slice(key.as_bytes());
+    out.push(kind);
+    out.extend_from_slice(&record.create_revision.to_be_bytes());
+    out.extend_from_slice(&record.mod_revision.to_be_bytes());
+    out.extend_from_slice(&record.version.to_be_bytes());
+    out.extend_from_slice(&record.expires_at_ms.to_be_bytes());
+    out.extend_from_slice(content);
+}

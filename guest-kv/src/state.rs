@@ -1,0 +1,146 @@
+//! The keys, in maps that share structure: a copy costs nothing, however large the store is.
+//!
+//! That makes a snapshot a copy, and an entry of several operations all-or-none: it runs on a copy.
+
+use std::{ops::Bound, sync::Arc};
+
+use imbl::{OrdMap, OrdSet};
+
+/// What a key holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Content {
+    Value(Vec<u8>),
+    Text(String),
+}
+
+impl Content {
+    pub(crate) fn bytes(&self) -> &[u8] {
+        match self {
+            Self::Value(bytes) => bytes,
+            Self::Text(text) => text.as_bytes(),
+        }
+    }
+}
+
+/// A key's value and history.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Record {
+    pub(crate) content: Content,
+    pub(crate) create_revision: u64,
+    pub(crate) mod_revision: u64,
+    pub(crate) version: u64,
+    /// 0: never.
+    pub(crate) expires_at_ms: u64,
+}
+
+impl Record {
+    /// A key is gone at the very millisecond that it expires.
+    pub(crate) fn is_live(&self, time_ms: u64) -> bool {
+        self.expires_at_ms == 0 || time_ms < self.expires_at_ms
+    }
+}
+
+/// The whole state.
+///
+/// # Invariants
+///
+/// - `expiries` holds exactly (`expires_at_ms`, key) of every record that expires.
+/// - 1 ≤ `create_revision` ≤ `mod_revision` ≤ `revision`, and `version` ≥ 1, for every record.
+#[derive(Clone, Default)]
+pub(crate) struct State {
+    revision: u64,
+    // Behind `Arc`, so that copying a tree's node copies pointers, not keys and values.
+    records: OrdMap<Arc<str>, Arc<Record>>,
+    expiries: OrdSet<(u64, Arc<str>)>,
+}
+
+impl State {
+    pub(crate) fn new(revision: u64) -> Self {
+        Self { revision, ..Self::default() }
+    }
+
+    pub(crate) fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    pub(crate) fn next_revision(&mut self) -> u64 {
+        self.revision += 1;
+        self.revision
+    }
+
+    /// How many records there are, expired ones included.
+    pub(crate) fn len(&self) -> usize {
+        self.records.len()
+    }
+
+    /// The record of a key that has not expired by `time_ms`.
+    pub(crate) fn get(&self, key: &str, time_ms: u64) -> Option<&Record> {
+        self.records.get(key).map(|record| &**record).filter(|record| record.is_live(time_ms))
+    }
+
+    /// The records from a key on, expired ones included.
+    pub(crate) fn from(
+        &self,
+        start: Bound<&str>,
+    ) -> impl Iterator<Item = (&Arc<str>, &Record)> + use<'_> {
+        let range = self.records.range::<_, str>((start, Bound::Unbounded));
+        range.map(|(key, record)| (key, &**record))
+    }
+
+    pub(crate) fn insert(&mut self, key: Arc<str>, record: Record) {
+        let expires_at_ms = record.expires_at_ms;
+        if let Some(old) = self.records.insert(key.clone(), Arc::new(record))
+            && old.expires_at_ms != 0
+        {
+            self.expiries.remove(&(old.expires_at_ms, key.clone()));
+        }
+        if expires_at_ms != 0 {
+            self.expiries.insert((expires_at_ms, key));
+        }
+    }
+
+    /// Removes a key, expired or not, and gives what it held.
+    pub(crate) fn remove(&mut self, key: &str) -> Option<Arc<Record>> {
+        let (key, record) = self.records.remove_with_key(key)?;
+        if record.expires_at_ms != 0 {
+            self.expiries.remove(&(record.expires_at_ms, key));
+        }
+        Some(record)
+    }
+
+    /// When the next key expires.
+    pub(crate) fn next_expiry_ms(&self) -> Option<u64> {
+        self.expiries.get_min().map(|(expires_at_ms, _)| *expires_at_ms)
+    }
+
+    /// Removes at most `max` keys that have expired by `time_ms`, the oldest first. They were
+    /// invisible already; this gives their memory back.
+    pub(crate) fn sweep(&mut self, time_ms: u64, max: usize) -> usize {
+        for swept in 0..max {
+            if self.next_expiry_ms().is_none_or(|expires_at_ms| time_ms < expires_at_ms) {
+                return swept;
+            }
+            if let Some((_, key)) = self.expiries.remove_min() {
+                self.records.remove(&*key);
+            }
+        }
+        max
+    }
+
+    /// Checks what only a bug can break. Takes time in proportion to the state: for tests.
+    #[cfg(test)]
+    pub(crate) fn assert_invariants(&self) {
+        let mut expiring = 0;
+        for (key, record) in &self.records {
+            assert!(1 <= record.create_revision, "{key}");
+            assert!(record.create_revision <= record.mod_revision, "{key}");
+            assert!(record.mod_revision <= self.revision, "{key}");
+            assert!(1 <= record.version, "{key}");
+            if record.expires_at_ms != 0 {
+                expiring += 1;
+                assert!(self.expiries.contains(&(record.expires_at_ms, key.clone())), "{key}");
+            }
+        }
+        assert_eq!(expiring, self.expiries.len());
+    }
+}

@@ -1,0 +1,118 @@
+//! What one operation does to the state.
+
+use std::sync::Arc;
+
+use conclave_sdk::Failure;
+
+use crate::{
+    limits::{VALUE_BYTES_MAX, check_key, within},
+    pb::{
+        DeleteRequest, DeleteResponse, GetRequest, GetResponse, KeyValue, PutRequest, PutResponse,
+        key_value, put_request,
+    },
+    state::{Content, Record, State},
+};
+
+/// The operations of one entry. They share one revision, made by the first that changes something.
+/// Each checks its request before it changes anything.
+pub(crate) struct Step<'a> {
+    state: &'a mut State,
+    time_ms: u64,
+    changed: bool,
+}
+
+impl<'a> Step<'a> {
+    pub(crate) fn new(state: &'a mut State, time_ms: u64) -> Self {
+        Self { state, time_ms, changed: false }
+    }
+
+    pub(crate) fn state(&self) -> &State {
+        self.state
+    }
+
+    pub(crate) fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    pub(crate) fn put(&mut self, request: PutRequest) -> Result<PutResponse, Failure> {
+        check_key(&request.key)?;
+        let content = match request.content {
+            Some(put_request::Content::Value(value)) => Content::Value(value),
+            Some(put_request::Content::Text(text)) => Content::Text(text),
+            None => Content::Value(Vec::new()),
+        };
+        within("the value", content.bytes().len(), VALUE_BYTES_MAX, "bytes")?;
+        let expires_at_ms = self.expires_at_ms(request.ttl_ms)?;
+
+        let old = self.state.get(&request.key, self.time_ms);
+        let old = old.map(|record| (record.create_revision, record.version));
+        let revision = self.change();
+        let (create_revision, version) = match old {
+            Some((create_revision, version)) => (create_revision, version + 1),
+            None => (revision, 1),
+        };
+        let record =
+            Record { content, create_revision, mod_revision: revision, version, expires_at_ms };
+        self.state.insert(Arc::from(request.key), record);
+        Ok(PutResponse { revision, create_revision, version })
+    }
+
+    pub(crate) fn delete(&mut self, request: &DeleteRequest) -> Result<DeleteResponse, Failure> {
+        check_key(&request.key)?;
+        let deleted = self.state.get(&request.key, self.time_ms).is_some();
+        if deleted {
+            self.state.remove(&request.key);
+            self.change();
+        }
+        Ok(DeleteResponse { revision: self.state.revision(), deleted })
+    }
+
+    pub(crate) fn get(&self, request: &GetRequest) -> Result<GetResponse, Failure> {
+        get(self.state, self.time_ms, request)
+    }
+
+    fn change(&mut self) -> u64 {
+        if self.changed {
+            return self.state.revision();
+        }
+        self.changed = true;
+        self.state.next_revision()
+    }
+
+    fn expires_at_ms(&self, ttl_ms: i64) -> Result<u64, Failure> {
+        match u64::try_from(ttl_ms) {
+            Ok(0) => Ok(0),
+            Ok(ttl_ms) => Ok(self.time_ms.saturating_add(ttl_ms)),
+            Err(_) => Err(Failure::invalid_argument(format!(
+                "ttl_ms is {ttl_ms}; it must be positive, or 0 for a key that never expires"
+            ))),
+        }
+    }
+}
+
+/// One key; without `kv` if there is none.
+pub(crate) fn get(
+    state: &State,
+    time_ms: u64,
+    request: &GetRequest,
+) -> Result<GetResponse, Failure> {
+    check_key(&request.key)?;
+    let kv = state.get(&request.key, time_ms).map(|record| key_value(&request.key, record, false));
+    Ok(GetResponse { kv, revision: state.revision() })
+}
+
+pub(crate) fn key_value(key: &str, record: &Record, key_only: bool) -> KeyValue {
+    let content = match &record.content {
+        _ if key_only => None,
+        Content::Value(value) => Some(key_value::Content::Value(value.clone())),
+        Content::Text(text) => Some(key_value::Content::Text(text.clone())),
+    };
+    KeyValue {
+        key: key.to_owned(),
+        content,
+        create_revision: record.create_revision,
+        mod_revision: record.mod_revision,
+        version: record.version,
+        expires_at_ms: record.expires_at_ms,
+    }
+}
