@@ -11,7 +11,7 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Answered, clock::Clock, stream::Opened};
+use super::{Answered, clock::Clock, stream::StateStream};
 use crate::{
     machine::{
         error::{QueryError, SnapshotError},
@@ -60,7 +60,7 @@ pub(super) struct Question {
 /// Somebody wants the state at an index.
 pub(super) struct SnapshotRequest {
     pub(super) index: u64,
-    pub(super) reply: oneshot::Sender<Result<Opened, SnapshotError>>,
+    pub(super) reply: oneshot::Sender<Result<StateStream, SnapshotError>>,
 }
 
 /// What a piece of a snapshot is: `None` at its end.

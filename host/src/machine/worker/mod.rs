@@ -192,8 +192,7 @@ impl Worker {
         }
         async move {
             match opened.await {
-                Ok(Ok(opened)) => Ok(StateStream::new(shared, opened)),
-                Ok(Err(error)) => Err(error),
+                Ok(answer) => answer,
                 Err(_) => Err(shared.snapshot_end()),
             }
         }

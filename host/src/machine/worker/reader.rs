@@ -16,7 +16,7 @@ use super::{
     clock::Clock,
     inbox::{Chunk, Finished, Promotion, Question, Queue, ReadRequest, SnapshotRequest, Step},
     shared::{End, Restore, Shared, mark},
-    stream::Opened,
+    stream::StateStream,
 };
 use crate::machine::{
     error::{Fault, HistoryError, QueryError, SnapshotError},
@@ -94,11 +94,11 @@ impl Reader {
         if let Some(promotion) = turn.promotion {
             self.promote(promotion)?;
         }
-        for request in turn.snapshots {
-            self.begin_snapshot(request)?;
-        }
         for stream in turn.closed {
             self.close(stream)?;
+        }
+        for request in turn.snapshots {
+            self.begin_snapshot(request)?;
         }
         for question in turn.queries {
             self.answer(question)?;
@@ -345,12 +345,11 @@ impl Reader {
                 let stream = self.next_stream;
                 self.next_stream += 1;
                 self.streams.insert(stream, snapshot);
-                Opened { stream, index: now.index, time_ms: now.time_ms }
+                StateStream::new(Arc::clone(&self.shared), stream, now)
             })
         };
-        if let Err(Ok(opened)) = request.reply.send(answer) {
-            self.close(opened.stream)?;
-        }
+        // Wherever the stream is dropped, there or here, that closes it.
+        let _ = request.reply.send(answer);
         Ok(())
     }
 

@@ -9,37 +9,32 @@ use super::{
     inbox::{Chunk, ReadRequest},
     shared::Shared,
 };
-use crate::machine::error::SnapshotError;
-
-/// What the reader answers to a request for a snapshot.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Opened {
-    pub(super) stream: u64,
-    pub(super) index: u64,
-    pub(super) time_ms: u64,
-}
+use crate::machine::{error::SnapshotError, instance::Moment};
 
 /// The machine's state at one index. Its pieces are pulled from the reader one by one, and entries and
 /// queries go on between two of them. Dropping it lets go of the state.
 pub struct StateStream {
     shared: Arc<Shared>,
-    opened: Opened,
+    number: u64,
+    index: u64,
+    time_ms: u64,
     ended: bool,
 }
 
 impl StateStream {
-    pub(super) fn new(shared: Arc<Shared>, opened: Opened) -> Self {
-        Self { shared, opened, ended: false }
+    /// The reader has the state of this moment under this number.
+    pub(super) fn new(shared: Arc<Shared>, number: u64, moment: Moment) -> Self {
+        Self { shared, number, index: moment.index, time_ms: moment.time_ms, ended: false }
     }
 
     /// The log index after which the state was taken.
     pub fn index(&self) -> u64 {
-        self.opened.index
+        self.index
     }
 
     /// The machine's time then, in milliseconds since the Unix epoch.
     pub fn time_ms(&self) -> u64 {
-        self.opened.time_ms
+        self.time_ms
     }
 
     /// The format of the bytes.
@@ -77,7 +72,7 @@ impl StateStream {
         if queue.ended {
             return Some(Err(self.shared.snapshot_end()));
         }
-        queue.reads.push_back(ReadRequest { stream: self.opened.stream, reply });
+        queue.reads.push_back(ReadRequest { stream: self.number, reply });
         self.shared.inbox.wake_reader(&mut queue);
         Some(Ok(receiver))
     }
@@ -92,7 +87,7 @@ impl Drop for StateStream {
     fn drop(&mut self) {
         if !self.ended {
             let mut queue = self.shared.inbox.lock();
-            queue.closed.push(self.opened.stream);
+            queue.closed.push(self.number);
             self.shared.inbox.wake_reader(&mut queue);
         }
     }
