@@ -1,1 +1,83 @@
-fn main() {}
+//! Conclave's development commands, run as `cargo xtask <command>`.
+//!
+//! Each does all the set-up that it needs on a fresh machine and says what it does while it does it.
+//! They run other programs and hold little logic; what has logic sits in a module of its own:
+//! [`setup`] installs what is missing, [`bench`] drives the benchmark, [`docker`] the image and the
+//! compose cluster. Only [`output`] prints.
+
+mod bench;
+mod build;
+mod docker;
+mod output;
+mod process;
+mod setup;
+mod test;
+mod workspace;
+
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::{output::Steps, workspace::Workspace};
+
+/// Builds, runs, tests and measures Conclave.
+///
+/// Start with `cargo xtask dev`: it installs the compiler for machines if there is none, builds the
+/// binary and starts three nodes. `cargo xtask test` runs the whole test suite.
+#[derive(Parser)]
+#[command(bin_name = "cargo xtask", arg_required_else_help = true, after_help = EXAMPLES)]
+struct Options {
+    #[command(subcommand)]
+    command: Command,
+}
+
+const EXAMPLES: &str = "\
+Examples:
+  cargo xtask dev                              three nodes on ports 7101-7103, data under target/dev
+  cargo xtask dev --nodes 5 --port-base 8100   what dev does not know goes to `conclave dev`
+  cargo xtask test                             everything that CI tests
+  cargo xtask test --filter traps              only the tests with `traps` in their name
+  cargo xtask bench                            three nodes beside three of etcd, alternating";
+
+#[derive(Subcommand)]
+enum Command {
+    /// Install what building machines and running all the tests needs, and say what could not be.
+    Setup,
+    /// Build the binary, with the default machine in it.
+    Build(build::Build),
+    /// Build the binary and start a cluster on this computer: `conclave dev`.
+    Dev(build::Dev),
+    /// Run the whole test suite: unit, integration and doc tests, then the image in Docker.
+    Test(test::Options),
+    /// Build the image and run the compose cluster through losses of nodes and networks.
+    Docker(docker::Options),
+    /// Measure puts, gets, failover and memory, with etcd beside it in the same run.
+    Bench(bench::Options),
+}
+
+fn main() -> ExitCode {
+    let command = Options::parse().command;
+    let mut steps = Steps::new();
+    let result = run(command, &mut steps);
+    steps.summary();
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            output::error(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn run(command: Command, steps: &mut Steps) -> Result<()> {
+    let workspace = Workspace::find()?;
+    match command {
+        Command::Setup => setup::everything(&workspace, steps).map(drop),
+        Command::Build(options) => options.run(&workspace, steps).map(drop),
+        Command::Dev(options) => options.run(&workspace, steps),
+        Command::Test(options) => test::run(&workspace, &options, steps),
+        Command::Docker(options) => docker::run(&workspace, &options, steps),
+        Command::Bench(options) => bench::run(&workspace, &options, steps),
+    }
+}

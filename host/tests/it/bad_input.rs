@@ -96,7 +96,7 @@ async fn calls_that_make_no_sense() {
     let client = cluster.client();
     let raw = |method: &str, bytes: Vec<u8>| {
         let (client, method) = (client.clone(), method.to_owned());
-        async move { client.call_raw_with(&method, bytes.into(), CallOptions::write()).await }
+        async move { client.call_raw_with(&method, bytes, &CallOptions::write()).await }
     };
     let cases = [
         ("kv.v1.KV/Nonsense", vec![], "Unimplemented", "Nonsense"),

@@ -265,11 +265,22 @@ pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<
     }
 }
 
+/// Calls a method with JSON, by reflection.
+pub async fn call(
+    client: &Client,
+    method: &str,
+    request: Value,
+    options: CallOptions,
+) -> Result<Value, conclave_client::Error> {
+    let method = client.method(method).await?;
+    Ok(client.call_json_with(&method, request, &options).await?.message)
+}
+
 /// Puts a text.
 pub async fn put(client: &Client, key: &str, text: &str) -> Result<Value, conclave_client::Error> {
     let request = json!({ "key": key, "text": text });
     let options = CallOptions::write().retry_unknown(true);
-    client.call_json_with("kv.v1.KV/Put", request, options).await
+    call(client, "kv.v1.KV/Put", request, options).await
 }
 
 /// The text under a key.
@@ -287,7 +298,7 @@ async fn get_with(
     key: &str,
     options: CallOptions,
 ) -> Result<String, conclave_client::Error> {
-    let answer = client.call_json_with("kv.v1.KV/Get", json!({ "key": key }), options).await?;
+    let answer = call(client, "kv.v1.KV/Get", json!({ "key": key }), options).await?;
     Ok(find_text(&answer).unwrap_or_default())
 }
 

@@ -3,7 +3,7 @@
 use conclave_client::{CallOptions, Client};
 use serde_json::json;
 
-use crate::harness::{Cluster, get, put};
+use crate::harness::{Cluster, call, get, put};
 
 /// A read through any node sees every put that was acknowledged through any other before it.
 #[tokio::test(flavor = "multi_thread")]
@@ -34,10 +34,8 @@ async fn transactions_compare_and_swap() {
                     "compares": [{ "key": "counter", "text": now.to_string() }],
                     "then": [{ "put": { "key": "counter", "text": (now + 1).to_string() } }],
                 });
-                let answer = client
-                    .call_json_with("kv.v1.KV/Txn", request, CallOptions::write())
-                    .await
-                    .unwrap();
+                let options = CallOptions::write();
+                let answer = call(&client, "kv.v1.KV/Txn", request, options).await.unwrap();
                 if answer["succeeded"] == true {
                     done += 1;
                 }

@@ -10,7 +10,7 @@ use std::{
 use conclave_client::{CallOptions, Client, Consistency};
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, Setup};
+use crate::harness::{self, Cluster, Setup};
 
 /// Far above what a limit takes to be reached, far below a hang.
 const BOUND: Duration = Duration::from_secs(30);
@@ -39,9 +39,13 @@ fn hostile() -> PathBuf {
     built.clone()
 }
 
-async fn call(client: &Client, method: &str, request: Value) -> Result<Value, conclave_client::Error> {
+async fn call(
+    client: &Client,
+    method: &str,
+    request: Value,
+) -> Result<Value, conclave_client::Error> {
     let options = CallOptions::write().deadline(BOUND);
-    client.call_json_with(&format!("hostile.v1.Hostile/{method}"), request, options).await
+    harness::call(client, &format!("hostile.v1.Hostile/{method}"), request, options).await
 }
 
 async fn add(client: &Client, n: i64) -> i64 {
@@ -56,7 +60,7 @@ fn number(answer: &Value) -> i64 {
 
 async fn total(client: &Client, consistency: Consistency) -> i64 {
     let options = CallOptions::read().consistency(consistency);
-    number(&client.call_json_with("hostile.v1.Hostile/Get", json!({}), options).await.unwrap())
+    number(&harness::call(client, "hostile.v1.Hostile/Get", json!({}), options).await.unwrap())
 }
 
 async fn all_agree(cluster: &Cluster, expected: i64) {
@@ -131,11 +135,9 @@ async fn a_query_that_traps_hurts_nobody_else() {
     let client = cluster.client();
     let mut expected = 0;
     for method in ["QueryPanic", "QueryLoop", "QueryPanic"] {
-        let request = client.call_json_with(
-            &format!("hostile.v1.Hostile/{method}"),
-            json!({}),
-            CallOptions::read().deadline(BOUND),
-        );
+        let name = format!("hostile.v1.Hostile/{method}");
+        let options = CallOptions::read().deadline(BOUND);
+        let request = harness::call(&client, &name, json!({}), options);
         let (error, sum) = tokio::join!(request, add(&client, 1));
         let error = error.unwrap_err();
         assert!(error.to_string().contains("trap"), "{method}: {error}");

@@ -1,0 +1,113 @@
+//! The load generator, run as a program of its own: `client/examples/load`.
+
+use std::{path::PathBuf, process::Command, time::Duration};
+
+use anyhow::{Context as _, Result, bail};
+use serde_json::Value;
+
+use super::cluster::Cluster;
+use crate::process;
+
+/// Beyond the time that it is asked to measure: warming up, connecting, and its last answers.
+const SLACK: Duration = Duration::from_secs(30);
+const FILL_TIME_MAX: Duration = Duration::from_secs(120);
+
+#[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Work {
+    Put,
+    Get,
+    StaleGet,
+}
+
+impl Work {
+    fn argument(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get => "get",
+            Self::StaleGet => "stale-get",
+        }
+    }
+
+    /// For the report.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Put => "put",
+            Self::Get => "linearizable get",
+            Self::StaleGet => "stale get",
+        }
+    }
+}
+
+/// What one measurement gave.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct Figures {
+    pub(crate) ops_per_second: f64,
+    pub(crate) p50_us: f64,
+    pub(crate) p99_us: f64,
+}
+
+pub(crate) struct Load {
+    pub(crate) program: PathBuf,
+}
+
+impl Load {
+    /// Writes the keys that the gets read.
+    pub(crate) fn fill(&self, cluster: &Cluster) -> Result<()> {
+        let mut command = self.command("fill", cluster);
+        command.args(["--endpoint", &cluster.leader()?.endpoint]);
+        process::capture_within(&mut command, FILL_TIME_MAX).map(drop)
+    }
+
+    /// Measures one load on the leader.
+    pub(crate) fn run(
+        &self,
+        cluster: &Cluster,
+        work: Work,
+        clients: u32,
+        seconds: u32,
+    ) -> Result<Figures> {
+        let mut command = self.command("run", cluster);
+        command.args(["--endpoint", &cluster.leader()?.endpoint, "--work", work.argument()]);
+        command.args(["--clients", &clients.to_string(), "--seconds", &seconds.to_string()]);
+        let time = Duration::from_secs(seconds.into()) + SLACK;
+        let line = parse(&process::capture_within(&mut command, time)?)?;
+        if line["errors"] != 0 {
+            bail!("{}: {} calls failed, the last: {}", cluster.name, line["errors"], line["error"]);
+        }
+        let field = |name: &str| {
+            line[name].as_f64().with_context(|| format!("the load generator gave no {name}"))
+        };
+        Ok(Figures {
+            ops_per_second: field("ops_per_second")?,
+            p50_us: field("p50_us")?,
+            p99_us: field("p99_us")?,
+        })
+    }
+
+    /// Kills the leader and waits for the next acknowledged write.
+    pub(crate) fn failover(&self, cluster: &Cluster) -> Result<Duration> {
+        let leader = cluster.leader()?;
+        let survivors: Vec<_> = cluster
+            .nodes
+            .iter()
+            .filter(|node| node.id != leader.id)
+            .map(|node| node.endpoint.as_str())
+            .collect();
+        let mut command = self.command("failover", cluster);
+        command.args(["--survivors", &survivors.join(",")]);
+        command.args(["--kill", &leader.pid.to_string()]);
+        let line = parse(&process::capture(&mut command)?)?;
+        let millis = line["failover_ms"].as_u64().context("the load generator gave no time")?;
+        Ok(Duration::from_millis(millis))
+    }
+
+    fn command(&self, verb: &str, cluster: &Cluster) -> Command {
+        let mut command = Command::new(&self.program);
+        command.args([verb, "--target", cluster.name]);
+        command
+    }
+}
+
+fn parse(line: &str) -> Result<Value> {
+    serde_json::from_str(line).context("cannot read the load generator's answer")
+}

@@ -1,0 +1,185 @@
+//! `bench`: Conclave beside etcd.
+//!
+//! Both clusters run for the whole time, on the same disk and loopback, with default settings, so a
+//! write is synced by a majority before it is acknowledged. For each load the systems take turns,
+//! round by round (A B A B), so that the machine's noise hits both; the figures are the medians of the rounds.
+//! One generator drives both (`client/examples/load`), against the leader.
+//!
+//! Everything is bounded: the number of rounds, the time of each, and what an answer may take. The
+//! processes are ended by their ids when the benchmark ends, however it ends.
+
+mod cluster;
+mod conclave;
+mod etcd;
+mod load;
+mod report;
+
+use std::{path::PathBuf, thread, time::Duration};
+
+use anyhow::{Result, bail};
+use clap::Args;
+
+use crate::{
+    output::{Steps, human, result, say, skip},
+    process, setup,
+    workspace::{Workspace, cargo},
+};
+use cluster::Cluster;
+use load::{Figures, Load, Work};
+use report::Row;
+
+/// Memory is read when the nodes had nothing to do for this long.
+const IDLE_SECONDS: u64 = 10;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// How often each load is measured on each system.
+    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
+    rounds: u32,
+    /// How long each of these measurements takes, after one second of warming up.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
+    seconds: u32,
+    /// Numbers of clients.
+    #[arg(long, value_delimiter = ',', default_value = "1,64,256")]
+    clients: Vec<u32>,
+    /// Which loads.
+    #[arg(long, value_delimiter = ',', default_value = "put,get,stale-get")]
+    works: Vec<Work>,
+    /// How often the leader is killed.
+    #[arg(long, default_value_t = 5)]
+    failovers: u32,
+    /// Leave out etcd.
+    #[arg(long)]
+    without_etcd: bool,
+    /// Leave out Conclave.
+    #[arg(long)]
+    without_conclave: bool,
+    /// Measure this binary instead of building one.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+}
+
+/// How to start a system again on the data that it has.
+type Start<'a> = Box<dyn Fn() -> Result<Cluster> + 'a>;
+
+pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -> Result<()> {
+    let directory = workspace.scratch("bench");
+    let load = build(workspace, options, steps)?;
+    let binary = options.binary.clone().unwrap_or_else(|| workspace.binary(true));
+
+    let mut systems: Vec<Start<'_>> = Vec::new();
+    let etcd = if options.without_etcd { None } else { etcd(workspace, steps)? };
+    if let Some(etcd) = &etcd {
+        let data = cluster::empty_directory(&directory.join("etcd"))?;
+        systems.push(Box::new(move || etcd.start(&data)));
+    }
+    if !options.without_conclave {
+        let data = cluster::empty_directory(&directory.join("conclave"))?;
+        systems.push(Box::new(move || conclave::start(&binary, &data)));
+    }
+    if systems.is_empty() {
+        bail!("there is nothing to measure");
+    }
+
+    let running = steps.run("start the clusters", || {
+        let running = systems.iter().map(|start| start()).collect::<Result<Vec<_>>>()?;
+        for cluster in &running {
+            load.fill(cluster)?;
+            say(&format!("{}: node {} leads", cluster.name, cluster.leader()?.id));
+        }
+        Ok(running)
+    })?;
+    let rows = steps.run("measure", || measure(&load, options, &running))?;
+    let memory = steps.run("measure the memory of idle nodes", || {
+        thread::sleep(Duration::from_secs(IDLE_SECONDS));
+        running.iter().map(Cluster::memory_mib).collect::<Result<Vec<_>>>()
+    })?;
+    let names: Vec<_> = running.iter().map(|cluster| cluster.name).collect();
+    drop(running);
+
+    let failovers = steps.run("kill the leaders", || {
+        systems.iter().map(|start| kill_leaders(&load, options, start)).collect::<Result<Vec<_>>>()
+    })?;
+    let apply = apply_cost(workspace, options, steps)?;
+
+    result(&report::loads(&names, &rows));
+    result(&report::nodes(&names, &memory, &failovers));
+    apply.iter().for_each(|text| result(text));
+    Ok(())
+}
+
+fn build(workspace: &Workspace, options: &Options, steps: &mut Steps) -> Result<Load> {
+    let conclave = options.binary.is_none() && !options.without_conclave;
+    if conclave {
+        setup::compiler(steps)?;
+    }
+    steps.run("build (release)", || {
+        let mut build = cargo();
+        build.current_dir(&workspace.root).args(["build", "--release"]);
+        build.args(["--package", "conclave-client", "--example", "load"]);
+        if conclave {
+            say("the first release build compiles wasmtime, which takes several minutes");
+            build.args(["--package", "conclave", "--bin", "conclave"]);
+        }
+        process::run(&mut build)?;
+        Ok(Load { program: workspace.target.join("release/examples/load") })
+    })
+}
+
+fn etcd(workspace: &Workspace, steps: &mut Steps) -> Result<Option<etcd::Etcd>> {
+    steps.run("see to etcd", || {
+        etcd::install(workspace).map(Some).or_else(|error| {
+            skip("etcd, so Conclave is measured alone", &format!("{error:#}"));
+            Ok(None)
+        })
+    })
+}
+
+/// Round by round, the systems in turn.
+fn measure(load: &Load, options: &Options, running: &[Cluster]) -> Result<Vec<Row>> {
+    let mut rows = Vec::new();
+    for &work in &options.works {
+        for &clients in &options.clients {
+            let mut rounds: Vec<Vec<Figures>> = vec![Vec::new(); running.len()];
+            for _ in 0..options.rounds {
+                for (cluster, rounds) in running.iter().zip(&mut rounds) {
+                    rounds.push(load.run(cluster, work, clients, options.seconds)?);
+                }
+            }
+            let row = Row { work, clients, rounds };
+            say(&report::progress(running, &row));
+            rows.push(row);
+        }
+    }
+    Ok(rows)
+}
+
+/// Times from the leader's death to the next acknowledged write. Each round starts the cluster anew on
+/// the data that it has, so that all three nodes are there.
+fn kill_leaders(load: &Load, options: &Options, start: &Start<'_>) -> Result<Vec<Duration>> {
+    let mut times = Vec::new();
+    for _ in 0..options.failovers {
+        let cluster = start()?;
+        let time = load.failover(&cluster)?;
+        say(&format!("{}: {}", cluster.name, human(time)));
+        times.push(time);
+    }
+    Ok(times)
+}
+
+/// What one apply costs in wasm and natively, which the host's own example measures.
+fn apply_cost(
+    workspace: &Workspace,
+    options: &Options,
+    steps: &mut Steps,
+) -> Result<Option<String>> {
+    if options.without_conclave || !workspace.root.join("host/examples/apply_cost.rs").exists() {
+        return Ok(None);
+    }
+    steps.run("measure one apply in wasm and natively", || {
+        let mut example = cargo();
+        example.current_dir(&workspace.root).args(["run", "--release", "--quiet"]);
+        example.args(["--package", "conclave", "--example", "apply_cost"]);
+        process::capture_within(&mut example, Duration::from_secs(1800)).map(Some)
+    })
+}

@@ -1,0 +1,143 @@
+//! The figures as tables.
+
+use std::{fmt::Write as _, time::Duration};
+
+use super::{
+    cluster::Cluster,
+    load::{Figures, Work},
+};
+use crate::output::human;
+
+/// The rounds of one load: for each system, its measurements.
+pub(crate) struct Row {
+    pub(crate) work: Work,
+    pub(crate) clients: u32,
+    pub(crate) rounds: Vec<Vec<Figures>>,
+}
+
+/// One line while it goes on.
+pub(crate) fn progress(running: &[Cluster], row: &Row) -> String {
+    let systems = running.iter().zip(&row.rounds).map(|(cluster, rounds)| {
+        let figures = medians(rounds);
+        format!("{} {:.0}/s, {}", cluster.name, figures.ops_per_second, micros(figures.p50_us))
+    });
+    let systems: Vec<_> = systems.collect();
+    format!("{}, {} clients: {}", row.work.title(), row.clients, systems.join("; "))
+}
+
+/// The loads, the systems side by side, and of two systems the ratio of the second to the first.
+pub(crate) fn loads(names: &[&str], rows: &[Row]) -> String {
+    let mut table = vec![vec!["load".to_owned(), "clients".to_owned()]];
+    for name in names {
+        table[0].extend(["/s", "min-max", "p50", "p99"].map(|column| format!("{name} {column}")));
+    }
+    if names.len() == 2 {
+        table[0].extend(["ratio of /s", "ratio of p50"].map(str::to_owned));
+    }
+    for row in rows {
+        let mut line = vec![row.work.title().to_owned(), row.clients.to_string()];
+        for rounds in &row.rounds {
+            let figures = medians(rounds);
+            let speeds = rounds.iter().map(|round| round.ops_per_second);
+            let low = speeds.clone().fold(f64::INFINITY, f64::min);
+            let high = speeds.fold(0.0, f64::max);
+            line.push(format!("{:.0}", figures.ops_per_second));
+            line.push(format!("{low:.0}-{high:.0}"));
+            line.extend([micros(figures.p50_us), micros(figures.p99_us)]);
+        }
+        if let [first, second] = row.rounds.as_slice() {
+            let (first, second) = (medians(first), medians(second));
+            line.push(format!("{:.2}", second.ops_per_second / first.ops_per_second));
+            line.push(format!("{:.2}", second.p50_us / first.p50_us));
+        }
+        table.push(line);
+    }
+    markdown(&table)
+}
+
+/// Memory and failover.
+pub(crate) fn nodes(names: &[&str], memory: &[Vec<u64>], failovers: &[Vec<Duration>]) -> String {
+    let heads = ["", "memory of an idle node, MiB", "failover: median", "failover: longest"];
+    let mut table = vec![heads.map(str::to_owned).to_vec()];
+    for ((name, memory), times) in names.iter().zip(memory).zip(failovers) {
+        let memory: Vec<_> = memory.iter().map(u64::to_string).collect();
+        let mut sorted = times.clone();
+        sorted.sort();
+        let median = sorted.get(sorted.len() / 2).map(|&time| human(time)).unwrap_or_default();
+        let longest = sorted.last().map(|&time| human(time)).unwrap_or_default();
+        table.push(vec![(*name).to_owned(), memory.join(", "), median, longest]);
+    }
+    markdown(&table)
+}
+
+/// Each figure's median by itself.
+fn medians(rounds: &[Figures]) -> Figures {
+    let median = |figure: fn(&Figures) -> f64| {
+        let mut values: Vec<_> = rounds.iter().map(figure).collect();
+        values.sort_by(f64::total_cmp);
+        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+    };
+    Figures {
+        ops_per_second: median(|figures| figures.ops_per_second),
+        p50_us: median(|figures| figures.p50_us),
+        p99_us: median(|figures| figures.p99_us),
+    }
+}
+
+fn micros(micros: f64) -> String {
+    if micros < 1_000.0 { format!("{micros:.0} µs") } else { format!("{:.2} ms", micros / 1_000.0) }
+}
+
+/// A table whose columns are aligned, to be read as it is or pasted into a document.
+fn markdown(table: &[Vec<String>]) -> String {
+    let columns = table.iter().map(Vec::len).max().unwrap_or(0);
+    let width = |column: usize| {
+        table.iter().filter_map(|row| row.get(column)).map(|cell| cell.chars().count()).max()
+    };
+    let widths: Vec<_> = (0..columns).map(|column| width(column).unwrap_or(0).max(3)).collect();
+    let mut text = String::new();
+    for (number, row) in table.iter().enumerate() {
+        for (cell, width) in row.iter().zip(&widths) {
+            let _ = write!(text, "| {cell:<width$} ");
+        }
+        text.push_str("|\n");
+        if number == 0 {
+            for width in &widths {
+                let _ = write!(text, "|{}", "-".repeat(width + 2));
+            }
+            text.push_str("|\n");
+        }
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn figures(ops_per_second: f64) -> Figures {
+        Figures { ops_per_second, p50_us: 1e6 / ops_per_second, p99_us: 2_500.0 }
+    }
+
+    #[test]
+    fn two_systems_are_compared_by_their_medians() {
+        let rounds = vec![
+            vec![figures(100.0), figures(5_000.0), figures(200.0)],
+            vec![figures(400.0), figures(300.0), figures(1.0)],
+        ];
+        let text = loads(&["a", "b"], &[Row { work: Work::Put, clients: 64, rounds }]);
+        let row = text.lines().last().unwrap();
+        assert!(row.contains("| 200 "), "{text}");
+        assert!(row.contains("| 100-5000 "), "{text}");
+        assert!(row.contains("| 1.50 "), "{text}");
+        assert!(row.contains("| 0.67 "), "{text}");
+        assert!(row.contains("| 2.50 ms "), "{text}");
+    }
+
+    #[test]
+    fn one_system_alone_has_no_ratio() {
+        let rounds = vec![vec![figures(100.0)]];
+        let text = loads(&["a"], &[Row { work: Work::Get, clients: 1, rounds }]);
+        assert!(!text.contains("ratio"), "{text}");
+    }
+}

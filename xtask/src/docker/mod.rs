@@ -1,0 +1,106 @@
+//! The image and the compose cluster, tested on a real engine.
+//!
+//! Nothing is fetched from a registry of images: the base is made from Debian's packages, and the binary is
+//! the one that is already built, so that one run compiles wasmtime once. What a run makes bears its own
+//! name and is removed at its end.
+
+mod compose;
+mod image;
+mod scenario;
+
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, bail};
+use clap::Args;
+
+use crate::{
+    build,
+    output::{Steps, say, skip},
+    process, setup,
+    workspace::Workspace,
+};
+use compose::{Compose, Engine};
+use scenario::Cluster;
+
+#[derive(Args)]
+pub(crate) struct Options {
+    /// Put this binary into the image instead of building one.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+    /// Use this image as the base instead of making one with debootstrap.
+    #[arg(long, value_name = "IMAGE")]
+    base: Option<String>,
+}
+
+/// `cargo xtask docker`: an engine that is not there is an error.
+pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -> Result<()> {
+    let engine = Engine::find()?;
+    let binary = match &options.binary {
+        Some(binary) => binary.clone(),
+        None => {
+            setup::compiler(steps)?;
+            build::binary(workspace, false, steps)?
+        }
+    };
+    on_engine(workspace, &engine, &binary, options.base.as_deref(), steps)
+}
+
+/// As a part of `cargo xtask test`: without an engine it is skipped.
+pub(crate) fn test(workspace: &Workspace, binary: &PathBuf, steps: &mut Steps) -> Result<()> {
+    match Engine::find() {
+        Ok(engine) => on_engine(workspace, &engine, binary, None, steps),
+        Err(error) => {
+            skip("the image and the compose cluster", &format!("{error:#}"));
+            Ok(())
+        }
+    }
+}
+
+fn on_engine(
+    workspace: &Workspace,
+    engine: &Engine,
+    binary: &PathBuf,
+    base: Option<&str>,
+    steps: &mut Steps,
+) -> Result<()> {
+    say(&format!("{engine}"));
+    let name = format!("conclave-test-{}", std::process::id());
+    // Dropped last: no container uses the images by then.
+    let images = steps.run("build the image", || image::build(workspace, &name, binary, base))?;
+    say(&format!("the image has {} MB", images.size_bytes()? / 1_000_000));
+    let compose = Compose::new(workspace, engine, &name, images.tag())?;
+    let cluster = Cluster { compose: &compose, binary };
+    let result = scenario::run(&cluster, steps);
+    if result.is_err() {
+        compose.show_logs();
+    }
+    let clean = compose.remove();
+    result.and(clean)
+}
+
+/// Runs docker with these arguments, for what it prints.
+fn docker(arguments: &[&str]) -> Result<String> {
+    process::capture(Command::new("docker").args(arguments)).map(|text| text.trim().to_owned())
+}
+
+/// Asks docker about one thing.
+fn inspect(what: &str, format: &str) -> Result<String> {
+    let answer = docker(&["inspect", "--format", format, what])?;
+    if answer == "<no value>" {
+        bail!("docker knows no {format} of {what}");
+    }
+    Ok(answer)
+}
+
+/// Where compose finds a file with the master key: random, readable by the container's user.
+fn master_key(workspace: &Workspace) -> Result<PathBuf> {
+    let directory = workspace.scratch("docker");
+    std::fs::create_dir_all(&directory)
+        .with_context(|| format!("cannot create {}", directory.display()))?;
+    let path = directory.join("master.key");
+    let mut key = [0; 32];
+    let mut random = std::fs::File::open("/dev/urandom").context("no /dev/urandom")?;
+    std::io::Read::read_exact(&mut random, &mut key).context("cannot read /dev/urandom")?;
+    std::fs::write(&path, key).with_context(|| format!("cannot write {}", path.display()))?;
+    Ok(path)
+}

@@ -1,0 +1,131 @@
+//! Installs what is missing. What the product needs is an error; what only some tests need is skipped,
+//! with the reason.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, bail};
+
+use crate::{
+    output::{Steps, say, skip},
+    process,
+    workspace::{Workspace, find_program},
+};
+
+/// What the tests find, by the environment variables that name it to them.
+#[derive(Default)]
+pub(crate) struct TestTools {
+    /// A Python with grpcio and grpcio-reflection: a client that is not ours.
+    pub(crate) python: Option<PathBuf>,
+    pub(crate) strace: Option<PathBuf>,
+}
+
+/// The foreign client of the tests: gRPC's own library, which learns the methods by reflection.
+const PYTHON_PACKAGES: [&str; 2] = ["grpcio", "grpcio-reflection"];
+
+/// Everything that building and testing need.
+pub(crate) fn everything(workspace: &Workspace, steps: &mut Steps) -> Result<TestTools> {
+    compiler(steps)?;
+    test_tools(workspace, steps)
+}
+
+/// A compiler for machines.
+pub(crate) fn compiler(steps: &mut Steps) -> Result<()> {
+    steps.run("see to the compiler for machines", || {
+        conclave_build::provision(&mut |line| say(line)).map(drop)
+    })
+}
+
+fn test_tools(workspace: &Workspace, steps: &mut Steps) -> Result<TestTools> {
+    steps.run("see to the programs that the tests use", || {
+        let mut tools = TestTools::default();
+        match program("strace", "strace") {
+            Ok(strace) => tools.strace = Some(strace),
+            Err(error) => skip("the test that traces system calls", &format!("{error:#}")),
+        }
+        match python(workspace) {
+            Ok(python) => tools.python = Some(python),
+            Err(error) => skip("the test with a client in Python", &format!("{error:#}")),
+        }
+        Ok(tools)
+    })
+}
+
+/// The program, installed from Debian's packages if it is missing.
+pub(crate) fn program(name: &str, package: &str) -> Result<PathBuf> {
+    if let Some(path) = find_program(name) {
+        return Ok(path);
+    }
+    apt_install(package).with_context(|| format!("{name} is not installed"))?;
+    find_program(name).with_context(|| format!("Debian's package {package} brought no {name}"))
+}
+
+/// The Python of a virtual environment under target/ that has the packages.
+fn python(workspace: &Workspace) -> Result<PathBuf> {
+    let environment = workspace.scratch("python");
+    let python = environment.join("bin/python");
+    if imports_grpc(&python) {
+        return Ok(python);
+    }
+    virtual_environment(&environment)?;
+    let mut install = Command::new(&python);
+    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    process::run(install.args(PYTHON_PACKAGES))?;
+    if !imports_grpc(&python) {
+        bail!("pip installed {PYTHON_PACKAGES:?}, but Python cannot import them");
+    }
+    Ok(python)
+}
+
+fn imports_grpc(python: &Path) -> bool {
+    let check = "import grpc, grpc_reflection.v1alpha";
+    python.exists() && process::capture(Command::new(python).args(["-c", check])).is_ok()
+}
+
+/// A fresh virtual environment, with what Debian needs for one.
+pub(crate) fn virtual_environment(path: &Path) -> Result<()> {
+    program("python3", "python3")?;
+    let mut venv = Command::new("python3");
+    venv.args(["-m", "venv", "--clear"]).arg(path);
+    if process::capture(&mut venv).is_ok() {
+        return Ok(());
+    }
+    apt_install("python3-venv")?;
+    process::capture(&mut venv).map(drop)
+}
+
+fn apt_install(package: &str) -> Result<()> {
+    if find_program("apt-get").is_none() {
+        bail!("this is not Debian: install {package} by hand");
+    }
+    say(&format!("installing Debian's package {package}"));
+    let install = ["install", "--yes", "--quiet", "--no-install-recommends", package];
+    if process::run(&mut apt_get(&install)?).is_err() {
+        // Lists that are missing or old are the usual reason.
+        process::run(&mut apt_get(&["update", "--quiet"])?)?;
+        process::run(&mut apt_get(&install)?)?;
+    }
+    Ok(())
+}
+
+fn apt_get(arguments: &[&str]) -> Result<Command> {
+    let mut command = as_root("apt-get")?;
+    command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive");
+    Ok(command)
+}
+
+/// The program as root: by itself, or by sudo if that asks for no password.
+pub(crate) fn as_root(program: &str) -> Result<Command> {
+    if rustix::process::geteuid().is_root() {
+        return Ok(Command::new(program));
+    }
+    let mut sudo = Command::new("sudo");
+    if process::capture(sudo.args(["--non-interactive", "true"])).is_err() {
+        bail!("{program} needs root, and sudo is not there or asks for a password");
+    }
+    let mut command = Command::new("sudo");
+    command.args(["--non-interactive", "--preserve-env=DEBIAN_FRONTEND", program]);
+    Ok(command)
+}
