@@ -1,1 +1,55 @@
+//! Client for Conclave.
+//!
+//! A [`Client`] knows some nodes of a cluster and finds the leader by itself: every answer names it.
+//! It keeps its connections, asks another node when one is down or silent, and goes on with growing,
+//! jittered pauses until the call's deadline.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), conclave_client::Error> {
+//! use conclave_client::Client;
+//! use serde_json::json;
+//!
+//! let client = Client::builder().endpoints(["127.0.0.1:7101", "127.0.0.1:7102"]).build()?;
+//! client.call_json("kv.v1.KV/Put", json!({"key": "color", "text": "green"})).await?;
+//! let answer = client.call_json("kv.v1.KV/Get", json!({"key": "color"})).await?;
+//! # drop(answer); Ok(()) }
+//! ```
+//!
+//! # What is retried
+//!
+//! | failed with | read | write | write with [`CallOptions::retry_unknown`] |
+//! |---|---|---|---|
+//! | no connection; UNAVAILABLE with `conclave-leader` or `conclave-outcome: not-applied` | yes | yes | yes |
+//! | UNAVAILABLE otherwise (a proxy may have lost the call); connection lost under the call; no answer in time; `conclave-outcome: unknown` | yes | **no** | yes |
+//! | any other answer: the machine's failure, a trap, a limit | no | no | no |
+//!
+//! A write whose outcome is unknown may have been applied, so repeating it may apply it twice. That is
+//! the caller's to allow; [`Error::outcome_unknown`] tells when it was not.
+//!
+//! # Caveats
+//!
+//! No TLS and no exactly-once sessions yet. Subscriptions are not called.
 
+mod builder;
+mod client;
+mod cluster;
+mod codec;
+mod connection;
+mod error;
+mod kv;
+mod method;
+mod nodes;
+mod options;
+pub mod proto;
+mod reflection;
+mod reflection_stream;
+mod retry;
+
+pub use builder::Builder;
+pub use client::{Answer, Client};
+pub use error::Error;
+pub use kv::Kv;
+pub use method::MethodName;
+pub use options::{CallOptions, Consistency};
+pub use reflection::{Method, MethodKind};
+pub use tonic::Code;

@@ -1,3 +1,22 @@
 //! Conclave: a host for replicated state machines that are WebAssembly components.
-pub mod proto;
+//!
+//! The layers in reading order, from the words that all share to the node that wires them together.
+//! Each depends only on those above it: `tests/layers.rs` holds the table.
 pub mod types;
+
+pub mod config;
+pub mod crypto;
+pub mod error;
+
+pub mod machine;
+pub mod proto;
+pub mod storage;
+
+pub mod raft;
+
+pub mod api;
+
+pub mod node;
+pub mod telemetry;
+
+pub mod cli;

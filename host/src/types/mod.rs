@@ -1,10 +1,12 @@
 //! The words that the layers share.
 //!
-//! `mod.rs` is plain data: calls, commands, outcomes. [`raft`] binds them to openraft, [`convert`] to
-//! their bytes on disk and between peers. The machine layer uses only what is in this file.
+//! `mod.rs` is plain data: calls, commands, outcomes. [`status`] is what nodes say of themselves,
+//! [`raft`] binds the words to openraft, [`convert`] to their bytes on disk and between peers. The
+//! machine layer uses only what is in this file.
 
 pub mod convert;
 pub mod raft;
+pub mod status;
 
 use std::{fmt, sync::Arc};
 

@@ -1,0 +1,115 @@
+//! How a client is set up.
+
+use std::{sync::Arc, time::Duration};
+
+use crate::{
+    client::{Client, Shared},
+    error::Error,
+    nodes::Nodes,
+    options::Consistency,
+    reflection::Catalog,
+};
+
+/// Sets up a [`Client`]. Nothing is connected before the first call.
+#[derive(Clone, Debug)]
+pub struct Builder {
+    endpoints: Vec<String>,
+    deadline: Duration,
+    attempt_timeout: Option<Duration>,
+    connect_timeout: Duration,
+    connections: usize,
+    consistency: Consistency,
+    follow_leader: bool,
+    response_bytes_max: usize,
+}
+
+impl Default for Builder {
+    fn default() -> Self {
+        Self {
+            endpoints: Vec::new(),
+            deadline: Duration::from_secs(10),
+            attempt_timeout: None,
+            connect_timeout: Duration::from_secs(1),
+            connections: 1,
+            consistency: Consistency::default(),
+            follow_leader: true,
+            response_bytes_max: 64 << 20,
+        }
+    }
+}
+
+impl Builder {
+    /// Client addresses of nodes, `host:port`: as many as are known, one is enough.
+    pub fn endpoints<S: Into<String>>(mut self, endpoints: impl IntoIterator<Item = S>) -> Self {
+        self.endpoints = endpoints.into_iter().map(Into::into).collect();
+        self
+    }
+
+    /// How long a call may take with all its attempts. Default: 10 seconds.
+    pub fn deadline(mut self, deadline: Duration) -> Self {
+        self.deadline = deadline;
+        self
+    }
+
+    /// How long one attempt of a repeatable call may take before the next node is asked. Default: a
+    /// quarter of the call's deadline.
+    pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
+        self.attempt_timeout = Some(timeout);
+        self
+    }
+
+    /// How long connecting may take, with the look-up of the name. Default: 1 second.
+    pub fn connect_timeout(mut self, timeout: Duration) -> Self {
+        self.connect_timeout = timeout;
+        self
+    }
+
+    /// Connections to each node. One carries tens of thousands of calls a second; more help when one
+    /// thread's work on it is the limit. Default: 1, at most 64.
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.connections = connections.clamp(1, 64);
+        self
+    }
+
+    /// How fresh reads must be. Default: linearizable.
+    pub fn consistency(mut self, consistency: Consistency) -> Self {
+        self.consistency = consistency;
+        self
+    }
+
+    /// Whether to ask the node first that answers name as the leader. Without it only the endpoints
+    /// are asked, for example to learn how one certain node is. Default: yes.
+    pub fn follow_leader(mut self, yes: bool) -> Self {
+        self.follow_leader = yes;
+        self
+    }
+
+    /// The largest answer accepted. Default: 64 MiB.
+    pub fn response_bytes_max(mut self, bytes: usize) -> Self {
+        self.response_bytes_max = bytes;
+        self
+    }
+
+    /// Checks the settings. Fails if there is no endpoint or one is not `host:port`.
+    pub fn build(self) -> Result<Client, Error> {
+        if self.deadline.is_zero() {
+            return Err(Error::invalid("a deadline of zero leaves no time for a call"));
+        }
+        let nodes = Nodes::new(
+            &self.endpoints,
+            self.connections,
+            self.connect_timeout,
+            self.follow_leader,
+        )?;
+        Ok(Client {
+            shared: Arc::new(Shared {
+                nodes,
+                deadline: self.deadline,
+                attempt_timeout: self.attempt_timeout,
+                consistency: self.consistency,
+                response_bytes_max: self.response_bytes_max,
+                catalog: Catalog::default(),
+            }),
+        })
+    }
+}

@@ -1,0 +1,288 @@
+//! One call, from the first attempt to the answer or the deadline.
+
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use tonic::{
+    Code, Request, Response, Status,
+    metadata::{MetadataMap, MetadataValue},
+    transport::Channel,
+};
+
+use crate::{
+    builder::Builder,
+    codec::BytesCodec,
+    connection::Node,
+    error::{Error, Tried, plain},
+    method::MethodName,
+    nodes::Nodes,
+    options::{CallOptions, Consistency},
+    reflection::Catalog,
+    retry::{self, Failure, LEADER},
+};
+
+/// A client of one cluster. Clones share its connections.
+#[derive(Clone)]
+pub struct Client {
+    pub(crate) shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    pub(crate) nodes: Nodes,
+    pub(crate) deadline: Duration,
+    pub(crate) attempt_timeout: Option<Duration>,
+    pub(crate) consistency: Consistency,
+    pub(crate) response_bytes_max: usize,
+    pub(crate) catalog: Catalog,
+}
+
+/// An answer, and what came with it.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Answer<T> {
+    /// The response message.
+    pub message: T,
+    /// The log index at which the command was applied, or up to which the state that answered had
+    /// been applied.
+    pub index: Option<u64>,
+    /// The leader's client address, as the answering node knows it.
+    pub leader: Option<String>,
+}
+
+impl<T> Answer<T> {
+    pub(crate) fn map<U>(self, f: impl FnOnce(T) -> U) -> Answer<U> {
+        Answer { message: f(self.message), index: self.index, leader: self.leader }
+    }
+
+    pub(crate) fn read(response: Response<T>) -> Self {
+        let (metadata, message, _) = response.into_parts();
+        let text = |key| metadata.get(key).and_then(|value| value.to_str().ok());
+        let index = text("conclave-index").and_then(|index| index.parse().ok());
+        let leader = text(LEADER).filter(|leader| !leader.is_empty()).map(str::to_owned);
+        Self { message, index, leader }
+    }
+}
+
+impl Client {
+    /// Begins a client.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
+
+    /// Calls `method` with an encoded message, as a write that is not retried when its outcome is
+    /// unknown. [`Client::call_raw_with`] says otherwise.
+    pub async fn call_raw(
+        &self,
+        method: &str,
+        request: impl Into<Bytes>,
+    ) -> Result<Answer<Bytes>, Error> {
+        self.call_raw_with(method, request, &CallOptions::write()).await
+    }
+
+    /// Calls `method` with an encoded message.
+    pub async fn call_raw_with(
+        &self,
+        method: &str,
+        request: impl Into<Bytes>,
+        options: &CallOptions,
+    ) -> Result<Answer<Bytes>, Error> {
+        let method = MethodName::parse(method)?;
+        self.unary(&method, request.into(), options).await
+    }
+
+    pub(crate) async fn unary(
+        &self,
+        method: &MethodName,
+        request: Bytes,
+        options: &CallOptions,
+    ) -> Result<Answer<Bytes>, Error> {
+        let path = method.path()?;
+        let bytes_max = self.shared.response_bytes_max;
+        let response = self
+            .run(options, |channel, metadata| {
+                let mut message = Request::new(request.clone());
+                *message.metadata_mut() = metadata;
+                let path = path.clone();
+                async move {
+                    let mut grpc =
+                        tonic::client::Grpc::new(channel).max_decoding_message_size(bytes_max);
+                    grpc.ready().await.map_err(|cause| Status::from_error(cause.into()))?;
+                    grpc.unary(message, path, BytesCodec).await
+                }
+            })
+            .await?;
+        Ok(Answer::read(response))
+    }
+
+    /// Makes attempts until one succeeds, one fails for good, or the deadline passes.
+    ///
+    /// Nodes are asked in rounds: each known node once, the leader first, without pause; then a
+    /// pause, then the next round.
+    pub(crate) async fn run<T, F, Fut>(
+        &self,
+        options: &CallOptions,
+        attempt: F,
+    ) -> Result<Response<T>, Error>
+    where
+        F: Fn(Channel, MetadataMap) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let shared = &self.shared;
+        let deadline = options.deadline.unwrap_or(shared.deadline);
+        let consistency = options.consistency.unwrap_or(shared.consistency);
+        let ends = Instant::now() + deadline;
+        let spread = options.read && consistency == Consistency::Stale;
+        let mut history = History::default();
+        let mut tried: Vec<Arc<Node>> = Vec::new();
+        let mut round = 0;
+        loop {
+            let remaining = ends.saturating_duration_since(Instant::now());
+            if remaining.is_zero() {
+                return Err(history.exhausted(deadline, options));
+            }
+            let Some(node) = shared.nodes.pick(&tried, spread) else {
+                let pause = retry::pause(round);
+                round += 1;
+                tried.clear();
+                tokio::time::sleep(pause.min(remaining)).await;
+                continue;
+            };
+            tried.push(Arc::clone(&node));
+            let limit = self.attempt_limit(deadline, remaining, options);
+            let metadata = metadata(consistency, options, limit);
+            match self.attempt(&node, limit, metadata, &attempt).await {
+                Ok(response) => {
+                    node.welcome();
+                    self.learn(response.metadata());
+                    return Ok(response);
+                }
+                Err(failure) => {
+                    self.note(&node, &failure);
+                    let again = failure.passing && (options.repeatable() || !failure.maybe_applied);
+                    if !again {
+                        return Err(history.refused(node.address(), failure, options));
+                    }
+                    history.add(node.address(), failure);
+                }
+            }
+        }
+    }
+
+    async fn attempt<T, F, Fut>(
+        &self,
+        node: &Arc<Node>,
+        limit: Duration,
+        metadata: MetadataMap,
+        attempt: &F,
+    ) -> Result<Response<T>, Failure>
+    where
+        F: Fn(Channel, MetadataMap) -> Fut,
+        Fut: Future<Output = Result<Response<T>, Status>>,
+    {
+        let began = Instant::now();
+        let loan = match tokio::time::timeout(limit, node.connect()).await {
+            Ok(loan) => loan.map_err(Failure::connect)?,
+            Err(_) => {
+                return Err(Failure::connect(format!("no connection within {}", plain(limit))));
+            }
+        };
+        let left = limit.saturating_sub(began.elapsed());
+        let failure =
+            match tokio::time::timeout(left, attempt(loan.channel.clone(), metadata)).await {
+                Ok(Ok(response)) => return Ok(response),
+                Ok(Err(status)) => Failure::read(&status),
+                Err(_) => Failure::timeout(format!("no answer within {}", plain(limit))),
+            };
+        // A connection whose node only was slow is kept: keep-alive tells whether it still lives.
+        if failure.silent && failure.code != Code::DeadlineExceeded {
+            node.give_up(&loan);
+        }
+        Err(failure)
+    }
+
+    /// A hung node must not eat the deadline of a call that another node could answer. A write that
+    /// may not be repeated gains nothing from an early end: it may wait as long as it likes.
+    fn attempt_limit(
+        &self,
+        deadline: Duration,
+        remaining: Duration,
+        options: &CallOptions,
+    ) -> Duration {
+        if !options.repeatable() {
+            return remaining;
+        }
+        self.shared.attempt_timeout.unwrap_or(deadline / 4).min(remaining)
+    }
+
+    fn learn(&self, metadata: &MetadataMap) {
+        if let Some(leader) = metadata.get(LEADER).and_then(|leader| leader.to_str().ok()) {
+            self.shared.nodes.learn(leader);
+        }
+    }
+
+    fn note(&self, node: &Arc<Node>, failure: &Failure) {
+        match failure.silent {
+            true => self.shared.nodes.lost(node),
+            false => node.welcome(),
+        }
+        if let Some(leader) = &failure.leader {
+            self.shared.nodes.learn(leader);
+        }
+    }
+}
+
+fn metadata(consistency: Consistency, options: &CallOptions, limit: Duration) -> MetadataMap {
+    let mut metadata = MetadataMap::new();
+    if options.read && consistency != Consistency::Linearizable {
+        metadata.insert("conclave-consistency", MetadataValue::from_static(consistency.name()));
+    }
+    // gRPC allows eight digits: milliseconds last for a day.
+    let milliseconds = limit.as_millis().clamp(1, 99_999_999);
+    if let Ok(timeout) = MetadataValue::try_from(format!("{milliseconds}m")) {
+        metadata.insert("grpc-timeout", timeout);
+    }
+    metadata
+}
+
+/// What one call went through.
+#[derive(Default)]
+struct History {
+    tried: Tried,
+    last: Option<Failure>,
+    maybe_applied: bool,
+}
+
+impl History {
+    fn add(&mut self, address: &str, failure: Failure) {
+        self.tried.add(address, &failure.message);
+        self.maybe_applied |= failure.maybe_applied;
+        self.last = Some(failure);
+    }
+
+    /// The deadline has passed.
+    fn exhausted(self, deadline: Duration, options: &CallOptions) -> Error {
+        let code = match &self.last {
+            Some(failure) if failure.code != Code::DeadlineExceeded => Code::Unavailable,
+            _ => Code::DeadlineExceeded,
+        };
+        Error::new(code, format!("no answer within {}", plain(deadline)))
+            .with_unknown_outcome(!options.read && self.maybe_applied)
+            .with_tried(self.tried)
+    }
+
+    /// An attempt failed in a way that ends the call.
+    fn refused(mut self, address: &str, failure: Failure, options: &CallOptions) -> Error {
+        let unknown = !options.read && (failure.maybe_applied || self.maybe_applied);
+        let (code, message) = (failure.code, failure.message.clone());
+        if failure.passing {
+            self.tried.add(address, &message);
+            return Error::new(code, "the write was not retried")
+                .with_unknown_outcome(unknown)
+                .with_tried(self.tried);
+        }
+        // An answer: earlier attempts explain nothing about it.
+        Error::new(code, message).with_unknown_outcome(unknown)
+    }
+}

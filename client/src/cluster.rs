@@ -1,0 +1,59 @@
+//! What operators ask of the nodes.
+
+use prost::Message;
+use tonic::Code;
+
+use crate::{
+    client::Client,
+    error::Error,
+    options::CallOptions,
+    proto::cluster::{SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse},
+};
+
+const SERVING: u8 = 1;
+
+impl Client {
+    /// The cluster as the answering node sees it. Works without a leader.
+    pub async fn status(&self) -> Result<StatusResponse, Error> {
+        self.call("conclave.cluster.v1.Cluster/Status", &StatusRequest {}, &CallOptions::read())
+            .await
+    }
+
+    /// Makes one node take a snapshot now and purge its log up to it; answers with the index.
+    pub async fn snapshot(&self) -> Result<u64, Error> {
+        // A second snapshot does no harm.
+        let options = CallOptions::write().retry_unknown(true);
+        let response: SnapshotResponse = self
+            .call("conclave.cluster.v1.Cluster/Snapshot", &SnapshotRequest {}, &options)
+            .await?;
+        Ok(response.index)
+    }
+
+    /// Whether the answering node says that it serves (grpc.health.v1). Ask one node by
+    /// [`Builder::follow_leader`](crate::Builder::follow_leader)`(false)` and its endpoint alone.
+    pub async fn is_serving(&self) -> Result<bool, Error> {
+        // An empty request asks for the whole node; the response's only field is the status.
+        let answer = self
+            .call_raw_with("grpc.health.v1.Health/Check", Vec::new(), &CallOptions::read())
+            .await?;
+        Ok(answer.message.as_ref() == [0x08, SERVING])
+    }
+
+    /// The addresses that this client was given.
+    pub fn endpoints(&self) -> Vec<String> {
+        self.shared.nodes.addresses().map(str::to_owned).collect()
+    }
+
+    /// Calls a method whose messages are compiled in.
+    pub async fn call<Q: Message, R: Message + Default>(
+        &self,
+        method: &str,
+        request: &Q,
+        options: &CallOptions,
+    ) -> Result<R, Error> {
+        let answer = self.call_raw_with(method, request.encode_to_vec(), options).await?;
+        R::decode(answer.message).map_err(|cause| {
+            Error::new(Code::Internal, format!("{method} answered what does not decode: {cause}"))
+        })
+    }
+}

@@ -1,0 +1,58 @@
+//! `kv.v1.KV` with types: the default machine.
+
+use crate::{
+    client::Client,
+    error::Error,
+    options::CallOptions,
+    proto::kv::{
+        BatchRequest, BatchResponse, DeleteRequest, DeleteResponse, GetRequest, GetResponse,
+        PutRequest, PutResponse, RangeRequest, RangeResponse,
+    },
+};
+
+/// The methods of `kv.v1.KV`. Put, delete and batch are retried also when their outcome is unknown:
+/// applied twice they leave the same keys and values as applied once.
+#[derive(Clone)]
+pub struct Kv {
+    client: Client,
+}
+
+impl Client {
+    /// The default machine's service.
+    pub fn kv(&self) -> Kv {
+        Kv { client: self.clone() }
+    }
+}
+
+fn idempotent() -> CallOptions {
+    CallOptions::write().retry_unknown(true)
+}
+
+impl Kv {
+    /// Sets one key.
+    pub async fn put(&self, request: &PutRequest) -> Result<PutResponse, Error> {
+        self.client.call("kv.v1.KV/Put", request, &idempotent()).await
+    }
+
+    /// Reads one key. NOT_FOUND if there is none.
+    pub async fn get(&self, key: &str) -> Result<GetResponse, Error> {
+        let request = GetRequest { key: key.to_owned() };
+        self.client.call("kv.v1.KV/Get", &request, &CallOptions::read()).await
+    }
+
+    /// Removes one key.
+    pub async fn delete(&self, key: &str) -> Result<DeleteResponse, Error> {
+        let request = DeleteRequest { key: key.to_owned() };
+        self.client.call("kv.v1.KV/Delete", &request, &idempotent()).await
+    }
+
+    /// Reads one page of a range.
+    pub async fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Error> {
+        self.client.call("kv.v1.KV/Range", request, &CallOptions::read()).await
+    }
+
+    /// Applies several operations as one.
+    pub async fn batch(&self, request: &BatchRequest) -> Result<BatchResponse, Error> {
+        self.client.call("kv.v1.KV/Batch", request, &idempotent()).await
+    }
+}

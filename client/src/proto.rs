@@ -1,0 +1,18 @@
+//! Generated protobuf messages.
+#![allow(
+    missing_docs,
+    unreachable_pub,
+    unused_qualifications,
+    clippy::all,
+    reason = "generated code; the .proto files carry the documentation"
+)]
+
+/// For operators.
+pub mod cluster {
+    include!(concat!(env!("OUT_DIR"), "/conclave.cluster.v1.rs"));
+}
+
+/// The default machine.
+pub mod kv {
+    include!(concat!(env!("OUT_DIR"), "/kv.v1.rs"));
+}

@@ -1,0 +1,281 @@
+//! What the nodes serve, learned through server reflection, and calls with JSON through it.
+//!
+//! Descriptors are fetched once and kept. They are fetched again when a method is not among them, for
+//! the cluster may have been given another machine meanwhile.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use prost::Message as _;
+use prost_reflect::{
+    DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions,
+    prost_types::{FileDescriptorProto, method_options::IdempotencyLevel},
+};
+use serde_json::Value;
+use tokio::sync::Mutex;
+use tonic::Code;
+
+use crate::{
+    client::{Answer, Client},
+    error::Error,
+    method::MethodName,
+    options::CallOptions,
+    reflection_stream::{Ask, Reply},
+};
+
+/// Bounds what an unfriendly server can make us keep.
+const FILES_MAX: usize = 1024;
+const FILES_BYTES_MAX: usize = 16 << 20;
+
+/// The descriptors fetched so far.
+#[derive(Default)]
+pub(crate) struct Catalog {
+    known: Mutex<Option<Arc<Known>>>,
+}
+
+struct Known {
+    pool: DescriptorPool,
+    services: Vec<String>,
+}
+
+/// What calling a method does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MethodKind {
+    /// May change state.
+    Command,
+    /// Declares `idempotency_level = NO_SIDE_EFFECTS`.
+    Query,
+    /// Answers with a stream of messages.
+    Subscription,
+}
+
+/// A method that the nodes serve.
+#[derive(Clone, Debug)]
+pub struct Method {
+    descriptor: MethodDescriptor,
+}
+
+impl Method {
+    /// `package.Service/Method`.
+    pub fn name(&self) -> String {
+        format!("{}/{}", self.descriptor.parent_service().full_name(), self.descriptor.name())
+    }
+
+    /// What calling it does.
+    pub fn kind(&self) -> MethodKind {
+        let options = self.descriptor.method_descriptor_proto().options.as_ref();
+        let query =
+            options.is_some_and(|o| o.idempotency_level() == IdempotencyLevel::NoSideEffects);
+        match (self.descriptor.is_server_streaming(), query) {
+            (true, _) => MethodKind::Subscription,
+            (false, true) => MethodKind::Query,
+            (false, false) => MethodKind::Command,
+        }
+    }
+
+    /// The request's message.
+    pub fn request(&self) -> MessageDescriptor {
+        self.descriptor.input()
+    }
+
+    /// The response's message.
+    pub fn response(&self) -> MessageDescriptor {
+        self.descriptor.output()
+    }
+}
+
+impl Client {
+    /// Calls a method with its request as protobuf's JSON. A query is retried like a read, a command
+    /// only when it is known not to have been applied.
+    pub async fn call_json(&self, method: &str, request: Value) -> Result<Value, Error> {
+        let method = self.method(method).await?;
+        let options = match method.kind() {
+            MethodKind::Query => CallOptions::read(),
+            _ => CallOptions::write(),
+        };
+        Ok(self.call_json_with(&method, request, &options).await?.message)
+    }
+
+    /// Calls a method that [`Client::method`] found, with its request as protobuf's JSON.
+    pub async fn call_json_with(
+        &self,
+        method: &Method,
+        request: Value,
+        options: &CallOptions,
+    ) -> Result<Answer<Value>, Error> {
+        let name = MethodName::parse(&method.name())?;
+        if method.kind() == MethodKind::Subscription || method.descriptor.is_client_streaming() {
+            return Err(Error::new(
+                Code::Unimplemented,
+                format!("{name} streams its messages: this client calls unary methods only"),
+            ));
+        }
+        let request = encode(method, request)?;
+        let answer = self.unary(&name, request, options).await?;
+        let json = decode(method, &answer.message)?;
+        Ok(answer.map(|_| json))
+    }
+
+    /// Finds a method by name. If there is none, the error lists those that there are.
+    pub async fn method(&self, name: &str) -> Result<Method, Error> {
+        let name = MethodName::parse(name)?;
+        let mut known = self.known(false).await?;
+        if find(&known, &name).is_none() {
+            known = self.known(true).await?;
+        }
+        find(&known, &name).ok_or_else(|| unknown(&known, &name))
+    }
+
+    /// All methods that the nodes serve, in the order of their names.
+    pub async fn methods(&self) -> Result<Vec<Method>, Error> {
+        let known = self.known(true).await?;
+        Ok(all(&known))
+    }
+
+    async fn known(&self, anew: bool) -> Result<Arc<Known>, Error> {
+        let mut kept = self.shared.catalog.known.lock().await;
+        if let Some(known) = kept.as_ref().filter(|_| !anew) {
+            return Ok(Arc::clone(known));
+        }
+        let known = Arc::new(self.fetch().await?);
+        *kept = Some(Arc::clone(&known));
+        Ok(known)
+    }
+
+    /// Asks for the services, then for the file of each, then for what those import.
+    async fn fetch(&self) -> Result<Known, Error> {
+        let Some(Reply::Services(mut services)) = self.reflect(&[Ask::Services]).await?.pop()
+        else {
+            return Err(unfit("it did not list its services"));
+        };
+        services.sort();
+        let mut files = Files::default();
+        let mut asks: Vec<_> = services.iter().map(|name| Ask::Symbol(name.clone())).collect();
+        while !asks.is_empty() {
+            for reply in self.reflect(&asks).await? {
+                if let Reply::Files(encoded) = reply {
+                    files.add(encoded)?;
+                }
+            }
+            asks = files.missing()?.into_iter().map(Ask::File).collect();
+        }
+        let mut pool = DescriptorPool::new();
+        pool.add_file_descriptor_protos(files.files.into_values())
+            .map_err(|cause| unfit(&cause.to_string()))?;
+        services.retain(|service| pool.get_service_by_name(service).is_some());
+        Ok(Known { pool, services })
+    }
+}
+
+/// The files gathered so far, by name.
+#[derive(Default)]
+struct Files {
+    files: BTreeMap<String, FileDescriptorProto>,
+    asked: BTreeSet<String>,
+    bytes: usize,
+}
+
+impl Files {
+    fn add(&mut self, encoded: Vec<Vec<u8>>) -> Result<(), Error> {
+        for file in encoded {
+            self.bytes += file.len();
+            let file = FileDescriptorProto::decode(file.as_slice())
+                .map_err(|cause| unfit(&cause.to_string()))?;
+            self.files.insert(file.name().to_owned(), file);
+            if self.bytes > FILES_BYTES_MAX || self.files.len() > FILES_MAX {
+                return Err(unfit("its descriptors are larger than any real ones"));
+            }
+        }
+        Ok(())
+    }
+
+    /// Imports not yet there. Protobuf's own come from this library.
+    fn missing(&mut self) -> Result<Vec<String>, Error> {
+        let mut missing = Vec::new();
+        loop {
+            let imports: BTreeSet<String> = self
+                .files
+                .values()
+                .flat_map(|file| file.dependency.iter().cloned())
+                .filter(|import| !self.files.contains_key(import))
+                .collect();
+            let own: Vec<_> = imports
+                .iter()
+                .filter_map(|import| DescriptorPool::global().get_file_by_name(import))
+                .map(|file| file.file_descriptor_proto().clone())
+                .collect();
+            if own.is_empty() {
+                missing.extend(imports);
+                break;
+            }
+            self.files.extend(own.into_iter().map(|file| (file.name().to_owned(), file)));
+        }
+        if let Some(import) = missing.iter().find(|&import| !self.asked.insert(import.clone())) {
+            return Err(unfit(&format!("it does not serve the imported file {import}")));
+        }
+        Ok(missing)
+    }
+}
+
+fn unfit(why: &str) -> Error {
+    Error::new(Code::FailedPrecondition, format!("the node's reflection is of no use: {why}"))
+}
+
+fn find(known: &Known, name: &MethodName) -> Option<Method> {
+    let service = known.pool.get_service_by_name(name.service())?;
+    let descriptor = service.methods().find(|method| method.name() == name.method())?;
+    known.services.iter().any(|s| s == name.service()).then_some(Method { descriptor })
+}
+
+fn all(known: &Known) -> Vec<Method> {
+    known
+        .services
+        .iter()
+        .filter(|service| !service.starts_with("grpc.reflection."))
+        .filter_map(|service| known.pool.get_service_by_name(service))
+        .flat_map(|service| service.methods().collect::<Vec<_>>())
+        .map(|descriptor| Method { descriptor })
+        .collect()
+}
+
+fn unknown(known: &Known, name: &MethodName) -> Error {
+    let names: Vec<_> = all(known).iter().map(Method::name).collect();
+    Error::new(
+        Code::Unimplemented,
+        format!("there is no method {name}; there are {}", names.join(", ")),
+    )
+}
+
+fn encode(method: &Method, request: Value) -> Result<Bytes, Error> {
+    let message = DynamicMessage::deserialize(method.request(), request).map_err(|cause| {
+        let request = method.request();
+        let fields: Vec<_> = request.fields().map(|field| field.json_name().to_owned()).collect();
+        let has = match fields.is_empty() {
+            true => "no fields".to_owned(),
+            false => format!("the fields {}", fields.join(", ")),
+        };
+        Error::invalid(format!(
+            "the JSON does not fit the request of {}: {cause}; {} has {has}",
+            method.name(),
+            request.full_name(),
+        ))
+    })?;
+    Ok(message.encode_to_vec().into())
+}
+
+fn decode(method: &Method, response: &Bytes) -> Result<Value, Error> {
+    let wrong = |cause: String| {
+        Error::new(
+            Code::Internal,
+            format!("{} answered what does not decode: {cause}", method.name()),
+        )
+    };
+    let message = DynamicMessage::decode(method.response(), response.as_ref())
+        .map_err(|cause| wrong(cause.to_string()))?;
+    message
+        .serialize_with_options(serde_json::value::Serializer, &SerializeOptions::new())
+        .map_err(|cause| wrong(cause.to_string()))
+}

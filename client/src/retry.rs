@@ -1,0 +1,223 @@
+//! The rules of trying again, apart from any network.
+//!
+//! One failed attempt is read into a [`Failure`]: may it pass by itself, and may the request have
+//! been applied? A read is tried again after every failure that may pass. A write is tried again only
+//! when it is known not to have been applied, or when its caller declared it repeatable.
+
+use std::{error::Error as _, time::Duration};
+
+use rand::RngExt;
+use tonic::{Code, ConnectError, Status, TimeoutExpired};
+
+/// Metadata on answers and errors: the leader's client address.
+pub(crate) const LEADER: &str = "conclave-leader";
+/// Metadata on errors: `unknown` says that the command may have been applied, `not-applied` promises
+/// that it was not and will not be.
+pub(crate) const OUTCOME: &str = "conclave-outcome";
+
+const PAUSE_FIRST: Duration = Duration::from_millis(25);
+/// An election takes about a second: longer pauses would only sleep through its end.
+const PAUSE_MAX: Duration = Duration::from_secs(1);
+
+/// One failed attempt.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+    /// Another attempt may succeed.
+    pub(crate) passing: bool,
+    /// The request may have been applied, or may still be.
+    pub(crate) maybe_applied: bool,
+    /// The node itself did not answer: leave it alone for a while.
+    pub(crate) silent: bool,
+    /// The leader's address, as the answering node knows it.
+    pub(crate) leader: Option<String>,
+}
+
+impl Failure {
+    /// No connection came about: nothing was sent.
+    pub(crate) fn connect(message: String) -> Self {
+        Self {
+            code: Code::Unavailable,
+            message,
+            passing: true,
+            maybe_applied: false,
+            silent: true,
+            leader: None,
+        }
+    }
+
+    /// The node took the request and did not answer in time.
+    pub(crate) fn timeout(message: String) -> Self {
+        Self { code: Code::DeadlineExceeded, maybe_applied: true, ..Self::connect(message) }
+    }
+
+    /// What a status says.
+    pub(crate) fn read(status: &Status) -> Self {
+        let text = |key| status.metadata().get(key).and_then(|value| value.to_str().ok());
+        let leader = text(LEADER).filter(|address| !address.is_empty()).map(str::to_owned);
+        // tonic gives statuses that it made itself a source; those that the node sent have none.
+        let Some(cause) = status.source() else {
+            let outcome = text(OUTCOME);
+            // A node answers UNAVAILABLE only to what it did not propose. A proxy in between may say
+            // it of a call that it lost: only a node names a leader.
+            let node_refused = status.code() == Code::Unavailable && leader.is_some();
+            let maybe_applied = match outcome {
+                Some("unknown") => true,
+                Some("not-applied") => false,
+                _ => may_hide_an_effect(status.code()) && !node_refused,
+            };
+            let passing = match status.code() {
+                Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => true,
+                // Proposed, and then the one who would have heard of its outcome was lost.
+                Code::Unknown => outcome == Some("unknown"),
+                _ => false,
+            };
+            return Self {
+                code: status.code(),
+                message: status.message().to_owned(),
+                passing,
+                maybe_applied,
+                silent: false,
+                leader,
+            };
+        };
+        let (message, stage) = root_cause(cause);
+        match stage {
+            Stage::Connecting => Self::connect(message),
+            Stage::Waiting => Self::timeout("no answer in time".to_owned()),
+            Stage::Under => Self { maybe_applied: true, ..Self::connect(message) },
+        }
+    }
+}
+
+/// The codes after which a command may have been applied all the same. All others are answers.
+fn may_hide_an_effect(code: Code) -> bool {
+    matches!(
+        code,
+        Code::Unavailable
+            | Code::DeadlineExceeded
+            | Code::Cancelled
+            | Code::Unknown
+            | Code::Internal
+            | Code::DataLoss
+    )
+}
+
+/// How far an attempt came that ended without an answer.
+enum Stage {
+    Connecting,
+    /// The connection was lost under the request.
+    Under,
+    /// tonic's own timer, which runs beside ours, ended it.
+    Waiting,
+}
+
+/// The innermost message, and how far the attempt came.
+fn root_cause(error: &(dyn std::error::Error + 'static)) -> (String, Stage) {
+    let mut stage = Stage::Under;
+    let mut at = error;
+    loop {
+        if at.is::<ConnectError>() {
+            stage = Stage::Connecting;
+        } else if at.is::<TimeoutExpired>() {
+            stage = Stage::Waiting;
+        }
+        match at.source() {
+            Some(inner) => at = inner,
+            None => return (plain_io(at), stage),
+        }
+    }
+}
+
+/// "connection refused", without the operating system's number.
+fn plain_io(error: &(dyn std::error::Error + 'static)) -> String {
+    let text = error.to_string();
+    let text = text.split(" (os error").next().unwrap_or(&text);
+    let mut characters = text.chars();
+    match characters.next() {
+        Some(first) => first.to_lowercase().chain(characters).collect(),
+        None => "the connection was lost".to_owned(),
+    }
+}
+
+/// The innermost message of an error that came while connecting.
+pub(crate) fn connect_cause(error: &(dyn std::error::Error + 'static)) -> String {
+    root_cause(error).0
+}
+
+/// The pause after round `round` of attempts (from 0): exponential with full jitter, so that clients
+/// that failed together do not come back together.
+pub(crate) fn pause(round: u32) -> Duration {
+    let ceiling = PAUSE_FIRST.saturating_mul(1 << round.min(16)).min(PAUSE_MAX);
+    ceiling.mul_f64(rand::rng().random_range(0.0..1.0))
+}
+
+#[cfg(test)]
+mod tests {
+    use tonic::metadata::MetadataMap;
+
+    use super::*;
+
+    fn from_node(
+        code: Code,
+        leader: Option<&'static str>,
+        outcome: Option<&'static str>,
+    ) -> Failure {
+        let mut metadata = MetadataMap::new();
+        for (key, value) in [(LEADER, leader), (OUTCOME, outcome)] {
+            if let Some(value) = value {
+                metadata.insert(key, value.parse().unwrap());
+            }
+        }
+        Failure::read(&Status::with_metadata(code, "why", metadata))
+    }
+
+    #[test]
+    fn unavailable_is_without_effect_only_if_a_node_said_it() {
+        let proxy = from_node(Code::Unavailable, None, None);
+        assert!(proxy.passing && proxy.maybe_applied && !proxy.silent);
+        let promised = from_node(Code::Unavailable, None, Some("not-applied"));
+        assert!(promised.passing && !promised.maybe_applied);
+        let follower = from_node(Code::Unavailable, Some("10.0.0.2:7100"), None);
+        assert!(follower.passing && !follower.maybe_applied);
+        assert_eq!(follower.leader.as_deref(), Some("10.0.0.2:7100"));
+        let doubtful = from_node(Code::Unavailable, Some("10.0.0.2:7100"), Some("unknown"));
+        assert!(doubtful.passing && doubtful.maybe_applied);
+    }
+
+    #[test]
+    fn a_lost_outcome_may_be_tried_again_by_those_who_may() {
+        let lost = from_node(Code::Unknown, None, Some("unknown"));
+        assert!(lost.passing && lost.maybe_applied);
+        let strange = from_node(Code::Unknown, None, None);
+        assert!(!strange.passing && strange.maybe_applied);
+    }
+
+    #[test]
+    fn an_answer_of_the_machine_is_final() {
+        for code in [Code::NotFound, Code::Aborted, Code::ResourceExhausted, Code::InvalidArgument]
+        {
+            let failure = from_node(code, None, None);
+            assert!(!failure.passing && !failure.maybe_applied, "{code:?}");
+        }
+    }
+
+    #[test]
+    fn a_fault_is_final_but_of_unknown_outcome() {
+        let failure = from_node(Code::Internal, None, None);
+        assert!(!failure.passing && failure.maybe_applied);
+    }
+
+    #[test]
+    fn pauses_grow_to_their_limit_and_are_spread() {
+        for round in 0..100 {
+            assert!(pause(round) < PAUSE_MAX);
+        }
+        let early = (0..64).map(|_| pause(0)).max().unwrap();
+        assert!(early < PAUSE_FIRST);
+        let late: Vec<_> = (0..64).map(|_| pause(20)).collect();
+        assert!(late.iter().max().unwrap() > &Duration::from_millis(500));
+        assert!(late.iter().min().unwrap() < &Duration::from_millis(500));
+    }
+}

@@ -1,0 +1,12 @@
+//! The client against nodes that are scripted, each a real gRPC server in this process.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    reason = "tests fail by panicking"
+)]
+
+mod fake;
+mod leader;
+mod reflection;
+mod retries;

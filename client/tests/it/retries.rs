@@ -1,0 +1,131 @@
+//! What is retried and what is not, and what the errors then say.
+
+use std::time::{Duration, Instant};
+
+use conclave_client::{CallOptions, Client};
+use tonic::{Code, Status};
+
+use crate::fake::{answer, error, hangs_up, nobody, node, slow_node};
+
+const SAY: &str = "test.v1.Echo/Say";
+
+fn client(address: &str, deadline_ms: u64) -> Client {
+    Client::builder()
+        .endpoints([address])
+        .deadline(Duration::from_millis(deadline_ms))
+        .build()
+        .unwrap()
+}
+
+fn repeatable() -> CallOptions {
+    CallOptions::write().retry_unknown(true)
+}
+
+/// A node that is without a leader for its first three calls.
+fn electing(not_applied: bool) -> crate::fake::Node {
+    node(move |call| match call.number {
+        0..3 => Err(error(Code::Unavailable, None, not_applied)),
+        _ => answer(b"done", ""),
+    })
+}
+
+#[tokio::test]
+async fn a_write_that_was_not_applied_is_retried() {
+    let node = electing(true);
+    client(&node.address, 3000).call_raw(SAY, "").await.unwrap();
+    assert_eq!(node.calls(), 4);
+}
+
+#[tokio::test]
+async fn a_write_that_may_have_been_applied_is_retried_only_if_the_caller_allows() {
+    let node = electing(false);
+    let client = client(&node.address, 3000);
+    let error = client.call_raw(SAY, "").await.unwrap_err();
+    assert!(error.is_unavailable() && error.outcome_unknown(), "{error}");
+    assert_eq!(node.calls(), 1);
+    client.call_raw_with(SAY, "", &repeatable()).await.unwrap();
+    assert_eq!(node.calls(), 4);
+}
+
+#[tokio::test]
+async fn a_read_is_retried_whatever_happened_to_it() {
+    let node = electing(false);
+    client(&node.address, 3000).call_raw_with(SAY, "", &CallOptions::read()).await.unwrap();
+}
+
+/// Goal: a connection that is lost under a write leaves its outcome unknown; one that never came
+/// about does not.
+#[tokio::test]
+async fn a_lost_connection_is_told_from_none() {
+    let peer = hangs_up();
+    let lost = client(&peer.address, 1000).call_raw(SAY, "x".repeat(500)).await.unwrap_err();
+    assert!(lost.is_unavailable() && lost.outcome_unknown(), "{lost}");
+    assert_eq!(peer.calls(), 1, "it was retried");
+
+    let none = client(&nobody(), 300).call_raw(SAY, "").await.unwrap_err();
+    assert!(none.is_unavailable() && !none.outcome_unknown(), "{none}");
+    assert!(none.to_string().contains("connection refused"), "{none}");
+    assert!(none.to_string().contains("times"), "{none}");
+}
+
+#[tokio::test]
+async fn a_machines_answer_is_final() {
+    for code in [Code::NotFound, Code::Aborted, Code::InvalidArgument, Code::ResourceExhausted] {
+        let node = node(move |_| Err(Status::new(code, "the machine says no")));
+        let error =
+            client(&node.address, 1000).call_raw_with(SAY, "", &repeatable()).await.unwrap_err();
+        assert_eq!((error.code(), error.message()), (code, "the machine says no"));
+        assert!(!error.outcome_unknown());
+        assert_eq!(node.calls(), 1);
+    }
+}
+
+/// Goal: the deadline holds, and the error lists each endpoint with its failure.
+#[tokio::test]
+async fn the_deadline_holds_and_the_error_says_what_was_tried() {
+    let electing = node(|_| Err(error(Code::Unavailable, None, true)));
+    let dead = nobody();
+    let client = Client::builder()
+        .endpoints([&electing.address, &dead])
+        .deadline(Duration::from_millis(400))
+        .build()
+        .unwrap();
+    let began = Instant::now();
+    let error = client.call_raw(SAY, "").await.unwrap_err();
+    let took = began.elapsed();
+    assert!(took >= Duration::from_millis(395) && took < Duration::from_millis(900), "{took:?}");
+    let text = error.to_string();
+    assert!(text.contains(&electing.address) && text.contains("scripted"), "{text}");
+    assert!(text.contains(&dead) && text.contains("connection refused"), "{text}");
+    assert!(!error.outcome_unknown());
+}
+
+/// Goal: a write may use its whole deadline at one node, for it cannot be repeated; then its outcome
+/// is unknown.
+#[tokio::test]
+async fn a_write_waits_for_its_answer_until_the_deadline() {
+    let hung = slow_node(|_| Box::pin(std::future::pending()));
+    let error = client(&hung.address, 400).call_raw(SAY, "").await.unwrap_err();
+    assert!(error.is_deadline() && error.outcome_unknown(), "{error:?}");
+    assert_eq!(hung.calls(), 1);
+
+    let slow = slow_node(|_| {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            answer(b"late", "")
+        })
+    });
+    client(&slow.address, 1000).call_raw(SAY, "").await.unwrap();
+}
+
+/// Goal: a node is told how long the caller waits.
+#[tokio::test]
+async fn the_node_learns_the_deadline() {
+    let node = node(|call| {
+        assert!(call.metadata.contains_key("grpc-timeout"));
+        assert_eq!(call.path, "/test.v1.Echo/Say");
+        assert_eq!(call.message.as_ref(), b"bytes");
+        answer(b"", "")
+    });
+    client(&node.address, 1000).call_raw("test.v1.Echo.Say", "bytes").await.unwrap();
+}

@@ -1,0 +1,159 @@
+//! The host's own unary methods: calls by name and bytes, the machine's description, the cluster.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::request::Parts;
+use prost::Message;
+use tokio::time::{Instant, timeout_at};
+
+use super::{
+    Backend, MethodKind, Shared,
+    call::{self, Served},
+    message,
+    table::Target,
+};
+use crate::{
+    error::Error,
+    proto::{cluster, machine as wire},
+    types::status::NodeStatus,
+};
+
+/// What a generic call's message may have beside the request inside it: its framing and a name.
+pub(super) const ENVELOPE_BYTES_MAX: usize = 4096;
+/// Longer than any method that a descriptor can name sensibly.
+const METHOD_BYTES_MAX: usize = 1024;
+
+pub(super) async fn apply<B: Backend>(
+    shared: &Shared<B>,
+    message: Bytes,
+    parts: &Parts,
+    deadline: Instant,
+) -> Result<Served, Error> {
+    let wire::ApplyRequest { method, request } = decode(message)?;
+    let kind = MethodKind::Command;
+    let served = by_name(shared, &method, kind, request, parts, deadline).await?;
+    let index = served.index.unwrap_or_default();
+    Ok(encode(&wire::ApplyResponse { response: served.response, index }, served.index))
+}
+
+pub(super) async fn query<B: Backend>(
+    shared: &Shared<B>,
+    message: Bytes,
+    parts: &Parts,
+    deadline: Instant,
+) -> Result<Served, Error> {
+    let wire::QueryRequest { method, request } = decode(message)?;
+    let kind = MethodKind::Query;
+    let served = by_name(shared, &method, kind, request, parts, deadline).await?;
+    let index = served.index.unwrap_or_default();
+    Ok(encode(&wire::QueryResponse { response: served.response, index }, served.index))
+}
+
+async fn by_name<B: Backend>(
+    shared: &Shared<B>,
+    name: &str,
+    kind: MethodKind,
+    request: Bytes,
+    parts: &Parts,
+    deadline: Instant,
+) -> Result<Served, Error> {
+    if name.is_empty() || name.len() > METHOD_BYTES_MAX {
+        return Err(Error::invalid(format!(
+            "the method's name has {} bytes: name one of the machine's methods in at most \
+             {METHOD_BYTES_MAX}",
+            name.len()
+        )));
+    }
+    let bytes_max = shared.options.request_bytes_max;
+    if request.len() > bytes_max {
+        return Err(message::too_large(request.len(), bytes_max));
+    }
+    let method = shared.table.load().named(name).cloned();
+    match method.as_deref().map(|method| method.target) {
+        Some(Target::Machine(MethodKind::Query)) if kind == MethodKind::Command => {
+            return Err(Error::invalid(format!("{name} is a query: call Query with it")));
+        }
+        Some(Target::Machine(MethodKind::Command)) if kind == MethodKind::Query => {
+            return Err(Error::invalid(format!("{name} is a command: call Apply with it")));
+        }
+        Some(Target::Machine(MethodKind::Subscription)) => {
+            return Err(Error::unsupported("subscriptions are not served by this version"));
+        }
+        _ => {}
+    }
+    let known = method.as_ref().map(|method| method.name.clone());
+    let name = known.unwrap_or_else(|| Arc::from(name));
+    call::machine(shared, method.as_deref(), kind, name, request, parts, deadline).await
+}
+
+pub(super) fn describe<B: Backend>(shared: &Shared<B>) -> Result<Served, Error> {
+    let machine = shared.table.load().machine.clone();
+    let methods = machine.methods.iter().map(|method| {
+        let kind = match method.kind {
+            MethodKind::Command => wire::method::Kind::Command,
+            MethodKind::Query => wire::method::Kind::Query,
+            MethodKind::Subscription => wire::method::Kind::Unspecified,
+        };
+        wire::Method { name: method.name.to_string(), kind: kind.into() }
+    });
+    let description = wire::DescribeResponse {
+        name: machine.name.clone(),
+        version: machine.version.clone(),
+        state_version: machine.state_version,
+        module_id: machine.module_id.to_string(),
+        methods: methods.collect(),
+    };
+    Ok(encode(&description, None))
+}
+
+pub(super) async fn status<B: Backend>(
+    shared: &Shared<B>,
+    deadline: Instant,
+) -> Result<Served, Error> {
+    let status = timeout_at(deadline, shared.backend.cluster_status());
+    let status = status.await.map_err(|_| Error::deadline())?;
+    let answer = cluster::StatusResponse {
+        cluster_id: status.cluster_id,
+        leader: status.leader.unwrap_or(0),
+        term: status.term,
+        answered_by: status.answered_by,
+        nodes: status.nodes.into_iter().map(node_to_wire).collect(),
+    };
+    Ok(encode(&answer, None))
+}
+
+pub(super) async fn snapshot<B: Backend>(
+    shared: &Shared<B>,
+    deadline: Instant,
+) -> Result<Served, Error> {
+    let index = timeout_at(deadline, shared.backend.snapshot_now());
+    let index = index.await.map_err(|_| Error::deadline_outcome_unknown())??;
+    Ok(encode(&cluster::SnapshotResponse { index }, Some(index)))
+}
+
+fn node_to_wire(node: NodeStatus) -> cluster::Node {
+    cluster::Node {
+        id: node.id,
+        role: node.role.name().to_owned(),
+        last_log: node.last_log,
+        committed: node.committed,
+        applied: node.applied,
+        snapshot: node.snapshot,
+        purged: node.purged,
+        module: node.module.map(|module| module.to_string()).unwrap_or_default(),
+        version: node.version,
+        client_address: node.client_address,
+        peer_address: node.peer_address,
+        engine: node.engine,
+        fault: node.fault,
+    }
+}
+
+fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
+    M::decode(message).map_err(|error| Error::invalid(format!("the request is malformed: {error}")))
+}
+
+fn encode(message: &impl Message, index: Option<u64>) -> Served {
+    Served { response: message.encode_to_vec().into(), index }
+}

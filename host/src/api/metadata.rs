@@ -1,0 +1,89 @@
+//! What callers say beside the message: how fresh, and until when.
+
+use std::time::Duration;
+
+use http::{HeaderMap, Method, header::CONTENT_TYPE};
+use tokio::time::Instant;
+
+use crate::{error::Error, types::status::Consistency};
+
+/// How long a call may take.
+#[derive(Clone, Copy, Debug)]
+pub struct Deadlines {
+    /// For calls that bring no `grpc-timeout`.
+    pub default: Duration,
+    /// Longer ones are shortened to this, so that a client that went away is not waited for.
+    pub max: Duration,
+}
+
+/// Whether the request is a gRPC call at all.
+pub(super) fn is_grpc(method: &Method, headers: &HeaderMap) -> bool {
+    method == Method::POST
+        && headers
+            .get(CONTENT_TYPE)
+            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+}
+
+/// `conclave-consistency`; linearizable if it is not given.
+pub(super) fn consistency(headers: &HeaderMap) -> Result<Consistency, Error> {
+    let Some(value) = headers.get("conclave-consistency") else {
+        return Ok(Consistency::default());
+    };
+    value.to_str().ok().and_then(Consistency::from_name).ok_or_else(|| {
+        Error::invalid(format!(
+            "conclave-consistency is {:?}: use linearizable, lease or stale",
+            String::from_utf8_lossy(value.as_bytes())
+        ))
+    })
+}
+
+/// When the answer is no longer wanted.
+pub(super) fn deadline(
+    headers: &HeaderMap,
+    now: Instant,
+    deadlines: Deadlines,
+) -> Result<Instant, Error> {
+    let timeout = match headers.get("grpc-timeout") {
+        None => deadlines.default,
+        Some(value) => value.to_str().ok().and_then(timeout).ok_or_else(|| {
+            Error::invalid(format!(
+                "grpc-timeout is {:?}: use up to eight digits and one of H, M, S, m, u, n",
+                String::from_utf8_lossy(value.as_bytes())
+            ))
+        })?,
+    };
+    Ok(now + timeout.min(deadlines.max))
+}
+
+fn timeout(text: &str) -> Option<Duration> {
+    let (digits, unit) = text.split_at_checked(text.len().checked_sub(1)?)?;
+    if digits.is_empty() || digits.len() > 8 || !digits.bytes().all(|byte| byte.is_ascii_digit()) {
+        return None;
+    }
+    let number: u64 = digits.parse().ok()?;
+    Some(match unit {
+        "H" => Duration::from_secs(number * 3600),
+        "M" => Duration::from_secs(number * 60),
+        "S" => Duration::from_secs(number),
+        "m" => Duration::from_millis(number),
+        "u" => Duration::from_micros(number),
+        "n" => Duration::from_nanos(number),
+        _ => return None,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The forms that gRPC's specification allows, and those that it does not.
+    #[test]
+    fn timeouts() {
+        assert_eq!(timeout("5S"), Some(Duration::from_secs(5)));
+        assert_eq!(timeout("250m"), Some(Duration::from_millis(250)));
+        assert_eq!(timeout("99999999H"), Some(Duration::from_secs(99_999_999 * 3600)));
+        for bad in ["", "S", "5", "+5S", "-1S", "123456789S", "5X", "5 S", "5µ"] {
+            assert_eq!(timeout(bad), None, "{bad}");
+        }
+    }
+}

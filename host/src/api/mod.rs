@@ -1,0 +1,165 @@
+//! What clients and operators see of a node: the client port and the admin port.
+//!
+//! The active machine's own methods are methods of the node's gRPC server, beside the generic service
+//! `conclave.machine.v1.Machine`, the cluster service, reflection and health. Messages pass through as
+//! bytes: nothing here knows a machine's types beyond checking that a request has the shape that its
+//! descriptor gives it.
+//!
+//! Contract:
+//! * A call is answered by its deadline (`grpc-timeout`, else [`Deadlines::default`]), whatever the
+//!   replica does. If a command may have been applied nonetheless, the answer says so.
+//! * A request that is too large, not protobuf of the method's type, or for nobody never reaches the log.
+//! * Every error goes through the table in `status.rs`.
+//! * [`Api::set_machine`] takes effect at once and as a whole: methods, reflection, health.
+//!
+//! Caveats:
+//! * Callers are anonymous and the port has no TLS. Whoever reaches it may do everything.
+//! * Subscriptions are listed by reflection and answered UNIMPLEMENTED.
+//! * A machine cannot have a service of the host's name; the host's is served.
+//!
+//! The layer rests on [`Backend`] and sees nothing of Raft, storage or the engine.
+
+mod admin;
+mod backend;
+mod call;
+mod generic;
+mod health;
+mod listeners;
+mod message;
+mod metadata;
+mod metrics;
+mod process;
+mod reflection;
+mod replica;
+mod shape;
+mod status;
+mod table;
+
+use std::{future::Future, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use tokio::{net::TcpListener, sync::watch};
+use tonic_health::pb::health_server::HealthServer;
+
+pub use self::{
+    backend::{Backend, MachineInfo, MethodKind, MethodSpec, Metric, MetricKind},
+    listeners::bind,
+    metadata::Deadlines,
+};
+use self::{
+    health::{HealthService, Names},
+    message::Budget,
+    metrics::Metrics,
+    reflection::Reflection,
+    table::Table,
+};
+use crate::error::Error;
+
+/// The layer's limits. All of them hold at once.
+#[derive(Clone, Copy, Debug)]
+pub struct Options {
+    /// How long calls may take.
+    pub deadlines: Deadlines,
+    /// The largest request message. It has to fit the log and what a machine is given at once.
+    pub request_bytes_max: usize,
+    /// The memory that requests of more than 64 KiB may hold together.
+    pub large_requests_bytes_max: usize,
+    /// Calls that are worked on at once; with 64 KiB each it bounds what small requests hold.
+    pub calls_in_flight_max: usize,
+    /// Connections on the client port; more are closed.
+    pub connections_max: usize,
+    /// Calls at once on one connection; clients queue more by themselves.
+    pub streams_per_connection_max: u32,
+    /// How long a connection may take to say that it speaks HTTP/2.
+    pub preface_timeout: Duration,
+    /// How long calls may go on once the node stops.
+    pub drain: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Self {
+        Self {
+            deadlines: Deadlines {
+                default: Duration::from_secs(10),
+                max: Duration::from_secs(300),
+            },
+            request_bytes_max: 4 * 1024 * 1024,
+            large_requests_bytes_max: 256 * 1024 * 1024,
+            calls_in_flight_max: 16 * 1024,
+            connections_max: 4096,
+            streams_per_connection_max: 1024,
+            preface_timeout: Duration::from_secs(5),
+            drain: Duration::from_secs(5),
+        }
+    }
+}
+
+/// The client port and the admin port of one node. A clone is another handle to the same.
+pub struct Api<B>(Arc<Shared<B>>);
+
+impl<B> Clone for Api<B> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+struct Shared<B> {
+    backend: Arc<B>,
+    options: Options,
+    metrics: Metrics,
+    budget: Budget,
+    table: ArcSwap<Table>,
+    reflection: ArcSwap<Reflection>,
+    health: HealthServer<HealthService>,
+    machine_services: watch::Sender<Names>,
+    /// Becomes true once: the node stops.
+    closing: watch::Sender<bool>,
+    /// The principal of callers that did not say who they are.
+    anonymous: Arc<str>,
+}
+
+impl<B: Backend> Api<B> {
+    /// Fails if the machine's description contradicts itself.
+    pub fn new(backend: Arc<B>, options: Options) -> Result<Self, Error> {
+        process::note_start();
+        let metrics = Metrics::new()?;
+        let table = Table::build(backend.machine(), &metrics)?;
+        let reflection = Reflection::build(&table)?;
+        let (machine_services, names) = watch::channel(Arc::new(table.machine_services.clone()));
+        let (closing, closed) = watch::channel(false);
+        Ok(Self(Arc::new(Shared {
+            health: HealthService::server(backend.health(), names, closed),
+            backend,
+            options,
+            metrics,
+            budget: Budget::new(options.large_requests_bytes_max),
+            table: ArcSwap::from_pointee(table),
+            reflection: ArcSwap::from_pointee(reflection),
+            machine_services,
+            closing,
+            anonymous: Arc::from(""),
+        })))
+    }
+
+    /// Serves another machine from now on. On an error the old one stays.
+    pub fn set_machine(&self, machine: Arc<MachineInfo>) -> Result<(), Error> {
+        let table = Table::build(machine, &self.0.metrics)?;
+        let reflection = Reflection::build(&table)?;
+        let names = Arc::new(table.machine_services.clone());
+        self.0.table.store(Arc::new(table));
+        self.0.reflection.store(Arc::new(reflection));
+        self.0.machine_services.send_replace(names);
+        Ok(())
+    }
+
+    /// Serves gRPC on the listener until `shutdown`, then lets calls end within [`Options::drain`]. From
+    /// `shutdown` on, health and readiness say no.
+    pub async fn serve_client(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        listeners::serve_client(self.0.clone(), listener, shutdown).await;
+    }
+
+    /// Serves metrics and probes on the listener until `shutdown`; best stopped last.
+    pub async fn serve_admin(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        admin::serve_admin(self.0.clone(), listener, shutdown).await;
+    }
+}

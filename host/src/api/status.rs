@@ -1,0 +1,109 @@
+//! The one table from our errors to gRPC.
+//!
+//! | error | code | metadata |
+//! |---|---|---|
+//! | not leader | UNAVAILABLE | `conclave-leader`, if known |
+//! | no quorum, shutting down | UNAVAILABLE | |
+//! | deadline | DEADLINE_EXCEEDED | `conclave-outcome: unknown`, if it was proposed |
+//! | proposed, then lost | UNKNOWN | `conclave-outcome: unknown` |
+//! | limit, busy | RESOURCE_EXHAUSTED | |
+//! | unknown method, not served by this version | UNIMPLEMENTED | |
+//! | invalid | INVALID_ARGUMENT | |
+//! | trap | ABORTED | `conclave-trap` |
+//! | failure | the machine's own | |
+//! | fault, cannot listen | INTERNAL | |
+//!
+//! Clients retry UNAVAILABLE by themselves, so it is kept for calls that certainly had no effect. A
+//! fault may strike after a command was proposed: INTERNAL, which nobody retries, is the honest code,
+//! and the node's health tells balancers to go elsewhere. For the same reason a lost outcome is UNKNOWN.
+
+use http::{HeaderMap, HeaderName, HeaderValue};
+use tonic::{Code, Status, metadata::MetadataMap};
+
+use crate::{
+    error::{Error, ErrorKind},
+    types,
+};
+
+/// The log index of the answer.
+pub(super) const INDEX: HeaderName = HeaderName::from_static("conclave-index");
+/// The leader's client address.
+pub(super) const LEADER: HeaderName = HeaderName::from_static("conclave-leader");
+/// The trap's name.
+const TRAP: HeaderName = HeaderName::from_static("conclave-trap");
+/// `unknown`: the command may or may not have been applied.
+const OUTCOME: HeaderName = HeaderName::from_static("conclave-outcome");
+
+/// Longer texts are cut: percent-encoded they still fit the 16 KiB of headers that clients take.
+const MESSAGE_BYTES_MAX: usize = 4096;
+
+/// The gRPC code of an error.
+pub(super) fn code(error: &Error) -> Code {
+    match error.kind() {
+        ErrorKind::NotLeader { .. } | ErrorKind::NoQuorum | ErrorKind::ShuttingDown => {
+            Code::Unavailable
+        }
+        ErrorKind::Deadline { .. } => Code::DeadlineExceeded,
+        ErrorKind::Lost(_) => Code::Unknown,
+        ErrorKind::Limit(_) | ErrorKind::Busy(_) => Code::ResourceExhausted,
+        ErrorKind::UnknownMethod(_) | ErrorKind::Unsupported(_) => Code::Unimplemented,
+        ErrorKind::Invalid(_) => Code::InvalidArgument,
+        ErrorKind::Trap(_) => Code::Aborted,
+        ErrorKind::Failure(failure) => machine_code(failure.code),
+        ErrorKind::Fault(_) | ErrorKind::Listen { .. } => Code::Internal,
+    }
+}
+
+fn machine_code(code: types::Code) -> Code {
+    // The numbers are gRPC's by contract.
+    Code::from_i32(code as i32)
+}
+
+impl From<&Error> for Status {
+    fn from(error: &Error) -> Self {
+        let mut headers = HeaderMap::new();
+        if let Some(leader) = error.leader()
+            && let Some(address) = address_value(&leader.client_address)
+        {
+            headers.insert(LEADER, address);
+        }
+        if let ErrorKind::Trap(trap) = error.kind() {
+            headers.insert(TRAP, HeaderValue::from_static(trap.kind.name()));
+        }
+        if error.is_unknown_outcome() {
+            headers.insert(OUTCOME, HeaderValue::from_static("unknown"));
+        }
+        if let Some(index) = error.index() {
+            headers.insert(INDEX, index_value(index));
+        }
+        let metadata = MetadataMap::from_headers(headers);
+        Self::with_metadata(code(error), cut(error.to_string()), metadata)
+    }
+}
+
+impl From<Error> for Status {
+    fn from(error: Error) -> Self {
+        Self::from(&error)
+    }
+}
+
+/// An index as a header's value. It hardly ever comes twice, and a sensitive value is one that HTTP/2's
+/// header compression does not try to remember.
+pub(super) fn index_value(index: u64) -> HeaderValue {
+    let mut value = HeaderValue::from(index);
+    value.set_sensitive(true);
+    value
+}
+
+/// An address as a header's value; none if it is unknown or not text that a header can hold.
+pub(super) fn address_value(address: &str) -> Option<HeaderValue> {
+    if address.is_empty() { None } else { HeaderValue::from_str(address).ok() }
+}
+
+fn cut(mut text: String) -> String {
+    if text.len() > MESSAGE_BYTES_MAX {
+        text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX));
+        text.push('…');
+    }
+    text
+}

@@ -1,0 +1,169 @@
+//! `conclave call`: any method of any service, with JSON.
+
+use std::path::Path;
+
+use clap::Args;
+use conclave_client::{CallOptions, Client, Method, MethodKind};
+use serde_json::{Value, json};
+
+use super::{
+    Failed, Result,
+    output::{Output, table},
+    remote::{Freshness, Remote, file, stdin},
+};
+
+/// Call a method of the cluster's machine, or of the host, with JSON
+///
+/// What there is to call is learned from the nodes by reflection, so this works with every machine.
+/// The request is protobuf's JSON: bytes in base64, 64-bit integers as numbers or strings. Without a
+/// request an empty message is sent. A query is retried until the timeout; a command only when it is
+/// known not to have been applied, unless --idempotent says that applying it twice is harmless.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  conclave call --list
+  conclave call --describe kv.v1.KV/Put
+  conclave call kv.v1.KV/Put '{\"key\": \"color\", \"text\": \"green\"}'
+  conclave call kv.v1.KV/Get '{\"key\": \"color\"}' --stale
+  conclave call kv.v1.KV/Batch @batch.json
+  jq -n '{key: \"color\"}' | conclave call kv.v1.KV/Get -")]
+pub struct Arguments {
+    /// package.Service/Method
+    #[arg(required_unless_present_any = ["list", "describe"])]
+    method: Option<String>,
+
+    /// The request: JSON, - for stdin, @FILE for a file
+    #[arg(value_name = "JSON|-|@FILE")]
+    request: Option<String>,
+
+    /// List all methods, with what calling them does
+    #[arg(long, conflicts_with_all = ["method", "describe"])]
+    list: bool,
+
+    /// Show the fields of a method's messages
+    #[arg(long, value_name = "METHOD", conflicts_with = "method")]
+    describe: Option<String>,
+
+    /// Applying the command twice is as good as once: retry it also when its outcome is unknown
+    #[arg(long)]
+    idempotent: bool,
+
+    #[command(flatten)]
+    freshness: Freshness,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Runs the verb.
+pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
+    let remote = &arguments.remote;
+    output.set_json(remote.json);
+    let client = remote.client_reading(arguments.freshness.consistency())?;
+    if arguments.list {
+        return list(&client, remote, output).await;
+    }
+    if let Some(name) = &arguments.describe {
+        let method = client.method(name).await.map_err(|error| remote.failed(&error))?;
+        describe(&method, output);
+        return Ok(());
+    }
+    let request = request(arguments.request.as_deref())?;
+    let name = arguments.method.as_deref().unwrap_or_default();
+    let method = client.method(name).await.map_err(|error| remote.failed(&error))?;
+    let options = match method.kind() {
+        MethodKind::Query => CallOptions::read(),
+        _ => CallOptions::write().retry_unknown(arguments.idempotent),
+    };
+    let answer = client
+        .call_json_with(&method, request, &options)
+        .await
+        .map_err(|error| remote.failed(&error))?;
+    output.value(&answer.message);
+    Ok(())
+}
+
+fn request(argument: Option<&str>) -> Result<Value> {
+    let (bytes, source) = match argument {
+        None => return Ok(json!({})),
+        Some("-") => (stdin()?, "stdin"),
+        Some(argument) => match argument.strip_prefix('@') {
+            Some(path) => (file(Path::new(path))?, path),
+            None => (argument.as_bytes().to_vec(), "the request"),
+        },
+    };
+    serde_json::from_slice(&bytes)
+        .map_err(|cause| Failed::Usage(format!("{source} is not JSON: {cause}")))
+}
+
+async fn list(client: &Client, remote: &Remote, output: &mut Output) -> Result {
+    let methods = client.methods().await.map_err(|error| remote.failed(&error))?;
+    if remote.json {
+        let methods: Vec<_> = methods
+            .iter()
+            .map(|method| json!({"name": method.name(), "kind": kind(method)}))
+            .collect();
+        output.value(&Value::Array(methods));
+        return Ok(());
+    }
+    let rows: Vec<_> =
+        methods.iter().map(|method| vec![method.name(), kind(method).to_owned()]).collect();
+    for line in table(&rows) {
+        output.line(line);
+    }
+    Ok(())
+}
+
+fn kind(method: &Method) -> &'static str {
+    match method.kind() {
+        MethodKind::Command => "command",
+        MethodKind::Query => "query",
+        MethodKind::Subscription => "subscription",
+    }
+}
+
+fn describe(method: &Method, output: &mut Output) {
+    output.line(format!("{}: a {}", method.name(), kind(method)));
+    for (title, message) in [("request", method.request()), ("response", method.response())] {
+        output.line("");
+        output.line(format!("{title} {}", message.full_name()));
+        for line in fields(&message) {
+            output.line(format!("  {line}"));
+        }
+    }
+}
+
+/// One line a field: its name in JSON, its type, and with which others it excludes itself.
+fn fields(message: &prost_reflect::MessageDescriptor) -> Vec<String> {
+    let rows: Vec<_> = message
+        .fields()
+        .map(|field| {
+            let kind = prost_reflect::Kind::clone(&field.kind());
+            let name = match kind {
+                prost_reflect::Kind::Message(message) => message.full_name().to_owned(),
+                prost_reflect::Kind::Enum(values) => {
+                    let names: Vec<_> = values.values().map(|v| v.name().to_owned()).collect();
+                    names.join("|")
+                }
+                prost_reflect::Kind::Bytes => "bytes (base64)".to_owned(),
+                scalar => format!("{scalar:?}").to_lowercase(),
+            };
+            let many = if field.is_list() { "repeated " } else { "" };
+            let one_of = field
+                .containing_oneof()
+                .filter(|_| !field.supports_presence() || !field_is_optional(&field))
+                .map(|group| format!("one of {}", group.name()))
+                .unwrap_or_default();
+            vec![field.json_name().to_owned(), format!("{many}{name}"), one_of]
+        })
+        .collect();
+    match rows.is_empty() {
+        true => vec!["no fields".to_owned()],
+        false => table(&rows),
+    }
+}
+
+/// `optional` is a oneof of its own in the descriptor, of no interest to a reader.
+fn field_is_optional(field: &prost_reflect::FieldDescriptor) -> bool {
+    field.field_descriptor_proto().proto3_optional()
+}

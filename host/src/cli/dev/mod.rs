@@ -1,0 +1,264 @@
+//! `conclave dev`: a cluster on this machine, each node a process of its own.
+//!
+//! Contract: the cluster lives as long as this process. Started again on the same directory it goes
+//! on with the same data. `DIR/cluster.json` names every node's process, addresses and data; it is
+//! replaced atomically whenever a node starts or ends.
+//!
+//! Caveats: a node that dies stays dead, on purpose: this is where one sees what a cluster does then.
+//! The command that starts it again is printed. All nodes share one master key, which lies beside the
+//! data that it protects: fine for trying things out, for nothing else.
+
+mod children;
+mod plan;
+mod ready;
+
+use std::{
+    ffi::OsString,
+    fs::{self, File, TryLockError},
+    os::unix::fs::DirBuilderExt,
+    path::{Path, PathBuf},
+};
+
+use clap::Args;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+
+use self::{
+    children::{Children, Ended, in_words, tail},
+    plan::{NODES_MAX, Node, PORT_BASE_MAX, Plan, Wishes, reset, shell},
+};
+use super::{Failed, Result, key, output::Output};
+
+/// Run a cluster on this machine, to try things out
+///
+/// Starts each node as a process of its own, waits until the cluster serves, and stops it on Ctrl-C.
+/// Node i listens on port base+i for clients, base+100+i for its peers and base+200+i for metrics.
+/// Started again on the same directory the cluster goes on with its data. In the directory are
+/// cluster.json (process ids and addresses), node-N.log, the nodes' data and master.key.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  conclave dev
+  conclave dev --nodes 5 --data-dir /tmp/five --port-base 8100
+  conclave dev --module target/machine.wasm --reset
+
+To lose a node, and see how it is started again:
+  kill -9 $(jq .nodes[0].pid conclave-dev/cluster.json)")]
+pub struct Arguments {
+    /// How many nodes, 1 to 9; 3 for a new cluster
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=NODES_MAX))]
+    nodes: Option<u64>,
+
+    /// Where the cluster lives
+    #[arg(long, value_name = "DIR", default_value = "conclave-dev")]
+    data_dir: PathBuf,
+
+    /// The ports begin above this one; 7100 for a new cluster
+    #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=PORT_BASE_MAX))]
+    port_base: Option<u16>,
+
+    /// The machine's component; the key-value store if not given
+    #[arg(long, value_name = "FILE")]
+    module: Option<PathBuf>,
+
+    /// Remove the cluster that the directory holds, with its data, and start a new one
+    #[arg(long)]
+    reset: bool,
+}
+
+/// Runs the verb.
+pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
+    let dir = directory(&arguments.data_dir)?;
+    let _lock = lock(&dir)?;
+    if arguments.reset {
+        reset(&dir)?;
+    }
+    let module = arguments.module.map(|module| absolute(&module)).transpose()?;
+    let wishes = Wishes { nodes: arguments.nodes, port_base: arguments.port_base, module };
+    let plan = Plan::of(&dir, &wishes)?;
+    plan.check_ports()?;
+    let key_file = dir.join("master.key");
+    if !key_file.exists() {
+        key::generate(&key_file)?;
+    }
+    let program = std::env::current_exe()
+        .map_err(|cause| Failed::local(format!("this program cannot find itself: {cause}")))?;
+    // From here on a signal ends the children too, not this process alone.
+    let mut signals = Signals::new()?;
+    let mut cluster = Cluster { dir, program, plan, children: Children::new() };
+    let result = cluster.live(&mut signals, output).await;
+    cluster.stop(&mut signals, output).await;
+    result
+}
+
+/// A running cluster.
+struct Cluster {
+    dir: PathBuf,
+    program: PathBuf,
+    plan: Plan,
+    children: Children,
+}
+
+impl Cluster {
+    /// From the start of the first node until a signal, or until no node is left.
+    async fn live(&mut self, signals: &mut Signals, output: &mut Output) -> Result {
+        for at in 0..self.plan.nodes.len() {
+            let arguments = self.arguments(&self.plan.nodes[at]);
+            let pid = self.children.start(&self.program, &arguments, &self.plan.nodes[at])?;
+            self.plan.nodes[at].pid = Some(pid);
+        }
+        self.plan.write(&self.dir)?;
+        output.remark(format!(
+            "starting {} nodes in {}",
+            self.plan.nodes.len(),
+            self.dir.display()
+        ));
+        let leader = tokio::select! {
+            leader = ready::wait(&self.plan) => leader?,
+            ended = self.children.next_ended() => {
+                self.report(ended, output)?;
+                return Err(Failed::local("the cluster did not start"));
+            }
+            () = signals.next() => return Ok(()),
+        };
+        self.explain(leader, output);
+        loop {
+            tokio::select! {
+                ended = self.children.next_ended() => match ended {
+                    Some(_) => self.report(ended, output)?,
+                    None => return Err(Failed::local("no node is left")),
+                },
+                () = signals.next() => return Ok(()),
+            }
+        }
+    }
+
+    /// Asks all nodes to stop; a second signal kills them.
+    async fn stop(&mut self, signals: &mut Signals, output: &mut Output) {
+        self.children.stop();
+        output.remark("stopping; once more to kill");
+        loop {
+            tokio::select! {
+                ended = self.children.next_ended() => match ended {
+                    Some(Ended { id, .. }) => self.forget(id),
+                    None => break,
+                },
+                () = signals.next() => self.children.kill(),
+            }
+        }
+        if let Err(failed) = self.plan.write(&self.dir) {
+            output.failed(&failed);
+        }
+    }
+
+    fn arguments(&self, node: &Node) -> Vec<OsString> {
+        self.plan.serve_arguments(&self.dir, node)
+    }
+
+    fn forget(&mut self, id: u64) {
+        for node in self.plan.nodes.iter_mut().filter(|node| node.id == id) {
+            node.pid = None;
+        }
+    }
+
+    /// A node ended that nobody stopped.
+    fn report(&mut self, ended: Option<Ended>, output: &mut Output) -> Result {
+        let Some(Ended { id, status }) = ended else { return Ok(()) };
+        self.forget(id);
+        self.plan.write(&self.dir)?;
+        let Some(node) = self.plan.nodes.iter().find(|node| node.id == id) else { return Ok(()) };
+        output.remark(format!(
+            "node {id} {}; the end of {}:",
+            in_words(status),
+            node.log.display()
+        ));
+        for line in tail(&node.log) {
+            output.remark(format!("  | {line}"));
+        }
+        output.remark("to start it again, in another terminal:");
+        output.remark(format!("  {}", shell(&self.program, &self.arguments(node))));
+        Ok(())
+    }
+
+    fn explain(&self, leader: u64, output: &mut Output) {
+        let plan = &self.plan;
+        output.line(format!(
+            "cluster {} serves: {} nodes, leader {leader}, clients at {}",
+            plan.cluster_id,
+            plan.nodes.len(),
+            plan.endpoints()
+        ));
+        output.line("\nIn another terminal:");
+        if plan.port_base != 7100 {
+            output.line(format!("  export CONCLAVE_ENDPOINTS={}", plan.endpoints()));
+        }
+        output.line("  conclave status");
+        output.line("  conclave call --list");
+        if plan.module.is_none() {
+            output.line("  conclave kv put greeting hello");
+            output.line("  conclave kv get greeting");
+        }
+        if let Some(node) = plan.nodes.first() {
+            output.line(format!("  grpcurl -plaintext {} list", node.client));
+        }
+        output.line("\nEach node by itself, once this process or the node has stopped:");
+        for node in &plan.nodes {
+            output.line(format!("  {}", shell(&self.program, &self.arguments(node))));
+        }
+        output.line("\nCtrl-C stops the cluster; its data stays.");
+    }
+}
+
+/// What asks this process to end.
+struct Signals([Signal; 3]);
+
+impl Signals {
+    fn new() -> Result<Self> {
+        let listen = |kind| {
+            signal(kind)
+                .map_err(|cause| Failed::local(format!("cannot listen to signals: {cause}")))
+        };
+        Ok(Self([
+            listen(SignalKind::interrupt())?,
+            listen(SignalKind::terminate())?,
+            listen(SignalKind::hangup())?,
+        ]))
+    }
+
+    async fn next(&mut self) {
+        let [interrupt, terminate, hangup] = &mut self.0;
+        tokio::select! {
+            _ = interrupt.recv() => {}
+            _ = terminate.recv() => {}
+            _ = hangup.recv() => {}
+        }
+    }
+}
+
+fn absolute(path: &Path) -> Result<PathBuf> {
+    fs::canonicalize(path).map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))
+}
+
+/// Makes the directory, for its owner alone.
+fn directory(path: &Path) -> Result<PathBuf> {
+    fs::DirBuilder::new()
+        .recursive(true)
+        .mode(0o700)
+        .create(path)
+        .map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))?;
+    absolute(path)
+}
+
+/// Two clusters in one directory would fight over everything in it.
+fn lock(dir: &Path) -> Result<File> {
+    let path = dir.join("dev.lock");
+    let failed = |cause: std::io::Error| Failed::local(format!("{}: {cause}", path.display()));
+    let file = File::create(&path).map_err(failed)?;
+    match file.try_lock() {
+        Ok(()) => Ok(file),
+        Err(TryLockError::WouldBlock) => Err(Failed::local(format!(
+            "another `conclave dev` runs in {}; stop it, or choose another --data-dir and --port-base",
+            dir.display()
+        ))),
+        Err(TryLockError::Error(cause)) => Err(failed(cause)),
+    }
+}

@@ -1,0 +1,63 @@
+//! Waiting until a cluster serves.
+
+use std::time::{Duration, Instant};
+
+use conclave_client::Client;
+
+use super::plan::{Node, Plan};
+use crate::cli::{Failed, Result};
+
+/// A first start compiles the machine on every node at once; an unoptimised build takes a while.
+const START_WAIT: Duration = Duration::from_secs(120);
+const ASK_EVERY: Duration = Duration::from_millis(100);
+const ANSWER_WAIT: Duration = Duration::from_secs(1);
+
+/// Waits until every node says that it serves (which it does only when it can answer linearizable
+/// reads) and all agree on who leads. Answers with the leader's id.
+pub(super) async fn wait(plan: &Plan) -> Result<u64> {
+    let ends = Instant::now() + START_WAIT;
+    let clients = plan.nodes.iter().map(of).collect::<Result<Vec<_>>>()?;
+    let mut leader = 0;
+    for (node, client) in plan.nodes.iter().zip(&clients) {
+        leader = loop {
+            let why = match state(client).await {
+                Ok(leader) => break leader,
+                Err(why) => why,
+            };
+            if Instant::now() >= ends {
+                return Err(Failed::local(format!(
+                    "node {} does not serve after {} s ({why}); see {}",
+                    node.id,
+                    START_WAIT.as_secs(),
+                    node.log.display()
+                )));
+            }
+            tokio::time::sleep(ASK_EVERY).await;
+        };
+    }
+    Ok(leader)
+}
+
+/// The leader, if the node serves and knows one.
+async fn state(client: &Client) -> std::result::Result<u64, String> {
+    match client.is_serving().await {
+        Ok(true) => {}
+        Ok(false) => return Err("it says NOT_SERVING".to_owned()),
+        Err(error) => return Err(error.to_string()),
+    }
+    let status = client.status().await.map_err(|error| error.to_string())?;
+    match status.leader {
+        0 => Err("it knows no leader".to_owned()),
+        leader => Ok(leader),
+    }
+}
+
+/// A client that asks this node and no other.
+fn of(node: &Node) -> Result<Client> {
+    Client::builder()
+        .endpoints([&node.client])
+        .deadline(ANSWER_WAIT)
+        .follow_leader(false)
+        .build()
+        .map_err(|error| Failed::local(error.to_string()))
+}

@@ -1,0 +1,86 @@
+//! Keys and values in the batches that they are sent in.
+
+/// `kv.v1.KV/Batch` takes no more operations.
+pub(crate) const OPERATIONS_MAX: usize = 128;
+/// And no more bytes of keys and values.
+pub(crate) const BYTES_MAX: usize = 1 << 20;
+/// What a key and a value cost beside their own bytes, at most: tags and lengths.
+const OVERHEAD_BYTES: usize = 32;
+
+/// A key and its value.
+pub(crate) type Pair = (String, String);
+
+/// Fills batches in order. A pair that is too large for any batch is a batch of its own, so that the
+/// node's refusal names it.
+pub(crate) struct Batches<I: Iterator<Item = Pair>> {
+    pairs: std::iter::Peekable<I>,
+}
+
+/// Cuts `pairs` into batches.
+pub(crate) fn batches<I: IntoIterator<Item = Pair>>(pairs: I) -> Batches<I::IntoIter> {
+    Batches { pairs: pairs.into_iter().peekable() }
+}
+
+impl<I: Iterator<Item = Pair>> Iterator for Batches<I> {
+    type Item = Vec<Pair>;
+
+    fn next(&mut self) -> Option<Vec<Pair>> {
+        let first = self.pairs.next()?;
+        let mut bytes = cost(&first);
+        let mut batch = vec![first];
+        while batch.len() < OPERATIONS_MAX
+            && let Some(pair) = self.pairs.next_if(|pair| bytes + cost(pair) <= BYTES_MAX)
+        {
+            bytes += cost(&pair);
+            batch.push(pair);
+        }
+        Some(batch)
+    }
+}
+
+fn cost((key, value): &Pair) -> usize {
+    key.len() + value.len() + OVERHEAD_BYTES
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn pair(at: usize, value_bytes: usize) -> Pair {
+        (format!("key-{at:06}"), "v".repeat(value_bytes))
+    }
+
+    #[test]
+    fn small_pairs_fill_batches_by_count() {
+        let sizes: Vec<_> =
+            batches((0..300).map(|at| pair(at, 10))).map(|batch| batch.len()).collect();
+        assert_eq!(sizes, [128, 128, 44]);
+    }
+
+    #[test]
+    fn a_pair_that_fits_nowhere_goes_alone() {
+        let pairs = vec![pair(0, 10), pair(1, BYTES_MAX + 1), pair(2, 10), pair(3, 10)];
+        let sizes: Vec<_> = batches(pairs).map(|batch| batch.len()).collect();
+        assert_eq!(sizes, [1, 1, 2]);
+    }
+
+    #[test]
+    fn nothing_makes_no_batch() {
+        assert_eq!(batches(Vec::new()).count(), 0);
+    }
+
+    proptest! {
+        #[test]
+        fn order_and_limits_hold(sizes in prop::collection::vec(0..200_000_usize, 0..60)) {
+            let pairs: Vec<_> = sizes.iter().enumerate().map(|(at, &b)| pair(at, b)).collect();
+            let cut: Vec<_> = batches(pairs.clone()).collect();
+            for batch in &cut {
+                prop_assert!(batch.len() <= OPERATIONS_MAX);
+                prop_assert!(batch.iter().map(cost).sum::<usize>() <= BYTES_MAX);
+            }
+            prop_assert_eq!(cut.concat(), pairs);
+        }
+    }
+}

@@ -1,0 +1,181 @@
+//! A JSON document of any shape as keys and values.
+//!
+//! `{"a": {"b": [true, "x"]}}` becomes `a/b/0 = true` and `a/b/1 = x`. Inside a document's own key `~`
+//! is written `~0` and `/` is written `~1`, as in JSON Pointer, so that two places never share a key.
+//! Strings are their own text, everything else is its JSON. An empty object or array is kept as `{}`
+//! or `[]`, for otherwise nothing would tell that it was there.
+//!
+//! Caveats: what was an array and what an object with the keys 0, 1, 2 looks the same afterwards, and
+//! so do the number 1 and the string "1".
+
+use serde_json::Value;
+
+/// The document's leaves in order, each key beginning with `prefix`. A document without any member
+/// has no leaves; one that is a bare string, number or literal has one, under `prefix` itself.
+pub(crate) fn flatten(document: Value, prefix: &str) -> Vec<(String, String)> {
+    let mut leaves = Vec::new();
+    match document {
+        Value::Object(members) => {
+            for (name, value) in members {
+                descend(&mut leaves, format!("{prefix}{}", escape(&name)), value);
+            }
+        }
+        Value::Array(items) => {
+            for (at, value) in items.into_iter().enumerate() {
+                descend(&mut leaves, format!("{prefix}{at}"), value);
+            }
+        }
+        scalar => leaves.push((prefix.to_owned(), text(scalar))),
+    }
+    leaves
+}
+
+/// The parser's own limit of nesting (128) bounds the recursion.
+fn descend(leaves: &mut Vec<(String, String)>, key: String, value: Value) {
+    match value {
+        Value::Object(members) if !members.is_empty() => {
+            for (name, value) in members {
+                descend(leaves, format!("{key}/{}", escape(&name)), value);
+            }
+        }
+        Value::Array(items) if !items.is_empty() => {
+            for (at, value) in items.into_iter().enumerate() {
+                descend(leaves, format!("{key}/{at}"), value);
+            }
+        }
+        leaf => leaves.push((key, text(leaf))),
+    }
+}
+
+fn escape(name: &str) -> String {
+    name.replace('~', "~0").replace('/', "~1")
+}
+
+fn text(leaf: Value) -> String {
+    match leaf {
+        Value::String(text) => text,
+        other => other.to_string(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use proptest::prelude::*;
+    use serde_json::{Map, json};
+
+    use super::*;
+
+    fn pairs(document: Value, prefix: &str) -> Vec<(String, String)> {
+        flatten(document, prefix)
+    }
+
+    fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
+        pairs.iter().map(|&(k, v)| (k.to_owned(), v.to_owned())).collect()
+    }
+
+    #[test]
+    fn every_shape_has_its_keys() {
+        let document = json!({
+            "a": {"b": ["x", 1.5, true, null]},
+            "empty": {"array": [], "object": {}, "text": ""},
+            "list": [[1], {"k": "v"}],
+            "n": 18446744073709551615_u64,
+        });
+        let expected = [
+            ("p/a/b/0", "x"),
+            ("p/a/b/1", "1.5"),
+            ("p/a/b/2", "true"),
+            ("p/a/b/3", "null"),
+            ("p/empty/array", "[]"),
+            ("p/empty/object", "{}"),
+            ("p/empty/text", ""),
+            ("p/list/0/0", "1"),
+            ("p/list/1/k", "v"),
+            ("p/n", "18446744073709551615"),
+        ];
+        assert_eq!(pairs(document, "p/"), owned(&expected));
+    }
+
+    #[test]
+    fn slashes_and_tildes_in_keys_are_escaped() {
+        let document = json!({"a/b": 1, "a": {"b": 2}, "~1": 3, "": {"": 4}});
+        let mut expected = owned(&[("a~1b", "1"), ("a/b", "2"), ("~01", "3"), ("/", "4")]);
+        expected.sort();
+        let mut found = pairs(document, "");
+        found.sort();
+        assert_eq!(found, expected);
+    }
+
+    #[test]
+    fn a_document_without_members() {
+        assert_eq!(pairs(json!({}), "p/"), []);
+        assert_eq!(pairs(json!([]), "p/"), []);
+        assert_eq!(pairs(json!("bare"), "p"), owned(&[("p", "bare")]));
+        assert_eq!(pairs(json!([1, 2]), ""), owned(&[("0", "1"), ("1", "2")]));
+        assert_eq!(pairs(json!({"": 1}), ""), owned(&[("", "1")]));
+    }
+
+    /// Builds the document back, with its leaves as text.
+    fn unflatten(leaves: &[(String, String)]) -> Value {
+        let mut root = Value::Object(Map::new());
+        for (key, value) in leaves {
+            let mut at = &mut root;
+            for name in key.split('/') {
+                let name = name.replace("~1", "/").replace("~0", "~");
+                at = at.as_object_mut().unwrap().entry(name).or_insert_with(|| json!({}));
+            }
+            *at = Value::String(value.clone());
+        }
+        root
+    }
+
+    /// What survives flattening: containers as objects, leaves as text.
+    fn survives(value: &Value) -> Value {
+        match value {
+            Value::Object(members) if !members.is_empty() => {
+                Value::Object(members.iter().map(|(k, v)| (k.clone(), survives(v))).collect())
+            }
+            Value::Array(items) if !items.is_empty() => Value::Object(
+                items.iter().enumerate().map(|(at, v)| (at.to_string(), survives(v))).collect(),
+            ),
+            leaf => Value::String(text(leaf.clone())),
+        }
+    }
+
+    fn any_document() -> impl Strategy<Value = Value> {
+        let leaf = prop_oneof![
+            Just(Value::Null),
+            any::<bool>().prop_map(Value::from),
+            any::<i64>().prop_map(Value::from),
+            any::<f64>().prop_map(Value::from),
+            ".*".prop_map(Value::from),
+            "[~/01{}\\[\\]]{0,6}".prop_map(Value::from),
+        ];
+        let name = prop_oneof!["[a-z]{0,3}", "[~/01]{0,4}", ".{0,4}"];
+        let name = name.boxed();
+        let value = leaf.prop_recursive(5, 64, 8, {
+            let name = name.clone();
+            move |inner| {
+                prop_oneof![
+                    prop::collection::vec(inner.clone(), 0..5).prop_map(Value::from),
+                    prop::collection::btree_map(name.clone(), inner, 0..5)
+                        .prop_map(|members| Value::Object(members.into_iter().collect())),
+                ]
+            }
+        });
+        prop::collection::btree_map(name, value, 1..6)
+            .prop_map(|members| Value::Object(members.into_iter().collect()))
+    }
+
+    proptest! {
+        #[test]
+        fn nothing_is_lost_and_no_key_is_used_twice(document in any_document()) {
+            let leaves = flatten(document.clone(), "");
+            let keys: BTreeSet<_> = leaves.iter().map(|(key, _)| key).collect();
+            prop_assert_eq!(keys.len(), leaves.len());
+            prop_assert_eq!(unflatten(&leaves), survives(&document));
+        }
+    }
+}

@@ -1,0 +1,53 @@
+//! `conclave kv`: the default machine, typed.
+
+mod batches;
+mod flatten;
+mod import;
+mod list;
+mod single;
+
+use clap::{Args, Subcommand};
+
+use super::{Result, output::Output, remote::Remote};
+
+/// Read and write the default machine, a key-value store
+///
+/// Keys are text, by custom with slashes: app/db/password. Values are text or bytes. Every write is
+/// on a majority's disks before it is acknowledged.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  conclave kv put app/color green
+  conclave kv get app/color
+  conclave kv list app/
+  conclave kv delete app/color
+  conclave kv import config.json --prefix app/")]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Put(single::Put),
+    Get(single::Get),
+    Delete(single::Delete),
+    List(list::List),
+    Import(import::Import),
+}
+
+/// Runs the verb.
+pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
+    let remote = &arguments.remote;
+    output.set_json(remote.json);
+    match arguments.verb {
+        Verb::Put(put) => put.run(remote, output).await,
+        Verb::Get(get) => get.run(remote, output).await,
+        Verb::Delete(delete) => delete.run(remote, output).await,
+        Verb::List(list) => list.run(remote, output).await,
+        Verb::Import(import) => import.run(remote, output).await,
+    }
+}

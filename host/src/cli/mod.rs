@@ -1,0 +1,154 @@
+//! The command line: one file a verb.
+//!
+//! Contract: a verb takes its arguments, does its work through the client crate alone (only `serve`
+//! and `dev` know of nodes as processes), hands what it has to say to [`output`] and returns. It
+//! never prints and never exits by itself. Results go to stdout, everything else to stderr, so that
+//! scripts can read the one and people the other. The exit code is 0 for success, 1 for a failure,
+//! 2 for wrong usage and 3 when `kv get` finds no such key.
+//!
+//! Caveats: values given as arguments are visible in the process list; `kv put KEY -` and `--file`
+//! are not.
+
+pub mod call;
+pub mod dev;
+pub mod key;
+pub mod kv;
+pub mod output;
+pub mod remote;
+pub mod serve;
+pub mod status;
+
+use clap::{Parser, Subcommand};
+
+use output::Output;
+
+/// How a verb ends when it does not succeed.
+#[derive(Debug)]
+pub enum Failed {
+    /// It did not work. One line for people that says what to do next, and gRPC's name of the code.
+    Failure {
+        /// For programs: `UNAVAILABLE`, `NOT_FOUND`, ...
+        code: &'static str,
+        /// For people.
+        message: String,
+    },
+    /// The arguments do not make sense together.
+    Usage(String),
+    /// `kv get` found no such key.
+    NotFound(String),
+}
+
+impl Failed {
+    /// A failure of this program's own, without an answer from a node.
+    pub fn local(message: impl Into<String>) -> Self {
+        Self::Failure { code: "FAILED", message: message.into() }
+    }
+
+    /// Says so, and gives the process's exit code.
+    pub fn report(&self) -> std::process::ExitCode {
+        Output::new().failed(self);
+        std::process::ExitCode::from(self.exit_code())
+    }
+
+    /// The process's exit code.
+    pub fn exit_code(&self) -> u8 {
+        match self {
+            Self::Failure { .. } => 1,
+            Self::Usage(_) => 2,
+            Self::NotFound(_) => 3,
+        }
+    }
+}
+
+/// How verbs end.
+pub type Result<T = ()> = std::result::Result<T, Failed>;
+
+/// A host for replicated state machines that are WebAssembly components.
+#[derive(Debug, Parser)]
+#[command(
+    name = "conclave",
+    version,
+    arg_required_else_help = true,
+    after_long_help = "\
+Try it:
+  conclave dev                             a cluster of three nodes on this machine
+  conclave kv put greeting hello           in another terminal
+  conclave kv get greeting
+  conclave status
+  conclave call --list                     what the cluster's machine can do
+
+Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (kv get)."
+)]
+pub struct Cli {
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Dev(dev::Arguments),
+    Serve(Box<serve::Arguments>),
+    Status(status::Arguments),
+    Call(call::Arguments),
+    Kv(kv::Arguments),
+    Key(key::Arguments),
+}
+
+impl Cli {
+    /// Does what was asked and answers with the process's exit code.
+    pub async fn run(self) -> u8 {
+        let mut output = Output::new();
+        let result = match self.verb {
+            Verb::Dev(arguments) => dev::run(arguments, &mut output).await,
+            Verb::Serve(arguments) => serve::run(*arguments).await,
+            Verb::Status(arguments) => status::run(arguments, &mut output).await,
+            Verb::Call(arguments) => call::run(arguments, &mut output).await,
+            Verb::Kv(arguments) => kv::run(arguments, &mut output).await,
+            Verb::Key(arguments) => key::run(arguments, &mut output),
+        };
+        match result {
+            Ok(()) => 0,
+            Err(failed) => {
+                output.failed(&failed);
+                failed.exit_code()
+            }
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_are_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_verb_teaches_by_example() {
+        fn check(command: &clap::Command, path: &str) {
+            for verb in command.get_subcommands().filter(|verb| verb.get_name() != "help") {
+                let path = format!("{path} {}", verb.get_name());
+                let help = verb
+                    .get_after_long_help()
+                    .map(ToString::to_string)
+                    .unwrap_or_else(|| panic!("{path} has no examples"));
+                assert!(
+                    help.contains(&format!("{path} ")) || help.contains(&path),
+                    "{path}: {help}"
+                );
+                check(verb, &path);
+            }
+        }
+        check(&Cli::command(), "conclave");
+    }
+
+    #[test]
+    fn nothing_at_all_is_wrong_usage_that_shows_the_help() {
+        let error = Cli::try_parse_from(["conclave"]).unwrap_err();
+        assert_eq!(error.kind(), clap::error::ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand);
+    }
+}

@@ -1,0 +1,170 @@
+//! The one place that prints.
+//!
+//! A failure to write is not reported: the reader (`head`, a closed terminal) went away on purpose, and
+//! there is nobody left to tell.
+#![allow(
+    clippy::print_stdout,
+    clippy::print_stderr,
+    reason = "the command line's only place that prints"
+)]
+
+use std::{
+    io::{self, IsTerminal, Write},
+    time::{Duration, Instant},
+};
+
+use indicatif::{ProgressBar, ProgressStyle};
+use serde_json::{Value, json};
+
+use super::Failed;
+
+/// Without a terminal, progress is a line this often.
+const PROGRESS_LINE_EVERY: Duration = Duration::from_secs(2);
+
+/// Where results and remarks go.
+#[derive(Debug)]
+pub struct Output {
+    json: bool,
+}
+
+impl Output {
+    /// For people, until [`Output::set_json`] says otherwise.
+    #[allow(clippy::new_without_default, reason = "one is made, in one place")]
+    pub fn new() -> Self {
+        Self { json: false }
+    }
+
+    /// Errors become JSON too.
+    pub fn set_json(&mut self, json: bool) {
+        self.json = json;
+    }
+
+    /// A line of the result.
+    pub fn line(&mut self, text: impl AsRef<str>) {
+        let mut out = io::stdout().lock();
+        let _ = out.write_all(text.as_ref().as_bytes());
+        let _ = out.write_all(b"\n");
+    }
+
+    /// Bytes of the result, exactly.
+    pub fn bytes(&mut self, bytes: &[u8]) {
+        let mut out = io::stdout().lock();
+        let _ = out.write_all(bytes).and_then(|()| out.flush());
+    }
+
+    /// A result as JSON, indented.
+    pub fn value(&mut self, value: &Value) {
+        self.line(format!("{value:#}"));
+    }
+
+    /// A remark for people, on stderr.
+    pub fn remark(&mut self, text: impl AsRef<str>) {
+        let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+    }
+
+    /// Why the verb did not succeed: one line on stderr.
+    pub fn failed(&mut self, failed: &Failed) {
+        let (code, message) = match failed {
+            Failed::Failure { code, message } => (*code, message),
+            Failed::Usage(message) => ("USAGE", message),
+            Failed::NotFound(message) => ("NOT_FOUND", message),
+        };
+        if self.json {
+            let error = json!({"error": {"code": code, "message": message}});
+            self.remark(error.to_string());
+        } else {
+            self.remark(format!("conclave: {}", message.replace('\n', " ")));
+        }
+    }
+
+    /// A bar on a terminal, lines elsewhere.
+    pub fn progress(&mut self, total: u64, what: &'static str) -> Progress {
+        if !io::stderr().is_terminal() || self.json {
+            return Progress::Lines {
+                done: 0,
+                total,
+                what,
+                last: Instant::now(),
+                silent: self.json,
+            };
+        }
+        let bar = ProgressBar::new(total);
+        let template = "{wide_bar} {human_pos}/{human_len} {msg} {per_sec} {eta}";
+        if let Ok(style) = ProgressStyle::with_template(template) {
+            bar.set_style(style);
+        }
+        bar.set_message(what);
+        Progress::Bar(bar)
+    }
+}
+
+/// How far a long verb has come.
+pub enum Progress {
+    /// Redrawn in place.
+    Bar(ProgressBar),
+    /// A line now and then.
+    Lines {
+        /// So far.
+        done: u64,
+        /// In the end.
+        total: u64,
+        /// Of what.
+        what: &'static str,
+        /// When the last line was printed.
+        last: Instant,
+        /// No lines either.
+        silent: bool,
+    },
+}
+
+impl Progress {
+    /// So many more are done.
+    pub fn advance(&mut self, by: u64) {
+        match self {
+            Self::Bar(bar) => bar.inc(by),
+            Self::Lines { done, total, what, last, silent } => {
+                *done += by;
+                if !*silent && last.elapsed() >= PROGRESS_LINE_EVERY {
+                    *last = Instant::now();
+                    eprintln!("{done}/{total} {what}");
+                }
+            }
+        }
+    }
+
+    /// Takes the bar away.
+    pub fn finish(self) {
+        if let Self::Bar(bar) = self {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+/// Columns as wide as their widest cell. The first row is the head.
+pub fn table(rows: &[Vec<String>]) -> Vec<String> {
+    let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
+    let widths: Vec<usize> = (0..columns)
+        .map(|at| rows.iter().filter_map(|row| row.get(at)).map(|c| c.chars().count()).max())
+        .map(Option::unwrap_or_default)
+        .collect();
+    rows.iter()
+        .map(|row| {
+            let cells: Vec<_> =
+                row.iter().zip(&widths).map(|(cell, width)| format!("{cell:<width$}")).collect();
+            cells.join("  ").trim_end().to_owned()
+        })
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn columns_are_aligned_and_lines_end_with_text() {
+        let rows = [["ID", "ROLE"], ["1", "leader"], ["10", ""]];
+        let rows: Vec<Vec<String>> =
+            rows.iter().map(|row| row.iter().map(|&c| c.to_owned()).collect()).collect();
+        assert_eq!(table(&rows), ["ID  ROLE", "1   leader", "10"]);
+    }
+}

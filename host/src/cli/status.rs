@@ -1,0 +1,103 @@
+//! `conclave status`: the cluster at a glance.
+
+use clap::Args;
+use conclave_client::proto::cluster::{Node, StatusResponse};
+use serde_json::{Value, json};
+
+use super::{
+    Result,
+    output::{Output, table},
+    remote::Remote,
+};
+
+/// Show the cluster: who leads, how far each node is, what is wrong
+///
+/// Any node answers, also without a leader; it asks the others for their own state. APPLIED is how
+/// far a node's machine has come, and differs for a moment on a cluster at work. FAULT stays empty on
+/// a node that works.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  conclave status
+  conclave status --endpoints node1:7100
+  conclave status --json | jq .leader
+
+With --json: {\"cluster_id\", \"leader\" (null if none), \"term\", \"answered_by\", \"nodes\": [{\"id\", \"role\",
+\"applied\", \"committed\", \"last_log\", \"snapshot\", \"purged\", \"module\", \"version\", \"client\", \"peer\",
+\"engine\", \"fault\" (null if none)}]}")]
+pub struct Arguments {
+    #[command(flatten)]
+    remote: Remote,
+}
+
+/// Runs the verb.
+pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
+    let remote = &arguments.remote;
+    output.set_json(remote.json);
+    let status = remote.client()?.status().await.map_err(|error| remote.failed(&error))?;
+    if remote.json {
+        output.value(&as_json(&status));
+        return Ok(());
+    }
+    let leader = match status.leader {
+        0 => "no leader".to_owned(),
+        id => format!("leader {id}"),
+    };
+    output.line(format!("cluster {}: {leader}, term {}", status.cluster_id, status.term));
+    let head = ["ID", "ROLE", "APPLIED", "LOG", "SNAPSHOT", "MODULE", "CLIENT", "FAULT"];
+    let mut rows = vec![head.map(str::to_owned).to_vec()];
+    rows.extend(status.nodes.iter().map(row));
+    for line in table(&rows) {
+        output.line(line);
+    }
+    Ok(())
+}
+
+fn row(node: &Node) -> Vec<String> {
+    let reached = node.role != "unreachable";
+    let number = |number: u64| if reached { number.to_string() } else { "-".to_owned() };
+    let module: String = match node.module.is_empty() {
+        true => "-".to_owned(),
+        false => node.module.chars().take(12).collect(),
+    };
+    vec![
+        node.id.to_string(),
+        node.role.clone(),
+        number(node.applied),
+        number(node.last_log),
+        number(node.snapshot),
+        module,
+        node.client_address.clone(),
+        node.fault.clone(),
+    ]
+}
+
+/// What scripts read.
+pub fn as_json(status: &StatusResponse) -> Value {
+    let nodes: Vec<_> = status.nodes.iter().map(node_as_json).collect();
+    json!({
+        "cluster_id": status.cluster_id,
+        "leader": (status.leader != 0).then_some(status.leader),
+        "term": status.term,
+        "answered_by": status.answered_by,
+        "nodes": nodes,
+    })
+}
+
+fn node_as_json(node: &Node) -> Value {
+    json!({
+        "id": node.id,
+        "role": node.role,
+        "last_log": node.last_log,
+        "committed": node.committed,
+        "applied": node.applied,
+        "snapshot": node.snapshot,
+        "purged": node.purged,
+        "module": node.module,
+        "version": node.version,
+        "client": node.client_address,
+        "peer": node.peer_address,
+        "engine": node.engine,
+        "fault": (!node.fault.is_empty()).then_some(&node.fault),
+    })
+}

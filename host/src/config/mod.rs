@@ -1,0 +1,120 @@
+//! What an operator may set: plain data, validated once, then passed explicitly.
+//!
+//! [`Settings`] is what was written down, in flags, environment and file. [`Config`] is what holds:
+//! every field present, every rule between fields checked. Nothing else reads the environment.
+
+mod settings;
+mod validate;
+
+use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
+
+pub use settings::{LogFormat, Settings};
+pub use validate::ConfigError;
+use zeroize::Zeroizing;
+
+/// Everything a node needs to know before it starts.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// This node's number in the cluster. Never zero, never reused: a node that lost its data joins
+    /// under a new one.
+    pub node_id: u64,
+    /// The cluster's name. Part of every record's authentication, so that no node of another cluster
+    /// can be mistaken for one of ours.
+    pub cluster_id: String,
+    /// Where the log, the snapshots and the keyring live. One node, one directory.
+    pub data_dir: PathBuf,
+    /// For clients.
+    pub listen_client: SocketAddr,
+    /// For the other members. Never expose it to clients.
+    pub listen_peer: SocketAddr,
+    /// For metrics and probes.
+    pub listen_admin: SocketAddr,
+    /// The members with which the cluster is initialized, this node among them.
+    pub members: Vec<Member>,
+    /// Where the master key comes from.
+    pub master_key: MasterKeySource,
+    /// The machine's component; absent: the key-value store that the binary carries.
+    pub module: Option<PathBuf>,
+    /// Raft's clock.
+    pub timing: Timing,
+    /// What a request and a machine may use.
+    pub limits: Limits,
+    /// When a snapshot is taken.
+    pub snapshot: SnapshotPolicy,
+    /// How the node's log looks.
+    pub log_format: LogFormat,
+    /// Stop when standard input closes: for a node whose parent must not outlive it.
+    pub exit_on_stdin_close: bool,
+}
+
+/// One initial member.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Member {
+    /// The member's node id.
+    pub node_id: u64,
+    /// `host:port` where the other members reach it.
+    pub peer_address: String,
+    /// `host:port` where clients reach it.
+    pub client_address: String,
+}
+
+/// Where the master key comes from. Never from the command line, where every process can read it.
+#[derive(Clone)]
+pub enum MasterKeySource {
+    /// A file that holds it.
+    File(PathBuf),
+    /// The value of the environment variable `CONCLAVE_MASTER_KEY`.
+    Value(Zeroizing<String>),
+}
+
+impl fmt::Debug for MasterKeySource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "file {}", path.display()),
+            Self::Value(_) => f.write_str("environment variable CONCLAVE_MASTER_KEY"),
+        }
+    }
+}
+
+/// Raft's clock. The election timeout must be several heartbeats, or a single late one starts an
+/// election.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Timing {
+    /// How often a leader shows that it lives. Default 100 ms, at least 10 ms.
+    pub heartbeat: Duration,
+    /// A follower that hears nothing for a random time between these two starts an election. Default
+    /// 500 ms, at least 3 heartbeats.
+    pub election_min: Duration,
+    /// Default 1000 ms, at least `election_min` and a heartbeat.
+    pub election_max: Duration,
+    /// How long a request may take whose caller set no deadline. Default 10 s.
+    pub request_timeout: Duration,
+}
+
+/// What a request and a machine may use. Hitting a limit is a clear error, the same on every replica
+/// where it decides an outcome: give every node the same values.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// The largest request message. Default 4 MiB, at most 16 MiB.
+    pub request_bytes_max: usize,
+    /// The largest response message. Default 4 MiB, at most 64 MiB.
+    pub response_bytes_max: usize,
+    /// Fuel, about one unit a wasm instruction, for one call. Default 2,000,000,000: a second or two.
+    pub fuel_per_call: u64,
+    /// Linear memory of one instance of the machine; a node keeps two. Default 1 GiB, at most 4 GiB.
+    pub memory_bytes_max: usize,
+    /// Commands that a leader holds at once between proposal and answer. Default 8192.
+    pub commands_in_flight_max: usize,
+}
+
+/// When a snapshot is taken, after which the log before it is purged.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SnapshotPolicy {
+    /// After so many entries since the last. Default 50,000, at least 100.
+    pub entries: u64,
+    /// Or after so many bytes of entries. Default 64 MiB, at least 1 MiB.
+    pub bytes: u64,
+    /// Entries that stay in the log although a snapshot covers them, so that a follower which was
+    /// away for a moment needs no snapshot. Default 5,000.
+    pub keep_entries: u64,
+}

@@ -1,0 +1,171 @@
+//! Flags, environment and file, in this order of precedence.
+
+use std::{fs, net::SocketAddr, path::PathBuf};
+
+use serde::Deserialize;
+
+use super::ConfigError;
+
+/// What was written down. One struct for all three places, so that each knows every setting under the
+/// same name: `--node-id`, `CONCLAVE_NODE_ID`, `node_id = 1`.
+#[derive(Clone, Debug, Default, clap::Args, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Settings {
+    /// Read settings from this TOML file; flags and environment win over it
+    #[arg(long, env = "CONCLAVE_CONFIG", value_name = "FILE")]
+    #[serde(skip)]
+    pub config: Option<PathBuf>,
+
+    /// This node's number in the cluster: 1, 2, 3, … Never reuse one
+    #[arg(long, env = "CONCLAVE_NODE_ID", value_name = "N")]
+    pub node_id: Option<u64>,
+
+    /// The cluster's name, the same on every node
+    #[arg(long, env = "CONCLAVE_CLUSTER_ID", value_name = "NAME")]
+    pub cluster_id: Option<String>,
+
+    /// Where this node keeps its log, snapshots and keyring
+    #[arg(long, env = "CONCLAVE_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+
+    /// Listen here for clients [default: 127.0.0.1:7101]
+    #[arg(long, env = "CONCLAVE_LISTEN_CLIENT", value_name = "IP:PORT")]
+    pub listen_client: Option<SocketAddr>,
+
+    /// Listen here for the other members [default: 127.0.0.1:7201]
+    #[arg(long, env = "CONCLAVE_LISTEN_PEER", value_name = "IP:PORT")]
+    pub listen_peer: Option<SocketAddr>,
+
+    /// Listen here for metrics and probes [default: 127.0.0.1:7301]
+    #[arg(long, env = "CONCLAVE_LISTEN_ADMIN", value_name = "IP:PORT")]
+    pub listen_admin: Option<SocketAddr>,
+
+    /// An initial member, this node included; give it once a member, or all in the environment
+    /// variable with `;` between them
+    #[arg(
+        long = "member",
+        env = "CONCLAVE_MEMBERS",
+        value_delimiter = ';',
+        value_name = "ID=PEER_HOST:PORT,CLIENT_HOST:PORT"
+    )]
+    #[serde(default)]
+    pub members: Vec<String>,
+
+    /// The file that holds the master key: 32 bytes, raw, in hexadecimal or in base64. Instead of a
+    /// file the environment variable CONCLAVE_MASTER_KEY may hold the key itself
+    #[arg(long, env = "CONCLAVE_MASTER_KEY_FILE", value_name = "FILE")]
+    pub master_key_file: Option<PathBuf>,
+
+    /// The machine's component [default: the key-value store]
+    #[arg(long, env = "CONCLAVE_MODULE", value_name = "FILE.wasm")]
+    pub module: Option<PathBuf>,
+
+    /// How often a leader shows that it lives [default: 100]
+    #[arg(long, env = "CONCLAVE_HEARTBEAT_MS", value_name = "MS")]
+    pub heartbeat_ms: Option<u64>,
+
+    /// The shortest silence after which a follower starts an election [default: 500]
+    #[arg(long, env = "CONCLAVE_ELECTION_MIN_MS", value_name = "MS")]
+    pub election_min_ms: Option<u64>,
+
+    /// The longest silence after which a follower starts an election [default: 1000]
+    #[arg(long, env = "CONCLAVE_ELECTION_MAX_MS", value_name = "MS")]
+    pub election_max_ms: Option<u64>,
+
+    /// How long a request may take whose caller set no deadline [default: 10000]
+    #[arg(long, env = "CONCLAVE_REQUEST_TIMEOUT_MS", value_name = "MS")]
+    pub request_timeout_ms: Option<u64>,
+
+    /// The largest request message [default: 4194304]
+    #[arg(long, env = "CONCLAVE_REQUEST_BYTES_MAX", value_name = "BYTES")]
+    pub request_bytes_max: Option<usize>,
+
+    /// The largest response message [default: 4194304]
+    #[arg(long, env = "CONCLAVE_RESPONSE_BYTES_MAX", value_name = "BYTES")]
+    pub response_bytes_max: Option<usize>,
+
+    /// Fuel for one call of the machine, about one unit a wasm instruction [default: 2000000000]
+    #[arg(long, env = "CONCLAVE_FUEL_PER_CALL", value_name = "UNITS")]
+    pub fuel_per_call: Option<u64>,
+
+    /// Linear memory of one instance of the machine [default: 1073741824]
+    #[arg(long, env = "CONCLAVE_MEMORY_BYTES_MAX", value_name = "BYTES")]
+    pub memory_bytes_max: Option<usize>,
+
+    /// Commands that a leader holds at once [default: 8192]
+    #[arg(long, env = "CONCLAVE_COMMANDS_IN_FLIGHT_MAX", value_name = "COUNT")]
+    pub commands_in_flight_max: Option<usize>,
+
+    /// Take a snapshot after so many entries since the last [default: 50000]
+    #[arg(long, env = "CONCLAVE_SNAPSHOT_ENTRIES", value_name = "COUNT")]
+    pub snapshot_entries: Option<u64>,
+
+    /// Take a snapshot after so many bytes of entries since the last [default: 67108864]
+    #[arg(long, env = "CONCLAVE_SNAPSHOT_BYTES", value_name = "BYTES")]
+    pub snapshot_bytes: Option<u64>,
+
+    /// Entries that stay in the log although a snapshot covers them [default: 5000]
+    #[arg(long, env = "CONCLAVE_KEEP_ENTRIES", value_name = "COUNT")]
+    pub keep_entries: Option<u64>,
+
+    /// How the node's log looks, on standard error [default: text]
+    #[arg(long, env = "CONCLAVE_LOG_FORMAT", value_enum, value_name = "FORMAT")]
+    pub log_format: Option<LogFormat>,
+
+    /// Stop when standard input closes
+    #[arg(long, hide = true)]
+    #[serde(skip)]
+    pub exit_on_stdin_close: bool,
+}
+
+/// How the node's log looks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    #[default]
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+impl Settings {
+    /// Fills what flags and environment left open from the file, if one is named.
+    pub fn with_file(self) -> Result<Self, ConfigError> {
+        let Some(path) = self.config.clone() else { return Ok(self) };
+        let text = fs::read_to_string(&path)
+            .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
+        let file: Self = toml::from_str(&text)
+            .map_err(|source| ConfigError::Malformed { path, source: Box::new(source) })?;
+        Ok(self.or(file))
+    }
+
+    fn or(self, file: Self) -> Self {
+        Self {
+            config: self.config,
+            node_id: self.node_id.or(file.node_id),
+            cluster_id: self.cluster_id.or(file.cluster_id),
+            data_dir: self.data_dir.or(file.data_dir),
+            listen_client: self.listen_client.or(file.listen_client),
+            listen_peer: self.listen_peer.or(file.listen_peer),
+            listen_admin: self.listen_admin.or(file.listen_admin),
+            members: if self.members.is_empty() { file.members } else { self.members },
+            master_key_file: self.master_key_file.or(file.master_key_file),
+            module: self.module.or(file.module),
+            heartbeat_ms: self.heartbeat_ms.or(file.heartbeat_ms),
+            election_min_ms: self.election_min_ms.or(file.election_min_ms),
+            election_max_ms: self.election_max_ms.or(file.election_max_ms),
+            request_timeout_ms: self.request_timeout_ms.or(file.request_timeout_ms),
+            request_bytes_max: self.request_bytes_max.or(file.request_bytes_max),
+            response_bytes_max: self.response_bytes_max.or(file.response_bytes_max),
+            fuel_per_call: self.fuel_per_call.or(file.fuel_per_call),
+            memory_bytes_max: self.memory_bytes_max.or(file.memory_bytes_max),
+            commands_in_flight_max: self.commands_in_flight_max.or(file.commands_in_flight_max),
+            snapshot_entries: self.snapshot_entries.or(file.snapshot_entries),
+            snapshot_bytes: self.snapshot_bytes.or(file.snapshot_bytes),
+            keep_entries: self.keep_entries.or(file.keep_entries),
+            log_format: self.log_format.or(file.log_format),
+            exit_on_stdin_close: self.exit_on_stdin_close,
+        }
+    }
+}

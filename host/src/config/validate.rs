@@ -1,0 +1,339 @@
+//! The rules between settings, checked once.
+
+use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, time::Duration};
+
+use zeroize::Zeroizing;
+
+use super::{Config, Limits, MasterKeySource, Member, Settings, SnapshotPolicy, Timing};
+
+const MIB: usize = 1024 * 1024;
+
+/// The environment variable that may hold the master key itself.
+const MASTER_KEY_VARIABLE: &str = "CONCLAVE_MASTER_KEY";
+
+/// Why a node cannot start with these settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The configuration file cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The configuration file is not TOML, or names a setting that does not exist.
+    #[error("in the configuration file {}: {source}", path.display())]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A setting without a default was not set.
+    #[error(
+        "{name} is not set: give --{flag}, or {variable} in the environment, or {name} in the configuration file"
+    )]
+    Missing {
+        /// The setting.
+        name: &'static str,
+        /// Its flag.
+        flag: &'static str,
+        /// Its environment variable.
+        variable: &'static str,
+    },
+    /// A value that cannot hold.
+    #[error("{name} = {value}: {rule}")]
+    Invalid {
+        /// The setting.
+        name: &'static str,
+        /// What was set.
+        value: String,
+        /// What is allowed.
+        rule: String,
+    },
+}
+
+fn invalid(name: &'static str, value: impl ToString, rule: impl Into<String>) -> ConfigError {
+    ConfigError::Invalid { name, value: value.to_string(), rule: rule.into() }
+}
+
+impl Config {
+    /// Reads the file, if one is named, applies the defaults and checks every rule. This is the one
+    /// place that reads `CONCLAVE_MASTER_KEY`.
+    pub fn load(settings: Settings) -> Result<Self, ConfigError> {
+        let value = std::env::var(MASTER_KEY_VARIABLE).ok().map(Zeroizing::new);
+        Self::from_settings(settings.with_file()?, value)
+    }
+
+    fn from_settings(
+        settings: Settings,
+        master_key_value: Option<Zeroizing<String>>,
+    ) -> Result<Self, ConfigError> {
+        let node_id = settings.node_id.ok_or(ConfigError::Missing {
+            name: "node_id",
+            flag: "node-id",
+            variable: "CONCLAVE_NODE_ID",
+        })?;
+        if node_id == 0 {
+            return Err(invalid("node_id", node_id, "must be 1 or more"));
+        }
+        let data_dir = settings.data_dir.clone().ok_or(ConfigError::Missing {
+            name: "data_dir",
+            flag: "data-dir",
+            variable: "CONCLAVE_DATA_DIR",
+        })?;
+        Ok(Self {
+            node_id,
+            cluster_id: cluster_id(settings.cluster_id.as_deref())?,
+            data_dir,
+            listen_client: settings.listen_client.unwrap_or(loopback(7101)),
+            listen_peer: settings.listen_peer.unwrap_or(loopback(7201)),
+            listen_admin: settings.listen_admin.unwrap_or(loopback(7301)),
+            members: members(&settings.members, node_id)?,
+            master_key: master_key(settings.master_key_file.clone(), master_key_value)?,
+            module: settings.module.clone(),
+            timing: timing(&settings)?,
+            limits: limits(&settings)?,
+            snapshot: snapshot_policy(&settings)?,
+            log_format: settings.log_format.unwrap_or_default(),
+            exit_on_stdin_close: settings.exit_on_stdin_close,
+        })
+    }
+}
+
+fn loopback(port: u16) -> SocketAddr {
+    SocketAddr::from(([127, 0, 0, 1], port))
+}
+
+fn cluster_id(given: Option<&str>) -> Result<String, ConfigError> {
+    let id = given.unwrap_or("conclave");
+    let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
+    if id.is_empty() || id.len() > 64 || !id.chars().all(allowed) {
+        let rule = "must be 1 to 64 letters, digits, '-', '_' or '.'";
+        return Err(invalid("cluster_id", id, rule));
+    }
+    Ok(id.to_owned())
+}
+
+fn master_key(
+    file: Option<PathBuf>,
+    value: Option<Zeroizing<String>>,
+) -> Result<MasterKeySource, ConfigError> {
+    match (file, value) {
+        (Some(path), None) => Ok(MasterKeySource::File(path)),
+        (None, Some(value)) => Ok(MasterKeySource::Value(value)),
+        (Some(path), Some(_)) => Err(invalid(
+            "master_key_file",
+            path.display(),
+            format!("{MASTER_KEY_VARIABLE} is set as well: keep one of the two"),
+        )),
+        (None, None) => Err(ConfigError::Missing {
+            name: "master_key_file",
+            flag: "master-key-file (make one with `conclave key generate FILE`)",
+            variable: "CONCLAVE_MASTER_KEY_FILE, or the key itself in CONCLAVE_MASTER_KEY,",
+        }),
+    }
+}
+
+/// `ID=PEER_HOST:PORT,CLIENT_HOST:PORT`
+fn member(text: &str) -> Option<Member> {
+    let (node_id, addresses) = text.trim().split_once('=')?;
+    let (peer, client) = addresses.split_once(',')?;
+    let address = |text: &str| {
+        let (host, port) = text.rsplit_once(':')?;
+        port.parse::<u16>().ok().filter(|port| *port != 0)?;
+        (!host.is_empty()).then(|| text.to_owned())
+    };
+    let node_id = node_id.parse().ok().filter(|node_id| *node_id != 0)?;
+    Some(Member { node_id, peer_address: address(peer)?, client_address: address(client)? })
+}
+
+fn members(texts: &[String], node_id: u64) -> Result<Vec<Member>, ConfigError> {
+    const MEMBERS_MAX: usize = 64;
+    let mut members = Vec::new();
+    let (mut ids, mut peers) = (BTreeSet::new(), BTreeSet::new());
+    for text in texts.iter().filter(|text| !text.trim().is_empty()) {
+        let parsed = member(text).ok_or_else(|| {
+            let rule = "must look like 1=10.0.0.1:7201,10.0.0.1:7101 (node id, peer address, \
+                        client address)";
+            invalid("members", text, rule)
+        })?;
+        if !ids.insert(parsed.node_id) {
+            return Err(invalid("members", text, "this node id is given twice"));
+        }
+        if !peers.insert(parsed.peer_address.clone()) {
+            return Err(invalid("members", text, "this peer address is given twice"));
+        }
+        members.push(parsed);
+    }
+    if members.len() > MEMBERS_MAX {
+        return Err(invalid("members", members.len(), format!("at most {MEMBERS_MAX} members")));
+    }
+    if members.is_empty() {
+        return Err(ConfigError::Missing {
+            name: "members",
+            flag: "member",
+            variable: "CONCLAVE_MEMBERS",
+        });
+    }
+    if !ids.contains(&node_id) {
+        let rule = format!("this node, {node_id}, must be among the members");
+        return Err(invalid("members", texts.join(";"), rule));
+    }
+    members.sort_by_key(|member| member.node_id);
+    Ok(members)
+}
+
+fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
+    let heartbeat = settings.heartbeat_ms.unwrap_or(100);
+    let election_min = settings.election_min_ms.unwrap_or(500);
+    let election_max = settings.election_max_ms.unwrap_or(election_min.saturating_mul(2));
+    let request_timeout = settings.request_timeout_ms.unwrap_or(10_000);
+    if !(10..=10_000).contains(&heartbeat) {
+        return Err(invalid("heartbeat_ms", heartbeat, "must be between 10 and 10000"));
+    }
+    if election_min < heartbeat * 3 || election_min > 60_000 {
+        let rule = format!(
+            "must be at least 3 times heartbeat_ms ({heartbeat}), so {}, and at most 60000: a \
+             shorter one elects a new leader whenever one heartbeat is late",
+            heartbeat * 3
+        );
+        return Err(invalid("election_min_ms", election_min, rule));
+    }
+    if election_max < election_min + heartbeat || election_max > 120_000 {
+        let rule = format!(
+            "must be at least election_min_ms + heartbeat_ms ({}) and at most 120000: elections \
+             that all start at once elect nobody",
+            election_min + heartbeat
+        );
+        return Err(invalid("election_max_ms", election_max, rule));
+    }
+    if !(100..=600_000).contains(&request_timeout) {
+        let rule = "must be between 100 and 600000";
+        return Err(invalid("request_timeout_ms", request_timeout, rule));
+    }
+    Ok(Timing {
+        heartbeat: Duration::from_millis(heartbeat),
+        election_min: Duration::from_millis(election_min),
+        election_max: Duration::from_millis(election_max),
+        request_timeout: Duration::from_millis(request_timeout),
+    })
+}
+
+fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
+    let within = |name, value: usize, least: usize, most: usize| {
+        if (least..=most).contains(&value) {
+            Ok(value)
+        } else {
+            Err(invalid(name, value, format!("must be between {least} and {most}")))
+        }
+    };
+    let fuel_per_call = settings.fuel_per_call.unwrap_or(2_000_000_000);
+    if !(1_000_000..=1_000_000_000_000).contains(&fuel_per_call) {
+        let rule = "must be between 1000000 and 1000000000000";
+        return Err(invalid("fuel_per_call", fuel_per_call, rule));
+    }
+    Ok(Limits {
+        request_bytes_max: within(
+            "request_bytes_max",
+            settings.request_bytes_max.unwrap_or(4 * MIB),
+            1024,
+            16 * MIB,
+        )?,
+        response_bytes_max: within(
+            "response_bytes_max",
+            settings.response_bytes_max.unwrap_or(4 * MIB),
+            1024,
+            64 * MIB,
+        )?,
+        fuel_per_call,
+        memory_bytes_max: within(
+            "memory_bytes_max",
+            settings.memory_bytes_max.unwrap_or(1024 * MIB),
+            16 * MIB,
+            4096 * MIB,
+        )?,
+        commands_in_flight_max: within(
+            "commands_in_flight_max",
+            settings.commands_in_flight_max.unwrap_or(8192),
+            1,
+            1_000_000,
+        )?,
+    })
+}
+
+fn snapshot_policy(settings: &Settings) -> Result<SnapshotPolicy, ConfigError> {
+    let entries = settings.snapshot_entries.unwrap_or(50_000);
+    let bytes = settings.snapshot_bytes.unwrap_or(64 * MIB as u64);
+    if !(100..=100_000_000).contains(&entries) {
+        return Err(invalid("snapshot_entries", entries, "must be between 100 and 100000000"));
+    }
+    if !(MIB as u64..=1 << 40).contains(&bytes) {
+        return Err(invalid("snapshot_bytes", bytes, "must be between 1 MiB and 1 TiB"));
+    }
+    let keep_entries = settings.keep_entries.unwrap_or(5_000);
+    if keep_entries > 10_000_000 {
+        return Err(invalid("keep_entries", keep_entries, "must be at most 10000000"));
+    }
+    Ok(SnapshotPolicy { entries, bytes, keep_entries })
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
+mod tests {
+    use super::*;
+
+    fn complete() -> Settings {
+        Settings {
+            node_id: Some(1),
+            data_dir: Some("/tmp/none".into()),
+            master_key_file: Some("/tmp/key".into()),
+            members: vec!["1=127.0.0.1:7201,127.0.0.1:7101".into()],
+            ..Settings::default()
+        }
+    }
+
+    /// Each line: a change to settings that hold, and what the refusal must say.
+    #[test]
+    fn what_cannot_hold_is_refused_with_the_rule() {
+        type Change = fn(&mut Settings);
+        let cases: &[(Change, &str)] = &[
+            (|s| s.node_id = None, "--node-id"),
+            (|s| s.node_id = Some(0), "1 or more"),
+            (|s| s.node_id = Some(2), "must be among the members"),
+            (|s| s.data_dir = None, "--data-dir"),
+            (|s| s.master_key_file = None, "key generate"),
+            (|s| s.members.clear(), "--member"),
+            (|s| s.members.push("2=nonsense".into()), "must look like"),
+            (|s| s.members.push("1=127.0.0.1:7202,127.0.0.1:7102".into()), "given twice"),
+            (|s| s.members.push("2=127.0.0.1:7201,127.0.0.1:7102".into()), "given twice"),
+            (|s| s.cluster_id = Some("a b".into()), "letters, digits"),
+            (|s| s.heartbeat_ms = Some(1), "between 10"),
+            (|s| s.election_min_ms = Some(200), "at least 3 times heartbeat_ms"),
+            (|s| s.election_max_ms = Some(501), "at least election_min_ms + heartbeat_ms"),
+            (|s| s.request_bytes_max = Some(1 << 30), "must be between"),
+            (|s| s.snapshot_entries = Some(1), "must be between 100"),
+        ];
+        assert!(Config::from_settings(complete(), None).is_ok());
+        for (change, says) in cases {
+            let mut settings = complete();
+            change(&mut settings);
+            let refusal = Config::from_settings(settings, None).unwrap_err().to_string();
+            assert!(refusal.contains(says), "{refusal:?} does not say {says:?}");
+        }
+    }
+
+    #[test]
+    fn a_key_in_file_and_environment_is_refused() {
+        let value = Some(Zeroizing::new("secret".to_owned()));
+        let refusal = Config::from_settings(complete(), value).unwrap_err().to_string();
+        assert!(refusal.contains("keep one of the two") && !refusal.contains("secret"));
+    }
+
+    #[test]
+    fn a_wrong_field_in_the_file_is_named() {
+        let error = toml::from_str::<Settings>("node_id = 1\nheartbeet_ms = 3").unwrap_err();
+        assert!(error.to_string().contains("heartbeet_ms"));
+    }
+}

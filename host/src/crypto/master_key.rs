@@ -1,0 +1,162 @@
+//! The key that the operator holds.
+
+use std::{fmt, fs::File, io::Read, os::unix::fs::PermissionsExt, path::Path};
+
+use base64::{Engine, engine::general_purpose};
+use zeroize::Zeroizing;
+
+use super::{Error, random};
+
+/// A key in text is at most 64 characters; whatever is longer than this is some other file.
+const SOURCE_BYTES_MAX: u64 = 1024;
+
+const EXPECTED: &str = "a master key is 32 random bytes: as they are (a file only), as 64 hexadecimal \
+                        digits, or in base64 (44 characters); make one with `openssl rand -hex 32`";
+
+/// The key that wraps a node's keyring. Wiped from memory when dropped; never printed.
+#[derive(Clone)]
+pub struct MasterKey(Zeroizing<[u8; 32]>);
+
+impl MasterKey {
+    /// These bytes.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// A random one.
+    pub fn generate() -> Result<Self, Error> {
+        random().map(Self::from_bytes)
+    }
+
+    /// From a file: 32 raw bytes, 64 hexadecimal digits, or base64. White space around text is
+    /// ignored. A file that others may read is used, with a warning: in containers, mounted secrets
+    /// often are.
+    pub fn from_file(path: &Path) -> Result<Self, Error> {
+        let source_name = path.display().to_string();
+        let unreadable = |error: std::io::Error| Error::MasterKey {
+            source_name: source_name.clone(),
+            reason: format!("cannot be read: {error}"),
+        };
+        let file = File::open(path).map_err(unreadable)?;
+        let mode = file.metadata().map_err(unreadable)?.permissions().mode();
+        let mut bytes = Zeroizing::new(Vec::with_capacity(SOURCE_BYTES_MAX as usize + 1));
+        file.take(SOURCE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
+        let key = match <[u8; 32]>::try_from(bytes.as_slice()) {
+            Ok(raw) => Self::checked(Zeroizing::new(raw), &source_name)?,
+            Err(_) => Self::parse(&bytes, &source_name)?,
+        };
+        if mode & 0o077 != 0 {
+            tracing::warn!(
+                path = %source_name,
+                mode = format!("{:o}", mode & 0o7777),
+                "the master key's file can be read by others; chmod 600 would keep it to its owner",
+            );
+        }
+        Ok(key)
+    }
+
+    /// From text, such as an environment variable's value: 64 hexadecimal digits, or base64.
+    /// `source_name` says in errors where it came from.
+    pub fn from_text(text: &str, source_name: &str) -> Result<Self, Error> {
+        Self::parse(text.as_bytes(), source_name)
+    }
+
+    fn parse(text: &[u8], source_name: &str) -> Result<Self, Error> {
+        let text = text.trim_ascii();
+        let wrong = || Error::MasterKey {
+            source_name: source_name.to_owned(),
+            reason: format!("{} bytes that are no key; {EXPECTED}", text.len()),
+        };
+        let mut key = Zeroizing::new([0; 32]);
+        if text.len() == 64 && hex::decode_to_slice(text, &mut *key).is_ok() {
+            return Self::checked(key, source_name);
+        }
+        // The decoder wants room for whole groups.
+        let mut decoded = Zeroizing::new([0; 36]);
+        let engines = [general_purpose::STANDARD, general_purpose::URL_SAFE];
+        let unpadded = [general_purpose::STANDARD_NO_PAD, general_purpose::URL_SAFE_NO_PAD];
+        for engine in engines.into_iter().chain(unpadded) {
+            if text.len() <= 44 && engine.decode_slice(text, &mut *decoded).ok() == Some(32) {
+                key.copy_from_slice(&decoded[..32]);
+                return Self::checked(key, source_name);
+            }
+        }
+        Err(wrong())
+    }
+
+    /// Refuses what was plainly not drawn at random.
+    fn checked(key: Zeroizing<[u8; 32]>, source_name: &str) -> Result<Self, Error> {
+        if key.iter().all(|byte| *byte == key[0]) {
+            let reason = format!("all its bytes are the same; {EXPECTED}");
+            return Err(Error::MasterKey { source_name: source_name.to_owned(), reason });
+        }
+        Ok(Self(key))
+    }
+
+    /// A short name, for errors and for operators. Not secret: nothing of the key follows from it.
+    pub fn id(&self) -> String {
+        hex::encode(self.id_bytes())
+    }
+
+    pub(super) fn id_bytes(&self) -> [u8; 8] {
+        let digest = blake3::derive_key("conclave 2026 name of a master key", &*self.0);
+        let mut id = [0; 8];
+        id.copy_from_slice(&digest[..8]);
+        id
+    }
+
+    pub(super) fn bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl fmt::Debug for MasterKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "MasterKey({})", self.id())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::fs;
+
+    use super::*;
+
+    fn key_bytes() -> [u8; 32] {
+        std::array::from_fn(|at| 200 + at as u8)
+    }
+
+    #[test]
+    fn all_spellings_give_the_same_key() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        let expected = MasterKey::from_bytes(key_bytes()).id();
+        let hexadecimal = hex::encode(key_bytes());
+        let base64 = general_purpose::STANDARD.encode(key_bytes());
+        let url_safe = general_purpose::URL_SAFE_NO_PAD.encode(key_bytes());
+        for text in [&hexadecimal, &hexadecimal.to_uppercase(), &base64, &url_safe] {
+            assert_eq!(MasterKey::from_text(text, "env").unwrap().id(), expected);
+            fs::write(&path, format!(" {text}\n")).unwrap();
+            assert_eq!(MasterKey::from_file(&path).unwrap().id(), expected);
+        }
+        fs::write(&path, key_bytes()).unwrap();
+        assert_eq!(MasterKey::from_file(&path).unwrap().id(), expected);
+    }
+
+    #[test]
+    fn what_is_no_key_is_refused_without_showing_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        assert!(MasterKey::from_file(&path).unwrap_err().to_string().contains("cannot be read"));
+        for text in ["", "secret", &"ab".repeat(31), &"zz".repeat(32), &"00".repeat(32)] {
+            let error = MasterKey::from_text(text, "CONCLAVE_MASTER_KEY").unwrap_err().to_string();
+            assert!(error.contains("CONCLAVE_MASTER_KEY") && error.contains("openssl"), "{error}");
+            assert!(text.is_empty() || !error.contains(text), "{error}");
+        }
+        fs::write(&path, vec![1; 100_000]).unwrap();
+        assert!(MasterKey::from_file(&path).is_err());
+        let shown = format!("{:?}", MasterKey::from_bytes(key_bytes()));
+        assert!(!shown.contains(&hex::encode(&key_bytes()[..4])));
+    }
+}

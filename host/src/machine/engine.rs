@@ -1,0 +1,213 @@
+//! The WebAssembly engine: every option that wasmtime 48 has here, set explicitly, with the reason.
+//!
+//! What decides outcomes is part of the [fingerprint](Engine::fingerprint). Nodes with different
+//! fingerprints may replicate together, but their limits may strike at different places.
+
+use std::{fmt, num::NonZeroUsize, sync::Arc};
+
+use wasmtime::{
+    Config, Inlining, ModuleVersionStrategy, OperatorCost, OptLevel, RegallocAlgorithm, Strategy, WasmBacktraceDetails,
+    WasmFeatures,
+};
+
+use super::{error::Error, limits::Limits};
+
+/// The wasmtime that the lock file pins; it exports only its major version. A test holds the two
+/// together.
+const WASMTIME_VERSION: &str = "48.0.8";
+
+/// A compiler and runtime for machines. Cheap to clone.
+#[derive(Clone)]
+pub struct Engine(Arc<Inner>);
+
+struct Inner {
+    engine: wasmtime::Engine,
+    limits: Limits,
+    fingerprint: String,
+}
+
+impl Engine {
+    /// An engine that holds machines to these limits.
+    ///
+    /// # Errors
+    /// A limit out of its range, or a processor that wasmtime does not serve.
+    pub fn new(limits: &Limits) -> Result<Self, Error> {
+        limits.validate()?;
+        let options = options(limits);
+        let engine = wasmtime::Engine::new(&options.config).map_err(|error| Error::Engine(format!("{error:#}")))?;
+        let fingerprint = fingerprint(&options.record, limits);
+        Ok(Self(Arc::new(Inner { engine, limits: limits.clone(), fingerprint })))
+    }
+
+    /// What the outcomes of this engine depend on: wasmtime's version, the architecture, and a hash
+    /// of options and limits. Equal strings: the same outcomes, limits included.
+    pub fn fingerprint(&self) -> &str {
+        &self.0.fingerprint
+    }
+
+    /// What machines of this engine may use.
+    pub fn limits(&self) -> &Limits {
+        &self.0.limits
+    }
+
+    pub(super) fn inner(&self) -> &wasmtime::Engine {
+        &self.0.engine
+    }
+}
+
+/// What machines may be built of. Everything else is off, among it: threads and shared memory
+/// (races), relaxed SIMD (answers that depend on the processor; its deterministic mode had wrong code
+/// as late as June 2026, wasmtime #13702), gc, exceptions, stack switching and function references
+/// (young, and each a source of limits of its own), memory64 (a limit above 4 GiB), component async
+/// (a machine answers when it is called).
+fn features() -> WasmFeatures {
+    WasmFeatures::MUTABLE_GLOBAL
+        | WasmFeatures::SATURATING_FLOAT_TO_INT
+        | WasmFeatures::SIGN_EXTENSION
+        | WasmFeatures::REFERENCE_TYPES
+        | WasmFeatures::CALL_INDIRECT_OVERLONG
+        | WasmFeatures::MULTI_VALUE
+        | WasmFeatures::BULK_MEMORY
+        | WasmFeatures::BULK_MEMORY_OPT
+        | WasmFeatures::SIMD
+        | WasmFeatures::TAIL_CALL
+        | WasmFeatures::FLOATS
+        // The adapters between the core modules of one component copy from memory to memory.
+        | WasmFeatures::MULTI_MEMORY
+        | WasmFeatures::EXTENDED_CONST
+        | WasmFeatures::COMPONENT_MODEL
+}
+
+/// A configuration and a record of what was set.
+struct Options {
+    config: Config,
+    record: String,
+}
+
+impl Options {
+    /// Sets an option that outcomes depend on, or may.
+    fn set<V: fmt::Debug>(&mut self, name: &str, value: V, set: impl FnOnce(&mut Config, V) -> &mut Config) {
+        self.record.push_str(&format!("{name}={value:?}\n"));
+        set(&mut self.config, value);
+    }
+}
+
+fn options(limits: &Limits) -> Options {
+    let mut options = Options { config: Config::new(), record: String::new() };
+    let o = &mut options;
+    // Inlining across functions would move where fuel is charged.
+    o.set("compiler_inlining", Inlining::No, Config::compiler_inlining);
+    // Calls are synchronous, on threads of their own: 1.4 µs saved on each (wasmtime #14280).
+    o.set("concurrency_support", false, Config::concurrency_support);
+    // The one limit on time that is the same on every node.
+    o.set("consume_fuel", true, Config::consume_fuel);
+    // The bits of a NaN depend on the processor otherwise.
+    o.set("cranelift_nan_canonicalization", true, Config::cranelift_nan_canonicalization);
+    // Compiled once, run for months. This and the next also decide how deep a stack reaches.
+    o.set("cranelift_opt_level", OptLevel::Speed, Config::cranelift_opt_level);
+    o.set("cranelift_regalloc_algorithm", RegallocAlgorithm::Backtracking, Config::cranelift_regalloc_algorithm);
+    // Only so that a shutdown does not wait for a long call: nothing ticks, the epoch moves when a
+    // worker stops, and stopping is never an outcome.
+    o.set("epoch_interruption", true, Config::epoch_interruption);
+    o.set("max_wasm_stack", limits.stack_bytes, Config::max_wasm_stack);
+    // 32-bit addresses with their offsets reach nothing but the reservation and the guard, so loads
+    // and stores need no check of their bounds.
+    o.set("memory_guard_size", 32 << 20, Config::memory_guard_size);
+    o.set("memory_may_move", false, Config::memory_may_move);
+    // Address space, not memory: growth cannot fail for want of a place, which would be an outcome of
+    // one node alone. Two instances a node are 8 GiB of 128 TiB.
+    o.set("memory_reservation", 4 << 30, Config::memory_reservation);
+    o.set("memory_reservation_for_growth", 0, Config::memory_reservation_for_growth);
+    // What an instruction costs. The table is wasmtime's own, but for growth of memory, which it gives
+    // away: the kernel clears 64 KiB for each page.
+    o.set("operator_cost", operator_cost(), Config::operator_cost);
+    o.set("relaxed_simd_deterministic", true, Config::relaxed_simd_deterministic);
+    o.set("shared_memory", false, Config::shared_memory);
+    // Guard pages instead of checks.
+    o.set("signals_based_traps", true, Config::signals_based_traps);
+    o.set("strategy", Strategy::Cranelift, Config::strategy);
+    o.set("wasm_features", features(), |config, features| {
+        config.wasm_features(WasmFeatures::all(), false).wasm_features(features, true)
+    });
+    local_options(&mut options.config);
+    options
+}
+
+/// Options that no outcome depends on.
+fn local_options(config: &mut Config) {
+    config
+        // For people who debug the compiler, or the adapters between core modules.
+        .cranelift_debug_verifier(false)
+        .debug_adapter_modules(false)
+        // DWARF for a native debugger.
+        .debug_info(false)
+        // What names a trap's place in the node's log.
+        .generate_address_map(true)
+        // Guards against bugs of the compiler.
+        .guard_before_linear_memory(true)
+        // Data segments are mapped, not copied: instances start faster and share pages.
+        .memory_guaranteed_dense_image_size(16 << 20)
+        .memory_init_cow(true)
+        // For profilers and debuggers that unwind through compiled code.
+        .native_unwind_info(true)
+        // Compiling is the longest part of a start.
+        .parallel_compilation(true)
+        .table_lazy_init(true)
+        // Names and lines of the frames below a trap, for the node's log, if the component has them.
+        .wasm_backtrace_details(WasmBacktraceDetails::Enable)
+        .wasm_backtrace_max_frames(NonZeroUsize::new(20));
+    // Compiled code is never taken from another wasmtime. This cannot fail for this strategy.
+    let _ = config.module_version(ModuleVersionStrategy::WasmtimeVersion);
+}
+
+fn operator_cost() -> OperatorCost {
+    let mut cost = OperatorCost::new();
+    cost.variable.memory_grow_per_page = u8::MAX;
+    cost
+}
+
+fn fingerprint(options: &str, limits: &Limits) -> String {
+    let outcomes = format!(
+        "memory={} tables={} fuel={} stack={} response={}",
+        limits.memory_bytes_max,
+        limits.table_elements_max,
+        limits.fuel_per_call,
+        limits.stack_bytes,
+        limits.response_bytes_max
+    );
+    let hash = blake3::hash(format!("{options}{outcomes}").as_bytes());
+    format!("wasmtime-{WASMTIME_VERSION}/{}/{}", std::env::consts::ARCH, hex::encode(&hash.as_bytes()[..8]))
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::*;
+
+    #[test]
+    fn the_fingerprint_names_the_wasmtime_of_the_lock_file() {
+        let lock = include_str!("../../../Cargo.lock");
+        let pinned = format!("name = \"wasmtime\"\nversion = \"{WASMTIME_VERSION}\"\n");
+        assert!(lock.contains(&pinned), "update WASMTIME_VERSION, and read wasmtime's notes on fuel");
+    }
+
+    #[test]
+    fn the_fingerprint_depends_on_options_and_on_the_limits_that_decide_outcomes() {
+        let limits = Limits::default();
+        let fingerprint = |limits: &Limits| Engine::new(limits).unwrap().fingerprint().to_owned();
+        assert_eq!(fingerprint(&limits), fingerprint(&limits));
+        let less_fuel = Limits { fuel_per_call: limits.fuel_per_call - 1, ..limits.clone() };
+        assert_ne!(fingerprint(&limits), fingerprint(&less_fuel));
+        let more_stack = Limits { stack_bytes: limits.stack_bytes * 2, ..limits.clone() };
+        assert_ne!(fingerprint(&limits), fingerprint(&more_stack));
+        let smaller_queue = Limits { queue_bytes_max: limits.queue_bytes_max / 2, ..limits.clone() };
+        assert_eq!(fingerprint(&limits), fingerprint(&smaller_queue));
+    }
+
+    #[test]
+    fn a_limit_out_of_range_is_refused_by_name() {
+        let limits = Limits { memory_bytes_max: 1, ..Limits::default() };
+        assert!(Engine::new(&limits).err().unwrap().to_string().contains("memory_bytes_max"));
+    }
+}

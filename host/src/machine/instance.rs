@@ -1,0 +1,256 @@
+//! One instance of a machine: its store, its limits, and typed calls into it.
+//!
+//! An instance runs on one thread at a time and is called synchronously. After a call that returned
+//! [`Broken`] it must be dropped: wasmtime locks a store whose guest trapped, and an answer that was
+//! refused has already changed the state.
+
+use bytes::Bytes;
+use wasmtime::{Store, component::ResourceAny};
+
+use super::{
+    bindings::{
+        Machine, MachinePre,
+        conclave::fsm::types::{Call as WireCall, Code as WireCode, Context as WireContext, Failure as WireFailure},
+        exports::conclave::fsm::fsm::Guest,
+    },
+    engine::Engine,
+    error::Fault,
+    guest_log::GuestLog,
+    limits::{Limiter, Limits, SNAPSHOT_CHUNK_BYTES_MAX},
+    trap::{About, Broken, classify},
+};
+use crate::types::{Call, Code, Event, Failure, Outcome, Reply, TrapKind};
+
+/// What wasmtime keeps for us beside the guest.
+pub(super) struct State {
+    limiter: Limiter,
+    pub(super) log: GuestLog,
+}
+
+/// What an entry, or a query, brings along beside the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Moment {
+    pub(super) index: u64,
+    pub(super) time_ms: u64,
+    pub(super) seed: u64,
+}
+
+/// See the module's page.
+pub(super) struct Instance {
+    store: Store<State>,
+    machine: Machine,
+    limits: Limits,
+    fuel_used: u64,
+}
+
+/// What a failure's message is cut to. From the contract in `wit/`.
+const FAILURE_BYTES_MAX: usize = 4096;
+/// Handles that a guest may hold. It makes a few: one a snapshot being read.
+const HANDLES_MAX: usize = 1_000;
+
+impl Instance {
+    /// A fresh instance, in the machine's initial state. `role` names it in the node's log;
+    /// `interrupted` is asked when the engine's epoch moves, and ends a call that is under way.
+    pub(super) fn new(
+        engine: &Engine,
+        pre: &MachinePre<State>,
+        role: &'static str,
+        interrupted: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Result<Self, Broken> {
+        let limits = engine.limits().clone();
+        let state = State { limiter: Limiter::new(&limits), log: GuestLog::new(role, limits.log_lines_per_second) };
+        let mut store = Store::new(engine.inner(), state);
+        store.limiter(|state| &mut state.limiter);
+        store.set_hostcall_fuel(limits.transfer_bytes_max());
+        store.set_max_component_handles(HANDLES_MAX);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(move |_| {
+            Ok(if interrupted() { wasmtime::UpdateDeadline::Interrupt } else { wasmtime::UpdateDeadline::Continue(1) })
+        });
+        let fuel = limits.fuel_per_state_call;
+        let about = About { method: "instantiate", fuel, limits: &limits };
+        store.set_fuel(fuel).map_err(|error| classify(&error, false, &about))?;
+        let machine = pre.instantiate(&mut store).map_err(|error| {
+            let denied = store.data().limiter.denied();
+            if denied {
+                return Broken::Trap(about.trap(TrapKind::MemoryExhausted, ""));
+            }
+            classify(&error, denied, &about)
+        })?;
+        Ok(Self { store, machine, limits, fuel_used: 0 })
+    }
+
+    /// Applies one entry. `Err`: a trap or a fault, and the instance is unusable.
+    pub(super) fn apply(&mut self, moment: Moment, call: &Call) -> Result<Outcome, Broken> {
+        let (context, wire) = arguments(moment, call);
+        let about = (&*call.method, self.limits.fuel_per_call);
+        let answer = self.call(about, |guest, store| guest.call_apply(store, context, wire))?;
+        match answer {
+            Ok(reply) => {
+                let bytes = reply.response.len()
+                    + reply.events.iter().map(|event| event.topic.len() + event.payload.len()).sum::<usize>();
+                self.check_size(about, bytes)?;
+                let event = |event: super::bindings::conclave::fsm::types::Event| Event {
+                    topic: Bytes::from(event.topic),
+                    payload: Bytes::from(event.payload),
+                };
+                Ok(Outcome::Reply(Reply {
+                    response: Bytes::from(reply.response),
+                    events: reply.events.into_iter().map(event).collect(),
+                    wake_at_ms: reply.wake_at_ms,
+                }))
+            }
+            Err(wire) => Ok(Outcome::Failure(failure(wire))),
+        }
+    }
+
+    /// Answers a query.
+    pub(super) fn query(&mut self, moment: Moment, call: &Call) -> Result<Result<Bytes, Failure>, Broken> {
+        let (context, wire) = arguments(moment, call);
+        let about = (&*call.method, self.limits.fuel_per_query);
+        match self.call(about, |guest, store| guest.call_query(store, context, wire))? {
+            Ok(response) => {
+                self.check_size(about, response.len())?;
+                Ok(Ok(Bytes::from(response)))
+            }
+            Err(wire) => Ok(Err(failure(wire))),
+        }
+    }
+
+    /// What the machine says of itself.
+    pub(super) fn describe(&mut self) -> Result<super::bindings::conclave::fsm::types::Description, Broken> {
+        let about = ("describe", self.limits.fuel_per_state_call);
+        self.call(about, |guest, store| guest.call_describe(store))
+    }
+
+    /// Captures the state.
+    pub(super) fn snapshot(&mut self) -> Result<ResourceAny, Broken> {
+        let about = ("snapshot", self.limits.fuel_per_state_call);
+        self.call(about, |guest, store| guest.call_snapshot(store))
+    }
+
+    /// The next piece of a captured state; an empty one is the end.
+    pub(super) fn snapshot_read(&mut self, snapshot: ResourceAny) -> Result<Bytes, Broken> {
+        let about = ("snapshot-reader.read", self.limits.fuel_per_state_call);
+        let chunk = self.call(about, |guest, store| {
+            guest.snapshot_reader().call_read(store, snapshot, SNAPSHOT_CHUNK_BYTES_MAX as u32)
+        })?;
+        if chunk.len() > SNAPSHOT_CHUNK_BYTES_MAX {
+            let about = About { method: about.0, fuel: about.1, limits: &self.limits };
+            return Err(Broken::Trap(about.trap(TrapKind::BadAnswer, "the piece is larger than asked for")));
+        }
+        Ok(Bytes::from(chunk))
+    }
+
+    /// Lets go of a captured state.
+    pub(super) fn snapshot_drop(&mut self, snapshot: ResourceAny) -> Result<(), Broken> {
+        let about = ("snapshot-reader.drop", self.limits.fuel_per_state_call);
+        self.call(about, |_, store| snapshot.resource_drop(store))
+    }
+
+    /// Begins to replace the state.
+    pub(super) fn restore(&mut self, state_version: u32) -> Result<Result<ResourceAny, Failure>, Broken> {
+        let about = ("restore", self.limits.fuel_per_state_call);
+        let answer = self.call(about, |guest, store| guest.call_restore(store, state_version))?;
+        Ok(answer.map_err(failure))
+    }
+
+    /// Hands over the next piece of a state, at most [`SNAPSHOT_CHUNK_BYTES_MAX`] long.
+    pub(super) fn restore_write(&mut self, writer: ResourceAny, chunk: &[u8]) -> Result<Result<(), Failure>, Broken> {
+        let about = ("restore-writer.write", self.limits.fuel_per_state_call);
+        let answer = self.call(about, |guest, store| guest.restore_writer().call_write(store, writer, chunk))?;
+        Ok(answer.map_err(failure))
+    }
+
+    /// Puts the state that was written in place of the machine's own.
+    pub(super) fn restore_finish(&mut self, writer: ResourceAny) -> Result<Result<(), Failure>, Broken> {
+        let about = ("restore-writer.finish", self.limits.fuel_per_state_call);
+        let answer = self.call(about, |guest, store| guest.restore_writer().call_finish(store, writer))?;
+        self.call(("restore-writer.drop", about.1), |_, store| writer.resource_drop(store))?;
+        Ok(answer.map_err(failure))
+    }
+
+    /// The fuel that the last call took.
+    pub(super) fn fuel_used(&self) -> u64 {
+        self.fuel_used
+    }
+
+    /// The linear memory that the instance holds.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.store.data().limiter.memory_bytes()
+    }
+
+    /// Whether the machine's lines go to the node's log.
+    pub(super) fn mute(&mut self, muted: bool) {
+        self.store.data_mut().log.mute(muted);
+    }
+
+    /// Another role for the same instance: a reader becomes the head.
+    pub(super) fn set_role(&mut self, role: &'static str) {
+        let log = &mut self.store.data_mut().log;
+        log.set_role(role);
+        log.mute(false);
+    }
+
+    /// Every call goes through here: fresh fuel before, the classification after.
+    fn call<R>(
+        &mut self,
+        (method, fuel): (&str, u64),
+        body: impl FnOnce(&Guest, &mut Store<State>) -> wasmtime::Result<R>,
+    ) -> Result<R, Broken> {
+        self.store.data_mut().limiter.begin_call();
+        let result =
+            self.store.set_fuel(fuel).and_then(|()| body(self.machine.conclave_fsm_fsm(), &mut self.store));
+        self.fuel_used = fuel.saturating_sub(self.store.get_fuel().unwrap_or(0));
+        result.map_err(|error| {
+            tracing::debug!(method, ?error, "a call of the machine failed");
+            let about = About { method, fuel, limits: &self.limits };
+            classify(&error, self.store.data().limiter.denied(), &about)
+        })
+    }
+
+    fn check_size(&self, (method, fuel): (&str, u64), bytes: usize) -> Result<(), Broken> {
+        if bytes > self.limits.response_bytes_max {
+            let about = About { method, fuel, limits: &self.limits };
+            return Err(Broken::Trap(about.too_large()));
+        }
+        Ok(())
+    }
+}
+
+impl Broken {
+    /// As a fault, where a trap is no outcome but a reason to stop: while a state is restored.
+    pub(super) fn into_fault(self, what: &str) -> Fault {
+        match self {
+            Self::Trap(trap) => Fault::new(format!("{what}: {} ({})", trap.message, trap.kind.name())),
+            Self::Fault(fault) => Fault::new(format!("{what}: {fault}")),
+            Self::Interrupted => Fault::new(format!("{what}: the machine is shutting down")),
+        }
+    }
+}
+
+fn arguments(moment: Moment, call: &Call) -> (WireContext<'_>, WireCall<'_>) {
+    let Moment { index, time_ms, seed } = moment;
+    (
+        WireContext { index, time_ms, seed, principal: &call.principal },
+        WireCall { method: &call.method, request: &call.request },
+    )
+}
+
+fn failure(wire: WireFailure) -> Failure {
+    let code = match wire.code {
+        WireCode::InvalidArgument => Code::InvalidArgument,
+        WireCode::NotFound => Code::NotFound,
+        WireCode::AlreadyExists => Code::AlreadyExists,
+        WireCode::PermissionDenied => Code::PermissionDenied,
+        WireCode::FailedPrecondition => Code::FailedPrecondition,
+        WireCode::Aborted => Code::Aborted,
+        WireCode::OutOfRange => Code::OutOfRange,
+        WireCode::Unimplemented => Code::Unimplemented,
+        WireCode::ResourceExhausted => Code::ResourceExhausted,
+        WireCode::Internal => Code::Internal,
+    };
+    let mut message = wire.message;
+    message.truncate(super::cut(&message, FAILURE_BYTES_MAX).len());
+    Failure { code, message }
+}

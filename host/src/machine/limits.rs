@@ -1,0 +1,191 @@
+//! What a machine may use, and the guard that holds it to its memory.
+//!
+//! Every limit is far above normal use. A machine's heap is laid out differently in an instance that
+//! lived through the log and in one that was restored from a snapshot, so a call that comes close to
+//! a limit might pass in one and trap in the other; the digest would catch it, and nobody wants it to
+//! have to.
+
+use wasmtime::ResourceLimiter;
+
+use super::error::{Error, Fault};
+
+const MIB: usize = 1 << 20;
+
+/// The largest piece of a snapshot that crosses between host and guest. From the contract in `wit/`.
+pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = MIB;
+
+/// What a machine may use. The figures are part of the engine's fingerprint, since they decide
+/// outcomes: give every node of a cluster the same ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Linear memory of one instance, all its memories together, in bytes. Default 1 GiB: the state
+    /// lives in memory twice a node (head and reader), and a third time while a snapshot is being
+    /// restored. At least 1 MiB, at most 4 GiB − 64 KiB, what 32-bit addresses reach.
+    pub memory_bytes_max: usize,
+    /// Elements of one instance's tables. Default 1,000,000: a table entry is a function that may be
+    /// called indirectly, and the largest programs have some tens of thousands.
+    pub table_elements_max: usize,
+    /// Fuel of one `apply` or `tick`; about one unit an instruction. Default 2×10⁹: an endless loop
+    /// ends within two or three seconds, and a put of a kilobyte takes some 10⁴.
+    pub fuel_per_call: u64,
+    /// Fuel of one `query` or `subscribe`. Default 10⁹: half of the above, since queries of all
+    /// callers share one reader. Not an outcome, but the same for all to keep answers alike.
+    pub fuel_per_query: u64,
+    /// Fuel of one call that moves state: `describe`, `snapshot`, `read`, `restore`, `write`,
+    /// `finish`. Default 2×10¹¹: a machine may serialize a gigabyte in one call. Never an outcome.
+    pub fuel_per_state_call: u64,
+    /// The stack of WebAssembly calls, in bytes. Default 1 MiB: Rust guests keep their large values
+    /// on a stack of their own in linear memory (also 1 MiB), so this is return addresses and spills.
+    /// At least 64 KiB, at most 64 MiB.
+    pub stack_bytes: usize,
+    /// What the machine may hand over in one answer: response, events and all. Default 8 MiB: twice
+    /// what a gRPC client takes by default, and little enough for the sum over replicas in flight.
+    /// At least 64 KiB, at most 128 MiB.
+    pub response_bytes_max: usize,
+    /// Entries that wait for the head, and those that the head has finished and the reader has not
+    /// seen, in bytes each. Default 32 MiB: some requests of the largest size, or a second of small
+    /// ones. At least 1 MiB.
+    pub queue_bytes_max: usize,
+    /// Queries that wait for the reader. Default 4,096; more are refused with `Busy`.
+    pub queries_waiting_max: usize,
+    /// A module's component, in bytes. Default 64 MiB: Python's is 18 MB, JavaScript's 12 MB.
+    pub module_bytes_max: usize,
+    /// Lines a second that the machine may write to the node's log. Default 100, and as many at once.
+    pub log_lines_per_second: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            memory_bytes_max: 1024 * MIB,
+            table_elements_max: 1_000_000,
+            fuel_per_call: 2_000_000_000,
+            fuel_per_query: 1_000_000_000,
+            fuel_per_state_call: 200_000_000_000,
+            stack_bytes: MIB,
+            response_bytes_max: 8 * MIB,
+            queue_bytes_max: 32 * MIB,
+            queries_waiting_max: 4096,
+            module_bytes_max: 64 * MIB,
+            log_lines_per_second: 100,
+        }
+    }
+}
+
+impl Limits {
+    /// Refuses what the layer cannot keep.
+    pub(super) fn validate(&self) -> Result<(), Error> {
+        let check = |name, value: u64, from: u64, to: u64, must| {
+            if (from..=to).contains(&value) { Ok(()) } else { Err(Error::Limit { name, value, must }) }
+        };
+        check(
+            "memory_bytes_max",
+            self.memory_bytes_max as u64,
+            1 << 20,
+            (4 << 30) - (64 << 10),
+            "1 MiB to 4 GiB − 64 KiB",
+        )?;
+        check("table_elements_max", self.table_elements_max as u64, 1, 100_000_000, "1 to 100,000,000")?;
+        // Fuel is counted in a signed number.
+        check("fuel_per_call", self.fuel_per_call, 1_000_000, 1 << 62, "10^6 to 2^62")?;
+        check("fuel_per_query", self.fuel_per_query, 1_000_000, 1 << 62, "10^6 to 2^62")?;
+        check("fuel_per_state_call", self.fuel_per_state_call, 1_000_000, 1 << 62, "10^6 to 2^62")?;
+        check("stack_bytes", self.stack_bytes as u64, 64 << 10, 64 << 20, "64 KiB to 64 MiB")?;
+        check("response_bytes_max", self.response_bytes_max as u64, 64 << 10, 128 << 20, "64 KiB to 128 MiB")?;
+        check("queue_bytes_max", self.queue_bytes_max as u64, 1 << 20, 4 << 30, "1 MiB to 4 GiB")?;
+        check("queries_waiting_max", self.queries_waiting_max as u64, 1, 1 << 20, "1 to 2^20")?;
+        check("module_bytes_max", self.module_bytes_max as u64, 1 << 10, 1 << 30, "1 KiB to 1 GiB")?;
+        check("log_lines_per_second", u64::from(self.log_lines_per_second), 0, 1 << 20, "at most 2^20")
+    }
+
+    /// The bytes that one transfer from the guest may take: an answer, or a piece of a snapshot, and
+    /// what the records around it need.
+    pub(super) fn transfer_bytes_max(&self) -> usize {
+        self.response_bytes_max.max(4 * MIB) + 64 * 1024
+    }
+
+    /// The stack of a thread that runs a machine: WebAssembly's, and what the host needs below it.
+    pub(super) fn thread_stack_bytes(&self) -> usize {
+        self.stack_bytes + 2 * MIB
+    }
+}
+
+/// Holds one instance to its limits, and remembers when it hit one: a guest whose allocation is
+/// denied usually aborts with a plain `unreachable`, and only this tells it from a panic.
+pub(super) struct Limiter {
+    memory_bytes_max: usize,
+    table_elements_max: usize,
+    memory_bytes: usize,
+    table_elements: usize,
+    denied: bool,
+}
+
+impl Limiter {
+    pub(super) fn new(limits: &Limits) -> Self {
+        Self {
+            memory_bytes_max: limits.memory_bytes_max,
+            table_elements_max: limits.table_elements_max,
+            memory_bytes: 0,
+            table_elements: 0,
+            denied: false,
+        }
+    }
+
+    /// Forgets the denials of the call before.
+    pub(super) fn begin_call(&mut self) {
+        self.denied = false;
+    }
+
+    /// Whether memory or table space was denied since the call began.
+    pub(super) fn denied(&self) -> bool {
+        self.denied
+    }
+
+    /// What the instance holds.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.memory_bytes
+    }
+
+    fn grow(used: &mut usize, max: usize, current: usize, desired: usize, own_max: Option<usize>) -> bool {
+        let total = used.saturating_sub(current).saturating_add(desired);
+        let allowed = total <= max && own_max.is_none_or(|own_max| desired <= own_max);
+        if allowed {
+            *used = total;
+        }
+        allowed
+    }
+}
+
+impl ResourceLimiter for Limiter {
+    fn memory_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let allowed = Self::grow(&mut self.memory_bytes, self.memory_bytes_max, current, desired, maximum);
+        self.denied |= !allowed;
+        Ok(allowed)
+    }
+
+    fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        // The one growth that wasmtime refuses before it asks us: past what 32-bit addresses reach.
+        if error.root_cause().to_string() == "memory growth exceeds memory type's limits" {
+            self.denied = true;
+            return Ok(());
+        }
+        // The limit allowed it and the operating system did not: another replica may have it.
+        Err(host_fault(&error))
+    }
+
+    fn table_growing(&mut self, current: usize, desired: usize, maximum: Option<usize>) -> wasmtime::Result<bool> {
+        let allowed = Self::grow(&mut self.table_elements, self.table_elements_max, current, desired, maximum);
+        self.denied |= !allowed;
+        Ok(allowed)
+    }
+
+    fn table_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
+        Err(host_fault(&error))
+    }
+}
+
+fn host_fault(error: &wasmtime::Error) -> wasmtime::Error {
+    wasmtime::Error::new(Fault::new(format!(
+        "this node could not give the machine memory that its limit allows: {error:#}. Give the node more memory"
+    )))
+}

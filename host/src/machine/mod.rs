@@ -1,0 +1,64 @@
+//! Runs replicated state machines that are WebAssembly components.
+//!
+//! # Purpose
+//! [`Engine`] compiles, [`Module::load`] finds out whether a component is a machine, and [`Worker`]
+//! runs the two instances of it that a node keeps: the **head**, which applies committed entries in
+//! the order of the log, and the **reader**, which follows it, answers queries and writes snapshots.
+//!
+//! # Contract
+//! 1. Every entry has an outcome, a function of the log alone: a reply, a failure, or a
+//!    [`Trap`](crate::types::Trap). A trap leaves the state as it was before the entry.
+//! 2. What is no outcome is a [`Fault`]: the worker applies nothing any more and says why.
+//! 3. Everything ends: fuel bounds calls, limits bound memory, stack and answers, queues are bounded.
+//! 4. This layer knows nothing of Raft, disks or networks. It gets entries, and a [`History`] to
+//!    rebuild instances from.
+//!
+//! # How a trap is rolled back
+//! A trap leaves a guest's memory as it was in mid-call, and wasmtime locks the instance. There is no
+//! way to undo: the state is what the guest has built. So a node holds it twice.
+//!
+//! ```text
+//!            entries                          entries that the head has finished
+//!   apply ──────────────► head ─────────────────────────────────► reader ◄── queries, snapshots
+//!                          │ traps at N                             │
+//!                          ▼                                        │
+//!                     is dropped ◄── becomes the head, at N−1 ──────┘
+//!                                          a new reader: the last snapshot, then the log
+//! ```
+//!
+//! The reader only ever applies what the head has finished, so it is never broken by an entry. If the
+//! head traps again before the new reader is ready, it waits for it. The reader compares its outcomes
+//! with the head's: where they differ, the machine is not a function of the log (or a query changed
+//! the state), and the worker stops with a fault rather than serve two truths.
+//!
+//! # Caveats
+//! - A node needs twice the memory of the state, and three times while it restores a snapshot.
+//! - A snapshot under way is lost when its reader becomes the head, or traps; take another.
+//! - Limits depend on the layout of the guest's heap, which a restored instance has differently.
+//!   They are set so high that only runaway calls meet them.
+
+mod bindings;
+mod descriptors;
+mod engine;
+mod error;
+mod guest_log;
+mod history;
+mod instance;
+mod limits;
+mod module;
+mod thread;
+mod trap;
+mod worker;
+
+pub use descriptors::{MethodKind, MethodSpec};
+pub use engine::Engine;
+pub use error::{Error, Fault, HistoryError, LoadError, QueryError, SnapshotError};
+pub use history::{Entry, History, SavedState};
+pub use limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX};
+pub use module::{Description, Module};
+pub use worker::{Answered, BatchItem, Done, StateStream, Stats, Worker};
+
+/// The longest beginning of `text` that has at most `bytes_max` bytes and ends at a character.
+fn cut(text: &str, bytes_max: usize) -> &str {
+    &text[..text.floor_char_boundary(bytes_max)]
+}

@@ -1,0 +1,231 @@
+//! The thread that applies committed entries, in the order of the log.
+
+use std::sync::{
+    Arc,
+    atomic::Ordering,
+    mpsc::{RecvTimeoutError, sync_channel},
+};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::{
+    BatchItem,
+    clock::Clock,
+    inbox::{Finished, Prepared, Promotion, Step},
+    shared::{End, Shared, mark},
+};
+use crate::{
+    machine::{
+        error::Fault,
+        history::{Entry, SavedState},
+        instance::Instance,
+        trap::Broken,
+    },
+    types::{Outcome, Trap},
+};
+
+/// What the head is asked to do.
+pub(super) enum Job {
+    /// Apply entries. The permit is the room that they take in the queue.
+    Apply { batch: Vec<BatchItem>, _room: OwnedSemaphorePermit },
+    /// Go on from another state.
+    Restore { saved: SavedState, reply: oneshot::Sender<Result<(), Fault>> },
+    /// Look whether to stop.
+    Stop,
+}
+
+/// Finished entries go to the reader once they are so many, so that it works while the head does.
+const HANDOVER_COUNT: usize = 64;
+/// Or once they are so large.
+const HANDOVER_BYTES: usize = 1 << 20;
+
+pub(super) struct Head {
+    shared: Arc<Shared>,
+    /// Absent only between a trap and the promotion of the reader.
+    instance: Option<Instance>,
+    clock: Clock,
+    finished: Vec<Finished>,
+    finished_bytes: usize,
+}
+
+impl Head {
+    pub(super) fn new(shared: Arc<Shared>, instance: Instance, clock: Clock) -> Self {
+        Self { shared, instance: Some(instance), clock, finished: Vec::new(), finished_bytes: 0 }
+    }
+
+    pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        while let Some(job) = jobs.blocking_recv() {
+            let done = self.shared.check().and_then(|()| match job {
+                Job::Apply { batch, _room } => self.apply_batch(batch),
+                Job::Restore { saved, reply } => {
+                    // Nobody may wait for the answer any more.
+                    let _ = reply.send(self.restore(saved));
+                    Ok(())
+                }
+                Job::Stop => Ok(()),
+            });
+            match done {
+                Ok(()) => {}
+                Err(End::Stopped) => return,
+                Err(End::Fault(fault)) => return self.shared.fail(fault),
+            }
+        }
+    }
+
+    fn apply_batch(&mut self, batch: Vec<BatchItem>) -> Result<(), End> {
+        for (index, entry, done) in batch {
+            self.shared.check()?;
+            let after = self.clock.index();
+            if index < after || (index == after && index > 0) {
+                return Err(Fault::new(format!("entry {index} was handed to the machine after entry {after}")).into());
+            }
+            let (step, outcome) = match entry {
+                None => {
+                    self.clock.skip_to(index);
+                    (Step::Skip { time_ms: self.clock.time_ms() }, None)
+                }
+                Some(entry) => {
+                    let (step, outcome) = self.apply_entry(entry)?;
+                    (step, Some(outcome))
+                }
+            };
+            let finished = Finished { after, index, step };
+            self.finished_bytes += finished.bytes();
+            self.finished.push(finished);
+            self.shared.applied.store(index, Ordering::Release);
+            if let (Some(outcome), Some(done)) = (outcome, done) {
+                done(outcome);
+            }
+            if self.finished.len() >= HANDOVER_COUNT || self.finished_bytes >= HANDOVER_BYTES {
+                self.hand_over()?;
+            }
+        }
+        self.hand_over()?;
+        if let Some(instance) = &self.instance {
+            self.shared.counters.head_memory_bytes.store(instance.memory_bytes() as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn apply_entry(&mut self, entry: Entry) -> Result<(Step, Outcome), End> {
+        let Entry { index, time_ms, call } = entry;
+        let before = self.clock.clone();
+        let moment = self.clock.advance(index, time_ms);
+        let trap = match self.shared.history.trapped(index) {
+            Some(trap) => {
+                self.shared.counters.traps_replayed.fetch_add(1, Ordering::Relaxed);
+                trap
+            }
+            None => {
+                let Some(instance) = &mut self.instance else {
+                    return Err(Fault::new("the head has no instance").into());
+                };
+                let result = instance.apply(moment, &call);
+                self.shared.counters.fuel.fetch_add(instance.fuel_used(), Ordering::Relaxed);
+                match result {
+                    Ok(outcome) => {
+                        self.shared.counters.outcome(&outcome);
+                        let mark = mark(&outcome);
+                        return Ok((Step::Apply { moment, call, mark }, outcome));
+                    }
+                    Err(Broken::Interrupted) => return Err(End::Stopped),
+                    Err(Broken::Fault(fault)) => {
+                        return Err(Fault::new(format!("applying entry {index}: {fault}")).into());
+                    }
+                    Err(Broken::Trap(trap)) => {
+                        self.roll_back(&before, index, &trap)?;
+                        trap
+                    }
+                }
+            }
+        };
+        let outcome = Outcome::Trap(trap);
+        self.shared.counters.outcome(&outcome);
+        Ok((Step::Skip { time_ms: moment.time_ms }, outcome))
+    }
+
+    /// Entry `index` trapped: goes on with the reader's instance, as it is after the entry before.
+    fn roll_back(&mut self, before: &Clock, index: u64, trap: &Trap) -> Result<(), End> {
+        tracing::warn!(index, kind = trap.kind.name(), message = trap.message, "an entry trapped and is rolled back");
+        // First of all its memory goes: it may hold all that the limit allows.
+        self.instance = None;
+        self.shared.history.record_trap(index, trap);
+        self.hand_over()?;
+        let (reply, promoted) = sync_channel(1);
+        {
+            let mut queue = self.shared.inbox.lock();
+            if queue.ended {
+                return Err(self.ended());
+            }
+            queue.promotion = Some(Promotion { index: before.index(), reply });
+            self.shared.inbox.wake_reader(&mut queue);
+        }
+        // The reader answers, or ends and drops the request with its queue.
+        let instance = loop {
+            match promoted.recv_timeout(Duration::from_millis(100)) {
+                Ok(instance) => break instance,
+                Err(RecvTimeoutError::Timeout) => self.shared.check()?,
+                Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
+            }
+        };
+        self.instance = Some(instance);
+        self.shared.counters.promotions.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives the reader what has been finished. Waits for room, unless the reader is catching up.
+    fn hand_over(&mut self) -> Result<(), End> {
+        if self.finished.is_empty() {
+            return Ok(());
+        }
+        let bytes_max = self.shared.module.engine().limits().queue_bytes_max;
+        let inbox = &self.shared.inbox;
+        let mut queue = inbox.lock();
+        while !queue.catching_up && queue.finished_bytes > bytes_max && !queue.ended {
+            self.shared.check()?;
+            queue = inbox.wait_for_room(queue);
+        }
+        if queue.ended {
+            drop(queue);
+            return Err(self.ended());
+        }
+        queue.push(&mut self.finished, self.finished_bytes, bytes_max);
+        self.finished_bytes = 0;
+        self.shared.counters.reader_queue_bytes.store(queue.finished_bytes as u64, Ordering::Relaxed);
+        inbox.wake_reader(&mut queue);
+        Ok(())
+    }
+
+    /// Replaces both instances, or neither.
+    fn restore(&mut self, saved: SavedState) -> Result<(), Fault> {
+        let (index, applied) = (saved.index, self.clock.index());
+        if index < applied {
+            return Err(Fault::new(format!("the state at index {index} is older than the machine's, at {applied}")));
+        }
+        let ([head, reader], clock) =
+            self.shared.restored(["head", "reader"], saved).map_err(super::shared::Restore::into_fault)?;
+        let mut queue = self.shared.inbox.lock();
+        if queue.ended {
+            return Err(self.shared.end());
+        }
+        queue.finished.clear();
+        queue.finished_bytes = 0;
+        queue.pushed = index;
+        queue.replacement = Some(Prepared { instance: reader, clock: clock.clone() });
+        self.shared.inbox.wake_reader(&mut queue);
+        drop(queue);
+        self.instance = Some(head);
+        self.clock = clock;
+        self.shared.applied.store(index, Ordering::Release);
+        self.shared.counters.restores.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    fn ended(&self) -> End {
+        match self.shared.check() {
+            Err(end) => end,
+            Ok(()) => Fault::new("the reader has ended").into(),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What waits for the reader, behind one lock.
+//!
+//! The finished entries here are a cache of the log's end: while the reader catches up they may be
+//! thrown away, and it reads them from the history. While it keeps up, the head waits for room
+//! instead, so that a reader cannot fall behind for ever.
+
+use std::{
+    collections::VecDeque,
+    sync::{Condvar, Mutex, MutexGuard, PoisonError},
+};
+
+use tokio::sync::oneshot;
+
+use super::{Answered, clock::Clock, stream::StateStream};
+use crate::{
+    machine::{
+        error::{QueryError, SnapshotError},
+        instance::{Instance, Moment},
+    },
+    types::Call,
+};
+
+/// An entry that the head has finished.
+pub(super) struct Finished {
+    /// The index that the head stood at before.
+    pub(super) after: u64,
+    /// The index that it stands at now.
+    pub(super) index: u64,
+    /// What the reader has to do to follow.
+    pub(super) step: Step,
+}
+
+/// What the reader has to do to follow the head over an entry.
+pub(super) enum Step {
+    /// Apply it, and find the same outcome.
+    Apply { moment: Moment, call: Call, mark: u64 },
+    /// Nothing but move on: no machine sees it, or it trapped.
+    Skip { time_ms: u64 },
+}
+
+/// What an entry takes beside its request, about.
+const ENTRY_BYTES: usize = 192;
+
+impl Finished {
+    pub(super) fn bytes(&self) -> usize {
+        match &self.step {
+            Step::Apply { call, .. } => ENTRY_BYTES + call.request.len() + call.method.len(),
+            Step::Skip { .. } => ENTRY_BYTES,
+        }
+    }
+}
+
+/// A query that waits.
+pub(super) struct Question {
+    pub(super) call: Call,
+    pub(super) index_min: u64,
+    pub(super) reply: oneshot::Sender<Result<Answered, QueryError>>,
+}
+
+/// Somebody wants the state at an index.
+pub(super) struct SnapshotRequest {
+    pub(super) index: u64,
+    pub(super) reply: oneshot::Sender<Result<StateStream, SnapshotError>>,
+}
+
+/// What a piece of a snapshot is: `None` at its end.
+pub(super) type Chunk = Result<Option<bytes::Bytes>, SnapshotError>;
+
+/// Somebody wants the next piece of a snapshot.
+pub(super) struct ReadRequest {
+    pub(super) stream: u64,
+    pub(super) reply: oneshot::Sender<Chunk>,
+}
+
+/// The head wants the reader's instance, as it is after `index`.
+pub(super) struct Promotion {
+    pub(super) index: u64,
+    pub(super) reply: std::sync::mpsc::SyncSender<Instance>,
+}
+
+/// An instance to go on with, and where it stands.
+pub(super) struct Prepared {
+    pub(super) instance: Instance,
+    pub(super) clock: Clock,
+}
+
+/// See the module's page.
+#[derive(Default)]
+pub(super) struct Queue {
+    pub(super) finished: VecDeque<Finished>,
+    pub(super) finished_bytes: usize,
+    /// The index of the last entry that the head has finished.
+    pub(super) pushed: u64,
+    /// The reader is behind what is kept here, so nobody waits for it.
+    pub(super) catching_up: bool,
+    /// Queries whose index the reader has reached.
+    pub(super) ready: VecDeque<Question>,
+    /// Queries whose index it has not.
+    pub(super) waiting: Vec<Question>,
+    /// The index that queries are answered at.
+    pub(super) serving: u64,
+    pub(super) snapshots: Vec<SnapshotRequest>,
+    pub(super) reads: VecDeque<ReadRequest>,
+    pub(super) closed: Vec<u64>,
+    pub(super) promotion: Option<Promotion>,
+    pub(super) replacement: Option<Prepared>,
+    /// The reader has ended; nothing is taken in any more.
+    pub(super) ended: bool,
+    asleep: bool,
+}
+
+/// The queue and those who wait at it.
+#[derive(Default)]
+pub(super) struct Inbox {
+    queue: Mutex<Queue>,
+    work: Condvar,
+    room: Condvar,
+}
+
+impl Inbox {
+    pub(super) fn lock(&self) -> MutexGuard<'_, Queue> {
+        // No code panics under the lock; were it otherwise, the threads' own guard stops the worker.
+        self.queue.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Wakes the reader, if it sleeps: a wake-up that nobody waits for costs a system call.
+    pub(super) fn wake_reader(&self, queue: &mut Queue) {
+        if std::mem::take(&mut queue.asleep) {
+            self.work.notify_one();
+        }
+    }
+
+    /// The reader sleeps until there is work.
+    pub(super) fn wait_for_work<'a>(&self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        queue.asleep = true;
+        let mut queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
+        queue.asleep = false;
+        queue
+    }
+
+    /// The head sleeps until the reader has made room.
+    pub(super) fn wait_for_room<'a>(&self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+        self.room.wait(queue).unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The reader has taken entries, or has ended.
+    pub(super) fn made_room(&self) {
+        self.room.notify_one();
+    }
+
+    /// Everybody looks again: the worker stops.
+    pub(super) fn wake_all(&self) {
+        let _queue = self.lock();
+        self.work.notify_all();
+        self.room.notify_all();
+    }
+}
+
+impl Queue {
+    /// The index that the reader must not go past before somebody has had the state there.
+    pub(super) fn boundary(&self) -> u64 {
+        let snapshots = self.snapshots.iter().map(|request| request.index);
+        snapshots.chain(self.promotion.as_ref().map(|promotion| promotion.index)).min().unwrap_or(u64::MAX)
+    }
+
+    /// Appends entries. While the reader catches up, the oldest make room: it reads the log anyway.
+    pub(super) fn push(&mut self, entries: &mut Vec<Finished>, bytes: usize, bytes_max: usize) {
+        if let Some(last) = entries.last() {
+            self.pushed = last.index;
+        }
+        self.finished.extend(entries.drain(..));
+        self.finished_bytes += bytes;
+        while self.catching_up && self.finished_bytes > bytes_max {
+            let Some(oldest) = self.finished.pop_front() else { break };
+            self.finished_bytes -= oldest.bytes();
+        }
+    }
+
+    /// Takes entries that follow on `applied`, up to the boundary, at most `count`.
+    pub(super) fn take(&mut self, applied: u64, count: usize, into: &mut Vec<Finished>) {
+        let boundary = self.boundary();
+        let mut position = applied;
+        while let Some(next) = self.finished.front() {
+            let behind = next.index <= position;
+            if !behind && (next.after > position || next.index > boundary || into.len() == count) {
+                break;
+            }
+            let Some(next) = self.finished.pop_front() else { break };
+            self.finished_bytes -= next.bytes();
+            if !behind {
+                position = next.index;
+                into.push(next);
+            }
+        }
+    }
+
+    /// Up to where the history has to be read before the kept entries follow on `applied`.
+    pub(super) fn gap(&self, applied: u64) -> Option<u64> {
+        let next = self.finished.iter().find(|next| next.index > applied);
+        let known_from = next.map_or(self.pushed, |next| next.after);
+        (known_from > applied).then_some(known_from)
+    }
+
+    /// Lets queries through whose index has been reached.
+    pub(super) fn serve(&mut self, applied: u64) {
+        if applied <= self.serving {
+            return;
+        }
+        self.serving = applied;
+        if !self.waiting.is_empty() {
+            let (ready, waiting) = self.waiting.drain(..).partition(|question| question.index_min <= applied);
+            let ready: Vec<Question> = ready;
+            self.ready.extend(ready);
+            self.waiting = waiting;
+        }
+    }
+}

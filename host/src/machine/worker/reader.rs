@@ -1,0 +1,437 @@
+//! The thread that follows the head, answers queries and writes snapshots.
+//!
+//! Its loop takes a little of everything in turn, so that no kind of work waits for another to run
+//! dry: a promotion, snapshots to begin, queries, one piece of one snapshot, some entries.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, atomic::Ordering},
+};
+
+use bytes::Bytes;
+use wasmtime::component::ResourceAny;
+
+use super::{
+    Answered,
+    clock::Clock,
+    inbox::{Chunk, Finished, Promotion, Question, Queue, ReadRequest, SnapshotRequest, Step},
+    shared::{End, Restore, Shared, mark},
+    stream::StateStream,
+};
+use crate::machine::{
+    error::{Fault, HistoryError, QueryError, SnapshotError},
+    history::Entry,
+    instance::{Instance, Moment},
+    trap::Broken,
+};
+use crate::types::Call;
+
+/// Entries and queries of one turn. A hundred microseconds of work.
+const TURN_COUNT: usize = 64;
+/// Snapshots that are read at once. One is taken by policy; others are for people.
+const STREAMS_MAX: usize = 4;
+/// How often in a row a build may find that the log was purged under it.
+const GAPS_MAX: u32 = 5;
+
+pub(super) struct Reader {
+    shared: Arc<Shared>,
+    /// Absent after a trap or a promotion, until it has been built.
+    instance: Option<Instance>,
+    clock: Clock,
+    streams: HashMap<u64, ResourceAny>,
+    next_stream: u64,
+    gaps: u32,
+}
+
+/// What one turn does, as taken from the queue.
+#[derive(Default)]
+struct Turn {
+    promotion: Option<Promotion>,
+    snapshots: Vec<SnapshotRequest>,
+    closed: Vec<u64>,
+    queries: Vec<Question>,
+    read: Option<ReadRequest>,
+    entries: Vec<Finished>,
+    /// Read the history up to here.
+    gap: Option<u64>,
+}
+
+impl Turn {
+    fn is_empty(&self) -> bool {
+        self.promotion.is_none()
+            && self.snapshots.is_empty()
+            && self.closed.is_empty()
+            && self.queries.is_empty()
+            && self.read.is_none()
+            && self.entries.is_empty()
+            && self.gap.is_none()
+    }
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, instance: Instance, clock: Clock) -> Self {
+        let streams = HashMap::new();
+        Self { shared, instance: Some(instance), clock, streams, next_stream: 0, gaps: 0 }
+    }
+
+    pub(super) fn run(mut self) {
+        let end = loop {
+            if let Err(end) = self.turn() {
+                break end;
+            }
+        };
+        if let End::Fault(fault) = end {
+            self.shared.fail(fault);
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), End> {
+        self.shared.check()?;
+        if self.instance.is_none() && !self.replaced() {
+            self.build()?;
+        }
+        let turn = self.take()?;
+        if let Some(promotion) = turn.promotion {
+            self.promote(promotion)?;
+        }
+        for stream in turn.closed {
+            self.close(stream)?;
+        }
+        for request in turn.snapshots {
+            self.begin_snapshot(request)?;
+        }
+        for question in turn.queries {
+            self.answer(question)?;
+        }
+        if let Some(request) = turn.read {
+            self.read(request)?;
+        }
+        if let Some(to) = turn.gap {
+            self.catch_up(to)?;
+        }
+        for finished in turn.entries {
+            self.follow(finished)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for work and takes some.
+    fn take(&mut self) -> Result<Turn, End> {
+        let shared = Arc::clone(&self.shared);
+        let mut queue = shared.inbox.lock();
+        loop {
+            shared.check()?;
+            self.adopt(&mut queue);
+            let turn = self.take_now(&mut queue)?;
+            if !turn.is_empty() {
+                return Ok(turn);
+            }
+            queue = shared.inbox.wait_for_work(queue);
+        }
+    }
+
+    fn take_now(&mut self, queue: &mut Queue) -> Result<Turn, End> {
+        let mut turn = Turn::default();
+        let applied = self.clock.index();
+        queue.serve(applied);
+        turn.closed = std::mem::take(&mut queue.closed);
+        turn.read = queue.reads.pop_front();
+        if !queue.snapshots.is_empty() {
+            // A request that nobody waits for would hold the reader at its index.
+            queue.snapshots.retain(|request| !request.reply.is_closed());
+            let due = |request: &mut SnapshotRequest| request.index <= applied;
+            turn.snapshots = queue.snapshots.extract_if(.., due).collect();
+        }
+        // An older state than the one that was served last is not shown to anybody.
+        if applied >= queue.serving {
+            let count = queue.ready.len().min(TURN_COUNT);
+            turn.queries = queue.ready.drain(..count).collect();
+        }
+        if let Some(promotion) = &queue.promotion {
+            if applied > promotion.index {
+                return Err(Fault::new(format!(
+                    "the entry after {} trapped, and the newest snapshot is already at {applied}: restart the node to go on from it",
+                    promotion.index
+                ))
+                .into());
+            }
+            if applied == promotion.index {
+                turn.promotion = queue.promotion.take();
+                return Ok(turn);
+            }
+        }
+        turn.gap = queue.gap(applied).map(|to| to.min(queue.boundary()));
+        queue.catching_up = turn.gap.is_some();
+        if turn.gap.is_none() && turn.snapshots.is_empty() {
+            queue.take(applied, TURN_COUNT, &mut turn.entries);
+            let counters = &self.shared.counters;
+            counters.reader_queue_bytes.store(queue.finished_bytes as u64, Ordering::Relaxed);
+            self.shared.inbox.made_room();
+        }
+        Ok(turn)
+    }
+
+    /// Goes on with the instance that a restore has prepared.
+    fn adopt(&mut self, queue: &mut Queue) -> bool {
+        let Some(prepared) = queue.replacement.take() else { return false };
+        self.streams.clear();
+        self.instance = Some(prepared.instance);
+        self.clock = prepared.clock;
+        queue.catching_up = false;
+        true
+    }
+
+    fn replaced(&mut self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let mut queue = shared.inbox.lock();
+        self.adopt(&mut queue)
+    }
+
+    /// Makes a new instance from the newest snapshot. The entries after it come with the next turns.
+    fn build(&mut self) -> Result<(), End> {
+        self.streams.clear();
+        self.shared.inbox.lock().catching_up = true;
+        self.shared.inbox.made_room();
+        self.shared.counters.reader_builds.fetch_add(1, Ordering::Relaxed);
+        let unreadable = |error: HistoryError| Fault::new(format!("the reader cannot be rebuilt: {error}"));
+        let (instance, clock) = match self.shared.history.snapshot().map_err(unreadable)? {
+            None => {
+                let instance = self.shared.fresh("reader").map_err(|broken| end_of(broken, "starting a reader"))?;
+                (instance, self.shared.clock())
+            }
+            Some(saved) => {
+                let index = saved.index;
+                match self.shared.restored(["reader"], saved) {
+                    Ok(([instance], clock)) => (instance, clock),
+                    Err(Restore::Stopped) => return Err(End::Stopped),
+                    // It was replaced by a newer one while it was read.
+                    Err(Restore::History(HistoryError::Gap(_), _)) => return self.gap(index),
+                    Err(other) => return Err(other.into_fault().into()),
+                }
+            }
+        };
+        tracing::info!(index = clock.index(), "a new reader was built from the history");
+        self.instance = Some(instance);
+        self.clock = clock;
+        Ok(())
+    }
+
+    /// The log was purged under a build: starts over from the snapshot that allowed it.
+    fn gap(&mut self, index: u64) -> Result<(), End> {
+        self.instance = None;
+        self.gaps += 1;
+        if self.gaps > GAPS_MAX {
+            return Err(Fault::new(format!("the reader cannot be rebuilt: the log after {index} is gone")).into());
+        }
+        Ok(())
+    }
+
+    /// Applies entries of the history, up to `to` or as many as it gives at once.
+    fn catch_up(&mut self, to: u64) -> Result<(), End> {
+        let from = self.clock.index() + 1;
+        let entries = match self.shared.history.entries(from, to) {
+            Ok(entries) => entries,
+            Err(HistoryError::Gap(index)) => return self.gap(index),
+            Err(error) => return Err(Fault::new(format!("the reader cannot be rebuilt: {error}")).into()),
+        };
+        self.gaps = 0;
+        if entries.is_empty() {
+            self.clock.skip_to(to);
+        }
+        for Entry { index, time_ms, call } in entries {
+            self.shared.check()?;
+            if index <= self.clock.index() || index > to {
+                return Err(Fault::new(format!("the history gave entry {index} for {from} to {to}")).into());
+            }
+            let moment = self.clock.advance(index, time_ms);
+            if self.shared.history.trapped(index).is_none() {
+                self.apply(moment, &call, None)?;
+            }
+        }
+        self.publish();
+        Ok(())
+    }
+
+    /// Follows the head over one entry.
+    fn follow(&mut self, finished: Finished) -> Result<(), End> {
+        match finished.step {
+            Step::Apply { moment, call, mark } => {
+                self.clock.advance(moment.index, moment.time_ms);
+                self.apply(moment, &call, Some(mark))?;
+            }
+            Step::Skip { time_ms } => _ = self.clock.advance(finished.index, time_ms),
+        }
+        self.publish();
+        Ok(())
+    }
+
+    fn publish(&self) {
+        self.shared.counters.reader_applied.store(self.clock.index(), Ordering::Relaxed);
+    }
+
+    /// Applies an entry that the head has applied. A different outcome here means that the machine is
+    /// no function of the log.
+    fn apply(&mut self, moment: Moment, call: &Call, expected: Option<u64>) -> Result<(), End> {
+        let Some(instance) = &mut self.instance else {
+            // A gap, found in the middle of a turn: the entry comes again from the history.
+            return Ok(());
+        };
+        instance.mute(true);
+        let result = instance.apply(moment, call);
+        instance.mute(false);
+        self.shared.counters.reader_memory_bytes.store(instance.memory_bytes() as u64, Ordering::Relaxed);
+        let index = moment.index;
+        match result {
+            Ok(outcome) if expected.is_none_or(|expected| mark(&outcome) == expected) => Ok(()),
+            Ok(_) => Err(diverged(index, "answered otherwise").into()),
+            Err(Broken::Trap(trap)) => Err(diverged(index, &format!("trapped ({})", trap.message)).into()),
+            Err(broken) => Err(end_of(broken, &format!("applying entry {index} on the reader"))),
+        }
+    }
+
+    /// The head has lost its instance and gets this one.
+    fn promote(&mut self, promotion: Promotion) -> Result<(), End> {
+        // What snapshots still hold would be held for as long as the head lives.
+        for stream in self.streams.keys().copied().collect::<Vec<_>>() {
+            self.close(stream)?;
+        }
+        match self.instance.take() {
+            Some(mut instance) => {
+                instance.set_role("head");
+                // If nobody takes it, the head is ending.
+                let _ = promotion.reply.send(instance);
+            }
+            // It trapped as the snapshot was let go: the next one is promoted.
+            None => self.shared.inbox.lock().promotion = Some(promotion),
+        }
+        Ok(())
+    }
+
+    fn answer(&mut self, question: Question) -> Result<(), End> {
+        if question.reply.is_closed() {
+            return Ok(());
+        }
+        let Some(instance) = &mut self.instance else {
+            // An earlier query of this turn trapped. It waits for the next reader.
+            self.shared.inbox.lock().ready.push_back(question);
+            return Ok(());
+        };
+        let now = self.clock.now();
+        self.shared.counters.queries.fetch_add(1, Ordering::Relaxed);
+        let answer = match instance.query(now, &question.call) {
+            Ok(result) => Ok(Answered { index: now.index, result }),
+            Err(Broken::Trap(trap)) => {
+                tracing::warn!(kind = trap.kind.name(), message = trap.message, "a query trapped; a new reader is built");
+                self.shared.counters.query_traps.fetch_add(1, Ordering::Relaxed);
+                self.instance = None;
+                Err(QueryError::Trap(trap))
+            }
+            Err(broken) => return Err(end_of(broken, "answering a query")),
+        };
+        // The caller may have given up.
+        let _ = question.reply.send(answer);
+        Ok(())
+    }
+
+    fn begin_snapshot(&mut self, request: SnapshotRequest) -> Result<(), End> {
+        let now = self.clock.now();
+        let answer = if request.index < now.index {
+            Err(SnapshotError::Passed { index: request.index, applied: now.index })
+        } else if self.streams.len() >= STREAMS_MAX {
+            Err(SnapshotError::Busy)
+        } else {
+            self.shared.counters.snapshots.fetch_add(1, Ordering::Relaxed);
+            self.on_instance("taking a snapshot", Instance::snapshot)?.map(|snapshot| {
+                let stream = self.next_stream;
+                self.next_stream += 1;
+                self.streams.insert(stream, snapshot);
+                StateStream::new(Arc::clone(&self.shared), stream, now)
+            })
+        };
+        // Wherever the stream is dropped, there or here, that closes it.
+        let _ = request.reply.send(answer);
+        Ok(())
+    }
+
+    fn read(&mut self, request: ReadRequest) -> Result<(), End> {
+        let chunk: Chunk = match self.streams.get(&request.stream).copied() {
+            None => Err(SnapshotError::Lost),
+            Some(snapshot) => {
+                let chunk = self.on_instance("reading a snapshot", |instance| instance.snapshot_read(snapshot))?;
+                chunk.map(|bytes: Bytes| (!bytes.is_empty()).then_some(bytes))
+            }
+        };
+        if matches!(chunk, Ok(None)) {
+            self.close(request.stream)?;
+        }
+        let _ = request.reply.send(chunk);
+        Ok(())
+    }
+
+    /// Lets go of a snapshot.
+    fn close(&mut self, stream: u64) -> Result<(), End> {
+        if let Some(snapshot) = self.streams.remove(&stream) {
+            let dropped = self.on_instance("letting go of a snapshot", |instance| instance.snapshot_drop(snapshot))?;
+            if let Err(error) = dropped {
+                tracing::warn!(%error, "a snapshot could not be let go; a new reader is built");
+            }
+        }
+        Ok(())
+    }
+
+    /// A call about snapshots: a trap costs the instance and every snapshot in it.
+    fn on_instance<R>(
+        &mut self,
+        what: &str,
+        call: impl FnOnce(&mut Instance) -> Result<R, Broken>,
+    ) -> Result<Result<R, SnapshotError>, End> {
+        let Some(instance) = &mut self.instance else { return Ok(Err(SnapshotError::Lost)) };
+        match call(instance) {
+            Ok(result) => Ok(Ok(result)),
+            Err(Broken::Trap(trap)) => {
+                self.instance = None;
+                self.streams.clear();
+                Ok(Err(SnapshotError::Trap(trap)))
+            }
+            Err(broken) => Err(end_of(broken, what)),
+        }
+    }
+}
+
+impl Drop for Reader {
+    /// However the thread ends, nobody waits for it any longer.
+    fn drop(&mut self) {
+        let mut queue = self.shared.inbox.lock();
+        queue.ended = true;
+        let fault = self.shared.fault().cloned();
+        let why = || fault.clone().map_or(QueryError::Stopped, QueryError::Fault);
+        let questions: Vec<Question> = queue.ready.drain(..).collect();
+        for question in questions.into_iter().chain(std::mem::take(&mut queue.waiting)) {
+            let _ = question.reply.send(Err(why()));
+        }
+        for request in std::mem::take(&mut queue.snapshots) {
+            let _ = request.reply.send(Err(self.shared.snapshot_end()));
+        }
+        for request in std::mem::take(&mut queue.reads) {
+            let _ = request.reply.send(Err(self.shared.snapshot_end()));
+        }
+        queue.promotion = None;
+        queue.finished.clear();
+        drop(queue);
+        self.shared.inbox.wake_all();
+    }
+}
+
+fn diverged(index: u64, how: &str) -> Fault {
+    Fault::new(format!(
+        "this node's two instances disagree: at entry {index} the head gave an answer and the reader {how}. The machine \
+         is not a function of the log, or one of its queries changes the state; restart the node to rebuild both"
+    ))
+}
+
+fn end_of(broken: Broken, what: &str) -> End {
+    match broken {
+        Broken::Interrupted => End::Stopped,
+        other => End::Fault(other.into_fault(what)),
+    }
+}

@@ -1,0 +1,221 @@
+//! The way of a command: to the leader, into the log, and back with its outcome.
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
+
+use openraft::{async_runtime::WatchReceiver, error::ClientWriteError, error::RaftError};
+use tokio::time::{Instant, sleep, timeout, timeout_at};
+
+use super::{Replica, forward, network::peer::Lane};
+use crate::{
+    error::Error,
+    proto::raft::ForwardRequest,
+    types::{
+        Applied, Call, Command, CommandKind, NodeId, Outcome,
+        convert::call_to_wire,
+        raft::{Member, TypeConfig},
+        status::Leader,
+    },
+};
+
+impl Replica {
+    /// Puts a call into the log, through the leader if that is another node. Waits out an election,
+    /// as far as the deadline allows: a refusal because nobody leads is final for no call.
+    pub async fn command(&self, call: Call, deadline: Instant) -> Result<Applied, Error> {
+        let patience = Instant::now() + self.0.timing.election_max * 3;
+        loop {
+            let attempt = match self.0.leader() {
+                Some((node_id, member)) if node_id != self.0.node_id() => {
+                    self.forward(node_id, &member, &call, deadline).await
+                }
+                Some(_) => self.propose(call.clone(), deadline).await,
+                None => Err(Error::no_quorum()),
+            };
+            match attempt {
+                Err(error)
+                    if (error.is_not_leader() || error.is_no_quorum())
+                        && Instant::now() < patience.min(deadline) =>
+                {
+                    self.leader_changed().await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Waits a moment for word of another leader.
+    pub(super) async fn leader_changed(&self) {
+        const MOMENT: Duration = Duration::from_millis(20);
+        let mut metrics = self.0.raft.server_metrics();
+        let _ = timeout(MOMENT, metrics.changed()).await;
+        sleep(Duration::from_millis(1)).await;
+    }
+
+    async fn forward(
+        &self,
+        leader: NodeId,
+        member: &Member,
+        call: &Call,
+        deadline: Instant,
+    ) -> Result<Applied, Error> {
+        let peer = self.0.peers.peer(leader, member);
+        // Nothing has been sent yet, so to be refused here is to have had no effect.
+        let mut client = peer.client(Lane::Control).await.map_err(|error| {
+            tracing::debug!(%error, "cannot forward");
+            Error::no_quorum()
+        })?;
+        let timeout_ms = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
+        let request = ForwardRequest { call: Some(call_to_wire(call)), timeout_ms };
+        let answer = timeout_at(deadline, client.forward(request)).await;
+        let answer = answer.map_err(|_| Error::deadline_outcome_unknown())?;
+        let answer = answer.map_err(|status| {
+            let error = peer.failed(Lane::Control, status);
+            Error::lost(format!("the leader was lost while it worked on the call ({error})"))
+        })?;
+        forward::result_from_wire(answer.into_inner())
+    }
+
+    /// Proposes a call as the leader and waits for its outcome.
+    pub(super) async fn propose(&self, call: Call, deadline: Instant) -> Result<Applied, Error> {
+        let _slot = self.0.slot()?;
+        self.0.brake.hold(&call, deadline).await?;
+        let (method, principal) = (call.method.clone(), call.principal.clone());
+        let command = Command { time_ms: now_ms(), kind: CommandKind::Call(call) };
+        let written = timeout_at(deadline, self.0.raft.client_write(command)).await;
+        let written = written.map_err(|_| Error::deadline_outcome_unknown())?;
+        match written {
+            Ok(response) => {
+                let trapped = matches!(response.data.outcome, Some(Outcome::Trap(_)));
+                self.0.brake.note(&method, &principal, trapped);
+                Ok(response.data)
+            }
+            Err(error) => Err(self.refused(error)),
+        }
+    }
+
+    fn refused(&self, error: RaftError<TypeConfig, ClientWriteError<TypeConfig>>) -> Error {
+        match error {
+            RaftError::APIError(ClientWriteError::ForwardToLeader(forward)) => {
+                match (forward.leader_id, forward.leader_node) {
+                    (Some(node_id), Some(member)) => Error::not_leader(Some(Leader {
+                        node_id,
+                        client_address: Arc::from(member.client_address),
+                    })),
+                    // A leader that has lost its majority says so by naming nobody.
+                    _ => Error::no_quorum(),
+                }
+            }
+            RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => {
+                Error::lost("another leader took over before the command was committed")
+            }
+            RaftError::APIError(error) => Error::fault(error.to_string()),
+            RaftError::Fatal(fatal) => self.0.stopped(fatal),
+        }
+    }
+}
+
+/// A place among the commands that a leader holds at once.
+struct Slot<'a>(&'a AtomicUsize);
+
+impl Drop for Slot<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl super::Inner {
+    fn slot(&self) -> Result<Slot<'_>, Error> {
+        let most = self.limits.commands_in_flight_max;
+        if self.commands_in_flight.fetch_add(1, Ordering::Relaxed) >= most {
+            self.commands_in_flight.fetch_sub(1, Ordering::Relaxed);
+            return Err(Error::busy(format!(
+                "the leader already holds {most} commands (commands_in_flight_max): try again"
+            )));
+        }
+        Ok(Slot(&self.commands_in_flight))
+    }
+
+    /// What a stopped Raft means for a call.
+    pub(super) fn stopped(&self, fatal: openraft::error::Fatal<TypeConfig>) -> Error {
+        match fatal {
+            openraft::error::Fatal::Stopped => Error::shutting_down(),
+            fatal => Error::fault(format!(
+                "this node has stopped applying: {}; its log says why",
+                self.worker.fault().unwrap_or_else(|| fatal.to_string())
+            )),
+        }
+    }
+}
+
+fn now_ms() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
+}
+
+/// Slows down callers whose calls keep trapping: every trap costs each replica an instance.
+#[derive(Default)]
+pub(super) struct Brake(Mutex<BTreeMap<(Arc<str>, Arc<str>), Trapping>>);
+
+struct Trapping {
+    in_a_row: u32,
+    /// When the next call may be proposed.
+    free_at: Instant,
+}
+
+/// So many traps in a row cost nothing: people try things.
+const FREE_TRAPS: u32 = 3;
+const PAUSE_MIN: Duration = Duration::from_millis(50);
+const PAUSE_MAX: Duration = Duration::from_secs(2);
+/// Callers and methods remembered at once; past it the slate is wiped.
+const REMEMBERED_MAX: usize = 1024;
+
+impl Brake {
+    async fn hold(&self, call: &Call, deadline: Instant) -> Result<(), Error> {
+        let free_at = {
+            let trapping = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            if trapping.is_empty() {
+                return Ok(());
+            }
+            let key = (call.method.clone(), call.principal.clone());
+            trapping.get(&key).map(|trapping| trapping.free_at)
+        };
+        match free_at {
+            Some(free_at) if free_at > deadline => Err(Error::busy(format!(
+                "calls of {} keep trapping and are slowed down: mend the request or the machine",
+                call.method
+            ))),
+            Some(free_at) => {
+                tokio::time::sleep_until(free_at).await;
+                Ok(())
+            }
+            None => Ok(()),
+        }
+    }
+
+    fn note(&self, method: &Arc<str>, principal: &Arc<str>, trapped: bool) {
+        let mut trapping = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !trapped && trapping.is_empty() {
+            return;
+        }
+        let key = (method.clone(), principal.clone());
+        if !trapped {
+            trapping.remove(&key);
+            return;
+        }
+        if trapping.len() >= REMEMBERED_MAX {
+            trapping.clear();
+        }
+        let now = Instant::now();
+        let entry = trapping.entry(key).or_insert(Trapping { in_a_row: 0, free_at: now });
+        entry.in_a_row += 1;
+        if let Some(doublings) = entry.in_a_row.checked_sub(FREE_TRAPS + 1) {
+            let pause = PAUSE_MIN.saturating_mul(1 << doublings.min(10)).min(PAUSE_MAX);
+            entry.free_at = now + pause;
+        }
+    }
+}

@@ -1,0 +1,204 @@
+//! The replica: openraft, bound to the log on disk, the machine and the peers.
+//!
+//! [`Replica`] is what the layers above see: commands, queries, status, health. Below it:
+//! [`state_machine`] hands committed entries to the machine, [`snapshot`] moves snapshots,
+//! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait,
+//! [`health`] watches, [`bootstrap`] initializes a new cluster.
+//!
+//! Contract: a command is answered only after a majority has it on stable storage and the machine has
+//! applied it here or on the leader. A linearizable query sees every command that was acknowledged
+//! before it was sent, whichever node answers it.
+//!
+//! Caveats: without exactly-once sessions a command that is sent again after a lost answer is applied
+//! again; [`crate::error::Error::is_unknown_outcome`] tells. Membership does not change after
+//! the cluster has been initialized.
+
+mod bootstrap;
+mod command;
+mod forward;
+mod health;
+pub mod network;
+mod options;
+mod read;
+mod snapshot;
+mod state_machine;
+mod status;
+
+use std::sync::{Arc, atomic::AtomicUsize};
+
+use openraft::async_runtime::WatchReceiver;
+use tokio::sync::watch;
+
+pub use self::{
+    options::Options,
+    state_machine::LocalHistory,
+};
+use self::{
+    command::Brake,
+    network::{
+        NetworkFactory,
+        peer::{Local, Peers},
+        service::PeerService,
+    },
+    read::ReadIndex,
+    snapshot::Raft,
+    state_machine::{Building, StateMachine},
+};
+use crate::{
+    config::{Limits, Member as InitialMember, Timing},
+    error::Error,
+    machine::{Module, Worker},
+    proto::raft::raft_server::RaftServer,
+    storage::{LogStore, SnapshotStore},
+    types::{
+        NodeId,
+        raft::Member,
+        status::{Health, Leader},
+    },
+};
+
+/// One node's part of the cluster. Cloning it gives another handle to the same.
+#[derive(Clone)]
+pub struct Replica(Arc<Inner>);
+
+struct Inner {
+    raft: Raft,
+    worker: Worker,
+    module: Module,
+    local: Arc<Local>,
+    peers: Arc<Peers>,
+    log: LogStore,
+    snapshots: SnapshotStore,
+    building: Arc<Building>,
+    members: Vec<InitialMember>,
+    timing: Timing,
+    limits: Limits,
+    reads: ReadIndex,
+    health: watch::Sender<Health>,
+    commands_in_flight: AtomicUsize,
+    brake: Brake,
+}
+
+impl Replica {
+    /// Restores the machine from the newest snapshot and the log, and joins the cluster. Nothing is
+    /// served until the peer service listens.
+    pub async fn start(options: Options) -> Result<Self, Error> {
+        let Options { identity, timing, limits, snapshot, members, log, snapshots, .. } = options;
+        let local = Arc::new(Local { identity, engine: options.engine, log: log.clone() });
+        let peers = Arc::new(Peers::new(local.clone()));
+        let building = Arc::<Building>::default();
+        let machine = StateMachine::new(
+            options.worker.clone(),
+            snapshots.clone(),
+            local.identity.clone(),
+            building.clone(),
+        );
+        let raft = openraft::Raft::new(
+            local.identity.node_id,
+            options::raft_config(&local.identity.cluster_id, timing, snapshot)?,
+            NetworkFactory(peers.clone()),
+            log.clone(),
+            machine,
+        )
+        .await
+        .map_err(|error| Error::fault(format!("cannot start from the log: {error}")))?;
+
+        let (reads, read_requests) = ReadIndex::new();
+        let (health, _) = watch::channel(Health::NotServing("starting".to_owned()));
+        let replica = Self(Arc::new(Inner {
+            raft,
+            worker: options.worker,
+            module: options.module,
+            local,
+            peers,
+            log,
+            snapshots,
+            building,
+            members,
+            timing,
+            limits,
+            reads,
+            health,
+            commands_in_flight: AtomicUsize::new(0),
+            brake: Brake::default(),
+        }));
+        tokio::spawn(read::serve(Arc::downgrade(&replica.0), read_requests));
+        tokio::spawn(health::watch(Arc::downgrade(&replica.0)));
+        tokio::spawn(snapshot::hand_over(Arc::downgrade(&replica.0)));
+        tokio::spawn(snapshot::watch_bytes(
+            Arc::downgrade(&replica.0),
+            snapshot,
+            options.history,
+        ));
+        tokio::spawn(bootstrap::run(replica.clone()));
+        Ok(replica)
+    }
+
+    /// The service for the peer port.
+    pub fn peer_service(&self) -> RaftServer<PeerService> {
+        RaftServer::new(PeerService::new(self.clone(), self.0.local.clone()))
+            .max_decoding_message_size(network::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(network::MESSAGE_BYTES_MAX)
+    }
+
+    /// The machine that this node runs.
+    pub fn module(&self) -> &Module {
+        &self.0.module
+    }
+
+    /// The machine's worker, for its counters.
+    pub fn worker(&self) -> &Worker {
+        &self.0.worker
+    }
+
+    /// Whether this node serves, with every change.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.0.health.subscribe()
+    }
+
+    /// Who leads, as far as this node knows.
+    pub fn leader(&self) -> Option<Leader> {
+        let (node_id, member) = self.0.leader()?;
+        Some(Leader { node_id, client_address: Arc::from(member.client_address) })
+    }
+
+    /// Stops taking part. What was acknowledged is on disk already.
+    pub async fn shutdown(&self) {
+        self.0.health.send_replace(Health::NotServing("shutting down".to_owned()));
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::warn!(%error, "Raft did not stop cleanly");
+        }
+        self.0.worker.shutdown();
+        self.0.log.shutdown();
+    }
+
+    fn raft(&self) -> &Raft {
+        &self.0.raft
+    }
+
+    fn snapshots(&self) -> &SnapshotStore {
+        &self.0.snapshots
+    }
+
+    async fn is_initialized(&self) -> bool {
+        self.0.raft.is_initialized().await.unwrap_or(true)
+    }
+}
+
+impl Inner {
+    fn node_id(&self) -> NodeId {
+        self.local.identity.node_id
+    }
+
+    fn is_leader(&self) -> bool {
+        self.raft.is_leader()
+    }
+
+    fn leader(&self) -> Option<(NodeId, Member)> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let node_id = metrics.current_leader?;
+        let member = metrics.membership_config.get_node(&node_id)?;
+        Some((node_id, member.clone()))
+    }
+}

@@ -1,0 +1,242 @@
+//! openraft's calls, over a peer's connections.
+
+use std::{future::Future, time::Duration};
+
+use futures::{FutureExt, StreamExt, stream};
+use openraft::{
+    AnyError, OptionalSend, RaftNetworkV2,
+    base::{BoxFuture, BoxStream},
+    errors::{NetworkError, RPCError, ReplicationClosed, StreamingError, Unreachable},
+    network::RPCOption,
+    raft::{
+        AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendError,
+        StreamAppendResult, TransferLeaderRequest, TransferLeaderResponse, VoteRequest,
+        VoteResponse,
+    },
+    type_config::alias::SnapshotOf,
+};
+use tonic::{Code, Request, Status};
+
+use super::peer::{Lane, Peer, PeerError};
+use crate::{
+    proto::raft as wire,
+    raft::snapshot,
+    storage::SnapshotFile,
+    types::{
+        convert::{
+            entry_to_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire,
+        },
+        raft::{LogId, TypeConfig, Vote},
+    },
+};
+
+/// openraft's network to one peer, on one lane.
+pub struct PeerNetwork {
+    peer: std::sync::Arc<Peer>,
+    lane: Lane,
+}
+
+impl PeerNetwork {
+    pub(super) fn new(peer: std::sync::Arc<Peer>, lane: Lane) -> Self {
+        Self { peer, lane }
+    }
+
+    fn failed(&self, status: Status) -> RPCError<TypeConfig> {
+        rpc_error(self.peer.failed(self.lane, status))
+    }
+}
+
+/// A peer that cannot be reached is tried again after a pause; any other failure at once.
+fn rpc_error(error: PeerError) -> RPCError<TypeConfig> {
+    let reached = match &error {
+        PeerError::Call { status, .. } => {
+            !matches!(status.code(), Code::Unavailable | Code::PermissionDenied)
+        }
+        PeerError::Stranger { .. } | PeerError::Address { .. } => false,
+    };
+    if let PeerError::Stranger { .. } = &error {
+        tracing::warn!(%error, "a peer is not who it should be");
+    }
+    if reached {
+        RPCError::Network(NetworkError::new(&AnyError::new(&error)))
+    } else {
+        RPCError::Unreachable(Unreachable::new(&AnyError::new(&error)))
+    }
+}
+
+/// A streamed request.
+fn append_to_wire(request: AppendEntriesRequest<TypeConfig>) -> wire::AppendRequest {
+    wire::AppendRequest {
+        vote: Some(vote_to_wire(&request.vote)),
+        previous: request.prev_log_id.as_ref().map(log_id_to_wire),
+        entries: request.entries.iter().map(entry_to_wire).collect(),
+        leader_commit: request.leader_commit.as_ref().map(log_id_to_wire),
+    }
+}
+
+fn append_result(
+    response: wire::AppendResponse,
+) -> Result<StreamAppendResult<TypeConfig>, Status> {
+    use wire::append_response::Result as Answer;
+    match response.result {
+        Some(Answer::Matched(matched)) => Ok(Ok(matched.log_id.as_ref().map(log_id_from_wire))),
+        Some(Answer::Conflict(log_id)) => {
+            Ok(Err(StreamAppendError::Conflict(log_id_from_wire(&log_id))))
+        }
+        Some(Answer::HigherVote(vote)) => {
+            Ok(Err(StreamAppendError::HigherVote(vote_from_wire(&vote))))
+        }
+        None => Err(Status::internal("the peer sent an answer without a result")),
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for PeerNetwork {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        request: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<AppendEntriesResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let mut answers = self.stream_append(stream::iter([request]), option).await?;
+        match answers.next().await {
+            Some(answer) => Ok(answer?.into()),
+            None => {
+                Err(RPCError::Network(NetworkError::from_string("the peer closed the stream")))
+            }
+        }
+    }
+
+    /// Requests go out as they come, without waiting for answers: gRPC keeps both in order.
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<
+        's,
+        Result<
+            BoxStream<'s, Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>>>,
+            RPCError<TypeConfig>,
+        >,
+    >
+    where
+        S: futures::Stream<Item = AppendEntriesRequest<TypeConfig>>
+            + OptionalSend
+            + Unpin
+            + 'static,
+    {
+        async move {
+            let setup = async {
+                let mut client = self.peer.client(self.lane).await.map_err(rpc_error)?;
+                let requests = Request::new(input.map(append_to_wire));
+                client.append(requests).await.map_err(|status| self.failed(status))
+            };
+            let answers = within(option.hard_ttl(), setup).await?.into_inner();
+            let this = &*self;
+            let answers = answers.map(move |answer| {
+                answer.and_then(append_result).map_err(|status| this.failed(status))
+            });
+            Ok(answers.boxed())
+        }
+        .boxed()
+    }
+
+    async fn vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask_for_vote(request, option, false).await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.ask_for_vote(request, option, true).await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: SnapshotOf<TypeConfig, SnapshotFile>,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        _option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let client = self.peer.client(Lane::Snapshot).await;
+        let mut client = client.map_err(|error| StreamingError::from(rpc_error(error)))?;
+        let sending = client.install_snapshot(snapshot::send(vote, snapshot.snapshot));
+        tokio::select! {
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            answer = sending => {
+                let answer = answer.map_err(|status| StreamingError::from(self.failed(status)))?;
+                match answer.into_inner().vote {
+                    Some(vote) => Ok(SnapshotResponse::new(vote_from_wire(&vote))),
+                    None => Err(StreamingError::Network(NetworkError::from_string(
+                        "the peer answered a snapshot without its vote",
+                    ))),
+                }
+            }
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        request: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = wire::TransferLeaderRequest {
+            from: Some(vote_to_wire(request.from_leader())),
+            to_node_id: *request.to_node_id(),
+            last_log_id: request.last_log_id().map(log_id_to_wire),
+        };
+        let call = async {
+            let mut client = self.peer.client(Lane::Control).await.map_err(rpc_error)?;
+            client.transfer_leader(message).await.map_err(|status| self.failed(status))
+        };
+        within(option.hard_ttl(), call).await?;
+        Ok(Ok(()))
+    }
+}
+
+impl PeerNetwork {
+    async fn ask_for_vote(
+        &self,
+        request: VoteRequest<TypeConfig>,
+        option: RPCOption,
+        pre_vote: bool,
+    ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        let message = wire::VoteRequest {
+            vote: Some(vote_to_wire(&request.vote)),
+            last_log_id: request.last_log_id.as_ref().map(log_id_to_wire),
+            leadership_transfer: request.leadership_transfer,
+            pre_vote,
+        };
+        let call = async {
+            let mut client = self.peer.client(Lane::Control).await.map_err(rpc_error)?;
+            client.vote(message).await.map_err(|status| self.failed(status))
+        };
+        let answer = within(option.hard_ttl(), call).await?.into_inner();
+        let Some(vote) = answer.vote else {
+            let reason = "the peer answered a vote without one";
+            return Err(RPCError::Network(NetworkError::from_string(reason)));
+        };
+        let last_log_id: Option<LogId> = answer.last_log_id.as_ref().map(log_id_from_wire);
+        Ok(VoteResponse::new(vote_from_wire(&vote), last_log_id, answer.granted))
+    }
+}
+
+/// Bounds a call: a peer that neither answers nor refuses counts as unreachable.
+async fn within<T>(
+    limit: Duration,
+    call: impl Future<Output = Result<T, RPCError<TypeConfig>>>,
+) -> Result<T, RPCError<TypeConfig>> {
+    match tokio::time::timeout(limit, call).await {
+        Ok(result) => result,
+        Err(_) => Err(RPCError::Unreachable(Unreachable::from_string(format!(
+            "no answer within {} ms",
+            limit.as_millis()
+        )))),
+    }
+}

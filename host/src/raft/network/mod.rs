@@ -1,0 +1,66 @@
+//! What nodes say to each other, over gRPC on the peer port.
+//!
+//! [`peer`] holds the connections, [`client`] speaks for openraft over them, [`service`] answers.
+//!
+//! Contract: no request is answered, and no answer believed, before both sides have checked that they
+//! belong to the same cluster, are the nodes that they mean, and still have the data directory that
+//! they had when they first met. Traffic is not encrypted: the peer port belongs on a private network.
+
+pub mod client;
+pub mod peer;
+pub mod service;
+
+use std::sync::Arc;
+
+use openraft::RaftNetworkFactory;
+
+use self::{
+    client::PeerNetwork,
+    peer::{Lane, Peers},
+};
+use crate::types::{
+    NodeId,
+    raft::{Member, TypeConfig},
+};
+
+/// The version of the protocol between peers. Nodes of different versions do not talk.
+pub const PROTOCOL_VERSION: u32 = 1;
+
+/// The largest message between peers: one log entry of the largest request with room to spare, or a
+/// batch of smaller ones.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Metadata on every request between peers: the cluster, the caller, and whom it means to reach.
+pub const CLUSTER_HEADER: &str = "conclave-cluster";
+/// See [`CLUSTER_HEADER`].
+pub const FROM_HEADER: &str = "conclave-from";
+/// See [`CLUSTER_HEADER`].
+pub const TO_HEADER: &str = "conclave-to";
+
+/// Makes openraft's connections.
+#[derive(Clone)]
+pub struct NetworkFactory(pub Arc<Peers>);
+
+impl NetworkFactory {
+    fn network(&self, target: NodeId, member: &Member, lane: Lane) -> PeerNetwork {
+        PeerNetwork::new(self.0.peer(target, member), lane)
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+    type Network = PeerNetwork;
+
+    async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
+        self.network(target, member, Lane::Log)
+    }
+
+    /// A lane of its own: a heartbeat that waits behind a large append starts an election.
+    async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
+        self.network(target, member, Lane::Control)
+    }
+
+    /// A lane of its own: a snapshot is long.
+    async fn new_snapshot_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
+        self.network(target, member, Lane::Snapshot)
+    }
+}

@@ -1,0 +1,269 @@
+//! Answers the other members.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use futures::{StreamExt, stream::BoxStream};
+use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
+use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+
+use super::{CLUSTER_HEADER, FROM_HEADER, PROTOCOL_VERSION, TO_HEADER, peer::Local};
+use crate::{
+    proto::raft as wire,
+    raft::{Replica, forward, snapshot, status},
+    types::{
+        NodeId,
+        convert::{
+            Malformed, call_from_wire, entry_from_wire, log_id_from_wire, log_id_to_wire,
+            vote_from_wire, vote_to_wire,
+        },
+        raft::{TypeConfig, Vote},
+    },
+};
+
+/// The peer port's one service.
+pub struct PeerService {
+    replica: Replica,
+    local: Arc<Local>,
+    /// Who has introduced themselves since this process started.
+    greeted: Mutex<BTreeSet<NodeId>>,
+}
+
+impl PeerService {
+    /// Answers for this replica.
+    pub fn new(replica: Replica, local: Arc<Local>) -> Self {
+        Self { replica, local, greeted: Mutex::default() }
+    }
+
+    /// Refuses whoever is of another cluster, means another node, or has not introduced itself.
+    fn admit(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
+        let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
+        let number = |name| text(name).and_then(|text| text.parse::<NodeId>().ok());
+        self.check_target(text(CLUSTER_HEADER), number(TO_HEADER))?;
+        let from = number(FROM_HEADER)
+            .ok_or_else(|| Status::permission_denied("the peer port is for members only"))?;
+        let greeted = self.greeted.lock().unwrap_or_else(PoisonError::into_inner);
+        if greeted.contains(&from) {
+            Ok(from)
+        } else {
+            Err(Status::permission_denied("a handshake must come first"))
+        }
+    }
+
+    fn check_target(&self, cluster_id: Option<&str>, to: Option<NodeId>) -> Result<(), Status> {
+        let identity = &self.local.identity;
+        match cluster_id {
+            Some(cluster_id) if cluster_id == identity.cluster_id => {}
+            Some(cluster_id) => {
+                return Err(Status::permission_denied(format!(
+                    "this node belongs to cluster {}, not to {cluster_id}",
+                    identity.cluster_id
+                )));
+            }
+            None => return Err(Status::permission_denied("the peer port is for members only")),
+        }
+        if to == Some(identity.node_id) {
+            Ok(())
+        } else {
+            let message = format!("this is node {}: check the members' addresses", identity.node_id);
+            Err(Status::permission_denied(message))
+        }
+    }
+}
+
+fn malformed(error: Malformed) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
+fn required<T>(field: Option<T>, name: &str) -> Result<T, Status> {
+    field.ok_or_else(|| Status::invalid_argument(format!("{name} is missing")))
+}
+
+fn vote(field: Option<wire::Vote>) -> Result<Vote, Status> {
+    Ok(vote_from_wire(&required(field, "vote")?))
+}
+
+fn append_from_wire(
+    request: wire::AppendRequest,
+) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
+    let entries = request.entries.into_iter().map(entry_from_wire).collect::<Result<Vec<_>, _>>();
+    let (previous, entries) =
+        (request.previous.as_ref().map(log_id_from_wire), entries.map_err(malformed)?);
+    let mut next = previous.as_ref().map_or(0, |log_id| log_id.index + 1);
+    for entry in &entries {
+        if entry.log_id.index != next {
+            return Err(Status::invalid_argument("the entries are not consecutive"));
+        }
+        next += 1;
+    }
+    Ok(AppendEntriesRequest {
+        vote: vote(request.vote)?,
+        prev_log_id: previous,
+        entries,
+        leader_commit: request.leader_commit.as_ref().map(log_id_from_wire),
+    })
+}
+
+fn append_to_wire(result: StreamAppendResult<TypeConfig>) -> wire::AppendResponse {
+    use wire::append_response::Result as Answer;
+    let result = match result {
+        Ok(log_id) => {
+            Answer::Matched(wire::Matched { log_id: log_id.as_ref().map(log_id_to_wire) })
+        }
+        Err(StreamAppendError::Conflict(log_id)) => Answer::Conflict(log_id_to_wire(&log_id)),
+        Err(StreamAppendError::HigherVote(vote)) => Answer::HigherVote(vote_to_wire(&vote)),
+    };
+    wire::AppendResponse { result: Some(result) }
+}
+
+/// What openraft says once it has stopped.
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("this node has stopped: {error}"))
+}
+
+#[tonic::async_trait]
+impl wire::raft_server::Raft for PeerService {
+    type AppendStream = BoxStream<'static, Result<wire::AppendResponse, Status>>;
+
+    async fn handshake(
+        &self,
+        request: Request<wire::HandshakeRequest>,
+    ) -> Result<Response<wire::HandshakeResponse>, Status> {
+        let hello = request.into_inner();
+        self.check_target(Some(&hello.cluster_id), Some(hello.target_node_id))?;
+        if hello.protocol_version != PROTOCOL_VERSION {
+            return Err(Status::permission_denied(format!(
+                "this node speaks version {PROTOCOL_VERSION} of the peers' protocol, not {}",
+                hello.protocol_version
+            )));
+        }
+        self.local
+            .check(hello.node_id, &hello.incarnation, &hello.module_id)
+            .map_err(Status::permission_denied)?;
+        self.greeted.lock().unwrap_or_else(PoisonError::into_inner).insert(hello.node_id);
+        let identity = &self.local.identity;
+        Ok(Response::new(wire::HandshakeResponse {
+            incarnation: identity.incarnation.to_vec().into(),
+            module_id: identity.module_id.0.to_vec().into(),
+            engine_fingerprint: self.local.engine.clone(),
+            initialized: self.replica.is_initialized().await,
+        }))
+    }
+
+    async fn append(
+        &self,
+        request: Request<Streaming<wire::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let from = self.admit(request.metadata())?;
+        // A request that cannot be understood ends the stream: what follows builds on it.
+        let requests = request.into_inner().scan((), move |(), request| {
+            let request = request.and_then(append_from_wire);
+            let request = request.inspect_err(|status| {
+                tracing::debug!(from, error = status.message(), "an append stream ended");
+            });
+            std::future::ready(request.ok())
+        });
+        let answers = self.replica.raft().stream_append(requests);
+        Ok(Response::new(answers.map(|answer| answer.map(append_to_wire).map_err(stopped)).boxed()))
+    }
+
+    async fn vote(
+        &self,
+        request: Request<wire::VoteRequest>,
+    ) -> Result<Response<wire::VoteResponse>, Status> {
+        self.admit(request.metadata())?;
+        let message = request.into_inner();
+        let mut request = openraft::raft::VoteRequest::<TypeConfig>::new(
+            vote(message.vote)?,
+            message.last_log_id.as_ref().map(log_id_from_wire),
+        );
+        request.leadership_transfer = message.leadership_transfer;
+        let raft = self.replica.raft();
+        let answer = if message.pre_vote {
+            raft.pre_vote(request).await
+        } else {
+            raft.vote(request).await
+        };
+        let answer = answer.map_err(stopped)?;
+        Ok(Response::new(wire::VoteResponse {
+            vote: Some(vote_to_wire(&answer.vote)),
+            granted: answer.vote_granted,
+            last_log_id: answer.last_log_id.as_ref().map(log_id_to_wire),
+        }))
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<wire::SnapshotPart>>,
+    ) -> Result<Response<wire::SnapshotResponse>, Status> {
+        let from = self.admit(request.metadata())?;
+        let mut parts = request.into_inner();
+        let Some(wire::SnapshotPart { part: Some(wire::snapshot_part::Part::Start(start)) }) =
+            parts.message().await?
+        else {
+            return Err(Status::invalid_argument("a snapshot must begin with its header"));
+        };
+        let vote = vote(start.vote)?;
+        let header = required(start.header, "header")?;
+        snapshot::check_header(&header, &self.local.identity)
+            .map_err(Status::failed_precondition)?;
+        tracing::info!(from, "receiving a snapshot");
+        let file = snapshot::receive(header, parts, self.replica.snapshots().clone()).await?;
+        let installed = snapshot::opened(file).map_err(|error| Status::internal(error.to_string()))?;
+        let answer = self.replica.raft().install_full_snapshot(vote, installed).await;
+        let answer = answer.map_err(stopped)?;
+        Ok(Response::new(wire::SnapshotResponse { vote: Some(vote_to_wire(&answer.vote)) }))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<wire::TransferLeaderRequest>,
+    ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
+        self.admit(request.metadata())?;
+        let message = request.into_inner();
+        let request = openraft::raft::TransferLeaderRequest::<TypeConfig>::new(
+            vote(message.from)?,
+            message.to_node_id,
+            message.last_log_id.as_ref().map(log_id_from_wire),
+        );
+        let answer = self.replica.raft().handle_transfer_leader(request).await.map_err(stopped)?;
+        Ok(Response::new(wire::TransferLeaderResponse { accepted: answer.is_ok() }))
+    }
+
+    async fn forward(
+        &self,
+        request: Request<wire::ForwardRequest>,
+    ) -> Result<Response<wire::ForwardResponse>, Status> {
+        self.admit(request.metadata())?;
+        let message = request.into_inner();
+        let call = call_from_wire(required(message.call, "call")?);
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(message.timeout_ms);
+        let result = self.replica.propose(call, deadline).await;
+        Ok(Response::new(forward::result_to_wire(result)))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<wire::ReadIndexRequest>,
+    ) -> Result<Response<wire::ReadIndexResponse>, Status> {
+        self.admit(request.metadata())?;
+        let result = match self.replica.read_index_as_leader().await {
+            Ok(index) => wire::read_index_response::Result::Index(index),
+            Err(error) => {
+                wire::read_index_response::Result::Refusal(forward::refusal_to_wire(&error))
+            }
+        };
+        Ok(Response::new(wire::ReadIndexResponse { result: Some(result) }))
+    }
+
+    async fn node_status(
+        &self,
+        request: Request<wire::NodeStatusRequest>,
+    ) -> Result<Response<wire::NodeStatusResponse>, Status> {
+        self.admit(request.metadata())?;
+        Ok(Response::new(status::to_wire(&self.replica.node_status())))
+    }
+}

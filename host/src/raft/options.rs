@@ -1,0 +1,86 @@
+//! What a replica is made of, and every option of openraft with its reason.
+
+use std::sync::Arc;
+
+use openraft::StepDownPolicy;
+
+use super::LocalHistory;
+use crate::{
+    config::{Limits, Member, SnapshotPolicy, Timing},
+    error::Error,
+    machine::{Module, Worker},
+    storage::{Identity, LogStore, SnapshotStore},
+};
+
+/// What a replica is made of.
+pub struct Options {
+    /// From the data directory.
+    pub identity: Identity,
+    /// The engine's fingerprint.
+    pub engine: String,
+    /// The machine's component.
+    pub module: Module,
+    /// The machine.
+    pub worker: Worker,
+    /// The log.
+    pub log: LogStore,
+    /// The snapshots.
+    pub snapshots: SnapshotStore,
+    /// What the worker rebuilds its instances from.
+    pub history: Arc<LocalHistory>,
+    /// With whom a new cluster is initialized.
+    pub members: Vec<Member>,
+    /// Raft's clock.
+    pub timing: Timing,
+    /// What a call may use.
+    pub limits: Limits,
+    /// When snapshots are taken.
+    pub snapshot: SnapshotPolicy,
+}
+
+/// openraft's own configuration. Its defaults are for tests; what this product relies on is written
+/// down.
+pub(super) fn raft_config(
+    cluster_id: &str,
+    timing: Timing,
+    snapshot: SnapshotPolicy,
+) -> Result<Arc<openraft::Config>, Error> {
+    let ms = |duration: std::time::Duration| duration.as_millis() as u64;
+    let config = openraft::Config {
+        cluster_name: cluster_id.to_owned(),
+        heartbeat_interval: ms(timing.heartbeat),
+        election_timeout_min: ms(timing.election_min),
+        election_timeout_max: ms(timing.election_max),
+        // A snapshot is sent as one stream that ends by itself when the connection dies.
+        install_snapshot_timeout: 10 * 60 * 1000,
+        // One request of the log's stream. The log reader bounds it by bytes as well.
+        max_payload_entries: 1024,
+        // One group commit.
+        max_append_entries: Some(4096),
+        // Whoever still finds its next entry in the leader's log is sent entries.
+        replication_lag_threshold: snapshot.entries * 2 + snapshot.keep_entries,
+        snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(snapshot.entries),
+        max_in_snapshot_log_to_keep: snapshot.keep_entries,
+        // Purging is lazy anyway; fewer, larger purges cost the storage thread less.
+        purge_batch_size: 256,
+        // Proposals that wait together become one append. Waiting for more would only add latency:
+        // while one append is synced the next one gathers.
+        api_batch_capacity: 4096,
+        api_batch_linger_ms: 0,
+        // Followers sync while the leader does, instead of after it.
+        broadcast_submitted_on_append: Some(true),
+        // A leader that was removed goes on answering for a moment.
+        removed_leader_step_down: StepDownPolicy::After(ms(timing.election_min)),
+        // A leader without a quorum falls silent, so that those who still reach each other elect.
+        quorum_loss_probe_interval: Some(2 * ms(timing.election_max)),
+        // A node that comes back from a partition does not disturb a leader that works.
+        enable_pre_vote: Some(true),
+        backoff: "20ms 50ms 100ms 200ms ...1000ms".to_owned(),
+        enable_tick: true,
+        enable_heartbeat: true,
+        enable_elect: true,
+        ..openraft::Config::default()
+    };
+    let config = config.validate();
+    Ok(Arc::new(config.map_err(|error| Error::invalid(format!("Raft's configuration: {error}")))?))
+}

@@ -1,0 +1,247 @@
+//! Snapshots on their way: from the machine to a file, from a file to a peer, from a peer to a file.
+
+use std::{
+    io,
+    sync::{Arc, Weak},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use futures::Stream;
+use openraft::{Snapshot, async_runtime::WatchReceiver, type_config::alias::SnapshotOf};
+use prost::Message;
+use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Status, Streaming};
+
+use super::{Inner, LocalHistory, state_machine::StateMachine};
+use crate::{
+    config::SnapshotPolicy,
+    machine::StateStream,
+    proto::raft::{
+        SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart,
+        snapshot_part::Part,
+    },
+    storage::{Identity, SnapshotFile, SnapshotStore},
+    types::{
+        convert::{
+            log_id_to_wire, snapshot_meta_from_wire, stored_membership_to_wire, vote_to_wire,
+        },
+        raft::{SnapshotMeta, TypeConfig, Vote},
+    },
+};
+
+/// Parts in memory at once, on either side of a transfer: each is at most 1 MiB.
+const PARTS_IN_FLIGHT: usize = 4;
+
+/// openraft's name for a snapshot with its data.
+pub type OpenSnapshot = SnapshotOf<TypeConfig, SnapshotFile>;
+
+/// Decodes the header of a snapshot file.
+pub fn header(file: &SnapshotFile) -> io::Result<SnapshotHeader> {
+    SnapshotHeader::decode(file.header().clone()).map_err(|error| {
+        io::Error::new(io::ErrorKind::InvalidData, format!("the header of a snapshot: {error}"))
+    })
+}
+
+/// A snapshot file as openraft wants it.
+pub fn opened(file: SnapshotFile) -> io::Result<OpenSnapshot> {
+    let meta = snapshot_meta_from_wire(&header(&file)?)
+        .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
+    Ok(Snapshot { meta, snapshot: file })
+}
+
+/// Refuses a snapshot that is not of this cluster or this module.
+pub fn check_header(header: &SnapshotHeader, identity: &Identity) -> Result<(), String> {
+    if header.cluster_id != identity.cluster_id {
+        return Err(format!(
+            "the snapshot is of cluster {}, this node belongs to {}",
+            header.cluster_id, identity.cluster_id
+        ));
+    }
+    if header.module_id != identity.module_id.0.as_slice() {
+        return Err(format!(
+            "the snapshot is of module {}, this node runs {}: start every node with the same module",
+            hex::encode(&header.module_id),
+            identity.module_id
+        ));
+    }
+    Ok(())
+}
+
+/// Writes the machine's state to a file.
+pub async fn save(
+    snapshots: &SnapshotStore,
+    identity: &Identity,
+    meta: &SnapshotMeta,
+    mut state: StateStream,
+) -> io::Result<SnapshotFile> {
+    let header = SnapshotHeader {
+        cluster_id: identity.cluster_id.clone(),
+        last_log_id: meta.last_log_id.as_ref().map(log_id_to_wire),
+        membership: Some(stored_membership_to_wire(&meta.last_membership)),
+        module_id: identity.module_id.0.to_vec().into(),
+        state_version: state.state_version(),
+        time_ms: state.time_ms(),
+    };
+    let (chunks, received) = mpsc::channel(PARTS_IN_FLIGHT);
+    let writing = spawn_blocking({
+        let snapshots = snapshots.clone();
+        move || write(&snapshots, &header, received)
+    });
+    loop {
+        let Some(chunk) = state.next().await else { break };
+        let chunk = chunk.map_err(io::Error::other)?;
+        if chunks.send(Incoming::Chunk(chunk)).await.is_err() {
+            break; // The writer has failed and says why below.
+        }
+    }
+    let _ = chunks.send(Incoming::End).await;
+    drop(chunks);
+    writing.await.map_err(io::Error::other)?
+}
+
+enum Incoming {
+    Chunk(Bytes),
+    End,
+}
+
+/// Commits the file only if the end was seen: a sender that breaks off leaves nothing behind.
+fn write(
+    snapshots: &SnapshotStore,
+    header: &SnapshotHeader,
+    mut chunks: mpsc::Receiver<Incoming>,
+) -> io::Result<SnapshotFile> {
+    let (term, index) =
+        header.last_log_id.as_ref().map_or((0, 0), |log_id| (log_id.term, log_id.index));
+    let mut writer =
+        snapshots.create(term, index, &header.encode_to_vec()).map_err(io::Error::other)?;
+    loop {
+        match chunks.blocking_recv() {
+            Some(Incoming::Chunk(chunk)) => writer.write(&chunk).map_err(io::Error::other)?,
+            Some(Incoming::End) => return writer.commit().map_err(io::Error::other),
+            None => return Err(io::Error::other("the snapshot broke off before its end")),
+        }
+    }
+}
+
+/// The parts of a snapshot, as a leader sends them. If the file turns out to be damaged the stream
+/// breaks off without an end, and the receiver drops what it has.
+pub fn send(vote: Vote, file: SnapshotFile) -> impl Stream<Item = SnapshotPart> + Send + 'static {
+    let (parts, stream) = mpsc::channel(PARTS_IN_FLIGHT);
+    spawn_blocking(move || {
+        if let Err(error) = send_parts(vote, &file, &parts) {
+            tracing::error!(%error, "cannot send the snapshot at index {}", file.index());
+        }
+    });
+    ReceiverStream::new(stream)
+}
+
+fn send_parts(
+    vote: Vote,
+    file: &SnapshotFile,
+    parts: &mpsc::Sender<SnapshotPart>,
+) -> io::Result<()> {
+    let start = SnapshotStart { vote: Some(vote_to_wire(&vote)), header: Some(header(file)?) };
+    let send = |part| {
+        parts
+            .blocking_send(SnapshotPart { part: Some(part) })
+            .map_err(|_| io::Error::other("the receiver went away"))
+    };
+    send(Part::Start(start))?;
+    let (mut bytes, mut hash) = (0, blake3::Hasher::new());
+    for chunk in file.read().map_err(io::Error::other)? {
+        let chunk = chunk.map_err(io::Error::other)?;
+        bytes += chunk.len() as u64;
+        hash.update(&chunk);
+        send(Part::Chunk(chunk))?;
+    }
+    send(Part::End(SnapshotEnd { bytes, blake3: hash.finalize().as_bytes().to_vec().into() }))
+}
+
+/// Writes what a leader sends to a file of this node's own, sealed with its own keys.
+pub async fn receive(
+    header: SnapshotHeader,
+    mut parts: Streaming<SnapshotPart>,
+    snapshots: SnapshotStore,
+) -> Result<SnapshotFile, Status> {
+    let (chunks, received) = mpsc::channel(PARTS_IN_FLIGHT);
+    let writing = spawn_blocking(move || write(&snapshots, &header, received));
+    let (mut bytes, mut hash) = (0_u64, blake3::Hasher::new());
+    while let Some(part) = parts.message().await? {
+        let incoming = match part.part {
+            Some(Part::Chunk(chunk)) => {
+                bytes += chunk.len() as u64;
+                hash.update(&chunk);
+                Incoming::Chunk(chunk)
+            }
+            Some(Part::End(end)) => {
+                if end.bytes != bytes || end.blake3 != hash.finalize().as_bytes().as_slice() {
+                    return Err(Status::data_loss("the snapshot was damaged on its way"));
+                }
+                Incoming::End
+            }
+            Some(Part::Start(_)) | None => {
+                return Err(Status::invalid_argument("a snapshot has one header"));
+            }
+        };
+        if chunks.send(incoming).await.is_err() {
+            break; // The writer is done, or has failed and says why below.
+        }
+    }
+    drop(chunks);
+    let written = writing.await.map_err(|error| Status::internal(error.to_string()))?;
+    written.map_err(|error| Status::internal(error.to_string()))
+}
+
+/// The type of openraft's handle.
+pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
+
+/// Makes openraft take each snapshot whose file has become whole.
+pub(super) async fn hand_over(replica: Weak<Inner>) {
+    loop {
+        let Some(inner) = replica.upgrade() else { return };
+        let building = inner.building.clone();
+        let ready = building.ready.notified();
+        if building.is_whole() && inner.raft.trigger().snapshot().await.is_err() {
+            return;
+        }
+        drop(inner);
+        // Looked at again now and then, so that no notification can be missed for good.
+        let _ = tokio::time::timeout(LOOK_INTERVAL, ready).await;
+    }
+}
+
+/// How often the size of the log is looked at.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+
+/// Takes a snapshot when the log has grown by enough bytes; by entries openraft does it itself.
+pub(super) async fn watch_bytes(
+    replica: Weak<Inner>,
+    policy: SnapshotPolicy,
+    history: Arc<LocalHistory>,
+) {
+    let (mut at_last, mut last_index) = (0, 0);
+    loop {
+        tokio::time::sleep(LOOK_INTERVAL).await;
+        let Some(inner) = replica.upgrade() else { return };
+        let appended = inner.log.appended_bytes();
+        let index = inner
+            .raft
+            .metrics()
+            .borrow_watched()
+            .snapshot
+            .as_ref()
+            .map_or(0, |log_id| log_id.index);
+        if index != last_index {
+            (at_last, last_index) = (appended, index);
+            history.forget_traps(index);
+        }
+        if appended - at_last >= policy.bytes {
+            at_last = appended;
+            if inner.raft.trigger().snapshot().await.is_err() {
+                return;
+            }
+        }
+    }
+}

@@ -1,0 +1,164 @@
+//! What this node knows of itself and of its cluster.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use openraft::{ServerState, async_runtime::WatchReceiver};
+use tokio::time::timeout;
+
+use super::{Replica, network::peer::Lane};
+use crate::{
+    error::Error,
+    proto::raft::{NodeStatusRequest, NodeStatusResponse},
+    types::{
+        ModuleId, NodeId,
+        raft::{LogId, Member},
+        status::{ClusterStatus, NodeStatus, Role},
+    },
+};
+
+/// A member that has not answered by then counts as unreachable.
+const ASK_TIMEOUT: Duration = Duration::from_secs(1);
+
+fn index(log_id: Option<&LogId>) -> u64 {
+    log_id.map_or(0, |log_id| log_id.index)
+}
+
+impl Replica {
+    /// What this node knows of itself.
+    pub fn node_status(&self) -> NodeStatus {
+        let inner = &self.0;
+        let metrics = inner.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let member = metrics.membership_config.get_node(&inner.node_id()).cloned();
+        let member = member.unwrap_or_default();
+        NodeStatus {
+            id: inner.node_id(),
+            role: match metrics.state {
+                ServerState::Leader => Role::Leader,
+                ServerState::Candidate => Role::Candidate,
+                ServerState::Follower => Role::Follower,
+                ServerState::Learner | ServerState::Shutdown => Role::Learner,
+            },
+            term: metrics.current_term,
+            leader: metrics.current_leader,
+            last_log: metrics.last_log_index.unwrap_or_default(),
+            committed: index(metrics.local_committed.as_ref()),
+            applied: inner.worker.applied(),
+            snapshot: index(metrics.snapshot.as_ref()),
+            purged: index(metrics.purged.as_ref()),
+            module: Some(inner.module.id()),
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            client_address: member.client_address,
+            peer_address: member.peer_address,
+            engine: inner.local.engine.clone(),
+            fault: inner.fault().unwrap_or_default(),
+        }
+    }
+
+    /// Asks every member at once.
+    pub async fn cluster_status(&self) -> ClusterStatus {
+        let own = self.node_status();
+        let members: Vec<(NodeId, Member)> = {
+            let metrics = self.0.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let nodes = metrics.membership_config.nodes();
+            nodes.map(|(node_id, member)| (*node_id, member.clone())).collect()
+        };
+        let others = members.iter().filter(|(node_id, _)| *node_id != own.id);
+        let asked = others.map(|(node_id, member)| async move {
+            match timeout(ASK_TIMEOUT, self.ask(*node_id, member)).await {
+                Ok(Ok(status)) => status,
+                _ => NodeStatus::unreachable(
+                    *node_id,
+                    member.client_address.clone(),
+                    member.peer_address.clone(),
+                ),
+            }
+        });
+        let mut nodes = join_all(asked).await;
+        nodes.push(own.clone());
+        nodes.sort_by_key(|node| node.id);
+        ClusterStatus {
+            cluster_id: self.0.local.identity.cluster_id.clone(),
+            leader: own.leader,
+            term: own.term,
+            answered_by: own.id,
+            nodes,
+        }
+    }
+
+    async fn ask(&self, node_id: NodeId, member: &Member) -> Result<NodeStatus, Error> {
+        let peer = self.0.peers.peer(node_id, member);
+        let client = peer.client(Lane::Control).await;
+        let mut client = client.map_err(|error| Error::fault(error.to_string()))?;
+        let answer = client.node_status(NodeStatusRequest {}).await;
+        let answer = answer
+            .map_err(|status| Error::fault(peer.failed(Lane::Control, status).to_string()))?;
+        Ok(from_wire(answer.into_inner(), member))
+    }
+
+    /// Takes a snapshot and waits until it is on disk; the index that it reaches.
+    pub async fn snapshot_now(&self) -> Result<u64, Error> {
+        const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+        let mut metrics = self.0.raft.metrics();
+        let target = index(metrics.borrow_watched().last_applied.as_ref());
+        let snapshot = index(metrics.borrow_watched().snapshot.as_ref());
+        if snapshot >= target {
+            return Ok(snapshot);
+        }
+        self.0.raft.trigger().snapshot().await.map_err(|fatal| self.0.stopped(fatal))?;
+        loop {
+            let ready = self.0.building.ready.notified();
+            let snapshot = index(metrics.borrow_watched().snapshot.as_ref());
+            if snapshot >= target {
+                return Ok(snapshot);
+            }
+            tokio::select! {
+                () = ready => if let Some(failure) = self.0.building.failure() {
+                    return Err(Error::fault(format!("no snapshot was taken: {failure}")));
+                },
+                _ = timeout(LOOK_INTERVAL, metrics.changed()) => {}
+            }
+        }
+    }
+}
+
+fn from_wire(status: NodeStatusResponse, member: &Member) -> NodeStatus {
+    NodeStatus {
+        id: status.node_id,
+        role: Role::from_name(&status.role).unwrap_or(Role::Unreachable),
+        term: status.term,
+        leader: (status.leader_node_id != 0).then_some(status.leader_node_id),
+        last_log: status.last_log_index,
+        committed: status.committed_index,
+        applied: status.applied_index,
+        snapshot: status.snapshot_index,
+        purged: status.purged_index,
+        module: status.module_id.as_ref().try_into().ok().map(ModuleId),
+        version: status.version,
+        client_address: member.client_address.clone(),
+        peer_address: member.peer_address.clone(),
+        engine: status.engine_fingerprint,
+        fault: status.fault,
+    }
+}
+
+/// To the wire.
+pub(super) fn to_wire(status: &NodeStatus) -> NodeStatusResponse {
+    NodeStatusResponse {
+        node_id: status.id,
+        role: status.role.name().to_owned(),
+        term: status.term,
+        leader_node_id: status.leader.unwrap_or_default(),
+        last_log_index: status.last_log,
+        committed_index: status.committed,
+        applied_index: status.applied,
+        snapshot_index: status.snapshot,
+        purged_index: status.purged,
+        module_id: status.module.map(|module| module.0.to_vec()).unwrap_or_default().into(),
+        engine_fingerprint: status.engine.clone(),
+        version: status.version.clone(),
+        fault: status.fault.clone(),
+    }
+}

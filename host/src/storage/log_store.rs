@@ -1,0 +1,311 @@
+//! The log store: openraft's view of the tree, and ours.
+
+use std::{
+    fmt::Debug,
+    io,
+    ops::{Bound, Range, RangeBounds},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::Ordering,
+        mpsc::{self, Sender},
+    },
+    thread::{self, JoinHandle},
+};
+
+use bytes::Bytes;
+use openraft::{
+    OptionalSend, RaftLogReader,
+    storage::{IOFlushed, LogState, RaftLogStorage},
+};
+use tokio::sync::oneshot;
+
+use super::{
+    Error,
+    check::Recovered,
+    lock::Lock,
+    mark::MarkFile,
+    reader,
+    state::{Shared, State},
+    tree::Tree,
+    writer::{Op, Writer},
+};
+use crate::types::raft::{Entry, LogId, TypeConfig, Vote};
+
+/// How much a peer is sent, or apply is given, at a time.
+const READ_BYTES_MAX: usize = 1 << 20;
+
+/// How many bytes may wait for the disk before `append` waits too.
+const UNWRITTEN_BYTES_MAX: usize = 64 << 20;
+
+/// The largest value of a record, and the longest name: a record is one sealed value of the tree.
+const RECORD_BYTES_MAX: usize = 128 << 10;
+const RECORD_NAME_BYTES_MAX: usize = 256;
+
+/// The log, the vote, and small records. Cloning shares; the last one to go writes what is left, as
+/// [`LogStore::shutdown`] does.
+#[derive(Clone)]
+pub struct LogStore {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    shared: Arc<Shared>,
+    tree: Arc<Tree>,
+    /// Sent to with the state locked, so that the queue has the order of the state's changes.
+    queue: Sender<Op>,
+    thread: Mutex<Option<JoinHandle<()>>>,
+    _lock: Arc<Lock>,
+}
+
+impl LogStore {
+    pub(super) fn start(
+        tree: Arc<Tree>,
+        mark_file: MarkFile,
+        recovered: Recovered,
+        lock: Arc<Lock>,
+    ) -> Result<Self, Error> {
+        let shared = Arc::new(Shared::new(&recovered));
+        let (queue, receiver) = mpsc::channel();
+        let writer =
+            Writer::new(Arc::clone(&shared), Arc::clone(&tree), mark_file, recovered, receiver);
+        let thread = thread::Builder::new()
+            .name("storage".into())
+            .spawn(move || writer.run())
+            .map_err(Error::io("cannot start the storage thread of", tree.dir()))?;
+        let thread = Mutex::new(Some(thread));
+        Ok(Self { inner: Arc::new(Inner { shared, tree, queue, thread, _lock: lock }) })
+    }
+
+    /// The entries of a range that the log has, from the first on: as many as are worth `bytes_max`,
+    /// but at least one. May read the disk: blocking.
+    pub fn entries(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        reader::read(&self.inner.shared, &self.inner.tree, range, bytes_max)
+    }
+
+    /// How many bytes of entries have been appended since the store was opened.
+    pub fn appended_bytes(&self) -> u64 {
+        self.inner.shared.appended_bytes.load(Ordering::Relaxed)
+    }
+
+    /// The tree's size on disk, with what sled has yet to reclaim.
+    pub fn disk_bytes(&self) -> u64 {
+        self.inner.tree.disk_bytes()
+    }
+
+    /// Keeps a small record under a name, or removes it. Readable at once; on disk with the next
+    /// batch, for which it does not wait. Names are not sealed: nothing secret belongs there.
+    pub fn put_record(&self, name: &str, value: Option<Vec<u8>>) -> io::Result<()> {
+        let length = value.as_ref().map_or(0, Vec::len);
+        if name.len() > RECORD_NAME_BYTES_MAX || length > RECORD_BYTES_MAX {
+            let reason = format!("record {name:.256}: {length} bytes, {RECORD_BYTES_MAX} allowed");
+            return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+        }
+        let value = value.map(Bytes::from);
+        self.leave_lazy(|state| {
+            match &value {
+                Some(value) => state.records.insert(name.to_owned(), value.clone()),
+                None => state.records.remove(name),
+            };
+            state.lazy.records.insert(name.to_owned(), value);
+        })
+    }
+
+    /// A record's value.
+    pub fn get_record(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
+        Ok(self.inner.shared.lock().records.get(name).map(|value| value.to_vec()))
+    }
+
+    /// The records whose names begin with a prefix, in the order of their names.
+    pub fn list_records(&self, prefix: &str) -> io::Result<Vec<(String, Vec<u8>)>> {
+        let state = self.inner.shared.lock();
+        let from = state.records.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
+        let listed = from.take_while(|(name, _)| name.starts_with(prefix));
+        Ok(listed.map(|(name, value)| (name.clone(), value.to_vec())).collect())
+    }
+
+    /// Why the store accepts nothing any more.
+    pub fn poisoned(&self) -> Option<String> {
+        self.inner.shared.poisoned().map(str::to_owned)
+    }
+
+    /// Writes what is left, syncs, and ends the storage thread. Whatever is written later is refused.
+    pub fn shutdown(&self) {
+        self.inner.shutdown();
+    }
+
+    fn leave_lazy(&self, leave: impl FnOnce(&mut State)) -> io::Result<()> {
+        self.inner.shared.check_poisoned()?;
+        let mut state = self.inner.shared.lock();
+        leave(&mut state);
+        if std::mem::take(&mut state.parked) {
+            self.inner.send(Op::Wake)?;
+        }
+        Ok(())
+    }
+}
+
+impl Inner {
+    fn send(&self, op: Op) -> io::Result<()> {
+        self.queue.send(op).map_err(|_| io::Error::other("the store was shut down"))
+    }
+
+    fn shutdown(&self) {
+        let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
+        let Some(thread) = thread else { return };
+        // A thread that is gone already needs no telling.
+        let _ = self.send(Op::Shutdown);
+        // The last handle may go with a callback that the storage thread itself runs.
+        if thread.thread().id() != thread::current().id() {
+            // It guards itself against panics.
+            let _ = thread.join();
+        }
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        self.shutdown();
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB>(&mut self, range: RB) -> io::Result<Vec<Entry>>
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        self.entries(bounds(&range), usize::MAX)
+    }
+
+    async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
+        Ok(self.inner.shared.lock().vote)
+    }
+
+    /// A few entries at a time: they go to a peer in one message.
+    async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
+        self.entries(start..end, READ_BYTES_MAX)
+    }
+
+    /// A few entries at a time: after a restart the range is the whole log since the last snapshot.
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl futures::Stream<Item = io::Result<Entry>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        let batches = Batches { store: self.clone(), range: bounds(&range) };
+        let batches = batches.map(|batch| {
+            batch.map_or_else(|error| vec![Err(error)], |batch| batch.into_iter().map(Ok).collect())
+        });
+        futures::stream::iter(batches.flatten())
+    }
+}
+
+/// Reads a range batch by batch; ends with the range, the log, or an error.
+struct Batches {
+    store: LogStore,
+    range: Range<u64>,
+}
+
+impl Iterator for Batches {
+    type Item = io::Result<Vec<Entry>>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.range.is_empty() {
+            return None;
+        }
+        let batch = self.store.entries(self.range.clone(), READ_BYTES_MAX);
+        self.range.start = match &batch {
+            Ok(batch) => batch.last()?.log_id.index + 1,
+            Err(_) => self.range.end,
+        };
+        Some(batch)
+    }
+}
+
+fn bounds(range: &impl RangeBounds<u64>) -> Range<u64> {
+    let start = match range.start_bound() {
+        Bound::Included(start) => *start,
+        Bound::Excluded(start) => start.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(end) => end.saturating_add(1),
+        Bound::Excluded(end) => *end,
+        Bound::Unbounded => u64::MAX,
+    };
+    start..end
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> io::Result<LogState<TypeConfig>> {
+        let state = self.inner.shared.lock();
+        Ok(LogState { last_purged_log_id: state.purged, last_log_id: state.last })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
+        let (done, saved) = oneshot::channel();
+        self.inner.shared.check_poisoned()?;
+        self.inner.send(Op::Vote(*vote, done))?;
+        saved.await.unwrap_or_else(|_| Err(io::Error::other("the store was shut down")))
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        self.leave_lazy(|state| {
+            state.committed = committed;
+            state.lazy.committed = Some(committed);
+        })
+    }
+
+    async fn read_committed(&mut self) -> io::Result<Option<LogId>> {
+        Ok(self.inner.shared.lock().committed)
+    }
+
+    async fn append<I>(&mut self, entries: I, flushed: IOFlushed<TypeConfig>) -> io::Result<()>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let entries: Vec<Entry> = entries.into_iter().collect();
+        loop {
+            let written = self.inner.shared.written.notified();
+            let mut written = std::pin::pin!(written);
+            // Enlisted before looking, so that no notice is missed.
+            written.as_mut().enable();
+            self.inner.shared.check_poisoned()?;
+            if self.inner.shared.lock().unwritten_bytes < UNWRITTEN_BYTES_MAX {
+                break;
+            }
+            written.await;
+        }
+        let mut state = self.inner.shared.lock();
+        let bytes = state.append(&entries)?;
+        self.inner.shared.count_appended(bytes);
+        let epoch = state.epoch;
+        self.inner.send(Op::Append { entries, bytes, epoch, flushed })
+    }
+
+    async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
+        self.inner.shared.check_poisoned()?;
+        let mut state = self.inner.shared.lock();
+        state.truncate(last_log_id);
+        self.inner.send(Op::Truncate(last_log_id.map(|log_id| log_id.index)))
+    }
+
+    async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
+        self.leave_lazy(|state| state.purge(log_id))
+    }
+}
+
+impl Debug for LogStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let state = self.inner.shared.lock();
+        f.debug_struct("LogStore").field("last", &state.last).finish_non_exhaustive()
+    }
+}

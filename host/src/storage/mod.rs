@@ -1,0 +1,238 @@
+//! What a node keeps on disk: its identity and keys, the log, the vote, small records, snapshots.
+//!
+//! ```text
+//! DATA/lock        held while the node runs; tells who
+//! DATA/identity    whose directory this is
+//! DATA/keyring     the data keys, wrapped by the master key
+//! DATA/mark        how far the log had got: what must be there
+//! DATA/log/        sled: log, vote, committed and purged ids, records; values sealed
+//! DATA/snapshots/  <term>-<index>.snap
+//! ```
+//!
+//! # Contract
+//!
+//! - **What was acknowledged is on stable storage**, and everything goes there through one function,
+//!   [`tree::Tree::sync`] for the log, and temp, sync, rename, sync directory for whole files. Who
+//!   appends is answered after it, in a batch with everybody who came meanwhile.
+//! - **A failed sync poisons the store**: what the kernel holds is then unknown, so nothing is
+//!   accepted any more, and every later call names the first failure.
+//! - **Nothing is silently less than it was.** A directory that is another node's, a wrong key, a
+//!   changed byte, a record moved elsewhere, a log that lost its end: each is refused by name, at
+//!   open or at read, and nothing is written. There is no repair: the node is rebuilt from its peers
+//!   under a new id.
+//! - Nothing leaves memory unsealed, but for names, indexes, sizes and key ids.
+//! - A directory comes into being whole: until its identity is there, the file `creating` says that
+//!   nothing in it counts.
+//!
+//! # Caveats
+//!
+//! Calls block on the disk unless they are async. A whole directory put back from an older copy
+//! cannot be told from the newest one, and must never be: it would vote twice. Only this module sees
+//! sled, and only `tree.rs` of it.
+//!
+//! Formats: `docs/disk-format.md`.
+
+mod check;
+mod compact;
+mod error;
+mod files;
+mod format;
+mod identity;
+mod keys;
+mod lock;
+mod log_store;
+mod mark;
+mod reader;
+mod snapshots;
+mod state;
+mod tree;
+mod writer;
+
+use std::{
+    collections::BTreeSet,
+    fs::File,
+    io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+pub use error::Error;
+pub use identity::Identity;
+pub use keys::Keys;
+pub use log_store::LogStore;
+pub use snapshots::{CHUNK_BYTES_MAX, SnapshotFile, SnapshotReader, SnapshotStore, SnapshotWriter};
+
+use self::{check::Recovered, lock::Lock, mark::MarkFile, tree::Tree};
+use crate::{
+    crypto::{KeyId, MasterKey},
+    types::{ModuleId, NodeId},
+};
+
+/// What it takes to open a data directory.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The directory. Made if it is not there.
+    pub dir: PathBuf,
+    /// The cluster that it must belong to.
+    pub cluster_id: String,
+    /// The node that it must belong to.
+    pub node_id: NodeId,
+    /// The module that it must have been made for.
+    pub module_id: ModuleId,
+    /// The key that opens its keyring.
+    pub master_key: MasterKey,
+}
+
+/// An open data directory. It is given back when the last clone of its parts is gone.
+pub struct Storage {
+    /// Whose it is.
+    pub identity: Identity,
+    /// The log, the vote, records.
+    pub log: LogStore,
+    /// The snapshots.
+    pub snapshots: SnapshotStore,
+    /// The data keys.
+    pub keys: Keys,
+}
+
+/// How a file is made durable: the seam at which tests let a disk fail.
+#[doc(hidden)]
+pub trait Medium: Send + Sync + 'static {
+    /// `fdatasync`.
+    fn sync(&self, file: &File) -> io::Result<()>;
+}
+
+/// The real one.
+struct Disk;
+
+impl Medium for Disk {
+    fn sync(&self, file: &File) -> io::Result<()> {
+        file.sync_data()
+    }
+}
+
+/// There while a directory is being made: nothing in it counts yet.
+const CREATING: &str = "creating";
+const LOG_DIR: &str = "log";
+
+impl Storage {
+    /// Opens a data directory, or makes it; refuses it if it is not the one, or not whole. Blocking,
+    /// for as long as reading the whole log takes.
+    pub fn open(options: Options) -> Result<Self, Error> {
+        Self::open_on(options, Arc::new(Disk))
+    }
+
+    /// The same on another medium.
+    #[doc(hidden)]
+    pub fn open_on(options: Options, medium: Arc<dyn Medium>) -> Result<Self, Error> {
+        let Options { dir, cluster_id, node_id, module_id, master_key } = options;
+        files::create_dir(&dir)?;
+        files::restrict_dir(&dir)?;
+        let lock = Arc::new(Lock::take(&dir)?);
+        let identity = match Identity::read(&dir)? {
+            Some(identity) => identity,
+            None => {
+                let incarnation = incarnation(&dir)?;
+                let identity =
+                    Identity { cluster_id: cluster_id.clone(), node_id, incarnation, module_id };
+                create(&dir, &identity, &master_key, &medium)?;
+                identity
+            }
+        };
+        identity.check(&dir, &cluster_id, node_id, module_id)?;
+        finish_creation(&dir)?;
+        let keys = Keys::open(&dir, identity.clone(), master_key)?;
+        let (mark_file, mark) = MarkFile::open(&dir, keys.clone())?;
+        let log_dir = dir.join(LOG_DIR);
+        compact::remove_leftover(&log_dir)?;
+        let tree = Tree::open(&log_dir, keys.clone(), Arc::clone(&medium))?;
+        let recovered = check::check(&tree, &identity.incarnation, &mark)?;
+        let tree = compact::compact(tree, &recovered, &keys, medium)?;
+        let snapshots = SnapshotStore::open(&dir, keys.clone(), Arc::clone(&lock))?;
+        let newest = snapshots.latest()?;
+        retire_unused(&keys, &recovered, newest.as_ref())?;
+        let log = LogStore::start(Arc::new(tree), mark_file, recovered, lock)?;
+        Ok(Self { identity, log, snapshots, keys })
+    }
+}
+
+fn incarnation(dir: &Path) -> Result<[u8; 16], Error> {
+    let mut incarnation = [0; 16];
+    getrandom::fill(&mut incarnation)
+        .map_err(|error| Error::io("no random bytes for", dir)(error.into()))?;
+    Ok(incarnation)
+}
+
+/// Makes a directory. The identity comes last: once it is there, all the rest is.
+fn create(
+    dir: &Path,
+    identity: &Identity,
+    master_key: &MasterKey,
+    medium: &Arc<dyn Medium>,
+) -> Result<(), Error> {
+    let creating = dir.join(CREATING);
+    if !creating.exists() {
+        let unreadable = Error::io("cannot read directory", dir);
+        let names: io::Result<Vec<_>> = std::fs::read_dir(dir)
+            .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
+        // The last is what a file system puts at its root.
+        let expected = [Lock::FILE, "creating.tmp", "lost+found"];
+        for name in names.map_err(unreadable)? {
+            if !expected.iter().any(|expected| name == *expected) {
+                let found = name.to_string_lossy().into_owned();
+                return Err(Error::NotEmpty { dir: dir.to_owned(), found });
+            }
+        }
+        files::write_atomically(&creating, b"")?;
+    }
+    files::remove(&dir.join(Keys::FILE))?;
+    files::remove(&dir.join(MarkFile::FILE))?;
+    let snapshots = dir.join(SnapshotStore::DIR);
+    files::remove_dir(&snapshots)?;
+    files::create_dir(&snapshots)?;
+    let keys = Keys::create(dir, identity.clone(), master_key.clone())?;
+    let tree = Tree::create(&dir.join(LOG_DIR), keys.clone(), Arc::clone(medium))?;
+    let born = birth(&tree, &identity.incarnation).and_then(|()| tree.sync());
+    born.map_err(Error::io("cannot write", tree.dir()))?;
+    drop(tree);
+    let mark = mark::Mark { sequence: 1, ..mark::Mark::default() };
+    MarkFile::create(dir, keys, &mark)?;
+    files::sync_dir(dir)?;
+    files::write_atomically(&dir.join(Identity::FILE), &identity.encode())
+}
+
+/// The tree's first value: whose it is.
+fn birth(tree: &Tree, incarnation: &[u8]) -> io::Result<()> {
+    let mut batch = tree::Batch::default();
+    let sealed = tree.seal(format::BIRTH, &format::value(1, incarnation))?;
+    batch.insert(format::BIRTH.to_vec(), sealed);
+    tree.apply(batch)
+}
+
+/// The directory is made; it must never be taken for one in the making again.
+fn finish_creation(dir: &Path) -> Result<(), Error> {
+    let creating = dir.join(CREATING);
+    if creating.exists() {
+        files::remove(&creating)?;
+        files::sync_dir(dir)?;
+    }
+    Ok(())
+}
+
+/// Forgets the data keys under which nothing is sealed any more.
+fn retire_unused(
+    keys: &Keys,
+    recovered: &Recovered,
+    newest: Option<&SnapshotFile>,
+) -> Result<(), Error> {
+    let mut used: BTreeSet<KeyId> = recovered.key_ids.clone();
+    used.extend(newest.into_iter().flat_map(SnapshotFile::key_ids).map(KeyId));
+    for key in keys.status() {
+        // The one before the active key may still have sealed a slot of the mark.
+        if key.id.0 + 1 < keys.active().0 && !used.contains(&key.id) {
+            keys.retire(key.id)?;
+            tracing::info!(key_id = %key.id, "a data key with nothing left under it was retired");
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,252 @@
+//! What the log store knows in memory: the ends of the log, its recent entries, and what the storage
+//! thread has yet to write.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+    sync::{
+        Mutex, MutexGuard, OnceLock, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use bytes::Bytes;
+
+use super::{check::Recovered, mark::record_sum};
+use crate::types::{
+    CommandKind,
+    raft::{Entry, LogId, Payload, Vote},
+};
+
+/// How many bytes of entries stay in memory once they are written: what replication and apply
+/// read is nearly always among them.
+const CACHE_BYTES_MAX: usize = 8 << 20;
+
+/// What an entry takes in memory beside its payload, roughly.
+const ENTRY_OVERHEAD_BYTES: usize = 128;
+
+/// Shared by the handles and the storage thread.
+pub(super) struct Shared {
+    state: Mutex<State>,
+    poisoned: OnceLock<String>,
+    pub(super) appended_bytes: AtomicU64,
+    /// Told whenever entries have been written, for those who wait for room.
+    pub(super) written: tokio::sync::Notify,
+}
+
+impl Shared {
+    pub(super) fn new(recovered: &Recovered) -> Self {
+        Self {
+            state: Mutex::new(State::new(recovered)),
+            poisoned: OnceLock::new(),
+            appended_bytes: AtomicU64::new(0),
+            written: tokio::sync::Notify::new(),
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, State> {
+        // Nothing panics in the middle of a change; and the storage thread guards itself.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// From now on nothing is accepted. The first reason stays.
+    pub(super) fn poison(&self, reason: impl ToString) {
+        let reason = reason.to_string();
+        tracing::error!(%reason, "the store accepts nothing any more");
+        let _ = self.poisoned.set(reason);
+        self.written.notify_waiters();
+    }
+
+    pub(super) fn poisoned(&self) -> Option<&str> {
+        self.poisoned.get().map(String::as_str)
+    }
+
+    /// The error for whoever comes after the failure.
+    pub(super) fn check_poisoned(&self) -> io::Result<()> {
+        self.poisoned()
+            .map_or(Ok(()), |reason| Err(super::Error::Poisoned(reason.to_owned()).into()))
+    }
+
+    pub(super) fn count_appended(&self, bytes: usize) {
+        self.appended_bytes.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
+/// Invariants: the cache holds consecutive entries and ends with the last one; every entry that is
+/// neither purged nor in the cache is in the tree; nothing unwritten is evicted.
+pub(super) struct State {
+    pub(super) vote: Option<Vote>,
+    pub(super) committed: Option<LogId>,
+    pub(super) purged: Option<LogId>,
+    /// Entries below are not there. A log that was never purged begins where it was begun.
+    pub(super) first: u64,
+    /// The last entry's id; the purged one's if there is none.
+    pub(super) last: Option<LogId>,
+    /// Grows with every truncation: what was read across one is read again.
+    pub(super) epoch: u64,
+    /// The cache's first index; one beyond the last entry if the cache is empty.
+    pub(super) cache_first: u64,
+    cache: VecDeque<(Entry, usize)>,
+    cache_bytes: usize,
+    /// Entries below are in the tree.
+    written_to: u64,
+    pub(super) unwritten_bytes: usize,
+    pub(super) records: BTreeMap<String, Bytes>,
+    pub(super) lazy: Lazy,
+    /// The storage thread sleeps without a deadline: who leaves something lazy must wake it.
+    pub(super) parked: bool,
+}
+
+/// What the storage thread writes along with the next batch, or soon.
+#[derive(Default)]
+pub(super) struct Lazy {
+    pub(super) committed: Option<Option<LogId>>,
+    pub(super) purged: Option<LogId>,
+    pub(super) records: BTreeMap<String, Option<Bytes>>,
+}
+
+impl Lazy {
+    pub(super) fn is_empty(&self) -> bool {
+        self.committed.is_none() && self.purged.is_none() && self.records.is_empty()
+    }
+}
+
+impl State {
+    fn new(recovered: &Recovered) -> Self {
+        let next = recovered.last.map_or(0, |last| last.index + 1);
+        // `committed` is written lazily and before what it speaks of may be: only a hint.
+        let committed = recovered.committed.min(recovered.last);
+        Self {
+            vote: recovered.vote,
+            committed,
+            purged: recovered.purged,
+            first: match recovered.purged {
+                Some(purged) => purged.index + 1,
+                None => recovered.packs.front().map_or(0, |pack| pack.first),
+            },
+            last: recovered.last,
+            epoch: 0,
+            cache_first: next,
+            cache: VecDeque::new(),
+            cache_bytes: 0,
+            written_to: next,
+            unwritten_bytes: 0,
+            records: recovered
+                .records
+                .iter()
+                .map(|(name, (_, value))| (name.clone(), value.clone()))
+                .collect(),
+            lazy: Lazy::default(),
+            parked: false,
+        }
+    }
+
+    /// The index after the last entry's.
+    pub(super) fn next(&self) -> Option<u64> {
+        self.last.map(|last| last.index + 1)
+    }
+
+    /// Takes entries, readable from now on, and says how many bytes they have; or refuses a hole.
+    pub(super) fn append(&mut self, entries: &[Entry]) -> io::Result<usize> {
+        let Some(first) = entries.first() else { return Ok(0) };
+        for (due, entry) in (self.next().unwrap_or(first.log_id.index)..).zip(entries) {
+            if entry.log_id.index != due {
+                let reason = format!("entry {} appended where {due} is due", entry.log_id.index);
+                return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
+            }
+        }
+        if self.last.is_none() {
+            self.first = first.log_id.index;
+        }
+        if self.cache.is_empty() {
+            self.cache_first = first.log_id.index;
+        }
+        let mut bytes = 0;
+        for entry in entries {
+            let entry_bytes = entry_bytes(entry);
+            bytes += entry_bytes;
+            self.cache.push_back((entry.clone(), entry_bytes));
+            self.last = Some(entry.log_id);
+        }
+        self.cache_bytes += bytes;
+        self.unwritten_bytes += bytes;
+        Ok(bytes)
+    }
+
+    /// Forgets the entries after `after`.
+    pub(super) fn truncate(&mut self, after: Option<LogId>) {
+        if after >= self.last {
+            return;
+        }
+        let next = after.map_or(0, |after| after.index + 1);
+        while let Some((_, bytes)) = self.cache.pop_back_if(|(entry, _)| entry.log_id.index >= next)
+        {
+            self.cache_bytes -= bytes;
+        }
+        self.cache_first = self.cache_first.min(next);
+        self.written_to = self.written_to.min(next);
+        self.last = after.max(self.purged);
+        self.epoch += 1;
+    }
+
+    /// Forgets the entries up to and with `to`.
+    pub(super) fn purge(&mut self, to: LogId) {
+        if self.purged.is_some_and(|purged| purged >= to) {
+            return;
+        }
+        self.purged = Some(to);
+        self.first = to.index + 1;
+        self.last = self.last.max(Some(to));
+        while let Some((_, bytes)) =
+            self.cache.pop_front_if(|(entry, _)| entry.log_id.index <= to.index)
+        {
+            self.cache_bytes -= bytes;
+        }
+        self.cache_first = self.cache_first.max(to.index + 1);
+        self.written_to = self.written_to.max(to.index + 1);
+        self.lazy.purged = Some(to);
+    }
+
+    /// Notes that entries have reached the tree. `to` is their end, unless a truncation came between.
+    pub(super) fn written(&mut self, to: Option<u64>, bytes: usize) {
+        self.unwritten_bytes = self.unwritten_bytes.saturating_sub(bytes);
+        self.written_to = self.written_to.max(to.unwrap_or(0));
+        while self.cache_bytes > CACHE_BYTES_MAX && self.cache_first < self.written_to {
+            let Some((_, bytes)) = self.cache.pop_front() else { break };
+            self.cache_bytes -= bytes;
+            self.cache_first += 1;
+        }
+    }
+
+    /// Copies cached entries from `from` on, at most `bytes_max` of them but for the first.
+    pub(super) fn copy_cached(&self, from: u64, to: u64, bytes_max: usize, out: &mut Vec<Entry>) {
+        let skipped = from.saturating_sub(self.cache_first) as usize;
+        let mut bytes = 0;
+        for (entry, entry_bytes) in self.cache.iter().skip(skipped) {
+            bytes += entry_bytes;
+            if entry.log_id.index >= to || (!out.is_empty() && bytes > bytes_max) {
+                break;
+            }
+            out.push(entry.clone());
+        }
+    }
+}
+
+/// What an entry takes in memory, roughly.
+pub(super) fn entry_bytes(entry: &Entry) -> usize {
+    let payload = match &entry.payload {
+        Payload::Blank => 0,
+        Payload::Normal(command) => {
+            let CommandKind::Call(call) = &command.kind;
+            call.request.len() + call.method.len() + call.principal.len()
+        }
+        Payload::Membership(membership) => 128 * membership.nodes().count(),
+    };
+    payload + ENTRY_OVERHEAD_BYTES
+}
+
+/// How the sum over all records changes with one of them.
+pub(super) fn change_record_sum(sum: u64, name: &str, old: Option<u64>, new: Option<u64>) -> u64 {
+    let part = |sequence: Option<u64>| sequence.map_or(0, |sequence| record_sum(name, sequence));
+    sum.wrapping_sub(part(old)).wrapping_add(part(new))
+}

@@ -1,0 +1,178 @@
+//! What a node says of itself and of its cluster, and how a read is asked for and answered.
+//!
+//! Plain data between the raft layer, which knows, and the api layer, which tells.
+
+use std::{fmt, sync::Arc};
+
+use bytes::Bytes;
+
+use super::{Failure, ModuleId, NodeId};
+
+/// How fresh the state that answers a query has to be.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Consistency {
+    /// Everything that was acknowledged before the query was sent is seen.
+    #[default]
+    Linearizable,
+    /// As linearizable as the clocks are good: the leader answers on its lease, without asking anyone.
+    Lease,
+    /// The answering node's state as it is.
+    Stale,
+}
+
+impl Consistency {
+    /// The name, as it travels in metadata.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Linearizable => "linearizable",
+            Self::Lease => "lease",
+            Self::Stale => "stale",
+        }
+    }
+
+    /// The consistency with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Linearizable, Self::Lease, Self::Stale].into_iter().find(|this| this.name() == name)
+    }
+}
+
+/// A machine's answer to a query.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Answered {
+    /// The log index up to which the state that answered had been applied.
+    pub index: u64,
+    /// The response message's bytes, or the machine's no.
+    pub result: Result<Bytes, Failure>,
+}
+
+/// Who leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// Its number.
+    pub node_id: NodeId,
+    /// `host:port` of its client port; empty if that is not known.
+    pub client_address: Arc<str>,
+}
+
+/// Whether a node does its work.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Health {
+    /// Commands and queries are served.
+    Serving,
+    /// They are not, and why: no leader or quorum, a fault, shutting down.
+    NotServing(String),
+}
+
+/// The part that a node plays in its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Orders the log.
+    Leader,
+    /// Votes, and copies the leader's log.
+    Follower,
+    /// Asks for votes.
+    Candidate,
+    /// Copies the leader's log without a vote.
+    Learner,
+    /// Did not answer.
+    Unreachable,
+}
+
+impl Role {
+    /// The name, as status answers show it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::Follower => "follower",
+            Self::Candidate => "candidate",
+            Self::Learner => "learner",
+            Self::Unreachable => "unreachable",
+        }
+    }
+
+    /// The role with this name.
+    pub fn from_name(name: &str) -> Option<Self> {
+        [Self::Leader, Self::Follower, Self::Candidate, Self::Learner, Self::Unreachable]
+            .into_iter()
+            .find(|this| this.name() == name)
+    }
+}
+
+impl fmt::Display for Role {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(self.name())
+    }
+}
+
+/// One node, as it sees itself; of an unreachable one only its id and addresses are known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NodeStatus {
+    /// Its number.
+    pub id: NodeId,
+    /// Its part in the cluster.
+    pub role: Role,
+    /// The term that it is in.
+    pub term: u64,
+    /// Whom it follows.
+    pub leader: Option<NodeId>,
+    /// The last index of its log.
+    pub last_log: u64,
+    /// Up to which index it knows the log to be committed.
+    pub committed: u64,
+    /// Up to which index its machine has applied the log.
+    pub applied: u64,
+    /// The index that its newest snapshot reaches; 0: it has none.
+    pub snapshot: u64,
+    /// Up to which index it has removed the log's beginning.
+    pub purged: u64,
+    /// The machine that it runs; absent if it could not be asked.
+    pub module: Option<ModuleId>,
+    /// Its version of Conclave.
+    pub version: String,
+    /// `host:port` of its client port.
+    pub client_address: String,
+    /// `host:port` of its peer port.
+    pub peer_address: String,
+    /// Its engine's fingerprint.
+    pub engine: String,
+    /// Empty while it works; otherwise what is wrong.
+    pub fault: String,
+}
+
+impl NodeStatus {
+    /// A member that did not answer.
+    pub fn unreachable(id: NodeId, client_address: String, peer_address: String) -> Self {
+        Self {
+            id,
+            role: Role::Unreachable,
+            term: 0,
+            leader: None,
+            last_log: 0,
+            committed: 0,
+            applied: 0,
+            snapshot: 0,
+            purged: 0,
+            module: None,
+            version: String::new(),
+            client_address,
+            peer_address,
+            engine: String::new(),
+            fault: String::new(),
+        }
+    }
+}
+
+/// The cluster as one node sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClusterStatus {
+    /// The cluster's name.
+    pub cluster_id: String,
+    /// Who leads, if that is known.
+    pub leader: Option<NodeId>,
+    /// The term that the answering node is in.
+    pub term: u64,
+    /// The node that answered.
+    pub answered_by: NodeId,
+    /// All members, by their ids.
+    pub nodes: Vec<NodeStatus>,
+}

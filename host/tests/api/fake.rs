@@ -1,0 +1,379 @@
+//! A scripted replica, the ports over it, and a client that speaks bytes.
+
+use std::{
+    future::pending,
+    net::SocketAddr,
+    str::FromStr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use bytes::{Buf, BufMut, Bytes};
+use conclave::{
+    api::{Api, Backend, MachineInfo, MethodKind, MethodSpec, Metric, Options, bind},
+    error::Error,
+    types::{
+        Applied, Call, Failure, ModuleId, Outcome, Reply,
+        status::{Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, Role},
+    },
+};
+use http::uri::PathAndQuery;
+use http_body_util::Full;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::Instant};
+use tonic::{
+    Request, Response, Status,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    transport::{Channel, Endpoint},
+};
+
+pub const KV: &str = r#"
+    syntax = "proto3";
+    package kv.v1;
+    service KV {
+      rpc Put(PutRequest) returns (PutResponse);
+      rpc Get(GetRequest) returns (GetResponse) { option idempotency_level = NO_SIDE_EFFECTS; }
+      rpc Watch(GetRequest) returns (stream GetResponse);
+    }
+    message PutRequest { string key = 1; bytes value = 2; }
+    message PutResponse { uint64 revision = 1; }
+    message GetRequest { string key = 1; }
+    message GetResponse { bytes value = 1; }
+"#;
+
+pub const COUNTER: &str = r#"
+    syntax = "proto3";
+    package counter.v1;
+    service Counter { rpc Add(AddRequest) returns (AddResponse); }
+    message AddRequest { int64 by = 1; }
+    message AddResponse { int64 value = 1; }
+"#;
+
+/// `PutRequest { key: "k", value: "v" }`
+pub const PUT: &[u8] = b"\x0a\x01k\x12\x01v";
+/// `GetRequest { key: "k" }`
+pub const GET: &[u8] = b"\x0a\x01k";
+
+struct Fixed(&'static str);
+
+impl protox::file::FileResolver for Fixed {
+    fn open_file(&self, name: &str) -> Result<protox::file::File, protox::Error> {
+        protox::file::File::from_source(name, self.0)
+    }
+}
+
+/// A machine of one file.
+pub fn machine(file: &str, proto: &'static str, methods: &[(&str, MethodKind)]) -> MachineInfo {
+    let mut compiler = protox::Compiler::with_file_resolver(Fixed(proto));
+    compiler.include_imports(true).open_file(file).unwrap();
+    MachineInfo {
+        name: file.to_owned(),
+        version: "1.2.3".to_owned(),
+        state_version: 4,
+        module_id: ModuleId([7; 32]),
+        methods: methods
+            .iter()
+            .map(|(name, kind)| MethodSpec { name: Arc::from(*name), kind: *kind })
+            .collect(),
+        descriptor_set: compiler.encode_file_descriptor_set().into(),
+    }
+}
+
+pub fn kv() -> MachineInfo {
+    machine(
+        "kv/v1/kv.proto",
+        KV,
+        &[
+            ("kv.v1.KV/Put", MethodKind::Command),
+            ("kv.v1.KV/Get", MethodKind::Query),
+            ("kv.v1.KV/Watch", MethodKind::Subscription),
+        ],
+    )
+}
+
+pub fn counter() -> MachineInfo {
+    machine("counter/v1/counter.proto", COUNTER, &[("counter.v1.Counter/Add", MethodKind::Command)])
+}
+
+/// What the replica does with every call.
+pub enum Script {
+    /// Answers with the request.
+    Echo,
+    Outcome(Outcome),
+    Answer(Result<Bytes, Failure>),
+    Refuse(fn() -> Error),
+    Hang,
+}
+
+pub struct Fake {
+    pub script: Mutex<Script>,
+    pub seen: Mutex<Vec<(Call, Option<Consistency>)>>,
+    /// Whether calls are written down in `seen`.
+    pub records: AtomicBool,
+    pub index: AtomicU64,
+    pub leader: Mutex<Option<Leader>>,
+    pub health: watch::Sender<Health>,
+}
+
+impl Fake {
+    fn record(&self, call: &Call, consistency: Option<Consistency>) {
+        if self.records.load(Ordering::Relaxed) {
+            self.seen.lock().unwrap().push((call.clone(), consistency));
+        }
+    }
+
+    fn next_index(&self) -> u64 {
+        self.index.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub fn node(&self) -> NodeStatus {
+        NodeStatus {
+            role: Role::Leader,
+            term: 3,
+            leader: Some(1),
+            last_log: 12,
+            committed: 11,
+            applied: 10,
+            module: Some(ModuleId([7; 32])),
+            engine: "engine".to_owned(),
+            ..NodeStatus::unreachable(1, "client:1".to_owned(), "peer:1".to_owned())
+        }
+    }
+}
+
+impl Backend for Fake {
+    async fn command(&self, call: Call, _deadline: Instant) -> Result<Applied, Error> {
+        self.record(&call, None);
+        let outcome = match &*self.script.lock().unwrap() {
+            Script::Refuse(error) => Err(error()),
+            Script::Outcome(outcome) => Ok(Some(outcome.clone())),
+            Script::Hang => Ok(None),
+            _ => Ok(Some(Outcome::Reply(Reply { response: call.request, ..Reply::default() }))),
+        }?;
+        if outcome.is_none() {
+            pending::<()>().await;
+        }
+        Ok(Applied { index: self.next_index(), outcome })
+    }
+
+    async fn query(
+        &self,
+        call: Call,
+        consistency: Consistency,
+        _deadline: Instant,
+    ) -> Result<Answered, Error> {
+        self.record(&call, Some(consistency));
+        let result = match &*self.script.lock().unwrap() {
+            Script::Refuse(error) => Err(error()),
+            Script::Answer(result) => Ok(Some(result.clone())),
+            Script::Hang => Ok(None),
+            _ => Ok(Some(Ok(call.request))),
+        }?;
+        match result {
+            Some(result) => Ok(Answered { index: self.next_index(), result }),
+            None => pending().await,
+        }
+    }
+
+    async fn snapshot_now(&self) -> Result<u64, Error> {
+        Ok(10)
+    }
+
+    async fn cluster_status(&self) -> ClusterStatus {
+        ClusterStatus {
+            cluster_id: "test".to_owned(),
+            leader: Some(1),
+            term: 3,
+            answered_by: 1,
+            nodes: vec![
+                self.node(),
+                NodeStatus::unreachable(2, "client:2".to_owned(), "peer:2".to_owned()),
+            ],
+        }
+    }
+
+    fn node_status(&self) -> NodeStatus {
+        self.node()
+    }
+
+    fn leader(&self) -> Option<Leader> {
+        self.leader.lock().unwrap().clone()
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    fn machine(&self) -> Arc<MachineInfo> {
+        Arc::new(kv())
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        vec![
+            Metric::counter("conclave_machine_traps_total", "Traps by kind.", 1)
+                .label("kind", "panic"),
+        ]
+    }
+}
+
+/// A node without Raft. Its ports close when it is dropped.
+pub struct Node {
+    pub fake: Arc<Fake>,
+    pub api: Api<Fake>,
+    pub client: SocketAddr,
+    pub admin: SocketAddr,
+    pub stop: Option<watch::Sender<()>>,
+    pub served: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    pub async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    pub async fn with(options: Options) -> Self {
+        let fake = Arc::new(Fake {
+            script: Mutex::new(Script::Echo),
+            seen: Mutex::default(),
+            records: AtomicBool::new(true),
+            index: AtomicU64::new(0),
+            leader: Mutex::new(Some(Leader { node_id: 1, client_address: "client:1".into() })),
+            health: watch::channel(Health::Serving).0,
+        });
+        let api = Api::new(fake.clone(), options).unwrap();
+        let listener = bind("127.0.0.1:0", "client").await.unwrap();
+        let admin_listener = bind("127.0.0.1:0", "admin").await.unwrap();
+        let client = listener.local_addr().unwrap();
+        let admin = admin_listener.local_addr().unwrap();
+        let (stop, mut stopped) = watch::channel(());
+        let serving = api.clone();
+        let served = tokio::spawn(async move {
+            let stopped = async move { while stopped.changed().await.is_ok() {} };
+            serving.serve_client(listener, stopped).await;
+        });
+        let serving = api.clone();
+        let mut stopped = stop.subscribe();
+        tokio::spawn(async move {
+            let stopped = async move { while stopped.changed().await.is_ok() {} };
+            serving.serve_admin(admin_listener, stopped).await;
+        });
+        Self { fake, api, client, admin, stop: Some(stop), served: Some(served) }
+    }
+
+    pub fn script(&self, script: Script) {
+        *self.fake.script.lock().unwrap() = script;
+    }
+
+    pub async fn channel(&self) -> Channel {
+        channel(self.client).await
+    }
+
+    /// One call with a client of its own.
+    pub async fn call(
+        &self,
+        path: &'static str,
+        request: &[u8],
+    ) -> Result<Response<Bytes>, Status> {
+        self.send(path, Request::new(Bytes::copy_from_slice(request))).await
+    }
+
+    pub async fn send(
+        &self,
+        path: &'static str,
+        request: Request<Bytes>,
+    ) -> Result<Response<Bytes>, Status> {
+        call(self.channel().await, path, request).await
+    }
+}
+
+pub async fn channel(address: SocketAddr) -> Channel {
+    Endpoint::from_str(&format!("http://{address}")).unwrap().connect().await.unwrap()
+}
+
+pub async fn call(
+    channel: Channel,
+    path: &'static str,
+    request: Request<Bytes>,
+) -> Result<Response<Bytes>, Status> {
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    client.unary(request, PathAndQuery::from_static(path), Raw).await
+}
+
+/// A POST over plain HTTP/2, below any gRPC client: those put in timers and checks of their own.
+pub async fn post(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Bytes,
+) -> http::Response<hyper::body::Incoming> {
+    let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = http::Request::post(format!("http://x{path}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    client.send_request(request.body(Full::new(body)).unwrap()).await.unwrap()
+}
+
+/// A call with a timeout that only the server minds; the answer's status.
+pub async fn call_with_timeout(
+    address: SocketAddr,
+    path: &str,
+    timeout: &str,
+    request: &[u8],
+) -> Status {
+    let headers = [("content-type", "application/grpc"), ("grpc-timeout", timeout)];
+    let mut framed = vec![0];
+    framed.extend((request.len() as u32).to_be_bytes());
+    framed.extend(request);
+    let response = post(address, path, &headers, framed.into()).await;
+    Status::from_header_map(response.headers()).unwrap()
+}
+
+/// Messages as they are.
+#[derive(Clone, Copy)]
+pub struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
+
+/// The value of a piece of metadata.
+pub fn metadata<'a>(metadata: &'a tonic::metadata::MetadataMap, name: &str) -> Option<&'a str> {
+    metadata.get(name).map(|value| value.to_str().unwrap())
+}

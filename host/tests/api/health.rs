@@ -1,0 +1,72 @@
+//! Goal: health says what the replica says, at once, and lets go when the node stops.
+
+use std::{sync::Arc, time::Duration};
+
+use conclave::types::status::Health;
+use tokio::time::timeout;
+use tonic::{Code, Streaming};
+use tonic_health::pb::{
+    HealthCheckRequest, HealthCheckResponse, health_check_response::ServingStatus,
+    health_client::HealthClient,
+};
+
+use crate::fake::{Node, counter};
+
+async fn next(watch: &mut Streaming<HealthCheckResponse>) -> Option<ServingStatus> {
+    let next = timeout(Duration::from_secs(5), watch.message()).await.expect("no change in time");
+    next.unwrap().map(|answer| answer.status())
+}
+
+fn request(service: &str) -> HealthCheckRequest {
+    HealthCheckRequest { service: service.to_owned() }
+}
+
+#[tokio::test]
+async fn checks_and_watches_follow_the_replica() {
+    let node = Node::start().await;
+    let mut client = HealthClient::new(node.channel().await);
+    let mut watch = client.watch(request("kv.v1.KV")).await.unwrap().into_inner();
+    assert_eq!(next(&mut watch).await, Some(ServingStatus::Serving));
+    for service in ["", "kv.v1.KV", "conclave.machine.v1.Machine"] {
+        let answer = client.check(request(service)).await.unwrap().into_inner();
+        assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
+    }
+    let unknown = client.check(request("nobody.v1.Nobody")).await.unwrap_err();
+    assert_eq!(unknown.code(), Code::NotFound);
+
+    node.fake.health.send_replace(Health::NotServing("no leader is known".to_owned()));
+    assert_eq!(next(&mut watch).await, Some(ServingStatus::NotServing));
+    let answer = client.check(request("")).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::NotServing);
+
+    // Another reason is no change.
+    node.fake.health.send_replace(Health::NotServing("no quorum".to_owned()));
+    node.fake.health.send_replace(Health::Serving);
+    assert_eq!(next(&mut watch).await, Some(ServingStatus::Serving));
+}
+
+#[tokio::test]
+async fn a_watch_follows_the_machine() {
+    let node = Node::start().await;
+    let mut client = HealthClient::new(node.channel().await);
+    let mut kv = client.watch(request("kv.v1.KV")).await.unwrap().into_inner();
+    let mut counters = client.watch(request("counter.v1.Counter")).await.unwrap().into_inner();
+    assert_eq!(next(&mut kv).await, Some(ServingStatus::Serving));
+    assert_eq!(next(&mut counters).await, Some(ServingStatus::ServiceUnknown));
+    node.api.set_machine(Arc::new(counter())).unwrap();
+    assert_eq!(next(&mut kv).await, Some(ServingStatus::ServiceUnknown));
+    assert_eq!(next(&mut counters).await, Some(ServingStatus::Serving));
+}
+
+#[tokio::test]
+async fn a_watch_ends_when_the_node_stops() {
+    let mut node = Node::start().await;
+    let mut client = HealthClient::new(node.channel().await);
+    let mut watch = client.watch(request("")).await.unwrap().into_inner();
+    assert_eq!(next(&mut watch).await, Some(ServingStatus::Serving));
+    node.stop.take();
+    assert_eq!(next(&mut watch).await, Some(ServingStatus::NotServing));
+    assert_eq!(next(&mut watch).await, None);
+    let served = node.served.take().unwrap();
+    timeout(Duration::from_secs(2), served).await.expect("the port lingers").unwrap();
+}

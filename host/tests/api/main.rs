@@ -1,0 +1,16 @@
+//! The client port and the admin port, over a replica that is scripted: real sockets, real clients.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod bench;
+mod calls;
+mod errors;
+mod fake;
+mod health;
+mod ports;
+mod reflection;

@@ -1,0 +1,225 @@
+//! Goal: nothing that arrives on a port stops it; stopping is bounded; the admin port tells the truth.
+
+use std::{convert::Infallible, net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use conclave::{
+    api::{Options, bind},
+    types::status::Health,
+};
+use futures::{StreamExt, stream};
+use http_body_util::{BodyExt, StreamBody};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    time::{Instant, sleep, timeout},
+};
+use tonic::{Code, Request};
+
+use crate::fake::{Node, PUT, Script, call, call_with_timeout, post};
+
+/// Sends bytes and reads until the other side closes.
+async fn talk(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
+    let mut stream = TcpStream::connect(address).await.unwrap();
+    // The other side may hang up in the middle, which is an answer too.
+    let _ = stream.write_all(bytes).await;
+    let mut answer = Vec::new();
+    let read = timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
+    let _ = read.expect("the connection was left open");
+    answer
+}
+
+async fn metric(node: &Node, name: &str) -> f64 {
+    let page = String::from_utf8(get(node, "/metrics").await).unwrap();
+    let line = page.lines().find(|line| line.starts_with(name)).unwrap_or_default();
+    line.rsplit(' ').next().and_then(|value| value.parse().ok()).unwrap_or(f64::NAN)
+}
+
+async fn get(node: &Node, path: &str) -> Vec<u8> {
+    let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+    talk(node.admin, request.as_bytes()).await
+}
+
+#[tokio::test]
+async fn garbage_is_closed_and_the_port_goes_on() {
+    let node =
+        Node::with(Options { preface_timeout: Duration::from_millis(300), ..Options::default() })
+            .await;
+    let preface = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+    let mut framed = preface.to_vec();
+    framed.extend([0xff; 4096]);
+    let noise: Vec<u8> =
+        (0..100_000_u32).map(|n| (n.wrapping_mul(2_654_435_761) >> 24) as u8).collect();
+    let cases: [&[u8]; 8] = [
+        b"",
+        b"\0",
+        b"PRI * HTTP/1.1\r\n\r\n",
+        &preface[..23],
+        b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03",
+        &framed,
+        &noise,
+        b"PRI",
+    ];
+    for bytes in cases {
+        talk(node.client, bytes).await;
+    }
+    let answer = talk(node.client, b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.1 505") && answer.contains("gRPC"), "{answer}");
+
+    node.call("/kv.v1.KV/Put", PUT).await.unwrap();
+    for _ in 0..100 {
+        if metric(&node, "conclave_client_connections ").await == 0.0 {
+            return;
+        }
+        sleep(Duration::from_millis(20)).await;
+    }
+    panic!("connections are left");
+}
+
+#[tokio::test]
+async fn frames_that_grpc_does_not_know_are_answered() {
+    let node = Node::start().await;
+    let address = node.client;
+    let send = |content_type: &'static str, body: &'static [u8]| async move {
+        let headers = [("content-type", content_type)];
+        post(address, "/kv.v1.KV/Put", &headers, Bytes::from_static(body)).await
+    };
+    assert_eq!(send("application/json", b"{}").await.status(), 415);
+    let code = |response: http::Response<_>| response.headers()["grpc-status"].clone();
+    // No message, one cut off, one compressed, an unknown flag, two.
+    let grpc = "application/grpc";
+    assert_eq!(code(send(grpc, b"").await), "3");
+    assert_eq!(code(send(grpc, b"\0\0").await), "3");
+    assert_eq!(code(send(grpc, b"\0\0\0\0\x09abc").await), "3");
+    assert_eq!(code(send(grpc, b"\x01\0\0\0\0").await), "12");
+    assert_eq!(code(send(grpc, b"\x07\0\0\0\0").await), "3");
+    assert_eq!(code(send(grpc, b"\0\0\0\0\0\0\0\0\0\0").await), "3");
+    assert_eq!(send("application/grpc+proto", b"\0\0\0\0\0").await.status(), 200);
+    assert_eq!(node.fake.seen.lock().unwrap().len(), 1);
+}
+
+/// A request that never ends is given up at its deadline, before anything was proposed.
+#[tokio::test]
+async fn a_request_that_stalls_is_given_up() {
+    let node = Node::start().await;
+    let io = TokioIo::new(TcpStream::connect(node.client).await.unwrap());
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let begun = Ok::<_, Infallible>(hyper::body::Frame::data(Bytes::from_static(b"\0\0\0\0\x09a")));
+    let body = StreamBody::new(stream::once(async { begun }).chain(stream::pending()));
+    let request = http::Request::post("http://x/kv.v1.KV/Put")
+        .header("content-type", "application/grpc")
+        .header("grpc-timeout", "100m")
+        .body(BodyExt::boxed_unsync(body))
+        .unwrap();
+    let answer = timeout(Duration::from_secs(5), client.send_request(request)).await;
+    let answer = answer.expect("no answer in time").unwrap();
+    assert_eq!(answer.headers()["grpc-status"], "4");
+    assert!(!answer.headers().contains_key("conclave-outcome"));
+    assert!(node.fake.seen.lock().unwrap().is_empty());
+    assert_eq!(metric(&node, "conclave_requests_in_flight").await, 0.0);
+}
+
+#[tokio::test]
+async fn too_many_connections_are_closed() {
+    let node = Node::with(Options { connections_max: 2, ..Options::default() }).await;
+    let held = [node.channel().await, node.channel().await];
+    for channel in &held {
+        call(channel.clone(), "/kv.v1.KV/Put", Request::new(Bytes::from_static(PUT)))
+            .await
+            .unwrap();
+    }
+    assert!(talk(node.client, b"").await.is_empty());
+    assert_eq!(metric(&node, "conclave_client_connections_refused_total").await, 1.0);
+}
+
+#[tokio::test]
+async fn calls_that_run_may_end_when_the_node_stops() {
+    let mut node = Node::start().await;
+    node.script(Script::Hang);
+    let running = tokio::spawn(call_with_timeout(node.client, "/kv.v1.KV/Put", "300m", PUT));
+    while node.fake.seen.lock().unwrap().is_empty() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    node.stop.take();
+    let status = running.await.unwrap();
+    assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
+    timeout(Duration::from_secs(2), node.served.take().unwrap()).await.unwrap().unwrap();
+    assert!(TcpStream::connect(node.client).await.is_err());
+}
+
+#[tokio::test]
+async fn stopping_is_bounded() {
+    let drain = Duration::from_millis(300);
+    let mut node = Node::with(Options { drain, ..Options::default() }).await;
+    node.script(Script::Hang);
+    let running = tokio::spawn(call(
+        node.channel().await,
+        "/kv.v1.KV/Put",
+        Request::new(Bytes::from_static(PUT)),
+    ));
+    while node.fake.seen.lock().unwrap().is_empty() {
+        sleep(Duration::from_millis(5)).await;
+    }
+    let began = Instant::now();
+    node.stop.take();
+    node.served.take().unwrap().await.unwrap();
+    assert!(began.elapsed() < Duration::from_secs(2));
+    assert!(running.await.unwrap().is_err());
+}
+
+#[tokio::test]
+async fn a_port_in_use_is_named_with_its_flag() {
+    let taken = bind("127.0.0.1:0", "client").await.unwrap();
+    let address = taken.local_addr().unwrap().to_string();
+    let error = bind(address.as_str(), "client").await.unwrap_err().to_string();
+    assert!(error.contains(&address) && error.contains("--client-listen"), "{error}");
+    let error = bind("no such host:1", "peer").await.unwrap_err().to_string();
+    assert!(error.contains("--peer-listen"), "{error}");
+}
+
+#[tokio::test]
+async fn the_admin_port_tells_the_truth() {
+    let node = Node::start().await;
+    let text = |bytes: Vec<u8>| String::from_utf8(bytes).unwrap();
+    assert!(text(get(&node, "/livez").await).starts_with("HTTP/1.1 200"));
+    assert!(text(get(&node, "/readyz").await).starts_with("HTTP/1.1 200"));
+    assert!(text(get(&node, "/").await).starts_with("HTTP/1.1 404"));
+    assert!(text(talk(node.admin, b"POST /livez HTTP/1.1\r\nhost: x\r\nconnection: close\r\ncontent-length: 0\r\n\r\n").await).starts_with("HTTP/1.1 405"));
+    assert!(talk(node.admin, b"\0\0\0 garbage\r\n\r\n").await.starts_with(b"HTTP/1.1 400"));
+
+    node.call("/kv.v1.KV/Put", PUT).await.unwrap();
+    node.call("/kv.v1.KV/Put", b"\xff").await.unwrap_err();
+    node.call("/who/knows", b"").await.unwrap_err();
+    let page = text(get(&node, "/metrics").await);
+    for line in [
+        "conclave_request_seconds_count{code=\"OK\",method=\"kv.v1.KV/Put\"} 1",
+        "conclave_request_seconds_count{code=\"INVALID_ARGUMENT\",method=\"kv.v1.KV/Put\"} 1",
+        "conclave_unknown_methods_total 1",
+        "conclave_raft_term 3",
+        "conclave_raft_leader 1",
+        "conclave_raft_is_leader 1",
+        "conclave_raft_committed_index 11",
+        "conclave_raft_applied_index 10",
+        "conclave_machine_traps_total{kind=\"panic\"} 1",
+        "conclave_requests_in_flight 0",
+        "conclave_ready 1",
+    ] {
+        assert!(page.contains(&format!("\n{line}\n")), "{line} is not in:\n{page}");
+    }
+    assert!(metric(&node, "process_resident_memory_bytes").await > 1e6);
+    assert!(metric(&node, "process_open_fds").await > 3.0);
+    assert!(!page.contains("who/knows"), "a label made of what a client sent");
+
+    node.fake.health.send_replace(Health::NotServing("no leader is known".to_owned()));
+    let answer = text(get(&node, "/readyz").await);
+    assert!(
+        answer.starts_with("HTTP/1.1 503") && answer.contains("no leader is known"),
+        "{answer}"
+    );
+    assert!(text(get(&node, "/livez").await).starts_with("HTTP/1.1 200"));
+    assert_eq!(metric(&node, "conclave_ready ").await, 0.0);
+}

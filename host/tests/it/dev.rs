@@ -1,0 +1,97 @@
+//! `conclave dev`: three nodes with one command, found again by the next one.
+
+use std::{
+    fs,
+    io::{BufRead, BufReader},
+    path::Path,
+    process::{Child, Stdio},
+    time::{Duration, Instant},
+};
+
+use serde_json::Value;
+use tempfile::TempDir;
+
+use crate::harness::{PATIENCE, conclave};
+
+/// Each test its own hundred ports.
+fn port_base() -> u16 {
+    20_000 + (std::process::id() % 100) as u16 * 300
+}
+
+fn dev(dir: &Path, base: u16) -> (Child, String) {
+    let mut child = conclave()
+        .args(["dev", "--nodes", "3", "--port-base", &base.to_string(), "--data-dir"])
+        .arg(dir)
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut said = String::new();
+    let mut stdout = BufReader::new(child.stdout.take().unwrap());
+    stdout.read_line(&mut said).unwrap();
+    // Whoever starts it need not read on.
+    std::thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(drop));
+    (child, said)
+}
+
+fn stop(mut child: Child) {
+    let pid = rustix::process::Pid::from_child(&child);
+    rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while child.try_wait().unwrap().is_none() {
+        assert!(Instant::now() < deadline, "dev does not stop");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+fn run(endpoints: &str, words: &[&str]) -> String {
+    let output = conclave().args(words).args(["--endpoints", endpoints]).output().unwrap();
+    let stderr = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "conclave {words:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn alive(pid: u64) -> bool {
+    Path::new(&format!("/proc/{pid}/exe")).exists()
+}
+
+#[test]
+fn three_nodes_with_one_command() {
+    let dir = TempDir::new().unwrap();
+    let base = port_base();
+    let endpoints = format!("127.0.0.1:{},127.0.0.1:{}", base + 1, base + 2);
+    let (child, said) = dev(dir.path(), base);
+    assert!(said.contains("serv"), "says that it serves: {said:?}");
+
+    let described = fs::read_to_string(dir.path().join("cluster.json")).unwrap();
+    let described: Value = serde_json::from_str(&described).unwrap();
+    let nodes = described["nodes"].as_array().unwrap().clone();
+    assert_eq!(nodes.len(), 3);
+    for (position, node) in nodes.iter().enumerate() {
+        let id = position as u16 + 1;
+        assert_eq!(node["id"], id);
+        assert_eq!(node["client"], format!("127.0.0.1:{}", base + id));
+        assert_eq!(node["peer"], format!("127.0.0.1:{}", base + 100 + id));
+        assert_eq!(node["admin"], format!("127.0.0.1:{}", base + 200 + id));
+        assert!(alive(node["pid"].as_u64().unwrap()) && node["data_dir"].is_string(), "{node}");
+    }
+
+    run(&endpoints, &["kv", "put", "greeting", "hello"]);
+    assert_eq!(run(&endpoints, &["kv", "get", "greeting"]).trim(), "hello");
+    let status: Value = serde_json::from_str(&run(&endpoints, &["status", "--json"])).unwrap();
+    assert!(status["leader"].as_u64().unwrap() > 0 && status["term"].as_u64().unwrap() > 0);
+    for node in status["nodes"].as_array().unwrap() {
+        assert!(node["id"].is_u64() && node["role"].is_string(), "{node}");
+        assert!(node["applied"].is_u64() && node["module"].is_string(), "{node}");
+    }
+    let called = run(&endpoints, &["call", "kv.v1.KV/Get", r#"{"key": "greeting"}"#]);
+    assert!(called.contains("hello"), "{called}");
+
+    stop(child);
+    for node in &nodes {
+        assert!(!alive(node["pid"].as_u64().unwrap()), "node {} outlived dev", node["id"]);
+    }
+    let (child, _) = dev(dir.path(), base);
+    assert_eq!(run(&endpoints, &["kv", "get", "greeting"]).trim(), "hello");
+    stop(child);
+}

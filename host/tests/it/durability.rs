@@ -1,0 +1,118 @@
+//! Durable means synced: under a system-call trace of the leader, every acknowledged put of a single
+//! client shows a write to sled's `db` file and then a completed fdatasync of it, both between the
+//! moment the put was sent and the moment its answer came.
+
+use std::{
+    collections::BTreeMap,
+    fs,
+    path::Path,
+    process::{Command, Stdio},
+    time::{SystemTime, UNIX_EPOCH},
+};
+
+use crate::harness::{Cluster, eventually, put};
+
+const PUTS: usize = 40;
+
+fn now() -> f64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
+}
+
+#[derive(Debug, PartialEq)]
+enum Event {
+    Written(f64),
+    Synced(f64),
+}
+
+/// Reads strace's lines: `PID TIME call(FD<path>, …) = result`, or in two halves when another thread
+/// was traced in between. An event happens when its call has returned.
+fn events(trace: &str) -> Vec<Event> {
+    let mut begun: BTreeMap<(&str, &str), bool> = BTreeMap::new();
+    let mut events = Vec::new();
+    for line in trace.lines() {
+        let mut words = line.splitn(3, ' ').filter(|word| !word.is_empty());
+        let (Some(pid), Some(time), Some(call)) = (words.next(), words.next(), words.next()) else {
+            continue;
+        };
+        let Ok(time) = time.parse::<f64>() else { continue };
+        let resumed = call.strip_prefix("<... ");
+        let name = resumed.unwrap_or(call).split(['(', ' ']).next().unwrap_or_default();
+        let on_db = match resumed {
+            Some(_) => begun.remove(&(pid, name)).unwrap_or(false),
+            None => call.contains("/db>"),
+        };
+        if call.ends_with("<unfinished ...>") {
+            begun.insert((pid, name), on_db);
+            continue;
+        }
+        if !on_db || call.contains("= -1") {
+            continue;
+        }
+        events.push(if name == "fdatasync" { Event::Synced(time) } else { Event::Written(time) });
+    }
+    events
+}
+
+#[test]
+fn a_trace_is_read_in_both_forms() {
+    let trace = "\
+12 10.1 pwrite64(7</d/log/db>, \"..\"..., 10, 0) = 10
+12 10.2 fdatasync(9</d/log/db> <unfinished ...>
+13 10.3 pwrite64(8</d/log/snap.1>, \"..\"..., 10, 0) = 10
+12 10.4 <... fdatasync resumed>) = 0
+12 10.5 fdatasync(9</d/log/db>) = -1 EIO";
+    assert_eq!(events(trace), [Event::Written(10.1), Event::Synced(10.4)]);
+}
+
+fn strace_works() -> bool {
+    let probe = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
+    probe.is_ok_and(|output| output.status.success())
+}
+
+fn trace_of(path: &Path) -> String {
+    fs::read_to_string(path).unwrap_or_default()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_acknowledged_put_was_synced_first() {
+    if !strace_works() {
+        eprintln!("skipped: strace is not installed or may not trace here");
+        return;
+    }
+    let cluster = Cluster::start().await;
+    let leader = cluster.leader().await;
+    let path = cluster.dir.path().join("trace");
+    let mut strace = Command::new("strace")
+        .args(["-f", "-ttt", "-y", "-e", "trace=pwrite64,pwritev,write,fdatasync", "-o"])
+        .arg(&path)
+        .args(["-p", &cluster.pid(leader).to_string()])
+        .stderr(Stdio::null())
+        .spawn()
+        .unwrap();
+    let client = cluster.client_of(leader);
+    eventually("the trace has begun", async || {
+        put(&client, "warm", "up").await.map_err(|error| error.to_string())?;
+        if trace_of(&path).contains("/db>") { Ok(()) } else { Err("no event".to_owned()) }
+    })
+    .await;
+
+    let mut spans = Vec::new();
+    for number in 0..PUTS {
+        let sent = now();
+        put(&client, &format!("key/{number}"), "text").await.unwrap();
+        spans.push((sent, now()));
+    }
+    let pid = rustix::process::Pid::from_child(&strace);
+    rustix::process::kill_process(pid, rustix::process::Signal::INT).unwrap();
+    strace.wait().unwrap();
+
+    let events = events(&trace_of(&path));
+    for (number, (sent, acknowledged)) in spans.iter().enumerate() {
+        let within = |time: f64| (*sent..=*acknowledged).contains(&time);
+        let written = events.iter().position(|e| matches!(e, Event::Written(t) if within(*t)));
+        let written = written.unwrap_or_else(|| panic!("put {number}: the record was not written"));
+        let synced =
+            events[written..].iter().any(|e| matches!(e, Event::Synced(t) if within(*t)));
+        assert!(synced, "put {number} was acknowledged before it was synced");
+    }
+}

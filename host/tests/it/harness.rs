@@ -1,0 +1,327 @@
+//! Clusters of real `conclave serve` processes.
+
+use std::{
+    fs::{self, File},
+    net::TcpListener,
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use conclave_client::{Client, CallOptions, Consistency};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+/// Long enough for the slowest machine; a test that waits so long has failed.
+pub const PATIENCE: Duration = Duration::from_secs(60);
+
+/// One cluster at a time: the tests measure nothing, but three nodes fill two cores.
+static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+
+/// How the nodes of a cluster are started.
+#[derive(Default)]
+pub struct Setup {
+    /// The machine's component; absent: the key-value store.
+    pub module: Option<PathBuf>,
+    /// More flags for every node.
+    pub flags: Vec<String>,
+}
+
+/// One node's addresses and process.
+pub struct Node {
+    pub id: u64,
+    pub client: String,
+    pub peer: String,
+    pub admin: String,
+    pub data_dir: PathBuf,
+    pub log: PathBuf,
+    child: Option<Child>,
+}
+
+/// Three nodes on loopback, killed on drop.
+pub struct Cluster {
+    pub nodes: Vec<Node>,
+    pub dir: TempDir,
+    setup: Setup,
+    _turn: MutexGuard<'static, ()>,
+}
+
+/// The binary under test.
+pub fn conclave() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_conclave"))
+}
+
+/// A free loopback address. The kernel does not hand the port out again soon.
+pub fn free_address() -> String {
+    let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+    listener.local_addr().unwrap().to_string()
+}
+
+impl Cluster {
+    /// Starts three nodes with the key-value store and waits until they serve.
+    pub async fn start() -> Self {
+        Self::start_with(Setup::default()).await
+    }
+
+    /// Starts three nodes and waits until they serve.
+    pub async fn start_with(setup: Setup) -> Self {
+        let cluster = Self::prepared(setup);
+        let mut cluster = cluster;
+        for id in 1..=3 {
+            cluster.start_node(id);
+        }
+        cluster.serving().await;
+        cluster
+    }
+
+    /// Addresses, directories and a master key for three nodes; none is started.
+    pub fn prepared(setup: Setup) -> Self {
+        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let dir = TempDir::new().unwrap();
+        let key = dir.path().join("master.key");
+        let made = conclave().args(["key", "generate"]).arg(&key).output().unwrap();
+        assert!(made.status.success(), "{}", String::from_utf8_lossy(&made.stderr));
+        let nodes = (1..=3).map(|id| Node {
+            id,
+            client: free_address(),
+            peer: free_address(),
+            admin: free_address(),
+            data_dir: dir.path().join(format!("node-{id}")),
+            log: dir.path().join(format!("node-{id}.log")),
+            child: None,
+        });
+        Self { nodes: nodes.collect(), dir, setup, _turn: turn }
+    }
+
+    /// The command that runs a node; its output goes to the node's log.
+    pub fn command(&self, id: u64) -> Command {
+        let node = self.node(id);
+        let log = File::options().create(true).append(true).open(&node.log).unwrap();
+        let mut command = conclave();
+        command.arg("serve").args(self.serve_flags(id));
+        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+        command
+    }
+
+    /// The flags of `conclave serve` for a node.
+    pub fn serve_flags(&self, id: u64) -> Vec<String> {
+        let node = self.node(id);
+        let mut flags = vec![
+            "--node-id".into(),
+            id.to_string(),
+            "--cluster-id".into(),
+            "test".into(),
+            "--data-dir".into(),
+            node.data_dir.display().to_string(),
+            "--listen-client".into(),
+            node.client.clone(),
+            "--listen-peer".into(),
+            node.peer.clone(),
+            "--listen-admin".into(),
+            node.admin.clone(),
+            "--master-key-file".into(),
+            self.dir.path().join("master.key").display().to_string(),
+        ];
+        for member in &self.nodes {
+            flags.push("--member".into());
+            flags.push(format!("{}={},{}", member.id, member.peer, member.client));
+        }
+        if let Some(module) = &self.setup.module {
+            flags.push("--module".into());
+            flags.push(module.display().to_string());
+        }
+        flags.extend(self.setup.flags.iter().cloned());
+        flags
+    }
+
+    pub fn node(&self, id: u64) -> &Node {
+        &self.nodes[id as usize - 1]
+    }
+
+    /// Starts a node, or starts it again.
+    pub fn start_node(&mut self, id: u64) {
+        let child = self.command(id).spawn().unwrap();
+        self.nodes[id as usize - 1].child = Some(child);
+    }
+
+    /// SIGKILL, and waits until the process is gone.
+    pub fn kill(&mut self, id: u64) {
+        if let Some(mut child) = self.nodes[id as usize - 1].child.take() {
+            child.kill().unwrap();
+            child.wait().unwrap();
+        }
+    }
+
+    /// SIGTERM, and waits until the process is gone.
+    pub fn stop(&mut self, id: u64) {
+        let Some(mut child) = self.nodes[id as usize - 1].child.take() else { return };
+        let pid = rustix::process::Pid::from_child(&child);
+        rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        let deadline = Instant::now() + PATIENCE;
+        while child.try_wait().unwrap().is_none() {
+            assert!(Instant::now() < deadline, "node {id} does not stop\n{}", self.log_tail(id));
+            std::thread::sleep(Duration::from_millis(20));
+        }
+    }
+
+    /// The process id of a node that runs.
+    pub fn pid(&self, id: u64) -> u32 {
+        self.node(id).child.as_ref().expect("the node runs").id()
+    }
+
+    /// Fails with the node's log if it has ended by itself.
+    pub fn assert_running(&mut self, id: u64) {
+        let child = self.nodes[id as usize - 1].child.as_mut().expect("the node was started");
+        let ended = child.try_wait().unwrap();
+        assert!(ended.is_none(), "node {id} ended: {ended:?}\n{}", self.log_tail(id));
+    }
+
+    /// The last lines of a node's log.
+    pub fn log_tail(&self, id: u64) -> String {
+        let log = fs::read(&self.node(id).log).unwrap_or_default();
+        let log = String::from_utf8_lossy(&log);
+        let lines: Vec<&str> = log.lines().collect();
+        lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// A client that knows all nodes.
+    pub fn client(&self) -> Client {
+        let endpoints = self.nodes.iter().map(|node| node.client.clone());
+        Client::builder().endpoints(endpoints).deadline(PATIENCE).build().unwrap()
+    }
+
+    /// A client that talks to one node and stays there.
+    pub fn client_of(&self, id: u64) -> Client {
+        let endpoint = self.node(id).client.clone();
+        let client = Client::builder().endpoints([endpoint]).follow_leader(false);
+        client.deadline(PATIENCE).build().unwrap()
+    }
+
+    /// Waits until the cluster answers a linearizable read, which needs a leader and a majority.
+    pub async fn serving(&self) {
+        let client = self.client();
+        let status = eventually("the cluster serves", async || {
+            let status = client.status().await.map_err(|error| error.to_string())?;
+            if status.leader == 0 { Err("no leader".to_owned()) } else { Ok(status) }
+        });
+        status.await;
+    }
+
+    /// The node that leads.
+    pub async fn leader(&self) -> u64 {
+        let client = self.client();
+        eventually("somebody leads", async || {
+            let status = client.status().await.map_err(|error| error.to_string())?;
+            let leader = status.nodes.iter().find(|node| node.role == "leader");
+            leader.map(|node| node.id).ok_or_else(|| "no leader".to_owned())
+        })
+        .await
+    }
+
+    /// Waits until these nodes have all applied the same, and as much as the leader has committed.
+    pub async fn caught_up(&self, ids: &[u64]) {
+        let client = self.client();
+        eventually("the nodes agree", async || {
+            let status = client.status().await.map_err(|error| error.to_string())?;
+            let nodes: Vec<_> = status.nodes.iter().filter(|n| ids.contains(&n.id)).collect();
+            let most = status.nodes.iter().map(|node| node.last_log).max().unwrap_or_default();
+            if nodes.iter().all(|node| node.role != "unreachable" && node.applied == most) {
+                Ok(())
+            } else {
+                Err(format!("{nodes:?}"))
+            }
+        })
+        .await;
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for node in &mut self.nodes {
+            if let Some(mut child) = node.child.take() {
+                let _ = child.kill();
+                let _ = child.wait();
+            }
+        }
+        if std::thread::panicking() {
+            for node in &self.nodes {
+                eprintln!("--- node {}\n{}", node.id, self.log_tail(node.id));
+            }
+        }
+    }
+}
+
+/// Tries until it works; fails with the last reason.
+pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        let reason = match attempt().await {
+            Ok(value) => return value,
+            Err(reason) => reason,
+        };
+        assert!(Instant::now() < deadline, "{what}: not within {PATIENCE:?}: {reason}");
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
+
+/// Calls a method with JSON, by reflection.
+pub async fn call(
+    client: &Client,
+    method: &str,
+    request: Value,
+    options: CallOptions,
+) -> Result<Value, conclave_client::Error> {
+    let method = client.method(method).await?;
+    Ok(client.call_json_with(&method, request, &options).await?.message)
+}
+
+/// Puts a text.
+pub async fn put(client: &Client, key: &str, text: &str) -> Result<Value, conclave_client::Error> {
+    let request = json!({ "key": key, "text": text });
+    let options = CallOptions::write().retry_unknown(true);
+    call(client, "kv.v1.KV/Put", request, options).await
+}
+
+/// The text under a key.
+pub async fn get(client: &Client, key: &str) -> Result<String, conclave_client::Error> {
+    get_with(client, key, CallOptions::read()).await
+}
+
+/// The text under a key as one node has it.
+pub async fn get_stale(client: &Client, key: &str) -> Result<String, conclave_client::Error> {
+    get_with(client, key, CallOptions::read().consistency(Consistency::Stale)).await
+}
+
+async fn get_with(
+    client: &Client,
+    key: &str,
+    options: CallOptions,
+) -> Result<String, conclave_client::Error> {
+    let answer = call(client, "kv.v1.KV/Get", json!({ "key": key }), options).await?;
+    Ok(find_text(&answer).unwrap_or_default())
+}
+
+fn find_text(value: &Value) -> Option<String> {
+    match value {
+        Value::Object(fields) => fields.iter().find_map(|(name, value)| match value {
+            Value::String(text) if name == "text" => Some(text.clone()),
+            nested => find_text(nested),
+        }),
+        _ => None,
+    }
+}
+
+/// Every file under a directory.
+pub fn files(dir: &Path) -> Vec<PathBuf> {
+    let mut found = Vec::new();
+    for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
+        let path = entry.path();
+        if path.is_dir() {
+            found.extend(files(&path));
+        } else {
+            found.push(path);
+        }
+    }
+    found
+}

@@ -1,0 +1,138 @@
+//! What is left after nodes die: everything that was acknowledged, on every node.
+
+use std::time::Duration;
+
+use crate::harness::{Cluster, Setup, eventually, get, get_stale, put};
+
+/// Nodes are killed in turn under load; each acknowledged put is on every node in the end.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_puts_survive_any_order_of_kills() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    let writer = tokio::spawn({
+        let client = client.clone();
+        async move {
+            let mut acknowledged = Vec::new();
+            for number in 0..600 {
+                let key = format!("key/{number:04}");
+                if put(&client, &key, &number.to_string()).await.is_ok() {
+                    acknowledged.push((key, number.to_string()));
+                }
+            }
+            acknowledged
+        }
+    });
+    for id in [1, 2, 3] {
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        cluster.kill(id);
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        cluster.start_node(id);
+        cluster.serving().await;
+    }
+    let acknowledged = writer.await.unwrap();
+    assert!(acknowledged.len() > 500, "{} puts were acknowledged", acknowledged.len());
+    cluster.caught_up(&[1, 2, 3]).await;
+    for id in 1..=3 {
+        let client = cluster.client_of(id);
+        for (key, text) in &acknowledged {
+            assert_eq!(&get_stale(&client, key).await.unwrap(), text, "{key} on node {id}");
+        }
+    }
+}
+
+/// A follower that was away so long that the log it needs is gone gets a snapshot.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_that_was_away_gets_a_snapshot() {
+    let setup = Setup {
+        flags: vec!["--snapshot-entries=100".into(), "--keep-entries=0".into()],
+        ..Setup::default()
+    };
+    let mut cluster = Cluster::start_with(setup).await;
+    let leader = cluster.leader().await;
+    let away = leader % 3 + 1;
+    cluster.kill(away);
+    let client = cluster.client();
+    let puts = (0..600).map(|number| {
+        let client = client.clone();
+        async move { put(&client, &format!("key/{number}"), "text").await.unwrap() }
+    });
+    futures::future::join_all(puts).await;
+    let purged = eventually("the leader has purged", async || {
+        let status = client.status().await.map_err(|error| error.to_string())?;
+        let purged = status.nodes.iter().map(|node| node.purged).max().unwrap_or_default();
+        if purged > 300 { Ok(purged) } else { Err(format!("purged {purged}")) }
+    })
+    .await;
+    cluster.start_node(away);
+    cluster.caught_up(&[1, 2, 3]).await;
+    let own = cluster.client_of(away);
+    for number in 0..600 {
+        assert_eq!(get_stale(&own, &format!("key/{number}")).await.unwrap(), "text");
+    }
+    let status = client.status().await.unwrap();
+    let node = status.nodes.iter().find(|node| node.id == away).unwrap();
+    assert!(node.snapshot >= purged, "{node:?}");
+    // And it can be restarted from that snapshot.
+    cluster.stop(away);
+    cluster.start_node(away);
+    cluster.caught_up(&[1, 2, 3]).await;
+    assert_eq!(get_stale(&own, "key/599").await.unwrap(), "text");
+}
+
+/// Two dead nodes of three: no write is acknowledged, no linearizable read answered, stale ones are;
+/// one comes back and all is well.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_majority_nothing_is_promised() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    put(&client, "key", "before").await.unwrap();
+    cluster.caught_up(&[1, 2, 3]).await;
+    let leader = cluster.leader().await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    for id in &others {
+        cluster.kill(*id);
+    }
+    let impatient = conclave_client::Client::builder()
+        .endpoints([cluster.node(leader).client.clone()])
+        .deadline(Duration::from_secs(4))
+        .build()
+        .unwrap();
+    let refused = put(&impatient, "key", "after").await.unwrap_err();
+    assert!(
+        refused.is_unavailable() || refused.is_deadline() || refused.outcome_unknown(),
+        "{refused}"
+    );
+    let refused = get(&impatient, "key").await.unwrap_err();
+    assert!(refused.is_unavailable() || refused.is_deadline(), "{refused}");
+    assert_eq!(get_stale(&impatient, "key").await.unwrap(), "before");
+    eventually("health says so", async || {
+        match impatient.is_serving().await {
+            Ok(false) => Ok(()),
+            other => Err(format!("{other:?}")),
+        }
+    })
+    .await;
+    cluster.start_node(others[0]);
+    put(&client, "key", "again").await.unwrap();
+    assert_eq!(get(&client, "key").await.unwrap(), "again");
+}
+
+/// A node whose data directory was lost must not vote again under its old id.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_lost_its_data_is_refused() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    put(&client, "key", "text").await.unwrap();
+    cluster.caught_up(&[1, 2, 3]).await;
+    cluster.kill(1);
+    std::fs::remove_dir_all(&cluster.node(1).data_dir).unwrap();
+    cluster.start_node(1);
+    eventually("the node is refused by name", async || {
+        let said = (1..=3).map(|id| cluster.log_tail(id)).collect::<String>();
+        if said.contains("must join under a new node id") { Ok(()) } else { Err(said) }
+    })
+    .await;
+    put(&client, "key", "still").await.unwrap();
+    let status = client.status().await.unwrap();
+    assert!(status.nodes.iter().any(|node| node.id == 1 && node.applied == 0 || node.role == "unreachable"), "{status:?}");
+}

@@ -1,0 +1,200 @@
+//! What is no machine is refused when it is loaded, with the reason and what to do.
+
+use bytes::Bytes;
+use conclave::{
+    machine::{Engine, Limits, LoadError, MethodKind, Module},
+    types::TrapKind,
+};
+use prost::Message;
+use prost_types::{
+    DescriptorProto, FileDescriptorProto, FileDescriptorSet, MethodDescriptorProto, MethodOptions,
+    ServiceDescriptorProto, method_options::IdempotencyLevel,
+};
+
+use crate::{
+    support::{HOSTILE, hostile, limits},
+    wat::Wat,
+};
+
+fn load(component: impl Into<Bytes>) -> Result<Module, LoadError> {
+    Module::load(&Engine::new(&limits()).unwrap(), component.into())
+}
+
+fn refusal(component: impl Into<Bytes>) -> (LoadError, String) {
+    let error = load(component).unwrap_err();
+    let text = error.to_string();
+    eprintln!("{text}");
+    (error, text)
+}
+
+fn component(text: &str) -> Bytes {
+    wat::parse_str(text).unwrap().into()
+}
+
+#[test]
+fn a_machine_is_described_with_its_methods() {
+    let module = hostile();
+    assert_eq!(module.description().name, "hostile");
+    assert_eq!(module.state_version(), 1);
+    assert_eq!(module.bytes(), &*HOSTILE);
+    let kind = |name: &str| module.methods().iter().find(|method| &*method.name == name).unwrap().kind;
+    assert_eq!(kind("hostile.v1.Hostile/Add"), MethodKind::Command);
+    assert_eq!(kind("hostile.v1.Hostile/Get"), MethodKind::Query);
+    assert_eq!(module.methods().len(), 12);
+}
+
+#[test]
+fn a_hand_made_machine_without_services_is_a_machine() {
+    assert!(load(Wat::default().component()).unwrap().methods().is_empty());
+}
+
+#[test]
+fn what_is_no_component_is_refused() {
+    let (error, text) = refusal(wat::parse_str("(module)").unwrap());
+    assert!(matches!(error, LoadError::CoreModule) && text.contains("conclave build"));
+    assert!(matches!(refusal(&b"PK\x03\x04"[..]).0, LoadError::NotWasm { .. }));
+    assert!(refusal(&b"(component)"[..]).1.contains("text"));
+    assert!(refusal(&b""[..]).1.contains("empty"));
+    let mut torn = HOSTILE.to_vec();
+    torn.truncate(torn.len() / 2);
+    assert!(matches!(refusal(torn).0, LoadError::Compile(_)));
+}
+
+#[test]
+fn a_module_above_the_limit_is_refused() {
+    let engine = Engine::new(&Limits { module_bytes_max: 1024, ..limits() }).unwrap();
+    assert!(matches!(Module::load(&engine, HOSTILE.clone()), Err(LoadError::TooLarge { bytes_max: 1024, .. })));
+}
+
+#[test]
+fn a_foreign_import_is_refused_by_name() {
+    let (error, text) = refusal(component(r#"(component (import "wasi:cli/environment@0.2.3" (instance)))"#));
+    assert!(matches!(error, LoadError::ForeignImport { .. }));
+    assert!(text.contains("`wasi:cli/environment@0.2.3`"));
+    let (_, text) = refusal(component(r#"(component (import "run" (func)))"#));
+    assert!(text.contains("`run`"));
+    // The host exports the machine's own interface to nobody.
+    let (_, text) = refusal(component(r#"(component (import "conclave:fsm/fsm@0.1.0" (instance)))"#));
+    assert!(text.contains("`conclave:fsm/fsm@0.1.0`"));
+}
+
+#[test]
+fn another_version_of_the_contract_is_refused_by_name() {
+    for text in [
+        r#"(component (import "conclave:fsm/log@0.2.0" (instance)))"#,
+        r#"(component (instance $i) (export "conclave:fsm/fsm@1.0.0" (instance $i)))"#,
+    ] {
+        let (error, text) = refusal(component(text));
+        assert!(matches!(error, LoadError::WrongVersion { .. }) && text.contains("rebuild"), "{text}");
+    }
+}
+
+#[test]
+fn another_world_is_refused() {
+    assert!(matches!(refusal(component("(component)")).0, LoadError::NotAMachine(_)));
+    let empty = r#"(component (instance $i) (export "conclave:fsm/fsm@0.1.0" (instance $i)))"#;
+    assert!(matches!(refusal(component(empty)).0, LoadError::NotAMachine(_)));
+}
+
+#[test]
+fn a_machine_that_breaks_when_it_is_described_is_refused() {
+    let (error, _) = refusal(Wat { describe: "unreachable", ..Wat::default() }.component());
+    assert!(matches!(error, LoadError::Traps(trap) if trap.kind == TrapKind::Panic));
+    // A list outside of memory.
+    let (error, _) = refusal(Wat { describe: "(i32.const 131068)", ..Wat::default() }.component());
+    assert!(matches!(error, LoadError::Traps(trap) if trap.kind == TrapKind::BadAnswer));
+    // It begins with more memory than a machine gets.
+    let (error, _) = refusal(Wat { memory: "20000", ..Wat::default() }.component());
+    assert!(matches!(error, LoadError::Traps(trap) if trap.kind == TrapKind::MemoryExhausted));
+}
+
+#[test]
+fn a_description_that_cannot_be_is_refused() {
+    let (error, text) = refusal(Wat { restores: &[2, 3], ..Wat::default() }.component());
+    assert!(matches!(error, LoadError::Description(_)) && text.contains("[2, 3]"));
+    let long = "a-name-that-is-longer-than-the-sixty-four-bytes-that-a-name-may-have";
+    assert!(refusal(Wat { name: long, ..Wat::default() }.component()).1.contains("64"));
+    assert!(matches!(refusal(Wat { name: "", ..Wat::default() }.component()).0, LoadError::Description(_)));
+}
+
+/// A descriptor set with one file and these services, each with these methods.
+fn descriptor_set(package: &str, service: &str, methods: &[MethodDescriptorProto]) -> Vec<u8> {
+    let file = FileDescriptorProto {
+        name: Some("a.proto".to_owned()),
+        package: Some(package.to_owned()),
+        message_type: vec![DescriptorProto { name: Some("M".to_owned()), ..Default::default() }],
+        service: vec![ServiceDescriptorProto {
+            name: Some(service.to_owned()),
+            method: methods.to_vec(),
+            options: None,
+        }],
+        syntax: Some("proto3".to_owned()),
+        ..Default::default()
+    };
+    FileDescriptorSet { file: vec![file] }.encode_to_vec()
+}
+
+fn method(name: &str) -> MethodDescriptorProto {
+    MethodDescriptorProto {
+        name: Some(name.to_owned()),
+        input_type: Some(".a.v1.M".to_owned()),
+        output_type: Some(".a.v1.M".to_owned()),
+        ..Default::default()
+    }
+}
+
+fn with_descriptors(descriptor_set: Vec<u8>) -> Bytes {
+    Wat { descriptor_set, ..Wat::default() }.component()
+}
+
+#[test]
+fn the_kinds_of_methods_follow_the_descriptor_set() {
+    let query = MethodOptions {
+        idempotency_level: Some(IdempotencyLevel::NoSideEffects.into()),
+        ..Default::default()
+    };
+    let set = descriptor_set(
+        "a.v1",
+        "S",
+        &[
+            method("Put"),
+            MethodDescriptorProto { options: Some(query.clone()), ..method("Get") },
+            MethodDescriptorProto { server_streaming: Some(true), options: Some(query), ..method("Watch") },
+        ],
+    );
+    let module = load(with_descriptors(set.clone())).unwrap();
+    let methods: Vec<_> = module.methods().iter().map(|method| (&*method.name, method.kind)).collect();
+    assert_eq!(
+        methods,
+        [
+            ("a.v1.S/Put", MethodKind::Command),
+            ("a.v1.S/Get", MethodKind::Query),
+            ("a.v1.S/Watch", MethodKind::Subscription),
+        ]
+    );
+    assert_eq!(module.descriptor_set(), &set);
+}
+
+#[test]
+fn a_descriptor_set_that_cannot_be_served_is_refused() {
+    let descriptor = |set: Vec<u8>| {
+        let (error, text) = refusal(with_descriptors(set));
+        assert!(matches!(error, LoadError::Descriptor(_)), "{error:?}");
+        text
+    };
+    assert!(descriptor(b"no protobuf".to_vec()).contains("FileDescriptorSet"));
+    assert!(descriptor(descriptor_set("b.v1", "S", &[method("Put")])).contains("a.v1.M"));
+    assert!(descriptor(descriptor_set("a.v1", "S", &[method("Put"), method("Put")])).contains("Put"));
+    let streams = MethodDescriptorProto { client_streaming: Some(true), ..method("Put") };
+    assert!(descriptor(descriptor_set("a.v1", "S", &[streams])).contains("a.v1.S/Put"));
+    let long = "M".repeat(300);
+    assert!(descriptor(descriptor_set("a.v1", "S", &[method(&long)])).contains("256"));
+    for package in ["conclave.machine.v1", "grpc.health.v1"] {
+        let own = MethodDescriptorProto {
+            input_type: Some(format!(".{package}.M")),
+            output_type: Some(format!(".{package}.M")),
+            ..method("Put")
+        };
+        assert!(descriptor(descriptor_set(package, "S", &[own])).contains("host's own"));
+    }
+}

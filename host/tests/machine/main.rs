@@ -1,0 +1,18 @@
+//! The machine layer at its boundary: real components, a history in memory, and what comes out.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "tests: a failure is a panic, and the measurements are printed"
+)]
+
+mod agreement;
+mod history;
+mod loading;
+mod measure;
+mod queries;
+mod snapshots;
+mod support;
+mod traps;
+mod wat;

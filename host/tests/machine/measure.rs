@@ -1,0 +1,113 @@
+//! Measurements, for people: `cargo test -p conclave --test machine -- --ignored --nocapture measure`.
+
+use std::time::{Duration, Instant};
+
+use bytes::Bytes;
+use conclave::{
+    machine::{BatchItem, Engine, Entry, Module},
+    types::{Call, TrapKind},
+};
+use tokio::sync::oneshot;
+
+use crate::support::{HOSTILE, Node, Number, add, build, call, limits, number, trap_kind};
+
+fn resident_bytes() -> u64 {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
+    line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "a measurement"]
+async fn measure_apply_throughput_and_latency() {
+    const ENTRIES: u64 = 400_000;
+    const BATCH: u64 = 64;
+    let mut node = Node::start();
+    let call = add(1);
+    let mut last = None;
+    let started = Instant::now();
+    for first in (1..=ENTRIES).step_by(BATCH as usize) {
+        let mut batch: Vec<BatchItem> = Vec::with_capacity(BATCH as usize);
+        for index in first..first + BATCH {
+            let (send, receive) = oneshot::channel();
+            last = Some(receive);
+            let entry = Entry { index, time_ms: index, call: call.clone() };
+            batch.push((index, Some(entry), Some(Box::new(move |outcome| _ = send.send(outcome)))));
+        }
+        node.index = first + BATCH - 1;
+        node.worker.apply(batch).await.unwrap();
+    }
+    let total = number(&last.unwrap().await.unwrap());
+    let took = started.elapsed();
+    node.until("the reader", |node| node.worker.stats().reader_applied == node.index).await;
+    let with_reader = started.elapsed();
+    let stats = node.worker.stats();
+    eprintln!(
+        "{total} entries in batches of {BATCH}: {:.0} ns each, {:.0}/s; with the reader {:.0} ns; {} fuel each",
+        took.as_nanos() as f64 / ENTRIES as f64,
+        ENTRIES as f64 / took.as_secs_f64(),
+        with_reader.as_nanos() as f64 / ENTRIES as f64,
+        stats.fuel / ENTRIES
+    );
+
+    let mut latencies: Vec<Duration> = Vec::new();
+    for _ in 0..20_000 {
+        let started = Instant::now();
+        node.add(1).await;
+        latencies.push(started.elapsed());
+    }
+    latencies.sort();
+    eprintln!("one entry at a time: p50 {:?}, p99 {:?}", latencies[10_000], latencies[19_800]);
+    latencies.clear();
+    for _ in 0..20_000 {
+        let started = Instant::now();
+        node.total().await;
+        latencies.push(started.elapsed());
+    }
+    latencies.sort();
+    eprintln!("one query at a time: p50 {:?}, p99 {:?}", latencies[10_000], latencies[19_800]);
+}
+
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn measure_fuel_a_second() {
+    let mut node = Node::start();
+    let started = Instant::now();
+    let outcome = node.apply(call("Loop", Number::default())).await;
+    assert_eq!(trap_kind(&outcome), TrapKind::FuelExhausted);
+    let took = started.elapsed();
+    eprintln!("{} fuel in {took:?}", limits().fuel_per_call);
+}
+
+#[tokio::test]
+#[ignore = "a measurement"]
+async fn measure_start_and_memory() {
+    for (name, component) in [("hostile", HOSTILE.clone()), ("guest-kv", build("guest-kv"))] {
+        measure_one(name, component).await;
+    }
+}
+
+async fn measure_one(name: &str, component: Bytes) {
+    let before = resident_bytes();
+    let started = Instant::now();
+    let engine = Engine::new(&limits()).unwrap();
+    let made = started.elapsed();
+    let bytes = component.len();
+    let module = match Module::load(&engine, component) {
+        Ok(module) => module,
+        Err(error) => return eprintln!("{name}: {error}"),
+    };
+    let loaded = started.elapsed();
+    let after_load = resident_bytes();
+    let node = Node::start_with(module);
+    let ran = started.elapsed();
+    let answer = node.worker.query(Call { method: "".into(), request: Bytes::new(), principal: "".into() }, 0).await;
+    eprintln!(
+        "{name}: {bytes} bytes; engine {made:?}, load {:?}, start of two instances {:?}; resident +{} KiB by loading, \
+         +{} KiB by running; {answer:?}",
+        loaded - made,
+        ran - loaded,
+        (after_load - before) / 1024,
+        (resident_bytes().saturating_sub(after_load)) / 1024,
+    );
+}

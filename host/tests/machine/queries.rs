@@ -1,0 +1,104 @@
+//! Queries are asked of the reader: at an index, while entries go on, and a trap costs the reader only.
+
+use std::time::Duration;
+
+use conclave::{
+    machine::{Engine, Limits, Module, QueryError},
+    types::{Outcome, TrapKind},
+};
+use prost::Message;
+
+use crate::support::{HOSTILE, Node, Number, add, call, limits, number};
+
+#[tokio::test]
+async fn a_query_waits_until_its_index_is_applied() {
+    let mut node = Node::start();
+    let worker = node.worker.clone();
+    let waiting = tokio::spawn(async move { worker.query(call("Get", Number::default()), 3).await.unwrap() });
+    node.add(1).await;
+    node.push_blank().await;
+    assert!(!waiting.is_finished());
+    node.add(1).await;
+    let answered = waiting.await.unwrap();
+    assert_eq!(answered.index, 3);
+    assert_eq!(Number::decode(answered.result.unwrap()).unwrap().value, 2);
+}
+
+#[tokio::test]
+async fn a_query_that_traps_costs_the_reader_alone_while_entries_go_on() {
+    let mut node = Node::start();
+    for round in 1..=20 {
+        let applying = node.push(add(1)).await;
+        let error = node.query("QueryPanic").await.unwrap_err();
+        assert!(matches!(&error, QueryError::Trap(trap) if trap.kind == TrapKind::Panic), "{error:?}");
+        assert_eq!(number(&applying.await.unwrap()), round);
+        assert_eq!(node.total().await, round);
+    }
+    let stats = node.worker.stats();
+    assert_eq!((stats.query_traps, stats.promotions), (20, 0));
+    assert!(node.history.traps().is_empty(), "a query is not an entry");
+}
+
+#[tokio::test]
+async fn an_endless_query_ends_and_the_head_goes_on_meanwhile() {
+    let mut node = Node::start();
+    let worker = node.worker.clone();
+    let endless = tokio::spawn(async move { worker.query(call("QueryLoop", Number::default()), 0).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    for round in 1..=100 {
+        assert_eq!(node.add(1).await, round);
+    }
+    let error = endless.await.unwrap().unwrap_err();
+    assert!(matches!(&error, QueryError::Trap(trap) if trap.kind == TrapKind::FuelExhausted), "{error:?}");
+    assert_eq!(node.total().await, 100);
+}
+
+#[tokio::test]
+async fn a_trap_of_an_entry_right_after_a_trap_of_a_query() {
+    let mut node = Node::start();
+    for _ in 0..500 {
+        drop(node.push(add(1)).await);
+    }
+    let worker = node.worker.clone();
+    let query = tokio::spawn(async move { worker.query(call("QueryPanic", Number::default()), 0).await });
+    let outcome = node.push(call("Panic", Number::default())).await;
+    assert!(matches!(outcome.await.unwrap(), Outcome::Trap(_)));
+    assert!(query.await.unwrap().is_err());
+    assert_eq!(node.total().await, 500);
+}
+
+#[tokio::test]
+async fn too_many_queries_are_refused_and_those_given_up_make_room() {
+    let limits = Limits { queries_waiting_max: 4, ..limits() };
+    let module = Module::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
+    let node = Node::start_with(module);
+    let ask = || node.worker.query(call("Get", Number::default()), 1000);
+    let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(ask())).collect();
+    for query in &mut waiting {
+        assert!(futures::poll!(query.as_mut()).is_pending());
+    }
+    assert_eq!(ask().await, Err(QueryError::Busy));
+    waiting.pop();
+    assert!(futures::poll!(Box::pin(ask())).is_pending());
+}
+
+/// A reader that cannot follow makes the head wait, not the queue grow.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_slow_reader_slows_the_head_down() {
+    let limits = Limits { queue_bytes_max: 1 << 20, fuel_per_query: 4_000_000_000, ..limits() };
+    let module = Module::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
+    let mut node = Node::start_with(module);
+    let worker = node.worker.clone();
+    let slow = tokio::spawn(async move { worker.query(call("QueryLoop", Number::default()), 0).await });
+    tokio::time::sleep(Duration::from_millis(20)).await;
+    let mut fullest = 0;
+    for _ in 0..20_000 {
+        drop(node.push(add(1)).await);
+        fullest = fullest.max(node.worker.stats().reader_queue_bytes);
+    }
+    assert!(slow.await.unwrap().is_err());
+    assert_eq!(node.total().await, 20_000);
+    eprintln!("fullest: {fullest} bytes");
+    assert!(fullest <= (1 << 20) + (64 << 10), "{fullest}");
+    assert!(fullest > 1 << 19, "the reader was never behind: {fullest}");
+}

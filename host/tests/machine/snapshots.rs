@@ -1,0 +1,160 @@
+//! Snapshots are exact, entries go on beside them, and restoring one is atomic.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use bytes::Bytes;
+use conclave::machine::{HistoryError, SavedState, SnapshotError};
+
+use crate::{
+    history::{MemoryHistory, Saved},
+    support::{Node, Number, add, call, hostile, read},
+};
+
+/// The hostile machine's snapshot is its number.
+fn saved_number(saved: &Saved) -> i64 {
+    i64::from_be_bytes(saved.bytes.clone().try_into().unwrap())
+}
+
+#[tokio::test]
+async fn a_snapshot_is_exactly_at_its_index_while_entries_go_on() {
+    let mut node = Node::start();
+    for round in 1..=50 {
+        drop(node.push(add(1)).await);
+        let snapshot = node.worker.snapshot(node.index);
+        let index = node.index;
+        for _ in 0..20 {
+            drop(node.push(add(1)).await);
+        }
+        let stream = snapshot.await.unwrap();
+        node.push_blank().await;
+        drop(node.push(add(1)).await);
+        let saved = read(stream).await.unwrap();
+        assert_eq!((saved.index, saved.time_ms), (index, index * 10));
+        assert_eq!(saved_number(&saved), (round - 1) * 22 + 1);
+    }
+    assert_eq!(node.total().await, 50 * 22);
+}
+
+#[tokio::test]
+async fn a_snapshot_of_the_past_is_refused() {
+    let mut node = Node::start();
+    node.add(1).await;
+    node.add(1).await;
+    node.total().await;
+    let error = node.worker.snapshot(1).await.err().unwrap();
+    assert_eq!(error, SnapshotError::Passed { index: 1, applied: 2 });
+}
+
+#[tokio::test]
+async fn a_snapshot_is_lost_with_its_reader_and_the_next_one_is_whole() {
+    let mut node = Node::start();
+    node.add(5).await;
+    let stream = node.worker.snapshot(node.index).await.unwrap();
+    node.apply(call("Panic", Number::default())).await;
+    assert_eq!(read(stream).await.unwrap_err(), SnapshotError::Lost);
+    assert_eq!(saved_number(&node.snapshot().await), 5);
+
+    let stream = node.worker.snapshot(node.index).await.unwrap();
+    node.query("QueryPanic").await.unwrap_err();
+    assert_eq!(read(stream).await.unwrap_err(), SnapshotError::Lost);
+    assert_eq!(saved_number(&node.snapshot().await), 5);
+}
+
+#[tokio::test]
+async fn snapshots_that_nobody_reads_are_let_go() {
+    let mut node = Node::start();
+    node.add(5).await;
+    for _ in 0..50 {
+        drop(node.worker.snapshot(node.index).await.unwrap());
+        drop(node.worker.snapshot(node.index));
+    }
+    assert_eq!(saved_number(&node.snapshot().await), 5);
+}
+
+#[tokio::test]
+async fn a_restore_replaces_head_and_reader() {
+    let mut old = Node::start();
+    old.add(41).await;
+    let saved = old.snapshot().await;
+
+    let mut node = Node::start();
+    node.add(7).await;
+    let later = Saved { index: 100, ..saved };
+    node.history.install(later.clone());
+    node.worker.restore(later.state()).await.unwrap();
+    node.index = 100;
+    assert_eq!(node.worker.applied(), 100);
+    assert_eq!(node.total().await, 41);
+    assert_eq!(node.add(1).await, 42);
+    // The rebuilt reader, too, begins at the restored state.
+    node.apply(call("Panic", Number::default())).await;
+    assert_eq!(node.add(1).await, 43);
+    assert_eq!(node.total().await, 43);
+}
+
+#[tokio::test]
+async fn a_restore_that_fails_changes_nothing() {
+    let mut node = Node::start();
+    node.add(7).await;
+    let whole = Saved { index: 100, ..node.snapshot().await };
+
+    // Too short; of a version that the machine does not know; unreadable in the middle; too old.
+    let short = Saved { bytes: whole.bytes[..5].to_vec(), ..whole.clone() };
+    assert!(node.worker.restore(short.state()).await.unwrap_err().to_string().contains("eight bytes"));
+    let foreign = Saved { state_version: 9, ..whole.clone() };
+    assert!(node.worker.restore(foreign.state()).await.unwrap_err().to_string().contains("version 9"));
+    let chunks = vec![Ok(Bytes::from_static(b"1234")), Err(HistoryError::Unreadable("a bad disk".to_owned()))];
+    let unreadable = SavedState { chunks: Box::new(chunks.into_iter()), ..whole.state() };
+    assert!(node.worker.restore(unreadable).await.unwrap_err().to_string().contains("a bad disk"));
+    let old = Saved { index: 0, ..whole };
+    assert!(node.worker.restore(old.state()).await.unwrap_err().to_string().contains("older"));
+
+    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.total().await, 7);
+    assert_eq!(node.add(1).await, 8);
+}
+
+#[tokio::test]
+async fn a_reader_is_rebuilt_from_a_snapshot_and_the_log_after_it() {
+    let mut node = Node::start();
+    for _ in 0..30 {
+        node.add(1).await;
+    }
+    node.history.install(node.snapshot().await);
+    for _ in 0..30 {
+        node.add(1).await;
+    }
+    node.apply(call("Panic", Number::default())).await;
+    assert_eq!(node.add(1).await, 61);
+    node.query("QueryPanic").await.unwrap_err();
+    assert_eq!(node.total().await, 61);
+}
+
+#[tokio::test]
+async fn a_log_that_is_purged_under_a_build_sends_it_to_the_newer_snapshot() {
+    let mut node = Node::start();
+    for _ in 0..10 {
+        node.add(1).await;
+    }
+    node.history.install(node.snapshot().await);
+    for _ in 0..10 {
+        node.add(1).await;
+    }
+    node.history.install_after_next_read(node.snapshot().await);
+    node.query("QueryPanic").await.unwrap_err();
+    assert_eq!(node.total().await, 20);
+    assert_eq!(node.history.snapshot_reads.load(Ordering::Relaxed), 2);
+}
+
+#[tokio::test]
+async fn a_worker_starts_from_a_saved_state() {
+    let mut old = Node::start();
+    old.add(12).await;
+    let saved = old.snapshot().await;
+    let history = Arc::new(MemoryHistory::new());
+    history.install(saved.clone());
+    let mut node = Node::start_from(hostile(), history, Some(saved.state()));
+    assert_eq!(node.worker.applied(), saved.index);
+    assert_eq!(node.total().await, 12);
+    assert_eq!(node.add(1).await, 13);
+}

@@ -1,0 +1,174 @@
+//! A node without Raft: entries get the next index, are remembered, and are applied.
+
+use std::{
+    path::Path,
+    sync::{Arc, LazyLock},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use conclave::{
+    machine::{Answered, Engine, Entry, Limits, Module, QueryError, SavedState, SnapshotError, StateStream, Worker},
+    types::{Call, Outcome, TrapKind},
+};
+use prost::Message;
+use tokio::sync::oneshot;
+
+use crate::history::{MemoryHistory, Saved};
+
+/// What the hostile machine adds before it misbehaves.
+pub(crate) const MARK: i64 = 1000;
+pub(crate) const SEED: [u8; 32] = [42; 32];
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Number {
+    #[prost(int64, tag = "1")]
+    pub(crate) value: i64,
+}
+
+/// Builds a machine of this repository, once.
+pub(crate) fn build(manifest_dir: &str) -> Bytes {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().unwrap();
+    let target_dir = Path::new(env!("CARGO_TARGET_TMPDIR")).join("machines");
+    let name = manifest_dir.replace('/', "-");
+    let built = conclave_build::build_machine(&conclave_build::MachineSpec {
+        manifest_dir: root.join(manifest_dir),
+        output: target_dir.join(format!("{name}.wasm")),
+        target_dir,
+    })
+    .unwrap();
+    std::fs::read(built.path).unwrap().into()
+}
+
+pub(crate) static HOSTILE: LazyLock<Bytes> = LazyLock::new(|| build("host/tests/machines/hostile"));
+
+/// The limits of the tests: those of the product, but for a smaller memory, so that a machine that
+/// fills it does not take the computer's.
+pub(crate) fn limits() -> Limits {
+    Limits { memory_bytes_max: 256 << 20, ..Limits::default() }
+}
+
+static MODULE: LazyLock<Module> =
+    LazyLock::new(|| Module::load(&Engine::new(&limits()).unwrap(), HOSTILE.clone()).unwrap());
+
+pub(crate) fn hostile() -> Module {
+    MODULE.clone()
+}
+
+pub(crate) fn call(method: &str, request: impl Message) -> Call {
+    Call {
+        method: format!("hostile.v1.Hostile/{method}").into(),
+        request: request.encode_to_vec().into(),
+        principal: "".into(),
+    }
+}
+
+pub(crate) fn add(value: i64) -> Call {
+    call("Add", Number { value })
+}
+
+pub(crate) struct Node {
+    pub(crate) worker: Worker,
+    pub(crate) history: Arc<MemoryHistory>,
+    pub(crate) index: u64,
+}
+
+impl Node {
+    pub(crate) fn start() -> Self {
+        Self::start_with(hostile())
+    }
+
+    pub(crate) fn start_with(module: Module) -> Self {
+        Self::start_from(module, Arc::new(MemoryHistory::new()), None)
+    }
+
+    pub(crate) fn start_from(module: Module, history: Arc<MemoryHistory>, at: Option<SavedState>) -> Self {
+        let index = at.as_ref().map_or(0, |saved| saved.index);
+        let worker = Worker::start(module, SEED, history.clone(), at).unwrap();
+        Self { worker, history, index }
+    }
+
+    /// Hands over one entry; the outcome comes later.
+    pub(crate) async fn push(&mut self, call: Call) -> oneshot::Receiver<Outcome> {
+        self.index += 1;
+        let entry = Entry { index: self.index, time_ms: self.index * 10, call };
+        self.push_entry(entry).await
+    }
+
+    pub(crate) async fn push_entry(&mut self, entry: Entry) -> oneshot::Receiver<Outcome> {
+        self.index = entry.index;
+        self.history.append(entry.clone());
+        let (send, receive) = oneshot::channel();
+        let done = Box::new(move |outcome| _ = send.send(outcome));
+        self.worker.apply(vec![(self.index, Some(entry), Some(done))]).await.unwrap();
+        receive
+    }
+
+    /// An entry that no machine sees.
+    pub(crate) async fn push_blank(&mut self) {
+        self.index += 1;
+        self.worker.apply(vec![(self.index, None, None)]).await.unwrap();
+    }
+
+    pub(crate) async fn apply(&mut self, call: Call) -> Outcome {
+        self.push(call).await.await.unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fault()))
+    }
+
+    pub(crate) async fn add(&mut self, value: i64) -> i64 {
+        number(&self.apply(add(value)).await)
+    }
+
+    /// A linearizable query: it sees every entry that was handed over.
+    pub(crate) async fn query(&self, method: &str) -> Result<Answered, QueryError> {
+        let query = self.worker.query(call(method, Number::default()), self.index);
+        tokio::time::timeout(Duration::from_secs(60), query).await.expect("a query is answered")
+    }
+
+    pub(crate) async fn total(&self) -> i64 {
+        let answered = self.query("Get").await.unwrap();
+        assert!(answered.index >= self.index);
+        Number::decode(answered.result.unwrap()).unwrap().value
+    }
+
+    pub(crate) async fn snapshot(&self) -> Saved {
+        let stream = self.worker.snapshot(self.index).await.unwrap();
+        read(stream).await.unwrap()
+    }
+
+    /// Waits for what happens behind a caller's back.
+    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "{what}: {:?}", self.worker.stats());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.worker.shutdown();
+    }
+}
+
+pub(crate) async fn read(mut stream: StateStream) -> Result<Saved, SnapshotError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        bytes.extend_from_slice(&chunk?);
+    }
+    Ok(Saved { index: stream.index(), time_ms: stream.time_ms(), state_version: stream.state_version(), bytes })
+}
+
+pub(crate) fn number(outcome: &Outcome) -> i64 {
+    match outcome {
+        Outcome::Reply(reply) => Number::decode(reply.response.clone()).unwrap().value,
+        other => panic!("no reply: {other:?}"),
+    }
+}
+
+pub(crate) fn trap_kind(outcome: &Outcome) -> TrapKind {
+    match outcome {
+        Outcome::Trap(trap) => trap.kind,
+        other => panic!("no trap: {other:?}"),
+    }
+}

@@ -1,0 +1,18 @@
+//! The data directory, seen from outside: openraft's own suite, crashes, damage, and a model.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stdout,
+    reason = "tests"
+)]
+
+mod damage;
+mod directory;
+mod golden;
+mod log;
+mod model;
+mod numbers;
+mod snapshots;
+mod suite;
+mod support;

@@ -1,0 +1,258 @@
+//! The checks. Each compares two ways to the same place.
+
+use super::{Log, Outcome};
+use crate::{Machine, snapshot::SnapshotReader};
+
+/// Cuts of a log that are tried: all of a short one, an even spread of a long one.
+const CUTS_MAX: usize = 48;
+/// One byte at a time would take too long for a snapshot longer than this.
+const SINGLE_BYTES_MAX: usize = 16 << 10;
+const CHUNKS_BYTES: [usize; 4] = [1 << 20, 4096, 61, 1];
+
+/// Every check there is on one log.
+pub fn check<M: Machine>(log: &Log) {
+    check_description::<M>();
+    check_replay::<M>(log);
+    check_snapshots::<M>(log);
+    check_queries::<M>(log);
+}
+
+/// Applies a log to a new machine.
+pub fn run<M: Machine>(log: &Log) -> (M, Vec<Outcome>) {
+    let mut machine = M::default();
+    let outcomes = log.entries().iter().map(|entry| entry.apply_to(&mut machine)).collect();
+    (machine, outcomes)
+}
+
+/// What the machine says of itself is within the contract's bounds.
+pub fn check_description<M: Machine>() {
+    for (what, text) in [("NAME", M::NAME), ("VERSION", M::VERSION)] {
+        let bytes = text.len();
+        assert!((1..=64).contains(&bytes), "{what} has {bytes} bytes; it may have 1 to 64");
+    }
+    assert!(
+        M::RESTORES.contains(&M::STATE_VERSION),
+        "RESTORES {:?} does not hold STATE_VERSION {}: the machine could not restore itself",
+        M::RESTORES,
+        M::STATE_VERSION
+    );
+}
+
+/// The same log gives the same outcomes and the same snapshot, twice in a row. A hidden `static`, a
+/// clock or a random number shows here.
+pub fn check_replay<M: Machine>(log: &Log) {
+    let (first, expected) = run::<M>(log);
+    let first = save(&first, CHUNKS_BYTES[0]);
+    let (second, outcomes) = run::<M>(log);
+    compare_outcomes(log, 0, &expected, &outcomes, "the same log, applied twice");
+    compare_bytes(
+        &first,
+        &save(&second, CHUNKS_BYTES[0]),
+        "snapshots after the same log, applied twice",
+    );
+}
+
+/// Both logs lead to the same state, as the author knows, so they must lead to the same snapshot. A
+/// snapshot in order of insertion shows here.
+pub fn check_same_state<M: Machine>(left: &Log, right: &Log) {
+    let (left, right) = (run::<M>(left).0, run::<M>(right).0);
+    compare_bytes(
+        &save(&left, CHUNKS_BYTES[0]),
+        &save(&right, CHUNKS_BYTES[0]),
+        "snapshots of the same state, reached in two ways",
+    );
+}
+
+/// Wherever the log is cut, a snapshot taken there
+///
+/// - has the same bytes however it is read, also while later entries are applied;
+/// - restores to a machine that has the same snapshot, and that gives the rest of the log the same
+///   outcomes and comes to the same end.
+///
+/// A field that is not saved shows here, and a snapshot that depends on how the state was reached.
+pub fn check_snapshots<M: Machine>(log: &Log) {
+    let (whole, expected) = run::<M>(log);
+    let end = save(&whole, CHUNKS_BYTES[0]);
+
+    let mut machine = M::default();
+    let mut open = Vec::new();
+    for cut in 0..=log.entries().len() {
+        if is_cut(cut, log.entries().len()) {
+            let bytes = save_in_every_way(&machine, cut);
+            let mut reader = machine.snapshot();
+            let begun = reader.read(61);
+            check_restored::<M>(log, cut, &bytes, &expected, &end);
+            open.push((cut, bytes, reader, begun));
+        }
+        if let Some(entry) = log.entries().get(cut) {
+            // A `static` may have run on with the restored machines; it would show at the end.
+            let outcome = entry.apply_to(&mut machine);
+            compare_outcome(
+                log,
+                cut,
+                expected.get(cut),
+                &outcome,
+                "the log applied with snapshots in between",
+            );
+        }
+    }
+    for (cut, bytes, mut reader, mut read) in open {
+        read.extend(read_chunks(&mut *reader, 61));
+        let what = format!("the snapshot after {cut} entries, read before and after later ones");
+        compare_bytes(&bytes, &read, &what);
+    }
+}
+
+/// No question changes the state, and the machine that is restored answers as the one that was
+/// snapshotted.
+pub fn check_queries<M: Machine>(log: &Log) {
+    let mut machine = M::default();
+    for applied in 0..=log.entries().len() {
+        if is_cut(applied, log.entries().len()) {
+            let context = log.query_context(applied);
+            let before = save(&machine, CHUNKS_BYTES[0]);
+            let restored = restore::<M>(&before, CHUNKS_BYTES[0], applied);
+            for query in log.queries() {
+                let method = &query.method;
+                let answer = machine.query(&context, query);
+                assert_eq!(
+                    answer,
+                    machine.query(&context, query),
+                    "after {applied} entries, {method} answered differently when asked again"
+                );
+                assert_eq!(
+                    answer,
+                    restored.query(&context, query),
+                    "after {applied} entries, {method} answered differently once restored"
+                );
+                let what = format!("snapshots before and after the query {method}");
+                compare_bytes(&before, &save(&machine, CHUNKS_BYTES[0]), &what);
+            }
+        }
+        if let Some(entry) = log.entries().get(applied) {
+            // Outcomes are the other checks' concern.
+            let _ = entry.apply_to(&mut machine);
+        }
+    }
+}
+
+fn is_cut(cut: usize, entries: usize) -> bool {
+    let step = entries / CUTS_MAX + 1;
+    cut.is_multiple_of(step) || cut == entries
+}
+
+/// The restored machine is the one that was saved after `cut` entries, now and from here on.
+fn check_restored<M: Machine>(
+    log: &Log,
+    cut: usize,
+    bytes: &[u8],
+    expected: &[Outcome],
+    end: &[u8],
+) {
+    for (number, chunk_bytes) in chunks(bytes).enumerate() {
+        let mut restored = restore::<M>(bytes, chunk_bytes, cut);
+        let what = format!("snapshots after {cut} entries, before and after a restore");
+        compare_bytes(bytes, &save(&restored, CHUNKS_BYTES[0]), &what);
+        // How the bytes were cut cannot matter beyond that: one run to the end is enough.
+        if number > 0 {
+            continue;
+        }
+        let rest = log.entries().get(cut..).unwrap_or_default();
+        let outcomes: Vec<_> = rest.iter().map(|entry| entry.apply_to(&mut restored)).collect();
+        let what = format!("the log applied whole, and restored after {cut} entries");
+        compare_outcomes(log, cut, expected, &outcomes, &what);
+        let what = format!("snapshots at the end of {what}");
+        compare_bytes(end, &save(&restored, CHUNKS_BYTES[0]), &what);
+    }
+}
+
+fn save_in_every_way<M: Machine>(machine: &M, cut: usize) -> Vec<u8> {
+    let bytes = save(machine, CHUNKS_BYTES[0]);
+    for chunk_bytes in chunks(&bytes) {
+        let what =
+            format!("snapshots after {cut} entries, read in chunks of 1 MiB and {chunk_bytes}");
+        compare_bytes(&bytes, &save(machine, chunk_bytes), &what);
+    }
+    compare_bytes(&bytes, &machine.save(), "what snapshot() and save() give");
+    bytes
+}
+
+fn chunks(snapshot: &[u8]) -> impl Iterator<Item = usize> {
+    let single = snapshot.len() <= SINGLE_BYTES_MAX;
+    CHUNKS_BYTES.into_iter().filter(move |bytes| single || *bytes > 1)
+}
+
+fn save<M: Machine>(machine: &M, chunk_bytes: usize) -> Vec<u8> {
+    read_chunks(&mut *machine.snapshot(), chunk_bytes)
+}
+
+fn read_chunks(reader: &mut dyn SnapshotReader, chunk_bytes: usize) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    loop {
+        let chunk = reader.read(chunk_bytes);
+        assert!(chunk.len() <= chunk_bytes, "{} bytes read for {chunk_bytes}", chunk.len());
+        if chunk.is_empty() {
+            return bytes;
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+}
+
+fn restore<M: Machine>(bytes: &[u8], chunk_bytes: usize, cut: usize) -> M {
+    let restored = M::restore(M::STATE_VERSION).and_then(|mut writer| {
+        for chunk in bytes.chunks(chunk_bytes) {
+            writer.write(chunk)?;
+        }
+        writer.finish()
+    });
+    restored.unwrap_or_else(|failure| {
+        panic!("the snapshot after {cut} entries, in chunks of {chunk_bytes}, does not restore: {failure}")
+    })
+}
+
+/// Compares outcomes of the entries from `first` on with those of the whole log.
+fn compare_outcomes(
+    log: &Log,
+    first: usize,
+    expected: &[Outcome],
+    outcomes: &[Outcome],
+    what: &str,
+) {
+    for (number, outcome) in (first..).zip(outcomes) {
+        compare_outcome(log, number, expected.get(number), outcome, what);
+    }
+}
+
+fn compare_outcome(
+    log: &Log,
+    number: usize,
+    expected: Option<&Outcome>,
+    outcome: &Outcome,
+    what: &str,
+) {
+    if expected != Some(outcome) {
+        let entry = log.entries().get(number).map(ToString::to_string).unwrap_or_default();
+        panic!(
+            "{what}: entry {number} ({entry}) is the first to differ:\n  {expected:?}\n  {:?}",
+            Some(outcome)
+        );
+    }
+}
+
+fn compare_bytes(left: &[u8], right: &[u8], what: &str) {
+    if left == right {
+        return;
+    }
+    let same = left.iter().zip(right).take_while(|(left, right)| left == right).count();
+    let around = |bytes: &[u8]| {
+        let window = bytes.get(same..).unwrap_or_default();
+        window.get(..16).unwrap_or(window).escape_ascii().to_string()
+    };
+    panic!(
+        "{what} differ from byte {same} on (lengths {} and {}):\n  {}\n  {}",
+        left.len(),
+        right.len(),
+        around(left),
+        around(right)
+    );
+}

@@ -1,0 +1,78 @@
+//! Goal: a method name leads to its handler, and whatever else leads to a failure that says why.
+
+use conclave_sdk::{
+    Call, Code, Context, Failure, Reply, Router,
+    prost::Message,
+};
+
+#[derive(Clone, PartialEq, Message)]
+struct Number {
+    #[prost(int64, tag = "1")]
+    number: i64,
+}
+
+fn router() -> Router<i64> {
+    Router::new()
+        .command("n.v1.N/Add", |sum: &mut i64, _: &Context, request: Number| {
+            *sum += request.number;
+            Ok(Number { number: *sum })
+        })
+        .command("n.v1.N/Notify", |sum: &mut i64, _: &Context, _: Number| {
+            Ok(Reply::of(&Number { number: *sum }).event("n", "happened").wake_at(Some(7)))
+        })
+        .query("n.v1.N/Get", |sum: &i64, _: &Context, _: Number| Ok(Number { number: *sum }))
+        .query("n.v1.N/Fail", |_: &i64, _: &Context, _: Number| {
+            Err::<Number, _>(Failure::not_found("nothing there"))
+        })
+}
+
+fn context() -> Context {
+    Context { index: 1, time_ms: 2, seed: 3, principal: "ann".into() }
+}
+
+#[test]
+fn commands_and_queries_find_their_handlers() {
+    let (router, mut sum) = (router(), 40);
+    let reply = router.apply(&mut sum, &context(), &Call::of("n.v1.N/Add", &Number { number: 2 }));
+    assert_eq!(Number::decode(&*reply.unwrap().response).unwrap().number, 42);
+
+    let reply = router.apply(&mut sum, &context(), &Call::new("n.v1.N/Notify", [])).unwrap();
+    assert_eq!((reply.events.len(), reply.wake_at_ms), (1, Some(7)));
+
+    let answer = router.answer(&sum, &context(), &Call::new("n.v1.N/Get", [])).unwrap();
+    assert_eq!(Number::decode(&*answer).unwrap().number, 42);
+}
+
+#[test]
+fn what_does_not_lead_to_a_handler_says_why() {
+    let (router, mut sum) = (router(), 0);
+    for (call, query, code, says) in [
+        (Call::new("n.v1.N/Gone", []), false, Code::Unimplemented, "no method n.v1.N/Gone"),
+        (Call::new("n.v1.N/Gone", []), true, Code::Unimplemented, "no method n.v1.N/Gone"),
+        (Call::new("n.v1.N/Get", []), false, Code::Unimplemented, "n.v1.N/Get is a query"),
+        (Call::new("n.v1.N/Add", []), true, Code::Unimplemented, "n.v1.N/Add is a command"),
+        (
+            Call::new("n.v1.N/Add", [0xff]),
+            false,
+            Code::InvalidArgument,
+            "n.v1.N/Add does not decode",
+        ),
+        (Call::new("n.v1.N/Fail", []), true, Code::NotFound, "nothing there"),
+    ] {
+        let failure = if query {
+            router.answer(&sum, &context(), &call).unwrap_err()
+        } else {
+            router.apply(&mut sum, &context(), &call).unwrap_err()
+        };
+        assert_eq!(failure.code, code, "{call:?}");
+        assert!(failure.message.contains(says), "{says:?} is not in {:?}", failure.message);
+    }
+    assert_eq!(sum, 0);
+}
+
+#[test]
+#[should_panic(expected = "n.v1.N/Get is there twice")]
+fn a_method_cannot_be_there_twice() {
+    let _ = router()
+        .query("n.v1.N/Get", |sum: &i64, _: &Context, _: Number| Ok(Number { number: *sum }));
+}
