@@ -103,10 +103,21 @@ fn wait(child: &mut Child, time: Duration) -> Result<Option<ExitStatus>> {
 pub(crate) fn retry<T>(
     what: &str,
     time: Duration,
+    attempt: impl FnMut() -> Result<T>,
+) -> Result<T> {
+    retry_while(what, time, &mut [], attempt)
+}
+
+/// As [`retry`], and given up at once if one of the programs that it waits for has ended.
+pub(crate) fn retry_while<T>(
+    what: &str,
+    time: Duration,
+    programs: &mut [&mut Running],
     mut attempt: impl FnMut() -> Result<T>,
 ) -> Result<T> {
     let start = Instant::now();
     loop {
+        programs.iter_mut().try_for_each(|program| program.check()).context(what.to_owned())?;
         match attempt() {
             Ok(value) => return Ok(value),
             Err(error) if start.elapsed() > time => {
@@ -157,7 +168,7 @@ impl Running {
     }
 
     /// An error if it has ended by itself.
-    pub(crate) fn check(&mut self) -> Result<()> {
+    fn check(&mut self) -> Result<()> {
         match self.child.try_wait().context("cannot wait for a process")? {
             Some(status) => bail!("{} has ended ({status})", self.name),
             None => Ok(()),

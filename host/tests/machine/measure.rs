@@ -101,7 +101,10 @@ async fn measure_one(name: &str, component: Bytes) {
     let after_load = resident_bytes();
     let node = Node::start_with(module);
     let ran = started.elapsed();
-    let answer = node.worker.query(Call { method: "".into(), request: Bytes::new(), principal: "".into() }, 0).await;
+    let answer = node
+        .worker
+        .query(Call { method: "".into(), request: Bytes::new(), principal: "".into() }, 0)
+        .await;
     eprintln!(
         "{name}: {bytes} bytes; engine {made:?}, load {:?}, start of two instances {:?}; resident +{} KiB by loading, \
          +{} KiB by running; {answer:?}",

@@ -24,10 +24,6 @@ const PORT_OFFSETS: [u16; 3] = [0, 100, 200];
 pub(crate) fn start(binary: &Path, directory: &Path) -> Result<Cluster> {
     let data = directory.join("data");
     let description = data.join("cluster.json");
-    // The file of an earlier start names processes that are gone.
-    if description.exists() {
-        fs::remove_file(&description).context("cannot remove the old cluster.json")?;
-    }
     let mut command = Command::new(binary);
     command.args(["dev", "--nodes", &NODES.to_string()]).arg("--data-dir").arg(&data);
     command.args(["--port-base", &port_base(directory)?.to_string()]);
@@ -39,8 +35,8 @@ pub(crate) fn start(binary: &Path, directory: &Path) -> Result<Cluster> {
         Box::new(move |nodes: &[Node]| leader(&binary, nodes))
     };
     let what = format!("the cluster's start (its log: {})", log.display());
-    let nodes = process::retry(&what, START_TIME_MAX, || {
-        dev.check()?;
+    let nodes = process::retry_while(&what, START_TIME_MAX, &mut [&mut dev], || {
+        // A node that does not run has no process id there.
         let nodes = nodes(&description)?;
         ask_leader(&nodes)?;
         Ok(nodes)

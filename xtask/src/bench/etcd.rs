@@ -93,8 +93,8 @@ impl Etcd {
 
         let etcdctl = self.etcdctl.clone();
         let ask_leader = Box::new(move |nodes: &[Node]| leader(&etcdctl, nodes));
-        process::retry("etcd's election", START_TIME_MAX, || {
-            processes.iter_mut().try_for_each(Running::check)?;
+        let mut running: Vec<_> = processes.iter_mut().collect();
+        process::retry_while("etcd's election", START_TIME_MAX, &mut running, || {
             ask_leader(&nodes)
         })?;
         Ok(Cluster { name: "etcd", nodes, ask_leader, processes })

@@ -128,7 +128,11 @@ impl Shared {
         if !description.restores.contains(&saved.state_version) {
             return Err(Restore::Fault(Fault::new(format!(
                 "the state at index {} has version {}, and {} {} restores {:?} only: activate a module that does",
-                saved.index, saved.state_version, description.name, description.version, description.restores
+                saved.index,
+                saved.state_version,
+                description.name,
+                description.version,
+                description.restores
             ))));
         }
         let what = format!("the state at index {} cannot be restored", saved.index);
