@@ -17,13 +17,15 @@ pub const MARK: i64 = 1000;
 /// The length of the answer to `Huge`.
 pub const HUGE_BYTES: usize = 200 << 20;
 
+type Misbehave = fn() -> Result<Total, Failure>;
+
 static ROUTER: LazyLock<Router<Hostile>> = LazyLock::new(|| {
     let router = Router::new()
         .command("hostile.v1.Hostile/Add", Hostile::add)
         .query("hostile.v1.Hostile/Get", |hostile: &Hostile, _, _: Nothing| Ok(hostile.total()))
         .query("hostile.v1.Hostile/QueryPanic", |_: &Hostile, _, _: Nothing| panics())
         .query("hostile.v1.Hostile/QueryLoop", |_: &Hostile, _, _: Nothing| loops());
-    let hostile: [(&'static str, fn() -> Result<Total, Failure>); 7] = [
+    let hostile: [(&'static str, Misbehave); 7] = [
         ("hostile.v1.Hostile/Fail", || Err(Failure::failed_precondition("failed as asked"))),
         ("hostile.v1.Hostile/Panic", panics),
         ("hostile.v1.Hostile/DivideByZero", divides_by_zero),
