@@ -1,9 +1,6 @@
 //! Goal: a method name leads to its handler, and whatever else leads to a failure that says why.
 
-use conclave_sdk::{
-    Call, Code, Context, Failure, Reply, Router,
-    prost::Message,
-};
+use conclave_sdk::{Call, Code, Context, Failure, Reply, Router, prost::Message};
 
 #[derive(Clone, PartialEq, Message)]
 struct Number {
