@@ -8,6 +8,8 @@
 )]
 
 mod agreement;
+mod answers;
+mod faults;
 mod history;
 mod loading;
 mod measure;

@@ -11,10 +11,26 @@ use tokio::sync::oneshot;
 
 use crate::support::{HOSTILE, Node, Number, add, build, call, limits, number, trap_kind};
 
+const HEAD: &str = "conclave-head";
+
 fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
     let line = status.lines().find(|line| line.starts_with("VmRSS")).unwrap();
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+}
+
+/// What the threads of that name have run, whatever else the computer does.
+fn cpu(thread: &str) -> Duration {
+    let tasks = std::fs::read_dir("/proc/self/task").unwrap();
+    let of = |task: std::fs::DirEntry| {
+        let name = std::fs::read_to_string(task.path().join("comm")).unwrap_or_default();
+        if !name.starts_with(thread) {
+            return 0;
+        }
+        let line = std::fs::read_to_string(task.path().join("schedstat")).unwrap_or_default();
+        line.split(' ').next().and_then(|nanos| nanos.parse::<u64>().ok()).unwrap_or(0)
+    };
+    Duration::from_nanos(tasks.map(|task| of(task.unwrap())).sum())
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -25,7 +41,7 @@ async fn measure_apply_throughput_and_latency() {
     let mut node = Node::start();
     let call = add(1);
     let mut last = None;
-    let started = Instant::now();
+    let (started, cpu_before) = (Instant::now(), cpu(HEAD));
     for first in (1..=ENTRIES).step_by(BATCH as usize) {
         let mut batch: Vec<BatchItem> = Vec::with_capacity(BATCH as usize);
         for index in first..first + BATCH {
@@ -41,12 +57,15 @@ async fn measure_apply_throughput_and_latency() {
     let took = started.elapsed();
     node.until("the reader", |node| node.worker.stats().reader_applied == node.index).await;
     let with_reader = started.elapsed();
+    let cpu = cpu(HEAD) - cpu_before;
     let stats = node.worker.stats();
     eprintln!(
-        "{total} entries in batches of {BATCH}: {:.0} ns each, {:.0}/s; with the reader {:.0} ns; {} fuel each",
+        "{total} entries in batches of {BATCH}: {:.0} ns each, {:.0}/s; with the reader {:.0} ns, the head alone {:.0} \
+         ns of CPU; {} fuel each",
         took.as_nanos() as f64 / ENTRIES as f64,
         ENTRIES as f64 / took.as_secs_f64(),
         with_reader.as_nanos() as f64 / ENTRIES as f64,
+        cpu.as_nanos() as f64 / ENTRIES as f64,
         stats.fuel / ENTRIES
     );
 
@@ -72,11 +91,11 @@ async fn measure_apply_throughput_and_latency() {
 #[ignore = "a measurement"]
 async fn measure_fuel_a_second() {
     let mut node = Node::start();
-    let started = Instant::now();
+    node.total().await;
+    let (started, cpu_before) = (Instant::now(), cpu(HEAD));
     let outcome = node.apply(call("Loop", Number::default())).await;
     assert_eq!(trap_kind(&outcome), TrapKind::FuelExhausted);
-    let took = started.elapsed();
-    eprintln!("{} fuel in {took:?}", limits().fuel_per_call);
+    eprintln!("{} fuel in {:?}, CPU {:?}", limits().fuel_per_call, started.elapsed(), cpu(HEAD) - cpu_before);
 }
 
 #[tokio::test]
