@@ -5,9 +5,7 @@ use std::sync::Arc;
 
 use conclave::{machine::Entry, types::Outcome};
 
-use crate::{
-    support::{Node, Number, add, call, hostile},
-};
+use crate::support::{Node, Number, add, call, hostile};
 
 /// A log with everything in it, and times that go back and forth.
 fn log() -> Vec<Entry> {

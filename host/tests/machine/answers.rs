@@ -75,7 +75,10 @@ async fn an_answer_that_breaks_the_abi_is_an_outcome() {
         let mut node = Node::start_with(load(&Wat { apply, ..Wat::default() }));
         let outcome = node.apply(raw(b"request")).await;
         eprintln!("{what}: {outcome:?}");
-        assert!(matches!(&outcome, Outcome::Trap(trap) if trap.kind == kind), "{what}: {outcome:?}");
+        assert!(
+            matches!(&outcome, Outcome::Trap(trap) if trap.kind == kind),
+            "{what}: {outcome:?}"
+        );
         // A worker goes on after it: the same entry traps again.
         assert_eq!(node.apply(raw(b"request")).await, outcome);
         assert_eq!(node.worker.fault(), None);
@@ -107,12 +110,21 @@ async fn an_answer_just_above_the_limit_is_rolled_back() {
     let module = Module::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap();
     let mut node = Node::start_with(module);
     let request = |bytes: usize| Call { request: vec![7; bytes].into(), ..raw(b"") };
-    assert!(matches!(node.apply(request(64 << 10)).await, Outcome::Reply(reply) if reply.response.len() == 64 << 10));
+    assert!(
+        matches!(node.apply(request(64 << 10)).await, Outcome::Reply(reply) if reply.response.len() == 64 << 10)
+    );
     let outcome = node.apply(request((64 << 10) + 1)).await;
-    assert!(matches!(&outcome, Outcome::Trap(trap) if trap.kind == TrapKind::BadAnswer), "{outcome:?}");
+    assert!(
+        matches!(&outcome, Outcome::Trap(trap) if trap.kind == TrapKind::BadAnswer),
+        "{outcome:?}"
+    );
     assert!(matches!(node.apply(request(1)).await, Outcome::Reply(_)));
     let answered = node.worker.query(raw(b""), node.index).await.unwrap();
-    assert_eq!(answered.result.unwrap()[..], 2u64.to_le_bytes(), "the call that was refused left its mark");
+    assert_eq!(
+        answered.result.unwrap()[..],
+        2u64.to_le_bytes(),
+        "the call that was refused left its mark"
+    );
 }
 
 #[tokio::test]
@@ -121,7 +133,10 @@ async fn a_snapshot_that_traps_costs_the_reader_alone() {
     for _ in 0..3 {
         let stream = node.worker.snapshot(0).await.unwrap();
         let error = read(stream).await.unwrap_err();
-        assert!(matches!(&error, SnapshotError::Trap(trap) if trap.kind == TrapKind::Panic), "{error:?}");
+        assert!(
+            matches!(&error, SnapshotError::Trap(trap) if trap.kind == TrapKind::Panic),
+            "{error:?}"
+        );
         node.worker.query(raw(b""), 0).await.unwrap();
     }
     assert_eq!(node.worker.fault(), None);
@@ -129,10 +144,15 @@ async fn a_snapshot_that_traps_costs_the_reader_alone() {
 
 #[tokio::test]
 async fn a_piece_of_a_snapshot_above_the_limit_is_refused() {
-    let read_two_mebibytes = "(i32.store (i32.const 48) (i32.const 0)) (i32.store (i32.const 52) (i32.const 0x200000))
+    let read_two_mebibytes =
+        "(i32.store (i32.const 48) (i32.const 0)) (i32.store (i32.const 52) (i32.const 0x200000))
         (i32.const 48)";
-    let node = Node::start_with(load(&Wat { read: read_two_mebibytes, memory: "64", ..Wat::default() }));
+    let node =
+        Node::start_with(load(&Wat { read: read_two_mebibytes, memory: "64", ..Wat::default() }));
     let stream = node.worker.snapshot(0).await.unwrap();
     let error = read(stream).await.unwrap_err();
-    assert!(matches!(&error, SnapshotError::Trap(trap) if trap.kind == TrapKind::BadAnswer), "{error:?}");
+    assert!(
+        matches!(&error, SnapshotError::Trap(trap) if trap.kind == TrapKind::BadAnswer),
+        "{error:?}"
+    );
 }

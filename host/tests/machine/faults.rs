@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use conclave::{
-    machine::{Engine, Entry, History, HistoryError, Module, QueryError, SavedState, SnapshotError, Worker},
+    machine::{
+        Engine, Entry, History, HistoryError, Module, QueryError, SavedState, SnapshotError, Worker,
+    },
     types::{Call, Outcome, Trap},
 };
 
@@ -25,7 +27,10 @@ async fn stopped_with(node: &mut Node, words: &str) {
     let refused = node.worker.apply(vec![(node.index + 1, None, None)]).await.unwrap_err();
     assert!(refused.to_string().contains(words), "{refused}");
     let query = node.worker.query(raw(), 0).await;
-    assert!(matches!(&query, Err(QueryError::Fault(fault)) if fault.to_string().contains(words)), "{query:?}");
+    assert!(
+        matches!(&query, Err(QueryError::Fault(fault)) if fault.to_string().contains(words)),
+        "{query:?}"
+    );
     assert!(matches!(node.worker.snapshot(node.index).await, Err(SnapshotError::Fault(_))));
 }
 
@@ -44,7 +49,10 @@ async fn a_query_that_changes_the_state_is_found_out() {
     let module = Module::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap();
     let mut node = Node::start_with(module);
     let outcome = node.apply(raw()).await;
-    assert!(matches!(&outcome, Outcome::Reply(reply) if reply.response == 1u64.to_le_bytes()[..]), "{outcome:?}");
+    assert!(
+        matches!(&outcome, Outcome::Reply(reply) if reply.response == 1u64.to_le_bytes()[..]),
+        "{outcome:?}"
+    );
     node.worker.query(raw(), 1).await.unwrap();
     assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
     stopped_with(&mut node, "the reader answered otherwise").await;
@@ -73,7 +81,10 @@ async fn an_entry_out_of_order_is_a_fault() {
     node.add(1).await;
     node.add(1).await;
     let (index, time_ms) = (1, 0);
-    node.worker.apply(vec![(index, Some(Entry { index, time_ms, call: add(1) }), None)]).await.unwrap();
+    node.worker
+        .apply(vec![(index, Some(Entry { index, time_ms, call: add(1) }), None)])
+        .await
+        .unwrap();
     stopped_with(&mut node, "entry 1 was handed to the machine after entry 2").await;
 }
 
@@ -104,7 +115,8 @@ async fn a_reader_that_cannot_be_rebuilt_is_a_fault() {
 
 #[tokio::test]
 async fn a_state_that_cannot_be_restored_does_not_start() {
-    let saved = SavedState { index: 1, time_ms: 1, state_version: 1, chunks: Box::new(std::iter::empty()) };
+    let saved =
+        SavedState { index: 1, time_ms: 1, state_version: 1, chunks: Box::new(std::iter::empty()) };
     let fault = Worker::start(hostile(), SEED, Arc::new(Unreadable), Some(saved)).err().unwrap();
     assert!(fault.to_string().contains("eight bytes"), "{fault}");
 }
@@ -113,7 +125,8 @@ async fn a_state_that_cannot_be_restored_does_not_start() {
 async fn a_waiting_query_is_told_that_the_worker_ends() {
     let node = Node::start();
     let worker = node.worker.clone();
-    let waiting = tokio::spawn(async move { worker.query(call("Get", Number::default()), 100).await });
+    let waiting =
+        tokio::spawn(async move { worker.query(call("Get", Number::default()), 100).await });
     tokio::task::yield_now().await;
     node.worker.shutdown();
     assert_eq!(waiting.await.unwrap(), Err(QueryError::Stopped));

@@ -15,6 +15,7 @@ mod loading;
 mod measure;
 mod queries;
 mod snapshots;
+mod story;
 mod support;
 mod traps;
 mod wat;

@@ -7,6 +7,7 @@ use conclave::{
     machine::{BatchItem, Engine, Entry, Module},
     types::{Call, TrapKind},
 };
+use prost::Message;
 use tokio::sync::oneshot;
 
 use crate::support::{HOSTILE, Node, Number, add, build, call, limits, number, trap_kind};
@@ -95,7 +96,12 @@ async fn measure_fuel_a_second() {
     let (started, cpu_before) = (Instant::now(), cpu(HEAD));
     let outcome = node.apply(call("Loop", Number::default())).await;
     assert_eq!(trap_kind(&outcome), TrapKind::FuelExhausted);
-    eprintln!("{} fuel in {:?}, CPU {:?}", limits().fuel_per_call, started.elapsed(), cpu(HEAD) - cpu_before);
+    eprintln!(
+        "{} fuel in {:?}, CPU {:?}",
+        limits().fuel_per_call,
+        started.elapsed(),
+        cpu(HEAD) - cpu_before
+    );
 }
 
 #[tokio::test]
@@ -120,7 +126,10 @@ async fn measure_one(name: &str, component: Bytes) {
     let after_load = resident_bytes();
     let node = Node::start_with(module);
     let ran = started.elapsed();
-    let answer = node.worker.query(Call { method: "".into(), request: Bytes::new(), principal: "".into() }, 0).await;
+    let answer = node
+        .worker
+        .query(Call { method: "".into(), request: Bytes::new(), principal: "".into() }, 0)
+        .await;
     eprintln!(
         "{name}: {bytes} bytes; engine {made:?}, load {:?}, start of two instances {:?}; resident +{} KiB by loading, \
          +{} KiB by running; {answer:?}",
@@ -129,4 +138,68 @@ async fn measure_one(name: &str, component: Bytes) {
         (after_load - before) / 1024,
         (resident_bytes().saturating_sub(after_load)) / 1024,
     );
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Put {
+    #[prost(string, tag = "1")]
+    key: String,
+    #[prost(bytes = "bytes", tag = "2")]
+    value: Bytes,
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "a measurement"]
+async fn measure_key_values() {
+    const KEYS: u64 = 100_000;
+    let module = Module::load(&Engine::new(&limits()).unwrap(), build("guest-kv")).unwrap();
+    let mut node = Node::start_with(module);
+    let value = Bytes::from(vec![7; 256]);
+    for round in ["first", "second"] {
+        let (started, cpu_before, fuel_before) =
+            (Instant::now(), cpu(HEAD), node.worker.stats().fuel);
+        let mut last = None;
+        for key in 0..KEYS {
+            let put = Put { key: format!("key-{:08}", key * 7919 % KEYS), value: value.clone() };
+            let method = "kv.v1.KV/Put".into();
+            last = Some(
+                node.push(Call {
+                    method,
+                    request: put.encode_to_vec().into(),
+                    principal: "".into(),
+                })
+                .await,
+            );
+        }
+        let outcome = last.unwrap().await.unwrap();
+        assert!(matches!(outcome, conclave::types::Outcome::Reply(_)), "{outcome:?}");
+        eprintln!(
+            "{round} {KEYS} puts of 256 bytes: {:.0} ns each, the head alone {:.0} ns of CPU, {} fuel each",
+            started.elapsed().as_nanos() as f64 / KEYS as f64,
+            (cpu(HEAD) - cpu_before).as_nanos() as f64 / KEYS as f64,
+            (node.worker.stats().fuel - fuel_before) / KEYS,
+        );
+    }
+    let started = Instant::now();
+    let stream = node.worker.snapshot(node.index).await.unwrap();
+    let taken = started.elapsed();
+    let saved = crate::support::read(stream).await.unwrap();
+    let bytes = saved.bytes.len();
+    eprintln!(
+        "snapshot of {bytes} bytes: taken in {taken:?}, read in {:?}",
+        started.elapsed() - taken
+    );
+    let started = Instant::now();
+    node.worker.restore(saved.state_in(1 << 20)).await.unwrap();
+    let stats = node.worker.stats();
+    eprintln!(
+        "restored in two instances in {:?}; memory {} and {}; resident {} MiB",
+        started.elapsed(),
+        stats.head_memory_bytes,
+        stats.reader_memory_bytes,
+        resident_bytes() >> 20
+    );
+    let again =
+        crate::support::read(node.worker.snapshot(node.index).await.unwrap()).await.unwrap();
+    assert_eq!(again.bytes, saved.bytes);
 }

@@ -100,10 +100,17 @@ async fn a_restore_that_fails_changes_nothing() {
 
     // Too short; of a version that the machine does not know; unreadable in the middle; too old.
     let short = Saved { bytes: whole.bytes[..5].to_vec(), ..whole.clone() };
-    assert!(node.worker.restore(short.state()).await.unwrap_err().to_string().contains("eight bytes"));
+    assert!(
+        node.worker.restore(short.state()).await.unwrap_err().to_string().contains("eight bytes")
+    );
     let foreign = Saved { state_version: 9, ..whole.clone() };
-    assert!(node.worker.restore(foreign.state()).await.unwrap_err().to_string().contains("version 9"));
-    let chunks = vec![Ok(Bytes::from_static(b"1234")), Err(HistoryError::Unreadable("a bad disk".to_owned()))];
+    assert!(
+        node.worker.restore(foreign.state()).await.unwrap_err().to_string().contains("version 9")
+    );
+    let chunks = vec![
+        Ok(Bytes::from_static(b"1234")),
+        Err(HistoryError::Unreadable("a bad disk".to_owned())),
+    ];
     let unreadable = SavedState { chunks: Box::new(chunks.into_iter()), ..whole.state() };
     assert!(node.worker.restore(unreadable).await.unwrap_err().to_string().contains("a bad disk"));
     let old = Saved { index: 0, ..whole };
