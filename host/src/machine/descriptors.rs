@@ -2,7 +2,9 @@
 
 use std::{collections::BTreeSet, sync::Arc};
 
-use prost_reflect::{DescriptorPool, MethodDescriptor, prost_types::method_options::IdempotencyLevel};
+use prost_reflect::{
+    DescriptorPool, MethodDescriptor, prost_types::method_options::IdempotencyLevel,
+};
 
 use super::error::LoadError;
 
@@ -42,7 +44,10 @@ pub(super) fn methods(descriptor_set: &[u8]) -> Result<Vec<MethodSpec>, LoadErro
         return Ok(Vec::new());
     }
     if descriptor_set.len() > DESCRIPTOR_BYTES_MAX {
-        return refuse(format!("it has {} bytes; the limit is {DESCRIPTOR_BYTES_MAX}", descriptor_set.len()));
+        return refuse(format!(
+            "it has {} bytes; the limit is {DESCRIPTOR_BYTES_MAX}",
+            descriptor_set.len()
+        ));
     }
     let pool = match DescriptorPool::decode(descriptor_set) {
         Ok(pool) => pool,
@@ -56,7 +61,9 @@ pub(super) fn methods(descriptor_set: &[u8]) -> Result<Vec<MethodSpec>, LoadErro
     let mut methods = Vec::new();
     for service in pool.services() {
         let service_name = service.full_name();
-        if let Some(reserved) = RESERVED.iter().find(|reserved| service_name.starts_with(**reserved)) {
+        if let Some(reserved) =
+            RESERVED.iter().find(|reserved| service_name.starts_with(**reserved))
+        {
             return refuse(format!(
                 "service {service_name} lies in package {reserved}*, which is the host's own; rename its package"
             ));
@@ -70,7 +77,10 @@ pub(super) fn methods(descriptor_set: &[u8]) -> Result<Vec<MethodSpec>, LoadErro
         }
     }
     if methods.len() > METHODS_MAX {
-        return refuse(format!("it declares {} methods; the limit is {METHODS_MAX}", methods.len()));
+        return refuse(format!(
+            "it declares {} methods; the limit is {METHODS_MAX}",
+            methods.len()
+        ));
     }
     Ok(methods)
 }
@@ -89,7 +99,11 @@ fn method_spec(service: &str, method: &MethodDescriptor) -> Result<MethodSpec, L
             "method {name} streams from the client; an entry of the log is one message, so take one, or a repeated field"
         )));
     }
-    let idempotency = method.method_descriptor_proto().options.as_ref().map(|options| options.idempotency_level());
+    let idempotency = method
+        .method_descriptor_proto()
+        .options
+        .as_ref()
+        .map(|options| options.idempotency_level());
     let kind = match (method.is_server_streaming(), idempotency) {
         (true, _) => MethodKind::Subscription,
         (false, Some(IdempotencyLevel::NoSideEffects)) => MethodKind::Query,

@@ -80,7 +80,9 @@ pub enum LoadError {
         name: String,
     },
     /// It was built against another version of the contract.
-    #[error("the component was built against {found}, but this host serves conclave:fsm 0.1: rebuild it")]
+    #[error(
+        "the component was built against {found}, but this host serves conclave:fsm 0.1: rebuild it"
+    )]
     WrongVersion {
         /// The name with the version.
         found: String,

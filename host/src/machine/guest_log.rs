@@ -32,7 +32,14 @@ pub(super) struct GuestLog {
 
 impl GuestLog {
     pub(super) fn new(role: &'static str, lines_per_second: u32) -> Self {
-        Self { role, muted: false, lines_per_second, tokens: lines_per_second, refilled: Instant::now(), dropped: 0 }
+        Self {
+            role,
+            muted: false,
+            lines_per_second,
+            tokens: lines_per_second,
+            refilled: Instant::now(),
+            dropped: 0,
+        }
     }
 
     pub(super) fn mute(&mut self, muted: bool) {

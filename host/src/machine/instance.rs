@@ -10,13 +10,15 @@ use wasmtime::{Store, component::ResourceAny};
 use super::{
     bindings::{
         Machine, MachinePre,
-        conclave::fsm::types::{Call as WireCall, Code as WireCode, Context as WireContext, Failure as WireFailure},
+        conclave::fsm::types::{
+            Call as WireCall, Code as WireCode, Context as WireContext, Failure as WireFailure,
+        },
         exports::conclave::fsm::fsm::Guest,
     },
     engine::Engine,
     error::Fault,
     guest_log::GuestLog,
-    limits::{Limiter, Limits, SNAPSHOT_CHUNK_BYTES_MAX},
+    limits::{Limiter, Limits, SNAPSHOT_READ_BYTES},
     trap::{About, Broken, classify},
 };
 use crate::types::{Call, Code, Event, Failure, Outcome, Reply, TrapKind};
@@ -58,14 +60,21 @@ impl Instance {
         interrupted: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Self, Broken> {
         let limits = engine.limits().clone();
-        let state = State { limiter: Limiter::new(&limits), log: GuestLog::new(role, limits.log_lines_per_second) };
+        let state = State {
+            limiter: Limiter::new(&limits),
+            log: GuestLog::new(role, limits.log_lines_per_second),
+        };
         let mut store = Store::new(engine.inner(), state);
         store.limiter(|state| &mut state.limiter);
         store.set_hostcall_fuel(limits.transfer_bytes_max());
         store.set_max_component_handles(HANDLES_MAX);
         store.set_epoch_deadline(1);
         store.epoch_deadline_callback(move |_| {
-            Ok(if interrupted() { wasmtime::UpdateDeadline::Interrupt } else { wasmtime::UpdateDeadline::Continue(1) })
+            Ok(if interrupted() {
+                wasmtime::UpdateDeadline::Interrupt
+            } else {
+                wasmtime::UpdateDeadline::Continue(1)
+            })
         });
         let fuel = limits.fuel_per_state_call;
         let about = About { method: "instantiate", fuel, limits: &limits };
@@ -88,7 +97,11 @@ impl Instance {
         match answer {
             Ok(reply) => {
                 let bytes = reply.response.len()
-                    + reply.events.iter().map(|event| event.topic.len() + event.payload.len()).sum::<usize>();
+                    + reply
+                        .events
+                        .iter()
+                        .map(|event| event.topic.len() + event.payload.len())
+                        .sum::<usize>();
                 self.check_size(about, bytes)?;
                 let event = |event: super::bindings::conclave::fsm::types::Event| Event {
                     topic: Bytes::from(event.topic),
@@ -105,7 +118,11 @@ impl Instance {
     }
 
     /// Answers a query.
-    pub(super) fn query(&mut self, moment: Moment, call: &Call) -> Result<Result<Bytes, Failure>, Broken> {
+    pub(super) fn query(
+        &mut self,
+        moment: Moment,
+        call: &Call,
+    ) -> Result<Result<Bytes, Failure>, Broken> {
         let (context, wire) = arguments(moment, call);
         let about = (&*call.method, self.limits.fuel_per_query);
         match self.call(about, |guest, store| guest.call_query(store, context, wire))? {
@@ -118,7 +135,9 @@ impl Instance {
     }
 
     /// What the machine says of itself.
-    pub(super) fn describe(&mut self) -> Result<super::bindings::conclave::fsm::types::Description, Broken> {
+    pub(super) fn describe(
+        &mut self,
+    ) -> Result<super::bindings::conclave::fsm::types::Description, Broken> {
         let about = ("describe", self.limits.fuel_per_state_call);
         self.call(about, |guest, store| guest.call_describe(store))
     }
@@ -133,11 +152,13 @@ impl Instance {
     pub(super) fn snapshot_read(&mut self, snapshot: ResourceAny) -> Result<Bytes, Broken> {
         let about = ("snapshot-reader.read", self.limits.fuel_per_state_call);
         let chunk = self.call(about, |guest, store| {
-            guest.snapshot_reader().call_read(store, snapshot, SNAPSHOT_CHUNK_BYTES_MAX as u32)
+            guest.snapshot_reader().call_read(store, snapshot, SNAPSHOT_READ_BYTES as u32)
         })?;
-        if chunk.len() > SNAPSHOT_CHUNK_BYTES_MAX {
+        if chunk.len() > SNAPSHOT_READ_BYTES {
             let about = About { method: about.0, fuel: about.1, limits: &self.limits };
-            return Err(Broken::Trap(about.trap(TrapKind::BadAnswer, "the piece is larger than asked for")));
+            return Err(Broken::Trap(
+                about.trap(TrapKind::BadAnswer, "the piece is larger than asked for"),
+            ));
         }
         Ok(Bytes::from(chunk))
     }
@@ -149,23 +170,35 @@ impl Instance {
     }
 
     /// Begins to replace the state.
-    pub(super) fn restore(&mut self, state_version: u32) -> Result<Result<ResourceAny, Failure>, Broken> {
+    pub(super) fn restore(
+        &mut self,
+        state_version: u32,
+    ) -> Result<Result<ResourceAny, Failure>, Broken> {
         let about = ("restore", self.limits.fuel_per_state_call);
         let answer = self.call(about, |guest, store| guest.call_restore(store, state_version))?;
         Ok(answer.map_err(failure))
     }
 
-    /// Hands over the next piece of a state, at most [`SNAPSHOT_CHUNK_BYTES_MAX`] long.
-    pub(super) fn restore_write(&mut self, writer: ResourceAny, chunk: &[u8]) -> Result<Result<(), Failure>, Broken> {
+    /// Hands over the next piece of a state, at most 1 MiB long.
+    pub(super) fn restore_write(
+        &mut self,
+        writer: ResourceAny,
+        chunk: &[u8],
+    ) -> Result<Result<(), Failure>, Broken> {
         let about = ("restore-writer.write", self.limits.fuel_per_state_call);
-        let answer = self.call(about, |guest, store| guest.restore_writer().call_write(store, writer, chunk))?;
+        let answer = self
+            .call(about, |guest, store| guest.restore_writer().call_write(store, writer, chunk))?;
         Ok(answer.map_err(failure))
     }
 
     /// Puts the state that was written in place of the machine's own.
-    pub(super) fn restore_finish(&mut self, writer: ResourceAny) -> Result<Result<(), Failure>, Broken> {
+    pub(super) fn restore_finish(
+        &mut self,
+        writer: ResourceAny,
+    ) -> Result<Result<(), Failure>, Broken> {
         let about = ("restore-writer.finish", self.limits.fuel_per_state_call);
-        let answer = self.call(about, |guest, store| guest.restore_writer().call_finish(store, writer))?;
+        let answer =
+            self.call(about, |guest, store| guest.restore_writer().call_finish(store, writer))?;
         self.call(("restore-writer.drop", about.1), |_, store| writer.resource_drop(store))?;
         Ok(answer.map_err(failure))
     }
@@ -199,8 +232,10 @@ impl Instance {
         body: impl FnOnce(&Guest, &mut Store<State>) -> wasmtime::Result<R>,
     ) -> Result<R, Broken> {
         self.store.data_mut().limiter.begin_call();
-        let result =
-            self.store.set_fuel(fuel).and_then(|()| body(self.machine.conclave_fsm_fsm(), &mut self.store));
+        let result = self
+            .store
+            .set_fuel(fuel)
+            .and_then(|()| body(self.machine.conclave_fsm_fsm(), &mut self.store));
         self.fuel_used = fuel.saturating_sub(self.store.get_fuel().unwrap_or(0));
         result.map_err(|error| {
             tracing::debug!(method, ?error, "a call of the machine failed");
@@ -222,7 +257,9 @@ impl Broken {
     /// As a fault, where a trap is no outcome but a reason to stop: while a state is restored.
     pub(super) fn into_fault(self, what: &str) -> Fault {
         match self {
-            Self::Trap(trap) => Fault::new(format!("{what}: {} ({})", trap.message, trap.kind.name())),
+            Self::Trap(trap) => {
+                Fault::new(format!("{what}: {} ({})", trap.message, trap.kind.name()))
+            }
             Self::Fault(fault) => Fault::new(format!("{what}: {fault}")),
             Self::Interrupted => Fault::new(format!("{what}: the machine is shutting down")),
         }

@@ -68,7 +68,15 @@ impl Module {
         let methods = descriptors::methods(&descriptor_set)?;
         let id = ModuleId::of(&component);
         let engine = engine.clone();
-        Ok(Self(Arc::new(Inner { engine, id, bytes: component, pre, description, descriptor_set, methods })))
+        Ok(Self(Arc::new(Inner {
+            engine,
+            id,
+            bytes: component,
+            pre,
+            description,
+            descriptor_set,
+            methods,
+        })))
     }
 
     /// The component's name: its hash.
@@ -113,7 +121,11 @@ impl Module {
 
 impl std::fmt::Debug for Module {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Module({} {} {})", self.0.description.name, self.0.description.version, self.0.id)
+        write!(
+            f,
+            "Module({} {} {})",
+            self.0.description.name, self.0.description.version, self.0.id
+        )
     }
 }
 
@@ -148,7 +160,9 @@ fn check_imports(engine: &Engine, component: &Component) -> Result<(), LoadError
     for (name, _) in ty.imports(engine.inner()) {
         match contract_interface(name) {
             Some(("log" | "types", true)) => {}
-            Some(("log" | "types", false)) => return Err(LoadError::WrongVersion { found: name.to_owned() }),
+            Some(("log" | "types", false)) => {
+                return Err(LoadError::WrongVersion { found: name.to_owned() });
+            }
             _ => return Err(LoadError::ForeignImport { name: name.to_owned() }),
         }
     }
@@ -168,13 +182,15 @@ fn check_imports(engine: &Engine, component: &Component) -> Result<(), LoadError
 
 /// The name of an interface of the contract, and whether its version is one that this host serves.
 fn contract_interface(name: &str) -> Option<(&str, bool)> {
-    let (interface, version) = name.strip_prefix("conclave:fsm/")?.split_once('@').unwrap_or((name, ""));
+    let (interface, version) =
+        name.strip_prefix("conclave:fsm/")?.split_once('@').unwrap_or((name, ""));
     Some((interface, version.starts_with("0.1.")))
 }
 
 fn link(engine: &Engine, component: &Component) -> Result<MachinePre<State>, LoadError> {
     let mut linker = Linker::new(engine.inner());
-    guest_log::link(&mut linker).map_err(|error| LoadError::Fault(Fault::new(format!("{error:#}"))))?;
+    guest_log::link(&mut linker)
+        .map_err(|error| LoadError::Fault(Fault::new(format!("{error:#}"))))?;
     linker
         .instantiate_pre(component)
         .and_then(MachinePre::new)
@@ -184,9 +200,11 @@ fn link(engine: &Engine, component: &Component) -> Result<MachinePre<State>, Loa
 /// Asks a throwaway instance what the machine is.
 fn describe(engine: &Engine, pre: &MachinePre<State>) -> Result<WireDescription, LoadError> {
     let (engine, pre) = (engine.clone(), pre.clone());
-    let described = thread::run("conclave-load", engine.limits().thread_stack_bytes(), move || {
-        Instance::new(&engine, &pre, "load", || false).and_then(|mut instance| instance.describe())
-    })?;
+    let described =
+        thread::run("conclave-load", engine.limits().thread_stack_bytes(), move || {
+            Instance::new(&engine, &pre, "load", || false)
+                .and_then(|mut instance| instance.describe())
+        })?;
     described.map_err(|broken| match broken {
         Broken::Trap(trap) => LoadError::Traps(trap),
         other => LoadError::Fault(other.into_fault("the module could not be described")),
@@ -197,7 +215,10 @@ fn check_description(wire: WireDescription) -> Result<(Description, Bytes), Load
     let refuse = |why: String| Err(LoadError::Description(why));
     for (what, text) in [("name", &wire.name), ("version", &wire.version)] {
         if text.len() > NAME_BYTES_MAX {
-            return refuse(format!("its {what} has {} bytes; the limit is {NAME_BYTES_MAX}", text.len()));
+            return refuse(format!(
+                "its {what} has {} bytes; the limit is {NAME_BYTES_MAX}",
+                text.len()
+            ));
         }
         if text.chars().any(char::is_control) {
             return refuse(format!("its {what} holds control characters"));
@@ -207,7 +228,10 @@ fn check_description(wire: WireDescription) -> Result<(Description, Bytes), Load
         return refuse("it has no name".to_owned());
     }
     if wire.restores.len() > RESTORES_MAX {
-        return refuse(format!("it restores {} state versions; the limit is {RESTORES_MAX}", wire.restores.len()));
+        return refuse(format!(
+            "it restores {} state versions; the limit is {RESTORES_MAX}",
+            wire.restores.len()
+        ));
     }
     if !wire.restores.contains(&wire.state_version) {
         return refuse(format!(

@@ -24,7 +24,7 @@ pub(super) fn run<T: Send + 'static>(
     stack_bytes: usize,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Fault> {
-    spawn(name, stack_bytes, body)?
-        .join()
-        .map_err(|_| Fault::new(format!("the thread {name} panicked; its message is in the node's log")))
+    spawn(name, stack_bytes, body)?.join().map_err(|_| {
+        Fault::new(format!("the thread {name} panicked; its message is in the node's log"))
+    })
 }

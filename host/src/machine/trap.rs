@@ -45,7 +45,10 @@ impl About<'_> {
             TrapKind::Fault => format!("the machine is faulty: {detail}"),
             TrapKind::FuelExhausted => format!("the call used up its fuel of {}", self.fuel),
             TrapKind::MemoryExhausted => {
-                format!("the machine reached its memory limit of {} bytes", self.limits.memory_bytes_max)
+                format!(
+                    "the machine reached its memory limit of {} bytes",
+                    self.limits.memory_bytes_max
+                )
             }
             TrapKind::StackExhausted => {
                 format!("the call reached the stack limit of {} bytes", self.limits.stack_bytes)
@@ -59,7 +62,10 @@ impl About<'_> {
     pub(super) fn too_large(&self) -> Trap {
         self.trap(
             TrapKind::BadAnswer,
-            &format!("the answer is larger than the limit of {} bytes", self.limits.response_bytes_max),
+            &format!(
+                "the answer is larger than the limit of {} bytes",
+                self.limits.response_bytes_max
+            ),
         )
     }
 }
@@ -78,7 +84,9 @@ pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>)
     }
     let root = error.root_cause();
     if root.is::<std::str::Utf8Error>() || root.is::<std::char::DecodeUtf16Error>() {
-        return Broken::Trap(about.trap(TrapKind::BadAnswer, "the machine handed over text that is not Unicode"));
+        return Broken::Trap(
+            about.trap(TrapKind::BadAnswer, "the machine handed over text that is not Unicode"),
+        );
     }
     let words = root.to_string();
     if words.contains("fuel allocated for hostcalls has been exhausted") {
@@ -86,7 +94,10 @@ pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>)
     }
     if BAD_ANSWERS.iter().any(|known| words.starts_with(known)) {
         // Without wasmtime's words: they may name handles, whose numbers differ between instances.
-        return Broken::Trap(about.trap(TrapKind::BadAnswer, "what the machine handed over breaks the component ABI"));
+        return Broken::Trap(
+            about
+                .trap(TrapKind::BadAnswer, "what the machine handed over breaks the component ABI"),
+        );
     }
     unknown(error, about)
 }

@@ -43,8 +43,14 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
+    /// In pieces that cut everything in two.
     pub(crate) fn state(&self) -> SavedState {
-        let chunks: Vec<_> = self.bytes.chunks(3).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+        self.state_in(3)
+    }
+
+    pub(crate) fn state_in(&self, chunk_bytes: usize) -> SavedState {
+        let chunks: Vec<_> =
+            self.bytes.chunks(chunk_bytes).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
         SavedState {
             index: self.index,
             time_ms: self.time_ms,
@@ -108,7 +114,12 @@ impl History for MemoryHistory {
         if from <= state.purged {
             return Err(HistoryError::Gap(from));
         }
-        Ok(state.entries.range(from..=to_inclusive).take(self.batch).map(|(_, entry)| entry.clone()).collect())
+        Ok(state
+            .entries
+            .range(from..=to_inclusive)
+            .take(self.batch)
+            .map(|(_, entry)| entry.clone())
+            .collect())
     }
 
     fn record_trap(&self, index: u64, trap: &Trap) {

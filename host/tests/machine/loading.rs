@@ -37,7 +37,8 @@ fn a_machine_is_described_with_its_methods() {
     assert_eq!(module.description().name, "hostile");
     assert_eq!(module.state_version(), 1);
     assert_eq!(module.bytes(), &*HOSTILE);
-    let kind = |name: &str| module.methods().iter().find(|method| &*method.name == name).unwrap().kind;
+    let kind =
+        |name: &str| module.methods().iter().find(|method| &*method.name == name).unwrap().kind;
     assert_eq!(kind("hostile.v1.Hostile/Add"), MethodKind::Command);
     assert_eq!(kind("hostile.v1.Hostile/Get"), MethodKind::Query);
     assert_eq!(module.methods().len(), 12);
@@ -63,18 +64,23 @@ fn what_is_no_component_is_refused() {
 #[test]
 fn a_module_above_the_limit_is_refused() {
     let engine = Engine::new(&Limits { module_bytes_max: 1024, ..limits() }).unwrap();
-    assert!(matches!(Module::load(&engine, HOSTILE.clone()), Err(LoadError::TooLarge { bytes_max: 1024, .. })));
+    assert!(matches!(
+        Module::load(&engine, HOSTILE.clone()),
+        Err(LoadError::TooLarge { bytes_max: 1024, .. })
+    ));
 }
 
 #[test]
 fn a_foreign_import_is_refused_by_name() {
-    let (error, text) = refusal(component(r#"(component (import "wasi:cli/environment@0.2.3" (instance)))"#));
+    let (error, text) =
+        refusal(component(r#"(component (import "wasi:cli/environment@0.2.3" (instance)))"#));
     assert!(matches!(error, LoadError::ForeignImport { .. }));
     assert!(text.contains("`wasi:cli/environment@0.2.3`"));
     let (_, text) = refusal(component(r#"(component (import "run" (func)))"#));
     assert!(text.contains("`run`"));
     // The host exports the machine's own interface to nobody.
-    let (_, text) = refusal(component(r#"(component (import "conclave:fsm/fsm@0.1.0" (instance)))"#));
+    let (_, text) =
+        refusal(component(r#"(component (import "conclave:fsm/fsm@0.1.0" (instance)))"#));
     assert!(text.contains("`conclave:fsm/fsm@0.1.0`"));
 }
 
@@ -85,7 +91,10 @@ fn another_version_of_the_contract_is_refused_by_name() {
         r#"(component (instance $i) (export "conclave:fsm/fsm@1.0.0" (instance $i)))"#,
     ] {
         let (error, text) = refusal(component(text));
-        assert!(matches!(error, LoadError::WrongVersion { .. }) && text.contains("rebuild"), "{text}");
+        assert!(
+            matches!(error, LoadError::WrongVersion { .. }) && text.contains("rebuild"),
+            "{text}"
+        );
     }
 }
 
@@ -114,7 +123,10 @@ fn a_description_that_cannot_be_is_refused() {
     assert!(matches!(error, LoadError::Description(_)) && text.contains("[2, 3]"));
     let long = "a-name-that-is-longer-than-the-sixty-four-bytes-that-a-name-may-have";
     assert!(refusal(Wat { name: long, ..Wat::default() }.component()).1.contains("64"));
-    assert!(matches!(refusal(Wat { name: "", ..Wat::default() }.component()).0, LoadError::Description(_)));
+    assert!(matches!(
+        refusal(Wat { name: "", ..Wat::default() }.component()).0,
+        LoadError::Description(_)
+    ));
 }
 
 /// A descriptor set with one file and these services, each with these methods.
@@ -159,11 +171,16 @@ fn the_kinds_of_methods_follow_the_descriptor_set() {
         &[
             method("Put"),
             MethodDescriptorProto { options: Some(query.clone()), ..method("Get") },
-            MethodDescriptorProto { server_streaming: Some(true), options: Some(query), ..method("Watch") },
+            MethodDescriptorProto {
+                server_streaming: Some(true),
+                options: Some(query),
+                ..method("Watch")
+            },
         ],
     );
     let module = load(with_descriptors(set.clone())).unwrap();
-    let methods: Vec<_> = module.methods().iter().map(|method| (&*method.name, method.kind)).collect();
+    let methods: Vec<_> =
+        module.methods().iter().map(|method| (&*method.name, method.kind)).collect();
     assert_eq!(
         methods,
         [
@@ -184,7 +201,9 @@ fn a_descriptor_set_that_cannot_be_served_is_refused() {
     };
     assert!(descriptor(b"no protobuf".to_vec()).contains("FileDescriptorSet"));
     assert!(descriptor(descriptor_set("b.v1", "S", &[method("Put")])).contains("a.v1.M"));
-    assert!(descriptor(descriptor_set("a.v1", "S", &[method("Put"), method("Put")])).contains("Put"));
+    assert!(
+        descriptor(descriptor_set("a.v1", "S", &[method("Put"), method("Put")])).contains("Put")
+    );
     let streams = MethodDescriptorProto { client_streaming: Some(true), ..method("Put") };
     assert!(descriptor(descriptor_set("a.v1", "S", &[streams])).contains("a.v1.S/Put"));
     let long = "M".repeat(300);

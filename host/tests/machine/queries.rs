@@ -14,7 +14,8 @@ use crate::support::{HOSTILE, Node, Number, add, call, limits, number};
 async fn a_query_waits_until_its_index_is_applied() {
     let mut node = Node::start();
     let worker = node.worker.clone();
-    let waiting = tokio::spawn(async move { worker.query(call("Get", Number::default()), 3).await.unwrap() });
+    let waiting =
+        tokio::spawn(async move { worker.query(call("Get", Number::default()), 3).await.unwrap() });
     node.add(1).await;
     node.push_blank().await;
     assert!(!waiting.is_finished());
@@ -30,7 +31,10 @@ async fn a_query_that_traps_costs_the_reader_alone_while_entries_go_on() {
     for round in 1..=20 {
         let applying = node.push(add(1)).await;
         let error = node.query("QueryPanic").await.unwrap_err();
-        assert!(matches!(&error, QueryError::Trap(trap) if trap.kind == TrapKind::Panic), "{error:?}");
+        assert!(
+            matches!(&error, QueryError::Trap(trap) if trap.kind == TrapKind::Panic),
+            "{error:?}"
+        );
         assert_eq!(number(&applying.await.unwrap()), round);
         assert_eq!(node.total().await, round);
     }
@@ -43,13 +47,17 @@ async fn a_query_that_traps_costs_the_reader_alone_while_entries_go_on() {
 async fn an_endless_query_ends_and_the_head_goes_on_meanwhile() {
     let mut node = Node::start();
     let worker = node.worker.clone();
-    let endless = tokio::spawn(async move { worker.query(call("QueryLoop", Number::default()), 0).await });
+    let endless =
+        tokio::spawn(async move { worker.query(call("QueryLoop", Number::default()), 0).await });
     tokio::time::sleep(Duration::from_millis(20)).await;
     for round in 1..=100 {
         assert_eq!(node.add(1).await, round);
     }
     let error = endless.await.unwrap().unwrap_err();
-    assert!(matches!(&error, QueryError::Trap(trap) if trap.kind == TrapKind::FuelExhausted), "{error:?}");
+    assert!(
+        matches!(&error, QueryError::Trap(trap) if trap.kind == TrapKind::FuelExhausted),
+        "{error:?}"
+    );
     assert_eq!(node.total().await, 100);
 }
 
@@ -60,11 +68,28 @@ async fn a_trap_of_an_entry_right_after_a_trap_of_a_query() {
         drop(node.push(add(1)).await);
     }
     let worker = node.worker.clone();
-    let query = tokio::spawn(async move { worker.query(call("QueryPanic", Number::default()), 0).await });
+    let query =
+        tokio::spawn(async move { worker.query(call("QueryPanic", Number::default()), 0).await });
     let outcome = node.push(call("Panic", Number::default())).await;
     assert!(matches!(outcome.await.unwrap(), Outcome::Trap(_)));
     assert!(query.await.unwrap().is_err());
     assert_eq!(node.total().await, 500);
+}
+
+/// A reader that is being rebuilt begins in the past, and nobody is shown that.
+#[tokio::test]
+async fn a_stale_query_never_sees_an_older_state_than_one_before() {
+    let mut node = Node::start();
+    for _ in 0..2000 {
+        drop(node.push(add(1)).await);
+    }
+    let seen = node.query("Get").await.unwrap().index;
+    assert_eq!(seen, 2000);
+    for _ in 0..5 {
+        node.query("QueryPanic").await.unwrap_err();
+        let stale = node.worker.query(call("Get", Number::default()), 0).await.unwrap();
+        assert!(stale.index >= seen, "{stale:?}");
+    }
 }
 
 #[tokio::test]
@@ -89,7 +114,8 @@ async fn a_slow_reader_slows_the_head_down() {
     let module = Module::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
     let mut node = Node::start_with(module);
     let worker = node.worker.clone();
-    let slow = tokio::spawn(async move { worker.query(call("QueryLoop", Number::default()), 0).await });
+    let slow =
+        tokio::spawn(async move { worker.query(call("QueryLoop", Number::default()), 0).await });
     tokio::time::sleep(Duration::from_millis(20)).await;
     let mut fullest = 0;
     for _ in 0..20_000 {

@@ -8,7 +8,10 @@ use std::{
 
 use bytes::Bytes;
 use conclave::{
-    machine::{Answered, Engine, Entry, Limits, Module, QueryError, SavedState, SnapshotError, StateStream, Worker},
+    machine::{
+        Answered, Engine, Entry, Limits, Module, QueryError, SavedState, SnapshotError,
+        StateStream, Worker,
+    },
     types::{Call, Outcome, TrapKind},
 };
 use prost::Message;
@@ -82,7 +85,11 @@ impl Node {
         Self::start_from(module, Arc::new(MemoryHistory::new()), None)
     }
 
-    pub(crate) fn start_from(module: Module, history: Arc<MemoryHistory>, at: Option<SavedState>) -> Self {
+    pub(crate) fn start_from(
+        module: Module,
+        history: Arc<MemoryHistory>,
+        at: Option<SavedState>,
+    ) -> Self {
         let index = at.as_ref().map_or(0, |saved| saved.index);
         let worker = Worker::start(module, SEED, history.clone(), at).unwrap();
         Self { worker, history, index }
@@ -111,7 +118,10 @@ impl Node {
     }
 
     pub(crate) async fn apply(&mut self, call: Call) -> Outcome {
-        self.push(call).await.await.unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fault()))
+        self.push(call)
+            .await
+            .await
+            .unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fault()))
     }
 
     pub(crate) async fn add(&mut self, value: i64) -> i64 {
@@ -156,7 +166,12 @@ pub(crate) async fn read(mut stream: StateStream) -> Result<Saved, SnapshotError
     while let Some(chunk) = stream.next().await {
         bytes.extend_from_slice(&chunk?);
     }
-    Ok(Saved { index: stream.index(), time_ms: stream.time_ms(), state_version: stream.state_version(), bytes })
+    Ok(Saved {
+        index: stream.index(),
+        time_ms: stream.time_ms(),
+        state_version: stream.state_version(),
+        bytes,
+    })
 }
 
 pub(crate) fn number(outcome: &Outcome) -> i64 {

@@ -49,7 +49,10 @@ async fn every_class_of_trap_is_rolled_back_and_the_next_entry_is_applied() {
 async fn a_failure_is_an_answer_and_its_changes_stay() {
     let mut node = Node::start();
     let outcome = node.apply(call("Fail", Number::default())).await;
-    assert!(matches!(&outcome, Outcome::Failure(failure) if failure.message == "failed as asked"), "{outcome:?}");
+    assert!(
+        matches!(&outcome, Outcome::Failure(failure) if failure.message == "failed as asked"),
+        "{outcome:?}"
+    );
     assert_eq!(node.total().await, MARK);
 }
 
@@ -82,7 +85,13 @@ async fn many_traps_in_a_row_between_entries_that_count() {
     let mut node = Node::start();
     let mut outcomes = Vec::new();
     for round in 0..50 {
-        outcomes.push(node.push(call(if round % 2 == 0 { "Panic" } else { "DivideByZero" }, Number::default())).await);
+        outcomes.push(
+            node.push(call(
+                if round % 2 == 0 { "Panic" } else { "DivideByZero" },
+                Number::default(),
+            ))
+            .await,
+        );
         if round % 5 == 0 {
             outcomes.push(node.push(add(1)).await);
             node.push_blank().await;

@@ -52,7 +52,8 @@ impl Wat {
         let (package, _) = resolve.push_dir(root).unwrap();
         let world = resolve.select_world(&[package], Some("machine")).unwrap();
         let encoding = wit_component::StringEncoding::UTF8;
-        wit_component::embed_component_metadata(&mut module, &resolve, world, encoding, false).unwrap();
+        wit_component::embed_component_metadata(&mut module, &resolve, world, encoding, false)
+            .unwrap();
         let mut encoder = wit_component::ComponentEncoder::default();
         encoder.validate(true).module(&module).unwrap().encode().unwrap().into()
     }
@@ -78,7 +79,8 @@ impl Wat {
         let restores: Vec<u8> = self.restores.iter().flat_map(|version| word(*version)).collect();
         let Self { apply, query, describe, read, memory, .. } = self;
         let fsm = "conclave:fsm/fsm@0.1.0";
-        let context_and_call = "(param i64 i64 i64 i32 i32 i32 i32 i32 i32) (result i32) (local i32)";
+        let context_and_call =
+            "(param i64 i64 i64 i32 i32 i32 i32 i32 i32) (result i32) (local i32)";
         format!(
             r#"(module
   (import "[export]{fsm}" "[resource-new]snapshot-reader" (func $new_reader (param i32) (result i32)))

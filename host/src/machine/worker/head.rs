@@ -78,7 +78,10 @@ impl Head {
             self.shared.check()?;
             let after = self.clock.index();
             if index < after || (index == after && index > 0) {
-                return Err(Fault::new(format!("entry {index} was handed to the machine after entry {after}")).into());
+                return Err(Fault::new(format!(
+                    "entry {index} was handed to the machine after entry {after}"
+                ))
+                .into());
             }
             let (step, outcome) = match entry {
                 None => {
@@ -103,7 +106,10 @@ impl Head {
         }
         self.hand_over()?;
         if let Some(instance) = &self.instance {
-            self.shared.counters.head_memory_bytes.store(instance.memory_bytes() as u64, Ordering::Relaxed);
+            self.shared
+                .counters
+                .head_memory_bytes
+                .store(instance.memory_bytes() as u64, Ordering::Relaxed);
         }
         Ok(())
     }
@@ -147,7 +153,12 @@ impl Head {
 
     /// Entry `index` trapped: goes on with the reader's instance, as it is after the entry before.
     fn roll_back(&mut self, before: &Clock, index: u64, trap: &Trap) -> Result<(), End> {
-        tracing::warn!(index, kind = trap.kind.name(), message = trap.message, "an entry trapped and is rolled back");
+        tracing::warn!(
+            index,
+            kind = trap.kind.name(),
+            message = trap.message,
+            "an entry trapped and is rolled back"
+        );
         // First of all its memory goes: it may hold all that the limit allows.
         self.instance = None;
         self.shared.history.record_trap(index, trap);
@@ -192,7 +203,10 @@ impl Head {
         }
         queue.push(&mut self.finished, self.finished_bytes, bytes_max);
         self.finished_bytes = 0;
-        self.shared.counters.reader_queue_bytes.store(queue.finished_bytes as u64, Ordering::Relaxed);
+        self.shared
+            .counters
+            .reader_queue_bytes
+            .store(queue.finished_bytes as u64, Ordering::Relaxed);
         inbox.wake_reader(&mut queue);
         Ok(())
     }
@@ -201,10 +215,14 @@ impl Head {
     fn restore(&mut self, saved: SavedState) -> Result<(), Fault> {
         let (index, applied) = (saved.index, self.clock.index());
         if index < applied {
-            return Err(Fault::new(format!("the state at index {index} is older than the machine's, at {applied}")));
+            return Err(Fault::new(format!(
+                "the state at index {index} is older than the machine's, at {applied}"
+            )));
         }
-        let ([head, reader], clock) =
-            self.shared.restored(["head", "reader"], saved).map_err(super::shared::Restore::into_fault)?;
+        let ([head, reader], clock) = self
+            .shared
+            .restored(["head", "reader"], saved)
+            .map_err(super::shared::Restore::into_fault)?;
         let mut queue = self.shared.inbox.lock();
         if queue.ended {
             return Err(self.shared.end());

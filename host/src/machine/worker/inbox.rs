@@ -131,7 +131,10 @@ impl Inbox {
     }
 
     /// The reader sleeps until there is work.
-    pub(super) fn wait_for_work<'a>(&self, mut queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
+    pub(super) fn wait_for_work<'a>(
+        &self,
+        mut queue: MutexGuard<'a, Queue>,
+    ) -> MutexGuard<'a, Queue> {
         queue.asleep = true;
         let mut queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
         queue.asleep = false;
@@ -160,7 +163,10 @@ impl Queue {
     /// The index that the reader must not go past before somebody has had the state there.
     pub(super) fn boundary(&self) -> u64 {
         let snapshots = self.snapshots.iter().map(|request| request.index);
-        snapshots.chain(self.promotion.as_ref().map(|promotion| promotion.index)).min().unwrap_or(u64::MAX)
+        snapshots
+            .chain(self.promotion.as_ref().map(|promotion| promotion.index))
+            .min()
+            .unwrap_or(u64::MAX)
     }
 
     /// Appends entries. While the reader catches up, the oldest make room: it reads the log anyway.
@@ -208,7 +214,8 @@ impl Queue {
         }
         self.serving = applied;
         if !self.waiting.is_empty() {
-            let (ready, waiting) = self.waiting.drain(..).partition(|question| question.index_min <= applied);
+            let (ready, waiting) =
+                self.waiting.drain(..).partition(|question| question.index_min <= applied);
             let ready: Vec<Question> = ready;
             self.ready.extend(ready);
             self.waiting = waiting;

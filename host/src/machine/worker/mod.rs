@@ -19,13 +19,13 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot};
 
-pub use self::{stats::Stats, stream::StateStream};
 use self::{
     head::{Head, Job},
     inbox::{Question, SnapshotRequest},
     reader::Reader,
     shared::Shared,
 };
+pub use self::{stats::Stats, stream::StateStream};
 use super::{
     error::{Fault, QueryError, SnapshotError},
     history::{Entry, History, SavedState},
@@ -90,9 +90,15 @@ impl Worker {
         let ([head, reader], clock) = {
             let shared = Arc::clone(&shared);
             thread::run("conclave-restore", stack_bytes, move || match at {
-                Some(saved) => shared.restored(["head", "reader"], saved).map_err(shared::Restore::into_fault),
+                Some(saved) => {
+                    shared.restored(["head", "reader"], saved).map_err(shared::Restore::into_fault)
+                }
                 None => {
-                    let fresh = |role| shared.fresh(role).map_err(|broken| broken.into_fault("starting the machine"));
+                    let fresh = |role| {
+                        shared
+                            .fresh(role)
+                            .map_err(|broken| broken.into_fault("starting the machine"))
+                    };
                     Ok(([fresh("head")?, fresh("reader")?], shared.clock()))
                 }
             })??
@@ -113,7 +119,8 @@ impl Worker {
             spawn(&shared, "conclave-head", stack_bytes, move || head.run(inbox))?,
             spawn(&shared, "conclave-reader", stack_bytes, move || reader.run())?,
         ];
-        let room_units = u32::try_from(limits.queue_bytes_max / ROOM_UNIT_BYTES).unwrap_or(u32::MAX >> 4);
+        let room_units =
+            u32::try_from(limits.queue_bytes_max / ROOM_UNIT_BYTES).unwrap_or(u32::MAX >> 4);
         let room = Arc::new(Semaphore::new(room_units as usize));
         Ok(Self(Arc::new(Inner { shared, jobs, room, room_units, threads: Mutex::new(threads) })))
     }
@@ -129,10 +136,15 @@ impl Worker {
             return Ok(());
         }
         let bytes_of = |entry: &Entry| entry.call.request.len() + entry.call.method.len();
-        let bytes: usize = batch.iter().map(|(_, entry, _)| entry.as_ref().map_or(0, bytes_of)).sum();
+        let bytes: usize =
+            batch.iter().map(|(_, entry, _)| entry.as_ref().map_or(0, bytes_of)).sum();
         // A batch larger than the whole room waits until it has it to itself.
-        let units = u32::try_from(bytes / ROOM_UNIT_BYTES + batch.len()).unwrap_or(u32::MAX).min(*room_units);
-        let Ok(permit) = Arc::clone(room).acquire_many_owned(units).await else { return Err(shared.end()) };
+        let units = u32::try_from(bytes / ROOM_UNIT_BYTES + batch.len())
+            .unwrap_or(u32::MAX)
+            .min(*room_units);
+        let Ok(permit) = Arc::clone(room).acquire_many_owned(units).await else {
+            return Err(shared.end());
+        };
         if shared.check().is_err() {
             return Err(shared.end());
         }
@@ -151,7 +163,8 @@ impl Worker {
     pub async fn query(&self, call: Call, index_min: u64) -> Result<Answered, QueryError> {
         let shared = &self.0.shared;
         let (reply, answer) = oneshot::channel();
-        let stopped = || shared.fault().map_or(QueryError::Stopped, |fault| QueryError::Fault(fault.clone()));
+        let stopped =
+            || shared.fault().map_or(QueryError::Stopped, |fault| QueryError::Fault(fault.clone()));
         {
             let mut queue = shared.inbox.lock();
             if queue.ended || shared.check().is_err() {
@@ -180,7 +193,10 @@ impl Worker {
     ///
     /// # Errors
     /// See [`SnapshotError`].
-    pub fn snapshot(&self, index: u64) -> impl Future<Output = Result<StateStream, SnapshotError>> + Send + use<> {
+    pub fn snapshot(
+        &self,
+        index: u64,
+    ) -> impl Future<Output = Result<StateStream, SnapshotError>> + Send + use<> {
         let shared = Arc::clone(&self.0.shared);
         let (reply, opened) = oneshot::channel();
         {
@@ -229,7 +245,8 @@ impl Worker {
     /// yet are dropped with their `Done`.
     pub fn shutdown(&self) {
         self.0.stop();
-        let threads = std::mem::take(&mut *self.0.threads.lock().unwrap_or_else(PoisonError::into_inner));
+        let threads =
+            std::mem::take(&mut *self.0.threads.lock().unwrap_or_else(PoisonError::into_inner));
         for thread in threads {
             if thread.thread().id() == std::thread::current().id() {
                 continue;
@@ -270,7 +287,9 @@ fn spawn(
     let shared = Arc::clone(shared);
     thread::spawn(name, stack_bytes, move || {
         if catch_unwind(AssertUnwindSafe(body)).is_err() {
-            shared.fail(Fault::new(format!("the thread {name} panicked; its message is in the node's log")));
+            shared.fail(Fault::new(format!(
+                "the thread {name} panicked; its message is in the node's log"
+            )));
         }
     })
 }

@@ -26,8 +26,9 @@ use crate::machine::{
 };
 use crate::types::Call;
 
-/// Entries and queries of one turn. A hundred microseconds of work.
-const TURN_COUNT: usize = 64;
+/// Entries and queries of one turn: a millisecond or two of work each, about what a piece of a
+/// snapshot takes, so that neither starves the other.
+const TURN_COUNT: usize = 256;
 /// Snapshots that are read at once. One is taken by policy; others are for people.
 const STREAMS_MAX: usize = 4;
 /// How often in a row a build may find that the log was purged under it.
@@ -193,10 +194,14 @@ impl Reader {
         self.shared.inbox.lock().catching_up = true;
         self.shared.inbox.made_room();
         self.shared.counters.reader_builds.fetch_add(1, Ordering::Relaxed);
-        let unreadable = |error: HistoryError| Fault::new(format!("the reader cannot be rebuilt: {error}"));
+        let unreadable =
+            |error: HistoryError| Fault::new(format!("the reader cannot be rebuilt: {error}"));
         let (instance, clock) = match self.shared.history.snapshot().map_err(unreadable)? {
             None => {
-                let instance = self.shared.fresh("reader").map_err(|broken| end_of(broken, "starting a reader"))?;
+                let instance = self
+                    .shared
+                    .fresh("reader")
+                    .map_err(|broken| end_of(broken, "starting a reader"))?;
                 (instance, self.shared.clock())
             }
             Some(saved) => {
@@ -221,7 +226,10 @@ impl Reader {
         self.instance = None;
         self.gaps += 1;
         if self.gaps > GAPS_MAX {
-            return Err(Fault::new(format!("the reader cannot be rebuilt: the log after {index} is gone")).into());
+            return Err(Fault::new(format!(
+                "the reader cannot be rebuilt: the log after {index} is gone"
+            ))
+            .into());
         }
         Ok(())
     }
@@ -232,7 +240,9 @@ impl Reader {
         let entries = match self.shared.history.entries(from, to) {
             Ok(entries) => entries,
             Err(HistoryError::Gap(index)) => return self.gap(index),
-            Err(error) => return Err(Fault::new(format!("the reader cannot be rebuilt: {error}")).into()),
+            Err(error) => {
+                return Err(Fault::new(format!("the reader cannot be rebuilt: {error}")).into());
+            }
         };
         self.gaps = 0;
         if entries.is_empty() {
@@ -241,7 +251,10 @@ impl Reader {
         for Entry { index, time_ms, call } in entries {
             self.shared.check()?;
             if index <= self.clock.index() || index > to {
-                return Err(Fault::new(format!("the history gave entry {index} for {from} to {to}")).into());
+                return Err(Fault::new(format!(
+                    "the history gave entry {index} for {from} to {to}"
+                ))
+                .into());
             }
             let moment = self.clock.advance(index, time_ms);
             if self.shared.history.trapped(index).is_none() {
@@ -279,12 +292,17 @@ impl Reader {
         instance.mute(true);
         let result = instance.apply(moment, call);
         instance.mute(false);
-        self.shared.counters.reader_memory_bytes.store(instance.memory_bytes() as u64, Ordering::Relaxed);
+        self.shared
+            .counters
+            .reader_memory_bytes
+            .store(instance.memory_bytes() as u64, Ordering::Relaxed);
         let index = moment.index;
         match result {
             Ok(outcome) if expected.is_none_or(|expected| mark(&outcome) == expected) => Ok(()),
             Ok(_) => Err(diverged(index, "answered otherwise").into()),
-            Err(Broken::Trap(trap)) => Err(diverged(index, &format!("trapped ({})", trap.message)).into()),
+            Err(Broken::Trap(trap)) => {
+                Err(diverged(index, &format!("trapped ({})", trap.message)).into())
+            }
             Err(broken) => Err(end_of(broken, &format!("applying entry {index} on the reader"))),
         }
     }
@@ -321,7 +339,11 @@ impl Reader {
         let answer = match instance.query(now, &question.call) {
             Ok(result) => Ok(Answered { index: now.index, result }),
             Err(Broken::Trap(trap)) => {
-                tracing::warn!(kind = trap.kind.name(), message = trap.message, "a query trapped; a new reader is built");
+                tracing::warn!(
+                    kind = trap.kind.name(),
+                    message = trap.message,
+                    "a query trapped; a new reader is built"
+                );
                 self.shared.counters.query_traps.fetch_add(1, Ordering::Relaxed);
                 self.instance = None;
                 Err(QueryError::Trap(trap))
@@ -357,7 +379,9 @@ impl Reader {
         let chunk: Chunk = match self.streams.get(&request.stream).copied() {
             None => Err(SnapshotError::Lost),
             Some(snapshot) => {
-                let chunk = self.on_instance("reading a snapshot", |instance| instance.snapshot_read(snapshot))?;
+                let chunk = self.on_instance("reading a snapshot", |instance| {
+                    instance.snapshot_read(snapshot)
+                })?;
                 chunk.map(|bytes: Bytes| (!bytes.is_empty()).then_some(bytes))
             }
         };
@@ -371,7 +395,9 @@ impl Reader {
     /// Lets go of a snapshot.
     fn close(&mut self, stream: u64) -> Result<(), End> {
         if let Some(snapshot) = self.streams.remove(&stream) {
-            let dropped = self.on_instance("letting go of a snapshot", |instance| instance.snapshot_drop(snapshot))?;
+            let dropped = self.on_instance("letting go of a snapshot", |instance| {
+                instance.snapshot_drop(snapshot)
+            })?;
             if let Err(error) = dropped {
                 tracing::warn!(%error, "a snapshot could not be let go; a new reader is built");
             }

@@ -81,10 +81,11 @@ impl Shared {
         self.fault.get()
     }
 
-    /// The worker applies nothing any more.
+    /// The worker applies nothing any more. The first fault is the one that counts.
     pub(super) fn fail(&self, fault: Fault) {
-        tracing::error!(%fault, module = ?self.module, "the machine stops");
-        let _ = self.fault.set(fault);
+        if self.fault.set(fault.clone()).is_ok() {
+            tracing::error!(%fault, module = ?self.module, "the machine stops");
+        }
         self.inbox.wake_all();
     }
 
@@ -128,7 +129,11 @@ impl Shared {
         if !description.restores.contains(&saved.state_version) {
             return Err(Restore::Fault(Fault::new(format!(
                 "the state at index {} has version {}, and {} {} restores {:?} only: activate a module that does",
-                saved.index, saved.state_version, description.name, description.version, description.restores
+                saved.index,
+                saved.state_version,
+                description.name,
+                description.version,
+                description.restores
             ))));
         }
         let what = format!("the state at index {} cannot be restored", saved.index);

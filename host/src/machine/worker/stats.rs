@@ -70,7 +70,9 @@ impl Counters {
             Outcome::Failure(_) => _ = self.failures.fetch_add(1, Relaxed),
             Outcome::Trap(trap) => {
                 let kinds = TrapKind::ALL.iter().zip(&self.traps);
-                kinds.filter(|(kind, _)| **kind == trap.kind).for_each(|(_, count)| _ = count.fetch_add(1, Relaxed));
+                kinds
+                    .filter(|(kind, _)| **kind == trap.kind)
+                    .for_each(|(_, count)| _ = count.fetch_add(1, Relaxed));
             }
         }
     }

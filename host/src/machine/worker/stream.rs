@@ -57,7 +57,9 @@ impl StateStream {
     pub fn next_blocking(&mut self) -> Option<Result<Bytes, SnapshotError>> {
         let asked = self.ask()?;
         let answer = match asked {
-            Ok(receiver) => receiver.blocking_recv().unwrap_or_else(|_| Err(self.shared.snapshot_end())),
+            Ok(receiver) => {
+                receiver.blocking_recv().unwrap_or_else(|_| Err(self.shared.snapshot_end()))
+            }
             Err(error) => Err(error),
         };
         self.give(answer)
