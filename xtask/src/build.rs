@@ -1,10 +1,6 @@
 //! `build` and `dev`.
 
-use std::{
-    os::unix::process::CommandExt as _,
-    path::PathBuf,
-    process::Command,
-};
+use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
@@ -64,7 +60,9 @@ pub(crate) fn binary(workspace: &Workspace, release: bool, steps: &mut Steps) ->
     let name = if release { "build the binary (release)" } else { "build the binary" };
     steps.run(name, || {
         if !binary.exists() {
-            say("the first build compiles wasmtime, which takes several minutes; later ones do not");
+            say(
+                "the first build compiles wasmtime, which takes several minutes; later ones do not",
+            );
         }
         let mut build = cargo();
         build.current_dir(&workspace.root).args(["build", "--package", "conclave"]);

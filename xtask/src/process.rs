@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{IsTerminal as _, Read as _},
+    io::{IsTerminal as _, Read},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -81,7 +81,7 @@ pub(crate) fn capture_within(command: &mut Command, time: Duration) -> Result<St
     Ok(stdout)
 }
 
-fn read_all(mut pipe: impl std::io::Read) -> String {
+fn read_all(mut pipe: impl Read) -> String {
     let mut bytes = Vec::new();
     // A pipe that breaks ends the output; the exit status says whether that was a failure.
     let _ = pipe.read_to_end(&mut bytes);

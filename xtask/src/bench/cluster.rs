@@ -16,12 +16,14 @@ pub(crate) struct Node {
     pub(crate) endpoint: String,
 }
 
+/// Asks the nodes which of them leads.
+pub(crate) type AskLeader = Box<dyn Fn(&[Node]) -> Result<u64>>;
+
 /// Ends its processes when it is dropped.
 pub(crate) struct Cluster {
     pub(crate) name: &'static str,
     pub(crate) nodes: Vec<Node>,
-    /// Asks the nodes who leads.
-    pub(crate) ask_leader: Box<dyn Fn(&[Node]) -> Result<u64>>,
+    pub(crate) ask_leader: AskLeader,
     /// The processes to end, which need not be the nodes: `conclave dev` ends its own.
     #[expect(dead_code, reason = "held to be dropped")]
     pub(crate) processes: Vec<Running>,

@@ -49,8 +49,8 @@ pub(crate) fn start(binary: &Path, directory: &Path) -> Result<Cluster> {
 }
 
 fn nodes(description: &PathBuf) -> Result<Vec<Node>> {
-    let text = fs::read(description)
-        .with_context(|| format!("cannot read {}", description.display()))?;
+    let text =
+        fs::read(description).with_context(|| format!("cannot read {}", description.display()))?;
     let cluster: Value = serde_json::from_slice(&text).context("cannot read cluster.json")?;
     let nodes = cluster["nodes"].as_array().context("cluster.json has no nodes")?;
     let node = |node: &Value| {

@@ -67,8 +67,11 @@ impl Etcd {
         let ports = ports(directory)?;
         let (clients, peers) = ports.split_at(3);
         let url = |port: u16| format!("http://127.0.0.1:{port}");
-        let initial: Vec<_> =
-            peers.iter().enumerate().map(|(at, &port)| format!("n{}={}", at + 1, url(port))).collect();
+        let initial: Vec<_> = peers
+            .iter()
+            .enumerate()
+            .map(|(at, &port)| format!("n{}={}", at + 1, url(port)))
+            .collect();
 
         let (mut nodes, mut processes) = (Vec::new(), Vec::new());
         for (at, (&client, &peer)) in clients.iter().zip(peers).enumerate() {
@@ -123,7 +126,8 @@ fn leader(etcdctl: &Path, nodes: &[Node]) -> Result<u64> {
     let id = |status: &Value| status["Status"]["header"]["member_id"].as_u64();
     let leader = |status: &Value| status["Status"]["leader"].as_u64().filter(|&id| id != 0);
     let Some(agreed) = statuses.first().and_then(leader) else { bail!("etcd has no leader") };
-    if statuses.len() < nodes.len() || statuses.iter().any(|status| leader(status) != Some(agreed)) {
+    if statuses.len() < nodes.len() || statuses.iter().any(|status| leader(status) != Some(agreed))
+    {
         bail!("etcd's nodes do not agree on a leader");
     }
     let endpoint = statuses

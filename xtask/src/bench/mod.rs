@@ -69,7 +69,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
 
     let mut systems: Vec<Start<'_>> = Vec::new();
     let etcd = if options.without_etcd { None } else { etcd(workspace, steps)? };
-    if let Some(etcd) = &etcd {
+    if let Some(etcd) = etcd {
         let data = cluster::empty_directory(&directory.join("etcd"))?;
         systems.push(Box::new(move || etcd.start(&data)));
     }

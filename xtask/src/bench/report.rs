@@ -75,7 +75,9 @@ fn medians(rounds: &[Figures]) -> Figures {
     let median = |figure: fn(&Figures) -> f64| {
         let mut values: Vec<_> = rounds.iter().map(figure).collect();
         values.sort_by(f64::total_cmp);
-        values.get(values.len() / 2).copied().unwrap_or(f64::NAN)
+        // Of an even number, the mean of the middle two.
+        let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
+        (at(values.len().saturating_sub(1) / 2) + at(values.len() / 2)) / 2.0
     };
     Figures {
         ops_per_second: median(|figures| figures.ops_per_second),
@@ -85,7 +87,11 @@ fn medians(rounds: &[Figures]) -> Figures {
 }
 
 fn micros(micros: f64) -> String {
-    if micros < 1_000.0 { format!("{micros:.0} µs") } else { format!("{:.2} ms", micros / 1_000.0) }
+    if micros < 1_000.0 {
+        format!("{micros:.0} µs")
+    } else {
+        format!("{:.2} ms", micros / 1_000.0)
+    }
 }
 
 /// A table whose columns are aligned, to be read as it is or pasted into a document.

@@ -38,7 +38,8 @@ impl Engine {
             let mut command = Command::new(words[0]);
             process::capture(command.args(&words[1..]).arg("version")).is_ok()
         });
-        let compose = compose.context("neither `docker compose` nor docker-compose is installed")?;
+        let compose =
+            compose.context("neither `docker compose` nor docker-compose is installed")?;
         Ok(Self { version, compose: compose.into_iter().map(str::to_owned).collect() })
     }
 }

@@ -62,8 +62,7 @@ pub(crate) fn build(
 
     // The context holds the binary alone: the workspace would be gigabytes of compiled code.
     let context = workspace.scratch("docker").join("context");
-    fs::create_dir_all(&context)
-        .with_context(|| format!("cannot create {}", context.display()))?;
+    fs::create_dir_all(&context).with_context(|| format!("cannot create {}", context.display()))?;
     let copy = context.join("conclave");
     fs::copy(binary, &copy).with_context(|| format!("cannot copy {}", binary.display()))?;
     fs::set_permissions(&copy, fs::Permissions::from_mode(0o755)).context("cannot set the mode")?;
@@ -102,7 +101,8 @@ fn base_archive(workspace: &Workspace) -> Result<PathBuf> {
     let partial = archive.with_extension("partial");
     let mut tar = setup::as_root("tar")?;
     tar.arg("--create").arg("--file").arg(&partial).arg("--directory").arg(&root);
-    for left_out in ["var/cache", "var/lib/apt", "usr/share/doc", "usr/share/man", "usr/share/locale"]
+    for left_out in
+        ["var/cache", "var/lib/apt", "usr/share/doc", "usr/share/man", "usr/share/locale"]
     {
         tar.arg(format!("--exclude=./{left_out}/*"));
     }
@@ -115,7 +115,9 @@ fn base_archive(workspace: &Workspace) -> Result<PathBuf> {
 /// Such as `bookworm`.
 fn release() -> Result<String> {
     if find_program("apt-get").is_none() {
-        bail!("a base image is made on Debian only; give one with `cargo xtask docker --base IMAGE`");
+        bail!(
+            "a base image is made on Debian only; give one with `cargo xtask docker --base IMAGE`"
+        );
     }
     let text = fs::read_to_string("/etc/os-release").context("cannot read /etc/os-release")?;
     let codename = text.lines().find_map(|line| line.strip_prefix("VERSION_CODENAME="));
