@@ -60,7 +60,8 @@ fn check(request: &RangeRequest) -> Result<usize, Failure> {
     ] {
         within(what, key.len(), KEY_BYTES_MAX, "bytes")?;
     }
-    if !request.prefix.is_empty() && !(request.from.is_empty() && request.to.is_empty()) {
+    let bounded = !request.from.is_empty() || !request.to.is_empty();
+    if bounded && !request.prefix.is_empty() {
         return Err(Failure::invalid_argument("give a prefix, or from and to, not both"));
     }
     if !request.to.is_empty() && request.to < request.from {

@@ -62,10 +62,10 @@ impl RestoreWriter<Kv> for Restore {
         match self.expect {
             Expect::End => Ok(Kv { state: self.state }),
             Expect::Header => Err(at(self.offset, "it ends within its header")),
-            Expect::Records { left } => Err(at(
-                self.offset,
-                &format!("it ends too early: {left} records are missing, or the checksum"),
-            )),
+            Expect::Records { left: 0 } => Err(at(self.offset, "it ends before its checksum")),
+            Expect::Records { left } => {
+                Err(at(self.offset, &format!("it ends {left} records too early")))
+            }
         }
     }
 }

@@ -126,21 +126,4 @@ impl State {
         }
         max
     }
-
-    /// Checks what only a bug can break. Takes time in proportion to the state: for tests.
-    #[cfg(test)]
-    pub(crate) fn assert_invariants(&self) {
-        let mut expiring = 0;
-        for (key, record) in &self.records {
-            assert!(1 <= record.create_revision, "{key}");
-            assert!(record.create_revision <= record.mod_revision, "{key}");
-            assert!(record.mod_revision <= self.revision, "{key}");
-            assert!(1 <= record.version, "{key}");
-            if record.expires_at_ms != 0 {
-                expiring += 1;
-                assert!(self.expiries.contains(&(record.expires_at_ms, key.clone())), "{key}");
-            }
-        }
-        assert_eq!(expiring, self.expiries.len());
-    }
 }

@@ -1,6 +1,8 @@
 //! Goal: the kit finds the ways in which machines break the contract.
 //! Method: one small wrong machine for each, and what the kit must say of it.
 
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports by panicking")]
+
 use std::{
     cell::Cell,
     panic::{AssertUnwindSafe, catch_unwind},

@@ -105,7 +105,8 @@ fn options(limits: &Limits) -> Options {
     o.set("compiler_inlining", Inlining::No, Config::compiler_inlining);
     // Calls are synchronous, on threads of their own: 1.4 µs saved on each (wasmtime #14280).
     o.set("concurrency_support", false, Config::concurrency_support);
-    // The one limit on time that is the same on every node.
+    // The one limit on time that is the same on every node. Measured with `tests/machine/measure.rs`:
+    // fuel takes some 12 % of a small entry's 2 µs, epochs at most 3 %.
     o.set("consume_fuel", true, Config::consume_fuel);
     // The bits of a NaN depend on the processor otherwise.
     o.set("cranelift_nan_canonicalization", true, Config::cranelift_nan_canonicalization);

@@ -18,7 +18,7 @@ use super::{
     engine::Engine,
     error::Fault,
     guest_log::GuestLog,
-    limits::{Limiter, Limits, SNAPSHOT_CHUNK_BYTES_MAX},
+    limits::{Limiter, Limits, SNAPSHOT_READ_BYTES},
     trap::{About, Broken, classify},
 };
 use crate::types::{Call, Code, Event, Failure, Outcome, Reply, TrapKind};
@@ -152,9 +152,9 @@ impl Instance {
     pub(super) fn snapshot_read(&mut self, snapshot: ResourceAny) -> Result<Bytes, Broken> {
         let about = ("snapshot-reader.read", self.limits.fuel_per_state_call);
         let chunk = self.call(about, |guest, store| {
-            guest.snapshot_reader().call_read(store, snapshot, SNAPSHOT_CHUNK_BYTES_MAX as u32)
+            guest.snapshot_reader().call_read(store, snapshot, SNAPSHOT_READ_BYTES as u32)
         })?;
-        if chunk.len() > SNAPSHOT_CHUNK_BYTES_MAX {
+        if chunk.len() > SNAPSHOT_READ_BYTES {
             let about = About { method: about.0, fuel: about.1, limits: &self.limits };
             return Err(Broken::Trap(
                 about.trap(TrapKind::BadAnswer, "the piece is larger than asked for"),
@@ -179,7 +179,7 @@ impl Instance {
         Ok(answer.map_err(failure))
     }
 
-    /// Hands over the next piece of a state, at most [`SNAPSHOT_CHUNK_BYTES_MAX`] long.
+    /// Hands over the next piece of a state, at most 1 MiB long.
     pub(super) fn restore_write(
         &mut self,
         writer: ResourceAny,

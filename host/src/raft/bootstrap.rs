@@ -21,9 +21,6 @@ pub(super) async fn run(replica: Replica) {
     let first = members.keys().next().copied();
     let mut tries = 0_u32;
     while !replica.is_initialized().await {
-        if replica.0.health.is_closed() {
-            return;
-        }
         if first == Some(replica.0.node_id()) {
             match all_new(&replica, &members).await {
                 Ok(()) => {

@@ -3,9 +3,15 @@
 
 use std::sync::Arc;
 
-use conclave::{machine::Entry, types::Outcome};
+use conclave::{
+    machine::{Engine, Entry, Module},
+    types::{Call, Outcome},
+};
 
-use crate::support::{Node, Number, add, call, hostile};
+use crate::{
+    support::{Node, Number, add, call, hostile, limits},
+    wat::Wat,
+};
 
 /// A log with everything in it, and times that go back and forth.
 fn log() -> Vec<Entry> {
@@ -81,4 +87,51 @@ async fn a_history_with_recorded_traps_replays_to_the_same_state() {
     assert_eq!(again.snapshot().await, saved);
     assert_eq!(history.traps(), recorded);
     assert_eq!(history.all().len(), log.len());
+}
+
+/// A machine that answers with what its context says, and traps if it is asked to.
+fn mirror() -> Module {
+    let wat = Wat {
+        apply: "(if (local.get 8) (then unreachable))
+            (i64.store (i32.const 700) (local.get 0)) (i64.store (i32.const 708) (local.get 1))
+            (i64.store (i32.const 716) (local.get 2))
+            (i32.store (i32.const 264) (i32.const 700)) (i32.store (i32.const 268) (i32.const 24)) (i32.const 256)",
+        query: "(i64.store (i32.const 700) (local.get 0)) (i64.store (i32.const 708) (local.get 1))
+            (i64.store (i32.const 716) (local.get 2)) (i32.store8 (i32.const 512) (i32.const 0))
+            (i32.store (i32.const 516) (i32.const 700)) (i32.store (i32.const 520) (i32.const 24)) (i32.const 512)",
+        ..Wat::default()
+    };
+    Module::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap()
+}
+
+fn words(bytes: &[u8]) -> Vec<u64> {
+    bytes.chunks(8).map(|word| u64::from_le_bytes(word.try_into().unwrap())).collect()
+}
+
+#[tokio::test]
+async fn time_never_goes_back_and_a_query_sees_that_of_the_last_entry() {
+    // What leaders stamp, and what the machine sees. The third entry traps: its time counts.
+    let stamped = [100, 90, 300, 200, 301];
+    let seen = [100, 100, 300, 300, 301];
+    let mut node = Node::start_with(mirror());
+    let mut seeds = Vec::new();
+    for (position, (time_ms, seen)) in stamped.into_iter().zip(seen).enumerate() {
+        let request = if position == 2 { b"trap".as_slice() } else { b"" };
+        let call = Call { method: "any".into(), request: request.into(), principal: "".into() };
+        let index = node.index + 3;
+        let entry = Entry { index, time_ms, call: call.clone() };
+        let outcome = node.push_entry(entry).await.await.unwrap();
+        let answered = node.worker.query(call, index).await.unwrap();
+        let answered = words(&answered.result.unwrap());
+        assert_eq!(answered[..2], [index, seen]);
+        if let Outcome::Reply(reply) = outcome {
+            assert_eq!(words(&reply.response), answered);
+        } else {
+            assert_eq!(position, 2);
+        }
+        seeds.push(answered[2]);
+    }
+    seeds.sort_unstable();
+    seeds.dedup();
+    assert_eq!(seeds.len(), 5);
 }

@@ -43,9 +43,14 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
+    /// In pieces that cut everything in two.
     pub(crate) fn state(&self) -> SavedState {
+        self.state_in(3)
+    }
+
+    pub(crate) fn state_in(&self, chunk_bytes: usize) -> SavedState {
         let chunks: Vec<_> =
-            self.bytes.chunks(3).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
+            self.bytes.chunks(chunk_bytes).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
         SavedState {
             index: self.index,
             time_ms: self.time_ms,

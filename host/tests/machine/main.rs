@@ -8,11 +8,14 @@
 )]
 
 mod agreement;
+mod answers;
+mod faults;
 mod history;
 mod loading;
 mod measure;
 mod queries;
 mod snapshots;
+mod story;
 mod support;
 mod traps;
 mod wat;

@@ -76,6 +76,22 @@ async fn a_trap_of_an_entry_right_after_a_trap_of_a_query() {
     assert_eq!(node.total().await, 500);
 }
 
+/// A reader that is being rebuilt begins in the past, and nobody is shown that.
+#[tokio::test]
+async fn a_stale_query_never_sees_an_older_state_than_one_before() {
+    let mut node = Node::start();
+    for _ in 0..2000 {
+        drop(node.push(add(1)).await);
+    }
+    let seen = node.query("Get").await.unwrap().index;
+    assert_eq!(seen, 2000);
+    for _ in 0..5 {
+        node.query("QueryPanic").await.unwrap_err();
+        let stale = node.worker.query(call("Get", Number::default()), 0).await.unwrap();
+        assert!(stale.index >= seen, "{stale:?}");
+    }
+}
+
 #[tokio::test]
 async fn too_many_queries_are_refused_and_those_given_up_make_room() {
     let limits = Limits { queries_waiting_max: 4, ..limits() };

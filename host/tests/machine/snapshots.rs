@@ -3,11 +3,11 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
-use conclave::machine::{HistoryError, SavedState, SnapshotError};
+use conclave::machine::{Engine, HistoryError, Limits, Module, SavedState, SnapshotError};
 
 use crate::{
     history::{MemoryHistory, Saved},
-    support::{Node, Number, add, call, hostile, read},
+    support::{HOSTILE, Node, Number, add, call, hostile, limits, read},
 };
 
 /// The hostile machine's snapshot is its number.
@@ -33,6 +33,28 @@ async fn a_snapshot_is_exactly_at_its_index_while_entries_go_on() {
         assert_eq!(saved_number(&saved), (round - 1) * 22 + 1);
     }
     assert_eq!(node.total().await, 50 * 22);
+}
+
+/// A reader that catches up reads the log in large steps, but stops where somebody wants the state.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_snapshot_is_exact_while_its_reader_is_being_rebuilt() {
+    let limits = Limits { queue_bytes_max: 1 << 20, ..limits() };
+    let module = Module::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
+    let mut history = MemoryHistory::new();
+    history.batch = 7_000;
+    let mut node = Node::start_from(module, Arc::new(history), None);
+    for _ in 0..30_000 {
+        drop(node.push(add(1)).await);
+    }
+    node.query("QueryPanic").await.unwrap_err();
+    let (snapshot, index) = (node.worker.snapshot(node.index), node.index);
+    // More than the queue to the reader holds, so that it has to read these as well.
+    for _ in 0..10_000 {
+        drop(node.push(add(1)).await);
+    }
+    let saved = read(snapshot.await.unwrap()).await.unwrap();
+    assert_eq!((saved.index, saved_number(&saved)), (index, 30_000));
+    assert_eq!(node.total().await, 40_000);
 }
 
 #[tokio::test]

@@ -67,8 +67,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     let load = build(workspace, options, steps)?;
     let binary = options.binary.clone().unwrap_or_else(|| workspace.binary(true));
 
-    let mut systems: Vec<Start<'_>> = Vec::new();
     let etcd = if options.without_etcd { None } else { etcd(workspace, steps)? };
+    let mut systems: Vec<Start<'_>> = Vec::new();
     if let Some(etcd) = etcd {
         let data = cluster::empty_directory(&directory.join("etcd"))?;
         systems.push(Box::new(move || etcd.start(&data)));

@@ -74,5 +74,5 @@ mod tests {
     }
 
     /// Written down once.
-    const GOLDEN: u64 = 0;
+    const GOLDEN: u64 = 15_881_417_487_988_671_163;
 }

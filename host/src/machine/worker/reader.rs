@@ -26,8 +26,9 @@ use crate::machine::{
 };
 use crate::types::Call;
 
-/// Entries and queries of one turn. A hundred microseconds of work.
-const TURN_COUNT: usize = 64;
+/// Entries and queries of one turn: a millisecond or two of work each, about what a piece of a
+/// snapshot takes, so that neither starves the other.
+const TURN_COUNT: usize = 256;
 /// Snapshots that are read at once. One is taken by policy; others are for people.
 const STREAMS_MAX: usize = 4;
 /// How often in a row a build may find that the log was purged under it.

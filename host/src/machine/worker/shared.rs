@@ -81,10 +81,11 @@ impl Shared {
         self.fault.get()
     }
 
-    /// The worker applies nothing any more.
+    /// The worker applies nothing any more. The first fault is the one that counts.
     pub(super) fn fail(&self, fault: Fault) {
-        tracing::error!(%fault, module = ?self.module, "the machine stops");
-        let _ = self.fault.set(fault);
+        if self.fault.set(fault.clone()).is_ok() {
+            tracing::error!(%fault, module = ?self.module, "the machine stops");
+        }
         self.inbox.wake_all();
     }
 

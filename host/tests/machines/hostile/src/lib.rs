@@ -17,19 +17,22 @@ pub const MARK: i64 = 1000;
 /// The length of the answer to `Huge`.
 pub const HUGE_BYTES: usize = 200 << 20;
 
+type Misbehave = fn() -> Result<Total, Failure>;
+
 static ROUTER: LazyLock<Router<Hostile>> = LazyLock::new(|| {
     let router = Router::new()
         .command("hostile.v1.Hostile/Add", Hostile::add)
         .query("hostile.v1.Hostile/Get", |hostile: &Hostile, _, _: Nothing| Ok(hostile.total()))
         .query("hostile.v1.Hostile/QueryPanic", |_: &Hostile, _, _: Nothing| panics())
         .query("hostile.v1.Hostile/QueryLoop", |_: &Hostile, _, _: Nothing| loops());
-    let hostile: [(&'static str, fn() -> Result<Total, Failure>); 7] = [
+    let hostile: [(&'static str, Misbehave); 8] = [
         ("hostile.v1.Hostile/Fail", || Err(Failure::failed_precondition("failed as asked"))),
         ("hostile.v1.Hostile/Panic", panics),
         ("hostile.v1.Hostile/DivideByZero", divides_by_zero),
         ("hostile.v1.Hostile/Loop", loops),
         ("hostile.v1.Hostile/Allocate", allocates),
         ("hostile.v1.Hostile/Recurse", || Ok(Total { total: recurses(black_box(1)) })),
+        ("hostile.v1.Hostile/RecurseWide", || Ok(Total { total: recurses_wide(black_box(1)) })),
         ("hostile.v1.Hostile/Chatter", chatters),
     ];
     let router = hostile.into_iter().fold(router, |router, (method, misbehave)| {
@@ -89,11 +92,18 @@ fn allocates() -> Result<Total, Failure> {
     }
 }
 
-/// Uses a kibibyte of the guest's stack a call, and cannot become a loop as it works after returning.
+/// Small frames: the host's limit on the call stack comes first. It cannot become a loop, as there is
+/// work after the call.
 #[allow(unconditional_recursion, reason = "the point of the method")]
 fn recurses(depth: i64) -> i64 {
+    recurses(black_box(depth + 1)) ^ depth
+}
+
+/// A kibibyte of the guest's own stack a call: the end of that, in linear memory, comes first.
+#[allow(unconditional_recursion, reason = "the point of the method")]
+fn recurses_wide(depth: i64) -> i64 {
     let frame = black_box([depth; 128]);
-    recurses(black_box(depth + 1)) + frame[(depth & 127) as usize]
+    recurses_wide(black_box(depth + 1)) ^ frame[(depth & 127) as usize]
 }
 
 fn chatters() -> Result<Total, Failure> {

@@ -1,0 +1,11 @@
+//! The store as its callers see it, native: through the contract, with encoded messages.
+
+#![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports by panicking")]
+
+mod commands;
+mod expiry;
+mod model;
+mod ranges;
+mod snapshots;
+mod store;
+mod transactions;

@@ -1,0 +1,126 @@
+//! A store and its clock, for the tests to talk to.
+
+use conclave_sdk::{Call, Context, Failure, Machine, Reply, prost::Message};
+use guest_kv::{
+    Kv,
+    pb::{
+        BatchRequest, BatchResponse, Compare, DeleteRequest, DeleteResponse, GetRequest,
+        GetResponse, KeyValue, Operation, PutRequest, PutResponse, RangeRequest, RangeResponse,
+        TxnRequest, TxnResponse, compare, key_value, operation, put_request,
+    },
+};
+
+#[derive(Default)]
+pub(crate) struct Store {
+    pub(crate) kv: Kv,
+    pub(crate) index: u64,
+    pub(crate) time_ms: u64,
+    /// What the last reply wished.
+    pub(crate) wake_at_ms: Option<u64>,
+}
+
+impl Store {
+    pub(crate) fn context(&self) -> Context {
+        Context { index: self.index, time_ms: self.time_ms, seed: 0, principal: String::new() }
+    }
+
+    pub(crate) fn command<T: Message + Default>(
+        &mut self,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<T, Failure> {
+        self.index += 1;
+        let call = Call::of(format!("kv.v1.KV/{method}"), request);
+        let Reply { response, events, wake_at_ms } = self.kv.apply(&self.context(), &call)?;
+        assert!(events.is_empty());
+        self.wake_at_ms = wake_at_ms;
+        Ok(T::decode(&*response).unwrap())
+    }
+
+    pub(crate) fn query<T: Message + Default>(
+        &self,
+        method: &str,
+        request: &impl Message,
+    ) -> Result<T, Failure> {
+        let call = Call::of(format!("kv.v1.KV/{method}"), request);
+        Ok(T::decode(&*self.kv.query(&self.context(), &call)?).unwrap())
+    }
+
+    pub(crate) fn put(&mut self, request: PutRequest) -> Result<PutResponse, Failure> {
+        self.command("Put", &request)
+    }
+
+    pub(crate) fn put_text(&mut self, key: &str, text: &str) -> PutResponse {
+        self.put(put_text(key, text)).unwrap()
+    }
+
+    pub(crate) fn delete(&mut self, key: &str) -> Result<DeleteResponse, Failure> {
+        self.command("Delete", &DeleteRequest { key: key.into() })
+    }
+
+    pub(crate) fn get(&self, key: &str) -> Result<GetResponse, Failure> {
+        self.query("Get", &GetRequest { key: key.into() })
+    }
+
+    /// The text of a key that is there.
+    pub(crate) fn text(&self, key: &str) -> Option<String> {
+        text(&self.get(key).ok()?.kv?)
+    }
+
+    pub(crate) fn range(&self, request: &RangeRequest) -> Result<RangeResponse, Failure> {
+        self.query("Range", request)
+    }
+
+    pub(crate) fn batch(&mut self, operations: Vec<Operation>) -> Result<BatchResponse, Failure> {
+        self.command("Batch", &BatchRequest { operations })
+    }
+
+    pub(crate) fn txn(&mut self, request: &TxnRequest) -> Result<TxnResponse, Failure> {
+        self.command("Txn", request)
+    }
+
+    pub(crate) fn tick(&mut self) {
+        self.index += 1;
+        self.wake_at_ms = self.kv.tick(&self.context()).wake_at_ms;
+    }
+
+    /// How many keys the state holds, expired ones too: the count in the snapshot's header.
+    pub(crate) fn held(&self) -> u64 {
+        u64::from_be_bytes(self.kv.save()[20..28].try_into().unwrap())
+    }
+}
+
+pub(crate) fn put_text(key: &str, text: &str) -> PutRequest {
+    let content = Some(put_request::Content::Text(text.into()));
+    PutRequest { key: key.into(), content, ttl_ms: 0 }
+}
+
+pub(crate) fn put_value(key: &str, value: impl Into<Vec<u8>>) -> PutRequest {
+    let content = Some(put_request::Content::Value(value.into()));
+    PutRequest { key: key.into(), content, ttl_ms: 0 }
+}
+
+pub(crate) fn text(kv: &KeyValue) -> Option<String> {
+    match kv.content.clone()? {
+        key_value::Content::Text(text) => Some(text),
+        key_value::Content::Value(_) => None,
+    }
+}
+
+pub(crate) fn put(key: &str, text: &str) -> Operation {
+    Operation { operation: Some(operation::Operation::Put(put_text(key, text))) }
+}
+
+pub(crate) fn delete(key: &str) -> Operation {
+    let request = DeleteRequest { key: key.into() };
+    Operation { operation: Some(operation::Operation::Delete(request)) }
+}
+
+pub(crate) fn get(key: &str) -> Operation {
+    let request = GetRequest { key: key.into() };
+    Operation { operation: Some(operation::Operation::Get(request)) }
+}
+
+pub(crate) fn compare(key: &str, operator: compare::Operator, target: compare::Target) -> Compare {
+    Compare { key: key.into(), operator: operator.into(), target: Some(target) }
+}
