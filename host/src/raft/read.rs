@@ -168,3 +168,4 @@ fn failed(error: QueryError) -> Error {
         QueryError::Busy => Error::busy("too many queries are waiting: try again"),
     }
 }
+

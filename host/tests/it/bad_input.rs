@@ -196,7 +196,8 @@ async fn damage_in_every_file_of_the_data_directory() {
             damaged[at] ^= 0x40;
             damaged
         };
-        let damages = [flip(first), flip((first + last) / 2), flip(last), noise(11, whole.len())];
+        let damages =
+            [flip(first), flip((first + last) / 2), flip(last), noise(11, whole.len())];
         for damaged in damages {
             fs::write(path, damaged).unwrap();
             starts_whole_or_refuses(&mut cluster, &path.display().to_string()).await;
