@@ -8,6 +8,7 @@
 mod bench;
 mod build;
 mod docker;
+mod machine;
 mod output;
 mod process;
 mod setup;
@@ -36,6 +37,7 @@ const EXAMPLES: &str = "\
 Examples:
   cargo xtask dev                              three nodes on ports 7101-7103, data under target/dev
   cargo xtask dev --nodes 5 --port-base 8100   what dev does not know goes to `conclave dev`
+  cargo xtask machine examples/counter         target/counter.wasm
   cargo xtask test                             everything that CI tests
   cargo xtask test --filter traps              only the tests with `traps` in their name
   cargo xtask bench                            three nodes beside three of etcd, alternating";
@@ -48,6 +50,8 @@ enum Command {
     Build(build::Build),
     /// Build the binary and start a cluster on this computer: `conclave dev`.
     Dev(build::Dev),
+    /// Build a machine to a component.
+    Machine(machine::Options),
     /// Run the whole test suite: unit, integration and doc tests, then the image in Docker.
     Test(test::Options),
     /// Build the image and run the compose cluster through losses of nodes and networks.
@@ -76,6 +80,7 @@ fn run(command: Command, steps: &mut Steps) -> Result<()> {
         Command::Setup => setup::everything(&workspace, steps).map(drop),
         Command::Build(options) => options.run(&workspace, steps).map(drop),
         Command::Dev(options) => options.run(&workspace, steps),
+        Command::Machine(options) => machine::run(&workspace, &options, steps),
         Command::Test(options) => test::run(&workspace, &options, steps),
         Command::Docker(options) => docker::run(&workspace, &options, steps),
         Command::Bench(options) => bench::run(&workspace, &options, steps),

@@ -14,12 +14,11 @@ use crate::{
     workspace::{Workspace, find_program},
 };
 
-/// What the tests find, by the environment variables that name it to them.
+/// What the tests are told of. What they find on the path by themselves is not here.
 #[derive(Default)]
 pub(crate) struct TestTools {
     /// A Python with grpcio and grpcio-reflection: a client that is not ours.
     pub(crate) python: Option<PathBuf>,
-    pub(crate) strace: Option<PathBuf>,
 }
 
 /// The foreign client of the tests: gRPC's own library, which learns the methods by reflection.
@@ -41,9 +40,8 @@ pub(crate) fn compiler(steps: &mut Steps) -> Result<()> {
 fn test_tools(workspace: &Workspace, steps: &mut Steps) -> Result<TestTools> {
     steps.run("see to the programs that the tests use", || {
         let mut tools = TestTools::default();
-        match program("strace", "strace") {
-            Ok(strace) => tools.strace = Some(strace),
-            Err(error) => skip("the test that traces system calls", &format!("{error:#}")),
+        if let Err(error) = program("strace", "strace") {
+            skip("the test that traces system calls", &format!("{error:#}"));
         }
         match python(workspace) {
             Ok(python) => tools.python = Some(python),

@@ -48,12 +48,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
 fn cargo_test(workspace: &Workspace, tools: &TestTools) -> std::process::Command {
     let mut command = cargo();
     command.current_dir(&workspace.root).args(["test", "--workspace"]);
-    for (variable, path) in
-        [("CONCLAVE_TEST_PYTHON", &tools.python), ("CONCLAVE_TEST_STRACE", &tools.strace)]
-    {
-        if let Some(path) = path {
-            command.env(variable, path);
-        }
+    if let Some(python) = &tools.python {
+        command.env("CONCLAVE_TEST_PYTHON", python);
     }
     command
 }

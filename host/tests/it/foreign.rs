@@ -1,6 +1,7 @@
 //! A client that knows nothing but an address: Python's grpcio with grpc-reflection.
 //!
-//! `cargo xtask test` installs both into `target/python`; where they are missing the test says so.
+//! `cargo xtask test` installs both and names their Python in CONCLAVE_TEST_PYTHON; where they are
+//! missing the test says so.
 
 use std::{path::PathBuf, process::Command};
 
@@ -47,8 +48,9 @@ print(" ".join(services))
 
 fn python() -> Option<PathBuf> {
     let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/python/bin/python");
-    let candidates = [target, PathBuf::from("python3")];
-    candidates.into_iter().find(|python| {
+    let named = std::env::var_os("CONCLAVE_TEST_PYTHON").map(PathBuf::from);
+    let mut candidates = named.into_iter().chain([target, PathBuf::from("python3")]);
+    candidates.find(|python| {
         let probe = Command::new(python).args(["-c", "import grpc, grpc_reflection"]).output();
         probe.is_ok_and(|output| output.status.success())
     })
