@@ -82,18 +82,18 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     }
 
     let running = steps.run("start the clusters", || {
-        let running = systems.iter().map(|start| start()).collect::<Result<Vec<_>>>()?;
+        systems.iter().map(|start| start()).collect::<Result<Vec<_>>>()
+    })?;
+    let fresh = idle_memory(&running, "measure the memory of fresh nodes", steps)?;
+    steps.run("write the keys", || {
         for cluster in &running {
             load.fill(cluster)?;
             say(&format!("{}: node {} leads", cluster.name, cluster.leader()?.id));
         }
-        Ok(running)
+        Ok(())
     })?;
     let rows = steps.run("measure", || measure(&load, options, &running))?;
-    let memory = steps.run("measure the memory of idle nodes", || {
-        thread::sleep(Duration::from_secs(IDLE_SECONDS));
-        running.iter().map(Cluster::memory_mib).collect::<Result<Vec<_>>>()
-    })?;
+    let loaded = idle_memory(&running, "measure the memory of idle nodes after the load", steps)?;
     let names: Vec<_> = running.iter().map(|cluster| cluster.name).collect();
     drop(running);
 
@@ -103,9 +103,17 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     let apply = apply_cost(workspace, options, steps)?;
 
     result(&report::loads(&names, &rows));
-    result(&report::nodes(&names, &memory, &failovers));
+    result(&report::nodes(&names, &[fresh, loaded], &failovers));
     apply.iter().for_each(|text| result(text));
     Ok(())
+}
+
+/// The memory of each system's nodes in MiB, once they had nothing to do for a while.
+fn idle_memory(running: &[Cluster], step: &str, steps: &mut Steps) -> Result<Vec<Vec<u64>>> {
+    steps.run(step, || {
+        thread::sleep(Duration::from_secs(IDLE_SECONDS));
+        running.iter().map(Cluster::memory_mib).collect()
+    })
 }
 
 fn build(workspace: &Workspace, options: &Options, steps: &mut Steps) -> Result<Load> {

@@ -55,17 +55,22 @@ pub(crate) fn loads(names: &[&str], rows: &[Row]) -> String {
     markdown(&table)
 }
 
-/// Memory and failover.
-pub(crate) fn nodes(names: &[&str], memory: &[Vec<u64>], failovers: &[Vec<Duration>]) -> String {
-    let heads = ["", "memory of an idle node, MiB", "failover: median", "failover: longest"];
+/// Memory of fresh and of loaded nodes, and failover.
+pub(crate) fn nodes(
+    names: &[&str],
+    [fresh, loaded]: &[Vec<Vec<u64>>; 2],
+    failovers: &[Vec<Duration>],
+) -> String {
+    let heads =
+        ["", "idle node, MiB: fresh", "after the load", "failover: median", "failover: longest"];
+    let list = |memory: &[u64]| memory.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
     let mut table = vec![heads.map(str::to_owned).to_vec()];
-    for ((name, memory), times) in names.iter().zip(memory).zip(failovers) {
-        let memory: Vec<_> = memory.iter().map(u64::to_string).collect();
+    for (((name, fresh), loaded), times) in names.iter().zip(fresh).zip(loaded).zip(failovers) {
         let mut sorted = times.clone();
         sorted.sort();
         let median = sorted.get(sorted.len() / 2).map(|&time| human(time)).unwrap_or_default();
         let longest = sorted.last().map(|&time| human(time)).unwrap_or_default();
-        table.push(vec![(*name).to_owned(), memory.join(", "), median, longest]);
+        table.push(vec![(*name).to_owned(), list(fresh), list(loaded), median, longest]);
     }
     markdown(&table)
 }
