@@ -5,9 +5,7 @@ use crate::{
     proto::raft::{self as wire, refusal::Reason},
     types::{
         Applied, Outcome, Reply,
-        convert::{
-            failure_from_wire, failure_to_wire, trap_from_wire, trap_to_wire,
-        },
+        convert::{failure_from_wire, failure_to_wire, trap_from_wire, trap_to_wire},
         status::Leader,
     },
 };
@@ -36,9 +34,7 @@ pub fn result_from_wire(response: wire::ForwardResponse) -> Result<Applied, Erro
         Some(Answer::Applied(applied)) => Ok(Applied {
             index: applied.index,
             outcome: applied.outcome.map(|outcome| match outcome {
-                Wire::Response(response) => {
-                    Outcome::Reply(Reply { response, ..Reply::default() })
-                }
+                Wire::Response(response) => Outcome::Reply(Reply { response, ..Reply::default() }),
                 Wire::Failure(failure) => Outcome::Failure(failure_from_wire(failure)),
                 Wire::Trap(trap) => Outcome::Trap(trap_from_wire(trap)),
             }),

@@ -18,10 +18,7 @@ use super::{Inner, LocalHistory, state_machine::StateMachine};
 use crate::{
     config::SnapshotPolicy,
     machine::StateStream,
-    proto::raft::{
-        SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart,
-        snapshot_part::Part,
-    },
+    proto::raft::{SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, snapshot_part::Part},
     storage::{Identity, SnapshotFile, SnapshotStore},
     types::{
         convert::{

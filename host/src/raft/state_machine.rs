@@ -327,8 +327,7 @@ impl History for LocalHistory {
         let mut found = Vec::new();
         let mut next = from;
         while next <= to && found.is_empty() {
-            let entries =
-                self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(unreadable)?;
+            let entries = self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(unreadable)?;
             match entries.first() {
                 Some(first) if first.log_id.index == next => {}
                 _ => return Err(HistoryError::Gap(next)),

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_client::{Client, CallOptions, Consistency};
+use conclave_client::{CallOptions, Client, Consistency};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
