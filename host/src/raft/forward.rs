@@ -11,7 +11,7 @@ use crate::{
 };
 
 /// To the wire.
-pub fn result_to_wire(result: Result<Applied, Error>) -> wire::ForwardResponse {
+pub(super) fn result_to_wire(result: Result<Applied, Error>) -> wire::ForwardResponse {
     use wire::{applied::Outcome as Wire, forward_response::Result as Answer};
     let result = match result {
         Ok(applied) => Answer::Applied(wire::Applied {
@@ -28,7 +28,7 @@ pub fn result_to_wire(result: Result<Applied, Error>) -> wire::ForwardResponse {
 }
 
 /// From the wire.
-pub fn result_from_wire(response: wire::ForwardResponse) -> Result<Applied, Error> {
+pub(super) fn result_from_wire(response: wire::ForwardResponse) -> Result<Applied, Error> {
     use wire::{applied::Outcome as Wire, forward_response::Result as Answer};
     match response.result {
         Some(Answer::Applied(applied)) => Ok(Applied {
@@ -45,7 +45,7 @@ pub fn result_from_wire(response: wire::ForwardResponse) -> Result<Applied, Erro
 }
 
 /// To the wire.
-pub fn refusal_to_wire(error: &Error) -> wire::Refusal {
+pub(super) fn refusal_to_wire(error: &Error) -> wire::Refusal {
     let reason = match error.kind() {
         ErrorKind::NotLeader { .. } => Reason::NotLeader,
         ErrorKind::NoQuorum => Reason::NoQuorum,
@@ -72,7 +72,7 @@ pub fn refusal_to_wire(error: &Error) -> wire::Refusal {
 }
 
 /// From the wire.
-pub fn refusal_from_wire(refusal: wire::Refusal) -> Error {
+pub(super) fn refusal_from_wire(refusal: wire::Refusal) -> Error {
     match refusal.reason() {
         Reason::NotLeader => Error::not_leader((refusal.leader_node_id != 0).then(|| Leader {
             node_id: refusal.leader_node_id,

@@ -93,12 +93,9 @@ fn append_from_wire(
     let entries = request.entries.into_iter().map(entry_from_wire).collect::<Result<Vec<_>, _>>();
     let (previous, entries) =
         (request.previous.as_ref().map(log_id_from_wire), entries.map_err(malformed)?);
-    let mut next = previous.as_ref().map_or(0, |log_id| log_id.index + 1);
-    for entry in &entries {
-        if entry.log_id.index != next {
-            return Err(Status::invalid_argument("the entries are not consecutive"));
-        }
-        next += 1;
+    let first = previous.as_ref().map_or(0, |log_id| log_id.index + 1);
+    if !entries.iter().zip(first..).all(|(entry, index)| entry.log_id.index == index) {
+        return Err(Status::invalid_argument("the entries are not consecutive"));
     }
     Ok(AppendEntriesRequest {
         vote: vote(request.vote)?,
