@@ -122,7 +122,10 @@ fn component(config: &Config) -> Result<Bytes, Error> {
 fn master_key(source: &MasterKeySource) -> Result<MasterKey, Error> {
     match source {
         MasterKeySource::File(path) => MasterKey::from_file(path).map_err(startup),
-        MasterKeySource::Value(value) => MasterKey::from_text(value, "the environment variable CONCLAVE_MASTER_KEY").map_err(startup),
+        MasterKeySource::Value(value) => {
+            MasterKey::from_text(value, "the environment variable CONCLAVE_MASTER_KEY")
+                .map_err(startup)
+        }
     }
 }
 

@@ -13,8 +13,8 @@ const FILTER_DEFAULT: &str = "info,openraft=warn,sled=warn,h2=warn,hyper=warn,to
 
 /// Starts logging. A second start, as in a test, changes nothing.
 pub fn start(format: LogFormat) {
-    let filter = EnvFilter::try_from_env(FILTER_VARIABLE)
-        .unwrap_or_else(|_| EnvFilter::new(FILTER_DEFAULT));
+    let filter =
+        EnvFilter::try_from_env(FILTER_VARIABLE).unwrap_or_else(|_| EnvFilter::new(FILTER_DEFAULT));
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(std::io::stderr)

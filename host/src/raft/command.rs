@@ -159,7 +159,9 @@ fn now_ms() -> u64 {
 
 /// Slows down callers whose calls keep trapping: every trap costs each replica an instance.
 #[derive(Default)]
-pub(super) struct Brake(Mutex<BTreeMap<(Arc<str>, Arc<str>), Trapping>>);
+pub(super) struct Brake(Mutex<BTreeMap<MethodAndPrincipal, Trapping>>);
+
+type MethodAndPrincipal = (Arc<str>, Arc<str>);
 
 struct Trapping {
     in_a_row: u32,

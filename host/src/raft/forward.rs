@@ -5,15 +5,13 @@ use crate::{
     proto::raft::{self as wire, refusal::Reason},
     types::{
         Applied, Outcome, Reply,
-        convert::{
-            failure_from_wire, failure_to_wire, trap_from_wire, trap_to_wire,
-        },
+        convert::{failure_from_wire, failure_to_wire, trap_from_wire, trap_to_wire},
         status::Leader,
     },
 };
 
 /// To the wire.
-pub fn result_to_wire(result: Result<Applied, Error>) -> wire::ForwardResponse {
+pub(super) fn result_to_wire(result: Result<Applied, Error>) -> wire::ForwardResponse {
     use wire::{applied::Outcome as Wire, forward_response::Result as Answer};
     let result = match result {
         Ok(applied) => Answer::Applied(wire::Applied {
@@ -30,15 +28,13 @@ pub fn result_to_wire(result: Result<Applied, Error>) -> wire::ForwardResponse {
 }
 
 /// From the wire.
-pub fn result_from_wire(response: wire::ForwardResponse) -> Result<Applied, Error> {
+pub(super) fn result_from_wire(response: wire::ForwardResponse) -> Result<Applied, Error> {
     use wire::{applied::Outcome as Wire, forward_response::Result as Answer};
     match response.result {
         Some(Answer::Applied(applied)) => Ok(Applied {
             index: applied.index,
             outcome: applied.outcome.map(|outcome| match outcome {
-                Wire::Response(response) => {
-                    Outcome::Reply(Reply { response, ..Reply::default() })
-                }
+                Wire::Response(response) => Outcome::Reply(Reply { response, ..Reply::default() }),
                 Wire::Failure(failure) => Outcome::Failure(failure_from_wire(failure)),
                 Wire::Trap(trap) => Outcome::Trap(trap_from_wire(trap)),
             }),
@@ -49,7 +45,7 @@ pub fn result_from_wire(response: wire::ForwardResponse) -> Result<Applied, Erro
 }
 
 /// To the wire.
-pub fn refusal_to_wire(error: &Error) -> wire::Refusal {
+pub(super) fn refusal_to_wire(error: &Error) -> wire::Refusal {
     let reason = match error.kind() {
         ErrorKind::NotLeader { .. } => Reason::NotLeader,
         ErrorKind::NoQuorum => Reason::NoQuorum,
@@ -76,7 +72,7 @@ pub fn refusal_to_wire(error: &Error) -> wire::Refusal {
 }
 
 /// From the wire.
-pub fn refusal_from_wire(refusal: wire::Refusal) -> Error {
+pub(super) fn refusal_from_wire(refusal: wire::Refusal) -> Error {
     match refusal.reason() {
         Reason::NotLeader => Error::not_leader((refusal.leader_node_id != 0).then(|| Leader {
             node_id: refusal.leader_node_id,

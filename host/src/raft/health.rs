@@ -22,7 +22,8 @@ pub(super) async fn watch(replica: Weak<Inner>) {
     };
     while let Some(inner) = replica.upgrade() {
         let health = look(&inner);
-        let stopping = matches!(&*inner.health.borrow(), Health::NotServing(why) if why == "shutting down");
+        let stopping =
+            matches!(&*inner.health.borrow(), Health::NotServing(why) if why == "shutting down");
         if stopping {
             return;
         }

@@ -29,10 +29,6 @@ use std::sync::{Arc, atomic::AtomicUsize};
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
 
-pub use self::{
-    options::Options,
-    state_machine::LocalHistory,
-};
 use self::{
     command::Brake,
     network::{
@@ -44,6 +40,7 @@ use self::{
     snapshot::Raft,
     state_machine::{Building, StateMachine},
 };
+pub use self::{options::Options, state_machine::LocalHistory};
 use crate::{
     config::{Limits, Member as InitialMember, Timing},
     error::Error,
@@ -125,11 +122,7 @@ impl Replica {
         tokio::spawn(read::serve(Arc::downgrade(&replica.0), read_requests));
         tokio::spawn(health::watch(Arc::downgrade(&replica.0)));
         tokio::spawn(snapshot::hand_over(Arc::downgrade(&replica.0)));
-        tokio::spawn(snapshot::watch_bytes(
-            Arc::downgrade(&replica.0),
-            snapshot,
-            options.history,
-        ));
+        tokio::spawn(snapshot::watch_bytes(Arc::downgrade(&replica.0), snapshot, options.history));
         tokio::spawn(bootstrap::run(replica.clone()));
         Ok(replica)
     }

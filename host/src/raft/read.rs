@@ -168,4 +168,3 @@ fn failed(error: QueryError) -> Error {
         QueryError::Busy => Error::busy("too many queries are waiting: try again"),
     }
 }
-

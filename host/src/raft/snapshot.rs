@@ -18,10 +18,7 @@ use super::{Inner, LocalHistory, state_machine::StateMachine};
 use crate::{
     config::SnapshotPolicy,
     machine::StateStream,
-    proto::raft::{
-        SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart,
-        snapshot_part::Part,
-    },
+    proto::raft::{SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, snapshot_part::Part},
     storage::{Identity, SnapshotFile, SnapshotStore},
     types::{
         convert::{
@@ -35,24 +32,24 @@ use crate::{
 const PARTS_IN_FLIGHT: usize = 4;
 
 /// openraft's name for a snapshot with its data.
-pub type OpenSnapshot = SnapshotOf<TypeConfig, SnapshotFile>;
+pub(super) type OpenSnapshot = SnapshotOf<TypeConfig, SnapshotFile>;
 
 /// Decodes the header of a snapshot file.
-pub fn header(file: &SnapshotFile) -> io::Result<SnapshotHeader> {
+pub(super) fn header(file: &SnapshotFile) -> io::Result<SnapshotHeader> {
     SnapshotHeader::decode(file.header().clone()).map_err(|error| {
         io::Error::new(io::ErrorKind::InvalidData, format!("the header of a snapshot: {error}"))
     })
 }
 
 /// A snapshot file as openraft wants it.
-pub fn opened(file: SnapshotFile) -> io::Result<OpenSnapshot> {
+pub(super) fn opened(file: SnapshotFile) -> io::Result<OpenSnapshot> {
     let meta = snapshot_meta_from_wire(&header(&file)?)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     Ok(Snapshot { meta, snapshot: file })
 }
 
 /// Refuses a snapshot that is not of this cluster or this module.
-pub fn check_header(header: &SnapshotHeader, identity: &Identity) -> Result<(), String> {
+pub(super) fn check_header(header: &SnapshotHeader, identity: &Identity) -> Result<(), String> {
     if header.cluster_id != identity.cluster_id {
         return Err(format!(
             "the snapshot is of cluster {}, this node belongs to {}",
@@ -70,7 +67,7 @@ pub fn check_header(header: &SnapshotHeader, identity: &Identity) -> Result<(), 
 }
 
 /// Writes the machine's state to a file.
-pub async fn save(
+pub(super) async fn save(
     snapshots: &SnapshotStore,
     identity: &Identity,
     meta: &SnapshotMeta,
@@ -127,7 +124,10 @@ fn write(
 
 /// The parts of a snapshot, as a leader sends them. If the file turns out to be damaged the stream
 /// breaks off without an end, and the receiver drops what it has.
-pub fn send(vote: Vote, file: SnapshotFile) -> impl Stream<Item = SnapshotPart> + Send + 'static {
+pub(super) fn send(
+    vote: Vote,
+    file: SnapshotFile,
+) -> impl Stream<Item = SnapshotPart> + Send + 'static {
     let (parts, stream) = mpsc::channel(PARTS_IN_FLIGHT);
     spawn_blocking(move || {
         if let Err(error) = send_parts(vote, &file, &parts) {
@@ -160,7 +160,7 @@ fn send_parts(
 }
 
 /// Writes what a leader sends to a file of this node's own, sealed with its own keys.
-pub async fn receive(
+pub(super) async fn receive(
     header: SnapshotHeader,
     mut parts: Streaming<SnapshotPart>,
     snapshots: SnapshotStore,
@@ -195,7 +195,7 @@ pub async fn receive(
 }
 
 /// The type of openraft's handle.
-pub type Raft = openraft::Raft<TypeConfig, StateMachine>;
+pub(super) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// Makes openraft take each snapshot whose file has become whole.
 pub(super) async fn hand_over(replica: Weak<Inner>) {

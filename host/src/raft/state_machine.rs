@@ -35,7 +35,7 @@ use crate::{
 const BATCH_ENTRIES_MAX: usize = 256;
 
 /// openraft's view of the machine.
-pub struct StateMachine {
+pub(super) struct StateMachine {
     worker: Worker,
     snapshots: SnapshotStore,
     identity: Identity,
@@ -45,7 +45,7 @@ pub struct StateMachine {
 
 impl StateMachine {
     /// With nothing applied.
-    pub fn new(
+    pub(super) fn new(
         worker: Worker,
         snapshots: SnapshotStore,
         identity: Identity,
@@ -126,7 +126,7 @@ async fn save(
 /// notified, whoever listens makes openraft ask again, and it is handed the file. A snapshot that
 /// fails costs only that the log is kept longer.
 #[derive(Default)]
-pub struct Building {
+pub(super) struct Building {
     state: Mutex<BuildState>,
     /// Notified when a file is whole, and when it has failed for good.
     pub ready: Notify,
@@ -161,12 +161,12 @@ impl Building {
     }
 
     /// Why the last snapshot failed, if it did.
-    pub fn failure(&self) -> Option<String> {
+    pub(super) fn failure(&self) -> Option<String> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// Whether a file waits to be handed over.
-    pub fn is_whole(&self) -> bool {
+    pub(super) fn is_whole(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         matches!(*state, BuildState::Whole(_))
     }
@@ -244,7 +244,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 }
 
 /// A snapshot whose file is whole, or failing that the newest there is.
-pub struct FinishedSnapshot(Option<SnapshotFile>, SnapshotStore);
+pub(super) struct FinishedSnapshot(Option<SnapshotFile>, SnapshotStore);
 
 impl RaftSnapshotBuilder<TypeConfig> for FinishedSnapshot {
     type SnapshotData = SnapshotFile;
@@ -327,8 +327,7 @@ impl History for LocalHistory {
         let mut found = Vec::new();
         let mut next = from;
         while next <= to && found.is_empty() {
-            let entries =
-                self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(unreadable)?;
+            let entries = self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(unreadable)?;
             match entries.first() {
                 Some(first) if first.log_id.index == next => {}
                 _ => return Err(HistoryError::Gap(next)),

@@ -9,7 +9,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_client::CallOptions;
+use conclave_client::{CallOptions, Client};
 use serde_json::json;
 
 use crate::harness::{Cluster, PATIENCE, Setup, conclave, files, get, get_stale, put};
@@ -196,8 +196,7 @@ async fn damage_in_every_file_of_the_data_directory() {
             damaged[at] ^= 0x40;
             damaged
         };
-        let damages =
-            [flip(first), flip((first + last) / 2), flip(last), noise(11, whole.len())];
+        let damages = [flip(first), flip((first + last) / 2), flip(last), noise(11, whole.len())];
         for damaged in damages {
             fs::write(path, damaged).unwrap();
             starts_whole_or_refuses(&mut cluster, &path.display().to_string()).await;
@@ -225,7 +224,11 @@ async fn starts_whole_or_refuses(cluster: &mut Cluster, path: &str) {
     fs::write(&log, "").unwrap();
     let mut child = cluster.command(1).spawn().unwrap();
     let deadline = Instant::now() + PATIENCE;
-    let own = cluster.client_of(1);
+    let own = Client::builder()
+        .endpoints([cluster.node(1).client.clone()])
+        .deadline(Duration::from_millis(500))
+        .build()
+        .unwrap();
     let started = loop {
         if child.try_wait().unwrap().is_some() {
             break false;

@@ -111,8 +111,7 @@ async fn every_acknowledged_put_was_synced_first() {
         let within = |time: f64| (*sent..=*acknowledged).contains(&time);
         let written = events.iter().position(|e| matches!(e, Event::Written(t) if within(*t)));
         let written = written.unwrap_or_else(|| panic!("put {number}: the record was not written"));
-        let synced =
-            events[written..].iter().any(|e| matches!(e, Event::Synced(t) if within(*t)));
+        let synced = events[written..].iter().any(|e| matches!(e, Event::Synced(t) if within(*t)));
         assert!(synced, "put {number} was acknowledged before it was synced");
     }
 }

@@ -9,19 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_client::{Client, CallOptions, Consistency};
+use conclave_client::{CallOptions, Client, Consistency};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
 /// Long enough for the slowest machine; a test that waits so long has failed.
-pub const PATIENCE: Duration = Duration::from_secs(60);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
 /// One cluster at a time: the tests measure nothing, but three nodes fill two cores.
 static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// How the nodes of a cluster are started.
 #[derive(Default)]
-pub struct Setup {
+pub(crate) struct Setup {
     /// The machine's component; absent: the key-value store.
     pub module: Option<PathBuf>,
     /// More flags for every node.
@@ -29,7 +29,7 @@ pub struct Setup {
 }
 
 /// One node's addresses and process.
-pub struct Node {
+pub(crate) struct Node {
     pub id: u64,
     pub client: String,
     pub peer: String,
@@ -40,7 +40,7 @@ pub struct Node {
 }
 
 /// Three nodes on loopback, killed on drop.
-pub struct Cluster {
+pub(crate) struct Cluster {
     pub nodes: Vec<Node>,
     pub dir: TempDir,
     setup: Setup,
@@ -48,24 +48,24 @@ pub struct Cluster {
 }
 
 /// The binary under test.
-pub fn conclave() -> Command {
+pub(crate) fn conclave() -> Command {
     Command::new(env!("CARGO_BIN_EXE_conclave"))
 }
 
 /// A free loopback address. The kernel does not hand the port out again soon.
-pub fn free_address() -> String {
+pub(crate) fn free_address() -> String {
     let listener = TcpListener::bind("127.0.0.1:0").unwrap();
     listener.local_addr().unwrap().to_string()
 }
 
 impl Cluster {
     /// Starts three nodes with the key-value store and waits until they serve.
-    pub async fn start() -> Self {
+    pub(crate) async fn start() -> Self {
         Self::start_with(Setup::default()).await
     }
 
     /// Starts three nodes and waits until they serve.
-    pub async fn start_with(setup: Setup) -> Self {
+    pub(crate) async fn start_with(setup: Setup) -> Self {
         let cluster = Self::prepared(setup);
         let mut cluster = cluster;
         for id in 1..=3 {
@@ -76,7 +76,7 @@ impl Cluster {
     }
 
     /// Addresses, directories and a master key for three nodes; none is started.
-    pub fn prepared(setup: Setup) -> Self {
+    pub(crate) fn prepared(setup: Setup) -> Self {
         let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
         let dir = TempDir::new().unwrap();
         let key = dir.path().join("master.key");
@@ -95,7 +95,7 @@ impl Cluster {
     }
 
     /// The command that runs a node; its output goes to the node's log.
-    pub fn command(&self, id: u64) -> Command {
+    pub(crate) fn command(&self, id: u64) -> Command {
         let node = self.node(id);
         let log = File::options().create(true).append(true).open(&node.log).unwrap();
         let mut command = conclave();
@@ -105,7 +105,7 @@ impl Cluster {
     }
 
     /// The flags of `conclave serve` for a node.
-    pub fn serve_flags(&self, id: u64) -> Vec<String> {
+    pub(crate) fn serve_flags(&self, id: u64) -> Vec<String> {
         let node = self.node(id);
         let mut flags = vec![
             "--node-id".into(),
@@ -135,18 +135,18 @@ impl Cluster {
         flags
     }
 
-    pub fn node(&self, id: u64) -> &Node {
+    pub(crate) fn node(&self, id: u64) -> &Node {
         &self.nodes[id as usize - 1]
     }
 
     /// Starts a node, or starts it again.
-    pub fn start_node(&mut self, id: u64) {
+    pub(crate) fn start_node(&mut self, id: u64) {
         let child = self.command(id).spawn().unwrap();
         self.nodes[id as usize - 1].child = Some(child);
     }
 
     /// SIGKILL, and waits until the process is gone.
-    pub fn kill(&mut self, id: u64) {
+    pub(crate) fn kill(&mut self, id: u64) {
         if let Some(mut child) = self.nodes[id as usize - 1].child.take() {
             child.kill().unwrap();
             child.wait().unwrap();
@@ -154,7 +154,7 @@ impl Cluster {
     }
 
     /// SIGTERM, and waits until the process is gone.
-    pub fn stop(&mut self, id: u64) {
+    pub(crate) fn stop(&mut self, id: u64) {
         let Some(mut child) = self.nodes[id as usize - 1].child.take() else { return };
         let pid = rustix::process::Pid::from_child(&child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
@@ -166,19 +166,19 @@ impl Cluster {
     }
 
     /// The process id of a node that runs.
-    pub fn pid(&self, id: u64) -> u32 {
+    pub(crate) fn pid(&self, id: u64) -> u32 {
         self.node(id).child.as_ref().expect("the node runs").id()
     }
 
     /// Fails with the node's log if it has ended by itself.
-    pub fn assert_running(&mut self, id: u64) {
+    pub(crate) fn assert_running(&mut self, id: u64) {
         let child = self.nodes[id as usize - 1].child.as_mut().expect("the node was started");
         let ended = child.try_wait().unwrap();
         assert!(ended.is_none(), "node {id} ended: {ended:?}\n{}", self.log_tail(id));
     }
 
     /// The last lines of a node's log.
-    pub fn log_tail(&self, id: u64) -> String {
+    pub(crate) fn log_tail(&self, id: u64) -> String {
         let log = fs::read(&self.node(id).log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
@@ -186,20 +186,20 @@ impl Cluster {
     }
 
     /// A client that knows all nodes.
-    pub fn client(&self) -> Client {
+    pub(crate) fn client(&self) -> Client {
         let endpoints = self.nodes.iter().map(|node| node.client.clone());
         Client::builder().endpoints(endpoints).deadline(PATIENCE).build().unwrap()
     }
 
     /// A client that talks to one node and stays there.
-    pub fn client_of(&self, id: u64) -> Client {
+    pub(crate) fn client_of(&self, id: u64) -> Client {
         let endpoint = self.node(id).client.clone();
         let client = Client::builder().endpoints([endpoint]).follow_leader(false);
         client.deadline(PATIENCE).build().unwrap()
     }
 
     /// Waits until the cluster answers a linearizable read, which needs a leader and a majority.
-    pub async fn serving(&self) {
+    pub(crate) async fn serving(&self) {
         let client = self.client();
         let status = eventually("the cluster serves", async || {
             let status = client.status().await.map_err(|error| error.to_string())?;
@@ -209,7 +209,7 @@ impl Cluster {
     }
 
     /// The node that leads.
-    pub async fn leader(&self) -> u64 {
+    pub(crate) async fn leader(&self) -> u64 {
         let client = self.client();
         eventually("somebody leads", async || {
             let status = client.status().await.map_err(|error| error.to_string())?;
@@ -220,7 +220,7 @@ impl Cluster {
     }
 
     /// Waits until these nodes have all applied the same, and as much as the leader has committed.
-    pub async fn caught_up(&self, ids: &[u64]) {
+    pub(crate) async fn caught_up(&self, ids: &[u64]) {
         let client = self.client();
         eventually("the nodes agree", async || {
             let status = client.status().await.map_err(|error| error.to_string())?;
@@ -253,7 +253,10 @@ impl Drop for Cluster {
 }
 
 /// Tries until it works; fails with the last reason.
-pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<T, String>) -> T {
+pub(crate) async fn eventually<T>(
+    what: &str,
+    mut attempt: impl AsyncFnMut() -> Result<T, String>,
+) -> T {
     let deadline = Instant::now() + PATIENCE;
     loop {
         let reason = match attempt().await {
@@ -266,7 +269,7 @@ pub async fn eventually<T>(what: &str, mut attempt: impl AsyncFnMut() -> Result<
 }
 
 /// Calls a method with JSON, by reflection.
-pub async fn call(
+pub(crate) async fn call(
     client: &Client,
     method: &str,
     request: Value,
@@ -277,19 +280,26 @@ pub async fn call(
 }
 
 /// Puts a text.
-pub async fn put(client: &Client, key: &str, text: &str) -> Result<Value, conclave_client::Error> {
+pub(crate) async fn put(
+    client: &Client,
+    key: &str,
+    text: &str,
+) -> Result<Value, conclave_client::Error> {
     let request = json!({ "key": key, "text": text });
     let options = CallOptions::write().retry_unknown(true);
     call(client, "kv.v1.KV/Put", request, options).await
 }
 
 /// The text under a key.
-pub async fn get(client: &Client, key: &str) -> Result<String, conclave_client::Error> {
+pub(crate) async fn get(client: &Client, key: &str) -> Result<String, conclave_client::Error> {
     get_with(client, key, CallOptions::read()).await
 }
 
 /// The text under a key as one node has it.
-pub async fn get_stale(client: &Client, key: &str) -> Result<String, conclave_client::Error> {
+pub(crate) async fn get_stale(
+    client: &Client,
+    key: &str,
+) -> Result<String, conclave_client::Error> {
     get_with(client, key, CallOptions::read().consistency(Consistency::Stale)).await
 }
 
@@ -313,7 +323,7 @@ fn find_text(value: &Value) -> Option<String> {
 }
 
 /// Every file under a directory.
-pub fn files(dir: &Path) -> Vec<PathBuf> {
+pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {
         let path = entry.path();

@@ -105,11 +105,9 @@ async fn without_a_majority_nothing_is_promised() {
     let refused = get(&impatient, "key").await.unwrap_err();
     assert!(refused.is_unavailable() || refused.is_deadline(), "{refused}");
     assert_eq!(get_stale(&impatient, "key").await.unwrap(), "before");
-    eventually("health says so", async || {
-        match impatient.is_serving().await {
-            Ok(false) => Ok(()),
-            other => Err(format!("{other:?}")),
-        }
+    eventually("health says so", async || match impatient.is_serving().await {
+        Ok(false) => Ok(()),
+        other => Err(format!("{other:?}")),
     })
     .await;
     cluster.start_node(others[0]);
@@ -134,5 +132,11 @@ async fn a_node_that_lost_its_data_is_refused() {
     .await;
     put(&client, "key", "still").await.unwrap();
     let status = client.status().await.unwrap();
-    assert!(status.nodes.iter().any(|node| node.id == 1 && node.applied == 0 || node.role == "unreachable"), "{status:?}");
+    assert!(
+        status
+            .nodes
+            .iter()
+            .any(|node| node.id == 1 && node.applied == 0 || node.role == "unreachable"),
+        "{status:?}"
+    );
 }

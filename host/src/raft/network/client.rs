@@ -23,9 +23,7 @@ use crate::{
     raft::snapshot,
     storage::SnapshotFile,
     types::{
-        convert::{
-            entry_to_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire,
-        },
+        convert::{entry_to_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire},
         raft::{LogId, TypeConfig, Vote},
     },
 };
@@ -74,9 +72,7 @@ fn append_to_wire(request: AppendEntriesRequest<TypeConfig>) -> wire::AppendRequ
     }
 }
 
-fn append_result(
-    response: wire::AppendResponse,
-) -> Result<StreamAppendResult<TypeConfig>, Status> {
+fn append_result(response: wire::AppendResponse) -> Result<StreamAppendResult<TypeConfig>, Status> {
     use wire::append_response::Result as Answer;
     match response.result {
         Some(Answer::Matched(matched)) => Ok(Ok(matched.log_id.as_ref().map(log_id_from_wire))),
@@ -101,9 +97,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         let mut answers = self.stream_append(stream::iter([request]), option).await?;
         match answers.next().await {
             Some(answer) => Ok(answer?.into()),
-            None => {
-                Err(RPCError::Network(NetworkError::from_string("the peer closed the stream")))
-            }
+            None => Err(RPCError::Network(NetworkError::from_string("the peer closed the stream"))),
         }
     }
 

@@ -250,9 +250,7 @@ fn connect(
         .keep_alive_while_idle(true)
         .initial_stream_window_size(WINDOW_BYTES)
         .initial_connection_window_size(WINDOW_BYTES);
-    let ascii = |text: String| {
-        MetadataValue::try_from(text).map_err(|error| error.to_string())
-    };
+    let ascii = |text: String| MetadataValue::try_from(text).map_err(|error| error.to_string());
     let introduce = Introduce {
         cluster: ascii(local.identity.cluster_id.clone())?,
         from: ascii(local.identity.node_id.to_string())?,

@@ -68,7 +68,8 @@ impl PeerService {
         if to == Some(identity.node_id) {
             Ok(())
         } else {
-            let message = format!("this is node {}: check the members' addresses", identity.node_id);
+            let message =
+                format!("this is node {}: check the members' addresses", identity.node_id);
             Err(Status::permission_denied(message))
         }
     }
@@ -92,12 +93,9 @@ fn append_from_wire(
     let entries = request.entries.into_iter().map(entry_from_wire).collect::<Result<Vec<_>, _>>();
     let (previous, entries) =
         (request.previous.as_ref().map(log_id_from_wire), entries.map_err(malformed)?);
-    let mut next = previous.as_ref().map_or(0, |log_id| log_id.index + 1);
-    for entry in &entries {
-        if entry.log_id.index != next {
-            return Err(Status::invalid_argument("the entries are not consecutive"));
-        }
-        next += 1;
+    let first = previous.as_ref().map_or(0, |log_id| log_id.index + 1);
+    if !entries.iter().zip(first..).all(|(entry, index)| entry.log_id.index == index) {
+        return Err(Status::invalid_argument("the entries are not consecutive"));
     }
     Ok(AppendEntriesRequest {
         vote: vote(request.vote)?,
@@ -182,11 +180,8 @@ impl wire::raft_server::Raft for PeerService {
         );
         request.leadership_transfer = message.leadership_transfer;
         let raft = self.replica.raft();
-        let answer = if message.pre_vote {
-            raft.pre_vote(request).await
-        } else {
-            raft.vote(request).await
-        };
+        let answer =
+            if message.pre_vote { raft.pre_vote(request).await } else { raft.vote(request).await };
         let answer = answer.map_err(stopped)?;
         Ok(Response::new(wire::VoteResponse {
             vote: Some(vote_to_wire(&answer.vote)),
@@ -212,7 +207,8 @@ impl wire::raft_server::Raft for PeerService {
             .map_err(Status::failed_precondition)?;
         tracing::info!(from, "receiving a snapshot");
         let file = snapshot::receive(header, parts, self.replica.snapshots().clone()).await?;
-        let installed = snapshot::opened(file).map_err(|error| Status::internal(error.to_string()))?;
+        let installed =
+            snapshot::opened(file).map_err(|error| Status::internal(error.to_string()))?;
         let answer = self.replica.raft().install_full_snapshot(vote, installed).await;
         let answer = answer.map_err(stopped)?;
         Ok(Response::new(wire::SnapshotResponse { vote: Some(vote_to_wire(&answer.vote)) }))
