@@ -4,8 +4,7 @@ use std::{fs, future::Future, sync::Arc};
 
 use bytes::Bytes;
 use tokio::{net::TcpListener, sync::watch};
-use tokio_stream::wrappers::TcpListenerStream;
-use tonic::transport::Server;
+use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
     api::{self, Api},
@@ -53,7 +52,11 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 /// Everything below Raft: keys, storage, the machine.
 fn open(config: &Config) -> Result<raft::Options, Error> {
     let engine = Engine::new(&machine_limits(config)).map_err(startup)?;
-    let module = Module::load(&engine, component(config)?).map_err(startup)?;
+    let module = Module::load(&engine, component(config)?).map_err(|error| {
+        let name = config.module.as_ref().map(|path| path.display().to_string());
+        let name = name.unwrap_or_else(|| "the default machine".to_owned());
+        Error::invalid(format!("{name}: {error}")).with_source(error)
+    })?;
     let storage = Storage::open(storage::Options {
         dir: config.data_dir.clone(),
         cluster_id: config.cluster_id.clone(),
@@ -150,13 +153,13 @@ async fn serve(
         let _ = stopped.wait_for(|stop| *stop).await;
     };
     let peers = Server::builder()
-        .tcp_nodelay(true)
         .max_concurrent_streams(PEER_STREAMS_MAX)
         .initial_stream_window_size(8 * 1024 * 1024)
         .initial_connection_window_size(8 * 1024 * 1024)
         .add_service(replica.peer_service())
         .serve_with_incoming_shutdown(
-            TcpListenerStream::new(listeners.peer),
+            // Small messages go at once; the server's own option does not reach these connections.
+            TcpIncoming::from(listeners.peer).with_nodelay(Some(true)),
             until(stopped.clone()),
         );
     let peers = tokio::spawn(peers);

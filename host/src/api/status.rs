@@ -2,8 +2,8 @@
 //!
 //! | error | code | metadata |
 //! |---|---|---|
-//! | not leader | UNAVAILABLE | `conclave-leader`, if known |
-//! | no quorum, shutting down | UNAVAILABLE | |
+//! | not leader | UNAVAILABLE | `conclave-outcome: not-applied`, `conclave-leader` if known |
+//! | no quorum, shutting down | UNAVAILABLE | `conclave-outcome: not-applied` |
 //! | deadline | DEADLINE_EXCEEDED | `conclave-outcome: unknown`, if it was proposed |
 //! | proposed, then lost | UNKNOWN | `conclave-outcome: unknown` |
 //! | limit, busy | RESOURCE_EXHAUSTED | |
@@ -31,7 +31,7 @@ pub(super) const INDEX: HeaderName = HeaderName::from_static("conclave-index");
 pub(super) const LEADER: HeaderName = HeaderName::from_static("conclave-leader");
 /// The trap's name.
 const TRAP: HeaderName = HeaderName::from_static("conclave-trap");
-/// `unknown`: the command may or may not have been applied.
+/// `unknown`: the command may or may not have been applied. `not-applied`: it never will be.
 const OUTCOME: HeaderName = HeaderName::from_static("conclave-outcome");
 
 /// Longer texts are cut: percent-encoded they still fit the 16 KiB of headers that clients take.
@@ -72,6 +72,8 @@ impl From<&Error> for Status {
         }
         if error.is_unknown_outcome() {
             headers.insert(OUTCOME, HeaderValue::from_static("unknown"));
+        } else if code(error) == Code::Unavailable {
+            headers.insert(OUTCOME, HeaderValue::from_static("not-applied"));
         }
         if let Some(index) = error.index() {
             headers.insert(INDEX, index_value(index));

@@ -11,6 +11,7 @@
 
 pub mod call;
 pub mod dev;
+pub mod health;
 pub mod key;
 pub mod kv;
 pub mod output;
@@ -89,6 +90,7 @@ enum Verb {
     Dev(dev::Arguments),
     Serve(Box<serve::Arguments>),
     Status(status::Arguments),
+    Health(health::Arguments),
     Call(call::Arguments),
     Kv(kv::Arguments),
     Key(key::Arguments),
@@ -102,6 +104,7 @@ impl Cli {
             Verb::Dev(arguments) => dev::run(arguments, &mut output).await,
             Verb::Serve(arguments) => serve::run(*arguments).await,
             Verb::Status(arguments) => status::run(arguments, &mut output).await,
+            Verb::Health(arguments) => health::run(arguments, &mut output).await,
             Verb::Call(arguments) => call::run(arguments, &mut output).await,
             Verb::Kv(arguments) => kv::run(arguments, &mut output).await,
             Verb::Key(arguments) => key::run(arguments, &mut output),

@@ -86,6 +86,7 @@ impl Replica {
         let building = Arc::<Building>::default();
         let machine = StateMachine::new(
             options.worker.clone(),
+            log.clone(),
             snapshots.clone(),
             local.identity.clone(),
             building.clone(),

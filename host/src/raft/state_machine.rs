@@ -37,6 +37,7 @@ const BATCH_ENTRIES_MAX: usize = 256;
 /// openraft's view of the machine.
 pub(super) struct StateMachine {
     worker: Worker,
+    log: LogStore,
     snapshots: SnapshotStore,
     identity: Identity,
     applied: Arc<Mutex<SnapshotMeta>>,
@@ -47,11 +48,12 @@ impl StateMachine {
     /// With nothing applied.
     pub(super) fn new(
         worker: Worker,
+        log: LogStore,
         snapshots: SnapshotStore,
         identity: Identity,
         building: Arc<Building>,
     ) -> Self {
-        Self { worker, snapshots, identity, applied: Arc::default(), building }
+        Self { worker, log, snapshots, identity, applied: Arc::default(), building }
     }
 
     fn applied(&self) -> MutexGuard<'_, SnapshotMeta> {
@@ -203,6 +205,11 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             let mut work = Vec::with_capacity(batch.len());
             for item in batch {
                 work.push(self.prepare(item?));
+            }
+            // An entry may be committed by the others' disks. Whoever is answered by this node, or
+            // reads from it, may count on its own as well.
+            if let Some((index, ..)) = work.last() {
+                self.log.synced(*index).await?;
             }
             self.worker.apply(work).await.map_err(io::Error::other)?;
         }

@@ -4,6 +4,7 @@ use std::{
     fmt::Debug,
     io,
     ops::{Bound, Range, RangeBounds},
+    pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::Ordering,
@@ -74,6 +75,21 @@ impl LogStore {
             .map_err(Error::io("cannot start the storage thread of", tree.dir()))?;
         let thread = Mutex::new(Some(thread));
         Ok(Self { inner: Arc::new(Inner { shared, tree, queue, thread, _lock: lock }) })
+    }
+
+    /// Waits until this node's own disk holds the log up to `index`.
+    pub async fn synced(&self, index: u64) -> io::Result<()> {
+        let shared = &self.inner.shared;
+        loop {
+            // Registered before looking, so that no notification falls in between.
+            let mut written = pin!(shared.written.notified());
+            written.as_mut().enable();
+            shared.check_poisoned()?;
+            if shared.lock().is_written(index) {
+                return Ok(());
+            }
+            written.await;
+        }
     }
 
     /// The entries of a range that the log has, from the first on: as many as are worth `bytes_max`,

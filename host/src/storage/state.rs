@@ -207,6 +207,11 @@ impl State {
         self.lazy.purged = Some(to);
     }
 
+    /// Whether the entry at `index`, and so all before it, is on disk.
+    pub(super) fn is_written(&self, index: u64) -> bool {
+        self.written_to > index
+    }
+
     /// Notes that entries have reached the tree. `to` is their end, unless a truncation came between.
     pub(super) fn written(&mut self, to: Option<u64>, bytes: usize) {
         self.unwritten_bytes = self.unwritten_bytes.saturating_sub(bytes);

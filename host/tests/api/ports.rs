@@ -176,7 +176,7 @@ async fn a_port_in_use_is_named_with_its_flag() {
     let taken = bind("127.0.0.1:0", "client").await.unwrap();
     let address = taken.local_addr().unwrap().to_string();
     let error = bind(address.as_str(), "client").await.unwrap_err().to_string();
-    assert!(error.contains(&address) && error.contains("--client-listen"), "{error}");
+    assert!(error.contains(&address) && error.contains("--listen-client"), "{error}");
     let error = bind("no such host:1", "peer").await.unwrap_err().to_string();
     assert!(error.contains("--peer-listen"), "{error}");
 }

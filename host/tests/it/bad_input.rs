@@ -151,7 +151,7 @@ async fn settings_that_cannot_hold() {
 
     let garbage = dir.join("garbage.wasm");
     fs::write(&garbage, noise(6, 1000)).unwrap();
-    refuses(&and(&["--module", garbage.to_str().unwrap()]), "component");
+    refuses(&and(&["--module", garbage.to_str().unwrap()]), "not WebAssembly");
 
     // The directory of another node, of another cluster, and one that is in use.
     let others = cluster.node(2).data_dir.display().to_string();

@@ -76,7 +76,7 @@ async fn all_agree(cluster: &Cluster, expected: i64) {
 fn setup() -> Setup {
     Setup {
         module: Some(hostile()),
-        flags: vec!["--fuel-per-call=500000000".into(), "--memory-bytes-max=536870912".into()],
+        flags: vec!["--fuel-per-call=1000000000".into(), "--memory-bytes-max=301989888".into()],
     }
 }
 
