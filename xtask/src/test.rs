@@ -4,7 +4,7 @@ use anyhow::Result;
 use clap::Args;
 
 use crate::{
-    build, docker,
+    docker,
     output::{Steps, skip},
     process,
     setup::{self, TestTools},
@@ -26,9 +26,11 @@ pub(crate) struct Options {
 
 pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -> Result<()> {
     let tools = setup::everything(workspace, steps)?;
-    // Before the tests rather than by them: the tests in this workspace share it, and so does `dev`.
-    let binary = build::binary(workspace, false, steps)?;
-    steps.run("build the tests", || process::run(cargo_test(workspace, &tools).arg("--no-run")))?;
+    // The binary comes along. Building it by itself would choose other features for some libraries,
+    // and compile wasmtime twice.
+    steps.run("build the tests (wasmtime takes several minutes, once)", || {
+        process::run(cargo_test(workspace, &tools).arg("--no-run"))
+    })?;
     steps.run("run the tests", || {
         let mut test = cargo_test(workspace, &tools);
         test.arg("--no-fail-fast").args(&options.filter);
@@ -42,7 +44,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
         skip("the image and the compose cluster", "--no-docker");
         return Ok(());
     }
-    docker::test(workspace, &binary, steps)
+    docker::test(workspace, &workspace.binary(false), steps)
 }
 
 fn cargo_test(workspace: &Workspace, tools: &TestTools) -> std::process::Command {
