@@ -2,7 +2,7 @@
 //!
 //! Each does all the set-up that it needs on a fresh machine and says what it does while it does it.
 //! They run other programs and hold little logic; what has logic sits in a module of its own:
-//! [`setup`] installs what is missing, [`bench`] drives the benchmark, [`docker`] the image and the
+//! [`setup`] installs what is missing, [`mod@bench`] drives the benchmark, [`docker`] the image and the
 //! compose cluster. Only [`output`] prints.
 
 mod bench;
