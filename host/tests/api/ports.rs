@@ -178,7 +178,7 @@ async fn a_port_in_use_is_named_with_its_flag() {
     let error = bind(address.as_str(), "client").await.unwrap_err().to_string();
     assert!(error.contains(&address) && error.contains("--listen-client"), "{error}");
     let error = bind("no such host:1", "peer").await.unwrap_err().to_string();
-    assert!(error.contains("--peer-listen"), "{error}");
+    assert!(error.contains("--listen-peer"), "{error}");
 }
 
 #[tokio::test]
