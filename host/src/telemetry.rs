@@ -8,8 +8,8 @@ use crate::config::LogFormat;
 
 /// The environment variable that chooses what is logged, for example `debug` or `conclave=debug`.
 const FILTER_VARIABLE: &str = "CONCLAVE_LOG";
-/// openraft reports each step of a working cluster at `info`.
-const FILTER_DEFAULT: &str = "info,openraft=warn,sled=warn,h2=warn,hyper=warn,tonic=warn";
+/// openraft reports each step of a working cluster at `info`, and each failed heartbeat at `warn`.
+const FILTER_DEFAULT: &str = "info,openraft=error,sled=warn,h2=warn,hyper=warn,tonic=warn";
 
 /// Starts logging. A second start, as in a test, changes nothing.
 pub fn start(format: LogFormat) {

@@ -55,6 +55,11 @@ fn look(inner: &Arc<Inner>) -> Health {
     let Some(leader) = metrics.current_leader else {
         return Health::NotServing("no leader is known".to_owned());
     };
+    // With pre-vote a node that is cut off goes on naming the leader that it had.
+    let silence = inner.leader_silence();
+    if leader != inner.node_id() && silence > inner.timing.election_max * 2 {
+        return Health::NotServing(format!("leader {leader} has not been heard of for a while"));
+    }
     let alone = metrics.membership_config.voter_ids().count() == 1;
     if leader == inner.node_id() && !alone {
         let lease = inner.timing.election_max;

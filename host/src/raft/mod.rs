@@ -24,7 +24,10 @@ mod snapshot;
 mod state_machine;
 mod status;
 
-use std::sync::{Arc, atomic::AtomicUsize};
+use std::{
+    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    time::{Duration, Instant},
+};
 
 use openraft::async_runtime::WatchReceiver;
 use tokio::sync::watch;
@@ -72,6 +75,8 @@ struct Inner {
     limits: Limits,
     reads: ReadIndex,
     health: watch::Sender<Health>,
+    /// When a leader was last heard of.
+    leader_heard: Mutex<Instant>,
     commands_in_flight: AtomicUsize,
     brake: Brake,
 }
@@ -117,6 +122,7 @@ impl Replica {
             limits,
             reads,
             health,
+            leader_heard: Mutex::new(Instant::now()),
             commands_in_flight: AtomicUsize::new(0),
             brake: Brake::default(),
         }));
@@ -166,6 +172,10 @@ impl Replica {
         self.0.log.shutdown();
     }
 
+    fn hear_leader(&self) {
+        self.0.hear_leader();
+    }
+
     fn raft(&self) -> &Raft {
         &self.0.raft
     }
@@ -182,6 +192,16 @@ impl Replica {
 impl Inner {
     fn node_id(&self) -> NodeId {
         self.local.identity.node_id
+    }
+
+    /// Notes that a leader has just been heard of.
+    fn hear_leader(&self) {
+        *self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// For how long no leader has been heard of.
+    fn leader_silence(&self) -> Duration {
+        self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
     fn is_leader(&self) -> bool {

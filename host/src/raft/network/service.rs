@@ -165,7 +165,14 @@ impl wire::raft_server::Raft for PeerService {
             std::future::ready(request.ok())
         });
         let answers = self.replica.raft().stream_append(requests);
-        Ok(Response::new(answers.map(|answer| answer.map(append_to_wire).map_err(stopped)).boxed()))
+        let replica = self.replica.clone();
+        let answers = answers.map(move |answer| {
+            if matches!(&answer, Ok(result) if !matches!(result, Err(StreamAppendError::HigherVote(_)))) {
+                replica.hear_leader();
+            }
+            answer.map(append_to_wire).map_err(stopped)
+        });
+        Ok(Response::new(answers.boxed()))
     }
 
     async fn vote(
