@@ -1,31 +1,51 @@
 //! What is left after nodes die: everything that was acknowledged, on every node.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use crate::harness::{Cluster, Setup, eventually, get, get_stale, put};
+
+const PUTS: usize = 600;
+
+/// Waits until some more puts have come back.
+async fn goes_on(done: &AtomicUsize) {
+    let enough = (done.load(Ordering::Relaxed) + 40).min(PUTS);
+    eventually("writing goes on", async || {
+        let now = done.load(Ordering::Relaxed);
+        if now >= enough { Ok(()) } else { Err(format!("{now} of {enough} puts")) }
+    })
+    .await;
+}
 
 /// Nodes are killed in turn under load; each acknowledged put is on every node in the end.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_puts_survive_any_order_of_kills() {
     let mut cluster = Cluster::start().await;
     let client = cluster.client();
+    let done = Arc::new(AtomicUsize::new(0));
     let writer = tokio::spawn({
-        let client = client.clone();
+        let (client, done) = (client.clone(), done.clone());
         async move {
             let mut acknowledged = Vec::new();
-            for number in 0..600 {
+            for number in 0..PUTS {
                 let key = format!("key/{number:04}");
                 if put(&client, &key, &number.to_string()).await.is_ok() {
                     acknowledged.push((key, number.to_string()));
                 }
+                done.fetch_add(1, Ordering::Relaxed);
             }
             acknowledged
         }
     });
     for id in [1, 2, 3] {
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        goes_on(&done).await;
         cluster.kill(id);
-        tokio::time::sleep(Duration::from_millis(300)).await;
+        goes_on(&done).await;
         cluster.start_node(id);
         cluster.serving().await;
     }
