@@ -54,6 +54,20 @@ impl Dev {
     }
 }
 
+/// Builds the binary and the examples that the benchmark runs, a few small programs.
+///
+/// They come along so that cargo chooses the same features for every library as it does for the
+/// tests: with the package alone it would choose others for some, and compile wasmtime once more.
+pub(crate) fn build_programs(workspace: &Workspace, release: bool) -> Command {
+    let mut build = cargo();
+    build.current_dir(&workspace.root).args(["build", "--workspace", "--bin", "conclave"]);
+    build.args(["--example", "load", "--example", "apply_cost"]);
+    if release {
+        build.arg("--release");
+    }
+    build
+}
+
 /// Builds the binary and says where it is.
 pub(crate) fn binary(workspace: &Workspace, release: bool, steps: &mut Steps) -> Result<PathBuf> {
     let binary = workspace.binary(release);
@@ -64,13 +78,7 @@ pub(crate) fn binary(workspace: &Workspace, release: bool, steps: &mut Steps) ->
                 "the first build compiles wasmtime, which takes several minutes; later ones do not",
             );
         }
-        let mut build = cargo();
-        build.current_dir(&workspace.root).args(["build", "--package", "conclave"]);
-        build.args(["--bin", "conclave"]);
-        if release {
-            build.arg("--release");
-        }
-        process::run(&mut build)?;
+        process::run(&mut build_programs(workspace, release))?;
         say(&format!("{} is ready", workspace.relative(&binary).display()));
         Ok(binary)
     })

@@ -20,7 +20,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Backend, Options, Shared, call};
+use super::{Backend, Options, Shared, call, gather::Gather};
 use crate::error::Error;
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
@@ -163,7 +163,7 @@ async fn connection<B: Backend>(
     }
     // hyper wants to read the preface too.
     let (reader, writer) = stream.into_split();
-    let io = tokio::io::join(PREFACE.chain(reader), writer);
+    let io = tokio::io::join(PREFACE.chain(reader), Gather::new(writer));
     let service = service_fn(move |request| call::serve(shared.clone(), request));
     let mut served = pin!(http2.serve_connection(TokioIo::new(io), service));
     tokio::select! {

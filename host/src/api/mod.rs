@@ -22,6 +22,7 @@
 mod admin;
 mod backend;
 mod call;
+mod gather;
 mod generic;
 mod health;
 mod listeners;

@@ -83,7 +83,7 @@ pub struct Timing {
     /// How often a leader shows that it lives. Default 100 ms, at least 10 ms.
     pub heartbeat: Duration,
     /// A follower that hears nothing for a random time between these two starts an election. Default
-    /// 500 ms, at least 3 heartbeats.
+    /// 700 ms, at least half of `election_max` and 2 heartbeats.
     pub election_min: Duration,
     /// Default 1000 ms, at least `election_min` and a heartbeat.
     pub election_max: Duration,

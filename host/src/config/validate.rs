@@ -187,17 +187,25 @@ fn members(texts: &[String], node_id: u64) -> Result<Vec<Member>, ConfigError> {
 
 fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
     let heartbeat = settings.heartbeat_ms.unwrap_or(100);
-    let election_min = settings.election_min_ms.unwrap_or(500);
-    let election_max = settings.election_max_ms.unwrap_or(election_min.saturating_mul(2));
+    // Either follows from the other, and both from the heartbeat where that is slow.
+    let (election_min, election_max) = match (settings.election_min_ms, settings.election_max_ms) {
+        (Some(min), Some(max)) => (min, max),
+        (Some(min), None) => (min, min.saturating_mul(10) / 7),
+        (None, Some(max)) => (max.saturating_mul(7) / 10, max),
+        (None, None) => {
+            (heartbeat.saturating_mul(7).max(700), heartbeat.saturating_mul(10).max(1000))
+        }
+    };
     let request_timeout = settings.request_timeout_ms.unwrap_or(10_000);
     if !(10..=10_000).contains(&heartbeat) {
         return Err(invalid("heartbeat_ms", heartbeat, "must be between 10 and 10000"));
     }
-    if election_min < heartbeat * 3 || election_min > 60_000 {
+    if election_min < election_max / 2 + heartbeat * 2 || election_min > 120_000 {
         let rule = format!(
-            "must be at least 3 times heartbeat_ms ({heartbeat}), so {}, and at most 60000: a \
-             shorter one elects a new leader whenever one heartbeat is late",
-            heartbeat * 3
+            "must be at least half of election_max_ms ({election_max}) and 2 times heartbeat_ms \
+             ({heartbeat}) together, so {}, and at most 120000: a shorter one elects a new leader \
+             whenever some heartbeats are late",
+            election_max / 2 + heartbeat * 2
         );
         return Err(invalid("election_min_ms", election_min, rule));
     }
@@ -310,8 +318,12 @@ mod tests {
             (|s| s.members.push("2=127.0.0.1:7201,127.0.0.1:7102".into()), "given twice"),
             (|s| s.cluster_id = Some("a b".into()), "letters, digits"),
             (|s| s.heartbeat_ms = Some(1), "between 10"),
-            (|s| s.election_min_ms = Some(200), "at least 3 times heartbeat_ms"),
-            (|s| s.election_max_ms = Some(501), "at least election_min_ms + heartbeat_ms"),
+            (|s| s.election_min_ms = Some(200), "2 times heartbeat_ms"),
+            (|s| s.election_max_ms = Some(300), "2 times heartbeat_ms"),
+            (
+                |s| (s.election_min_ms, s.election_max_ms) = (Some(900), Some(950)),
+                "at least election_min_ms + heartbeat_ms",
+            ),
             (|s| s.request_bytes_max = Some(1 << 30), "must be between"),
             (|s| s.snapshot_entries = Some(1), "must be between 100"),
         ];

@@ -46,11 +46,16 @@ pub(super) fn raft_config(
     snapshot: SnapshotPolicy,
 ) -> Result<Arc<openraft::Config>, Error> {
     let ms = |duration: std::time::Duration| duration.as_millis() as u64;
+    // After the last word of a leader a follower grants nobody a vote for a lease of openraft's
+    // longest timeout, and only then begins to wait, for a random time between its two. So the
+    // silence that an election takes, which is what our settings say, is the sum.
+    let lease = timing.election_max / 2;
+    let wait_min = timing.election_min.saturating_sub(lease);
     let config = openraft::Config {
         cluster_name: cluster_id.to_owned(),
         heartbeat_interval: ms(timing.heartbeat),
-        election_timeout_min: ms(timing.election_min),
-        election_timeout_max: ms(timing.election_max),
+        election_timeout_min: ms(wait_min),
+        election_timeout_max: ms(lease),
         // A snapshot is sent as one stream that ends by itself when the connection dies.
         install_snapshot_timeout: 10 * 60 * 1000,
         // One request of the log's stream. The log reader bounds it by bytes as well.
@@ -76,6 +81,10 @@ pub(super) fn raft_config(
         // A node that comes back from a partition does not disturb a leader that works.
         enable_pre_vote: Some(true),
         backoff: "20ms 50ms 100ms 200ms ...1000ms".to_owned(),
+        // A leader sends entries before its own disk holds them. One that restarts may lack what its
+        // followers have, and leading on in the same term it would give their log ids to other
+        // entries. So it is elected again, in a new term, if its log is as long as theirs.
+        enable_leader_restore: Some(false),
         enable_tick: true,
         enable_heartbeat: true,
         enable_elect: true,

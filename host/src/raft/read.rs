@@ -25,9 +25,10 @@ use crate::{
 
 /// Reads that wait for a read index at once.
 const WAITING_MAX: usize = 65_536;
-/// Rounds under way at once: while one is on its way the next may leave, as a read must not use a
-/// round that began before it came.
-const ROUNDS_MAX: usize = 2;
+/// Rounds under way at once. A read must not use a round that began before it came, so it waits for the
+/// rest of that one and then for its own; a second one beside it would spare it the first wait, and
+/// halve how many reads share a round.
+const ROUNDS_MAX: usize = 1;
 /// Most rounds take a network round trip; a leader that is cut off would take forever.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
 

@@ -16,9 +16,10 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use openraft::storage::IOFlushed;
 use tokio::sync::oneshot;
 
@@ -35,7 +36,8 @@ use crate::types::{
     raft::{Entry, LogId, TypeConfig, Vote},
 };
 
-/// How long something lazy waits for a batch to ride along with.
+/// How long something lazy waits for a batch to ride along with. The committed index, which moves with
+/// every batch and only spares a restart some questions, is written no more often than this.
 const LINGER: Duration = Duration::from_millis(200);
 
 /// How many bytes of entries go into one batch. What is left in the queue makes the next one: this
@@ -75,6 +77,8 @@ pub(super) struct Writer {
     packs: VecDeque<Pack>,
     records: BTreeMap<String, u64>,
     purged: Option<LogId>,
+    /// When the committed index was staged last.
+    committed_at: Option<Instant>,
     /// Small values are sealed under data keys that are not active any more.
     reseals: bool,
     /// The batch in the making.
@@ -103,6 +107,7 @@ impl Writer {
             packs: recovered.packs,
             records: records.into_iter().map(|(name, (sequence, _))| (name, sequence)).collect(),
             purged: recovered.purged,
+            committed_at: None,
             reseals,
             batch: Batch::default(),
             pack: PackBuilder::default(),
@@ -213,7 +218,7 @@ impl Writer {
         if std::mem::take(&mut self.reseals) {
             self.reseal()?;
         }
-        self.stage_lazy(lazy)?;
+        self.stage_lazy(lazy, urgent && !ends)?;
         for work in work {
             match work {
                 Work::Append(entries) => self.stage_entries(&entries)?,
@@ -366,16 +371,32 @@ impl Writer {
         Ok(())
     }
 
-    fn stage_lazy(&mut self, lazy: Lazy) -> io::Result<()> {
+    /// `hurried`: somebody waits for the batch, and one value costs sled a third of what two do.
+    fn stage_lazy(&mut self, lazy: Lazy, hurried: bool) -> io::Result<()> {
+        let recent = self.committed_at.is_some_and(|at| at.elapsed() < LINGER);
         if let Some(committed) = lazy.committed {
-            let committed = format::encode_log_id(committed.as_ref());
-            self.mark.committed = self.stage_value(format::COMMITTED.to_vec(), &committed)?;
+            if hurried && recent {
+                self.shared.lock().lazy.committed.get_or_insert(committed);
+            } else {
+                self.committed_at = Some(Instant::now());
+                self.stage_committed(committed)?;
+            }
         }
         if let Some(purged) = lazy.purged {
             self.purged = Some(purged);
             self.stage_purged()?;
         }
-        for (name, value) in lazy.records {
+        self.stage_records(lazy.records)
+    }
+
+    fn stage_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
+        let committed = format::encode_log_id(committed.as_ref());
+        self.mark.committed = self.stage_value(format::COMMITTED.to_vec(), &committed)?;
+        Ok(())
+    }
+
+    fn stage_records(&mut self, records: BTreeMap<String, Option<Bytes>>) -> io::Result<()> {
+        for (name, value) in records {
             let key = format::record_key(&name);
             let old = self.records.get(&name).copied();
             let new = match value {

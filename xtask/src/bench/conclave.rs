@@ -39,6 +39,9 @@ pub(crate) fn start(binary: &Path, directory: &Path) -> Result<Cluster> {
         // A node that does not run has no process id there.
         let nodes = nodes(&description)?;
         ask_leader(&nodes)?;
+        // Before that a node that dies is a start that failed, and `dev` stops the others.
+        let printed = fs::read_to_string(&log).context("cannot read its log")?;
+        anyhow::ensure!(printed.contains(" serves: "), "conclave dev does not say that it serves");
         Ok(nodes)
     })?;
     Ok(Cluster { name: "conclave", nodes, ask_leader, processes: vec![dev] })

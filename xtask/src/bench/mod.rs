@@ -13,16 +13,18 @@ mod conclave;
 mod etcd;
 mod load;
 mod report;
+mod share;
 
-use std::{path::PathBuf, thread, time::Duration};
+use std::{path::PathBuf, process::Command, thread, time::Duration};
 
 use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
+    build::build_programs,
     output::{Steps, human, result, say, skip},
     process, setup,
-    workspace::{Workspace, cargo},
+    workspace::Workspace,
 };
 use cluster::Cluster;
 use load::{Figures, Load, Work};
@@ -64,7 +66,7 @@ type Start<'a> = Box<dyn Fn() -> Result<Cluster> + 'a>;
 
 pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -> Result<()> {
     let directory = workspace.scratch("bench");
-    let load = build(workspace, options, steps)?;
+    let load = build(workspace, steps)?;
     let binary = options.binary.clone().unwrap_or_else(|| workspace.binary(true));
 
     let etcd = if options.without_etcd { None } else { etcd(workspace, steps)? };
@@ -93,6 +95,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
         Ok(())
     })?;
     let rows = steps.run("measure", || measure(&load, options, &running))?;
+    let share = machine_share(&load, options, &running, steps)?;
     let loaded = idle_memory(&running, "measure the memory of idle nodes after the load", steps)?;
     let names: Vec<_> = running.iter().map(|cluster| cluster.name).collect();
     drop(running);
@@ -105,6 +108,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     result(&report::loads(&names, &rows));
     result(&report::nodes(&names, &[fresh, loaded], &failovers));
     apply.iter().for_each(|text| result(text));
+    share.iter().for_each(|text| result(text));
     Ok(())
 }
 
@@ -116,20 +120,11 @@ fn idle_memory(running: &[Cluster], step: &str, steps: &mut Steps) -> Result<Vec
     })
 }
 
-fn build(workspace: &Workspace, options: &Options, steps: &mut Steps) -> Result<Load> {
-    let conclave = options.binary.is_none() && !options.without_conclave;
-    if conclave {
-        setup::compiler(steps)?;
-    }
+fn build(workspace: &Workspace, steps: &mut Steps) -> Result<Load> {
+    setup::compiler(steps)?;
     steps.run("build (release)", || {
-        let mut build = cargo();
-        build.current_dir(&workspace.root).args(["build", "--release"]);
-        build.args(["--package", "conclave-client", "--example", "load"]);
-        if conclave {
-            say("the first release build compiles wasmtime, which takes several minutes");
-            build.args(["--package", "conclave", "--bin", "conclave"]);
-        }
-        process::run(&mut build)?;
+        say("the first release build compiles wasmtime, which takes several minutes");
+        process::run(&mut build_programs(workspace, true))?;
         Ok(Load { program: workspace.target.join("release/examples/load") })
     })
 }
@@ -140,6 +135,28 @@ fn etcd(workspace: &Workspace, steps: &mut Steps) -> Result<Option<etcd::Etcd>> 
             skip("etcd, so Conclave is measured alone", &format!("{error:#}"));
             Ok(None)
         })
+    })
+}
+
+/// The share of Conclave's machine in the processors' time, under the load of the goals.
+fn machine_share(
+    load: &Load,
+    options: &Options,
+    running: &[Cluster],
+    steps: &mut Steps,
+) -> Result<Option<String>> {
+    const CLIENTS: u32 = 64;
+    let Some(cluster) = running.iter().find(|cluster| cluster.name == "conclave") else {
+        return Ok(None);
+    };
+    steps.run("measure the machine's share of the processors' time", || {
+        let before = share::Ticks::read(cluster)?;
+        load.run(cluster, Work::Put, CLIENTS, options.seconds)?;
+        let share = share::Ticks::read(cluster)?.share_since(before);
+        Ok(Some(format!(
+            "the machines of all nodes, head and reader, take {:.1} % of the processors' time at {CLIENTS} clients that put",
+            share * 100.0
+        )))
     })
 }
 
@@ -181,13 +198,11 @@ fn apply_cost(
     options: &Options,
     steps: &mut Steps,
 ) -> Result<Option<String>> {
-    if options.without_conclave || !workspace.root.join("host/examples/apply_cost.rs").exists() {
+    if options.without_conclave {
         return Ok(None);
     }
     steps.run("measure one apply in wasm and natively", || {
-        let mut example = cargo();
-        example.current_dir(&workspace.root).args(["run", "--release", "--quiet"]);
-        example.args(["--package", "conclave", "--example", "apply_cost"]);
-        process::capture_within(&mut example, Duration::from_secs(1800)).map(Some)
+        let mut example = Command::new(workspace.target.join("release/examples/apply_cost"));
+        process::capture_within(&mut example, Duration::from_secs(300)).map(Some)
     })
 }

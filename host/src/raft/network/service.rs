@@ -175,6 +175,24 @@ impl wire::raft_server::Raft for PeerService {
         Ok(Response::new(answers.boxed()))
     }
 
+    async fn heartbeat(
+        &self,
+        request: Request<wire::AppendRequest>,
+    ) -> Result<Response<wire::AppendResponse>, Status> {
+        self.admit(request.metadata())?;
+        let request = append_from_wire(request.into_inner())?;
+        if !request.entries.is_empty() {
+            return Err(Status::invalid_argument("a heartbeat brings no entries"));
+        }
+        let previous = request.prev_log_id;
+        let answer = self.replica.raft().append_entries(request).await.map_err(stopped)?;
+        let result = answer.into_stream_result(previous, None);
+        if !matches!(result, Err(StreamAppendError::HigherVote(_))) {
+            self.replica.hear_leader();
+        }
+        Ok(Response::new(append_to_wire(result)))
+    }
+
     async fn vote(
         &self,
         request: Request<wire::VoteRequest>,
