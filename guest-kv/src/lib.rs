@@ -14,6 +14,7 @@
 //! The store counts what it holds and refuses to grow past `limits::STORE_BYTES_MAX`, long before the
 //! host's limit of memory: a refusal is the same on every replica, and where a heap is full is not.
 
+mod key;
 pub mod limits;
 mod machine;
 mod range;

@@ -1,7 +1,5 @@
 //! What one operation does to the state.
 
-use std::sync::Arc;
-
 use conclave_sdk::Failure;
 
 use crate::{
@@ -45,16 +43,14 @@ impl<'a> Step<'a> {
         let expires_at_ms = self.expires_at_ms(request.ttl_ms)?;
         self.check_room(&request.key, &content)?;
 
-        let old = self.state.get(&request.key, self.time_ms);
-        let old = old.map(|record| (record.create_revision, record.version));
         let revision = self.change();
-        let (create_revision, version) = match old {
-            Some((create_revision, version)) => (create_revision, version + 1),
-            None => (revision, 1),
-        };
-        let record =
-            Record { content, create_revision, mod_revision: revision, version, expires_at_ms };
-        self.state.insert(Arc::from(request.key), record);
+        let (mut create_revision, mut version) = (revision, 1);
+        self.state.put(&request.key, self.time_ms, |old| {
+            if let Some(old) = old {
+                (create_revision, version) = (old.create_revision, old.version + 1);
+            }
+            Record { content, create_revision, mod_revision: revision, version, expires_at_ms }
+        });
         Ok(PutResponse { revision, create_revision, version })
     }
 
