@@ -5,12 +5,12 @@ use std::sync::Arc;
 use conclave_sdk::Failure;
 
 use crate::{
-    limits::{VALUE_BYTES_MAX, check_key, within},
+    limits::{STORE_BYTES_MAX, VALUE_BYTES_MAX, check_key, within},
     pb::{
         DeleteRequest, DeleteResponse, GetRequest, GetResponse, KeyValue, PutRequest, PutResponse,
         key_value, put_request,
     },
-    state::{Content, Record, State},
+    state::{Content, Record, State, counted_bytes},
 };
 
 /// The operations of one entry. They share one revision, made by the first that changes something.
@@ -43,6 +43,7 @@ impl<'a> Step<'a> {
         };
         within("the value", content.bytes().len(), VALUE_BYTES_MAX, "bytes")?;
         let expires_at_ms = self.expires_at_ms(request.ttl_ms)?;
+        self.check_room(&request.key, &content)?;
 
         let old = self.state.get(&request.key, self.time_ms);
         let old = old.map(|record| (record.create_revision, record.version));
@@ -77,6 +78,23 @@ impl<'a> Step<'a> {
         }
         self.changed = true;
         self.state.next_revision()
+    }
+
+    /// Whether the store may hold this. What makes it no larger always passes, so that a store that is
+    /// over the limit, for example of a version with a higher one, can be put right.
+    fn check_room(&self, key: &str, content: &Content) -> Result<(), Failure> {
+        let bytes = self.state.bytes();
+        // Only a store that is nearly full has to look what the key holds.
+        if bytes + counted_bytes(key, content) <= STORE_BYTES_MAX {
+            return Ok(());
+        }
+        let after = self.state.bytes_with(key, content);
+        if after <= bytes.max(STORE_BYTES_MAX) {
+            return Ok(());
+        }
+        Err(Failure::resource_exhausted(format!(
+            "the store is full: with this put its keys and values would count {after} bytes, and at              most {STORE_BYTES_MAX} are allowed: delete keys first"
+        )))
     }
 
     fn expires_at_ms(&self, ttl_ms: i64) -> Result<u64, Failure> {
