@@ -72,6 +72,9 @@ impl Replica {
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Answered, Error> {
+        if let Some(why) = self.0.fault() {
+            return Err(Error::stopped(why));
+        }
         let answer = async {
             let index = match consistency {
                 Consistency::Stale => 0,
@@ -153,7 +156,7 @@ impl Replica {
 fn failed(error: QueryError) -> Error {
     match error {
         QueryError::Trap(trap) => Error::trap(trap),
-        QueryError::Fault(fault) => Error::fault(fault.to_string()),
+        QueryError::Fault(fault) => Error::stopped(fault.to_string()),
         QueryError::Stopped => Error::shutting_down(),
         QueryError::Busy => Error::busy("too many queries are waiting: try again"),
     }
