@@ -3,7 +3,8 @@
 //! [`Replica`] is what the layers above see: commands, queries, status, health. Below it:
 //! [`state_machine`] hands committed entries to the machine, [`snapshot`] moves snapshots,
 //! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait,
-//! [`health`] watches, [`bootstrap`] initializes a new cluster.
+//! [`health`] watches, [`bootstrap`] initializes a new cluster, [`history`] is what the machine is rebuilt
+//! from.
 //!
 //! Contract: a command is answered only after a majority has it on stable storage and the machine has
 //! applied it here or on the leader. A linearizable query sees every command that was acknowledged
@@ -17,6 +18,7 @@ mod bootstrap;
 mod command;
 mod forward;
 mod health;
+mod history;
 pub mod network;
 mod options;
 mod read;
@@ -43,7 +45,7 @@ use self::{
     snapshot::Raft,
     state_machine::{Building, StateMachine},
 };
-pub use self::{options::Options, state_machine::LocalHistory};
+pub use self::{history::LocalHistory, options::Options};
 use crate::{
     config::{Limits, Member as InitialMember, Timing},
     error::Error,
