@@ -225,6 +225,9 @@ impl wire::raft_server::Raft for PeerService {
             log_id(message.last_log_id)?,
         );
         request.leadership_transfer = message.leadership_transfer;
+        if !message.leadership_transfer {
+            self.replica.votes_freely().await;
+        }
         let raft = self.replica.raft();
         let answer =
             if message.pre_vote { raft.pre_vote(request).await } else { raft.vote(request).await };
