@@ -91,7 +91,7 @@ impl Replica {
     /// served until the peer service listens.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let Options { identity, timing, limits, snapshot, members, log, snapshots, .. } = options;
-        let local = Arc::new(Local { identity, engine: options.engine, log: log.clone() });
+        let local = Arc::new(Local::new(identity, options.engine, log.clone()));
         let peers = Arc::new(Peers::new(local.clone()));
         let building = Arc::<Building>::default();
         let machine = StateMachine::new(
@@ -197,6 +197,13 @@ impl Replica {
     /// Returns once this node may help to elect a leader.
     async fn votes_freely(&self) {
         self.0.hold.over().await;
+    }
+
+    /// Whether the node is a member, or is to be one of the first.
+    fn is_member(&self, node_id: NodeId) -> bool {
+        let metrics = self.0.raft.metrics();
+        let known = metrics.borrow_watched().membership_config.get_node(&node_id).is_some();
+        known || self.0.members.iter().any(|member| member.node_id == node_id)
     }
 
     async fn is_initialized(&self) -> bool {

@@ -159,6 +159,12 @@ impl wire::raft_server::Raft for PeerService {
                 hello.protocol_version
             )));
         }
+        if !self.replica.is_member(hello.node_id) {
+            return Err(Status::permission_denied(format!(
+                "node {} is none of this cluster's members",
+                hello.node_id
+            )));
+        }
         self.local
             .check(hello.node_id, &hello.incarnation, &hello.module_id)
             .map_err(Status::permission_denied)?;
