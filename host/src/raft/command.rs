@@ -91,6 +91,7 @@ impl Replica {
         }
         let _slot = self.0.slot()?;
         self.0.brake.hold(&call, deadline).await?;
+        self.0.check_running()?;
         let (method, principal) = (call.method.clone(), call.principal.clone());
         let command = Command { time_ms: now_ms(), kind: CommandKind::Call(call) };
         let written = timeout_at(deadline, self.0.raft.client_write(command)).await;
@@ -121,7 +122,13 @@ impl Replica {
                 Error::lost("another leader took over before the command was committed")
             }
             RaftError::APIError(error) => Error::fault(error.to_string()),
-            RaftError::Fatal(fatal) => self.0.stopped(fatal),
+            // Raft ran when the command was handed over, so it may have been proposed before Raft, or
+            // the machine that was to answer it, stopped. Called certain not to have been applied, it
+            // would be sent again and applied twice.
+            RaftError::Fatal(fatal) => {
+                let why = self.0.fault().unwrap_or_else(|| fatal.to_string());
+                Error::lost(format!("the leader stopped while it worked on the command ({why})"))
+            }
         }
     }
 }
@@ -147,7 +154,13 @@ impl super::Inner {
         Ok(Slot(&self.commands_in_flight))
     }
 
-    /// What a stopped Raft means for a call.
+    /// Refuses what has not been proposed yet, once Raft has stopped.
+    fn check_running(&self) -> Result<(), Error> {
+        let state = self.raft.metrics().borrow_watched().running_state.clone();
+        state.map_err(|fatal| self.stopped(fatal))
+    }
+
+    /// What a stopped Raft means for a call that had no effect.
     pub(super) fn stopped(&self, fatal: openraft::error::Fatal<TypeConfig>) -> Error {
         match fatal {
             openraft::error::Fatal::Stopped => Error::shutting_down(),

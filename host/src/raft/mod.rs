@@ -3,7 +3,8 @@
 //! [`Replica`] is what the layers above see: commands, queries, status, health. Below it:
 //! [`state_machine`] hands committed entries to the machine, [`snapshot`] moves snapshots,
 //! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait,
-//! [`health`] watches, [`bootstrap`] initializes a new cluster.
+//! [`health`] watches, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
+//! electing too early, [`history`] is what the machine is rebuilt from.
 //!
 //! Contract: a command is answered only after a majority has it on stable storage and the machine has
 //! applied it here or on the leader. A linearizable query sees every command that was acknowledged
@@ -17,6 +18,8 @@ mod bootstrap;
 mod command;
 mod forward;
 mod health;
+mod history;
+mod hold;
 pub mod network;
 mod options;
 mod read;
@@ -29,11 +32,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use openraft::async_runtime::WatchReceiver;
+use openraft::{RaftLogReader, async_runtime::WatchReceiver};
 use tokio::sync::watch;
 
 use self::{
     command::Brake,
+    hold::Hold,
     network::{
         NetworkFactory,
         peer::{Local, Peers},
@@ -43,7 +47,7 @@ use self::{
     snapshot::Raft,
     state_machine::{Building, StateMachine},
 };
-pub use self::{options::Options, state_machine::LocalHistory};
+pub use self::{history::LocalHistory, options::Options};
 use crate::{
     config::{Limits, Member as InitialMember, Timing},
     error::Error,
@@ -74,6 +78,7 @@ struct Inner {
     timing: Timing,
     limits: Limits,
     reads: ReadIndex,
+    hold: Hold,
     health: watch::Sender<Health>,
     /// When a leader was last heard of.
     leader_heard: Mutex<Instant>,
@@ -86,7 +91,7 @@ impl Replica {
     /// served until the peer service listens.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let Options { identity, timing, limits, snapshot, members, log, snapshots, .. } = options;
-        let local = Arc::new(Local { identity, engine: options.engine, log: log.clone() });
+        let local = Arc::new(Local::new(identity, options.engine, log.clone()));
         let peers = Arc::new(Peers::new(local.clone()));
         let building = Arc::<Building>::default();
         let machine = StateMachine::new(
@@ -96,9 +101,12 @@ impl Replica {
             local.identity.clone(),
             building.clone(),
         );
+        let unreadable = |error| Error::fault(format!("cannot start from the log: {error}"));
+        let vote = log.clone().read_vote().await.map_err(unreadable)?;
+        let hold = Hold::new(vote, local.identity.node_id, options::lease(timing));
         let raft = openraft::Raft::new(
             local.identity.node_id,
-            options::raft_config(&local.identity.cluster_id, timing, snapshot)?,
+            options::raft_config(&local.identity.cluster_id, timing, snapshot, hold.is_over())?,
             NetworkFactory(peers.clone()),
             log.clone(),
             machine,
@@ -121,12 +129,14 @@ impl Replica {
             timing,
             limits,
             reads,
+            hold,
             health,
             leader_heard: Mutex::new(Instant::now()),
             commands_in_flight: AtomicUsize::new(0),
             brake: Brake::default(),
         }));
         tokio::spawn(read::serve(Arc::downgrade(&replica.0), read_requests));
+        tokio::spawn(hold::release(Arc::downgrade(&replica.0)));
         tokio::spawn(health::watch(Arc::downgrade(&replica.0)));
         tokio::spawn(snapshot::hand_over(Arc::downgrade(&replica.0)));
         tokio::spawn(snapshot::watch_bytes(Arc::downgrade(&replica.0), snapshot, options.history));
@@ -182,6 +192,18 @@ impl Replica {
 
     fn snapshots(&self) -> &SnapshotStore {
         &self.0.snapshots
+    }
+
+    /// Returns once this node may help to elect a leader.
+    async fn votes_freely(&self) {
+        self.0.hold.over().await;
+    }
+
+    /// Whether the node is a member, or is to be one of the first.
+    fn is_member(&self, node_id: NodeId) -> bool {
+        let metrics = self.0.raft.metrics();
+        let known = metrics.borrow_watched().membership_config.get_node(&node_id).is_some();
+        known || self.0.members.iter().any(|member| member.node_id == node_id)
     }
 
     async fn is_initialized(&self) -> bool {

@@ -1,6 +1,6 @@
 //! What a replica is made of, and every option of openraft with its reason.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use openraft::StepDownPolicy;
 
@@ -38,18 +38,25 @@ pub struct Options {
     pub snapshot: SnapshotPolicy,
 }
 
+/// For how long after the last word of a leader its followers grant nobody a vote, so that it may
+/// answer reads without asking them.
+pub(super) fn lease(timing: Timing) -> Duration {
+    timing.election_max / 2
+}
+
 /// openraft's own configuration. Its defaults are for tests; what this product relies on is written
-/// down.
+/// down. `elects`: from the start, not only when told to.
 pub(super) fn raft_config(
     cluster_id: &str,
     timing: Timing,
     snapshot: SnapshotPolicy,
+    elects: bool,
 ) -> Result<Arc<openraft::Config>, Error> {
-    let ms = |duration: std::time::Duration| duration.as_millis() as u64;
-    // After the last word of a leader a follower grants nobody a vote for a lease of openraft's
-    // longest timeout, and only then begins to wait, for a random time between its two. So the
-    // silence that an election takes, which is what our settings say, is the sum.
-    let lease = timing.election_max / 2;
+    let ms = |duration: Duration| duration.as_millis() as u64;
+    // openraft's lease is its longest timeout. When it is over a follower begins to wait, for a random
+    // time between openraft's two. So the silence that an election takes, which is what our settings
+    // say, is the sum.
+    let lease = lease(timing);
     let wait_min = timing.election_min.saturating_sub(lease);
     let config = openraft::Config {
         cluster_name: cluster_id.to_owned(),
@@ -87,7 +94,7 @@ pub(super) fn raft_config(
         enable_leader_restore: Some(false),
         enable_tick: true,
         enable_heartbeat: true,
-        enable_elect: true,
+        enable_elect: elects,
         ..openraft::Config::default()
     };
     let config = config.validate();

@@ -66,6 +66,23 @@ pub(super) fn check_header(header: &SnapshotHeader, identity: &Identity) -> Resu
     Ok(())
 }
 
+/// Refuses a snapshot that openraft could not install, before it is received: it must say what it
+/// covers and who the members were, and its leader cannot have had entries of later leaders.
+pub(super) fn check_coverage(header: &SnapshotHeader, leader: &Vote) -> Result<(), String> {
+    let meta = snapshot_meta_from_wire(header).map_err(|error| error.to_string())?;
+    let last = meta.last_log_id.ok_or("the snapshot does not say what it covers")?;
+    if last.leader_id.term > leader.leader_id.term {
+        return Err(format!(
+            "the snapshot covers the log up to {last}, which is of a later term than its leader's, {}",
+            leader.leader_id.term
+        ));
+    }
+    if meta.last_membership.log_id().is_none_or(|log_id| log_id > last) {
+        return Err(format!("the snapshot of {last} does not say who the members were then"));
+    }
+    Ok(())
+}
+
 /// Writes the machine's state to a file.
 pub(super) async fn save(
     snapshots: &SnapshotStore,
@@ -84,7 +101,10 @@ pub(super) async fn save(
     let (chunks, received) = mpsc::channel(PARTS_IN_FLIGHT);
     let writing = spawn_blocking({
         let snapshots = snapshots.clone();
-        move || write(&snapshots, &header, received)
+        move || {
+            let file = write(&snapshots, &header, received)?;
+            snapshots.install(&file).map_err(io::Error::other)
+        }
     });
     loop {
         let Some(chunk) = state.next().await else { break };
@@ -103,7 +123,7 @@ enum Incoming {
     End,
 }
 
-/// Commits the file only if the end was seen: a sender that breaks off leaves nothing behind.
+/// The file is whole only if the end was seen: a sender that breaks off leaves nothing behind.
 fn write(
     snapshots: &SnapshotStore,
     header: &SnapshotHeader,
@@ -116,7 +136,7 @@ fn write(
     loop {
         match chunks.blocking_recv() {
             Some(Incoming::Chunk(chunk)) => writer.write(&chunk).map_err(io::Error::other)?,
-            Some(Incoming::End) => return writer.commit().map_err(io::Error::other),
+            Some(Incoming::End) => return writer.finish().map_err(io::Error::other),
             None => return Err(io::Error::other("the snapshot broke off before its end")),
         }
     }
@@ -159,7 +179,8 @@ fn send_parts(
     send(Part::End(SnapshotEnd { bytes, blake3: hash.finalize().as_bytes().to_vec().into() }))
 }
 
-/// Writes what a leader sends to a file of this node's own, sealed with its own keys.
+/// Writes what a leader sends to a file of this node's own, sealed with its own keys. It is nobody's
+/// newest snapshot before the machine has restored it: see [`StateMachine`].
 pub(super) async fn receive(
     header: SnapshotHeader,
     mut parts: Streaming<SnapshotPart>,
@@ -235,7 +256,7 @@ pub(super) async fn watch_bytes(
             .map_or(0, |log_id| log_id.index);
         if index != last_index {
             (at_last, last_index) = (appended, index);
-            history.forget_traps(index);
+            history.snapshot_taken(index);
         }
         if appended - at_last >= policy.bytes {
             at_last = appended;
@@ -243,5 +264,44 @@ pub(super) async fn watch_bytes(
                 return;
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::collections::BTreeMap;
+
+    use super::*;
+    use crate::types::raft::{LogId, Member, Membership, StoredMembership};
+
+    /// What openraft would only find wrong after the file had replaced a good one.
+    #[test]
+    fn a_snapshot_that_cannot_be_installed_is_refused() {
+        let members = BTreeMap::from([(1, Member::default())]);
+        let membership = Membership::new(vec![[1].into()], members).unwrap();
+        let members_of =
+            |log_id| stored_membership_to_wire(&StoredMembership::new(log_id, membership.clone()));
+        let at = LogId::new_term_index;
+        let good = SnapshotHeader {
+            last_log_id: Some(log_id_to_wire(&at(3, 9))),
+            membership: Some(members_of(Some(at(1, 1)))),
+            ..SnapshotHeader::default()
+        };
+        let refused = |header: &SnapshotHeader, term| {
+            check_coverage(header, &Vote::new_committed(term, 2)).is_err()
+        };
+        assert!(!refused(&good, 3) && !refused(&good, 4));
+        assert!(refused(&good, 2), "a leader of the past");
+        let with = |change: fn(&mut SnapshotHeader)| {
+            let mut header = good.clone();
+            change(&mut header);
+            header
+        };
+        assert!(refused(&with(|header| header.last_log_id = None), 3));
+        assert!(refused(&with(|header| header.membership = None), 3));
+        assert!(refused(&with(|header| header.membership = Some(Default::default())), 3));
+        let later = Some(members_of(Some(at(3, 10))));
+        assert!(refused(&SnapshotHeader { membership: later, ..good.clone() }, 3));
     }
 }

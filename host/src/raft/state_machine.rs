@@ -2,15 +2,20 @@
 //!
 //! The machine lives in memory. After a restart openraft installs the newest snapshot and applies the
 //! log again up to the committed index that was saved.
+//!
+//! A snapshot from a leader becomes the newest one on disk when the machine's turn to restore it has come:
+//! before that, an instance that is rebuilt must not go past the entries that are still on their way to the
+//! head, and a snapshot that the machine does not take must not replace one that it does.
 
 use std::{
-    collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
-use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::{
     OptionalSend, RaftSnapshotBuilder,
@@ -21,11 +26,10 @@ use tokio::sync::Notify;
 
 use super::snapshot::{self, OpenSnapshot};
 use crate::{
-    machine::{self, BatchItem, Done, History, HistoryError, SavedState, Worker},
+    machine::{self, BatchItem, Done, HistoryError, SavedState, Worker},
     storage::{Identity, LogStore, SnapshotFile, SnapshotStore},
     types::{
-        Applied, CommandKind, Trap,
-        convert::{trap_from_wire, trap_to_wire},
+        Applied, CommandKind,
         raft::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
     },
 };
@@ -87,6 +91,17 @@ impl StateMachine {
         }
     }
 
+    /// What to restore from a snapshot. The file is installed when the machine has read all of it, on the
+    /// head's thread: after all entries before, and before anything that comes next.
+    fn restored_state(&self, file: SnapshotFile) -> io::Result<SavedState> {
+        let mut saved = saved_state(&file)?;
+        let snapshots = self.snapshots.clone();
+        let install = std::iter::once_with(move || snapshots.install(&file).err());
+        let failed = install.flatten().map(|error| Err(unreadable(error)));
+        saved.chunks = Box::new(saved.chunks.chain(failed));
+        Ok(saved)
+    }
+
     /// Writes the state as it is now to a file, in the background.
     fn build(&self) {
         let (worker, snapshots, identity) =
@@ -134,6 +149,8 @@ pub(super) struct Building {
     pub ready: Notify,
     /// Why the last one failed, if it did.
     failure: Mutex<Option<String>>,
+    /// The index of the last one that was handed over.
+    handed_over: AtomicU64,
 }
 
 #[derive(Default)]
@@ -173,6 +190,13 @@ impl Building {
         matches!(*state, BuildState::Whole(_))
     }
 
+    /// Whether nothing is on its way that openraft has yet to hear of, nor has it been handed a
+    /// snapshot up to `index`.
+    pub(super) fn wants(&self, index: u64) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(*state, BuildState::Idle) && self.handed_over.load(Ordering::Relaxed) < index
+    }
+
     /// Takes the file if it is whole; says whether one is to be begun otherwise.
     fn take_or_begin(&self) -> Result<SnapshotFile, bool> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -181,6 +205,7 @@ impl Building {
             BuildState::Running => Err(false),
             BuildState::Whole(file) => {
                 *state = BuildState::Idle;
+                self.handed_over.store(file.index(), Ordering::Relaxed);
                 Ok(file)
             }
         }
@@ -216,7 +241,10 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         Ok(())
     }
 
-    async fn try_create_snapshot_builder(&mut self, _force: bool) -> Option<FinishedSnapshot> {
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<FinishedSnapshot> {
+        if force {
+            return Some(self.get_snapshot_builder().await);
+        }
         match self.building.take_or_begin() {
             Ok(file) => Some(FinishedSnapshot(Some(file), self.snapshots.clone())),
             Err(begin) => {
@@ -239,7 +267,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> io::Result<()> {
         let header = snapshot::header(&file)?;
         snapshot::check_header(&header, &self.identity).map_err(io::Error::other)?;
-        self.worker.restore(saved_state(&file)?).await.map_err(io::Error::other)?;
+        let saved = self.restored_state(file)?;
+        self.worker.restore(saved).await.map_err(io::Error::other)?;
         *self.applied() = meta.clone();
         Ok(())
     }
@@ -266,7 +295,7 @@ impl RaftSnapshotBuilder<TypeConfig> for FinishedSnapshot {
     }
 }
 
-fn saved_state(file: &SnapshotFile) -> io::Result<SavedState> {
+pub(super) fn saved_state(file: &SnapshotFile) -> io::Result<SavedState> {
     let header = snapshot::header(file)?;
     let chunks = file.read().map_err(io::Error::other)?;
     Ok(SavedState {
@@ -277,91 +306,11 @@ fn saved_state(file: &SnapshotFile) -> io::Result<SavedState> {
     })
 }
 
-fn unreadable(error: impl std::fmt::Display) -> HistoryError {
+pub(super) fn unreadable(error: impl std::fmt::Display) -> HistoryError {
     HistoryError::Unreadable(error.to_string())
 }
 
-/// What an instance of the machine can be rebuilt from: the newest snapshot and the log after it.
-pub struct LocalHistory {
-    log: LogStore,
-    snapshots: SnapshotStore,
-    /// The traps since the newest snapshot, so that replaying the log need not run into them again.
-    traps: Mutex<BTreeMap<u64, Trap>>,
-}
-
-/// Entries handed out at once, by their size.
-const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
-const TRAP_PREFIX: &str = "trap/";
-
-fn trap_record(index: u64) -> String {
-    format!("{TRAP_PREFIX}{index:020}")
-}
-
-impl LocalHistory {
-    /// Reads the traps that were recorded.
-    pub fn open(log: LogStore, snapshots: SnapshotStore) -> io::Result<Arc<Self>> {
-        use prost::Message;
-        let mut traps = BTreeMap::new();
-        for (name, record) in log.list_records(TRAP_PREFIX)? {
-            let index = name.strip_prefix(TRAP_PREFIX).and_then(|index| index.parse().ok());
-            let trap = crate::proto::raft::Trap::decode(Bytes::from(record)).ok();
-            if let (Some(index), Some(trap)) = (index, trap) {
-                traps.insert(index, trap_from_wire(trap));
-            }
-        }
-        Ok(Arc::new(Self { log, snapshots, traps: Mutex::new(traps) }))
-    }
-
-    /// Forgets the traps that a snapshot covers.
-    pub fn forget_traps(&self, snapshot_index: u64) {
-        let mut traps = self.traps.lock().unwrap_or_else(PoisonError::into_inner);
-        let later = traps.split_off(&(snapshot_index + 1));
-        for index in std::mem::replace(&mut *traps, later).into_keys() {
-            if let Err(error) = self.log.put_record(&trap_record(index), None) {
-                tracing::warn!(%error, "cannot forget a trap");
-            }
-        }
-    }
-}
-
-impl History for LocalHistory {
-    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
-        let file = self.snapshots.latest().map_err(unreadable)?;
-        file.as_ref().map(saved_state).transpose().map_err(unreadable)
-    }
-
-    fn entries(&self, from: u64, to: u64) -> Result<Vec<machine::Entry>, HistoryError> {
-        let mut found = Vec::new();
-        let mut next = from;
-        while next <= to && found.is_empty() {
-            let entries = self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(unreadable)?;
-            match entries.first() {
-                Some(first) if first.log_id.index == next => {}
-                _ => return Err(HistoryError::Gap(next)),
-            }
-            next += entries.len() as u64;
-            found.extend(entries.into_iter().filter_map(machine_entry));
-        }
-        Ok(found)
-    }
-
-    fn record_trap(&self, index: u64, trap: &Trap) {
-        use prost::Message;
-        let mut traps = self.traps.lock().unwrap_or_else(PoisonError::into_inner);
-        traps.insert(index, trap.clone());
-        let record = trap_to_wire(trap).encode_to_vec();
-        if let Err(error) = self.log.put_record(&trap_record(index), Some(record)) {
-            // Not lost: a replay runs into the trap again.
-            tracing::warn!(index, %error, "cannot record a trap");
-        }
-    }
-
-    fn trapped(&self, index: u64) -> Option<Trap> {
-        self.traps.lock().unwrap_or_else(PoisonError::into_inner).get(&index).cloned()
-    }
-}
-
-fn machine_entry(entry: Entry) -> Option<machine::Entry> {
+pub(super) fn machine_entry(entry: Entry) -> Option<machine::Entry> {
     let index = entry.index();
     match entry.payload {
         Payload::Normal(command) => {

@@ -107,9 +107,12 @@ impl Replica {
         if snapshot >= target {
             return Ok(snapshot);
         }
-        self.0.raft.trigger().snapshot().await.map_err(|fatal| self.0.stopped(fatal))?;
         loop {
             let ready = self.0.building.ready.notified();
+            // Also again: one that was on its way already may be of an older state.
+            if self.0.building.wants(target) {
+                self.0.raft.trigger().snapshot().await.map_err(|fatal| self.0.stopped(fatal))?;
+            }
             let snapshot = index(metrics.borrow_watched().snapshot.as_ref());
             if snapshot >= target {
                 return Ok(snapshot);

@@ -2,7 +2,9 @@
 //!
 //! sled keeps space for far longer than what lay in it. A tree that has grown out of proportion is
 //! copied into a new one at open, and the two change places in one step of the file system's. A
-//! crash leaves one whole tree under the right name, and something beside it to be removed.
+//! crash leaves one whole tree under the right name, and something beside it to be removed. Where it
+//! cannot be done, for want of space or on a file system that exchanges no names, the old tree serves
+//! on: nothing is wrong with it.
 
 use std::{path::Path, sync::Arc};
 
@@ -47,19 +49,45 @@ pub(super) fn compact(
     rebuild(tree, keys, medium)
 }
 
-pub(super) fn rebuild(tree: Tree, keys: &Keys, medium: Arc<dyn Medium>) -> Result<Tree, Error> {
+fn rebuild(tree: Tree, keys: &Keys, medium: Arc<dyn Medium>) -> Result<Tree, Error> {
     let log_dir = tree.dir().to_owned();
     let other_dir = log_dir.with_file_name(OTHER);
-    let other = Tree::create(&other_dir, keys.clone(), Arc::clone(&medium))?;
-    let written = Error::io("cannot copy the log to", &other_dir);
-    copy(&tree, &other).map_err(written)?;
-    drop(other);
+    if let Err(error) = copy_to(&other_dir, &tree, keys, Arc::clone(&medium)) {
+        give_up(&log_dir, &error);
+        return Ok(tree);
+    }
     drop(tree);
-    renameat_with(CWD, &log_dir, CWD, &other_dir, RenameFlags::EXCHANGE)
-        .map_err(|error| Error::io("cannot put the rebuilt log into", &log_dir)(error.into()))?;
-    files::sync_dir(log_dir.parent().unwrap_or(Path::new(".")))?;
-    remove_leftover(&log_dir)?;
+    match exchange(&log_dir, &other_dir) {
+        Ok(()) => {
+            files::sync_dir(log_dir.parent().unwrap_or(Path::new(".")))?;
+            remove_leftover(&log_dir)?;
+        }
+        Err(error) => give_up(&log_dir, &error),
+    }
     Tree::open(&log_dir, keys.clone(), medium)
+}
+
+/// The tree is as it was; only what was made beside it goes.
+fn give_up(log_dir: &Path, error: &Error) {
+    tracing::warn!(%error, "the log is not rebuilt and keeps its size; the next start tries again");
+    if let Err(error) = remove_leftover(log_dir) {
+        tracing::warn!(%error, "what was made of a new log stays");
+    }
+}
+
+fn exchange(log_dir: &Path, other_dir: &Path) -> Result<(), Error> {
+    renameat_with(CWD, log_dir, CWD, other_dir, RenameFlags::EXCHANGE)
+        .map_err(|error| Error::io("cannot put the rebuilt log into", log_dir)(error.into()))
+}
+
+fn copy_to(
+    other_dir: &Path,
+    tree: &Tree,
+    keys: &Keys,
+    medium: Arc<dyn Medium>,
+) -> Result<(), Error> {
+    let other = Tree::create(other_dir, keys.clone(), medium)?;
+    copy(tree, &other).map_err(Error::io("cannot copy the log to", other_dir))
 }
 
 /// Values are copied as they are: they are bound to their keys, not to the tree.
@@ -88,21 +116,58 @@ mod tests {
         types::ModuleId,
     };
 
+    /// No room for a copy.
+    struct Full;
+
+    impl Medium for Full {
+        fn sync(&self, _: &std::fs::File) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    fn options(dir: &Path) -> Options {
+        Options {
+            dir: dir.to_owned(),
+            cluster_id: "c".into(),
+            node_id: 1,
+            module_id: ModuleId([1; 32]),
+            master_key: MasterKey::from_bytes([7; 32]),
+        }
+    }
+
+    fn tree(dir: &Path) -> (Tree, Keys) {
+        let identity = Identity::read(dir).unwrap().unwrap();
+        let keys = Keys::open(dir, identity, options(dir).master_key).unwrap();
+        (Tree::open(&dir.join(LOG_DIR), keys.clone(), Arc::new(Disk)).unwrap(), keys)
+    }
+
+    /// A tree that cannot be rebuilt is as good as it was.
+    #[test]
+    fn a_tree_that_cannot_be_rebuilt_serves_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let storage = Storage::open(options(dir)).unwrap();
+        storage.log.put_record("record", Some(b"value".to_vec())).unwrap();
+        drop(storage);
+        let (old, keys) = tree(dir);
+        let count = old.scan().count();
+        let old = rebuild(old, &keys, Arc::new(Full)).unwrap();
+        assert_eq!(old.scan().count(), count);
+        assert!(!dir.join(OTHER).exists());
+        // Nothing is there to exchange with, as on a file system that cannot.
+        assert!(exchange(old.dir(), &dir.join(OTHER)).is_err());
+        drop((old, keys));
+        let storage = Storage::open(options(dir)).unwrap();
+        assert_eq!(storage.log.get_record("record").unwrap().unwrap(), b"value");
+    }
+
     /// A rebuilt tree has what the old one had, takes less, and leaves nothing beside it. What a
     /// crash in the middle leaves is removed by the next open.
     #[test]
     fn a_rebuilt_tree_is_the_same_and_smaller() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
-        let master_key = MasterKey::generate().unwrap();
-        let options = || Options {
-            dir: dir.to_owned(),
-            cluster_id: "c".into(),
-            node_id: 1,
-            module_id: ModuleId([1; 32]),
-            master_key: master_key.clone(),
-        };
-        let storage = Storage::open(options()).unwrap();
+        let storage = Storage::open(options(dir)).unwrap();
         for round in 0..300 {
             for name in 0..10 {
                 let value = vec![round as u8; 100_000];
@@ -115,10 +180,7 @@ mod tests {
         let records = storage.log.list_records("").unwrap();
         drop(storage);
 
-        let identity = Identity::read(dir).unwrap().unwrap();
-        let keys = Keys::open(dir, identity, master_key.clone()).unwrap();
-        let log_dir = dir.join(LOG_DIR);
-        let tree = Tree::open(&log_dir, keys.clone(), Arc::new(Disk)).unwrap();
+        let (tree, keys) = tree(dir);
         let before = tree.disk_bytes();
         let tree = rebuild(tree, &keys, Arc::new(Disk)).unwrap();
         let after = tree.disk_bytes();
@@ -127,7 +189,7 @@ mod tests {
         assert!(!dir.join(OTHER).exists());
         std::fs::create_dir(dir.join(OTHER)).unwrap();
         std::fs::write(dir.join(OTHER).join("db"), "half").unwrap();
-        let storage = Storage::open(options()).unwrap();
+        let storage = Storage::open(options(dir)).unwrap();
         assert!(storage.log.list_records("").unwrap() == records);
         assert!(!dir.join(OTHER).exists());
     }

@@ -149,6 +149,30 @@ impl LogStore {
         self.inner.shutdown();
     }
 
+    /// Drops the log if the newest snapshot contradicts it. A snapshot from a leader replaces what this
+    /// node has of another leader's entries, and may be on disk before their truncation is: then the log
+    /// still ends in entries that are behind the snapshot's in index, and before it in term. What the
+    /// snapshot covers was committed, so it is the log that gives way; up to the snapshot, nothing of
+    /// it is needed.
+    pub(super) fn give_way(&self, snapshot: LogId) -> io::Result<()> {
+        let entries = self.entries(snapshot.index..snapshot.index.saturating_add(1), 1)?;
+        match entries.first() {
+            Some(entry) if entry.log_id != snapshot => {
+                tracing::warn!(entry = %entry.log_id, %snapshot, "the log is dropped for a snapshot");
+                let purged = self.inner.shared.lock().purged;
+                self.truncate(purged)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    fn truncate(&self, after: Option<LogId>) -> io::Result<()> {
+        self.inner.shared.check_poisoned()?;
+        let mut state = self.inner.shared.lock();
+        state.truncate(after);
+        self.inner.send(Op::Truncate(after.map(|log_id| log_id.index)))
+    }
+
     fn leave_lazy(&self, leave: impl FnOnce(&mut State)) -> io::Result<()> {
         self.inner.shared.check_poisoned()?;
         let mut state = self.inner.shared.lock();
@@ -308,14 +332,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate_after(&mut self, last_log_id: Option<LogId>) -> io::Result<()> {
-        self.inner.shared.check_poisoned()?;
-        let mut state = self.inner.shared.lock();
-        state.truncate(last_log_id);
-        self.inner.send(Op::Truncate(last_log_id.map(|log_id| log_id.index)))
+        self.truncate(last_log_id)
     }
 
     async fn purge(&mut self, log_id: LogId) -> io::Result<()> {
-        self.leave_lazy(|state| state.purge(log_id))
+        self.inner.shared.check_poisoned()?;
+        let mut state = self.inner.shared.lock();
+        if state.purge(log_id) { self.inner.send(Op::Purge(log_id)) } else { Ok(()) }
     }
 }
 

@@ -65,7 +65,7 @@ pub use snapshots::{CHUNK_BYTES_MAX, SnapshotFile, SnapshotReader, SnapshotStore
 use self::{check::Recovered, lock::Lock, mark::MarkFile, tree::Tree};
 use crate::{
     crypto::{KeyId, MasterKey},
-    types::{ModuleId, NodeId},
+    types::{ModuleId, NodeId, raft::LogId},
 };
 
 /// What it takes to open a data directory.
@@ -152,6 +152,10 @@ impl Storage {
         let newest = snapshots.latest()?;
         retire_unused(&keys, &recovered, newest.as_ref())?;
         let log = LogStore::start(Arc::new(tree), mark_file, recovered, lock)?;
+        if let Some(newest) = newest {
+            log.give_way(LogId::new_term_index(newest.term(), newest.index()))
+                .map_err(Error::io("cannot truncate", &log_dir))?;
+        }
         Ok(Self { identity, log, snapshots, keys })
     }
 }

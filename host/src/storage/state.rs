@@ -101,24 +101,21 @@ pub(super) struct State {
 #[derive(Default)]
 pub(super) struct Lazy {
     pub(super) committed: Option<Option<LogId>>,
-    pub(super) purged: Option<LogId>,
     pub(super) records: BTreeMap<String, Option<Bytes>>,
 }
 
 impl Lazy {
     pub(super) fn is_empty(&self) -> bool {
-        self.committed.is_none() && self.purged.is_none() && self.records.is_empty()
+        self.committed.is_none() && self.records.is_empty()
     }
 }
 
 impl State {
     fn new(recovered: &Recovered) -> Self {
         let next = recovered.last.map_or(0, |last| last.index + 1);
-        // `committed` is written lazily and before what it speaks of may be: only a hint.
-        let committed = recovered.committed.min(recovered.last);
         Self {
             vote: recovered.vote,
-            committed,
+            committed: committed_hint(recovered),
             purged: recovered.purged,
             first: match recovered.purged {
                 Some(purged) => purged.index + 1,
@@ -189,10 +186,10 @@ impl State {
         self.epoch += 1;
     }
 
-    /// Forgets the entries up to and with `to`.
-    pub(super) fn purge(&mut self, to: LogId) {
+    /// Forgets the entries up to and with `to`. False: they were gone already.
+    pub(super) fn purge(&mut self, to: LogId) -> bool {
         if self.purged.is_some_and(|purged| purged >= to) {
-            return;
+            return false;
         }
         self.purged = Some(to);
         self.first = to.index + 1;
@@ -204,7 +201,7 @@ impl State {
         }
         self.cache_first = self.cache_first.max(to.index + 1);
         self.written_to = self.written_to.max(to.index + 1);
-        self.lazy.purged = Some(to);
+        true
     }
 
     /// Whether the entry at `index`, and so all before it, is on disk.
@@ -234,6 +231,22 @@ impl State {
             }
             out.push(entry.clone());
         }
+    }
+}
+
+/// How far the log that was found is surely committed. The note on that is written lazily and may
+/// come before what it speaks of: then it says nothing of entries that another leader appended, even
+/// if there are as many.
+fn committed_hint(recovered: &Recovered) -> Option<LogId> {
+    let Recovered { committed, last, purged, .. } = recovered;
+    match (committed, last) {
+        (Some(committed), Some(last)) if committed.leader_id == last.leader_id => {
+            Some(*committed.min(last))
+        }
+        (Some(committed), Some(last)) if committed < last && committed.index < last.index => {
+            Some(*committed)
+        }
+        _ => *purged,
     }
 }
 

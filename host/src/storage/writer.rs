@@ -2,11 +2,12 @@
 //!
 //! It takes everything that waits in its queue, applies it to the tree as one batch, syncs once, and
 //! then answers everybody. While it syncs, the next batch gathers. What nobody waits for (the
-//! committed index, purges, records) lies in [`super::state::Lazy`] and rides along with the next
-//! batch, or is applied without a sync after [`LINGER`].
+//! committed index, records) lies in [`super::state::Lazy`] and rides along with the next batch, or is
+//! applied without a sync after [`LINGER`].
 //!
 //! Order: the queue is the order in which votes and log changes were made, and sled recovers a prefix
-//! of what it was given; so a vote and the log never change places.
+//! of what it was given; so a vote and the log never change places. What rides along comes after what
+//! it rides with, because the committed index may speak of it.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -55,6 +56,9 @@ pub(super) enum Op {
     Vote(Vote, oneshot::Sender<io::Result<()>>),
     /// Nothing is left after this index; nothing at all if there is none.
     Truncate(Option<u64>),
+    /// Nothing is left up to and with this one. Nobody waits for it, but what is appended next may
+    /// follow on it alone.
+    Purge(LogId),
     /// Something lazy is there.
     Wake,
     /// Write everything and end.
@@ -120,7 +124,8 @@ impl Writer {
         loop {
             let (ops, ends) = self.gather();
             let lazy = std::mem::take(&mut self.shared.lock().lazy);
-            let urgent = ops.iter().any(|op| !matches!(op, Op::Wake | Op::Shutdown)) || ends;
+            let urgent =
+                ops.iter().any(|op| !matches!(op, Op::Purge(_) | Op::Wake | Op::Shutdown)) || ends;
             let mut waiting = Vec::with_capacity(ops.len());
             let result = match self.shared.check_poisoned() {
                 Err(error) => {
@@ -212,13 +217,13 @@ impl Writer {
                     work.push(Work::Vote(vote));
                 }
                 Op::Truncate(after) => work.push(Work::Truncate(after)),
+                Op::Purge(to) => work.push(Work::Purge(to)),
                 Op::Wake | Op::Shutdown => {}
             }
         }
         if std::mem::take(&mut self.reseals) {
             self.reseal()?;
         }
-        self.stage_lazy(lazy, urgent && !ends)?;
         for work in work {
             match work {
                 Work::Append(entries) => self.stage_entries(&entries)?,
@@ -227,9 +232,14 @@ impl Writer {
                     self.mark.vote = self.stage_value(format::VOTE.to_vec(), &vote)?;
                 }
                 Work::Truncate(after) => self.stage_truncation(after)?,
+                Work::Purge(to) => {
+                    self.purged = Some(to);
+                    self.stage_purged()?;
+                }
             }
         }
         self.stage_pack()?;
+        self.stage_lazy(lazy, urgent && !ends)?;
         self.stage_purge()?;
         self.apply()?;
         if urgent {
@@ -382,10 +392,6 @@ impl Writer {
                 self.stage_committed(committed)?;
             }
         }
-        if let Some(purged) = lazy.purged {
-            self.purged = Some(purged);
-            self.stage_purged()?;
-        }
         self.stage_records(lazy.records)
     }
 
@@ -448,11 +454,16 @@ impl Writer {
     }
 }
 
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;
+
 /// An operation without those who wait for it.
 enum Work {
     Append(Vec<Entry>),
     Vote(Vote),
     Truncate(Option<u64>),
+    Purge(LogId),
 }
 
 impl Waiting {
@@ -462,7 +473,7 @@ impl Waiting {
                 Some(Self::Append { bytes, epoch, to: None, flushed })
             }
             Op::Vote(vote, done) => Some(Self::Vote(vote, done)),
-            Op::Truncate(_) | Op::Wake | Op::Shutdown => None,
+            Op::Truncate(_) | Op::Purge(_) | Op::Wake | Op::Shutdown => None,
         }
     }
 }

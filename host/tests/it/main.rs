@@ -16,5 +16,6 @@ mod foreign;
 mod harness;
 mod import;
 mod kv;
+mod peers;
 mod recovery;
 mod traps;

@@ -3,12 +3,15 @@
 use std::{
     sync::{
         Arc,
-        atomic::{AtomicUsize, Ordering},
+        atomic::{AtomicBool, AtomicUsize, Ordering},
     },
     time::Duration,
 };
 
-use crate::harness::{Cluster, Setup, eventually, get, get_stale, put};
+use conclave_client::CallOptions;
+use serde_json::json;
+
+use crate::harness::{Cluster, Setup, call, eventually, get, get_stale, put};
 
 const PUTS: usize = 600;
 
@@ -56,6 +59,86 @@ async fn acknowledged_puts_survive_any_order_of_kills() {
         let client = cluster.client_of(id);
         for (key, text) in &acknowledged {
             assert_eq!(&get_stale(&client, key).await.unwrap(), text, "{key} on node {id}");
+        }
+    }
+}
+
+/// A leader that is killed may be back before the others have missed it. It must not lead on in its old
+/// term: it may lack entries that it had sent, and would give their places to others.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_back_at_once_is_elected_anew() {
+    let flags = ["--election-min-ms=3000", "--election-max-ms=4000"];
+    let setup = Setup { flags: flags.map(str::to_owned).into(), ..Setup::default() };
+    let mut cluster = Cluster::start_with(setup).await;
+    let (client, leader) = (cluster.client(), cluster.leader().await);
+    let before = client.status().await.unwrap().term;
+    let done = Arc::new(AtomicUsize::new(0));
+    let puts = (0..PUTS / 10).map(|writer| {
+        let (client, done) = (client.clone(), done.clone());
+        tokio::spawn(async move {
+            for number in 0..10 {
+                put(&client, &format!("key/{writer}/{number}"), "text").await.unwrap();
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+        })
+    });
+    let puts: Vec<_> = puts.collect();
+    goes_on(&done).await;
+    cluster.kill(leader);
+    cluster.start_node(leader);
+    for writer in puts {
+        writer.await.unwrap();
+    }
+    cluster.caught_up(&[1, 2, 3]).await;
+    assert!(client.status().await.unwrap().term > before, "it leads on in term {before}");
+    for id in 1..=3 {
+        let client = cluster.client_of(id);
+        for (writer, number) in (0..PUTS).map(|put| (put / 10, put % 10)) {
+            let text = get_stale(&client, &format!("key/{writer}/{number}")).await.unwrap();
+            assert_eq!(text, "text", "key/{writer}/{number} on node {id}");
+        }
+    }
+}
+
+/// A leader that stops has proposed commands whose outcome it will not hear of. Were one of them said not
+/// to have been applied, the client would send it again: it would be applied twice.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_command_is_applied_twice_when_the_leader_stops() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    let stop = Arc::new(AtomicBool::new(false));
+    let mut writers = Vec::new();
+    for round in 0..4 {
+        let leader = cluster.leader().await;
+        for writer in 0..64 {
+            let follower = (leader + writer % 2) % 3 + 1;
+            let (client, stop) = (cluster.client_of(follower), stop.clone());
+            writers.push(tokio::spawn(async move {
+                let mut sent = Vec::new();
+                while !stop.load(Ordering::Relaxed) {
+                    let key = format!("{round}/{writer}/{}", sent.len());
+                    let request = json!({ "key": key, "text": "text" });
+                    // Some have an unknown outcome, and are not sent again.
+                    let _ = call(&client, "kv.v1.KV/Put", request, CallOptions::write()).await;
+                    sent.push(key);
+                }
+                sent
+            }));
+        }
+        tokio::time::sleep(Duration::from_millis(300)).await;
+        cluster.stop(leader);
+        cluster.start_node(leader);
+        cluster.serving().await;
+        stop.store(true, Ordering::Relaxed);
+        let sent = futures::future::join_all(writers.drain(..)).await;
+        stop.store(false, Ordering::Relaxed);
+        let sent: Vec<String> = sent.into_iter().flat_map(Result::unwrap).collect();
+        assert!(sent.len() > 100, "{} puts", sent.len());
+        for key in sent {
+            let got = call(&client, "kv.v1.KV/Get", json!({ "key": key }), CallOptions::read());
+            if let Ok(got) = got.await {
+                assert_eq!(got["kv"]["version"], "1", "{key} was put twice");
+            }
         }
     }
 }

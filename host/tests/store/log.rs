@@ -126,6 +126,49 @@ async fn lazy_writes_arrive_without_a_batch_to_ride_along_with() {
     assert_eq!(open(crashed.path()).log.get_record("trap/5").unwrap(), None);
 }
 
+/// The committed index is written lazily and may outlive what it speaks of. Then it must not name
+/// another leader's entries, which nobody has committed, only because there are as many.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_committed_index_names_no_entries_of_other_leaders() {
+    let (dir, storage) = fresh();
+    let mut log = storage.log.clone();
+    append(&log, (0..=10).map(|index| entry(3, index, 50)).collect()).await.unwrap();
+    log.purge(log_id(3, 2)).await.unwrap();
+    for (noted, found) in [
+        (log_id(4, 8), log_id(3, 2)),
+        (log_id(4, 20), log_id(3, 2)),
+        (log_id(3, 20), log_id(3, 10)),
+        (log_id(3, 7), log_id(3, 7)),
+        (log_id(2, 20), log_id(3, 2)),
+    ] {
+        log.save_committed(Some(noted)).await.unwrap();
+        // A vote is synced, and takes along what waits.
+        tokio::time::sleep(Duration::from_millis(250)).await;
+        log.save_vote(&Vote::new(noted.leader_id.term + 9, 1)).await.unwrap();
+        let crashed = copy(dir.path());
+        let recovered = open(crashed.path()).log.read_committed().await.unwrap();
+        assert_eq!(recovered, Some(found), "noted: {noted}");
+    }
+}
+
+/// A crash right after a leader's snapshot was installed may leave the entries that it contradicts: the
+/// log is then longer than the snapshot, of lower terms, and must give way.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_log_gives_way_to_a_snapshot_that_contradicts_it() {
+    for (term, index, left) in [(2, 8, None), (1, 8, Some(10)), (2, 11, Some(10)), (2, 0, None)] {
+        let (dir, storage) = fresh();
+        append(&storage.log, (0..=10).map(|index| entry(1, index, 50)).collect()).await.unwrap();
+        storage.snapshots.create(term, index, b"").unwrap().commit().unwrap();
+        drop(storage);
+        let last = async || {
+            let mut log = open(dir.path()).log;
+            log.get_log_state().await.unwrap().last_log_id.map(|last| last.index)
+        };
+        assert_eq!(last().await, left, "({term}, {index})");
+        assert_eq!(last().await, left, "({term}, {index}), once more");
+    }
+}
+
 /// The kernel forgets what it could not write, so after a failed sync nothing may be accepted.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_sync_poisons_the_store() {

@@ -54,6 +54,45 @@ fn an_unfinished_snapshot_leaves_nothing() {
     assert!(names(crashed.path()).is_empty());
 }
 
+/// What a leader sends is whole before anybody wants it. It is the newest only once it is installed.
+#[test]
+fn a_snapshot_that_is_not_installed_counts_for_nothing() {
+    let (dir, storage) = fresh();
+    let whole = |index| {
+        let mut writer = storage.snapshots.create(3, index, b"the header").unwrap();
+        writer.write(b"chunk").unwrap();
+        writer.finish().unwrap()
+    };
+    let latest = || storage.snapshots.latest().unwrap().map(|latest| latest.index());
+    write(&storage, 9, &[]);
+    let dropped = whole(10);
+    let installed = whole(11);
+    assert_eq!((latest(), names(dir.path()).len()), (Some(9), 3));
+    assert_eq!((dropped.index(), chunks(&installed).len()), (10, 1));
+    drop(dropped);
+    let again = storage.snapshots.install(&installed).unwrap();
+    drop(installed);
+    storage.snapshots.install(&again).unwrap();
+    assert_eq!(latest(), Some(11));
+    assert_eq!(names(dir.path()), ["00000000000000000003-00000000000000000011.snap"]);
+}
+
+/// While one is looked for, a newer one may replace it.
+#[test]
+fn the_newest_snapshot_is_found_while_it_is_replaced() {
+    let (_dir, storage) = fresh();
+    write(&storage, 0, &[]);
+    std::thread::scope(|scope| {
+        let writing = scope.spawn(|| (1..400).for_each(|index| drop(write(&storage, index, &[]))));
+        let mut newest = 0;
+        while !writing.is_finished() {
+            let found = storage.snapshots.latest().unwrap().unwrap().index();
+            assert!(found >= newest, "{found} after {newest}");
+            newest = found;
+        }
+    });
+}
+
 /// A flipped bit anywhere, a cut anywhere, exchanged chunks, another node's file, another position's
 /// name: each is an error that names the file.
 #[test]

@@ -87,14 +87,22 @@ pub struct Local {
     /// The engine's fingerprint.
     pub engine: String,
     /// Where the peers' incarnations are remembered.
-    pub log: LogStore,
+    log: LogStore,
+    /// Two who introduce themselves by the same id at once meet one after the other.
+    meeting: Mutex<()>,
 }
 
 impl Local {
+    /// Whose data directory it is, and where to remember the others.
+    pub fn new(identity: Identity, engine: String, log: LogStore) -> Self {
+        Self { identity, engine, log, meeting: Mutex::default() }
+    }
+
     /// The first meeting with a node id is remembered for good: the same id with another data
     /// directory is a node that lost its log, and with it the votes that it gave.
-    pub fn recognise(&self, node_id: NodeId, incarnation: &[u8]) -> Result<(), String> {
+    fn recognise(&self, node_id: NodeId, incarnation: &[u8]) -> Result<(), String> {
         let record = format!("peer/{node_id}/incarnation");
+        let _meeting = self.meeting.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.log.get_record(&record).map_err(|error| error.to_string())?;
         match known {
             Some(known) if known == incarnation => Ok(()),

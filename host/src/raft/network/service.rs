@@ -20,7 +20,7 @@ use crate::{
             Malformed, call_from_wire, entry_from_wire, log_id_from_wire, log_id_to_wire,
             vote_from_wire, vote_to_wire,
         },
-        raft::{TypeConfig, Vote},
+        raft::{LogId, TypeConfig, Vote},
     },
 };
 
@@ -87,21 +87,42 @@ fn vote(field: Option<wire::Vote>) -> Result<Vote, Status> {
     Ok(vote_from_wire(&required(field, "vote")?))
 }
 
+/// The vote of one who leads: openraft takes it for granted that only a leader sends a log.
+fn leader_vote(field: Option<wire::Vote>) -> Result<Vote, Status> {
+    let vote = vote(field)?;
+    if vote.committed {
+        Ok(vote)
+    } else {
+        Err(Status::invalid_argument("the sender has not been elected"))
+    }
+}
+
+/// No log gets here, and counting on from here never overflows.
+const INDEX_MAX: u64 = u64::MAX / 2;
+
+fn log_id(field: Option<wire::LogId>) -> Result<Option<LogId>, Status> {
+    match field {
+        Some(log_id) if log_id.index > INDEX_MAX => {
+            Err(Status::invalid_argument(format!("no log has an index of {}", log_id.index)))
+        }
+        log_id => Ok(log_id.as_ref().map(log_id_from_wire)),
+    }
+}
+
 fn append_from_wire(
     request: wire::AppendRequest,
 ) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
     let entries = request.entries.into_iter().map(entry_from_wire).collect::<Result<Vec<_>, _>>();
-    let (previous, entries) =
-        (request.previous.as_ref().map(log_id_from_wire), entries.map_err(malformed)?);
+    let (previous, entries) = (log_id(request.previous)?, entries.map_err(malformed)?);
     let first = previous.as_ref().map_or(0, |log_id| log_id.index + 1);
     if !entries.iter().zip(first..).all(|(entry, index)| entry.log_id.index == index) {
         return Err(Status::invalid_argument("the entries are not consecutive"));
     }
     Ok(AppendEntriesRequest {
-        vote: vote(request.vote)?,
+        vote: leader_vote(request.vote)?,
         prev_log_id: previous,
         entries,
-        leader_commit: request.leader_commit.as_ref().map(log_id_from_wire),
+        leader_commit: log_id(request.leader_commit)?,
     })
 }
 
@@ -136,6 +157,12 @@ impl wire::raft_server::Raft for PeerService {
             return Err(Status::permission_denied(format!(
                 "this node speaks version {PROTOCOL_VERSION} of the peers' protocol, not {}",
                 hello.protocol_version
+            )));
+        }
+        if !self.replica.is_member(hello.node_id) {
+            return Err(Status::permission_denied(format!(
+                "node {} is none of this cluster's members",
+                hello.node_id
             )));
         }
         self.local
@@ -201,9 +228,12 @@ impl wire::raft_server::Raft for PeerService {
         let message = request.into_inner();
         let mut request = openraft::raft::VoteRequest::<TypeConfig>::new(
             vote(message.vote)?,
-            message.last_log_id.as_ref().map(log_id_from_wire),
+            log_id(message.last_log_id)?,
         );
         request.leadership_transfer = message.leadership_transfer;
+        if !message.leadership_transfer {
+            self.replica.votes_freely().await;
+        }
         let raft = self.replica.raft();
         let answer =
             if message.pre_vote { raft.pre_vote(request).await } else { raft.vote(request).await };
@@ -226,10 +256,12 @@ impl wire::raft_server::Raft for PeerService {
         else {
             return Err(Status::invalid_argument("a snapshot must begin with its header"));
         };
-        let vote = vote(start.vote)?;
+        let vote = leader_vote(start.vote)?;
         let header = required(start.header, "header")?;
         snapshot::check_header(&header, &self.local.identity)
             .map_err(Status::failed_precondition)?;
+        log_id(header.last_log_id)?;
+        snapshot::check_coverage(&header, &vote).map_err(Status::invalid_argument)?;
         tracing::info!(from, "receiving a snapshot");
         let file = snapshot::receive(header, parts, self.replica.snapshots().clone()).await?;
         let installed =
@@ -248,7 +280,7 @@ impl wire::raft_server::Raft for PeerService {
         let request = openraft::raft::TransferLeaderRequest::<TypeConfig>::new(
             vote(message.from)?,
             message.to_node_id,
-            message.last_log_id.as_ref().map(log_id_from_wire),
+            log_id(message.last_log_id)?,
         );
         let answer = self.replica.raft().handle_transfer_leader(request).await.map_err(stopped)?;
         Ok(Response::new(wire::TransferLeaderResponse { accepted: answer.is_ok() }))

@@ -2,9 +2,9 @@
 //!
 //! # Contract
 //!
-//! - A snapshot is there whole or not at all: it is written under another name, synced, renamed, and
-//!   the directory synced. Only then are older ones removed. A crash in between leaves a file that
-//!   the next open removes, and the older snapshot.
+//! - A snapshot is there whole or not at all: it is written under another name, synced, and when it
+//!   is installed renamed, and the directory synced. Only then are older ones removed. A crash in
+//!   between leaves a file that the next open removes, and the older snapshot.
 //! - Every chunk is sealed with its position and the file's own random id; the end is sealed with the
 //!   count. What was cut, reordered, changed, or put together from two files is an error that names
 //!   the file. A damaged newest snapshot is never passed over for an older one: the log between them
@@ -24,7 +24,7 @@ mod reader;
 mod writer;
 
 use std::{
-    fs,
+    fs, io,
     path::{Path, PathBuf},
     sync::Arc,
 };
@@ -73,8 +73,36 @@ impl SnapshotStore {
 
     /// The newest snapshot, if there is one.
     pub fn latest(&self) -> Result<Option<SnapshotFile>, Error> {
-        let newest = self.positions()?.into_iter().max();
-        newest.map(|(_, _, path)| SnapshotFile::open(&path, &self.inner.keys)).transpose()
+        let mut missed = None;
+        loop {
+            let Some((_, _, path)) = self.positions()?.into_iter().max() else { return Ok(None) };
+            match SnapshotFile::open(&path, &self.inner.keys) {
+                // A newer one was installed meanwhile, and this one removed.
+                Err(Error::Io { source, .. })
+                    if source.kind() == io::ErrorKind::NotFound
+                        && missed.as_ref() != Some(&path) =>
+                {
+                    missed = Some(path);
+                }
+                opened => return opened.map(Some),
+            }
+        }
+    }
+
+    /// Makes a whole snapshot the newest one, durably, and removes the older ones. Nothing happens to
+    /// one that is installed already.
+    pub fn install(&self, snapshot: &SnapshotFile) -> Result<SnapshotFile, Error> {
+        if !snapshot.is_temporary() {
+            return Ok(snapshot.clone());
+        }
+        let (term, index) = (snapshot.term(), snapshot.index());
+        let dir = &self.inner.dir;
+        let path = dir.join(format::name(term, index));
+        fs::rename(snapshot.path(), &path).map_err(Error::io("cannot rename to", &path))?;
+        files::sync_dir(dir)?;
+        let installed = SnapshotFile::open(&path, &self.inner.keys)?;
+        self.remove_older(term, index);
+        Ok(installed)
     }
 
     /// Term, index and path of every whole snapshot.

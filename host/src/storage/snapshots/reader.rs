@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     crypto::{self, KeyId, OVERHEAD_BYTES},
-    storage::{Error, Keys},
+    storage::{Error, Keys, files},
 };
 
 /// A whole snapshot. Cloning shares. Readable also after a newer one has taken its place.
@@ -31,6 +31,8 @@ pub struct SnapshotFile {
 
 struct Inner {
     path: PathBuf,
+    /// Not installed: the file goes with this.
+    temporary: bool,
     file: File,
     file_bytes: u64,
     preamble: Preamble,
@@ -48,9 +50,29 @@ struct Inner {
 impl SnapshotFile {
     /// Authenticates the header and the end.
     pub(super) fn open(path: &Path, keys: &Keys) -> Result<Self, Error> {
+        let position = format::parse_name(path).ok_or_else(|| Error::Snapshot {
+            path: path.into(),
+            reason: "its name is none that a snapshot has".into(),
+        })?;
+        Self::open_as(path, position, keys, false)
+    }
+
+    /// The same for a file that is not installed yet. It is removed when the last clone is gone.
+    pub(super) fn open_temporary(
+        path: &Path,
+        position: (u64, u64),
+        keys: &Keys,
+    ) -> Result<Self, Error> {
+        Self::open_as(path, position, keys, true)
+    }
+
+    fn open_as(
+        path: &Path,
+        (term, index): (u64, u64),
+        keys: &Keys,
+        temporary: bool,
+    ) -> Result<Self, Error> {
         let damaged = |reason: &str| Error::Snapshot { path: path.into(), reason: reason.into() };
-        let (term, index) = format::parse_name(path)
-            .ok_or_else(|| damaged("its name is none that a snapshot has"))?;
         let file = File::open(path).map_err(Error::io("cannot open", path))?;
         let file_bytes = file.metadata().map_err(Error::io("cannot read", path))?.len();
         let mut bytes = [0; PREAMBLE_BYTES];
@@ -70,6 +92,7 @@ impl SnapshotFile {
         }
         let mut inner = Inner {
             path: path.to_owned(),
+            temporary,
             file,
             file_bytes,
             preamble,
@@ -121,10 +144,24 @@ impl SnapshotFile {
         Ok(SnapshotReader { inner: Arc::clone(&self.inner), at, chunks: 0, bytes: 0, ended: false })
     }
 
+    /// Whether it waits to be installed, under a name that counts for nothing.
+    pub(super) fn is_temporary(&self) -> bool {
+        self.inner.temporary
+    }
+
     /// The data keys under which it may be sealed: these two and all between.
     pub(in crate::storage) fn key_ids(&self) -> std::ops::RangeInclusive<u32> {
         let (first, last) = self.inner.key_ids;
         first.0..=last.0
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.temporary {
+            // Once it is installed it has another name, and nothing is there.
+            let _ = files::remove(&self.path);
+        }
     }
 }
 

@@ -1,7 +1,7 @@
 //! Writing a snapshot.
 
 use std::{
-    fs::{self, File},
+    fs::File,
     io::{BufWriter, Write},
     path::PathBuf,
 };
@@ -16,13 +16,13 @@ use crate::storage::{Error, files};
 /// for as long as it takes.
 const SYNC_BYTES: u64 = 16 << 20;
 
-/// A snapshot that is being written. Dropped before [`SnapshotWriter::commit`], it leaves nothing.
+/// A snapshot that is being written. Dropped before it is whole, it leaves nothing.
 pub struct SnapshotWriter {
     store: SnapshotStore,
     preamble: Preamble,
     position: (u64, u64),
     temporary: PathBuf,
-    /// Nothing once the file has its name.
+    /// Nothing once the file is whole.
     file: Option<BufWriter<File>>,
     chunks: u64,
     bytes: u64,
@@ -77,18 +77,20 @@ impl SnapshotWriter {
     }
 
     /// Makes it the newest snapshot, durably, and removes the older ones.
-    pub fn commit(mut self) -> Result<SnapshotFile, Error> {
+    pub fn commit(self) -> Result<SnapshotFile, Error> {
+        let store = self.store.clone();
+        store.install(&self.finish()?)
+    }
+
+    /// Makes it whole, under its temporary name: it is nobody's newest snapshot before
+    /// [`SnapshotStore::install`].
+    pub fn finish(mut self) -> Result<SnapshotFile, Error> {
         let end = [self.chunks.to_be_bytes(), self.bytes.to_be_bytes()].concat();
         self.record(Kind::End, 0, &end)?;
         self.put(|_, file| file.flush().and_then(|()| file.get_ref().sync_all()))?;
-        let (term, index) = self.position;
-        let dir = &self.store.inner.dir;
-        let path = dir.join(format::name(term, index));
-        fs::rename(&self.temporary, &path).map_err(Error::io("cannot rename to", &path))?;
+        let keys = &self.store.inner.keys;
+        let snapshot = SnapshotFile::open_temporary(&self.temporary, self.position, keys)?;
         self.file = None;
-        files::sync_dir(dir)?;
-        let snapshot = SnapshotFile::open(&path, &self.store.inner.keys)?;
-        self.store.remove_older(term, index);
         Ok(snapshot)
     }
 

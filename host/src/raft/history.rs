@@ -1,0 +1,148 @@
+//! What the machine's instances are rebuilt from: the newest snapshot, the log after it, and which of its
+//! entries trapped.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::state_machine::{machine_entry, saved_state, unreadable};
+use crate::{
+    machine::{self, History, HistoryError, SavedState},
+    storage::{LogStore, SnapshotStore},
+    types::{
+        Trap,
+        convert::{trap_from_wire, trap_to_wire},
+    },
+};
+
+/// What an instance of the machine can be rebuilt from: the newest snapshot and the log after it.
+pub struct LocalHistory {
+    log: LogStore,
+    snapshots: SnapshotStore,
+    traps: Mutex<Traps>,
+}
+
+/// The traps since the newest snapshot but one, so that replaying the log need not run into them again. A
+/// replay may have begun from the older one before the newest was there.
+#[derive(Default)]
+struct Traps {
+    by_index: BTreeMap<u64, Trap>,
+    newest_snapshot: u64,
+}
+
+/// Entries handed out at once, by their size.
+const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
+const TRAP_PREFIX: &str = "trap/";
+
+fn trap_record(index: u64) -> String {
+    format!("{TRAP_PREFIX}{index:020}")
+}
+
+impl LocalHistory {
+    /// Reads the traps that were recorded.
+    pub fn open(log: LogStore, snapshots: SnapshotStore) -> io::Result<Arc<Self>> {
+        let mut traps = Traps::default();
+        for (name, record) in log.list_records(TRAP_PREFIX)? {
+            let index = name.strip_prefix(TRAP_PREFIX).and_then(|index| index.parse().ok());
+            let trap = crate::proto::raft::Trap::decode(Bytes::from(record)).ok();
+            if let (Some(index), Some(trap)) = (index, trap) {
+                traps.by_index.insert(index, trap_from_wire(trap));
+            }
+        }
+        Ok(Arc::new(Self { log, snapshots, traps: Mutex::new(traps) }))
+    }
+
+    /// Notes that there is a new snapshot, and forgets the traps that the one before it covers.
+    pub(super) fn snapshot_taken(&self, index: u64) {
+        let mut traps = self.traps();
+        let covered = std::mem::replace(&mut traps.newest_snapshot, index);
+        let later = traps.by_index.split_off(&(covered + 1));
+        for index in std::mem::replace(&mut traps.by_index, later).into_keys() {
+            if let Err(error) = self.log.put_record(&trap_record(index), None) {
+                tracing::warn!(%error, "cannot forget a trap");
+            }
+        }
+    }
+
+    fn traps(&self) -> MutexGuard<'_, Traps> {
+        self.traps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl History for LocalHistory {
+    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
+        let file = self.snapshots.latest().map_err(unreadable)?;
+        file.as_ref().map(saved_state).transpose().map_err(unreadable)
+    }
+
+    fn entries(&self, from: u64, to: u64) -> Result<Vec<machine::Entry>, HistoryError> {
+        let mut found = Vec::new();
+        let mut next = from;
+        while next <= to && found.is_empty() {
+            let entries = self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(unreadable)?;
+            match entries.first() {
+                Some(first) if first.log_id.index == next => {}
+                _ => return Err(HistoryError::Gap(next)),
+            }
+            next += entries.len() as u64;
+            found.extend(entries.into_iter().filter_map(machine_entry));
+        }
+        Ok(found)
+    }
+
+    fn record_trap(&self, index: u64, trap: &Trap) {
+        self.traps().by_index.insert(index, trap.clone());
+        let record = trap_to_wire(trap).encode_to_vec();
+        if let Err(error) = self.log.put_record(&trap_record(index), Some(record)) {
+            // Not lost: a replay runs into the trap again.
+            tracing::warn!(index, %error, "cannot record a trap");
+        }
+    }
+
+    fn trapped(&self, index: u64) -> Option<Trap> {
+        self.traps().by_index.get(&index).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::{
+        crypto::MasterKey,
+        storage::{Options, Storage},
+        types::{ModuleId, TrapKind},
+    };
+
+    /// A replay that began from the snapshot before the newest still needs the traps in between.
+    #[test]
+    fn traps_are_kept_for_one_more_snapshot() {
+        let dir = tempfile::tempdir().unwrap();
+        let storage = Storage::open(Options {
+            dir: dir.path().to_owned(),
+            cluster_id: "c".into(),
+            node_id: 1,
+            module_id: ModuleId([1; 32]),
+            master_key: MasterKey::generate().unwrap(),
+        })
+        .unwrap();
+        let history = LocalHistory::open(storage.log.clone(), storage.snapshots).unwrap();
+        let known = |index| history.trapped(index).is_some();
+        for index in [5, 15] {
+            let trap = Trap { kind: TrapKind::Panic, message: "x".into() };
+            history.record_trap(index, &trap);
+        }
+        history.snapshot_taken(10);
+        assert!(known(5) && known(15));
+        history.snapshot_taken(20);
+        assert!(!known(5) && known(15));
+        assert_eq!(storage.log.list_records(TRAP_PREFIX).unwrap().len(), 1);
+        history.snapshot_taken(30);
+        assert!(!known(15));
+    }
+}

@@ -1,0 +1,141 @@
+//! The peer port, where a test speaks as one of the members.
+
+use std::{fs, time::Duration};
+
+use conclave::proto::raft::{
+    AppendRequest, HandshakeRequest, LogId, SnapshotHeader, SnapshotPart, SnapshotStart, Vote,
+    VoteRequest, raft_client::RaftClient, snapshot_part::Part,
+};
+use tokio::time::timeout;
+use tonic::{Code, Request, Response, Status, transport::Channel};
+
+use crate::harness::{Cluster, PATIENCE, Setup, eventually, put};
+
+/// A member's side of a connection to another.
+struct Pretender {
+    client: RaftClient<Channel>,
+    from: u64,
+    to: u64,
+}
+
+impl Pretender {
+    /// Introduces itself with what the identity file of node `like` says.
+    async fn introduce(cluster: &Cluster, from: u64, like: u64, to: u64) -> Result<Self, Status> {
+        let identity = fs::read(cluster.node(like).data_dir.join("identity")).unwrap();
+        let address = format!("http://{}", cluster.node(to).peer);
+        let mut client = eventually("the peer port listens", async || {
+            RaftClient::connect(address.clone()).await.map_err(|error| error.to_string())
+        })
+        .await;
+        let hello = HandshakeRequest {
+            cluster_id: "test".into(),
+            node_id: from,
+            target_node_id: to,
+            incarnation: identity[18..34].to_vec().into(),
+            module_id: identity[34..66].to_vec().into(),
+            engine_fingerprint: String::new(),
+            protocol_version: 1,
+        };
+        client.handshake(hello).await?;
+        Ok(Self { client, from, to })
+    }
+
+    async fn member(cluster: &Cluster, from: u64, to: u64) -> Self {
+        Self::introduce(cluster, from, from, to).await.unwrap()
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let metadata = request.metadata_mut();
+        metadata.insert("conclave-cluster", "test".parse().unwrap());
+        metadata.insert("conclave-from", self.from.to_string().parse().unwrap());
+        metadata.insert("conclave-to", self.to.to_string().parse().unwrap());
+        request
+    }
+
+    /// Whether its vote is given to one with more than anybody can have, if it is answered in a while.
+    async fn elects_me(&mut self, pre_vote: bool, leadership_transfer: bool) -> Option<bool> {
+        let request = self.request(VoteRequest {
+            vote: Some(Vote { term: 100, node_id: self.from, committed: false }),
+            last_log_id: Some(LogId { term: 100, index: 1_000_000 }),
+            leadership_transfer,
+            pre_vote,
+        });
+        let answer = timeout(Duration::from_secs(2), self.client.vote(request)).await.ok()?;
+        Some(answer.unwrap().into_inner().granted)
+    }
+}
+
+/// A leader answers lease reads for as long as its followers elect nobody else. One that has just been
+/// restarted must not forget that. One that led itself has nobody to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_follower_elects_nobody_for_a_lease() {
+    let flags = ["--election-min-ms=35000", "--election-max-ms=60000"];
+    let setup = Setup { flags: flags.map(str::to_owned).into(), ..Setup::default() };
+    let mut cluster = Cluster::start_with(setup).await;
+    put(&cluster.client(), "key", "text").await.unwrap();
+    cluster.caught_up(&[1, 2, 3]).await;
+    let leader = cluster.leader().await;
+    let (follower, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    for id in [leader, follower] {
+        cluster.kill(id);
+    }
+    for id in [leader, follower] {
+        cluster.start_node(id);
+    }
+    let mut at_follower = Pretender::member(&cluster, other, follower).await;
+    assert_eq!(at_follower.elects_me(true, false).await, None, "it still owes the leader a lease");
+    assert_eq!(at_follower.elects_me(false, false).await, None);
+    let mut at_leader = Pretender::member(&cluster, other, leader).await;
+    assert_eq!(at_leader.elects_me(true, false).await, Some(true));
+    assert_eq!(at_follower.elects_me(false, true).await, Some(true), "the leader's own wish");
+}
+
+/// Whatever a member sends, it is refused before it has had any effect, and the node goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_member_would_send_is_refused() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    put(&client, "key", "before").await.unwrap();
+    let refused = Pretender::introduce(&cluster, 9, 2, 1).await.err().unwrap();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(refused.message().contains("none of this cluster's members"), "{refused}");
+
+    let mut pretender = Pretender::member(&cluster, 2, 1).await;
+    let elected = Some(Vote { term: 1, node_id: 2, committed: true });
+    let end = Some(LogId { term: 1, index: u64::MAX });
+    let refusals = [
+        AppendRequest { vote: elected, previous: end, ..AppendRequest::default() },
+        AppendRequest { vote: elected, leader_commit: end, ..AppendRequest::default() },
+        AppendRequest {
+            vote: Some(Vote { term: 100, node_id: 2, committed: false }),
+            ..AppendRequest::default()
+        },
+    ];
+    for message in refusals {
+        let request = pretender.request(message);
+        assert_invalid(pretender.client.heartbeat(request).await);
+    }
+    // A snapshot that openraft could not install, of a leader that is ahead of everybody.
+    let identity = fs::read(cluster.node(2).data_dir.join("identity")).unwrap();
+    let header = SnapshotHeader {
+        cluster_id: "test".into(),
+        last_log_id: Some(LogId { term: 100, index: 1_000_000 }),
+        module_id: identity[34..66].to_vec().into(),
+        ..SnapshotHeader::default()
+    };
+    let vote = Some(Vote { term: 100, node_id: 2, committed: true });
+    let start = Part::Start(SnapshotStart { vote, header: Some(header) });
+    let parts = futures::stream::iter([SnapshotPart { part: Some(start) }]);
+    let request = pretender.request(parts);
+    assert_invalid(pretender.client.install_snapshot(request).await);
+
+    cluster.assert_running(1);
+    put(&client, "key", "after").await.unwrap();
+    timeout(PATIENCE, cluster.caught_up(&[1, 2, 3])).await.unwrap();
+}
+
+fn assert_invalid<T>(answer: Result<Response<T>, Status>) {
+    let refused = answer.err().unwrap();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+}
