@@ -24,7 +24,7 @@ use crate::{
         convert::{
             log_id_to_wire, snapshot_meta_from_wire, stored_membership_to_wire, vote_to_wire,
         },
-        raft::{SnapshotMeta, TypeConfig, Vote},
+        raft::{LogId, SnapshotMeta, TypeConfig, Vote},
     },
 };
 
@@ -236,8 +236,10 @@ pub(super) async fn hand_over(replica: Weak<Inner>) {
 /// How often the size of the log is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Takes a snapshot when the log has grown by enough bytes; by entries openraft does it itself.
-pub(super) async fn watch_bytes(
+/// Takes a snapshot when the log has grown by enough bytes. By entries openraft does it itself, but for
+/// those that came while the last one was being taken: it asks once every so many entries, is told that
+/// one is under way, and the log of a cluster that falls idle then stayed as long as it was.
+pub(super) async fn watch_growth(
     replica: Weak<Inner>,
     policy: SnapshotPolicy,
     history: Arc<LocalHistory>,
@@ -247,18 +249,18 @@ pub(super) async fn watch_bytes(
         tokio::time::sleep(LOOK_INTERVAL).await;
         let Some(inner) = replica.upgrade() else { return };
         let appended = inner.log.appended_bytes();
-        let index = inner
-            .raft
-            .metrics()
-            .borrow_watched()
-            .snapshot
-            .as_ref()
-            .map_or(0, |log_id| log_id.index);
+        let (index, applied) = {
+            let metrics = inner.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let index = |log_id: &Option<LogId>| log_id.as_ref().map_or(0, |log_id| log_id.index);
+            (index(&metrics.snapshot), index(&metrics.last_applied))
+        };
         if index != last_index {
             (at_last, last_index) = (appended, index);
             history.snapshot_taken(index);
         }
-        if appended - at_last >= policy.bytes {
+        let grown = applied.saturating_sub(index) >= policy.entries;
+        if grown || appended - at_last >= policy.bytes {
             at_last = appended;
             if inner.raft.trigger().snapshot().await.is_err() {
                 return;
@@ -273,7 +275,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::types::raft::{LogId, Member, Membership, StoredMembership};
+    use crate::types::raft::{Member, Membership, StoredMembership};
 
     /// What openraft would only find wrong after the file had replaced a good one.
     #[test]
