@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::error::HistoryError;
-use crate::types::{Call, Trap};
+use crate::types::{CommandKind, Trap};
 
 /// One entry of the log that the machine sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -13,8 +13,8 @@ pub struct Entry {
     /// Milliseconds since the Unix epoch, as the proposing leader stamped them. The worker makes them
     /// monotone.
     pub time_ms: u64,
-    /// What is called.
-    pub call: Call,
+    /// What is to be done.
+    pub command: CommandKind,
 }
 
 /// A machine's state, as its snapshot holds it.

@@ -21,7 +21,7 @@ use super::{
     limits::{Limiter, Limits, SNAPSHOT_READ_BYTES},
     trap::{About, Broken, classify},
 };
-use crate::types::{Call, Code, Event, Failure, Outcome, Reply, TrapKind};
+use crate::types::{Call, Code, CommandKind, Event, Failure, Outcome, Reply, TrapKind};
 
 /// What wasmtime keeps for us beside the guest.
 pub(super) struct State {
@@ -90,10 +90,20 @@ impl Instance {
     }
 
     /// Applies one entry. `Err`: a trap or a fault, and the instance is unusable.
-    pub(super) fn apply(&mut self, moment: Moment, call: &Call) -> Result<Outcome, Broken> {
-        let (context, wire) = arguments(moment, call);
-        let about = (&*call.method, self.limits.fuel_per_call);
-        let answer = self.call(about, |guest, store| guest.call_apply(store, context, wire))?;
+    pub(super) fn run(&mut self, moment: Moment, command: &CommandKind) -> Result<Outcome, Broken> {
+        let fuel = self.limits.fuel_per_call;
+        let (about, answer) = match command {
+            CommandKind::Call(call) => {
+                let (context, wire) = arguments(moment, call);
+                let about = (&*call.method, fuel);
+                (about, self.call(about, |guest, store| guest.call_apply(store, context, wire))?)
+            }
+            CommandKind::Tick => {
+                let context = context(moment, "");
+                let about = ("tick", fuel);
+                (about, Ok(self.call(about, |guest, store| guest.call_tick(store, context))?))
+            }
+        };
         match answer {
             Ok(reply) => {
                 let bytes = reply.response.len()
@@ -267,11 +277,13 @@ impl Broken {
 }
 
 fn arguments(moment: Moment, call: &Call) -> (WireContext<'_>, WireCall<'_>) {
+    let wire = WireCall { method: &call.method, request: &call.request };
+    (context(moment, &call.principal), wire)
+}
+
+fn context(moment: Moment, principal: &str) -> WireContext<'_> {
     let Moment { index, time_ms, seed } = moment;
-    (
-        WireContext { index, time_ms, seed, principal: &call.principal },
-        WireCall { method: &call.method, request: &call.request },
-    )
+    WireContext { index, time_ms, seed, principal }
 }
 
 fn failure(wire: WireFailure) -> Failure {

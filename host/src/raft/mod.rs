@@ -3,7 +3,7 @@
 //! [`Replica`] is what the layers above see: commands, queries, status, health. Below it:
 //! [`state_machine`] hands committed entries to the machine, [`snapshot`] moves snapshots,
 //! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait,
-//! [`health`] watches, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
+//! [`health`] watches, [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
 //! electing too early, [`history`] is what the machine is rebuilt from.
 //!
 //! Contract: a command is answered only after a majority has it on stable storage and the machine has
@@ -26,6 +26,7 @@ mod read;
 mod snapshot;
 mod state_machine;
 mod status;
+mod ticks;
 
 use std::{
     sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
@@ -140,6 +141,7 @@ impl Replica {
         tokio::spawn(health::watch(Arc::downgrade(&replica.0)));
         tokio::spawn(snapshot::hand_over(Arc::downgrade(&replica.0)));
         tokio::spawn(snapshot::watch_growth(Arc::downgrade(&replica.0), snapshot, options.history));
+        tokio::spawn(ticks::run(Arc::downgrade(&replica.0), replica.0.worker.wish()));
         tokio::spawn(bootstrap::run(replica.clone()));
         Ok(replica)
     }

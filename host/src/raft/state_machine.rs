@@ -29,7 +29,7 @@ use crate::{
     machine::{self, BatchItem, Done, HistoryError, SavedState, Worker},
     storage::{Identity, LogStore, SnapshotFile, SnapshotStore},
     types::{
-        Applied, CommandKind,
+        Applied,
         raft::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
     },
 };
@@ -314,8 +314,7 @@ pub(super) fn machine_entry(entry: Entry) -> Option<machine::Entry> {
     let index = entry.index();
     match entry.payload {
         Payload::Normal(command) => {
-            let CommandKind::Call(call) = command.kind;
-            Some(machine::Entry { index, time_ms: command.time_ms, call })
+            Some(machine::Entry { index, time_ms: command.time_ms, command: command.kind })
         }
         Payload::Blank | Payload::Membership(_) => None,
     }

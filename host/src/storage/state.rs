@@ -13,10 +13,7 @@ use std::{
 use bytes::Bytes;
 
 use super::{check::Recovered, mark::record_sum};
-use crate::types::{
-    CommandKind,
-    raft::{Entry, LogId, Payload, Vote},
-};
+use crate::types::raft::{Entry, LogId, Payload, Vote};
 
 /// How many bytes of entries stay in memory once they are written: what replication and apply
 /// read is nearly always among them.
@@ -254,10 +251,7 @@ fn committed_hint(recovered: &Recovered) -> Option<LogId> {
 pub(super) fn entry_bytes(entry: &Entry) -> usize {
     let payload = match &entry.payload {
         Payload::Blank => 0,
-        Payload::Normal(command) => {
-            let CommandKind::Call(call) = &command.kind;
-            call.request.len() + call.method.len() + call.principal.len()
-        }
+        Payload::Normal(command) => command.kind.bytes(),
         Payload::Membership(membership) => 128 * membership.nodes().count(),
     };
     payload + ENTRY_OVERHEAD_BYTES

@@ -70,24 +70,26 @@ pub fn call_from_wire(call: wire::Call) -> Call {
 
 /// To the wire.
 pub fn command_to_wire(command: &Command) -> wire::Command {
-    let CommandKind::Call(call) = &command.kind;
-    wire::Command {
-        time_ms: command.time_ms,
-        kind: Some(wire::command::Kind::Call(call_to_wire(call))),
-    }
+    let kind = match &command.kind {
+        CommandKind::Call(call) => wire::command::Kind::Call(call_to_wire(call)),
+        CommandKind::Tick => wire::command::Kind::Tick(wire::Tick {}),
+    };
+    wire::Command { time_ms: command.time_ms, kind: Some(kind) }
 }
 
 /// From the wire.
 pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
-    match command.kind {
-        Some(wire::command::Kind::Call(call)) => {
-            Ok(Command { time_ms: command.time_ms, kind: CommandKind::Call(call_from_wire(call)) })
+    let kind = match command.kind {
+        Some(wire::command::Kind::Call(call)) => CommandKind::Call(call_from_wire(call)),
+        Some(wire::command::Kind::Tick(wire::Tick {})) => CommandKind::Tick,
+        None => {
+            return Err(Malformed {
+                message: "command",
+                reason: "its kind is unknown: it was written by a newer version of Conclave".into(),
+            });
         }
-        None => Err(Malformed {
-            message: "command",
-            reason: "its kind is unknown: it was written by a newer version of Conclave".into(),
-        }),
-    }
+    };
+    Ok(Command { time_ms: command.time_ms, kind })
 }
 
 /// To the wire.

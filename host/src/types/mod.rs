@@ -72,6 +72,18 @@ pub struct Command {
 pub enum CommandKind {
     /// A call of the machine's `apply`.
     Call(Call),
+    /// A call of the machine's `tick`: the time that it asked to be woken at has come.
+    Tick,
+}
+
+impl CommandKind {
+    /// What it brings along, in bytes.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Call(call) => call.request.len() + call.method.len() + call.principal.len(),
+            Self::Tick => 0,
+        }
+    }
 }
 
 /// gRPC's codes, as far as a machine may answer with them. The numbers are gRPC's.
@@ -194,6 +206,7 @@ impl fmt::Display for Command {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.kind {
             CommandKind::Call(call) => write!(f, "{call:?}"),
+            CommandKind::Tick => f.write_str("tick"),
         }
     }
 }

@@ -1,9 +1,11 @@
 //! The default machine through every node, and what the answers promise.
 
+use std::time::Duration;
+
 use conclave_client::{CallOptions, Client};
 use serde_json::json;
 
-use crate::harness::{Cluster, call, get, put};
+use crate::harness::{Cluster, Setup, call, eventually, get, get_stale, put};
 
 /// A read through any node sees every put that was acknowledged through any other before it.
 #[tokio::test(flavor = "multi_thread")]
@@ -46,4 +48,62 @@ async fn transactions_compare_and_swap() {
         worker.await.unwrap();
     }
     assert_eq!(get(&cluster.client(), "counter").await.unwrap(), "45");
+}
+
+async fn put_for(client: &Client, key: &str, ttl_ms: u64) {
+    let request = json!({ "key": key, "text": "text", "ttlMs": ttl_ms.to_string() });
+    call(client, "kv.v1.KV/Put", request, CallOptions::write()).await.unwrap();
+}
+
+/// Nobody writes, and yet the key goes on every node: the leader ticks when it is due.
+async fn is_gone_everywhere(cluster: &Cluster, key: &str) {
+    for id in 1..=3 {
+        let client = cluster.client_of(id);
+        eventually("the key expires", async || match get_stale(&client, key).await {
+            Ok(text) => Err(format!("node {id} still has {text}")),
+            Err(error) if error.to_string().contains("there is no key") => Ok(()),
+            Err(error) => Err(error.to_string()),
+        })
+        .await;
+    }
+}
+
+/// A key with a ttl goes when its time comes, without writes: under the leader that it was put under,
+/// under the next one, and after a restart of all nodes from a snapshot, which does not tell when the
+/// machine wants to be woken.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_expire_by_themselves() {
+    let setup = Setup { flags: vec!["--snapshot-entries=100".into()], ..Setup::default() };
+    let mut cluster = Cluster::start_with(setup).await;
+    let client = cluster.client();
+    put_for(&client, "stays", 3_600_000).await;
+    put_for(&client, "first", 300).await;
+    assert_eq!(get(&client, "first").await.unwrap(), "text");
+    is_gone_everywhere(&cluster, "first").await;
+
+    put_for(&client, "second", 2_000).await;
+    let leader = cluster.leader().await;
+    cluster.kill(leader);
+    cluster.start_node(leader);
+    is_gone_everywhere(&cluster, "second").await;
+
+    put_for(&client, "third", 4_000).await;
+    for number in 0..150 {
+        put(&client, &format!("key/{number}"), "text").await.unwrap();
+    }
+    eventually("a snapshot is taken", async || {
+        let status = client.status().await.map_err(|error| error.to_string())?;
+        let least = status.nodes.iter().map(|node| node.snapshot).min().unwrap_or_default();
+        if least > 0 { Ok(()) } else { Err(format!("the oldest is at {least}")) }
+    })
+    .await;
+    for id in 1..=3 {
+        cluster.kill(id);
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    for id in 1..=3 {
+        cluster.start_node(id);
+    }
+    is_gone_everywhere(&cluster, "third").await;
+    assert_eq!(get(&client, "stays").await.unwrap(), "text");
 }

@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use conclave::{
     machine::{Engine, Entry, Module},
-    types::{Call, Outcome},
+    types::{Call, CommandKind, Outcome},
 };
 
 use crate::{
@@ -23,7 +23,7 @@ fn log() -> Vec<Entry> {
                 13 => call("Unknown", Number::default()),
                 _ => add(index as i64),
             };
-            Entry { index, time_ms: 1000 + index * 7 % 100, call }
+            Entry { index, time_ms: 1000 + index * 7 % 100, command: CommandKind::Call(call) }
         })
         .collect()
 }
@@ -119,7 +119,7 @@ async fn time_never_goes_back_and_a_query_sees_that_of_the_last_entry() {
         let request = if position == 2 { b"trap".as_slice() } else { b"" };
         let call = Call { method: "any".into(), request: request.into(), principal: "".into() };
         let index = node.index + 3;
-        let entry = Entry { index, time_ms, call: call.clone() };
+        let entry = Entry { index, time_ms, command: CommandKind::Call(call.clone()) };
         let outcome = node.push_entry(entry).await.await.unwrap();
         let answered = node.worker.query(call, index).await.unwrap();
         let answered = words(&answered.result.unwrap());

@@ -6,7 +6,7 @@ use conclave::{
     machine::{
         Engine, Entry, History, HistoryError, Module, QueryError, SavedState, SnapshotError, Worker,
     },
-    types::{Call, Outcome, Trap},
+    types::{Call, CommandKind, Outcome, Trap},
 };
 
 use crate::{
@@ -82,7 +82,11 @@ async fn an_entry_out_of_order_is_a_fault() {
     node.add(1).await;
     let (index, time_ms) = (1, 0);
     node.worker
-        .apply(vec![(index, Some(Entry { index, time_ms, call: add(1) }), None)])
+        .apply(vec![(
+            index,
+            Some(Entry { index, time_ms, command: CommandKind::Call(add(1)) }),
+            None,
+        )])
         .await
         .unwrap();
     stopped_with(&mut node, "entry 1 was handed to the machine after entry 2").await;

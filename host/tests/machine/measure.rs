@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use conclave::{
     machine::{BatchItem, Engine, Entry, Module},
-    types::{Call, TrapKind},
+    types::{Call, CommandKind, TrapKind},
 };
 use prost::Message;
 use tokio::sync::oneshot;
@@ -48,7 +48,7 @@ async fn measure_apply_throughput_and_latency() {
         for index in first..first + BATCH {
             let (send, receive) = oneshot::channel();
             last = Some(receive);
-            let entry = Entry { index, time_ms: index, call: call.clone() };
+            let entry = Entry { index, time_ms: index, command: CommandKind::Call(call.clone()) };
             batch.push((index, Some(entry), Some(Box::new(move |outcome| _ = send.send(outcome)))));
         }
         node.index = first + BATCH - 1;

@@ -12,7 +12,7 @@ use conclave::{
         Answered, Engine, Entry, Limits, Module, QueryError, SavedState, SnapshotError,
         StateStream, Worker,
     },
-    types::{Call, Outcome, TrapKind},
+    types::{Call, CommandKind, Outcome, TrapKind},
 };
 use prost::Message;
 use tokio::sync::oneshot;
@@ -98,7 +98,8 @@ impl Node {
     /// Hands over one entry; the outcome comes later.
     pub(crate) async fn push(&mut self, call: Call) -> oneshot::Receiver<Outcome> {
         self.index += 1;
-        let entry = Entry { index: self.index, time_ms: self.index * 10, call };
+        let entry =
+            Entry { index: self.index, time_ms: self.index * 10, command: CommandKind::Call(call) };
         self.push_entry(entry).await
     }
 

@@ -3,7 +3,10 @@
 
 use std::time::{Duration, Instant};
 
-use conclave::types::{Outcome, TrapKind};
+use conclave::{
+    machine::Entry,
+    types::{CommandKind, Outcome, TrapKind},
+};
 
 use crate::support::{MARK, Node, Number, add, call, number, trap_kind};
 
@@ -129,4 +132,23 @@ async fn a_shutdown_does_not_wait_for_a_long_call() {
     assert!(outcome.await.is_err(), "an interrupted entry has no outcome");
     assert_eq!(node.worker.fault(), None);
     assert!(node.worker.apply(vec![(9, None, None)]).await.is_err());
+}
+
+/// A tick that traps is rolled back like a call, and withdraws the wish: nobody ticks the machine again
+/// before its next reply asks for it.
+#[tokio::test]
+async fn a_tick_that_traps_is_rolled_back_and_not_repeated() {
+    let mut node = Node::start();
+    assert_eq!(*node.worker.wish().borrow(), None);
+    node.add(5).await;
+    let outcome = node.apply(call("Wake", Number::default())).await;
+    assert!(matches!(outcome, Outcome::Reply(_)), "{outcome:?}");
+    assert_eq!(*node.worker.wish().borrow(), Some(node.index * 10));
+    let (index, time_ms) = (node.index + 1, (node.index + 1) * 10);
+    let tick = Entry { index, time_ms, command: CommandKind::Tick };
+    let outcome = node.push_entry(tick).await.await.unwrap();
+    assert!(matches!(&outcome, Outcome::Trap(trap) if trap.kind == TrapKind::Panic), "{outcome:?}");
+    assert_eq!(*node.worker.wish().borrow(), None);
+    assert_eq!(node.add(1).await, 6);
+    assert_eq!(node.total().await, 6);
 }

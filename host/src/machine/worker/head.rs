@@ -22,7 +22,7 @@ use crate::{
         instance::Instance,
         trap::Broken,
     },
-    types::{Outcome, Trap},
+    types::{CommandKind, Outcome, Trap},
 };
 
 /// What the head is asked to do.
@@ -115,7 +115,7 @@ impl Head {
     }
 
     fn apply_entry(&mut self, entry: Entry) -> Result<(Step, Outcome), End> {
-        let Entry { index, time_ms, call } = entry;
+        let Entry { index, time_ms, command } = entry;
         let before = self.clock.clone();
         let moment = self.clock.advance(index, time_ms);
         let trap = match self.shared.history.trapped(index) {
@@ -127,13 +127,14 @@ impl Head {
                 let Some(instance) = &mut self.instance else {
                     return Err(Fault::new("the head has no instance").into());
                 };
-                let result = instance.apply(moment, &call);
+                let result = instance.run(moment, &command);
                 self.shared.counters.fuel.fetch_add(instance.fuel_used(), Ordering::Relaxed);
                 match result {
                     Ok(outcome) => {
                         self.shared.counters.outcome(&outcome);
                         let mark = mark(&outcome);
-                        return Ok((Step::Apply { moment, call, mark }, outcome));
+                        self.shared.note_wish(&outcome);
+                        return Ok((Step::Apply { moment, command, mark }, outcome));
                     }
                     Err(Broken::Interrupted) => return Err(End::Stopped),
                     Err(Broken::Fault(fault)) => {
@@ -146,6 +147,10 @@ impl Head {
                 }
             }
         };
+        if command == CommandKind::Tick {
+            // It would trap again at once. The next reply tells when it is worth another try.
+            self.shared.wish.send_replace(None);
+        }
         let outcome = Outcome::Trap(trap);
         self.shared.counters.outcome(&outcome);
         Ok((Step::Skip { time_ms: moment.time_ms }, outcome))
@@ -236,6 +241,7 @@ impl Head {
         self.instance = Some(head);
         self.clock = clock;
         self.shared.applied.store(index, Ordering::Release);
+        self.shared.wish.send_replace(Some(0));
         self.shared.counters.restores.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }

@@ -17,7 +17,7 @@ use crate::{
         error::{QueryError, SnapshotError},
         instance::{Instance, Moment},
     },
-    types::Call,
+    types::{Call, CommandKind},
 };
 
 /// An entry that the head has finished.
@@ -33,7 +33,7 @@ pub(super) struct Finished {
 /// What the reader has to do to follow the head over an entry.
 pub(super) enum Step {
     /// Apply it, and find the same outcome.
-    Apply { moment: Moment, call: Call, mark: u64 },
+    Apply { moment: Moment, command: CommandKind, mark: u64 },
     /// Nothing but move on: no machine sees it, or it trapped.
     Skip { time_ms: u64 },
 }
@@ -44,7 +44,7 @@ const ENTRY_BYTES: usize = 192;
 impl Finished {
     pub(super) fn bytes(&self) -> usize {
         match &self.step {
-            Step::Apply { call, .. } => ENTRY_BYTES + call.request.len() + call.method.len(),
+            Step::Apply { command, .. } => ENTRY_BYTES + command.bytes(),
             Step::Skip { .. } => ENTRY_BYTES,
         }
     }

@@ -17,7 +17,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::{
     head::{Head, Job},
@@ -104,6 +104,7 @@ impl Worker {
             })??
         };
         shared.applied.store(clock.index(), Ordering::Release);
+        shared.wish.send_replace((clock.index() > 0).then_some(0));
         shared.counters.head_memory_bytes.store(head.memory_bytes() as u64, Ordering::Relaxed);
         shared.counters.reader_memory_bytes.store(reader.memory_bytes() as u64, Ordering::Relaxed);
         shared.counters.reader_applied.store(clock.index(), Ordering::Relaxed);
@@ -135,7 +136,7 @@ impl Worker {
         if batch.is_empty() {
             return Ok(());
         }
-        let bytes_of = |entry: &Entry| entry.call.request.len() + entry.call.method.len();
+        let bytes_of = |entry: &Entry| entry.command.bytes();
         let bytes: usize =
             batch.iter().map(|(_, entry, _)| entry.as_ref().map_or(0, bytes_of)).sum();
         // A batch larger than the whole room waits until it has it to itself.
@@ -154,6 +155,12 @@ impl Worker {
     /// The log index that the head has applied.
     pub fn applied(&self) -> u64 {
         self.0.shared.applied.load(Ordering::Acquire)
+    }
+
+    /// When the machine wants its `tick` called, in its own time, with every change. 0: as soon as
+    /// possible.
+    pub fn wish(&self) -> watch::Receiver<Option<u64>> {
+        self.0.shared.wish.subscribe()
     }
 
     /// Asks the reader, once it has applied `index_min`. Dropping the future takes the question back.

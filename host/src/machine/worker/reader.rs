@@ -24,7 +24,7 @@ use crate::machine::{
     instance::{Instance, Moment},
     trap::Broken,
 };
-use crate::types::{Call, Trap, TrapKind};
+use crate::types::{CommandKind, Trap, TrapKind};
 
 /// Entries and queries of one turn: a millisecond or two of work each, about what a piece of a
 /// snapshot takes, so that neither starves the other.
@@ -250,7 +250,7 @@ impl Reader {
         if entries.is_empty() {
             self.clock.skip_to(to);
         }
-        for Entry { index, time_ms, call } in entries {
+        for Entry { index, time_ms, command } in entries {
             self.shared.check()?;
             if index <= self.clock.index() || index > to {
                 return Err(Fault::new(format!(
@@ -260,7 +260,7 @@ impl Reader {
             }
             let moment = self.clock.advance(index, time_ms);
             if self.shared.history.trapped(index).is_none() {
-                self.apply(moment, &call, None)?;
+                self.apply(moment, &command, None)?;
             }
         }
         self.publish();
@@ -270,9 +270,9 @@ impl Reader {
     /// Follows the head over one entry.
     fn follow(&mut self, finished: Finished) -> Result<(), End> {
         match finished.step {
-            Step::Apply { moment, call, mark } => {
+            Step::Apply { moment, command, mark } => {
                 self.clock.advance(moment.index, moment.time_ms);
-                self.apply(moment, &call, Some(mark))?;
+                self.apply(moment, &command, Some(mark))?;
             }
             Step::Skip { time_ms } => _ = self.clock.advance(finished.index, time_ms),
         }
@@ -286,13 +286,18 @@ impl Reader {
 
     /// Applies an entry that the head has applied. A different outcome here means that the machine is
     /// no function of the log.
-    fn apply(&mut self, moment: Moment, call: &Call, expected: Option<u64>) -> Result<(), End> {
+    fn apply(
+        &mut self,
+        moment: Moment,
+        command: &CommandKind,
+        expected: Option<u64>,
+    ) -> Result<(), End> {
         let Some(instance) = &mut self.instance else {
             // Lost in the middle of a turn: the entry comes again from the history.
             return Ok(());
         };
         instance.mute(true);
-        let result = instance.apply(moment, call);
+        let result = instance.run(moment, command);
         instance.mute(false);
         self.shared
             .counters

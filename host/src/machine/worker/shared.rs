@@ -9,6 +9,8 @@ use std::{
     },
 };
 
+use tokio::sync::watch;
+
 use super::{clock::Clock, inbox::Inbox, stats::Counters};
 use crate::{
     machine::{
@@ -30,6 +32,9 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     /// The index that the head has applied.
     pub(super) applied: AtomicU64,
+    /// When the machine wants to be woken. A snapshot does not tell, so after one it is woken as soon
+    /// as possible, and says.
+    pub(super) wish: watch::Sender<Option<u64>>,
     key: [u8; 32],
     stop: Arc<AtomicBool>,
     fault: OnceLock<Fault>,
@@ -55,6 +60,7 @@ impl Shared {
             inbox: Inbox::default(),
             counters: Counters::default(),
             applied: AtomicU64::new(0),
+            wish: watch::Sender::new(None),
             key,
             stop: Arc::new(AtomicBool::new(false)),
             fault: OnceLock::new(),
@@ -70,6 +76,15 @@ impl Shared {
         self.stop.store(true, Ordering::Relaxed);
         self.interrupt();
         self.inbox.wake_all();
+    }
+
+    /// Each reply replaces the wish of the one before it; what is no reply leaves it.
+    pub(super) fn note_wish(&self, outcome: &Outcome) {
+        if let Outcome::Reply(reply) = outcome {
+            self.wish.send_if_modified(|wish| {
+                std::mem::replace(wish, reply.wake_at_ms) != reply.wake_at_ms
+            });
+        }
     }
 
     /// Makes a call that is under way ask whether it should end.

@@ -41,6 +41,10 @@ static ROUTER: LazyLock<Router<Hostile>> = LazyLock::new(|| {
             misbehave()
         })
     });
+    let router =
+        router.command("hostile.v1.Hostile/Wake", |_: &mut Hostile, context, _: Nothing| {
+            Ok(Reply::of(&Total::default()).wake_at(Some(context.time_ms)))
+        });
     router.command("hostile.v1.Hostile/Huge", |hostile: &mut Hostile, _, _: Nothing| {
         hostile.total += MARK;
         Ok(Reply::new(vec![0; HUGE_BYTES]))
@@ -125,6 +129,11 @@ impl Machine for Hostile {
 
     fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure> {
         ROUTER.apply(self, context, call)
+    }
+
+    fn tick(&mut self, _: &Context) -> Reply {
+        self.total += MARK;
+        panics().map_or_else(|_| Reply::default(), |total| Reply::of(&total))
     }
 
     fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure> {
