@@ -139,7 +139,7 @@ impl Replica {
         tokio::spawn(hold::release(Arc::downgrade(&replica.0)));
         tokio::spawn(health::watch(Arc::downgrade(&replica.0)));
         tokio::spawn(snapshot::hand_over(Arc::downgrade(&replica.0)));
-        tokio::spawn(snapshot::watch_bytes(Arc::downgrade(&replica.0), snapshot, options.history));
+        tokio::spawn(snapshot::watch_growth(Arc::downgrade(&replica.0), snapshot, options.history));
         tokio::spawn(bootstrap::run(replica.clone()));
         Ok(replica)
     }

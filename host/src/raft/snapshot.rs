@@ -236,30 +236,35 @@ pub(super) async fn hand_over(replica: Weak<Inner>) {
 /// How often the size of the log is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Takes a snapshot when the log has grown by enough bytes; by entries openraft does it itself.
-pub(super) async fn watch_bytes(
+/// Takes a snapshot when the log has grown by enough bytes. By entries openraft does it itself, but only
+/// when it applies some while no snapshot is on its way: here is made up for the last ones of a burst.
+pub(super) async fn watch_growth(
     replica: Weak<Inner>,
     policy: SnapshotPolicy,
     history: Arc<LocalHistory>,
 ) {
-    let (mut at_last, mut last_index) = (0, 0);
+    let (mut at_last, mut last_index, mut asked_at) = (0, 0, 0);
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let Some(inner) = replica.upgrade() else { return };
         let appended = inner.log.appended_bytes();
-        let index = inner
-            .raft
-            .metrics()
-            .borrow_watched()
-            .snapshot
-            .as_ref()
-            .map_or(0, |log_id| log_id.index);
+        let (index, applied) = {
+            let metrics = inner.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            [&metrics.snapshot, &metrics.last_applied]
+                .map(|log_id| log_id.as_ref().map_or(0, |log_id| log_id.index))
+                .into()
+        };
         if index != last_index {
             (at_last, last_index) = (appended, index);
             history.snapshot_taken(index);
         }
-        if appended - at_last >= policy.bytes {
-            at_last = appended;
+        // Asked for once: a snapshot that fails is tried again when there is something new.
+        let left_over = applied.saturating_sub(index) >= policy.entries
+            && applied > asked_at
+            && inner.building.wants(applied);
+        if left_over || appended - at_last >= policy.bytes {
+            (at_last, asked_at) = (appended, applied);
             if inner.raft.trigger().snapshot().await.is_err() {
                 return;
             }
