@@ -278,7 +278,7 @@ impl History {
         let (code, message) = (failure.code, failure.message.clone());
         if failure.passing {
             self.tried.add(address, &message);
-            return Error::new(code, "the write was not retried")
+            return Error::new(code, "the write failed midway and was not retried")
                 .with_unknown_outcome(unknown)
                 .with_tried(self.tried);
         }

@@ -83,7 +83,9 @@ impl fmt::Display for Error {
             write!(f, "; tried {}", self.0.tried)?;
         }
         if self.0.outcome_unknown {
-            f.write_str("; whether the write was applied is unknown")?;
+            f.write_str(
+                "; whether the write was applied is unknown: read it back before you send it again",
+            )?;
         }
         Ok(())
     }

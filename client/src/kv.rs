@@ -10,28 +10,37 @@ use crate::{
     },
 };
 
-/// The methods of `kv.v1.KV`. Put, delete and batch are retried also when their outcome is unknown:
-/// applied twice they leave the same keys and values as applied once.
+/// The methods of `kv.v1.KV`. Writes whose outcome is unknown are not retried, unless
+/// [`Kv::retry_unknown`] says so.
 #[derive(Clone)]
 pub struct Kv {
     client: Client,
+    retry_unknown: bool,
 }
 
 impl Client {
     /// The default machine's service.
     pub fn kv(&self) -> Kv {
-        Kv { client: self.clone() }
+        Kv { client: self.clone(), retry_unknown: false }
     }
 }
 
-fn idempotent() -> CallOptions {
-    CallOptions::write().retry_unknown(true)
-}
-
 impl Kv {
+    /// Whether puts, deletes and batches are retried also when the outcome of an attempt is unknown.
+    /// Applied twice they leave the same keys and values as applied once, but the second time may undo
+    /// what another writer was told is done: it is for those who write their keys alone.
+    pub fn retry_unknown(mut self, yes: bool) -> Self {
+        self.retry_unknown = yes;
+        self
+    }
+
+    fn write(&self) -> CallOptions {
+        CallOptions::write().retry_unknown(self.retry_unknown)
+    }
+
     /// Sets one key.
     pub async fn put(&self, request: &PutRequest) -> Result<PutResponse, Error> {
-        self.client.call("kv.v1.KV/Put", request, &idempotent()).await
+        self.client.call("kv.v1.KV/Put", request, &self.write()).await
     }
 
     /// Reads one key. NOT_FOUND if there is none.
@@ -43,7 +52,7 @@ impl Kv {
     /// Removes one key.
     pub async fn delete(&self, key: &str) -> Result<DeleteResponse, Error> {
         let request = DeleteRequest { key: key.to_owned() };
-        self.client.call("kv.v1.KV/Delete", &request, &idempotent()).await
+        self.client.call("kv.v1.KV/Delete", &request, &self.write()).await
     }
 
     /// Reads one page of a range.
@@ -53,6 +62,6 @@ impl Kv {
 
     /// Applies several operations as one.
     pub async fn batch(&self, request: &BatchRequest) -> Result<BatchResponse, Error> {
-        self.client.call("kv.v1.KV/Batch", request, &idempotent()).await
+        self.client.call("kv.v1.KV/Batch", request, &self.write()).await
     }
 }

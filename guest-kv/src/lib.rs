@@ -10,7 +10,11 @@
 //!
 //! Expiry needs no clock of its own: a key is invisible from its time on, by the time of the entry
 //! that looks, and is deleted later, by a tick or beside some other command.
+//!
+//! The store counts what it holds and refuses to grow past `limits::STORE_BYTES_MAX`, long before the
+//! host's limit of memory: a refusal is the same on every replica, and where a heap is full is not.
 
+mod key;
 pub mod limits;
 mod machine;
 mod range;

@@ -39,6 +39,11 @@ pub struct Kv {
 }
 
 impl Kv {
+    /// What the records count towards [`STORE_BYTES_MAX`](crate::limits::STORE_BYTES_MAX).
+    pub fn bytes(&self) -> u64 {
+        self.state.bytes()
+    }
+
     fn put(&mut self, context: &Context, request: PutRequest) -> Result<Reply, Failure> {
         let response = self.step(context).put(request)?;
         Ok(self.reply(&response))

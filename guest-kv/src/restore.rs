@@ -1,13 +1,12 @@
 //! From a snapshot's bytes back to a state. Nothing in them is trusted, although the host has
 //! authenticated them: a machine that wrote a bad snapshot should be found out here, by name.
 
-use std::sync::Arc;
-
 use conclave_sdk::{Failure, snapshot::RestoreWriter};
 use crc32fast::Hasher;
 
 use crate::{
     Kv,
+    key::Key,
     limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX, check_key, within},
     snapshot::{
         CHECKSUM_BYTES, FORMAT_VERSION, HEADER_BYTES, KIND_TEXT, KIND_VALUE, MAGIC,
@@ -25,7 +24,7 @@ pub(crate) struct Restore {
     state: State,
     expect: Expect,
     checksum: Hasher,
-    last_key: Option<Arc<str>>,
+    last_key: Option<Key>,
     pending: Vec<u8>,
     /// Where `pending` begins in the snapshot.
     offset: u64,
@@ -125,7 +124,7 @@ impl Restore {
         let key_bytes = u16::from_be_bytes(take_array(&mut body)?);
         let key = text("the key", take(&mut body, key_bytes.into())?)?;
         check_key(key)?;
-        let key: Arc<str> = Arc::from(key);
+        let key = Key::from(key);
         if self.last_key.as_ref().is_some_and(|last| *last >= key) {
             return Err(Failure::invalid_argument(format!("the key {key:?} is out of order")));
         }

@@ -1,12 +1,15 @@
 //! The state as bytes, a piece at a time. The format is `docs/snapshot-format.md`: a change there is
 //! a change here, in `restore.rs` and in the golden fixture.
 
-use std::{ops::Bound, sync::Arc};
+use std::ops::Bound;
 
 use conclave_sdk::snapshot::SnapshotReader;
 use crc32fast::Hasher;
 
-use crate::state::{Content, Record, State};
+use crate::{
+    key::Key,
+    state::{Content, Record, State},
+};
 
 /// The version of the format, which is the machine's state version.
 pub(crate) const FORMAT_VERSION: u32 = 1;
@@ -34,7 +37,7 @@ pub(crate) struct Snapshot {
 enum Next {
     Header,
     /// The records after this key.
-    Records(Option<Arc<str>>),
+    Records(Option<Key>),
     End,
 }
 
@@ -67,7 +70,7 @@ impl Snapshot {
     }
 
     /// One search in the tree serves the whole fill.
-    fn fill_records(&mut self, after: Option<Arc<str>>, bytes: usize) {
+    fn fill_records(&mut self, after: Option<Key>, bytes: usize) {
         let start = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         for (key, record) in self.state.from(start) {
             let encoded = self.pending.len();

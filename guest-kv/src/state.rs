@@ -6,6 +6,11 @@ use std::{ops::Bound, sync::Arc};
 
 use imbl::{OrdMap, OrdSet};
 
+use crate::{
+    key::{Key, Sought},
+    limits::RECORD_OVERHEAD_BYTES,
+};
+
 /// What a key holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
@@ -40,18 +45,26 @@ impl Record {
     }
 }
 
+/// What a record counts towards the limit of the store.
+pub(crate) fn counted_bytes(key: &str, content: &Content) -> u64 {
+    (key.len() + content.bytes().len() + RECORD_OVERHEAD_BYTES) as u64
+}
+
 /// The whole state.
 ///
 /// # Invariants
 ///
+/// - `bytes` is the sum of [`counted_bytes`] over the records, expired ones included. It follows from
+///   them, so it is no part of a snapshot.
 /// - `expiries` holds exactly (`expires_at_ms`, key) of every record that expires.
 /// - 1 ≤ `create_revision` ≤ `mod_revision` ≤ `revision`, and `version` ≥ 1, for every record.
 #[derive(Clone, Default)]
 pub(crate) struct State {
     revision: u64,
+    bytes: u64,
     // Behind `Arc`, so that copying a tree's node copies pointers, not keys and values.
-    records: OrdMap<Arc<str>, Arc<Record>>,
-    expiries: OrdSet<(u64, Arc<str>)>,
+    records: OrdMap<Key, Arc<Record>>,
+    expiries: OrdSet<(u64, Key)>,
 }
 
 impl State {
@@ -73,35 +86,75 @@ impl State {
         self.records.len()
     }
 
+    /// What the records count towards the limit of the store, expired ones included.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// What a put of `content` would make of [`State::bytes`].
+    pub(crate) fn bytes_with(&self, key: &str, content: &Content) -> u64 {
+        let old = self.records.get(&Sought(key)).map_or(0, |old| counted_bytes(key, &old.content));
+        self.bytes - old + counted_bytes(key, content)
+    }
+
     /// The record of a key that has not expired by `time_ms`.
     pub(crate) fn get(&self, key: &str, time_ms: u64) -> Option<&Record> {
-        self.records.get(key).map(|record| &**record).filter(|record| record.is_live(time_ms))
+        self.records
+            .get(&Sought(key))
+            .map(|record| &**record)
+            .filter(|record| record.is_live(time_ms))
     }
 
     /// The records from a key on, expired ones included.
     pub(crate) fn from(
         &self,
         start: Bound<&str>,
-    ) -> impl Iterator<Item = (&Arc<str>, &Record)> + use<'_> {
-        let range = self.records.range::<_, str>((start, Bound::Unbounded));
+    ) -> impl Iterator<Item = (&Key, &Record)> + use<'_> {
+        let range = self.records.range((start.map(Sought), Bound::Unbounded));
         range.map(|(key, record)| (key, &**record))
     }
 
-    pub(crate) fn insert(&mut self, key: Arc<str>, record: Record) {
+    pub(crate) fn insert(&mut self, key: Key, record: Record) {
         let expires_at_ms = record.expires_at_ms;
-        if let Some(old) = self.records.insert(key.clone(), Arc::new(record))
-            && old.expires_at_ms != 0
-        {
-            self.expiries.remove(&(old.expires_at_ms, key.clone()));
+        self.bytes += counted_bytes(&key, &record.content);
+        if let Some(old) = self.records.insert(key.clone(), Arc::new(record)) {
+            self.bytes -= counted_bytes(&key, &old.content);
+            if old.expires_at_ms != 0 {
+                self.expiries.remove(&(old.expires_at_ms, key.clone()));
+            }
         }
         if expires_at_ms != 0 {
             self.expiries.insert((expires_at_ms, key));
         }
     }
 
+    /// Puts the record that `make` gives for the live one under the key, if there is one.
+    pub(crate) fn put(
+        &mut self,
+        key: &str,
+        time_ms: u64,
+        make: impl FnOnce(Option<&Record>) -> Record,
+    ) {
+        // Most puts are to a key that is there: one search, and the key stays.
+        let Some(slot) = self.records.get_mut(&Sought(key)) else {
+            return self.insert(Key::from(key), make(None));
+        };
+        let new = make(Some(&**slot).filter(|record| record.is_live(time_ms)));
+        let (new_bytes, expires_at_ms) = (counted_bytes(key, &new.content), new.expires_at_ms);
+        let old = std::mem::replace(slot, Arc::new(new));
+        self.bytes = self.bytes - counted_bytes(key, &old.content) + new_bytes;
+        if old.expires_at_ms != 0 {
+            self.expiries.remove(&(old.expires_at_ms, Key::from(key)));
+        }
+        if expires_at_ms != 0 {
+            self.expiries.insert((expires_at_ms, Key::from(key)));
+        }
+    }
+
     /// Removes a key, expired or not, and gives what it held.
     pub(crate) fn remove(&mut self, key: &str) -> Option<Arc<Record>> {
-        let (key, record) = self.records.remove_with_key(key)?;
+        let (key, record) = self.records.remove_with_key(&Sought(key))?;
+        self.bytes -= counted_bytes(&key, &record.content);
         if record.expires_at_ms != 0 {
             self.expiries.remove(&(record.expires_at_ms, key));
         }
@@ -120,8 +173,10 @@ impl State {
             if self.next_expiry_ms().is_none_or(|expires_at_ms| time_ms < expires_at_ms) {
                 return swept;
             }
-            if let Some((_, key)) = self.expiries.remove_min() {
-                self.records.remove(&*key);
+            if let Some((_, key)) = self.expiries.remove_min()
+                && let Some(record) = self.records.remove(&key)
+            {
+                self.bytes -= counted_bytes(&key, &record.content);
             }
         }
         max

@@ -1,16 +1,14 @@
 //! What one operation does to the state.
 
-use std::sync::Arc;
-
 use conclave_sdk::Failure;
 
 use crate::{
-    limits::{VALUE_BYTES_MAX, check_key, within},
+    limits::{STORE_BYTES_MAX, VALUE_BYTES_MAX, check_key, within},
     pb::{
         DeleteRequest, DeleteResponse, GetRequest, GetResponse, KeyValue, PutRequest, PutResponse,
         key_value, put_request,
     },
-    state::{Content, Record, State},
+    state::{Content, Record, State, counted_bytes},
 };
 
 /// The operations of one entry. They share one revision, made by the first that changes something.
@@ -43,17 +41,16 @@ impl<'a> Step<'a> {
         };
         within("the value", content.bytes().len(), VALUE_BYTES_MAX, "bytes")?;
         let expires_at_ms = self.expires_at_ms(request.ttl_ms)?;
+        self.check_room(&request.key, &content)?;
 
-        let old = self.state.get(&request.key, self.time_ms);
-        let old = old.map(|record| (record.create_revision, record.version));
         let revision = self.change();
-        let (create_revision, version) = match old {
-            Some((create_revision, version)) => (create_revision, version + 1),
-            None => (revision, 1),
-        };
-        let record =
-            Record { content, create_revision, mod_revision: revision, version, expires_at_ms };
-        self.state.insert(Arc::from(request.key), record);
+        let (mut create_revision, mut version) = (revision, 1);
+        self.state.put(&request.key, self.time_ms, |old| {
+            if let Some(old) = old {
+                (create_revision, version) = (old.create_revision, old.version + 1);
+            }
+            Record { content, create_revision, mod_revision: revision, version, expires_at_ms }
+        });
         Ok(PutResponse { revision, create_revision, version })
     }
 
@@ -77,6 +74,23 @@ impl<'a> Step<'a> {
         }
         self.changed = true;
         self.state.next_revision()
+    }
+
+    /// Whether the store may hold this. What makes it no larger always passes, so that a store that is
+    /// over the limit, for example of a version with a higher one, can be put right.
+    fn check_room(&self, key: &str, content: &Content) -> Result<(), Failure> {
+        let bytes = self.state.bytes();
+        // Only a store that is nearly full has to look what the key holds.
+        if bytes + counted_bytes(key, content) <= STORE_BYTES_MAX {
+            return Ok(());
+        }
+        let after = self.state.bytes_with(key, content);
+        if after <= bytes.max(STORE_BYTES_MAX) {
+            return Ok(());
+        }
+        Err(Failure::resource_exhausted(format!(
+            "the store is full: with this put its keys and values would count {after} bytes, and at              most {STORE_BYTES_MAX} are allowed: delete keys first"
+        )))
     }
 
     fn expires_at_ms(&self, ttl_ms: i64) -> Result<u64, Failure> {

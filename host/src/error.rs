@@ -48,6 +48,8 @@ pub(crate) enum ErrorKind {
     Fault(String),
     /// This node is about to stop.
     ShuttingDown,
+    /// This node has met a fault and serves no calls; this one was refused before it had any effect.
+    Stopped(String),
     /// The address for one of the ports cannot be listened on.
     Listen { port: String, address: String },
 }
@@ -128,6 +130,12 @@ impl Error {
         Self::new(ErrorKind::ShuttingDown)
     }
 
+    /// This node has met a fault before and serves no calls any more; this one was neither proposed nor
+    /// answered. `why` is the fault, which says how to mend it.
+    pub fn stopped(why: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Stopped(why.into()))
+    }
+
     /// The `client`, `peer` or `admin` port cannot be listened on.
     pub fn listen(port: &str, address: &str, source: io::Error) -> Self {
         let (port, address) = (port.to_owned(), address.to_owned());
@@ -185,6 +193,7 @@ impl Error {
                 | ErrorKind::NoQuorum
                 | ErrorKind::Busy(_)
                 | ErrorKind::ShuttingDown
+                | ErrorKind::Stopped(_)
                 | ErrorKind::Deadline { outcome_unknown: false }
         )
     }
@@ -254,6 +263,9 @@ impl fmt::Display for Error {
             ErrorKind::Failure(failure) => f.write_str(&failure.message),
             ErrorKind::ShuttingDown => {
                 f.write_str("this node is shutting down: send the call to another node")
+            }
+            ErrorKind::Stopped(why) => {
+                write!(f, "this node has stopped serving, send the call to another: {why}")
             }
             ErrorKind::Listen { port, address } => {
                 write!(f, "cannot listen on {address} for the {port} port")?;

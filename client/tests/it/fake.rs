@@ -71,13 +71,15 @@ pub(crate) fn node(
 /// Starts a node whose answers may take time.
 pub(crate) fn slow_node(script: impl Fn(Call) -> Reply + Send + Sync + 'static) -> Node {
     let calls = Arc::new(AtomicUsize::new(0));
-    let service = Fake { calls: Arc::clone(&calls), script: Arc::new(script) };
+    let echo = Fake::<ECHO> { calls: Arc::clone(&calls), script: Arc::new(script) };
+    let kv = Fake::<KV> { calls: Arc::clone(&calls), script: Arc::clone(&echo.script) };
     let (runtime, listener, address) = listen();
     let reflection_v1alpha = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(&descriptors())
         .build_v1alpha()
         .unwrap();
-    let server = Server::builder().add_service(service).add_service(reflection_v1alpha);
+    let server =
+        Server::builder().add_service(echo).add_service(kv).add_service(reflection_v1alpha);
     runtime.spawn(async move {
         let listener = TcpListener::from_std(listener).unwrap();
         server.serve_with_incoming(TcpListenerStream::new(listener)).await.unwrap();
@@ -197,17 +199,25 @@ fn descriptors() -> Vec<u8> {
     FileDescriptorSet { file: vec![messages, service] }.encode_to_vec()
 }
 
+const ECHO: u8 = 0;
+const KV: u8 = 1;
+
+/// One service of the node; all do the same.
 #[derive(Clone)]
-struct Fake {
+struct Fake<const SERVICE: u8> {
     calls: Arc<AtomicUsize>,
     script: Script,
 }
 
-impl tonic::server::NamedService for Fake {
+impl tonic::server::NamedService for Fake<ECHO> {
     const NAME: &'static str = "test.v1.Echo";
 }
 
-impl tower::Service<http::Request<tonic::body::Body>> for Fake {
+impl tonic::server::NamedService for Fake<KV> {
+    const NAME: &'static str = "kv.v1.KV";
+}
+
+impl<const SERVICE: u8> tower::Service<http::Request<tonic::body::Body>> for Fake<SERVICE> {
     type Response = http::Response<tonic::body::Body>;
     type Error = Infallible;
     type Future = Pin<Box<dyn Future<Output = Result<Self::Response, Infallible>> + Send>>;

@@ -2,7 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use conclave_client::{CallOptions, Client};
+use conclave_client::{
+    CallOptions, Client, Kv,
+    proto::kv::{BatchRequest, PutRequest},
+};
 use tonic::{Code, Status};
 
 use crate::fake::{answer, error, hangs_up, nobody, node, slow_node};
@@ -45,6 +48,35 @@ async fn a_write_that_may_have_been_applied_is_retried_only_if_the_caller_allows
     assert_eq!(node.calls(), 1);
     client.call_raw_with(SAY, "", &repeatable()).await.unwrap();
     assert_eq!(node.calls(), 4);
+}
+
+/// A put that is sent again may undo what another writer was told is done.
+#[tokio::test]
+async fn the_key_value_stores_writes_are_retried_only_if_the_caller_allows() {
+    let flaky = || {
+        node(|call| match call.number {
+            0 => Err(error(Code::Unavailable, None, false)),
+            _ => answer(b"", ""),
+        })
+    };
+    let (put, batch) = (PutRequest::default(), BatchRequest::default());
+    for write in 0..3 {
+        let node = flaky();
+        let kv = client(&node.address, 3000).kv();
+        let send = async |kv: &Kv| match write {
+            0 => kv.put(&put).await.map(drop),
+            1 => kv.delete("key").await.map(drop),
+            _ => kv.batch(&batch).await.map(drop),
+        };
+        let error = send(&kv).await.unwrap_err();
+        assert!(error.outcome_unknown(), "{error}");
+        assert!(error.to_string().contains("read it back before you send it again"), "{error}");
+        assert_eq!(node.calls(), 1);
+
+        let node = flaky();
+        send(&client(&node.address, 3000).kv().retry_unknown(true)).await.unwrap();
+        assert_eq!(node.calls(), 2);
+    }
 }
 
 #[tokio::test]

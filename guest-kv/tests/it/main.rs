@@ -6,6 +6,7 @@ mod commands;
 mod expiry;
 mod model;
 mod ranges;
+mod room;
 mod snapshots;
 mod store;
 mod transactions;

@@ -9,6 +9,7 @@ use conclave_sdk::{
 };
 use guest_kv::{
     Kv,
+    limits::RECORD_OVERHEAD_BYTES,
     pb::{
         BatchRequest, DeleteRequest, GetRequest, PutRequest, RangeRequest, TxnRequest,
         compare::{Operator, Target},
@@ -216,11 +217,16 @@ proptest! {
         // Restoring checks the revisions of every record, and rebuilds the index of expiry times:
         // the same wish to be woken comes out of both.
         let mut restored = Store { kv: Kv::load(1, &store.kv.save()).unwrap(), ..Store::default() };
+        prop_assert_eq!(restored.kv.bytes(), store.kv.bytes());
         restored.time_ms = store.time_ms;
         restored.tick();
         store.tick();
         prop_assert_eq!(restored.wake_at_ms, store.wake_at_ms);
         prop_assert_eq!(restored.kv.save(), store.kv.save());
+        // All that expired is gone by now.
+        let counted: usize =
+            model.keys.iter().map(|(key, (text, _))| key.len() + text.len() + RECORD_OVERHEAD_BYTES).sum();
+        prop_assert_eq!(store.kv.bytes(), counted as u64);
     }
 
     #[test]

@@ -70,8 +70,7 @@ async fn unary<B: Backend>(
             "this node works on {calls_max} calls, as many as it takes at once: try again in a moment"
         )))
     };
-    let served = served.and_then(|served| Ok((Answer::message(&served.response)?, served.index)));
-    let mut response = match served {
+    let mut response = match served.and_then(|served| framed(shared, method, served)) {
         Ok((message, index)) => {
             flight.answered(Code::Ok);
             let mut response = Response::new(message);
@@ -122,7 +121,7 @@ async fn call<B: Backend>(
         Target::Machine(_) => options.request_bytes_max,
         _ => options.request_bytes_max + generic::ENVELOPE_BYTES_MAX,
     };
-    let message = message::read(body, bytes_max, &shared.budget);
+    let message = message::read(body, bytes_max, &shared.requests);
     let message = timeout_at(deadline, message).await.map_err(|_| Error::deadline())??;
     let request = message.bytes.clone();
     match method.target {
@@ -135,6 +134,24 @@ async fn call<B: Backend>(
         Target::Describe => generic::describe(shared),
         Target::Status => generic::status(shared, deadline).await,
         Target::Snapshot => generic::snapshot(shared, deadline).await,
+    }
+}
+
+/// Frames an answer, if there is room for it. A command has been applied by now: without room its answer
+/// is lost, and it must not look like a call that had no effect.
+fn framed<B: Backend>(
+    shared: &Shared<B>,
+    method: &Method,
+    Served { response, index }: Served,
+) -> Result<(Answer, Option<u64>), Error> {
+    let applied = matches!(method.target, Target::Apply | Target::Machine(MethodKind::Command));
+    match Answer::message(&response, &shared.answers) {
+        Ok(answer) => Ok((answer, index)),
+        Err(error) if applied => {
+            let lost = Error::lost("there was no room for the answer").with_source(error);
+            Err(lost.at_index(index.unwrap_or_default()))
+        }
+        Err(error) => Err(error),
     }
 }
 

@@ -105,7 +105,7 @@ mod tests {
             Pin::new(&mut gather).poll_write(cx, &buffer)
         });
         let written = first.await.unwrap();
-        gather.write_all(&buffer[written..].to_vec()).await.unwrap();
+        gather.write_all(&buffer[written..]).await.unwrap();
         let notes = notes.lock().unwrap();
         assert_eq!(notes.concat(), (0..10).collect::<Vec<u8>>());
         assert_eq!(notes[0].len(), 4);

@@ -21,8 +21,8 @@ use crate::{
 
 /// What a generic call's message may have beside the request inside it: its framing and a name.
 pub(super) const ENVELOPE_BYTES_MAX: usize = 4096;
-/// Longer than any method that a descriptor can name sensibly.
-const METHOD_BYTES_MAX: usize = 1024;
+/// What machines are promised in `wit/`.
+const METHOD_BYTES_MAX: usize = 256;
 
 pub(super) async fn apply<B: Backend>(
     shared: &Shared<B>,

@@ -1,8 +1,9 @@
 //! gRPC's framing of one message in and one message out.
 //!
 //! Requests are handed on as the bytes that the connection received, without a copy if they came in one
-//! frame; answers are written once. Nothing is boxed and nothing is decoded. Compressed messages are
-//! refused: the layer advertises no compression.
+//! frame; answers are written once, and large ones handed on in pieces as their reader takes them.
+//! Nothing is boxed and nothing is decoded. Compressed messages are refused: the layer advertises no
+//! compression.
 
 use std::{
     convert::Infallible,
@@ -23,32 +24,36 @@ use crate::error::Error;
 /// A flag that says whether the message is compressed, and its length.
 const PREFIX_BYTES: usize = 5;
 
-/// Requests above this are counted against [`Budget`]; the others are bounded by the number of calls.
-const LARGE_REQUEST_BYTES: usize = 64 * 1024;
+/// Messages above this are counted against a [`Budget`]; the others are bounded by the number of calls.
+const LARGE_BYTES: usize = 64 * 1024;
+/// A large answer's piece. The connection asks for one at a time, when there is room to send it.
+const PIECE_BYTES: usize = 64 * 1024;
 
-/// The memory that large requests may hold together, in KiB.
+/// The memory that large messages of one kind may hold together.
 pub(super) struct Budget {
+    /// For people: requests or answers.
+    kind: &'static str,
     kibibytes: Arc<Semaphore>,
     bytes_max: usize,
 }
 
 impl Budget {
-    pub(super) fn new(bytes_max: usize) -> Self {
+    pub(super) fn new(kind: &'static str, bytes_max: usize) -> Self {
         let permits = (bytes_max / 1024).min(Semaphore::MAX_PERMITS);
-        Self { kibibytes: Arc::new(Semaphore::new(permits)), bytes_max }
+        Self { kind, kibibytes: Arc::new(Semaphore::new(permits)), bytes_max }
     }
 
     fn reserve(&self, bytes: usize) -> Result<Option<OwnedSemaphorePermit>, Error> {
-        if bytes <= LARGE_REQUEST_BYTES {
+        if bytes <= LARGE_BYTES {
             return Ok(None);
         }
         let kibibytes = u32::try_from(bytes.div_ceil(1024)).unwrap_or(u32::MAX);
         match self.kibibytes.clone().try_acquire_many_owned(kibibytes) {
             Ok(permit) => Ok(Some(permit)),
             Err(_) => Err(Error::busy(format!(
-                "requests of more than {LARGE_REQUEST_BYTES} bytes hold all of the {} bytes of memory \
-                 that this node gives them: try again in a moment",
-                self.bytes_max
+                "{} of more than {LARGE_BYTES} bytes hold all of the {} bytes of memory that this node \
+                 gives them: try again in a moment",
+                self.kind, self.bytes_max
             ))),
         }
     }
@@ -180,6 +185,8 @@ pub(super) enum Answer {
     Empty,
     /// A message, then `grpc-status: 0`.
     Message(Bytes),
+    /// What is left of a large message, and the memory that it holds until its reader has taken it.
+    Pieces { rest: Bytes, _reserved: OwnedSemaphorePermit },
     /// `grpc-status: 0`.
     Trailers,
     /// What one of tonic's services answers.
@@ -187,16 +194,21 @@ pub(super) enum Answer {
 }
 
 impl Answer {
-    /// Frames a response message.
-    pub(super) fn message(response: &[u8]) -> Result<Self, Error> {
+    /// Frames a response message. Fails if it is large and there is no room for it.
+    pub(super) fn message(response: &[u8], budget: &Budget) -> Result<Self, Error> {
         let Ok(length) = u32::try_from(response.len()) else {
             return Err(Error::limit("the response is larger than gRPC can carry: ask for less"));
         };
+        let reserved = budget.reserve(response.len())?;
         let mut framed = BytesMut::with_capacity(PREFIX_BYTES + response.len());
         framed.put_u8(0);
         framed.put_u32(length);
         framed.put_slice(response);
-        Ok(Self::Message(framed.freeze()))
+        let framed = framed.freeze();
+        Ok(match reserved {
+            None => Self::Message(framed),
+            Some(permit) => Self::Pieces { rest: framed, _reserved: permit },
+        })
     }
 }
 
@@ -215,6 +227,13 @@ impl Body for Answer {
                 *self = Self::Trailers;
                 Poll::Ready(Some(Ok(Frame::data(framed))))
             }
+            Self::Pieces { rest, .. } => {
+                let piece = rest.split_to(rest.len().min(PIECE_BYTES));
+                if rest.is_empty() {
+                    *self = Self::Trailers;
+                }
+                Poll::Ready(Some(Ok(Frame::data(piece))))
+            }
             Self::Trailers => {
                 *self = Self::Empty;
                 let mut trailers = HeaderMap::with_capacity(1);
@@ -228,7 +247,7 @@ impl Body for Answer {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Empty => true,
-            Self::Message(_) | Self::Trailers => false,
+            Self::Message(_) | Self::Pieces { .. } | Self::Trailers => false,
             Self::Tonic(body) => body.is_end_stream(),
         }
     }
@@ -236,3 +255,35 @@ impl Body for Answer {
 
 /// Nothing above this layer fails: an error is an answer too.
 pub(super) type Outgoing = Result<http::Response<Answer>, Infallible>;
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::*;
+
+    async fn frames(mut answer: Answer) -> Vec<Bytes> {
+        let mut frames = Vec::new();
+        while let Some(frame) = answer.frame().await {
+            frames.extend(frame.unwrap().into_data());
+        }
+        frames
+    }
+
+    #[tokio::test]
+    async fn a_small_answer_is_one_frame_and_a_large_one_comes_in_pieces_and_holds_its_memory() {
+        let budget = Budget::new("answers", 300 * 1024);
+        let small = vec![7; LARGE_BYTES];
+        let frames_of_small = frames(Answer::message(&small, &budget).unwrap()).await;
+        assert_eq!(frames_of_small.len(), 1);
+
+        let large: Vec<u8> = (0..200 * 1024_u32).map(|byte| byte as u8).collect();
+        let answer = Answer::message(&large, &budget).unwrap();
+        assert!(Answer::message(&large, &budget).is_err_and(|error| error.is_retryable()));
+        Answer::message(&small, &budget).unwrap();
+        let pieces = frames(answer).await;
+        assert!(pieces.iter().all(|piece| piece.len() <= PIECE_BYTES));
+        assert_eq!(pieces.concat()[PREFIX_BYTES..], large);
+        Answer::message(&large, &budget).unwrap();
+    }
+}

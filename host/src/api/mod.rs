@@ -65,6 +65,8 @@ pub struct Options {
     pub request_bytes_max: usize,
     /// The memory that requests of more than 64 KiB may hold together.
     pub large_requests_bytes_max: usize,
+    /// The same for answers, until their readers have taken them.
+    pub large_answers_bytes_max: usize,
     /// Calls that are worked on at once; with 64 KiB each it bounds what small requests hold.
     pub calls_in_flight_max: usize,
     /// Connections on the client port; more are closed.
@@ -86,6 +88,7 @@ impl Default for Options {
             },
             request_bytes_max: 4 * 1024 * 1024,
             large_requests_bytes_max: 256 * 1024 * 1024,
+            large_answers_bytes_max: 256 * 1024 * 1024,
             calls_in_flight_max: 16 * 1024,
             connections_max: 4096,
             streams_per_connection_max: 1024,
@@ -108,7 +111,8 @@ struct Shared<B> {
     backend: Arc<B>,
     options: Options,
     metrics: Metrics,
-    budget: Budget,
+    requests: Budget,
+    answers: Budget,
     table: ArcSwap<Table>,
     reflection: ArcSwap<Reflection>,
     health: HealthServer<HealthService>,
@@ -133,7 +137,8 @@ impl<B: Backend> Api<B> {
             backend,
             options,
             metrics,
-            budget: Budget::new(options.large_requests_bytes_max),
+            requests: Budget::new("requests", options.large_requests_bytes_max),
+            answers: Budget::new("answers", options.large_answers_bytes_max),
             table: ArcSwap::from_pointee(table),
             reflection: ArcSwap::from_pointee(reflection),
             machine_services,

@@ -3,7 +3,7 @@
 //! | error | code | metadata |
 //! |---|---|---|
 //! | not leader | UNAVAILABLE | `conclave-outcome: not-applied`, `conclave-leader` if known |
-//! | no quorum, shutting down | UNAVAILABLE | `conclave-outcome: not-applied` |
+//! | no quorum, shutting down, stopped by a fault before | UNAVAILABLE | `conclave-outcome: not-applied` |
 //! | deadline | DEADLINE_EXCEEDED | `conclave-outcome: unknown`, if it was proposed |
 //! | proposed, then lost | UNKNOWN | `conclave-outcome: unknown` |
 //! | limit, busy | RESOURCE_EXHAUSTED | |
@@ -13,9 +13,10 @@
 //! | failure | the machine's own | |
 //! | fault, cannot listen | INTERNAL | |
 //!
-//! Clients retry UNAVAILABLE by themselves, so it is kept for calls that certainly had no effect. A
-//! fault may strike after a command was proposed: INTERNAL, which nobody retries, is the honest code,
-//! and the node's health tells balancers to go elsewhere. For the same reason a lost outcome is UNKNOWN.
+//! Clients retry UNAVAILABLE by themselves, so it is kept for calls that certainly had no effect: among
+//! them those that a node refuses because of an earlier fault, for the others go on serving. A fault
+//! may strike after a command was proposed: INTERNAL, which nobody retries, is the honest code. For the
+//! same reason a lost outcome is UNKNOWN.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::{Code, Status, metadata::MetadataMap};
@@ -40,9 +41,10 @@ const MESSAGE_BYTES_MAX: usize = 4096;
 /// The gRPC code of an error.
 pub(super) fn code(error: &Error) -> Code {
     match error.kind() {
-        ErrorKind::NotLeader { .. } | ErrorKind::NoQuorum | ErrorKind::ShuttingDown => {
-            Code::Unavailable
-        }
+        ErrorKind::NotLeader { .. }
+        | ErrorKind::NoQuorum
+        | ErrorKind::ShuttingDown
+        | ErrorKind::Stopped(_) => Code::Unavailable,
         ErrorKind::Deadline { .. } => Code::DeadlineExceeded,
         ErrorKind::Lost(_) => Code::Unknown,
         ErrorKind::Limit(_) | ErrorKind::Busy(_) => Code::ResourceExhausted,

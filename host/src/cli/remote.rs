@@ -95,8 +95,9 @@ impl Remote {
 
     /// A client's error as the user reads it, with what to do next.
     pub fn failed(&self, error: &Error) -> Failed {
+        // A write of unknown outcome says by itself what to do.
         let next = if error.outcome_unknown() {
-            "; read it back before you try again"
+            ""
         } else if error.is_unavailable() || error.is_deadline() {
             "; is the cluster up (`conclave dev` starts one), and are --endpoints right?"
         } else {

@@ -2,8 +2,11 @@
 //!
 //! Every limit is far above normal use. A machine's heap is laid out differently in an instance that
 //! lived through the log and in one that was restored from a snapshot, so a call that comes close to
-//! a limit might pass in one and trap in the other; the digest would catch it, and nobody wants it to
-//! have to.
+//! a limit might pass in one and trap in the other. Within a node the reader finds that out and the
+//! node stops; between nodes nothing compares states in this version, and they would differ in silence.
+//! So a machine whose state grows must not leave it to these limits to say when it is full: it counts
+//! what it holds, by a rule that only the log decides, and refuses at a fraction of the memory. The
+//! key-value store does so at a quarter (`guest-kv/src/limits.rs`).
 
 use wasmtime::ResourceLimiter;
 
@@ -17,6 +20,14 @@ pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = MIB;
 /// What is asked for at once when a snapshot is read: the key-value store gives it in a millisecond,
 /// for which queries and entries wait.
 pub(super) const SNAPSHOT_READ_BYTES: usize = 256 << 10;
+
+/// Linear memories of one instance. Each reserves 4 GiB of addresses, of which a process has 128 TiB; a
+/// machine has one, and another for each language runtime that it is composed of.
+const MEMORIES_MAX: usize = 16;
+/// Its tables. The adapters between the core modules of a component have one each.
+const TABLES_MAX: usize = 256;
+/// Its core instances. A component of Python has some twenty, and one for each native extension.
+const INSTANCES_MAX: usize = 256;
 
 /// What a machine may use. The figures are part of the engine's fingerprint, since they decide
 /// outcomes: give every node of a cluster the same ones.
@@ -138,6 +149,13 @@ impl Limits {
         self.response_bytes_max.max(4 * MIB) + 64 * 1024
     }
 
+    /// What a machine of too many parts is told.
+    pub(super) fn too_many_parts() -> String {
+        format!(
+            "it has more than {MEMORIES_MAX} memories, {TABLES_MAX} tables or {INSTANCES_MAX} core instances"
+        )
+    }
+
     /// The stack of a thread that runs a machine: WebAssembly's, and what the host needs below it.
     pub(super) fn thread_stack_bytes(&self) -> usize {
         self.stack_bytes + 2 * MIB
@@ -197,6 +215,18 @@ impl Limiter {
 }
 
 impl ResourceLimiter for Limiter {
+    fn memories(&self) -> usize {
+        MEMORIES_MAX
+    }
+
+    fn tables(&self) -> usize {
+        TABLES_MAX
+    }
+
+    fn instances(&self) -> usize {
+        INSTANCES_MAX
+    }
+
     fn memory_growing(
         &mut self,
         current: usize,

@@ -35,7 +35,10 @@
 //! - A node needs twice the memory of the state, and three times while it restores a snapshot.
 //! - A snapshot under way is lost when its reader becomes the head, or traps; take another.
 //! - Limits depend on the layout of the guest's heap, which a restored instance has differently.
-//!   They are set so high that only runaway calls meet them.
+//!   They are set so high that only runaway calls meet them, and machines whose state grows have to
+//!   stop well before (`limits.rs`).
+//! - While a snapshot is read the reader needs more memory and fuel than the head. An entry that
+//!   exhausts it then costs the snapshot, not the node.
 
 mod bindings;
 mod descriptors;

@@ -92,6 +92,10 @@ pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>)
     if words.contains("fuel allocated for hostcalls has been exhausted") {
         return Broken::Trap(about.too_large());
     }
+    // Only while a machine is instantiated, by what it consists of.
+    if words.starts_with("resource limit exceeded: ") {
+        return Broken::Trap(about.trap(TrapKind::Fault, &Limits::too_many_parts()));
+    }
     if BAD_ANSWERS.iter().any(|known| words.starts_with(known)) {
         // Without wasmtime's words: they may name handles, whose numbers differ between instances.
         return Broken::Trap(

@@ -28,6 +28,9 @@ impl Replica {
     /// Puts a call into the log, through the leader if that is another node. Waits out an election,
     /// as far as the deadline allows: a refusal because nobody leads is final for no call.
     pub async fn command(&self, call: Call, deadline: Instant) -> Result<Applied, Error> {
+        if let Some(why) = self.0.fault() {
+            return Err(Error::stopped(why));
+        }
         let patience = Instant::now() + self.0.timing.election_max * 3;
         loop {
             let attempt = match self.0.leader() {
@@ -83,6 +86,9 @@ impl Replica {
 
     /// Proposes a call as the leader and waits for its outcome.
     pub(super) async fn propose(&self, call: Call, deadline: Instant) -> Result<Applied, Error> {
+        if let Some(why) = self.0.fault() {
+            return Err(Error::stopped(why));
+        }
         let _slot = self.0.slot()?;
         self.0.brake.hold(&call, deadline).await?;
         self.0.check_running()?;

@@ -54,7 +54,7 @@ pub(super) fn refusal_to_wire(error: &Error) -> wire::Refusal {
         ErrorKind::Lost(_) => Reason::Lost,
         ErrorKind::Limit(_) => Reason::Limit,
         ErrorKind::Busy(_) => Reason::Busy,
-        ErrorKind::ShuttingDown => Reason::ShuttingDown,
+        ErrorKind::ShuttingDown | ErrorKind::Stopped(_) => Reason::ShuttingDown,
         _ => Reason::Fault,
     };
     let leader = error.leader();

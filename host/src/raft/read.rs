@@ -25,10 +25,6 @@ use crate::{
 
 /// Reads that wait for a read index at once.
 const WAITING_MAX: usize = 65_536;
-/// Rounds under way at once. A read must not use a round that began before it came, so it waits for the
-/// rest of that one and then for its own; a second one beside it would spare it the first wait, and
-/// halve how many reads share a round.
-const ROUNDS_MAX: usize = 1;
 /// Most rounds take a network round trip; a leader that is cut off would take forever.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -51,26 +47,19 @@ impl ReadIndex {
     }
 }
 
-/// Makes the rounds, until the replica is gone.
+/// Makes the rounds, one at a time, until the replica is gone. A second one beside it would spare a read
+/// the rest of the round that it finds under way, and halve how many reads share a round.
 pub(super) async fn serve(replica: Weak<Inner>, mut waiting: mpsc::Receiver<Answer>) {
-    let rounds = std::sync::Arc::new(tokio::sync::Semaphore::new(ROUNDS_MAX));
-    while let Some(first) = waiting.recv().await {
-        let Ok(round) = rounds.clone().acquire_owned().await else { return };
-        let mut answers = vec![first];
-        while let Ok(next) = waiting.try_recv() {
-            answers.push(next);
-        }
+    let mut answers = Vec::new();
+    while waiting.recv_many(&mut answers, WAITING_MAX).await > 0 {
         let Some(replica) = replica.upgrade().map(Replica) else { return };
-        tokio::spawn(async move {
-            let result = match timeout(ROUND_TIMEOUT, replica.read_index()).await {
-                Ok(result) => result.map_err(|error| forward::refusal_to_wire(&error)),
-                Err(_) => Err(forward::refusal_to_wire(&Error::no_quorum())),
-            };
-            drop(round);
-            for answer in answers {
-                let _ = answer.send(result.clone());
-            }
-        });
+        let result = match timeout(ROUND_TIMEOUT, replica.read_index()).await {
+            Ok(result) => result.map_err(|error| forward::refusal_to_wire(&error)),
+            Err(_) => Err(forward::refusal_to_wire(&Error::no_quorum())),
+        };
+        for answer in answers.drain(..) {
+            let _ = answer.send(result.clone());
+        }
     }
 }
 
@@ -83,6 +72,9 @@ impl Replica {
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Answered, Error> {
+        if let Some(why) = self.0.fault() {
+            return Err(Error::stopped(why));
+        }
         let answer = async {
             let index = match consistency {
                 Consistency::Stale => 0,
@@ -164,7 +156,7 @@ impl Replica {
 fn failed(error: QueryError) -> Error {
     match error {
         QueryError::Trap(trap) => Error::trap(trap),
-        QueryError::Fault(fault) => Error::fault(fault.to_string()),
+        QueryError::Fault(fault) => Error::stopped(fault.to_string()),
         QueryError::Stopped => Error::shutting_down(),
         QueryError::Busy => Error::busy("too many queries are waiting: try again"),
     }

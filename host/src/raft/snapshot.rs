@@ -24,7 +24,7 @@ use crate::{
         convert::{
             log_id_to_wire, snapshot_meta_from_wire, stored_membership_to_wire, vote_to_wire,
         },
-        raft::{SnapshotMeta, TypeConfig, Vote},
+        raft::{LogId, SnapshotMeta, TypeConfig, Vote},
     },
 };
 
@@ -236,8 +236,9 @@ pub(super) async fn hand_over(replica: Weak<Inner>) {
 /// How often the size of the log is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Takes a snapshot when the log has grown by enough bytes. By entries openraft does it itself, but only
-/// when it applies some while no snapshot is on its way: here is made up for the last ones of a burst.
+/// Takes a snapshot when the log has grown by enough bytes. By entries openraft does it itself, but for
+/// those that came while the last one was being taken: it asks once every so many entries, is told that
+/// one is under way, and the log of a cluster that falls idle then stayed as long as it was.
 pub(super) async fn watch_growth(
     replica: Weak<Inner>,
     policy: SnapshotPolicy,
@@ -251,19 +252,18 @@ pub(super) async fn watch_growth(
         let (index, applied) = {
             let metrics = inner.raft.metrics();
             let metrics = metrics.borrow_watched();
-            [&metrics.snapshot, &metrics.last_applied]
-                .map(|log_id| log_id.as_ref().map_or(0, |log_id| log_id.index))
-                .into()
+            let index = |log_id: &Option<LogId>| log_id.as_ref().map_or(0, |log_id| log_id.index);
+            (index(&metrics.snapshot), index(&metrics.last_applied))
         };
         if index != last_index {
             (at_last, last_index) = (appended, index);
             history.snapshot_taken(index);
         }
-        // Asked for once: a snapshot that fails is tried again when there is something new.
-        let left_over = applied.saturating_sub(index) >= policy.entries
+        // Once for what there is: one that fails is tried again when there is more.
+        let grown = applied.saturating_sub(index) >= policy.entries
             && applied > asked_at
             && inner.building.wants(applied);
-        if left_over || appended - at_last >= policy.bytes {
+        if grown || appended - at_last >= policy.bytes {
             (at_last, asked_at) = (appended, applied);
             if inner.raft.trigger().snapshot().await.is_err() {
                 return;
@@ -278,7 +278,7 @@ mod tests {
     use std::collections::BTreeMap;
 
     use super::*;
-    use crate::types::raft::{LogId, Member, Membership, StoredMembership};
+    use crate::types::raft::{Member, Membership, StoredMembership};
 
     /// What openraft would only find wrong after the file had replaced a good one.
     #[test]

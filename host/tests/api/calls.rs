@@ -202,12 +202,17 @@ async fn the_generic_service_takes_names_and_bytes() {
         let status = client.apply(apply(method, request)).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{method}");
     }
+    // As long as machines are promised, and no longer.
+    client.apply(apply(&"m".repeat(256), b"")).await.unwrap();
+    let status = client.apply(apply(&"m".repeat(257), b"")).await.unwrap_err();
+    assert_eq!(status.code(), Code::InvalidArgument);
+    assert!(status.message().contains("257 bytes"), "{status}");
     let query = proto::machine::QueryRequest {
         method: "kv.v1.KV/Get".to_owned(),
         request: Bytes::from_static(GET),
     };
     let answer = client.query(query).await.unwrap().into_inner();
-    assert_eq!((&answer.response[..], answer.index), (GET, 3));
+    assert_eq!((&answer.response[..], answer.index), (GET, 4));
 
     let machine = client.describe(proto::machine::DescribeRequest {}).await.unwrap().into_inner();
     assert_eq!((&*machine.version, machine.state_version), ("1.2.3", 4));

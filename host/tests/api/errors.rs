@@ -15,7 +15,7 @@ fn leader(address: &str) -> Option<Leader> {
 /// What an error has to look like: code, a part of the text, leader, outcome.
 type Row = (fn() -> Error, Code, &'static str, Option<&'static str>, Option<&'static str>);
 
-const TABLE: [Row; 14] = [
+const TABLE: [Row; 15] = [
     (
         || Error::not_leader(leader("client:2")),
         Code::Unavailable,
@@ -27,6 +27,13 @@ const TABLE: [Row; 14] = [
     (|| Error::not_leader(None), Code::Unavailable, "knows no leader", None, Some("not-applied")),
     (Error::no_quorum, Code::Unavailable, "majority", None, Some("not-applied")),
     (Error::shutting_down, Code::Unavailable, "another node", None, Some("not-applied")),
+    (
+        || Error::stopped("the disk is broken: replace it"),
+        Code::Unavailable,
+        "send the call to another: the disk is broken",
+        None,
+        Some("not-applied"),
+    ),
     (Error::deadline, Code::DeadlineExceeded, "before the call had any effect", None, None),
     (
         Error::deadline_outcome_unknown,

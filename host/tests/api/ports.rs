@@ -5,7 +5,7 @@ use std::{convert::Infallible, net::SocketAddr, time::Duration};
 use bytes::Bytes;
 use conclave::{
     api::{Options, bind},
-    types::status::Health,
+    types::{Outcome, Reply, status::Health},
 };
 use futures::{StreamExt, stream};
 use http_body_util::{BodyExt, StreamBody};
@@ -17,7 +17,7 @@ use tokio::{
 };
 use tonic::{Code, Request};
 
-use crate::fake::{Node, PUT, Script, call, call_with_timeout, post};
+use crate::fake::{GET, Node, PUT, Script, call, call_with_timeout, metadata, post};
 
 /// Sends bytes and reads until the other side closes.
 async fn talk(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
@@ -134,6 +134,53 @@ async fn too_many_connections_are_closed() {
     }
     assert!(talk(node.client, b"").await.is_empty());
     assert_eq!(metric(&node, "conclave_client_connections_refused_total").await, 1.0);
+}
+
+/// What a client asks for and does not read is bounded; small answers, and others' calls, go on.
+#[tokio::test]
+async fn answers_that_nobody_reads_are_bounded() {
+    let options = Options { large_answers_bytes_max: 1 << 20, ..Options::default() };
+    let node = Node::with(options).await;
+    let large = Bytes::from(vec![7; 700 << 10]);
+    node.script(Script::Answer(Ok(large.clone())));
+    let io = TokioIo::new(TcpStream::connect(node.client).await.unwrap());
+    let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
+        .initial_stream_window_size(65_535)
+        .initial_connection_window_size(65_535)
+        .clone();
+    let (mut client, connection) = builder.handshake(io).await.unwrap();
+    tokio::spawn(connection);
+    let request = http::Request::post("http://x/kv.v1.KV/Get")
+        .header("content-type", "application/grpc")
+        .body(http_body_util::Full::new(Bytes::from_static(b"\0\0\0\0\x03\x0a\x01k")))
+        .unwrap();
+    let unread = client.send_request(request).await.unwrap();
+    assert_eq!(unread.status(), 200);
+
+    let status = node.call("/kv.v1.KV/Get", GET).await.unwrap_err();
+    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert!(status.message().contains("answers of more than 65536 bytes"), "{status}");
+    // A command was applied, and says nothing else.
+    let reply = Reply { response: large.clone(), ..Reply::default() };
+    node.script(Script::Outcome(Outcome::Reply(reply)));
+    let status = node.call("/kv.v1.KV/Put", PUT).await.unwrap_err();
+    assert_eq!(status.code(), Code::Unknown, "{status}");
+    assert_eq!(metadata(status.metadata(), "conclave-outcome"), Some("unknown"));
+    node.script(Script::Echo);
+    node.call("/kv.v1.KV/Put", PUT).await.unwrap();
+
+    // A reader that goes away makes room.
+    drop(unread);
+    node.script(Script::Answer(Ok(large)));
+    let mut made_room = false;
+    for _ in 0..200 {
+        made_room = node.call("/kv.v1.KV/Get", GET).await.is_ok();
+        if made_room {
+            break;
+        }
+        sleep(Duration::from_millis(10)).await;
+    }
+    assert!(made_room);
 }
 
 #[tokio::test]

@@ -117,6 +117,16 @@ fn a_machine_that_breaks_when_it_is_described_is_refused() {
     assert!(matches!(error, LoadError::Traps(trap) if trap.kind == TrapKind::MemoryExhausted));
 }
 
+/// Each memory reserves 4 GiB of addresses, however small it is.
+#[test]
+fn a_machine_of_too_many_parts_is_refused_with_their_limits() {
+    let with = |more: String| Wat { more, ..Wat::default() }.component();
+    load(with("(memory 0)".repeat(15))).unwrap();
+    let (error, text) = refusal(with("(memory 0)".repeat(16)));
+    assert!(matches!(error, LoadError::Traps(trap) if trap.kind == TrapKind::Fault));
+    assert!(text.contains("more than 16 memories"), "{text}");
+}
+
 #[test]
 fn a_description_that_cannot_be_is_refused() {
     let (error, text) = refusal(Wat { restores: &[2, 3], ..Wat::default() }.component());

@@ -146,6 +146,15 @@ struct Put {
     key: String,
     #[prost(bytes = "bytes", tag = "2")]
     value: Bytes,
+    #[prost(int64, tag = "4")]
+    ttl_ms: i64,
+}
+
+impl Put {
+    fn call(&self) -> Call {
+        let method = "kv.v1.KV/Put".into();
+        Call { method, request: self.encode_to_vec().into(), principal: "".into() }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -160,16 +169,9 @@ async fn measure_key_values() {
             (Instant::now(), cpu(HEAD), node.worker.stats().fuel);
         let mut last = None;
         for key in 0..KEYS {
-            let put = Put { key: format!("key-{:08}", key * 7919 % KEYS), value: value.clone() };
-            let method = "kv.v1.KV/Put".into();
-            last = Some(
-                node.push(Call {
-                    method,
-                    request: put.encode_to_vec().into(),
-                    principal: "".into(),
-                })
-                .await,
-            );
+            let key = format!("key-{:08}", key * 7919 % KEYS);
+            let put = Put { key, value: value.clone(), ttl_ms: 0 };
+            last = Some(node.push(put.call()).await);
         }
         let outcome = last.unwrap().await.unwrap();
         assert!(matches!(outcome, conclave::types::Outcome::Reply(_)), "{outcome:?}");
@@ -202,4 +204,37 @@ async fn measure_key_values() {
     let again =
         crate::support::read(node.worker.snapshot(node.index).await.unwrap()).await.unwrap();
     assert_eq!(again.bytes, saved.bytes);
+}
+
+/// What a record takes beside its key and value, which `guest_kv::limits::RECORD_OVERHEAD_BYTES` has to
+/// cover: put in order, then overwritten twice with values of other sizes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
+#[ignore = "a measurement"]
+async fn measure_key_values_in_memory() {
+    const KEY_BYTES: usize = 9;
+    let module = Module::load(&Engine::new(&limits()).unwrap(), build("guest-kv")).unwrap();
+    for (keys, value_bytes) in [(100_000, 0), (100_000, 64), (50_000, 1000), (1_500, 40_000)] {
+        for ttl_ms in [0, 1 << 40] {
+            let mut node = Node::start_with(module.clone());
+            let empty = node.worker.stats().head_memory_bytes;
+            let mut told = Vec::new();
+            for round in 0..3 {
+                let mut held = 0;
+                for key in 0..keys {
+                    let other = (key * 7919 + round * 104_729) % (value_bytes + 1) * 2;
+                    let bytes = if round == 0 { value_bytes } else { other };
+                    held += KEY_BYTES + bytes;
+                    let put =
+                        Put { key: format!("k{key:08}"), value: vec![7; bytes].into(), ttl_ms };
+                    drop(node.push(put.call()).await);
+                }
+                node.until("the head", |node| node.worker.applied() == node.index).await;
+                let memory = node.worker.stats().head_memory_bytes - empty;
+                told.push((memory as f64 - held as f64) / keys as f64);
+            }
+            eprintln!(
+                "values of {value_bytes} bytes, ttl {ttl_ms}: {told:.0?} bytes a key beside them"
+            );
+        }
+    }
 }

@@ -1,14 +1,23 @@
 //! Queries are asked of the reader: at an index, while entries go on, and a trap costs the reader only.
 
-use std::time::Duration;
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use conclave::{
     machine::{Engine, Limits, Module, QueryError},
-    types::{Outcome, TrapKind},
+    types::{Call, Outcome, TrapKind},
 };
 use prost::Message;
 
-use crate::support::{HOSTILE, Node, Number, add, call, limits, number};
+use crate::{
+    support::{HOSTILE, Node, Number, add, call, limits, number},
+    wat::Wat,
+};
 
 #[tokio::test]
 async fn a_query_waits_until_its_index_is_applied() {
@@ -74,6 +83,45 @@ async fn a_trap_of_an_entry_right_after_a_trap_of_a_query() {
     assert!(matches!(outcome.await.unwrap(), Outcome::Trap(_)));
     assert!(query.await.unwrap().is_err());
     assert_eq!(node.total().await, 500);
+}
+
+/// Writes wait for the promotion, so it does not wait for a queue of long queries.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_trap_does_not_wait_for_the_queries_that_came_before_it() {
+    const QUERIES: usize = 20;
+    // Some hundred milliseconds each; the entry traps.
+    let wat = Wat {
+        apply: "unreachable",
+        query: "(local.set 9 (i32.const 20000000))
+                (loop (br_if 0 (local.tee 9 (i32.sub (local.get 9) (i32.const 1)))))
+                (i32.store8 (i32.const 512) (i32.const 0)) (i32.store (i32.const 516) (i32.const 8))
+                (i32.store (i32.const 520) (i32.const 8)) (i32.const 512)",
+        ..Wat::default()
+    };
+    let module = Module::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap();
+    let mut node = Node::start_with(module);
+    let raw = || Call { method: "any".into(), request: Default::default(), principal: "".into() };
+    let answered = Arc::new(AtomicUsize::new(0));
+    let mut queries = Vec::new();
+    for _ in 0..QUERIES {
+        let (worker, answered) = (node.worker.clone(), answered.clone());
+        let mut query = Box::pin(async move {
+            worker.query(raw(), 0).await.unwrap();
+            answered.fetch_add(1, Ordering::SeqCst);
+        });
+        // From now on it is in the queue.
+        assert!(futures::poll!(&mut query).is_pending());
+        queries.push(tokio::spawn(query));
+    }
+    // The reader may have found the first alone, but the second came with all others.
+    node.until("two answers", |_| answered.load(Ordering::SeqCst) >= 2).await;
+    let outcome = node.apply(raw()).await;
+    assert!(matches!(outcome, Outcome::Trap(_)), "{outcome:?}");
+    let before = answered.load(Ordering::SeqCst);
+    assert!(before < QUERIES / 2, "{before} of {QUERIES} queries were answered before the entry");
+    for query in queries {
+        query.await.unwrap();
+    }
 }
 
 /// A reader that is being rebuilt begins in the past, and nobody is shown that.

@@ -3,11 +3,15 @@
 use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
-use conclave::machine::{Engine, HistoryError, Limits, Module, SavedState, SnapshotError};
+use conclave::{
+    machine::{Engine, HistoryError, Limits, Module, SavedState, SnapshotError},
+    types::{Call, Outcome},
+};
 
 use crate::{
     history::{MemoryHistory, Saved},
     support::{HOSTILE, Node, Number, add, call, hostile, limits, read},
+    wat::Wat,
 };
 
 /// The hostile machine's snapshot is its number.
@@ -80,6 +84,38 @@ async fn a_snapshot_is_lost_with_its_reader_and_the_next_one_is_whole() {
     node.query("QueryPanic").await.unwrap_err();
     assert_eq!(read(stream).await.unwrap_err(), SnapshotError::Lost);
     assert_eq!(saved_number(&node.snapshot().await), 5);
+}
+
+/// What a snapshot keeps, the reader holds and the head does not: when that is too much, the snapshot
+/// goes, and no node.
+#[tokio::test]
+async fn an_entry_that_exhausts_the_reader_beside_a_snapshot_costs_the_snapshot_alone() {
+    // Where a snapshot was taken, the next entry needs more than there is.
+    for exhausts in ["(drop (memory.grow (i32.const 8000))) unreachable", "(loop (br 0))"] {
+        let apply = format!(
+            "(if (i32.load (i32.const 16)) (then {exhausts}))
+             (i64.store (i32.const 8) (i64.add (i64.load (i32.const 8)) (i64.const 1)))
+             (i32.store8 (i32.const 256) (i32.const 0)) (i32.const 256)"
+        );
+        let wat = Wat {
+            apply: apply.leak(),
+            snapshot: "(i32.store (i32.const 16) (i32.const 1)) (call $new_reader (i32.const 1))",
+            ..Wat::default()
+        };
+        let limits = Limits { fuel_per_call: 1_000_000, ..limits() };
+        let module = Module::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap();
+        let mut node = Node::start_with(module);
+        let raw = || Call { method: "any".into(), request: Bytes::new(), principal: "".into() };
+        assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
+        let stream = node.worker.snapshot(node.index).await.unwrap();
+        for _ in 0..3 {
+            assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
+        }
+        let answered = node.worker.query(raw(), node.index).await.unwrap();
+        assert_eq!(answered.result.unwrap(), 4u64.to_le_bytes()[..]);
+        assert_eq!(read(stream).await.unwrap_err(), SnapshotError::Lost);
+        assert_eq!((node.worker.stats().reader_builds, node.worker.fault()), (1, None));
+    }
 }
 
 #[tokio::test]

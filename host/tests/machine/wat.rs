@@ -14,12 +14,16 @@ pub(crate) struct Wat {
     pub(crate) query: &'static str,
     /// The body of `describe`, which leaves the address of the description.
     pub(crate) describe: &'static str,
+    /// The body of `snapshot`, which leaves the handle of a reader.
+    pub(crate) snapshot: &'static str,
     /// The body of `snapshot-reader.read`, which leaves the address of a list.
     pub(crate) read: &'static str,
     pub(crate) name: &'static str,
     pub(crate) restores: &'static [u32],
     pub(crate) descriptor_set: Vec<u8>,
     pub(crate) memory: &'static str,
+    /// What else the module defines.
+    pub(crate) more: String,
 }
 
 impl Default for Wat {
@@ -30,11 +34,13 @@ impl Default for Wat {
             query: "(i32.store8 (i32.const 512) (i32.const 0)) (i32.store (i32.const 516) (i32.const 8))
                     (i32.store (i32.const 520) (i32.const 8)) (i32.const 512)",
             describe: "(i32.const 64)",
+            snapshot: "(call $new_reader (i32.const 1))",
             read: "(i32.const 48)",
             name: "hand-made",
             restores: &[1],
             descriptor_set: Vec::new(),
             memory: "2",
+            more: String::new(),
         }
     }
 }
@@ -77,7 +83,7 @@ impl Wat {
         ]
         .concat();
         let restores: Vec<u8> = self.restores.iter().flat_map(|version| word(*version)).collect();
-        let Self { apply, query, describe, read, memory, .. } = self;
+        let Self { apply, query, describe, snapshot, read, memory, more, .. } = self;
         let fsm = "conclave:fsm/fsm@0.1.0";
         let context_and_call =
             "(param i64 i64 i64 i32 i32 i32 i32 i32 i32) (result i32) (local i32)";
@@ -85,7 +91,7 @@ impl Wat {
             r#"(module
   (import "[export]{fsm}" "[resource-new]snapshot-reader" (func $new_reader (param i32) (result i32)))
   (import "[export]{fsm}" "[resource-new]restore-writer" (func $new_writer (param i32) (result i32)))
-  (memory (export "memory") {memory})
+  (memory (export "memory") {memory}) {more}
   (global $heap (mut i32) (i32.const {HEAP}))
   (data (i32.const 64) "{}")
   (data (i32.const {name_at}) "{}")
@@ -105,7 +111,7 @@ impl Wat {
   (func (export "{fsm}#query") {context_and_call} {query})
   (func (export "{fsm}#subscribe") {context_and_call} unreachable)
   (func (export "{fsm}#tick") (param i64 i64 i64 i32 i32) (result i32) unreachable)
-  (func (export "{fsm}#snapshot") (result i32) (call $new_reader (i32.const 1)))
+  (func (export "{fsm}#snapshot") (result i32) {snapshot})
   (func (export "{fsm}#[method]snapshot-reader.read") (param i32 i32) (result i32) {read})
   (func (export "{fsm}#restore") (param i32) (result i32)
     (i32.store8 (i32.const 512) (i32.const 0))

@@ -1,7 +1,8 @@
 //! `conclave kv import`: a JSON document as keys and values.
 //!
-//! Batches are atomic and several are in flight; the document as a whole is not atomic. Puts are
-//! idempotent, so an import that stopped is simply run again. A batch that the machine refuses is
+//! Batches are atomic and several are in flight; the document as a whole is not atomic. An import is taken
+//! to be the only writer of its keys: a batch of unknown outcome is sent again, and an import that
+//! stopped is simply run again. A batch that the machine refuses is
 //! halved until the keys to blame are alone: the others are written all the same.
 
 use std::{
@@ -41,7 +42,8 @@ const NAMED_MAX: usize = 20;
 /// {"a": {"b": [1, "x"]}} becomes a/b/0 = 1 and a/b/1 = x. Strings are written as they are, anything
 /// else as JSON text; an empty object or array is kept as {} or []. Inside a document's own key, ~ is
 /// written ~0 and / is written ~1. Keys that were there before are overwritten, others left alone.
-/// Run it again after an interruption: it starts over and ends the same.
+/// Run it again after an interruption: it starts over and ends the same. Let nobody else write these keys
+/// meanwhile: a batch whose answer was lost is sent again.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -75,7 +77,7 @@ impl Import {
         drop(bytes);
         let (pairs, refused) = acceptable(flatten(document, &self.prefix));
         let total = pairs.len() + refused.len();
-        let kv = remote.client()?.kv();
+        let kv = remote.client()?.kv().retry_unknown(true);
         let began = Instant::now();
         let progress = output.progress(pairs.len() as u64, "keys");
         let mut report = send(&kv, pairs, self.parallel as usize, progress).await;
@@ -168,8 +170,8 @@ async fn write(kv: &Kv, number: usize, batch: Vec<Pair>) -> Report {
             }
             Err(_) => {
                 let second = part.split_off(count / 2);
-                parts.push((second, false));
-                parts.push((part, false));
+                parts.push((second, waited));
+                parts.push((part, waited));
             }
         }
     }

@@ -38,7 +38,8 @@ pub(super) struct Put {
     #[arg(long, conflicts_with = "value")]
     file: Option<PathBuf>,
 
-    /// Remove the key by itself after this time
+    /// Remove the key by itself after this time. In this version time moves on with writes only: as
+    /// long as nobody writes anything, the key is still read
     #[arg(long, value_name = "DURATION", value_parser = duration)]
     ttl: Option<std::time::Duration>,
 }

@@ -4,7 +4,7 @@
 //! dry: a promotion, snapshots to begin, queries, one piece of one snapshot, some entries.
 
 use std::{
-    collections::HashMap,
+    collections::{HashMap, VecDeque},
     sync::{Arc, atomic::Ordering},
 };
 
@@ -24,11 +24,14 @@ use crate::machine::{
     instance::{Instance, Moment},
     trap::Broken,
 };
-use crate::types::Call;
+use crate::types::{Call, Trap, TrapKind};
 
 /// Entries and queries of one turn: a millisecond or two of work each, about what a piece of a
 /// snapshot takes, so that neither starves the other.
 const TURN_COUNT: usize = 256;
+/// Fuel after which the queries of a turn make way for the rest of it: some 40 milliseconds, at most one
+/// query more. A promotion, for which every write waits, may come in any turn.
+const TURN_FUEL: u64 = 50_000_000;
 /// Snapshots that are read at once. One is taken by policy; others are for people.
 const STREAMS_MAX: usize = 4;
 /// How often in a row a build may find that the log was purged under it.
@@ -50,7 +53,7 @@ struct Turn {
     promotion: Option<Promotion>,
     snapshots: Vec<SnapshotRequest>,
     closed: Vec<u64>,
-    queries: Vec<Question>,
+    queries: VecDeque<Question>,
     read: Option<ReadRequest>,
     entries: Vec<Finished>,
     /// Read the history up to here.
@@ -101,9 +104,7 @@ impl Reader {
         for request in turn.snapshots {
             self.begin_snapshot(request)?;
         }
-        for question in turn.queries {
-            self.answer(question)?;
-        }
+        self.answer_some(turn.queries)?;
         if let Some(request) = turn.read {
             self.read(request)?;
         }
@@ -143,8 +144,9 @@ impl Reader {
             let due = |request: &mut SnapshotRequest| request.index <= applied;
             turn.snapshots = queue.snapshots.extract_if(.., due).collect();
         }
-        // An older state than the one that was served last is not shown to anybody.
-        if applied >= queue.serving {
+        // An older state than the one that was served last is not shown to anybody. And all writes wait
+        // for a promotion, so nobody asks questions before it.
+        if applied >= queue.serving && queue.promotion.is_none() {
             let count = queue.ready.len().min(TURN_COUNT);
             turn.queries = queue.ready.drain(..count).collect();
         }
@@ -286,7 +288,7 @@ impl Reader {
     /// no function of the log.
     fn apply(&mut self, moment: Moment, call: &Call, expected: Option<u64>) -> Result<(), End> {
         let Some(instance) = &mut self.instance else {
-            // A gap, found in the middle of a turn: the entry comes again from the history.
+            // Lost in the middle of a turn: the entry comes again from the history.
             return Ok(());
         };
         instance.mute(true);
@@ -300,6 +302,22 @@ impl Reader {
         match result {
             Ok(outcome) if expected.is_none_or(|expected| mark(&outcome) == expected) => Ok(()),
             Ok(_) => Err(diverged(index, "answered otherwise").into()),
+            // A snapshot that is being read keeps what entries overwrite, and they do it for the sake of
+            // that: the head has neither cost. Without snapshots the entry gets a second try.
+            Err(Broken::Trap(Trap {
+                kind: TrapKind::MemoryExhausted | TrapKind::FuelExhausted,
+                message,
+            })) if !self.streams.is_empty() => {
+                tracing::warn!(
+                    index,
+                    message,
+                    "an entry exhausted the reader while a snapshot was read from it: the snapshot is \
+                     lost, and a new reader is built"
+                );
+                self.streams.clear();
+                self.instance = None;
+                Ok(())
+            }
             Err(Broken::Trap(trap)) => {
                 Err(diverged(index, &format!("trapped ({})", trap.message)).into())
             }
@@ -325,18 +343,36 @@ impl Reader {
         Ok(())
     }
 
-    fn answer(&mut self, question: Question) -> Result<(), End> {
-        if question.reply.is_closed() {
-            return Ok(());
+    /// Answers queries in their order, until they have taken their share of the turn or cost the
+    /// instance. The rest goes back to where it came from.
+    fn answer_some(&mut self, mut questions: VecDeque<Question>) -> Result<(), End> {
+        let mut fuel = 0;
+        while fuel < TURN_FUEL
+            && self.instance.is_some()
+            && let Some(question) = questions.pop_front()
+        {
+            fuel += self.answer(question)?;
         }
-        let Some(instance) = &mut self.instance else {
-            // An earlier query of this turn trapped. It waits for the next reader.
-            self.shared.inbox.lock().ready.push_back(question);
-            return Ok(());
-        };
+        if !questions.is_empty() {
+            let mut queue = self.shared.inbox.lock();
+            while let Some(question) = questions.pop_back() {
+                queue.ready.push_front(question);
+            }
+        }
+        Ok(())
+    }
+
+    /// Answers one query and says how much fuel that took.
+    fn answer(&mut self, question: Question) -> Result<u64, End> {
+        let Some(instance) = &mut self.instance else { return Ok(0) };
+        if question.reply.is_closed() {
+            return Ok(0);
+        }
         let now = self.clock.now();
         self.shared.counters.queries.fetch_add(1, Ordering::Relaxed);
-        let answer = match instance.query(now, &question.call) {
+        let result = instance.query(now, &question.call);
+        let fuel = instance.fuel_used();
+        let answer = match result {
             Ok(result) => Ok(Answered { index: now.index, result }),
             Err(Broken::Trap(trap)) => {
                 tracing::warn!(
@@ -352,7 +388,7 @@ impl Reader {
         };
         // The caller may have given up.
         let _ = question.reply.send(answer);
-        Ok(())
+        Ok(fuel)
     }
 
     fn begin_snapshot(&mut self, request: SnapshotRequest) -> Result<(), End> {
