@@ -259,11 +259,11 @@ pub(super) async fn watch_growth(
             (at_last, last_index) = (appended, index);
             history.snapshot_taken(index);
         }
-        // Once for what there is: one that fails is tried again when there is more.
-        let grown = applied.saturating_sub(index) >= policy.entries
-            && applied > asked_at
-            && inner.building.wants(applied);
-        if grown || appended - at_last >= policy.bytes {
+        let grown =
+            applied.saturating_sub(index) >= policy.entries || appended - at_last >= policy.bytes;
+        // Not in vain while one is under way; and once for what there is, because a machine that traps
+        // over its snapshot would cost an idle node its reader again and again.
+        if grown && applied > asked_at && inner.building.wants(applied) {
             (at_last, asked_at) = (appended, applied);
             if inner.raft.trigger().snapshot().await.is_err() {
                 return;
