@@ -43,6 +43,15 @@ fn trap_record(index: u64) -> String {
     format!("{TRAP_PREFIX}{index:020}")
 }
 
+impl Traps {
+    /// The traps that are forgotten with this new snapshot.
+    fn snapshot_taken(&mut self, index: u64) -> impl Iterator<Item = u64> + use<> {
+        let covered = std::mem::replace(&mut self.newest_snapshot, index);
+        let later = self.by_index.split_off(&(covered + 1));
+        std::mem::replace(&mut self.by_index, later).into_keys()
+    }
+}
+
 impl LocalHistory {
     /// Reads the traps that were recorded.
     pub fn open(log: LogStore, snapshots: SnapshotStore) -> io::Result<Arc<Self>> {
@@ -60,9 +69,7 @@ impl LocalHistory {
     /// Notes that there is a new snapshot, and forgets the traps that the one before it covers.
     pub(super) fn snapshot_taken(&self, index: u64) {
         let mut traps = self.traps();
-        let covered = std::mem::replace(&mut traps.newest_snapshot, index);
-        let later = traps.by_index.split_off(&(covered + 1));
-        for index in std::mem::replace(&mut traps.by_index, later).into_keys() {
+        for index in traps.snapshot_taken(index) {
             if let Err(error) = self.log.put_record(&trap_record(index), None) {
                 tracing::warn!(%error, "cannot forget a trap");
             }
@@ -111,38 +118,18 @@ impl History for LocalHistory {
 
 #[cfg(test)]
 mod tests {
-    #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use crate::{
-        crypto::MasterKey,
-        storage::{Options, Storage},
-        types::{ModuleId, TrapKind},
-    };
+    use crate::types::TrapKind;
 
     /// A replay that began from the snapshot before the newest still needs the traps in between.
     #[test]
     fn traps_are_kept_for_one_more_snapshot() {
-        let dir = tempfile::tempdir().unwrap();
-        let storage = Storage::open(Options {
-            dir: dir.path().to_owned(),
-            cluster_id: "c".into(),
-            node_id: 1,
-            module_id: ModuleId([1; 32]),
-            master_key: MasterKey::generate().unwrap(),
-        })
-        .unwrap();
-        let history = LocalHistory::open(storage.log.clone(), storage.snapshots).unwrap();
-        let known = |index| history.trapped(index).is_some();
+        let mut traps = Traps::default();
         for index in [5, 15] {
             let trap = Trap { kind: TrapKind::Panic, message: "x".into() };
-            history.record_trap(index, &trap);
+            traps.by_index.insert(index, trap);
         }
-        history.snapshot_taken(10);
-        assert!(known(5) && known(15));
-        history.snapshot_taken(20);
-        assert!(!known(5) && known(15));
-        assert_eq!(storage.log.list_records(TRAP_PREFIX).unwrap().len(), 1);
-        history.snapshot_taken(30);
-        assert!(!known(15));
+        let forgotten = [10, 20, 30].map(|index| traps.snapshot_taken(index).collect::<Vec<_>>());
+        assert_eq!(forgotten, [vec![], vec![5], vec![15]]);
     }
 }

@@ -244,7 +244,7 @@ pub(super) async fn watch_growth(
     policy: SnapshotPolicy,
     history: Arc<LocalHistory>,
 ) {
-    let (mut at_last, mut last_index) = (0, 0);
+    let (mut at_last, mut last_index, mut asked_at) = (0, 0, 0);
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let Some(inner) = replica.upgrade() else { return };
@@ -259,9 +259,12 @@ pub(super) async fn watch_growth(
             (at_last, last_index) = (appended, index);
             history.snapshot_taken(index);
         }
-        let grown = applied.saturating_sub(index) >= policy.entries;
-        if grown || appended - at_last >= policy.bytes {
-            at_last = appended;
+        let grown =
+            applied.saturating_sub(index) >= policy.entries || appended - at_last >= policy.bytes;
+        // Not in vain while one is under way; and once for what there is, because a machine that traps
+        // over its snapshot would cost an idle node its reader again and again.
+        if grown && applied > asked_at && inner.building.wants(applied) {
+            (at_last, asked_at) = (appended, applied);
             if inner.raft.trigger().snapshot().await.is_err() {
                 return;
             }

@@ -104,7 +104,9 @@ async fn what_no_member_would_send_is_refused() {
     let mut pretender = Pretender::member(&cluster, 2, 1).await;
     let elected = Some(Vote { term: 1, node_id: 2, committed: true });
     let end = Some(LogId { term: 1, index: u64::MAX });
+    let last_of_all = Some(Vote { term: u64::MAX, node_id: 2, committed: true });
     let refusals = [
+        AppendRequest { vote: last_of_all, ..AppendRequest::default() },
         AppendRequest { vote: elected, previous: end, ..AppendRequest::default() },
         AppendRequest { vote: elected, leader_commit: end, ..AppendRequest::default() },
         AppendRequest {

@@ -163,7 +163,7 @@ async fn a_follower_that_was_away_gets_a_snapshot() {
     let purged = eventually("the leader has purged", async || {
         let status = client.status().await.map_err(|error| error.to_string())?;
         let purged = status.nodes.iter().map(|node| node.purged).max().unwrap_or_default();
-        if purged > 300 { Ok(purged) } else { Err(format!("purged {purged}")) }
+        if purged > 300 { Ok(purged) } else { Err(format!("{:?}", status.nodes)) }
     })
     .await;
     cluster.start_node(away);

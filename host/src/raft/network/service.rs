@@ -83,8 +83,16 @@ fn required<T>(field: Option<T>, name: &str) -> Result<T, Status> {
     field.ok_or_else(|| Status::invalid_argument(format!("{name} is missing")))
 }
 
+/// No index and no term gets here, and counting on from here never overflows.
+const COUNT_MAX: u64 = u64::MAX / 2;
+
 fn vote(field: Option<wire::Vote>) -> Result<Vote, Status> {
-    Ok(vote_from_wire(&required(field, "vote")?))
+    let vote = vote_from_wire(&required(field, "vote")?);
+    if vote.leader_id.term > COUNT_MAX {
+        let reason = format!("no cluster has a term of {}", vote.leader_id.term);
+        return Err(Status::invalid_argument(reason));
+    }
+    Ok(vote)
 }
 
 /// The vote of one who leads: openraft takes it for granted that only a leader sends a log.
@@ -97,12 +105,9 @@ fn leader_vote(field: Option<wire::Vote>) -> Result<Vote, Status> {
     }
 }
 
-/// No log gets here, and counting on from here never overflows.
-const INDEX_MAX: u64 = u64::MAX / 2;
-
 fn log_id(field: Option<wire::LogId>) -> Result<Option<LogId>, Status> {
     match field {
-        Some(log_id) if log_id.index > INDEX_MAX => {
+        Some(log_id) if log_id.index > COUNT_MAX => {
             Err(Status::invalid_argument(format!("no log has an index of {}", log_id.index)))
         }
         log_id => Ok(log_id.as_ref().map(log_id_from_wire)),
