@@ -41,7 +41,7 @@ fn a_machine_is_described_with_its_methods() {
         |name: &str| module.methods().iter().find(|method| &*method.name == name).unwrap().kind;
     assert_eq!(kind("hostile.v1.Hostile/Add"), MethodKind::Command);
     assert_eq!(kind("hostile.v1.Hostile/Get"), MethodKind::Query);
-    assert_eq!(module.methods().len(), 13);
+    assert_eq!(module.methods().len(), 14);
 }
 
 #[test]

@@ -3,23 +3,23 @@
 //! Its loop takes a little of everything in turn, so that no kind of work waits for another to run
 //! dry: a promotion, snapshots to begin, queries, one piece of one snapshot, some entries.
 
+mod streams;
+
 use std::{
     collections::{HashMap, VecDeque},
     sync::{Arc, atomic::Ordering},
 };
 
-use bytes::Bytes;
 use wasmtime::component::ResourceAny;
 
 use super::{
     Answered,
     clock::Clock,
-    inbox::{Chunk, Finished, Promotion, Question, Queue, ReadRequest, SnapshotRequest, Step},
+    inbox::{Finished, Promotion, Question, Queue, ReadRequest, SnapshotRequest, Step},
     shared::{End, Restore, Shared, mark},
-    stream::StateStream,
 };
 use crate::machine::{
-    error::{Fault, HistoryError, QueryError, SnapshotError},
+    error::{Fault, HistoryError, QueryError},
     history::Entry,
     instance::{Instance, Moment},
     trap::Broken,
@@ -32,8 +32,6 @@ const TURN_COUNT: usize = 256;
 /// Fuel after which the queries of a turn make way for the rest of it: some 40 milliseconds, at most one
 /// query more. A promotion, for which every write waits, may come in any turn.
 const TURN_FUEL: u64 = 50_000_000;
-/// Snapshots that are read at once. One is taken by policy; others are for people.
-const STREAMS_MAX: usize = 4;
 /// How often in a row a build may find that the log was purged under it.
 const GAPS_MAX: u32 = 5;
 
@@ -394,74 +392,6 @@ impl Reader {
         // The caller may have given up.
         let _ = question.reply.send(answer);
         Ok(fuel)
-    }
-
-    fn begin_snapshot(&mut self, request: SnapshotRequest) -> Result<(), End> {
-        let now = self.clock.now();
-        let answer = if request.index < now.index {
-            Err(SnapshotError::Passed { index: request.index, applied: now.index })
-        } else if self.streams.len() >= STREAMS_MAX {
-            Err(SnapshotError::Busy)
-        } else {
-            self.shared.counters.snapshots.fetch_add(1, Ordering::Relaxed);
-            self.on_instance("taking a snapshot", Instance::snapshot)?.map(|snapshot| {
-                let stream = self.next_stream;
-                self.next_stream += 1;
-                self.streams.insert(stream, snapshot);
-                StateStream::new(Arc::clone(&self.shared), stream, now)
-            })
-        };
-        // Wherever the stream is dropped, there or here, that closes it.
-        let _ = request.reply.send(answer);
-        Ok(())
-    }
-
-    fn read(&mut self, request: ReadRequest) -> Result<(), End> {
-        let chunk: Chunk = match self.streams.get(&request.stream).copied() {
-            None => Err(SnapshotError::Lost),
-            Some(snapshot) => {
-                let chunk = self.on_instance("reading a snapshot", |instance| {
-                    instance.snapshot_read(snapshot)
-                })?;
-                chunk.map(|bytes: Bytes| (!bytes.is_empty()).then_some(bytes))
-            }
-        };
-        if matches!(chunk, Ok(None)) {
-            self.close(request.stream)?;
-        }
-        let _ = request.reply.send(chunk);
-        Ok(())
-    }
-
-    /// Lets go of a snapshot.
-    fn close(&mut self, stream: u64) -> Result<(), End> {
-        if let Some(snapshot) = self.streams.remove(&stream) {
-            let dropped = self.on_instance("letting go of a snapshot", |instance| {
-                instance.snapshot_drop(snapshot)
-            })?;
-            if let Err(error) = dropped {
-                tracing::warn!(%error, "a snapshot could not be let go; a new reader is built");
-            }
-        }
-        Ok(())
-    }
-
-    /// A call about snapshots: a trap costs the instance and every snapshot in it.
-    fn on_instance<R>(
-        &mut self,
-        what: &str,
-        call: impl FnOnce(&mut Instance) -> Result<R, Broken>,
-    ) -> Result<Result<R, SnapshotError>, End> {
-        let Some(instance) = &mut self.instance else { return Ok(Err(SnapshotError::Lost)) };
-        match call(instance) {
-            Ok(result) => Ok(Ok(result)),
-            Err(Broken::Trap(trap)) => {
-                self.instance = None;
-                self.streams.clear();
-                Ok(Err(SnapshotError::Trap(trap)))
-            }
-            Err(broken) => Err(end_of(broken, what)),
-        }
     }
 }
 
