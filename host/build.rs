@@ -1,4 +1,4 @@
-//! Compiles the protobuf files and the default machine, which the binary carries.
+//! Compiles the protobuf files and the default machine, and gathers the SDK: the binary carries all three.
 use std::{
     env,
     error::Error,
@@ -16,7 +16,8 @@ const PEER: [&str; 2] = ["conclave/raft/v1/entry.proto", "conclave/raft/v1/raft.
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     protobuf(&out)?;
-    default_machine(&out)
+    default_machine(&out)?;
+    sdk(&out)
 }
 
 fn protobuf(out: &Path) -> Result<(), Box<dyn Error>> {
@@ -48,4 +49,63 @@ fn default_machine(out: &Path) -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={}", path.display());
     }
     Ok(())
+}
+
+/// What of the SDK `conclave new` writes into a project, as places in this repository.
+const SDK: [&str; 6] =
+    ["LICENSE", "sdk/Cargo.toml", "sdk/src", "sdk/protobuf/Cargo.toml", "sdk/protobuf/src", "wit"];
+
+/// Writes `OUT_DIR/sdk.rs`, a list of these files with their contents. They keep their places among
+/// each other, so that they are the same files, but for the manifest of their workspace.
+fn sdk(out: &Path) -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("..").canonicalize()?;
+    let mut files = Vec::new();
+    for place in SDK {
+        println!("cargo::rerun-if-changed={}", root.join(place).display());
+        gather(&root.join(place), &mut files)?;
+    }
+    files.sort();
+    let manifest = out.join("sdk_workspace.toml");
+    fs::write(&manifest, sdk_workspace(&root)?)?;
+    let mut list = format!("[\n    (\"Cargo.toml\", include_str!({manifest:?})),\n");
+    for file in files {
+        let place = file.strip_prefix(&root)?;
+        list.push_str(&format!("    ({place:?}, include_str!({file:?})),\n"));
+    }
+    list.push_str("]\n");
+    fs::write(out.join("sdk.rs"), list)?;
+    Ok(())
+}
+
+fn gather(place: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
+    if place.is_file() {
+        files.push(place.to_owned());
+        return Ok(());
+    }
+    for entry in fs::read_dir(place)? {
+        gather(&entry?.path(), files)?;
+    }
+    Ok(())
+}
+
+/// The manifest that the SDK's crates inherit from: this workspace's, with nothing but what they use.
+fn sdk_workspace(root: &Path) -> Result<String, Box<dyn Error>> {
+    const MEMBERS: [&str; 2] = ["sdk", "sdk/protobuf"];
+    let manifest = root.join("Cargo.toml");
+    println!("cargo::rerun-if-changed={}", manifest.display());
+    let mut workspace: toml::Table = fs::read_to_string(manifest)?.parse()?;
+    workspace.retain(|name, _| name == "workspace");
+    let table = workspace["workspace"].as_table_mut().ok_or("the root is no workspace")?;
+    table.insert("members".to_owned(), MEMBERS.to_vec().into());
+    table.remove("default-members");
+    let mut used = Vec::new();
+    for member in MEMBERS {
+        let member: toml::Table =
+            fs::read_to_string(root.join(member).join("Cargo.toml"))?.parse()?;
+        let dependencies = member["dependencies"].as_table().ok_or("no dependencies")?;
+        used.extend(dependencies.keys().cloned());
+    }
+    let dependencies = table["dependencies"].as_table_mut().ok_or("no dependencies")?;
+    dependencies.retain(|name, _| used.iter().any(|used| used == name));
+    Ok(toml::to_string(&workspace)?)
 }

@@ -16,5 +16,6 @@ mod foreign;
 mod harness;
 mod import;
 mod kv;
+mod projects;
 mod recovery;
 mod traps;
