@@ -51,41 +51,46 @@ fn default_machine(out: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What of the SDK `conclave new` writes into a project, as places in this repository.
-const SDK: [&str; 6] =
+/// What of the SDK `conclave new` writes into a project in Rust, as places in this repository.
+const RUST_SDK: [&str; 6] =
     ["LICENSE", "sdk/Cargo.toml", "sdk/src", "sdk/protobuf/Cargo.toml", "sdk/protobuf/src", "wit"];
+/// And into one in Python.
+const PYTHON_SDK: [&str; 3] = ["LICENSE", "sdk/python/conclave_sdk", "wit"];
 
-/// Writes `OUT_DIR/sdk.rs`, a list of these files with their contents. They keep their places among
-/// each other, so that they are the same files, but for the manifest of their workspace.
+/// Writes `OUT_DIR/rust_sdk.rs` and `python_sdk.rs`, lists of files with their contents. They have their
+/// places in this repository, so that they are the same files, but for the manifest of their workspace.
 fn sdk(out: &Path) -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("..").canonicalize()?;
-    let mut files = Vec::new();
-    for place in SDK {
-        println!("cargo::rerun-if-changed={}", root.join(place).display());
-        gather(&root.join(place), &mut files)?;
-    }
-    files.sort();
     let manifest = out.join("sdk_workspace.toml");
     fs::write(&manifest, sdk_workspace(&root)?)?;
-    let mut list = format!("[\n    (\"Cargo.toml\", include_str!({manifest:?})),\n");
-    for file in files {
-        let place = file.strip_prefix(&root)?;
-        list.push_str(&format!("    ({place:?}, include_str!({file:?})),\n"));
+    let mut rust = gather(&root, &RUST_SDK)?;
+    rust.push(("Cargo.toml".into(), manifest));
+    for (list, files) in [("rust_sdk.rs", rust), ("python_sdk.rs", gather(&root, &PYTHON_SDK)?)] {
+        let line = |(place, file)| format!("    ({place:?}, include_str!({file:?})),\n");
+        let lines: String = files.into_iter().map(line).collect();
+        fs::write(out.join(list), format!("[\n{lines}]\n"))?;
     }
-    list.push_str("]\n");
-    fs::write(out.join("sdk.rs"), list)?;
     Ok(())
 }
 
-fn gather(place: &Path, files: &mut Vec<PathBuf>) -> Result<(), Box<dyn Error>> {
-    if place.is_file() {
-        files.push(place.to_owned());
-        return Ok(());
+/// The files at these places, and where they are.
+fn gather(root: &Path, places: &[&str]) -> Result<Vec<(PathBuf, PathBuf)>, Box<dyn Error>> {
+    let mut files = Vec::new();
+    let mut queue: Vec<_> = places.iter().map(|place| root.join(place)).collect();
+    for place in &queue {
+        println!("cargo::rerun-if-changed={}", place.display());
     }
-    for entry in fs::read_dir(place)? {
-        gather(&entry?.path(), files)?;
+    while let Some(path) = queue.pop() {
+        if path.is_file() {
+            files.push((path.strip_prefix(root)?.to_owned(), path));
+        } else if path.file_name().is_some_and(|name| name != "__pycache__") {
+            for entry in fs::read_dir(path)? {
+                queue.push(entry?.path());
+            }
+        }
     }
-    Ok(())
+    files.sort();
+    Ok(files)
 }
 
 /// The manifest that the SDK's crates inherit from: this workspace's, with nothing but what they use.

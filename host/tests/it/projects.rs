@@ -5,12 +5,16 @@ use std::{
     fs,
     path::{Path, PathBuf},
     process::{Command, Output},
+    time::Duration,
 };
 
 use conclave_client::CallOptions;
 use serde_json::{Value, json};
 
 use crate::harness::{Cluster, Setup, call, conclave};
+
+/// Three nodes compile 20 MB on two cores, with compilers of the test suite's profile.
+const COMPILING_TIME_MAX: Duration = Duration::from_secs(300);
 
 /// A directory that is empty, and at the same place in every run: what cargo compiled there stays
 /// useful, which saves minutes.
@@ -63,8 +67,9 @@ async fn a_machine_in_rust_from_nothing() {
     let built = said(conclave().arg("build").arg(&project));
     let component = PathBuf::from(built.trim());
     assert_eq!(component, project.join("target/my-counter.wasm"));
-    assert_imports(&component, "my-counter");
-    serves(component, "my_counter.v1.MyCounter").await;
+    assert_inspected(&component, "my-counter");
+    let cluster = Cluster::start_with(with_module(component)).await;
+    assert_serves(&cluster, "my_counter.v1.MyCounter").await;
 
     // A test that cannot fail is none: this machine forgets what it was told once it is restored.
     let source = fs::read_to_string(project.join("src/lib.rs")).unwrap();
@@ -76,22 +81,89 @@ async fn a_machine_in_rust_from_nothing() {
     assert!(tested.contains("and restored after"), "{tested}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_in_python_from_nothing() {
+    let project = empty("python").join("my-counter");
+    run(conclave().args(["new", "--lang", "python"]).arg(&project));
+    let build = || {
+        let mut build = conclave();
+        build.arg("build").arg(&project).env("CARGO_TARGET_DIR", target());
+        build
+    };
+    let built = build().output().unwrap();
+    let why = String::from_utf8_lossy(&built.stderr).into_owned();
+    if why.contains("needs python3") || why.contains("from PyPI") {
+        eprintln!("skipped: a machine in Python: {why}");
+        return;
+    }
+    assert!(built.status.success(), "{why}");
+    let component = PathBuf::from(String::from_utf8_lossy(&built.stdout).trim());
+
+    let tests = || {
+        let mut tests = Command::new("python3");
+        tests.args(["-m", "unittest"]).current_dir(&project);
+        tests.env("PYTHONPATH", target().join("python/packages"));
+        let tests = tests.output().unwrap();
+        (tests.status.success(), String::from_utf8_lossy(&tests.stderr).into_owned())
+    };
+    let (passed, said) = tests();
+    assert!(passed && said.contains("Ran 3 tests"), "{said}");
+
+    assert_inspected(&component, "my-counter");
+    let mut cluster = Cluster::prepared(with_module(component));
+    for id in 1..=3 {
+        cluster.start_node(id);
+    }
+    // Each node compiles an interpreter before it serves.
+    let compiled = tokio::time::timeout(COMPILING_TIME_MAX, async {
+        while !cluster.client().status().await.is_ok_and(|status| status.leader > 0) {
+            tokio::time::sleep(Duration::from_millis(500)).await;
+        }
+    });
+    compiled.await.expect("the nodes compile the module");
+    assert_serves(&cluster, "my_counter.v1.MyCounter").await;
+    drop(cluster);
+
+    // Tests that cannot fail are none.
+    let source = fs::read_to_string(project.join("machine.py")).unwrap();
+    for (right, wrong, symptom) in [
+        ("counts=self.counts)", ")", "once restored"),
+        ("deterministic=True", "deterministic=False", "gives two snapshots"),
+        ("+ request.amount", "+ int(__import__('time').time())", "no clock"),
+        ("@query(\"my_counter.v1.MyCounter/Get\")", "", "has no handler"),
+    ] {
+        let sabotaged = source.replace(right, wrong);
+        assert_ne!(source, sabotaged);
+        fs::write(project.join("machine.py"), sabotaged).unwrap();
+        let (passed, said) = tests();
+        assert!(!passed && said.contains(symptom), "{wrong}: {said}");
+    }
+    fs::write(project.join("machine.py"), "import nothing_of_this_name\n").unwrap();
+    let refused = build().output().unwrap();
+    assert!(!refused.status.success());
+    let why = String::from_utf8_lossy(&refused.stderr).into_owned();
+    assert!(why.contains("nothing_of_this_name"), "{why}");
+}
+
+fn with_module(component: PathBuf) -> Setup {
+    Setup { module: Some(component), ..Setup::default() }
+}
+
 /// It is what it should be, and asks for nothing but the contract.
-fn assert_imports(component: &Path, name: &str) {
+fn assert_inspected(component: &Path, name: &str) {
     let inspected = said(conclave().arg("inspect").arg(component).arg("--json"));
     let inspected: Value = serde_json::from_str(&inspected).unwrap();
     assert_eq!(inspected["name"], name);
     for import in inspected["imports"].as_array().unwrap() {
         assert!(import.as_str().unwrap().starts_with("conclave:fsm/"), "{inspected}");
     }
-    let kinds: Vec<_> =
-        inspected["methods"].as_array().unwrap().iter().map(|m| &m["kind"]).collect();
+    let methods = inspected["methods"].as_array().unwrap();
+    let kinds: Vec<_> = methods.iter().map(|method| &method["kind"]).collect();
     assert_eq!(kinds, ["command", "query"]);
 }
 
 /// Three nodes serve the service: commands, queries, the machine's own refusals.
-async fn serves(component: PathBuf, service: &str) {
-    let cluster = Cluster::start_with(Setup { module: Some(component), ..Setup::default() }).await;
+async fn assert_serves(cluster: &Cluster, service: &str) {
     let client = cluster.client();
     let (add, get) = (format!("{service}/Add"), format!("{service}/Get"));
     for expected in ["3", "6"] {

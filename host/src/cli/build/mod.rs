@@ -4,20 +4,27 @@
 //! refuse. What the compilers say goes to stderr as they say it; the component's path to stdout.
 
 mod project;
+mod python;
 mod rust;
 
 use std::path::PathBuf;
 
 use clap::Args;
 
+pub(super) use self::python::write_descriptor_set;
+
 use self::project::{Language, Project};
 use super::{Failed, Result, output::Output};
 
 /// Build a machine's component
 ///
-/// A directory with a Cargo.toml is built with Rust, for wasm32-unknown-unknown. What is missing for
-/// that is named, with how to install it. The component depends on the source alone, not on where it
-/// lies: the same source and compiler give the same module id.
+/// A directory with a Cargo.toml is built with Rust, for wasm32-unknown-unknown; one with a
+/// pyproject.toml with componentize-py, which is installed from PyPI into the project's target
+/// directory, along with the packages that the project depends on. What is missing for that is named,
+/// with how to install it.
+///
+/// A component in Rust depends on the source alone, not on where it lies: the same source and compiler
+/// give the same module id. Python's holds a started interpreter, and differs from build to build.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -25,7 +32,9 @@ Examples:
   conclave build machines/lock --output lock.wasm
   conclave dev --module \"$(conclave build)\"
 
-Rust needs the target: rustup target add wasm32-unknown-unknown")]
+What it needs:
+  rustup target add wasm32-unknown-unknown            for Rust
+  apt-get install python3 python3-venv                for Python, and access to PyPI")]
 pub struct Arguments {
     /// The machine's project
     #[arg(value_name = "DIR", default_value = ".")]
@@ -57,6 +66,7 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
     let target_dir = arguments.target_dir.unwrap_or_else(|| project.dir.join("target"));
     let built = match project.language {
         Language::Rust => rust::build(&project, &target_dir, &file)?,
+        Language::Python => python::build(&project, &target_dir, &file, output)?,
     };
     output.remark(format!(
         "{} kB, {}; it imports {}",

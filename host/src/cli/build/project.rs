@@ -11,15 +11,17 @@ use crate::cli::{Failed, Result};
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Language {
     Rust,
+    Python,
 }
 
 impl Language {
-    const ALL: [Self; 1] = [Self::Rust];
+    const ALL: [Self; 2] = [Self::Rust, Self::Python];
 
     /// The file that tells the language.
     fn manifest(self) -> &'static str {
         match self {
             Self::Rust => "Cargo.toml",
+            Self::Python => "pyproject.toml",
         }
     }
 
@@ -27,16 +29,19 @@ impl Language {
     fn table(self) -> &'static str {
         match self {
             Self::Rust => "package",
+            Self::Python => "project",
         }
     }
 }
 
 /// A machine's project.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(super) struct Project {
     pub(super) dir: PathBuf,
     pub(super) name: String,
     pub(super) language: Language,
+    /// The whole manifest.
+    pub(super) manifest: toml::Table,
 }
 
 impl Project {
@@ -46,9 +51,9 @@ impl Project {
             let path = dir.join(language.manifest());
             match fs::read_to_string(&path) {
                 Ok(text) => {
-                    let name = name(&text, language.table())
+                    let (name, manifest) = name(&text, language.table())
                         .map_err(|why| Failed::local(format!("{}: {why}", path.display())))?;
-                    return Ok(Self { dir: dir.to_owned(), name, language });
+                    return Ok(Self { dir: dir.to_owned(), name, language, manifest });
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
                 Err(cause) => return Err(Failed::local(format!("{}: {cause}", path.display()))),
@@ -63,14 +68,14 @@ impl Project {
     }
 }
 
-/// The name in a manifest. It becomes a file's name, so it is a plain one.
-fn name(manifest: &str, table: &str) -> std::result::Result<String, String> {
+/// The name in a manifest, and the manifest. It becomes a file's name, so it is a plain one.
+fn name(manifest: &str, table: &str) -> std::result::Result<(String, toml::Table), String> {
     let manifest: toml::Table = manifest.parse().map_err(|cause| format!("{cause}"))?;
     let name = manifest.get(table).and_then(|table| table.get("name")?.as_str());
-    let name = name.ok_or_else(|| format!("there is no name in a table [{table}]"))?;
+    let name = name.ok_or_else(|| format!("there is no name in a table [{table}]"))?.to_owned();
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     match !name.is_empty() && name.chars().all(plain) {
-        true => Ok(name.to_owned()),
+        true => Ok((name, manifest)),
         false => Err(format!("{name:?} cannot be a machine's name")),
     }
 }
@@ -92,6 +97,11 @@ mod tests {
         fs::write(&manifest, "[package]\nname = \"lock\"\n").unwrap();
         let project = Project::of(dir.path()).unwrap();
         assert_eq!((project.name.as_str(), project.language), ("lock", Language::Rust));
+        fs::write(dir.path().join("pyproject.toml"), "[project]\nname = \"flags\"\n").unwrap();
+        assert_eq!(Project::of(dir.path()).unwrap().language, Language::Rust, "the first of two");
+        fs::remove_file(&manifest).unwrap();
+        let project = Project::of(dir.path()).unwrap();
+        assert_eq!((project.name.as_str(), project.language), ("flags", Language::Python));
         for (bad, why) in [
             ("[workspace]", "[package]"),
             ("[package]\nname = \"../lock\"", "cannot be"),

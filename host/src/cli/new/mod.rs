@@ -3,11 +3,13 @@
 //! The templates are real projects, of a machine called `my-machine`, under `sdk/templates`; the name
 //! is replaced in each of its spellings, in contents and in paths.
 //!
-//! A project brings its SDK along, in `vendor/`: the SDK is on no registry yet, a path would tie the
-//! project to this computer, and a git address to a repository and a network. The copy is of the
-//! sources that this binary was compiled from, so it fits the contract that this binary serves.
+//! A project brings its SDK along (`vendor/` for Rust, the package `conclave_sdk` for Python): the SDK is
+//! on no registry yet, a path would tie the project to this computer, and a git address to a repository
+//! and a network. The copy is of the sources that this binary was compiled from, so it fits the
+//! contract that this binary serves.
 
 mod name;
+mod python;
 mod rust;
 
 use std::{
@@ -18,7 +20,7 @@ use std::{
 use clap::{Args, ValueEnum};
 
 use self::name::Name;
-use super::{Failed, Result, output::Output};
+use super::{Failed, Result, build, output::Output};
 
 /// Make a new machine's project
 ///
@@ -29,11 +31,11 @@ use super::{Failed, Result, output::Output};
 #[command(after_long_help = "\
 Examples:
   conclave new my-counter
-  conclave new machines/lock --lang rust
+  conclave new machines/lock --lang python
 
 What to do with it:
   cd my-counter
-  cargo test
+  cargo test                                     or, in Python: python3 -m unittest
   conclave build
   conclave dev --module target/my-counter.wasm")]
 pub struct Arguments {
@@ -50,6 +52,7 @@ pub struct Arguments {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Language {
     Rust,
+    Python,
 }
 
 /// A file of a project: its place and its contents.
@@ -59,15 +62,17 @@ type File = (String, String);
 pub fn run(arguments: Arguments, output: &mut Output) -> Result {
     let path = &arguments.path;
     let name = Name::of(path).map_err(Failed::Usage)?;
-    let files = match arguments.lang {
-        Language::Rust => rust::project(&name),
+    let (files, commands) = match arguments.lang {
+        Language::Rust => (rust::project(&name), rust::commands(&name)),
+        Language::Python => (python::project(&name), python::commands(&name)),
     };
     write(path, &files)?;
+    if arguments.lang == Language::Python {
+        build::write_descriptor_set(path)?;
+    }
     output.remark(format!("{}: a new machine; its README.md says more", path.display()));
     output.line(format!("cd {}", path.display()));
-    for command in match arguments.lang {
-        Language::Rust => rust::commands(&name),
-    } {
+    for command in commands {
         output.line(command);
     }
     Ok(())

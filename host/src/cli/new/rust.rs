@@ -3,7 +3,7 @@
 use super::{File, Name};
 
 /// The SDK's crates and the contract, as their files in this repository (`build.rs`).
-const SDK: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/sdk.rs"));
+const SDK: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/rust_sdk.rs"));
 
 const TEMPLATE: [(&str, &str); 8] = [
     (".gitignore", include_str!("../../../../sdk/templates/rust/gitignore")),
