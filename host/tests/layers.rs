@@ -16,8 +16,8 @@ use std::{
 const LINES_MAX: usize = 500;
 
 /// Libraries that only some layers may see.
-const KEPT_APART: [&str; 8] =
-    ["aes_gcm", "conclave_build", "hyper", "openraft", "protox", "sled", "tonic", "wasmtime"];
+const KEPT_APART: [&str; 7] =
+    ["aes_gcm", "conclave_build", "hyper", "openraft", "sled", "tonic", "wasmtime"];
 
 struct Layer {
     /// A folder of `src`, or a file.
@@ -58,7 +58,7 @@ const LAYERS: [Layer; 12] = [
     Layer {
         name: "cli",
         sees: &["config", "machine", "node", "telemetry"],
-        uses: &["conclave_build", "protox"],
+        uses: &["conclave_build"],
     },
 ];
 

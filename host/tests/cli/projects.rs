@@ -38,6 +38,21 @@ fn a_new_project_is_a_directory_of_its_own() {
 }
 
 #[test]
+fn a_new_project_in_python_has_its_descriptor_set() {
+    let dir = TempDir::new().unwrap();
+    let made = conclave(dir.path(), &["new", "my-lock", "--lang", "python"]);
+    assert_eq!(code(&made), 0, "{}", err(&made));
+    for file in ["machine.py", "descriptor_set.py", "conclave_sdk/wit/fsm.wit"] {
+        assert!(dir.path().join("my-lock").join(file).is_file(), "{file}");
+    }
+    let mut command = Command::new(env!("CARGO_BIN_EXE_conclave"));
+    let command = command.args(["build", "my-lock"]).current_dir(dir.path());
+    let refused = command.env("PATH", dir.path()).output().unwrap();
+    assert_eq!(code(&refused), 1);
+    assert!(err(&refused).contains("apt-get install python3"), "{}", err(&refused));
+}
+
+#[test]
 fn a_bad_name_is_refused_before_anything_is_made() {
     let dir = TempDir::new().unwrap();
     for name in ["MyLock", "my_lock", "2-locks", "match", "grpc", "schloß", "..", &"a".repeat(60)]

@@ -85,6 +85,13 @@ async fn a_machine_in_rust_from_nothing() {
 async fn a_machine_in_python_from_nothing() {
     let project = empty("python").join("my-counter");
     run(conclave().args(["new", "--lang", "python"]).arg(&project));
+    // One line more than nothing: a way to break it.
+    let source = fs::read_to_string(project.join("machine.py")).unwrap();
+    let first_line = "        name_bytes = len(request.name.encode())\n";
+    let breaks =
+        format!("        assert request.name != \"boom\", \"broken on purpose\"\n{first_line}");
+    assert!(source.contains(first_line));
+    fs::write(project.join("machine.py"), source.replace(first_line, &breaks)).unwrap();
     let build = || {
         let mut build = conclave();
         build.arg("build").arg(&project).env("CARGO_TARGET_DIR", target());
@@ -122,6 +129,12 @@ async fn a_machine_in_python_from_nothing() {
     });
     compiled.await.expect("the nodes compile the module");
     assert_serves(&cluster, "my_counter.v1.MyCounter").await;
+    let request = json!({"name": "boom", "amount": 1});
+    let add = "my_counter.v1.MyCounter/Add";
+    let broken = call(&cluster.client(), add, request, CallOptions::write()).await;
+    assert!(broken.unwrap_err().to_string().contains("trapped"));
+    let log = cluster.log_tail(cluster.leader().await);
+    assert!(log.contains("AssertionError: broken on purpose (machine.py:"), "{log}");
     drop(cluster);
 
     // Tests that cannot fail are none.

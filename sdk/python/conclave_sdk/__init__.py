@@ -10,7 +10,8 @@ was filled in an order that is not the log's: sort first. `conclave_sdk.testing`
 
 Exceptions: raise `Failure` for what a caller can do; it is an ordinary answer, and changes made before it
 stay. Any other exception is a trap: the host rolls the entry back, answers its caller with an error, the
-same on every replica, and goes on with the next. Its traceback goes to the node's log.
+same on every replica, and goes on with the next. What was raised, and where, goes to the node's log. What
+a component does not have traps too, without a word: files, the network, clocks, standard output (`print`).
 """
 
 from .machine import Call, Code, Context, Event, Failure, Machine, Reply, command, export, exported, query

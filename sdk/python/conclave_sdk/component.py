@@ -1,7 +1,5 @@
 """Between the generated bindings and a `Machine`. Imported in a component only."""
 
-import traceback
-
 from componentize_py_types import Err
 from wit_world import exports
 from wit_world.imports import log, types
@@ -20,9 +18,22 @@ def _call(function, *arguments):
         return function(*arguments)
     except Failure as failure:
         raise Err(types.Failure(_CODES[failure.code.name], failure.message)) from None
-    except Exception:
-        log.write(log.Level.ERROR, traceback.format_exc())
+    except Exception as error:
+        log.write(log.Level.ERROR, f"{type(error).__name__}: {error} ({_places(error.__traceback__)})")
         raise
+
+
+def _places(frames):
+    """Where it was raised, innermost first. By hand: the module traceback would open the sources, and a
+    component has no files."""
+    places = []
+    while frames is not None:
+        code = frames.tb_frame.f_code
+        # The first directory of the build, which is the project's.
+        file = code.co_filename.removeprefix("/0/")
+        places.append(f"{file}:{frames.tb_lineno} in {code.co_name}")
+        frames = frames.tb_next
+    return ", ".join(reversed(places))
 
 
 def _context(ctx):

@@ -39,8 +39,15 @@ pub(super) fn build(
 ) -> Result<Built> {
     write_descriptor_set(&project.dir)?;
     let tools = Tools { dir: target_dir.join("python") };
-    let installed = tools.install(&dependencies(project), output);
-    installed.and_then(|()| componentize(project, &tools, file)).map_err(|error| failed(&error))
+    let mut build = || {
+        if tools.install(&dependencies(project), output)? {
+            // This run compiles all packages, and what the compiler leaves behind in memory is in the
+            // component: 28 MB of it. The next finds them compiled, and gives 19 MB.
+            componentize(project, &tools, file)?;
+        }
+        componentize(project, &tools, file)
+    };
+    build().map_err(|error| failed(&error))
 }
 
 /// Compiles what is in `proto/` for `machine.py`.
@@ -114,12 +121,13 @@ impl Tools {
         self.dir.join("packages")
     }
 
-    /// Installs what is not there yet. What is there is written down once it all is.
-    fn install(&self, dependencies: &[String], output: &mut Output) -> anyhow::Result<()> {
+    /// Installs what is not there yet, and says whether there was anything. What is there is written
+    /// down once it all is.
+    fn install(&self, dependencies: &[String], output: &mut Output) -> anyhow::Result<bool> {
         let wanted = format!("{COMPONENTIZE_PY}\n{PYTHON_VERSION}\n{}\n", dependencies.join("\n"));
         let installed = self.dir.join("installed");
         if fs::read_to_string(&installed).is_ok_and(|there| there == wanted) {
-            return Ok(());
+            return Ok(false);
         }
         if self.dir.exists() {
             fs::remove_dir_all(&self.dir)
@@ -147,7 +155,8 @@ impl Tools {
         }
         fs::create_dir_all(self.packages())
             .and_then(|()| fs::write(&installed, wanted))
-            .with_context(|| format!("cannot write {}", installed.display()))
+            .with_context(|| format!("cannot write {}", installed.display()))?;
+        Ok(true)
     }
 
     fn pip(&self) -> Command {
