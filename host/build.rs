@@ -1,4 +1,4 @@
-//! Compiles the protobuf files and the default machine, which the binary carries.
+//! Compiles the protobuf files and the default machine, and gathers the SDK: the binary carries all three.
 use std::{
     env,
     error::Error,
@@ -16,7 +16,8 @@ const PEER: [&str; 2] = ["conclave/raft/v1/entry.proto", "conclave/raft/v1/raft.
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     protobuf(&out)?;
-    default_machine(&out)
+    default_machine(&out)?;
+    sdk(&out)
 }
 
 fn protobuf(out: &Path) -> Result<(), Box<dyn Error>> {
@@ -48,4 +49,68 @@ fn default_machine(out: &Path) -> Result<(), Box<dyn Error>> {
         println!("cargo::rerun-if-changed={}", path.display());
     }
     Ok(())
+}
+
+/// What of the SDK `conclave new` writes into a project in Rust, as places in this repository.
+const RUST_SDK: [&str; 6] =
+    ["LICENSE", "sdk/Cargo.toml", "sdk/src", "sdk/protobuf/Cargo.toml", "sdk/protobuf/src", "wit"];
+/// And into one in Python.
+const PYTHON_SDK: [&str; 3] = ["LICENSE", "sdk/python/conclave_sdk", "wit"];
+
+/// Writes `OUT_DIR/rust_sdk.rs` and `python_sdk.rs`, lists of files with their contents. They have their
+/// places in this repository, so that they are the same files, but for the manifest of their workspace.
+fn sdk(out: &Path) -> Result<(), Box<dyn Error>> {
+    let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("..").canonicalize()?;
+    let manifest = out.join("sdk_workspace.toml");
+    fs::write(&manifest, sdk_workspace(&root)?)?;
+    let mut rust = gather(&root, &RUST_SDK)?;
+    rust.push(("Cargo.toml".into(), manifest));
+    for (list, files) in [("rust_sdk.rs", rust), ("python_sdk.rs", gather(&root, &PYTHON_SDK)?)] {
+        let line = |(place, file)| format!("    ({place:?}, include_str!({file:?})),\n");
+        let lines: String = files.into_iter().map(line).collect();
+        fs::write(out.join(list), format!("[\n{lines}]\n"))?;
+    }
+    Ok(())
+}
+
+/// The files at these places, and where they are.
+fn gather(root: &Path, places: &[&str]) -> Result<Vec<(PathBuf, PathBuf)>, Box<dyn Error>> {
+    let mut files = Vec::new();
+    let mut queue: Vec<_> = places.iter().map(|place| root.join(place)).collect();
+    for place in &queue {
+        println!("cargo::rerun-if-changed={}", place.display());
+    }
+    while let Some(path) = queue.pop() {
+        if path.is_file() {
+            files.push((path.strip_prefix(root)?.to_owned(), path));
+        } else if path.file_name().is_some_and(|name| name != "__pycache__") {
+            for entry in fs::read_dir(path)? {
+                queue.push(entry?.path());
+            }
+        }
+    }
+    files.sort();
+    Ok(files)
+}
+
+/// The manifest that the SDK's crates inherit from: this workspace's, with nothing but what they use.
+fn sdk_workspace(root: &Path) -> Result<String, Box<dyn Error>> {
+    const MEMBERS: [&str; 2] = ["sdk", "sdk/protobuf"];
+    let manifest = root.join("Cargo.toml");
+    println!("cargo::rerun-if-changed={}", manifest.display());
+    let mut workspace: toml::Table = fs::read_to_string(manifest)?.parse()?;
+    workspace.retain(|name, _| name == "workspace");
+    let table = workspace["workspace"].as_table_mut().ok_or("the root is no workspace")?;
+    table.insert("members".to_owned(), MEMBERS.to_vec().into());
+    table.remove("default-members");
+    let mut used = Vec::new();
+    for member in MEMBERS {
+        let member: toml::Table =
+            fs::read_to_string(root.join(member).join("Cargo.toml"))?.parse()?;
+        let dependencies = member["dependencies"].as_table().ok_or("no dependencies")?;
+        used.extend(dependencies.keys().cloned());
+    }
+    let dependencies = table["dependencies"].as_table_mut().ok_or("no dependencies")?;
+    dependencies.retain(|name, _| used.iter().any(|used| used == name));
+    Ok(toml::to_string(&workspace)?)
 }

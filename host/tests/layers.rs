@@ -16,7 +16,8 @@ use std::{
 const LINES_MAX: usize = 500;
 
 /// Libraries that only some layers may see.
-const KEPT_APART: [&str; 6] = ["aes_gcm", "hyper", "openraft", "sled", "tonic", "wasmtime"];
+const KEPT_APART: [&str; 7] =
+    ["aes_gcm", "conclave_build", "hyper", "openraft", "sled", "tonic", "wasmtime"];
 
 struct Layer {
     /// A folder of `src`, or a file.
@@ -53,7 +54,12 @@ const LAYERS: [Layer; 12] = [
         uses: &["tonic"],
     },
     Layer { name: "telemetry", sees: &["config"], uses: &[] },
-    Layer { name: "cli", sees: &["config", "node", "telemetry"], uses: &[] },
+    // `conclave inspect` loads a module as a node would, without being one.
+    Layer {
+        name: "cli",
+        sees: &["config", "machine", "node", "telemetry"],
+        uses: &["conclave_build"],
+    },
 ];
 
 /// What a file of this layer may not name, as `layer → name`.

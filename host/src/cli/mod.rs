@@ -1,19 +1,22 @@
 //! The command line: one file a verb.
 //!
 //! Contract: a verb takes its arguments, does its work through the client crate alone (only `serve`
-//! and `dev` know of nodes as processes), hands what it has to say to [`output`] and returns. It
-//! never prints and never exits by itself. Results go to stdout, everything else to stderr, so that
+//! and `dev` know of nodes as processes, and `new`, `build` and `inspect` of no cluster at all), hands
+//! what it has to say to [`output`] and returns. It never prints and never exits by itself. Results go to stdout, everything else to stderr, so that
 //! scripts can read the one and people the other. The exit code is 0 for success, 1 for a failure,
 //! 2 for wrong usage and 3 when `kv get` finds no such key.
 //!
 //! Caveats: values given as arguments are visible in the process list; `kv put KEY -` and `--file`
 //! are not.
 
+pub mod build;
 pub mod call;
 pub mod dev;
 pub mod health;
+pub mod inspect;
 pub mod key;
 pub mod kv;
+pub mod new;
 pub mod output;
 pub mod remote;
 pub mod serve;
@@ -78,6 +81,11 @@ Try it:
   conclave status
   conclave call --list                     what the cluster's machine can do
 
+Write a machine:
+  conclave new my-counter                  a project that builds and passes its tests
+  conclave build my-counter                a component
+  conclave dev --module my-counter/target/my-counter.wasm
+
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (kv get)."
 )]
 pub struct Cli {
@@ -94,6 +102,9 @@ enum Verb {
     Call(call::Arguments),
     Kv(kv::Arguments),
     Key(key::Arguments),
+    New(new::Arguments),
+    Build(build::Arguments),
+    Inspect(inspect::Arguments),
 }
 
 impl Cli {
@@ -108,6 +119,9 @@ impl Cli {
             Verb::Call(arguments) => call::run(arguments, &mut output).await,
             Verb::Kv(arguments) => kv::run(arguments, &mut output).await,
             Verb::Key(arguments) => key::run(arguments, &mut output),
+            Verb::New(arguments) => new::run(arguments, &mut output),
+            Verb::Build(arguments) => build::run(arguments, &mut output),
+            Verb::Inspect(arguments) => inspect::run(arguments, &mut output),
         };
         match result {
             Ok(()) => 0,

@@ -223,6 +223,11 @@ impl Instance {
         self.store.data().limiter.memory_bytes()
     }
 
+    /// What the types of its memories allow it at most.
+    pub(super) fn memory_bytes_declared(&self) -> usize {
+        self.store.data().limiter.memory_bytes_declared()
+    }
+
     /// Whether the machine's lines go to the node's log.
     pub(super) fn mute(&mut self, muted: bool) {
         self.store.data_mut().log.mute(muted);

@@ -168,6 +168,7 @@ pub(super) struct Limiter {
     memory_bytes_max: usize,
     table_elements_max: usize,
     memory_bytes: usize,
+    memory_bytes_declared: usize,
     table_elements: usize,
     denied: bool,
 }
@@ -178,6 +179,7 @@ impl Limiter {
             memory_bytes_max: limits.memory_bytes_max,
             table_elements_max: limits.table_elements_max,
             memory_bytes: 0,
+            memory_bytes_declared: 0,
             table_elements: 0,
             denied: false,
         }
@@ -196,6 +198,12 @@ impl Limiter {
     /// What the instance holds.
     pub(super) fn memory_bytes(&self) -> usize {
         self.memory_bytes
+    }
+
+    /// What the types of the instance's memories allow, together. A memory that declares no maximum
+    /// counts with the 4 GiB that its addresses reach.
+    pub(super) fn memory_bytes_declared(&self) -> usize {
+        self.memory_bytes_declared
     }
 
     fn grow(
@@ -233,6 +241,11 @@ impl ResourceLimiter for Limiter {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
+        // A memory that is created grows from nothing.
+        if current == 0 {
+            let declared = maximum.unwrap_or(usize::MAX);
+            self.memory_bytes_declared = self.memory_bytes_declared.saturating_add(declared);
+        }
         let allowed =
             Self::grow(&mut self.memory_bytes, self.memory_bytes_max, current, desired, maximum);
         self.denied |= !allowed;

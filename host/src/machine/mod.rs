@@ -58,7 +58,7 @@ pub use engine::Engine;
 pub use error::{Error, Fault, HistoryError, LoadError, QueryError, SnapshotError};
 pub use history::{Entry, History, SavedState};
 pub use limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX};
-pub use module::{Description, Module};
+pub use module::{Description, Memory, Module};
 pub use worker::{Answered, BatchItem, Done, StateStream, Stats, Worker};
 
 /// The longest beginning of `text` that has at most `bytes_max` bytes and ends at a character.

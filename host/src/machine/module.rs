@@ -30,6 +30,16 @@ pub struct Description {
     pub restores: Vec<u32>,
 }
 
+/// The linear memory of one instance, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Memory {
+    /// What it holds once it was started and described.
+    pub started_bytes: usize,
+    /// What its memories declare as their maximum, together; 4 GiB for one that declares none. A node
+    /// allows at most [`Limits::memory_bytes_max`](super::Limits::memory_bytes_max) of it.
+    pub declared_bytes_max: usize,
+}
+
 /// A machine that can be started. Cheap to clone.
 ///
 /// Invariants: it imports nothing but `conclave:fsm/log`; it exports the whole contract; its
@@ -42,6 +52,8 @@ struct Inner {
     id: ModuleId,
     bytes: Bytes,
     pre: MachinePre<State>,
+    imports: Vec<String>,
+    memory: Memory,
     description: Description,
     descriptor_set: Bytes,
     methods: Vec<MethodSpec>,
@@ -62,9 +74,10 @@ impl Module {
         check_kind(&component, engine.limits().module_bytes_max)?;
         let compiled = Component::new(engine.inner(), &component)
             .map_err(|error| LoadError::Compile(format!("{error:#}")))?;
-        check_imports(engine, &compiled)?;
+        let imports = check_imports(engine, &compiled)?;
         let pre = link(engine, &compiled)?;
-        let (description, descriptor_set) = check_description(describe(engine, &pre)?)?;
+        let (described, memory) = describe(engine, &pre)?;
+        let (description, descriptor_set) = check_description(described)?;
         let methods = descriptors::methods(&descriptor_set)?;
         let id = ModuleId::of(&component);
         let engine = engine.clone();
@@ -73,6 +86,8 @@ impl Module {
             id,
             bytes: component,
             pre,
+            imports,
+            memory,
             description,
             descriptor_set,
             methods,
@@ -87,6 +102,16 @@ impl Module {
     /// The component itself.
     pub fn bytes(&self) -> &Bytes {
         &self.0.bytes
+    }
+
+    /// The interfaces that it imports, such as `conclave:fsm/log@0.1.0`.
+    pub fn imports(&self) -> &[String] {
+        &self.0.imports
+    }
+
+    /// What an instance needs and may need of memory.
+    pub fn memory(&self) -> Memory {
+        self.0.memory
     }
 
     /// What the machine says of itself.
@@ -154,12 +179,13 @@ fn check_kind(component: &[u8], bytes_max: usize) -> Result<(), LoadError> {
     Err(LoadError::NotWasm { hint })
 }
 
-/// Refuses what no machine gets, by its name.
-fn check_imports(engine: &Engine, component: &Component) -> Result<(), LoadError> {
+/// The imports, without any that no machine gets: such a one is refused by its name.
+fn check_imports(engine: &Engine, component: &Component) -> Result<Vec<String>, LoadError> {
     let ty = component.component_type();
+    let mut imports = Vec::new();
     for (name, _) in ty.imports(engine.inner()) {
         match contract_interface(name) {
-            Some(("log" | "types", true)) => {}
+            Some(("log" | "types", true)) => imports.push(name.to_owned()),
             Some(("log" | "types", false)) => {
                 return Err(LoadError::WrongVersion { found: name.to_owned() });
             }
@@ -169,7 +195,7 @@ fn check_imports(engine: &Engine, component: &Component) -> Result<(), LoadError
     let mut exported = None;
     for (name, _) in ty.exports(engine.inner()) {
         match contract_interface(name) {
-            Some(("fsm", true)) => return Ok(()),
+            Some(("fsm", true)) => return Ok(imports),
             Some(("fsm", false)) => exported = Some(name.to_owned()),
             _ => {}
         }
@@ -197,13 +223,21 @@ fn link(engine: &Engine, component: &Component) -> Result<MachinePre<State>, Loa
         .map_err(|error| LoadError::NotAMachine(format!("{error:#}")))
 }
 
-/// Asks a throwaway instance what the machine is.
-fn describe(engine: &Engine, pre: &MachinePre<State>) -> Result<WireDescription, LoadError> {
+/// Asks a throwaway instance what the machine is, and looks at its memory.
+fn describe(
+    engine: &Engine,
+    pre: &MachinePre<State>,
+) -> Result<(WireDescription, Memory), LoadError> {
     let (engine, pre) = (engine.clone(), pre.clone());
     let described =
         thread::run("conclave-load", engine.limits().thread_stack_bytes(), move || {
-            Instance::new(&engine, &pre, "load", || false)
-                .and_then(|mut instance| instance.describe())
+            let mut instance = Instance::new(&engine, &pre, "load", || false)?;
+            let description = instance.describe()?;
+            let memory = Memory {
+                started_bytes: instance.memory_bytes(),
+                declared_bytes_max: instance.memory_bytes_declared(),
+            };
+            Ok((description, memory))
         })?;
     described.map_err(|broken| match broken {
         Broken::Trap(trap) => LoadError::Traps(trap),

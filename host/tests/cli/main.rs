@@ -1,5 +1,5 @@
-//! The binary's client verbs against a small store in this process that keeps `kv.v1.KV`'s limits:
-//! what goes to stdout, and the exit codes that scripts rely on.
+//! The binary's verbs: what goes to stdout, and the exit codes that scripts rely on. Client verbs run
+//! against a small store in this process that keeps `kv.v1.KV`'s limits.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -7,6 +7,7 @@
     reason = "tests fail by panicking"
 )]
 
+mod projects;
 mod store;
 
 use std::{

@@ -17,5 +17,6 @@ mod harness;
 mod import;
 mod kv;
 mod peers;
+mod projects;
 mod recovery;
 mod traps;

@@ -29,11 +29,21 @@ pub fn wrap(module: &[u8]) -> Result<Component> {
     let mut encoder = ComponentEncoder::default();
     encoder.validate(true).module(module).context("cannot read the module's world")?;
     let bytes = encoder.encode().context("cannot make the module a component")?;
-    let (imports, exports) = interfaces(&bytes)?;
+    let imports = imports(&bytes)?;
+    Ok(Component { bytes, imports })
+}
+
+/// The interfaces that a component imports, if it exports a machine and imports nothing that a host
+/// would refuse. For components that another toolchain made.
+pub fn imports(component: &[u8]) -> Result<Vec<String>> {
+    let (imports, exports) = interfaces(component)?;
     if !exports.iter().any(|name| name.starts_with(EXPORT)) {
         bail!("the module does not export {EXPORT}; is `conclave_sdk::export!(…)` missing?");
     }
-    Ok(Component { bytes, imports })
+    if let Some(foreign) = imports.iter().find(|name| !name.starts_with(PACKAGE)) {
+        bail!("the component imports {foreign}, which no machine gets");
+    }
+    Ok(imports)
 }
 
 /// The imports of a core module that are not the contract's, as `module.name`.

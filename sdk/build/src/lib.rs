@@ -25,7 +25,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-pub use component::{Component, wrap};
+pub use component::{Component, imports, wrap};
 pub use provision::provision;
 pub use sources::watched_paths;
 pub use toolchain::{COMPILER_VARIABLE, Compiler, Toolchain, toolchain};

@@ -40,11 +40,7 @@ pub fn provision(say: &mut dyn FnMut(&str)) -> Result<Compiler> {
             return Ok(compiler);
         }
     }
-    bail!(
-        "could not install a compiler for machines. Install rustup from https://rustup.rs and run \
-         `rustup target add {TARGET}`, or on Debian `apt-get install rustc-web cargo-web \
-         rust-web-src lld`."
-    )
+    bail!("could not install a compiler for machines. {}", toolchain::how_to_install())
 }
 
 fn rustup_target(say: &mut dyn FnMut(&str)) -> Result<()> {

@@ -69,13 +69,17 @@ impl Toolchain {
                 bail!("{COMPILER_VARIABLE} is {other:?}; it may be \"rustup\" or \"debian\"")
             }
         };
-        found.or_else(|missing| {
-            bail!(
-                "no compiler for machines: {missing}\nRun `cargo xtask setup`, which installs one, \
-                 or `rustup target add {TARGET}`."
-            )
-        })
+        found.or_else(|missing| bail!("no compiler for machines: {missing}\n{}", how_to_install()))
     }
+}
+
+/// For somebody who has no compiler for machines, with Conclave's source or without.
+pub(crate) fn how_to_install() -> String {
+    format!(
+        "Run `rustup target add {TARGET}` (rustup is at https://rustup.rs), or on Debian \
+         `apt-get install rustc-web cargo-web rust-web-src lld`. In Conclave's own source \
+         `cargo xtask setup` does either."
+    )
 }
 
 /// Looks for compilers. Takes one run of `rustc` and a look at a few files.
@@ -181,7 +185,7 @@ mod tests {
 
         let none = Toolchain { rustup: Err("no target".into()), debian: Err("no rustc".into()) };
         let error = none.choose(None).unwrap_err().to_string();
-        for part in ["no target", "no rustc", "cargo xtask setup"] {
+        for part in ["no target", "no rustc", "rustup target add", "apt-get", "cargo xtask setup"] {
             assert!(error.contains(part), "{error}");
         }
     }

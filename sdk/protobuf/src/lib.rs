@@ -15,7 +15,7 @@
 
 use std::{env, fs, path::Path};
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, anyhow};
 use prost::Message as _;
 
 /// The file in `OUT_DIR` that holds the descriptor set.
@@ -35,7 +35,9 @@ pub fn compile(directory: impl AsRef<Path>, files: &[&str]) -> Result<()> {
     let out = Path::new(&out);
 
     let paths: Vec<_> = files.iter().map(|file| directory.join(file)).collect();
-    let mut set = protox::compile(&paths, [directory]).context("cannot compile the protobuf")?;
+    // Only protox's `Debug` says where.
+    let mut set = protox::compile(&paths, [directory])
+        .map_err(|error| anyhow!("cannot compile the protobuf: {error:?}"))?;
     prost_build::Config::new()
         .out_dir(out)
         .prost_path("::conclave_sdk::prost")

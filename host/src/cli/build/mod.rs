@@ -1,0 +1,87 @@
+//! `conclave build`: from a machine's project to a component.
+//!
+//! Contract: the component appears whole or not at all, and it imports nothing that a node would
+//! refuse. What the compilers say goes to stderr as they say it; the component's path to stdout.
+
+mod project;
+mod python;
+mod rust;
+
+use std::path::PathBuf;
+
+use clap::Args;
+
+pub(super) use self::python::write_descriptor_set;
+
+use self::project::{Language, Project};
+use super::{Failed, Result, output::Output};
+
+/// Build a machine's component
+///
+/// A directory with a Cargo.toml is built with Rust, for wasm32-unknown-unknown; one with a
+/// pyproject.toml with componentize-py, which is installed from PyPI into the project's target
+/// directory, along with the packages that the project depends on. What is missing for that is named,
+/// with how to install it.
+///
+/// A component in Rust depends on the source alone, not on where it lies: the same source and compiler
+/// give the same module id. Python's holds a started interpreter, and differs from build to build.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  conclave build
+  conclave build machines/lock --output lock.wasm
+  conclave dev --module \"$(conclave build)\"
+
+What it needs:
+  rustup target add wasm32-unknown-unknown            for Rust
+  apt-get install python3 python3-venv                for Python, and access to PyPI")]
+pub struct Arguments {
+    /// The machine's project
+    #[arg(value_name = "DIR", default_value = ".")]
+    dir: PathBuf,
+
+    /// Where the component goes [default: DIR/target/NAME.wasm]
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+
+    /// Where the compilers keep their files [default: DIR/target]
+    #[arg(long, value_name = "DIR", env = "CARGO_TARGET_DIR", hide_env_values = true)]
+    target_dir: Option<PathBuf>,
+}
+
+/// What a build gave.
+struct Built {
+    size_bytes: u64,
+    imports: Vec<String>,
+    changed: bool,
+}
+
+/// Runs the verb.
+pub fn run(arguments: Arguments, output: &mut Output) -> Result {
+    // So that paths read as one would write them.
+    let project = Project::of(arguments.dir.strip_prefix(".").unwrap_or(&arguments.dir))?;
+    let file = arguments
+        .output
+        .unwrap_or_else(|| project.dir.join("target").join(&project.name).with_extension("wasm"));
+    let target_dir = arguments.target_dir.unwrap_or_else(|| project.dir.join("target"));
+    let built = match project.language {
+        Language::Rust => rust::build(&project, &target_dir, &file)?,
+        Language::Python => python::build(&project, &target_dir, &file, output)?,
+    };
+    output.remark(format!(
+        "{} kB, {}; it imports {}",
+        built.size_bytes.div_ceil(1000),
+        if built.changed { "new" } else { "as it was" },
+        match built.imports.is_empty() {
+            true => "nothing".to_owned(),
+            false => built.imports.join(", "),
+        }
+    ));
+    output.line(file.display().to_string());
+    Ok(())
+}
+
+/// The whole chain of reasons, in one line.
+fn failed(error: &anyhow::Error) -> Failed {
+    Failed::local(format!("{error:#}"))
+}

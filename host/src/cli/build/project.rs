@@ -1,0 +1,115 @@
+//! Which language a project is in, and what its machine is called: both by the manifest that is there.
+
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+};
+
+use crate::cli::{Failed, Result};
+
+/// What a project may be written in.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Language {
+    Rust,
+    Python,
+}
+
+impl Language {
+    const ALL: [Self; 2] = [Self::Rust, Self::Python];
+
+    /// The file that tells the language.
+    fn manifest(self) -> &'static str {
+        match self {
+            Self::Rust => "Cargo.toml",
+            Self::Python => "pyproject.toml",
+        }
+    }
+
+    /// The manifest's table that holds the name.
+    fn table(self) -> &'static str {
+        match self {
+            Self::Rust => "package",
+            Self::Python => "project",
+        }
+    }
+}
+
+/// A machine's project.
+#[derive(Clone, Debug)]
+pub(super) struct Project {
+    pub(super) dir: PathBuf,
+    pub(super) name: String,
+    pub(super) language: Language,
+    /// The whole manifest.
+    pub(super) manifest: toml::Table,
+}
+
+impl Project {
+    /// The project in `dir`; the empty path is the current directory.
+    pub(super) fn of(dir: &Path) -> Result<Self> {
+        for language in Language::ALL {
+            let path = dir.join(language.manifest());
+            match fs::read_to_string(&path) {
+                Ok(text) => {
+                    let (name, manifest) = name(&text, language.table())
+                        .map_err(|why| Failed::local(format!("{}: {why}", path.display())))?;
+                    return Ok(Self { dir: dir.to_owned(), name, language, manifest });
+                }
+                Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
+                Err(cause) => return Err(Failed::local(format!("{}: {cause}", path.display()))),
+            }
+        }
+        let manifests = Language::ALL.map(Language::manifest).join(" or ");
+        let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
+        Err(Failed::local(format!(
+            "{} holds no machine's project: there is no {manifests}; `conclave new` makes one",
+            dir.display()
+        )))
+    }
+}
+
+/// The name in a manifest, and the manifest. It becomes a file's name, so it is a plain one.
+fn name(manifest: &str, table: &str) -> std::result::Result<(String, toml::Table), String> {
+    let manifest: toml::Table = manifest.parse().map_err(|cause| format!("{cause}"))?;
+    let name = manifest.get(table).and_then(|table| table.get("name")?.as_str());
+    let name = name.ok_or_else(|| format!("there is no name in a table [{table}]"))?.to_owned();
+    let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
+    match !name.is_empty() && name.chars().all(plain) {
+        true => Ok((name, manifest)),
+        false => Err(format!("{name:?} cannot be a machine's name")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn refusal(project: Result<Project>) -> String {
+        let Err(Failed::Failure { message, .. }) = project else { panic!("{project:?}") };
+        message
+    }
+
+    #[test]
+    fn the_manifest_tells_language_and_name() {
+        let dir = tempfile::tempdir().unwrap();
+        assert!(refusal(Project::of(dir.path())).contains("conclave new"));
+        let manifest = dir.path().join("Cargo.toml");
+        fs::write(&manifest, "[package]\nname = \"lock\"\n").unwrap();
+        let project = Project::of(dir.path()).unwrap();
+        assert_eq!((project.name.as_str(), project.language), ("lock", Language::Rust));
+        fs::write(dir.path().join("pyproject.toml"), "[project]\nname = \"flags\"\n").unwrap();
+        assert_eq!(Project::of(dir.path()).unwrap().language, Language::Rust, "the first of two");
+        fs::remove_file(&manifest).unwrap();
+        let project = Project::of(dir.path()).unwrap();
+        assert_eq!((project.name.as_str(), project.language), ("flags", Language::Python));
+        for (bad, why) in [
+            ("[workspace]", "[package]"),
+            ("[package]\nname = \"../lock\"", "cannot be"),
+            ("[package", "Cargo.toml"),
+        ] {
+            fs::write(&manifest, bad).unwrap();
+            let message = refusal(Project::of(dir.path()));
+            assert!(message.contains(why), "{bad}: {message}");
+        }
+    }
+}

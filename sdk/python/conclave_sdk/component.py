@@ -1,0 +1,103 @@
+"""Between the generated bindings and a `Machine`. Imported in a component only."""
+
+from componentize_py_types import Err
+from wit_world import exports
+from wit_world.imports import log, types
+
+import machine  # noqa: F401  the project's machine.py, which exports its class
+from conclave_sdk import Call, Context, Failure, exported
+
+_class = exported()
+_machine = _class()
+_CODES = {code.name: code for code in types.Code}
+
+
+def _call(function, *arguments):
+    """A failure becomes the contract's; anything else is told to the node's log, and traps."""
+    try:
+        return function(*arguments)
+    except Failure as failure:
+        raise Err(types.Failure(_CODES[failure.code.name], failure.message)) from None
+    except Exception as error:
+        log.write(log.Level.ERROR, f"{type(error).__name__}: {error} ({_places(error.__traceback__)})")
+        raise
+
+
+def _places(frames):
+    """Where it was raised, innermost first. By hand: the module traceback would open the sources, and a
+    component has no files."""
+    places = []
+    while frames is not None:
+        code = frames.tb_frame.f_code
+        # The first directory of the build, which is the project's.
+        file = code.co_filename.removeprefix("/0/")
+        places.append(f"{file}:{frames.tb_lineno} in {code.co_name}")
+        frames = frames.tb_next
+    return ", ".join(reversed(places))
+
+
+def _context(ctx):
+    return Context(ctx.index, ctx.time_ms, ctx.seed, ctx.principal)
+
+
+def _reply(reply):
+    events = [types.Event(event.topic, event.payload) for event in reply.events]
+    return types.Reply(bytes(reply.response), events, reply.wake_at_ms)
+
+
+class Fsm(exports.Fsm):
+    def describe(self):
+        restores = sorted({*_class.restores, _class.state_version})
+        return types.Description(
+            _class.name, _class.version, _class.state_version, restores, _class.descriptor_set
+        )
+
+    def apply(self, ctx, call):
+        return _reply(_call(_machine.apply, _context(ctx), Call(call.method, call.request)))
+
+    def tick(self, ctx):
+        return _reply(_call(_machine.tick, _context(ctx)))
+
+    def query(self, ctx, call):
+        return _call(_machine.query, _context(ctx), Call(call.method, call.request))
+
+    def subscribe(self, ctx, call):
+        raise Err(types.Failure(types.Code.UNIMPLEMENTED, f"there is no subscription {call.method}"))
+
+    def snapshot(self):
+        return SnapshotReader(_call(_machine.save))
+
+    def restore(self, state_version):
+        if state_version not in {*_class.restores, _class.state_version}:
+            why = f"{_class.name} {_class.version} cannot restore state version {state_version}"
+            raise Err(types.Failure(types.Code.INVALID_ARGUMENT, why))
+        return RestoreWriter(state_version)
+
+
+class SnapshotReader(exports.fsm.SnapshotReader):
+    """The state as bytes, made at once; reading only cuts them."""
+
+    def __init__(self, snapshot):
+        self.snapshot = snapshot
+        self.position = 0
+
+    def read(self, max_bytes):
+        chunk = self.snapshot[self.position : self.position + max(1, max_bytes)]
+        self.position += len(chunk)
+        return chunk
+
+
+class RestoreWriter(exports.fsm.RestoreWriter):
+    """Collects the snapshot; the machine changes only in `finish`."""
+
+    def __init__(self, state_version):
+        self.state_version = state_version
+        self.chunks = []
+
+    def write(self, chunk):
+        self.chunks.append(chunk)
+
+    def finish(self):
+        global _machine
+        _machine = _call(_class.load, self.state_version, b"".join(self.chunks))
+        self.chunks = []

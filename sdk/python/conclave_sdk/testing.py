@@ -1,0 +1,181 @@
+"""Tests that a machine keeps the contract, run natively: no WebAssembly, no host.
+
+Write a `Log`, the calls that the host would make, and hand it to `check`. A check that fails raises
+AssertionError, with the first entry at which the machine went astray. What it cannot see: an order that
+only another process has, such as that of a set of strings.
+"""
+
+import contextlib
+import datetime
+import random
+import time
+from dataclasses import dataclass
+from unittest import mock
+
+from .machine import Call, Context, Failure, Machine, Reply
+from .protobuf import encode
+
+# Cuts of a log that are tried: all of a short one, an even spread of a long one.
+_CUTS_MAX = 48
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One entry of a log: a command, or a tick if there is no call."""
+
+    context: Context
+    call: Call | None
+
+    def apply_to(self, machine):
+        """The outcome: a reply or a failure."""
+        try:
+            return machine.tick(self.context) if self.call is None else machine.apply(self.context, self.call)
+        except Failure as failure:
+            return failure
+
+    def __str__(self):
+        return f"{self.call.method if self.call else 'tick'} at index {self.context.index}"
+
+
+class Log:
+    """Entries in order, and the questions to ask after each of them."""
+
+    def __init__(self):
+        self.entries: list[Entry] = []
+        self.queries: list[Call] = []
+        # As in a real log, the first entries are not the machine's, and time is like today's.
+        self._index, self._time_ms = 2, 1_750_000_000_000
+
+    def apply(self, method: str, request) -> "Log":
+        """Adds a command. `request` is a message, or its bytes."""
+        return self._push(Call(method, encode(request)))
+
+    def tick(self) -> "Log":
+        """Adds a tick."""
+        return self._push(None)
+
+    def wait_ms(self, milliseconds: int) -> "Log":
+        """Lets time pass before the next entry."""
+        self._time_ms += milliseconds
+        return self
+
+    def ask(self, method: str, request) -> "Log":
+        """Adds a question that the checks ask again and again; its answer must be the same when it should."""
+        self.queries.append(Call(method, encode(request)))
+        return self
+
+    def _push(self, call):
+        # Indexes grow, but not by one: the log also holds entries that no machine sees.
+        self._index += 2 if self._index % 5 == 0 else 1
+        seed = random.Random(self._index).getrandbits(64)
+        self.entries.append(Entry(Context(self._index, self._time_ms, seed, ""), call))
+        return self
+
+
+def check(machine: type[Machine], log: Log) -> None:
+    """Every check there is on one log."""
+    check_description(machine)
+    check_replay(machine, log)
+    check_snapshots(machine, log)
+
+
+def run(machine: type[Machine], log: Log) -> tuple[Machine, list[Reply | Failure]]:
+    """Applies a log to a new machine, without a clock and without chance."""
+    with _no_clock_and_no_chance():
+        state = machine()
+        return state, [entry.apply_to(state) for entry in log.entries]
+
+
+def check_description(machine: type[Machine]) -> None:
+    """What the machine says of itself is within the contract's bounds."""
+    for what in ("name", "version"):
+        length = len(getattr(machine, what).encode())
+        assert 1 <= length <= 64, f"{what} has {length} bytes; it may have 1 to 64"
+
+
+def check_replay(machine: type[Machine], log: Log) -> None:
+    """The same log gives the same outcomes and the same snapshot, twice in a row."""
+    first, expected = run(machine, log)
+    second, outcomes = run(machine, log)
+    _compare(log, 0, expected, outcomes, "the same log, applied twice")
+    assert first.save() == second.save(), "the same log, applied twice, gives two snapshots"
+
+
+def check_same_state(machine: type[Machine], left: Log, right: Log) -> None:
+    """Both logs lead to the same state, as the author knows, so they must lead to the same snapshot."""
+    left, right = run(machine, left)[0].save(), run(machine, right)[0].save()
+    assert left == right, f"the same state, reached in two ways, gives two snapshots:\n  {left!r}\n  {right!r}"
+
+
+def check_snapshots(machine: type[Machine], log: Log) -> None:
+    """Wherever the log is cut, a snapshot taken there restores to a machine that has the same snapshot,
+    answers questions as the one that was saved, gives the rest of the log the same outcomes and comes to
+    the same end. And no question changes the state."""
+    whole, expected = run(machine, log)
+    step = len(log.entries) // _CUTS_MAX + 1
+    with _no_clock_and_no_chance():
+        state = machine()
+        for cut in range(len(log.entries) + 1):
+            if cut % step == 0 or cut == len(log.entries):
+                snapshot = state.save()
+                restored = machine.load(machine.state_version, snapshot)
+                assert restored.save() == snapshot, f"the snapshot after {cut} entries differs once restored"
+                _compare_answers(log, cut, state, restored)
+                assert state.save() == snapshot, f"after {cut} entries a question changed the state"
+                outcomes = [entry.apply_to(restored) for entry in log.entries[cut:]]
+                _compare(log, cut, expected, outcomes, f"the log applied whole, and restored after {cut} entries")
+                assert restored.save() == whole.save(), f"restored after {cut} entries it comes to another end"
+            if cut < len(log.entries):
+                outcome = log.entries[cut].apply_to(state)
+                _compare(log, cut, expected, [outcome], "the log applied with snapshots in between")
+
+
+def _compare_answers(log, cut, state, restored):
+    context = log.entries[cut - 1].context if cut else Context(0, 0, 0, "")
+
+    def answer(machine, call):
+        try:
+            return machine.query(context, call)
+        except Failure as failure:
+            return failure
+
+    for call in log.queries:
+        first = answer(state, call)
+        assert first == answer(state, call), f"after {cut} entries, {call.method} answered otherwise when asked again"
+        assert first == answer(restored, call), f"after {cut} entries, {call.method} answered otherwise once restored"
+
+
+def _compare(log, first, expected, outcomes, what):
+    for number, outcome in enumerate(outcomes, first):
+        assert expected[number] == outcome, (
+            f"{what}: entry {number} ({log.entries[number]}) is the first to differ:\n"
+            f"  {expected[number]!r}\n  {outcome!r}"
+        )
+
+
+# What no machine has. `datetime` cannot be patched in place, so its module gets another class.
+_FORBIDDEN = [
+    *((time, name) for name in ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "sleep")),
+    *((random, name) for name in ("random", "randint", "randrange", "choice", "shuffle", "getrandbits")),
+]
+
+
+class _NoDatetime(datetime.datetime):
+    @classmethod
+    def now(cls, tz=None):
+        raise AssertionError("datetime.now: a machine has no clock; use Context.time_ms")
+
+
+@contextlib.contextmanager
+def _no_clock_and_no_chance():
+    def forbid(name):
+        def forbidden(*_, **__):
+            raise AssertionError(f"{name}: a machine has no clock and no chance; use its Context")
+
+        return forbidden
+
+    with contextlib.ExitStack() as patches:
+        for module, name in _FORBIDDEN:
+            patches.enter_context(mock.patch.object(module, name, forbid(f"{module.__name__}.{name}")))
+        patches.enter_context(mock.patch.object(datetime, "datetime", _NoDatetime))
+        yield

@@ -1,0 +1,92 @@
+//! The machine `my-machine`: named counts that everybody adds to.
+//!
+//! It is an example that is whole: state, methods, limits, snapshots. A machine is a pure function of
+//! the log: no clock, no chance, no files; what an entry brings along is in [`Context`].
+
+use std::{collections::BTreeMap, sync::LazyLock};
+
+use conclave_sdk::{Call, Context, Failure, Machine, Reply, Router};
+use prost::Message as _;
+
+mod pb {
+    conclave_sdk::include_protobuf!("my_machine.v1");
+}
+pub use pb::{AddRequest, AddResponse, GetRequest, GetResponse};
+
+/// A name, in bytes. Everything that callers send needs a limit: the state lies in memory.
+pub const NAME_BYTES_MAX: usize = 256;
+/// Names that there may be.
+pub const NAMES_MAX: usize = 100_000;
+
+static ROUTER: LazyLock<Router<MyMachine>> = LazyLock::new(|| {
+    Router::new()
+        .command("my_machine.v1.MyMachine/Add", MyMachine::add)
+        .query("my_machine.v1.MyMachine/Get", MyMachine::get)
+});
+
+/// The state. `Default` is the one before the first entry.
+#[derive(Default)]
+pub struct MyMachine {
+    // In the order of the names: the same counts must give the same snapshot bytes, whichever came
+    // first. A HashMap, whose order is another one in each process, would not.
+    counts: BTreeMap<String, i64>,
+}
+
+impl MyMachine {
+    /// Checks all, then changes: a failure is an answer, and what was changed before it would stay.
+    fn add(&mut self, _: &Context, request: AddRequest) -> Result<AddResponse, Failure> {
+        let AddRequest { name, amount } = request;
+        if name.is_empty() || name.len() > NAME_BYTES_MAX {
+            return Err(Failure::invalid_argument(format!(
+                "a name has 1 to {NAME_BYTES_MAX} bytes, not {}",
+                name.len()
+            )));
+        }
+        let before = self.counts.get(&name).copied();
+        if before.is_none() && self.counts.len() >= NAMES_MAX {
+            return Err(Failure::resource_exhausted(format!("there are {NAMES_MAX} names")));
+        }
+        let Some(count) = before.unwrap_or(0).checked_add(amount) else {
+            return Err(Failure::out_of_range("the count would not fit 64 bits"));
+        };
+        self.counts.insert(name, count);
+        Ok(AddResponse { count })
+    }
+
+    fn get(&self, _: &Context, request: GetRequest) -> Result<GetResponse, Failure> {
+        let count = self.counts.get(&request.name).copied();
+        let count = count.ok_or_else(|| Failure::not_found("nothing was added to this name"))?;
+        Ok(GetResponse { count })
+    }
+}
+
+impl Machine for MyMachine {
+    const NAME: &'static str = "my-machine";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    // Raise it when the snapshot's format changes, and keep the old ones in RESTORES.
+    const STATE_VERSION: u32 = 1;
+
+    fn descriptor_set() -> &'static [u8] {
+        pb::DESCRIPTOR_SET
+    }
+
+    fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure> {
+        ROUTER.apply(self, context, call)
+    }
+
+    fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure> {
+        ROUTER.answer(self, context, call)
+    }
+
+    fn save(&self) -> Vec<u8> {
+        pb::Snapshot { counts: self.counts.clone() }.encode_to_vec()
+    }
+
+    fn load(_: u32, bytes: &[u8]) -> Result<Self, Failure> {
+        let snapshot = pb::Snapshot::decode(bytes)
+            .map_err(|error| Failure::invalid_argument(format!("not a snapshot: {error}")))?;
+        Ok(Self { counts: snapshot.counts })
+    }
+}
+
+conclave_sdk::export!(MyMachine);
