@@ -1,10 +1,9 @@
 //! One write for the answers that are ready together.
 //!
-//! A connection's task writes as soon as the first of its calls is answered, and the kernel's part of a
-//! write, with all that follows from it on the other side, costs more than everything else that an
-//! answer takes. So before it writes it lets the tasks run that are ready, some of which have answers
-//! for the same connection. With one call at a time that is a turn of an empty queue, well under a
-//! microsecond; with 64 it is a third of the writes.
+//! A connection's task writes as soon as the first of its calls is answered, and writing, the kernel's
+//! part, was a third of a node's work on small queries. So before it writes it lets the tasks run that are
+//! ready, some of which have answers for the same connection. With one call at a time that is one more
+//! turn of an almost empty queue.
 
 use std::{
     io,

@@ -381,7 +381,7 @@ impl Writer {
         Ok(())
     }
 
-    /// `hurried`: somebody waits for the batch, and one value costs sled a third of what two do.
+    /// `hurried`: somebody waits for the batch, and a single value needs no batch of sled's.
     fn stage_lazy(&mut self, lazy: Lazy, hurried: bool) -> io::Result<()> {
         let recent = self.committed_at.is_some_and(|at| at.elapsed() < LINGER);
         if let Some(committed) = lazy.committed {

@@ -102,8 +102,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     }
 
     /// Requests go out as they come, without waiting for answers: gRPC keeps both in order. On the
-    /// heartbeats' lane there is one request and it brings no entries: a call, which costs both nodes
-    /// half of what a stream does, and linearizable reads wait for it.
+    /// heartbeats' lane there is one request and it brings no entries: a call, which is less
+    /// work for both nodes than a stream of one message, and linearizable reads wait for it.
     fn stream_append<'s, S>(
         &'s mut self,
         mut input: S,
