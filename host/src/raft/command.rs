@@ -86,9 +86,6 @@ impl Replica {
 
     /// Proposes a call as the leader and waits for its outcome.
     pub(super) async fn propose(&self, call: Call, deadline: Instant) -> Result<Applied, Error> {
-        if let Some(why) = self.0.fault() {
-            return Err(Error::stopped(why));
-        }
         let _slot = self.0.slot()?;
         self.0.brake.hold(&call, deadline).await?;
         self.0.check_running()?;
@@ -154,8 +151,11 @@ impl super::Inner {
         Ok(Slot(&self.commands_in_flight))
     }
 
-    /// Refuses what has not been proposed yet, once Raft has stopped.
+    /// Refuses what has not been proposed yet, once Raft, the store or the machine has stopped.
     fn check_running(&self) -> Result<(), Error> {
+        if let Some(why) = self.fault() {
+            return Err(Error::stopped(why));
+        }
         let state = self.raft.metrics().borrow_watched().running_state.clone();
         state.map_err(|fatal| self.stopped(fatal))
     }

@@ -1,7 +1,5 @@
 //! The default machine through every node, and what the answers promise.
 
-use std::time::Duration;
-
 use conclave_client::{CallOptions, Client};
 use serde_json::json;
 
@@ -100,7 +98,6 @@ async fn keys_expire_by_themselves() {
     for id in 1..=3 {
         cluster.kill(id);
     }
-    tokio::time::sleep(Duration::from_secs(1)).await;
     for id in 1..=3 {
         cluster.start_node(id);
     }

@@ -220,6 +220,8 @@ async fn a_worker_starts_from_a_saved_state() {
     history.install(saved.clone());
     let mut node = Node::start_from(hostile(), history, Some(saved.state()));
     assert_eq!(node.worker.applied(), saved.index);
+    // A snapshot does not tell when the machine wants to be woken, so it is asked at once.
+    assert_eq!(*node.worker.wish().borrow(), Some(0));
     assert_eq!(node.total().await, 12);
     assert_eq!(node.add(1).await, 13);
 }
