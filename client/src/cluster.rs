@@ -7,7 +7,10 @@ use crate::{
     client::Client,
     error::Error,
     options::CallOptions,
-    proto::cluster::{SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse},
+    proto::cluster::{
+        SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, VerifyRequest,
+        VerifyResponse,
+    },
 };
 
 const SERVING: u8 = 1;
@@ -29,6 +32,14 @@ impl Client {
         Ok(response.index)
     }
 
+    /// Has every voter hash its machine's state after one and the same entry. Whether they are equal is in the
+    /// answer, and so are nodes that did not answer until shortly before the deadline.
+    pub async fn verify(&self) -> Result<VerifyResponse, Error> {
+        // A second verification does no harm.
+        let options = CallOptions::write().retry_unknown(true);
+        self.call("conclave.cluster.v1.Cluster/Verify", &VerifyRequest {}, &options).await
+    }
+
     /// Whether the answering node says that it serves (grpc.health.v1). Ask one node by
     /// [`Builder::follow_leader`](crate::Builder::follow_leader)`(false)` and its endpoint alone.
     pub async fn is_serving(&self) -> Result<bool, Error> {
@@ -44,7 +55,8 @@ impl Client {
         self.shared.nodes.addresses().map(str::to_owned).collect()
     }
 
-    /// Calls a method whose messages are compiled in.
+    /// Calls a method whose messages are compiled in: those of the machine's crate, or what prost makes of its
+    /// protobuf file. The options say whether it is a read, and whether a write may be sent twice.
     pub async fn call<Q: Message, R: Message + Default>(
         &self,
         method: &str,

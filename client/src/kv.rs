@@ -34,6 +34,10 @@ impl Kv {
         self
     }
 
+    pub(crate) fn client(&self) -> &Client {
+        &self.client
+    }
+
     fn write(&self) -> CallOptions {
         CallOptions::write().retry_unknown(self.retry_unknown)
     }

@@ -15,6 +15,9 @@
 //! # drop(answer); Ok(()) }
 //! ```
 //!
+//! Messages are JSON here, which the nodes' reflection explains. With types that are compiled in,
+//! [`Client::call`] is for any machine what [`Client::kv`] is for the key-value store.
+//!
 //! # What is retried
 //!
 //! | failed with | read | write | write with [`CallOptions::retry_unknown`] |
@@ -28,7 +31,8 @@
 //!
 //! # Caveats
 //!
-//! No TLS and no exactly-once sessions yet. Subscriptions are not called.
+//! No TLS and no exactly-once sessions yet. A [`Subscription`] is one stream from one node, and ends with it;
+//! [`Kv::watch`] goes on with another.
 
 mod builder;
 mod client;
@@ -38,12 +42,15 @@ mod connection;
 mod error;
 mod kv;
 mod method;
+mod modules;
 mod nodes;
 mod options;
 pub mod proto;
 mod reflection;
 mod reflection_stream;
 mod retry;
+mod subscription;
+mod watch;
 
 pub use builder::Builder;
 pub use client::{Answer, Client};
@@ -52,4 +59,6 @@ pub use kv::Kv;
 pub use method::MethodName;
 pub use options::{CallOptions, Consistency};
 pub use reflection::{Method, MethodKind};
+pub use subscription::{JsonSubscription, Subscription};
 pub use tonic::Code;
+pub use watch::Watch;

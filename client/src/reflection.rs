@@ -110,7 +110,7 @@ impl Client {
         if method.kind() == MethodKind::Subscription || method.descriptor.is_client_streaming() {
             return Err(Error::new(
                 Code::Unimplemented,
-                format!("{name} streams its messages: this client calls unary methods only"),
+                format!("{name} streams its messages: subscribe to it"),
             ));
         }
         let request = encode(method, request)?;
@@ -249,7 +249,7 @@ fn unknown(known: &Known, name: &MethodName) -> Error {
     )
 }
 
-fn encode(method: &Method, request: Value) -> Result<Bytes, Error> {
+pub(crate) fn encode(method: &Method, request: Value) -> Result<Bytes, Error> {
     let message = DynamicMessage::deserialize(method.request(), request).map_err(|cause| {
         let request = method.request();
         let fields: Vec<_> = request.fields().map(|field| field.json_name().to_owned()).collect();
@@ -266,7 +266,7 @@ fn encode(method: &Method, request: Value) -> Result<Bytes, Error> {
     Ok(message.encode_to_vec().into())
 }
 
-fn decode(method: &Method, response: &Bytes) -> Result<Value, Error> {
+pub(crate) fn decode(method: &Method, response: &Bytes) -> Result<Value, Error> {
     let wrong = |cause: String| {
         Error::new(
             Code::Internal,

@@ -4,7 +4,7 @@
 //! - `state`: the keys, in maps that share structure;
 //! - `step`: what one operation does to them;
 //! - `transaction`: operations together, and what they may depend on;
-//! - `range`: pages of keys;
+//! - `range`: pages of keys, and `watch`: their changes;
 //! - `snapshot`: the state as bytes (`docs/snapshot-format.md`), and `restore`: back again;
 //! - `machine`: [`Kv`], which ties them to the contract.
 //!
@@ -23,6 +23,7 @@ mod snapshot;
 mod state;
 mod step;
 mod transaction;
+mod watch;
 
 /// The messages of `kv.v1`.
 pub mod pb {

@@ -29,6 +29,11 @@ pub const RESPONSE_BYTES_MAX: usize = 2 << 20;
 /// Expired keys that a command deletes beside its own work: more than a command can add, so that the
 /// backlog shrinks even where nobody ticks, and little enough not to be felt.
 pub const SWEPT_PER_COMMAND: usize = 2 * OPERATIONS_MAX;
+/// The bytes of keys that a command deletes so, counted as [`SWEPT_BYTES_PER_TICK`].
+pub const SWEPT_BYTES_PER_COMMAND: usize = 256 << 10;
+/// The bytes of keys that a tick deletes, as they stand in the events that tell of them: an answer of the
+/// machine has a limit.
+pub const SWEPT_BYTES_PER_TICK: usize = 2 << 20;
 /// Expired keys that a tick deletes. It asks to be woken again for the rest.
 pub const SWEPT_PER_TICK: usize = 4096;
 

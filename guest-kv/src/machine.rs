@@ -1,18 +1,16 @@
 //! The machine: the store behind the contract.
 
-use std::sync::LazyLock;
-
 use conclave_sdk::{
-    Call, Context, Failure, Machine, Reply, Router,
+    Context, Event, Failure, Machine, Reply, Router, Subscription,
     prost::Message,
     snapshot::{self, RestoreWriter, SnapshotReader},
 };
 
 use crate::{
-    limits::{SWEPT_PER_COMMAND, SWEPT_PER_TICK},
+    limits::{SWEPT_BYTES_PER_COMMAND, SWEPT_BYTES_PER_TICK, SWEPT_PER_COMMAND, SWEPT_PER_TICK},
     pb::{
         BatchRequest, BatchResponse, DESCRIPTOR_SET, DeleteRequest, GetRequest, GetResponse,
-        PutRequest, RangeRequest, RangeResponse, TxnRequest, TxnResponse,
+        PutRequest, RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchRequest,
     },
     range::range,
     restore::Restore,
@@ -20,17 +18,8 @@ use crate::{
     state::State,
     step::{Step, get},
     transaction,
+    watch::watch,
 };
-
-static ROUTER: LazyLock<Router<Kv>> = LazyLock::new(|| {
-    Router::new()
-        .command("kv.v1.KV/Put", Kv::put)
-        .query("kv.v1.KV/Get", Kv::get)
-        .command("kv.v1.KV/Delete", Kv::delete)
-        .query("kv.v1.KV/Range", Kv::range)
-        .command("kv.v1.KV/Batch", Kv::batch)
-        .command("kv.v1.KV/Txn", Kv::txn)
-});
 
 /// A key-value store.
 #[derive(Default)]
@@ -45,32 +34,33 @@ impl Kv {
     }
 
     fn put(&mut self, context: &Context, request: PutRequest) -> Result<Reply, Failure> {
-        let response = self.step(context).put(request)?;
-        Ok(self.reply(&response))
+        let (response, events) = self.change(context, |step| step.put(request))?;
+        Ok(self.reply(&response, events))
     }
 
     fn delete(&mut self, context: &Context, request: DeleteRequest) -> Result<Reply, Failure> {
-        let response = self.step(context).delete(&request)?;
-        Ok(self.reply(&response))
+        let (response, events) = self.change(context, |step| step.delete(&request))?;
+        Ok(self.reply(&response, events))
     }
 
     fn batch(&mut self, context: &Context, request: BatchRequest) -> Result<Reply, Failure> {
         transaction::check_operations("the batch", &request.operations)?;
-        let results =
+        let (results, events) =
             self.all_or_none(context, |step| transaction::run(step, request.operations))?;
-        Ok(self.reply(&BatchResponse { revision: self.state.revision(), results }))
+        Ok(self.reply(&BatchResponse { revision: self.state.revision(), results }, events))
     }
 
     fn txn(&mut self, context: &Context, request: TxnRequest) -> Result<Reply, Failure> {
         transaction::check_txn(&request)?;
-        let (succeeded, results) = self.all_or_none(context, |step| {
+        let ((succeeded, results), events) = self.all_or_none(context, |step| {
             let mut compares = request.compares.iter();
             let succeeded =
                 compares.all(|compare| transaction::holds(step.state(), step.time_ms(), compare));
             let operations = if succeeded { request.then } else { request.r#else };
             Ok((succeeded, transaction::run(step, operations)?))
         })?;
-        Ok(self.reply(&TxnResponse { succeeded, revision: self.state.revision(), results }))
+        let response = TxnResponse { succeeded, revision: self.state.revision(), results };
+        Ok(self.reply(&response, events))
     }
 
     fn get(&self, context: &Context, request: GetRequest) -> Result<GetResponse, Failure> {
@@ -85,27 +75,43 @@ impl Kv {
         range(&self.state, context.time_ms, &request)
     }
 
-    /// Begins the work of an entry. It also deletes some keys that expired: a state whose host never
-    /// ticks would grow otherwise.
-    fn step(&mut self, context: &Context) -> Step<'_> {
-        self.state.sweep(context.time_ms, SWEPT_PER_COMMAND);
-        Step::new(&mut self.state, context.time_ms)
+    fn watch(&self, context: &Context, request: WatchRequest) -> Result<Subscription, Failure> {
+        watch(&self.state, context, &request)
     }
 
-    /// Runs `body` on a copy, which shares its structure with the state, and keeps it on success.
+    /// Runs one operation, which checks everything before it changes anything.
+    fn change<T>(
+        &mut self,
+        context: &Context,
+        body: impl FnOnce(&mut Step<'_>) -> Result<T, Failure>,
+    ) -> Result<(T, Vec<Event>), Failure> {
+        if self.state.has_expired(context.time_ms) {
+            return self.all_or_none(context, body);
+        }
+        let mut step = Step::new(&mut self.state, context);
+        let given = body(&mut step)?;
+        Ok((given, step.into_events()))
+    }
+
+    /// Runs `body` on a copy, which shares its structure with the state, and keeps it on success. It also
+    /// deletes some keys that expired: a state whose host never ticks would grow otherwise. A failure has
+    /// no events to tell of that, so it leaves them.
     fn all_or_none<T>(
         &mut self,
         context: &Context,
         body: impl FnOnce(&mut Step<'_>) -> Result<T, Failure>,
-    ) -> Result<T, Failure> {
-        let mut next = self.step(context).state().clone();
-        let given = body(&mut Step::new(&mut next, context.time_ms))?;
+    ) -> Result<(T, Vec<Event>), Failure> {
+        let mut next = self.state.clone();
+        let mut step = Step::new(&mut next, context);
+        step.sweep(SWEPT_PER_COMMAND, SWEPT_BYTES_PER_COMMAND);
+        let given = body(&mut step)?;
+        let events = step.into_events();
         self.state = next;
-        Ok(given)
+        Ok((given, events))
     }
 
-    fn reply(&self, response: &impl Message) -> Reply {
-        Reply::of(response).wake_at(self.state.next_expiry_ms())
+    fn reply(&self, response: &impl Message, events: Vec<Event>) -> Reply {
+        Reply { events, ..Reply::of(response).wake_at(self.state.next_expiry_ms()) }
     }
 }
 
@@ -114,21 +120,23 @@ impl Machine for Kv {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const STATE_VERSION: u32 = FORMAT_VERSION;
 
-    fn descriptor_set() -> &'static [u8] {
-        DESCRIPTOR_SET
-    }
-
-    fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure> {
-        ROUTER.apply(self, context, call)
+    fn router() -> Router<Self> {
+        Router::new()
+            .descriptor_set(DESCRIPTOR_SET)
+            .command("kv.v1.KV/Put", Self::put)
+            .query("kv.v1.KV/Get", Self::get)
+            .command("kv.v1.KV/Delete", Self::delete)
+            .query("kv.v1.KV/Range", Self::range)
+            .command("kv.v1.KV/Batch", Self::batch)
+            .command("kv.v1.KV/Txn", Self::txn)
+            .subscription("kv.v1.KV/Watch", Self::watch)
     }
 
     fn tick(&mut self, context: &Context) -> Reply {
-        self.state.sweep(context.time_ms, SWEPT_PER_TICK);
-        Reply::default().wake_at(self.state.next_expiry_ms())
-    }
-
-    fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure> {
-        ROUTER.answer(self, context, call)
+        let mut step = Step::new(&mut self.state, context);
+        step.sweep(SWEPT_PER_TICK, SWEPT_BYTES_PER_TICK);
+        let events = step.into_events();
+        Reply { events, ..Reply::default().wake_at(self.state.next_expiry_ms()) }
     }
 
     fn save(&self) -> Vec<u8> {

@@ -166,19 +166,21 @@ impl State {
         self.expiries.get_min().map(|(expires_at_ms, _)| *expires_at_ms)
     }
 
-    /// Removes at most `max` keys that have expired by `time_ms`, the oldest first. They were
-    /// invisible already; this gives their memory back.
-    pub(crate) fn sweep(&mut self, time_ms: u64, max: usize) -> usize {
-        for swept in 0..max {
-            if self.next_expiry_ms().is_none_or(|expires_at_ms| time_ms < expires_at_ms) {
-                return swept;
-            }
-            if let Some((_, key)) = self.expiries.remove_min()
-                && let Some(record) = self.records.remove(&key)
-            {
-                self.bytes -= counted_bytes(&key, &record.content);
-            }
+    /// Whether a key has expired by `time_ms` and is still here.
+    pub(crate) fn has_expired(&self, time_ms: u64) -> bool {
+        self.next_expiry_ms().is_some_and(|expires_at_ms| expires_at_ms <= time_ms)
+    }
+
+    /// Removes the oldest of the keys that have expired by `time_ms`. It was invisible already; this gives
+    /// its memory back.
+    pub(crate) fn sweep_one(&mut self, time_ms: u64) -> Option<Key> {
+        if !self.has_expired(time_ms) {
+            return None;
         }
-        max
+        let (_, key) = self.expiries.remove_min()?;
+        if let Some(record) = self.records.remove(&key) {
+            self.bytes -= counted_bytes(&key, &record.content);
+        }
+        Some(key)
     }
 }

@@ -1,12 +1,12 @@
-//! What one operation does to the state.
+//! What one operation does to the state, and what watchers are told of it.
 
-use conclave_sdk::Failure;
+use conclave_sdk::{Context, Event, Failure, prost::Message as _};
 
 use crate::{
     limits::{STORE_BYTES_MAX, VALUE_BYTES_MAX, check_key, within},
     pb::{
         DeleteRequest, DeleteResponse, GetRequest, GetResponse, KeyValue, PutRequest, PutResponse,
-        key_value, put_request,
+        WatchResponse, key_value, put_request, watch_response::Kind,
     },
     state::{Content, Record, State, counted_bytes},
 };
@@ -16,12 +16,41 @@ use crate::{
 pub(crate) struct Step<'a> {
     state: &'a mut State,
     time_ms: u64,
+    index: u64,
     changed: bool,
+    events: Vec<Event>,
 }
 
 impl<'a> Step<'a> {
-    pub(crate) fn new(state: &'a mut State, time_ms: u64) -> Self {
-        Self { state, time_ms, changed: false }
+    pub(crate) fn new(state: &'a mut State, context: &Context) -> Self {
+        let Context { time_ms, index, .. } = *context;
+        Self { state, time_ms, index, changed: false, events: Vec::new() }
+    }
+
+    /// What the operations brought about.
+    pub(crate) fn into_events(self) -> Vec<Event> {
+        self.events
+    }
+
+    /// Deletes keys that expired: at most `count`, of at most `bytes` in the events that tell of them.
+    pub(crate) fn sweep(&mut self, count: usize, bytes: usize) {
+        let mut told = 0;
+        for _ in 0..count {
+            if told >= bytes {
+                return;
+            }
+            let Some(key) = self.state.sweep_one(self.time_ms) else { return };
+            let kv = KeyValue { key: key.to_string(), ..KeyValue::default() };
+            self.tell(Kind::Expire, kv);
+            told += 2 * key.len();
+        }
+    }
+
+    fn tell(&mut self, kind: Kind, kv: KeyValue) {
+        let topic = kv.key.clone().into_bytes();
+        let (revision, index) = (self.state.revision(), self.index);
+        let message = WatchResponse { kind: kind.into(), kv: Some(kv), revision, index };
+        self.events.push(Event { topic, payload: message.encode_to_vec() });
     }
 
     pub(crate) fn state(&self) -> &State {
@@ -44,6 +73,7 @@ impl<'a> Step<'a> {
         self.check_room(&request.key, &content)?;
 
         let revision = self.change();
+        let told = content.clone();
         let (mut create_revision, mut version) = (revision, 1);
         self.state.put(&request.key, self.time_ms, |old| {
             if let Some(old) = old {
@@ -51,6 +81,19 @@ impl<'a> Step<'a> {
             }
             Record { content, create_revision, mod_revision: revision, version, expires_at_ms }
         });
+        let mod_revision = revision;
+        let content = Some(told.into());
+        self.tell(
+            Kind::Put,
+            KeyValue {
+                key: request.key,
+                content,
+                create_revision,
+                mod_revision,
+                version,
+                expires_at_ms,
+            },
+        );
         Ok(PutResponse { revision, create_revision, version })
     }
 
@@ -59,7 +102,9 @@ impl<'a> Step<'a> {
         let deleted = self.state.get(&request.key, self.time_ms).is_some();
         if deleted {
             self.state.remove(&request.key);
-            self.change();
+            let mod_revision = self.change();
+            let key = request.key.clone();
+            self.tell(Kind::Delete, KeyValue { key, mod_revision, ..KeyValue::default() });
         }
         Ok(DeleteResponse { revision: self.state.revision(), deleted })
     }
@@ -115,11 +160,19 @@ pub(crate) fn get(
     Ok(GetResponse { kv, revision: state.revision() })
 }
 
+impl From<Content> for key_value::Content {
+    fn from(content: Content) -> Self {
+        match content {
+            Content::Value(value) => Self::Value(value),
+            Content::Text(text) => Self::Text(text),
+        }
+    }
+}
+
 pub(crate) fn key_value(key: &str, record: &Record, key_only: bool) -> KeyValue {
     let content = match &record.content {
         _ if key_only => None,
-        Content::Value(value) => Some(key_value::Content::Value(value.clone())),
-        Content::Text(text) => Some(key_value::Content::Text(text.clone())),
+        content => Some(content.clone().into()),
     };
     KeyValue {
         key: key.to_owned(),

@@ -8,9 +8,9 @@ use std::{sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use conclave::{
-    machine::{Engine, Entry, History, HistoryError, Limits, Module, SavedState, Worker},
+    machine::{Engine, Entry, History, HistoryError, Limits, Module, SavedState, Work, Worker},
     node::DEFAULT_MACHINE,
-    types::{Call, CommandKind, Trap},
+    types::{Call, Trap},
 };
 use conclave_sdk::{Context, Machine, prost::Message};
 use guest_kv::{
@@ -65,7 +65,7 @@ async fn in_wasm() -> f64 {
     let entry = |index| {
         let (method, principal) = (method.clone(), principal.clone());
         let call = Call { method, request: put(index).into(), principal };
-        (index, Some(Entry { index, time_ms: 1, command: CommandKind::Call(call) }), None)
+        (index, Some(Entry { index, time_ms: 1, work: Work::Call(call) }), None)
     };
     let batches: Vec<Vec<_>> = (0..PUTS / BATCH)
         .map(|batch| (batch * BATCH + 1..=(batch + 1) * BATCH).map(entry).collect())

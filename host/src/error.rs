@@ -34,12 +34,16 @@ pub(crate) enum ErrorKind {
     Limit(String),
     /// A limit that will have passed in a moment.
     Busy(String),
+    /// Events that a subscription was to go on from are not kept any more.
+    Gone(String),
     /// Nobody serves a method of that name.
     UnknownMethod(String),
     /// The method exists and this version does not serve it.
     Unsupported(String),
     /// The call is not what the method takes.
     Invalid(String),
+    /// The cluster is not in the state that the call needs.
+    Refused(String),
     /// The machine broke over the call.
     Trap(Trap),
     /// The machine said no.
@@ -95,6 +99,11 @@ impl Error {
         Self::new(ErrorKind::Busy(text.into()))
     }
 
+    /// The events that a subscription was to go on from are not kept any more. The text says what to do.
+    pub fn gone(text: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Gone(text.into()))
+    }
+
     /// Nobody serves the method. The text says what is served.
     pub fn unknown_method(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::UnknownMethod(text.into()))
@@ -108,6 +117,11 @@ impl Error {
     /// The call is not what the method takes.
     pub fn invalid(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid(text.into()))
+    }
+
+    /// The cluster is not in the state that the call needs. The text says what has to change.
+    pub fn refused(text: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Refused(text.into()))
     }
 
     /// The machine broke over the call and was rolled back.
@@ -251,9 +265,11 @@ impl fmt::Display for Error {
             ),
             ErrorKind::Limit(text)
             | ErrorKind::Busy(text)
+            | ErrorKind::Gone(text)
             | ErrorKind::UnknownMethod(text)
             | ErrorKind::Unsupported(text)
             | ErrorKind::Invalid(text)
+            | ErrorKind::Refused(text)
             | ErrorKind::Fault(text) => f.write_str(text),
             ErrorKind::Trap(Trap { kind, message }) => write!(
                 f,

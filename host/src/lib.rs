@@ -2,6 +2,8 @@
 //!
 //! The layers in reading order, from the words that all share to the node that wires them together.
 //! Each depends only on those above it: `tests/layers.rs` holds the table.
+//!
+//! A program that wants nodes inside itself needs [`Node`] and [`config`], and nothing else of this.
 pub mod types;
 
 pub mod config;
@@ -9,14 +11,21 @@ pub mod crypto;
 pub mod error;
 
 pub mod machine;
+pub mod modules;
 pub mod proto;
 pub mod storage;
+
+pub mod check;
 
 pub mod raft;
 
 pub mod api;
+pub mod replay;
 
+pub mod embed;
 pub mod node;
 pub mod telemetry;
 
 pub mod cli;
+
+pub use embed::Node;

@@ -3,7 +3,13 @@ use std::{env, process::ExitCode, thread};
 
 use clap::Parser;
 use conclave::cli::{Cli, Failed};
+use tikv_jemallocator::Jemalloc;
 use tokio::runtime;
+
+/// Every call of a client allocates some dozens of small things on one thread and frees them on another.
+/// With the system's allocator linearizable gets cost a fifth more, and a fresh idle node holds no less.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let cli = Cli::parse();

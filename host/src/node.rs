@@ -1,19 +1,21 @@
 //! One node: the only place that wires the layers together.
 
-use std::{fs, future::Future, sync::Arc};
+use std::{fs, future::Future, path::Path, sync::Arc};
 
 use bytes::Bytes;
 use tokio::{net::TcpListener, sync::watch};
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
-    api::{self, Api},
-    config::{Config, MasterKeySource},
+    api::{self, Api, Backend},
+    config::{self, Config, MasterKeySource, ModuleSource, StoppedNode},
     crypto::MasterKey,
     error::Error,
     machine::{self, Engine, Module, Worker},
-    raft::{self, LocalHistory, Replica},
-    storage::{self, Storage},
+    raft::{self, LocalHistory, Modules, Replica},
+    replay,
+    storage::{self, Identity, Storage},
+    types::ModuleId,
 };
 
 /// The machine that the binary carries: the key-value store.
@@ -32,6 +34,15 @@ struct Listeners {
 /// Runs a node until `shutdown`. Fails with what is wrong if it cannot start, and leaves the data
 /// directory as it was.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    run_with(config, || (), shutdown).await
+}
+
+/// As [`run`]; calls `started` once nothing can go wrong any more that the configuration decides.
+pub async fn run_with(
+    config: Config,
+    started: impl FnOnce(),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
     let listeners = Listeners {
         client: api::bind(config.listen_client, "client").await?,
         peer: api::bind(config.listen_peer, "peer").await?,
@@ -44,6 +55,7 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
     });
     let options = opening.await.map_err(|error| Error::fault(error.to_string()))??;
     let replica = Replica::start(options).await?;
+    started();
     let result = serve(&config, listeners, &replica, shutdown).await;
     replica.shutdown().await;
     result
@@ -51,35 +63,58 @@ pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(
 
 /// Everything below Raft: keys, storage, the machine.
 fn open(config: &Config) -> Result<raft::Options, Error> {
-    let engine = Engine::new(&machine_limits(config)).map_err(startup)?;
-    let module = Module::load(&engine, component(config)?).map_err(|error| {
-        let name = config.module.as_ref().map(|path| path.display().to_string());
-        let name = name.unwrap_or_else(|| "the default machine".to_owned());
-        Error::invalid(format!("{name}: {error}")).with_source(error)
-    })?;
+    let engine = Engine::new(&machine_limits(&config.limits)).map_err(startup)?;
+    let given = component(config)?;
+    let given_id = ModuleId::of(&given);
+    let made_for = Storage::made_for(&config.data_dir).map_err(startup)?;
+    // A directory is made only for a module that is served. One that is there has its own.
+    let loaded = match made_for {
+        Some(module_id) if module_id != given_id => {
+            // One that was named is looked at all the same: a wrong file is a mistake.
+            if config.module.is_some() {
+                load(config, &engine, given.clone())?;
+            }
+            None
+        }
+        _ => Some(load(config, &engine, given.clone())?),
+    };
     let storage = Storage::open(storage::Options {
         dir: config.data_dir.clone(),
         cluster_id: config.cluster_id.clone(),
         node_id: config.node_id,
-        module_id: module.id(),
+        module: given,
+        module_id: given_id,
         master_key: master_key(&config.master_key)?,
     })
     .map_err(startup)?;
-    let Storage { identity, log, snapshots, .. } = storage;
-    let history = LocalHistory::open(log.clone(), snapshots.clone()).map_err(startup)?;
-    let seed = *blake3::hash(identity.cluster_id.as_bytes()).as_bytes();
-    let worker = Worker::start(module.clone(), seed, history.clone(), None).map_err(startup)?;
+    let Storage { identity, genesis, log, snapshots, .. } = storage;
+    let genesis = match loaded {
+        Some(module) => module,
+        None => {
+            tracing::info!(
+                given = %given_id,
+                "this node has data, so it goes on with the cluster's module and not with the one that it \
+                 was started with: `conclave module push` brings another one to the cluster"
+            );
+            Module::load(&engine, genesis).map_err(startup)?
+        }
+    };
+    let seed = seed(&identity);
+    let modules = Modules::new(genesis.clone(), seed);
+    let history =
+        LocalHistory::open(log.clone(), snapshots.clone(), modules.clone()).map_err(startup)?;
     tracing::info!(
         node = identity.node_id,
         cluster = identity.cluster_id,
-        machine = module.description().name,
-        module = %module.id(),
+        machine = genesis.description().name,
+        begun_with = %genesis.id(),
         "starting"
     );
+    let worker = Worker::start(genesis, seed, history.clone(), None).map_err(startup)?;
     Ok(raft::Options {
         identity,
         engine: engine.fingerprint().to_owned(),
-        module,
+        modules,
         worker,
         log,
         snapshots,
@@ -88,14 +123,54 @@ fn open(config: &Config) -> Result<raft::Options, Error> {
         timing: config.timing,
         limits: config.limits,
         snapshot: config.snapshot,
+        checkpoint_interval: config.checkpoint_interval,
     })
 }
 
-fn machine_limits(config: &Config) -> machine::Limits {
+/// The module that the node was started with.
+fn load(config: &Config, engine: &Engine, component: Bytes) -> Result<Module, Error> {
+    Module::load(engine, component).map_err(|error| {
+        let name = config.module.as_ref().map(ToString::to_string);
+        let name = name.unwrap_or_else(|| "the default machine".to_owned());
+        Error::invalid(format!("{name}: {error}")).with_source(error)
+    })
+}
+
+/// Opens a stopped node's directory for a replay, which happens in `copy`, an empty directory of the caller's.
+/// Blocking. `stop` is asked now and then.
+pub fn open_replay(
+    stopped: &StoppedNode,
+    copy: &Path,
+    stop: impl Fn() -> bool,
+) -> Result<replay::Source, Error> {
+    let dir = &stopped.data_dir;
+    let key = master_key(&stopped.master_key)?;
+    let default = Bytes::from_static(DEFAULT_MACHINE);
+    // What is wrong with the copy is wrong with the original.
+    let named = |error| {
+        let text = startup(error).to_string();
+        Error::fault(text.replace(&*copy.to_string_lossy(), &dir.to_string_lossy()))
+    };
+    let storage = Storage::open_copy(dir, copy, key, default, stop).map_err(named)?;
+    let Storage { identity, genesis, log, snapshots, .. } = storage;
+    let snapshot = snapshots.latest().map_err(named)?;
+    let engine = Engine::new(&machine_limits(&stopped.limits)).map_err(startup)?;
+    let genesis = Module::load(&engine, genesis).map_err(startup)?;
+    let seed = seed(&identity);
+    let modules = Modules::new(genesis.clone(), seed);
+    Ok(replay::Source::new(replay::Parts { identity, log, snapshot, modules, genesis, seed }))
+}
+
+/// For the machine's randomness: the same on every node.
+fn seed(identity: &Identity) -> [u8; 32] {
+    *blake3::hash(identity.cluster_id.as_bytes()).as_bytes()
+}
+
+fn machine_limits(limits: &config::Limits) -> machine::Limits {
     machine::Limits {
-        memory_bytes_max: config.limits.memory_bytes_max,
-        fuel_per_call: config.limits.fuel_per_call,
-        response_bytes_max: config.limits.response_bytes_max,
+        memory_bytes_max: limits.memory_bytes_max,
+        fuel_per_call: limits.fuel_per_call,
+        response_bytes_max: limits.response_bytes_max,
         ..machine::Limits::default()
     }
 }
@@ -115,7 +190,11 @@ fn startup(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 }
 
 fn component(config: &Config) -> Result<Bytes, Error> {
-    let Some(path) = &config.module else { return Ok(Bytes::from_static(DEFAULT_MACHINE)) };
+    let path = match &config.module {
+        None => return Ok(Bytes::from_static(DEFAULT_MACHINE)),
+        Some(ModuleSource::Bytes(bytes)) => return Ok(bytes.clone()),
+        Some(ModuleSource::File(path)) => path,
+    };
     let bytes = fs::read(path).map_err(|error| {
         Error::invalid(format!("cannot read the module {}: {error}", path.display()))
     })?;
@@ -128,6 +207,23 @@ fn master_key(source: &MasterKeySource) -> Result<MasterKey, Error> {
         MasterKeySource::Value(value) => {
             MasterKey::from_text(value, "the environment variable CONCLAVE_MASTER_KEY")
                 .map_err(startup)
+        }
+    }
+}
+
+/// Serves the methods of whichever machine is active.
+async fn follow_machine(api: Api<Replica>, replica: Replica) {
+    let mut machine = replica.machine();
+    // The machine may have changed before this began to watch.
+    machine.mark_changed();
+    while machine.changed().await.is_ok() {
+        let module = machine.borrow_and_update().id();
+        match api.set_machine(Backend::machine(&replica)) {
+            Ok(()) => tracing::info!(%module, "serving the machine's methods"),
+            // It was loaded, so its descriptor was read before.
+            Err(error) => {
+                tracing::error!(%module, %error, "the methods of the machine before are served")
+            }
         }
     }
 }
@@ -148,6 +244,7 @@ async fn serve(
         ..api::Options::default()
     };
     let api = Api::new(Arc::new(replica.clone()), options)?;
+    let following = tokio::spawn(follow_machine(api.clone(), replica.clone()));
     let (stop, stopped) = watch::channel(false);
     let until = |mut stopped: watch::Receiver<bool>| async move {
         let _ = stopped.wait_for(|stop| *stop).await;
@@ -171,6 +268,7 @@ async fn serve(
         api.serve_admin(listeners.admin, until(stopped)).await;
     });
     shutdown.await;
+    following.abort();
     tracing::info!("stopping");
     // Clients first: what they still wait for needs the peers.
     stop.send_replace(true);

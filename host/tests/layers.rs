@@ -16,8 +16,8 @@ use std::{
 const LINES_MAX: usize = 500;
 
 /// Libraries that only some layers may see.
-const KEPT_APART: [&str; 7] =
-    ["aes_gcm", "conclave_build", "hyper", "openraft", "sled", "tonic", "wasmtime"];
+const KEPT_APART: [&str; 8] =
+    ["aes_gcm", "conclave_build", "hyper", "openraft", "sled", "tonic", "wasmparser", "wasmtime"];
 
 struct Layer {
     /// A folder of `src`, or a file.
@@ -29,18 +29,22 @@ struct Layer {
 }
 
 /// The table. The layers in the order of `lib.rs`, so that `sees` only ever points up in this list.
-const LAYERS: [Layer; 12] = [
+const LAYERS: [Layer; 16] = [
     Layer { name: "proto", sees: &[], uses: &["tonic"] },
     Layer { name: "types", sees: &["proto"], uses: &["openraft"] },
     Layer { name: "config", sees: &[], uses: &[] },
     Layer { name: "crypto", sees: &[], uses: &["aes_gcm"] },
     Layer { name: "error", sees: &["types"], uses: &[] },
     Layer { name: "machine", sees: &["types"], uses: &["wasmtime"] },
+    // `conclave check` runs machines without a node.
+    Layer { name: "check", sees: &["types", "machine"], uses: &["wasmparser"] },
+    // The registry is part of snapshots, whose header is one of those messages.
+    Layer { name: "modules", sees: &["proto", "types"], uses: &[] },
     // The messages of what lies on disk, as defined in proto/conclave/raft/v1/entry.proto.
     Layer { name: "storage", sees: &["proto", "types", "crypto"], uses: &["openraft", "sled"] },
     Layer {
         name: "raft",
-        sees: &["proto", "types", "config", "error", "machine", "storage"],
+        sees: &["proto", "types", "config", "error", "machine", "modules", "storage"],
         uses: &["openraft", "tonic"],
     },
     Layer {
@@ -48,16 +52,22 @@ const LAYERS: [Layer; 12] = [
         sees: &["proto", "types", "error", "machine", "raft"],
         uses: &["hyper", "tonic"],
     },
+    // A node's past without its cluster: what the log holds, as raft stored it.
+    Layer { name: "replay", sees: &["types", "machine", "modules", "storage", "raft"], uses: &[] },
     Layer {
         name: "node",
-        sees: &["types", "config", "crypto", "error", "machine", "storage", "raft", "api"],
+        sees: &[
+            "types", "config", "crypto", "error", "machine", "storage", "raft", "api", "replay",
+        ],
         uses: &["tonic"],
     },
+    Layer { name: "embed", sees: &["config", "error", "node"], uses: &[] },
     Layer { name: "telemetry", sees: &["config"], uses: &[] },
-    // `conclave inspect` loads a module as a node would, without being one.
+    // `conclave inspect` and `conclave check` load a module as a node would, without being one; `conclave
+    // replay` runs its log.
     Layer {
         name: "cli",
-        sees: &["config", "machine", "node", "telemetry"],
+        sees: &["types", "config", "machine", "check", "replay", "node", "telemetry"],
         uses: &["conclave_build"],
     },
 ];

@@ -1,13 +1,14 @@
 //! What a machine is.
 
 use crate::{
-    Call, Context, Failure, Reply, Subscription,
+    Call, Context, Failure, Reply, Router, Subscription, router,
     snapshot::{Bytes, Collect, RestoreWriter, SnapshotReader},
 };
 
 /// A replicated state machine.
 ///
-/// `Default` is the state before the first entry.
+/// `Default` is the state before the first entry. What applies entries is either a [`Self::router`], for
+/// protobuf messages, or [`Self::apply`] and [`Self::query`] themselves, for bytes of any kind.
 ///
 /// # The contract
 ///
@@ -34,26 +35,37 @@ pub trait Machine: Default + 'static {
     /// as long as a cluster may still carry them: they are what an upgrade starts from.
     const RESTORES: &'static [u32] = &[Self::STATE_VERSION];
 
-    /// The serialized `FileDescriptorSet` of the machine's services, from which the host serves them
-    /// as gRPC. Empty for a machine that is called with raw bytes only.
-    fn descriptor_set() -> &'static [u8] {
-        &[]
+    /// The machine's methods with protobuf messages. Called once; the defaults below go by it. A machine
+    /// without a router has its own [`Self::apply`] and [`Self::query`].
+    fn router() -> Router<Self> {
+        Router::new()
     }
 
-    /// Applies one committed entry.
-    fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure>;
+    /// The serialized `FileDescriptorSet` of the machine's services, from which the host serves them
+    /// as gRPC: the router's. Empty for a machine that is called with raw bytes only.
+    fn descriptor_set() -> &'static [u8] {
+        router::of::<Self>().described()
+    }
+
+    /// Applies one committed entry: the router's command that it names.
+    fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure> {
+        router::of::<Self>().apply(self, context, call)
+    }
 
     /// Called through the log once the time that the last reply gave as `wake_at_ms` has come.
     fn tick(&mut self, _context: &Context) -> Reply {
         Reply::default()
     }
 
-    /// Answers a question about the state as it is, with the bytes of a response message.
-    fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure>;
+    /// Answers a question about the state as it is, with the bytes of a response message: the router's
+    /// query that it names.
+    fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure> {
+        router::of::<Self>().answer(self, context, call)
+    }
 
-    /// Begins a subscription.
-    fn subscribe(&self, _context: &Context, call: &Call) -> Result<Subscription, Failure> {
-        Err(Failure::unimplemented(format!("{} has no subscription {}", Self::NAME, call.method)))
+    /// Begins a subscription: the router's that it names.
+    fn subscribe(&self, context: &Context, call: &Call) -> Result<Subscription, Failure> {
+        router::of::<Self>().subscribe(self, context, call)
     }
 
     /// The whole state as bytes, in the format [`Self::STATE_VERSION`]. A machine that streams gives

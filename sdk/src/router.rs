@@ -1,11 +1,18 @@
 //! From method names to handlers of protobuf messages.
 
+use std::{
+    any::{Any, TypeId},
+    collections::BTreeMap,
+    sync::{PoisonError, RwLock},
+};
+
 use prost::Message;
 
-use crate::{Call, Context, Failure, Reply};
+use crate::{Call, Context, Failure, Machine, Reply, Subscription};
 
 type Command<M> = dyn Fn(&mut M, &Context, &[u8]) -> Result<Reply, Failure> + Send + Sync;
 type Query<M> = dyn Fn(&M, &Context, &[u8]) -> Result<Vec<u8>, Failure> + Send + Sync;
+type Subscribe<M> = dyn Fn(&M, &Context, &[u8]) -> Result<Subscription, Failure> + Send + Sync;
 
 /// What a command's handler may return: a response message, or a whole [`Reply`] if it has events or
 /// wants to be woken.
@@ -26,21 +33,35 @@ impl Respond for Reply {
     }
 }
 
-/// The methods of a machine `M`.
+/// The methods of a machine `M`, which gives it as [`Machine::router`].
 ///
-/// Keep it in a `static` [`LazyLock`](std::sync::LazyLock): it is built once and is no part of the
-/// state. A request that does not decode is answered `INVALID_ARGUMENT`, a method that is not here
+/// A request that does not decode is answered `INVALID_ARGUMENT`, a method that is not here
 /// `UNIMPLEMENTED`.
 pub struct Router<M> {
+    descriptor_set: &'static [u8],
     // Sorted by length, then bytes: most comparisons end at the length. A lookup allocates nothing.
     commands: Vec<(&'static str, Box<Command<M>>)>,
     queries: Vec<(&'static str, Box<Query<M>>)>,
+    subscriptions: Vec<(&'static str, Box<Subscribe<M>>)>,
 }
 
 impl<M: 'static> Router<M> {
     /// A router without methods.
     pub const fn new() -> Self {
-        Self { commands: Vec::new(), queries: Vec::new() }
+        Self {
+            descriptor_set: &[],
+            commands: Vec::new(),
+            queries: Vec::new(),
+            subscriptions: Vec::new(),
+        }
+    }
+
+    /// Sets the serialized `FileDescriptorSet` that has these methods: the `DESCRIPTOR_SET` of
+    /// [`include_protobuf!`](crate::include_protobuf). A host serves them as gRPC from it.
+    #[must_use]
+    pub const fn descriptor_set(mut self, descriptor_set: &'static [u8]) -> Self {
+        self.descriptor_set = descriptor_set;
+        self
     }
 
     /// Adds a method that changes the state. `method` is `package.Service/Method`.
@@ -87,6 +108,42 @@ impl<M: 'static> Router<M> {
         self
     }
 
+    /// Adds a server-streaming method. The handler says which topics it is about, and what comes first.
+    ///
+    /// # Panics
+    ///
+    /// If the method is there already.
+    #[must_use]
+    pub fn subscription<Request>(
+        mut self,
+        method: &'static str,
+        handler: impl Fn(&M, &Context, Request) -> Result<Subscription, Failure> + Send + Sync + 'static,
+    ) -> Self
+    where
+        Request: Message + Default,
+    {
+        let subscribe = move |machine: &M, context: &Context, bytes: &[u8]| {
+            handler(machine, context, decode(method, bytes)?)
+        };
+        insert(&mut self.subscriptions, method, Box::new(subscribe));
+        self
+    }
+
+    /// Begins the subscription that `call` names.
+    pub fn subscribe(
+        &self,
+        machine: &M,
+        context: &Context,
+        call: &Call,
+    ) -> Result<Subscription, Failure> {
+        match find(&self.subscriptions, &call.method) {
+            Some(subscribe) => subscribe(machine, context, &call.request),
+            None => {
+                Err(Failure::unimplemented(format!("there is no subscription {}", call.method)))
+            }
+        }
+    }
+
     /// Runs the command that `call` names.
     pub fn apply(&self, machine: &mut M, context: &Context, call: &Call) -> Result<Reply, Failure> {
         match find(&self.commands, &call.method) {
@@ -103,10 +160,35 @@ impl<M: 'static> Router<M> {
         }
     }
 
+    /// What [`Self::descriptor_set`] set.
+    pub(crate) fn described(&self) -> &'static [u8] {
+        self.descriptor_set
+    }
+
+    /// The names of the commands.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn commands(&self) -> impl Iterator<Item = &'static str> {
+        self.commands.iter().map(|(name, _)| *name)
+    }
+
+    /// The names of the queries.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn queries(&self) -> impl Iterator<Item = &'static str> {
+        self.queries.iter().map(|(name, _)| *name)
+    }
+
+    /// The names of the subscriptions.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn subscriptions(&self) -> impl Iterator<Item = &'static str> {
+        self.subscriptions.iter().map(|(name, _)| *name)
+    }
+
     fn unknown(&self, method: &str, other_kind: bool) -> Failure {
         // A host goes by the descriptor set, so only a raw caller or a proto that lacks
         // `idempotency_level` meets the first.
-        Failure::unimplemented(if other_kind && find(&self.queries, method).is_some() {
+        Failure::unimplemented(if find(&self.subscriptions, method).is_some() {
+            format!("{method} is a subscription; it answers with a stream")
+        } else if other_kind && find(&self.queries, method).is_some() {
             format!("{method} is a query; it cannot be applied")
         } else if other_kind {
             format!("{method} is a command; it cannot be queried")
@@ -120,6 +202,25 @@ impl<M: 'static> Default for Router<M> {
     fn default() -> Self {
         Self::new()
     }
+}
+
+/// The router of `M`, made at its first use and kept. A generic function has no `static` of its own, so
+/// the routers of all machines lie in one map; a component holds one machine. It is no part of the state.
+pub(crate) fn of<M: Machine>() -> &'static Router<M> {
+    type Kept = &'static (dyn Any + Send + Sync);
+    static ROUTERS: RwLock<BTreeMap<TypeId, Kept>> = RwLock::new(BTreeMap::new());
+
+    let machine = TypeId::of::<M>();
+    let kept: Option<Kept> =
+        ROUTERS.read().unwrap_or_else(PoisonError::into_inner).get(&machine).copied();
+    if let Some(router) = kept.and_then(|kept| kept.downcast_ref()) {
+        return router;
+    }
+    // Made outside the lock, as making it runs the machine's code. If another test's thread was
+    // faster, two are alike.
+    let router: &'static Router<M> = Box::leak(Box::new(M::router()));
+    ROUTERS.write().unwrap_or_else(PoisonError::into_inner).insert(machine, router);
+    router
 }
 
 fn decode<T: Message + Default>(method: &str, bytes: &[u8]) -> Result<T, Failure> {

@@ -75,6 +75,13 @@ impl Reply {
         self
     }
 
+    /// Adds an event whose payload is a protobuf message, a response of the subscribing method. Put the
+    /// entry's index into it: a subscriber that has lost its connection goes on from there.
+    #[must_use]
+    pub fn event_of(self, topic: impl Into<Vec<u8>>, message: &impl prost::Message) -> Self {
+        self.event(topic, message.encode_to_vec())
+    }
+
     /// Asks for `tick` once the log's clock reaches `time_ms`. Each reply replaces the wish of the one
     /// before it: a machine that still waits for something says so in every reply.
     #[must_use]
@@ -104,6 +111,14 @@ impl Subscription {
         Self { from_topic, to_topic, initial: Vec::new() }
     }
 
+    /// Every event of exactly this topic.
+    pub fn topic(topic: impl Into<Vec<u8>>) -> Self {
+        let from_topic = topic.into();
+        // The first topic after it.
+        let to_topic = [&from_topic[..], &[0]].concat();
+        Self { from_topic, to_topic, initial: Vec::new() }
+    }
+
     /// Adds a response message that describes the state as it is now.
     #[must_use]
     pub fn initial(mut self, message: &impl prost::Message) -> Self {
@@ -115,6 +130,16 @@ impl Subscription {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_topic_alone_is_a_range_of_one() {
+        let Subscription { from_topic, to_topic, .. } = Subscription::topic(b"a");
+        let holds = |topic: &[u8]| topic >= &from_topic[..] && topic < &to_topic[..];
+        assert!(holds(b"a"));
+        for other in [&b""[..], b"A", b"a\0", b"aa", b"b"] {
+            assert!(!holds(other), "{other:?}");
+        }
+    }
 
     #[test]
     fn a_prefix_ends_where_the_next_one_begins() {

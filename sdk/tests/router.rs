@@ -1,6 +1,6 @@
 //! Goal: a method name leads to its handler, and whatever else leads to a failure that says why.
 
-use conclave_sdk::{Call, Code, Context, Failure, Reply, Router, prost::Message};
+use conclave_sdk::{Call, Code, Context, Failure, Reply, Router, Subscription, prost::Message};
 
 #[derive(Clone, PartialEq, Message)]
 struct Number {
@@ -21,6 +21,10 @@ fn router() -> Router<i64> {
         .query("n.v1.N/Fail", |_: &i64, _: &Context, _: Number| {
             Err::<Number, _>(Failure::not_found("nothing there"))
         })
+        .subscription("n.v1.N/Watch", |sum: &i64, _: &Context, request: Number| {
+            let now = Number { number: *sum };
+            Ok(Subscription::topic(request.number.to_be_bytes()).initial(&now))
+        })
 }
 
 fn context() -> Context {
@@ -38,6 +42,13 @@ fn commands_and_queries_find_their_handlers() {
 
     let answer = router.answer(&sum, &context(), &Call::new("n.v1.N/Get", [])).unwrap();
     assert_eq!(Number::decode(&*answer).unwrap().number, 42);
+
+    let call = Call::of("n.v1.N/Watch", &Number { number: 7 });
+    let subscription = router.subscribe(&sum, &context(), &call).unwrap();
+    assert_eq!(subscription.from_topic, 7_i64.to_be_bytes());
+    assert_eq!(Number::decode(&*subscription.initial[0]).unwrap().number, 42);
+    let failure = router.subscribe(&sum, &context(), &Call::new("n.v1.N/Get", [])).unwrap_err();
+    assert_eq!(failure.code, Code::Unimplemented);
 }
 
 #[test]
@@ -48,6 +59,12 @@ fn what_does_not_lead_to_a_handler_says_why() {
         (Call::new("n.v1.N/Gone", []), true, Code::Unimplemented, "no method n.v1.N/Gone"),
         (Call::new("n.v1.N/Get", []), false, Code::Unimplemented, "n.v1.N/Get is a query"),
         (Call::new("n.v1.N/Add", []), true, Code::Unimplemented, "n.v1.N/Add is a command"),
+        (
+            Call::new("n.v1.N/Watch", []),
+            true,
+            Code::Unimplemented,
+            "n.v1.N/Watch is a subscription",
+        ),
         (
             Call::new("n.v1.N/Add", [0xff]),
             false,

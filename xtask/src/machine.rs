@@ -1,10 +1,10 @@
 //! `machine`: builds a machine of this workspace, or any other crate that is one.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context as _, Result};
 use clap::Args;
-use conclave_build::MachineSpec;
+use conclave_build::{Built, MachineSpec};
 
 use crate::{
     output::{Steps, result, say},
@@ -27,18 +27,26 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
         .directory
         .canonicalize()
         .with_context(|| format!("there is no {}", options.directory.display()))?;
-    let name = directory.file_name().context("a machine needs a directory of its own")?;
-    let output = match &options.output {
-        Some(output) => output.clone(),
-        None => workspace.target.join(name).with_extension("wasm"),
-    };
-    let built = steps.run("build the machine", || {
-        let target_dir = workspace.scratch("machines");
-        conclave_build::build_machine(&MachineSpec { manifest_dir: directory, target_dir, output })
-    })?;
+    let built =
+        steps.run("build the machine", || build(workspace, &directory, options.output.clone()))?;
     say(&format!("{} kB; run it with `cargo xtask dev --data-dir DIR --module FILE`", {
         built.size_bytes / 1_000
     }));
     result(&built.path.display().to_string());
     Ok(())
+}
+
+/// Builds the machine of a crate, to target/NAME.wasm if nowhere else.
+pub(crate) fn build(
+    workspace: &Workspace,
+    directory: &Path,
+    output: Option<PathBuf>,
+) -> Result<Built> {
+    let name = directory.file_name().context("a machine needs a directory of its own")?;
+    let output = output.unwrap_or_else(|| workspace.target.join(name).with_extension("wasm"));
+    conclave_build::build_machine(&MachineSpec {
+        manifest_dir: directory.to_owned(),
+        target_dir: workspace.scratch("machines"),
+        output,
+    })
 }

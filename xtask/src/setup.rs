@@ -30,8 +30,13 @@ pub(crate) fn everything(workspace: &Workspace, steps: &mut Steps) -> Result<Tes
     test_tools(workspace, steps)
 }
 
-/// A compiler for machines.
+/// A compiler for machines, and what the libraries in C need.
 pub(crate) fn compiler(steps: &mut Steps) -> Result<()> {
+    if find_program("make").is_none() {
+        steps.run("see to make, for the allocator's library", || {
+            program("make", "make").map(drop)
+        })?;
+    }
     steps.run("see to the compiler for machines", || {
         conclave_build::provision(&mut |line| say(line)).map(drop)
     })

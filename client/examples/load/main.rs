@@ -50,7 +50,8 @@ struct Shape {
     value_bytes: usize,
 }
 
-#[tokio::main]
+/// One thread: more would wake each other, and take from what is measured.
+#[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let line = match Options::parse().command {
         Command::Fill(shape) => workload::fill(&shape).await?,

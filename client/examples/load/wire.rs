@@ -1,24 +1,23 @@
 //! The requests of both systems, and a connection that sends them.
 //!
 //! Requests are encoded here and answers are not decoded: only their size is looked at. The messages are
-//! the few fields that the load uses, by the numbers of the public APIs.
+//! the few fields that the load uses, by the numbers of the public APIs. gRPC is spoken directly over
+//! HTTP/2 frames: the generator shares the processors with what it measures, and a client library's
+//! layers took as much of them as a node did.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use anyhow::{Context as _, Result};
-use bytes::{Buf, BufMut as _, Bytes};
-use http::uri::PathAndQuery;
+use bytes::{BufMut as _, Bytes, BytesMut};
+use h2::{RecvStream, client::SendRequest};
+use http::{HeaderMap, HeaderValue, Method, Request, Uri, uri::PathAndQuery};
 use prost::Message;
-use tonic::{
-    Request, Status,
-    client::Grpc,
-    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
-    metadata::MetadataValue,
-    transport::{Channel, Endpoint},
-};
+use tokio::net::TcpStream;
+use tonic::{Code, Status};
 
 /// The longest that one call may take before it counts as an error.
 const CALL_TIME_MAX: Duration = Duration::from_secs(10);
+const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Target {
@@ -69,7 +68,8 @@ struct ConclaveGet {
 /// A call, ready to be sent.
 pub(crate) struct Call {
     path: &'static str,
-    message: Bytes,
+    /// gRPC's prefix and the message.
+    frame: Bytes,
     stale: bool,
     /// A get that finds nothing is answered in fewer bytes than the value has: an error.
     answer_bytes_min: usize,
@@ -79,41 +79,77 @@ impl Call {
     pub(crate) fn new(target: Target, work: Work, key: u64, value: &Bytes) -> Self {
         let key = format!("bench/{key:08}");
         let serializable = work == Work::StaleGet;
-        let (path, message) = match (target, work) {
-            (Target::Etcd, Work::Put) => (
-                "/etcdserverpb.KV/Put",
-                EtcdPut { key: key.into(), value: value.clone() }.encode_to_vec(),
-            ),
-            (Target::Etcd, _) => (
-                "/etcdserverpb.KV/Range",
-                EtcdRange { key: key.into(), serializable }.encode_to_vec(),
-            ),
-            (Target::Conclave, Work::Put) => {
-                ("/kv.v1.KV/Put", ConclavePut { key, value: value.clone() }.encode_to_vec())
+        let (path, frame) = match (target, work) {
+            (Target::Etcd, Work::Put) => {
+                ("/etcdserverpb.KV/Put", framed(&EtcdPut { key: key.into(), value: value.clone() }))
             }
-            (Target::Conclave, _) => ("/kv.v1.KV/Get", ConclaveGet { key }.encode_to_vec()),
+            (Target::Etcd, _) => {
+                ("/etcdserverpb.KV/Range", framed(&EtcdRange { key: key.into(), serializable }))
+            }
+            (Target::Conclave, Work::Put) => {
+                ("/kv.v1.KV/Put", framed(&ConclavePut { key, value: value.clone() }))
+            }
+            (Target::Conclave, _) => ("/kv.v1.KV/Get", framed(&ConclaveGet { key })),
         };
         Self {
             path,
-            message: message.into(),
+            frame,
             stale: target == Target::Conclave && work == Work::StaleGet,
             answer_bytes_min: if work == Work::Put { 0 } else { value.len() },
         }
     }
 }
 
-/// Calls over one connection. Clones share it.
+fn framed(message: &impl Message) -> Bytes {
+    let length = message.encoded_len();
+    let mut frame = BytesMut::with_capacity(5 + length);
+    frame.put_u8(0); // not compressed
+    frame.put_u32(length as u32);
+    frame.put_slice(&message.encode_to_vec());
+    frame.freeze()
+}
+
+/// Calls over one connection, which clones share until it breaks: then each makes its own.
 #[derive(Clone)]
-pub(crate) struct Connection(Grpc<Channel>);
+pub(crate) struct Connection {
+    address: Arc<str>,
+    headers: HeaderMap,
+    sender: Option<SendRequest<Bytes>>,
+}
 
 impl Connection {
     /// Connects when it is first used.
-    pub(crate) fn new(endpoint: &str) -> Result<Self> {
-        let endpoint = Endpoint::from_shared(format!("http://{endpoint}"))
-            .with_context(|| format!("{endpoint} is not host:port"))?
-            .tcp_nodelay(true)
-            .connect_timeout(Duration::from_secs(2));
-        Ok(Self(Grpc::new(endpoint.connect_lazy())))
+    pub(crate) fn new(address: &str) -> Self {
+        let fixed = |(name, value)| (name, HeaderValue::from_static(value));
+        let headers =
+            [(http::header::CONTENT_TYPE, "application/grpc"), (http::header::TE, "trailers")];
+        Self {
+            address: address.into(),
+            headers: headers.into_iter().map(fixed).collect(),
+            sender: None,
+        }
+    }
+
+    /// Connects now.
+    pub(crate) async fn open(address: &str) -> Result<Self> {
+        let mut connection = Self::new(address);
+        connection.sender = Some(connection.connect().await?);
+        Ok(connection)
+    }
+
+    async fn connect(&self) -> Result<SendRequest<Bytes>> {
+        let connected = async {
+            let stream = TcpStream::connect(&*self.address).await?;
+            stream.set_nodelay(true)?;
+            let (sender, connection) = h2::client::handshake(stream).await?;
+            // An error shows in the calls.
+            tokio::spawn(connection);
+            anyhow::Ok(sender)
+        };
+        let connected = tokio::time::timeout(CONNECT_TIME_MAX, connected).await;
+        connected
+            .context("no connection in time")?
+            .with_context(|| format!("cannot connect to {}", self.address))
     }
 
     pub(crate) async fn send(&mut self, call: Call) -> Result<(), Status> {
@@ -121,62 +157,64 @@ impl Connection {
     }
 
     pub(crate) async fn send_within(&mut self, call: Call, time: Duration) -> Result<(), Status> {
-        let mut request = Request::new(call.message);
-        request.set_timeout(time);
-        if call.stale {
-            request
-                .metadata_mut()
-                .insert("conclave-consistency", MetadataValue::from_static("stale"));
-        }
-        let answer = async {
-            self.0.ready().await.map_err(|error| Status::unavailable(error.to_string()))?;
-            self.0.unary(request, PathAndQuery::from_static(call.path), Raw).await
+        let answer = tokio::time::timeout(time, self.unary(call)).await;
+        answer.unwrap_or_else(|_| Err(Status::deadline_exceeded("no answer in time")))
+    }
+
+    async fn unary(&mut self, call: Call) -> Result<(), Status> {
+        let sender = match self.sender.take() {
+            Some(sender) => sender,
+            None => {
+                self.connect().await.map_err(|error| Status::unavailable(format!("{error:#}")))?
+            }
         };
-        let answer = tokio::time::timeout(time, answer)
-            .await
-            .map_err(|_| Status::deadline_exceeded("no answer in time"))??;
-        if answer.into_inner() < call.answer_bytes_min {
+        // Taken out meanwhile, so that what fails or is given up is not used again.
+        let mut sender = sender.ready().await.map_err(broken)?;
+        let mut request = Request::new(());
+        *request.method_mut() = Method::POST;
+        *request.uri_mut() = self.uri(call.path)?;
+        *request.headers_mut() = self.headers.clone();
+        if call.stale {
+            request.headers_mut().insert("conclave-consistency", HeaderValue::from_static("stale"));
+        }
+        let (answer, mut body) = sender.send_request(request, false).map_err(broken)?;
+        self.sender = Some(sender);
+        body.send_data(call.frame, true).map_err(broken)?;
+        let answer = answer.await.map_err(broken)?;
+        let (head, body) = answer.into_parts();
+        let bytes = read(&head.headers, body).await?;
+        if bytes < call.answer_bytes_min {
             return Err(Status::not_found("the answer holds no value"));
         }
         Ok(())
     }
-}
 
-/// Messages as bytes; of an answer, only the size.
-struct Raw;
-
-impl Codec for Raw {
-    type Encode = Bytes;
-    type Decode = usize;
-    type Encoder = Self;
-    type Decoder = Self;
-
-    fn encoder(&mut self) -> Self {
-        Self
-    }
-
-    fn decoder(&mut self) -> Self {
-        Self
+    fn uri(&self, path: &'static str) -> Result<Uri, Status> {
+        let uri = Uri::builder()
+            .scheme("http")
+            .authority(&*self.address)
+            .path_and_query(PathAndQuery::from_static(path));
+        uri.build().map_err(|error| Status::invalid_argument(error.to_string()))
     }
 }
 
-impl Encoder for Raw {
-    type Item = Bytes;
-    type Error = Status;
-
-    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
-        buffer.put(item);
-        Ok(())
+/// The answer's size, or why there is none: in the trailers, or in the headers if they are all there is.
+async fn read(headers: &HeaderMap, mut body: RecvStream) -> Result<usize, Status> {
+    let mut bytes = 0;
+    while let Some(data) = body.data().await {
+        let data = data.map_err(broken)?;
+        bytes += data.len();
+        body.flow_control().release_capacity(data.len()).map_err(broken)?;
+    }
+    let trailers = body.trailers().await.map_err(broken)?;
+    let status = trailers.as_ref().and_then(Status::from_header_map);
+    match status.or_else(|| Status::from_header_map(headers)) {
+        Some(status) if status.code() == Code::Ok => Ok(bytes),
+        Some(status) => Err(status),
+        None => Err(Status::internal("the answer has no status")),
     }
 }
 
-impl Decoder for Raw {
-    type Item = usize;
-    type Error = Status;
-
-    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<usize>, Status> {
-        let size = buffer.remaining();
-        buffer.advance(size);
-        Ok(Some(size))
-    }
+fn broken(error: h2::Error) -> Status {
+    Status::unavailable(error.to_string())
 }

@@ -54,7 +54,7 @@ pub(crate) async fn fill(shape: &Shape) -> Result<Value> {
     let mut clients = JoinSet::new();
     for client in 0..FILL_CLIENTS {
         let (mut connection, value, shape) =
-            (Connection::new(&shape.endpoint)?, value.clone(), shape.clone());
+            (Connection::new(&shape.endpoint), value.clone(), shape.clone());
         clients.spawn(async move {
             let mut key = client;
             while key < shape.keys {
@@ -74,8 +74,10 @@ pub(crate) async fn fill(shape: &Shape) -> Result<Value> {
 pub(crate) async fn run(options: &Options) -> Result<Value> {
     let value = value(options.shape.value_bytes);
     let count = options.clients.div_ceil(CLIENTS_PER_CONNECTION);
-    let connections: Vec<_> =
-        (0..count).map(|_| Connection::new(&options.shape.endpoint)).collect::<Result<_>>()?;
+    let mut connections = Vec::with_capacity(count);
+    for _ in 0..count {
+        connections.push(Connection::open(&options.shape.endpoint).await?);
+    }
 
     let from = Instant::now() + Duration::from_secs_f64(options.warm_up_seconds);
     let until = from + Duration::from_secs_f64(options.seconds);

@@ -1,19 +1,11 @@
 //! The smallest machine: one number that everybody adds to.
 
-use std::sync::LazyLock;
-
-use conclave_sdk::{Call, Context, Failure, Machine, Reply, Router};
+use conclave_sdk::{Context, Failure, Machine, Router};
 
 mod pb {
     conclave_sdk::include_protobuf!("counter.v1");
 }
 pub use pb::{AddRequest, Count, GetRequest};
-
-static ROUTER: LazyLock<Router<Counter>> = LazyLock::new(|| {
-    Router::new()
-        .command("counter.v1.Counter/Add", Counter::add)
-        .query("counter.v1.Counter/Get", Counter::get)
-});
 
 /// The state: one number.
 #[derive(Default)]
@@ -38,16 +30,11 @@ impl Machine for Counter {
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const STATE_VERSION: u32 = 1;
 
-    fn descriptor_set() -> &'static [u8] {
-        pb::DESCRIPTOR_SET
-    }
-
-    fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure> {
-        ROUTER.apply(self, context, call)
-    }
-
-    fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure> {
-        ROUTER.answer(self, context, call)
+    fn router() -> Router<Self> {
+        Router::new()
+            .descriptor_set(pb::DESCRIPTOR_SET)
+            .command("counter.v1.Counter/Add", Self::add)
+            .query("counter.v1.Counter/Get", Self::get)
     }
 
     fn save(&self) -> Vec<u8> {

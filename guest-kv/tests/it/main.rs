@@ -10,3 +10,4 @@ mod room;
 mod snapshots;
 mod store;
 mod transactions;
+mod watching;

@@ -1,12 +1,13 @@
 //! A store and its clock, for the tests to talk to.
 
-use conclave_sdk::{Call, Context, Failure, Machine, Reply, prost::Message};
+use conclave_sdk::{Call, Context, Event, Failure, Machine, Reply, Subscription, prost::Message};
 use guest_kv::{
     Kv,
     pb::{
         BatchRequest, BatchResponse, Compare, DeleteRequest, DeleteResponse, GetRequest,
         GetResponse, KeyValue, Operation, PutRequest, PutResponse, RangeRequest, RangeResponse,
-        TxnRequest, TxnResponse, compare, key_value, operation, put_request,
+        TxnRequest, TxnResponse, WatchRequest, WatchResponse, compare, key_value, operation,
+        put_request,
     },
 };
 
@@ -17,6 +18,8 @@ pub(crate) struct Store {
     pub(crate) time_ms: u64,
     /// What the last reply wished.
     pub(crate) wake_at_ms: Option<u64>,
+    /// What watchers were told so far, in the order of the log.
+    pub(crate) told: Vec<(String, WatchResponse)>,
 }
 
 impl Store {
@@ -32,7 +35,7 @@ impl Store {
         self.index += 1;
         let call = Call::of(format!("kv.v1.KV/{method}"), request);
         let Reply { response, events, wake_at_ms } = self.kv.apply(&self.context(), &call)?;
-        assert!(events.is_empty());
+        self.note(events);
         self.wake_at_ms = wake_at_ms;
         Ok(T::decode(&*response).unwrap())
     }
@@ -81,7 +84,24 @@ impl Store {
 
     pub(crate) fn tick(&mut self) {
         self.index += 1;
-        self.wake_at_ms = self.kv.tick(&self.context()).wake_at_ms;
+        let Reply { events, wake_at_ms, .. } = self.kv.tick(&self.context());
+        self.note(events);
+        self.wake_at_ms = wake_at_ms;
+    }
+
+    /// The topic is the key, and all is of this entry.
+    fn note(&mut self, events: Vec<Event>) {
+        for Event { topic, payload } in events {
+            let message = WatchResponse::decode(&*payload).unwrap();
+            let key = String::from_utf8(topic).unwrap();
+            assert_eq!(message.kv.as_ref().unwrap().key, key);
+            assert_eq!(message.index, self.index);
+            self.told.push((key, message));
+        }
+    }
+
+    pub(crate) fn watch(&self, request: &WatchRequest) -> Result<Subscription, Failure> {
+        self.kv.subscribe(&self.context(), &Call::of("kv.v1.KV/Watch", request))
     }
 
     /// How many keys the state holds, expired ones too: the count in the snapshot's header.

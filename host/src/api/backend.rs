@@ -3,13 +3,15 @@
 use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
+use futures::stream::BoxStream;
 use tokio::{sync::watch, time::Instant};
 
 use crate::{
     error::Error,
     types::{
-        Applied, Call, ModuleId,
-        status::{Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus},
+        Applied, Call, Failure, ModuleId,
+        modules::{Activated, Difference, ModulePart, ModuleStatus, Pushed},
+        status::{Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, Verification},
     },
 };
 
@@ -24,7 +26,7 @@ use crate::{
 /// * `leader`, `node_status` and `machine` answer at once from memory.
 /// * `health` follows the truth: it changes by itself when quorum or the leader is lost, at a fault and
 ///   at shutdown.
-pub trait Backend: Send + Sync + 'static {
+pub trait Backend: Upgrades + Send + Sync + 'static {
     /// Puts a call into the log; done when it has been applied here or on the leader.
     fn command(
         &self,
@@ -40,8 +42,22 @@ pub trait Backend: Send + Sync + 'static {
         deadline: Instant,
     ) -> impl Future<Output = Result<Answered, Error>> + Send;
 
+    /// Begins a subscription; with `resume`, one that has seen everything up to that index and gets no
+    /// initial messages. Safe to drop as a query is.
+    fn subscribe(
+        &self,
+        call: Call,
+        consistency: Consistency,
+        resume: Option<u64>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Subscribed, Error>> + Send;
+
     /// Takes a snapshot now; the index that it reaches.
     fn snapshot_now(&self) -> impl Future<Output = Result<u64, Error>> + Send;
+
+    /// Has every voter hash its state after one entry. Done a little before the deadline, whoever has answered.
+    fn verify(&self, deadline: Instant)
+    -> impl Future<Output = Result<Verification, Error>> + Send;
 
     /// Asks every member; bounded in time by the implementation, which reports silent members as such.
     fn cluster_status(&self) -> impl Future<Output = ClusterStatus> + Send;
@@ -60,6 +76,75 @@ pub trait Backend: Send + Sync + 'static {
 
     /// Counters and gauges of the layers below, for the metrics page. Asked once a scrape.
     fn metrics(&self) -> Vec<Metric>;
+}
+
+/// The answer to a call that subscribes.
+pub struct Subscribed {
+    /// The index of the state that the initial messages describe.
+    pub index: u64,
+    /// The machine's answer, or its refusal.
+    pub result: Result<Subscription, Failure>,
+}
+
+/// What a subscriber gets.
+pub struct Subscription {
+    /// The messages that come first.
+    pub initial: Vec<Bytes>,
+    /// Then what happens, in the order of the log. Ends with an error.
+    pub events: Events,
+}
+
+/// The messages of entries, each with its index.
+pub type Events = BoxStream<'static, Result<(u64, Vec<Bytes>), Error>>;
+
+/// The life of an upgrade. Futures may be dropped at any await, and asked for again: what was done once is
+/// not done twice. The deadline bounds what is proposed; an activation that ran out of time may still come.
+pub trait Upgrades: Send + Sync + 'static {
+    /// Takes in a piece of a module.
+    fn push_module(
+        &self,
+        piece: ModulePart,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Pushed, Error>> + Send;
+
+    /// The modules that the cluster has, and how far the voters are with each.
+    fn list_modules(&self) -> impl Future<Output = Vec<ModuleStatus>> + Send;
+
+    /// The module whose id begins like this.
+    fn find_module(
+        &self,
+        beginning: &str,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<ModuleId, Error>> + Send;
+
+    /// Makes every voter rehearse a module; done when all are.
+    fn rehearse_module(
+        &self,
+        module: ModuleId,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<ModuleStatus, Error>> + Send;
+
+    /// What would change for clients.
+    fn diff_module(
+        &self,
+        module: ModuleId,
+    ) -> impl Future<Output = Result<Difference, Error>> + Send;
+
+    /// Makes a module the active one.
+    fn activate_module(
+        &self,
+        module: ModuleId,
+        allow_breaking: bool,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Activated, Error>> + Send;
+
+    /// Goes back from the active module, `from`, to the one before.
+    fn rollback_module(
+        &self,
+        from: ModuleId,
+        allow_breaking: bool,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<Activated, Error>> + Send;
 }
 
 /// What the active machine says of itself.

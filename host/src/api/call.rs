@@ -2,7 +2,7 @@
 //!
 //! Every unary method, the machine's and the host's, takes the same way: found in the table, counted,
 //! read up to the limit, checked, called until its deadline, framed. What streams (health, reflection) is
-//! left to tonic. An answer carries `conclave-index`, if it rests on one, and `conclave-leader`, if there
+//! left to tonic, and subscriptions to [`subscription`]. An answer carries `conclave-index`, if it rests on one, and `conclave-leader`, if there
 //! is one, whether it is a yes or a no.
 
 use std::{sync::Arc, time::Duration};
@@ -19,7 +19,7 @@ use super::{
     message::{self, Answer, Outgoing},
     metadata,
     metrics::Flight,
-    status,
+    modules, status, subscription,
     table::{Method, Target},
 };
 use crate::{
@@ -31,7 +31,7 @@ use crate::{
 const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(1);
 
-const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
 /// What a call gave.
 pub(super) struct Served {
@@ -46,6 +46,9 @@ pub(super) async fn serve<B: Backend>(
 ) -> Outgoing {
     let method = shared.table.load().get(request.uri().path()).cloned();
     match method {
+        Some(method) if method.target == Target::Machine(MethodKind::Subscription) => {
+            Ok(subscription::serve(shared, &method, request).await)
+        }
         Some(method) => Ok(unary(&shared, &method, request).await),
         None => elsewhere(&shared, request).await,
     }
@@ -88,12 +91,7 @@ async fn unary<B: Backend>(
             Status::from(&error).into_http()
         }
     };
-    if let Some(leader) = shared.backend.leader()
-        && !response.headers().contains_key(status::LEADER)
-        && let Some(address) = status::address_value(&leader.client_address)
-    {
-        response.headers_mut().insert(status::LEADER, address);
-    }
+    name_leader(shared, &mut response);
     if !body.is_end_stream() {
         let rest = message::discard(&mut body, DISCARD_BYTES_MAX);
         if timeout(DISCARD_TIME_MAX, rest).await.is_err() {
@@ -101,6 +99,16 @@ async fn unary<B: Backend>(
         }
     }
     response
+}
+
+/// Says who leads, if it is known and the answer does not say yet.
+pub(super) fn name_leader<B: Backend>(shared: &Shared<B>, response: &mut Response<Answer>) {
+    if let Some(leader) = shared.backend.leader()
+        && !response.headers().contains_key(status::LEADER)
+        && let Some(address) = status::address_value(&leader.client_address)
+    {
+        response.headers_mut().insert(status::LEADER, address);
+    }
 }
 
 async fn call<B: Backend>(
@@ -112,13 +120,15 @@ async fn call<B: Backend>(
 ) -> Result<Served, Error> {
     let options = &shared.options;
     let mut deadlines = options.deadlines;
-    if method.target == Target::Snapshot {
-        // As long as the state is large.
+    if matches!(method.target, Target::Snapshot | Target::Verify | Target::Upgrade(_)) {
+        // As long as the state, or a module, is large.
         deadlines.default = deadlines.max;
     }
     let deadline = metadata::deadline(&parts.headers, began, deadlines)?;
     let bytes_max = match method.target {
         Target::Machine(_) => options.request_bytes_max,
+        // A piece of a module, whatever the machine's own requests may have.
+        Target::Upgrade(_) => modules::PIECE_BYTES_MAX + generic::ENVELOPE_BYTES_MAX,
         _ => options.request_bytes_max + generic::ENVELOPE_BYTES_MAX,
     };
     let message = message::read(body, bytes_max, &shared.requests);
@@ -134,6 +144,8 @@ async fn call<B: Backend>(
         Target::Describe => generic::describe(shared),
         Target::Status => generic::status(shared, deadline).await,
         Target::Snapshot => generic::snapshot(shared, deadline).await,
+        Target::Verify => generic::verify(shared, deadline).await,
+        Target::Upgrade(verb) => modules::serve(shared, verb, request, deadline).await,
     }
 }
 
@@ -196,7 +208,7 @@ pub(super) async fn machine<B: Backend>(
             }
         }
         MethodKind::Subscription => {
-            Err(Error::unsupported("subscriptions are not served by this version"))
+            Err(Error::fault("a subscription was called as a unary method"))
         }
     }
 }
@@ -222,7 +234,7 @@ async fn elsewhere<B: Backend>(shared: &Shared<B>, request: Request<Incoming>) -
     Ok(answer.map(Answer::Tonic))
 }
 
-fn not_grpc() -> Response<Answer> {
+pub(super) fn not_grpc() -> Response<Answer> {
     let mut response = Response::new(Answer::Empty);
     *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
     response

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     error::Error,
     proto::{cluster, machine as wire},
-    types::status::NodeStatus,
+    types::status::{NodeStatus, Verified},
 };
 
 /// What a generic call's message may have beside the request inside it: its framing and a name.
@@ -78,7 +78,9 @@ async fn by_name<B: Backend>(
             return Err(Error::invalid(format!("{name} is a command: call Apply with it")));
         }
         Some(Target::Machine(MethodKind::Subscription)) => {
-            return Err(Error::unsupported("subscriptions are not served by this version"));
+            return Err(Error::unsupported(format!(
+                "{name} is a subscription: call it as the streaming method that it is"
+            )));
         }
         _ => {}
     }
@@ -132,6 +134,29 @@ pub(super) async fn snapshot<B: Backend>(
     Ok(encode(&cluster::SnapshotResponse { index }, Some(index)))
 }
 
+pub(super) async fn verify<B: Backend>(
+    shared: &Shared<B>,
+    deadline: Instant,
+) -> Result<Served, Error> {
+    let found = timeout_at(deadline, shared.backend.verify(deadline));
+    let found = found.await.map_err(|_| Error::deadline())??;
+    let (index, equal) = (found.index, found.is_equal());
+    let nodes = found.nodes.into_iter().map(|(node_id, found)| match found {
+        Ok(Verified { digest, state, bytes }) => cluster::VerifiedNode {
+            node_id,
+            digest: digest.to_string(),
+            state: hex::encode(state),
+            bytes,
+            reason: String::new(),
+        },
+        Err(reason) => {
+            cluster::VerifiedNode { node_id, reason, ..cluster::VerifiedNode::default() }
+        }
+    });
+    let answer = cluster::VerifyResponse { index, equal, nodes: nodes.collect() };
+    Ok(encode(&answer, Some(index)))
+}
+
 fn node_to_wire(node: NodeStatus) -> cluster::Node {
     cluster::Node {
         id: node.id,
@@ -147,13 +172,15 @@ fn node_to_wire(node: NodeStatus) -> cluster::Node {
         peer_address: node.peer_address,
         engine: node.engine,
         fault: node.fault,
+        divergences: node.divergences,
+        divergence: node.divergence,
     }
 }
 
-fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
+pub(super) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
     M::decode(message).map_err(|error| Error::invalid(format!("the request is malformed: {error}")))
 }
 
-fn encode(message: &impl Message, index: Option<u64>) -> Served {
+pub(super) fn encode(message: &impl Message, index: Option<u64>) -> Served {
     Served { response: message.encode_to_vec().into(), index }
 }

@@ -189,22 +189,27 @@ pub(super) enum Answer {
     Pieces { rest: Bytes, _reserved: OwnedSemaphorePermit },
     /// `grpc-status: 0`.
     Trailers,
-    /// What one of tonic's services answers.
+    /// What one of tonic's services answers, or a subscription.
     Tonic(tonic::body::Body),
+}
+
+/// A message with its prefix.
+pub(super) fn frame(message: &[u8]) -> Result<Bytes, Error> {
+    let Ok(length) = u32::try_from(message.len()) else {
+        return Err(Error::limit("the response is larger than gRPC can carry: ask for less"));
+    };
+    let mut framed = BytesMut::with_capacity(PREFIX_BYTES + message.len());
+    framed.put_u8(0);
+    framed.put_u32(length);
+    framed.put_slice(message);
+    Ok(framed.freeze())
 }
 
 impl Answer {
     /// Frames a response message. Fails if it is large and there is no room for it.
     pub(super) fn message(response: &[u8], budget: &Budget) -> Result<Self, Error> {
-        let Ok(length) = u32::try_from(response.len()) else {
-            return Err(Error::limit("the response is larger than gRPC can carry: ask for less"));
-        };
         let reserved = budget.reserve(response.len())?;
-        let mut framed = BytesMut::with_capacity(PREFIX_BYTES + response.len());
-        framed.put_u8(0);
-        framed.put_u32(length);
-        framed.put_slice(response);
-        let framed = framed.freeze();
+        let framed = frame(response)?;
         Ok(match reserved {
             None => Self::Message(framed),
             Some(permit) => Self::Pieces { rest: framed, _reserved: permit },

@@ -16,6 +16,9 @@ pub struct Deadlines {
     pub max: Duration,
 }
 
+/// Longer than any stream lives.
+const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
+
 /// Whether the request is a gRPC call at all.
 pub(super) fn is_grpc(method: &Method, headers: &HeaderMap) -> bool {
     method == Method::POST
@@ -35,6 +38,27 @@ pub(super) fn consistency(headers: &HeaderMap) -> Result<Consistency, Error> {
             String::from_utf8_lossy(value.as_bytes())
         ))
     })
+}
+
+/// `conclave-from-index`: what a subscriber has seen already.
+pub(super) fn from_index(headers: &HeaderMap) -> Result<Option<u64>, Error> {
+    let Some(value) = headers.get("conclave-from-index") else { return Ok(None) };
+    let index = value.to_str().ok().and_then(|text| text.parse().ok());
+    index.map(Some).ok_or_else(|| {
+        Error::invalid(format!(
+            "conclave-from-index is {:?}: give the index of the last message that was seen",
+            String::from_utf8_lossy(value.as_bytes())
+        ))
+    })
+}
+
+/// When a stream is to end: never, unless its caller says so.
+pub(super) fn stream_deadline(headers: &HeaderMap, now: Instant) -> Result<Option<Instant>, Error> {
+    if headers.contains_key("grpc-timeout") {
+        let unbounded = Deadlines { default: Duration::MAX, max: FOREVER };
+        return deadline(headers, now, unbounded).map(Some);
+    }
+    Ok(None)
 }
 
 /// When the answer is no longer wanted.

@@ -14,7 +14,8 @@
 //!
 //! Caveats:
 //! * Callers are anonymous and the port has no TLS. Whoever reaches it may do everything.
-//! * Subscriptions are listed by reflection and answered UNIMPLEMENTED.
+//! * A subscription is served by one node. When that stops, or its subscriber is slower than the events, the
+//!   stream ends with an error, and the subscriber goes on elsewhere (`subscription.rs`).
 //! * A machine cannot have a service of the host's name; the host's is served.
 //!
 //! The layer rests on [`Backend`] and sees nothing of Raft, storage or the engine.
@@ -29,11 +30,13 @@ mod listeners;
 mod message;
 mod metadata;
 mod metrics;
+mod modules;
 mod process;
 mod reflection;
 mod replica;
 mod shape;
 mod status;
+mod subscription;
 mod table;
 
 use std::{future::Future, sync::Arc, time::Duration};
@@ -43,7 +46,10 @@ use tokio::{net::TcpListener, sync::watch};
 use tonic_health::pb::health_server::HealthServer;
 
 pub use self::{
-    backend::{Backend, MachineInfo, MethodKind, MethodSpec, Metric, MetricKind},
+    backend::{
+        Backend, Events, MachineInfo, MethodKind, MethodSpec, Metric, MetricKind, Subscribed,
+        Subscription, Upgrades,
+    },
     listeners::bind,
     metadata::Deadlines,
 };

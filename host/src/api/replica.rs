@@ -2,16 +2,20 @@
 
 use std::sync::Arc;
 
+use futures::{StreamExt as _, stream};
 use tokio::{sync::watch, time::Instant};
 
-use super::{Backend, MachineInfo, MethodKind, MethodSpec, Metric};
+use super::{
+    Backend, MachineInfo, MethodKind, MethodSpec, Metric, Subscribed, Subscription, Upgrades,
+};
 use crate::{
     error::Error,
     machine,
-    raft::Replica,
+    raft::{self, Replica},
     types::{
-        Applied, Call, TrapKind,
-        status::{Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus},
+        Applied, Call, ModuleId, TrapKind,
+        modules::{Activated, Difference, ModulePart, ModuleStatus, Pushed},
+        status::{Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, Verification},
     },
 };
 
@@ -29,8 +33,30 @@ impl Backend for Replica {
         Replica::query(self, call, consistency, deadline).await
     }
 
+    async fn subscribe(
+        &self,
+        call: Call,
+        consistency: Consistency,
+        resume: Option<u64>,
+        deadline: Instant,
+    ) -> Result<Subscribed, Error> {
+        let begun = Replica::subscribe(self, call, consistency, resume, deadline).await?;
+        let result = begun.result.map(|machine::Subscribing { initial, events }| {
+            let events = stream::unfold(events, |mut events| async {
+                let next = events.next().await.map_err(raft::watch_ended);
+                Some((next, events))
+            });
+            Subscription { initial, events: events.boxed() }
+        });
+        Ok(Subscribed { index: begun.index, result })
+    }
+
     async fn snapshot_now(&self) -> Result<u64, Error> {
         Replica::snapshot_now(self).await
+    }
+
+    async fn verify(&self, deadline: Instant) -> Result<Verification, Error> {
+        Replica::verify(self, deadline).await
     }
 
     async fn cluster_status(&self) -> ClusterStatus {
@@ -50,7 +76,7 @@ impl Backend for Replica {
     }
 
     fn machine(&self) -> Arc<MachineInfo> {
-        let module = self.module();
+        let module = self.worker().module();
         let description = module.description();
         let methods = module.methods().iter().map(|method| MethodSpec {
             name: method.name.clone(),
@@ -71,8 +97,17 @@ impl Backend for Replica {
     }
 
     fn metrics(&self) -> Vec<Metric> {
-        let stats = self.worker().stats();
+        let (stats, module) = (self.worker().stats(), self.worker().module());
+        let description = module.description();
         let mut metrics = vec![
+            Metric::gauge(
+                "conclave_machine_info",
+                "The active machine; the number is always 1.",
+                1.0,
+            )
+            .label("module", module.id().to_string())
+            .label("name", description.name.clone())
+            .label("version", description.version.clone()),
             Metric::counter(
                 "conclave_machine_applied_total",
                 "Entries that the machine applied.",
@@ -89,6 +124,34 @@ impl Backend for Replica {
                 stats.reader_builds,
             ),
         ];
+        let ([equal, diverged, healed, undecided], quarantined) = self.agreement();
+        metrics.extend([
+            Metric::gauge(
+                "conclave_diverged",
+                "Whether this node's machine differs from the others', so that it answers nobody.",
+                f64::from(u8::from(quarantined)),
+            ),
+            Metric::counter(
+                "conclave_divergences_total",
+                "Checkpoints that this node's machine did not agree with.",
+                diverged,
+            ),
+            Metric::counter(
+                "conclave_divergences_healed_total",
+                "Times that this node's machine was replaced by a peer's state.",
+                healed,
+            ),
+            Metric::counter(
+                "conclave_checkpoints_equal_total",
+                "Checkpoints that this node's machine agreed with.",
+                equal,
+            ),
+            Metric::counter(
+                "conclave_checkpoints_undecided_total",
+                "Checkpoints that this node did not propose because no majority of the voters agreed.",
+                undecided,
+            ),
+        ]);
         for (kind, count) in TrapKind::ALL.into_iter().zip(stats.traps) {
             let metric = Metric::counter(
                 "conclave_machine_traps_total",
@@ -98,5 +161,49 @@ impl Backend for Replica {
             metrics.push(metric.label("trap", kind.name()));
         }
         metrics
+    }
+}
+
+impl Upgrades for Replica {
+    async fn push_module(&self, piece: ModulePart, deadline: Instant) -> Result<Pushed, Error> {
+        Replica::push_module(self, piece, deadline).await
+    }
+
+    async fn list_modules(&self) -> Vec<ModuleStatus> {
+        Replica::list_modules(self).await
+    }
+
+    async fn find_module(&self, beginning: &str, deadline: Instant) -> Result<ModuleId, Error> {
+        Replica::find_module(self, beginning, deadline).await
+    }
+
+    async fn rehearse_module(
+        &self,
+        module: ModuleId,
+        deadline: Instant,
+    ) -> Result<ModuleStatus, Error> {
+        Replica::rehearse_module(self, module, deadline).await
+    }
+
+    async fn diff_module(&self, module: ModuleId) -> Result<Difference, Error> {
+        Replica::diff_module(self, module).await
+    }
+
+    async fn activate_module(
+        &self,
+        module: ModuleId,
+        allow_breaking: bool,
+        deadline: Instant,
+    ) -> Result<Activated, Error> {
+        Replica::activate_module(self, module, allow_breaking, deadline).await
+    }
+
+    async fn rollback_module(
+        &self,
+        from: ModuleId,
+        allow_breaking: bool,
+        deadline: Instant,
+    ) -> Result<Activated, Error> {
+        Replica::rollback_module(self, from, allow_breaking, deadline).await
     }
 }

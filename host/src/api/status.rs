@@ -7,8 +7,10 @@
 //! | deadline | DEADLINE_EXCEEDED | `conclave-outcome: unknown`, if it was proposed |
 //! | proposed, then lost | UNKNOWN | `conclave-outcome: unknown` |
 //! | limit, busy | RESOURCE_EXHAUSTED | |
+//! | events are not kept any more | OUT_OF_RANGE | |
 //! | unknown method, not served by this version | UNIMPLEMENTED | |
 //! | invalid | INVALID_ARGUMENT | |
+//! | refused as things are | FAILED_PRECONDITION | |
 //! | trap | ABORTED | `conclave-trap` |
 //! | failure | the machine's own | |
 //! | fault, cannot listen | INTERNAL | |
@@ -48,8 +50,10 @@ pub(super) fn code(error: &Error) -> Code {
         ErrorKind::Deadline { .. } => Code::DeadlineExceeded,
         ErrorKind::Lost(_) => Code::Unknown,
         ErrorKind::Limit(_) | ErrorKind::Busy(_) => Code::ResourceExhausted,
+        ErrorKind::Gone(_) => Code::OutOfRange,
         ErrorKind::UnknownMethod(_) | ErrorKind::Unsupported(_) => Code::Unimplemented,
         ErrorKind::Invalid(_) => Code::InvalidArgument,
+        ErrorKind::Refused(_) => Code::FailedPrecondition,
         ErrorKind::Trap(_) => Code::Aborted,
         ErrorKind::Failure(failure) => machine_code(failure.code),
         ErrorKind::Fault(_) | ErrorKind::Listen { .. } => Code::Internal,

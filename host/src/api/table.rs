@@ -26,12 +26,19 @@ pub(super) const HOST_SERVICES: [&str; 5] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-const HOST_METHODS: [(&str, Target); 5] = [
+const HOST_METHODS: [(&str, Target); 12] = [
     ("conclave.machine.v1.Machine/Apply", Target::Apply),
     ("conclave.machine.v1.Machine/Query", Target::Query),
     ("conclave.machine.v1.Machine/Describe", Target::Describe),
     ("conclave.cluster.v1.Cluster/Status", Target::Status),
     ("conclave.cluster.v1.Cluster/Snapshot", Target::Snapshot),
+    ("conclave.cluster.v1.Cluster/Verify", Target::Verify),
+    ("conclave.cluster.v1.Cluster/PushModule", Target::Upgrade(Verb::Push)),
+    ("conclave.cluster.v1.Cluster/ListModules", Target::Upgrade(Verb::List)),
+    ("conclave.cluster.v1.Cluster/RehearseModule", Target::Upgrade(Verb::Rehearse)),
+    ("conclave.cluster.v1.Cluster/DiffModule", Target::Upgrade(Verb::Diff)),
+    ("conclave.cluster.v1.Cluster/ActivateModule", Target::Upgrade(Verb::Activate)),
+    ("conclave.cluster.v1.Cluster/RollbackModule", Target::Upgrade(Verb::Rollback)),
 ];
 
 /// What a method does.
@@ -44,6 +51,20 @@ pub(super) enum Target {
     Describe,
     Status,
     Snapshot,
+    Verify,
+    /// One of the steps of an upgrade.
+    Upgrade(Verb),
+}
+
+/// The steps of an upgrade.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verb {
+    Push,
+    List,
+    Rehearse,
+    Diff,
+    Activate,
+    Rollback,
 }
 
 /// One method that is served.

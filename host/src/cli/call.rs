@@ -17,7 +17,8 @@ use super::{
 /// What there is to call is learned from the nodes by reflection, so this works with every machine.
 /// The request is protobuf's JSON: bytes in base64, 64-bit integers as numbers or strings. Without a
 /// request an empty message is sent. A query is retried until the timeout; a command only when it is
-/// known not to have been applied, unless --idempotent says that applying it twice is harmless.
+/// known not to have been applied, unless --idempotent says that applying it twice is harmless. A
+/// subscription prints each message in a line, until it is interrupted or its node stops.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -26,6 +27,7 @@ Examples:
   conclave call kv.v1.KV/Put '{\"key\": \"color\", \"text\": \"green\"}'
   conclave call kv.v1.KV/Get '{\"key\": \"color\"}' --stale
   conclave call kv.v1.KV/Batch @batch.json
+  conclave call kv.v1.KV/Watch '{\"prefix\": \"app/\"}'
   jq -n '{key: \"color\"}' | conclave call kv.v1.KV/Get -")]
 pub struct Arguments {
     /// package.Service/Method
@@ -47,6 +49,10 @@ pub struct Arguments {
     /// Applying the command twice is as good as once: retry it also when its outcome is unknown
     #[arg(long)]
     idempotent: bool,
+
+    /// For a subscription: go on after this index of the log, without what comes at first
+    #[arg(long, value_name = "INDEX")]
+    from_index: Option<u64>,
 
     #[command(flatten)]
     freshness: Freshness,
@@ -71,6 +77,13 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     let request = request(arguments.request.as_deref())?;
     let name = arguments.method.as_deref().unwrap_or_default();
     let method = client.method(name).await.map_err(|error| remote.failed(&error))?;
+    if method.kind() == MethodKind::Subscription {
+        let from = arguments.from_index;
+        return subscribe(&client, &method, request, from, remote, output).await;
+    }
+    if arguments.from_index.is_some() {
+        return Err(Failed::Usage(format!("{name} is no subscription: leave out --from-index")));
+    }
     let options = match method.kind() {
         MethodKind::Query => CallOptions::read(),
         _ => CallOptions::write().retry_unknown(arguments.idempotent),
@@ -80,6 +93,26 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
         .await
         .map_err(|error| remote.failed(&error))?;
     output.value(&answer.message);
+    Ok(())
+}
+
+async fn subscribe(
+    client: &Client,
+    method: &Method,
+    request: Value,
+    from_index: Option<u64>,
+    remote: &Remote,
+    output: &mut Output,
+) -> Result {
+    let failed = |error| remote.failed(&error);
+    let options = CallOptions::read();
+    let messages = client.subscribe_json(method, request, from_index, &options).await;
+    let mut messages = messages.map_err(failed)?;
+    while let Some(message) = messages.next().await.map_err(failed)? {
+        if !output.stream(message.to_string()) {
+            break;
+        }
+    }
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! `conclave inspect`: what a component is, and whether a node would serve it.
 
-use std::{fs, path::PathBuf};
+use std::{collections::BTreeMap, fs, path::PathBuf};
 
 use bytes::Bytes;
 use clap::Args;
@@ -89,20 +89,23 @@ fn value(module: &Module) -> Value {
 fn lines(module: &Module) -> Vec<String> {
     let description = module.description();
     let restores: Vec<_> = description.restores.iter().map(u32::to_string).collect();
-    let imports = match module.imports() {
-        [] => "nothing".to_owned(),
-        imports => imports.join(", "),
-    };
-    let mut lines = table(&[
+    let mut rows = vec![
         row("name", description.name.clone()),
         row("version", description.version.clone()),
         row("module", module.id().to_string()),
         row("size", size(module.bytes().len())),
         row("state version", description.state_version.to_string()),
         row("restores", restores.join(", ")),
-        row("imports", imports),
-        row("memory", memory(module)),
-    ]);
+    ];
+    let packages = packages(module.imports());
+    rows.extend(
+        packages
+            .into_iter()
+            .enumerate()
+            .map(|(number, package)| row(if number == 0 { "imports" } else { "" }, package)),
+    );
+    rows.push(row("memory", memory(module)));
+    let mut lines = table(&rows);
     lines.push(String::new());
     if module.methods().is_empty() {
         lines.push("It describes no methods: it is called with raw bytes.".to_owned());
@@ -114,6 +117,24 @@ fn lines(module: &Module) -> Vec<String> {
     );
     lines.extend(table(&methods));
     lines
+}
+
+/// The imports, a line a package: `wasi:clocks@0.2.9 monotonic-clock, wall-clock`.
+fn packages(imports: &[String]) -> Vec<String> {
+    let mut packages = BTreeMap::<String, Vec<&str>>::new();
+    for import in imports {
+        let (path, version) = import.split_once('@').unwrap_or((import, ""));
+        let (package, interface) = path.split_once('/').unwrap_or((path, ""));
+        let package = [package, version].join(if version.is_empty() { "" } else { "@" });
+        packages.entry(package).or_default().push(interface);
+    }
+    if packages.is_empty() {
+        return vec!["nothing".to_owned()];
+    }
+    packages
+        .into_iter()
+        .map(|(package, interfaces)| format!("{package} {}", interfaces.join(", ")))
+        .collect()
 }
 
 fn row(name: &str, value: String) -> Vec<String> {
@@ -156,6 +177,14 @@ fn kind(kind: MethodKind) -> &'static str {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn imports_are_a_line_a_package() {
+        assert_eq!(packages(&[]), ["nothing"]);
+        let imports = ["wasi:io/poll@0.2.9", "wasi:io/error@0.2.9", "conclave:fsm/log@0.1.0"];
+        let lines = packages(&imports.map(str::to_owned));
+        assert_eq!(lines, ["conclave:fsm@0.1.0 log", "wasi:io@0.2.9 poll, error"]);
+    }
 
     #[test]
     fn sizes_are_for_people() {

@@ -1,9 +1,10 @@
 //! The command line: one file a verb.
 //!
 //! Contract: a verb takes its arguments, does its work through the client crate alone (only `serve`
-//! and `dev` know of nodes as processes, and `new`, `build` and `inspect` of no cluster at all), hands
-//! what it has to say to [`output`] and returns. It never prints and never exits by itself. Results go to stdout, everything else to stderr, so that
-//! scripts can read the one and people the other. The exit code is 0 for success, 1 for a failure,
+//! and `dev` know of nodes as processes, and `new`, `build`, `inspect`, `check` and `replay` of no cluster at all),
+//! hands what it has to say to [`output`] and returns. It never prints and never exits by itself. Results go to
+//! stdout, everything else to stderr, so that scripts can read the one and people the other. The exit code is 0
+//! for success, 1 for a failure,
 //! 2 for wrong usage and 3 when `kv get` finds no such key.
 //!
 //! Caveats: values given as arguments are visible in the process list; `kv put KEY -` and `--file`
@@ -11,14 +12,18 @@
 
 pub mod build;
 pub mod call;
+pub mod check;
+pub mod cluster;
 pub mod dev;
 pub mod health;
 pub mod inspect;
 pub mod key;
 pub mod kv;
+pub mod module;
 pub mod new;
 pub mod output;
 pub mod remote;
+pub mod replay;
 pub mod serve;
 pub mod status;
 
@@ -79,12 +84,15 @@ Try it:
   conclave kv put greeting hello           in another terminal
   conclave kv get greeting
   conclave status
+  conclave cluster verify                  whether all nodes have the same state
   conclave call --list                     what the cluster's machine can do
 
 Write a machine:
   conclave new my-counter                  a project that builds and passes its tests
   conclave build my-counter                a component
+  conclave check my-counter/target/my-counter.wasm
   conclave dev --module my-counter/target/my-counter.wasm
+  conclave module push my-counter/target/my-counter.wasm    to a cluster that runs
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (kv get)."
 )]
@@ -98,13 +106,17 @@ enum Verb {
     Dev(dev::Arguments),
     Serve(Box<serve::Arguments>),
     Status(status::Arguments),
+    Cluster(cluster::Arguments),
     Health(health::Arguments),
     Call(call::Arguments),
     Kv(kv::Arguments),
     Key(key::Arguments),
+    Module(module::Arguments),
     New(new::Arguments),
     Build(build::Arguments),
     Inspect(inspect::Arguments),
+    Check(check::Arguments),
+    Replay(Box<replay::Arguments>),
 }
 
 impl Cli {
@@ -115,13 +127,17 @@ impl Cli {
             Verb::Dev(arguments) => dev::run(arguments, &mut output).await,
             Verb::Serve(arguments) => serve::run(*arguments).await,
             Verb::Status(arguments) => status::run(arguments, &mut output).await,
+            Verb::Cluster(arguments) => cluster::run(arguments, &mut output).await,
             Verb::Health(arguments) => health::run(arguments, &mut output).await,
             Verb::Call(arguments) => call::run(arguments, &mut output).await,
             Verb::Kv(arguments) => kv::run(arguments, &mut output).await,
             Verb::Key(arguments) => key::run(arguments, &mut output),
+            Verb::Module(arguments) => module::run(arguments, &mut output).await,
             Verb::New(arguments) => new::run(arguments, &mut output),
             Verb::Build(arguments) => build::run(arguments, &mut output),
             Verb::Inspect(arguments) => inspect::run(arguments, &mut output),
+            Verb::Check(arguments) => check::run(arguments, &mut output),
+            Verb::Replay(arguments) => replay::run(*arguments, &mut output).await,
         };
         match result {
             Ok(()) => 0,

@@ -46,6 +46,13 @@ impl Output {
         let _ = out.write_all(b"\n");
     }
 
+    /// A line of a result that has no end; whether anybody reads it.
+    pub fn stream(&mut self, text: impl AsRef<str>) -> bool {
+        let mut out = io::stdout().lock();
+        let text = text.as_ref().as_bytes();
+        out.write_all(text).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()).is_ok()
+    }
+
     /// Bytes of the result, exactly.
     pub fn bytes(&mut self, bytes: &[u8]) {
         let mut out = io::stdout().lock();

@@ -24,7 +24,7 @@ Examples:
 
 With --json: {\"cluster_id\", \"leader\" (null if none), \"term\", \"answered_by\", \"nodes\": [{\"id\", \"role\",
 \"applied\", \"committed\", \"last_log\", \"snapshot\", \"purged\", \"module\", \"version\", \"client\", \"peer\",
-\"engine\", \"fault\" (null if none)}]}")]
+\"engine\", \"fault\" (null if none), \"divergences\", \"divergence\" (the last one that was healed, null if none)}]}")]
 pub struct Arguments {
     #[command(flatten)]
     remote: Remote,
@@ -49,6 +49,13 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     rows.extend(status.nodes.iter().map(row));
     for line in table(&rows) {
         output.line(line);
+    }
+    for node in status.nodes.iter().filter(|node| node.divergences > 0) {
+        let (id, times, last) = (node.id, node.divergences, &node.divergence);
+        let last = if last.is_empty() { "it is not healed yet" } else { last };
+        output.remark(format!(
+            "node {id} has diverged {times} times since it started, the last time: {last}"
+        ));
     }
     Ok(())
 }
@@ -98,6 +105,8 @@ fn node_as_json(node: &Node) -> Value {
         "client": node.client_address,
         "peer": node.peer_address,
         "engine": node.engine,
+        "divergences": node.divergences,
+        "divergence": (!node.divergence.is_empty()).then_some(&node.divergence),
         "fault": (!node.fault.is_empty()).then_some(&node.fault),
     })
 }

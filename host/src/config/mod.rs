@@ -8,6 +8,7 @@ mod validate;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
+use bytes::Bytes;
 pub use settings::{LogFormat, Settings};
 pub use validate::ConfigError;
 use zeroize::Zeroizing;
@@ -34,17 +35,31 @@ pub struct Config {
     /// Where the master key comes from.
     pub master_key: MasterKeySource,
     /// The machine's component; absent: the key-value store that the binary carries.
-    pub module: Option<PathBuf>,
+    pub module: Option<ModuleSource>,
     /// Raft's clock.
     pub timing: Timing,
     /// What a request and a machine may use.
     pub limits: Limits,
     /// When a snapshot is taken.
     pub snapshot: SnapshotPolicy,
+    /// How often the leader has the replicas compare what came of their entries; absent: never. Default 10 s,
+    /// at least 100 ms.
+    pub checkpoint_interval: Option<Duration>,
     /// How the node's log looks.
     pub log_format: LogFormat,
     /// Stop when standard input closes: for a node whose parent must not outlive it.
     pub exit_on_stdin_close: bool,
+}
+
+/// What it takes to look into the data directory of a node that is stopped.
+#[derive(Clone, Debug)]
+pub struct StoppedNode {
+    /// Where its log, its snapshots and its keyring live.
+    pub data_dir: PathBuf,
+    /// Where the master key comes from.
+    pub master_key: MasterKeySource,
+    /// What its machine was allowed to use: with other limits, entries may have other outcomes.
+    pub limits: Limits,
 }
 
 /// One initial member.
@@ -73,6 +88,30 @@ impl fmt::Debug for MasterKeySource {
             Self::File(path) => write!(f, "file {}", path.display()),
             Self::Value(_) => f.write_str("environment variable CONCLAVE_MASTER_KEY"),
         }
+    }
+}
+
+/// Where a machine's component comes from.
+#[derive(Clone)]
+pub enum ModuleSource {
+    /// A file that holds it.
+    File(PathBuf),
+    /// The component itself, for a program that carries it.
+    Bytes(Bytes),
+}
+
+impl fmt::Display for ModuleSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::File(path) => write!(f, "{}", path.display()),
+            Self::Bytes(bytes) => write!(f, "a component of {} bytes", bytes.len()),
+        }
+    }
+}
+
+impl fmt::Debug for ModuleSource {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
     }
 }
 

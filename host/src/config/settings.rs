@@ -56,7 +56,8 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_MASTER_KEY_FILE", value_name = "FILE")]
     pub master_key_file: Option<PathBuf>,
 
-    /// The machine's component [default: the key-value store]
+    /// The machine's component that a new cluster begins with, the same on every node; a node with data
+    /// goes on with its cluster's, see `conclave module` [default: the key-value store]
     #[arg(long, env = "CONCLAVE_MODULE", value_name = "FILE.wasm")]
     pub module: Option<PathBuf>,
 
@@ -107,6 +108,11 @@ pub struct Settings {
     /// Entries that stay in the log although a snapshot covers them [default: 5000]
     #[arg(long, env = "CONCLAVE_KEEP_ENTRIES", value_name = "COUNT")]
     pub keep_entries: Option<u64>,
+
+    /// How often the replicas compare what came of their entries, to find one that has diverged; 0 for never
+    /// [default: 10000]
+    #[arg(long, env = "CONCLAVE_CHECKPOINT_INTERVAL_MS", value_name = "MS")]
+    pub checkpoint_interval_ms: Option<u64>,
 
     /// How the node's log looks, on standard error [default: text]
     #[arg(long, env = "CONCLAVE_LOG_FORMAT", value_enum, value_name = "FORMAT")]
@@ -164,6 +170,7 @@ impl Settings {
             snapshot_entries: self.snapshot_entries.or(file.snapshot_entries),
             snapshot_bytes: self.snapshot_bytes.or(file.snapshot_bytes),
             keep_entries: self.keep_entries.or(file.keep_entries),
+            checkpoint_interval_ms: self.checkpoint_interval_ms.or(file.checkpoint_interval_ms),
             log_format: self.log_format.or(file.log_format),
             exit_on_stdin_close: self.exit_on_stdin_close,
         }

@@ -4,7 +4,10 @@ use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, time::Durat
 
 use zeroize::Zeroizing;
 
-use super::{Config, Limits, MasterKeySource, Member, Settings, SnapshotPolicy, Timing};
+use super::{
+    Config, Limits, MasterKeySource, Member, ModuleSource, Settings, SnapshotPolicy, StoppedNode,
+    Timing,
+};
 
 const MIB: usize = 1024 * 1024;
 
@@ -59,14 +62,14 @@ fn invalid(name: &'static str, value: impl ToString, rule: impl Into<String>) ->
 }
 
 impl Config {
-    /// Reads the file, if one is named, applies the defaults and checks every rule. This is the one
-    /// place that reads `CONCLAVE_MASTER_KEY`.
+    /// Reads the file, if one is named, applies the defaults and checks every rule.
     pub fn load(settings: Settings) -> Result<Self, ConfigError> {
-        let value = std::env::var(MASTER_KEY_VARIABLE).ok().map(Zeroizing::new);
-        Self::from_settings(settings.with_file()?, value)
+        Self::from_settings(settings.with_file()?, master_key_value())
     }
 
-    fn from_settings(
+    /// Applies the defaults and checks every rule, without a look at files or the environment: for a
+    /// program that runs a node itself. `master_key_value` is the key as text, if no file holds it.
+    pub fn from_settings(
         settings: Settings,
         master_key_value: Option<Zeroizing<String>>,
     ) -> Result<Self, ConfigError> {
@@ -78,28 +81,49 @@ impl Config {
         if node_id == 0 {
             return Err(invalid("node_id", node_id, "must be 1 or more"));
         }
-        let data_dir = settings.data_dir.clone().ok_or(ConfigError::Missing {
-            name: "data_dir",
-            flag: "data-dir",
-            variable: "CONCLAVE_DATA_DIR",
-        })?;
         Ok(Self {
             node_id,
             cluster_id: cluster_id(settings.cluster_id.as_deref())?,
-            data_dir,
+            data_dir: data_dir(&settings)?,
             listen_client: settings.listen_client.unwrap_or(loopback(7101)),
             listen_peer: settings.listen_peer.unwrap_or(loopback(7201)),
             listen_admin: settings.listen_admin.unwrap_or(loopback(7301)),
             members: members(&settings.members, node_id)?,
             master_key: master_key(settings.master_key_file.clone(), master_key_value)?,
-            module: settings.module.clone(),
+            module: settings.module.clone().map(ModuleSource::File),
             timing: timing(&settings)?,
             limits: limits(&settings)?,
             snapshot: snapshot_policy(&settings)?,
+            checkpoint_interval: checkpoint_interval(&settings)?,
             log_format: settings.log_format.unwrap_or_default(),
             exit_on_stdin_close: settings.exit_on_stdin_close,
         })
     }
+}
+
+impl StoppedNode {
+    /// The same of what such a look needs, so that a node's own configuration file serves.
+    pub fn load(settings: Settings) -> Result<Self, ConfigError> {
+        let settings = settings.with_file()?;
+        Ok(Self {
+            data_dir: data_dir(&settings)?,
+            master_key: master_key(settings.master_key_file.clone(), master_key_value())?,
+            limits: limits(&settings)?,
+        })
+    }
+}
+
+/// The one place that reads `CONCLAVE_MASTER_KEY`.
+fn master_key_value() -> Option<Zeroizing<String>> {
+    std::env::var(MASTER_KEY_VARIABLE).ok().map(Zeroizing::new)
+}
+
+fn data_dir(settings: &Settings) -> Result<PathBuf, ConfigError> {
+    settings.data_dir.clone().ok_or(ConfigError::Missing {
+        name: "data_dir",
+        flag: "data-dir",
+        variable: "CONCLAVE_DATA_DIR",
+    })
 }
 
 fn loopback(port: u16) -> SocketAddr {
@@ -287,6 +311,17 @@ fn snapshot_policy(settings: &Settings) -> Result<SnapshotPolicy, ConfigError> {
     Ok(SnapshotPolicy { entries, bytes, keep_entries })
 }
 
+fn checkpoint_interval(settings: &Settings) -> Result<Option<Duration>, ConfigError> {
+    match settings.checkpoint_interval_ms.unwrap_or(10_000) {
+        0 => Ok(None),
+        interval @ 100..=3_600_000 => Ok(Some(Duration::from_millis(interval))),
+        interval => {
+            let rule = "must be between 100 and 3600000, or 0 for never";
+            Err(invalid("checkpoint_interval_ms", interval, rule))
+        }
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "a test")]
 mod tests {
@@ -326,6 +361,7 @@ mod tests {
             ),
             (|s| s.request_bytes_max = Some(1 << 30), "must be between"),
             (|s| s.snapshot_entries = Some(1), "must be between 100"),
+            (|s| s.checkpoint_interval_ms = Some(1), "or 0 for never"),
         ];
         assert!(Config::from_settings(complete(), None).is_ok());
         for (change, says) in cases {

@@ -10,7 +10,7 @@ use wasmtime::{
     WasmBacktraceDetails, WasmFeatures,
 };
 
-use super::{error::Error, limits::Limits};
+use super::{error::Error, limits::Limits, wasi};
 
 /// The wasmtime that the lock file pins; it exports only its major version. A test holds the two
 /// together.
@@ -33,7 +33,27 @@ impl Engine {
     /// A limit out of its range, or a processor that wasmtime does not serve.
     pub fn new(limits: &Limits) -> Result<Self, Error> {
         limits.validate()?;
-        let options = options(limits);
+        Self::of(options(limits), limits)
+    }
+
+    /// The same with wasmtime's interpreter, Pulley, in place of machine code: a second opinion on what
+    /// a machine answers, some ten times slower. Nodes never use it.
+    ///
+    /// # Errors
+    /// As for [`Engine::new`].
+    pub fn interpreter(limits: &Limits) -> Result<Self, Error> {
+        limits.validate()?;
+        let mut options = options(limits);
+        let o = &mut options;
+        o.record.push_str("target=pulley64\n");
+        o.config.target("pulley64").map_err(|error| Error::Engine(format!("{error:#}")))?;
+        // An interpreter has no faulting loads to catch: it checks bounds itself.
+        o.set("signals_based_traps", false, Config::signals_based_traps);
+        o.set("memory_guard_size", 0, Config::memory_guard_size);
+        Self::of(options, limits)
+    }
+
+    fn of(options: Options, limits: &Limits) -> Result<Self, Error> {
         let engine = wasmtime::Engine::new(&options.config)
             .map_err(|error| Error::Engine(format!("{error:#}")))?;
         let fingerprint = fingerprint(&options.record, limits);
@@ -41,7 +61,7 @@ impl Engine {
     }
 
     /// What the outcomes of this engine depend on: wasmtime's version, the architecture, and a hash
-    /// of options and limits. Equal strings: the same outcomes, limits included.
+    /// of options, limits and what WASI does. Equal strings: the same outcomes, limits included.
     pub fn fingerprint(&self) -> &str {
         &self.0.fingerprint
     }
@@ -49,6 +69,11 @@ impl Engine {
     /// What machines of this engine may use.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
+    }
+
+    /// Whether the other is a clone of this one. Only then may their machines be mixed.
+    pub(super) fn is(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.0, &other.0)
     }
 
     pub(super) fn inner(&self) -> &wasmtime::Engine {
@@ -179,12 +204,13 @@ fn operator_cost() -> OperatorCost {
 
 fn fingerprint(options: &str, limits: &Limits) -> String {
     let outcomes = format!(
-        "memory={} tables={} fuel={} stack={} response={}",
+        "memory={} tables={} fuel={} stack={} response={} wasi={}",
         limits.memory_bytes_max,
         limits.table_elements_max,
         limits.fuel_per_call,
         limits.stack_bytes,
-        limits.response_bytes_max
+        limits.response_bytes_max,
+        wasi::VERSION
     );
     let hash = blake3::hash(format!("{options}{outcomes}").as_bytes());
     format!(

@@ -73,11 +73,20 @@ pub enum LoadError {
     /// It asks for more than a machine gets.
     #[error(
         "the component imports `{name}`, which a machine does not get: a machine is a pure function \
-         of the log and may import conclave:fsm/log alone. Build for wasm32-unknown-unknown, or stub WASI out"
+         of the log. {}", advice(.name)
     )]
     ForeignImport {
-        /// The import's full name.
+        /// The import's full name; for one function of an interface, with `#` and the function's.
         name: String,
+    },
+    /// It was built against a draft of WASI, or a later one.
+    #[error(
+        "the component imports `{found}`, but a machine gets WASI 0.2, as it was released: rebuild it with \
+         a toolchain for that"
+    )]
+    WasiVersion {
+        /// The import's full name.
+        found: String,
     },
     /// It was built against another version of the contract.
     #[error(
@@ -104,6 +113,26 @@ pub enum LoadError {
     Fault(#[from] Fault),
 }
 
+impl LoadError {
+    pub(super) fn foreign(name: &str) -> Self {
+        Self::ForeignImport { name: name.to_owned() }
+    }
+}
+
+/// What to do about an import.
+fn advice(import: &str) -> &'static str {
+    if import.starts_with("wasi:http/") {
+        "There is no network: let the program that calls the machine make the requests, and build without \
+         HTTP (ComponentizeJS: `--disable http`)"
+    } else if import.starts_with("wasi:") {
+        "It may import conclave:fsm/log, and of WASI 0.2 clocks, random, cli and io, with no files and no \
+         sockets. Build without what needs more"
+    } else {
+        "It may import conclave:fsm/log, and of WASI 0.2 what depends on the log alone. Take the other import \
+         out of the world that it is built for"
+    }
+}
+
 /// Why a query has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum QueryError {
@@ -119,6 +148,38 @@ pub enum QueryError {
     /// Too many queries wait already.
     #[error("too many queries wait for this node's machine; try again or ask another node")]
     Busy,
+    /// A subscription cannot go on from where it was to.
+    #[error("{0}")]
+    Watch(#[from] WatchError),
+}
+
+impl QueryError {
+    /// The worker has ended, by a fault or not.
+    pub(super) fn stopped(fault: Option<&Fault>) -> Self {
+        fault.map_or(Self::Stopped, |fault| Self::Fault(fault.clone()))
+    }
+}
+
+/// Why there are no more events for a subscriber.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum WatchError {
+    /// It was slower than the events, or has been away for too long.
+    #[error(
+        "the events after index {index} are not kept any more, only those after {floor}: subscribe anew, \
+         without an index to go on from"
+    )]
+    Gone {
+        /// What the subscriber has seen.
+        index: u64,
+        /// From where on events are kept.
+        floor: u64,
+    },
+    /// The node does not apply any more.
+    #[error("this node's machine has stopped: {0}")]
+    Fault(Fault),
+    /// The worker shuts down.
+    #[error("the machine is shutting down")]
+    Stopped,
 }
 
 /// Why a snapshot was not taken, or ended early. None of these stops the node: ask again.
@@ -132,7 +193,8 @@ pub enum SnapshotError {
         /// Where the reader is.
         applied: u64,
     },
-    /// The instance that held the snapshot is gone: it became the head, or trapped, or was restored.
+    /// The instance that held the snapshot is gone: it became the head, or trapped, or was restored, or
+    /// another module went on.
     #[error("the instance that held the snapshot is gone; take another")]
     Lost,
     /// The machine trapped while taking or reading it.

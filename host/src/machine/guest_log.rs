@@ -1,4 +1,4 @@
-//! The machine's one import: lines for the node's log.
+//! Lines of the machine's for the node's log: its import `log`, and what it prints through WASI.
 //!
 //! A line is no part of the state, so what happens to it here may differ between nodes; what it costs
 //! may not. The host's work costs the guest nothing by itself, so the fuel is charged by hand.
@@ -13,11 +13,11 @@ use wasmtime::{
 use super::{bindings::conclave::fsm::log::Level, instance::State};
 
 /// The fuel of a line: about what the host's part of it takes, a microsecond.
-const FUEL_PER_LINE: u64 = 1_000;
+pub(super) const FUEL_PER_LINE: u64 = 1_000;
 /// The fuel of one of its bytes, which the host may copy and check.
-const FUEL_PER_BYTE: u64 = 1;
+pub(super) const FUEL_PER_BYTE: u64 = 1;
 /// What is kept of a line.
-const LINE_BYTES_MAX: usize = 4096;
+pub(super) const LINE_BYTES_MAX: usize = 4096;
 
 /// Where one instance's lines go.
 pub(super) struct GuestLog {
@@ -28,6 +28,9 @@ pub(super) struct GuestLog {
     tokens: u32,
     refilled: Instant,
     dropped: u64,
+    /// The last line of an error, where somebody wants it: what a machine says when it panics.
+    last_error: Option<String>,
+    keeps_errors: bool,
 }
 
 impl GuestLog {
@@ -39,11 +42,35 @@ impl GuestLog {
             tokens: lines_per_second,
             refilled: Instant::now(),
             dropped: 0,
+            last_error: None,
+            keeps_errors: false,
         }
+    }
+
+    /// Keeps the last line of an error from here on.
+    pub(super) fn keep_errors(&mut self) {
+        self.keeps_errors = true;
+    }
+
+    /// What was kept since this was last asked.
+    pub(super) fn take_error(&mut self) -> Option<String> {
+        self.last_error.take()
     }
 
     pub(super) fn mute(&mut self, muted: bool) {
         self.muted = muted;
+    }
+
+    /// Whether nothing is written now.
+    pub(super) fn muted(&self) -> bool {
+        self.muted
+    }
+
+    /// Writes a line, if there is room for one.
+    pub(super) fn line(&mut self, level: Level, line: &str) {
+        if self.admit() {
+            self.write(level, line);
+        }
     }
 
     pub(super) fn set_role(&mut self, role: &'static str) {
@@ -96,7 +123,11 @@ pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
             // Text that is not Unicode is an error here and a trap for the guest: always looked at, so
             // that it is the same on every node.
             let bytes = message.to_str(&store)?.len();
-            charge(&mut store, bytes)?;
+            charge(&mut store, FUEL_PER_LINE + FUEL_PER_BYTE * bytes as u64)?;
+            if level == Level::Error && store.data().log.keeps_errors {
+                let line = super::cut(&message.to_str(&store)?, LINE_BYTES_MAX).to_owned();
+                store.data_mut().log.last_error = Some(line.replace(char::is_control, " "));
+            }
             if store.data_mut().log.admit() {
                 let line = super::cut(&message.to_str(&store)?, LINE_BYTES_MAX).to_owned();
                 store.data_mut().log.write(level, &line);
@@ -106,9 +137,8 @@ pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     )
 }
 
-/// Takes the fuel of a line. With none left, the guest traps at its next check.
-fn charge(store: &mut StoreContextMut<'_, State>, bytes: usize) -> wasmtime::Result<()> {
-    let cost = FUEL_PER_LINE + FUEL_PER_BYTE * bytes as u64;
+/// Takes the fuel of what the host does. With none left, the guest traps at its next check.
+pub(super) fn charge(store: &mut StoreContextMut<'_, State>, cost: u64) -> wasmtime::Result<()> {
     let left = store.get_fuel()?.saturating_sub(cost);
     store.set_fuel(left)
 }

@@ -2,8 +2,8 @@
 
 use bytes::Bytes;
 
-use super::error::HistoryError;
-use crate::types::{CommandKind, Trap};
+use super::{error::HistoryError, module::Module};
+use crate::types::{Call, Digest, Trap};
 
 /// One entry of the log that the machine sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,24 +14,76 @@ pub struct Entry {
     /// monotone.
     pub time_ms: u64,
     /// What is to be done.
-    pub command: CommandKind,
+    pub work: Work,
+}
+
+/// What an entry of the log has for the machine.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Work {
+    /// A call of the machine's `apply`.
+    Call(Call),
+    /// A call of the machine's `tick`: the time that it asked to be woken at has come.
+    Tick,
+    /// From the next entry on another module goes on with the state. Its outcome is a reply without a
+    /// response, or a failure with `FailedPrecondition` that says why the old module goes on.
+    Activate(Module),
+}
+
+impl Work {
+    /// What it brings along, in bytes. A module is not counted: it is shared with whoever resolved it.
+    pub fn bytes(&self) -> usize {
+        match self {
+            Self::Call(call) => call.bytes(),
+            Self::Tick | Self::Activate(_) => 0,
+        }
+    }
 }
 
 /// A machine's state, as its snapshot holds it.
 pub struct SavedState {
+    /// The module whose state it is, which also restores it.
+    pub module: Module,
     /// The log index after which it was taken.
     pub index: u64,
     /// The machine's time then, in milliseconds since the Unix epoch.
     pub time_ms: u64,
     /// The format of its bytes.
     pub state_version: u32,
+    /// The digest then. `None`: it was saved by a version that kept none.
+    pub digest: Option<Digest>,
     /// Its bytes, in pieces of any size.
     pub chunks: Box<dyn Iterator<Item = Result<Bytes, HistoryError>> + Send>,
 }
 
+impl SavedState {
+    /// The digest to go on from. Without one it begins anew, and no other node's is the same.
+    pub(super) fn digest(&self) -> Digest {
+        if self.digest.is_none() && self.index > 0 {
+            tracing::warn!(
+                index = self.index,
+                "the snapshot was taken by a version that kept no digest, so this node's begins anew: the next \
+                 comparison may find that it has diverged and replace its state by a peer's, once"
+            );
+        }
+        self.digest.unwrap_or_default()
+    }
+}
+
+/// What an instance left behind that trapped. For people who look for the reason: no outcome holds any of it,
+/// since it names addresses, and what the machine said may be secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Remains {
+    /// The guest's calls, the innermost first: a line a function, and one below it for its place in the source,
+    /// as far as the component has names and debugging information. Empty for a trap outside of the guest.
+    pub backtrace: Vec<String>,
+    /// The last error that the machine wrote to its log in this call: what a machine of Rust panics with.
+    pub last_words: Option<String>,
+}
+
 impl std::fmt::Debug for SavedState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "SavedState {{ index: {}, time_ms: {}, .. }}", self.index, self.time_ms)
+        let Self { module, index, time_ms, .. } = self;
+        write!(f, "SavedState {{ module: {module:?}, index: {index}, time_ms: {time_ms}, .. }}")
     }
 }
 
@@ -42,9 +94,11 @@ impl std::fmt::Debug for SavedState {
 ///    snapshot at or above it can be.
 /// 2. Called from the worker's threads; may block for as long as a disk takes.
 /// 3. What `record_trap` was told, `trapped` gives back at once, and after a restart if it can. A
-///    record that was lost costs time only: the entry traps again.
+///    record that was lost costs time only: the entry traps again, and an activation fails again.
+/// 4. Every module comes from the worker's engine.
 pub trait History: Send + Sync + 'static {
-    /// The newest whole snapshot. `None`: the machine began empty, before index 1.
+    /// The newest whole snapshot. `None`: the machine that the worker was started with began empty,
+    /// before index 1.
     ///
     /// # Errors
     /// The snapshot cannot be read.
@@ -58,10 +112,17 @@ pub trait History: Send + Sync + 'static {
     /// snapshot.
     fn entries(&self, from: u64, to_inclusive: u64) -> Result<Vec<Entry>, HistoryError>;
 
-    /// Remembers that an entry trapped, so that replays answer it without running it.
+    /// Remembers that an entry trapped, or that an activation failed, so that replays answer it
+    /// without running it.
     fn record_trap(&self, index: u64, trap: &Trap);
 
-    /// The trap of an entry, if it is known to have trapped. Asked once for every entry: keep it
-    /// cheap.
+    /// The trap of an entry, if it is known to have trapped, or to be an activation that failed. Asked
+    /// once for every entry: keep it cheap.
     fn trapped(&self, index: u64) -> Option<Trap>;
+
+    /// What the instance left behind that trapped at an entry, told before the entry's outcome. A node
+    /// has no use for it.
+    fn record_remains(&self, index: u64, remains: Remains) {
+        let _ = (index, remains);
+    }
 }

@@ -5,7 +5,7 @@
 //! refused has already changed the state.
 
 use bytes::Bytes;
-use wasmtime::{Store, component::ResourceAny};
+use wasmtime::{Store, WasmBacktrace, component::ResourceAny};
 
 use super::{
     bindings::{
@@ -18,23 +18,38 @@ use super::{
     engine::Engine,
     error::Fault,
     guest_log::GuestLog,
+    history::Remains,
     limits::{Limiter, Limits, SNAPSHOT_READ_BYTES},
     trap::{About, Broken, classify},
+    wasi::Wasi,
 };
-use crate::types::{Call, Code, CommandKind, Event, Failure, Outcome, Reply, TrapKind};
+use crate::types::{Call, Code, Event, Failure, Outcome, Reply, TrapKind};
 
 /// What wasmtime keeps for us beside the guest.
 pub(super) struct State {
     limiter: Limiter,
     pub(super) log: GuestLog,
+    pub(super) wasi: Wasi,
 }
 
 /// What an entry, or a query, brings along beside the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Moment {
-    pub(super) index: u64,
-    pub(super) time_ms: u64,
-    pub(super) seed: u64,
+pub struct Moment {
+    /// The log index of the entry; for a query that of the last entry applied.
+    pub index: u64,
+    /// The machine's time, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// A number that looks random and is a function of the cluster and the index.
+    pub seed: u64,
+}
+
+/// What a machine answers to a subscriber.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    pub(super) from_topic: Vec<u8>,
+    /// Empty: no end.
+    pub(super) to_topic: Vec<u8>,
+    pub(super) initial: Vec<Bytes>,
 }
 
 /// See the module's page.
@@ -43,10 +58,13 @@ pub(super) struct Instance {
     machine: Machine,
     limits: Limits,
     fuel_used: u64,
+    fuel_used_in_all: u64,
+    /// Of the call that broke it.
+    backtrace: Vec<String>,
 }
 
 /// What a failure's message is cut to. From the contract in `wit/`.
-const FAILURE_BYTES_MAX: usize = 4096;
+pub(super) const FAILURE_BYTES_MAX: usize = 4096;
 /// Handles that a guest may hold. It makes a few: one a snapshot being read.
 const HANDLES_MAX: usize = 1_000;
 
@@ -63,6 +81,7 @@ impl Instance {
         let state = State {
             limiter: Limiter::new(&limits),
             log: GuestLog::new(role, limits.log_lines_per_second),
+            wasi: Wasi::new(),
         };
         let mut store = Store::new(engine.inner(), state);
         store.limiter(|state| &mut state.limiter);
@@ -86,19 +105,32 @@ impl Instance {
             }
             classify(&error, denied, &about)
         })?;
-        Ok(Self { store, machine, limits, fuel_used: 0 })
+        let mut instance = Self {
+            store,
+            machine,
+            limits,
+            fuel_used: 0,
+            fuel_used_in_all: 0,
+            backtrace: Vec::new(),
+        };
+        // What a runtime does in its first call, such as seeding a generator, it does here, where every
+        // instance sees the same.
+        instance.describe()?;
+        Ok(instance)
     }
 
-    /// Applies one entry. `Err`: a trap or a fault, and the instance is unusable.
-    pub(super) fn run(&mut self, moment: Moment, command: &CommandKind) -> Result<Outcome, Broken> {
+    /// Applies one entry: a call, or without one a tick. `Err`: a trap or a fault, and the instance is
+    /// unusable.
+    pub(super) fn run(&mut self, moment: Moment, call: Option<&Call>) -> Result<Outcome, Broken> {
+        self.store.data_mut().wasi.begin(moment);
         let fuel = self.limits.fuel_per_call;
-        let (about, answer) = match command {
-            CommandKind::Call(call) => {
+        let (about, answer) = match call {
+            Some(call) => {
                 let (context, wire) = arguments(moment, call);
                 let about = (&*call.method, fuel);
                 (about, self.call(about, |guest, store| guest.call_apply(store, context, wire))?)
             }
-            CommandKind::Tick => {
+            None => {
                 let context = context(moment, "");
                 let about = ("tick", fuel);
                 (about, Ok(self.call(about, |guest, store| guest.call_tick(store, context))?))
@@ -133,12 +165,36 @@ impl Instance {
         moment: Moment,
         call: &Call,
     ) -> Result<Result<Bytes, Failure>, Broken> {
+        self.store.data_mut().wasi.begin(moment);
         let (context, wire) = arguments(moment, call);
         let about = (&*call.method, self.limits.fuel_per_query);
         match self.call(about, |guest, store| guest.call_query(store, context, wire))? {
             Ok(response) => {
                 self.check_size(about, response.len())?;
                 Ok(Ok(Bytes::from(response)))
+            }
+            Err(wire) => Ok(Err(failure(wire))),
+        }
+    }
+
+    /// Begins a subscription.
+    pub(super) fn subscribe(
+        &mut self,
+        moment: Moment,
+        call: &Call,
+    ) -> Result<Result<Subscription, Failure>, Broken> {
+        self.store.data_mut().wasi.begin(moment);
+        let (context, wire) = arguments(moment, call);
+        let about = (&*call.method, self.limits.fuel_per_query);
+        match self.call(about, |guest, store| guest.call_subscribe(store, context, wire))? {
+            Ok(wire) => {
+                let bytes = wire.initial.iter().map(Vec::len).sum::<usize>();
+                self.check_size(about, bytes + wire.from_topic.len() + wire.to_topic.len())?;
+                Ok(Ok(Subscription {
+                    from_topic: wire.from_topic,
+                    to_topic: wire.to_topic,
+                    initial: wire.initial.into_iter().map(Bytes::from).collect(),
+                }))
             }
             Err(wire) => Ok(Err(failure(wire))),
         }
@@ -160,11 +216,20 @@ impl Instance {
 
     /// The next piece of a captured state; an empty one is the end.
     pub(super) fn snapshot_read(&mut self, snapshot: ResourceAny) -> Result<Bytes, Broken> {
+        self.snapshot_read_at_most(snapshot, SNAPSHOT_READ_BYTES)
+    }
+
+    /// The next piece, of at most `bytes_max`, which is at most 1 MiB.
+    pub(super) fn snapshot_read_at_most(
+        &mut self,
+        snapshot: ResourceAny,
+        bytes_max: usize,
+    ) -> Result<Bytes, Broken> {
         let about = ("snapshot-reader.read", self.limits.fuel_per_state_call);
         let chunk = self.call(about, |guest, store| {
-            guest.snapshot_reader().call_read(store, snapshot, SNAPSHOT_READ_BYTES as u32)
+            guest.snapshot_reader().call_read(store, snapshot, bytes_max as u32)
         })?;
-        if chunk.len() > SNAPSHOT_READ_BYTES {
+        if chunk.len() > bytes_max {
             let about = About { method: about.0, fuel: about.1, limits: &self.limits };
             return Err(Broken::Trap(
                 about.trap(TrapKind::BadAnswer, "the piece is larger than asked for"),
@@ -189,7 +254,7 @@ impl Instance {
         Ok(answer.map_err(failure))
     }
 
-    /// Hands over the next piece of a state, at most 1 MiB long.
+    /// Hands over the next piece of a state, at most 1 MiB long. See `restoring.rs`.
     pub(super) fn restore_write(
         &mut self,
         writer: ResourceAny,
@@ -218,6 +283,16 @@ impl Instance {
         self.fuel_used
     }
 
+    /// The fuel that all calls took.
+    pub(super) fn fuel_used_in_all(&self) -> u64 {
+        self.fuel_used_in_all
+    }
+
+    /// What is left of an instance that broke.
+    pub(super) fn into_remains(mut self) -> Remains {
+        Remains { last_words: self.take_error(), backtrace: self.backtrace }
+    }
+
     /// The linear memory that the instance holds.
     pub(super) fn memory_bytes(&self) -> usize {
         self.store.data().limiter.memory_bytes()
@@ -231,6 +306,16 @@ impl Instance {
     /// Whether the machine's lines go to the node's log.
     pub(super) fn mute(&mut self, muted: bool) {
         self.store.data_mut().log.mute(muted);
+    }
+
+    /// Keeps the last error that the machine writes.
+    pub(super) fn keep_errors(&mut self) {
+        self.store.data_mut().log.keep_errors();
+    }
+
+    /// The last error that was kept.
+    pub(super) fn take_error(&mut self) -> Option<String> {
+        self.store.data_mut().log.take_error()
     }
 
     /// Another role for the same instance: a reader becomes the head.
@@ -252,8 +337,11 @@ impl Instance {
             .set_fuel(fuel)
             .and_then(|()| body(self.machine.conclave_fsm_fsm(), &mut self.store));
         self.fuel_used = fuel.saturating_sub(self.store.get_fuel().unwrap_or(0));
+        self.fuel_used_in_all = self.fuel_used_in_all.saturating_add(self.fuel_used);
+        self.store.data_mut().end_call();
         result.map_err(|error| {
             tracing::debug!(method, ?error, "a call of the machine failed");
+            self.backtrace = error.downcast_ref().map(frames).unwrap_or_default();
             let about = About { method, fuel, limits: &self.limits };
             classify(&error, self.store.data().limiter.denied(), &about)
         })
@@ -266,6 +354,11 @@ impl Instance {
         }
         Ok(())
     }
+}
+
+/// As wasmtime words it, which also demangles, but without the heading.
+fn frames(backtrace: &WasmBacktrace) -> Vec<String> {
+    backtrace.to_string().lines().skip(1).map(|line| line.trim_end().to_owned()).collect()
 }
 
 impl Broken {

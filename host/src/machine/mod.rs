@@ -4,14 +4,18 @@
 //! [`Engine`] compiles, [`Module::load`] finds out whether a component is a machine, and [`Worker`]
 //! runs the two instances of it that a node keeps: the **head**, which applies committed entries in
 //! the order of the log, and the **reader**, which follows it, answers queries and writes snapshots.
+//! [`Lone`] is one instance by itself, for whoever examines a machine without a node.
 //!
 //! # Contract
 //! 1. Every entry has an outcome, a function of the log alone: a reply, a failure, or a
 //!    [`Trap`](crate::types::Trap). A trap leaves the state as it was before the entry.
 //! 2. What is no outcome is a [`Fault`]: the worker applies nothing any more and says why.
-//! 3. Everything ends: fuel bounds calls, limits bound memory, stack and answers, queues are bounded.
-//! 4. This layer knows nothing of Raft, disks or networks. It gets entries, and a [`History`] to
-//!    rebuild instances from.
+//! 3. A guest sees nothing of this node: what it may import of WASI is a function of the log (`wasi`).
+//! 4. Everything ends: fuel bounds calls, limits bound memory, stack and answers, queues are bounded.
+//! 5. Modules change at one entry of the log, and all modules of a worker come from one engine.
+//! 6. What entries bring about, a watcher sees once and in order, on any node ([`Worker::subscribe`]).
+//! 7. This layer knows nothing of Raft, disks or networks, nor of how modules get into the log. It gets
+//!    entries, with the modules that they name, and a [`History`] to rebuild instances from.
 //!
 //! # How a trap is rolled back
 //! A trap leaves a guest's memory as it was in mid-call, and wasmtime locks the instance. There is no
@@ -31,9 +35,20 @@
 //! with the head's: where they differ, the machine is not a function of the log (or a query changed
 //! the state), and the worker stops with a fault rather than serve two truths.
 //!
+//! # How another module goes on
+//! At an entry that activates a module, the head streams its own snapshot into a fresh instance of that
+//! module, piece by piece, and drops the old one; the reader does the same with its own state when it
+//! comes to the entry. So writes wait for one carry-over, linearizable queries for two, and nothing is
+//! held but instances and some pieces of 256 KiB. If the new module does not take the state, the old
+//! instances go on as they are. If the old one breaks over its own snapshot, that is rolled back like a
+//! trap. Either is an outcome, [`Outcome::Failure`](crate::types::Outcome::Failure), and recorded like
+//! a trap. [`rehearse`] finds most of that out before.
+//!
 //! # Caveats
-//! - A node needs twice the memory of the state, and three times while it restores a snapshot.
-//! - A snapshot under way is lost when its reader becomes the head, or traps; take another.
+//! - A node needs twice the memory of the state, and three times while it restores a snapshot or
+//!   activates a module; once more for a rehearsal.
+//! - A snapshot under way is lost when its reader becomes the head, or traps, or goes on with another
+//!   module; take another.
 //! - Limits depend on the layout of the guest's heap, which a restored instance has differently.
 //!   They are set so high that only runaway calls meet them, and machines whose state grows have to
 //!   stop well before (`limits.rs`).
@@ -41,6 +56,8 @@
 //!   exhausts it then costs the snapshot, not the node.
 
 mod bindings;
+mod carry_over;
+mod clock;
 mod descriptors;
 mod engine;
 mod error;
@@ -48,18 +65,27 @@ mod guest_log;
 mod history;
 mod instance;
 mod limits;
+mod lone;
 mod module;
+mod rehearsal;
+mod restoring;
 mod thread;
 mod trap;
+mod wasi;
 mod worker;
 
 pub use descriptors::{MethodKind, MethodSpec};
 pub use engine::Engine;
-pub use error::{Error, Fault, HistoryError, LoadError, QueryError, SnapshotError};
-pub use history::{Entry, History, SavedState};
+pub use error::{Error, Fault, HistoryError, LoadError, QueryError, SnapshotError, WatchError};
+pub use history::{Entry, History, Remains, SavedState, Work};
+pub use instance::Moment;
 pub use limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX};
+pub use lone::{Broke, Lone, OpenSnapshot};
 pub use module::{Description, Memory, Module};
-pub use worker::{Answered, BatchItem, Done, StateStream, Stats, Worker};
+pub use rehearsal::{NotReady, Rehearsal, rehearse};
+pub use worker::{
+    Answered, BatchItem, Done, StateStream, Stats, Subscribed, Subscribing, Watcher, Worker,
+};
 
 /// The longest beginning of `text` that has at most `bytes_max` bytes and ends at a character.
 fn cut(text: &str, bytes_max: usize) -> &str {

@@ -1,9 +1,12 @@
 //! A module: a component that was found to be a machine, compiled and described.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use bytes::Bytes;
-use wasmtime::component::{Component, Linker};
+use wasmtime::component::{Component, Linker, types::ComponentItem};
 
 use super::{
     bindings::{MachinePre, conclave::fsm::types::Description as WireDescription},
@@ -14,6 +17,7 @@ use super::{
     instance::{Instance, State},
     thread,
     trap::Broken,
+    wasi,
 };
 use crate::types::ModuleId;
 
@@ -42,7 +46,7 @@ pub struct Memory {
 
 /// A machine that can be started. Cheap to clone.
 ///
-/// Invariants: it imports nothing but `conclave:fsm/log`; it exports the whole contract; its
+/// Invariants: it imports nothing but `conclave:fsm/log` and what it gets of WASI; it exports the whole contract; its
 /// description and descriptor set have been checked; it was instantiated once without a trap.
 #[derive(Clone)]
 pub struct Module(Arc<Inner>);
@@ -74,8 +78,9 @@ impl Module {
         check_kind(&component, engine.limits().module_bytes_max)?;
         let compiled = Component::new(engine.inner(), &component)
             .map_err(|error| LoadError::Compile(format!("{error:#}")))?;
-        let imports = check_imports(engine, &compiled)?;
-        let pre = link(engine, &compiled)?;
+        let mut linker = Linker::new(engine.inner());
+        let imports = check_imports(engine, &compiled, &mut linker)?;
+        let pre = link(&mut linker, &compiled)?;
         let (described, memory) = describe(engine, &pre)?;
         let (description, descriptor_set) = check_description(described)?;
         let methods = descriptors::methods(&descriptor_set)?;
@@ -139,10 +144,46 @@ impl Module {
         &self.0.engine
     }
 
-    pub(super) fn pre(&self) -> &MachinePre<State> {
-        &self.0.pre
+    /// An instance in the machine's initial state. See [`Instance::new`]; `stop` interrupts.
+    pub(super) fn instance(
+        &self,
+        role: &'static str,
+        stop: &Arc<AtomicBool>,
+    ) -> Result<Instance, Broken> {
+        let stop = Arc::clone(stop);
+        let stopped = move || stop.load(Ordering::Relaxed);
+        let mut instance = Instance::new(&self.0.engine, &self.0.pre, role, stopped)?;
+        // For whoever looks into a trap.
+        instance.keep_errors();
+        Ok(instance)
+    }
+
+    /// Why it cannot go on with a state of this version.
+    pub(super) fn refuses(&self, state_version: u32) -> Option<String> {
+        let restores = &self.0.description.restores;
+        (!restores.contains(&state_version)).then(|| {
+            format!(
+                "the state has version {state_version}, and {} restores {restores:?} only",
+                self.name()
+            )
+        })
+    }
+
+    /// Its name and version, for people.
+    pub(super) fn name(&self) -> String {
+        let Description { name, version, .. } = &self.0.description;
+        if version.is_empty() { name.clone() } else { format!("{name} {version}") }
     }
 }
+
+/// Modules are equal if their bytes are.
+impl PartialEq for Module {
+    fn eq(&self, other: &Self) -> bool {
+        self.id() == other.id()
+    }
+}
+
+impl Eq for Module {}
 
 impl std::fmt::Debug for Module {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -179,18 +220,29 @@ fn check_kind(component: &[u8], bytes_max: usize) -> Result<(), LoadError> {
     Err(LoadError::NotWasm { hint })
 }
 
-/// The imports, without any that no machine gets: such a one is refused by its name.
-fn check_imports(engine: &Engine, component: &Component) -> Result<Vec<String>, LoadError> {
+/// The imports, without any that no machine gets: such a one is refused by its name. What there is of WASI
+/// is defined on the way.
+fn check_imports(
+    engine: &Engine,
+    component: &Component,
+    linker: &mut Linker<State>,
+) -> Result<Vec<String>, LoadError> {
     let ty = component.component_type();
     let mut imports = Vec::new();
-    for (name, _) in ty.imports(engine.inner()) {
+    for (name, import) in ty.imports(engine.inner()) {
         match contract_interface(name) {
-            Some(("log" | "types", true)) => imports.push(name.to_owned()),
+            Some(("log" | "types", true)) => {}
             Some(("log" | "types", false)) => {
                 return Err(LoadError::WrongVersion { found: name.to_owned() });
             }
-            _ => return Err(LoadError::ForeignImport { name: name.to_owned() }),
+            _ => match &import.ty {
+                ComponentItem::ComponentInstance(wanted) if name.starts_with("wasi:") => {
+                    wasi::link(linker, name, wanted)?;
+                }
+                _ => return Err(LoadError::foreign(name)),
+            },
         }
+        imports.push(name.to_owned());
     }
     let mut exported = None;
     for (name, _) in ty.exports(engine.inner()) {
@@ -213,10 +265,8 @@ fn contract_interface(name: &str) -> Option<(&str, bool)> {
     Some((interface, version.starts_with("0.1.")))
 }
 
-fn link(engine: &Engine, component: &Component) -> Result<MachinePre<State>, LoadError> {
-    let mut linker = Linker::new(engine.inner());
-    guest_log::link(&mut linker)
-        .map_err(|error| LoadError::Fault(Fault::new(format!("{error:#}"))))?;
+fn link(linker: &mut Linker<State>, component: &Component) -> Result<MachinePre<State>, LoadError> {
+    guest_log::link(linker).map_err(|error| LoadError::Fault(Fault::new(format!("{error:#}"))))?;
     linker
         .instantiate_pre(component)
         .and_then(MachinePre::new)

@@ -1,7 +1,7 @@
 //! Threads that machines run on. A guest may use its whole stack limit, so the thread below it is
 //! made to hold that; a caller's own thread may not.
 
-use std::thread::{Builder, JoinHandle};
+use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 
 use super::error::Fault;
 
@@ -18,13 +18,34 @@ pub(super) fn spawn<T: Send + 'static>(
         .map_err(|error| Fault::new(format!("cannot start the thread {name}: {error}")))
 }
 
+/// Starts such a thread within a scope.
+pub(super) fn spawn_scoped<'scope, T: Send + 'scope>(
+    scope: &'scope Scope<'scope, '_>,
+    name: &str,
+    stack_bytes: usize,
+    body: impl FnOnce() -> T + Send + 'scope,
+) -> Result<ScopedJoinHandle<'scope, T>, Fault> {
+    Builder::new()
+        .name(name.to_owned())
+        .stack_size(stack_bytes)
+        .spawn_scoped(scope, body)
+        .map_err(|error| Fault::new(format!("cannot start the thread {name}: {error}")))
+}
+
+/// What a scoped thread gave.
+pub(super) fn joined<T>(name: &str, thread: ScopedJoinHandle<'_, T>) -> Result<T, Fault> {
+    thread.join().map_err(|_| panicked(name))
+}
+
 /// Runs a body on such a thread and waits for it.
 pub(super) fn run<T: Send + 'static>(
     name: &str,
     stack_bytes: usize,
     body: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Fault> {
-    spawn(name, stack_bytes, body)?.join().map_err(|_| {
-        Fault::new(format!("the thread {name} panicked; its message is in the node's log"))
-    })
+    spawn(name, stack_bytes, body)?.join().map_err(|_| panicked(name))
+}
+
+fn panicked(name: &str) -> Fault {
+    Fault::new(format!("the thread {name} panicked; its message is in the node's log"))
 }

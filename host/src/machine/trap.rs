@@ -22,6 +22,22 @@ pub(super) enum Broken {
     Interrupted,
 }
 
+/// An error of a function that the host gives the guest, known to be the same on every replica.
+#[derive(Debug)]
+pub(super) struct Refusal {
+    pub(super) kind: TrapKind,
+    /// What the machine did. Ends the trap's message.
+    pub(super) message: String,
+}
+
+impl std::fmt::Display for Refusal {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(&self.message)
+    }
+}
+
+impl std::error::Error for Refusal {}
+
 /// What a call was about, for its message and its limits.
 pub(super) struct About<'a> {
     /// The machine's method, or the function of the contract.
@@ -41,7 +57,8 @@ impl About<'_> {
     pub(super) fn trap(&self, kind: TrapKind, detail: &str) -> Trap {
         let method = super::cut(self.method, METHOD_BYTES_MAX);
         let what = match kind {
-            TrapKind::Panic => "the machine panicked".to_owned(),
+            TrapKind::Panic if detail.is_empty() => "the machine panicked".to_owned(),
+            TrapKind::Panic => detail.to_owned(),
             TrapKind::Fault => format!("the machine is faulty: {detail}"),
             TrapKind::FuelExhausted => format!("the call used up its fuel of {}", self.fuel),
             TrapKind::MemoryExhausted => {
@@ -74,6 +91,9 @@ impl About<'_> {
 pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>) -> Broken {
     if let Some(fault) = error.downcast_ref::<Fault>() {
         return Broken::Fault(fault.clone());
+    }
+    if let Some(refusal) = error.downcast_ref::<Refusal>() {
+        return Broken::Trap(about.trap(refusal.kind, &refusal.message));
     }
     if let Some(trap) = error.downcast_ref::<Wasm>() {
         return match kind_of(*trap, denied) {

@@ -88,18 +88,35 @@ impl Replica {
     pub(super) async fn propose(&self, call: Call, deadline: Instant) -> Result<Applied, Error> {
         let _slot = self.0.slot()?;
         self.0.brake.hold(&call, deadline).await?;
-        self.0.check_running()?;
         let (method, principal) = (call.method.clone(), call.principal.clone());
-        let command = Command { time_ms: now_ms(), kind: CommandKind::Call(call) };
+        let applied = self.propose_kind(CommandKind::Call(call), deadline).await?;
+        let trapped = matches!(applied.outcome, Some(Outcome::Trap(_)));
+        self.0.brake.note(&method, &principal, trapped);
+        Ok(applied)
+    }
+
+    /// Proposes a command as the leader and waits for its outcome.
+    pub(super) async fn propose_kind(
+        &self,
+        kind: CommandKind,
+        deadline: Instant,
+    ) -> Result<Applied, Error> {
+        self.0.check_running()?;
+        let command = Command { time_ms: now_ms(), kind };
         let written = timeout_at(deadline, self.0.raft.client_write(command)).await;
         let written = written.map_err(|_| Error::deadline_outcome_unknown())?;
-        match written {
-            Ok(response) => {
-                let trapped = matches!(response.data.outcome, Some(Outcome::Trap(_)));
-                self.0.brake.note(&method, &principal, trapped);
-                Ok(response.data)
+        written.map(|response| response.data).map_err(|error| self.refused(error))
+    }
+
+    /// Refuses what only the leader does, and says who that is.
+    pub(super) fn check_leader(&self) -> Result<(), Error> {
+        self.0.check_running()?;
+        match self.leader() {
+            Some(leader) if leader.node_id != self.0.node_id() => {
+                Err(Error::not_leader(Some(leader)))
             }
-            Err(error) => Err(self.refused(error)),
+            Some(_) => Ok(()),
+            None => Err(Error::no_quorum()),
         }
     }
 

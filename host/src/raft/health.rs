@@ -72,9 +72,9 @@ fn look(inner: &Arc<Inner>) -> Health {
 }
 
 impl Inner {
-    /// Why this node does not apply or store any more, if it does not.
+    /// Why this node answers nobody, if it does not: it does not apply or store any more, or has diverged.
     pub(super) fn fault(&self) -> Option<String> {
         let stored = || self.log.poisoned().map(|why| format!("the store failed: {why}"));
-        self.worker.fault().or_else(stored)
+        self.worker.fault().or_else(stored).or_else(|| self.divergence.why())
     }
 }

@@ -10,7 +10,10 @@ use std::{
 use bytes::Bytes;
 use prost::Message;
 
-use super::state_machine::{machine_entry, saved_state, unreadable};
+use super::{
+    modules::Modules,
+    snapshot::{saved_state, unreadable},
+};
 use crate::{
     machine::{self, History, HistoryError, SavedState},
     storage::{LogStore, SnapshotStore},
@@ -24,6 +27,7 @@ use crate::{
 pub struct LocalHistory {
     log: LogStore,
     snapshots: SnapshotStore,
+    modules: Arc<Modules>,
     traps: Mutex<Traps>,
 }
 
@@ -54,7 +58,11 @@ impl Traps {
 
 impl LocalHistory {
     /// Reads the traps that were recorded.
-    pub fn open(log: LogStore, snapshots: SnapshotStore) -> io::Result<Arc<Self>> {
+    pub fn open(
+        log: LogStore,
+        snapshots: SnapshotStore,
+        modules: Arc<Modules>,
+    ) -> io::Result<Arc<Self>> {
         let mut traps = Traps::default();
         for (name, record) in log.list_records(TRAP_PREFIX)? {
             let index = name.strip_prefix(TRAP_PREFIX).and_then(|index| index.parse().ok());
@@ -63,7 +71,7 @@ impl LocalHistory {
                 traps.by_index.insert(index, trap_from_wire(trap));
             }
         }
-        Ok(Arc::new(Self { log, snapshots, traps: Mutex::new(traps) }))
+        Ok(Arc::new(Self { log, snapshots, modules, traps: Mutex::new(traps) }))
     }
 
     /// Notes that there is a new snapshot, and forgets the traps that the one before it covers.
@@ -84,7 +92,9 @@ impl LocalHistory {
 impl History for LocalHistory {
     fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
         let file = self.snapshots.latest().map_err(unreadable)?;
-        file.as_ref().map(saved_state).transpose().map_err(unreadable)
+        let saved = file.as_ref().map(|file| saved_state(file, &self.modules));
+        let saved = saved.transpose().map_err(unreadable)?;
+        Ok(saved.map(|(saved, _)| saved))
     }
 
     fn entries(&self, from: u64, to: u64) -> Result<Vec<machine::Entry>, HistoryError> {
@@ -97,7 +107,7 @@ impl History for LocalHistory {
                 _ => return Err(HistoryError::Gap(next)),
             }
             next += entries.len() as u64;
-            found.extend(entries.into_iter().filter_map(machine_entry));
+            found.extend(entries.into_iter().filter_map(|entry| self.modules.machine_entry(entry)));
         }
         Ok(found)
     }

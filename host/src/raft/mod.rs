@@ -4,7 +4,8 @@
 //! [`state_machine`] hands committed entries to the machine, [`snapshot`] moves snapshots,
 //! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait,
 //! [`health`] watches, [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
-//! electing too early, [`history`] is what the machine is rebuilt from.
+//! electing too early, [`divergence`] finds and heals a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`modules`] brings, tries and
+//! activates others.
 //!
 //! Contract: a command is answered only after a majority has it on stable storage and the machine has
 //! applied it here or on the leader. A linearizable query sees every command that was acknowledged
@@ -16,10 +17,12 @@
 
 mod bootstrap;
 mod command;
+mod divergence;
 mod forward;
 mod health;
 mod history;
 mod hold;
+mod modules;
 pub mod network;
 mod options;
 mod read;
@@ -29,15 +32,17 @@ mod status;
 mod ticks;
 
 use std::{
-    sync::{Arc, Mutex, PoisonError, atomic::AtomicUsize},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
     time::{Duration, Instant},
 };
 
 use openraft::{RaftLogReader, async_runtime::WatchReceiver};
 use tokio::sync::watch;
 
+pub(crate) use self::read::watch_ended;
 use self::{
     command::Brake,
+    divergence::Divergence,
     hold::Hold,
     network::{
         NetworkFactory,
@@ -46,9 +51,14 @@ use self::{
     },
     read::ReadIndex,
     snapshot::Raft,
-    state_machine::{Building, StateMachine},
+    state_machine::{Applied, Building, StateMachine},
 };
-pub use self::{history::LocalHistory, options::Options};
+pub use self::{
+    history::LocalHistory,
+    modules::Modules,
+    options::Options,
+    snapshot::{saved_state, voters},
+};
 use crate::{
     config::{Limits, Member as InitialMember, Timing},
     error::Error,
@@ -69,12 +79,15 @@ pub struct Replica(Arc<Inner>);
 struct Inner {
     raft: Raft,
     worker: Worker,
-    module: Module,
+    modules: Arc<Modules>,
+    applied: Arc<Mutex<Applied>>,
+    history: Arc<LocalHistory>,
     local: Arc<Local>,
     peers: Arc<Peers>,
     log: LogStore,
     snapshots: SnapshotStore,
     building: Arc<Building>,
+    divergence: Arc<Divergence>,
     members: Vec<InitialMember>,
     timing: Timing,
     limits: Limits,
@@ -95,14 +108,21 @@ impl Replica {
         let local = Arc::new(Local::new(identity, options.engine, log.clone()));
         let peers = Arc::new(Peers::new(local.clone()));
         let building = Arc::<Building>::default();
+        let checkpoints = options.checkpoint_interval;
+        let unreadable = |error| Error::fault(format!("cannot start from the log: {error}"));
+        let divergence =
+            Divergence::open(log.clone(), checkpoints.is_some()).map_err(unreadable)?;
+        let divergence = Arc::new(divergence);
         let machine = StateMachine::new(
             options.worker.clone(),
             log.clone(),
             snapshots.clone(),
             local.identity.clone(),
+            options.modules.clone(),
             building.clone(),
+            divergence.clone(),
         );
-        let unreadable = |error| Error::fault(format!("cannot start from the log: {error}"));
+        let applied = machine.shared();
         let vote = log.clone().read_vote().await.map_err(unreadable)?;
         let hold = Hold::new(vote, local.identity.node_id, options::lease(timing));
         let raft = openraft::Raft::new(
@@ -120,12 +140,15 @@ impl Replica {
         let replica = Self(Arc::new(Inner {
             raft,
             worker: options.worker,
-            module: options.module,
+            modules: options.modules,
+            applied,
+            history: options.history.clone(),
             local,
             peers,
             log,
             snapshots,
             building,
+            divergence,
             members,
             timing,
             limits,
@@ -142,6 +165,11 @@ impl Replica {
         tokio::spawn(snapshot::hand_over(Arc::downgrade(&replica.0)));
         tokio::spawn(snapshot::watch_growth(Arc::downgrade(&replica.0), snapshot, options.history));
         tokio::spawn(ticks::run(Arc::downgrade(&replica.0), replica.0.worker.wish()));
+        if let Some(interval) = checkpoints {
+            tokio::spawn(divergence::run_checkpoints(Arc::downgrade(&replica.0), interval));
+        }
+        tokio::spawn(divergence::run_healing(Arc::downgrade(&replica.0)));
+        tokio::spawn(modules::run(Arc::downgrade(&replica.0)));
         tokio::spawn(bootstrap::run(replica.clone()));
         Ok(replica)
     }
@@ -153,14 +181,20 @@ impl Replica {
             .max_encoding_message_size(network::MESSAGE_BYTES_MAX)
     }
 
-    /// The machine that this node runs.
-    pub fn module(&self) -> &Module {
-        &self.0.module
+    /// The machine that this node runs, with every change.
+    pub fn machine(&self) -> watch::Receiver<Module> {
+        self.0.worker.modules()
     }
 
     /// The machine's worker, for its counters.
     pub fn worker(&self) -> &Worker {
         &self.0.worker
+    }
+
+    /// Checkpoints that were equal, divergences, those that were healed, and digests without a majority,
+    /// since this node started; and whether it is in quarantine now.
+    pub fn agreement(&self) -> ([u64; 4], bool) {
+        (self.0.divergence.counted(), self.0.divergence.quarantine().is_some())
     }
 
     /// Whether this node serves, with every change.
@@ -177,6 +211,7 @@ impl Replica {
     /// Stops taking part. What was acknowledged is on disk already.
     pub async fn shutdown(&self) {
         self.0.health.send_replace(Health::NotServing("shutting down".to_owned()));
+        self.0.modules.stop();
         if let Err(error) = self.0.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not stop cleanly");
         }
@@ -190,6 +225,10 @@ impl Replica {
 
     fn raft(&self) -> &Raft {
         &self.0.raft
+    }
+
+    fn modules(&self) -> &Arc<Modules> {
+        &self.0.modules
     }
 
     fn snapshots(&self) -> &SnapshotStore {
@@ -226,6 +265,10 @@ impl Inner {
     /// For how long no leader has been heard of.
     fn leader_silence(&self) -> Duration {
         self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    fn applied(&self) -> MutexGuard<'_, Applied> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     fn is_leader(&self) -> bool {

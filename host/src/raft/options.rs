@@ -4,11 +4,11 @@ use std::{sync::Arc, time::Duration};
 
 use openraft::StepDownPolicy;
 
-use super::LocalHistory;
+use super::{LocalHistory, Modules};
 use crate::{
     config::{Limits, Member, SnapshotPolicy, Timing},
     error::Error,
-    machine::{Module, Worker},
+    machine::Worker,
     storage::{Identity, LogStore, SnapshotStore},
 };
 
@@ -18,8 +18,8 @@ pub struct Options {
     pub identity: Identity,
     /// The engine's fingerprint.
     pub engine: String,
-    /// The machine's component.
-    pub module: Module,
+    /// The modules that the node has compiled.
+    pub modules: Arc<Modules>,
     /// The machine.
     pub worker: Worker,
     /// The log.
@@ -36,6 +36,8 @@ pub struct Options {
     pub limits: Limits,
     /// When snapshots are taken.
     pub snapshot: SnapshotPolicy,
+    /// How often the replicas' digests are compared; absent: never.
+    pub checkpoint_interval: Option<Duration>,
 }
 
 /// For how long after the last word of a leader its followers grant nobody a vote, so that it may

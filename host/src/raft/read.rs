@@ -9,13 +9,14 @@ use std::{sync::Weak, time::Duration};
 use openraft::{ReadPolicy, error::LinearizableReadError, error::RaftError};
 use tokio::{
     sync::{mpsc, oneshot},
+    task::yield_now,
     time::{Instant, timeout, timeout_at},
 };
 
 use super::{Inner, Replica, forward, network::peer::Lane};
 use crate::{
     error::Error,
-    machine::QueryError,
+    machine::{QueryError, Subscribed, WatchError},
     proto::raft::{ReadIndexRequest, Refusal, read_index_response},
     types::{
         Call,
@@ -25,6 +26,10 @@ use crate::{
 
 /// Reads that wait for a read index at once.
 const WAITING_MAX: usize = 65_536;
+/// Turns that the other tasks get before a round begins. Each lets what has arrived be read and what is
+/// ready be answered, so that more reads share the round, which costs two nodes a call each. A read that is
+/// alone finds next to nothing to wait for.
+const TURNS_BEFORE_ROUND: usize = 4;
 /// Most rounds take a network round trip; a leader that is cut off would take forever.
 const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
 
@@ -52,6 +57,12 @@ impl ReadIndex {
 pub(super) async fn serve(replica: Weak<Inner>, mut waiting: mpsc::Receiver<Answer>) {
     let mut answers = Vec::new();
     while waiting.recv_many(&mut answers, WAITING_MAX).await > 0 {
+        for _ in 0..TURNS_BEFORE_ROUND {
+            yield_now().await;
+        }
+        while let Ok(answer) = waiting.try_recv() {
+            answers.push(answer);
+        }
         let Some(replica) = replica.upgrade().map(Replica) else { return };
         let result = match timeout(ROUND_TIMEOUT, replica.read_index()).await {
             Ok(result) => result.map_err(|error| forward::refusal_to_wire(&error)),
@@ -72,25 +83,54 @@ impl Replica {
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Answered, Error> {
-        if let Some(why) = self.0.fault() {
-            return Err(Error::stopped(why));
-        }
         let answer = async {
-            let index = match consistency {
-                Consistency::Stale => 0,
-                Consistency::Lease if self.0.is_leader() => self.lease_index().await?,
-                Consistency::Lease | Consistency::Linearizable => {
-                    self.read_index_waiting(deadline).await?
-                }
-            };
+            let index = self.index_to_wait_for(consistency, deadline).await?;
             self.0.worker.query(call, index).await.map_err(failed)
         };
         let answer = timeout_at(deadline, answer).await.map_err(|_| Error::deadline())??;
+        // It may have been found meanwhile that the machine which answered has diverged.
+        if let Some(why) = self.0.divergence.why() {
+            return Err(Error::stopped(why));
+        }
         Ok(Answered { index: answer.index, result: answer.result })
     }
 
+    /// Begins a subscription on this node's machine, or goes on with one that has seen everything up to
+    /// `resume`.
+    pub async fn subscribe(
+        &self,
+        call: Call,
+        consistency: Consistency,
+        resume: Option<u64>,
+        deadline: Instant,
+    ) -> Result<Subscribed, Error> {
+        let begun = async {
+            let index = self.index_to_wait_for(consistency, deadline).await?;
+            self.0.worker.subscribe(call, index, resume).await.map_err(failed)
+        };
+        timeout_at(deadline, begun).await.map_err(|_| Error::deadline())?
+    }
+
+    /// How far this node's machine must have come before it answers.
+    async fn index_to_wait_for(
+        &self,
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> Result<u64, Error> {
+        if let Some(why) = self.0.fault() {
+            return Err(Error::stopped(why));
+        }
+        match consistency {
+            Consistency::Stale => Ok(0),
+            Consistency::Lease if self.0.is_leader() => self.lease_index().await,
+            Consistency::Lease | Consistency::Linearizable => {
+                self.read_index_waiting(deadline).await
+            }
+        }
+    }
+
     /// The read index, waiting out an election.
-    async fn read_index_waiting(&self, deadline: Instant) -> Result<u64, Error> {
+    pub(super) async fn read_index_waiting(&self, deadline: Instant) -> Result<u64, Error> {
         let patience = (Instant::now() + self.0.timing.election_max * 3).min(deadline);
         loop {
             match self.0.reads.next().await {
@@ -153,11 +193,23 @@ impl Replica {
     }
 }
 
+/// Why a subscription is over.
+pub(crate) fn watch_ended(error: WatchError) -> Error {
+    match error {
+        WatchError::Gone { .. } => Error::gone(error.to_string()),
+        WatchError::Fault(fault) => Error::stopped(fault.to_string()),
+        WatchError::Stopped => Error::shutting_down(),
+    }
+}
+
 fn failed(error: QueryError) -> Error {
     match error {
         QueryError::Trap(trap) => Error::trap(trap),
         QueryError::Fault(fault) => Error::stopped(fault.to_string()),
         QueryError::Stopped => Error::shutting_down(),
-        QueryError::Busy => Error::busy("too many queries are waiting: try again"),
+        QueryError::Busy => Error::busy(
+            "too many queries or subscriptions are waiting on this node: try again, or another node",
+        ),
+        QueryError::Watch(error) => watch_ended(error),
     }
 }

@@ -1,6 +1,7 @@
 //! Snapshots on their way: from the machine to a file, from a file to a peer, from a peer to a file.
 
 use std::{
+    collections::BTreeSet,
     io,
     sync::{Arc, Weak},
     time::Duration,
@@ -14,17 +15,24 @@ use tokio::{sync::mpsc, task::spawn_blocking};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
-use super::{Inner, LocalHistory, state_machine::StateMachine};
+use super::{
+    Inner, LocalHistory,
+    modules::Modules,
+    state_machine::{Applied, StateMachine},
+};
 use crate::{
     config::SnapshotPolicy,
-    machine::StateStream,
+    machine::{HistoryError, SavedState, StateStream},
+    modules::Registry,
     proto::raft::{SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, snapshot_part::Part},
     storage::{Identity, SnapshotFile, SnapshotStore},
     types::{
+        Digest, NodeId,
         convert::{
-            log_id_to_wire, snapshot_meta_from_wire, stored_membership_to_wire, vote_to_wire,
+            digest_from_wire, log_id_to_wire, snapshot_meta_from_wire, stored_membership_to_wire,
+            vote_to_wire,
         },
-        raft::{LogId, SnapshotMeta, TypeConfig, Vote},
+        raft::{LogId, TypeConfig, Vote},
     },
 };
 
@@ -48,19 +56,56 @@ pub(super) fn opened(file: SnapshotFile) -> io::Result<OpenSnapshot> {
     Ok(Snapshot { meta, snapshot: file })
 }
 
-/// Refuses a snapshot that is not of this cluster or this module.
+/// What a snapshot holds: the machine's state, with its module, compiled if it was not, and the registry.
+/// Blocking.
+pub fn saved_state(file: &SnapshotFile, modules: &Modules) -> io::Result<(SavedState, Registry)> {
+    let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
+    let header = header(file)?;
+    let mut chunks = file.read().map_err(io::Error::other)?;
+    let registry = Registry::read(&header, &mut chunks);
+    let registry = match registry.map_err(|error| invalid(error.to_string()))? {
+        Some(registry) => registry,
+        None => modules.begin(),
+    };
+    let active = registry.active();
+    if header.module_id != active.0.as_slice() {
+        let found = hex::encode(&header.module_id);
+        return Err(invalid(format!("the snapshot is of module {found}, which it does not have")));
+    }
+    let bytes = registry.get(&active).map(|known| known.bytes.clone()).unwrap_or_default();
+    let module = modules.compile(active, &bytes).map_err(|error| {
+        io::Error::other(format!("module {active}, whose state the snapshot is: {error}"))
+    })?;
+    let saved = SavedState {
+        module,
+        index: header.last_log_id.as_ref().map_or(0, |log_id| log_id.index),
+        time_ms: header.time_ms,
+        state_version: header.state_version,
+        digest: digest_from_wire(&header.digest).map_err(|error| invalid(error.to_string()))?,
+        chunks: Box::new(chunks.map(|chunk| chunk.map_err(unreadable))),
+    };
+    Ok((saved, registry))
+}
+
+/// Who could vote when a snapshot was taken.
+///
+/// # Errors
+/// The snapshot's header is malformed.
+pub fn voters(file: &SnapshotFile) -> io::Result<BTreeSet<NodeId>> {
+    let meta = opened(file.clone())?.meta;
+    Ok(meta.last_membership.membership().voter_ids().collect())
+}
+
+pub(super) fn unreadable(error: impl std::fmt::Display) -> HistoryError {
+    HistoryError::Unreadable(error.to_string())
+}
+
+/// Refuses a snapshot that is not of this cluster.
 pub(super) fn check_header(header: &SnapshotHeader, identity: &Identity) -> Result<(), String> {
     if header.cluster_id != identity.cluster_id {
         return Err(format!(
             "the snapshot is of cluster {}, this node belongs to {}",
             header.cluster_id, identity.cluster_id
-        ));
-    }
-    if header.module_id != identity.module_id.0.as_slice() {
-        return Err(format!(
-            "the snapshot is of module {}, this node runs {}: start every node with the same module",
-            hex::encode(&header.module_id),
-            identity.module_id
         ));
     }
     Ok(())
@@ -83,32 +128,43 @@ pub(super) fn check_coverage(header: &SnapshotHeader, leader: &Vote) -> Result<(
     Ok(())
 }
 
-/// Writes the machine's state to a file.
+/// Writes the modules and the machine's state to a file, which is nobody's newest snapshot yet.
 pub(super) async fn save(
     snapshots: &SnapshotStore,
     identity: &Identity,
-    meta: &SnapshotMeta,
+    applied: &Applied,
     mut state: StateStream,
+    digest: Digest,
 ) -> io::Result<SnapshotFile> {
-    let header = SnapshotHeader {
+    let Applied { meta, registry } = applied;
+    if state.module().id() != registry.active() {
+        // Most often an activation came in between.
+        return Err(io::Error::other("another module has become active meanwhile"));
+    }
+    let mut header = SnapshotHeader {
         cluster_id: identity.cluster_id.clone(),
         last_log_id: meta.last_log_id.as_ref().map(log_id_to_wire),
         membership: Some(stored_membership_to_wire(&meta.last_membership)),
-        module_id: identity.module_id.0.to_vec().into(),
         state_version: state.state_version(),
         time_ms: state.time_ms(),
+        digest: digest.0.to_vec().into(),
+        ..SnapshotHeader::default()
     };
+    registry.describe(&mut header);
     let (chunks, received) = mpsc::channel(PARTS_IN_FLIGHT);
     let writing = spawn_blocking({
         let snapshots = snapshots.clone();
-        move || {
-            let file = write(&snapshots, &header, received)?;
-            snapshots.install(&file).map_err(io::Error::other)
-        }
+        move || write(&snapshots, &header, received)
     });
+    let mut modules = registry.chunks().into_iter();
     loop {
-        let Some(chunk) = state.next().await else { break };
-        let chunk = chunk.map_err(io::Error::other)?;
+        let chunk = match modules.next() {
+            Some(chunk) => chunk,
+            None => match state.next().await {
+                Some(chunk) => chunk.map_err(io::Error::other)?,
+                None => break,
+            },
+        };
         if chunks.send(Incoming::Chunk(chunk)).await.is_err() {
             break; // The writer has failed and says why below.
         }
@@ -258,6 +314,7 @@ pub(super) async fn watch_growth(
         if index != last_index {
             (at_last, last_index) = (appended, index);
             history.snapshot_taken(index);
+            inner.modules.snapshot_taken(index, &inner.applied().registry);
         }
         let grown =
             applied.saturating_sub(index) >= policy.entries || appended - at_last >= policy.bytes;

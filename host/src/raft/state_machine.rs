@@ -7,30 +7,36 @@
 //! before that, an instance that is rebuilt must not go past the entries that are still on their way to the
 //! head, and a snapshot that the machine does not take must not replace one that it does.
 
+mod agreement;
+mod building;
+
 use std::{
     io,
-    sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
 };
 
+use bytes::Bytes;
 use futures::{Stream, StreamExt};
 use openraft::{
-    OptionalSend, RaftSnapshotBuilder,
-    entry::RaftEntry,
-    storage::{EntryResponder, RaftStateMachine},
+    OptionalSend,
+    storage::{ApplyResponder, EntryResponder, RaftStateMachine},
 };
-use tokio::sync::Notify;
+use tokio::{sync::oneshot, task::spawn_blocking};
 
-use super::snapshot::{self, OpenSnapshot};
+pub(super) use self::building::{Building, FinishedSnapshot};
+use super::{
+    divergence::Divergence,
+    modules::{Modules, part_to_wire},
+    snapshot::{self, OpenSnapshot, unreadable},
+};
 use crate::{
-    machine::{self, BatchItem, Done, HistoryError, SavedState, Worker},
+    machine::{self, BatchItem, Done, Module, SavedState, Work, Worker},
+    modules::Registry,
     storage::{Identity, LogStore, SnapshotFile, SnapshotStore},
     types::{
-        Applied,
-        raft::{Entry, LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
+        self, Checkpoint, Command, CommandKind, ModuleId, Outcome, Reply,
+        modules::{Activation, ModuleCommand, ModulePart},
+        raft::{LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
     },
 };
 
@@ -38,15 +44,54 @@ use crate::{
 /// make it negligible; more would only delay the first answers.
 const BATCH_ENTRIES_MAX: usize = 256;
 
+/// What has been applied: handed to the machine, and done by the host itself.
+#[derive(Clone, Debug)]
+pub(super) struct Applied {
+    /// How far, and who the members are.
+    pub(super) meta: SnapshotMeta,
+    /// What the log says of modules, up to there.
+    pub(super) registry: Registry,
+}
+
 /// openraft's view of the machine.
 pub(super) struct StateMachine {
     worker: Worker,
     log: LogStore,
     snapshots: SnapshotStore,
     identity: Identity,
-    applied: Arc<Mutex<SnapshotMeta>>,
+    modules: Arc<Modules>,
+    applied: Arc<Mutex<Applied>>,
     building: Arc<Building>,
+    divergence: Arc<Divergence>,
 }
+
+/// What becomes of an entry.
+enum Step {
+    /// The machine's work, or nothing but that its index has passed.
+    Work(BatchItem),
+    /// Another module may go on from here. What comes next has to wait for it.
+    Activate(PendingActivation),
+    /// The machine's digest is compared with the majority's.
+    Compare(PendingEntry, Checkpoint),
+    /// The machine's state is hashed.
+    Verify(PendingEntry),
+}
+
+/// An entry that the host deals with at its place among the machine's, and who waits for it.
+struct PendingEntry {
+    index: u64,
+    time_ms: u64,
+    responder: Option<Responder>,
+}
+
+struct PendingActivation {
+    log_id: LogId,
+    time_ms: u64,
+    activation: Activation,
+    responder: Option<Responder>,
+}
+
+type Responder = ApplyResponder<TypeConfig>;
 
 impl StateMachine {
     /// With nothing applied.
@@ -55,160 +100,205 @@ impl StateMachine {
         log: LogStore,
         snapshots: SnapshotStore,
         identity: Identity,
+        modules: Arc<Modules>,
         building: Arc<Building>,
+        divergence: Arc<Divergence>,
     ) -> Self {
-        Self { worker, log, snapshots, identity, applied: Arc::default(), building }
+        let applied = Applied { meta: SnapshotMeta::default(), registry: modules.begin() };
+        let applied = Arc::new(Mutex::new(applied));
+        Self { worker, log, snapshots, identity, modules, applied, building, divergence }
     }
 
-    fn applied(&self) -> MutexGuard<'_, SnapshotMeta> {
+    /// What has been applied, also for those who only look.
+    pub(super) fn shared(&self) -> Arc<Mutex<Applied>> {
+        self.applied.clone()
+    }
+
+    fn applied(&self) -> MutexGuard<'_, Applied> {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes what the host itself needs of an entry and turns the rest into work for the machine.
-    fn prepare(&self, (entry, responder): EntryResponder<TypeConfig>) -> BatchItem {
-        let index = entry.log_id.index;
+    /// Does what the host itself does of an entry and turns the rest into work for the machine.
+    fn prepare(&self, (entry, responder): EntryResponder<TypeConfig>) -> Step {
+        let (log_id, index) = (entry.log_id, entry.log_id.index);
         let mut applied = self.applied();
-        applied.last_log_id = Some(entry.log_id);
-        if let Payload::Membership(membership) = &entry.payload {
-            let stored = StoredMembership::new(applied.last_log_id, membership.clone());
-            applied.last_membership = stored;
-        }
-        match machine_entry(entry) {
-            Some(entry) => {
+        let (outcome, work) = match entry.payload {
+            Payload::Blank => (None, None),
+            Payload::Membership(membership) => {
+                let stored = StoredMembership::new(Some(log_id), membership);
+                applied.meta.last_membership = stored;
+                (None, None)
+            }
+            Payload::Normal(Command { time_ms, kind }) => match kind {
+                CommandKind::Call(call) => (None, Some((time_ms, Work::Call(call)))),
+                CommandKind::Tick => (None, Some((time_ms, Work::Tick))),
+                CommandKind::Module(ModuleCommand::Part(part)) => {
+                    (Some(self.part(&mut applied.registry, index, &part)), None)
+                }
+                CommandKind::Module(ModuleCommand::Activate(activation)) => {
+                    return Step::Activate(PendingActivation {
+                        log_id,
+                        time_ms,
+                        activation,
+                        responder,
+                    });
+                }
+                CommandKind::Checkpoint(checkpoint) => {
+                    applied.meta.last_log_id = Some(log_id);
+                    let pending = PendingEntry { index, time_ms, responder };
+                    return Step::Compare(pending, checkpoint);
+                }
+                CommandKind::Verify => {
+                    applied.meta.last_log_id = Some(log_id);
+                    return Step::Verify(PendingEntry { index, time_ms, responder });
+                }
+            },
+        };
+        applied.meta.last_log_id = Some(log_id);
+        drop(applied);
+        Step::Work(match work {
+            Some((time_ms, work)) => {
                 let done = responder.map(|responder| -> Done {
                     Box::new(move |outcome| {
-                        responder.send(Applied { index, outcome: Some(outcome) });
+                        responder.send(types::Applied { index, outcome: Some(outcome) });
                     })
                 });
-                (index, Some(entry), done)
+                (index, Some(machine::Entry { index, time_ms, work }), done)
             }
             None => {
                 if let Some(responder) = responder {
-                    responder.send(Applied { index, outcome: None });
+                    responder.send(types::Applied { index, outcome });
                 }
                 (index, None, None)
             }
+        })
+    }
+
+    fn part(&self, registry: &mut Registry, index: u64, part: &ModulePart) -> Outcome {
+        match registry.apply_part(index, part) {
+            Ok(applied) => {
+                if applied.whole {
+                    self.modules.changed.notify_waiters();
+                }
+                Outcome::Reply(Reply { response: part_to_wire(applied), ..Reply::default() })
+            }
+            Err(failure) => Outcome::Failure(failure),
         }
+    }
+
+    /// Applies entries that follow on each other, or passes them over.
+    async fn run(
+        &self,
+        entries: impl IntoIterator<Item = io::Result<EntryResponder<TypeConfig>>>,
+    ) -> io::Result<()> {
+        let mut work = Vec::with_capacity(BATCH_ENTRIES_MAX);
+        for item in entries {
+            let item = item?;
+            if self.divergence.is_stopped() {
+                self.pass_over(item);
+                continue;
+            }
+            let step = self.prepare(item);
+            if let Step::Work(item) = step {
+                work.push(item);
+                continue;
+            }
+            self.hand_over(std::mem::take(&mut work)).await?;
+            match step {
+                Step::Work(_) => {}
+                Step::Activate(pending) => self.activate(pending).await?,
+                Step::Compare(pending, checkpoint) => self.compare(pending, checkpoint).await?,
+                Step::Verify(pending) => self.verify(pending).await?,
+            }
+        }
+        self.hand_over(work).await
+    }
+
+    /// An entry may be committed by the others' disks. Whoever is answered by this node, or reads from it,
+    /// may count on its own as well.
+    async fn hand_over(&self, work: Vec<BatchItem>) -> io::Result<()> {
+        if let Some((index, ..)) = work.last() {
+            self.log.synced(*index).await?;
+        }
+        self.worker.apply(work).await.map_err(io::Error::other)
+    }
+
+    /// The log counts as applied up to the activation only once it is known what came of it: a snapshot of
+    /// that index is of the one module or the other.
+    async fn activate(&self, pending: PendingActivation) -> io::Result<()> {
+        let PendingActivation { log_id, time_ms, activation, responder } = pending;
+        let index = log_id.index;
+        let found = {
+            let applied = self.applied();
+            let voters = applied.meta.last_membership.membership().voter_ids().collect();
+            applied.registry.check(&activation, &voters).map(|known| known.bytes.clone())
+        };
+        let module = activation.module;
+        let outcome = match found {
+            Err(failure) => {
+                self.hand_over(vec![(index, None, None)]).await?;
+                Outcome::Failure(failure)
+            }
+            Ok(bytes) => {
+                let compiled = self.compiled(module, bytes).await?;
+                self.modules.note_activation(index, compiled.clone());
+                let entry = machine::Entry { index, time_ms, work: Work::Activate(compiled) };
+                let (done, outcome) = oneshot::channel();
+                let done: Done = Box::new(move |outcome| {
+                    // Who waits for it is this function.
+                    let _ = done.send(outcome);
+                });
+                self.hand_over(vec![(index, Some(entry), Some(done))]).await?;
+                outcome.await.map_err(|_| {
+                    let why = self.worker.fault().unwrap_or_else(|| "it shuts down".to_owned());
+                    io::Error::other(format!("the machine stopped over an activation: {why}"))
+                })?
+            }
+        };
+        {
+            let mut applied = self.applied();
+            applied.meta.last_log_id = Some(log_id);
+            if matches!(outcome, Outcome::Reply(_)) {
+                applied.registry.activate(index, module);
+            }
+        }
+        match &outcome {
+            Outcome::Reply(_) => tracing::info!(index, %module, "a module is active"),
+            Outcome::Failure(failure) => tracing::warn!(index, %module, why = failure.message),
+            Outcome::Trap(trap) => tracing::warn!(index, %module, why = trap.message),
+        }
+        if let Some(responder) = responder {
+            responder.send(types::Applied { index, outcome: Some(outcome) });
+        }
+        self.modules.changed.notify_waiters();
+        Ok(())
+    }
+
+    /// Every voter had compiled it when the activation was proposed, so that it does not compile here is this
+    /// node's own fault. One that was restarted since compiles it now, and applies nothing meanwhile.
+    async fn compiled(&self, id: ModuleId, bytes: Bytes) -> io::Result<Module> {
+        let modules = self.modules.clone();
+        let compiling = spawn_blocking(move || modules.compile(id, &bytes));
+        compiling.await.map_err(io::Error::other)?.map_err(|error| {
+            io::Error::other(format!(
+                "module {id}, which the cluster has activated, cannot be run here: {error}; start this \
+                 node with the version of Conclave that the others have"
+            ))
+        })
     }
 
     /// What to restore from a snapshot. The file is installed when the machine has read all of it, on the
     /// head's thread: after all entries before, and before anything that comes next.
-    fn restored_state(&self, file: SnapshotFile) -> io::Result<SavedState> {
-        let mut saved = saved_state(&file)?;
-        let snapshots = self.snapshots.clone();
-        let install = std::iter::once_with(move || snapshots.install(&file).err());
-        let failed = install.flatten().map(|error| Err(unreadable(error)));
-        saved.chunks = Box::new(saved.chunks.chain(failed));
-        Ok(saved)
-    }
-
-    /// Writes the state as it is now to a file, in the background.
-    fn build(&self) {
-        let (worker, snapshots, identity) =
-            (self.worker.clone(), self.snapshots.clone(), self.identity.clone());
-        let (applied, building) = (self.applied.clone(), self.building.clone());
-        tokio::spawn(async move {
-            for attempt in 1.. {
-                let meta = applied.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                let result = save(&worker, &snapshots, &identity, &meta).await;
-                match result {
-                    Ok(file) => return building.finished(Ok(file)),
-                    // Most often the reader died under a query, and there is a new one by now.
-                    Err(error) if attempt < BUILD_ATTEMPTS => {
-                        tracing::info!(%error, "a snapshot is begun again");
-                        tokio::time::sleep(BUILD_PAUSE).await;
-                    }
-                    Err(error) => return building.finished(Err(error)),
-                }
-            }
+    async fn restored_state(&self, file: SnapshotFile) -> io::Result<(SavedState, Registry)> {
+        let (modules, snapshots) = (self.modules.clone(), self.snapshots.clone());
+        let reading = spawn_blocking(move || {
+            let (mut saved, registry) = snapshot::saved_state(&file, &modules)?;
+            let install = std::iter::once_with(move || snapshots.install(&file).err());
+            let failed = install.flatten().map(|error| Err(unreadable(error)));
+            saved.chunks = Box::new(saved.chunks.chain(failed));
+            Ok((saved, registry))
         });
-    }
-}
-
-async fn save(
-    worker: &Worker,
-    snapshots: &SnapshotStore,
-    identity: &Identity,
-    meta: &SnapshotMeta,
-) -> io::Result<SnapshotFile> {
-    let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
-    let state = worker.snapshot(index).await.map_err(io::Error::other)?;
-    snapshot::save(snapshots, identity, meta, state).await
-}
-
-/// A snapshot on its way to disk.
-///
-/// For openraft an error while a snapshot is built ends the node, and a machine may trap over its own
-/// snapshot. So openraft is told that there is none yet, until the file is whole: then `ready` is
-/// notified, whoever listens makes openraft ask again, and it is handed the file. A snapshot that
-/// fails costs only that the log is kept longer.
-#[derive(Default)]
-pub(super) struct Building {
-    state: Mutex<BuildState>,
-    /// Notified when a file is whole, and when it has failed for good.
-    pub ready: Notify,
-    /// Why the last one failed, if it did.
-    failure: Mutex<Option<String>>,
-    /// The index of the last one that was handed over.
-    handed_over: AtomicU64,
-}
-
-#[derive(Default)]
-enum BuildState {
-    #[default]
-    Idle,
-    Running,
-    Whole(SnapshotFile),
-}
-
-/// A reader that dies under a query is replaced within a moment.
-const BUILD_ATTEMPTS: u32 = 5;
-const BUILD_PAUSE: Duration = Duration::from_millis(200);
-
-impl Building {
-    fn finished(&self, result: io::Result<SnapshotFile>) {
-        let (state, failure) = match result {
-            Ok(file) => (BuildState::Whole(file), None),
-            Err(error) => {
-                tracing::error!(%error, "no snapshot was taken; the log is kept");
-                (BuildState::Idle, Some(error.to_string()))
-            }
-        };
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
-        self.ready.notify_waiters();
-    }
-
-    /// Why the last snapshot failed, if it did.
-    pub(super) fn failure(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
-    }
-
-    /// Whether a file waits to be handed over.
-    pub(super) fn is_whole(&self) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        matches!(*state, BuildState::Whole(_))
-    }
-
-    /// Whether nothing is on its way that openraft has yet to hear of, nor has it been handed a
-    /// snapshot up to `index`.
-    pub(super) fn wants(&self, index: u64) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        matches!(*state, BuildState::Idle) && self.handed_over.load(Ordering::Relaxed) < index
-    }
-
-    /// Takes the file if it is whole; says whether one is to be begun otherwise.
-    fn take_or_begin(&self) -> Result<SnapshotFile, bool> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *state, BuildState::Running) {
-            BuildState::Idle => Err(true),
-            BuildState::Running => Err(false),
-            BuildState::Whole(file) => {
-                *state = BuildState::Idle;
-                self.handed_over.store(file.index(), Ordering::Relaxed);
-                Ok(file)
-            }
-        }
+        reading.await.map_err(io::Error::other)?
     }
 }
 
@@ -218,7 +308,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
         let applied = self.applied();
-        Ok((applied.last_log_id, applied.last_membership.clone()))
+        Ok((applied.meta.last_log_id, applied.meta.last_membership.clone()))
     }
 
     async fn apply<S>(&mut self, entries: S) -> io::Result<()>
@@ -227,16 +317,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     {
         let mut batches = entries.ready_chunks(BATCH_ENTRIES_MAX);
         while let Some(batch) = batches.next().await {
-            let mut work = Vec::with_capacity(batch.len());
-            for item in batch {
-                work.push(self.prepare(item?));
-            }
-            // An entry may be committed by the others' disks. Whoever is answered by this node, or
-            // reads from it, may count on its own as well.
-            if let Some((index, ..)) = work.last() {
-                self.log.synced(*index).await?;
-            }
-            self.worker.apply(work).await.map_err(io::Error::other)?;
+            self.run(batch).await?;
         }
         Ok(())
     }
@@ -244,6 +325,9 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<FinishedSnapshot> {
         if force {
             return Some(self.get_snapshot_builder().await);
+        }
+        if self.divergence.is_stopped() {
+            return None;
         }
         match self.building.take_or_begin() {
             Ok(file) => Some(FinishedSnapshot(Some(file), self.snapshots.clone())),
@@ -267,55 +351,21 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     ) -> io::Result<()> {
         let header = snapshot::header(&file)?;
         snapshot::check_header(&header, &self.identity).map_err(io::Error::other)?;
-        let saved = self.restored_state(file)?;
+        let (saved, registry) = self.restored_state(file).await?;
         self.worker.restore(saved).await.map_err(io::Error::other)?;
-        *self.applied() = meta.clone();
+        let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
+        *self.applied() = Applied { meta: meta.clone(), registry };
+        // At a start it is this node's own, from before it was found to have diverged.
+        if self.divergence.quarantine().is_some_and(|quarantine| index >= quarantine.at) {
+            self.divergence.resume();
+            self.divergence.healed(index);
+        }
+        self.modules.changed.notify_waiters();
         Ok(())
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<OpenSnapshot>> {
         let file = self.snapshots.latest().map_err(io::Error::other)?;
         file.map(snapshot::opened).transpose()
-    }
-}
-
-/// A snapshot whose file is whole, or failing that the newest there is.
-pub(super) struct FinishedSnapshot(Option<SnapshotFile>, SnapshotStore);
-
-impl RaftSnapshotBuilder<TypeConfig> for FinishedSnapshot {
-    type SnapshotData = SnapshotFile;
-
-    async fn build_snapshot(&mut self) -> io::Result<OpenSnapshot> {
-        let file = match self.0.take() {
-            Some(file) => Some(file),
-            None => self.1.latest().map_err(io::Error::other)?,
-        };
-        let file = file.ok_or_else(|| io::Error::other("there is no snapshot yet"))?;
-        snapshot::opened(file)
-    }
-}
-
-pub(super) fn saved_state(file: &SnapshotFile) -> io::Result<SavedState> {
-    let header = snapshot::header(file)?;
-    let chunks = file.read().map_err(io::Error::other)?;
-    Ok(SavedState {
-        index: header.last_log_id.as_ref().map_or(0, |log_id| log_id.index),
-        time_ms: header.time_ms,
-        state_version: header.state_version,
-        chunks: Box::new(chunks.map(|chunk| chunk.map_err(unreadable))),
-    })
-}
-
-pub(super) fn unreadable(error: impl std::fmt::Display) -> HistoryError {
-    HistoryError::Unreadable(error.to_string())
-}
-
-pub(super) fn machine_entry(entry: Entry) -> Option<machine::Entry> {
-    let index = entry.index();
-    match entry.payload {
-        Payload::Normal(command) => {
-            Some(machine::Entry { index, time_ms: command.time_ms, command: command.kind })
-        }
-        Payload::Blank | Payload::Membership(_) => None,
     }
 }

@@ -32,6 +32,7 @@ impl Replica {
         let metrics = metrics.borrow_watched();
         let member = metrics.membership_config.get_node(&inner.node_id()).cloned();
         let member = member.unwrap_or_default();
+        let (divergences, divergence) = inner.divergence.past();
         NodeStatus {
             id: inner.node_id(),
             role: match metrics.state {
@@ -47,12 +48,14 @@ impl Replica {
             applied: inner.worker.applied(),
             snapshot: index(metrics.snapshot.as_ref()),
             purged: index(metrics.purged.as_ref()),
-            module: Some(inner.module.id()),
+            module: Some(inner.worker.module().id()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             client_address: member.client_address,
             peer_address: member.peer_address,
             engine: inner.local.engine.clone(),
             fault: inner.fault().unwrap_or_default(),
+            divergences,
+            divergence,
         }
     }
 
@@ -101,6 +104,9 @@ impl Replica {
     /// Takes a snapshot and waits until it is on disk; the index that it reaches.
     pub async fn snapshot_now(&self) -> Result<u64, Error> {
         const LOOK_INTERVAL: Duration = Duration::from_millis(50);
+        if let Some(why) = self.0.fault() {
+            return Err(Error::stopped(why));
+        }
         let mut metrics = self.0.raft.metrics();
         let target = index(metrics.borrow_watched().last_applied.as_ref());
         let snapshot = index(metrics.borrow_watched().snapshot.as_ref());
@@ -144,6 +150,8 @@ fn from_wire(status: NodeStatusResponse, member: &Member) -> NodeStatus {
         peer_address: member.peer_address.clone(),
         engine: status.engine_fingerprint,
         fault: status.fault,
+        divergences: status.divergences,
+        divergence: status.divergence,
     }
 }
 
@@ -163,5 +171,7 @@ pub(super) fn to_wire(status: &NodeStatus) -> NodeStatusResponse {
         engine_fingerprint: status.engine.clone(),
         version: status.version.clone(),
         fault: status.fault.clone(),
+        divergences: status.divergences,
+        divergence: status.divergence.clone(),
     }
 }

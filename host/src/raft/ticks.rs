@@ -48,7 +48,8 @@ pub(super) async fn run(replica: Weak<Inner>, mut wish: watch::Receiver<Option<u
 impl Replica {
     /// Puts a tick into the log, if this node leads. How long until it is looked at again.
     async fn tick(&self) -> Duration {
-        if !self.0.is_leader() {
+        // What a machine wishes that has diverged counts for nothing.
+        if !self.0.is_leader() || self.0.divergence.is_stopped() {
             return LOOK_INTERVAL;
         }
         let command = Command { time_ms: now_ms(), kind: CommandKind::Tick };

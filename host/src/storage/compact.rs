@@ -27,7 +27,7 @@ const AMPLIFICATION_MAX: u64 = 4;
 const BATCH_VALUES: usize = 32;
 
 /// What the new tree is called while it is made, and the old one while it is removed.
-const OTHER: &str = "log.rebuild";
+pub(super) const OTHER: &str = "log.rebuild";
 
 /// Removes what an interrupted rebuilding left.
 pub(super) fn remove_leftover(log_dir: &Path) -> Result<(), Error> {
@@ -126,11 +126,13 @@ mod tests {
     }
 
     fn options(dir: &Path) -> Options {
+        let module = bytes::Bytes::from_static(b"module");
         Options {
             dir: dir.to_owned(),
             cluster_id: "c".into(),
             node_id: 1,
-            module_id: ModuleId([1; 32]),
+            module_id: ModuleId::of(&module),
+            module,
             master_key: MasterKey::from_bytes([7; 32]),
         }
     }

@@ -21,7 +21,7 @@ pub enum Error {
         /// Who, if it said so.
         pid: Option<u32>,
     },
-    /// It is another node's, another cluster's, or was made for another module.
+    /// It is another node's or another cluster's; or it was made for another module, before directories held theirs.
     #[error("data directory {} belongs to {what} {found}, and this node is configured for {what} {expected}", dir.display())]
     Foreign {
         /// The directory.
@@ -40,6 +40,18 @@ pub enum Error {
         dir: PathBuf,
         /// One of the files.
         found: String,
+    },
+    /// It is none.
+    #[error("{} is no node's data directory: there is no identity file in it", dir.display())]
+    NoNode {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// Whoever asked changed their mind.
+    #[error("the copying of {} was stopped", dir.display())]
+    Stopped {
+        /// The directory.
+        dir: PathBuf,
     },
     /// A part of it is not there.
     #[error("{} is missing; {REBUILD}", path.display())]

@@ -5,7 +5,7 @@
 //! 8   2  version, 1
 //! 10  8  node id
 //! 18 16  incarnation: random, drawn when the directory was made
-//! 34 32  module id: the module that the directory was made for
+//! 34 32  module id: the module that the cluster was begun with
 //! 66  2  n, the length of the cluster id
 //! 68  n  cluster id, UTF-8
 //!    32  BLAKE3 of all before
@@ -31,7 +31,7 @@ pub struct Identity {
     pub node_id: NodeId,
     /// Random, drawn when the directory was made: a directory made anew for the same node differs.
     pub incarnation: [u8; 16],
-    /// The module that the directory was made for.
+    /// The module that the cluster was begun with.
     pub module_id: ModuleId,
 }
 
@@ -95,17 +95,10 @@ impl Identity {
     }
 
     /// Refuses a directory that is not what the configuration says.
-    pub(super) fn check(
-        &self,
-        dir: &Path,
-        cluster_id: &str,
-        node_id: NodeId,
-        module_id: ModuleId,
-    ) -> Result<(), Error> {
+    pub(super) fn check(&self, dir: &Path, cluster_id: &str, node_id: NodeId) -> Result<(), Error> {
         let respects = [
             ("cluster", self.cluster_id.clone(), cluster_id.to_owned()),
             ("node", self.node_id.to_string(), node_id.to_string()),
-            ("module", self.module_id.to_string(), module_id.to_string()),
         ];
         for (what, found, expected) in respects {
             if found != expected {

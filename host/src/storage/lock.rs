@@ -24,21 +24,37 @@ impl Lock {
         let mut options = OpenOptions::new();
         options.read(true).write(true).create(true).truncate(false).mode(0o600);
         let mut file = options.open(&path).map_err(Error::io("cannot open", &path))?;
-        match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => {}
-            Err(rustix::io::Errno::WOULDBLOCK) => {
-                let mut holder = String::new();
-                // The number only helps the reader of the message.
-                let _ = file.take(32).read_to_string(&mut holder);
-                return Err(Error::InUse { dir: dir.to_owned(), pid: holder.trim().parse().ok() });
-            }
-            Err(error) => return Err(Error::io("cannot lock", &path)(error.into())),
-        }
+        lock(&file, FlockOperation::NonBlockingLockExclusive, dir)?;
         let written = file
             .set_len(0)
             .and_then(|()| file.rewind())
             .and_then(|()| writeln!(file, "{}", std::process::id()));
         written.map_err(Error::io("cannot write", &path))?;
         Ok(Self { _file: file })
+    }
+
+    /// Keeps nodes away until dropped, and writes nothing: others may look at the same time. A directory
+    /// that no node ever opened where it is now has no lock, and needs none.
+    pub(super) fn look(dir: &Path) -> Result<Option<Self>, Error> {
+        let path = dir.join(Self::FILE);
+        let file = match File::open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+            opened => opened.map_err(Error::io("cannot open", &path))?,
+        };
+        lock(&file, FlockOperation::NonBlockingLockShared, dir)?;
+        Ok(Some(Self { _file: file }))
+    }
+}
+
+fn lock(file: &File, how: FlockOperation, dir: &Path) -> Result<(), Error> {
+    match flock(file, how) {
+        Ok(()) => Ok(()),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            let mut holder = String::new();
+            // The number only helps the reader of the message.
+            let _ = file.take(32).read_to_string(&mut holder);
+            Err(Error::InUse { dir: dir.to_owned(), pid: holder.trim().parse().ok() })
+        }
+        Err(error) => Err(Error::io("cannot lock", &dir.join(Lock::FILE))(error.into())),
     }
 }

@@ -49,6 +49,19 @@ pub struct LogStore {
     inner: Arc<Inner>,
 }
 
+/// What there is of the log.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Extent {
+    /// The last entry that was removed, for a snapshot that covers it.
+    pub purged: Option<LogId>,
+    /// The index of the first entry, if there is one.
+    pub first: u64,
+    /// The last entry; the purged one if there is none.
+    pub last: Option<LogId>,
+    /// Up to here the log is known to be committed. It may be so further.
+    pub committed: Option<LogId>,
+}
+
 struct Inner {
     shared: Arc<Shared>,
     tree: Arc<Tree>,
@@ -96,6 +109,13 @@ impl LogStore {
     /// but at least one. May read the disk: blocking.
     pub fn entries(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
         reader::read(&self.inner.shared, &self.inner.tree, range, bytes_max)
+    }
+
+    /// What there is of the log.
+    pub fn extent(&self) -> Extent {
+        let state = self.inner.shared.lock();
+        let State { purged, first, last, committed, .. } = *state;
+        Extent { purged, first, last, committed }
     }
 
     /// How many bytes of entries have been appended since the store was opened.

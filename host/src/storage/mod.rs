@@ -4,6 +4,7 @@
 //! DATA/lock        held while the node runs; tells who
 //! DATA/identity    whose directory this is
 //! DATA/keyring     the data keys, wrapped by the master key
+//! DATA/genesis     the module that the cluster was begun with, sealed
 //! DATA/mark        how far the log had got: what must be there
 //! DATA/log/        sled: log, vote, committed and purged ids, records; values sealed
 //! DATA/snapshots/  <term>-<index>.snap
@@ -34,9 +35,12 @@
 
 mod check;
 mod compact;
+mod copy;
+mod crowd;
 mod error;
 mod files;
 mod format;
+mod genesis;
 mod identity;
 mod keys;
 mod lock;
@@ -56,10 +60,12 @@ use std::{
     sync::Arc,
 };
 
+use bytes::Bytes;
+
 pub use error::Error;
 pub use identity::Identity;
 pub use keys::Keys;
-pub use log_store::LogStore;
+pub use log_store::{Extent, LogStore};
 pub use snapshots::{CHUNK_BYTES_MAX, SnapshotFile, SnapshotReader, SnapshotStore, SnapshotWriter};
 
 use self::{check::Recovered, lock::Lock, mark::MarkFile, tree::Tree};
@@ -77,7 +83,9 @@ pub struct Options {
     pub cluster_id: String,
     /// The node that it must belong to.
     pub node_id: NodeId,
-    /// The module that it must have been made for.
+    /// The module that a new directory is made for. One that is there already goes on with its own.
+    pub module: Bytes,
+    /// Its name.
     pub module_id: ModuleId,
     /// The key that opens its keyring.
     pub master_key: MasterKey,
@@ -87,6 +95,8 @@ pub struct Options {
 pub struct Storage {
     /// Whose it is.
     pub identity: Identity,
+    /// The module that the cluster was begun with.
+    pub genesis: Bytes,
     /// The log, the vote, records.
     pub log: LogStore,
     /// The snapshots.
@@ -116,6 +126,11 @@ const CREATING: &str = "creating";
 const LOG_DIR: &str = "log";
 
 impl Storage {
+    /// Which module a directory was made for; nothing if it is yet to be made. Looks at nothing else.
+    pub fn made_for(dir: &Path) -> Result<Option<ModuleId>, Error> {
+        Ok(Identity::read(dir)?.map(|identity| identity.module_id))
+    }
+
     /// Opens a data directory, or makes it; refuses it if it is not the one, or not whole. Blocking,
     /// for as long as reading the whole log takes.
     pub fn open(options: Options) -> Result<Self, Error> {
@@ -125,7 +140,7 @@ impl Storage {
     /// The same on another medium.
     #[doc(hidden)]
     pub fn open_on(options: Options, medium: Arc<dyn Medium>) -> Result<Self, Error> {
-        let Options { dir, cluster_id, node_id, module_id, master_key } = options;
+        let Options { dir, cluster_id, node_id, module, module_id, master_key } = options;
         files::create_dir(&dir)?;
         files::restrict_dir(&dir)?;
         let lock = Arc::new(Lock::take(&dir)?);
@@ -135,11 +150,11 @@ impl Storage {
                 let incarnation = incarnation(&dir)?;
                 let identity =
                     Identity { cluster_id: cluster_id.clone(), node_id, incarnation, module_id };
-                create(&dir, &identity, &master_key, &medium)?;
+                create(&dir, &identity, &module, &master_key, &medium)?;
                 identity
             }
         };
-        identity.check(&dir, &cluster_id, node_id, module_id)?;
+        identity.check(&dir, &cluster_id, node_id)?;
         finish_creation(&dir)?;
         let keys = Keys::open(&dir, identity.clone(), master_key)?;
         let (mark_file, mark) = MarkFile::open(&dir, keys.clone())?;
@@ -147,6 +162,7 @@ impl Storage {
         compact::remove_leftover(&log_dir)?;
         let tree = Tree::open(&log_dir, keys.clone(), Arc::clone(&medium))?;
         let recovered = check::check(&tree, &identity.incarnation, &mark)?;
+        let genesis = genesis::open(&dir, &keys, &identity, (module_id, &module))?;
         let tree = compact::compact(tree, &recovered, &keys, medium)?;
         let snapshots = SnapshotStore::open(&dir, keys.clone(), Arc::clone(&lock))?;
         let newest = snapshots.latest()?;
@@ -156,7 +172,7 @@ impl Storage {
             log.give_way(LogId::new_term_index(newest.term(), newest.index()))
                 .map_err(Error::io("cannot truncate", &log_dir))?;
         }
-        Ok(Self { identity, log, snapshots, keys })
+        Ok(Self { identity, genesis, log, snapshots, keys })
     }
 }
 
@@ -171,6 +187,7 @@ fn incarnation(dir: &Path) -> Result<[u8; 16], Error> {
 fn create(
     dir: &Path,
     identity: &Identity,
+    module: &[u8],
     master_key: &MasterKey,
     medium: &Arc<dyn Medium>,
 ) -> Result<(), Error> {
@@ -195,6 +212,7 @@ fn create(
     files::remove_dir(&snapshots)?;
     files::create_dir(&snapshots)?;
     let keys = Keys::create(dir, identity.clone(), master_key.clone())?;
+    genesis::write(dir, &keys, module)?;
     let tree = Tree::create(&dir.join(LOG_DIR), keys.clone(), Arc::clone(medium))?;
     let born = birth(&tree, &identity.incarnation).and_then(|()| tree.sync());
     born.map_err(Error::io("cannot write", tree.dir()))?;

@@ -17,6 +17,7 @@ use std::{
         Arc,
         mpsc::{Receiver, RecvTimeoutError},
     },
+    thread,
     time::{Duration, Instant},
 };
 
@@ -26,6 +27,7 @@ use tokio::sync::oneshot;
 
 use super::{
     check::Recovered,
+    crowd::Crowd,
     format::{self, Pack, PackBuilder},
     mark::{Mark, MarkFile},
     reader,
@@ -65,6 +67,12 @@ pub(super) enum Op {
     Shutdown,
 }
 
+impl Op {
+    fn entries(&self) -> usize {
+        if let Self::Append { entries, .. } = self { entries.len() } else { 0 }
+    }
+}
+
 /// Who waits for a batch.
 enum Waiting {
     Append { bytes: usize, epoch: u64, to: Option<u64>, flushed: IOFlushed<TypeConfig> },
@@ -76,6 +84,7 @@ pub(super) struct Writer {
     tree: Arc<Tree>,
     mark_file: MarkFile,
     queue: Receiver<Op>,
+    crowd: Crowd,
     /// What the tree will have once the staged batch is applied.
     mark: Mark,
     packs: VecDeque<Pack>,
@@ -107,6 +116,7 @@ impl Writer {
             tree,
             mark_file,
             queue,
+            crowd: Crowd::default(),
             mark: recovered.mark,
             packs: recovered.packs,
             records: records.into_iter().map(|(name, (sequence, _))| (name, sequence)).collect(),
@@ -123,6 +133,7 @@ impl Writer {
     pub(super) fn run(mut self) {
         loop {
             let (ops, ends) = self.gather();
+            let (began, entries) = (Instant::now(), ops.iter().map(Op::entries).sum());
             let lazy = std::mem::take(&mut self.shared.lock().lazy);
             let urgent =
                 ops.iter().any(|op| !matches!(op, Op::Purge(_) | Op::Wake | Op::Shutdown)) || ends;
@@ -139,6 +150,7 @@ impl Writer {
                     result.inspect_err(|error| self.shared.poison(error))
                 }
             };
+            self.crowd.note(entries, began.elapsed());
             self.answer(waiting, &result);
             if ends {
                 return;
@@ -152,6 +164,11 @@ impl Writer {
         let mut bytes = 0;
         let mut ends = false;
         let mut next = self.wait();
+        if let Ok(Op::Append { .. }) = next
+            && !self.crowd.pause().is_zero()
+        {
+            thread::sleep(self.crowd.pause());
+        }
         loop {
             match next {
                 Ok(Op::Shutdown) | Err(RecvTimeoutError::Disconnected) => ends = true,

@@ -5,7 +5,9 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use super::{
-    Call, Code, Command, CommandKind, Failure, Trap, TrapKind,
+    Call, Checkpoint, Code, Command, CommandKind, Digest, Failure, ModuleId, NodeId, Trap,
+    TrapKind,
+    modules::{About, Activation, ModuleCommand, ModulePart, PART_BYTES_MAX},
     raft::{Entry, LogId, Member, Membership, Payload, SnapshotMeta, StoredMembership, Vote},
 };
 use crate::proto::raft as wire;
@@ -73,6 +75,16 @@ pub fn command_to_wire(command: &Command) -> wire::Command {
     let kind = match &command.kind {
         CommandKind::Call(call) => wire::command::Kind::Call(call_to_wire(call)),
         CommandKind::Tick => wire::command::Kind::Tick(wire::Tick {}),
+        CommandKind::Checkpoint(checkpoint) => {
+            wire::command::Kind::Checkpoint(checkpoint_to_wire(checkpoint))
+        }
+        CommandKind::Verify => wire::command::Kind::Verify(wire::Verify {}),
+        CommandKind::Module(ModuleCommand::Part(part)) => {
+            wire::command::Kind::ModulePart(part_to_wire(part))
+        }
+        CommandKind::Module(ModuleCommand::Activate(activation)) => {
+            wire::command::Kind::ActivateModule(activation_to_wire(activation))
+        }
     };
     wire::Command { time_ms: command.time_ms, kind: Some(kind) }
 }
@@ -82,6 +94,16 @@ pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
     let kind = match command.kind {
         Some(wire::command::Kind::Call(call)) => CommandKind::Call(call_from_wire(call)),
         Some(wire::command::Kind::Tick(wire::Tick {})) => CommandKind::Tick,
+        Some(wire::command::Kind::Checkpoint(checkpoint)) => {
+            CommandKind::Checkpoint(checkpoint_from_wire(&checkpoint)?)
+        }
+        Some(wire::command::Kind::Verify(wire::Verify {})) => CommandKind::Verify,
+        Some(wire::command::Kind::ModulePart(part)) => {
+            CommandKind::Module(ModuleCommand::Part(part_from_wire(part)?))
+        }
+        Some(wire::command::Kind::ActivateModule(activation)) => {
+            CommandKind::Module(ModuleCommand::Activate(activation_from_wire(&activation)?))
+        }
         None => {
             return Err(Malformed {
                 message: "command",
@@ -90,6 +112,95 @@ pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
         }
     };
     Ok(Command { time_ms: command.time_ms, kind })
+}
+
+/// To the wire.
+pub fn checkpoint_to_wire(checkpoint: &Checkpoint) -> wire::Checkpoint {
+    wire::Checkpoint { index: checkpoint.index, digest: checkpoint.digest.0.to_vec().into() }
+}
+
+/// From the wire.
+pub fn checkpoint_from_wire(checkpoint: &wire::Checkpoint) -> Result<Checkpoint, Malformed> {
+    let digest = digest_from_wire(&checkpoint.digest)?;
+    let digest = digest.ok_or_else(|| missing("checkpoint", "digest"))?;
+    Ok(Checkpoint { index: checkpoint.index, digest })
+}
+
+/// From the wire. Absent: what was written before there were digests.
+pub fn digest_from_wire(bytes: &[u8]) -> Result<Option<Digest>, Malformed> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let digest = bytes.try_into().map(|digest| Some(Digest(digest)));
+    digest.map_err(|_| Malformed { message: "digest", reason: format!("{} bytes", bytes.len()) })
+}
+
+/// From the wire.
+pub fn module_id_from_wire(bytes: &[u8]) -> Result<ModuleId, Malformed> {
+    let id = bytes.try_into().map(ModuleId);
+    id.map_err(|_| Malformed { message: "module id", reason: format!("{} bytes", bytes.len()) })
+}
+
+fn module_id_to_wire(id: &ModuleId) -> bytes::Bytes {
+    id.0.to_vec().into()
+}
+
+fn part_to_wire(part: &ModulePart) -> wire::ModulePart {
+    wire::ModulePart {
+        module_id: module_id_to_wire(&part.module),
+        total_bytes: part.total_bytes,
+        at: part.at,
+        bytes: part.bytes.clone(),
+        about: part.about.as_ref().map(about_to_wire),
+    }
+}
+
+fn part_from_wire(part: wire::ModulePart) -> Result<ModulePart, Malformed> {
+    if part.bytes.len() > PART_BYTES_MAX {
+        let reason = format!("{} bytes; the limit is {PART_BYTES_MAX}", part.bytes.len());
+        return Err(Malformed { message: "module part", reason });
+    }
+    Ok(ModulePart {
+        module: module_id_from_wire(&part.module_id)?,
+        total_bytes: part.total_bytes,
+        at: part.at,
+        bytes: part.bytes,
+        about: part.about.as_ref().map(about_from_wire),
+    })
+}
+
+/// To the wire.
+pub fn about_to_wire(about: &About) -> wire::ModuleAbout {
+    wire::ModuleAbout {
+        name: about.name.to_string(),
+        version: about.version.to_string(),
+        state_version: about.state_version,
+    }
+}
+
+/// From the wire.
+pub fn about_from_wire(about: &wire::ModuleAbout) -> About {
+    About {
+        name: Arc::from(&*about.name),
+        version: Arc::from(&*about.version),
+        state_version: about.state_version,
+    }
+}
+
+fn activation_to_wire(activation: &Activation) -> wire::ActivateModule {
+    wire::ActivateModule {
+        module_id: module_id_to_wire(&activation.module),
+        from_module_id: module_id_to_wire(&activation.from),
+        voters: activation.voters.iter().copied().collect::<Vec<NodeId>>(),
+    }
+}
+
+fn activation_from_wire(activation: &wire::ActivateModule) -> Result<Activation, Malformed> {
+    Ok(Activation {
+        module: module_id_from_wire(&activation.module_id)?,
+        from: module_id_from_wire(&activation.from_module_id)?,
+        voters: activation.voters.iter().copied().collect(),
+    })
 }
 
 /// To the wire.

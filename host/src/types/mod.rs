@@ -1,16 +1,19 @@
 //! The words that the layers share.
 //!
-//! `mod.rs` is plain data: calls, commands, outcomes. [`status`] is what nodes say of themselves,
-//! [`raft`] binds the words to openraft, [`convert`] to their bytes on disk and between peers. The
-//! machine layer uses only what is in this file.
+//! `mod.rs` is plain data: calls, commands, outcomes. [`modules`] is what the log says of modules,
+//! [`status`] what nodes say of themselves, [`raft`] binds the words to openraft, [`convert`] to their
+//! bytes on disk and between peers. The machine layer uses only what is in this file.
 
 pub mod convert;
+pub mod modules;
 pub mod raft;
 pub mod status;
 
 use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
+
+use self::modules::ModuleCommand;
 
 /// A member's number in its cluster. Never zero, never reused.
 pub type NodeId = u64;
@@ -39,6 +42,23 @@ impl fmt::Debug for ModuleId {
     }
 }
 
+/// The running hash over what came of every entry that the machine saw. The default is that of a machine that
+/// has seen none.
+#[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Digest(pub [u8; 32]);
+
+impl fmt::Display for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for Digest {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
 /// One call of one method of the machine.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Call {
@@ -48,6 +68,13 @@ pub struct Call {
     pub request: Bytes,
     /// Who called; empty for an anonymous caller.
     pub principal: Arc<str>,
+}
+
+impl Call {
+    /// What it brings along, in bytes.
+    pub fn bytes(&self) -> usize {
+        self.request.len() + self.method.len() + self.principal.len()
+    }
 }
 
 impl fmt::Debug for Call {
@@ -74,14 +101,34 @@ pub enum CommandKind {
     Call(Call),
     /// A call of the machine's `tick`: the time that it asked to be woken at has come.
     Tick,
+    /// Something about the cluster's modules, which the host does. A machine notices only that another one
+    /// goes on with its state.
+    Module(ModuleCommand),
+    /// What a majority's digest is, for every replica to compare its own with.
+    Checkpoint(Checkpoint),
+    /// Every replica hashes its state as it is here, for whoever asks.
+    Verify,
+}
+
+/// The digest of a majority of the voters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Checkpoint {
+    /// After which entry.
+    pub index: u64,
+    /// What they have there.
+    pub digest: Digest,
 }
 
 impl CommandKind {
     /// What it brings along, in bytes.
     pub fn bytes(&self) -> usize {
         match self {
-            Self::Call(call) => call.request.len() + call.method.len() + call.principal.len(),
-            Self::Tick => 0,
+            Self::Call(call) => call.bytes(),
+            Self::Module(ModuleCommand::Part(part)) => part.bytes.len(),
+            Self::Tick
+            | Self::Module(ModuleCommand::Activate(_))
+            | Self::Checkpoint(_)
+            | Self::Verify => 0,
         }
     }
 }
@@ -207,6 +254,12 @@ impl fmt::Display for Command {
         match &self.kind {
             CommandKind::Call(call) => write!(f, "{call:?}"),
             CommandKind::Tick => f.write_str("tick"),
+            CommandKind::Checkpoint(Checkpoint { index, .. }) => write!(f, "checkpoint of {index}"),
+            CommandKind::Verify => f.write_str("verify"),
+            CommandKind::Module(ModuleCommand::Part(part)) => write!(f, "{part:?}"),
+            CommandKind::Module(ModuleCommand::Activate(activation)) => {
+                write!(f, "activate module {}", activation.module)
+            }
         }
     }
 }

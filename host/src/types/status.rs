@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{Failure, ModuleId, NodeId};
+use super::{Digest, Failure, ModuleId, NodeId};
 
 /// How fresh the state that answers a query has to be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -137,6 +137,10 @@ pub struct NodeStatus {
     pub engine: String,
     /// Empty while it works; otherwise what is wrong.
     pub fault: String,
+    /// How often its machine has diverged from the others since it started.
+    pub divergences: u64,
+    /// The last time that was healed, for people.
+    pub divergence: String,
 }
 
 impl NodeStatus {
@@ -158,6 +162,8 @@ impl NodeStatus {
             peer_address,
             engine: String::new(),
             fault: String::new(),
+            divergences: 0,
+            divergence: String::new(),
         }
     }
 }
@@ -175,4 +181,33 @@ pub struct ClusterStatus {
     pub answered_by: NodeId,
     /// All members, by their ids.
     pub nodes: Vec<NodeStatus>,
+}
+
+/// What a node found of its machine's state after an entry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Verified {
+    /// The digest of what came of all entries up to there.
+    pub digest: Digest,
+    /// BLAKE3 of the snapshot's bytes.
+    pub state: [u8; 32],
+    /// How many bytes those are.
+    pub bytes: u64,
+}
+
+/// What every voter found after the same entry, or why it found nothing.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Verification {
+    /// The entry's index.
+    pub index: u64,
+    /// By node.
+    pub nodes: Vec<(NodeId, Result<Verified, String>)>,
+}
+
+impl Verification {
+    /// Every voter found the same.
+    pub fn is_equal(&self) -> bool {
+        let mut found = self.nodes.iter().map(|(_, found)| found.as_ref().ok());
+        let first = found.next().flatten();
+        first.is_some() && found.all(|other| other == first)
+    }
 }

@@ -15,7 +15,7 @@ fn leader(address: &str) -> Option<Leader> {
 /// What an error has to look like: code, a part of the text, leader, outcome.
 type Row = (fn() -> Error, Code, &'static str, Option<&'static str>, Option<&'static str>);
 
-const TABLE: [Row; 15] = [
+const TABLE: [Row; 16] = [
     (
         || Error::not_leader(leader("client:2")),
         Code::Unavailable,
@@ -53,6 +53,7 @@ const TABLE: [Row; 15] = [
     (|| Error::busy("queue is full"), Code::ResourceExhausted, "queue is full", None, None),
     (|| Error::unknown_method("no x"), Code::Unimplemented, "no x", None, None),
     (|| Error::unsupported("not yet"), Code::Unimplemented, "not yet", None, None),
+    (|| Error::refused("not ready"), Code::FailedPrecondition, "not ready", None, None),
     (|| Error::invalid("bad field"), Code::InvalidArgument, "bad field", None, None),
     (|| Error::fault("disk is broken"), Code::Internal, "disk is broken", None, None),
 ];

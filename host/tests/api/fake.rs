@@ -12,44 +12,39 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes};
 use conclave::{
-    api::{Api, Backend, MachineInfo, MethodKind, MethodSpec, Metric, Options, bind},
+    api::{
+        Api, Backend, MachineInfo, MethodKind, MethodSpec, Metric, Options, Subscribed,
+        Subscription, Upgrades, bind,
+    },
     error::Error,
     types::{
-        Applied, Call, Failure, ModuleId, Outcome, Reply,
-        status::{Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, Role},
+        Applied, Call, Digest, Failure, ModuleId, Outcome, Reply,
+        modules::{
+            Activated, Change, Difference, ModulePart, ModuleStatus, Pushed, Readiness, Rehearsed,
+        },
+        status::{
+            Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, Role, Verification,
+            Verified,
+        },
     },
 };
 use http::uri::PathAndQuery;
 use http_body_util::Full;
 use hyper_util::rt::{TokioExecutor, TokioIo};
-use tokio::{net::TcpStream, sync::watch, task::JoinHandle, time::Instant};
+use tokio::{
+    net::TcpStream,
+    sync::{broadcast, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use tokio_stream::{StreamExt as _, wrappers::BroadcastStream};
 use tonic::{
     Request, Response, Status,
     codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
     transport::{Channel, Endpoint},
 };
 
-pub const KV: &str = r#"
-    syntax = "proto3";
-    package kv.v1;
-    service KV {
-      rpc Put(PutRequest) returns (PutResponse);
-      rpc Get(GetRequest) returns (GetResponse) { option idempotency_level = NO_SIDE_EFFECTS; }
-      rpc Watch(GetRequest) returns (stream GetResponse);
-    }
-    message PutRequest { string key = 1; bytes value = 2; }
-    message PutResponse { uint64 revision = 1; }
-    message GetRequest { string key = 1; }
-    message GetResponse { bytes value = 1; }
-"#;
-
-pub const COUNTER: &str = r#"
-    syntax = "proto3";
-    package counter.v1;
-    service Counter { rpc Add(AddRequest) returns (AddResponse); }
-    message AddRequest { int64 by = 1; }
-    message AddResponse { int64 value = 1; }
-"#;
+use crate::protos::{COUNTER, KV};
 
 /// `PutRequest { key: "k", value: "v" }`
 pub const PUT: &[u8] = b"\x0a\x01k\x12\x01v";
@@ -115,6 +110,10 @@ pub struct Fake {
     pub index: AtomicU64,
     pub leader: Mutex<Option<Leader>>,
     pub health: watch::Sender<Health>,
+    /// What subscribers are told: an entry's index and messages; none, that they are too slow.
+    pub events: broadcast::Sender<(u64, Option<Vec<Bytes>>)>,
+    /// Where the last subscription went on from.
+    pub resumed: Mutex<Option<u64>>,
 }
 
 impl Fake {
@@ -177,8 +176,40 @@ impl Backend for Fake {
         }
     }
 
+    async fn subscribe(
+        &self,
+        call: Call,
+        consistency: Consistency,
+        resume: Option<u64>,
+        _deadline: Instant,
+    ) -> Result<Subscribed, Error> {
+        self.record(&call, Some(consistency));
+        *self.resumed.lock().unwrap() = resume;
+        let result = match &*self.script.lock().unwrap() {
+            Script::Refuse(error) => Err(error()),
+            Script::Answer(result) => Ok(result.clone()),
+            _ => Ok(Ok(call.request)),
+        }?;
+        let events =
+            BroadcastStream::new(self.events.subscribe()).map(|event| match event.unwrap() {
+                (index, Some(messages)) => Ok((index, messages)),
+                (index, None) => Err(Error::gone(format!("after {index}"))),
+            });
+        let result = result.map(|first| Subscription {
+            initial: if resume.is_some() { Vec::new() } else { vec![first] },
+            events: Box::pin(events),
+        });
+        Ok(Subscribed { index: self.index.load(Ordering::Relaxed), result })
+    }
+
     async fn snapshot_now(&self) -> Result<u64, Error> {
         Ok(10)
+    }
+
+    async fn verify(&self, _deadline: Instant) -> Result<Verification, Error> {
+        let found = Verified { digest: Digest([1; 32]), state: [2; 32], bytes: 3 };
+        let nodes = vec![(1, Ok(found)), (2, Ok(found)), (3, Err("it is away".to_owned()))];
+        Ok(Verification { index: 9, nodes })
     }
 
     async fn cluster_status(&self) -> ClusterStatus {
@@ -218,6 +249,77 @@ impl Backend for Fake {
     }
 }
 
+pub const MODULE: ModuleId = ModuleId([9; 32]);
+
+/// One module, ready on one node, that breaks a client; activating it takes long.
+impl Upgrades for Fake {
+    async fn push_module(&self, piece: ModulePart, _: Instant) -> Result<Pushed, Error> {
+        let next_at = piece.at + piece.bytes.len() as u64;
+        let module = (next_at == piece.total_bytes).then(status);
+        Ok(Pushed { next_at, module })
+    }
+
+    async fn list_modules(&self) -> Vec<ModuleStatus> {
+        vec![status()]
+    }
+
+    async fn find_module(&self, beginning: &str, _: Instant) -> Result<ModuleId, Error> {
+        match MODULE.to_string().starts_with(beginning) {
+            true => Ok(MODULE),
+            false => Err(Error::refused("push it first")),
+        }
+    }
+
+    async fn rehearse_module(&self, _: ModuleId, _: Instant) -> Result<ModuleStatus, Error> {
+        Ok(status())
+    }
+
+    async fn diff_module(&self, module: ModuleId) -> Result<Difference, Error> {
+        let (subject, text) = ("kv.v1.KV/Put".to_owned(), "is not served any more".to_owned());
+        Ok(Difference {
+            from: ModuleId([7; 32]),
+            to: module,
+            from_state_version: 4,
+            to_state_version: 5,
+            restores: true,
+            changes: vec![Change { subject, text, breaking: true }],
+        })
+    }
+
+    async fn activate_module(
+        &self,
+        module: ModuleId,
+        allow_breaking: bool,
+        _: Instant,
+    ) -> Result<Activated, Error> {
+        if !allow_breaking {
+            pending::<()>().await;
+        }
+        Ok(Activated { module, previous: ModuleId([7; 32]), index: 44 })
+    }
+
+    async fn rollback_module(&self, _: ModuleId, _: bool, _: Instant) -> Result<Activated, Error> {
+        Err(Error::refused("nothing to roll back to"))
+    }
+}
+
+fn status() -> ModuleStatus {
+    let rehearsed = Rehearsed { from: ModuleId([7; 32]), carry_over_ms: 12, entries: 34 };
+    ModuleStatus {
+        id: MODULE,
+        bytes: 6,
+        about: Default::default(),
+        index: 40,
+        activated_index: 0,
+        active: false,
+        previous: false,
+        nodes: vec![
+            (1, Readiness::Ready(rehearsed)),
+            (2, Readiness::Failed("entry 7 traps".to_owned())),
+        ],
+    }
+}
+
 /// A node without Raft. Its ports close when it is dropped.
 pub struct Node {
     pub fake: Arc<Fake>,
@@ -241,6 +343,8 @@ impl Node {
             index: AtomicU64::new(0),
             leader: Mutex::new(Some(Leader { node_id: 1, client_address: "client:1".into() })),
             health: watch::channel(Health::Serving).0,
+            events: broadcast::channel(64).0,
+            resumed: Mutex::new(None),
         });
         let api = Api::new(fake.clone(), options).unwrap();
         let listener = bind("127.0.0.1:0", "client").await.unwrap();

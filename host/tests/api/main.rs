@@ -12,5 +12,8 @@ mod calls;
 mod errors;
 mod fake;
 mod health;
+mod modules;
 mod ports;
+mod protos;
 mod reflection;
+mod subscriptions;

@@ -104,7 +104,7 @@ fn the_default_machine_is_inspected_for_people_and_for_programs() {
         line.unwrap_or_else(|| panic!("no {name} in {shown}")).to_owned()
     };
     assert!(line("name").ends_with(" kv"));
-    assert!(line("imports").contains("conclave:fsm/log@0.1.0"));
+    assert!(line("imports").contains("conclave:fsm@0.1.0 log"));
     assert!(line("memory").contains("at most 1024.0 MiB"));
     assert!(line("kv.v1.KV/Put").ends_with("command") && line("kv.v1.KV/Get").ends_with("query"));
     assert_eq!(out(&conclave(dir.path(), &["inspect"])), shown, "it is what is inside");

@@ -46,7 +46,8 @@ except grpc.RpcError as error:
 print(" ".join(services))
 "#;
 
-fn python() -> Option<PathBuf> {
+/// A Python with grpcio and its reflection.
+pub(crate) fn python() -> Option<PathBuf> {
     let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/python/bin/python");
     let named = std::env::var_os("CONCLAVE_TEST_PYTHON").map(PathBuf::from);
     let mut candidates = named.into_iter().chain([target, PathBuf::from("python3")]);

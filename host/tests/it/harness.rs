@@ -152,8 +152,13 @@ impl Cluster {
 
     /// Starts a node, or starts it again.
     pub(crate) fn start_node(&mut self, id: u64) {
-        let child = self.command(id).spawn().unwrap();
-        self.nodes[id as usize - 1].child = Some(child);
+        let command = self.command(id);
+        self.run(id, command);
+    }
+
+    /// Starts a node by a command of one's own, see [`Cluster::command`].
+    pub(crate) fn run(&mut self, id: u64, mut command: Command) {
+        self.nodes[id as usize - 1].child = Some(command.spawn().unwrap());
     }
 
     /// SIGKILL, and waits until the process is gone.

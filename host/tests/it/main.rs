@@ -10,13 +10,24 @@
 )]
 
 mod bad_input;
+#[path = "../machine/counters.rs"]
+#[allow(dead_code, reason = "the tests of the machine layer use all of it")]
+mod counters;
 mod dev;
+mod divergence;
 mod durability;
+mod examples;
 mod foreign;
 mod harness;
 mod import;
 mod kv;
+mod modules;
 mod peers;
 mod projects;
 mod recovery;
+mod replay;
 mod traps;
+#[path = "../machine/wat.rs"]
+#[allow(dead_code, reason = "the tests of the machine layer use all of it")]
+mod wat;
+mod watching;

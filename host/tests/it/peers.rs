@@ -2,9 +2,12 @@
 
 use std::{fs, time::Duration};
 
-use conclave::proto::raft::{
-    AppendRequest, HandshakeRequest, LogId, SnapshotHeader, SnapshotPart, SnapshotStart, Vote,
-    VoteRequest, raft_client::RaftClient, snapshot_part::Part,
+use conclave::{
+    proto::raft::{
+        AppendRequest, HandshakeRequest, LogId, SnapshotHeader, SnapshotPart, SnapshotStart, Vote,
+        VoteRequest, raft_client::RaftClient, snapshot_part::Part,
+    },
+    raft::network::PROTOCOL_VERSION,
 };
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, transport::Channel};
@@ -34,7 +37,7 @@ impl Pretender {
             incarnation: identity[18..34].to_vec().into(),
             module_id: identity[34..66].to_vec().into(),
             engine_fingerprint: String::new(),
-            protocol_version: 1,
+            protocol_version: PROTOCOL_VERSION,
         };
         client.handshake(hello).await?;
         Ok(Self { client, from, to })

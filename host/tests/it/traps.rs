@@ -24,7 +24,7 @@ const TRAPS: [(&str, &str); 6] = [
     ("DivideByZero", "fault"),
 ];
 
-fn hostile() -> PathBuf {
+pub(crate) fn hostile() -> PathBuf {
     static BUILT: OnceLock<PathBuf> = OnceLock::new();
     let built = BUILT.get_or_init(|| {
         let root = Path::new(env!("CARGO_MANIFEST_DIR"));
@@ -39,7 +39,7 @@ fn hostile() -> PathBuf {
     built.clone()
 }
 
-async fn call(
+pub(crate) async fn call(
     client: &Client,
     method: &str,
     request: Value,
@@ -48,7 +48,7 @@ async fn call(
     harness::call(client, &format!("hostile.v1.Hostile/{method}"), request, options).await
 }
 
-async fn add(client: &Client, n: i64) -> i64 {
+pub(crate) async fn add(client: &Client, n: i64) -> i64 {
     number(&call(client, "Add", json!({ "n": n })).await.unwrap())
 }
 
@@ -73,7 +73,7 @@ async fn all_agree(cluster: &Cluster, expected: i64) {
 }
 
 /// Low enough that a test waits seconds, high enough for every honest call.
-fn setup() -> Setup {
+pub(crate) fn setup() -> Setup {
     Setup {
         module: Some(hostile()),
         flags: vec!["--fuel-per-call=1000000000".into(), "--memory-bytes-max=301989888".into()],

@@ -4,8 +4,8 @@
 use std::sync::Arc;
 
 use conclave::{
-    machine::{Engine, Entry, Module},
-    types::{Call, CommandKind, Outcome},
+    machine::{Engine, Entry, Module, Work},
+    types::{Call, Digest, Outcome},
 };
 
 use crate::{
@@ -23,7 +23,7 @@ fn log() -> Vec<Entry> {
                 13 => call("Unknown", Number::default()),
                 _ => add(index as i64),
             };
-            Entry { index, time_ms: 1000 + index * 7 % 100, command: CommandKind::Call(call) }
+            Entry { index, time_ms: 1000 + index * 7 % 100, work: Work::Call(call) }
         })
         .collect()
 }
@@ -119,7 +119,7 @@ async fn time_never_goes_back_and_a_query_sees_that_of_the_last_entry() {
         let request = if position == 2 { b"trap".as_slice() } else { b"" };
         let call = Call { method: "any".into(), request: request.into(), principal: "".into() };
         let index = node.index + 3;
-        let entry = Entry { index, time_ms, command: CommandKind::Call(call.clone()) };
+        let entry = Entry { index, time_ms, work: Work::Call(call.clone()) };
         let outcome = node.push_entry(entry).await.await.unwrap();
         let answered = node.worker.query(call, index).await.unwrap();
         let answered = words(&answered.result.unwrap());
@@ -134,4 +134,42 @@ async fn time_never_goes_back_and_a_query_sees_that_of_the_last_entry() {
     seeds.sort_unstable();
     seeds.dedup();
     assert_eq!(seeds.len(), 5);
+}
+
+#[tokio::test]
+async fn the_digest_tells_replicas_apart_from_the_first_other_outcome_on() {
+    let mut one = Node::start();
+    let mut other = Node::start();
+    assert_eq!(one.digest().await, Digest::default(), "nothing has happened yet");
+    for value in [1, 2, 3] {
+        one.add(value).await;
+        other.add(value).await;
+    }
+    one.push_blank().await;
+    other.push_blank().await;
+    let agreed = one.digest().await;
+    assert_eq!(agreed, other.digest().await);
+    assert_eq!(
+        one.worker.digest_at(3).await.unwrap(),
+        Some(agreed),
+        "a blank entry changes nothing"
+    );
+    assert_ne!(one.worker.digest_at(2).await.unwrap(), Some(agreed));
+    assert_eq!(one.worker.digest_at(5).await.unwrap(), None, "there is no such entry yet");
+
+    one.add(4).await;
+    other.add(5).await;
+    assert_ne!(one.digest().await, other.digest().await);
+    // The same from here on, and they are apart for good.
+    one.add(0).await;
+    other.add(-1).await;
+    assert_eq!(one.total().await, other.total().await);
+    assert_ne!(one.digest().await, other.digest().await);
+    // Until one goes on from the other's state, of which the past is not known.
+    let saved = one.snapshot().await;
+    other.worker.restore(saved.state()).await.unwrap();
+    assert_eq!(one.digest().await, other.digest().await);
+    assert_eq!(other.worker.digest_at(other.index - 1).await.unwrap(), None);
+    assert_eq!(one.add(1).await, other.add(1).await);
+    assert_eq!(one.digest().await, other.digest().await);
 }

@@ -4,9 +4,10 @@ use std::sync::Arc;
 
 use conclave::{
     machine::{
-        Engine, Entry, History, HistoryError, Module, QueryError, SavedState, SnapshotError, Worker,
+        Engine, Entry, History, HistoryError, Module, QueryError, SavedState, SnapshotError, Work,
+        Worker,
     },
-    types::{Call, CommandKind, Outcome, Trap},
+    types::{Call, Outcome, Trap},
 };
 
 use crate::{
@@ -82,11 +83,7 @@ async fn an_entry_out_of_order_is_a_fault() {
     node.add(1).await;
     let (index, time_ms) = (1, 0);
     node.worker
-        .apply(vec![(
-            index,
-            Some(Entry { index, time_ms, command: CommandKind::Call(add(1)) }),
-            None,
-        )])
+        .apply(vec![(index, Some(Entry { index, time_ms, work: Work::Call(add(1)) }), None)])
         .await
         .unwrap();
     stopped_with(&mut node, "entry 1 was handed to the machine after entry 2").await;
@@ -119,8 +116,9 @@ async fn a_reader_that_cannot_be_rebuilt_is_a_fault() {
 
 #[tokio::test]
 async fn a_state_that_cannot_be_restored_does_not_start() {
-    let saved =
-        SavedState { index: 1, time_ms: 1, state_version: 1, chunks: Box::new(std::iter::empty()) };
+    let chunks = Box::new(std::iter::empty());
+    let (module, index, time_ms) = (hostile(), 1, 1);
+    let saved = SavedState { module, index, time_ms, state_version: 1, digest: None, chunks };
     let fault = Worker::start(hostile(), SEED, Arc::new(Unreadable), Some(saved)).err().unwrap();
     assert!(fault.to_string().contains("eight bytes"), "{fault}");
 }

@@ -10,8 +10,8 @@ use std::{
 
 use bytes::Bytes;
 use conclave::{
-    machine::{Entry, History, HistoryError, SavedState},
-    types::Trap,
+    machine::{Entry, History, HistoryError, Module, SavedState},
+    types::{Digest, Trap},
 };
 
 #[derive(Default)]
@@ -36,9 +36,11 @@ struct State {
 /// A snapshot in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Saved {
+    pub(crate) module: Module,
     pub(crate) index: u64,
     pub(crate) time_ms: u64,
     pub(crate) state_version: u32,
+    pub(crate) digest: Option<Digest>,
     pub(crate) bytes: Vec<u8>,
 }
 
@@ -52,9 +54,11 @@ impl Saved {
         let chunks: Vec<_> =
             self.bytes.chunks(chunk_bytes).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
         SavedState {
+            module: self.module.clone(),
             index: self.index,
             time_ms: self.time_ms,
             state_version: self.state_version,
+            digest: self.digest,
             chunks: Box::new(chunks.into_iter()),
         }
     }

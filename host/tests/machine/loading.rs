@@ -73,15 +73,40 @@ fn a_module_above_the_limit_is_refused() {
 #[test]
 fn a_foreign_import_is_refused_by_name() {
     let (error, text) =
-        refusal(component(r#"(component (import "wasi:cli/environment@0.2.3" (instance)))"#));
+        refusal(component(r#"(component (import "wasi:http/types@0.2.3" (instance)))"#));
     assert!(matches!(error, LoadError::ForeignImport { .. }));
-    assert!(text.contains("`wasi:cli/environment@0.2.3`"));
+    assert!(text.contains("`wasi:http/types@0.2.3`") && text.contains("--disable http"), "{text}");
+    let (_, text) =
+        refusal(component(r#"(component (import "wasi:keyvalue/store@0.2.0" (instance)))"#));
+    assert!(text.contains("`wasi:keyvalue/store@0.2.0`") && text.contains("clocks"), "{text}");
     let (_, text) = refusal(component(r#"(component (import "run" (func)))"#));
     assert!(text.contains("`run`"));
+    // Of an interface that is served, what is not.
+    let (error, text) = refusal(component(
+        r#"(component (import "wasi:clocks/wall-clock@0.2.0" (instance (export "set" (func)))))"#,
+    ));
+    assert!(matches!(error, LoadError::ForeignImport { .. }));
+    assert!(text.contains("`wasi:clocks/wall-clock@0.2.0#set`"), "{text}");
     // The host exports the machine's own interface to nobody.
     let (_, text) =
         refusal(component(r#"(component (import "conclave:fsm/fsm@0.1.0" (instance)))"#));
     assert!(text.contains("`conclave:fsm/fsm@0.1.0`"));
+}
+
+#[test]
+fn another_version_of_wasi_is_refused_by_name() {
+    for version in ["0.2.0-rc-2023-11-10", "0.3.0"] {
+        let import = format!("wasi:cli/environment@{version}");
+        let (error, text) =
+            refusal(component(&format!(r#"(component (import "{import}" (instance)))"#)));
+        assert!(matches!(error, LoadError::WasiVersion { .. }) && text.contains(&import), "{text}");
+    }
+    // Served, but not by this type.
+    let (error, _) = refusal(component(
+        r#"(component (import "wasi:cli/exit@0.2.0" (instance (export "exit" (func))))
+             (instance $i) (export "conclave:fsm/fsm@0.1.0" (instance $i)))"#,
+    ));
+    assert!(matches!(error, LoadError::NotAMachine(_)), "{error}");
 }
 
 #[test]

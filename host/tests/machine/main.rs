@@ -7,15 +7,22 @@
     reason = "tests: a failure is a panic, and the measurements are printed"
 )]
 
+mod activation;
 mod agreement;
 mod answers;
+mod counters;
 mod faults;
 mod history;
 mod loading;
 mod measure;
+mod not_activated;
 mod queries;
+mod rehearsal;
 mod snapshots;
 mod story;
+mod subscriptions;
 mod support;
 mod traps;
+mod versions;
+mod wasi;
 mod wat;

@@ -10,9 +10,9 @@ use bytes::Bytes;
 use conclave::{
     machine::{
         Answered, Engine, Entry, Limits, Module, QueryError, SavedState, SnapshotError,
-        StateStream, Worker,
+        StateStream, Work, Worker,
     },
-    types::{Call, CommandKind, Outcome, TrapKind},
+    types::{Call, Digest, Outcome, TrapKind},
 };
 use prost::Message;
 use tokio::sync::oneshot;
@@ -98,9 +98,22 @@ impl Node {
     /// Hands over one entry; the outcome comes later.
     pub(crate) async fn push(&mut self, call: Call) -> oneshot::Receiver<Outcome> {
         self.index += 1;
-        let entry =
-            Entry { index: self.index, time_ms: self.index * 10, command: CommandKind::Call(call) };
+        let entry = Entry { index: self.index, time_ms: self.index * 10, work: Work::Call(call) };
         self.push_entry(entry).await
+    }
+
+    /// Another module is to go on after this entry.
+    pub(crate) async fn push_module(&mut self, module: &Module) -> oneshot::Receiver<Outcome> {
+        self.index += 1;
+        let work = Work::Activate(module.clone());
+        self.push_entry(Entry { index: self.index, time_ms: self.index * 10, work }).await
+    }
+
+    pub(crate) async fn activate(&mut self, module: &Module) -> Outcome {
+        self.push_module(module)
+            .await
+            .await
+            .unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fault()))
     }
 
     pub(crate) async fn push_entry(&mut self, entry: Entry) -> oneshot::Receiver<Outcome> {
@@ -143,7 +156,12 @@ impl Node {
 
     pub(crate) async fn snapshot(&self) -> Saved {
         let stream = self.worker.snapshot(self.index).await.unwrap();
-        read(stream).await.unwrap()
+        Saved { digest: Some(self.digest().await), ..read(stream).await.unwrap() }
+    }
+
+    /// The digest over all entries so far.
+    pub(crate) async fn digest(&self) -> Digest {
+        self.worker.digest_at(self.index).await.unwrap().expect("the newest digest is known")
     }
 
     /// Waits for what happens behind a caller's back.
@@ -168,9 +186,11 @@ pub(crate) async fn read(mut stream: StateStream) -> Result<Saved, SnapshotError
         bytes.extend_from_slice(&chunk?);
     }
     Ok(Saved {
+        module: stream.module().clone(),
         index: stream.index(),
         time_ms: stream.time_ms(),
         state_version: stream.state_version(),
+        digest: None,
         bytes,
     })
 }

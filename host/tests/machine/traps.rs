@@ -4,8 +4,8 @@
 use std::time::{Duration, Instant};
 
 use conclave::{
-    machine::Entry,
-    types::{CommandKind, Outcome, TrapKind},
+    machine::{Entry, Work},
+    types::{Outcome, TrapKind},
 };
 
 use crate::support::{MARK, Node, Number, add, call, number, trap_kind};
@@ -145,7 +145,7 @@ async fn a_tick_that_traps_is_rolled_back_and_not_repeated() {
     assert!(matches!(outcome, Outcome::Reply(_)), "{outcome:?}");
     assert_eq!(*node.worker.wish().borrow(), Some(node.index * 10));
     let (index, time_ms) = (node.index + 1, (node.index + 1) * 10);
-    let tick = Entry { index, time_ms, command: CommandKind::Tick };
+    let tick = Entry { index, time_ms, work: Work::Tick };
     let outcome = node.push_entry(tick).await.await.unwrap();
     assert!(matches!(&outcome, Outcome::Trap(trap) if trap.kind == TrapKind::Panic), "{outcome:?}");
     assert_eq!(*node.worker.wish().borrow(), None);

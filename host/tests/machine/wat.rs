@@ -12,16 +12,27 @@ pub(crate) struct Wat {
     pub(crate) apply: &'static str,
     /// The body of `query`, likewise.
     pub(crate) query: &'static str,
+    /// The body of `subscribe`, likewise.
+    pub(crate) subscribe: &'static str,
     /// The body of `describe`, which leaves the address of the description.
     pub(crate) describe: &'static str,
     /// The body of `snapshot`, which leaves the handle of a reader.
     pub(crate) snapshot: &'static str,
     /// The body of `snapshot-reader.read`, which leaves the address of a list.
     pub(crate) read: &'static str,
+    /// The body of `restore`, which leaves the address of its result. Local 0 is the state version.
+    pub(crate) restore: &'static str,
+    /// The body of `restore-writer.write`, likewise. Locals 0–2 are the writer and the bytes.
+    pub(crate) write: &'static str,
+    /// The body of `restore-writer.finish`, likewise.
+    pub(crate) finish: &'static str,
+    pub(crate) state_version: u32,
     pub(crate) name: &'static str,
     pub(crate) restores: &'static [u32],
     pub(crate) descriptor_set: Vec<u8>,
     pub(crate) memory: &'static str,
+    /// What the module imports of WASI, as core functions. With any, `tests/machine/wasi.wit` is its world.
+    pub(crate) imports: &'static str,
     /// What else the module defines.
     pub(crate) more: String,
 }
@@ -33,17 +44,27 @@ impl Default for Wat {
             apply: "(i64.store (i32.const 8) (i64.add (i64.load (i32.const 8)) (i64.const 1))) (i32.const 256)",
             query: "(i32.store8 (i32.const 512) (i32.const 0)) (i32.store (i32.const 516) (i32.const 8))
                     (i32.store (i32.const 520) (i32.const 8)) (i32.const 512)",
+            subscribe: "unreachable",
             describe: "(i32.const 64)",
             snapshot: "(call $new_reader (i32.const 1))",
             read: "(i32.const 48)",
+            restore: NEW_WRITER,
+            write: "(i32.const 256)",
+            finish: "(i32.const 256)",
+            state_version: 1,
             name: "hand-made",
             restores: &[1],
             descriptor_set: Vec::new(),
             memory: "2",
+            imports: "",
             more: String::new(),
         }
     }
 }
+
+/// The result of a `restore` that begins.
+pub(crate) const NEW_WRITER: &str = "(i32.store8 (i32.const 512) (i32.const 0))
+    (i32.store (i32.const 516) (call $new_writer (i32.const 1))) (i32.const 512)";
 
 /// Where the name, the versions and the descriptor set lie; the heap comes after.
 const TEXTS: u32 = 1024;
@@ -55,8 +76,13 @@ impl Wat {
         let mut module = wat::parse_str(self.text()).unwrap();
         let mut resolve = wit_parser::Resolve::default();
         let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../wit");
-        let (package, _) = resolve.push_dir(root).unwrap();
-        let world = resolve.select_world(&[package], Some("machine")).unwrap();
+        let (mut package, _) = resolve.push_dir(root).unwrap();
+        let mut world = "machine";
+        if !self.imports.is_empty() {
+            package = resolve.push_str("wasi.wit", include_str!("wasi.wit")).unwrap();
+            world = "machine-with-wasi";
+        }
+        let world = resolve.select_world(&[package], Some(world)).unwrap();
         let encoding = wit_component::StringEncoding::UTF8;
         wit_component::embed_component_metadata(&mut module, &resolve, world, encoding, false)
             .unwrap();
@@ -75,7 +101,7 @@ impl Wat {
             word(self.name.len() as u32),
             word(name_at),
             word(0),
-            word(1),
+            word(self.state_version),
             word(restores_at),
             word(self.restores.len() as u32),
             word(descriptor_at),
@@ -83,7 +109,10 @@ impl Wat {
         ]
         .concat();
         let restores: Vec<u8> = self.restores.iter().flat_map(|version| word(*version)).collect();
-        let Self { apply, query, describe, snapshot, read, memory, more, .. } = self;
+        let Self {
+            apply, query, subscribe, describe, snapshot, read, memory, imports, more, ..
+        } = self;
+        let Self { restore, write, finish, .. } = self;
         let fsm = "conclave:fsm/fsm@0.1.0";
         let context_and_call =
             "(param i64 i64 i64 i32 i32 i32 i32 i32 i32) (result i32) (local i32)";
@@ -91,6 +120,7 @@ impl Wat {
             r#"(module
   (import "[export]{fsm}" "[resource-new]snapshot-reader" (func $new_reader (param i32) (result i32)))
   (import "[export]{fsm}" "[resource-new]restore-writer" (func $new_writer (param i32) (result i32)))
+  {imports}
   (memory (export "memory") {memory}) {more}
   (global $heap (mut i32) (i32.const {HEAP}))
   (data (i32.const 64) "{}")
@@ -109,16 +139,13 @@ impl Wat {
   (func (export "{fsm}#describe") (result i32) {describe})
   (func (export "{fsm}#apply") {context_and_call} {apply})
   (func (export "{fsm}#query") {context_and_call} {query})
-  (func (export "{fsm}#subscribe") {context_and_call} unreachable)
+  (func (export "{fsm}#subscribe") {context_and_call} {subscribe})
   (func (export "{fsm}#tick") (param i64 i64 i64 i32 i32) (result i32) unreachable)
   (func (export "{fsm}#snapshot") (result i32) {snapshot})
   (func (export "{fsm}#[method]snapshot-reader.read") (param i32 i32) (result i32) {read})
-  (func (export "{fsm}#restore") (param i32) (result i32)
-    (i32.store8 (i32.const 512) (i32.const 0))
-    (i32.store (i32.const 516) (call $new_writer (i32.const 1)))
-    (i32.const 512))
-  (func (export "{fsm}#[method]restore-writer.write") (param i32 i32 i32) (result i32) (i32.const 256))
-  (func (export "{fsm}#[method]restore-writer.finish") (param i32) (result i32) (i32.const 256))
+  (func (export "{fsm}#restore") (param i32) (result i32) {restore})
+  (func (export "{fsm}#[method]restore-writer.write") (param i32 i32 i32) (result i32) {write})
+  (func (export "{fsm}#[method]restore-writer.finish") (param i32) (result i32) {finish})
 )"#,
             escape(&description),
             escape(self.name.as_bytes()),

@@ -48,7 +48,6 @@ async fn a_mix_up_is_named_and_changes_nothing() {
     let cases = [
         (Options { cluster_id: "other".into(), ..ours() }, "cluster"),
         (Options { node_id: 2, ..ours() }, "node 1"),
-        (Options { module_id: ModuleId([6; 32]), ..ours() }, "module 0505"),
         (Options { master_key: MasterKey::generate().unwrap(), ..ours() }, "wrong master key"),
     ];
     for (options, expected) in cases {
@@ -59,9 +58,59 @@ async fn a_mix_up_is_named_and_changes_nothing() {
     assert_eq!(all(&open(dir.path()).log).len(), 1);
 }
 
+/// A newer program carries another default machine. The cluster goes on with its own.
+#[test]
+fn a_directory_keeps_the_module_that_it_was_made_for() {
+    let (dir, storage) = fresh();
+    assert!(storage.genesis == module());
+    drop(storage);
+    assert_eq!(Storage::made_for(dir.path()).unwrap(), Some(ModuleId::of(&module())));
+    let other = bytes::Bytes::from_static(b"another");
+    let other = Options { module_id: ModuleId::of(&other), module: other, ..options(dir.path()) };
+    let storage = Storage::open(other.clone()).unwrap();
+    assert!(storage.genesis == module());
+    assert_eq!(storage.identity.module_id, ModuleId::of(&module()));
+    // Whatever happens to the file is found out; one of before there was one is made of what is given.
+    drop(storage);
+    let path = dir.path().join("genesis");
+    let whole = fs::read(&path).unwrap();
+    let (first, second) = (14 + (1 << 20) + 33, 14 + 2 * ((1 << 20) + 37) - 4);
+    for damaged in [
+        &[][..],
+        &whole[..9],
+        &whole[..first],
+        &whole[..whole.len() - 1],
+        &[&whole[..10], &whole[first..second], &whole[10..first]].concat(),
+        &whole.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == 99)).collect::<Vec<_>>(),
+    ] {
+        fs::write(&path, damaged).unwrap();
+        let error = refusal(options(dir.path()));
+        assert!(error.contains("genesis") && error.contains("damaged"), "{error}");
+    }
+    fs::remove_file(&path).unwrap();
+    let error = refusal(other);
+    assert!(error.contains("belongs to module"), "{error}");
+    assert!(open(dir.path()).genesis == module());
+    assert!(fs::read(&path).unwrap().starts_with(b"CNCLVGEN\x00\x01"));
+}
+
+/// A data key that nothing but this file used would otherwise be kept, or forgotten, with it.
+#[test]
+fn the_module_survives_rotations_of_the_data_key() {
+    let (dir, storage) = fresh();
+    drop(storage);
+    for _ in 0..4 {
+        let storage = open(dir.path());
+        storage.keys.rotate().unwrap();
+        drop(storage);
+        assert!(open(dir.path()).genesis == module());
+    }
+    assert!(open(dir.path()).keys.status().len() <= 2, "old keys are forgotten");
+}
+
 #[test]
 fn a_newer_format_is_not_touched() {
-    for file in ["identity", "keyring"] {
+    for file in ["identity", "keyring", "genesis"] {
         let (dir, storage) = fresh();
         drop(storage);
         let path = dir.path().join(file);
@@ -81,7 +130,7 @@ fn only_the_owner_may_look() {
     for dir in [dir.clone(), parent.path().join("a"), dir.join("snapshots")] {
         assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700, "{dir:?}");
     }
-    for name in ["identity", "keyring", "mark", "lock"] {
+    for name in ["identity", "keyring", "genesis", "mark", "lock"] {
         assert_eq!(fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777, 0o600);
     }
     drop(storage);

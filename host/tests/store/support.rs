@@ -17,12 +17,19 @@ use openraft::{
 };
 use tempfile::TempDir;
 
+/// What stands for a module: two pieces and a bit.
+pub(crate) fn module() -> Bytes {
+    Bytes::from(vec![5; (2 << 20) + 5])
+}
+
 pub(crate) fn options(dir: &Path) -> Options {
+    let module = module();
     Options {
         dir: dir.to_owned(),
         cluster_id: "test".into(),
         node_id: 1,
-        module_id: ModuleId([5; 32]),
+        module_id: ModuleId::of(&module),
+        module,
         master_key: MasterKey::from_bytes(std::array::from_fn(|at| at as u8)),
     }
 }

@@ -20,7 +20,7 @@ const PROFILE_DEFAULTS: [&str; 6] = [
     "lto=\"fat\"",
     "codegen-units=1",
     "panic=\"abort\"",
-    "strip=true",
+    "strip=\"debuginfo\"",
 ];
 
 /// Compiles the crate's `cdylib` and says where it is.

@@ -1,19 +1,31 @@
 """Between the generated bindings and a `Machine`. Imported in a component only."""
 
+import random
+import sys
+
 from componentize_py_types import Err
 from wit_world import exports
 from wit_world.imports import log, types
 
 import machine  # noqa: F401  the project's machine.py, which exports its class
 from conclave_sdk import Call, Context, Failure, exported
+from conclave_sdk.protobuf import encode
 
 _class = exported()
 _machine = _class()
 _CODES = {code.name: code for code in types.Code}
 
+# What is printed should be in the node's log when the call has ended, not when a buffer is full.
+sys.stdout.reconfigure(line_buffering=True)
 
-def _call(function, *arguments):
-    """A failure becomes the contract's; anything else is told to the node's log, and traps."""
+
+def _call(seed, function, *arguments):
+    """A failure becomes the contract's; anything else is told to the node's log, and traps.
+
+    The generator behind `random` would go on from call to call, and no snapshot holds where it stands: a
+    restored replica would draw other numbers. So it begins anew.
+    """
+    random.seed(seed)
     try:
         return function(*arguments)
     except Failure as failure:
@@ -24,8 +36,8 @@ def _call(function, *arguments):
 
 
 def _places(frames):
-    """Where it was raised, innermost first. By hand: the module traceback would open the sources, and a
-    component has no files."""
+    """Where it was raised, innermost first. By hand: the module traceback would look for the sources, and
+    a component has no files."""
     places = []
     while frames is not None:
         code = frames.tb_frame.f_code
@@ -41,7 +53,7 @@ def _context(ctx):
 
 
 def _reply(reply):
-    events = [types.Event(event.topic, event.payload) for event in reply.events]
+    events = [types.Event(bytes(event.topic), encode(event.payload)) for event in reply.events]
     return types.Reply(bytes(reply.response), events, reply.wake_at_ms)
 
 
@@ -53,19 +65,20 @@ class Fsm(exports.Fsm):
         )
 
     def apply(self, ctx, call):
-        return _reply(_call(_machine.apply, _context(ctx), Call(call.method, call.request)))
+        return _reply(_call(ctx.seed, _machine.apply, _context(ctx), Call(call.method, call.request)))
 
     def tick(self, ctx):
-        return _reply(_call(_machine.tick, _context(ctx)))
+        return _reply(_call(ctx.seed, _machine.tick, _context(ctx)))
 
     def query(self, ctx, call):
-        return _call(_machine.query, _context(ctx), Call(call.method, call.request))
+        return _call(ctx.seed, _machine.query, _context(ctx), Call(call.method, call.request))
 
     def subscribe(self, ctx, call):
-        raise Err(types.Failure(types.Code.UNIMPLEMENTED, f"there is no subscription {call.method}"))
+        begun = _call(ctx.seed, _machine.subscribe, _context(ctx), Call(call.method, call.request))
+        return types.Subscription(bytes(begun.from_topic), bytes(begun.to_topic), begun.initial)
 
     def snapshot(self):
-        return SnapshotReader(_call(_machine.save))
+        return SnapshotReader(_call(0, _machine.save))
 
     def restore(self, state_version):
         if state_version not in {*_class.restores, _class.state_version}:
@@ -99,5 +112,5 @@ class RestoreWriter(exports.fsm.RestoreWriter):
 
     def finish(self):
         global _machine
-        _machine = _call(_class.load, self.state_version, b"".join(self.chunks))
+        _machine = _call(0, _class.load, self.state_version, b"".join(self.chunks))
         self.chunks = []

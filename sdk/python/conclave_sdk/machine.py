@@ -67,7 +67,33 @@ class Event:
     """Something that happened, for those subscribed to a range of topics that holds `topic`."""
 
     topic: bytes
-    payload: bytes
+    payload: object
+    """A response message of the subscribing method, or its bytes. Put the entry's index into it: a subscriber
+    that has lost its connection goes on from there."""
+
+
+@dataclass
+class Subscription:
+    """What a subscriber gets: `initial` first, then every later event whose topic lies in the range."""
+
+    from_topic: bytes
+    to_topic: bytes = b""
+    """The end of the range, exclusive. Empty: no end."""
+    initial: list = field(default_factory=list)
+    """Response messages that describe the state as it is now, or their bytes."""
+
+    @classmethod
+    def prefix(cls, prefix: bytes, initial=()) -> "Subscription":
+        """Every event whose topic begins with `prefix`."""
+        # The first topic after them: without the 0xff at its end, and one more in what is last.
+        end = prefix.rstrip(b"\xff")
+        end = end[:-1] + bytes([end[-1] + 1]) if end else b""
+        return cls(prefix, end, list(initial))
+
+    @classmethod
+    def topic(cls, topic: bytes, initial=()) -> "Subscription":
+        """Every event of exactly this topic."""
+        return cls(topic, topic + b"\0", list(initial))
 
 
 @dataclass
@@ -92,6 +118,14 @@ def command(method: str):
 def query(method: str):
     """Marks a method of a machine as the one that answers `package.Service/Method`. It changes nothing."""
     return _handler("query", method)
+
+
+def subscription(method: str):
+    """Marks a method of a machine as the one that begins the stream `package.Service/Method`.
+
+    It takes the context and the request message, and gives a `Subscription`. It changes nothing.
+    """
+    return _handler("subscription", method)
 
 
 def _handler(kind, method):
@@ -141,11 +175,17 @@ class Machine:
         """Applies one committed entry."""
         reply = self._handle("command", context, call)
         reply = reply if isinstance(reply, Reply) else Reply(reply)
-        return Reply(protobuf.encode(reply.response), reply.events, reply.wake_at_ms)
+        events = [Event(event.topic, protobuf.encode(event.payload)) for event in reply.events]
+        return Reply(protobuf.encode(reply.response), events, reply.wake_at_ms)
 
     def query(self, context: Context, call: Call) -> bytes:
         """Answers a question about the state as it is. Must not change it."""
         return protobuf.encode(self._handle("query", context, call))
+
+    def subscribe(self, context: Context, call: Call) -> Subscription:
+        """Begins a subscription. Must not change the state."""
+        begun = self._handle("subscription", context, call)
+        return Subscription(begun.from_topic, begun.to_topic, [protobuf.encode(message) for message in begun.initial])
 
     def tick(self, context: Context) -> Reply:
         """Called through the log once the time that the last reply gave as `wake_at_ms` has come."""

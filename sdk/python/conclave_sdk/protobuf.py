@@ -49,10 +49,19 @@ def messages(descriptor_set: bytes, package: str) -> SimpleNamespace:
         if file.package == package:
             for message in file.message_type:
                 descriptor = pool.FindMessageTypeByName(f"{package}.{message.name}")
-                classes[message.name] = message_factory.GetMessageClass(descriptor)
+                classes[message.name] = _message_class(descriptor)
     if not classes:
         raise ValueError(f"the descriptor set has no messages of package {package}; run `conclave build`")
     return SimpleNamespace(**classes)
+
+
+def _message_class(descriptor):
+    """Code that protoc generates has the classes of messages inside others as attributes; the factory alone
+    does not."""
+    message_class = message_factory.GetMessageClass(descriptor)
+    for nested in descriptor.nested_types:
+        setattr(message_class, nested.name, _message_class(nested))
+    return message_class
 
 
 def method_types(descriptor_set: bytes) -> dict[str, MethodType]:
@@ -83,7 +92,7 @@ def check_handlers(types: dict[str, MethodType], handlers: dict[str, str]) -> No
         if types[method].kind != kind:
             raise TypeError(f"{method} is handled as a {kind}; by its protobuf it is a {types[method].kind}")
     for method, type_ in types.items():
-        if type_.kind != "subscription" and method not in handlers:
+        if method not in handlers:
             raise TypeError(f"{method} has no handler")
 
 

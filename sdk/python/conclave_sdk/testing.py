@@ -43,6 +43,7 @@ class Log:
     def __init__(self):
         self.entries: list[Entry] = []
         self.queries: list[Call] = []
+        self.subscriptions: list[Call] = []
         # As in a real log, the first entries are not the machine's, and time is like today's.
         self._index, self._time_ms = 2, 1_750_000_000_000
 
@@ -62,6 +63,11 @@ class Log:
     def ask(self, method: str, request) -> "Log":
         """Adds a question that the checks ask again and again; its answer must be the same when it should."""
         self.queries.append(Call(method, encode(request)))
+        return self
+
+    def watch(self, method: str, request) -> "Log":
+        """Adds a subscription that the checks begin again and again, as a question."""
+        self.subscriptions.append(Call(method, encode(request)))
         return self
 
     def _push(self, call):
@@ -133,16 +139,18 @@ def check_snapshots(machine: type[Machine], log: Log) -> None:
 def _compare_answers(log, cut, state, restored):
     context = log.entries[cut - 1].context if cut else Context(0, 0, 0, "")
 
-    def answer(machine, call):
+    def answer(function, call):
         try:
-            return machine.query(context, call)
+            return function(context, call)
         except Failure as failure:
             return failure
 
-    for call in log.queries:
-        first = answer(state, call)
-        assert first == answer(state, call), f"after {cut} entries, {call.method} answered otherwise when asked again"
-        assert first == answer(restored, call), f"after {cut} entries, {call.method} answered otherwise once restored"
+    asked = [("query", call) for call in log.queries] + [("subscribe", call) for call in log.subscriptions]
+    for what, call in asked:
+        first = answer(getattr(state, what), call)
+        again, after = answer(getattr(state, what), call), answer(getattr(restored, what), call)
+        assert first == again, f"after {cut} entries, {call.method} answered otherwise when asked again"
+        assert first == after, f"after {cut} entries, {call.method} answered otherwise once restored"
 
 
 def _compare(log, first, expected, outcomes, what):

@@ -1,7 +1,7 @@
 //! The checks. Each compares two ways to the same place.
 
-use super::{Log, Outcome};
-use crate::{Machine, snapshot::SnapshotReader};
+use super::{Log, Outcome, check_methods};
+use crate::{Machine, Subscription, snapshot::SnapshotReader};
 
 /// Cuts of a log that are tried: all of a short one, an even spread of a long one.
 const CUTS_MAX: usize = 48;
@@ -12,6 +12,7 @@ const CHUNKS_BYTES: [usize; 4] = [1 << 20, 4096, 61, 1];
 /// Every check there is on one log.
 pub fn check<M: Machine>(log: &Log) {
     check_description::<M>();
+    check_methods::<M>();
     check_replay::<M>(log);
     check_snapshots::<M>(log);
     check_queries::<M>(log);
@@ -103,7 +104,7 @@ pub fn check_snapshots<M: Machine>(log: &Log) {
     }
 }
 
-/// No question changes the state, and the machine that is restored answers as the one that was
+/// No question and no subscription changes the state, and the machine that is restored answers as the one that was
 /// snapshotted.
 pub fn check_queries<M: Machine>(log: &Log) {
     let mut machine = M::default();
@@ -112,6 +113,23 @@ pub fn check_queries<M: Machine>(log: &Log) {
             let context = log.query_context(applied);
             let before = save(&machine, CHUNKS_BYTES[0]);
             let restored = restore::<M>(&before, CHUNKS_BYTES[0], applied);
+            for call in log.subscriptions() {
+                let method = &call.method;
+                let answer = machine.subscribe(&context, call);
+                assert_eq!(
+                    answer,
+                    restored.subscribe(&context, call),
+                    "after {applied} entries, {method} began differently once restored"
+                );
+                if let Ok(Subscription { from_topic, to_topic, .. }) = &answer {
+                    assert!(
+                        to_topic.is_empty() || from_topic <= to_topic,
+                        "after {applied} entries, the range of {method} ends before it begins"
+                    );
+                }
+                let what = format!("snapshots before and after the subscription {method}");
+                compare_bytes(&before, &save(&machine, CHUNKS_BYTES[0]), &what);
+            }
             for query in log.queries() {
                 let method = &query.method;
                 let answer = machine.query(&context, query);

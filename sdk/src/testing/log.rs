@@ -50,6 +50,7 @@ impl fmt::Display for Entry {
 pub struct Log {
     entries: Vec<Entry>,
     queries: Vec<Call>,
+    subscriptions: Vec<Call>,
     index: u64,
     time_ms: u64,
     principal: String,
@@ -61,6 +62,7 @@ impl Log {
         Self {
             entries: Vec::new(),
             queries: Vec::new(),
+            subscriptions: Vec::new(),
             // As in a real log, the first entries are not the machine's.
             index: 2,
             time_ms: 1_750_000_000_000,
@@ -97,6 +99,12 @@ impl Log {
         self
     }
 
+    /// Makes the checks subscribe again and again, as [`Log::ask`] asks.
+    pub fn watch(&mut self, subscription: Call) -> &mut Self {
+        self.subscriptions.push(subscription);
+        self
+    }
+
     /// The entries.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
@@ -105,6 +113,11 @@ impl Log {
     /// The questions.
     pub fn queries(&self) -> &[Call] {
         &self.queries
+    }
+
+    /// The subscriptions.
+    pub fn subscriptions(&self) -> &[Call] {
+        &self.subscriptions
     }
 
     /// What a query brings along that is made after the first `applied` entries.

@@ -41,8 +41,10 @@
 
 mod check;
 mod log;
+mod methods;
 
 pub use check::{
     check, check_description, check_queries, check_replay, check_same_state, check_snapshots, run,
 };
 pub use log::{Entry, Log, Operation, Outcome};
+pub use methods::check_methods;

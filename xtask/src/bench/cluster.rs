@@ -17,7 +17,7 @@ pub(crate) struct Node {
 }
 
 /// Asks the nodes which of them leads.
-pub(crate) type AskLeader = Box<dyn Fn(&[Node]) -> Result<u64>>;
+pub(crate) type AskLeader = Box<dyn Fn(&[Node]) -> Result<u64> + Send + Sync>;
 
 /// Ends its processes when it is dropped.
 pub(crate) struct Cluster {

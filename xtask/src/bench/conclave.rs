@@ -20,13 +20,16 @@ const START_TIME_MAX: Duration = Duration::from_secs(60);
 /// Node i listens on base+i, base+100+i and base+200+i.
 const PORT_OFFSETS: [u16; 3] = [0, 100, 200];
 
-/// Starts three nodes, with the data that the directory holds.
-pub(crate) fn start(binary: &Path, directory: &Path) -> Result<Cluster> {
+/// Starts three nodes, with the data that the directory holds, of the default machine or of this one.
+pub(crate) fn start(binary: &Path, module: Option<&Path>, directory: &Path) -> Result<Cluster> {
     let data = directory.join("data");
     let description = data.join("cluster.json");
     let mut command = Command::new(binary);
     command.args(["dev", "--nodes", &NODES.to_string()]).arg("--data-dir").arg(&data);
     command.args(["--port-base", &port_base(directory)?.to_string()]);
+    if let Some(module) = module {
+        command.arg("--module").arg(module);
+    }
     let log = directory.join("dev.log");
     let mut dev = Running::start("conclave dev", &command, &log)?;
 

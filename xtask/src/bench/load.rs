@@ -44,6 +44,8 @@ pub(crate) struct Figures {
     pub(crate) ops_per_second: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
+    /// The slowest call.
+    pub(crate) max_us: f64,
 }
 
 pub(crate) struct Load {
@@ -52,9 +54,9 @@ pub(crate) struct Load {
 
 impl Load {
     /// Writes the keys that the gets read.
-    pub(crate) fn fill(&self, cluster: &Cluster) -> Result<()> {
+    pub(crate) fn fill(&self, cluster: &Cluster, keys: u64) -> Result<()> {
         let mut command = self.command("fill", cluster);
-        command.args(["--endpoint", &cluster.leader()?.endpoint]);
+        command.args(["--endpoint", &cluster.leader()?.endpoint, "--keys", &keys.to_string()]);
         process::capture_within(&mut command, FILL_TIME_MAX).map(drop)
     }
 
@@ -81,6 +83,7 @@ impl Load {
             ops_per_second: field("ops_per_second")?,
             p50_us: field("p50_us")?,
             p99_us: field("p99_us")?,
+            max_us: field("max_us")?,
         })
     }
 

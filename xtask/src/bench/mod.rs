@@ -14,14 +14,21 @@ mod etcd;
 mod load;
 mod report;
 mod share;
+mod upgrade;
 
-use std::{path::PathBuf, process::Command, thread, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
 
 use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
     build::build_programs,
+    machine,
     output::{Steps, human, result, say, skip},
     process, setup,
     workspace::Workspace,
@@ -30,8 +37,12 @@ use cluster::Cluster;
 use load::{Figures, Load, Work};
 use report::Row;
 
+/// What the gets read.
+const KEYS: u64 = 10_000;
 /// Memory is read when the nodes had nothing to do for this long.
 const IDLE_SECONDS: u64 = 10;
+/// The crowd that the goals speak of.
+const GOAL_CLIENTS: u32 = 64;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -77,7 +88,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     }
     if !options.without_conclave {
         let data = cluster::empty_directory(&directory.join("conclave"))?;
-        systems.push(Box::new(move || conclave::start(&binary, &data)));
+        let binary = binary.clone();
+        systems.push(Box::new(move || conclave::start(&binary, None, &data)));
     }
     if systems.is_empty() {
         bail!("there is nothing to measure");
@@ -89,13 +101,14 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     let fresh = idle_memory(&running, "measure the memory of fresh nodes", steps)?;
     steps.run("write the keys", || {
         for cluster in &running {
-            load.fill(cluster)?;
+            load.fill(cluster, KEYS)?;
             say(&format!("{}: node {} leads", cluster.name, cluster.leader()?.id));
         }
         Ok(())
     })?;
     let rows = steps.run("measure", || measure(&load, options, &running))?;
     let share = machine_share(&load, options, &running, steps)?;
+    let still = beside_still(workspace, &load, options, &running, &binary, steps)?;
     let loaded = idle_memory(&running, "measure the memory of idle nodes after the load", steps)?;
     let names: Vec<_> = running.iter().map(|cluster| cluster.name).collect();
     drop(running);
@@ -103,12 +116,17 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     let failovers = steps.run("kill the leaders", || {
         systems.iter().map(|start| kill_leaders(&load, options, start)).collect::<Result<Vec<_>>>()
     })?;
+    let pause = match options.without_conclave {
+        true => None,
+        false => Some(upgrade::pause(workspace, &load, &binary, steps)?),
+    };
     let apply = apply_cost(workspace, options, steps)?;
 
     result(&report::loads(&names, &rows));
     result(&report::nodes(&names, &[fresh, loaded], &failovers));
+    pause.iter().for_each(|text| result(text));
     apply.iter().for_each(|text| result(text));
-    share.iter().for_each(|text| result(text));
+    share.iter().chain(&still).for_each(|text| result(text));
     Ok(())
 }
 
@@ -138,6 +156,39 @@ fn etcd(workspace: &Workspace, steps: &mut Steps) -> Result<Option<etcd::Etcd>> 
     })
 }
 
+/// The store beside a machine that does nothing, which no machine can be faster than, in WebAssembly or
+/// natively.
+fn beside_still(
+    workspace: &Workspace,
+    load: &Load,
+    options: &Options,
+    running: &[Cluster],
+    binary: &Path,
+    steps: &mut Steps,
+) -> Result<Option<String>> {
+    let Some(store) = running.iter().find(|cluster| cluster.name == "conclave") else {
+        return Ok(None);
+    };
+    steps.run("measure beside a machine that does nothing", || {
+        let crate_of_still = workspace.root.join("host/tests/machines/still");
+        let module = machine::build(workspace, &crate_of_still, None)?.path;
+        let data = cluster::empty_directory(&workspace.scratch("bench").join("still"))?;
+        let still = conclave::start(binary, Some(&module), &data)?;
+        let mut rounds = [Vec::new(), Vec::new()];
+        for _ in 0..options.rounds {
+            for (cluster, rounds) in [store, &still].into_iter().zip(&mut rounds) {
+                rounds.push(load.run(cluster, Work::Put, GOAL_CLIENTS, options.seconds)?);
+            }
+        }
+        let [store, still] = rounds.map(|rounds| report::medians(&rounds).ops_per_second);
+        Ok(Some(format!(
+            "with a machine that does nothing a cluster takes {still:.0} puts/s from {GOAL_CLIENTS} clients; the store \
+             has {:.2} of that, {store:.0}/s",
+            store / still
+        )))
+    })
+}
+
 /// The share of Conclave's machine in the processors' time, under the load of the goals.
 fn machine_share(
     load: &Load,
@@ -145,16 +196,15 @@ fn machine_share(
     running: &[Cluster],
     steps: &mut Steps,
 ) -> Result<Option<String>> {
-    const CLIENTS: u32 = 64;
     let Some(cluster) = running.iter().find(|cluster| cluster.name == "conclave") else {
         return Ok(None);
     };
     steps.run("measure the machine's share of the processors' time", || {
         let before = share::Ticks::read(cluster)?;
-        load.run(cluster, Work::Put, CLIENTS, options.seconds)?;
+        load.run(cluster, Work::Put, GOAL_CLIENTS, options.seconds)?;
         let share = share::Ticks::read(cluster)?.share_since(before);
         Ok(Some(format!(
-            "the machines of all nodes, head and reader, take {:.1} % of the processors' time at {CLIENTS} clients that put",
+            "the machines of all nodes, head and reader, take {:.1} % of the processors' time at {GOAL_CLIENTS} clients that put",
             share * 100.0
         )))
     })

@@ -76,7 +76,7 @@ pub(crate) fn nodes(
 }
 
 /// Each figure's median by itself.
-fn medians(rounds: &[Figures]) -> Figures {
+pub(crate) fn medians(rounds: &[Figures]) -> Figures {
     let median = |figure: fn(&Figures) -> f64| {
         let mut values: Vec<_> = rounds.iter().map(figure).collect();
         values.sort_by(f64::total_cmp);
@@ -88,6 +88,7 @@ fn medians(rounds: &[Figures]) -> Figures {
         ops_per_second: median(|figures| figures.ops_per_second),
         p50_us: median(|figures| figures.p50_us),
         p99_us: median(|figures| figures.p99_us),
+        max_us: median(|figures| figures.max_us),
     }
 }
 
@@ -127,7 +128,7 @@ mod tests {
     use super::*;
 
     fn figures(ops_per_second: f64) -> Figures {
-        Figures { ops_per_second, p50_us: 1e6 / ops_per_second, p99_us: 2_500.0 }
+        Figures { ops_per_second, p50_us: 1e6 / ops_per_second, p99_us: 2_500.0, max_us: 9_000.0 }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! `conclave build`: from a machine's project to a component.
 //!
-//! Contract: the component appears whole or not at all, and it imports nothing that a node would
-//! refuse. What the compilers say goes to stderr as they say it; the component's path to stdout.
+//! Contract: the component appears whole or not at all. What the compilers say goes to stderr as they say
+//! it; the component's path to stdout.
 
 mod project;
 mod python;
@@ -72,13 +72,20 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
         "{} kB, {}; it imports {}",
         built.size_bytes.div_ceil(1000),
         if built.changed { "new" } else { "as it was" },
-        match built.imports.is_empty() {
-            true => "nothing".to_owned(),
-            false => built.imports.join(", "),
-        }
+        imports_text(&built.imports)
     ));
     output.line(file.display().to_string());
     Ok(())
+}
+
+/// Imports in a line. WASI's come by the dozen; `conclave inspect` names each.
+fn imports_text(imports: &[String]) -> String {
+    let (wasi, mut named): (Vec<_>, Vec<_>) =
+        imports.iter().map(String::as_str).partition(|import| import.starts_with("wasi:"));
+    if !wasi.is_empty() {
+        named.push("WASI");
+    }
+    if named.is_empty() { "nothing".to_owned() } else { named.join(", ") }
 }
 
 /// The whole chain of reasons, in one line.

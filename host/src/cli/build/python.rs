@@ -2,8 +2,8 @@
 //!
 //! Everything that is installed goes below the target directory: a virtual environment with
 //! componentize-py, and the project's own dependencies in pure Python, which end in the component. The
-//! component has no WASI: `--stub-wasi` has it trap instead, so what remains of its imports is the
-//! contract.
+//! interpreter imports WASI, which a node serves as far as it depends on the log alone
+//! (`machine/wasi`): so `print` reaches the node's log, and what asks for the time gets the entry's.
 
 use std::{
     ffi::OsStr,
@@ -18,7 +18,7 @@ use base64::{Engine as _, engine::general_purpose::STANDARD};
 use prost::Message as _;
 
 use super::{Built, failed, project::Project};
-use crate::cli::{Result, output::Output};
+use crate::cli::{Result, new, output::Output};
 
 /// The release that was tried. Its interpreter is [`PYTHON_VERSION`].
 const COMPONENTIZE_PY: &str = "componentize-py==0.25.1";
@@ -166,6 +166,24 @@ impl Tools {
     }
 }
 
+/// Where the contract lies: in the project's own `conclave_sdk`, or, for a project that has none, in the
+/// one that this binary carries, which is written beside the other packages.
+fn contract(project: &Path, tools: &Tools) -> anyhow::Result<PathBuf> {
+    const PLACE: &str = "conclave_sdk/wit";
+    if project.join("conclave_sdk").is_dir() {
+        return Ok(project.join(PLACE));
+    }
+    let packages = tools.packages();
+    for (place, text) in new::python_sdk() {
+        let path = packages.join(place);
+        let directory = path.parent().unwrap_or(&packages);
+        fs::create_dir_all(directory)
+            .and_then(|()| fs::write(&path, text))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(packages.join(PLACE))
+}
+
 fn componentize(project: &Project, tools: &Tools, file: &Path) -> anyhow::Result<Built> {
     if let Some(directory) = file.parent() {
         fs::create_dir_all(directory)
@@ -173,9 +191,10 @@ fn componentize(project: &Project, tools: &Tools, file: &Path) -> anyhow::Result
     }
     let dir = if project.dir.as_os_str().is_empty() { Path::new(".") } else { &project.dir };
     let partial = file.with_extension("partial");
+    let wit = contract(dir, tools)?;
     let mut command = Command::new(tools.program("componentize-py"));
-    command.arg("--wit-path").arg(dir.join("conclave_sdk/wit")).args(["--world", "machine"]);
-    command.args(["componentize", "--stub-wasi", "--output"]).arg(&partial);
+    command.arg("--wit-path").arg(wit).args(["--world", "machine"]);
+    command.args(["componentize", "--output"]).arg(&partial);
     command.arg("--python-path").arg(dir).arg("--python-path").arg(tools.packages()).arg(APP);
     // It would look for packages in whatever environment it is started from.
     command.env("VIRTUAL_ENV", tools.dir.join("venv"));

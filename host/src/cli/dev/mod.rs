@@ -56,7 +56,8 @@ pub struct Arguments {
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=PORT_BASE_MAX))]
     port_base: Option<u16>,
 
-    /// The machine's component; the key-value store if not given
+    /// The machine's component that a new cluster begins with; the key-value store if not given. One
+    /// that has data goes on with its own: `conclave module push` brings it another
     #[arg(long, value_name = "FILE")]
     module: Option<PathBuf>,
 

@@ -5,6 +5,7 @@ mod flatten;
 mod import;
 mod list;
 mod single;
+mod watch;
 
 use clap::{Args, Subcommand};
 
@@ -21,6 +22,7 @@ Examples:
   conclave kv get app/color
   conclave kv list app/
   conclave kv delete app/color
+  conclave kv watch app/
   conclave kv import config.json --prefix app/")]
 pub struct Arguments {
     #[command(subcommand)]
@@ -37,6 +39,7 @@ enum Verb {
     Delete(single::Delete),
     List(list::List),
     Import(import::Import),
+    Watch(watch::Watch),
 }
 
 /// Runs the verb.
@@ -49,5 +52,6 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
         Verb::Delete(delete) => delete.run(remote, output).await,
         Verb::List(list) => list.run(remote, output).await,
         Verb::Import(import) => import.run(remote, output).await,
+        Verb::Watch(watch) => watch.run(remote, output).await,
     }
 }

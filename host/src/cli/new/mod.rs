@@ -19,6 +19,8 @@ use std::{
 
 use clap::{Args, ValueEnum};
 
+pub(super) use self::python::sdk as python_sdk;
+
 use self::name::Name;
 use super::{Failed, Result, build, output::Output};
 

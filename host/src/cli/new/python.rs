@@ -21,20 +21,23 @@ const TEMPLATE: [(&str, &str); 7] = [
     ),
 ];
 
-/// The project's files, but for the descriptor set that is made of its protobuf.
-pub(super) fn project(name: &Name) -> Vec<File> {
-    let own = TEMPLATE.iter().map(|(place, text)| {
-        (name.instead_of_the_templates(place), name.instead_of_the_templates(text))
-    });
-    // The contract lies in the package, so that the two stay together.
-    let sdk = SDK.iter().map(|(place, text)| {
+/// The package `conclave_sdk`, with the contract in it so that the two stay together.
+pub(in crate::cli) fn sdk() -> impl Iterator<Item = File> {
+    SDK.iter().map(|(place, text)| {
         let place = match place.strip_prefix("sdk/python/") {
             Some(place) => place.to_owned(),
             None => format!("conclave_sdk/{place}"),
         };
         (place, (*text).to_owned())
+    })
+}
+
+/// The project's files, but for the descriptor set that is made of its protobuf.
+pub(super) fn project(name: &Name) -> Vec<File> {
+    let own = TEMPLATE.iter().map(|(place, text)| {
+        (name.instead_of_the_templates(place), name.instead_of_the_templates(text))
     });
-    own.chain(sdk).collect()
+    own.chain(sdk()).collect()
 }
 
 /// What to do with it next.

@@ -1,5 +1,7 @@
 //! The thread that applies committed entries, in the order of the log.
 
+mod activation;
+
 use std::sync::{
     Arc,
     atomic::Ordering,
@@ -11,18 +13,20 @@ use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::{
     BatchItem,
-    clock::Clock,
+    digest::{Digests, OutcomeHash},
     inbox::{Finished, Prepared, Promotion, Step},
-    shared::{End, Shared, mark},
+    shared::{End, Shared},
 };
 use crate::{
     machine::{
+        clock::Clock,
         error::Fault,
-        history::{Entry, SavedState},
-        instance::Instance,
+        history::{Entry, SavedState, Work},
+        instance::{Instance, Moment},
+        module::Module,
         trap::Broken,
     },
-    types::{CommandKind, Outcome, Trap},
+    types::{Call, Digest, Outcome, Trap},
 };
 
 /// What the head is asked to do.
@@ -31,6 +35,8 @@ pub(super) enum Job {
     Apply { batch: Vec<BatchItem>, _room: OwnedSemaphorePermit },
     /// Go on from another state.
     Restore { saved: SavedState, reply: oneshot::Sender<Result<(), Fault>> },
+    /// Tell the digest at an index.
+    Digest { index: u64, reply: oneshot::Sender<Option<Digest>> },
     /// Look whether to stop.
     Stop,
 }
@@ -44,14 +50,20 @@ pub(super) struct Head {
     shared: Arc<Shared>,
     /// Absent only between a trap and the promotion of the reader.
     instance: Option<Instance>,
+    /// What the instance is one of.
+    module: Module,
     clock: Clock,
+    digests: Digests,
     finished: Vec<Finished>,
     finished_bytes: usize,
 }
 
 impl Head {
-    pub(super) fn new(shared: Arc<Shared>, instance: Instance, clock: Clock) -> Self {
-        Self { shared, instance: Some(instance), clock, finished: Vec::new(), finished_bytes: 0 }
+    pub(super) fn new(shared: Arc<Shared>, prepared: Prepared, digest: Digest) -> Self {
+        let Prepared { instance, module, clock } = prepared;
+        let (instance, finished) = (Some(instance), Vec::new());
+        let digests = Digests::new(clock.index(), digest);
+        Self { shared, instance, module, clock, digests, finished, finished_bytes: 0 }
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
@@ -61,6 +73,11 @@ impl Head {
                 Job::Restore { saved, reply } => {
                     // Nobody may wait for the answer any more.
                     let _ = reply.send(self.restore(saved));
+                    Ok(())
+                }
+                Job::Digest { index, reply } => {
+                    let known = index <= self.clock.index();
+                    let _ = reply.send(known.then(|| self.digests.at(index)).flatten());
                     Ok(())
                 }
                 Job::Stop => Ok(()),
@@ -93,7 +110,11 @@ impl Head {
                     (step, Some(outcome))
                 }
             };
-            let finished = Finished { after, index, step };
+            let hash = outcome.as_ref().map(OutcomeHash::of);
+            if let Some(hash) = hash {
+                self.digests.push(index, hash);
+            }
+            let finished = Finished { after, index, step, outcome: hash };
             self.finished_bytes += finished.bytes();
             self.finished.push(finished);
             self.shared.applied.store(index, Ordering::Release);
@@ -115,9 +136,24 @@ impl Head {
     }
 
     fn apply_entry(&mut self, entry: Entry) -> Result<(Step, Outcome), End> {
-        let Entry { index, time_ms, command } = entry;
+        let Entry { index, time_ms, work } = entry;
         let before = self.clock.clone();
         let moment = self.clock.advance(index, time_ms);
+        match work {
+            Work::Call(call) => self.apply_call(&before, moment, Some(call)),
+            Work::Tick => self.apply_call(&before, moment, None),
+            Work::Activate(module) => self.activate(&before, moment, module),
+        }
+    }
+
+    /// A call, or without one a tick.
+    fn apply_call(
+        &mut self,
+        before: &Clock,
+        moment: Moment,
+        call: Option<Call>,
+    ) -> Result<(Step, Outcome), End> {
+        let index = moment.index;
         let trap = match self.shared.history.trapped(index) {
             Some(trap) => {
                 self.shared.counters.traps_replayed.fetch_add(1, Ordering::Relaxed);
@@ -127,27 +163,28 @@ impl Head {
                 let Some(instance) = &mut self.instance else {
                     return Err(Fault::new("the head has no instance").into());
                 };
-                let result = instance.run(moment, &command);
+                // What it said in calls before is not said of this one.
+                instance.take_error();
+                let result = instance.run(moment, call.as_ref());
                 self.shared.counters.fuel.fetch_add(instance.fuel_used(), Ordering::Relaxed);
                 match result {
                     Ok(outcome) => {
                         self.shared.counters.outcome(&outcome);
-                        let mark = mark(&outcome);
                         self.shared.note_wish(&outcome);
-                        return Ok((Step::Apply { moment, command, mark }, outcome));
+                        return Ok((Step::Apply { moment, call }, outcome));
                     }
                     Err(Broken::Interrupted) => return Err(End::Stopped),
                     Err(Broken::Fault(fault)) => {
                         return Err(Fault::new(format!("applying entry {index}: {fault}")).into());
                     }
                     Err(Broken::Trap(trap)) => {
-                        self.roll_back(&before, index, &trap)?;
+                        self.roll_back(before, index, &trap)?;
                         trap
                     }
                 }
             }
         };
-        if command == CommandKind::Tick {
+        if call.is_none() {
             // It would trap again at once. The next reply tells when it is worth another try.
             self.shared.wish.send_replace(None);
         }
@@ -165,7 +202,9 @@ impl Head {
             "an entry trapped and is rolled back"
         );
         // First of all its memory goes: it may hold all that the limit allows.
-        self.instance = None;
+        if let Some(remains) = self.instance.take().map(Instance::into_remains) {
+            self.shared.history.record_remains(index, remains);
+        }
         self.shared.history.record_trap(index, trap);
         self.hand_over()?;
         let (reply, promoted) = sync_channel(1);
@@ -195,7 +234,7 @@ impl Head {
         if self.finished.is_empty() {
             return Ok(());
         }
-        let bytes_max = self.shared.module.engine().limits().queue_bytes_max;
+        let bytes_max = self.shared.engine.limits().queue_bytes_max;
         let inbox = &self.shared.inbox;
         let mut queue = inbox.lock();
         while !queue.catching_up && queue.finished_bytes > bytes_max && !queue.ended {
@@ -218,12 +257,13 @@ impl Head {
 
     /// Replaces both instances, or neither.
     fn restore(&mut self, saved: SavedState) -> Result<(), Fault> {
-        let (index, applied) = (saved.index, self.clock.index());
+        let (index, applied, module) = (saved.index, self.clock.index(), saved.module.clone());
         if index < applied {
             return Err(Fault::new(format!(
                 "the state at index {index} is older than the machine's, at {applied}"
             )));
         }
+        let digest = saved.digest();
         let ([head, reader], clock) = self
             .shared
             .restored(["head", "reader"], saved)
@@ -235,15 +275,27 @@ impl Head {
         queue.finished.clear();
         queue.finished_bytes = 0;
         queue.pushed = index;
-        queue.replacement = Some(Prepared { instance: reader, clock: clock.clone() });
+        let (reader_module, reader_clock) = (module.clone(), clock.clone());
+        queue.replacement =
+            Some(Prepared { instance: reader, module: reader_module, clock: reader_clock });
         self.shared.inbox.wake_reader(&mut queue);
         drop(queue);
         self.instance = Some(head);
+        self.become_of(module);
         self.clock = clock;
+        self.digests = Digests::new(index, digest);
         self.shared.applied.store(index, Ordering::Release);
         self.shared.wish.send_replace(Some(0));
         self.shared.counters.restores.fetch_add(1, Ordering::Relaxed);
         Ok(())
+    }
+
+    /// From now on the instance is one of this module, for all to see.
+    fn become_of(&mut self, module: Module) {
+        self.module = module;
+        self.shared.active.send_if_modified(|active| {
+            std::mem::replace(active, self.module.clone()) != self.module
+        });
     }
 
     fn ended(&self) -> End {

@@ -11,13 +11,15 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Answered, clock::Clock, stream::StateStream};
+use super::{Answered, digest::OutcomeHash, stream::StateStream, subscribe::Begun};
 use crate::{
     machine::{
+        clock::Clock,
         error::{QueryError, SnapshotError},
         instance::{Instance, Moment},
+        module::Module,
     },
-    types::{Call, CommandKind},
+    types::Call,
 };
 
 /// An entry that the head has finished.
@@ -28,13 +30,17 @@ pub(super) struct Finished {
     pub(super) index: u64,
     /// What the reader has to do to follow.
     pub(super) step: Step,
+    /// What came of it, if a machine saw it.
+    pub(super) outcome: Option<OutcomeHash>,
 }
 
 /// What the reader has to do to follow the head over an entry.
 pub(super) enum Step {
-    /// Apply it, and find the same outcome.
-    Apply { moment: Moment, command: CommandKind, mark: u64 },
-    /// Nothing but move on: no machine sees it, or it trapped.
+    /// Apply it, a call or a tick, and find the same outcome.
+    Apply { moment: Moment, call: Option<Call> },
+    /// Go on with another module, as the head does.
+    Activate { moment: Moment, module: Module },
+    /// Nothing but move on: no machine sees it, or it trapped, or the module was not activated.
     Skip { time_ms: u64 },
 }
 
@@ -44,17 +50,44 @@ const ENTRY_BYTES: usize = 192;
 impl Finished {
     pub(super) fn bytes(&self) -> usize {
         match &self.step {
-            Step::Apply { command, .. } => ENTRY_BYTES + command.bytes(),
-            Step::Skip { .. } => ENTRY_BYTES,
+            Step::Apply { call, .. } => ENTRY_BYTES + call.as_ref().map_or(0, Call::bytes),
+            Step::Activate { .. } | Step::Skip { .. } => ENTRY_BYTES,
         }
     }
 }
 
-/// A query that waits.
+/// A call of the reader that waits.
 pub(super) struct Question {
     pub(super) call: Call,
     pub(super) index_min: u64,
-    pub(super) reply: oneshot::Sender<Result<Answered, QueryError>>,
+    pub(super) ask: Ask,
+}
+
+/// What the reader is asked for, and who waits for it.
+pub(super) enum Ask {
+    /// A query.
+    Query(oneshot::Sender<Result<Answered, QueryError>>),
+    /// A subscription; with an index, one that goes on after it.
+    Subscribe { resume: Option<u64>, reply: oneshot::Sender<Result<Begun, QueryError>> },
+}
+
+impl Ask {
+    /// Nobody waits for the answer any more.
+    pub(super) fn is_closed(&self) -> bool {
+        match self {
+            Self::Query(reply) => reply.is_closed(),
+            Self::Subscribe { reply, .. } => reply.is_closed(),
+        }
+    }
+
+    /// There is no answer.
+    pub(super) fn fail(self, error: QueryError) {
+        // The caller may have given up.
+        match self {
+            Self::Query(reply) => _ = reply.send(Err(error)),
+            Self::Subscribe { reply, .. } => _ = reply.send(Err(error)),
+        }
+    }
 }
 
 /// Somebody wants the state at an index.
@@ -78,9 +111,10 @@ pub(super) struct Promotion {
     pub(super) reply: std::sync::mpsc::SyncSender<Instance>,
 }
 
-/// An instance to go on with, and where it stands.
+/// An instance to go on with, what it is one of, and where it stands.
 pub(super) struct Prepared {
     pub(super) instance: Instance,
+    pub(super) module: Module,
     pub(super) clock: Clock,
 }
 

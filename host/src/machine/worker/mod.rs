@@ -1,13 +1,15 @@
 //! A machine as one node runs it: two instances, two threads, and what passes between them. See the
 //! layer's page for the whole.
 
-mod clock;
+mod digest;
+mod events;
 mod head;
 mod inbox;
 mod reader;
 mod shared;
 mod stats;
 mod stream;
+mod subscribe;
 
 use std::{
     panic::{AssertUnwindSafe, catch_unwind},
@@ -19,20 +21,25 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+pub use self::{
+    events::Watcher,
+    stats::Stats,
+    stream::StateStream,
+    subscribe::{Subscribed, Subscribing},
+};
 use self::{
     head::{Head, Job},
-    inbox::{Question, SnapshotRequest},
+    inbox::{Ask, Prepared, Question, SnapshotRequest},
     reader::Reader,
     shared::Shared,
 };
-pub use self::{stats::Stats, stream::StateStream};
 use super::{
     error::{Fault, QueryError, SnapshotError},
     history::{Entry, History, SavedState},
     module::Module,
     thread,
 };
-use crate::types::{Call, Failure, Outcome};
+use crate::types::{Call, Digest, Failure, Outcome};
 
 /// Told the outcome of an entry, on the head's thread, right after the entry: keep it short. Dropped
 /// without a call if the worker stops before.
@@ -73,19 +80,22 @@ const JOBS_MAX: usize = 1024;
 const INTERRUPT_EVERY: Duration = Duration::from_millis(5);
 
 impl Worker {
-    /// Starts a machine, from `at` or from its initial state. `seed` comes from the cluster's id: the
-    /// same on every node. Blocks for as long as the state takes to restore.
+    /// Starts a machine: from `at`, with the module whose state that is, or from the initial state of
+    /// `initial`, the module that the log begins with. `seed` comes from the cluster's id: the same on
+    /// every node. Blocks for as long as the state takes to restore.
     ///
     /// # Errors
     /// The state cannot be restored, or threads cannot be had.
     pub fn start(
-        module: Module,
+        initial: Module,
         seed: [u8; 32],
         history: Arc<dyn History>,
         at: Option<SavedState>,
     ) -> Result<Self, Fault> {
-        let limits = module.engine().limits().clone();
-        let shared = Arc::new(Shared::new(module, seed, history));
+        let limits = initial.engine().limits().clone();
+        let module = at.as_ref().map_or(&initial, |saved| &saved.module).clone();
+        let digest = at.as_ref().map_or(Digest::default(), SavedState::digest);
+        let shared = Arc::new(Shared::new(initial, seed, history));
         let stack_bytes = limits.thread_stack_bytes();
         let ([head, reader], clock) = {
             let shared = Arc::clone(&shared);
@@ -103,7 +113,9 @@ impl Worker {
                 }
             })??
         };
+        shared.active.send_replace(module.clone());
         shared.applied.store(clock.index(), Ordering::Release);
+        shared.events.skip_to(clock.index());
         shared.wish.send_replace((clock.index() > 0).then_some(0));
         shared.counters.head_memory_bytes.store(head.memory_bytes() as u64, Ordering::Relaxed);
         shared.counters.reader_memory_bytes.store(reader.memory_bytes() as u64, Ordering::Relaxed);
@@ -114,8 +126,10 @@ impl Worker {
             queue.serving = clock.index();
         }
         let (jobs, inbox) = mpsc::channel(JOBS_MAX);
-        let head = Head::new(Arc::clone(&shared), head, clock.clone());
-        let reader = Reader::new(Arc::clone(&shared), reader, clock);
+        let prepared =
+            |instance| Prepared { instance, module: module.clone(), clock: clock.clone() };
+        let head = Head::new(Arc::clone(&shared), prepared(head), digest);
+        let reader = Reader::new(Arc::clone(&shared), prepared(reader));
         let threads = vec![
             spawn(&shared, "conclave-head", stack_bytes, move || head.run(inbox))?,
             spawn(&shared, "conclave-reader", stack_bytes, move || reader.run())?,
@@ -136,7 +150,7 @@ impl Worker {
         if batch.is_empty() {
             return Ok(());
         }
-        let bytes_of = |entry: &Entry| entry.command.bytes();
+        let bytes_of = |entry: &Entry| entry.work.bytes();
         let bytes: usize =
             batch.iter().map(|(_, entry, _)| entry.as_ref().map_or(0, bytes_of)).sum();
         // A batch larger than the whole room waits until it has it to itself.
@@ -157,6 +171,18 @@ impl Worker {
         self.0.shared.applied.load(Ordering::Acquire)
     }
 
+    /// The digest at an index that was handed over before: of all entries up to there. In order with
+    /// [`Worker::apply`]. `None`: that is too long ago, or before the state that the machine began from.
+    ///
+    /// # Errors
+    /// The worker applies nothing any more.
+    pub async fn digest_at(&self, index: u64) -> Result<Option<Digest>, Fault> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.0.jobs.send(Job::Digest { index, reply }).await;
+        sent.map_err(|_| self.0.shared.end())?;
+        answer.await.map_err(|_| self.0.shared.end())
+    }
+
     /// When the machine wants its `tick` called, in its own time, with every change. 0: as soon as
     /// possible.
     pub fn wish(&self) -> watch::Receiver<Option<u64>> {
@@ -168,31 +194,9 @@ impl Worker {
     /// # Errors
     /// See [`QueryError`]. A machine's own refusal is in [`Answered::result`].
     pub async fn query(&self, call: Call, index_min: u64) -> Result<Answered, QueryError> {
-        let shared = &self.0.shared;
         let (reply, answer) = oneshot::channel();
-        let stopped =
-            || shared.fault().map_or(QueryError::Stopped, |fault| QueryError::Fault(fault.clone()));
-        {
-            let mut queue = shared.inbox.lock();
-            if queue.ended || shared.check().is_err() {
-                return Err(stopped());
-            }
-            let waiting_max = shared.module.engine().limits().queries_waiting_max;
-            if queue.ready.len() + queue.waiting.len() >= waiting_max {
-                queue.waiting.retain(|question| !question.reply.is_closed());
-                if queue.ready.len() + queue.waiting.len() >= waiting_max {
-                    return Err(QueryError::Busy);
-                }
-            }
-            let question = Question { call, index_min, reply };
-            if index_min <= queue.serving {
-                queue.ready.push_back(question);
-                shared.inbox.wake_reader(&mut queue);
-            } else {
-                queue.waiting.push(question);
-            }
-        }
-        answer.await.unwrap_or_else(|_| Err(stopped()))
+        self.push(Question { call, index_min, ask: Ask::Query(reply) })?;
+        answer.await.unwrap_or_else(|_| Err(QueryError::stopped(self.0.shared.fault())))
     }
 
     /// The state exactly at `index`, the last one handed to [`Worker::apply`]. The reader notes the
@@ -243,9 +247,16 @@ impl Worker {
         self.0.shared.counters.read(self.applied())
     }
 
-    /// The module that it runs.
-    pub fn module(&self) -> &Module {
-        &self.0.shared.module
+    /// The module that the head runs. Queries for an index at or above its activation are answered by
+    /// it, or by one after it.
+    pub fn module(&self) -> Module {
+        self.0.shared.active.borrow().clone()
+    }
+
+    /// The module that the head runs, with every change. A change is there before the activation is
+    /// answered.
+    pub fn modules(&self) -> watch::Receiver<Module> {
+        self.0.shared.active.subscribe()
     }
 
     /// Ends both threads, and the calls they are in, and waits for them. Entries that were not applied

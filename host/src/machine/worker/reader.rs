@@ -3,6 +3,8 @@
 //! Its loop takes a little of everything in turn, so that no kind of work waits for another to run
 //! dry: a promotion, snapshots to begin, queries, one piece of one snapshot, some entries.
 
+mod activation;
+mod questions;
 mod streams;
 
 use std::{
@@ -13,25 +15,23 @@ use std::{
 use wasmtime::component::ResourceAny;
 
 use super::{
-    Answered,
-    clock::Clock,
-    inbox::{Finished, Promotion, Question, Queue, ReadRequest, SnapshotRequest, Step},
-    shared::{End, Restore, Shared, mark},
+    digest::OutcomeHash,
+    inbox::{Finished, Prepared, Promotion, Question, Queue, ReadRequest, SnapshotRequest, Step},
+    shared::{End, Restore, Shared},
 };
 use crate::machine::{
+    clock::Clock,
     error::{Fault, HistoryError, QueryError},
-    history::Entry,
+    history::{Entry, Work},
     instance::{Instance, Moment},
+    module::Module,
     trap::Broken,
 };
-use crate::types::{CommandKind, Trap, TrapKind};
+use crate::types::{Call, Trap, TrapKind};
 
 /// Entries and queries of one turn: a millisecond or two of work each, about what a piece of a
 /// snapshot takes, so that neither starves the other.
 const TURN_COUNT: usize = 256;
-/// Fuel after which the queries of a turn make way for the rest of it: some 40 milliseconds, at most one
-/// query more. A promotion, for which every write waits, may come in any turn.
-const TURN_FUEL: u64 = 50_000_000;
 /// How often in a row a build may find that the log was purged under it.
 const GAPS_MAX: u32 = 5;
 
@@ -39,6 +39,8 @@ pub(super) struct Reader {
     shared: Arc<Shared>,
     /// Absent after a trap or a promotion, until it has been built.
     instance: Option<Instance>,
+    /// What the instance is one of.
+    module: Module,
     clock: Clock,
     streams: HashMap<u64, ResourceAny>,
     next_stream: u64,
@@ -71,9 +73,10 @@ impl Turn {
 }
 
 impl Reader {
-    pub(super) fn new(shared: Arc<Shared>, instance: Instance, clock: Clock) -> Self {
-        let streams = HashMap::new();
-        Self { shared, instance: Some(instance), clock, streams, next_stream: 0, gaps: 0 }
+    pub(super) fn new(shared: Arc<Shared>, prepared: Prepared) -> Self {
+        let Prepared { instance, module, clock } = prepared;
+        let (instance, streams) = (Some(instance), HashMap::new());
+        Self { shared, instance, module, clock, streams, next_stream: 0, gaps: 0 }
     }
 
     pub(super) fn run(mut self) {
@@ -177,7 +180,9 @@ impl Reader {
         let Some(prepared) = queue.replacement.take() else { return false };
         self.streams.clear();
         self.instance = Some(prepared.instance);
+        self.module = prepared.module;
         self.clock = prepared.clock;
+        self.shared.events.skip_to(self.clock.index());
         queue.catching_up = false;
         true
     }
@@ -196,18 +201,18 @@ impl Reader {
         self.shared.counters.reader_builds.fetch_add(1, Ordering::Relaxed);
         let unreadable =
             |error: HistoryError| Fault::new(format!("the reader cannot be rebuilt: {error}"));
-        let (instance, clock) = match self.shared.history.snapshot().map_err(unreadable)? {
+        let (instance, module, clock) = match self.shared.history.snapshot().map_err(unreadable)? {
             None => {
                 let instance = self
                     .shared
                     .fresh("reader")
                     .map_err(|broken| end_of(broken, "starting a reader"))?;
-                (instance, self.shared.clock())
+                (instance, self.shared.initial.clone(), self.shared.clock())
             }
             Some(saved) => {
-                let index = saved.index;
+                let (index, module) = (saved.index, saved.module.clone());
                 match self.shared.restored(["reader"], saved) {
-                    Ok(([instance], clock)) => (instance, clock),
+                    Ok(([instance], clock)) => (instance, module, clock),
                     Err(Restore::Stopped) => return Err(End::Stopped),
                     // It was replaced by a newer one while it was read.
                     Err(Restore::History(HistoryError::Gap(_), _)) => return self.gap(index),
@@ -217,7 +222,9 @@ impl Reader {
         };
         tracing::info!(index = clock.index(), "a new reader was built from the history");
         self.instance = Some(instance);
+        self.module = module;
         self.clock = clock;
+        self.shared.events.skip_to(self.clock.index());
         Ok(())
     }
 
@@ -248,7 +255,7 @@ impl Reader {
         if entries.is_empty() {
             self.clock.skip_to(to);
         }
-        for Entry { index, time_ms, command } in entries {
+        for Entry { index, time_ms, work } in entries {
             self.shared.check()?;
             if index <= self.clock.index() || index > to {
                 return Err(Fault::new(format!(
@@ -257,20 +264,38 @@ impl Reader {
                 .into());
             }
             let moment = self.clock.advance(index, time_ms);
-            if self.shared.history.trapped(index).is_none() {
-                self.apply(moment, &command, None)?;
-            }
+            self.replay(moment, work)?;
         }
         self.publish();
+        Ok(())
+    }
+
+    /// Does what the head did at an entry of the history.
+    fn replay(&mut self, moment: Moment, work: Work) -> Result<(), End> {
+        let call = match work {
+            Work::Call(call) => Some(call),
+            Work::Tick => None,
+            Work::Activate(module) => {
+                let known = self.shared.not_activated(moment.index, &self.module, &module);
+                return if known.is_none() { self.activate(moment.index, module) } else { Ok(()) };
+            }
+        };
+        if self.shared.history.trapped(moment.index).is_none() {
+            self.apply(moment, call.as_ref(), None)?;
+        }
         Ok(())
     }
 
     /// Follows the head over one entry.
     fn follow(&mut self, finished: Finished) -> Result<(), End> {
         match finished.step {
-            Step::Apply { moment, command, mark } => {
+            Step::Apply { moment, call } => {
                 self.clock.advance(moment.index, moment.time_ms);
-                self.apply(moment, &command, Some(mark))?;
+                self.apply(moment, call.as_ref(), finished.outcome)?;
+            }
+            Step::Activate { moment, module } => {
+                self.clock.advance(moment.index, moment.time_ms);
+                self.activate(moment.index, module)?;
             }
             Step::Skip { time_ms } => _ = self.clock.advance(finished.index, time_ms),
         }
@@ -280,6 +305,10 @@ impl Reader {
 
     fn publish(&self) {
         self.shared.counters.reader_applied.store(self.clock.index(), Ordering::Relaxed);
+        // An instance that was lost on the way comes to these entries again.
+        if self.instance.is_some() {
+            self.shared.events.note(self.clock.index(), None);
+        }
     }
 
     /// Applies an entry that the head has applied. A different outcome here means that the machine is
@@ -287,15 +316,15 @@ impl Reader {
     fn apply(
         &mut self,
         moment: Moment,
-        command: &CommandKind,
-        expected: Option<u64>,
+        call: Option<&Call>,
+        expected: Option<OutcomeHash>,
     ) -> Result<(), End> {
         let Some(instance) = &mut self.instance else {
             // Lost in the middle of a turn: the entry comes again from the history.
             return Ok(());
         };
         instance.mute(true);
-        let result = instance.run(moment, command);
+        let result = instance.run(moment, call);
         instance.mute(false);
         self.shared
             .counters
@@ -303,7 +332,12 @@ impl Reader {
             .store(instance.memory_bytes() as u64, Ordering::Relaxed);
         let index = moment.index;
         match result {
-            Ok(outcome) if expected.is_none_or(|expected| mark(&outcome) == expected) => Ok(()),
+            Ok(outcome)
+                if expected.is_none_or(|expected| OutcomeHash::of(&outcome) == expected) =>
+            {
+                self.shared.events.note(index, Some(outcome));
+                Ok(())
+            }
             Ok(_) => Err(diverged(index, "answered otherwise").into()),
             // A snapshot that is being read keeps what entries overwrite, and they do it for the sake of
             // that: the head has neither cost. Without snapshots the entry gets a second try.
@@ -331,9 +365,7 @@ impl Reader {
     /// The head has lost its instance and gets this one.
     fn promote(&mut self, promotion: Promotion) -> Result<(), End> {
         // What snapshots still hold would be held for as long as the head lives.
-        for stream in self.streams.keys().copied().collect::<Vec<_>>() {
-            self.close(stream)?;
-        }
+        self.close_all()?;
         match self.instance.take() {
             Some(mut instance) => {
                 instance.set_role("head");
@@ -344,54 +376,6 @@ impl Reader {
             None => self.shared.inbox.lock().promotion = Some(promotion),
         }
         Ok(())
-    }
-
-    /// Answers queries in their order, until they have taken their share of the turn or cost the
-    /// instance. The rest goes back to where it came from.
-    fn answer_some(&mut self, mut questions: VecDeque<Question>) -> Result<(), End> {
-        let mut fuel = 0;
-        while fuel < TURN_FUEL
-            && self.instance.is_some()
-            && let Some(question) = questions.pop_front()
-        {
-            fuel += self.answer(question)?;
-        }
-        if !questions.is_empty() {
-            let mut queue = self.shared.inbox.lock();
-            while let Some(question) = questions.pop_back() {
-                queue.ready.push_front(question);
-            }
-        }
-        Ok(())
-    }
-
-    /// Answers one query and says how much fuel that took.
-    fn answer(&mut self, question: Question) -> Result<u64, End> {
-        let Some(instance) = &mut self.instance else { return Ok(0) };
-        if question.reply.is_closed() {
-            return Ok(0);
-        }
-        let now = self.clock.now();
-        self.shared.counters.queries.fetch_add(1, Ordering::Relaxed);
-        let result = instance.query(now, &question.call);
-        let fuel = instance.fuel_used();
-        let answer = match result {
-            Ok(result) => Ok(Answered { index: now.index, result }),
-            Err(Broken::Trap(trap)) => {
-                tracing::warn!(
-                    kind = trap.kind.name(),
-                    message = trap.message,
-                    "a query trapped; a new reader is built"
-                );
-                self.shared.counters.query_traps.fetch_add(1, Ordering::Relaxed);
-                self.instance = None;
-                Err(QueryError::Trap(trap))
-            }
-            Err(broken) => return Err(end_of(broken, "answering a query")),
-        };
-        // The caller may have given up.
-        let _ = question.reply.send(answer);
-        Ok(fuel)
     }
 }
 
@@ -404,7 +388,7 @@ impl Drop for Reader {
         let why = || fault.clone().map_or(QueryError::Stopped, QueryError::Fault);
         let questions: Vec<Question> = queue.ready.drain(..).collect();
         for question in questions.into_iter().chain(std::mem::take(&mut queue.waiting)) {
-            let _ = question.reply.send(Err(why()));
+            question.ask.fail(why());
         }
         for request in std::mem::take(&mut queue.snapshots) {
             let _ = request.reply.send(Err(self.shared.snapshot_end()));

@@ -1,35 +1,39 @@
 //! What the handle, the head and the reader of one worker share.
 
-use std::{
-    collections::hash_map::DefaultHasher,
-    hash::{Hash, Hasher},
-    sync::{
-        Arc, OnceLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc, OnceLock,
+    atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
 use tokio::sync::watch;
 
-use super::{clock::Clock, inbox::Inbox, stats::Counters};
+use super::{events::Events, inbox::Inbox, stats::Counters};
 use crate::{
     machine::{
-        error::{Fault, SnapshotError},
+        carry_over::{NotCarried, carry_over},
+        clock::Clock,
+        engine::Engine,
+        error::{Fault, HistoryError, SnapshotError},
         history::{History, SavedState},
         instance::Instance,
-        limits::SNAPSHOT_CHUNK_BYTES_MAX,
         module::Module,
+        restoring::Restoring,
         trap::Broken,
     },
-    types::Outcome,
+    types::{Outcome, Trap},
 };
 
 /// See the module's page.
 pub(super) struct Shared {
-    pub(super) module: Module,
+    pub(super) engine: Engine,
+    /// What the log begins with.
+    pub(super) initial: Module,
+    /// What the head runs.
+    pub(super) active: watch::Sender<Module>,
     pub(super) history: Arc<dyn History>,
     pub(super) inbox: Inbox,
     pub(super) counters: Counters,
+    pub(super) events: Events,
     /// The index that the head has applied.
     pub(super) applied: AtomicU64,
     /// When the machine wants to be woken. A snapshot does not tell, so after one it is woken as soon
@@ -53,12 +57,15 @@ impl From<Fault> for End {
 }
 
 impl Shared {
-    pub(super) fn new(module: Module, key: [u8; 32], history: Arc<dyn History>) -> Self {
+    pub(super) fn new(initial: Module, key: [u8; 32], history: Arc<dyn History>) -> Self {
         Self {
-            module,
+            engine: initial.engine().clone(),
+            active: watch::Sender::new(initial.clone()),
+            initial,
             history,
             inbox: Inbox::default(),
             counters: Counters::default(),
+            events: Events::default(),
             applied: AtomicU64::new(0),
             wish: watch::Sender::new(None),
             key,
@@ -76,6 +83,7 @@ impl Shared {
         self.stop.store(true, Ordering::Relaxed);
         self.interrupt();
         self.inbox.wake_all();
+        self.events.wake();
     }
 
     /// Each reply replaces the wish of the one before it; what is no reply leaves it.
@@ -89,7 +97,7 @@ impl Shared {
 
     /// Makes a call that is under way ask whether it should end.
     pub(super) fn interrupt(&self) {
-        self.module.engine().inner().increment_epoch();
+        self.engine.inner().increment_epoch();
     }
 
     pub(super) fn fault(&self) -> Option<&Fault> {
@@ -99,9 +107,10 @@ impl Shared {
     /// The worker applies nothing any more. The first fault is the one that counts.
     pub(super) fn fail(&self, fault: Fault) {
         if self.fault.set(fault.clone()).is_ok() {
-            tracing::error!(%fault, module = ?self.module, "the machine stops");
+            tracing::error!(%fault, module = ?*self.active.borrow(), "the machine stops");
         }
         self.inbox.wake_all();
+        self.events.wake();
     }
 
     /// Whether a thread has to end, and why.
@@ -121,11 +130,41 @@ impl Shared {
         self.fault().map_or(SnapshotError::Stopped, |fault| SnapshotError::Fault(fault.clone()))
     }
 
-    /// An instance in the machine's initial state.
+    /// An instance in the initial state of the machine that the log begins with.
     pub(super) fn fresh(&self, role: &'static str) -> Result<Instance, Broken> {
-        let stop = Arc::clone(&self.stop);
-        let stopping = move || stop.load(Ordering::Relaxed);
-        Instance::new(self.module.engine(), self.module.pre(), role, stopping)
+        self.initial.instance(role, &self.stop)
+    }
+
+    /// Why this module does not take the place of `old` at this entry, as far as that is known without
+    /// trying.
+    pub(super) fn not_activated(
+        &self,
+        index: u64,
+        old: &Module,
+        module: &Module,
+    ) -> Option<NotActivated> {
+        let refused = || module.refuses(old.state_version()).map(NotActivated::Refused);
+        refused().or_else(|| self.history.trapped(index).map(NotActivated::Recorded))
+    }
+
+    /// [`carry_over`](crate::machine::carry_over::carry_over) within this worker.
+    pub(super) fn carry_over(
+        &self,
+        old: &mut Instance,
+        old_module: &Module,
+        module: &Module,
+        role: &'static str,
+    ) -> Result<Instance, NotCarried> {
+        self.check_engine(module).map_err(NotCarried::Fault)?;
+        carry_over(old, old_module.state_version(), module, role, &self.stop)
+    }
+
+    /// Instances of other engines are not reached by an interruption, and have other limits.
+    fn check_engine(&self, module: &Module) -> Result<(), Fault> {
+        if module.engine().is(&self.engine) {
+            return Ok(());
+        }
+        Err(Fault::new(format!("{module:?} was compiled by another engine than this worker's")))
     }
 
     /// A clock that stands at the beginning of the log.
@@ -140,48 +179,37 @@ impl Shared {
         roles: [&'static str; COUNT],
         saved: SavedState,
     ) -> Result<([Instance; COUNT], Clock), Restore> {
-        let description = self.module.description();
-        if !description.restores.contains(&saved.state_version) {
+        let SavedState { module, index, time_ms, state_version, chunks, .. } = saved;
+        let what = format!("the state at index {index} cannot be restored");
+        self.check_engine(&module).map_err(Restore::Fault)?;
+        if let Some(why) = module.refuses(state_version) {
             return Err(Restore::Fault(Fault::new(format!(
-                "the state at index {} has version {}, and {} {} restores {:?} only: activate a module that does",
-                saved.index,
-                saved.state_version,
-                description.name,
-                description.version,
-                description.restores
+                "{what}: {why}: start the node with the module that it was saved by"
             ))));
         }
-        let what = format!("the state at index {} cannot be restored", saved.index);
         let broken = |broken: Broken| match broken {
             Broken::Interrupted => Restore::Stopped,
             other => Restore::Fault(other.into_fault(&what)),
         };
-        let refused = |failure: crate::types::Failure| {
-            Restore::Fault(Fault::new(format!("{what}: the machine says: {}", failure.message)))
-        };
         let mut restoring = Vec::with_capacity(COUNT);
         for role in roles {
-            let mut instance = self.fresh(role).map_err(broken)?;
-            let writer = instance.restore(saved.state_version).map_err(broken)?.map_err(refused)?;
-            restoring.push((instance, writer));
+            let begun = Restoring::begin(&module, state_version, role, &self.stop);
+            restoring.push(begun.map_err(broken)?);
         }
-        for chunk in saved.chunks {
+        for chunk in chunks {
             if self.stopping() {
                 return Err(Restore::Stopped);
             }
             let chunk = chunk.map_err(|error| Restore::History(error, what.clone()))?;
-            for piece in chunk.chunks(SNAPSHOT_CHUNK_BYTES_MAX) {
-                for (instance, writer) in &mut restoring {
-                    instance.restore_write(*writer, piece).map_err(broken)?.map_err(refused)?;
-                }
+            for restoring in &mut restoring {
+                restoring.write(&chunk).map_err(broken)?;
             }
         }
         let mut instances = Vec::with_capacity(COUNT);
-        for (mut instance, writer) in restoring {
-            instance.restore_finish(writer).map_err(broken)?.map_err(refused)?;
-            instances.push(instance);
+        for restoring in restoring {
+            instances.push(restoring.finish().map_err(broken)?);
         }
-        let clock = Clock::new(self.key, saved.index, saved.time_ms);
+        let clock = Clock::new(self.key, index, time_ms);
         match instances.try_into() {
             Ok(instances) => Ok((instances, clock)),
             Err(_) => Err(Restore::Fault(Fault::new("as many instances as roles"))),
@@ -194,7 +222,15 @@ pub(super) enum Restore {
     Stopped,
     Fault(Fault),
     /// The saved bytes could not be read; and what for.
-    History(crate::machine::error::HistoryError, String),
+    History(HistoryError, String),
+}
+
+/// Why a module is not activated at an entry.
+pub(super) enum NotActivated {
+    /// It does not restore the state's version.
+    Refused(String),
+    /// It was tried before.
+    Recorded(Trap),
 }
 
 impl Restore {
@@ -205,25 +241,4 @@ impl Restore {
             Self::History(error, what) => Fault::new(format!("{what}: {error}")),
         }
     }
-}
-
-/// A short mark of an outcome, for the reader to compare its own with the head's. Within one process
-/// only.
-pub(super) fn mark(outcome: &Outcome) -> u64 {
-    let mut hasher = DefaultHasher::new();
-    match outcome {
-        Outcome::Reply(reply) => {
-            reply.response.hash(&mut hasher);
-            reply.wake_at_ms.hash(&mut hasher);
-            for event in &reply.events {
-                event.topic.hash(&mut hasher);
-                event.payload.hash(&mut hasher);
-            }
-        }
-        Outcome::Failure(failure) => {
-            (failure.code as i32, &failure.message).hash(&mut hasher);
-        }
-        Outcome::Trap(trap) => trap.message.hash(&mut hasher),
-    }
-    hasher.finish()
 }

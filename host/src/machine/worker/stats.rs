@@ -11,6 +11,8 @@ pub(super) struct Counters {
     pub(super) failures: AtomicU64,
     pub(super) traps: [AtomicU64; TrapKind::ALL.len()],
     pub(super) traps_replayed: AtomicU64,
+    pub(super) activations: AtomicU64,
+    pub(super) activations_failed: AtomicU64,
     pub(super) fuel: AtomicU64,
     pub(super) queries: AtomicU64,
     pub(super) query_traps: AtomicU64,
@@ -35,6 +37,10 @@ pub struct Stats {
     pub traps: [u64; TrapKind::ALL.len()],
     /// Of the traps: those that the history remembered, which were not run again.
     pub traps_replayed: u64,
+    /// Of the entries: those that another module went on after.
+    pub activations: u64,
+    /// Those that were to have another module go on, and did not. Counted as failures too.
+    pub activations_failed: u64,
     /// Fuel that the head's calls took.
     pub fuel: u64,
     /// Queries answered, whatever came of them.
@@ -84,6 +90,8 @@ impl Counters {
             failures: get(&self.failures),
             traps: std::array::from_fn(|kind| get(&self.traps[kind])),
             traps_replayed: get(&self.traps_replayed),
+            activations: get(&self.activations),
+            activations_failed: get(&self.activations_failed),
             fuel: get(&self.fuel),
             queries: get(&self.queries),
             query_traps: get(&self.query_traps),

@@ -126,8 +126,8 @@ impl Local {
     ) -> Result<(), String> {
         if module_id != self.identity.module_id.0 {
             return Err(format!(
-                "node {node_id} runs module {}, this node {}: start every node with the same \
-                 module",
+                "node {node_id} was begun with module {}, this node with {}: begin every node of a cluster \
+                 with the same module (--module); later ones come through `conclave module push`",
                 hex::encode(module_id),
                 self.identity.module_id
             ));

@@ -8,17 +8,18 @@ use std::{
 
 use futures::{StreamExt, stream::BoxStream};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
+use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{CLUSTER_HEADER, FROM_HEADER, PROTOCOL_VERSION, TO_HEADER, peer::Local};
 use crate::{
     proto::raft as wire,
-    raft::{Replica, forward, snapshot, status},
+    raft::{Replica, divergence, forward, modules, snapshot, status},
     types::{
         NodeId,
         convert::{
-            Malformed, call_from_wire, entry_from_wire, log_id_from_wire, log_id_to_wire,
-            vote_from_wire, vote_to_wire,
+            Malformed, call_from_wire, checkpoint_from_wire, entry_from_wire, log_id_from_wire,
+            log_id_to_wire, module_id_from_wire, vote_from_wire, vote_to_wire,
         },
         raft::{LogId, TypeConfig, Vote},
     },
@@ -250,6 +251,41 @@ impl wire::raft_server::Raft for PeerService {
         }))
     }
 
+    async fn digest(
+        &self,
+        request: Request<wire::DigestRequest>,
+    ) -> Result<Response<wire::DigestResponse>, Status> {
+        self.admit(request.metadata())?;
+        let digest = self.replica.digest_here(request.into_inner().index).await;
+        let digest = digest.map(|digest| digest.0.to_vec().into()).unwrap_or_default();
+        Ok(Response::new(wire::DigestResponse { digest }))
+    }
+
+    type FetchSnapshotStream = BoxStream<'static, Result<wire::SnapshotPart, Status>>;
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<wire::FetchSnapshotRequest>,
+    ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
+        let to = self.admit(request.metadata())?;
+        let wire::FetchSnapshotRequest { checkpoint, index_min } = request.into_inner();
+        let checkpoint = required(checkpoint, "checkpoint")?;
+        let checkpoint = checkpoint_from_wire(&checkpoint).map_err(malformed)?;
+        let found = self.replica.snapshot_for(checkpoint, index_min).await;
+        let (vote, file) = found.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        tracing::info!(to, index = file.index(), "sending a snapshot to a node that has diverged");
+        Ok(Response::new(snapshot::send(vote, file).map(Ok).boxed()))
+    }
+
+    async fn verify_state(
+        &self,
+        request: Request<wire::VerifyStateRequest>,
+    ) -> Result<Response<wire::VerifyStateResponse>, Status> {
+        self.admit(request.metadata())?;
+        let found = self.replica.verify_here(request.into_inner().index).await;
+        Ok(Response::new(divergence::verified_to_wire(found)))
+    }
+
     async fn install_snapshot(
         &self,
         request: Request<Streaming<wire::SnapshotPart>>,
@@ -269,6 +305,13 @@ impl wire::raft_server::Raft for PeerService {
         snapshot::check_coverage(&header, &vote).map_err(Status::invalid_argument)?;
         tracing::info!(from, "receiving a snapshot");
         let file = snapshot::receive(header, parts, self.replica.snapshots().clone()).await?;
+        let (whole, modules) = (file.clone(), self.replica.modules().clone());
+        let looked =
+            spawn_blocking(move || snapshot::saved_state(&whole, &modules).map(drop)).await;
+        // What the machine could not take must not come between it and the log.
+        looked
+            .map_err(|error| Status::internal(error.to_string()))?
+            .map_err(|error| Status::failed_precondition(error.to_string()))?;
         let installed =
             snapshot::opened(file).map_err(|error| Status::internal(error.to_string()))?;
         let answer = self.replica.raft().install_full_snapshot(vote, installed).await;
@@ -323,5 +366,19 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<wire::NodeStatusResponse>, Status> {
         self.admit(request.metadata())?;
         Ok(Response::new(status::to_wire(&self.replica.node_status())))
+    }
+
+    async fn module_status(
+        &self,
+        request: Request<wire::ModuleStatusRequest>,
+    ) -> Result<Response<wire::ModuleStatusResponse>, Status> {
+        self.admit(request.metadata())?;
+        let wire::ModuleStatusRequest { module_id, rehearse } = request.into_inner();
+        let module = module_id_from_wire(&module_id).map_err(malformed)?;
+        let readiness = match rehearse {
+            true => self.replica.rehearse_here(module).await,
+            false => self.replica.readiness(module),
+        };
+        Ok(Response::new(modules::status_to_wire(&readiness)))
     }
 }

@@ -86,7 +86,7 @@ impl SnapshotFile {
         }
         let mut file_id = [0; 16];
         file_id.copy_from_slice(&bytes[10..26]);
-        let preamble = Preamble::new(file_id, term, index);
+        let preamble = Preamble::new(found, file_id, term, index);
         if preamble.0 != bytes {
             return Err(damaged("it is not the snapshot that its name says"));
         }

@@ -8,7 +8,7 @@ use std::{
 
 use super::{
     CHUNK_BYTES_MAX, SnapshotFile, SnapshotStore,
-    format::{self, Kind, Preamble},
+    format::{self, Kind, Preamble, VERSION},
 };
 use crate::storage::{Error, files};
 
@@ -44,7 +44,7 @@ impl SnapshotWriter {
         let file = BufWriter::with_capacity(1 << 16, files::create(&temporary)?);
         let mut writer = Self {
             store,
-            preamble: Preamble::new(file_id, term, index),
+            preamble: Preamble::new(VERSION, file_id, term, index),
             position: (term, index),
             temporary,
             file: Some(file),

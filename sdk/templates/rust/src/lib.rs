@@ -3,9 +3,9 @@
 //! It is an example that is whole: state, methods, limits, snapshots. A machine is a pure function of
 //! the log: no clock, no chance, no files; what an entry brings along is in [`Context`].
 
-use std::{collections::BTreeMap, sync::LazyLock};
+use std::collections::BTreeMap;
 
-use conclave_sdk::{Call, Context, Failure, Machine, Reply, Router};
+use conclave_sdk::{Context, Failure, Machine, Router};
 use prost::Message as _;
 
 mod pb {
@@ -17,12 +17,6 @@ pub use pb::{AddRequest, AddResponse, GetRequest, GetResponse};
 pub const NAME_BYTES_MAX: usize = 256;
 /// Names that there may be.
 pub const NAMES_MAX: usize = 100_000;
-
-static ROUTER: LazyLock<Router<MyMachine>> = LazyLock::new(|| {
-    Router::new()
-        .command("my_machine.v1.MyMachine/Add", MyMachine::add)
-        .query("my_machine.v1.MyMachine/Get", MyMachine::get)
-});
 
 /// The state. `Default` is the one before the first entry.
 #[derive(Default)]
@@ -66,16 +60,11 @@ impl Machine for MyMachine {
     // Raise it when the snapshot's format changes, and keep the old ones in RESTORES.
     const STATE_VERSION: u32 = 1;
 
-    fn descriptor_set() -> &'static [u8] {
-        pb::DESCRIPTOR_SET
-    }
-
-    fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure> {
-        ROUTER.apply(self, context, call)
-    }
-
-    fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure> {
-        ROUTER.answer(self, context, call)
+    fn router() -> Router<Self> {
+        Router::new()
+            .descriptor_set(pb::DESCRIPTOR_SET)
+            .command("my_machine.v1.MyMachine/Add", Self::add)
+            .query("my_machine.v1.MyMachine/Get", Self::get)
     }
 
     fn save(&self) -> Vec<u8> {

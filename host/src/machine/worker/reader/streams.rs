@@ -33,7 +33,8 @@ impl Reader {
                 let stream = self.next_stream;
                 self.next_stream += 1;
                 self.streams.insert(stream, snapshot);
-                StateStream::new(Arc::clone(&self.shared), stream, now)
+                let module = self.module.clone();
+                StateStream::new(Arc::clone(&self.shared), module, stream, now)
             })
         };
         // Wherever the stream is dropped, there or here, that closes it.
@@ -56,6 +57,14 @@ impl Reader {
             self.close(request.stream)?;
         }
         let _ = request.reply.send(chunk);
+        Ok(())
+    }
+
+    /// Lets go of all snapshots.
+    pub(super) fn close_all(&mut self) -> Result<(), End> {
+        for stream in self.streams.keys().copied().collect::<Vec<_>>() {
+            self.close(stream)?;
+        }
         Ok(())
     }
 

@@ -1,6 +1,6 @@
 //! What an entry brings along beside its call: a function of the log and the cluster alone.
 
-use crate::machine::instance::Moment;
+use super::instance::Moment;
 
 /// Follows the log and gives each entry its moment.
 #[derive(Clone, Debug)]

@@ -1,0 +1,116 @@
+//! Bringing other machines to a cluster.
+
+use std::time::Duration;
+
+use bytes::Bytes;
+use tonic::Code;
+
+use crate::{
+    client::Client,
+    error::Error,
+    options::CallOptions,
+    proto::cluster::{
+        ActivateModuleRequest, ActivateModuleResponse, DiffModuleRequest, DiffModuleResponse,
+        ListModulesRequest, ListModulesResponse, Module, PushModuleRequest, PushModuleResponse,
+        RehearseModuleRequest, RehearseModuleResponse, RollbackModuleRequest,
+    },
+};
+
+/// What is sent at once: the largest piece that nodes take.
+const PIECE_BYTES: usize = 1 << 20;
+
+/// A node compiles the module before it answers the last piece, and all rehearse it in [`Client::rehearse_module`].
+const LONG: Duration = Duration::from_secs(280);
+
+/// An activation hears all voters and then waits for the state to be carried over.
+const ACTIVATION: Duration = Duration::from_secs(60);
+
+/// So often a push begins again from the first piece, because another node has come to lead.
+const RESTARTS_MAX: u32 = 8;
+
+impl Client {
+    /// Brings a component to all nodes. `progress` is told how many bytes have been sent; less than before, if
+    /// another node has come to lead and wants them anew. `id` is the component's SHA-256. A component that
+    /// the cluster has already is not sent.
+    pub async fn push_module(
+        &self,
+        id: [u8; 32],
+        component: Bytes,
+        mut progress: impl FnMut(u64),
+    ) -> Result<Module, Error> {
+        let (mut at, mut restarts) = (0, 0);
+        loop {
+            let end = (at + PIECE_BYTES).min(component.len());
+            let request = PushModuleRequest {
+                module: id.to_vec(),
+                total_bytes: component.len() as u64,
+                at: at as u64,
+                bytes: component[at..end].to_vec(),
+            };
+            // A piece that comes twice does no harm.
+            let mut options = CallOptions::write().retry_unknown(true);
+            if end == component.len() {
+                options = options.deadline(LONG);
+            }
+            let answer: PushModuleResponse =
+                self.call("conclave.cluster.v1.Cluster/PushModule", &request, &options).await?;
+            if let Some(module) = answer.module {
+                progress(component.len() as u64);
+                return Ok(module);
+            }
+            let next = usize::try_from(answer.next_at).unwrap_or(usize::MAX).min(component.len());
+            restarts += u32::from(next <= at);
+            if restarts > RESTARTS_MAX || next == component.len() {
+                let why =
+                    "the nodes do not agree on how much of the module they have: push it again";
+                return Err(Error::new(Code::Aborted, why));
+            }
+            progress(next as u64);
+            at = next;
+        }
+    }
+
+    /// The modules that the cluster has: the active one first, then the newest.
+    pub async fn modules(&self) -> Result<Vec<Module>, Error> {
+        let request = ListModulesRequest {};
+        let response: ListModulesResponse = self
+            .call("conclave.cluster.v1.Cluster/ListModules", &request, &CallOptions::read())
+            .await?;
+        Ok(response.modules)
+    }
+
+    /// Makes every voter rehearse a module, and waits for them. `module` is its id, or the id's beginning.
+    pub async fn rehearse_module(&self, module: &str) -> Result<RehearseModuleResponse, Error> {
+        let request = RehearseModuleRequest { module: module.to_owned() };
+        let options = CallOptions::write().retry_unknown(true).deadline(LONG);
+        self.call("conclave.cluster.v1.Cluster/RehearseModule", &request, &options).await
+    }
+
+    /// What would change for clients if a module were active.
+    pub async fn diff_module(&self, module: &str) -> Result<DiffModuleResponse, Error> {
+        let request = DiffModuleRequest { module: module.to_owned() };
+        self.call("conclave.cluster.v1.Cluster/DiffModule", &request, &CallOptions::read()).await
+    }
+
+    /// Makes a module the active one. Asking again does no harm: what is active already is answered as such.
+    pub async fn activate_module(
+        &self,
+        module: &str,
+        allow_breaking: bool,
+    ) -> Result<ActivateModuleResponse, Error> {
+        let request = ActivateModuleRequest { module: module.to_owned(), allow_breaking };
+        let options = CallOptions::write().retry_unknown(true).deadline(ACTIVATION);
+        self.call("conclave.cluster.v1.Cluster/ActivateModule", &request, &options).await
+    }
+
+    /// Goes back from the active module, `from`, to the one before. Asking again does no harm.
+    pub async fn rollback_module(
+        &self,
+        from: &str,
+        allow_breaking: bool,
+    ) -> Result<ActivateModuleResponse, Error> {
+        let request = RollbackModuleRequest { from: from.to_owned(), allow_breaking };
+        let options = CallOptions::write().retry_unknown(true).deadline(ACTIVATION);
+        self.call("conclave.cluster.v1.Cluster/RollbackModule", &request, &options).await
+    }
+}

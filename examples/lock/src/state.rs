@@ -1,0 +1,144 @@
+//! Who holds what, and who waits.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+/// All locks that are held.
+///
+/// 1. A lock that nobody holds is not here: nobody waits for it either.
+/// 2. No token is given twice, whatever becomes of its lock.
+/// 3. `ends` and `waiting_total` follow from `locks`; they are there to be fast.
+#[derive(Default)]
+pub(crate) struct State {
+    last_token: u64,
+    locks: BTreeMap<String, Held>,
+    /// The same leases by the time of their end.
+    ends: BTreeSet<(u64, String)>,
+    waiting_total: usize,
+}
+
+/// A lock in somebody's hands.
+pub(crate) struct Held {
+    pub(crate) owner: String,
+    pub(crate) token: u64,
+    pub(crate) expires_at_ms: u64,
+    /// The next one first.
+    pub(crate) waiting: VecDeque<Waiter>,
+}
+
+/// Somebody who wants a lock that another holds.
+pub(crate) struct Waiter {
+    pub(crate) owner: String,
+    /// What the lease is to last once it begins.
+    pub(crate) ttl_ms: u64,
+}
+
+impl State {
+    pub(crate) fn new(last_token: u64) -> Self {
+        Self { last_token, ..Self::default() }
+    }
+
+    pub(crate) fn last_token(&self) -> u64 {
+        self.last_token
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.locks.len()
+    }
+
+    pub(crate) fn waiting_total(&self) -> usize {
+        self.waiting_total
+    }
+
+    pub(crate) fn get(&self, name: &str) -> Option<&Held> {
+        self.locks.get(name)
+    }
+
+    /// The locks after `after`, in the order of their names.
+    pub(crate) fn after(&self, after: &str) -> impl Iterator<Item = (&String, &Held)> {
+        let range = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
+        self.locks.range::<str, _>(range)
+    }
+
+    /// When the next lease ends.
+    pub(crate) fn next_end_ms(&self) -> Option<u64> {
+        self.ends.first().map(|(ends_at_ms, _)| *ends_at_ms)
+    }
+
+    /// Gives a lock that nobody holds.
+    pub(crate) fn grant(&mut self, name: &str, owner: String, expires_at_ms: u64) {
+        self.last_token += 1;
+        let token = self.last_token;
+        self.insert(name, Held { owner, token, expires_at_ms, waiting: VecDeque::new() });
+    }
+
+    /// A lock as a snapshot has it.
+    pub(crate) fn insert(&mut self, name: &str, held: Held) {
+        self.waiting_total += held.waiting.len();
+        self.ends.insert((held.expires_at_ms, name.to_owned()));
+        self.locks.insert(name.to_owned(), held);
+    }
+
+    /// Moves the end of a lease.
+    pub(crate) fn extend(&mut self, name: &str, expires_at_ms: u64) {
+        let Some(held) = self.locks.get_mut(name) else { return };
+        self.ends.remove(&(held.expires_at_ms, name.to_owned()));
+        held.expires_at_ms = expires_at_ms;
+        self.ends.insert((expires_at_ms, name.to_owned()));
+    }
+
+    /// Makes an owner wait, or changes the ttl of one who does. Gives the place, from 1.
+    pub(crate) fn wait(&mut self, name: &str, owner: &str, ttl_ms: u64) -> usize {
+        let Some(held) = self.locks.get_mut(name) else { return 0 };
+        if let Some(place) = held.waiting.iter().position(|waiter| waiter.owner == owner) {
+            held.waiting[place].ttl_ms = ttl_ms;
+            return place + 1;
+        }
+        held.waiting.push_back(Waiter { owner: owner.to_owned(), ttl_ms });
+        self.waiting_total += 1;
+        held.waiting.len()
+    }
+
+    /// Makes an owner wait no longer. Whether it did.
+    pub(crate) fn leave(&mut self, name: &str, owner: &str) -> bool {
+        let Some(held) = self.locks.get_mut(name) else { return false };
+        let Some(place) = held.waiting.iter().position(|waiter| waiter.owner == owner) else {
+            return false;
+        };
+        held.waiting.remove(place);
+        self.waiting_total -= 1;
+        true
+    }
+
+    /// Takes a lock from its owner and gives it to the next one, whose lease begins now.
+    pub(crate) fn end(&mut self, name: &str, time_ms: u64) {
+        let Some(mut held) = self.locks.remove(name) else { return };
+        self.ends.remove(&(held.expires_at_ms, name.to_owned()));
+        let Some(next) = held.waiting.pop_front() else { return };
+        self.waiting_total -= 1;
+        self.last_token += 1;
+        // They are counted again as they are inserted.
+        self.waiting_total -= held.waiting.len();
+        let expires_at_ms = time_ms.saturating_add(next.ttl_ms);
+        let token = self.last_token;
+        self.insert(name, Held { owner: next.owner, token, expires_at_ms, waiting: held.waiting });
+    }
+
+    /// Ends the lease on this lock if its time has come.
+    pub(crate) fn settle(&mut self, name: &str, time_ms: u64) {
+        if self.locks.get(name).is_some_and(|held| held.expires_at_ms <= time_ms) {
+            self.end(name, time_ms);
+        }
+    }
+
+    /// Ends leases whose time has come, the oldest first, and at most so many.
+    pub(crate) fn sweep(&mut self, time_ms: u64, leases_max: usize) {
+        for _ in 0..leases_max {
+            let Some((ends_at_ms, name)) = self.ends.first() else { return };
+            if *ends_at_ms > time_ms {
+                return;
+            }
+            let name = name.clone();
+            self.end(&name, time_ms);
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! One queue: its messages, and where each of them is.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::limits::RECEIVES_DEFAULT;
+
+/// One queue.
+///
+/// 1. Each message is ready, leased or dead; `ready` and `dead` hold the ids of those that are.
+/// 2. A message keeps its place: one that comes back is as far in front as it was.
+pub(crate) struct Line {
+    pub(crate) receives_max: u32,
+    pub(crate) messages: BTreeMap<u64, Message>,
+    pub(crate) keys: BTreeMap<String, Key>,
+    ready: BTreeSet<u64>,
+    dead: BTreeSet<u64>,
+}
+
+pub(crate) struct Message {
+    pub(crate) payload: Vec<u8>,
+    pub(crate) enqueued_at_ms: u64,
+    /// How often it was given out.
+    pub(crate) receives: u32,
+    pub(crate) place: Place,
+}
+
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Place {
+    Ready,
+    Leased { receipt: u64, until_ms: u64 },
+    Dead,
+}
+
+/// An idempotency key, and the message that it made.
+pub(crate) struct Key {
+    pub(crate) id: u64,
+    pub(crate) kept_until_ms: u64,
+}
+
+impl Default for Line {
+    fn default() -> Self {
+        Self {
+            receives_max: RECEIVES_DEFAULT,
+            messages: BTreeMap::new(),
+            keys: BTreeMap::new(),
+            ready: BTreeSet::new(),
+            dead: BTreeSet::new(),
+        }
+    }
+}
+
+impl Line {
+    pub(crate) fn insert(&mut self, id: u64, message: Message) {
+        match message.place {
+            Place::Ready => self.ready.insert(id),
+            Place::Dead => self.dead.insert(id),
+            Place::Leased { .. } => false,
+        };
+        self.messages.insert(id, message);
+    }
+
+    pub(crate) fn remove(&mut self, id: u64) -> Option<Message> {
+        self.ready.remove(&id);
+        self.dead.remove(&id);
+        self.messages.remove(&id)
+    }
+
+    /// The next message to be given out.
+    pub(crate) fn next_ready(&self) -> Option<(u64, &Message)> {
+        let id = self.ready.first()?;
+        Some((*id, self.messages.get(id)?))
+    }
+
+    /// Gives a message out.
+    pub(crate) fn lease(&mut self, id: u64, receipt: u64, until_ms: u64) -> Option<&Message> {
+        let message = self.messages.get_mut(&id)?;
+        self.ready.remove(&id);
+        message.receives = message.receives.saturating_add(1);
+        message.place = Place::Leased { receipt, until_ms };
+        Some(message)
+    }
+
+    /// Takes a message back from its receiver. Whether it is a dead letter now.
+    pub(crate) fn give_back(&mut self, id: u64) -> bool {
+        let Some(message) = self.messages.get_mut(&id) else { return false };
+        let dead = message.receives >= self.receives_max;
+        if dead {
+            message.place = Place::Dead;
+            self.dead.insert(id);
+        } else {
+            message.place = Place::Ready;
+            self.ready.insert(id);
+        }
+        dead
+    }
+
+    /// Gives the oldest dead letter another life, as if it had never been received.
+    pub(crate) fn redrive(&mut self) -> bool {
+        let Some(id) = self.dead.pop_first() else { return false };
+        if let Some(message) = self.messages.get_mut(&id) {
+            message.place = Place::Ready;
+            message.receives = 0;
+            self.ready.insert(id);
+        }
+        true
+    }
+
+    pub(crate) fn ready(&self) -> usize {
+        self.ready.len()
+    }
+
+    pub(crate) fn dead(&self) -> usize {
+        self.dead.len()
+    }
+
+    /// The dead letters after this id, the oldest first.
+    pub(crate) fn dead_after(&self, after: u64) -> impl Iterator<Item = (u64, &Message)> {
+        let ids = self.dead.range(after.saturating_add(1)..);
+        ids.filter_map(|id| Some((*id, self.messages.get(id)?)))
+    }
+
+    /// The oldest message that is no dead letter.
+    pub(crate) fn oldest(&self) -> Option<&Message> {
+        self.messages.values().find(|message| message.place != Place::Dead)
+    }
+}

@@ -1,0 +1,159 @@
+//! All queues, and what of them ends with time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use crate::{
+    limits::MESSAGE_OVERHEAD_BYTES,
+    line::{Key, Line, Message, Place},
+};
+
+/// All queues.
+///
+/// `ends`, `keys_total` and `bytes` follow from `lines`; they are there to be fast. Whatever changes a
+/// lease or a key changes them too, so all of that goes through here.
+#[derive(Default)]
+pub(crate) struct State {
+    pub(crate) last_id: u64,
+    lines: BTreeMap<String, Line>,
+    ends: BTreeSet<(u64, End)>,
+    keys_total: usize,
+    bytes: usize,
+}
+
+/// What ends at its time.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum End {
+    Lease { queue: String, id: u64 },
+    Key { queue: String, key: String },
+}
+
+fn counted_bytes(message: &Message) -> usize {
+    message.payload.len() + MESSAGE_OVERHEAD_BYTES
+}
+
+fn lease_end(queue: &str, id: u64, place: Place) -> Option<(u64, End)> {
+    match place {
+        Place::Leased { until_ms, .. } => {
+            Some((until_ms, End::Lease { queue: queue.to_owned(), id }))
+        }
+        Place::Ready | Place::Dead => None,
+    }
+}
+
+impl State {
+    pub(crate) fn new(last_id: u64) -> Self {
+        Self { last_id, ..Self::default() }
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.lines.len()
+    }
+
+    pub(crate) fn bytes(&self) -> usize {
+        self.bytes
+    }
+
+    pub(crate) fn keys_total(&self) -> usize {
+        self.keys_total
+    }
+
+    pub(crate) fn line(&self, queue: &str) -> Option<&Line> {
+        self.lines.get(queue)
+    }
+
+    pub(crate) fn lines(&self) -> impl Iterator<Item = (&String, &Line)> {
+        self.lines.iter()
+    }
+
+    /// When the next lease or key ends.
+    pub(crate) fn next_end_ms(&self) -> Option<u64> {
+        self.ends.first().map(|(at_ms, _)| *at_ms)
+    }
+
+    /// The queue of this name, made if there is none.
+    pub(crate) fn line_mut(&mut self, queue: &str) -> &mut Line {
+        self.lines.entry(queue.to_owned()).or_default()
+    }
+
+    pub(crate) fn insert(&mut self, queue: &str, id: u64, message: Message) {
+        self.bytes += counted_bytes(&message);
+        self.ends.extend(lease_end(queue, id, message.place));
+        self.line_mut(queue).insert(id, message);
+    }
+
+    pub(crate) fn insert_key(&mut self, queue: &str, key: String, made: Key) {
+        let end = End::Key { queue: queue.to_owned(), key: key.clone() };
+        self.ends.insert((made.kept_until_ms, end));
+        self.keys_total += 1;
+        self.line_mut(queue).keys.insert(key, made);
+    }
+
+    pub(crate) fn remove(&mut self, queue: &str, id: u64) {
+        let Some(message) = self.lines.get_mut(queue).and_then(|line| line.remove(id)) else {
+            return;
+        };
+        self.bytes -= counted_bytes(&message);
+        if let Some(end) = lease_end(queue, id, message.place) {
+            self.ends.remove(&end);
+        }
+    }
+
+    /// Gives a message out, and shows it.
+    pub(crate) fn lease(
+        &mut self,
+        queue: &str,
+        id: u64,
+        receipt: u64,
+        until_ms: u64,
+    ) -> Option<&Message> {
+        let message = self.lines.get_mut(queue)?.lease(id, receipt, until_ms)?;
+        self.ends.extend(lease_end(queue, id, message.place));
+        Some(message)
+    }
+
+    /// Takes a message back. Whether it is a dead letter now.
+    pub(crate) fn give_back(&mut self, queue: &str, id: u64) -> bool {
+        let Some(line) = self.lines.get_mut(queue) else { return false };
+        let lease = line.messages.get(&id).and_then(|message| lease_end(queue, id, message.place));
+        if let Some(end) = lease {
+            self.ends.remove(&end);
+        }
+        line.give_back(id)
+    }
+
+    /// Removes a queue; gives the number of its messages.
+    pub(crate) fn delete(&mut self, queue: &str) -> usize {
+        let Some(line) = self.lines.remove(queue) else { return 0 };
+        for (&id, message) in &line.messages {
+            self.bytes -= counted_bytes(message);
+            if let Some(end) = lease_end(queue, id, message.place) {
+                self.ends.remove(&end);
+            }
+        }
+        self.keys_total -= line.keys.len();
+        for (key, made) in line.keys {
+            self.ends.remove(&(made.kept_until_ms, End::Key { queue: queue.to_owned(), key }));
+        }
+        line.messages.len()
+    }
+
+    /// Ends leases and keys whose time has come, the oldest first, and at most so many.
+    pub(crate) fn sweep(&mut self, time_ms: u64, ends_max: usize) {
+        for _ in 0..ends_max {
+            if self.next_end_ms().is_none_or(|at_ms| at_ms > time_ms) {
+                return;
+            }
+            match self.ends.pop_first() {
+                Some((_, End::Lease { queue, id })) => {
+                    self.give_back(&queue, id);
+                }
+                Some((_, End::Key { queue, key })) => {
+                    let line = self.lines.get_mut(&queue);
+                    let removed = line.and_then(|line| line.keys.remove(&key));
+                    self.keys_total -= usize::from(removed.is_some());
+                }
+                None => return,
+            }
+        }
+    }
+}

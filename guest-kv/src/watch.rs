@@ -1,0 +1,73 @@
+//! Watching keys: which topics, and what is there at first.
+
+use std::ops::Bound;
+
+use conclave_sdk::{Context, Failure, Subscription, prost::Message as _};
+
+use crate::{
+    limits::{KEY_BYTES_MAX, RESPONSE_BYTES_MAX, check_key, within},
+    pb::{WatchRequest, WatchResponse, watch_response::Kind},
+    state::State,
+    step::key_value,
+};
+
+/// A key is the topic of its changes.
+pub(crate) fn watch(
+    state: &State,
+    context: &Context,
+    request: &WatchRequest,
+) -> Result<Subscription, Failure> {
+    let mut subscription = if request.key.is_empty() {
+        within("the prefix", request.prefix.len(), KEY_BYTES_MAX, "bytes")?;
+        Subscription::prefix(request.prefix.as_bytes())
+    } else if request.prefix.is_empty() {
+        check_key(&request.key)?;
+        Subscription::topic(request.key.as_bytes())
+    } else {
+        return Err(Failure::invalid_argument("give a key or a prefix, not both"));
+    };
+    if request.initial {
+        subscription.initial = initial(state, context, request)?;
+    }
+    Ok(subscription)
+}
+
+fn initial(
+    state: &State,
+    context: &Context,
+    request: &WatchRequest,
+) -> Result<Vec<Vec<u8>>, Failure> {
+    let WatchRequest { key: only, prefix, .. } = request;
+    let from = if only.is_empty() { prefix } else { only };
+    let within = |key: &str| if only.is_empty() { key.starts_with(prefix) } else { key == only };
+    let message = |kind: Kind, kv| {
+        let message = WatchResponse {
+            kind: kind.into(),
+            kv,
+            revision: state.revision(),
+            index: context.index,
+        };
+        message.encode_to_vec()
+    };
+    let mut messages = Vec::new();
+    let mut bytes = 0;
+    for (key, record) in state.from(Bound::Included(from)) {
+        if !within(key) {
+            break;
+        }
+        if !record.is_live(context.time_ms) {
+            continue;
+        }
+        messages.push(message(Kind::Initial, Some(key_value(key, record, false))));
+        bytes += messages.last().map_or(0, Vec::len);
+        // One value over the bound still leaves room to what an answer may have.
+        if bytes > RESPONSE_BYTES_MAX {
+            return Err(Failure::resource_exhausted(format!(
+                "what is there at first has more than {RESPONSE_BYTES_MAX} bytes: read it with Range, and \
+                 watch without it, from the index that the first page came with (conclave-from-index)"
+            )));
+        }
+    }
+    messages.push(message(Kind::Ready, None));
+    Ok(messages)
+}

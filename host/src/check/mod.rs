@@ -1,0 +1,330 @@
+//! The torture kit: finds out whether a machine keeps the contract, without a cluster.
+//!
+//! # Purpose
+//! Replicas of a machine agree only if it is a pure function of the log, and if a snapshot holds all of
+//! its state. No test of a single run shows that. This layer runs a machine in ways that must come to
+//! the same end, and compares: twice; in machine code and interpreted; with its memory stirred; cut,
+//! saved and restored at many places; restored over another state; with calls exchanged that do not
+//! depend on each other; with and without queries.
+//!
+//! # Contract
+//! 1. A [`Checked`] that failed names a breach, and carries the smallest log found that shows it: the
+//!    same check fails with it again.
+//! 2. The same component, calls and seed give the same report, but for how small logs get in the time
+//!    that shrinking has.
+//! 3. A machine that passes has passed with these calls. There may be others.
+//! 4. Everything ends: logs, places, rounds and time are bounded.
+//!
+//! # Caveats
+//! - It is generous with memory and processor: some instances of the machine at once, on one thread.
+//! - Subscriptions are not called.
+//! - Logs come from a file or from the descriptor; those of a node's directory cannot be read here.
+
+mod calls;
+mod checks;
+mod error;
+mod features;
+mod finding;
+mod generate;
+mod player;
+mod report;
+mod shrink;
+mod survey;
+mod traps;
+mod usage;
+mod values;
+mod vocabulary;
+
+use std::time::Duration;
+
+use bytes::Bytes;
+
+pub use calls::{Action, Step};
+pub use error::CheckError;
+pub use finding::Finding;
+pub use report::{Checked, Report, Verdict};
+
+use crate::machine::{Engine, Fault, Limits, Lone, Module};
+use checks::{Bench, CHECKS, Check, different};
+use finding::Stop;
+use survey::Survey;
+use vocabulary::Vocabulary;
+
+/// Different questions and commands that are asked and made on states that must be alike.
+const QUESTIONS_MAX: usize = 48;
+const COMMANDS_MAX: usize = 64;
+/// Places of the log that are tried, if the log is cheap.
+const CUTS_MAX: usize = 32;
+const CUTS_MIN: usize = 4;
+/// Fuel that one check may take by playing the log again and again: some seconds of it.
+const FUEL_A_CHECK: u64 = 4_000_000_000;
+/// The checks that are none of [`CHECKS`].
+const OTHERS: [&str; 4] = ["features", "traps", "fuel", "memory"];
+
+/// Where the calls come from.
+#[derive(Clone, Debug)]
+pub enum Source {
+    /// From the machine's descriptor.
+    Generated {
+        /// How many.
+        count: usize,
+        /// Another seed gives other calls.
+        seed: u64,
+    },
+    /// The bytes of a file of calls; `calls.rs` has the format.
+    Given(Bytes),
+}
+
+/// What to check, and how.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// The calls.
+    pub source: Source,
+    /// Names of checks that are left out.
+    pub skip: Vec<String>,
+    /// How long to look for a smaller log, for each check that fails.
+    pub shrink_for: Duration,
+}
+
+/// A machine, compiled twice.
+#[derive(Clone, Debug)]
+pub struct Subject {
+    /// As a node runs it.
+    pub module: Module,
+    /// For the interpreter.
+    pub second: Module,
+}
+
+impl Subject {
+    /// Loads a component as a node with default limits does, and once more for the interpreter.
+    ///
+    /// # Errors
+    /// No node would serve it.
+    pub fn load(component: Bytes) -> Result<Self, CheckError> {
+        let limits = Limits::default();
+        let module = Module::load(&Engine::new(&limits)?, component.clone())?;
+        let second = Module::load(&Engine::interpreter(&limits)?, component)?;
+        Ok(Self { module, second })
+    }
+}
+
+/// How far a check of a machine has come.
+#[derive(Clone, Copy, Debug)]
+pub struct Progress {
+    /// What is done next.
+    pub next: &'static str,
+    /// Checks done.
+    pub done: usize,
+    /// Checks in all.
+    pub total: usize,
+}
+
+/// The names of all checks, in order.
+pub fn names() -> impl Iterator<Item = &'static str> {
+    let [first, rest @ ..] = OTHERS;
+    [first].into_iter().chain(CHECKS.iter().map(|check| check.name)).chain(rest)
+}
+
+/// Checks a machine.
+///
+/// # Errors
+/// It could not be checked; a machine that is wrong is no error but a [`Report`].
+pub fn check(
+    subject: &Subject,
+    options: &Options,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Report, CheckError> {
+    for name in &options.skip {
+        if !names().any(|known| known == name) {
+            let known: Vec<_> = names().collect();
+            return Err(CheckError::NoSuchCheck { name: name.clone(), known: known.join(", ") });
+        }
+    }
+    let limits = subject.module.engine().limits().clone();
+    Lone::with_stack(&limits, || checked(subject, options, progress))?
+}
+
+fn checked(
+    subject: &Subject,
+    options: &Options,
+    progress: &mut (dyn FnMut(Progress) + Send),
+) -> Result<Report, CheckError> {
+    let total = names().count() + 1;
+    let mut tell = |next, done| progress(Progress { next, done, total });
+    let vocabulary = Vocabulary::of(&subject.module);
+    tell("calls", 0);
+    let survey = survey(subject, options, &vocabulary)?;
+    let mut report = report(subject, options, &vocabulary, &survey);
+    let mut steps = survey.calm.clone();
+    let mut bench = bench(subject, &vocabulary, &survey);
+    let skipped = |name: &str| options.skip.iter().any(|skipped| skipped == name);
+    tell("features", 1);
+    report.checks.push(or_skipped(skipped("features"), "features", || {
+        Ok(features::features(subject.module.bytes()))
+    })?);
+    for check in &CHECKS {
+        tell(check.name, report.checks.len() + 1);
+        let run = || run(check, &bench, &steps, options.shrink_for);
+        let checked = or_skipped(skipped(check.name), check.name, run)?;
+        if check.name == "queries" && checked.verdict == Verdict::Failed {
+            // All other checks would find the same again.
+            bench.questions_are_harmless = false;
+            bench.questions.clear();
+            steps.retain(|step| !step.is_query());
+        }
+        report.checks.push(checked);
+    }
+    tell("traps", report.checks.len() + 1);
+    let traps = || traps::traps(&bench, &survey, options.shrink_for);
+    report.checks.push(or_skipped(skipped("traps"), "traps", traps)?);
+    tell("fuel", report.checks.len() + 1);
+    let fuel = || Ok(usage::fuel(&bench, &survey));
+    report.checks.push(or_skipped(skipped("fuel"), "fuel", fuel)?);
+    tell("memory", report.checks.len() + 1);
+    let memory = || {
+        usage::memory(&bench, &survey).or_else(|stop| match stop {
+            Stop::Fault(fault) => Err(fault),
+            // Other checks have said so.
+            Stop::Found(finding) => Ok(Checked::new("memory", "", Verdict::Skipped, finding.what)),
+        })
+    };
+    report.checks.push(or_skipped(skipped("memory"), "memory", memory)?);
+    tell("", total);
+    Ok(report)
+}
+
+fn or_skipped(
+    skipped: bool,
+    name: &'static str,
+    run: impl FnOnce() -> Result<Checked, Fault>,
+) -> Result<Checked, Fault> {
+    match skipped {
+        true => Ok(Checked::new(name, "", Verdict::Skipped, "not asked for".to_owned())),
+        false => run(),
+    }
+}
+
+/// Makes or reads the calls, and plays them once.
+fn survey(
+    subject: &Subject,
+    options: &Options,
+    vocabulary: &Vocabulary,
+) -> Result<Survey, CheckError> {
+    let surveyed = match &options.source {
+        Source::Generated { .. } if vocabulary.methods().is_empty() => {
+            return Err(CheckError::NothingToCall);
+        }
+        Source::Generated { count, seed } => {
+            generate::generate(&subject.module, vocabulary, *count, *seed)
+        }
+        Source::Given(text) => {
+            let steps = calls::parse(text, vocabulary)?;
+            Survey::new(&subject.module).and_then(|mut survey| {
+                for step in steps {
+                    if !survey.goes_on() {
+                        break;
+                    }
+                    survey.push(step)?;
+                }
+                Ok(survey)
+            })
+        }
+    };
+    let survey = surveyed.map_err(|stop| match stop {
+        Stop::Fault(fault) => CheckError::Fault(fault),
+        Stop::Found(finding) => CheckError::Fault(Fault::new(finding.what)),
+    })?;
+    match survey.calm.is_empty() && survey.traps.is_empty() {
+        true => Err(CheckError::NoCalls),
+        false => Ok(survey),
+    }
+}
+
+fn bench<'a>(subject: &'a Subject, vocabulary: &'a Vocabulary, survey: &Survey) -> Bench<'a> {
+    let fuel: u64 = survey.fuel.iter().fold(1, |sum, fuel| sum.saturating_add(*fuel));
+    let cuts_max = usize::try_from(FUEL_A_CHECK / fuel).unwrap_or(CUTS_MAX);
+    let applied = |step: &Step| !step.is_query();
+    Bench {
+        module: &subject.module,
+        second: &subject.second,
+        vocabulary,
+        questions: different(&survey.calm, Step::is_query, QUESTIONS_MAX),
+        commands: different(&survey.calm, applied, COMMANDS_MAX),
+        cuts_max: cuts_max.clamp(CUTS_MIN, CUTS_MAX),
+        questions_are_harmless: true,
+    }
+}
+
+fn report(
+    subject: &Subject,
+    options: &Options,
+    vocabulary: &Vocabulary,
+    survey: &Survey,
+) -> Report {
+    let steps = survey.calm.iter().chain(survey.traps.iter().map(|trapped| &trapped.step));
+    let mut calls = (0, 0, 0);
+    for step in steps {
+        match step.action {
+            Action::Apply(_) => calls.0 += 1,
+            Action::Query(_) => calls.1 += 1,
+            Action::Tick => calls.2 += 1,
+        }
+    }
+    let description = subject.module.description();
+    Report {
+        machine: description.name.clone(),
+        version: description.version.clone(),
+        module: subject.module.id().to_string(),
+        calls,
+        refused: survey.answers.iter().filter(|answer| answer.refused()).count(),
+        seed: match options.source {
+            Source::Generated { seed, .. } => Some(seed),
+            Source::Given(_) => None,
+        },
+        subscriptions: vocabulary.subscriptions,
+        checks: Vec::new(),
+        vocabulary: vocabulary.clone(),
+    }
+}
+
+/// Runs one check, and makes the log that it fails with smaller.
+fn run(
+    check: &Check,
+    bench: &Bench<'_>,
+    steps: &[Step],
+    shrink_for: Duration,
+) -> Result<Checked, Fault> {
+    let more = (check.more)(bench);
+    let mut said = String::new();
+    let mut found = None;
+    for log in more.iter().map(Vec::as_slice).chain([steps]) {
+        match (check.probe)(bench, log) {
+            Ok(text) => said = text,
+            Err(Stop::Fault(fault)) => return Err(fault),
+            Err(Stop::Found(finding)) if finding.mild => {
+                let said = finding.what.clone();
+                let mut checked = Checked::new(check.name, check.meaning, Verdict::Warned, said);
+                checked.advice = check.advice.to_owned();
+                return Ok(checked);
+            }
+            Err(Stop::Found(finding)) => {
+                found = Some((log, finding));
+                break;
+            }
+        }
+    }
+    let Some((log, finding)) = found else {
+        return Ok(Checked::new(check.name, check.meaning, Verdict::Ok, said));
+    };
+    let mut probe = |steps: &[Step]| match (check.probe)(bench, steps) {
+        Err(Stop::Found(finding)) if finding.mild => Ok(()),
+        probed => probed.map(drop),
+    };
+    let smallest = shrink::shrink(log, finding, bench.vocabulary, shrink_for, &mut probe)?;
+    let what = smallest.finding.what.clone();
+    let mut checked = Checked::new(check.name, check.meaning, Verdict::Failed, what);
+    checked.finding = Some(smallest.finding);
+    checked.advice = check.advice.to_owned();
+    checked.log = smallest.steps;
+    Ok(checked)
+}

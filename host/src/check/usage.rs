@@ -1,0 +1,107 @@
+//! What calls take of a node's limits: fuel and memory.
+
+use std::collections::BTreeMap;
+
+use super::{
+    checks::Bench,
+    finding::Stop,
+    player::{Player, timed},
+    report::{Checked, Verdict},
+    survey::Survey,
+};
+
+/// A call that takes more than this part of its limit is too near to it.
+const HEADROOM: u64 = 4;
+/// Methods that are named.
+const NAMED_MAX: usize = 2;
+
+/// Fuel by method.
+pub(super) fn fuel(bench: &Bench<'_>, survey: &Survey) -> Checked {
+    let limits = bench.module.engine().limits();
+    let mut methods: BTreeMap<(&str, bool), Vec<u64>> = BTreeMap::new();
+    for (step, fuel) in survey.calm.iter().zip(&survey.fuel) {
+        methods.entry((step.name(), step.is_query())).or_default().push(*fuel);
+    }
+    let limit = |query: bool| if query { limits.fuel_per_query } else { limits.fuel_per_call };
+    let mut rows: Vec<_> = methods
+        .into_iter()
+        .filter_map(|((name, query), mut fuel)| {
+            fuel.sort_unstable();
+            let (median, most) = (*fuel.get(fuel.len() / 2)?, *fuel.last()?);
+            Some((most / (limit(query) / 1_000_000).max(1), name, query, median, most))
+        })
+        .collect();
+    rows.sort_by(|left, right| right.cmp(left));
+    let near =
+        rows.iter().any(|(_, _, query, _, most)| most.saturating_mul(HEADROOM) > limit(*query));
+    let said: Vec<_> = rows
+        .iter()
+        .take(NAMED_MAX)
+        .map(|(_, name, query, median, most)| {
+            let times = limit(*query) / (*most).max(1);
+            format!("{name} {median}, at most {most} (1/{times} of the limit)")
+        })
+        .collect();
+    let verdict = if near { Verdict::Warned } else { Verdict::Ok };
+    let mut checked = Checked::new(
+        "fuel",
+        "every call takes a small part of the fuel that it gets",
+        verdict,
+        if said.is_empty() { "no calls".to_owned() } else { said.join("; ") },
+    );
+    if near {
+        checked.advice = "A call that uses up its fuel is rolled back. This log is small and what a cluster \
+                          holds is larger: bound the work of one call, by a limit on what it may touch."
+            .to_owned();
+    }
+    checked
+}
+
+/// Linear memory: at the beginning, at the end, and of a restored instance.
+pub(super) fn memory(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Stop> {
+    let limit = bench.module.engine().limits().memory_bytes_max;
+    let limit = limit.min(bench.module.memory().declared_bytes_max);
+    let (started, ended) = survey.memory_bytes;
+    let mut player = Player::start(bench.module)?;
+    let whole = player.play(timed(&survey.calm))?.whole();
+    let restored = match whole {
+        true => {
+            let state = player.save(survey.calm.len())?;
+            let restored = Player::restored(bench.module, &state, survey.calm.len())?;
+            format!("{} once restored from {}", size(restored.memory_bytes()), size(state.len()))
+        }
+        false => "not restored".to_owned(),
+    };
+    let near = ended.saturating_mul(HEADROOM as usize) > limit;
+    let said = format!(
+        "{} at the start, {} after {} steps, {restored}; the limit is {}",
+        size(started),
+        size(ended),
+        survey.calm.len(),
+        size(limit)
+    );
+    let verdict = if near { Verdict::Warned } else { Verdict::Ok };
+    let mut checked = Checked::new(
+        "memory",
+        "the log takes a small part of the memory that there is",
+        verdict,
+        said,
+    );
+    if near {
+        checked.advice =
+            "A machine counts what it holds and answers RESOURCE_EXHAUSTED at a quarter of the \
+                          limit or so: near the limit replicas may not agree on what still fits."
+                .to_owned();
+    }
+    Ok(checked)
+}
+
+pub(super) fn size(bytes: usize) -> String {
+    const KIB: usize = 1 << 10;
+    const MIB: usize = 1 << 20;
+    match bytes {
+        0..KIB => format!("{bytes} bytes"),
+        KIB..MIB => format!("{:.1} KiB", bytes as f64 / KIB as f64),
+        _ => format!("{:.1} MiB", bytes as f64 / MIB as f64),
+    }
+}

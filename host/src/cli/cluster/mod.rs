@@ -1,0 +1,35 @@
+//! `conclave cluster`: what operators do with a cluster as a whole, one file a verb.
+
+mod verify;
+
+use clap::{Args, Subcommand};
+
+use super::{Result, output::Output, remote::Remote};
+
+/// Look after the cluster as a whole
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  conclave cluster verify                  whether all nodes have the same state
+  conclave cluster verify --timeout 5m     of a large one")]
+pub struct Arguments {
+    #[command(subcommand)]
+    verb: Verb,
+
+    #[command(flatten)]
+    remote: Remote,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    Verify(verify::Verify),
+}
+
+/// Runs the verb.
+pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
+    let remote = &arguments.remote;
+    output.set_json(remote.json);
+    match arguments.verb {
+        Verb::Verify(verify) => verify.run(remote, output).await,
+    }
+}

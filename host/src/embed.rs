@@ -1,0 +1,94 @@
+//! A node inside another program.
+//!
+//! A program that brings its own machine along, or wants no second process beside it, runs nodes itself.
+//! They are the nodes that `conclave serve` runs: the same ports, the same files, the same peers. A cluster
+//! may be made of both.
+//!
+//! Contract: a node that has started listens on its ports; calls wait until there is a leader. It runs in
+//! the tokio runtime that started it, which must have several threads, beside threads of its own for the
+//! disk and the machine.
+//!
+//! Caveats: a node in which something breaks goes on running, so that it can say so: its health, at the
+//! client port and the admin port, is what to watch. It installs no signal handlers and no log; the program
+//! does ([`crate::telemetry::start`] is what `conclave serve` uses). What a program's other threads do to
+//! memory and processors, they do to the node.
+//!
+//! ```no_run
+//! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
+//! use conclave::{
+//!     Node,
+//!     config::{Config, ModuleSource, Settings},
+//! };
+//!
+//! let settings = Settings {
+//!     node_id: Some(1),
+//!     data_dir: Some("data".into()),
+//!     members: vec!["1=127.0.0.1:7201,127.0.0.1:7101".into()],
+//!     master_key_file: Some("master.key".into()),
+//!     ..Settings::default()
+//! };
+//! let mut config = Config::from_settings(settings, None)?;
+//! config.module = Some(ModuleSource::File("target/counter.wasm".into()));
+//! let node = Node::start(config).await?;
+//! // Calls go to 127.0.0.1:7101, with conclave-client or any other client of gRPC.
+//! node.stop().await?;
+//! # Ok(()) }
+//! ```
+
+use std::net::SocketAddr;
+
+use tokio::{
+    sync::oneshot,
+    task::{JoinError, JoinHandle},
+};
+
+use crate::{config::Config, error::Error, node};
+
+/// A node that runs. Dropping it stops it too, without a wait for the end.
+#[derive(Debug)]
+pub struct Node {
+    client_address: SocketAddr,
+    stop: Option<oneshot::Sender<()>>,
+    running: JoinHandle<Result<(), Error>>,
+}
+
+impl Node {
+    /// Starts a node. Fails with what is wrong: a port that is taken, a key that does not fit the data, a
+    /// module that is none; the data directory is left as it was.
+    pub async fn start(config: Config) -> Result<Self, Error> {
+        let client_address = config.listen_client;
+        let (stop, stopped) = oneshot::channel::<()>();
+        let (started, has_started) = oneshot::channel();
+        let running = tokio::spawn(node::run_with(
+            config,
+            move || {
+                // Nobody waits any more.
+                let _ = started.send(());
+            },
+            async move { drop(stopped.await) },
+        ));
+        match has_started.await {
+            Ok(()) => Ok(Self { client_address, stop: Some(stop), running }),
+            // It ended before it had started.
+            Err(_) => Err(match ended(running.await) {
+                Err(error) => error,
+                Ok(()) => Error::fault("the node stopped before it had started"),
+            }),
+        }
+    }
+
+    /// Where clients reach it.
+    pub fn client_address(&self) -> SocketAddr {
+        self.client_address
+    }
+
+    /// Ends it in order: calls under way are answered first.
+    pub async fn stop(mut self) -> Result<(), Error> {
+        drop(self.stop.take());
+        ended(self.running.await)
+    }
+}
+
+fn ended(joined: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
+    joined.unwrap_or_else(|error| Err(Error::fault(format!("the node broke: {error}"))))
+}

@@ -1,0 +1,188 @@
+//! The digest: a running hash over what came of every entry that the machine saw.
+//!
+//! Replicas that agree have the same digest after the same entry, and those that have once disagreed never
+//! have again. It covers outcomes, not the state: one that differs shows as soon as an answer does.
+
+use std::collections::VecDeque;
+
+use crate::types::{Digest, Outcome};
+
+/// Digests that are kept, to be asked for later: at some 10,000 entries a second, those of more than a
+/// second, which is far more than voters differ by. 40 bytes each.
+const RECENT_MAX: usize = 16_384;
+
+/// The digest after the last entry, and after those before it.
+pub(super) struct Digests {
+    /// Up to where they reach back: what is kept is known from this index on.
+    from: (u64, Digest),
+    recent: VecDeque<(u64, Digest)>,
+}
+
+impl Digests {
+    /// Of a machine that stands after `index`.
+    pub(super) fn new(index: u64, digest: Digest) -> Self {
+        Self { from: (index, digest), recent: VecDeque::new() }
+    }
+
+    /// The machine has seen another entry, and this came of it.
+    pub(super) fn push(&mut self, index: u64, outcome: OutcomeHash) {
+        let (_, last) = self.recent.back().copied().unwrap_or(self.from);
+        if self.recent.len() >= RECENT_MAX
+            && let Some(oldest) = self.recent.pop_front()
+        {
+            self.from = oldest;
+        }
+        self.recent.push_back((index, next(last, index, outcome)));
+    }
+
+    /// The digest at an index that the machine stands at or has passed. Entries that it does not see leave
+    /// the digest as it is. `None`: too long ago.
+    pub(super) fn at(&self, index: u64) -> Option<Digest> {
+        if index < self.from.0 {
+            return None;
+        }
+        let after = self.recent.partition_point(|(known, _)| *known <= index);
+        let last = after.checked_sub(1).and_then(|at| self.recent.get(at)).unwrap_or(&self.from);
+        Some(last.1)
+    }
+}
+
+fn next(last: Digest, index: u64, outcome: OutcomeHash) -> Digest {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&last.0).update(&index.to_le_bytes()).update(&outcome.0);
+    Digest(*hasher.finalize().as_bytes())
+}
+
+/// What came of one entry, as a number: for the digest, and for the reader to compare its own with the
+/// head's.
+///
+/// Fixed for ever, like the seed: nodes of different versions compare what they get. Every number is
+/// little-endian, and whatever has no fixed length is preceded by its length.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct OutcomeHash([u8; 32]);
+
+impl OutcomeHash {
+    pub(super) fn of(outcome: &Outcome) -> Self {
+        let mut hasher = blake3::Hasher::new();
+        match outcome {
+            Outcome::Reply(reply) => {
+                hasher.update(&[1]);
+                bytes(&mut hasher, &reply.response);
+                hasher.update(&(reply.events.len() as u64).to_le_bytes());
+                for event in &reply.events {
+                    bytes(&mut hasher, &event.topic);
+                    bytes(&mut hasher, &event.payload);
+                }
+                match reply.wake_at_ms {
+                    None => _ = hasher.update(&[0]),
+                    Some(wake_at_ms) => _ = hasher.update(&[1]).update(&wake_at_ms.to_le_bytes()),
+                }
+            }
+            Outcome::Failure(failure) => {
+                hasher.update(&[2]).update(&(failure.code as i32).to_le_bytes());
+                bytes(&mut hasher, failure.message.as_bytes());
+            }
+            Outcome::Trap(trap) => {
+                hasher.update(&[3]);
+                bytes(&mut hasher, trap.kind.name().as_bytes());
+                bytes(&mut hasher, trap.message.as_bytes());
+            }
+        }
+        Self(*hasher.finalize().as_bytes())
+    }
+}
+
+fn bytes(hasher: &mut blake3::Hasher, bytes: &[u8]) {
+    hasher.update(&(bytes.len() as u64).to_le_bytes()).update(bytes);
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+
+    use super::*;
+    use crate::types::{Code, Event, Failure, Reply, Trap, TrapKind};
+
+    fn reply(response: &'static [u8]) -> Outcome {
+        Outcome::Reply(Reply { response: Bytes::from_static(response), ..Reply::default() })
+    }
+
+    /// Every part of an outcome counts, and none can be mistaken for its neighbour.
+    #[test]
+    fn whatever_differs_shows() {
+        let event = |topic: &'static [u8], payload: &'static [u8]| {
+            let (topic, payload) = (Bytes::from_static(topic), Bytes::from_static(payload));
+            Outcome::Reply(Reply { events: vec![Event { topic, payload }], ..Reply::default() })
+        };
+        let failure =
+            |code, message: &str| Outcome::Failure(Failure { code, message: message.into() });
+        let trap = |kind, message: &str| Outcome::Trap(Trap { kind, message: message.into() });
+        let wake = |at| Outcome::Reply(Reply { wake_at_ms: at, ..Reply::default() });
+        let outcomes = [
+            reply(b""),
+            reply(b"a"),
+            event(b"ab", b"c"),
+            event(b"a", b"bc"),
+            wake(Some(0)),
+            wake(Some(1)),
+            failure(Code::NotFound, "a"),
+            failure(Code::Internal, "a"),
+            failure(Code::NotFound, "b"),
+            trap(TrapKind::Panic, "a"),
+            trap(TrapKind::Fault, "a"),
+            trap(TrapKind::Panic, "b"),
+        ];
+        let digests: Vec<_> = outcomes.iter().map(|outcome| OutcomeHash::of(outcome)).collect();
+        for (at, digest) in digests.iter().enumerate() {
+            assert!(!digests[..at].contains(digest), "{:?}", outcomes[at]);
+        }
+        assert_ne!(
+            next(Digest::default(), 1, OutcomeHash::of(&reply(b"a"))),
+            next(Digest::default(), 2, OutcomeHash::of(&reply(b"a")))
+        );
+        assert_ne!(
+            next(Digest([1; 32]), 1, OutcomeHash::of(&reply(b"a"))),
+            next(Digest::default(), 1, OutcomeHash::of(&reply(b"a")))
+        );
+    }
+
+    #[test]
+    fn the_digest_does_not_change_between_versions() {
+        let event = Event { topic: Bytes::from_static(b"t"), payload: Bytes::from_static(b"p") };
+        let response = Bytes::from_static(b"r");
+        let reply = Reply { response, events: vec![event], wake_at_ms: Some(7) };
+        let failure = Failure { code: Code::NotFound, message: "no".into() };
+        let trap = Trap { kind: TrapKind::Panic, message: "broke".into() };
+        let mut digests = Digests::new(0, Digest::default());
+        digests.push(1, OutcomeHash::of(&Outcome::Reply(reply)));
+        digests.push(2, OutcomeHash::of(&Outcome::Failure(failure)));
+        digests.push(3, OutcomeHash::of(&Outcome::Trap(trap)));
+        assert_eq!(digests.at(3).map(|digest| digest.to_string()).as_deref(), Some(GOLDEN));
+    }
+
+    /// Written down once.
+    const GOLDEN: &str = "3cefbb1f03dd5b8678f71d460690c444e6308787444d3a4f0b9a09dbb2005c8e";
+
+    #[test]
+    fn what_is_kept_answers_for_every_index_since_and_nothing_before() {
+        let first = Digest([9; 32]);
+        let mut digests = Digests::new(10, first);
+        assert_eq!(
+            (digests.at(9), digests.at(10), digests.at(11)),
+            (None, Some(first), Some(first))
+        );
+        digests.push(12, OutcomeHash::of(&reply(b"x")));
+        let at_12 = digests.at(12);
+        assert_eq!((digests.at(11), digests.at(13)), (Some(first), at_12));
+        assert_ne!(at_12, Some(first));
+        for index in 13..12 + RECENT_MAX as u64 + 1 {
+            digests.push(index, OutcomeHash::of(&reply(b"x")));
+        }
+        assert_eq!(
+            (digests.at(11), digests.at(12)),
+            (None, at_12),
+            "the oldest is where it begins"
+        );
+        assert_eq!(digests.recent.len(), RECENT_MAX);
+    }
+}

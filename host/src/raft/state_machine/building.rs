@@ -1,0 +1,172 @@
+//! Snapshots of the machine on their way to disk, and what openraft is told of them.
+
+use std::{
+    io,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use openraft::RaftSnapshotBuilder;
+use tokio::{sync::Notify, task::spawn_blocking};
+
+use super::{Applied, StateMachine};
+use crate::{
+    machine::Worker,
+    raft::{
+        divergence::Divergence,
+        snapshot::{self, OpenSnapshot},
+    },
+    storage::{Identity, SnapshotFile, SnapshotStore},
+    types::raft::TypeConfig,
+};
+
+impl StateMachine {
+    /// Writes the state as it is now to a file, in the background.
+    pub(super) fn build(&self) {
+        let (worker, snapshots, identity) =
+            (self.worker.clone(), self.snapshots.clone(), self.identity.clone());
+        let (applied, building) = (self.applied.clone(), self.building.clone());
+        let divergence = self.divergence.clone();
+        tokio::spawn(async move {
+            for attempt in 1.. {
+                let result = save(&worker, &snapshots, &identity, &applied, &divergence).await;
+                match result {
+                    Ok(file) => return building.finished(Ok(file)),
+                    // Most often the reader died under a query, and there is a new one by now.
+                    Err(error) if attempt < BUILD_ATTEMPTS => {
+                        tracing::info!(%error, "a snapshot is begun again");
+                        tokio::time::sleep(BUILD_PAUSE).await;
+                    }
+                    Err(error) => return building.finished(Err(error)),
+                }
+            }
+        });
+    }
+}
+
+async fn save(
+    worker: &Worker,
+    snapshots: &SnapshotStore,
+    identity: &Identity,
+    applied: &Mutex<Applied>,
+    divergence: &Divergence,
+) -> io::Result<SnapshotFile> {
+    let (state, index, applied) = {
+        // With the lock held no later entry can be handed over before the reader has noted the request.
+        let applied = applied.lock().unwrap_or_else(PoisonError::into_inner);
+        let index = applied.meta.last_log_id.map_or(0, |log_id| log_id.index);
+        (worker.snapshot(index), index, applied.clone())
+    };
+    let (state, digest) = tokio::join!(state, worker.digest_at(index));
+    let (state, digest) = (state.map_err(io::Error::other)?, digest.map_err(io::Error::other)?);
+    let digest = digest.ok_or_else(|| {
+        io::Error::other(format!("the machine is too far past {index} to know its digest there"))
+    })?;
+    let file = snapshot::save(snapshots, identity, &applied, state, digest).await?;
+    if divergence.is_stopped() {
+        return Err(io::Error::other(
+            "the machine has diverged meanwhile, so its state is not kept",
+        ));
+    }
+    let snapshots = snapshots.clone();
+    let installing = spawn_blocking(move || snapshots.install(&file));
+    installing.await.map_err(io::Error::other)?.map_err(io::Error::other)
+}
+
+/// A snapshot on its way to disk.
+///
+/// For openraft an error while a snapshot is built ends the node, and a machine may trap over its own
+/// snapshot. So openraft is told that there is none yet, until the file is whole: then `ready` is
+/// notified, whoever listens makes openraft ask again, and it is handed the file. A snapshot that
+/// fails costs only that the log is kept longer.
+#[derive(Default)]
+pub(in crate::raft) struct Building {
+    state: Mutex<BuildState>,
+    /// Notified when a file is whole, and when it has failed for good.
+    pub ready: Notify,
+    /// Why the last one failed, if it did.
+    failure: Mutex<Option<String>>,
+    /// The index of the last one that was handed over.
+    handed_over: AtomicU64,
+}
+
+#[derive(Default)]
+enum BuildState {
+    #[default]
+    Idle,
+    Running,
+    Whole(SnapshotFile),
+}
+
+/// A reader that dies under a query is replaced within a moment.
+const BUILD_ATTEMPTS: u32 = 5;
+const BUILD_PAUSE: Duration = Duration::from_millis(200);
+
+impl Building {
+    fn finished(&self, result: io::Result<SnapshotFile>) {
+        let (state, failure) = match result {
+            Ok(file) => (BuildState::Whole(file), None),
+            Err(error) => {
+                tracing::error!(%error, "no snapshot was taken; the log is kept");
+                (BuildState::Idle, Some(error.to_string()))
+            }
+        };
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.ready.notify_waiters();
+    }
+
+    /// Why the last snapshot failed, if it did.
+    pub(in crate::raft) fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Whether a file waits to be handed over.
+    pub(in crate::raft) fn is_whole(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(*state, BuildState::Whole(_))
+    }
+
+    /// Whether nothing is on its way that openraft has yet to hear of, nor has it been handed a
+    /// snapshot up to `index`.
+    pub(in crate::raft) fn wants(&self, index: u64) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(*state, BuildState::Idle) && self.handed_over.load(Ordering::Relaxed) < index
+    }
+
+    /// Takes the file if it is whole; says whether one is to be begun otherwise.
+    pub(super) fn take_or_begin(&self) -> Result<SnapshotFile, bool> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *state, BuildState::Running) {
+            BuildState::Idle => Err(true),
+            BuildState::Running => Err(false),
+            BuildState::Whole(file) => {
+                *state = BuildState::Idle;
+                self.handed_over.store(file.index(), Ordering::Relaxed);
+                Ok(file)
+            }
+        }
+    }
+}
+
+/// A snapshot whose file is whole, or failing that the newest there is.
+pub(in crate::raft) struct FinishedSnapshot(
+    pub(super) Option<SnapshotFile>,
+    pub(super) SnapshotStore,
+);
+
+impl RaftSnapshotBuilder<TypeConfig> for FinishedSnapshot {
+    type SnapshotData = SnapshotFile;
+
+    async fn build_snapshot(&mut self) -> io::Result<OpenSnapshot> {
+        let file = match self.0.take() {
+            Some(file) => Some(file),
+            None => self.1.latest().map_err(io::Error::other)?,
+        };
+        let file = file.ok_or_else(|| io::Error::other("there is no snapshot yet"))?;
+        snapshot::opened(file)
+    }
+}

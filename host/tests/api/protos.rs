@@ -1,0 +1,23 @@
+//! The services of the scripted machines, as their authors write them.
+
+pub const KV: &str = r#"
+    syntax = "proto3";
+    package kv.v1;
+    service KV {
+      rpc Put(PutRequest) returns (PutResponse);
+      rpc Get(GetRequest) returns (GetResponse) { option idempotency_level = NO_SIDE_EFFECTS; }
+      rpc Watch(GetRequest) returns (stream GetResponse);
+    }
+    message PutRequest { string key = 1; bytes value = 2; }
+    message PutResponse { uint64 revision = 1; }
+    message GetRequest { string key = 1; }
+    message GetResponse { bytes value = 1; }
+"#;
+
+pub const COUNTER: &str = r#"
+    syntax = "proto3";
+    package counter.v1;
+    service Counter { rpc Add(AddRequest) returns (AddResponse); }
+    message AddRequest { int64 by = 1; }
+    message AddResponse { int64 value = 1; }
+"#;

@@ -1,0 +1,268 @@
+//! A replica that does not agree with the others: found within one checkpoint, named, silent, healed.
+//!
+//! Two ways to get one by public means. A machine that keeps something out of its snapshots is no function of
+//! the log: restored from one, a node answers otherwise. And a query that changes the state corrupts one node's
+//! reader; a snapshot of that and a trap, which makes the reader the head, spread it to both of its instances.
+
+use std::time::{Duration, Instant};
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use conclave_client::{CallOptions, Client, Consistency, Error, proto::cluster::Node};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::{
+    counters::version,
+    harness::{Cluster, Setup, call, conclave, eventually},
+    wat::Wat,
+};
+
+/// Between two checkpoints.
+const INTERVAL: Duration = Duration::from_millis(300);
+
+/// What the machine does, by the length of the request.
+const COUNT: &[u8] = b"";
+const TRAP: &[u8] = b"1";
+/// Counts in memory that no snapshot has.
+const HIDDEN: &[u8] = b"22";
+/// In a query: adds a thousand to the state.
+const CORRUPT: &[u8] = b"333";
+
+fn machine() -> Wat {
+    Wat {
+        apply: "(if (i32.eq (local.get 8) (i32.const 1)) (then unreachable))
+            (i32.store (i32.const 268) (i32.const 8))
+            (if (i32.eq (local.get 8) (i32.const 2)) (then
+              (i64.store (i32.const 24) (i64.add (i64.load (i32.const 24)) (i64.const 1)))
+              (i32.store (i32.const 264) (i32.const 24)) (return (i32.const 256))))
+            (i64.store (i32.const 8) (i64.add (i64.load (i32.const 8)) (i64.const 1)))
+            (i32.store (i32.const 264) (i32.const 8)) (i32.const 256)",
+        query: "(if (i32.eq (local.get 8) (i32.const 3)) (then
+              (i64.store (i32.const 8) (i64.add (i64.load (i32.const 8)) (i64.const 1000)))))
+            (i64.store (i32.const 704) (i64.load (i32.const 8)))
+            (i32.store8 (i32.const 512) (i32.const 0)) (i32.store (i32.const 516) (i32.const 704))
+            (i32.store (i32.const 520) (i32.const 8)) (i32.const 512)",
+        ..version("drifting", 1, 1, &[1])
+    }
+}
+
+async fn start() -> (Cluster, TempDir) {
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("drifting.wasm");
+    std::fs::write(&path, machine().component()).unwrap();
+    let flags = vec![format!("--checkpoint-interval-ms={}", INTERVAL.as_millis())];
+    (Cluster::start_with(Setup { module: Some(path), flags }).await, dir)
+}
+
+fn number(answer: &Value) -> i64 {
+    let bytes = BASE64.decode(answer["response"].as_str().unwrap()).unwrap();
+    i64::from_le_bytes(bytes[..8].try_into().unwrap())
+}
+
+/// What the machine answered, and at which index.
+async fn apply(client: &Client, request: &[u8]) -> Result<(i64, u64), Error> {
+    let request = json!({"method": "any", "request": BASE64.encode(request)});
+    let options = CallOptions::write();
+    let answer = call(client, "conclave.machine.v1.Machine/Apply", request, options).await?;
+    let index = &answer["index"];
+    let index = index.as_u64().or_else(|| index.as_str()?.parse().ok());
+    Ok((number(&answer), index.expect("an index")))
+}
+
+async fn query(client: &Client, request: &[u8]) -> Result<i64, Error> {
+    let request = json!({"method": "any", "request": BASE64.encode(request)});
+    let options =
+        CallOptions::read().consistency(Consistency::Stale).deadline(Duration::from_millis(500));
+    let answer = call(client, "conclave.machine.v1.Machine/Query", request, options).await?;
+    Ok(number(&answer))
+}
+
+async fn node(cluster: &Cluster, id: u64) -> Result<Node, String> {
+    let status = cluster.client().status().await.map_err(|error| error.to_string())?;
+    status.nodes.into_iter().find(|node| node.id == id).ok_or_else(|| "no such node".to_owned())
+}
+
+/// Waits until a node has diverged so often and serves again.
+async fn healed(cluster: &Cluster, id: u64, times: u64) {
+    eventually("the node is healed", async || {
+        let node = node(cluster, id).await?;
+        let done = node.divergences == times && node.fault.is_empty() && node.role != "unreachable";
+        if done { Ok(()) } else { Err(format!("{node:?}")) }
+    })
+    .await;
+}
+
+/// Waits until a node has agreed with a checkpoint after `index`: the leader proposes none without news.
+async fn agreed(cluster: &Cluster, id: u64) {
+    let page = |admin: &str| -> String {
+        use std::io::{Read, Write};
+        let mut stream = std::net::TcpStream::connect(admin).unwrap();
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut page = String::new();
+        stream.read_to_string(&mut page).unwrap();
+        page
+    };
+    eventually("the node agrees with a checkpoint", async || {
+        let page = page(&cluster.node(id).admin);
+        let equal = page.lines().find_map(|line| {
+            line.strip_prefix("conclave_checkpoints_equal_total ")?.trim().parse::<f64>().ok()
+        });
+        if equal.is_some_and(|equal| equal > 0.0) { Ok(()) } else { Err(format!("{equal:?}")) }
+    })
+    .await;
+}
+
+/// `conclave cluster verify --json`: whether it succeeded, and what it says.
+fn verify(cluster: &Cluster) -> (bool, Value) {
+    let endpoints: Vec<_> = cluster.nodes.iter().map(|node| node.client.clone()).collect();
+    let mut command = conclave();
+    command.args(["cluster", "verify", "--json", "--timeout", "20s", "--endpoints"]);
+    let output = command.arg(endpoints.join(",")).output().unwrap();
+    let text = String::from_utf8_lossy(&output.stdout);
+    let first = serde_json::Deserializer::from_str(&text).into_iter::<Value>().next();
+    let value = first.unwrap_or_else(|| panic!("{output:?}")).unwrap();
+    (output.status.success(), value)
+}
+
+fn assert_equal(cluster: &Cluster) {
+    let (success, found) = verify(cluster);
+    assert!(success && found["equal"] == true, "{found}");
+    let nodes = found["nodes"].as_array().unwrap();
+    assert_eq!(nodes.len(), 3);
+    for node in nodes {
+        assert_eq!((&node["digest"], &node["state"]), (&nodes[0]["digest"], &nodes[0]["state"]));
+        assert_eq!(node["bytes"], 8, "{found}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_module_that_is_no_function_of_the_log_is_found_named_silenced_and_healed() {
+    let (mut cluster, _dir) = start().await;
+    let client = cluster.client();
+    let leader = cluster.leader().await;
+    let victim = leader % 3 + 1;
+    for expected in 1..=3 {
+        assert_eq!(apply(&client, HIDDEN).await.unwrap().0, expected);
+    }
+    cluster.caught_up(&[1, 2, 3]).await;
+    assert_equal(&cluster);
+    // A node that lives through it all agrees; one that is restored from a snapshot has forgotten.
+    cluster.client_of(victim).snapshot().await.unwrap();
+    cluster.stop(victim);
+    cluster.start_node(victim);
+    cluster.serving().await;
+    let (_, before) = apply(&client, COUNT).await.unwrap();
+    agreed(&cluster, victim).await;
+
+    let begun = Instant::now();
+    let (answer, wrong) = apply(&client, HIDDEN).await.unwrap();
+    assert!(answer >= 4 || cluster.leader().await == victim);
+    healed(&cluster, victim, 1).await;
+    assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
+    let named = node(&cluster, victim).await.unwrap().divergence;
+    // "up to entry A all was equal, at B it is not": the first checkpoint after the wrong answer.
+    let numbers: Vec<u64> = named
+        .split(|c: char| !c.is_ascii_digit())
+        .filter_map(|number| number.parse().ok())
+        .collect();
+    assert!(before <= numbers[0] && numbers[0] < wrong && wrong <= numbers[1], "{named}: {wrong}");
+    for id in (1..=3).filter(|id| *id != victim) {
+        assert_eq!(node(&cluster, id).await.unwrap().divergences, 0, "node {id}");
+    }
+    assert_equal(&cluster);
+    for id in 1..=3 {
+        assert_eq!(query(&cluster.client_of(id), COUNT).await.unwrap(), 1, "node {id}");
+    }
+
+    // It forgets again whenever it is healed, which takes longer each time: long enough to look at it.
+    for times in 2..=4 {
+        healed(&cluster, victim, times - 1).await;
+        let others = Client::builder()
+            .endpoints(
+                cluster
+                    .nodes
+                    .iter()
+                    .filter(|node| node.id != victim)
+                    .map(|node| node.client.clone()),
+            )
+            .build()
+            .unwrap();
+        apply(&others, HIDDEN).await.unwrap();
+        eventually("the node is in quarantine", async || {
+            let node = node(&cluster, victim).await?;
+            if node.divergences == times { Ok(()) } else { Err(format!("{node:?}")) }
+        })
+        .await;
+    }
+    let silent = cluster.client_of(victim);
+    let status = node(&cluster, victim).await.unwrap();
+    assert!(status.fault.contains("diverged") && status.fault.contains("4. time"), "{status:?}");
+    assert!(!silent.is_serving().await.unwrap());
+    let error = query(&silent, COUNT).await.unwrap_err();
+    assert!(error.is_unavailable() && error.to_string().contains("diverged"), "{error}");
+    // The others serve, and what they were told is there when it is back; a restart changes nothing.
+    let (_, last) = apply(&client, COUNT).await.unwrap();
+    cluster.kill(victim);
+    cluster.start_node(victim);
+    eventually("the node is back", async || {
+        let node = node(&cluster, victim).await?;
+        let back = node.fault.is_empty() && node.applied >= last;
+        if back { Ok(()) } else { Err(format!("{node:?}")) }
+    })
+    .await;
+    assert_equal(&cluster);
+    for id in 1..=3 {
+        assert_eq!(query(&cluster.client_of(id), COUNT).await.unwrap(), 2, "node {id}");
+        cluster.assert_running(id);
+    }
+}
+
+/// Makes both instances of one node a thousand more than they should be.
+async fn corrupt(cluster: &Cluster, victim: u64, expected: i64) {
+    let client = cluster.client();
+    assert_eq!(apply(&client, COUNT).await.unwrap().0, expected);
+    cluster.caught_up(&[1, 2, 3]).await;
+    let target = cluster.client_of(victim);
+    assert_eq!(query(&target, CORRUPT).await.unwrap(), expected + 1000);
+    // No answer has shown it yet: only the states differ.
+    let (success, found) = verify(cluster);
+    assert!(!success && found["equal"] == false, "{found}");
+    for node in found["nodes"].as_array().unwrap() {
+        let (first, other) = (&found["nodes"][0], &found["nodes"][(victim % 3) as usize]);
+        assert_eq!(node["digest"], first["digest"], "{found}");
+        assert_eq!(node["state"] == other["state"], node["id"] != victim, "{found}");
+    }
+    target.snapshot().await.unwrap();
+    let error = apply(&client, TRAP).await.unwrap_err();
+    assert!(error.to_string().contains("trap"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_corrupted_node_is_found_and_healed_also_if_it_leads() {
+    let (mut cluster, _dir) = start().await;
+    let client = cluster.client();
+    let leader = cluster.leader().await;
+
+    let follower = leader % 3 + 1;
+    corrupt(&cluster, follower, 1).await;
+    assert_eq!(apply(&client, COUNT).await.unwrap().0, 2, "the leader is sound");
+    healed(&cluster, follower, 1).await;
+    assert_equal(&cluster);
+    assert_eq!(query(&cluster.client_of(follower), COUNT).await.unwrap(), 2);
+
+    let leader = cluster.leader().await;
+    let before = node(&cluster, leader).await.unwrap().divergences;
+    corrupt(&cluster, leader, 3).await;
+    // Until the checkpoint nobody knows.
+    assert_eq!(apply(&client, COUNT).await.unwrap().0, 1004, "the leader is not");
+    healed(&cluster, leader, before + 1).await;
+    let successor = cluster.leader().await;
+    assert_ne!(successor, leader, "it has handed leadership over");
+    assert_eq!(apply(&client, COUNT).await.unwrap().0, 5, "the majority was right");
+    cluster.caught_up(&[1, 2, 3]).await;
+    assert_equal(&cluster);
+    for id in 1..=3 {
+        assert_eq!(query(&cluster.client_of(id), COUNT).await.unwrap(), 5, "node {id}");
+        cluster.assert_running(id);
+    }
+}

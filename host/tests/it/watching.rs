@@ -1,0 +1,184 @@
+//! What happens is told: to every watcher, on every node, through the loss of nodes.
+
+use std::{
+    io::{BufRead, BufReader},
+    process::Stdio,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
+
+use conclave_client::{
+    CallOptions, Client, Watch,
+    proto::kv::{WatchRequest, key_value, watch_response::Kind},
+};
+use serde_json::{Value, json};
+use tokio::time::timeout;
+
+use crate::harness::{Cluster, call, conclave, eventually, put};
+
+const PUTS: usize = 500;
+const END: &str = "w/end";
+
+async fn watch(client: &Client) -> Watch {
+    let request = WatchRequest { prefix: "w/".into(), initial: true, ..WatchRequest::default() };
+    client.kv().watch(request, None).await.unwrap()
+}
+
+/// What is told up to the end: kinds, keys and values. Each in an entry of its own, in their order.
+async fn told(mut watch: Watch) -> Vec<(Kind, String, String)> {
+    let mut told = Vec::new();
+    let mut last = 0;
+    loop {
+        let message = timeout(Duration::from_secs(120), watch.next()).await;
+        let message = match message.expect("the end is told") {
+            Ok(message) => message,
+            // Nobody leads for a while; the watch goes on where it was.
+            Err(error) if error.is_unavailable() || error.is_deadline() => continue,
+            Err(error) => panic!("{error}; told so far: {told:?}"),
+        };
+        let kind = message.kind();
+        if !matches!(kind, Kind::Initial | Kind::Ready) {
+            assert!(message.index > last, "{} comes after {last}", message.index);
+        }
+        last = message.index;
+        let kv = message.kv.unwrap_or_default();
+        let text = match kv.content {
+            Some(key_value::Content::Text(text)) => text,
+            _ => String::new(),
+        };
+        told.push((kind, kv.key, text));
+        if told.last().is_some_and(|(_, key, _)| key == END) {
+            return told;
+        }
+    }
+}
+
+/// Initial, ready, and then each acknowledged put, once and in order. One whose outcome nobody knows may be
+/// among them.
+fn assert_told(who: &str, told: &[(Kind, String, String)], acknowledged: &[String]) {
+    assert_eq!(told[0], (Kind::Initial, "w/before".into(), "x".into()), "{who}");
+    assert_eq!(told[1].0, Kind::Ready, "{who}");
+    let puts: Vec<&str> = told[2..]
+        .iter()
+        .filter(|(_, key, _)| key == "w/number")
+        .map(|(kind, _, text)| {
+            assert_eq!(*kind, Kind::Put);
+            text.as_str()
+        })
+        .collect();
+    assert!(puts.is_sorted(), "{who}: {puts:?}");
+    assert!(puts.windows(2).all(|two| two[0] != two[1]), "{who} was told twice: {puts:?}");
+    for text in acknowledged {
+        assert!(puts.binary_search(&text.as_str()).is_ok(), "{who} was not told of {text}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn every_put_is_told_once_whichever_nodes_are_killed() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    put(&client, "w/before", "x").await.unwrap();
+    put(&client, "elsewhere", "x").await.unwrap();
+    let leader = cluster.leader().await;
+    let follower = leader % 3 + 1;
+    let stays = tokio::spawn(told(watch(&cluster.client_of(follower)).await));
+    let moves = tokio::spawn(told(watch(&client).await));
+
+    let done = Arc::new(AtomicUsize::new(0));
+    let writer = tokio::spawn({
+        let (client, done) = (client.clone(), done.clone());
+        async move {
+            let mut acknowledged = Vec::new();
+            for number in 0..PUTS {
+                let text = format!("{number:04}");
+                // Not sent again when its outcome is unknown: it would be told twice, rightly.
+                let request = json!({ "key": "w/number", "text": text });
+                let put_once = call(&client, "kv.v1.KV/Put", request, CallOptions::write());
+                if put_once.await.is_ok() {
+                    acknowledged.push(text);
+                }
+                put(&client, "elsewhere", "y").await.ok();
+                done.fetch_add(1, Ordering::Relaxed);
+            }
+            acknowledged
+        }
+    });
+    let goes_on = async || {
+        let enough = (done.load(Ordering::Relaxed) + 40).min(PUTS);
+        eventually("writing goes on", async || match done.load(Ordering::Relaxed) {
+            now if now >= enough => Ok(()),
+            now => Err(format!("{now} of {enough} puts")),
+        })
+        .await;
+    };
+    // The leader dies, and whoever watches on the follower does not notice; then all in turn.
+    for id in [leader, leader % 3 + 1, (leader + 1) % 3 + 1, leader] {
+        goes_on().await;
+        if id == follower {
+            // A watch of this node alone comes back to it.
+            assert!(!stays.is_finished());
+        }
+        cluster.kill(id);
+        goes_on().await;
+        cluster.start_node(id);
+        cluster.serving().await;
+    }
+    let acknowledged = writer.await.unwrap();
+    assert!(acknowledged.len() > PUTS / 2, "{} were acknowledged", acknowledged.len());
+    put(&client, END, "x").await.unwrap();
+    assert_told("who moves", &moves.await.unwrap(), &acknowledged);
+    assert_told("who stays", &stays.await.unwrap(), &acknowledged);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_prints_a_line_a_change() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    put(&client, "app/color", "green").await.unwrap();
+    let start = |arguments: &[&str]| {
+        let mut command = conclave();
+        command.args(arguments).arg("--endpoints").arg(&cluster.node(2).client);
+        let mut child = command.stdout(Stdio::piped()).spawn().unwrap();
+        let lines = BufReader::new(child.stdout.take().unwrap()).lines();
+        (child, lines.map(|line| line.unwrap()))
+    };
+    let (mut plain, mut lines) = start(&["kv", "watch", "app/", "--initial", "--count", "3"]);
+    let (mut json, mut objects) = start(&["kv", "watch", "--key", "app/color", "--json"]);
+    let request = r#"{"prefix": "app/", "initial": true}"#;
+    let (mut called, mut messages) = start(&["call", "kv.v1.KV/Watch", request]);
+    assert_eq!(lines.next().unwrap(), "initial app/color green");
+    let message: Value = serde_json::from_str(&messages.next().unwrap()).unwrap();
+    assert_eq!(message["kv"]["text"], "green");
+    let message: Value = serde_json::from_str(&messages.next().unwrap()).unwrap();
+    assert_eq!(message["kind"], "READY");
+
+    put(&client, "app/lines", "one\ntwo").await.unwrap();
+    assert_eq!(lines.next().unwrap(), "put app/lines one\\ntwo");
+    // Nothing tells when the one without `initial` is there, so it is told until it is.
+    let told = tokio::task::spawn_blocking(move || objects.next().unwrap());
+    let mut number = 0;
+    while !told.is_finished() {
+        number += 1;
+        put(&client, "app/color", &format!("red {number}")).await.unwrap();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    let object: Value = serde_json::from_str(&told.await.unwrap()).unwrap();
+    assert_eq!((&object["kind"], &object["key"]), (&"put".into(), &"app/color".into()));
+    assert!(lines.next().unwrap().starts_with("put app/color red"));
+    assert!(plain.wait().unwrap().success(), "three changes");
+
+    // Again from there, by index.
+    let index = object["index"].to_string();
+    let from = ["kv", "watch", "--key", "app/color", "--count", "1", "--from-index", &index];
+    put(&client, "app/color", "blue").await.unwrap();
+    let (mut again, mut lines) = start(&from);
+    assert!(lines.next().unwrap().starts_with("put app/color "));
+    assert!(again.wait().unwrap().success());
+    for child in [&mut json, &mut called] {
+        child.kill().unwrap();
+        child.wait().unwrap();
+    }
+}

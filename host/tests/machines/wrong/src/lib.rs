@@ -1,0 +1,313 @@
+//! Remembers words, and breaks the contract in one way at a time, for the tests of `conclave check`.
+//!
+//! Which way is written in the component itself: its bytes hold [`SELECTOR`] once, and a test overwrites
+//! the two digits at its end. So each wrong machine is a component like any other, and one build serves
+//! them all. `00` is right.
+
+use std::{
+    cell::Cell,
+    collections::BTreeSet,
+    hint::black_box,
+    sync::{
+        LazyLock, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use conclave_sdk::{
+    Call, Context, Failure, Machine, Reply, Router,
+    snapshot::{Bytes, Collect, RestoreWriter, SnapshotReader},
+};
+
+mod pb {
+    conclave_sdk::include_protobuf!("wrong.v1");
+}
+pub use pb::{AddRequest, Added, Amount, Nothing, Number, Word};
+
+/// What a test looks for in the component. The two digits say what is wrong.
+#[used]
+static SELECTOR: [u8; 27] = *b"conclave-wrong-machine-is00";
+
+/// What is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Wrong {
+    Nothing,
+    /// A `static` decides an answer, and is not saved.
+    HiddenGlobal,
+    /// Asking how many words there are adds to the answer.
+    QueryChanges,
+    /// The first word is the one at the lowest address.
+    AddressOrder,
+    /// The sum is kept up along the log, and added up in order of the words after a restore.
+    FloatSum,
+    /// A `static` holds the words too; a restore adds to it.
+    LeakAcrossRestore,
+    /// The snapshot has the words as they came.
+    InsertionOrder,
+    /// The bytes of a snapshot depend on how it is read.
+    ChunkMarks,
+    /// The state depends on how a snapshot is handed over.
+    ChunkLoss,
+    /// A snapshot shows the state at the moment when it is read.
+    LateSnapshot,
+    /// Each restore leaves memory behind.
+    MemoryLeak,
+    /// The empty word makes it panic.
+    Panics,
+    /// The word `slow` takes a third of the fuel that there is.
+    Slow,
+    /// Taking a snapshot changes an answer.
+    SnapshotChanges,
+    /// Each restore leaves a little memory behind.
+    SmallLeak,
+}
+
+impl Wrong {
+    fn chosen() -> Self {
+        const ALL: [Wrong; 15] = [
+            Wrong::Nothing,
+            Wrong::HiddenGlobal,
+            Wrong::QueryChanges,
+            Wrong::AddressOrder,
+            Wrong::FloatSum,
+            Wrong::LeakAcrossRestore,
+            Wrong::InsertionOrder,
+            Wrong::ChunkMarks,
+            Wrong::ChunkLoss,
+            Wrong::LateSnapshot,
+            Wrong::MemoryLeak,
+            Wrong::Panics,
+            Wrong::Slow,
+            Wrong::SnapshotChanges,
+            Wrong::SmallLeak,
+        ];
+        // Hidden from the optimizer, which would see that nobody ever writes there.
+        let [.., tens, ones] = *black_box(&SELECTOR);
+        let number = usize::from(tens - b'0') * 10 + usize::from(ones - b'0');
+        ALL.get(number).copied().unwrap_or(Wrong::Nothing)
+    }
+}
+
+static SERIAL: AtomicU64 = AtomicU64::new(0);
+static SNAPSHOTS: AtomicU64 = AtomicU64::new(0);
+static ALL_WORDS: Mutex<BTreeSet<String>> = Mutex::new(BTreeSet::new());
+static LATEST: Mutex<Vec<u8>> = Mutex::new(Vec::new());
+
+static ROUTER: LazyLock<Router<Words>> = LazyLock::new(|| {
+    Router::new()
+        .command("wrong.v1.Wrong/Add", Words::add)
+        .query("wrong.v1.Wrong/Count", Words::count)
+        .query("wrong.v1.Wrong/First", Words::first)
+        .query("wrong.v1.Wrong/Sum", Words::sum)
+});
+
+/// The state: words and their amounts, in order unless that is what is wrong.
+#[derive(Default)]
+pub struct Words {
+    words: Vec<(Box<str>, f64)>,
+    /// What the amounts came to, one after the other.
+    running: f64,
+    asked: Cell<u64>,
+}
+
+impl Words {
+    fn add(&mut self, _: &Context, request: AddRequest) -> Result<Added, Failure> {
+        let wrong = Wrong::chosen();
+        if wrong == Wrong::Slow && request.word == "slow" {
+            spin();
+        }
+        assert!(wrong != Wrong::Panics || !request.word.is_empty(), "there is no empty word");
+        let known = self.words.iter().any(|(word, _)| **word == *request.word);
+        if !known {
+            self.insert(wrong, request.word.into(), request.amount);
+        }
+        let serial = match wrong {
+            Wrong::HiddenGlobal => SERIAL.fetch_add(1, Ordering::Relaxed),
+            Wrong::SnapshotChanges => SNAPSHOTS.load(Ordering::Relaxed),
+            _ => 0,
+        };
+        if wrong == Wrong::LateSnapshot {
+            *lock(&LATEST) = self.save();
+        }
+        Ok(Added { new: !known, serial })
+    }
+
+    fn insert(&mut self, wrong: Wrong, word: Box<str>, amount: f64) {
+        if wrong == Wrong::LeakAcrossRestore {
+            lock(&ALL_WORDS).insert(word.to_string());
+        }
+        self.running += amount;
+        self.words.push((word, amount));
+        match wrong {
+            Wrong::InsertionOrder => {}
+            Wrong::AddressOrder => self.words.sort_by_key(|(word, _)| word.as_ptr() as usize),
+            _ => self.words.sort_by(|(left, _), (right, _)| left.cmp(right)),
+        }
+    }
+
+    fn count(&self, _: &Context, _: Nothing) -> Result<Number, Failure> {
+        let words = self.words.len() as u64;
+        let number = match Wrong::chosen() {
+            Wrong::QueryChanges => words + self.asked.replace(self.asked.get() + 1),
+            Wrong::LeakAcrossRestore => lock(&ALL_WORDS).len() as u64,
+            _ => words,
+        };
+        Ok(Number { number })
+    }
+
+    fn first(&self, _: &Context, _: Nothing) -> Result<Word, Failure> {
+        let first = match Wrong::chosen() {
+            // Whoever keeps words as they came sorts them when asked.
+            Wrong::InsertionOrder => self.words.iter().map(|(word, _)| word).min(),
+            _ => self.words.first().map(|(word, _)| word),
+        };
+        let first = first.ok_or_else(|| Failure::not_found("there are no words"))?;
+        Ok(Word { word: first.to_string() })
+    }
+
+    fn sum(&self, _: &Context, _: Nothing) -> Result<Amount, Failure> {
+        let amount = match Wrong::chosen() {
+            Wrong::FloatSum => self.running,
+            _ => {
+                let mut words: Vec<_> = self.words.iter().collect();
+                words.sort_by(|(left, _), (right, _)| left.cmp(right));
+                words.iter().fold(0.0, |sum, (_, amount)| sum + amount)
+            }
+        };
+        Ok(Amount { amount })
+    }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// About 7×10⁸ units of fuel, of 2×10⁹.
+fn spin() {
+    for round in 0..100_000_000_u64 {
+        black_box(round);
+    }
+}
+
+impl Machine for Words {
+    const NAME: &'static str = "wrong";
+    const VERSION: &'static str = env!("CARGO_PKG_VERSION");
+    const STATE_VERSION: u32 = 1;
+
+    fn descriptor_set() -> &'static [u8] {
+        pb::DESCRIPTOR_SET
+    }
+
+    fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure> {
+        ROUTER.apply(self, context, call)
+    }
+
+    fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure> {
+        ROUTER.answer(self, context, call)
+    }
+
+    /// The amount, the word's length, the word; again and again.
+    fn save(&self) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        for (word, amount) in &self.words {
+            bytes.extend(amount.to_bits().to_be_bytes());
+            bytes.extend((word.len() as u64).to_be_bytes());
+            bytes.extend(word.as_bytes());
+        }
+        bytes
+    }
+
+    fn load(_: u32, bytes: &[u8]) -> Result<Self, Failure> {
+        let wrong = Wrong::chosen();
+        let mut words = Self::default();
+        let mut rest = bytes;
+        while !rest.is_empty() {
+            let broken = || Failure::invalid_argument("the snapshot is cut off");
+            let (amount, after) = rest.split_first_chunk::<8>().ok_or_else(broken)?;
+            let (length, after) = after.split_first_chunk::<8>().ok_or_else(broken)?;
+            let length = u64::from_be_bytes(*length) as usize;
+            let (word, after) = after.split_at_checked(length).ok_or_else(broken)?;
+            let word = String::from_utf8_lossy(word).into_owned().into_boxed_str();
+            words.insert(wrong, word, f64::from_bits(u64::from_be_bytes(*amount)));
+            rest = after;
+        }
+        if wrong == Wrong::MemoryLeak {
+            std::mem::forget(black_box(vec![1_u8; 16 << 10]));
+        }
+        if wrong == Wrong::SmallLeak {
+            std::mem::forget(black_box(vec![1_u8; 200]));
+        }
+        if wrong == Wrong::LateSnapshot {
+            *lock(&LATEST) = words.save();
+        }
+        Ok(words)
+    }
+
+    fn snapshot(&self) -> Box<dyn SnapshotReader> {
+        match Wrong::chosen() {
+            Wrong::ChunkMarks => Box::new(Marks(self.save())),
+            Wrong::LateSnapshot => Box::new(Late(0)),
+            Wrong::SnapshotChanges => {
+                SNAPSHOTS.fetch_add(1, Ordering::Relaxed);
+                Box::new(Bytes::new(self.save()))
+            }
+            _ => Box::new(Bytes::new(self.save())),
+        }
+    }
+
+    fn restore(state_version: u32) -> Result<Box<dyn RestoreWriter<Self>>, Failure> {
+        Ok(match Wrong::chosen() {
+            Wrong::ChunkLoss => Box::new(Lossy(Vec::new())),
+            _ => Box::new(Collect::new(state_version)),
+        })
+    }
+}
+
+/// Gives one byte less than it was asked for at the end of each piece, but counts it as given.
+struct Marks(Vec<u8>);
+
+impl SnapshotReader for Marks {
+    fn read(&mut self, max_bytes: usize) -> Vec<u8> {
+        let rest = self.0.split_off(self.0.len().min(max_bytes));
+        let mut piece = std::mem::replace(&mut self.0, rest);
+        if let Some(last) = piece.get_mut(max_bytes - 1) {
+            *last = b'#';
+        }
+        piece
+    }
+}
+
+/// Reads what the state is by then.
+struct Late(usize);
+
+impl SnapshotReader for Late {
+    fn read(&mut self, max_bytes: usize) -> Vec<u8> {
+        let latest = lock(&LATEST);
+        let rest = latest.get(self.0..).unwrap_or_default();
+        let piece = rest.get(..max_bytes).unwrap_or(rest).to_vec();
+        self.0 += piece.len();
+        piece
+    }
+}
+
+/// Overwrites the first byte of every piece but the first.
+struct Lossy(Vec<u8>);
+
+impl RestoreWriter<Words> for Lossy {
+    fn write(&mut self, chunk: &[u8]) -> Result<(), Failure> {
+        let from = self.0.len();
+        self.0.extend_from_slice(chunk);
+        if from > 0
+            && let Some(first) = self.0.get_mut(from)
+        {
+            *first = b'#';
+        }
+        Ok(())
+    }
+
+    fn finish(self: Box<Self>) -> Result<Words, Failure> {
+        Words::load(1, &self.0)
+    }
+}
+
+conclave_sdk::export!(Words);

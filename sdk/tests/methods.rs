@@ -1,0 +1,99 @@
+//! Goal: a machine with a router answers by it, and the kit finds a router that does not fit the descriptor
+//! set.
+//! Method: machines that differ in their router alone, and what the kit must say of each.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports by panicking")]
+
+use std::{marker::PhantomData, panic::catch_unwind};
+
+use conclave_sdk::{Call, Code, Context, Failure, Machine, Router, testing::check_methods};
+
+/// A `FileDescriptorSet` by hand: package `t`, service `S`, with the command `Do` and the query `Ask`
+/// (`idempotency_level`, field 34, is 1).
+const DESCRIPTOR_SET: &[u8] = b"\x0a\x1a\x12\x01t\x32\x15\x0a\x01S\x12\x04\x0a\x02Do\
+    \x12\x0a\x0a\x03Ask\x22\x03\x90\x02\x01";
+
+trait Methods: 'static {
+    fn methods(router: Router<Routed<Self>>) -> Router<Routed<Self>>
+    where
+        Self: Sized;
+}
+
+struct Routed<M>(PhantomData<M>);
+
+impl<M> Default for Routed<M> {
+    fn default() -> Self {
+        Self(PhantomData)
+    }
+}
+
+impl<M: Methods> Machine for Routed<M> {
+    const NAME: &'static str = "routed";
+    const VERSION: &'static str = "1.0.0";
+    const STATE_VERSION: u32 = 1;
+
+    fn router() -> Router<Self> {
+        M::methods(Router::new().descriptor_set(DESCRIPTOR_SET))
+    }
+
+    fn save(&self) -> Vec<u8> {
+        Vec::new()
+    }
+
+    fn load(_: u32, _: &[u8]) -> Result<Self, Failure> {
+        Ok(Self::default())
+    }
+}
+
+fn command<M>(_: &mut Routed<M>, _: &Context, (): ()) -> Result<(), Failure> {
+    Ok(())
+}
+
+fn query<M>(_: &Routed<M>, _: &Context, (): ()) -> Result<(), Failure> {
+    Ok(())
+}
+
+macro_rules! methods {
+    ($name:ident, |$router:ident| $with:expr) => {
+        struct $name;
+        impl Methods for $name {
+            fn methods($router: Router<Routed<Self>>) -> Router<Routed<Self>> {
+                $with
+            }
+        }
+    };
+}
+
+methods!(Right, |router| router.command("t.S/Do", command).query("t.S/Ask", query));
+methods!(Forgotten, |router| router.command("t.S/Do", command));
+methods!(Swapped, |router| router.command("t.S/Do", command).command("t.S/Ask", command));
+methods!(Misspelt, |router| {
+    router.command("t.S/Do", command).query("t.S/Ask", query).query("t.S/Aks", query)
+});
+
+fn complaint<M: Methods>() -> Option<String> {
+    let panic = catch_unwind(check_methods::<Routed<M>>).err()?;
+    let text = panic.downcast_ref::<String>().cloned();
+    text.or_else(|| panic.downcast_ref::<&str>().map(|text| (*text).to_owned()))
+}
+
+#[test]
+fn a_router_that_fits_passes_and_answers() {
+    assert_eq!(complaint::<Right>(), None);
+    let mut machine = Routed::<Right>::default();
+    let context = Context { index: 1, time_ms: 2, seed: 3, principal: String::new() };
+    assert_eq!(Routed::<Right>::descriptor_set(), DESCRIPTOR_SET);
+    assert!(machine.apply(&context, &Call::new("t.S/Do", [])).is_ok());
+    assert!(machine.query(&context, &Call::new("t.S/Ask", [])).is_ok());
+    let failure = machine.apply(&context, &Call::new("t.S/Ask", [])).unwrap_err();
+    assert_eq!(failure.code, Code::Unimplemented);
+}
+
+#[test]
+fn a_router_that_does_not_fit_is_caught_with_the_method_and_why() {
+    assert_eq!(complaint::<Forgotten>().as_deref(), Some("t.S/Ask has no handler in the router"));
+    let swapped = complaint::<Swapped>().unwrap();
+    assert!(swapped.contains("t.S/Ask is a query"), "{swapped}");
+    let misspelt = complaint::<Misspelt>().unwrap();
+    assert!(misspelt.contains("no method t.S/Aks"), "{misspelt}");
+}
