@@ -6,20 +6,20 @@ use std::{
 };
 
 use openraft::{Instant, async_runtime::WatchReceiver};
-use tokio::time::timeout;
+use tokio::time::sleep;
 
 use super::Inner;
 use crate::types::status::Health;
 
-/// Raft's metrics wake the watcher; what changes without an event, such as the age of the last
-/// contact with a majority, is looked at this often.
+/// Raft's metrics and a quarantine wake the watcher; what changes without an event, such as the age of the
+/// last contact with a majority, is looked at this often.
 const LOOK_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Keeps the replica's health true, until the replica is gone or shuts down.
 pub(super) async fn watch(replica: Weak<Inner>) {
-    let Some(mut metrics) = replica.upgrade().map(|replica| replica.raft.server_metrics()) else {
-        return;
-    };
+    let Some(inner) = replica.upgrade() else { return };
+    let (mut metrics, mut refusing) = (inner.raft.server_metrics(), inner.divergence.watch());
+    drop(inner);
     while let Some(inner) = replica.upgrade() {
         let health = look(&inner);
         let stopping =
@@ -39,7 +39,11 @@ pub(super) async fn watch(replica: Weak<Inner>) {
             changed
         });
         drop(inner);
-        let _ = timeout(LOOK_INTERVAL, metrics.changed()).await;
+        tokio::select! {
+            _ = metrics.changed() => {}
+            _ = refusing.changed() => {}
+            () = sleep(LOOK_INTERVAL) => {}
+        }
     }
 }
 

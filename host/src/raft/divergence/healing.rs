@@ -27,7 +27,7 @@ use crate::{
     },
 };
 
-/// Whether there is a quarantine is looked at this often, should a notification be missed.
+/// Whether the replica is still there is looked at this often.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Before a healing that failed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
@@ -45,9 +45,9 @@ pub(in crate::raft) async fn run(replica: Weak<Inner>) {
         let Some(divergence) = replica.upgrade().map(|inner| inner.divergence.clone()) else {
             return;
         };
-        let began = divergence.began.notified();
+        let mut refusing = divergence.watch();
         let Some(quarantine) = divergence.quarantine() else {
-            let _ = timeout(LOOK_INTERVAL, began).await;
+            let _ = timeout(LOOK_INTERVAL, refusing.changed()).await;
             continue;
         };
         let Some(inner) = replica.upgrade() else { return };

@@ -33,7 +33,7 @@ use std::{
 
 use bytes::Bytes;
 use prost::Message;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 use self::verify::Verifications;
 pub(super) use self::{
@@ -65,9 +65,7 @@ pub(super) struct Divergence {
     /// The machine is to apply nothing.
     stopped: AtomicBool,
     /// Nobody is to be answered. Longer than `stopped`: also while what was missed is applied.
-    refusing: AtomicBool,
-    /// Notified when a quarantine begins.
-    began: Notify,
+    refusing: watch::Sender<bool>,
     verifications: Verifications,
     counts: Counts,
 }
@@ -123,8 +121,7 @@ impl Divergence {
             compares,
             state: Mutex::new(state),
             stopped: AtomicBool::new(quarantined),
-            refusing: AtomicBool::new(quarantined),
-            began: Notify::new(),
+            refusing: watch::Sender::new(quarantined),
             verifications: Verifications::default(),
             counts: Counts::default(),
         })
@@ -146,10 +143,15 @@ impl Divergence {
 
     /// The quarantine that this node is in.
     pub(super) fn quarantine(&self) -> Option<Quarantine> {
-        if !self.refusing.load(Ordering::Acquire) {
+        if !*self.refusing.borrow() {
             return None;
         }
         self.state().quarantine
+    }
+
+    /// Tells when a quarantine begins and ends.
+    pub(super) fn watch(&self) -> watch::Receiver<bool> {
+        self.refusing.subscribe()
     }
 
     /// Why nobody is answered, if nobody is.
@@ -193,7 +195,7 @@ impl Divergence {
         let quarantine = Quarantine { equal_until, checkpoint, at, since: Instant::now() };
         state.quarantine = Some(quarantine);
         self.stopped.store(true, Ordering::Release);
-        self.refusing.store(true, Ordering::Release);
+        self.refusing.send_replace(true);
         self.counts.diverged.fetch_add(1, Ordering::Relaxed);
         tracing::error!(
             index = at,
@@ -207,7 +209,6 @@ impl Divergence {
         if let Err(error) = self.log.put_record(RECORD, Some(record(&quarantine))) {
             tracing::warn!(%error, "cannot remember the quarantine");
         }
-        self.began.notify_waiters();
     }
 
     /// How long to wait before the quarantine is healed.
@@ -252,7 +253,7 @@ impl Divergence {
         if let Err(error) = self.log.put_record(RECORD, None) {
             tracing::warn!(%error, "cannot forget the quarantine");
         }
-        self.refusing.store(false, Ordering::Release);
+        self.refusing.send_replace(false);
         tracing::warn!(
             index,
             took_ms = took.as_millis() as u64,
