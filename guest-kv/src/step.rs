@@ -47,10 +47,11 @@ impl<'a> Step<'a> {
     }
 
     fn tell(&mut self, kind: Kind, kv: KeyValue) {
-        let topic = kv.key.clone().into_bytes();
         let (revision, index) = (self.state.revision(), self.index);
         let message = WatchResponse { kind: kind.into(), kv: Some(kv), revision, index };
-        self.events.push(Event { topic, payload: message.encode_to_vec() });
+        let payload = message.encode_to_vec();
+        let topic = message.kv.unwrap_or_default().key.into_bytes();
+        self.events.push(Event { topic, payload });
     }
 
     pub(crate) fn state(&self) -> &State {
