@@ -94,16 +94,17 @@ async fn healed(cluster: &Cluster, id: u64, times: u64) {
 
 /// Waits until a node has agreed with a checkpoint after `index`: the leader proposes none without news.
 async fn agreed(cluster: &Cluster, id: u64) {
-    let page = |admin: &str| -> String {
+    // One that was just started may not listen yet.
+    let page = |admin: &str| -> std::io::Result<String> {
         use std::io::{Read, Write};
-        let mut stream = std::net::TcpStream::connect(admin).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut stream = std::net::TcpStream::connect(admin)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
         let mut page = String::new();
-        stream.read_to_string(&mut page).unwrap();
-        page
+        stream.read_to_string(&mut page)?;
+        Ok(page)
     };
     eventually("the node agrees with a checkpoint", async || {
-        let page = page(&cluster.node(id).admin);
+        let page = page(&cluster.node(id).admin).map_err(|error| error.to_string())?;
         let equal = page.lines().find_map(|line| {
             line.strip_prefix("conclave_checkpoints_equal_total ")?.trim().parse::<f64>().ok()
         });
