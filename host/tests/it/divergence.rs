@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use crate::{
     counters::version,
     harness::{Cluster, Setup, call, conclave, eventually},
+    recorded,
     wat::Wat,
 };
 
@@ -138,7 +139,7 @@ fn assert_equal(cluster: &Cluster) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_module_that_is_no_function_of_the_log_is_found_named_silenced_and_healed() {
-    let (mut cluster, _dir) = start().await;
+    let (mut cluster, dir) = start().await;
     let client = cluster.client();
     let leader = cluster.leader().await;
     let victim = leader % 3 + 1;
@@ -220,6 +221,18 @@ async fn a_module_that_is_no_function_of_the_log_is_found_named_silenced_and_hea
         assert_eq!(query(&cluster.client_of(id), COUNT).await.unwrap(), 2, "node {id}");
         cluster.assert_running(id);
     }
+
+    // What went wrong in the cluster shows without one, with the calls that led to it.
+    let sound = (1..=3).find(|id| *id != victim).unwrap();
+    cluster.stop(sound);
+    let (key, module) = (cluster.dir.path().join("master.key"), dir.path().join("drifting.wasm"));
+    let checked = recorded::check(&cluster, sound, &key, &[module.to_str().unwrap()]);
+    let why = String::from_utf8_lossy(&checked.stderr);
+    assert_eq!(checked.status.code(), Some(1), "{why}");
+    assert!(
+        why.contains("drifting does not keep the contract: ") && why.contains("restore"),
+        "{why}"
+    );
 }
 
 /// Makes both instances of one node a thousand more than they should be.

@@ -24,6 +24,7 @@ mod kv;
 mod modules;
 mod peers;
 mod projects;
+mod recorded;
 mod recovery;
 mod replay;
 mod traps;
