@@ -64,7 +64,7 @@ const LAYERS: [Layer; 16] = [
     Layer { name: "embed", sees: &["config", "error", "node"], uses: &[] },
     Layer { name: "telemetry", sees: &["config"], uses: &[] },
     // `conclave inspect` and `conclave check` load a module as a node would, without being one; `conclave
-    // replay` runs its log.
+    // replay` runs its log, which the second may take its calls from.
     Layer {
         name: "cli",
         sees: &["types", "config", "machine", "check", "replay", "node", "telemetry"],

@@ -23,7 +23,8 @@ pub enum CheckError {
     },
     /// There is nothing to call it with.
     #[error(
-        "the machine describes no unary methods, so no calls can be generated: give some with --calls"
+        "the machine describes no unary methods, so no calls can be generated: give some with --calls, or a \
+         node's log with --data-dir"
     )]
     NothingToCall,
     /// The calls are none.

@@ -18,7 +18,8 @@
 //! # Caveats
 //! - It is generous with memory and processor: some instances of the machine at once, on one thread.
 //! - Subscriptions are not called.
-//! - Logs come from a file or from the descriptor; those of a node's directory cannot be read here.
+//! - Logs are given, or made up from the descriptor. A recorded one that does not begin at the beginning is played on
+//!   the initial state all the same.
 
 mod calls;
 mod checks;
@@ -73,6 +74,8 @@ pub enum Source {
     },
     /// The bytes of a file of calls; `calls.rs` has the format.
     Given(Bytes),
+    /// The steps themselves, as a cluster made them.
+    Recorded(Vec<Step>),
 }
 
 /// What to check, and how.
@@ -217,18 +220,8 @@ fn survey(
         Source::Generated { count, seed } => {
             generate::generate(&subject.module, vocabulary, *count, *seed)
         }
-        Source::Given(text) => {
-            let steps = calls::parse(text, vocabulary)?;
-            Survey::new(&subject.module).and_then(|mut survey| {
-                for step in steps {
-                    if !survey.goes_on() {
-                        break;
-                    }
-                    survey.push(step)?;
-                }
-                Ok(survey)
-            })
-        }
+        Source::Given(text) => played(subject, calls::parse(text, vocabulary)?),
+        Source::Recorded(steps) => played(subject, steps.clone()),
     };
     let survey = surveyed.map_err(|stop| match stop {
         Stop::Fault(fault) => CheckError::Fault(fault),
@@ -238,6 +231,17 @@ fn survey(
         true => Err(CheckError::NoCalls),
         false => Ok(survey),
     }
+}
+
+fn played(subject: &Subject, steps: Vec<Step>) -> Result<Survey, Stop> {
+    let mut survey = Survey::new(&subject.module)?;
+    for step in steps {
+        if !survey.goes_on() {
+            break;
+        }
+        survey.push(step)?;
+    }
+    Ok(survey)
 }
 
 fn bench<'a>(subject: &'a Subject, vocabulary: &'a Vocabulary, survey: &Survey) -> Bench<'a> {
@@ -279,7 +283,7 @@ fn report(
         refused: survey.answers.iter().filter(|answer| answer.refused()).count(),
         seed: match options.source {
             Source::Generated { seed, .. } => Some(seed),
-            Source::Given(_) => None,
+            Source::Given(_) | Source::Recorded(_) => None,
         },
         subscriptions: vocabulary.subscriptions,
         checks: Vec::new(),

@@ -91,7 +91,7 @@ Write a machine:
   conclave new my-counter                  a project that builds and passes its tests
   conclave build my-counter                a component
   conclave check my-counter/target/my-counter.wasm
-  conclave dev --module my-counter/target/my-counter.wasm
+  conclave dev --module my-counter/target/my-counter.wasm --watch
   conclave module push my-counter/target/my-counter.wasm    to a cluster that runs
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (kv get)."
@@ -136,7 +136,7 @@ impl Cli {
             Verb::New(arguments) => new::run(arguments, &mut output),
             Verb::Build(arguments) => build::run(arguments, &mut output),
             Verb::Inspect(arguments) => inspect::run(arguments, &mut output),
-            Verb::Check(arguments) => check::run(arguments, &mut output),
+            Verb::Check(arguments) => check::run(arguments, &mut output).await,
             Verb::Replay(arguments) => replay::run(*arguments, &mut output).await,
         };
         match result {

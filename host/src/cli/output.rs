@@ -22,7 +22,7 @@ use super::Failed;
 const PROGRESS_LINE_EVERY: Duration = Duration::from_secs(2);
 
 /// Where results and remarks go.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Output {
     json: bool,
 }

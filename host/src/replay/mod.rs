@@ -2,7 +2,7 @@
 //! or another one.
 //!
 //! [`Source`] is what there is to replay, [`Player`] applies it entry by entry and answers queries on the way,
-//! [`Seen`] is what an entry was and what came of it, [`Messages`] turns requests and answers into JSON.
+//! [`Seen`] is what an entry was and what came of it, [`Asked`] what it was alone, [`Messages`] turns requests and answers into JSON.
 //!
 //! # Contract
 //! 1. Entries have the outcomes that they had on the node, because they take the same way: the machine layer's
@@ -19,6 +19,7 @@
 //! - A trap that depends on how the guest's heap is laid out (a limit on memory) may not happen again in an
 //!   instance that was restored from a snapshot.
 
+mod calls;
 mod error;
 mod history;
 mod messages;
@@ -27,6 +28,7 @@ mod seen;
 mod source;
 
 pub use self::{
+    calls::{Asked, AskedAll},
     error::Error,
     messages::Messages,
     player::Player,

@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 use crate::harness::{PATIENCE, conclave};
 
-/// Each test its own hundred ports.
-fn port_base() -> u16 {
+/// Each run its own ports. A test may add to it what no other does, up to 90.
+pub(crate) fn port_base() -> u16 {
     20_000 + (std::process::id() % 100) as u16 * 300
 }
 
@@ -34,7 +34,7 @@ fn dev(dir: &Path, base: u16) -> (Child, String) {
     (child, said)
 }
 
-fn stop(mut child: Child) {
+pub(crate) fn stop(mut child: Child) {
     let pid = rustix::process::Pid::from_child(&child);
     rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
     let deadline = Instant::now() + PATIENCE;

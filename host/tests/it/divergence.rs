@@ -14,6 +14,7 @@ use tempfile::TempDir;
 use crate::{
     counters::version,
     harness::{Cluster, Setup, call, conclave, eventually},
+    recorded,
     wat::Wat,
 };
 
@@ -94,16 +95,17 @@ async fn healed(cluster: &Cluster, id: u64, times: u64) {
 
 /// Waits until a node has agreed with a checkpoint after `index`: the leader proposes none without news.
 async fn agreed(cluster: &Cluster, id: u64) {
-    let page = |admin: &str| -> String {
+    // One that was just started may not listen yet.
+    let page = |admin: &str| -> std::io::Result<String> {
         use std::io::{Read, Write};
-        let mut stream = std::net::TcpStream::connect(admin).unwrap();
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n").unwrap();
+        let mut stream = std::net::TcpStream::connect(admin)?;
+        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
         let mut page = String::new();
-        stream.read_to_string(&mut page).unwrap();
-        page
+        stream.read_to_string(&mut page)?;
+        Ok(page)
     };
     eventually("the node agrees with a checkpoint", async || {
-        let page = page(&cluster.node(id).admin);
+        let page = page(&cluster.node(id).admin).map_err(|error| error.to_string())?;
         let equal = page.lines().find_map(|line| {
             line.strip_prefix("conclave_checkpoints_equal_total ")?.trim().parse::<f64>().ok()
         });
@@ -137,7 +139,7 @@ fn assert_equal(cluster: &Cluster) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_module_that_is_no_function_of_the_log_is_found_named_silenced_and_healed() {
-    let (mut cluster, _dir) = start().await;
+    let (mut cluster, dir) = start().await;
     let client = cluster.client();
     let leader = cluster.leader().await;
     let victim = leader % 3 + 1;
@@ -219,6 +221,18 @@ async fn a_module_that_is_no_function_of_the_log_is_found_named_silenced_and_hea
         assert_eq!(query(&cluster.client_of(id), COUNT).await.unwrap(), 2, "node {id}");
         cluster.assert_running(id);
     }
+
+    // What went wrong in the cluster shows without one, with the calls that led to it.
+    let sound = (1..=3).find(|id| *id != victim).unwrap();
+    cluster.stop(sound);
+    let (key, module) = (cluster.dir.path().join("master.key"), dir.path().join("drifting.wasm"));
+    let checked = recorded::check(&cluster, sound, &key, &[module.to_str().unwrap()]);
+    let why = String::from_utf8_lossy(&checked.stderr);
+    assert_eq!(checked.status.code(), Some(1), "{why}");
+    assert!(
+        why.contains("drifting does not keep the contract: ") && why.contains("restore"),
+        "{why}"
+    );
 }
 
 /// Makes both instances of one node a thousand more than they should be.

@@ -14,6 +14,7 @@ mod bad_input;
 #[allow(dead_code, reason = "the tests of the machine layer use all of it")]
 mod counters;
 mod dev;
+mod dev_watch;
 mod divergence;
 mod durability;
 mod examples;
@@ -24,6 +25,7 @@ mod kv;
 mod modules;
 mod peers;
 mod projects;
+mod recorded;
 mod recovery;
 mod replay;
 mod traps;

@@ -22,7 +22,7 @@ static INSTALLING: Mutex<()> = Mutex::new(());
 
 /// A directory that is empty, and at the same place in every run: what cargo compiled there stays
 /// useful, which saves minutes.
-fn empty(name: &str) -> PathBuf {
+pub(crate) fn empty(name: &str) -> PathBuf {
     let dir = scratch().join(name);
     if dir.exists() {
         fs::remove_dir_all(&dir).unwrap();
@@ -36,7 +36,7 @@ pub(crate) fn scratch() -> PathBuf {
 }
 
 /// Compiled dependencies, shared by the runs.
-fn target() -> PathBuf {
+pub(crate) fn target() -> PathBuf {
     scratch().join("target")
 }
 

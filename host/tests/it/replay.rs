@@ -15,6 +15,7 @@ use tempfile::TempDir;
 
 use crate::{
     harness::{self, Cluster, Setup, conclave, files, put},
+    recorded,
     traps::{add, call, hostile, setup},
 };
 
@@ -208,6 +209,13 @@ async fn before_the_snapshot_there_is_nothing() {
     assert!((3..=700).contains(&count), "{count}");
     let at = replayed(&cluster, 1, &[&["--to", &third_last.to_string()][..], &GET].concat());
     assert!(at["answers"][0].to_string().contains("color 707"), "{at}");
+
+    // A check with what is left begins with the initial state all the same, and says so.
+    let key = cluster.dir.path().join("master.key");
+    let checked = recorded::check(&cluster, 1, &key, &["--shrink", "0"]);
+    let said = String::from_utf8_lossy(&checked.stderr);
+    assert!(checked.status.success() && said.contains("is in a snapshot only"), "{said}");
+    assert!(!said.contains("from entries 0 to"), "{said}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ mod project;
 mod python;
 mod rust;
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -30,7 +30,7 @@ use super::{Failed, Result, output::Output};
 Examples:
   conclave build
   conclave build machines/lock --output lock.wasm
-  conclave dev --module \"$(conclave build)\"
+  conclave dev --module \"$(conclave build)\" --watch
 
 What it needs:
   rustup target add wasm32-unknown-unknown            for Rust
@@ -54,6 +54,21 @@ struct Built {
     size_bytes: u64,
     imports: Vec<String>,
     changed: bool,
+}
+
+/// The directory of the nearest project above a component.
+pub(super) fn project_above(component: &Path) -> Option<PathBuf> {
+    Project::above(component).map(|project| project.dir)
+}
+
+/// What a build writes besides the compilers' files, so that it is no source: the component, and what is made
+/// on the way.
+pub(super) fn outputs(project: &Path, component: &Path) -> [PathBuf; 3] {
+    [
+        component.to_owned(),
+        component.with_extension("partial"),
+        project.join(python::DESCRIPTOR_SET_FILE),
+    ]
 }
 
 /// Runs the verb.

@@ -66,6 +66,12 @@ impl Project {
             dir.display()
         )))
     }
+
+    /// The nearest one whose directory is above `file`. One that could not be built, such as a workspace of
+    /// others, is none.
+    pub(super) fn above(file: &Path) -> Option<Self> {
+        file.ancestors().skip(1).find_map(|dir| Self::of(dir).ok())
+    }
 }
 
 /// The name in a manifest, and the manifest. It becomes a file's name, so it is a plain one.
@@ -111,5 +117,21 @@ mod tests {
             let message = refusal(Project::of(dir.path()));
             assert!(message.contains(why), "{bad}: {message}");
         }
+    }
+
+    #[test]
+    fn a_components_project_is_the_nearest_above_it() {
+        let dir = tempfile::tempdir().unwrap();
+        let file = dir.path().join("lock/target/lock.wasm");
+        assert!(Project::above(&file).is_none());
+        fs::create_dir(dir.path().join("lock")).unwrap();
+        fs::write(dir.path().join("Cargo.toml"), "[package]\nname = \"outer\"\n").unwrap();
+        assert_eq!(Project::above(&file).unwrap().name, "outer");
+        let manifest = dir.path().join("lock/Cargo.toml");
+        fs::write(&manifest, "[workspace]\n").unwrap();
+        assert_eq!(Project::above(&file).unwrap().name, "outer");
+        fs::write(&manifest, "[package]\nname = \"lock\"\n").unwrap();
+        let found = Project::above(&file).unwrap();
+        assert_eq!((found.name.as_str(), found.dir), ("lock", dir.path().join("lock")));
     }
 }

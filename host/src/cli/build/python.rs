@@ -27,7 +27,7 @@ const PYTHON_VERSION: &str = "3.14";
 /// The module that the component is made of: it imports the project's `machine.py`.
 const APP: &str = "conclave_sdk.component";
 /// What descriptor sets are kept in.
-const DESCRIPTOR_SET_FILE: &str = "descriptor_set.py";
+pub(super) const DESCRIPTOR_SET_FILE: &str = "descriptor_set.py";
 /// Base64 in a line: a multiple of 4, so that each line stands by itself.
 const LINE_BYTES: usize = 96;
 

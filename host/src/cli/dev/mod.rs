@@ -11,20 +11,24 @@
 mod children;
 mod plan;
 mod ready;
+mod watch;
 
 use std::{
     ffi::OsString,
     fs::{self, File, TryLockError},
+    future::pending,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
 
 use clap::Args;
+use conclave_client::Client;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{
     children::{Children, Ended, in_words, tail},
     plan::{NODES_MAX, Node, PORT_BASE_MAX, Plan, Wishes, reset, shell},
+    watch::Watch,
 };
 use super::{Failed, Result, key, output::Output};
 
@@ -34,12 +38,17 @@ use super::{Failed, Result, key, output::Output};
 /// Node i listens on port base+i for clients, base+100+i for its peers and base+200+i for metrics.
 /// Started again on the same directory the cluster goes on with its data. In the directory are
 /// cluster.json (process ids and addresses), node-N.log, the nodes' data and master.key.
+///
+/// With --watch a machine is written while it runs: after each change of its source it is built, and the cluster
+/// goes on with the new machine and the state that it has, as with `conclave module`. Changes that break clients
+/// are shown and allowed. What does not build, or does not take the state, changes nothing, and says why.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   conclave dev
   conclave dev --nodes 5 --data-dir /tmp/five --port-base 8100
   conclave dev --module target/machine.wasm --reset
+  conclave dev --module target/machine.wasm --watch
 
 To lose a node, and see how it is started again:
   kill -9 $(jq .nodes[0].pid conclave-dev/cluster.json)")]
@@ -61,6 +70,12 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE")]
     module: Option<PathBuf>,
 
+    /// Build the project above FILE whenever a source changes, and upgrade the cluster to it. Without a project
+    /// (a Cargo.toml or a pyproject.toml, as for `conclave build`) FILE itself is watched. What .gitignore names
+    /// is not, nor what lies outside of the project
+    #[arg(long, requires = "module")]
+    watch: bool,
+
     /// Remove the cluster that the directory holds, with its data, and start a new one
     #[arg(long)]
     reset: bool,
@@ -70,10 +85,23 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     let dir = directory(&arguments.data_dir)?;
     let _lock = lock(&dir)?;
+    let program = std::env::current_exe()
+        .map_err(|cause| Failed::local(format!("this program cannot find itself: {cause}")))?;
+    // From here on a signal ends the children too, not this process alone.
+    let mut signals = Signals::new()?;
+    let watched = arguments.module.as_ref().filter(|_| arguments.watch);
+    let mut watch = watched.map(|file| Watch::new(&program, file, &dir)).transpose()?;
+    if let Some(watch) = &mut watch {
+        output.remark(watch.describe());
+        tokio::select! {
+            built = watch.first() => built?,
+            () = signals.next() => return Ok(()),
+        }
+    }
+    let module = arguments.module.map(|module| absolute(&module)).transpose()?;
     if arguments.reset {
         reset(&dir)?;
     }
-    let module = arguments.module.map(|module| absolute(&module)).transpose()?;
     let wishes = Wishes { nodes: arguments.nodes, port_base: arguments.port_base, module };
     let plan = Plan::of(&dir, &wishes)?;
     plan.check_ports()?;
@@ -81,12 +109,8 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     if !key_file.exists() {
         key::generate(&key_file)?;
     }
-    let program = std::env::current_exe()
-        .map_err(|cause| Failed::local(format!("this program cannot find itself: {cause}")))?;
-    // From here on a signal ends the children too, not this process alone.
-    let mut signals = Signals::new()?;
     let mut cluster = Cluster { dir, program, plan, children: Children::new() };
-    let result = cluster.live(&mut signals, output).await;
+    let result = cluster.live(watch, &mut signals, output).await;
     cluster.stop(&mut signals, output).await;
     result
 }
@@ -101,7 +125,12 @@ struct Cluster {
 
 impl Cluster {
     /// From the start of the first node until a signal, or until no node is left.
-    async fn live(&mut self, signals: &mut Signals, output: &mut Output) -> Result {
+    async fn live(
+        &mut self,
+        watch: Option<Watch>,
+        signals: &mut Signals,
+        output: &mut Output,
+    ) -> Result {
         for at in 0..self.plan.nodes.len() {
             let arguments = self.arguments(&self.plan.nodes[at]);
             let pid = self.children.start(&self.program, &arguments, &self.plan.nodes[at])?;
@@ -122,6 +151,15 @@ impl Cluster {
             () = signals.next() => return Ok(()),
         };
         self.explain(leader, output);
+        let client = self.client()?;
+        let said = output.clone();
+        // Dropped at the end, with the build that may be under way.
+        let mut watching = Box::pin(async {
+            match watch {
+                Some(watch) => watch.run(client, said).await,
+                None => pending().await,
+            }
+        });
         loop {
             tokio::select! {
                 ended = self.children.next_ended() => match ended {
@@ -129,6 +167,7 @@ impl Cluster {
                     None => return Err(Failed::local("no node is left")),
                 },
                 () = signals.next() => return Ok(()),
+                never = &mut watching => match never {},
             }
         }
     }
@@ -149,6 +188,13 @@ impl Cluster {
         if let Err(failed) = self.plan.write(&self.dir) {
             output.failed(&failed);
         }
+    }
+
+    /// A client of all nodes.
+    fn client(&self) -> Result<Client> {
+        let endpoints = self.plan.nodes.iter().map(|node| node.client.clone());
+        let client = Client::builder().endpoints(endpoints).build();
+        client.map_err(|error| Failed::local(error.to_string()))
     }
 
     fn arguments(&self, node: &Node) -> Vec<OsString> {

@@ -6,7 +6,7 @@ mod list;
 mod push;
 mod rehearse;
 mod rollback;
-mod show;
+pub(super) mod show;
 
 use clap::{Args, Subcommand};
 

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 use crate::cli::output::Output;
 
 /// As much of an id as people need.
-pub(super) fn short(id: &str) -> &str {
+pub(in crate::cli) fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
 }
 
@@ -16,7 +16,7 @@ pub(super) fn name(module: &Module) -> String {
 }
 
 /// A node's state, with what belongs to it.
-pub(super) fn node(node: &ModuleNode) -> String {
+pub(in crate::cli) fn node(node: &ModuleNode) -> String {
     match node.state.as_str() {
         "ready" => format!(
             "ready: state carried over in {} ms, {} entries applied",

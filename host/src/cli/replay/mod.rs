@@ -11,7 +11,8 @@ use bytes::Bytes;
 use clap::Args;
 use tokio::task::spawn_blocking;
 
-use self::{plan::Plan, private::PrivateDir, session::Session};
+pub(super) use self::private::PrivateDir;
+use self::{plan::Plan, session::Session};
 use super::{Failed, Result, output::Output};
 use crate::{
     config::{Settings, StoppedNode},

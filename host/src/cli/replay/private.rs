@@ -16,10 +16,10 @@ use tokio::signal::unix::{SignalKind, signal};
 use crate::cli::{Failed, Result};
 
 /// For its owner alone, and removed when dropped.
-pub(super) struct PrivateDir(PathBuf);
+pub(in crate::cli) struct PrivateDir(PathBuf);
 
 impl PrivateDir {
-    pub(super) fn create(parent: &Path) -> Result<Self> {
+    pub(in crate::cli) fn create(parent: &Path) -> Result<Self> {
         let failed = |cause: &dyn std::fmt::Display| {
             Failed::local(format!("cannot make a directory in {}: {cause}", parent.display()))
         };
@@ -30,13 +30,13 @@ impl PrivateDir {
         Ok(Self(path))
     }
 
-    pub(super) fn path(&self) -> &Path {
+    pub(in crate::cli) fn path(&self) -> &Path {
         &self.0
     }
 
     /// Watches for Ctrl-C and SIGTERM: the first asks the verb to end, at the next entry; the second removes the
-    /// directory and ends the process at once.
-    pub(super) fn guard(&self) -> Result<Arc<AtomicBool>> {
+    /// directory and ends the process at once. So does the first, once there is no directory.
+    pub(in crate::cli) fn guard(&self) -> Result<Arc<AtomicBool>> {
         let failed = |cause| Failed::local(format!("cannot wait for signals: {cause}"));
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
@@ -48,7 +48,7 @@ impl PrivateDir {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
-                if stopping.swap(true, Ordering::Relaxed) {
+                if stopping.swap(true, Ordering::Relaxed) || !path.exists() {
                     let _ = fs::remove_dir_all(&path);
                     process::exit(1);
                 }

@@ -1,5 +1,7 @@
 //! `conclave check`: whether a machine keeps the contract.
 
+mod recorded;
+
 use std::{
     fs,
     path::{Path, PathBuf},
@@ -10,6 +12,7 @@ use bytes::Bytes;
 use clap::Args;
 use serde_json::{Value, json};
 
+use self::recorded::Recorded;
 use super::{
     Failed, Result,
     output::{Output, table},
@@ -37,12 +40,16 @@ const CALLS_BYTES_MAX: u64 = 1 << 30;
 /// JSON object a line, with "method", and "request" (as for `conclave call`) or "request_base64". Optional
 /// are "time_ms", "principal" and "kind": command, query or tick. A machine without a descriptor needs
 /// a file. Calls are shown as they are, secrets included.
+///
+/// Or they are those that a cluster was asked, in their order and with their times: --data-dir takes what the log of a
+/// stopped node still has. Queries are in no log.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   conclave check target/my-counter.wasm
   conclave check target/my-counter.wasm --generate 5000 --seed 7
   conclave check target/my-counter.wasm --calls calls.jsonl
+  conclave check target/my-counter.wasm --data-dir /var/lib/conclave --master-key-file master.key
   conclave check target/my-counter.wasm --save smallest.jsonl || cat smallest.jsonl
   conclave check target/my-counter.wasm --json | jq -r '.checks[] | select(.verdict != \"ok\") | .name'
   conclave check                              the key-value store that this program carries
@@ -69,6 +76,9 @@ pub struct Arguments {
     #[arg(long, value_name = "FILE", conflicts_with_all = ["generate", "seed"])]
     calls: Option<PathBuf>,
 
+    #[command(flatten)]
+    recorded: Recorded,
+
     /// Leave a check out; may be given again
     #[arg(long, value_name = "CHECK")]
     skip: Vec<String>,
@@ -87,11 +97,14 @@ pub struct Arguments {
 }
 
 /// Runs the verb.
-pub fn run(arguments: Arguments, output: &mut Output) -> Result {
+pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     output.set_json(arguments.json);
     let (name, component) = component(arguments.file.as_deref())?;
     let source = match &arguments.calls {
         Some(path) => Source::Given(calls(path)?),
+        None if arguments.recorded.is_wanted() => {
+            Source::Recorded(arguments.recorded.steps(output).await?)
+        }
         None => Source::Generated {
             count: usize::try_from(arguments.generate).unwrap_or(usize::MAX),
             seed: arguments.seed,
@@ -102,7 +115,8 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
         skip: arguments.skip.clone(),
         shrink_for: Duration::from_secs(arguments.shrink),
     };
-    let failed = |error| failed(&error, &name, arguments.calls.as_deref());
+    let from = arguments.calls.as_ref().or(arguments.recorded.data_dir.as_ref());
+    let failed = |error| failed(&error, &name, from.map(PathBuf::as_path));
     let subject = Subject::load(component).map_err(failed)?;
     let mut progress = None;
     let mut tell = |now: check::Progress| {
