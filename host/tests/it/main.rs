@@ -23,6 +23,7 @@ mod import;
 mod kv;
 mod modules;
 mod peers;
+mod power_cut;
 mod projects;
 mod recovery;
 mod replay;
