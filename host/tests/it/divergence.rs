@@ -204,10 +204,24 @@ async fn a_module_that_is_no_function_of_the_log_is_found_named_silenced_and_hea
     .await;
     let error = query(&silent, COUNT).await.unwrap_err();
     assert!(error.is_unavailable() && error.to_string().contains("diverged"), "{error}");
-    // The others serve, and what they were told is there when it is back; a restart changes nothing.
+    // The others serve, and what they were told is there when it is back; a restart changes nothing, also if
+    // nobody is there who could heal it.
     let (_, last) = apply(&client, COUNT).await.unwrap();
-    cluster.kill(victim);
+    for id in 1..=3 {
+        cluster.kill(id);
+    }
     cluster.start_node(victim);
+    eventually("it remembers why it is silent", async || {
+        let answer = query(&silent, COUNT).await;
+        let Err(error) = answer else { panic!("it answers: {answer:?}") };
+        let knows = error.is_unavailable() && error.to_string().contains("diverged");
+        if knows { Ok(()) } else { Err(error.to_string()) }
+    })
+    .await;
+    assert!(!silent.is_serving().await.unwrap());
+    for id in (1..=3).filter(|id| *id != victim) {
+        cluster.start_node(id);
+    }
     eventually("the node is back", async || {
         let node = node(&cluster, victim).await?;
         let back = node.fault.is_empty() && node.applied >= last;

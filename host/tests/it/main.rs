@@ -18,6 +18,7 @@ mod divergence;
 mod durability;
 mod examples;
 mod foreign;
+mod full_disk;
 mod harness;
 mod import;
 mod kv;
