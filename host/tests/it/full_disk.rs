@@ -27,7 +27,8 @@ impl SmallDisk {
     fn mount(at: &Path, bytes: usize) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         let size = format!("size={bytes},mode=700");
-        let mounted = run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at));
+        let mounted =
+            run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at));
         if !mounted.as_ref().is_some_and(|output| output.status.success()) {
             eprintln!("skipped: a small file system cannot be mounted here: {mounted:?}");
             return None;
@@ -104,7 +105,11 @@ async fn until_it_says_why(cluster: &Cluster, id: u64, writing: &mut Writing) {
     let why = eventually("the node says why", async || {
         writing.put().await;
         let fault = fault(cluster, id).await?;
-        if fault.is_empty() { Err(format!("no fault after {} puts", writing.tried)) } else { Ok(fault) }
+        if fault.is_empty() {
+            Err(format!("no fault after {} puts", writing.tried))
+        } else {
+            Ok(fault)
+        }
     })
     .await;
     assert!(why.contains("No space left") && why.contains("store"), "{why}");

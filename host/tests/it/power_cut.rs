@@ -12,7 +12,7 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    time::Instant,
+    time::Duration,
 };
 
 use conclave_client::Client;
@@ -21,15 +21,15 @@ use futures::StreamExt;
 use self::disk::{Dice, Disk, Unsynced};
 use crate::{
     durability::{now, strace_works},
-    harness::{Cluster, PATIENCE, Setup, conclave, eventually, free_address, get, put},
+    harness::{Cluster, Setup, conclave, eventually, free_address, get, put},
 };
 
 const WRITERS: usize = 4;
 const PUTS: usize = 120;
 /// Each writer's own: a put replaces an older one.
 const KEYS: usize = 5;
-/// How many moments, spread over the run. At each what was not synced is lost, and by another seed in part.
-const CUTS: usize = 16;
+/// How many moments, spread over the run; each makes a directory on which a node is started.
+const CUTS: usize = 24;
 
 /// A put: of which key, when it was sent and when its answer came.
 struct Put {
@@ -53,24 +53,24 @@ async fn acknowledged_puts_survive_a_power_cut_at_any_moment() {
     let flags = ["--snapshot-entries=100", "--keep-entries=0"].map(str::to_owned).into();
     let mut cluster = Cluster::prepared(Setup { module: None, flags });
     cluster.nodes.truncate(1);
-    let begun = Instant::now();
     let puts = traced_puts(&mut cluster).await;
     let trace = fs::read_to_string(cluster.dir.path().join("trace")).unwrap();
     let (events, times) = trace::read(&trace, &cluster.node(1).data_dir);
     drop(trace);
     let disk = Disk::new(&cluster.node(1).data_dir, &events);
-    eprintln!("traced: {} events {} lines {:?}", events.len(), times.len(), begun.elapsed());
-
-    let images = moments(&events, times.len()).into_iter().enumerate().flat_map(|(number, cut)| {
-        let seed = Unsynced::Some(number as u64 + 1);
-        let other = if number % 4 == 0 { Unsynced::Everything } else { seed };
-        [(cut, Unsynced::Nothing), (cut, other)]
+    let images = moments(&events, times.len()).into_iter().enumerate().map(|(number, cut)| {
+        let unsynced = match number % 6 {
+            0 | 2 | 4 => Unsynced::Nothing,
+            1 | 3 => Unsynced::Some(number as u64),
+            _ => Unsynced::Everything,
+        };
+        (cut, unsynced)
     });
     let cluster = &cluster;
-    let checks = images.map(|(cut, unsynced)| {
+    let checks = images.enumerate().map(|(number, (cut, unsynced))| {
         let (disk, puts, at) = (&disk, &puts, times[cut]);
         async move {
-            let image = cluster.dir.path().join(format!("cut-{cut}-{unsynced:?}"));
+            let image = cluster.dir.path().join(format!("cut-{number}"));
             disk.image(cut, unsynced, &image);
             let what = format!("cut at line {cut} of the trace, of the unsynced {unsynced:?}");
             let node = Restarted::start(cluster, &image);
@@ -80,21 +80,18 @@ async fn acknowledged_puts_survive_a_power_cut_at_any_moment() {
         }
     });
     futures::stream::iter(checks).buffer_unordered(2).collect::<()>().await;
-    eprintln!("all {:?}", begun.elapsed());
 }
 
 /// Some at random, some between a write and the end of the sync that makes it durable, and the last.
 fn moments(events: &[trace::Event], lines: usize) -> Vec<usize> {
     let mut dice = Dice::new(7);
-    let syncs: Vec<_> = events
-        .iter()
-        .filter(|event| matches!(event.call, trace::Call::Sync(_)))
-        .collect();
+    let syncs: Vec<_> =
+        events.iter().filter(|event| matches!(event.call, trace::Call::Sync(_))).collect();
     let mut moments: Vec<usize> = (0..CUTS)
         .map(|number| {
             // Spread, so that every stretch of the run has its own.
             let sync = syncs[(number * syncs.len() + dice.below(syncs.len())) / CUTS];
-            if number % 2 == 0 { sync.ended } else { sync.ended + 1 + dice.below(6) }
+            if dice.below(2) == 0 { sync.ended } else { sync.ended + 1 + dice.below(6) }
         })
         .map(|line| line.min(lines - 1))
         .collect();
@@ -162,8 +159,9 @@ impl Restarted {
         let mut serve = conclave();
         serve.arg("serve").args(flags).stdin(Stdio::null()).stdout(Stdio::null());
         let child = serve.stderr(File::create(&log).unwrap()).spawn().unwrap();
+        // Impatient: in between it is looked whether the node has ended.
         let client = Client::builder().endpoints([client]).follow_leader(false);
-        Self { child, client: client.deadline(PATIENCE).build().unwrap(), log }
+        Self { child, client: client.deadline(Duration::from_secs(5)).build().unwrap(), log }
     }
 
     /// Every key has what was put last before the cut, or later.

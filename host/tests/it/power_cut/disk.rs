@@ -214,7 +214,8 @@ fn what_was_not_synced_may_be_lost() {
     let (root, file) = (PathBuf::from("/d"), PathBuf::from("/d/file"));
     let write = |at, byte| Call::Write { path: file.clone(), at: Some(at), data: vec![byte; 1024] };
     let open = Call::Open { path: file.clone(), creates: true, truncates: false };
-    let calls = [open, Call::Sync(root.clone()), write(0, 1), Call::Sync(file.clone()), write(512, 2)];
+    let calls =
+        [open, Call::Sync(root.clone()), write(0, 1), Call::Sync(file.clone()), write(512, 2)];
     let calls = calls.into_iter().enumerate();
     let events: Vec<_> =
         calls.map(|(at, call)| Event { begun: 2 * at, ended: 2 * at + 1, call }).collect();

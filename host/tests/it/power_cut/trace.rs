@@ -16,10 +16,21 @@ pub(super) const CALLS: &str = "trace=openat,creat,pwrite64,write,pwritev,pwrite
 #[derive(Debug, PartialEq)]
 pub(super) enum Call {
     /// For writing; made if it was not there and `creates`.
-    Open { path: PathBuf, creates: bool, truncates: bool },
+    Open {
+        path: PathBuf,
+        creates: bool,
+        truncates: bool,
+    },
     /// At an offset, or after what was written before.
-    Write { path: PathBuf, at: Option<u64>, data: Vec<u8> },
-    SetLength { path: PathBuf, bytes: u64 },
+    Write {
+        path: PathBuf,
+        at: Option<u64>,
+        data: Vec<u8>,
+    },
+    SetLength {
+        path: PathBuf,
+        bytes: u64,
+    },
     /// Of a file or of a directory.
     Sync(PathBuf),
     Rename(PathBuf, PathBuf),
