@@ -14,7 +14,7 @@ use crate::harness::{Cluster, eventually, put};
 
 const PUTS: usize = 40;
 
-fn now() -> f64 {
+pub(crate) fn now() -> f64 {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap().as_secs_f64()
 }
 
@@ -63,7 +63,7 @@ fn a_trace_is_read_in_both_forms() {
     assert_eq!(events(trace), [Event::Written(10.1), Event::Synced(10.4)]);
 }
 
-fn strace_works() -> bool {
+pub(crate) fn strace_works() -> bool {
     let probe = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
     probe.is_ok_and(|output| output.status.success())
 }

@@ -171,9 +171,15 @@ impl Cluster {
 
     /// SIGTERM, and waits until the process is gone.
     pub(crate) fn stop(&mut self, id: u64) {
-        let Some(mut child) = self.nodes[id as usize - 1].child.take() else { return };
-        let pid = rustix::process::Pid::from_child(&child);
+        let Some(child) = &self.node(id).child else { return };
+        let pid = rustix::process::Pid::from_child(child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).unwrap();
+        self.ended(id);
+    }
+
+    /// Waits until a process that was told to end is gone.
+    pub(crate) fn ended(&mut self, id: u64) {
+        let Some(mut child) = self.nodes[id as usize - 1].child.take() else { return };
         let deadline = Instant::now() + PATIENCE;
         while child.try_wait().unwrap().is_none() {
             assert!(Instant::now() < deadline, "node {id} does not stop\n{}", self.log_tail(id));

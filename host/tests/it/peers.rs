@@ -4,15 +4,17 @@ use std::{fs, time::Duration};
 
 use conclave::{
     proto::raft::{
-        AppendRequest, HandshakeRequest, LogId, SnapshotHeader, SnapshotPart, SnapshotStart, Vote,
-        VoteRequest, raft_client::RaftClient, snapshot_part::Part,
+        AppendRequest, Checkpoint, FetchSnapshotRequest, HandshakeRequest, LogId, Member,
+        Membership, SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, StoredMembership,
+        StoredModule, Vote, VoteRequest, Voters, raft_client::RaftClient, snapshot_part::Part,
     },
     raft::network::PROTOCOL_VERSION,
+    types::ModuleId,
 };
 use tokio::time::timeout;
 use tonic::{Code, Request, Response, Status, transport::Channel};
 
-use crate::harness::{Cluster, PATIENCE, Setup, eventually, put};
+use crate::harness::{Cluster, PATIENCE, Setup, eventually, files, get, put};
 
 /// A member's side of a connection to another.
 struct Pretender {
@@ -138,6 +140,129 @@ async fn what_no_member_would_send_is_refused() {
     cluster.assert_running(1);
     put(&client, "key", "after").await.unwrap();
     timeout(PATIENCE, cluster.caught_up(&[1, 2, 3])).await.unwrap();
+}
+
+/// Of a leader that is ahead of everybody, with a module whose bytes these are.
+fn header_with(cluster: &Cluster, module: &[u8]) -> SnapshotHeader {
+    let last_log_id = Some(LogId { term: 100, index: 1_000_000 });
+    let members = cluster.nodes.iter().map(|node| Member {
+        node_id: node.id,
+        peer_address: node.peer.clone(),
+        client_address: node.client.clone(),
+    });
+    let membership = Membership {
+        configs: vec![Voters { node_ids: vec![1, 2, 3] }],
+        members: members.collect(),
+    };
+    let module_id = bytes::Bytes::from(ModuleId::of(module).0.to_vec());
+    SnapshotHeader {
+        cluster_id: "test".into(),
+        last_log_id,
+        membership: Some(StoredMembership { log_id: last_log_id, membership: Some(membership) }),
+        module_id: module_id.clone(),
+        modules: vec![StoredModule {
+            module_id,
+            bytes: module.len() as u64,
+            ..StoredModule::default()
+        }],
+        digest: vec![7; 32].into(),
+        ..SnapshotHeader::default()
+    }
+}
+
+/// The parts of a snapshot, with an end that fits.
+fn parts(header: SnapshotHeader, chunks: &[&[u8]]) -> Vec<Part> {
+    let vote = Some(Vote { term: 100, node_id: 2, committed: true });
+    let mut parts = vec![Part::Start(SnapshotStart { vote, header: Some(header) })];
+    parts.extend(chunks.iter().map(|chunk| Part::Chunk(chunk.to_vec().into())));
+    let all = chunks.concat();
+    let blake3 = blake3::hash(&all).as_bytes().to_vec().into();
+    parts.push(Part::End(SnapshotEnd { bytes: all.len() as u64, blake3 }));
+    parts
+}
+
+/// A snapshot that is not what it says is refused by name, before it takes anything's place: the node has its
+/// state, its vote and its snapshot as before, and nothing of the other lies in its directory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_not_what_it_says_is_refused() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    put(&client, "key", "before").await.unwrap();
+    cluster.caught_up(&[1, 2, 3]).await;
+    cluster.client_of(1).snapshot().await.unwrap();
+    let snapshots = cluster.node(1).data_dir.join("snapshots");
+    let own = files(&snapshots);
+    assert_eq!(own.len(), 1);
+    let term = client.status().await.unwrap().term;
+
+    let kv = conclave::node::DEFAULT_MACHINE;
+    let (module, state) = (&kv[..100_000], &b"state"[..]);
+    let header = header_with(&cluster, module);
+    let with = |change: &dyn Fn(&mut SnapshotHeader)| {
+        let mut header = header.clone();
+        change(&mut header);
+        parts(header, &[module, state])
+    };
+    let without_end = |mut parts: Vec<Part>| {
+        parts.pop();
+        parts
+    };
+    let again = parts(header.clone(), &[module, state]);
+    let (first, second) = module.split_at(50_000);
+    let cases = [
+        ("no component", parts(header.clone(), &[module, state]), "whose state the snapshot is"),
+        ("noise", parts(header.clone(), &[&vec![9; 100_000], state]), "are not its own"),
+        ("changed order", parts(header.clone(), &[second, first, state]), "are not its own"),
+        ("half a module", parts(header.clone(), &[first]), "some of their bytes are missing"),
+        ("no border", parts(header.clone(), &[first, &[second, state].concat()]), "bytes of two"),
+        ("nothing at all", parts(header.clone(), &[]), "some of their bytes are missing"),
+        (
+            "another active one",
+            with(&|header| header.module_id = vec![1; 32].into()),
+            "is not among them",
+        ),
+        ("half an id", with(&|header| header.module_id = vec![1; 5].into()), "module"),
+        ("too many", with(&|header| header.modules[0].bytes = u64::MAX), "more than a cluster"),
+        ("cut off", without_end(again.clone()), "broke off before its end"),
+        ("cut off in a module", again[..1].to_vec(), "broke off before its end"),
+        (
+            "two headers",
+            [&without_end(again.clone())[..], &again[..1]].concat(),
+            "a snapshot has one header",
+        ),
+        (
+            "damaged on its way",
+            [&without_end(again.clone())[..], &parts(header.clone(), &[module])[2..]].concat(),
+            "damaged on its way",
+        ),
+        ("no header", again[1..].to_vec(), "must begin with its header"),
+    ];
+    let mut pretender = Pretender::member(&cluster, 2, 1).await;
+    for (what, parts, says) in cases {
+        let parts = parts.into_iter().map(|part| SnapshotPart { part: Some(part) });
+        let request = pretender.request(futures::stream::iter(parts.collect::<Vec<_>>()));
+        let refused = pretender.client.install_snapshot(request).await.err();
+        let refused = refused.unwrap_or_else(|| panic!("{what}: it was not refused"));
+        assert!(refused.message().contains(says), "{what}: {refused}");
+        eventually("nothing is left of it", async || {
+            let found = files(&snapshots);
+            if found == own { Ok(()) } else { Err(format!("{what}: {found:?}")) }
+        })
+        .await;
+    }
+    let checkpoint = Checkpoint { index: 5, digest: vec![1; 3].into() };
+    for checkpoint in [None, Some(checkpoint)] {
+        let message = FetchSnapshotRequest { checkpoint, index_min: u64::MAX };
+        let request = pretender.request(message);
+        assert_invalid(pretender.client.fetch_snapshot(request).await);
+    }
+
+    cluster.assert_running(1);
+    assert!(!cluster.log_tail(1).contains("panicked"));
+    assert_eq!(client.status().await.unwrap().term, term);
+    put(&client, "key", "after").await.unwrap();
+    timeout(PATIENCE, cluster.caught_up(&[1, 2, 3])).await.unwrap();
+    assert_eq!(get(&cluster.client_of(1), "key").await.unwrap(), "after");
 }
 
 fn assert_invalid<T>(answer: Result<Response<T>, Status>) {

@@ -5,8 +5,8 @@ use std::{
     fs,
     os::unix::fs::{MetadataExt, PermissionsExt},
     path::{Path, PathBuf},
-    process::Output,
-    time::SystemTime,
+    process::{Output, Stdio},
+    time::{Instant, SystemTime},
 };
 
 use conclave_client::CallOptions;
@@ -14,9 +14,11 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 
 use crate::{
+    counters::version,
     harness::{self, Cluster, Setup, conclave, files, put},
     recorded,
     traps::{add, call, hostile, setup},
+    wat::Wat,
 };
 
 /// Runs the verb on a node's directory, with a place of its own for the copy, which must be empty afterwards.
@@ -177,6 +179,68 @@ fn copy_dir(from: &Path, to: &Path) {
         fs::create_dir_all(copy.parent().unwrap()).unwrap();
         fs::copy(file, copy).unwrap();
     }
+}
+
+/// Entries that take long: all of them are one batch of the replay's.
+fn slow() -> Wat {
+    Wat {
+        apply: "(loop $again (local.set 9 (i32.add (local.get 9) (i32.const 1)))
+              (br_if $again (i32.lt_u (local.get 9) (i32.const 100000000))))
+            (i32.store (i32.const 268) (i32.const 0)) (i32.const 256)",
+        ..version("slow", 1, 1, &[1])
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn interrupted_it_ends_at_once_and_leaves_nothing() {
+    let dir = TempDir::new().unwrap();
+    let module = dir.path().join("slow.wasm");
+    fs::write(&module, slow().component()).unwrap();
+    let setup = Setup { module: Some(module), flags: Vec::new() };
+    let mut cluster = Cluster::prepared(setup);
+    cluster.nodes.truncate(1);
+    cluster.start_node(1);
+    cluster.serving().await;
+    for _ in 0..30 {
+        let request = json!({"method": "any", "request": ""});
+        let method = "conclave.machine.v1.Machine/Apply";
+        harness::call(&cluster.client(), method, request, CallOptions::write()).await.unwrap();
+    }
+    cluster.stop(1);
+    let data_dir = cluster.node(1).data_dir.clone();
+    let before = picture(&data_dir);
+    let begun = Instant::now();
+    replayed(&cluster, 1, &[]);
+    let whole = begun.elapsed();
+
+    for signal in [rustix::process::Signal::INT, rustix::process::Signal::TERM] {
+        let work = TempDir::new().unwrap();
+        let mut command = conclave();
+        command.args(["replay", "--data-dir"]).arg(&data_dir).arg("--work-dir").arg(work.path());
+        command.arg("--master-key-file").arg(cluster.dir.path().join("master.key"));
+        let child = command.stdout(Stdio::null()).stderr(Stdio::piped()).spawn().unwrap();
+        let threads = format!("/proc/{}/task", child.id());
+        harness::eventually("the machine runs", async || {
+            let tasks = fs::read_dir(&threads).map_err(|error| error.to_string())?;
+            let names = tasks.flatten().map(|task| fs::read_to_string(task.path().join("comm")));
+            let names: Vec<String> = names.flatten().collect();
+            let runs = names.iter().any(|name| name.starts_with("conclave-head"));
+            if runs { Ok(()) } else { Err(format!("{names:?}")) }
+        })
+        .await;
+        assert_ne!(files(work.path()), Vec::<PathBuf>::new(), "there is a copy");
+        let asked = Instant::now();
+        rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
+        let output = child.wait_with_output().unwrap();
+        let took = asked.elapsed();
+        assert!(took < whole / 3, "it took {took:?} to stop what takes {whole:?}");
+        assert_eq!(output.status.code(), Some(1), "{output:?}");
+        let said = refused(&output);
+        assert!(said.contains("stopped") && said.contains("as it was"), "{said}");
+        assert!(fs::read_dir(work.path()).unwrap().next().is_none(), "a copy was left behind");
+    }
+    let after = picture(&data_dir);
+    assert!(before == after, "the directory was changed: {:?}", changed(&before, &after));
 }
 
 /// Behind a snapshot nothing is left of the log, and the message says what is.

@@ -1,6 +1,6 @@
 //! The calls that a stopped node's log has.
 
-use std::{env, path::PathBuf, sync::atomic::Ordering};
+use std::{env, path::PathBuf};
 
 use clap::Args;
 use tokio::task::spawn_blocking;
@@ -60,7 +60,7 @@ impl Recorded {
             let copy = private.path().to_owned();
             let failed = |error: &dyn std::fmt::Display| Failed::local(error.to_string());
             move || {
-                let ended = || stop.load(Ordering::Relaxed);
+                let ended = || stop.is_asked_for();
                 let source =
                     node::open_replay(&stopped, &copy, ended).map_err(|error| failed(&error))?;
                 let found = source.asked(CALLS_MAX, BYTES_MAX).map_err(|error| failed(&error))?;

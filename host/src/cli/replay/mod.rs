@@ -5,7 +5,7 @@ mod plan;
 mod private;
 mod session;
 
-use std::{env, fs, path::PathBuf, sync::atomic::Ordering};
+use std::{env, fs, path::PathBuf};
 
 use bytes::Bytes;
 use clap::Args;
@@ -127,7 +127,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     let opening = spawn_blocking({
         let (copy, stop) = (private.path().to_owned(), stop.clone());
         move || {
-            let source = node::open_replay(&stopped, &copy, || stop.load(Ordering::Relaxed))
+            let source = node::open_replay(&stopped, &copy, || stop.is_asked_for())
                 .map_err(|error| Failed::local(error.to_string()))?;
             let other = component.map(|component| other(&source, component)).transpose()?;
             Ok::<_, Failed>((source, other))

@@ -5,15 +5,36 @@ use std::{
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
     process,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
 };
 
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch,
+};
 
 use crate::cli::{Failed, Result};
+
+/// Whether the verb is to end.
+#[derive(Clone)]
+pub(in crate::cli) struct Stop(watch::Receiver<bool>);
+
+impl Stop {
+    pub(in crate::cli) fn is_asked_for(&self) -> bool {
+        *self.0.borrow()
+    }
+
+    /// What the future gives, or the reason why it was not waited for.
+    pub(super) async fn or<T>(&self, future: impl Future<Output = T>) -> Result<T> {
+        let mut asked = self.0.clone();
+        tokio::select! {
+            biased;
+            Ok(_) = asked.wait_for(|asked| *asked) => {
+                Err(Failed::local("the replay was stopped; the data directory is as it was"))
+            }
+            result = future => Ok(result),
+        }
+    }
+}
 
 /// For its owner alone, and removed when dropped.
 pub(in crate::cli) struct PrivateDir(PathBuf);
@@ -34,27 +55,27 @@ impl PrivateDir {
         &self.0
     }
 
-    /// Watches for Ctrl-C and SIGTERM: the first asks the verb to end, at the next entry; the second removes the
-    /// directory and ends the process at once. So does the first, once there is no directory.
-    pub(in crate::cli) fn guard(&self) -> Result<Arc<AtomicBool>> {
+    /// Watches for Ctrl-C and SIGTERM: the first asks the verb to end, in the middle of an entry; the second
+    /// removes the directory and ends the process at once. So does the first, once there is no directory.
+    pub(in crate::cli) fn guard(&self) -> Result<Stop> {
         let failed = |cause| Failed::local(format!("cannot wait for signals: {cause}"));
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let stop = Arc::new(AtomicBool::new(false));
-        let (stopping, path) = (stop.clone(), self.0.clone());
+        let (asks, asked) = watch::channel(false);
+        let path = self.0.clone();
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
-                if stopping.swap(true, Ordering::Relaxed) || !path.exists() {
+                if asks.send_replace(true) || !path.exists() {
                     let _ = fs::remove_dir_all(&path);
                     process::exit(1);
                 }
             }
         });
-        Ok(stop)
+        Ok(Stop(asked))
     }
 }
 

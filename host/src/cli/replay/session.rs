@@ -1,13 +1,8 @@
 //! A replay from its beginning to its end.
 
-use std::sync::{
-    Arc,
-    atomic::{AtomicBool, Ordering},
-};
-
 use serde_json::{Map, Value, json};
 
-use super::{Arguments, entry, plan::Plan};
+use super::{Arguments, entry, plan::Plan, private::Stop};
 use crate::{
     cli::{Failed, Result, output::Output},
     machine::{Module, QueryError},
@@ -23,7 +18,7 @@ pub(super) struct Session {
     pub(super) source: Source,
     pub(super) other: Option<Module>,
     pub(super) plan: Plan,
-    pub(super) stop: Arc<AtomicBool>,
+    pub(super) stop: Stop,
 }
 
 /// What came of the entries.
@@ -93,15 +88,16 @@ impl Session {
         let mut tally = Tally::default();
         let mut progress = output.progress(end.saturating_sub(start.index()), "entries");
         loop {
-            if self.stop.load(Ordering::Relaxed) {
-                progress.finish();
-                return Err(Failed::local(
-                    "the replay was stopped; the data directory is as it was",
-                ));
-            }
             let mut batches = Vec::with_capacity(players.len());
             for player in players.iter_mut() {
-                batches.push(player.advance(end).await.map_err(failed)?.into_iter());
+                // A batch is thousands of entries, and each may take a second.
+                match self.stop.or(player.advance(end)).await {
+                    Ok(advanced) => batches.push(advanced.map_err(failed)?.into_iter()),
+                    Err(stopped) => {
+                        progress.finish();
+                        return Err(stopped);
+                    }
+                }
             }
             let (mut first, mut second) = {
                 let mut batches = batches.into_iter();
@@ -168,7 +164,7 @@ impl Session {
             let method = &query.method;
             let request = messages.encode_request(method, &query.request).map_err(Failed::Usage)?;
             let call = Call { method: method.as_str().into(), request, principal: "".into() };
-            let answer = match player.query(call).await {
+            let answer = match self.stop.or(player.query(call)).await? {
                 Ok(answered) => match &answered.result {
                     Ok(bytes) => entry::response(&messages, method, bytes),
                     Err(failure) => entry::failure(failure),

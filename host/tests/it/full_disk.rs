@@ -1,0 +1,221 @@
+//! A full disk: who has one says why and answers nobody; what was acknowledged is there, and when there is room
+//! again the node goes on.
+//!
+//! The disks are small file systems in memory, which only root may mount.
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use conclave_client::Client;
+
+use crate::harness::{Cluster, PATIENCE, Setup, eventually, files, get, get_stale, put};
+
+/// sled takes 16 MiB at a time.
+const DISK_BYTES: usize = 128 << 20;
+const VALUE_BYTES: usize = 256 << 10;
+
+/// A small file system, there until it is dropped.
+struct SmallDisk(PathBuf);
+
+impl SmallDisk {
+    /// Nothing where that is not permitted.
+    fn mount(at: &Path, bytes: usize) -> Option<Self> {
+        fs::create_dir_all(at).unwrap();
+        let size = format!("size={bytes},mode=700");
+        let mounted =
+            run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at));
+        if !mounted.as_ref().is_some_and(|output| output.status.success()) {
+            eprintln!("skipped: a small file system cannot be mounted here: {mounted:?}");
+            return None;
+        }
+        Some(Self(at.to_owned()))
+    }
+
+    /// Leaves no byte free.
+    fn fill(&self) {
+        let mut ballast = File::create(self.0.join("ballast")).unwrap();
+        let page = [1; 4096];
+        while ballast.write_all(&page).is_ok() {}
+    }
+
+    fn make_room(&self) {
+        fs::remove_file(self.0.join("ballast")).unwrap();
+    }
+
+    fn grow(&self, bytes: usize) {
+        let size = format!("remount,size={bytes}");
+        let grown = run(Command::new("mount").args(["-o", &size]).arg(&self.0)).unwrap();
+        assert!(grown.status.success(), "{grown:?}");
+    }
+}
+
+fn run(command: &mut Command) -> Option<Output> {
+    command.output().ok()
+}
+
+impl Drop for SmallDisk {
+    fn drop(&mut self) {
+        // Lazily: a process that is being killed may still have files open.
+        let _ = run(Command::new("umount").arg("-l").arg(&self.0));
+    }
+}
+
+/// Puts values one after another, and what was acknowledged.
+struct Writing {
+    client: Client,
+    acknowledged: Vec<String>,
+    tried: usize,
+}
+
+impl Writing {
+    /// Tries once; an error must be one that tells a client what to do.
+    async fn put(&mut self) -> bool {
+        let key = format!("key/{}", self.tried);
+        self.tried += 1;
+        match put(&self.client, &key, &text(&key)).await {
+            Ok(_) => self.acknowledged.push(key),
+            Err(error) => {
+                let clear =
+                    error.is_unavailable() || error.is_deadline() || error.outcome_unknown();
+                assert!(clear, "{key}: {error}");
+                return false;
+            }
+        }
+        true
+    }
+}
+
+fn text(key: &str) -> String {
+    format!("{key} {}", "x".repeat(VALUE_BYTES))
+}
+
+async fn fault(cluster: &Cluster, id: u64) -> Result<String, String> {
+    let status = cluster.client().status().await.map_err(|error| error.to_string())?;
+    let node = status.nodes.into_iter().find(|node| node.id == id);
+    node.map(|node| node.fault).ok_or_else(|| "no such node".to_owned())
+}
+
+/// Writes until the node with the full disk says so.
+async fn until_it_says_why(cluster: &Cluster, id: u64, writing: &mut Writing) {
+    let why = eventually("the node says why", async || {
+        writing.put().await;
+        let fault = fault(cluster, id).await?;
+        if fault.is_empty() {
+            Err(format!("no fault after {} puts", writing.tried))
+        } else {
+            Ok(fault)
+        }
+    })
+    .await;
+    assert!(why.contains("No space left") && why.contains("store"), "{why}");
+    let own = cluster.client_of(id);
+    eventually("its health says so", async || match own.is_serving().await {
+        Ok(false) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    let impatient = Client::builder()
+        .endpoints([cluster.node(id).client.clone()])
+        .follow_leader(false)
+        .deadline(Duration::from_secs(2));
+    let refused = get_stale(&impatient.build().unwrap(), "key/0").await.unwrap_err();
+    assert!(refused.to_string().contains("No space left"), "{refused}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_follower_and_then_the_leader_run_out_of_space() {
+    let mut cluster = Cluster::prepared(Setup::default());
+    let mut disks = Vec::new();
+    for node in &mut cluster.nodes {
+        let at = cluster.dir.path().join(format!("disk-{}", node.id));
+        let Some(disk) = SmallDisk::mount(&at, DISK_BYTES) else { return };
+        node.data_dir = at.join("data");
+        disks.push(disk);
+    }
+    for id in 1..=3 {
+        cluster.start_node(id);
+    }
+    cluster.serving().await;
+    let client = cluster.client();
+    let mut writing = Writing { client, acknowledged: Vec::new(), tried: 0 };
+    assert!(writing.put().await);
+    cluster.caught_up(&[1, 2, 3]).await;
+
+    for leads in [false, true] {
+        let leader = cluster.leader().await;
+        let full = if leads { leader } else { leader % 3 + 1 };
+        let disk = &disks[full as usize - 1];
+        disk.fill();
+        until_it_says_why(&cluster, full, &mut writing).await;
+        // The others go on, whoever led.
+        let goal = writing.acknowledged.len() + 5;
+        eventually("writing goes on", async || {
+            writing.put().await;
+            let done = writing.acknowledged.len();
+            if done >= goal { Ok(()) } else { Err(format!("{done} puts of {goal}")) }
+        })
+        .await;
+        let healthy: Vec<u64> = (1..=3).filter(|id| *id != full).collect();
+        cluster.caught_up(&healthy).await;
+        cluster.assert_running(full);
+        let log = fs::read_to_string(&cluster.node(full).log).unwrap();
+        assert!(log.contains("No space left") && !log.contains("panicked"), "{log}");
+
+        disk.make_room();
+        cluster.stop(full);
+        cluster.start_node(full);
+        cluster.caught_up(&[1, 2, 3]).await;
+    }
+    for id in 1..=3 {
+        let client = cluster.client_of(id);
+        for key in &writing.acknowledged {
+            assert_eq!(get_stale(&client, key).await.unwrap(), text(key), "{key} on node {id}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_finds_no_room_fails_alone() {
+    let mut cluster = Cluster::prepared(Setup::default());
+    cluster.nodes.truncate(1);
+    cluster.start_node(1);
+    cluster.serving().await;
+    let client = cluster.client();
+    for number in 0..16 {
+        let key = format!("key/{number}");
+        put(&client, &key, &text(&key)).await.unwrap();
+    }
+    cluster.stop(1);
+    let snapshots = cluster.node(1).data_dir.join("snapshots");
+    let Some(disk) = SmallDisk::mount(&snapshots, 1 << 20) else { return };
+    cluster.start_node(1);
+    cluster.serving().await;
+    for round in 0..2 {
+        let client = Client::builder().endpoints([cluster.node(1).client.clone()]);
+        let client = client.deadline(PATIENCE).build().unwrap();
+        let error = client.snapshot().await.unwrap_err();
+        assert!(error.to_string().contains("No space left"), "{error}");
+        assert_eq!(files(&snapshots), Vec::<PathBuf>::new(), "something is left of it");
+        put(&client, "after", &round.to_string()).await.unwrap();
+        assert_eq!(get(&client, "after").await.unwrap(), round.to_string());
+        assert_eq!(fault(&cluster, 1).await.unwrap(), "");
+    }
+    // Also a restart finds nothing that could be taken for one.
+    cluster.kill(1);
+    cluster.start_node(1);
+    cluster.serving().await;
+    assert_eq!(get(&cluster.client(), "after").await.unwrap(), "1");
+    disk.grow(64 << 20);
+    cluster.client().snapshot().await.unwrap();
+    assert_eq!(files(&snapshots).len(), 1);
+    cluster.kill(1);
+    cluster.start_node(1);
+    cluster.serving().await;
+    assert_eq!(get(&cluster.client(), "key/15").await.unwrap(), text("key/15"));
+    cluster.kill(1);
+}

@@ -1,0 +1,195 @@
+//! What a process did to the files under a directory, read from strace's lines.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+};
+
+/// What strace is asked for, see [`read`].
+pub(super) const ARGUMENTS: [&str; 6] = ["-f", "-ttt", "-y", "-xx", "-s", "33554432"];
+
+/// Every call by which a file or a name can change, and those that make it durable.
+pub(super) const CALLS: &str = "trace=openat,creat,pwrite64,write,pwritev,pwritev2,writev,ftruncate,truncate,\
+     fallocate,fdatasync,fsync,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,linkat";
+
+/// A change, or what makes changes durable.
+#[derive(Debug, PartialEq)]
+pub(super) enum Call {
+    /// For writing; made if it was not there and `creates`.
+    Open {
+        path: PathBuf,
+        creates: bool,
+        truncates: bool,
+    },
+    /// At an offset, or after what was written before.
+    Write {
+        path: PathBuf,
+        at: Option<u64>,
+        data: Vec<u8>,
+    },
+    SetLength {
+        path: PathBuf,
+        bytes: u64,
+    },
+    /// Of a file or of a directory.
+    Sync(PathBuf),
+    Rename(PathBuf, PathBuf),
+    Remove(PathBuf),
+    MakeDir(PathBuf),
+}
+
+/// A call that succeeded, from one line of the trace to another: the same, unless other threads came between.
+#[derive(Debug)]
+pub(super) struct Event {
+    pub(super) begun: usize,
+    pub(super) ended: usize,
+    pub(super) call: Call,
+}
+
+/// The calls in the order in which they ended, and when each line was written.
+pub(super) fn read(trace: &str, root: &Path) -> (Vec<Event>, Vec<f64>) {
+    let mut unfinished: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
+    let (mut events, mut times) = (Vec::new(), Vec::new());
+    for line in trace.lines() {
+        let number = times.len();
+        // strace pads process ids of fewer digits.
+        let Some((pid, rest)) = line.split_once(' ') else { continue };
+        let Some((time, call)) = rest.trim_start().split_once(' ') else { continue };
+        let Ok(time) = time.parse::<f64>() else { continue };
+        times.push(time);
+        if let Some(head) = call.strip_suffix(" <unfinished ...>") {
+            unfinished.insert(pid, (number, head));
+            continue;
+        }
+        let found = match call.strip_prefix("<... ") {
+            Some(resumed) => unfinished.remove(pid).and_then(|(begun, head)| {
+                let (_, tail) = resumed.split_once(" resumed>")?;
+                // The first half has the arguments, the second the result.
+                parse(head, tail, root).map(|call| (begun, call))
+            }),
+            None => {
+                let at = call.rfind(" = ").unwrap_or(call.len());
+                parse(&call[..at], &call[at..], root).map(|call| (number, call))
+            }
+        };
+        if let Some((begun, call)) = found {
+            events.push(Event { begun, ended: number, call });
+        }
+    }
+    (events, times)
+}
+
+fn parse(head: &str, tail: &str, root: &Path) -> Option<Call> {
+    let result = &tail[tail.rfind(" = ")? + 3..];
+    if result.starts_with('-') || result.starts_with('?') {
+        return None;
+    }
+    let (name, arguments) = head.split_once('(')?;
+    let within = |path: PathBuf| path.starts_with(root).then_some(path);
+    let mut names = names(arguments);
+    let of_descriptor = || within(described(arguments)?);
+    Some(match name {
+        "openat" => {
+            if !arguments.contains("O_WRONLY") && !arguments.contains("O_RDWR") {
+                return None;
+            }
+            let (creates, truncates) =
+                (arguments.contains("O_CREAT"), arguments.contains("O_TRUNC"));
+            Call::Open { path: within(names.next()?)?, creates, truncates }
+        }
+        "write" | "pwrite64" => {
+            let path = of_descriptor()?;
+            let data = unhexed(arguments.split('"').nth(1)?);
+            let rest = arguments.rsplit('"').next()?;
+            assert!(!rest.starts_with("..."), "the trace has not all of a write");
+            let mut numbers = rest.trim_end_matches(')').split(", ").skip(1);
+            let written: usize = result.trim().parse().ok()?;
+            assert_eq!(numbers.next()?.parse(), Ok(data.len()), "{rest}");
+            assert!(written <= data.len());
+            let at = numbers.next().map(|at| at.parse().unwrap());
+            Call::Write { path, at, data: data[..written].to_vec() }
+        }
+        "ftruncate" => {
+            let bytes = arguments.rsplit(", ").next()?.trim_end_matches(')').parse().unwrap();
+            Call::SetLength { path: of_descriptor()?, bytes }
+        }
+        "fdatasync" | "fsync" => Call::Sync(of_descriptor()?),
+        "rename" | "renameat" | "renameat2" => {
+            assert!(!arguments.contains("RENAME_EXCHANGE"), "not understood: {head}");
+            Call::Rename(within(names.next()?)?, names.next()?)
+        }
+        "unlink" | "unlinkat" | "rmdir" => Call::Remove(within(names.next()?)?),
+        "mkdir" | "mkdirat" => Call::MakeDir(within(names.next()?)?),
+        _ => {
+            let ours = of_descriptor().or_else(|| within(names.next()?));
+            assert!(ours.is_none(), "a call that is not understood: {head}");
+            return None;
+        }
+    })
+}
+
+/// The path that `-y` shows for the first descriptor.
+fn described(arguments: &str) -> Option<PathBuf> {
+    let (_, rest) = arguments.split_once('<')?;
+    Some(path(rest.split_once('>')?.0))
+}
+
+/// The names in quotes, those that begin at a directory's descriptor put together with it.
+fn names(arguments: &str) -> impl Iterator<Item = PathBuf> + '_ {
+    let pieces: Vec<&str> = arguments.split('"').collect();
+    let pairs = (0..pieces.len() / 2).map(move |at| (pieces[2 * at], pieces[2 * at + 1]));
+    pairs.map(|(before, name)| described(before).unwrap_or_default().join(path(name)))
+}
+
+fn path(hex: &str) -> PathBuf {
+    String::from_utf8(unhexed(hex)).unwrap().into()
+}
+
+/// `\x68\x69`: strace's way to write every byte.
+fn unhexed(text: &str) -> Vec<u8> {
+    let digit = |byte: u8| char::from(byte).to_digit(16).expect("a hexadecimal digit") as u8;
+    let (bytes, rest) = text.as_bytes().as_chunks::<4>();
+    assert!(rest.is_empty(), "no bytes: {text:.40}");
+    bytes.iter().map(|[_, _, high, low]| digit(*high) << 4 | digit(*low)).collect()
+}
+
+#[test]
+fn a_trace_is_read() {
+    let hex = |text: &str| text.bytes().map(|byte| format!("\\x{byte:02x}")).collect::<String>();
+    let (db, tmp) = (hex("/d/db"), hex("/d/tmp"));
+    let trace = format!(
+        "\
+1 10.1 openat(AT_FDCWD<{}>, \"{db}\", O_RDWR|O_CREAT, 0600) = 3<{db}>
+1 10.2 openat(AT_FDCWD<{}>, \"{tmp}\", O_RDWR|O_CREAT, 0600) = -1 ENOENT (No such file)
+1 10.3 pwrite64(3<{db}>, \"{}\", 2, 512 <unfinished ...>
+2 10.4 fsync(4<{}>) = 0
+1 10.5 <... pwrite64 resumed>) = 2
+1 10.6 renameat(AT_FDCWD<{}>, \"{tmp}\", AT_FDCWD<{}>, \"{db}\") = 0
+1 10.7 unlinkat(5<{}>, \"{}\", 0) = 0
+1 10.8 write(1<{}>, \"{}\", 2) = 2",
+        hex("/x"),
+        hex("/x"),
+        hex("hi"),
+        hex("/d"),
+        hex("/x"),
+        hex("/x"),
+        hex("/d"),
+        hex("tmp"),
+        hex("/elsewhere"),
+        hex("hi"),
+    );
+    let (events, times) = read(&trace, Path::new("/d"));
+    assert_eq!(times.len(), 8);
+    let spans: Vec<_> = events.iter().map(|event| (event.begun, event.ended)).collect();
+    assert_eq!(spans, [(0, 0), (3, 3), (2, 4), (5, 5), (6, 6)]);
+    let calls: Vec<_> = events.into_iter().map(|event| event.call).collect();
+    let (db, tmp) = (PathBuf::from("/d/db"), PathBuf::from("/d/tmp"));
+    let expected = [
+        Call::Open { path: db.clone(), creates: true, truncates: false },
+        Call::Sync("/d".into()),
+        Call::Write { path: db.clone(), at: Some(512), data: b"hi".to_vec() },
+        Call::Rename(tmp.clone(), db),
+        Call::Remove(tmp),
+    ];
+    assert_eq!(calls, expected);
+}
