@@ -13,7 +13,7 @@ use crate::{
         PutRequest, RangeRequest, RangeResponse, TxnRequest, TxnResponse, WatchRequest,
     },
     range::range,
-    restore::Restore,
+    restore::{FORMAT_WITH_CHECKSUM, Restore},
     snapshot::{FORMAT_VERSION, Snapshot},
     state::State,
     step::{Step, get},
@@ -119,6 +119,7 @@ impl Machine for Kv {
     const NAME: &'static str = "kv";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
     const STATE_VERSION: u32 = FORMAT_VERSION;
+    const RESTORES: &'static [u32] = &[FORMAT_WITH_CHECKSUM, FORMAT_VERSION];
 
     fn router() -> Router<Self> {
         Router::new()

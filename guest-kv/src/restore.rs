@@ -2,18 +2,18 @@
 //! authenticated them: a machine that wrote a bad snapshot should be found out here, by name.
 
 use conclave_sdk::{Failure, snapshot::RestoreWriter};
-use crc32fast::Hasher;
 
 use crate::{
     Kv,
     key::Key,
     limits::{KEY_BYTES_MAX, VALUE_BYTES_MAX, check_key, within},
-    snapshot::{
-        CHECKSUM_BYTES, FORMAT_VERSION, HEADER_BYTES, KIND_TEXT, KIND_VALUE, MAGIC,
-        RECORD_FIXED_BYTES,
-    },
+    snapshot::{FORMAT_VERSION, HEADER_BYTES, KIND_TEXT, KIND_VALUE, MAGIC, RECORD_FIXED_BYTES},
     state::{Content, Record, State},
 };
+
+/// The version whose snapshots end with a checksum.
+pub(crate) const FORMAT_WITH_CHECKSUM: u32 = 1;
+const CHECKSUM_BYTES: usize = 4;
 
 /// The longest record: what a damaged length may make us wait for.
 const RECORD_BYTES_MAX: usize = RECORD_FIXED_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX;
@@ -22,8 +22,8 @@ const RECORD_BYTES_MAX: usize = RECORD_FIXED_BYTES + KEY_BYTES_MAX + VALUE_BYTES
 #[derive(Default)]
 pub(crate) struct Restore {
     state: State,
+    version: u32,
     expect: Expect,
-    checksum: Hasher,
     last_key: Option<Key>,
     pending: Vec<u8>,
     /// Where `pending` begins in the snapshot.
@@ -34,9 +34,11 @@ pub(crate) struct Restore {
 enum Expect {
     #[default]
     Header,
+    /// At least one.
     Records {
         left: u64,
     },
+    Checksum,
     End,
 }
 
@@ -61,7 +63,7 @@ impl RestoreWriter<Kv> for Restore {
         match self.expect {
             Expect::End => Ok(Kv { state: self.state }),
             Expect::Header => Err(at(self.offset, "it ends within its header")),
-            Expect::Records { left: 0 } => Err(at(self.offset, "it ends before its checksum")),
+            Expect::Checksum => Err(at(self.offset, "it ends before its checksum")),
             Expect::Records { left } => {
                 Err(at(self.offset, &format!("it ends {left} records too early")))
             }
@@ -77,18 +79,7 @@ impl Restore {
             Expect::Header => {
                 let Some(header) = bytes.get(..HEADER_BYTES) else { return Ok(None) };
                 self.header(header)?;
-                self.checksum.update(header);
                 Ok(Some(HEADER_BYTES))
-            }
-            Expect::Records { left: 0 } => {
-                let Some(mut checksum) = bytes.get(..CHECKSUM_BYTES) else { return Ok(None) };
-                if u32::from_be_bytes(take_array(&mut checksum)?)
-                    != self.checksum.clone().finalize()
-                {
-                    return Err(Failure::invalid_argument("the checksum does not match"));
-                }
-                self.expect = Expect::End;
-                Ok(Some(CHECKSUM_BYTES))
             }
             Expect::Records { left } => {
                 let Some((mut prefix, rest)) = bytes.split_at_checked(4) else { return Ok(None) };
@@ -96,9 +87,13 @@ impl Restore {
                 within("the record", body_bytes, RECORD_BYTES_MAX, "bytes")?;
                 let Some(body) = rest.get(..body_bytes) else { return Ok(None) };
                 self.record(body)?;
-                self.checksum.update(bytes.get(..4 + body_bytes).unwrap_or_default());
-                self.expect = Expect::Records { left: left - 1 };
+                self.expect = self.after(left - 1);
                 Ok(Some(4 + body_bytes))
+            }
+            Expect::Checksum if bytes.len() < CHECKSUM_BYTES => Ok(None),
+            Expect::Checksum => {
+                self.expect = Expect::End;
+                Ok(Some(CHECKSUM_BYTES))
             }
             Expect::End if bytes.is_empty() => Ok(None),
             Expect::End => Err(Failure::invalid_argument("there are bytes after its end")),
@@ -109,15 +104,25 @@ impl Restore {
         if take_array(&mut header)? != MAGIC {
             return Err(Failure::invalid_argument("it is no snapshot of this machine"));
         }
-        let version = u32::from_be_bytes(take_array(&mut header)?);
-        if version != FORMAT_VERSION {
+        self.version = u32::from_be_bytes(take_array(&mut header)?);
+        if ![FORMAT_WITH_CHECKSUM, FORMAT_VERSION].contains(&self.version) {
             return Err(Failure::invalid_argument(format!(
-                "it has format version {version}; this machine restores {FORMAT_VERSION}"
+                "it has format version {}; this machine restores {FORMAT_WITH_CHECKSUM} and {FORMAT_VERSION}",
+                self.version
             )));
         }
         self.state = State::new(u64::from_be_bytes(take_array(&mut header)?));
-        self.expect = Expect::Records { left: u64::from_be_bytes(take_array(&mut header)?) };
+        self.expect = self.after(u64::from_be_bytes(take_array(&mut header)?));
         Ok(())
+    }
+
+    /// What comes when so many records are left.
+    fn after(&self, left: u64) -> Expect {
+        match left {
+            0 if self.version == FORMAT_WITH_CHECKSUM => Expect::Checksum,
+            0 => Expect::End,
+            left => Expect::Records { left },
+        }
     }
 
     fn record(&mut self, mut body: &[u8]) -> Result<(), Failure> {

@@ -4,7 +4,6 @@
 use std::ops::Bound;
 
 use conclave_sdk::snapshot::SnapshotReader;
-use crc32fast::Hasher;
 
 use crate::{
     key::Key,
@@ -12,13 +11,12 @@ use crate::{
 };
 
 /// The version of the format, which is the machine's state version.
-pub(crate) const FORMAT_VERSION: u32 = 1;
+pub(crate) const FORMAT_VERSION: u32 = 2;
 
 pub(crate) const MAGIC: [u8; 8] = *b"CNCLV-KV";
 pub(crate) const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
 /// A record but for its key and content.
 pub(crate) const RECORD_FIXED_BYTES: usize = 2 + 1 + 8 + 8 + 8 + 8;
-pub(crate) const CHECKSUM_BYTES: usize = 4;
 
 pub(crate) const KIND_VALUE: u8 = 0;
 pub(crate) const KIND_TEXT: u8 = 1;
@@ -28,7 +26,6 @@ pub(crate) const KIND_TEXT: u8 = 1;
 pub(crate) struct Snapshot {
     state: State,
     next: Next,
-    checksum: Hasher,
     pending: Vec<u8>,
     /// How much of `pending` was read.
     position: usize,
@@ -43,13 +40,7 @@ enum Next {
 
 impl Snapshot {
     pub(crate) fn new(state: State) -> Self {
-        Self {
-            state,
-            next: Next::Header,
-            checksum: Hasher::new(),
-            pending: Vec::new(),
-            position: 0,
-        }
+        Self { state, next: Next::Header, pending: Vec::new(), position: 0 }
     }
 
     /// Encodes until `bytes` are pending or there is no more.
@@ -60,7 +51,6 @@ impl Snapshot {
             match std::mem::replace(&mut self.next, Next::End) {
                 Next::Header => {
                     encode_header(&self.state, &mut self.pending);
-                    self.checksum.update(&self.pending);
                     self.next = Next::Records(None);
                 }
                 Next::Records(after) => self.fill_records(after, bytes),
@@ -73,16 +63,12 @@ impl Snapshot {
     fn fill_records(&mut self, after: Option<Key>, bytes: usize) {
         let start = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         for (key, record) in self.state.from(start) {
-            let encoded = self.pending.len();
             encode_record(key, record, &mut self.pending);
-            self.checksum.update(self.pending.get(encoded..).unwrap_or_default());
             if self.pending.len() >= bytes {
                 self.next = Next::Records(Some(key.clone()));
                 return;
             }
         }
-        let checksum = self.checksum.clone().finalize();
-        self.pending.extend_from_slice(&checksum.to_be_bytes());
         self.next = Next::End;
     }
 }

@@ -216,7 +216,7 @@ proptest! {
         }
         // Restoring checks the revisions of every record, and rebuilds the index of expiry times:
         // the same wish to be woken comes out of both.
-        let mut restored = Store { kv: Kv::load(1, &store.kv.save()).unwrap(), ..Store::default() };
+        let mut restored = Store { kv: Kv::load(2, &store.kv.save()).unwrap(), ..Store::default() };
         prop_assert_eq!(restored.kv.bytes(), store.kv.bytes());
         restored.time_ms = store.time_ms;
         restored.tick();

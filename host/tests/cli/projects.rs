@@ -112,7 +112,7 @@ fn the_default_machine_is_inspected_for_people_and_for_programs() {
     let json = out(&conclave(dir.path(), &["inspect", "kv.wasm", "--json"]));
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["size_bytes"], conclave::node::DEFAULT_MACHINE.len());
-    assert_eq!((&json["name"], &json["state_version"]), (&"kv".into(), &1.into()));
+    assert_eq!((&json["name"], &json["state_version"]), (&"kv".into(), &2.into()));
     assert!(line("module").ends_with(json["module"].as_str().unwrap()));
     assert_eq!(json["module"].as_str().unwrap().len(), 64);
     let memory = &json["memory"];
