@@ -40,7 +40,7 @@ struct Put {
 
 /// Most are small, some so large that sled's segments fill up and are used again.
 fn text(number: usize) -> String {
-    let bytes = if number % 3 == 0 { 300_000 } else { 200 };
+    let bytes = if number.is_multiple_of(3) { 300_000 } else { 200 };
     format!("{number}:{}", "x".repeat(bytes))
 }
 

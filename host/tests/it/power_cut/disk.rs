@@ -58,12 +58,15 @@ enum Naming {
     Remove(PathBuf),
 }
 
+/// What was done to one file or directory, and when it was synced.
+type Past<T> = (Vec<(Span, T)>, Vec<Span>);
+
 /// The history of every file and directory.
 #[derive(Default)]
 pub(super) struct Disk<'a> {
     root: PathBuf,
-    files: Vec<(Vec<(Span, Change<'a>)>, Vec<Span>)>,
-    dirs: BTreeMap<PathBuf, (Vec<(Span, Naming)>, Vec<Span>)>,
+    files: Vec<Past<Change<'a>>>,
+    dirs: BTreeMap<PathBuf, Past<Naming>>,
 }
 
 impl<'a> Disk<'a> {
