@@ -1,10 +1,10 @@
 //! What WebAssembly costs, and what the host adds: the same puts applied by the key-value store natively, by
-//! two bare instances of its component at once, and by a node's worker, head and reader, with everything that
-//! belongs to an entry there: its clock, the digest of its outcome, events, and whoever waits for it.
+//! two bare instances of its component at once, and by a node's worker, head and reader, with and without what the
+//! host does for custom machines at every entry: the digest of its outcome, events, ticks and WASI's moment.
 //!
-//! All three in turn, several times over; the figures are medians.
+//! All in turn, several times over; the figures are medians.
 //!
-//! `cargo run --release --package conclave --example apply_cost`
+//! `cargo run --release --workspace --features conclave/bench --example apply_cost`
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a program for the terminal")]
 
 use std::{
@@ -16,7 +16,7 @@ use bytes::Bytes;
 use conclave::{
     machine::{
         Engine, Entry, History, HistoryError, Limits, Lone, Module, Moment, SavedState, Work,
-        Worker,
+        Worker, bench::leave_out_features,
     },
     node::DEFAULT_MACHINE,
     types::{Call, Trap},
@@ -30,7 +30,7 @@ use guest_kv::{
 const PUTS: u64 = 200_000;
 const KEYS: u64 = 20_000;
 const BATCH: u64 = 64;
-const ROUNDS: usize = 5;
+const ROUNDS: usize = 11;
 
 fn put(number: u64) -> Vec<u8> {
     let key = format!("bench/{:08}", number.wrapping_mul(7919) % KEYS);
@@ -121,18 +121,22 @@ fn median(mut rounds: Vec<f64>) -> f64 {
 async fn main() {
     let engine = Engine::new(&Limits::default()).expect("an engine");
     let module = Module::load(&engine, Bytes::from_static(DEFAULT_MACHINE)).expect("the machine");
-    let mut rounds = [const { Vec::new() }; 3];
+    let mut rounds = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
         rounds[0].push(natively());
         rounds[1].push(by_instances(&module));
+        leave_out_features(true);
         rounds[2].push(by_a_worker(&module).await);
+        leave_out_features(false);
+        rounds[3].push(by_a_worker(&module).await);
     }
-    let [native, instances, worker] = rounds.map(median);
+    let [native, instances, bare, worker] = rounds.map(median);
     println!("one put of 256 bytes among {KEYS} keys");
     println!("  natively                {native:>6.2} µs");
     println!("  two bare instances      {instances:>6.2} µs, {:.2} times that", instances / native);
+    println!("  a worker without them   {bare:>6.2} µs");
     println!(
-        "  a node's worker         {worker:>6.2} µs: the host adds {:.0} % to its two instances' time",
-        (worker / instances - 1.0) * 100.0
+        "  a node's worker         {worker:>6.2} µs: digests, events, ticks and WASI add {:.0} %",
+        (worker / bare - 1.0) * 100.0
     );
 }

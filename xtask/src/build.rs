@@ -54,17 +54,26 @@ impl Dev {
     }
 }
 
-/// Builds the binary and the examples that the benchmark runs, a few small programs.
+/// Builds the binary and the load generator.
 ///
-/// They come along so that cargo chooses the same features for every library as it does for the
+/// It comes along so that cargo chooses the same features for every library as it does for the
 /// tests: with the package alone it would choose others for some, and compile wasmtime once more.
 pub(crate) fn build_programs(workspace: &Workspace, release: bool) -> Command {
     let mut build = cargo();
     build.current_dir(&workspace.root).args(["build", "--workspace", "--bin", "conclave"]);
-    build.args(["--example", "load", "--example", "apply_cost"]);
+    build.args(["--example", "load"]);
     if release {
         build.arg("--release");
     }
+    build
+}
+
+/// Builds the programs that are the benchmark's alone, by themselves: their feature is not for the binary.
+pub(crate) fn build_bench_programs(workspace: &Workspace) -> Command {
+    let mut build = cargo();
+    build.current_dir(&workspace.root).args(["build", "--release", "--workspace"]);
+    build.args(["--features", "conclave/bench"]);
+    build.args(["--example", "apply_cost", "--example", "native_node"]);
     build
 }
 

@@ -27,7 +27,10 @@ pub mod replay;
 pub mod serve;
 pub mod status;
 
+use std::{env, process::ExitCode, thread};
+
 use clap::{Parser, Subcommand};
+use tokio::runtime;
 
 use output::Output;
 
@@ -54,9 +57,9 @@ impl Failed {
     }
 
     /// Says so, and gives the process's exit code.
-    pub fn report(&self) -> std::process::ExitCode {
+    fn report(&self) -> ExitCode {
         Output::new().failed(self);
-        std::process::ExitCode::from(self.exit_code())
+        ExitCode::from(self.exit_code())
     }
 
     /// The process's exit code.
@@ -96,7 +99,7 @@ Write a machine:
 
 Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (kv get)."
 )]
-pub struct Cli {
+struct Cli {
     #[command(subcommand)]
     verb: Verb,
 }
@@ -119,9 +122,29 @@ enum Verb {
     Replay(Box<replay::Arguments>),
 }
 
+/// The whole program: parse, run, exit.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let mut runtime = runtime::Builder::new_multi_thread();
+    // Half of the processors: a node's storage, head and reader have threads of their own, and on
+    // few processors more workers cost each write and read a fifth of its time in waking each other.
+    if env::var_os("TOKIO_WORKER_THREADS").is_none() {
+        let processors = thread::available_parallelism().map_or(2, usize::from);
+        runtime.worker_threads((processors / 2).max(1));
+    }
+    let runtime = match runtime.enable_all().build() {
+        Ok(runtime) => runtime,
+        Err(error) => return Failed::local(format!("cannot start threads: {error}")).report(),
+    };
+    let code = runtime.block_on(cli.run());
+    // What is still at work, such as a query without end, must not keep the process.
+    runtime.shutdown_background();
+    ExitCode::from(code)
+}
+
 impl Cli {
     /// Does what was asked and answers with the process's exit code.
-    pub async fn run(self) -> u8 {
+    async fn run(self) -> u8 {
         let mut output = Output::new();
         let result = match self.verb {
             Verb::Dev(arguments) => dev::run(arguments, &mut output).await,

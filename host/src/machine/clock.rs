@@ -16,13 +16,18 @@ impl Clock {
         Self { key, index, time_ms }
     }
 
-    /// Moves on to an entry that was proposed at `proposed_ms`. Also for entries that trap: whether
-    /// they were run must not show in the time of those after.
+    /// Moves on to an entry that was proposed at `proposed_ms`, and gives its moment. Also for entries that
+    /// trap: whether they were run must not show in the time of those after.
     pub(super) fn advance(&mut self, index: u64, proposed_ms: u64) -> Moment {
+        self.follow(index, proposed_ms);
+        self.now()
+    }
+
+    /// Moves on as another clock did, where the moment is known or not wanted: the seed takes a hash.
+    pub(super) fn follow(&mut self, index: u64, proposed_ms: u64) {
         self.index = index;
         // Leaders' clocks differ; the machine's time never goes back.
         self.time_ms = self.time_ms.max(proposed_ms);
-        self.now()
     }
 
     /// Moves on over entries that no machine sees.

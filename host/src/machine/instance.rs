@@ -61,6 +61,8 @@ pub(super) struct Instance {
     fuel_used_in_all: u64,
     /// Of the call that broke it.
     backtrace: Vec<String>,
+    #[cfg(feature = "bench")]
+    native: Option<Box<dyn super::bench::Native>>,
 }
 
 /// What a failure's message is cut to. From the contract in `wit/`.
@@ -112,6 +114,8 @@ impl Instance {
             fuel_used: 0,
             fuel_used_in_all: 0,
             backtrace: Vec::new(),
+            #[cfg(feature = "bench")]
+            native: super::bench::native(),
         };
         // What a runtime does in its first call, such as seeding a generator, it does here, where every
         // instance sees the same.
@@ -122,6 +126,10 @@ impl Instance {
     /// Applies one entry: a call, or without one a tick. `Err`: a trap or a fault, and the instance is
     /// unusable.
     pub(super) fn run(&mut self, moment: Moment, call: Option<&Call>) -> Result<Outcome, Broken> {
+        #[cfg(feature = "bench")]
+        if let (Some(native), Some(call)) = (&mut self.native, call) {
+            return Ok(native.apply(moment, call));
+        }
         self.store.data_mut().wasi.begin(moment);
         let fuel = self.limits.fuel_per_call;
         let (about, answer) = match call {
@@ -165,6 +173,10 @@ impl Instance {
         moment: Moment,
         call: &Call,
     ) -> Result<Result<Bytes, Failure>, Broken> {
+        #[cfg(feature = "bench")]
+        if let Some(native) = &mut self.native {
+            return Ok(native.query(moment, call));
+        }
         self.store.data_mut().wasi.begin(moment);
         let (context, wire) = arguments(moment, call);
         let about = (&*call.method, self.limits.fuel_per_query);

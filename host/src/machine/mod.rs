@@ -55,6 +55,10 @@
 //! - While a snapshot is read the reader needs more memory and fuel than the head. An entry that
 //!   exhausts it then costs the snapshot, not the node.
 
+#[cfg(feature = "bench")]
+pub mod bench;
+#[cfg(not(feature = "bench"))]
+mod bench;
 mod bindings;
 mod carry_over;
 mod clock;

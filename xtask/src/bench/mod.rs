@@ -27,7 +27,7 @@ use anyhow::{Result, bail};
 use clap::Args;
 
 use crate::{
-    build::build_programs,
+    build::{build_bench_programs, build_programs},
     machine,
     output::{Steps, human, result, say, skip},
     process, setup,
@@ -108,7 +108,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     })?;
     let rows = steps.run("measure", || measure(&load, options, &running))?;
     let share = machine_share(&load, options, &running, steps)?;
-    let still = beside_still(workspace, &load, options, &running, &binary, steps)?;
+    let native = beside_native(workspace, &load, options, &running, steps)?;
     let loaded = idle_memory(&running, "measure the memory of idle nodes after the load", steps)?;
     let names: Vec<_> = running.iter().map(|cluster| cluster.name).collect();
     drop(running);
@@ -126,7 +126,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     result(&report::nodes(&names, &[fresh, loaded], &failovers));
     pause.iter().for_each(|text| result(text));
     apply.iter().for_each(|text| result(text));
-    share.iter().chain(&still).for_each(|text| result(text));
+    share.iter().chain(&native).for_each(|text| result(text));
     Ok(())
 }
 
@@ -143,6 +143,7 @@ fn build(workspace: &Workspace, steps: &mut Steps) -> Result<Load> {
     steps.run("build (release)", || {
         say("the first release build compiles wasmtime, which takes several minutes");
         process::run(&mut build_programs(workspace, true))?;
+        process::run(&mut build_bench_programs(workspace))?;
         Ok(Load { program: workspace.target.join("release/examples/load") })
     })
 }
@@ -156,35 +157,33 @@ fn etcd(workspace: &Workspace, steps: &mut Steps) -> Result<Option<etcd::Etcd>> 
     })
 }
 
-/// The store beside a machine that does nothing, which no machine can be faster than, in WebAssembly or
-/// natively.
-fn beside_still(
+/// The store as a component beside the same store compiled into the nodes.
+fn beside_native(
     workspace: &Workspace,
     load: &Load,
     options: &Options,
     running: &[Cluster],
-    binary: &Path,
     steps: &mut Steps,
 ) -> Result<Option<String>> {
-    let Some(store) = running.iter().find(|cluster| cluster.name == "conclave") else {
+    let Some(wasm) = running.iter().find(|cluster| cluster.name == "conclave") else {
         return Ok(None);
     };
-    steps.run("measure beside a machine that does nothing", || {
-        let crate_of_still = workspace.root.join("host/tests/machines/still");
-        let module = machine::build(workspace, &crate_of_still, None)?.path;
-        let data = cluster::empty_directory(&workspace.scratch("bench").join("still"))?;
-        let still = conclave::start(binary, Some(&module), &data)?;
+    steps.run("measure beside a native machine", || {
+        let data = cluster::empty_directory(&workspace.scratch("bench").join("native"))?;
+        let binary = workspace.target.join("release/examples/native_node");
+        let native = conclave::start(&binary, None, &data)?;
+        load.fill(&native, KEYS)?;
         let mut rounds = [Vec::new(), Vec::new()];
         for _ in 0..options.rounds {
-            for (cluster, rounds) in [store, &still].into_iter().zip(&mut rounds) {
+            for (cluster, rounds) in [wasm, &native].into_iter().zip(&mut rounds) {
                 rounds.push(load.run(cluster, Work::Put, GOAL_CLIENTS, options.seconds)?);
             }
         }
-        let [store, still] = rounds.map(|rounds| report::medians(&rounds).ops_per_second);
+        let [wasm, native] = rounds.map(|rounds| report::medians(&rounds).ops_per_second);
         Ok(Some(format!(
-            "with a machine that does nothing a cluster takes {still:.0} puts/s from {GOAL_CLIENTS} clients; the store \
-             has {:.2} of that, {store:.0}/s",
-            store / still
+            "with the store compiled into the nodes a cluster takes {native:.0} puts/s from {GOAL_CLIENTS} clients; as a \
+             component {wasm:.0}/s, {:.2} of that",
+            wasm / native
         )))
     })
 }

@@ -1,9 +1,5 @@
-//! What WebAssembly costs a whole write: the share of the machine's threads in the processors' time.
-//!
-//! A node has no native machine to compare with, end to end. But while every processor is busy, a put
-//! takes as long as the work that it makes; so with the share of that work which the threads of head
-//! and reader do, and the cost of one apply in wasm and natively, a native machine could be faster by
-//! no more than what they would save.
+//! The share of the machine's threads in the processors' time: while every processor is busy, a write takes as
+//! long as the work that it makes, and no machine could save more than that.
 
 use std::{fs, path::Path};
 

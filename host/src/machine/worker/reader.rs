@@ -27,7 +27,7 @@ use crate::machine::{
     module::Module,
     trap::Broken,
 };
-use crate::types::{Call, Trap, TrapKind};
+use crate::types::{Call, Outcome, Trap, TrapKind};
 
 /// Entries and queries of one turn: a millisecond or two of work each, about what a piece of a
 /// snapshot takes, so that neither starves the other.
@@ -266,7 +266,7 @@ impl Reader {
             let moment = self.clock.advance(index, time_ms);
             self.replay(moment, work)?;
         }
-        self.publish();
+        self.publish(None);
         Ok(())
     }
 
@@ -290,24 +290,25 @@ impl Reader {
     fn follow(&mut self, finished: Finished) -> Result<(), End> {
         match finished.step {
             Step::Apply { moment, call } => {
-                self.clock.advance(moment.index, moment.time_ms);
-                self.apply(moment, call.as_ref(), finished.outcome)?;
+                self.clock.follow(moment.index, moment.time_ms);
+                return self.apply(moment, call.as_ref(), finished.outcome);
             }
             Step::Activate { moment, module } => {
-                self.clock.advance(moment.index, moment.time_ms);
+                self.clock.follow(moment.index, moment.time_ms);
                 self.activate(moment.index, module)?;
             }
-            Step::Skip { time_ms } => _ = self.clock.advance(finished.index, time_ms),
+            Step::Skip { time_ms } => self.clock.follow(finished.index, time_ms),
         }
-        self.publish();
+        self.publish(None);
         Ok(())
     }
 
-    fn publish(&self) {
+    /// The reader stands after its clock's entry, whose outcome this is, if the machine saw it.
+    fn publish(&self, outcome: Option<Outcome>) {
         self.shared.counters.reader_applied.store(self.clock.index(), Ordering::Relaxed);
         // An instance that was lost on the way comes to these entries again.
         if self.instance.is_some() {
-            self.shared.events.note(self.clock.index(), None);
+            self.shared.events.note(self.clock.index(), outcome);
         }
     }
 
@@ -335,7 +336,7 @@ impl Reader {
             Ok(outcome)
                 if expected.is_none_or(|expected| OutcomeHash::of(&outcome) == expected) =>
             {
-                self.shared.events.note(index, Some(outcome));
+                self.publish(Some(outcome));
                 Ok(())
             }
             Ok(_) => Err(diverged(index, "answered otherwise").into()),
