@@ -23,6 +23,7 @@ use tokio::sync::oneshot;
 use super::{
     Error,
     check::Recovered,
+    crowd::Pace,
     lock::Lock,
     mark::MarkFile,
     reader,
@@ -103,6 +104,11 @@ impl LogStore {
             }
             written.await;
         }
+    }
+
+    /// The pace of this node's own writes, for those who send its log to others.
+    pub fn pace(&self) -> Pace {
+        Pace::new(self.inner.shared.batches.subscribe())
     }
 
     /// The entries of a range that the log has, from the first on: as many as are worth `bytes_max`,

@@ -62,6 +62,7 @@ use std::{
 
 use bytes::Bytes;
 
+pub use crowd::Pace;
 pub use error::Error;
 pub use identity::Identity;
 pub use keys::Keys;

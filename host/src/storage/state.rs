@@ -11,6 +11,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use tokio::sync::watch;
 
 use super::{check::Recovered, mark::record_sum};
 use crate::types::raft::{Entry, LogId, Payload, Vote};
@@ -29,6 +30,8 @@ pub(super) struct Shared {
     pub(super) appended_bytes: AtomicU64,
     /// Told whenever entries have been written, for those who wait for room.
     pub(super) written: tokio::sync::Notify,
+    /// Told whenever the storage thread begins a batch: whether it was held open for a crowd.
+    pub(super) batches: watch::Sender<bool>,
 }
 
 impl Shared {
@@ -38,6 +41,7 @@ impl Shared {
             poisoned: OnceLock::new(),
             appended_bytes: AtomicU64::new(0),
             written: tokio::sync::Notify::new(),
+            batches: watch::Sender::new(false),
         }
     }
 

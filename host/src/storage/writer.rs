@@ -133,6 +133,7 @@ impl Writer {
     pub(super) fn run(mut self) {
         loop {
             let (ops, ends) = self.gather();
+            self.shared.batches.send_replace(self.crowd.is_there());
             let (began, entries) = (Instant::now(), ops.iter().map(Op::entries).sum());
             let lazy = std::mem::take(&mut self.shared.lock().lazy);
             let urgent =
@@ -164,10 +165,8 @@ impl Writer {
         let mut bytes = 0;
         let mut ends = false;
         let mut next = self.wait();
-        if let Ok(Op::Append { .. }) = next
-            && !self.crowd.pause().is_zero()
-        {
-            thread::sleep(self.crowd.pause());
+        if let Ok(Op::Append { entries, .. }) = &next {
+            thread::sleep(self.crowd.pause(entries.len()));
         }
         loop {
             match next {

@@ -21,7 +21,7 @@ use super::peer::{Lane, Peer, PeerError};
 use crate::{
     proto::raft as wire,
     raft::snapshot,
-    storage::SnapshotFile,
+    storage::{Pace, SnapshotFile},
     types::{
         convert::{entry_to_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire},
         raft::{LogId, TypeConfig, Vote},
@@ -101,7 +101,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         }
     }
 
-    /// Requests go out as they come, without waiting for answers: gRPC keeps both in order. On the
+    /// Requests go out without waiting for answers: gRPC keeps both in order. When many write, each has what
+    /// this node writes as one batch ([`Pace`](crate::storage::Pace)). On the
     /// heartbeats' lane there is one request and it brings no entries: a call, which is less
     /// work for both nodes than a stream of one message, and linearizable reads wait for it.
     fn stream_append<'s, S>(
@@ -127,10 +128,10 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
                 let answer = within(option.hard_ttl(), self.heartbeat(request)).await;
                 return Ok(stream::iter([answer]).boxed());
             }
+            let requests = in_step(input, self.peer.pace()).map(append_to_wire);
             let setup = async {
                 let mut client = self.peer.client(self.lane).await.map_err(rpc_error)?;
-                let requests = Request::new(input.map(append_to_wire));
-                client.append(requests).await.map_err(|status| self.failed(status))
+                client.append(Request::new(requests)).await.map_err(|status| self.failed(status))
             };
             let answers = within(option.hard_ttl(), setup).await?.into_inner();
             let this = &*self;
@@ -236,6 +237,18 @@ impl PeerNetwork {
         let last_log_id: Option<LogId> = answer.last_log_id.as_ref().map(log_id_from_wire);
         Ok(VoteResponse::new(vote_from_wire(&vote), last_log_id, answer.granted))
     }
+}
+
+/// Takes the next request, which holds all that there is to send by then, in step with this node's own writes.
+fn in_step<S: futures::Stream + Unpin>(
+    input: S,
+    pace: Pace,
+) -> impl futures::Stream<Item = S::Item> + use<S> {
+    stream::unfold((input, pace), |(mut input, mut pace)| async {
+        pace.step().await;
+        let item = input.next().await?;
+        Some((item, (input, pace)))
+    })
 }
 
 /// Bounds a call: a peer that neither answers nor refuses counts as unreachable.

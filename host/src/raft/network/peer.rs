@@ -19,7 +19,7 @@ use tonic::{
 use super::{CLUSTER_HEADER, FROM_HEADER, MESSAGE_BYTES_MAX, PROTOCOL_VERSION, TO_HEADER};
 use crate::{
     proto::raft::{HandshakeRequest, HandshakeResponse, raft_client::RaftClient},
-    storage::{Identity, LogStore},
+    storage::{Identity, LogStore, Pace},
     types::{NodeId, raft::Member},
 };
 
@@ -177,6 +177,11 @@ impl Peer {
     fn new(node_id: NodeId, address: &str, local: Arc<Local>) -> Self {
         let connections = connect(node_id, address, &local);
         Self { node_id, address: address.to_owned(), local, connections }
+    }
+
+    /// The pace at which this node writes what it sends.
+    pub(super) fn pace(&self) -> Pace {
+        self.local.log.pace()
     }
 
     fn connection(&self, lane: Lane) -> Result<&Connection, PeerError> {
