@@ -63,8 +63,7 @@ pub enum LoadError {
     },
     /// A core module.
     #[error(
-        "this is a core WebAssembly module, not a component: turn it into one with `conclave build`, \
-         or with `wasm-tools component new` if it was built with wit-bindgen"
+        "this is a core WebAssembly module, not a component: `conclave build FILE` makes one of it"
     )]
     CoreModule,
     /// A component that the engine does not take.
