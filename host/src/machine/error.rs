@@ -63,8 +63,7 @@ pub enum LoadError {
     },
     /// A core module.
     #[error(
-        "this is a core WebAssembly module, not a component: turn it into one with `conclave build`, \
-         or with `wasm-tools component new` if it was built with wit-bindgen"
+        "this is a core WebAssembly module, not a component: `conclave build FILE` makes one of it"
     )]
     CoreModule,
     /// A component that the engine does not take.
@@ -123,7 +122,7 @@ impl LoadError {
 fn advice(import: &str) -> &'static str {
     if import.starts_with("wasi:http/") {
         "There is no network: let the program that calls the machine make the requests, and build without \
-         HTTP (ComponentizeJS: `--disable http`)"
+         HTTP (ComponentizeJS: `--disable http fetch-event`)"
     } else if import.starts_with("wasi:") {
         "It may import conclave:fsm/log, and of WASI 0.2 clocks, random, cli and io, with no files and no \
          sockets. Build without what needs more"

@@ -13,6 +13,7 @@ mod answers;
 mod counters;
 mod faults;
 mod history;
+mod languages;
 mod loading;
 mod measure;
 mod not_activated;

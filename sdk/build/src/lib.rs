@@ -2,7 +2,7 @@
 //!
 //! Two steps: cargo compiles the crate's `cdylib` for `wasm32-unknown-unknown` ([`toolchain`] finds a
 //! compiler that can), and the core module becomes a component (`component`), checked for imports
-//! that no host would grant. The crate is used by build scripts, by the project's own commands and by
+//! that no host would grant. Core modules of other toolchains become one, too ([`adapt()`]). The crate is used by build scripts, by the project's own commands and by
 //! the command line, so it depends on little and prints nothing: progress goes to a callback.
 //!
 //! # Environment
@@ -12,6 +12,7 @@
 //! another target than the build script that started it, and under `cargo clippy` the outer one is
 //! not even a compiler.
 
+mod adapt;
 mod compile;
 mod component;
 mod provision;
@@ -25,6 +26,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
+pub use adapt::adapt;
 pub use component::{Component, imports, wrap};
 pub use provision::provision;
 pub use sources::watched_paths;
@@ -87,7 +89,7 @@ pub fn build_machine(spec: &MachineSpec) -> Result<Built> {
 }
 
 /// Replaces `path` by rename, so that a reader sees the old component or the new one.
-fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<bool> {
+pub fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<bool> {
     if fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(false);
     }

@@ -3,6 +3,7 @@
 //! Contract: the component appears whole or not at all. What the compilers say goes to stderr as they say
 //! it; the component's path to stdout.
 
+mod core;
 mod project;
 mod python;
 mod rust;
@@ -20,8 +21,11 @@ use super::{Failed, Result, output::Output};
 ///
 /// A directory with a Cargo.toml is built with Rust, for wasm32-unknown-unknown; one with a
 /// pyproject.toml with componentize-py, which is installed from PyPI into the project's target
-/// directory, along with the packages that the project depends on. What is missing for that is named,
-/// with how to install it.
+/// directory, along with the packages that the project depends on; one with a go.mod with Go, for wasip1.
+/// What is missing for that is named, with how to install it.
+///
+/// A file is a core module that some other compiler made, for wasip1 or without WASI, with the functions of
+/// conclave:fsm. It becomes a component with the adapter to WASI 0.2.
 ///
 /// A component in Rust depends on the source alone, not on where it lies: the same source and compiler
 /// give the same module id. Python's holds a started interpreter, and differs from build to build.
@@ -30,17 +34,19 @@ use super::{Failed, Result, output::Output};
 Examples:
   conclave build
   conclave build machines/lock --output lock.wasm
+  conclave build lock.core.wasm --output lock.wasm
   conclave dev --module \"$(conclave build)\" --watch
 
 What it needs:
   rustup target add wasm32-unknown-unknown            for Rust
-  apt-get install python3 python3-venv                for Python, and access to PyPI")]
+  apt-get install python3 python3-venv                for Python, and access to PyPI
+  https://go.dev/doc/install                          for Go, 1.24 or newer")]
 pub struct Arguments {
-    /// The machine's project
-    #[arg(value_name = "DIR", default_value = ".")]
+    /// The machine's project, or a core module
+    #[arg(value_name = "DIR|FILE", default_value = ".")]
     dir: PathBuf,
 
-    /// Where the component goes [default: DIR/target/NAME.wasm]
+    /// Where the component goes [default: DIR/target/NAME.wasm, or FILE with `.component.wasm` at its end]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 
@@ -73,6 +79,11 @@ pub(super) fn outputs(project: &Path, component: &Path) -> [PathBuf; 3] {
 
 /// Runs the verb.
 pub fn run(arguments: Arguments, output: &mut Output) -> Result {
+    if arguments.dir.is_file() {
+        let file = arguments.output;
+        let file = file.unwrap_or_else(|| arguments.dir.with_extension("component.wasm"));
+        return report(&core::adapt(&arguments.dir, &file)?, &file, output);
+    }
     // So that paths read as one would write them.
     let project = Project::of(arguments.dir.strip_prefix(".").unwrap_or(&arguments.dir))?;
     let file = arguments
@@ -82,7 +93,12 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
     let built = match project.language {
         Language::Rust => rust::build(&project, &target_dir, &file)?,
         Language::Python => python::build(&project, &target_dir, &file, output)?,
+        Language::Go => core::build_go(&project, &target_dir, &file)?,
     };
+    report(&built, &file, output)
+}
+
+fn report(built: &Built, file: &Path, output: &mut Output) -> Result {
     output.remark(format!(
         "{} kB, {}; it imports {}",
         built.size_bytes.div_ceil(1000),

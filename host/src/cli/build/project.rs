@@ -12,24 +12,27 @@ use crate::cli::{Failed, Result};
 pub(super) enum Language {
     Rust,
     Python,
+    Go,
 }
 
 impl Language {
-    const ALL: [Self; 2] = [Self::Rust, Self::Python];
+    const ALL: [Self; 3] = [Self::Rust, Self::Python, Self::Go];
 
     /// The file that tells the language.
     fn manifest(self) -> &'static str {
         match self {
             Self::Rust => "Cargo.toml",
             Self::Python => "pyproject.toml",
+            Self::Go => "go.mod",
         }
     }
 
-    /// The manifest's table that holds the name.
-    fn table(self) -> &'static str {
+    /// The name in a manifest, and the manifest, if it is TOML.
+    fn read(self, manifest: &str) -> std::result::Result<(String, toml::Table), String> {
         match self {
-            Self::Rust => "package",
-            Self::Python => "project",
+            Self::Rust => in_table(manifest, "package"),
+            Self::Python => in_table(manifest, "project"),
+            Self::Go => in_go_mod(manifest).map(|name| (name, toml::Table::new())),
         }
     }
 }
@@ -40,7 +43,7 @@ pub(super) struct Project {
     pub(super) dir: PathBuf,
     pub(super) name: String,
     pub(super) language: Language,
-    /// The whole manifest.
+    /// The whole manifest; of Go's, which is no TOML, nothing.
     pub(super) manifest: toml::Table,
 }
 
@@ -51,7 +54,8 @@ impl Project {
             let path = dir.join(language.manifest());
             match fs::read_to_string(&path) {
                 Ok(text) => {
-                    let (name, manifest) = name(&text, language.table())
+                    let (name, manifest) = language
+                        .read(&text)
                         .map_err(|why| Failed::local(format!("{}: {why}", path.display())))?;
                     return Ok(Self { dir: dir.to_owned(), name, language, manifest });
                 }
@@ -74,14 +78,25 @@ impl Project {
     }
 }
 
-/// The name in a manifest, and the manifest. It becomes a file's name, so it is a plain one.
-fn name(manifest: &str, table: &str) -> std::result::Result<(String, toml::Table), String> {
+fn in_table(manifest: &str, table: &str) -> std::result::Result<(String, toml::Table), String> {
     let manifest: toml::Table = manifest.parse().map_err(|cause| format!("{cause}"))?;
     let name = manifest.get(table).and_then(|table| table.get("name")?.as_str());
-    let name = name.ok_or_else(|| format!("there is no name in a table [{table}]"))?.to_owned();
+    let name = plain(name.ok_or_else(|| format!("there is no name in a table [{table}]"))?)?;
+    Ok((name, manifest))
+}
+
+/// The last part of the module's path: `tally` of `module example.com/machines/tally`.
+fn in_go_mod(manifest: &str) -> std::result::Result<String, String> {
+    let path = manifest.lines().find_map(|line| line.trim().strip_prefix("module "));
+    let path = path.ok_or("there is no line `module PATH`")?.trim().trim_matches('"');
+    plain(path.rsplit('/').next().unwrap_or(path))
+}
+
+/// A name becomes a file's, so it is a plain one.
+fn plain(name: &str) -> std::result::Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     match !name.is_empty() && name.chars().all(plain) {
-        true => Ok((name, manifest)),
+        true => Ok(name.to_owned()),
         false => Err(format!("{name:?} cannot be a machine's name")),
     }
 }
@@ -113,6 +128,25 @@ mod tests {
             ("[package]\nname = \"../lock\"", "cannot be"),
             ("[package", "Cargo.toml"),
         ] {
+            fs::write(&manifest, bad).unwrap();
+            let message = refusal(Project::of(dir.path()));
+            assert!(message.contains(why), "{bad}: {message}");
+        }
+    }
+
+    #[test]
+    fn a_module_of_go_is_named_by_the_end_of_its_path() {
+        let dir = tempfile::tempdir().unwrap();
+        let manifest = dir.path().join("go.mod");
+        for (text, name) in [
+            ("module tally\n\ngo 1.24\n", "tally"),
+            ("// Counts.\nmodule example.com/machines/tally\n", "tally"),
+        ] {
+            fs::write(&manifest, text).unwrap();
+            let project = Project::of(dir.path()).unwrap();
+            assert_eq!((project.name.as_str(), project.language), (name, Language::Go));
+        }
+        for (bad, why) in [("go 1.24\n", "module PATH"), ("module a/b.c\n", "cannot be")] {
             fs::write(&manifest, bad).unwrap();
             let message = refusal(Project::of(dir.path()));
             assert!(message.contains(why), "{bad}: {message}");
