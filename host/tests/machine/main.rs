@@ -16,6 +16,7 @@ mod history;
 mod loading;
 mod measure;
 mod not_activated;
+mod printed;
 mod queries;
 mod rehearsal;
 mod snapshots;
