@@ -20,7 +20,7 @@ use tempfile::TempDir;
 use crate::{
     counters::version,
     dev::{port_base, stop},
-    harness::{PATIENCE, call, conclave},
+    harness::{PATIENCE, call, conclave, skip},
     projects,
 };
 
@@ -51,6 +51,8 @@ impl Dev {
             .arg(module)
             .arg("--watch")
             .env("CARGO_TARGET_DIR", projects::target())
+            // As many who write Rust have it.
+            .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -174,6 +176,47 @@ async fn a_machine_is_written_while_it_runs() {
     let mut dev = Dev::start(&data, port_base() + 10, 1, &component);
     dev.says("upgraded to my-tally 0.4.0");
     assert_eq!(add(&dev.client(), 1).await, "1223");
+    dev.stop();
+}
+
+/// The same in Python, where every build takes an interpreter with it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_machine_in_python_is_written_while_it_runs() {
+    let project = projects::empty("watched-python").join("my-tally");
+    let made = conclave().args(["new", "--lang", "python"]).arg(&project).output().unwrap();
+    assert!(made.status.success());
+    let built = projects::build_python(&project);
+    if let Some(why) = projects::without_python(&built) {
+        return skip("a machine in Python that is watched", &why);
+    }
+    assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
+    let source = project.join("machine.py");
+    let (component, data) = (project.join("target/my-tally.wasm"), project.join("conclave-dev"));
+    let mut dev = Dev::start(&data, port_base() + 30, 1, &component);
+    dev.says(" serves: ");
+    assert_eq!(add(&dev.client(), 3).await, "3");
+
+    // What the interpreter says is seen, without how its compiler came to say so.
+    edit(&source, "+ request.amount", "+ request.amount *");
+    dev.says("SyntaxError: invalid syntax (machine.py, line ");
+    dev.says("the next change is another try");
+    assert!(!dev.heard.iter().any(|line| line.contains("backtrace")), "{:#?}", dev.heard);
+    assert_eq!(add(&dev.client(), 1).await, "4");
+
+    // The protobuf is a source too, and a new client sees what became of it.
+    let proto = project.join("proto/my_tally/v1/my_tally.proto");
+    edit(&proto, "message AddResponse {", "message AddResponse {\n  string name = 2;");
+    let text = fs::read_to_string(&source).unwrap();
+    let text = text.replace("version = \"0.1.0\"", "version = \"0.2.0\"");
+    let text = text.replace("+ request.amount *", "+ request.amount * 10");
+    fs::write(&source, text.replace("(count=count)", "(count=count, name=request.name)")).unwrap();
+    dev.says("to the nodes, which compile and rehearse it");
+    dev.says("upgraded to my-tally 0.2.0 (sha256 ");
+    let request = json!({"name": "pear", "amount": 1});
+    let answer =
+        call(&dev.client(), "my_tally.v1.MyTally/Add", request, CallOptions::write()).await;
+    let answer = answer.unwrap();
+    assert_eq!(answer, json!({"name": "pear", "count": "14"}), "with the state of the old one");
     dev.stop();
 }
 

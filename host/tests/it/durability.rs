@@ -10,7 +10,7 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
-use crate::harness::{Cluster, eventually, put};
+use crate::harness::{Cluster, eventually, put, skip};
 
 const PUTS: usize = 40;
 
@@ -63,6 +63,9 @@ fn a_trace_is_read_in_both_forms() {
     assert_eq!(events(trace), [Event::Written(10.1), Event::Synced(10.4)]);
 }
 
+/// Why a test is skipped, see [`strace_works`].
+pub(crate) const NO_STRACE: &str = "strace is not installed or may not trace here";
+
 pub(crate) fn strace_works() -> bool {
     let probe = Command::new("strace").args(["-f", "-o", "/dev/null", "true"]).output();
     probe.is_ok_and(|output| output.status.success())
@@ -75,8 +78,7 @@ fn trace_of(path: &Path) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn every_acknowledged_put_was_synced_first() {
     if !strace_works() {
-        eprintln!("skipped: strace is not installed or may not trace here");
-        return;
+        return skip("every acknowledged put was synced first", NO_STRACE);
     }
     let cluster = Cluster::start().await;
     // A traced node is slow, and may lose its leadership over it: then its disk decides nothing.

@@ -15,8 +15,8 @@ use std::{
 use serde_json::Value;
 
 use crate::{
-    foreign::python,
-    harness::{Cluster, Setup},
+    foreign::{NO_GRPCIO, python},
+    harness::{Cluster, Setup, skip},
     projects::{build_python, scratch, serve_python, test_python, without_python},
 };
 
@@ -148,8 +148,7 @@ async fn the_quota_in_python_limits_a_fleet() {
     copy(&source, &project);
     let built = build_python(&project);
     if let Some(why) = without_python(&built) {
-        eprintln!("skipped: the example in Python: {why}");
-        return;
+        return skip("the example in Python", &why);
     }
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let descriptors = |dir: &Path| fs::read_to_string(dir.join("descriptor_set.py")).unwrap();
@@ -161,8 +160,7 @@ async fn the_quota_in_python_limits_a_fleet() {
     assert!(passed && tested.contains("Ran 8 tests"), "{tested}");
 
     let Some(python) = python() else {
-        eprintln!("skipped: Python with grpcio and grpcio-reflection is not installed");
-        return;
+        return skip("the client of the example in Python", NO_GRPCIO);
     };
     let component = PathBuf::from(String::from_utf8_lossy(&built.stdout).trim());
     let cluster = serve_python(component).await;

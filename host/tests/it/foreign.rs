@@ -5,7 +5,7 @@
 
 use std::{path::PathBuf, process::Command};
 
-use crate::harness::{Cluster, put};
+use crate::harness::{Cluster, put, skip};
 
 /// Lists the services, builds the messages from reflection, and calls.
 const PROGRAM: &str = r#"
@@ -46,6 +46,9 @@ except grpc.RpcError as error:
 print(" ".join(services))
 "#;
 
+/// Why a test is skipped, see [`python`].
+pub(crate) const NO_GRPCIO: &str = "Python with grpcio and grpcio-reflection is not installed";
+
 /// A Python with grpcio and its reflection.
 pub(crate) fn python() -> Option<PathBuf> {
     let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../target/python/bin/python");
@@ -60,8 +63,7 @@ pub(crate) fn python() -> Option<PathBuf> {
 #[tokio::test(flavor = "multi_thread")]
 async fn python_calls_any_node_by_reflection() {
     let Some(python) = python() else {
-        eprintln!("skipped: Python with grpcio and grpcio-reflection is not installed");
-        return;
+        return skip("a client in Python", NO_GRPCIO);
     };
     let cluster = Cluster::start().await;
     put(&cluster.client(), "native", "from rust").await.unwrap();

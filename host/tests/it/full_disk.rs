@@ -13,7 +13,7 @@ use std::{
 
 use conclave_client::Client;
 
-use crate::harness::{Cluster, PATIENCE, Setup, eventually, files, get, get_stale, put};
+use crate::harness::{Cluster, PATIENCE, Setup, eventually, files, get, get_stale, put, skip};
 
 /// sled takes 16 MiB at a time.
 const DISK_BYTES: usize = 128 << 20;
@@ -30,7 +30,8 @@ impl SmallDisk {
         let mounted =
             run(Command::new("mount").args(["-t", "tmpfs", "-o", &size, "tmpfs"]).arg(at));
         if !mounted.as_ref().is_some_and(|output| output.status.success()) {
-            eprintln!("skipped: a small file system cannot be mounted here: {mounted:?}");
+            let said = mounted.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
+            skip("a full disk", &said.unwrap_or_else(|| "there is no mount".to_owned()));
             return None;
         }
         Some(Self(at.to_owned()))

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::Write,
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -342,6 +343,14 @@ fn find_text(value: &Value) -> Option<String> {
         }),
         _ => None,
     }
+}
+
+/// Says that something is not tested here, and why. Also seen in a run that passes: of that, libtest keeps back what
+/// the print macros write, and nothing else.
+pub(crate) fn skip(what: &str, why: &str) {
+    // In one piece, so that no other test's line gets in between. What it cannot say, it cannot say elsewhere.
+    let line = format!("skipped: {what}: {}\n", why.trim_end());
+    let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
 /// Every file under a directory.

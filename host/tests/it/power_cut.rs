@@ -20,8 +20,8 @@ use futures::StreamExt;
 
 use self::disk::{Dice, Disk, Unsynced};
 use crate::{
-    durability::{now, strace_works},
-    harness::{Cluster, Setup, conclave, eventually, free_address, get, put},
+    durability::{NO_STRACE, now, strace_works},
+    harness::{Cluster, Setup, conclave, eventually, free_address, get, put, skip},
 };
 
 const WRITERS: usize = 4;
@@ -47,8 +47,7 @@ fn text(number: usize) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_puts_survive_a_power_cut_at_any_moment() {
     if !strace_works() {
-        eprintln!("skipped: strace is not installed or may not trace here");
-        return;
+        return skip("acknowledged puts survive a power cut", NO_STRACE);
     }
     let flags = ["--snapshot-entries=100", "--keep-entries=0"].map(str::to_owned).into();
     let mut cluster = Cluster::prepared(Setup { module: None, flags });

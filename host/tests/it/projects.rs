@@ -12,7 +12,7 @@ use std::{
 use conclave_client::{CallOptions, Consistency};
 use serde_json::{Value, json};
 
-use crate::harness::{Cluster, Setup, call, conclave};
+use crate::harness::{Cluster, Setup, call, conclave, skip};
 
 /// Three nodes compile 20 MB on two cores, with compilers of the test suite's profile.
 const COMPILING_TIME_MAX: Duration = Duration::from_secs(300);
@@ -59,8 +59,9 @@ pub(crate) fn build_python(project: &Path) -> Output {
 
 /// Why a machine in Python cannot be built on this computer, if that is what the build says.
 pub(crate) fn without_python(built: &Output) -> Option<String> {
-    let why = String::from_utf8_lossy(&built.stderr).into_owned();
-    (why.contains("needs python3") || why.contains("from PyPI")).then_some(why)
+    let said = String::from_utf8_lossy(&built.stderr);
+    let why = |line: &&str| line.contains("needs python3") || line.contains("from PyPI");
+    said.lines().find(why).map(str::to_owned)
 }
 
 /// The tests of a project in Python, with the packages that its build installed. Whether they passed, and
@@ -137,8 +138,7 @@ async fn a_machine_in_python_from_nothing() {
     fs::write(project.join("machine.py"), source).unwrap();
     let built = build_python(&project);
     if let Some(why) = without_python(&built) {
-        eprintln!("skipped: a machine in Python: {why}");
-        return;
+        return skip("a machine in Python", &why);
     }
     assert!(built.status.success(), "{}", String::from_utf8_lossy(&built.stderr));
     let component = PathBuf::from(String::from_utf8_lossy(&built.stdout).trim());

@@ -17,6 +17,7 @@ mod languages;
 mod loading;
 mod measure;
 mod not_activated;
+mod printed;
 mod queries;
 mod rehearsal;
 mod snapshots;

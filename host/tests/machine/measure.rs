@@ -1,4 +1,4 @@
-//! Measurements, for people: `cargo test -p conclave --test machine -- --ignored --nocapture measure`.
+//! Measurements, for people: `cargo test --workspace --test machine -- --ignored --nocapture measure`.
 
 use std::time::{Duration, Instant};
 
@@ -32,14 +32,6 @@ fn cpu(thread: &str) -> Duration {
         line.split(' ').next().and_then(|nanos| nanos.parse::<u64>().ok()).unwrap_or(0)
     };
     Duration::from_nanos(tasks.map(|task| of(task.unwrap())).sum())
-}
-
-/// What all threads have run, also those that have ended; in steps of 10 ms.
-fn process_cpu() -> Duration {
-    let stat = std::fs::read_to_string("/proc/self/stat").unwrap();
-    let fields: Vec<&str> = stat.rsplit(')').next().unwrap().split_whitespace().collect();
-    let ticks = |field: usize| fields[field].parse::<u64>().unwrap();
-    Duration::from_millis((ticks(11) + ticks(12)) * 10)
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
@@ -212,66 +204,6 @@ async fn measure_key_values() {
     let again =
         crate::support::read(node.worker.snapshot(node.index).await.unwrap()).await.unwrap();
     assert_eq!(again.bytes, saved.bytes);
-}
-
-/// How long writes and linearizable reads wait for an activation: one node alone, and three at once.
-#[tokio::test(flavor = "multi_thread", worker_threads = 1)]
-#[ignore = "a measurement"]
-async fn measure_activation() {
-    const KEYS: u64 = 100_000;
-    let module = Module::load(&Engine::new(&limits()).unwrap(), build("guest-kv")).unwrap();
-    let put = |key: u64| {
-        let key = format!("key-{:08}", key * 7919 % KEYS);
-        Put { key, value: vec![7; 256].into(), ttl_ms: 0 }.call()
-    };
-    let mut nodes = Vec::new();
-    for _ in 0..3 {
-        let mut node = Node::start_with(module.clone());
-        for key in 0..KEYS {
-            drop(node.push(put(key)).await);
-        }
-        node.until("the reader", |node| node.worker.stats().reader_applied == node.index).await;
-        nodes.push(node);
-    }
-    for count in [1, 1, 1, 3, 3, 3] {
-        let resident = resident_bytes();
-        let cpu_before = process_cpu();
-        let started = Instant::now();
-        let mut pushed = Vec::new();
-        for node in &mut nodes[..count] {
-            let activated = node.push_module(&module).await;
-            let written = node.push(put(0)).await;
-            let worker = node.worker.clone();
-            let (call, index) = (
-                Call { method: "".into(), request: Bytes::new(), principal: "".into() },
-                node.index,
-            );
-            let asked = tokio::spawn(async move {
-                worker.query(call, index).await.unwrap();
-                started.elapsed()
-            });
-            let written = tokio::spawn(async move {
-                let activated = activated.await.unwrap();
-                assert!(matches!(activated, Outcome::Reply(_)), "{activated:?}");
-                assert!(matches!(written.await.unwrap(), Outcome::Reply(_)));
-                started.elapsed()
-            });
-            pushed.push((written, asked));
-        }
-        for (written, asked) in pushed {
-            eprintln!(
-                "{count} at once: written after {:?}, read after {:?}",
-                written.await.unwrap(),
-                asked.await.unwrap()
-            );
-        }
-        eprintln!(
-            "CPU of everything {:?}; resident {} MiB, {} before",
-            process_cpu() - cpu_before,
-            resident_bytes() >> 20,
-            resident >> 20
-        );
-    }
 }
 
 /// What a record takes beside its key and value, which `guest_kv::limits::RECORD_OVERHEAD_BYTES` has to

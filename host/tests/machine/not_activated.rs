@@ -10,6 +10,7 @@ use conclave::{
 
 use crate::{
     history::MemoryHistory,
+    printed::{printed, saying},
     support::{Node, limits, read},
     versions::{
         FAILS, FAILS_WITH, HUNDRED, ONE, TEN, count, counted, is_activated, load, seen, trap,
@@ -303,9 +304,11 @@ async fn a_module_of_another_engine_is_a_fault() {
 async fn a_shutdown_does_not_wait_for_a_long_restore() {
     let mut node = Node::start_with(ONE.clone());
     assert_eq!(counted(&node.apply(count()).await), 1);
-    let slow = load(&Wat { finish: "(loop (br 0)) unreachable", ..version("slow", 10, 1, &[1]) });
-    let outcome = node.push_module(&slow).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    const BEGUN: &str = "it restores, and will for long";
+    let slow = version("slow", 10, 1, &[1]);
+    let slow = saying(BEGUN, Wat { finish: "(call $say) (loop (br 0)) unreachable", ..slow });
+    let outcome = node.push_module(&load(&slow)).await;
+    node.until(BEGUN, |_| printed().contains(BEGUN)).await;
     let started = std::time::Instant::now();
     node.worker.shutdown();
     assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());

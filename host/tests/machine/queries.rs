@@ -15,7 +15,9 @@ use conclave::{
 use prost::Message;
 
 use crate::{
+    printed::{printed, saying},
     support::{HOSTILE, Node, Number, add, call, limits, number},
+    versions::{count, counted, load, seen, trap, version},
     wat::Wat,
 };
 
@@ -54,20 +56,22 @@ async fn a_query_that_traps_costs_the_reader_alone_while_entries_go_on() {
 
 #[tokio::test]
 async fn an_endless_query_ends_and_the_head_goes_on_meanwhile() {
-    let mut node = Node::start();
+    const BEGUN: &str = "it is queried, and will be for long";
+    let wat = version("endless", 1, 1, &[1]);
+    let query = wat.query.replace("unreachable", "(call $say) (loop (br 0))").leak();
+    let mut node = Node::start_with(load(&saying(BEGUN, Wat { query, ..wat })));
     let worker = node.worker.clone();
-    let endless =
-        tokio::spawn(async move { worker.query(call("QueryLoop", Number::default()), 0).await });
-    tokio::time::sleep(Duration::from_millis(20)).await;
+    let endless = tokio::spawn(async move { worker.query(trap(), 0).await });
+    node.until(BEGUN, |_| printed().contains(BEGUN)).await;
     for round in 1..=100 {
-        assert_eq!(node.add(1).await, round);
+        assert_eq!(counted(&node.apply(count()).await), round);
     }
     let error = endless.await.unwrap().unwrap_err();
     assert!(
         matches!(&error, QueryError::Trap(trap) if trap.kind == TrapKind::FuelExhausted),
         "{error:?}"
     );
-    assert_eq!(node.total().await, 100);
+    assert_eq!(seen(&node).await, (100, 1));
 }
 
 #[tokio::test]

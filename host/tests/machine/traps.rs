@@ -8,7 +8,12 @@ use conclave::{
     types::{Outcome, TrapKind},
 };
 
-use crate::support::{MARK, Node, Number, add, call, number, trap_kind};
+use crate::{
+    printed::{printed, saying},
+    support::{MARK, Node, Number, add, call, number, trap_kind},
+    versions::{count, load},
+    wat::Wat,
+};
 
 /// Every way to break, and what it is called. The Rust guest's own stack overflows into the guard
 /// below its memory before the engine's stack is full.
@@ -121,9 +126,11 @@ async fn the_machine_writes_a_limited_number_of_lines() {
 
 #[tokio::test]
 async fn a_shutdown_does_not_wait_for_a_long_call() {
-    let mut node = Node::start();
-    let outcome = node.push(call("Loop", Number::default())).await;
-    tokio::time::sleep(Duration::from_millis(50)).await;
+    const BEGUN: &str = "it is called, and will be for long";
+    let wat = Wat { apply: "(call $say) (loop (br 0)) unreachable", ..Wat::default() };
+    let mut node = Node::start_with(load(&saying(BEGUN, wat)));
+    let outcome = node.push(count()).await;
+    node.until(BEGUN, |_| printed().contains(BEGUN)).await;
     let started = Instant::now();
     node.worker.shutdown();
     let took = started.elapsed();

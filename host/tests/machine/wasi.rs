@@ -1,10 +1,7 @@
 //! A machine that is made of WASI sees the log and nothing else: every interface is called by a component
 //! written by hand, and what it finds is compared with the entry, with other nodes and with restored ones.
 
-use std::{
-    io::Write,
-    sync::{Arc, Mutex, OnceLock},
-};
+use std::sync::Arc;
 
 use conclave::{
     machine::{Engine, Module},
@@ -13,6 +10,7 @@ use conclave::{
 
 use crate::{
     history::MemoryHistory,
+    printed::printed,
     support::{Node, limits, trap_kind},
     wat::Wat,
 };
@@ -255,36 +253,6 @@ async fn what_no_machine_may_do_is_a_trap_and_the_next_entry_is_applied() {
         assert!(matches!(node.apply(call(b"")).await, Outcome::Reply(_)));
     }
     assert_eq!(node.worker.fault(), None);
-}
-
-/// What the machines of this process write to the node's log.
-static LINES: OnceLock<Arc<Mutex<Vec<u8>>>> = OnceLock::new();
-
-struct Lines(Arc<Mutex<Vec<u8>>>);
-
-impl Write for Lines {
-    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
-        self.0.lock().unwrap().extend_from_slice(bytes);
-        Ok(bytes.len())
-    }
-
-    fn flush(&mut self) -> std::io::Result<()> {
-        Ok(())
-    }
-}
-
-fn printed() -> String {
-    let lines = LINES.get_or_init(|| {
-        let lines = Arc::new(Mutex::new(Vec::new()));
-        let writer = Arc::clone(&lines);
-        tracing_subscriber::fmt()
-            .with_ansi(false)
-            .with_writer(move || Lines(Arc::clone(&writer)))
-            .with_max_level(tracing::Level::INFO)
-            .init();
-        lines
-    });
-    String::from_utf8_lossy(&lines.lock().unwrap()).into_owned()
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 
 use clap::Args;
 
-pub(super) use self::python::write_descriptor_set;
+pub(super) use self::python::{BYTECODE_DIR, write_descriptor_set};
 
 use self::project::{Language, Project};
 use super::{Failed, Result, output::Output};

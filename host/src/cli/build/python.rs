@@ -28,6 +28,8 @@ const PYTHON_VERSION: &str = "3.14";
 const APP: &str = "conclave_sdk.component";
 /// What descriptor sets are kept in.
 pub(super) const DESCRIPTOR_SET_FILE: &str = "descriptor_set.py";
+/// Where an interpreter, the component's too, keeps what it has compiled: beside the sources.
+pub(in crate::cli) const BYTECODE_DIR: &str = "__pycache__";
 /// Base64 in a line: a multiple of 4, so that each line stands by itself.
 const LINE_BYTES: usize = 96;
 
@@ -198,6 +200,8 @@ fn componentize(project: &Project, tools: &Tools, file: &Path) -> anyhow::Result
     command.arg("--python-path").arg(dir).arg("--python-path").arg(tools.packages()).arg(APP);
     // It would look for packages in whatever environment it is started from.
     command.env("VIRTUAL_ENV", tools.dir.join("venv"));
+    // It is written in Rust, and its own backtrace would hide the one of the machine.
+    command.env("RUST_LIB_BACKTRACE", "0");
     run(&mut command).context("cannot make the machine a component; the reason is above")?;
     let built = check(&partial);
     match &built {

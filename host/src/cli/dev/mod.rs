@@ -138,7 +138,7 @@ impl Cluster {
         }
         self.plan.write(&self.dir)?;
         output.remark(format!(
-            "starting {} nodes in {}",
+            "starting {} nodes in {}, which compile their machine first",
             self.plan.nodes.len(),
             self.dir.display()
         ));

@@ -7,8 +7,9 @@ use conclave_client::Client;
 use super::plan::{Node, Plan};
 use crate::cli::{Failed, Result};
 
-/// A first start compiles the machine on every node at once; an unoptimised build takes a while.
-const START_WAIT: Duration = Duration::from_secs(120);
+/// Every node compiles the machine that the cluster began with and the one that it has come to, all nodes at once: in
+/// Python 20 MB each, which takes two busy processors minutes. A node that ends is not waited for.
+const START_WAIT: Duration = Duration::from_secs(900);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
 

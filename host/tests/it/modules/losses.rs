@@ -2,8 +2,10 @@
 
 use std::{fs, time::Duration};
 
+use conclave::types::ModuleId;
 use conclave_client::{Client, Consistency};
 use rustix::process::{Pid, Signal, kill_process};
+use tokio::sync::mpsc::unbounded_channel;
 
 use super::{load::Load, machines::*};
 use crate::{
@@ -121,15 +123,20 @@ async fn a_leader_may_die_in_each_phase() {
     let load = Load::start(8, || cluster.client());
     load.runs(200).await;
 
-    // While it is pushed: the client goes on with the next leader.
+    // While it is pushed: the client begins anew with the next leader, which has nothing of it.
     let component = padded(&second().component(), 24 << 20);
+    let half = component.len() as u64 / 2;
+    let (sent, mut progress) = unbounded_channel();
     let pushing = tokio::spawn({
         let client = client.clone();
-        async move { push(&client, component).await }
+        let id = ModuleId::of(&component).0;
+        async move { client.push_module(id, component, |bytes| _ = sent.send(bytes)).await }
     });
-    tokio::time::sleep(Duration::from_millis(700)).await;
+    while progress.recv().await.expect("it is being pushed") < half {}
     let died = kill_leader(&mut cluster).await;
     let module = pushing.await.unwrap().unwrap().id;
+    let anew = std::iter::from_fn(|| progress.try_recv().ok()).any(|bytes| bytes < half);
+    assert!(anew, "the leader died when the module was in the log already");
     cluster.start_node(died);
     load.runs(200).await;
 

@@ -10,6 +10,8 @@ use std::{
 
 use ignore::WalkBuilder;
 
+use crate::cli::build::BYTECODE_DIR;
+
 /// When each file was last changed, and its size. Two that differ mean a change.
 pub(super) type Picture = BTreeMap<PathBuf, (SystemTime, u64)>;
 
@@ -23,7 +25,7 @@ pub(super) struct Sources {
 }
 
 impl Sources {
-    /// All files below `root` but `others`, hidden ones, and what a `.gitignore` names.
+    /// All files below `root` but `others`, hidden ones, Python's bytecode, and what a `.gitignore` names.
     pub(super) fn new(root: &Path, others: Vec<PathBuf>) -> Self {
         let outputs = [file_of(io::stdout()), file_of(io::stderr())];
         Self { root: root.to_owned(), others, written: outputs.into_iter().flatten().collect() }
@@ -35,7 +37,9 @@ impl Sources {
         let mut walk = WalkBuilder::new(&self.root);
         // A project has its .gitignore before it is a repository.
         walk.require_git(false);
-        walk.filter_entry(move |entry| !others.iter().any(|other| other == entry.path()));
+        walk.filter_entry(move |entry| {
+            entry.file_name() != BYTECODE_DIR && !others.iter().any(|other| other == entry.path())
+        });
         let mut picture = Picture::new();
         // A file that goes away meanwhile is missing in the next picture too.
         for entry in walk.build().filter_map(Result::ok) {
@@ -91,6 +95,7 @@ mod tests {
 
         write("target/a.wasm", "another");
         write("data/cluster.json", "another");
+        write("src/__pycache__/machine.cpython-314.pyc", "compiled");
         assert_eq!(sources.picture(), before);
         write("src/lib.rs", "another");
         let changed = sources.picture();

@@ -29,6 +29,10 @@ pub(super) async fn upgrade(
     if modules.iter().any(|module| module.active && module.id == name) {
         return Ok(false);
     }
+    output.remark(format!(
+        "bringing {} kB to the nodes, which compile and rehearse it",
+        component.len().div_ceil(1000)
+    ));
     let module = client.push_module(id, Bytes::from(component), |_| {}).await.map_err(said)?;
     let difference = client.diff_module(&name).await.map_err(said)?;
     check_state(&module, &difference)?;
