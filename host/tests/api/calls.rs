@@ -5,6 +5,7 @@ use std::time::Duration;
 use bytes::Bytes;
 use conclave::{api::Options, proto, types::status::Consistency};
 use prost::Message;
+use tokio::process::Command;
 use tonic::{Code, Request};
 
 use crate::fake::{GET, Node, PUT, Script, call_with_timeout, counter, metadata};
@@ -27,6 +28,24 @@ async fn a_command_and_a_query_pass_through_as_bytes() {
     assert_eq!(*consistency, None);
     let (call, consistency) = &seen[1];
     assert_eq!((&*call.method, *consistency), ("kv.v1.KV/Get", Some(Consistency::Linearizable)));
+}
+
+/// What is written on the command line is what a machine gets, to the last digit: this number was read as
+/// its neighbour.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_number_on_the_command_line_arrives_exactly() {
+    const WEIGHT: f64 = 9.204938554384977;
+    let node = Node::start().await;
+    let request = format!("{{\"weight\": {WEIGHT}}}");
+    let called = Command::new(env!("CARGO_BIN_EXE_conclave"))
+        .args(["call", "kv.v1.KV/Put", &request, "--endpoints", &node.client.to_string()])
+        .output()
+        .await
+        .unwrap();
+    assert!(called.status.success(), "{}", String::from_utf8_lossy(&called.stderr));
+    let seen = node.fake.seen.lock().unwrap();
+    // Field 3, eight bytes.
+    assert_eq!(seen[0].0.request, [&[0x19][..], &WEIGHT.to_le_bytes()].concat());
 }
 
 #[tokio::test]

@@ -8,7 +8,7 @@ pub const KV: &str = r#"
       rpc Get(GetRequest) returns (GetResponse) { option idempotency_level = NO_SIDE_EFFECTS; }
       rpc Watch(GetRequest) returns (stream GetResponse);
     }
-    message PutRequest { string key = 1; bytes value = 2; }
+    message PutRequest { string key = 1; bytes value = 2; double weight = 3; }
     message PutResponse { uint64 revision = 1; }
     message GetRequest { string key = 1; }
     message GetResponse { bytes value = 1; }
