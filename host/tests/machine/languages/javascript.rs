@@ -3,7 +3,9 @@
 
 use std::{path::PathBuf, process::Command};
 
-use super::{Missing, assert_is_a_function_of_the_log, conclave, root, run, scratch, toolchains};
+use super::{
+    Missing, assert_is_a_function_of_the_log, conclave, root, run, scratch, skip, toolchains,
+};
 
 const ZIG: &str = "ziglang==0.17.1";
 /// A package of Python with QuickJS 2021-03-27 in it.
@@ -13,7 +15,7 @@ const QUICKJS: &str = "quickjs==1.19.4";
 async fn a_machine_in_javascript_is_a_function_of_the_log() {
     match build() {
         Ok(component) => assert_is_a_function_of_the_log(&component).await,
-        Err(why) => eprintln!("skipped: a machine in JavaScript: {why}"),
+        Err(why) => skip("a machine in JavaScript", &why),
     }
 }
 

@@ -11,7 +11,7 @@ use std::{
 };
 
 use super::{
-    Missing, assert_is_a_function_of_the_log, conclave, copy, root, run, scratch, toolchains,
+    Missing, assert_is_a_function_of_the_log, conclave, copy, root, run, scratch, skip, toolchains,
 };
 
 const TARGET: &str = "wasm32-wasip2";
@@ -20,7 +20,7 @@ const TARGET: &str = "wasm32-wasip2";
 async fn a_machine_in_rust_with_wasi_is_a_function_of_the_log() {
     match build() {
         Ok(component) => assert_is_a_function_of_the_log(&component).await,
-        Err(why) => eprintln!("skipped: a machine in Rust for {TARGET}: {why}"),
+        Err(why) => skip("a machine in Rust for wasm32-wasip2", &why),
     }
 }
 
