@@ -127,13 +127,14 @@ async fn a_leader_may_die_in_each_phase() {
     let component = padded(&second().component(), 24 << 20);
     let half = component.len() as u64 / 2;
     let (sent, mut progress) = unbounded_channel();
+    let died = cluster.leader().await;
     let pushing = tokio::spawn({
         let client = client.clone();
         let id = ModuleId::of(&component).0;
         async move { client.push_module(id, component, |bytes| _ = sent.send(bytes)).await }
     });
     while progress.recv().await.expect("it is being pushed") < half {}
-    let died = kill_leader(&mut cluster).await;
+    cluster.kill(died);
     let module = pushing.await.unwrap().unwrap().id;
     let anew = std::iter::from_fn(|| progress.try_recv().ok()).any(|bytes| bytes < half);
     assert!(anew, "the leader died when the module was in the log already");
