@@ -108,10 +108,10 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     })?;
     let rows = steps.run("measure", || measure(&load, options, &running))?;
     let share = machine_share(&load, options, &running, steps)?;
-    let native = beside_native(workspace, &load, options, &running, steps)?;
     let loaded = idle_memory(&running, "measure the memory of idle nodes after the load", steps)?;
     let names: Vec<_> = running.iter().map(|cluster| cluster.name).collect();
     drop(running);
+    let native = beside_native(workspace, &load, options, &binary, steps)?;
 
     let failovers = steps.run("kill the leaders", || {
         systems.iter().map(|start| kill_leaders(&load, options, start)).collect::<Result<Vec<_>>>()
@@ -157,25 +157,29 @@ fn etcd(workspace: &Workspace, steps: &mut Steps) -> Result<Option<etcd::Etcd>> 
     })
 }
 
-/// The store as a component beside the same store compiled into the nodes.
+/// The store as a component beside the same store compiled into the nodes, in two fresh clusters.
 fn beside_native(
     workspace: &Workspace,
     load: &Load,
     options: &Options,
-    running: &[Cluster],
+    binary: &Path,
     steps: &mut Steps,
 ) -> Result<Option<String>> {
-    let Some(wasm) = running.iter().find(|cluster| cluster.name == "conclave") else {
+    if options.without_conclave {
         return Ok(None);
-    };
+    }
     steps.run("measure beside a native machine", || {
-        let data = cluster::empty_directory(&workspace.scratch("bench").join("native"))?;
-        let binary = workspace.target.join("release/examples/native_node");
-        let native = conclave::start(&binary, None, &data)?;
-        load.fill(&native, KEYS)?;
+        let natively = workspace.target.join("release/examples/native_node");
+        let mut clusters = Vec::new();
+        for (name, binary) in [("wasm", binary), ("native", &*natively)] {
+            let data = cluster::empty_directory(&workspace.scratch("bench").join(name))?;
+            let cluster = conclave::start(binary, None, &data)?;
+            load.fill(&cluster, KEYS)?;
+            clusters.push(cluster);
+        }
         let mut rounds = [Vec::new(), Vec::new()];
         for _ in 0..options.rounds {
-            for (cluster, rounds) in [wasm, &native].into_iter().zip(&mut rounds) {
+            for (cluster, rounds) in clusters.iter().zip(&mut rounds) {
                 rounds.push(load.run(cluster, Work::Put, GOAL_CLIENTS, options.seconds)?);
             }
         }
