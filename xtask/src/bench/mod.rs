@@ -28,7 +28,6 @@ use clap::Args;
 
 use crate::{
     build::{build_bench_programs, build_programs},
-    machine,
     output::{Steps, human, result, say, skip},
     process, setup,
     workspace::Workspace,
