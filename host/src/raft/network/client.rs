@@ -102,7 +102,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     }
 
     /// Requests go out without waiting for answers: gRPC keeps both in order. When many write, each has what
-    /// this node writes as one batch ([`Pace`](crate::storage::Pace)). On the
+    /// this node writes as one batch ([`Pace`]). On the
     /// heartbeats' lane there is one request and it brings no entries: a call, which is less
     /// work for both nodes than a stream of one message, and linearizable reads wait for it.
     fn stream_append<'s, S>(
