@@ -15,11 +15,13 @@
 //! recovery makes of that is `check.rs`'s matter.
 
 use std::{
-    fs::{self, File},
+    fs::{self, File, TryLockError},
     io,
     panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
+    thread,
+    time::{Duration, Instant},
 };
 
 use super::{Error, Keys, Medium, files};
@@ -39,6 +41,9 @@ const CACHE_BYTES: u64 = 4 << 20;
 
 /// sled's background thread also collects garbage: it stays on, at sled's default pace.
 const FLUSHER_MS: u64 = 500;
+
+/// How long a tree that was closed may take to let go of its file.
+const CLOSING_TIME_MAX: Duration = Duration::from_secs(10);
 
 /// Where the values are sealed for.
 const PLACE: &str = "log";
@@ -115,6 +120,7 @@ impl Tree {
     }
 
     fn open_any(dir: &Path, keys: Keys, medium: Arc<dyn Medium>) -> Result<Self, Error> {
+        wait_until_closed(dir);
         let db = guard(|| {
             sled::Config::default()
                 .path(dir)
@@ -204,6 +210,19 @@ impl Tree {
     }
 }
 
+/// sled locks its file, and its threads may hold that a moment longer than the last handle was there. So a tree
+/// that is opened again, as a new one is, waits for them. The directory's own lock keeps everybody else out.
+fn wait_until_closed(dir: &Path) {
+    // What is wrong with the file, sled says.
+    let Ok(file) = File::open(dir.join("db")) else { return };
+    let began = Instant::now();
+    while let Err(TryLockError::WouldBlock) = file.try_lock()
+        && began.elapsed() < CLOSING_TIME_MAX
+    {
+        thread::sleep(Duration::from_millis(1));
+    }
+}
+
 /// Runs something of sled's, and makes an error of a panic.
 fn guard<T>(call: impl FnOnce() -> sled::Result<T>) -> io::Result<T> {
     match catch_unwind(AssertUnwindSafe(call)) {
@@ -216,5 +235,38 @@ fn guard<T>(call: impl FnOnce() -> sled::Result<T>) -> io::Result<T> {
             let reason = reason.unwrap_or("no reason given");
             Err(io::Error::new(io::ErrorKind::InvalidData, format!("sled gave up: {reason}")))
         }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::{
+        crypto::MasterKey,
+        storage::{Disk, Identity},
+        types::ModuleId,
+    };
+
+    #[test]
+    fn a_tree_that_is_still_being_closed_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let module_id = ModuleId([1; 32]);
+        let identity =
+            Identity { cluster_id: "c".into(), node_id: 1, incarnation: [3; 16], module_id };
+        let keys = Keys::create(dir.path(), identity, MasterKey::from_bytes([7; 32])).unwrap();
+        let log = dir.path().join("log");
+        drop(Tree::create(&log, keys.clone(), Arc::new(Disk)).unwrap());
+        wait_until_closed(&log);
+        let file = File::open(log.join("db")).unwrap();
+        file.try_lock().unwrap();
+        let closing = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            drop(file);
+        });
+        let began = Instant::now();
+        Tree::open(&log, keys, Arc::new(Disk)).unwrap();
+        assert!(began.elapsed() >= Duration::from_millis(250));
+        closing.join().unwrap();
     }
 }
