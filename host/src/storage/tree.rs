@@ -120,7 +120,7 @@ impl Tree {
     }
 
     fn open_any(dir: &Path, keys: Keys, medium: Arc<dyn Medium>) -> Result<Self, Error> {
-        wait_until_closed(dir);
+        wait_until_closed(dir, CLOSING_TIME_MAX)?;
         let db = guard(|| {
             sled::Config::default()
                 .path(dir)
@@ -211,16 +211,19 @@ impl Tree {
 }
 
 /// sled locks its file, and its threads may hold that a moment longer than the last handle was there. So a tree
-/// that is opened again, as a new one is, waits for them. The directory's own lock keeps everybody else out.
-fn wait_until_closed(dir: &Path) {
+/// that is opened again, as a new one is, waits for them. The directory's own lock keeps other nodes out; whoever
+/// else holds the file longer has it in use.
+fn wait_until_closed(dir: &Path, limit: Duration) -> Result<(), Error> {
     // What is wrong with the file, sled says.
-    let Ok(file) = File::open(dir.join("db")) else { return };
+    let Ok(file) = File::open(dir.join("db")) else { return Ok(()) };
     let began = Instant::now();
-    while let Err(TryLockError::WouldBlock) = file.try_lock()
-        && began.elapsed() < CLOSING_TIME_MAX
-    {
+    while let Err(TryLockError::WouldBlock) = file.try_lock() {
+        if began.elapsed() >= limit {
+            return Err(Error::InUse { dir: dir.to_owned(), pid: None });
+        }
         thread::sleep(Duration::from_millis(1));
     }
+    Ok(())
 }
 
 /// Runs something of sled's, and makes an error of a panic.
@@ -257,9 +260,11 @@ mod tests {
         let keys = Keys::create(dir.path(), identity, MasterKey::from_bytes([7; 32])).unwrap();
         let log = dir.path().join("log");
         drop(Tree::create(&log, keys.clone(), Arc::new(Disk)).unwrap());
-        wait_until_closed(&log);
+        wait_until_closed(&log, CLOSING_TIME_MAX).unwrap();
         let file = File::open(log.join("db")).unwrap();
         file.try_lock().unwrap();
+        let refused = wait_until_closed(&log, Duration::from_millis(20));
+        assert!(matches!(refused, Err(Error::InUse { .. })), "{refused:?}");
         let closing = thread::spawn(move || {
             thread::sleep(Duration::from_millis(300));
             drop(file);
