@@ -23,9 +23,9 @@ use crate::types::{
     raft::{Member, TypeConfig},
 };
 
-/// The version of the protocol between peers. Nodes of different versions do not talk. Since version 2
-/// there are modules in the log and in snapshots.
-pub const PROTOCOL_VERSION: u32 = 2;
+/// The version of the protocol between peers. Nodes of different versions do not talk to each other.
+/// Version 2 added modules to the log and to snapshots. Version 3 added the confirmation of leaders.
+pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The largest message between peers: one log entry of the largest request with room to spare, or a
 /// batch of smaller ones.
