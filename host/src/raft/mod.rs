@@ -2,7 +2,8 @@
 //!
 //! [`Replica`] is what the layers above see: commands, queries, status, health. Below it:
 //! [`state_machine`] hands committed entries to the machine, [`snapshot`] moves snapshots,
-//! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait,
+//! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait, by
+//! [`confirmation`] or [`lease`],
 //! [`health`] watches, [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
 //! electing too early, [`divergence`] finds and heals a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`modules`] brings, tries and
 //! activates others.
@@ -17,11 +18,13 @@
 
 mod bootstrap;
 mod command;
+mod confirmation;
 mod divergence;
 mod forward;
 mod health;
 mod history;
 mod hold;
+mod lease;
 mod modules;
 pub mod network;
 mod options;
@@ -42,8 +45,10 @@ use tokio::sync::watch;
 pub(crate) use self::read::watch_ended;
 use self::{
     command::Brake,
+    confirmation::Confirmation,
     divergence::Divergence,
     hold::Hold,
+    lease::Lease,
     network::{
         NetworkFactory,
         peer::{Local, Peers},
@@ -92,6 +97,8 @@ struct Inner {
     timing: Timing,
     limits: Limits,
     reads: ReadIndex,
+    confirmation: Confirmation,
+    lease: Arc<Lease>,
     hold: Hold,
     health: watch::Sender<Health>,
     /// When a leader was last heard of.
@@ -125,10 +132,11 @@ impl Replica {
         let applied = machine.shared();
         let vote = log.clone().read_vote().await.map_err(unreadable)?;
         let hold = Hold::new(vote, local.identity.node_id, options::lease(timing));
+        let lease = Arc::new(Lease::new(options::lease(timing)));
         let raft = openraft::Raft::new(
             local.identity.node_id,
             options::raft_config(&local.identity.cluster_id, timing, snapshot, hold.is_over())?,
-            NetworkFactory(peers.clone()),
+            NetworkFactory { peers: peers.clone(), lease: lease.clone() },
             log.clone(),
             machine,
         )
@@ -153,6 +161,8 @@ impl Replica {
             timing,
             limits,
             reads,
+            confirmation: Confirmation::new(),
+            lease,
             hold,
             health,
             leader_heard: Mutex::new(Instant::now()),

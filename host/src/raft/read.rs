@@ -1,25 +1,26 @@
 //! Linearizable reads on any node, by read index (Ongaro's thesis, section 6.4).
 //!
 //! A read asks how far the log was committed when it arrived, waits until its own node's machine has
-//! applied that much, and is answered from there. One round to a majority answers for every read that
-//! was waiting when it began.
+//! applied that much, and is answered from there. One round to a majority ([`super::confirmation`]) answers for
+//! every read that was waiting when it began. A lease read at the leader needs no round ([`super::lease`]).
 
-use std::{sync::Weak, time::Duration};
+use std::sync::{Arc, Weak};
 
-use openraft::{ReadPolicy, error::LinearizableReadError, error::RaftError};
+use openraft::async_runtime::WatchReceiver;
 use tokio::{
     sync::{mpsc, oneshot},
     task::yield_now,
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{Inner, Replica, forward, network::peer::Lane};
+use super::{Inner, Replica, confirmation::ROUND_TIMEOUT, forward, network::peer::Lane};
 use crate::{
     error::Error,
     machine::{QueryError, Subscribed, WatchError},
     proto::raft::{ReadIndexRequest, Refusal, read_index_response},
     types::{
-        Call,
+        Call, NodeId,
+        raft::{LogId, Member, StoredMembership},
         status::{Answered, Consistency},
     },
 };
@@ -30,10 +31,16 @@ const WAITING_MAX: usize = 65_536;
 /// ready be answered, so that more reads share the round, which costs two nodes a call each. A read that is
 /// alone finds next to nothing to wait for.
 const TURNS_BEFORE_ROUND: usize = 4;
-/// Most rounds take a network round trip; a leader that is cut off would take forever.
-const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
 
 type Answer = oneshot::Sender<Result<u64, Refusal>>;
+
+/// A leader's state as openraft had it at one moment.
+struct Leading {
+    term: u64,
+    /// Covers everything that was acknowledged before that moment.
+    read_index: u64,
+    membership: Arc<StoredMembership>,
+}
 
 /// Where reads queue for the next round.
 pub(super) struct ReadIndex(mpsc::Sender<Answer>);
@@ -122,7 +129,10 @@ impl Replica {
         }
         match consistency {
             Consistency::Stale => Ok(0),
-            Consistency::Lease if self.0.is_leader() => self.lease_index().await,
+            Consistency::Lease if self.0.is_leader() => match self.leased_index().await {
+                Some(index) => Ok(index),
+                None => self.read_index_waiting(deadline).await,
+            },
             Consistency::Lease | Consistency::Linearizable => {
                 self.read_index_waiting(deadline).await
             }
@@ -145,28 +155,48 @@ impl Replica {
         }
     }
 
-    /// One round: as the leader to a majority, otherwise to the leader.
+    /// One round: as the leader to a majority, otherwise to the leader. Ends early when another node leads: a
+    /// leader that is silent, and not gone, would hold the round until its time limit.
     async fn read_index(&self) -> Result<u64, Error> {
-        match self.0.leader() {
-            Some((node_id, member)) if node_id != self.0.node_id() => {
-                let peer = self.0.peers.peer(node_id, &member);
-                let client = peer.client(Lane::Control).await;
-                let mut client = client.map_err(|_| Error::no_quorum())?;
-                let answer = client.read_index(ReadIndexRequest {}).await;
-                let answer = answer.map_err(|status| {
-                    tracing::debug!(error = %peer.failed(Lane::Control, status), "no read index");
-                    Error::no_quorum()
-                })?;
-                match answer.into_inner().result {
-                    Some(read_index_response::Result::Index(index)) => Ok(index),
-                    Some(read_index_response::Result::Refusal(refusal)) => {
-                        Err(forward::refusal_from_wire(refusal))
-                    }
-                    None => Err(Error::fault("the leader answered without a result")),
-                }
+        let Some((leader, member)) = self.0.leader() else { return Err(Error::no_quorum()) };
+        let round = async {
+            match leader == self.0.node_id() {
+                true => self.confirmed_index().await,
+                false => self.leaders_index(leader, &member).await,
             }
-            Some(_) => self.leader_index(ReadPolicy::ReadIndex).await,
-            None => Err(Error::no_quorum()),
+        };
+        tokio::select! {
+            result = round => result,
+            () = self.leader_is_not(leader) => Err(Error::not_leader(self.leader())),
+        }
+    }
+
+    /// Asks the leader.
+    async fn leaders_index(&self, leader: NodeId, member: &Member) -> Result<u64, Error> {
+        let peer = self.0.peers.peer(leader, member);
+        let client = peer.client(Lane::Control).await;
+        let mut client = client.map_err(|_| Error::no_quorum())?;
+        let answer = client.read_index(ReadIndexRequest {}).await;
+        let answer = answer.map_err(|status| {
+            tracing::debug!(error = %peer.failed(Lane::Control, status), "no read index");
+            Error::no_quorum()
+        })?;
+        match answer.into_inner().result {
+            Some(read_index_response::Result::Index(index)) => Ok(index),
+            Some(read_index_response::Result::Refusal(refusal)) => {
+                Err(forward::refusal_from_wire(refusal))
+            }
+            None => Err(Error::fault("the leader answered without a result")),
+        }
+    }
+
+    /// Returns once another node leads, or none, as far as this node knows.
+    async fn leader_is_not(&self, leader: NodeId) {
+        let mut metrics = self.0.raft.server_metrics();
+        while metrics.borrow_watched().current_leader == Some(leader) {
+            if metrics.changed().await.is_err() {
+                return;
+            }
         }
     }
 
@@ -175,20 +205,61 @@ impl Replica {
         if self.0.is_leader() { self.0.reads.next().await } else { Err(Error::not_leader(None)) }
     }
 
-    async fn lease_index(&self) -> Result<u64, Error> {
-        self.leader_index(ReadPolicy::LeaseRead).await
+    /// The leader's read index, once a majority has confirmed that it led when the round began. The voters are
+    /// asked while openraft is asked: the order of the two does not matter, as both are asked after the reads
+    /// of this round have arrived.
+    async fn confirmed_index(&self) -> Result<u64, Error> {
+        let own = self.0.node_id();
+        let peers = {
+            let metrics = self.0.raft.server_metrics();
+            let metrics = metrics.borrow_watched();
+            let membership = metrics.membership_config.membership();
+            let voters = membership.voter_ids().filter(|voter| *voter != own);
+            let peers = voters.filter_map(|voter| {
+                membership.get_node(&voter).map(|member| self.0.peers.peer(voter, member))
+            });
+            peers.collect::<Vec<_>>()
+        };
+        let round = self.0.confirmation.begin(peers);
+        let Leading { term, read_index, membership } = self.leading().await?;
+        let membership = membership.membership();
+        match self.0.confirmation.wait(round, term, membership, own).await {
+            true => Ok(read_index),
+            false => Err(Error::not_leader(None)),
+        }
     }
 
-    async fn leader_index(&self, policy: ReadPolicy) -> Result<u64, Error> {
-        match self.0.raft.get_read_linearizer(policy).await {
-            Ok(linearizer) => Ok(linearizer.read_log_id().index()),
-            Err(RaftError::APIError(LinearizableReadError::ForwardToLeader(_))) => {
-                Err(Error::not_leader(self.leader()))
-            }
-            Err(RaftError::APIError(LinearizableReadError::QuorumNotEnough(_))) => {
-                Err(Error::no_quorum())
-            }
-            Err(RaftError::Fatal(fatal)) => Err(self.0.stopped(fatal)),
+    /// The leader's read index, if its lease is valid.
+    async fn leased_index(&self) -> Option<u64> {
+        let Leading { term, read_index, membership } = self.leading().await.ok()?;
+        let lease = &self.0.lease;
+        lease.is_valid(term, membership.membership(), self.0.node_id()).then_some(read_index)
+    }
+
+    /// This node's state as the leader, from openraft's own task and not from metrics, which lag behind it.
+    async fn leading(&self) -> Result<Leading, Error> {
+        let own = self.0.node_id();
+        let leading = self.0.raft.with_raft_state(move |state| {
+            let vote = *state.vote_ref();
+            let term = vote.leader_id.term;
+            let of_term = |log_id: &LogId| log_id.committed_leader_id().term == term;
+            // Until an entry of the leader's own term is committed it does not know how far the log is
+            // committed (Ongaro's thesis, section 6.4). Its first entry, which it appends as soon as it is
+            // elected, comes after everything that is.
+            let committed = state.local_committed().filter(|log_id| of_term(log_id));
+            let read_index = committed.or_else(|| state.log_ids.last().filter(|id| of_term(id)));
+            let leads = vote.committed && vote.leader_id.voted_for == own;
+            let membership = state.membership_state.effective().clone();
+            read_index.filter(|_| leads).map(|log_id| Leading {
+                term,
+                read_index: log_id.index,
+                membership,
+            })
+        });
+        match leading.await {
+            Ok(Some(leading)) => Ok(leading),
+            Ok(None) => Err(Error::not_leader(self.leader())),
+            Err(fatal) => Err(self.0.stopped(fatal)),
         }
     }
 }

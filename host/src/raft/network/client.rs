@@ -1,6 +1,6 @@
 //! openraft's calls, over a peer's connections.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use futures::{FutureExt, StreamExt, stream};
 use openraft::{
@@ -20,7 +20,10 @@ use tonic::{Code, Request, Status};
 use super::peer::{Lane, Peer, PeerError};
 use crate::{
     proto::raft as wire,
-    raft::snapshot,
+    raft::{
+        lease::{BootTime, Lease},
+        snapshot,
+    },
     storage::{Pace, SnapshotFile},
     types::{
         convert::{entry_to_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire},
@@ -30,13 +33,14 @@ use crate::{
 
 /// openraft's network to one peer, on one lane.
 pub struct PeerNetwork {
-    peer: std::sync::Arc<Peer>,
+    peer: Arc<Peer>,
     lane: Lane,
+    lease: Arc<Lease>,
 }
 
 impl PeerNetwork {
-    pub(super) fn new(peer: std::sync::Arc<Peer>, lane: Lane) -> Self {
-        Self { peer, lane }
+    pub(super) fn new(peer: Arc<Peer>, lane: Lane, lease: Arc<Lease>) -> Self {
+        Self { peer, lane, lease }
     }
 
     fn failed(&self, status: Status) -> RPCError<TypeConfig> {
@@ -188,6 +192,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
+        // Whoever receives the offer may be elected while the followers' promises last.
+        self.lease.end(request.from_leader().leader_id.term);
         let message = wire::TransferLeaderRequest {
             from: Some(vote_to_wire(request.from_leader())),
             to_node_id: *request.to_node_id(),
@@ -208,8 +214,13 @@ impl PeerNetwork {
         request: AppendEntriesRequest<TypeConfig>,
     ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
         let mut client = self.peer.client(self.lane).await.map_err(rpc_error)?;
+        let (term, sent) = (request.vote.leader_id.term, BootTime::now());
         let answer = client.heartbeat(append_to_wire(request)).await;
         let answer = answer.and_then(|answer| append_result(answer.into_inner()));
+        // A conflict of the logs is an answer of a follower too.
+        if matches!(answer, Ok(Ok(_) | Err(StreamAppendError::Conflict(_)))) {
+            self.lease.extend(self.peer.node_id, term, sent);
+        }
         answer.map_err(|status| self.failed(status))
     }
 

@@ -18,6 +18,7 @@ use self::{
     client::PeerNetwork,
     peer::{Lane, Peers},
 };
+use super::lease::Lease;
 use crate::types::{
     NodeId,
     raft::{Member, TypeConfig},
@@ -40,11 +41,14 @@ pub const TO_HEADER: &str = "conclave-to";
 
 /// Makes openraft's connections.
 #[derive(Clone)]
-pub struct NetworkFactory(pub Arc<Peers>);
+pub struct NetworkFactory {
+    pub(super) peers: Arc<Peers>,
+    pub(super) lease: Arc<Lease>,
+}
 
 impl NetworkFactory {
     fn network(&self, target: NodeId, member: &Member, lane: Lane) -> PeerNetwork {
-        PeerNetwork::new(self.0.peer(target, member), lane)
+        PeerNetwork::new(self.peers.peer(target, member), lane, self.lease.clone())
     }
 }
 

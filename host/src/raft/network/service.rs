@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use futures::{StreamExt, stream::BoxStream};
+use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
 use tokio::task::spawn_blocking;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
@@ -358,6 +358,25 @@ impl wire::raft_server::Raft for PeerService {
             }
         };
         Ok(Response::new(wire::ReadIndexResponse { result: Some(result) }))
+    }
+
+    type ConfirmLeaderStream = BoxStream<'static, Result<wire::ConfirmLeaderResponse, Status>>;
+
+    async fn confirm_leader(
+        &self,
+        request: Request<Streaming<wire::ConfirmLeaderRequest>>,
+    ) -> Result<Response<Self::ConfirmLeaderStream>, Status> {
+        self.admit(request.metadata())?;
+        let replica = self.replica.clone();
+        let answers = request.into_inner().and_then(move |wire::ConfirmLeaderRequest { round }| {
+            let replica = replica.clone();
+            async move {
+                let term = replica.raft().with_raft_state(|state| state.vote_ref().leader_id.term);
+                let term = term.await.map_err(stopped)?;
+                Ok(wire::ConfirmLeaderResponse { round, term })
+            }
+        });
+        Ok(Response::new(answers.boxed()))
     }
 
     async fn node_status(
