@@ -12,6 +12,8 @@ use super::{
     Error,
     format::{self, Pack, PackHead},
     mark::{Mark, record_sum},
+    sizes::Sizes,
+    state::entry_bytes,
     tree::Tree,
 };
 use crate::{
@@ -41,6 +43,8 @@ pub(super) struct Recovered {
     pub(super) key_ids: BTreeSet<KeyId>,
     /// The same, but for the log's entries, which a purge removes in time.
     pub(super) small_key_ids: BTreeSet<KeyId>,
+    /// The sizes of the entries.
+    pub(super) sizes: Sizes,
     /// The size of all values.
     pub(super) live_bytes: u64,
     birth: Option<Bytes>,
@@ -210,6 +214,7 @@ impl Recovered {
                     entry.log_id.index
                 ));
             }
+            self.sizes.append(entry.log_id.index, entry_bytes(entry) as u64);
             self.last = Some(entry.log_id);
         }
         Ok(())

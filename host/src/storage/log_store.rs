@@ -129,6 +129,19 @@ impl LogStore {
         self.inner.shared.appended_bytes.load(Ordering::Relaxed)
     }
 
+    /// The bytes of the entries after `index`, about.
+    pub fn bytes_after(&self, index: u64) -> u64 {
+        self.inner.shared.lock().sizes.after(index)
+    }
+
+    /// The lowest index from which on the entries have at most so many bytes, about. The index after the last
+    /// entry if the last few have more.
+    pub fn first_within(&self, bytes_max: u64) -> u64 {
+        let state = self.inner.shared.lock();
+        let next = state.next().unwrap_or(state.first);
+        state.sizes.first_within(bytes_max).unwrap_or(next)
+    }
+
     /// The tree's size on disk, with what sled has yet to reclaim.
     pub fn disk_bytes(&self) -> u64 {
         self.inner.tree.disk_bytes()

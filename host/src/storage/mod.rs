@@ -47,6 +47,7 @@ mod lock;
 mod log_store;
 mod mark;
 mod reader;
+mod sizes;
 mod snapshots;
 mod state;
 mod tree;

@@ -13,7 +13,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{check::Recovered, mark::record_sum};
+use super::{check::Recovered, mark::record_sum, sizes::Sizes};
 use crate::types::raft::{Entry, LogId, Payload, Vote};
 
 /// How many bytes of entries stay in memory once they are written: what replication and apply
@@ -87,6 +87,7 @@ pub(super) struct State {
     pub(super) epoch: u64,
     /// The cache's first index; one beyond the last entry if the cache is empty.
     pub(super) cache_first: u64,
+    pub(super) sizes: Sizes,
     cache: VecDeque<(Entry, usize)>,
     cache_bytes: usize,
     /// Entries below are in the tree.
@@ -125,6 +126,7 @@ impl State {
             last: recovered.last,
             epoch: 0,
             cache_first: next,
+            sizes: recovered.sizes.clone(),
             cache: VecDeque::new(),
             cache_bytes: 0,
             written_to: next,
@@ -163,6 +165,7 @@ impl State {
         for entry in entries {
             let entry_bytes = entry_bytes(entry);
             bytes += entry_bytes;
+            self.sizes.append(entry.log_id.index, entry_bytes as u64);
             self.cache.push_back((entry.clone(), entry_bytes));
             self.last = Some(entry.log_id);
         }
@@ -181,6 +184,7 @@ impl State {
         {
             self.cache_bytes -= bytes;
         }
+        self.sizes.truncate(next);
         self.cache_first = self.cache_first.min(next);
         self.written_to = self.written_to.min(next);
         self.last = after.max(self.purged);
@@ -189,12 +193,17 @@ impl State {
 
     /// Forgets the entries up to and with `to`. False: they were gone already.
     pub(super) fn purge(&mut self, to: LogId) -> bool {
-        if self.purged.is_some_and(|purged| purged >= to) {
+        if self.purged.is_some_and(|purged| purged.index >= to.index) {
             return false;
         }
         self.purged = Some(to);
         self.first = to.index + 1;
-        self.last = self.last.max(Some(to));
+        self.sizes.purge(self.first);
+        // By index: a tail of a later leader's entries that ends before `to` is gone as well, and the log
+        // continues after `to`.
+        if self.last.is_none_or(|last| last.index <= to.index) {
+            self.last = Some(to);
+        }
         while let Some((_, bytes)) =
             self.cache.pop_front_if(|(entry, _)| entry.log_id.index <= to.index)
         {

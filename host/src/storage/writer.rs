@@ -249,6 +249,8 @@ impl Writer {
                 }
                 Work::Truncate(after) => self.stage_truncation(after)?,
                 Work::Purge(to) => {
+                    // An entry that follows a purge beyond the end does not follow those before it.
+                    self.stage_pack()?;
                     self.purged = Some(to);
                     self.stage_purged()?;
                 }

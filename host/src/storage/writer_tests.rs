@@ -68,3 +68,15 @@ fn a_purge_keeps_its_place_in_the_queue() {
     assert_eq!(found.purged, Some(LogId::new_term_index(2, 50)));
     assert_eq!(found.last, Some(LogId::new_term_index(2, 55)));
 }
+
+/// A snapshot that covers entries which still wait for the disk: they, the purge and what follows it are one batch.
+#[test]
+fn entries_on_both_sides_of_a_purge_are_not_one_pack() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = writer(dir.path());
+    let purge = Op::Purge(LogId::new_term_index(2, 50));
+    writer.commit_all(vec![entries(1, 0..11), purge, entries(2, 51..60)], None).unwrap();
+    let found = check::check(&writer.tree, &[3; 16], &Mark::default()).unwrap();
+    assert_eq!(found.purged, Some(LogId::new_term_index(2, 50)));
+    assert_eq!(found.last, Some(LogId::new_term_index(2, 59)));
+}

@@ -255,3 +255,35 @@ async fn a_hole_is_refused() {
     assert_eq!(all(&storage.log).len(), 1);
     append(&storage.log, vec![entry(1, 1, 5)]).await.unwrap();
 }
+
+/// A snapshot of an earlier term's end may cover a tail that a later leader has appended and nobody committed.
+#[tokio::test]
+async fn purge_beyond_a_tail_of_a_later_term_continues_after_the_snapshot() {
+    let (dir, storage) = fresh();
+    let mut log = storage.log.clone();
+    append(&log, vec![entry(1, 0, 5), entry(1, 1, 5), entry(3, 2, 5)]).await.unwrap();
+    log.purge(log_id(2, 10)).await.unwrap();
+    assert_eq!(log.get_log_state().await.unwrap().last_log_id, Some(log_id(2, 10)));
+    append(&log, vec![entry(4, 11, 5)]).await.unwrap();
+    drop((log, storage));
+    let storage = open(dir.path());
+    assert_eq!(storage.log.extent().last, Some(log_id(4, 11)));
+    assert_eq!(storage.log.extent().purged, Some(log_id(2, 10)));
+}
+
+/// What is kept is counted in bytes, also across a restart.
+#[tokio::test]
+async fn sizes_of_the_log_survive_a_restart() {
+    let (dir, storage) = fresh();
+    append(&storage.log, (0..100).map(|index| entry(1, index, 100_000)).collect()).await.unwrap();
+    let about = |bytes: u64| bytes * 100_000..bytes * 100_000 + 400_000;
+    let check = |log: &conclave::storage::LogStore| {
+        assert!(about(50).contains(&log.bytes_after(49)), "{}", log.bytes_after(49));
+        let first = log.first_within(3_000_000);
+        assert!((70..74).contains(&first), "{first}");
+        assert_eq!(log.first_within(1000), 100, "the last entry has more");
+    };
+    check(&storage.log);
+    drop(storage);
+    check(&open(dir.path()).log);
+}

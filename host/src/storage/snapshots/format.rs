@@ -43,6 +43,10 @@ impl Preamble {
         Self(bytes)
     }
 
+    pub(super) fn file_id(&self) -> [u8; 16] {
+        std::array::from_fn(|at| self.0[10 + at])
+    }
+
     /// The key in the associated data of the record at a position.
     pub(super) fn key(&self, kind: Kind, sequence: u64) -> Vec<u8> {
         [&self.0[..], &[kind as u8], &sequence.to_be_bytes()].concat()

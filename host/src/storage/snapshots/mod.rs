@@ -26,7 +26,7 @@ mod writer;
 use std::{
     fs, io,
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
 };
 
 pub use reader::{SnapshotFile, SnapshotReader};
@@ -46,6 +46,8 @@ pub struct SnapshotStore {
 struct Inner {
     dir: PathBuf,
     keys: Keys,
+    /// The newest one that was read or installed, with its header in memory.
+    known: Mutex<Option<SnapshotFile>>,
     _lock: Arc<Lock>,
 }
 
@@ -63,7 +65,7 @@ impl SnapshotStore {
                 files::remove(&path)?;
             }
         }
-        Ok(Self { inner: Arc::new(Inner { dir, keys, _lock: lock }) })
+        Ok(Self { inner: Arc::new(Inner { dir, keys, known: Mutex::default(), _lock: lock }) })
     }
 
     /// Begins a snapshot of the state at a position of the log. The header is the caller's.
@@ -84,8 +86,25 @@ impl SnapshotStore {
                 {
                     missed = Some(path);
                 }
-                opened => return opened.map(Some),
+                opened => {
+                    let file = opened?;
+                    self.know(&file);
+                    return Ok(Some(file));
+                }
             }
+        }
+    }
+
+    /// The newest snapshot as it was when it was last read or installed. The file may have been damaged since.
+    pub fn known(&self) -> Option<SnapshotFile> {
+        self.inner.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    fn know(&self, file: &SnapshotFile) {
+        let mut known = self.inner.known.lock().unwrap_or_else(PoisonError::into_inner);
+        let position = |file: &SnapshotFile| (file.term(), file.index());
+        if known.as_ref().is_none_or(|known| position(known) <= position(file)) {
+            *known = Some(file.clone());
         }
     }
 
@@ -101,6 +120,7 @@ impl SnapshotStore {
         fs::rename(snapshot.path(), &path).map_err(Error::io("cannot rename to", &path))?;
         files::sync_dir(dir)?;
         let installed = SnapshotFile::open(&path, &self.inner.keys)?;
+        self.know(&installed);
         self.remove_older(term, index);
         Ok(installed)
     }

@@ -133,6 +133,11 @@ impl SnapshotFile {
         self.inner.bytes
     }
 
+    /// The random id of this file. No other file has it, also none with the same contents.
+    pub fn id(&self) -> [u8; 16] {
+        self.inner.preamble.file_id()
+    }
+
     /// Where it is; a newer one may have replaced it.
     pub fn path(&self) -> &Path {
         &self.inner.path

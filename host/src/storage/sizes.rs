@@ -1,0 +1,88 @@
+//! How many bytes of entries the log has from an index on, to within one step.
+
+use std::collections::VecDeque;
+
+/// Sizes are known at the first entry after so many bytes. A gibibyte of log takes 256 KiB of memory here.
+const STEP_BYTES: u64 = 64 << 10;
+
+/// See the module's page.
+#[derive(Clone, Default)]
+pub(super) struct Sizes {
+    /// An index, and the bytes of all entries before it since counting began. Both grow.
+    marks: VecDeque<(u64, u64)>,
+    /// The bytes of all entries since counting began.
+    total: u64,
+}
+
+impl Sizes {
+    /// Counts the next entry.
+    pub(super) fn append(&mut self, index: u64, bytes: u64) {
+        if self.marks.back().is_none_or(|(_, before)| self.total - before >= STEP_BYTES) {
+            self.marks.push_back((index, self.total));
+        }
+        self.total += bytes;
+    }
+
+    /// Forgets the entries from `next` on.
+    pub(super) fn truncate(&mut self, next: u64) {
+        while let Some((_, before)) = self.marks.pop_back_if(|(index, _)| *index >= next) {
+            self.total = before;
+        }
+    }
+
+    /// Forgets the entries before `first`.
+    pub(super) fn purge(&mut self, first: u64) {
+        while self.marks.get(1).is_some_and(|(index, _)| *index <= first) {
+            self.marks.pop_front();
+        }
+    }
+
+    /// The bytes of the entries after `index`, at most one step more than there are.
+    pub(super) fn after(&self, index: u64) -> u64 {
+        let at = self.marks.partition_point(|(mark, _)| *mark <= index + 1);
+        let mark = at.checked_sub(1).and_then(|at| self.marks.get(at)).or(self.marks.front());
+        mark.map_or(0, |(_, before)| self.total - before)
+    }
+
+    /// The lowest index from which on the entries have at most so many bytes, or a step more than that index.
+    /// `None`: no step is as small.
+    pub(super) fn first_within(&self, bytes_max: u64) -> Option<u64> {
+        let at = self.marks.partition_point(|(_, before)| self.total - before > bytes_max);
+        self.marks.get(at).map(|(index, _)| *index)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn sizes_are_known_to_within_a_step() {
+        let mut sizes = Sizes::default();
+        assert_eq!((sizes.after(0), sizes.first_within(0)), (0, None));
+        for index in 1..=100 {
+            sizes.append(index, STEP_BYTES / 4);
+        }
+        let exact = |after: u64| (100 - after) * STEP_BYTES / 4;
+        for index in 0..=100 {
+            let found = sizes.after(index);
+            assert!(
+                (exact(index)..=exact(index) + STEP_BYTES).contains(&found),
+                "{index}: {found}"
+            );
+        }
+        let first = sizes.first_within(10 * STEP_BYTES).unwrap();
+        assert!(exact(first - 1) <= 10 * STEP_BYTES && first <= 64, "{first}");
+        assert_eq!(sizes.first_within(u64::MAX), Some(1));
+        assert_eq!(sizes.first_within(0), None, "the last entries are larger than nothing");
+
+        sizes.purge(50);
+        let first = sizes.first_within(u64::MAX).unwrap();
+        assert!((46..=50).contains(&first), "{first}");
+        let before = sizes.after(70);
+        sizes.truncate(81);
+        assert_eq!(before - sizes.after(70), 20 * STEP_BYTES / 4);
+        sizes.append(81, 7);
+        assert_eq!(sizes.after(80), 7);
+    }
+}
