@@ -156,4 +156,11 @@ pub struct SnapshotPolicy {
     /// Entries that stay in the log although a snapshot covers them, so that a follower which was
     /// away for a moment needs no snapshot. Default 5,000.
     pub keep_entries: u64,
+    /// The most bytes of such entries. Default 64 MiB.
+    pub keep_bytes: u64,
+    /// The most bytes of log kept for a follower that is catching up, at least `keep_bytes`. When half of them
+    /// are used the leader slows writers down. Default 1 GiB.
+    pub catch_up_bytes: u64,
+    /// A transfer of a snapshot ends when it makes no progress for so long. Default 30 s.
+    pub stall: Duration,
 }

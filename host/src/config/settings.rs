@@ -109,6 +109,19 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_KEEP_ENTRIES", value_name = "COUNT")]
     pub keep_entries: Option<u64>,
 
+    /// Bytes of entries that stay in the log although a snapshot covers them [default: 67108864]
+    #[arg(long, env = "CONCLAVE_KEEP_BYTES", value_name = "BYTES")]
+    pub keep_bytes: Option<u64>,
+
+    /// Bytes of log that a leader keeps for a follower that is catching up; it slows writers down when half of
+    /// them are used [default: 1073741824]
+    #[arg(long, env = "CONCLAVE_CATCH_UP_BYTES", value_name = "BYTES")]
+    pub catch_up_bytes: Option<u64>,
+
+    /// Retry the transfer of a snapshot that makes no progress for so long [default: 30000]
+    #[arg(long, env = "CONCLAVE_SNAPSHOT_STALL_MS", value_name = "MS")]
+    pub snapshot_stall_ms: Option<u64>,
+
     /// How often the replicas compare what came of their entries, to find one that has diverged; 0 for never
     /// [default: 10000]
     #[arg(long, env = "CONCLAVE_CHECKPOINT_INTERVAL_MS", value_name = "MS")]
@@ -170,6 +183,9 @@ impl Settings {
             snapshot_entries: self.snapshot_entries.or(file.snapshot_entries),
             snapshot_bytes: self.snapshot_bytes.or(file.snapshot_bytes),
             keep_entries: self.keep_entries.or(file.keep_entries),
+            keep_bytes: self.keep_bytes.or(file.keep_bytes),
+            catch_up_bytes: self.catch_up_bytes.or(file.catch_up_bytes),
+            snapshot_stall_ms: self.snapshot_stall_ms.or(file.snapshot_stall_ms),
             checkpoint_interval_ms: self.checkpoint_interval_ms.or(file.checkpoint_interval_ms),
             log_format: self.log_format.or(file.log_format),
             exit_on_stdin_close: self.exit_on_stdin_close,

@@ -308,7 +308,21 @@ fn snapshot_policy(settings: &Settings) -> Result<SnapshotPolicy, ConfigError> {
     if keep_entries > 10_000_000 {
         return Err(invalid("keep_entries", keep_entries, "must be at most 10000000"));
     }
-    Ok(SnapshotPolicy { entries, bytes, keep_entries })
+    let keep_bytes = settings.keep_bytes.unwrap_or(64 * MIB as u64);
+    if keep_bytes > 1 << 40 {
+        return Err(invalid("keep_bytes", keep_bytes, "must be at most 1 TiB"));
+    }
+    let catch_up_bytes = settings.catch_up_bytes.unwrap_or(keep_bytes.max(1024 * MIB as u64));
+    if !(MIB as u64..=1 << 40).contains(&catch_up_bytes) || catch_up_bytes < keep_bytes {
+        let rule = "must be between 1 MiB and 1 TiB, and at least keep_bytes";
+        return Err(invalid("catch_up_bytes", catch_up_bytes, rule));
+    }
+    let stall_ms = settings.snapshot_stall_ms.unwrap_or(30_000);
+    if !(1_000..=600_000).contains(&stall_ms) {
+        return Err(invalid("snapshot_stall_ms", stall_ms, "must be between 1000 and 600000"));
+    }
+    let stall = Duration::from_millis(stall_ms);
+    Ok(SnapshotPolicy { entries, bytes, keep_entries, keep_bytes, catch_up_bytes, stall })
 }
 
 fn checkpoint_interval(settings: &Settings) -> Result<Option<Duration>, ConfigError> {

@@ -45,8 +45,9 @@
 //! a trap. [`rehearse`] finds most of that out before.
 //!
 //! # Caveats
-//! - A node needs twice the memory of the state, and three times while it restores a snapshot or
-//!   activates a module; once more for a rehearsal.
+//! - A node needs twice the memory of the state, three times while it activates a module or checks that a
+//!   snapshot can be restored, and four times while it restores one from a peer; once more for a
+//!   rehearsal.
 //! - A snapshot under way is lost when its reader becomes the head, or traps, or goes on with another
 //!   module; take another.
 //! - Limits depend on the layout of the guest's heap, which a restored instance has differently.
@@ -88,7 +89,8 @@ pub use lone::{Broke, Lone, OpenSnapshot};
 pub use module::{Description, Memory, Module};
 pub use rehearsal::{NotReady, Rehearsal, rehearse};
 pub use worker::{
-    Answered, BatchItem, Done, StateStream, Stats, Subscribed, Subscribing, Watcher, Worker,
+    Answered, BatchItem, Done, Restored, StateStream, Stats, Subscribed, Subscribing, Watcher,
+    Worker,
 };
 
 /// The longest beginning of `text` that has at most `bytes_max` bytes and ends at a character.

@@ -151,8 +151,16 @@ impl Module {
         stop: &Arc<AtomicBool>,
     ) -> Result<Instance, Broken> {
         let stop = Arc::clone(stop);
-        let stopped = move || stop.load(Ordering::Relaxed);
-        let mut instance = Instance::new(&self.0.engine, &self.0.pre, role, stopped)?;
+        self.interruptible(role, move || stop.load(Ordering::Relaxed))
+    }
+
+    /// An instance in the initial state that `interrupted` ends, see [`Instance::new`].
+    pub(super) fn interruptible(
+        &self,
+        role: &'static str,
+        interrupted: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Result<Instance, Broken> {
+        let mut instance = Instance::new(&self.0.engine, &self.0.pre, role, interrupted)?;
         // For whoever looks into a trap.
         instance.keep_errors();
         Ok(instance)

@@ -1,6 +1,9 @@
 //! A state on its way into a fresh instance.
 
-use std::sync::{Arc, atomic::AtomicBool};
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use wasmtime::component::ResourceAny;
 
@@ -24,7 +27,18 @@ impl Restoring {
         role: &'static str,
         stop: &Arc<AtomicBool>,
     ) -> Result<Self, Broken> {
-        let mut instance = module.instance(role, stop)?;
+        let stop = Arc::clone(stop);
+        Self::interruptible(module, state_version, role, move || stop.load(Ordering::Relaxed))
+    }
+
+    /// The same with a condition of the caller's that ends a call which is running.
+    pub(super) fn interruptible(
+        module: &Module,
+        state_version: u32,
+        role: &'static str,
+        interrupted: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Result<Self, Broken> {
+        let mut instance = module.interruptible(role, interrupted)?;
         let writer = instance.restore(state_version)?;
         let writer = writer.map_err(|failure| refused("restore", &failure))?;
         Ok(Self { instance, writer })

@@ -88,6 +88,7 @@ impl Replica {
     pub(super) async fn propose(&self, call: Call, deadline: Instant) -> Result<Applied, Error> {
         let _slot = self.0.slot()?;
         self.0.brake.hold(&call, deadline).await?;
+        self.0.admission.wait(call.bytes(), deadline).await?;
         let (method, principal) = (call.method.clone(), call.principal.clone());
         let applied = self.propose_kind(CommandKind::Call(call), deadline).await?;
         let trapped = matches!(applied.outcome, Some(Outcome::Trap(_)));

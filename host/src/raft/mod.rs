@@ -55,7 +55,7 @@ use self::{
         service::PeerService,
     },
     read::ReadIndex,
-    snapshot::Raft,
+    snapshot::{Admission, Raft, Receiving, Transfers},
     state_machine::{Applied, Building, StateMachine},
 };
 pub use self::{
@@ -92,6 +92,9 @@ struct Inner {
     log: LogStore,
     snapshots: SnapshotStore,
     building: Arc<Building>,
+    transfers: Arc<Transfers>,
+    receiving: Receiving,
+    admission: Admission,
     divergence: Arc<Divergence>,
     members: Vec<InitialMember>,
     timing: Timing,
@@ -129,14 +132,18 @@ impl Replica {
             building.clone(),
             divergence.clone(),
         );
-        let applied = machine.shared();
+        let (applied, transfers) = (machine.shared(), machine.transfers());
         let vote = log.clone().read_vote().await.map_err(unreadable)?;
         let hold = Hold::new(vote, local.identity.node_id, options::lease(timing));
         let lease = Arc::new(Lease::new(options::lease(timing)));
         let raft = openraft::Raft::new(
             local.identity.node_id,
             options::raft_config(&local.identity.cluster_id, timing, snapshot, hold.is_over())?,
-            NetworkFactory { peers: peers.clone(), lease: lease.clone() },
+            NetworkFactory {
+                peers: peers.clone(),
+                lease: lease.clone(),
+                transfers: transfers.clone(),
+            },
             log.clone(),
             machine,
         )
@@ -156,6 +163,9 @@ impl Replica {
             log,
             snapshots,
             building,
+            transfers: transfers.clone(),
+            receiving: Receiving::default(),
+            admission: Admission::default(),
             divergence,
             members,
             timing,
@@ -173,7 +183,9 @@ impl Replica {
         tokio::spawn(hold::release(Arc::downgrade(&replica.0)));
         tokio::spawn(health::watch(Arc::downgrade(&replica.0)));
         tokio::spawn(snapshot::hand_over(Arc::downgrade(&replica.0)));
+        tokio::spawn(snapshot::replace_damaged(Arc::downgrade(&replica.0), transfers));
         tokio::spawn(snapshot::watch_growth(Arc::downgrade(&replica.0), snapshot, options.history));
+        tokio::spawn(snapshot::keep_log(Arc::downgrade(&replica.0), snapshot));
         tokio::spawn(ticks::run(Arc::downgrade(&replica.0), replica.0.worker.wish()));
         if let Some(interval) = checkpoints {
             tokio::spawn(divergence::run_checkpoints(Arc::downgrade(&replica.0), interval));
@@ -235,14 +247,6 @@ impl Replica {
 
     fn raft(&self) -> &Raft {
         &self.0.raft
-    }
-
-    fn modules(&self) -> &Arc<Modules> {
-        &self.0.modules
-    }
-
-    fn snapshots(&self) -> &SnapshotStore {
-        &self.0.snapshots
     }
 
     /// Returns once this node may help to elect a leader.

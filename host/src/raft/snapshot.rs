@@ -1,4 +1,11 @@
 //! Snapshots on their way: from the machine to a file, from a file to a peer, from a peer to a file.
+//!
+//! [`sending`] is the leader's side of a transfer, [`receiving`] the follower's. [`keeping`] purges the log, as
+//! far as no follower needs it.
+
+mod keeping;
+mod receiving;
+mod sending;
 
 use std::{
     collections::BTreeSet,
@@ -11,20 +18,25 @@ use bytes::Bytes;
 use futures::Stream;
 use openraft::{Snapshot, async_runtime::WatchReceiver, type_config::alias::SnapshotOf};
 use prost::Message;
-use tokio::{sync::mpsc, task::spawn_blocking};
+use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
+pub(super) use self::{
+    keeping::{Admission, keep_log},
+    receiving::{Offered, Receiving},
+    sending::{Failure, Transfers, offer, replace_damaged},
+};
 use super::{
-    Inner, LocalHistory,
+    Inner, LocalHistory, Replica,
     modules::Modules,
     state_machine::{Applied, StateMachine},
 };
 use crate::{
     config::SnapshotPolicy,
-    machine::{HistoryError, SavedState, StateStream},
+    machine::{HistoryError, Restored, SavedState, StateStream, Worker},
     modules::Registry,
-    proto::raft::{SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, snapshot_part::Part},
+    proto::raft::{SnapshotHeader, SnapshotPart, SnapshotStart, snapshot_part::Part},
     storage::{Identity, SnapshotFile, SnapshotStore},
     types::{
         Digest, NodeId,
@@ -39,8 +51,40 @@ use crate::{
 /// Parts in memory at once, on either side of a transfer: each is at most 1 MiB.
 const PARTS_IN_FLIGHT: usize = 4;
 
+/// A snapshot as openraft passes it from one call to another.
+#[derive(Debug)]
+pub struct SnapshotData {
+    pub(super) file: SnapshotFile,
+    /// The state in fresh instances, if the file was received.
+    pub(super) accepted: Option<Box<Accepted>>,
+}
+
+/// A snapshot's state that the state machine has accepted, and the registry from the same file.
+#[derive(Debug)]
+pub(super) struct Accepted {
+    pub(super) state: Restored,
+    pub(super) registry: Registry,
+}
+
+/// A peer that was asked for a snapshot sends the next bytes within this time.
+const STALL_TIMEOUT: Duration = Duration::from_secs(30);
+
 /// openraft's name for a snapshot with its data.
-pub(super) type OpenSnapshot = SnapshotOf<TypeConfig, SnapshotFile>;
+pub(super) type OpenSnapshot = SnapshotOf<TypeConfig, SnapshotData>;
+
+/// Restores a snapshot into fresh instances beside the running ones. This may take long; it holds up
+/// nothing. The file stays under its temporary name.
+pub(super) async fn accept(
+    file: &SnapshotFile,
+    worker: &Worker,
+    modules: &Arc<Modules>,
+) -> io::Result<Accepted> {
+    let (file, modules) = (file.clone(), modules.clone());
+    let reading = spawn_blocking(move || saved_state(&file, &modules));
+    let (saved, registry) = reading.await.map_err(io::Error::other)??;
+    let state = worker.prepare(saved).await.map_err(io::Error::other)?;
+    Ok(Accepted { state, registry })
+}
 
 /// Decodes the header of a snapshot file.
 pub(super) fn header(file: &SnapshotFile) -> io::Result<SnapshotHeader> {
@@ -53,7 +97,7 @@ pub(super) fn header(file: &SnapshotFile) -> io::Result<SnapshotHeader> {
 pub(super) fn opened(file: SnapshotFile) -> io::Result<OpenSnapshot> {
     let meta = snapshot_meta_from_wire(&header(&file)?)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
-    Ok(Snapshot { meta, snapshot: file })
+    Ok(Snapshot { meta, snapshot: SnapshotData { file, accepted: None } })
 }
 
 /// What a snapshot holds: the machine's state, with its module, compiled if it was not, and the registry.
@@ -128,6 +172,18 @@ pub(super) fn check_coverage(header: &SnapshotHeader, leader: &Vote) -> Result<(
     Ok(())
 }
 
+/// Refuses a snapshot that contradicts what this node knows to be committed: what is committed at an index
+/// has one log id (State Machine Safety, section 3.6.3 of the Raft thesis), so a snapshot with a higher log id has a
+/// higher index. openraft asserts it.
+pub(super) fn check_committed(last: LogId, committed: Option<LogId>) -> Result<(), String> {
+    match committed {
+        Some(committed) if last > committed && last.index <= committed.index => Err(format!(
+            "the snapshot covers the log up to {last}, and this node knows that {committed} is committed"
+        )),
+        _ => Ok(()),
+    }
+}
+
 /// Writes the modules and the machine's state to a file, which is nobody's newest snapshot yet.
 pub(super) async fn save(
     snapshots: &SnapshotStore,
@@ -198,45 +254,42 @@ fn write(
     }
 }
 
-/// The parts of a snapshot, as a leader sends them. If the file turns out to be damaged the stream
-/// breaks off without an end, and the receiver drops what it has.
-pub(super) fn send(
-    vote: Vote,
-    file: SnapshotFile,
-) -> impl Stream<Item = SnapshotPart> + Send + 'static {
-    let (parts, stream) = mpsc::channel(PARTS_IN_FLIGHT);
-    spawn_blocking(move || {
-        if let Err(error) = send_parts(vote, &file, &parts) {
-            tracing::error!(%error, "cannot send the snapshot at index {}", file.index());
-        }
-    });
-    ReceiverStream::new(stream)
-}
-
-fn send_parts(
-    vote: Vote,
-    file: &SnapshotFile,
-    parts: &mpsc::Sender<SnapshotPart>,
-) -> io::Result<()> {
-    let start = SnapshotStart { vote: Some(vote_to_wire(&vote)), header: Some(header(file)?) };
-    let send = |part| {
-        parts
-            .blocking_send(SnapshotPart { part: Some(part) })
-            .map_err(|_| io::Error::other("the receiver went away"))
-    };
-    send(Part::Start(start))?;
-    let (mut bytes, mut hash) = (0, blake3::Hasher::new());
-    for chunk in file.read().map_err(io::Error::other)? {
-        let chunk = chunk.map_err(io::Error::other)?;
-        bytes += chunk.len() as u64;
-        hash.update(&chunk);
-        send(Part::Chunk(chunk))?;
+impl Replica {
+    /// The parts of a snapshot for a peer that has asked for it. If the file turns out to be damaged the stream
+    /// breaks off without an end, and the receiver drops what it has.
+    pub(super) fn send_snapshot(
+        &self,
+        vote: Vote,
+        file: SnapshotFile,
+    ) -> impl Stream<Item = SnapshotPart> + Send + use<> {
+        let (parts, stream) = mpsc::channel(PARTS_IN_FLIGHT);
+        let transfers = self.0.transfers.clone();
+        spawn_blocking(move || {
+            let sent = start(vote, &file).and_then(|start| {
+                parts.blocking_send(start).map_err(io::Error::other)?;
+                sending::send_chunks(&file, None, &parts, &transfers)
+            });
+            if let Err(error) = sent {
+                tracing::warn!(%error, "the snapshot at index {} was not sent", file.index());
+            }
+        });
+        ReceiverStream::new(stream)
     }
-    send(Part::End(SnapshotEnd { bytes, blake3: hash.finalize().as_bytes().to_vec().into() }))
 }
 
-/// Writes what a leader sends to a file of this node's own, sealed with its own keys. It is nobody's
-/// newest snapshot before the machine has restored it: see [`StateMachine`].
+/// The first part of a snapshot.
+fn start(vote: Vote, file: &SnapshotFile) -> io::Result<SnapshotPart> {
+    let start = SnapshotStart {
+        vote: Some(vote_to_wire(&vote)),
+        header: Some(header(file)?),
+        file_id: file.id().to_vec().into(),
+        bytes: file.bytes(),
+    };
+    Ok(SnapshotPart { part: Some(Part::Start(start)) })
+}
+
+/// Writes what a peer sends on request to a file of this node's own, sealed with its own keys. It becomes the
+/// newest snapshot only when the machine has restored it: see [`StateMachine`].
 pub(super) async fn receive(
     header: SnapshotHeader,
     mut parts: Streaming<SnapshotPart>,
@@ -245,7 +298,10 @@ pub(super) async fn receive(
     let (chunks, received) = mpsc::channel(PARTS_IN_FLIGHT);
     let writing = spawn_blocking(move || write(&snapshots, &header, received));
     let (mut bytes, mut hash) = (0_u64, blake3::Hasher::new());
-    while let Some(part) = parts.message().await? {
+    loop {
+        let part = timeout(STALL_TIMEOUT, parts.message()).await;
+        let part = part.map_err(|_| Status::deadline_exceeded("the snapshot makes no progress"))?;
+        let Some(part) = part? else { break };
         let incoming = match part.part {
             Some(Part::Chunk(chunk)) => {
                 bytes += chunk.len() as u64;
@@ -258,7 +314,7 @@ pub(super) async fn receive(
                 }
                 Incoming::End
             }
-            Some(Part::Start(_)) | None => {
+            Some(Part::Start(_) | Part::Offset(_)) | None => {
                 return Err(Status::invalid_argument("a snapshot has one header"));
             }
         };
@@ -285,7 +341,7 @@ pub(super) async fn hand_over(replica: Weak<Inner>) {
         }
         drop(inner);
         // Looked at again now and then, so that no notification can be missed for good.
-        let _ = tokio::time::timeout(LOOK_INTERVAL, ready).await;
+        let _ = timeout(LOOK_INTERVAL, ready).await;
     }
 }
 
@@ -304,6 +360,7 @@ pub(super) async fn watch_growth(
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let Some(inner) = replica.upgrade() else { return };
+        inner.receiving.expire();
         let appended = inner.log.appended_bytes();
         let (index, applied) = {
             let metrics = inner.raft.metrics();
@@ -336,6 +393,16 @@ mod tests {
 
     use super::*;
     use crate::types::raft::{Member, Membership, StoredMembership};
+
+    #[test]
+    fn snapshot_that_contradicts_a_committed_entry_is_refused() {
+        let at = LogId::new_term_index;
+        let refused = |last, committed| check_committed(last, committed).is_err();
+        assert!(!refused(at(3, 9), None) && !refused(at(3, 9), Some(at(2, 8))));
+        assert!(!refused(at(3, 9), Some(at(3, 9))), "it is not needed, and says nothing new");
+        assert!(!refused(at(2, 9), Some(at(3, 20))), "a late one, of an earlier leader");
+        assert!(refused(at(3, 9), Some(at(2, 9))) && refused(at(3, 9), Some(at(2, 10))));
+    }
 
     /// What openraft would only find wrong after the file had replaced a good one.
     #[test]

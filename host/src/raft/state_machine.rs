@@ -3,9 +3,11 @@
 //! The machine lives in memory. After a restart openraft installs the newest snapshot and applies the
 //! log again up to the committed index that was saved.
 //!
-//! A snapshot from a leader becomes the newest one on disk when the machine's turn to restore it has come:
-//! before that, an instance that is rebuilt must not go past the entries that are still on their way to the
-//! head, and a snapshot that the machine does not take must not replace one that it does.
+//! A snapshot from a leader arrives here restored: both instances have accepted its state before openraft
+//! is told of it ([`snapshot::accept`]), so a turn of openraft's is no longer than a hand-over, and a
+//! snapshot that the machine refuses replaces nothing. Its file becomes the newest one on disk when the
+//! head has applied all entries before it: until then an instance that is rebuilt must not skip the
+//! entries that are still on their way to the head.
 
 mod agreement;
 mod building;
@@ -23,14 +25,15 @@ use openraft::{
 };
 use tokio::{sync::oneshot, task::spawn_blocking};
 
+use self::agreement::Healing;
 pub(super) use self::building::{Building, FinishedSnapshot};
 use super::{
     divergence::Divergence,
     modules::{Modules, part_to_wire},
-    snapshot::{self, OpenSnapshot, unreadable},
+    snapshot::{self, Accepted, OpenSnapshot, SnapshotData, Transfers},
 };
 use crate::{
-    machine::{self, BatchItem, Done, Module, SavedState, Work, Worker},
+    machine::{self, BatchItem, Done, Module, Restored, Work, Worker},
     modules::Registry,
     storage::{Identity, LogStore, SnapshotFile, SnapshotStore},
     types::{
@@ -63,6 +66,11 @@ pub(super) struct StateMachine {
     applied: Arc<Mutex<Applied>>,
     building: Arc<Building>,
     divergence: Arc<Divergence>,
+    transfers: Arc<Transfers>,
+    /// Applies entries although the machine is in quarantine: they follow on a healthy state.
+    replays: bool,
+    /// A healthy state that has yet to reach the entry that openraft takes the machine to stand at.
+    healing: Option<Healing>,
 }
 
 /// What becomes of an entry.
@@ -106,12 +114,29 @@ impl StateMachine {
     ) -> Self {
         let applied = Applied { meta: SnapshotMeta::default(), registry: modules.begin() };
         let applied = Arc::new(Mutex::new(applied));
-        Self { worker, log, snapshots, identity, modules, applied, building, divergence }
+        Self {
+            worker,
+            log,
+            snapshots,
+            identity,
+            modules,
+            applied,
+            building,
+            divergence,
+            transfers: Arc::default(),
+            replays: false,
+            healing: None,
+        }
     }
 
     /// What has been applied, also for those who only look.
     pub(super) fn shared(&self) -> Arc<Mutex<Applied>> {
         self.applied.clone()
+    }
+
+    /// The snapshots that are being sent.
+    pub(super) fn transfers(&self) -> Arc<Transfers> {
+        self.transfers.clone()
     }
 
     fn applied(&self) -> MutexGuard<'_, Applied> {
@@ -194,7 +219,7 @@ impl StateMachine {
         let mut work = Vec::with_capacity(BATCH_ENTRIES_MAX);
         for item in entries {
             let item = item?;
-            if self.divergence.is_stopped() {
+            if self.divergence.is_stopped() && !self.replays {
                 self.pass_over(item);
                 continue;
             }
@@ -287,23 +312,17 @@ impl StateMachine {
         })
     }
 
-    /// What to restore from a snapshot. The file is installed when the machine has read all of it, on the
-    /// head's thread: after all entries before, and before anything that comes next.
-    async fn restored_state(&self, file: SnapshotFile) -> io::Result<(SavedState, Registry)> {
-        let (modules, snapshots) = (self.modules.clone(), self.snapshots.clone());
-        let reading = spawn_blocking(move || {
-            let (mut saved, registry) = snapshot::saved_state(&file, &modules)?;
-            let install = std::iter::once_with(move || snapshots.install(&file).err());
-            let failed = install.flatten().map(|error| Err(unreadable(error)));
-            saved.chunks = Box::new(saved.chunks.chain(failed));
-            Ok((saved, registry))
-        });
-        reading.await.map_err(io::Error::other)?
+    /// Continues from an accepted snapshot, whose file becomes the newest on disk. No longer than what the
+    /// head still has to apply.
+    async fn adopt(&self, file: SnapshotFile, state: Restored) -> io::Result<()> {
+        let snapshots = self.snapshots.clone();
+        let commit = move || snapshots.install(&file).map(drop).map_err(io::Error::other);
+        self.worker.adopt(state, commit).await.map_err(io::Error::other)
     }
 }
 
 impl RaftStateMachine<TypeConfig> for StateMachine {
-    type SnapshotData = SnapshotFile;
+    type SnapshotData = SnapshotData;
     type SnapshotBuilder = FinishedSnapshot;
 
     async fn applied_state(&mut self) -> io::Result<(Option<LogId>, StoredMembership)> {
@@ -347,12 +366,18 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn install_snapshot(
         &mut self,
         meta: &SnapshotMeta,
-        file: SnapshotFile,
+        data: SnapshotData,
     ) -> io::Result<()> {
+        let SnapshotData { file, accepted } = data;
         let header = snapshot::header(&file)?;
         snapshot::check_header(&header, &self.identity).map_err(io::Error::other)?;
-        let (saved, registry) = self.restored_state(file).await?;
-        self.worker.restore(saved).await.map_err(io::Error::other)?;
+        let Accepted { state, registry } = match accepted {
+            Some(accepted) => *accepted,
+            // At a start it is this node's own newest one.
+            None => snapshot::accept(&file, &self.worker, &self.modules).await?,
+        };
+        self.adopt(file, state).await?;
+        self.healing = None;
         let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
         *self.applied() = Applied { meta: meta.clone(), registry };
         // At a start it is this node's own, from before it was found to have diverged.
@@ -365,7 +390,22 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<OpenSnapshot>> {
-        let file = self.snapshots.latest().map_err(io::Error::other)?;
+        let purged = self.log.extent().purged.map_or(0, |log_id| log_id.index);
+        // A follower that has a part of it continues with it, if the log after it is still there.
+        let resumable = self.transfers.resumable().filter(|file| file.index() >= purged);
+        if let Some(file) = resumable {
+            return snapshot::opened(file).map(Some);
+        }
+        let snapshots = self.snapshots.clone();
+        let latest = spawn_blocking(move || snapshots.latest()).await.map_err(io::Error::other)?;
+        let file = match (latest, self.snapshots.known()) {
+            // For openraft an error here ends the node, which has a healthy state and builds a new snapshot.
+            (Err(error), Some(known)) => {
+                self.transfers.damaged(&known, &error);
+                Some(known)
+            }
+            (latest, _) => latest.map_err(io::Error::other)?,
+        };
         file.map(snapshot::opened).transpose()
     }
 }

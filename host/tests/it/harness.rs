@@ -40,6 +40,8 @@ pub(crate) struct Node {
     pub admin: String,
     pub data_dir: PathBuf,
     pub log: PathBuf,
+    /// Where the other nodes reach its peer port, if not there.
+    reached_at: Option<String>,
     child: Option<Child>,
 }
 
@@ -101,9 +103,15 @@ impl Cluster {
             admin: free_address(),
             data_dir: dir.path().join(format!("node-{id}")),
             log: dir.path().join(format!("node-{id}.log")),
+            reached_at: None,
             child: None,
         });
         Self { nodes: nodes.collect(), dir, setup, _turn: turn }
+    }
+
+    /// Has all nodes reach a node's peer port at another address. Before any is started.
+    pub(crate) fn reach(&mut self, id: u64, address: String) {
+        self.nodes[id as usize - 1].reached_at = Some(address);
     }
 
     /// The command that runs a node; its output goes to the node's log.
@@ -137,7 +145,8 @@ impl Cluster {
         ];
         for member in &self.nodes {
             flags.push("--member".into());
-            flags.push(format!("{}={},{}", member.id, member.peer, member.client));
+            let peer = member.reached_at.as_ref().unwrap_or(&member.peer);
+            flags.push(format!("{}={peer},{}", member.id, member.client));
         }
         if let Some(module) = &self.setup.module {
             flags.push("--module".into());

@@ -23,6 +23,7 @@ mod full_disk;
 mod harness;
 mod import;
 mod kv;
+mod link;
 mod modules;
 mod peers;
 mod power_cut;
@@ -30,6 +31,8 @@ mod projects;
 mod recorded;
 mod recovery;
 mod replay;
+mod snapshots;
+mod stalled;
 mod traps;
 #[path = "../machine/wat.rs"]
 #[allow(dead_code, reason = "the tests of the machine layer use all of it")]

@@ -7,12 +7,13 @@ use conclave::{
         AppendRequest, Checkpoint, FetchSnapshotRequest, HandshakeRequest, LogId, Member,
         Membership, SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, StoredMembership,
         StoredModule, Vote, VoteRequest, Voters, raft_client::RaftClient, snapshot_part::Part,
+        snapshot_progress::Progress,
     },
     raft::network::PROTOCOL_VERSION,
     types::ModuleId,
 };
 use tokio::time::timeout;
-use tonic::{Code, Request, Response, Status, transport::Channel};
+use tonic::{Code, Request, Status, transport::Channel};
 
 use crate::harness::{Cluster, PATIENCE, Setup, eventually, files, get, put};
 
@@ -56,6 +57,19 @@ impl Pretender {
         metadata.insert("conclave-from", self.from.to_string().parse().unwrap());
         metadata.insert("conclave-to", self.to.to_string().parse().unwrap());
         request
+    }
+
+    /// Sends a snapshot, and waits for what becomes of it.
+    async fn install(&mut self, parts: Vec<Part>) -> Result<(), Status> {
+        let parts = parts.into_iter().map(|part| SnapshotPart { part: Some(part) });
+        let request = self.request(futures::stream::iter(parts.collect::<Vec<_>>()));
+        let mut answers = self.client.install_snapshot(request).await?.into_inner();
+        while let Some(answer) = answers.message().await? {
+            if let Some(Progress::Done(_)) = answer.progress {
+                return Ok(());
+            }
+        }
+        Err(Status::internal("the answers ended"))
     }
 
     /// Whether its vote is given to one with more than anybody can have, if it is answered in a while.
@@ -132,10 +146,8 @@ async fn what_no_member_would_send_is_refused() {
         ..SnapshotHeader::default()
     };
     let vote = Some(Vote { term: 100, node_id: 2, committed: true });
-    let start = Part::Start(SnapshotStart { vote, header: Some(header) });
-    let parts = futures::stream::iter([SnapshotPart { part: Some(start) }]);
-    let request = pretender.request(parts);
-    assert_invalid(pretender.client.install_snapshot(request).await);
+    let start = SnapshotStart { vote, header: Some(header), ..SnapshotStart::default() };
+    assert_invalid(pretender.install(vec![Part::Start(start)]).await);
 
     cluster.assert_running(1);
     put(&client, "key", "after").await.unwrap();
@@ -173,7 +185,9 @@ fn header_with(cluster: &Cluster, module: &[u8]) -> SnapshotHeader {
 /// The parts of a snapshot, with an end that fits.
 fn parts(header: SnapshotHeader, chunks: &[&[u8]]) -> Vec<Part> {
     let vote = Some(Vote { term: 100, node_id: 2, committed: true });
-    let mut parts = vec![Part::Start(SnapshotStart { vote, header: Some(header) })];
+    let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+    let start = SnapshotStart { vote, header: Some(header), bytes, ..SnapshotStart::default() };
+    let mut parts = vec![Part::Start(start), Part::Offset(0)];
     parts.extend(chunks.iter().map(|chunk| Part::Chunk(chunk.to_vec().into())));
     let all = chunks.concat();
     let blake3 = blake3::hash(&all).as_bytes().to_vec().into();
@@ -224,7 +238,7 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
         ("half an id", with(&|header| header.module_id = vec![1; 5].into()), "module"),
         ("too many", with(&|header| header.modules[0].bytes = u64::MAX), "more than a cluster"),
         ("cut off", without_end(again.clone()), "broke off before its end"),
-        ("cut off in a module", again[..1].to_vec(), "broke off before its end"),
+        ("cut off in a module", again[..2].to_vec(), "broke off before its end"),
         (
             "two headers",
             [&without_end(again.clone())[..], &again[..1]].concat(),
@@ -232,20 +246,33 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
         ),
         (
             "damaged on its way",
-            [&without_end(again.clone())[..], &parts(header.clone(), &[module])[2..]].concat(),
+            [&without_end(again.clone())[..], &parts(header.clone(), &[module])[3..]].concat(),
             "damaged on its way",
+        ),
+        ("no offset", [&again[..1], &again[2..]].concat(), "out of order"),
+        (
+            "an offset that was not offered",
+            [&again[..1], &[Part::Offset(7)][..], &again[2..]].concat(),
+            "continues where it was not asked to",
+        ),
+        (
+            "a state that the machine refuses when it has all of it",
+            parts(SnapshotHeader { state_version: 2, ..header_with(&cluster, kv) }, &[kv, state]),
+            "restore-writer.finish: the machine refuses",
         ),
         ("no header", again[1..].to_vec(), "must begin with its header"),
     ];
     let mut pretender = Pretender::member(&cluster, 2, 1).await;
     for (what, parts, says) in cases {
-        let parts = parts.into_iter().map(|part| SnapshotPart { part: Some(part) });
-        let request = pretender.request(futures::stream::iter(parts.collect::<Vec<_>>()));
-        let refused = pretender.client.install_snapshot(request).await.err();
+        let refused = pretender.install(parts).await.err();
         let refused = refused.unwrap_or_else(|| panic!("{what}: it was not refused"));
         assert!(refused.message().contains(says), "{what}: {refused}");
         eventually("nothing is left of it", async || {
-            let found = files(&snapshots);
+            let mut found = files(&snapshots);
+            // What broke off may be continued, and the next one takes its place.
+            let left =
+                found.extract_if(.., |path| path.extension().is_some_and(|end| end == "tmp"));
+            assert!(left.count() <= 1);
             if found == own { Ok(()) } else { Err(format!("{what}: {found:?}")) }
         })
         .await;
@@ -263,9 +290,13 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
     put(&client, "key", "after").await.unwrap();
     timeout(PATIENCE, cluster.caught_up(&[1, 2, 3])).await.unwrap();
     assert_eq!(get(&cluster.client_of(1), "key").await.unwrap(), "after");
+    cluster.stop(1);
+    cluster.start_node(1);
+    timeout(PATIENCE, cluster.caught_up(&[1, 2, 3])).await.unwrap();
+    assert_eq!(files(&snapshots), own, "a restart leaves nothing of them");
 }
 
-fn assert_invalid<T>(answer: Result<Response<T>, Status>) {
+fn assert_invalid<T>(answer: Result<T, Status>) {
     let refused = answer.err().unwrap();
     assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
 }

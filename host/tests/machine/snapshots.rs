@@ -1,6 +1,9 @@
 //! Snapshots are exact, entries go on beside them, and restoring one is atomic.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::{
+    sync::{Arc, atomic::Ordering},
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use conclave::{
@@ -224,4 +227,54 @@ async fn a_worker_starts_from_a_saved_state() {
     assert_eq!(*node.worker.wish().borrow(), Some(0));
     assert_eq!(node.total().await, 12);
     assert_eq!(node.add(1).await, 13);
+}
+
+/// Some seconds of work for a state machine must not hold up what is beside it, and nothing of a state shows
+/// before the machine has accepted all of it.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn entries_go_on_while_a_state_is_restored() {
+    let spin = "(func $spin (local i64) (local.set 0 (i64.const 1500000000))
+        (loop (br_if 0 (i64.ne (i64.const 0)
+          (local.tee 0 (i64.sub (local.get 0) (i64.const 1)))))))";
+    let wat =
+        Wat { finish: "(call $spin) (i32.const 256)", more: spin.to_owned(), ..Wat::default() };
+    let engine = Engine::new(&limits()).unwrap();
+    let module = Module::load(&engine, wat.component()).unwrap();
+    let mut node = Node::start_with(module);
+    let raw = || Call { method: "any".into(), request: Bytes::new(), principal: "".into() };
+    node.apply(raw()).await;
+    let saved = Saved { index: 10_000_000, bytes: Vec::new(), ..node.snapshot().await };
+    let preparing = tokio::spawn({
+        let (worker, state) = (node.worker.clone(), saved.state());
+        async move { worker.prepare(state).await }
+    });
+    let mut applied = 0;
+    while !preparing.is_finished() {
+        node.apply(raw()).await;
+        applied += 1;
+    }
+    assert!(applied > 1_000, "{applied} entries");
+    let restored = preparing.await.unwrap().unwrap();
+    let (refused, before) = (Err(std::io::Error::other("a full disk")), node.worker.applied());
+    let error = node.worker.adopt(restored, || refused).await.unwrap_err();
+    assert!(error.to_string().contains("a full disk"), "{error}");
+    assert_eq!((node.worker.applied(), node.worker.fault()), (before, None));
+    node.apply(raw()).await;
+
+    // A restore that was given up ends, also inside of a call. Its bytes are held until then.
+    let wat = Wat { write: wat.finish, finish: Wat::default().finish, ..wat };
+    let module = Module::load(&engine, wat.component()).unwrap();
+    let held = Arc::new(());
+    let (kept, mut bytes) = (held.clone(), Some(Bytes::from_static(b"state")));
+    let chunks = std::iter::from_fn(move || {
+        let _kept = &kept;
+        bytes.take().map(Ok)
+    });
+    let state = SavedState { module, chunks: Box::new(chunks), ..saved.state() };
+    let abandoned = node.worker.prepare(state);
+    assert!(tokio::time::timeout(Duration::from_millis(100), abandoned).await.is_err());
+    assert_eq!(Arc::strong_count(&held), 2, "it runs");
+    let since = Instant::now();
+    node.until("it ends", |_| Arc::strong_count(&held) == 1).await;
+    assert!(since.elapsed() < Duration::from_millis(500), "{:?}", since.elapsed());
 }

@@ -15,13 +15,14 @@ use super::{
     BatchItem,
     digest::{Digests, OutcomeHash},
     inbox::{Finished, Prepared, Promotion, Step},
+    restored::{Commit, Restored},
     shared::{End, Shared},
 };
 use crate::{
     machine::{
         clock::Clock,
         error::Fault,
-        history::{Entry, SavedState, Work},
+        history::{Entry, Work},
         instance::{Instance, Moment},
         module::Module,
         trap::Broken,
@@ -33,9 +34,9 @@ use crate::{
 pub(super) enum Job {
     /// Apply entries. The permit is the room that they take in the queue.
     Apply { batch: Vec<BatchItem>, _room: OwnedSemaphorePermit },
-    /// Go on from another state.
-    Restore { saved: SavedState, reply: oneshot::Sender<Result<(), Fault>> },
-    /// Tell the digest at an index.
+    /// Continue from another state that both instances have accepted.
+    Adopt { restored: Box<Restored>, commit: Commit, reply: oneshot::Sender<Result<(), Fault>> },
+    /// Tell the digest at an index, once the head has applied it.
     Digest { index: u64, reply: oneshot::Sender<Option<Digest>> },
     /// Look whether to stop.
     Stop,
@@ -54,6 +55,8 @@ pub(super) struct Head {
     module: Module,
     clock: Clock,
     digests: Digests,
+    /// Questions for the digest at an index that the head may not have reached yet.
+    asked: Vec<(u64, oneshot::Sender<Option<Digest>>)>,
     finished: Vec<Finished>,
     finished_bytes: usize,
 }
@@ -63,21 +66,23 @@ impl Head {
         let Prepared { instance, module, clock } = prepared;
         let (instance, finished) = (Some(instance), Vec::new());
         let digests = Digests::new(clock.index(), digest);
-        Self { shared, instance, module, clock, digests, finished, finished_bytes: 0 }
+        let asked = Vec::new();
+        Self { shared, instance, module, clock, digests, asked, finished, finished_bytes: 0 }
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
         while let Some(job) = jobs.blocking_recv() {
             let done = self.shared.check().and_then(|()| match job {
                 Job::Apply { batch, _room } => self.apply_batch(batch),
-                Job::Restore { saved, reply } => {
-                    // Nobody may wait for the answer any more.
-                    let _ = reply.send(self.restore(saved));
+                Job::Adopt { restored, commit, reply } => {
+                    // The caller may have given up by now.
+                    let _ = reply.send(self.adopt(*restored, commit));
                     Ok(())
                 }
                 Job::Digest { index, reply } => {
-                    let known = index <= self.clock.index();
-                    let _ = reply.send(known.then(|| self.digests.at(index)).flatten());
+                    self.asked.retain(|(_, reply)| !reply.is_closed());
+                    self.asked.push((index, reply));
+                    self.answer_digests();
                     Ok(())
                 }
                 Job::Stop => Ok(()),
@@ -118,6 +123,9 @@ impl Head {
             self.finished_bytes += finished.bytes();
             self.finished.push(finished);
             self.shared.applied.store(index, Ordering::Release);
+            if !self.asked.is_empty() {
+                self.answer_digests();
+            }
             if let (Some(outcome), Some(done)) = (outcome, done) {
                 done(outcome);
             }
@@ -255,19 +263,28 @@ impl Head {
         Ok(())
     }
 
-    /// Replaces both instances, or neither.
-    fn restore(&mut self, saved: SavedState) -> Result<(), Fault> {
-        let (index, applied, module) = (saved.index, self.clock.index(), saved.module.clone());
+    /// Answers the questions for digests up to where the head stands.
+    fn answer_digests(&mut self) {
+        let reached = self.clock.index();
+        for (index, reply) in self.asked.extract_if(.., |(index, _)| *index <= reached) {
+            // The caller may have given up by now.
+            let _ = reply.send(self.digests.at(index));
+        }
+    }
+
+    /// Replaces both instances, or neither. `commit` makes the state the one that a rebuild begins from; it
+    /// runs here so that a rebuild does not skip entries that are still queued before.
+    fn adopt(&mut self, restored: Restored, commit: Commit) -> Result<(), Fault> {
+        let Restored { head, reader, module, clock, digest } = restored;
+        let (index, applied) = (clock.index(), self.clock.index());
         if index < applied {
             return Err(Fault::new(format!(
                 "the state at index {index} is older than the machine's, at {applied}"
             )));
         }
-        let digest = saved.digest();
-        let ([head, reader], clock) = self
-            .shared
-            .restored(["head", "reader"], saved)
-            .map_err(super::shared::Restore::into_fault)?;
+        commit().map_err(|error| {
+            Fault::new(format!("the state at index {index} cannot be installed: {error}"))
+        })?;
         let mut queue = self.shared.inbox.lock();
         if queue.ended {
             return Err(self.shared.end());
@@ -285,6 +302,7 @@ impl Head {
         self.clock = clock;
         self.digests = Digests::new(index, digest);
         self.shared.applied.store(index, Ordering::Release);
+        self.answer_digests();
         self.shared.wish.send_replace(Some(0));
         self.shared.counters.restores.fetch_add(1, Ordering::Relaxed);
         Ok(())

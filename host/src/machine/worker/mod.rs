@@ -6,6 +6,7 @@ mod events;
 mod head;
 mod inbox;
 mod reader;
+mod restored;
 mod shared;
 mod stats;
 mod stream;
@@ -23,6 +24,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 pub use self::{
     events::Watcher,
+    restored::Restored,
     stats::Stats,
     stream::StateStream,
     subscribe::{Subscribed, Subscribing},
@@ -171,8 +173,8 @@ impl Worker {
         self.0.shared.applied.load(Ordering::Acquire)
     }
 
-    /// The digest at an index that was handed over before: of all entries up to there. In order with
-    /// [`Worker::apply`]. `None`: that is too long ago, or before the state that the machine began from.
+    /// The digest at an index: of all entries up to there. Waits until the head has applied the index. `None`:
+    /// that is too long ago, or before the state that the machine began from.
     ///
     /// # Errors
     /// The worker applies nothing any more.
@@ -223,18 +225,6 @@ impl Worker {
                 Err(_) => Err(shared.snapshot_end()),
             }
         }
-    }
-
-    /// Goes on from another state, no older than the machine's own, in both instances. In order with
-    /// [`Worker::apply`].
-    ///
-    /// # Errors
-    /// It cannot be restored, and the worker goes on as before; or it had stopped.
-    pub async fn restore(&self, saved: SavedState) -> Result<(), Fault> {
-        let (reply, done) = oneshot::channel();
-        let sent = self.0.jobs.send(Job::Restore { saved, reply }).await;
-        sent.map_err(|_| self.0.shared.end())?;
-        done.await.unwrap_or_else(|_| Err(self.0.shared.end()))
     }
 
     /// Why this node's machine has stopped, if it has.

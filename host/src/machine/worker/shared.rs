@@ -182,6 +182,16 @@ impl Shared {
         roles: [&'static str; COUNT],
         saved: SavedState,
     ) -> Result<([Instance; COUNT], Clock), Restore> {
+        self.restored_unless(roles, saved, &Arc::default())
+    }
+
+    /// The same, until `cancelled` is set: from then on it ends with [`Restore::Stopped`].
+    pub(super) fn restored_unless<const COUNT: usize>(
+        &self,
+        roles: [&'static str; COUNT],
+        saved: SavedState,
+        cancelled: &Arc<AtomicBool>,
+    ) -> Result<([Instance; COUNT], Clock), Restore> {
         let SavedState { module, index, time_ms, state_version, chunks, .. } = saved;
         let what = format!("the state at index {index} cannot be restored");
         self.check_engine(&module).map_err(Restore::Fault)?;
@@ -196,11 +206,15 @@ impl Shared {
         };
         let mut restoring = Vec::with_capacity(COUNT);
         for role in roles {
-            let begun = Restoring::begin(&module, state_version, role, &self.stop);
+            let (stop, cancelled) = (Arc::clone(&self.stop), Arc::clone(cancelled));
+            let interrupted =
+                move || stop.load(Ordering::Relaxed) || cancelled.load(Ordering::Relaxed);
+            let begun = Restoring::interruptible(&module, state_version, role, interrupted);
             restoring.push(begun.map_err(broken)?);
         }
+        let stopped = || self.stopping() || cancelled.load(Ordering::Relaxed);
         for chunk in chunks {
-            if self.stopping() {
+            if stopped() {
                 return Err(Restore::Stopped);
             }
             let chunk = chunk.map_err(|error| Restore::History(error, what.clone()))?;
@@ -210,6 +224,9 @@ impl Shared {
         }
         let mut instances = Vec::with_capacity(COUNT);
         for restoring in restoring {
+            if stopped() {
+                return Err(Restore::Stopped);
+            }
             instances.push(restoring.finish().map_err(broken)?);
         }
         let clock = Clock::new(self.key, index, time_ms);

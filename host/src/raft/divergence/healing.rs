@@ -3,7 +3,7 @@
 //! openraft takes no part in it. It ignores a snapshot that does not reach beyond what it knows to be
 //! committed, and the log of a node in quarantine goes on, so that every snapshot soon lies behind. The log
 //! itself is sound: after the snapshot the machine gets from there what it missed, in
-//! [`StateMachine::heal`](crate::raft::state_machine::StateMachine::heal).
+//! [`StateMachine::begin_healing`](crate::raft::state_machine::StateMachine::begin_healing).
 
 use std::{io, sync::Weak, time::Duration};
 
@@ -31,11 +31,11 @@ use crate::{
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Before a healing that failed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// As long as openraft gives a snapshot.
-const FETCH_TIMEOUT: Duration = Duration::from_secs(600);
 /// For so long a peer waits until its machine is as far as it is asked to be, and a node until its log is as
 /// far as the snapshot that it was given.
 const REACH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a healing looks whether its entries have been applied.
+const APPLY_INTERVAL: Duration = Duration::from_millis(1);
 /// Before leadership is offered to the next voter.
 const HAND_OVER_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -109,13 +109,23 @@ impl Replica {
         others.sort_by_key(|(node_id, _)| (Some(*node_id) != leader, *node_id));
         let mut reasons = Vec::new();
         for (node_id, member) in others {
-            let fetched = timeout(FETCH_TIMEOUT, self.fetch(node_id, &member, quarantine)).await;
-            match fetched.unwrap_or_else(|_| Err("it took too long".to_owned())) {
+            // Ends with the replica: the data directory stays locked for as long as this runs.
+            let fetched = tokio::select! {
+                fetched = self.fetch(node_id, &member, quarantine) => fetched,
+                () = self.stopped() => return Err("this node stops".to_owned()),
+            };
+            match fetched {
                 Ok(file) => return self.put_in_place(file).await,
                 Err(reason) => reasons.push(format!("node {node_id}: {reason}")),
             }
         }
         Err(format!("no healthy peer gave its snapshot: {}", reasons.join("; ")))
+    }
+
+    /// Waits until openraft has stopped.
+    async fn stopped(&self) {
+        let mut metrics = self.0.raft.metrics();
+        while metrics.borrow_watched().running_state.is_ok() && metrics.changed().await.is_ok() {}
     }
 
     async fn fetch(
@@ -137,7 +147,7 @@ impl Replica {
         else {
             return Err("it sent a snapshot without a header".to_owned());
         };
-        let SnapshotStart { vote, header } = start;
+        let SnapshotStart { vote, header, .. } = start;
         let (vote, header) = (vote.ok_or("no vote")?, header.ok_or("no header")?);
         snapshot::check_header(&header, &self.0.local.identity)?;
         snapshot::check_coverage(&header, &vote_from_wire(&vote))?;
@@ -168,16 +178,30 @@ impl Replica {
             }
             let _ = timeout(LOOK_INTERVAL, metrics.changed()).await;
         }
-        let (whole, modules) = (file.clone(), self.0.modules.clone());
-        let looked =
-            spawn_blocking(move || snapshot::saved_state(&whole, &modules).map(drop)).await;
-        looked.map_err(|error| error.to_string())?.map_err(|error| error.to_string())?;
-        let done = self
-            .0
-            .raft
-            .with_state_machine(move |machine| Box::pin(async move { machine.heal(file).await }));
-        let done: io::Result<()> = done.await.map_err(|fatal| fatal.to_string())?;
-        done.map_err(|error| error.to_string())
+        // A restart begins with the file and continues in the log, so the log must reach it on disk too.
+        self.0.log.synced(index).await.map_err(|error| error.to_string())?;
+        let accepted = snapshot::accept(&file, &self.0.worker, &self.0.modules).await;
+        let accepted = accepted.map_err(|error| error.to_string())?;
+        let begun = self.0.raft.with_state_machine(move |machine| {
+            Box::pin(async move { machine.begin_healing(file, accepted).await })
+        });
+        let begun: io::Result<()> = begun.await.map_err(|fatal| fatal.to_string())?;
+        begun.map_err(|error| error.to_string())?;
+        // A turn is short: between two of them openraft's own calls have theirs.
+        loop {
+            let step = self
+                .0
+                .raft
+                .with_state_machine(|machine| Box::pin(async move { machine.heal().await }));
+            let step: io::Result<Option<u64>> = step.await.map_err(|fatal| fatal.to_string())?;
+            let Some(reached) = step.map_err(|error| error.to_string())? else { return Ok(()) };
+            while self.0.worker.applied() < reached {
+                if let Some(fault) = self.0.worker.fault() {
+                    return Err(fault);
+                }
+                sleep(APPLY_INTERVAL).await;
+            }
+        }
     }
 
     /// A snapshot of this node's for a peer that has diverged, if this node agreed with the checkpoint that

@@ -220,15 +220,10 @@ impl Divergence {
         pause_before(state.strikes).saturating_sub(since.elapsed())
     }
 
-    /// A healthy state is in place, and what the log has after it is about to be applied. Calls are refused
-    /// until [`Divergence::healed`].
+    /// A healthy state is in place and has reached the entry that openraft takes the machine to stand at. Calls
+    /// are refused until [`Divergence::healed`].
     pub(super) fn resume(&self) {
         self.stopped.store(false, Ordering::Release);
-    }
-
-    /// What came after the healthy state could not be applied to it.
-    pub(super) fn stop_again(&self) {
-        self.stopped.store(true, Ordering::Release);
     }
 
     /// The machine is where the log is. Whether the quarantine is over: what was applied since may have had

@@ -22,9 +22,9 @@ use crate::{
     proto::raft as wire,
     raft::{
         lease::{BootTime, Lease},
-        snapshot,
+        snapshot::{self, SnapshotData, Transfers},
     },
-    storage::{Pace, SnapshotFile},
+    storage::Pace,
     types::{
         convert::{entry_to_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire},
         raft::{LogId, TypeConfig, Vote},
@@ -36,11 +36,17 @@ pub struct PeerNetwork {
     peer: Arc<Peer>,
     lane: Lane,
     lease: Arc<Lease>,
+    transfers: Arc<Transfers>,
 }
 
 impl PeerNetwork {
-    pub(super) fn new(peer: Arc<Peer>, lane: Lane, lease: Arc<Lease>) -> Self {
-        Self { peer, lane, lease }
+    pub(super) fn new(
+        peer: Arc<Peer>,
+        lane: Lane,
+        lease: Arc<Lease>,
+        transfers: Arc<Transfers>,
+    ) -> Self {
+        Self { peer, lane, lease, transfers }
     }
 
     fn failed(&self, status: Status) -> RPCError<TypeConfig> {
@@ -91,7 +97,7 @@ fn append_result(response: wire::AppendResponse) -> Result<StreamAppendResult<Ty
 }
 
 impl RaftNetworkV2<TypeConfig> for PeerNetwork {
-    type SnapshotData = SnapshotFile;
+    type SnapshotData = SnapshotData;
 
     async fn append_entries(
         &mut self,
@@ -166,25 +172,30 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     async fn full_snapshot(
         &mut self,
         vote: Vote,
-        snapshot: SnapshotOf<TypeConfig, SnapshotFile>,
+        snapshot: SnapshotOf<TypeConfig, SnapshotData>,
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
-        _option: RPCOption,
+        option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
-        let client = self.peer.client(Lane::Snapshot).await;
-        let mut client = client.map_err(|error| StreamingError::from(rpc_error(error)))?;
-        let sending = client.install_snapshot(snapshot::send(vote, snapshot.snapshot));
-        tokio::select! {
-            closed = cancel => Err(StreamingError::Closed(closed)),
-            answer = sending => {
-                let answer = answer.map_err(|status| StreamingError::from(self.failed(status)))?;
-                match answer.into_inner().vote {
-                    Some(vote) => Ok(SnapshotResponse::new(vote_from_wire(&vote))),
-                    None => Err(StreamingError::Network(NetworkError::from_string(
-                        "the peer answered a snapshot without its vote",
-                    ))),
-                }
+        let stall = option.hard_ttl();
+        let offer =
+            snapshot::offer(&self.peer, &self.transfers, vote, snapshot.snapshot.file, stall);
+        let failure = tokio::select! {
+            closed = cancel => return Err(StreamingError::Closed(closed)),
+            answer = offer => match answer {
+                Ok(vote) => return Ok(SnapshotResponse::new(vote)),
+                Err(failure) => failure,
+            },
+        };
+        Err(match failure {
+            snapshot::Failure::Peer(error) => StreamingError::from(rpc_error(error)),
+            snapshot::Failure::Ended(reason) => {
+                tracing::warn!(to = self.peer.node_id, reason, "a snapshot was not transferred");
+                StreamingError::Unreachable(Unreachable::from_string(reason))
             }
-        }
+            snapshot::Failure::NotNow(reason) => {
+                StreamingError::Unreachable(Unreachable::from_string(reason))
+            }
+        })
     }
 
     async fn transfer_leader(

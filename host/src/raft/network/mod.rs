@@ -18,7 +18,7 @@ use self::{
     client::PeerNetwork,
     peer::{Lane, Peers},
 };
-use super::lease::Lease;
+use super::{lease::Lease, snapshot::Transfers};
 use crate::types::{
     NodeId,
     raft::{Member, TypeConfig},
@@ -44,11 +44,13 @@ pub const TO_HEADER: &str = "conclave-to";
 pub struct NetworkFactory {
     pub(super) peers: Arc<Peers>,
     pub(super) lease: Arc<Lease>,
+    pub(super) transfers: Arc<Transfers>,
 }
 
 impl NetworkFactory {
     fn network(&self, target: NodeId, member: &Member, lane: Lane) -> PeerNetwork {
-        PeerNetwork::new(self.peers.peer(target, member), lane, self.lease.clone())
+        let peer = self.peers.peer(target, member);
+        PeerNetwork::new(peer, lane, self.lease.clone(), self.transfers.clone())
     }
 }
 

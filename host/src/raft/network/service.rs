@@ -8,7 +8,8 @@ use std::{
 
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
-use tokio::task::spawn_blocking;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
 
 use super::{CLUSTER_HEADER, FROM_HEADER, PROTOCOL_VERSION, TO_HEADER, peer::Local};
@@ -83,6 +84,9 @@ fn malformed(error: Malformed) -> Status {
 fn required<T>(field: Option<T>, name: &str) -> Result<T, Status> {
     field.ok_or_else(|| Status::invalid_argument(format!("{name} is missing")))
 }
+
+/// Reports of a snapshot's progress that wait to be sent: a newer one says more.
+const REPORTS_WAITING: usize = 2;
 
 /// No index and no term gets here, and counting on from here never overflows.
 const COUNT_MAX: u64 = u64::MAX / 2;
@@ -274,7 +278,7 @@ impl wire::raft_server::Raft for PeerService {
         let found = self.replica.snapshot_for(checkpoint, index_min).await;
         let (vote, file) = found.map_err(|error| Status::failed_precondition(error.to_string()))?;
         tracing::info!(to, index = file.index(), "sending a snapshot to a node that has diverged");
-        Ok(Response::new(snapshot::send(vote, file).map(Ok).boxed()))
+        Ok(Response::new(self.replica.send_snapshot(vote, file).map(Ok).boxed()))
     }
 
     async fn verify_state(
@@ -286,10 +290,12 @@ impl wire::raft_server::Raft for PeerService {
         Ok(Response::new(divergence::verified_to_wire(found)))
     }
 
+    type InstallSnapshotStream = ReceiverStream<Result<wire::SnapshotProgress, Status>>;
+
     async fn install_snapshot(
         &self,
         request: Request<Streaming<wire::SnapshotPart>>,
-    ) -> Result<Response<wire::SnapshotResponse>, Status> {
+    ) -> Result<Response<Self::InstallSnapshotStream>, Status> {
         let from = self.admit(request.metadata())?;
         let mut parts = request.into_inner();
         let Some(wire::SnapshotPart { part: Some(wire::snapshot_part::Part::Start(start)) }) =
@@ -303,20 +309,14 @@ impl wire::raft_server::Raft for PeerService {
             .map_err(Status::failed_precondition)?;
         log_id(header.last_log_id)?;
         snapshot::check_coverage(&header, &vote).map_err(Status::invalid_argument)?;
-        tracing::info!(from, "receiving a snapshot");
-        let file = snapshot::receive(header, parts, self.replica.snapshots().clone()).await?;
-        let (whole, modules) = (file.clone(), self.replica.modules().clone());
-        let looked =
-            spawn_blocking(move || snapshot::saved_state(&whole, &modules).map(drop)).await;
-        // What the machine could not take must not come between it and the log.
-        looked
-            .map_err(|error| Status::internal(error.to_string()))?
-            .map_err(|error| Status::failed_precondition(error.to_string()))?;
-        let installed =
-            snapshot::opened(file).map_err(|error| Status::internal(error.to_string()))?;
-        let answer = self.replica.raft().install_full_snapshot(vote, installed).await;
-        let answer = answer.map_err(stopped)?;
-        Ok(Response::new(wire::SnapshotResponse { vote: Some(vote_to_wire(&answer.vote)) }))
+        tracing::info!(from, bytes = start.bytes, "receiving a snapshot");
+        let wire::SnapshotStart { file_id, bytes, .. } = start;
+        let offered = snapshot::Offered { vote, header, file_id, bytes, parts };
+        let (reports, answers) = mpsc::channel(REPORTS_WAITING);
+        let replica = self.replica.clone();
+        // A task of its own: what has been received outlives the connection.
+        tokio::spawn(async move { replica.receive_snapshot(offered, reports).await });
+        Ok(Response::new(ReceiverStream::new(answers)))
     }
 
     async fn transfer_leader(

@@ -1,12 +1,20 @@
 //! What the log says about agreement, and how a machine that does not agree is replaced.
 
-use std::{io, sync::Arc};
+use std::{
+    io,
+    sync::{Arc, Mutex},
+};
 
 use openraft::storage::EntryResponder;
+use tokio::task::spawn_blocking;
 
 use super::{PendingEntry, StateMachine};
 use crate::{
-    raft::{command::now_ms, snapshot},
+    raft::{
+        command::now_ms,
+        divergence::Quarantine,
+        snapshot::{self, Accepted},
+    },
     storage::SnapshotFile,
     types::{
         self, Checkpoint,
@@ -15,10 +23,21 @@ use crate::{
     },
 };
 
-/// Entries read at once to be applied after a healing.
-const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
+/// Entries applied in one turn of a healing: some milliseconds of work for the head.
+const REPLAY_BYTES_MAX: usize = 1024 * 1024;
+const REPLAY_COUNT_MAX: u64 = 1024;
 /// Nobody waits any more for a verification that is older: a node that replays its log passes it over.
 const VERIFY_WITHIN_MS: u64 = 5 * 60 * 1000;
+
+/// A healthy state on its way to where openraft takes the machine to stand.
+pub(super) struct Healing {
+    machine: Box<StateMachine>,
+    /// The snapshot's index.
+    from: u64,
+    /// The next entry to apply.
+    next: u64,
+    quarantine: Quarantine,
+}
 
 impl StateMachine {
     /// Compares the machine's digest with the majority's. The head has to come this far first, which no write
@@ -64,13 +83,18 @@ impl StateMachine {
         applied.meta.last_log_id = Some(entry.log_id);
     }
 
-    /// Replaces the machine's state by that of a peer, and applies what the log has after it: from then on the
-    /// machine is again as far as openraft takes it to be. Called by openraft in turn with its own calls.
+    /// Puts an accepted snapshot of a peer in the place of the diverged state. Entries are passed over as
+    /// before; [`StateMachine::heal`] applies what the log has after the snapshot. Called by openraft in turn
+    /// with its own calls.
     ///
     /// The snapshot's file becomes the newest on disk. For a restart that is as good as one that a leader has
-    /// sent: openraft installs the newest there is and goes on from there in the log, which has all that the
-    /// snapshot covers.
-    pub(in crate::raft) async fn heal(&mut self, file: SnapshotFile) -> io::Result<()> {
+    /// sent: openraft installs the newest there is and continues from there in the log, which has all that
+    /// the snapshot covers.
+    pub(in crate::raft) async fn begin_healing(
+        &mut self,
+        file: SnapshotFile,
+        accepted: Accepted,
+    ) -> io::Result<()> {
         let Some(quarantine) = self.divergence.quarantine() else {
             return Ok(()); // A leader's snapshot was faster.
         };
@@ -85,31 +109,72 @@ impl StateMachine {
                 quarantine.at
             )));
         }
-        self.log.synced(index).await?;
-        let (saved, registry) = self.restored_state(file).await?;
-        self.worker.restore(saved).await.map_err(io::Error::other)?;
-        *self.applied() = super::Applied { meta, registry };
-        self.divergence.resume();
-        if let Err(error) = self.replay(index + 1, seen).await {
-            self.divergence.stop_again();
-            return Err(error);
-        }
-        self.modules.changed.notify_waiters();
-        self.divergence.healed(index);
+        let Accepted { state, registry } = accepted;
+        self.adopt(file, state).await?;
+        let machine = self.replaying(super::Applied { meta, registry });
+        self.healing =
+            Some(Healing { machine: Box::new(machine), from: index, next: index + 1, quarantine });
         Ok(())
     }
 
-    async fn replay(&self, from: u64, to: u64) -> io::Result<()> {
-        let mut next = from;
-        while next <= to {
-            let entries = self.log.entries(next..to + 1, REPLAY_BYTES_MAX)?;
-            match entries.first() {
-                Some(first) if first.log_id.index == next => {}
-                _ => return Err(io::Error::other(format!("entry {next} is not in the log"))),
+    /// Applies some of the entries after the snapshot that a healing began with. With the last of them the
+    /// machine is again as far as openraft takes it to be, and the quarantine ends. `None`: that is so. Else
+    /// the index up to which the entries were handed over: the caller waits until the head has applied
+    /// them, so that no turn waits for the head.
+    pub(in crate::raft) async fn heal(&mut self) -> io::Result<Option<u64>> {
+        let seen = self.applied().meta.last_log_id.map_or(0, |log_id| log_id.index);
+        let Some(mut healing) = self.healing.take() else {
+            return Ok(None); // A leader's snapshot has replaced the state, and its index is beyond.
+        };
+        if healing.next <= seen {
+            healing.next = healing.machine.replay(healing.next, seen).await?;
+            if self.divergence.quarantine() != Some(healing.quarantine) {
+                return Err(io::Error::other("the peer's state has diverged as well"));
             }
-            next += entries.len() as u64;
-            self.run(entries.into_iter().map(|entry| Ok((entry, None)))).await?;
         }
-        Ok(())
+        if healing.next <= seen {
+            let reached = healing.next - 1;
+            self.healing = Some(healing);
+            return Ok(Some(reached));
+        }
+        let applied = healing.machine.applied().clone();
+        *self.applied() = applied;
+        self.divergence.resume();
+        self.modules.changed.notify_waiters();
+        self.divergence.healed(healing.from);
+        Ok(None)
+    }
+
+    /// The same machine with an account of its own of what has been applied, which applies also in quarantine.
+    fn replaying(&self, applied: super::Applied) -> Self {
+        Self {
+            worker: self.worker.clone(),
+            log: self.log.clone(),
+            snapshots: self.snapshots.clone(),
+            identity: self.identity.clone(),
+            modules: self.modules.clone(),
+            applied: Arc::new(Mutex::new(applied)),
+            building: self.building.clone(),
+            divergence: self.divergence.clone(),
+            transfers: self.transfers.clone(),
+            replays: true,
+            healing: None,
+        }
+    }
+
+    /// Applies entries of the log from `from` on, up to `to` or as many as one turn may have. Returns the index
+    /// after the last one.
+    async fn replay(&self, from: u64, to: u64) -> io::Result<u64> {
+        let log = self.log.clone();
+        let end = (to + 1).min(from.saturating_add(REPLAY_COUNT_MAX));
+        let reading = spawn_blocking(move || log.entries(from..end, REPLAY_BYTES_MAX));
+        let entries = reading.await.map_err(io::Error::other)??;
+        match entries.first() {
+            Some(first) if first.log_id.index == from => {}
+            _ => return Err(io::Error::other(format!("entry {from} is not in the log"))),
+        }
+        let next = from + entries.len() as u64;
+        self.run(entries.into_iter().map(|entry| Ok((entry, None)))).await?;
+        Ok(next)
     }
 }

@@ -3,7 +3,7 @@
 use std::{
     io,
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,24 +17,39 @@ use crate::{
     machine::Worker,
     raft::{
         divergence::Divergence,
-        snapshot::{self, OpenSnapshot},
+        modules::Modules,
+        snapshot::{self, OpenSnapshot, SnapshotData},
     },
     storage::{Identity, SnapshotFile, SnapshotStore},
     types::raft::TypeConfig,
 };
 
 impl StateMachine {
+    /// Has a snapshot built, if none is under way and the state may be kept.
+    pub(in crate::raft) fn build_anew(&self) {
+        if !self.divergence.is_stopped() && self.building.begin() {
+            self.build();
+        }
+    }
+
     /// Writes the state as it is now to a file, in the background.
     pub(super) fn build(&self) {
-        let (worker, snapshots, identity) =
-            (self.worker.clone(), self.snapshots.clone(), self.identity.clone());
-        let (applied, building) = (self.applied.clone(), self.building.clone());
-        let divergence = self.divergence.clone();
+        let building = self.building.clone();
+        let source = Source {
+            worker: self.worker.clone(),
+            snapshots: self.snapshots.clone(),
+            identity: self.identity.clone(),
+            modules: self.modules.clone(),
+            applied: self.applied.clone(),
+            divergence: self.divergence.clone(),
+        };
         tokio::spawn(async move {
             for attempt in 1.. {
-                let result = save(&worker, &snapshots, &identity, &applied, &divergence).await;
-                match result {
+                match source.save().await {
                     Ok(file) => return building.finished(Ok(file)),
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                        return building.finished(Err(error));
+                    }
                     // Most often the reader died under a query, and there is a new one by now.
                     Err(error) if attempt < BUILD_ATTEMPTS => {
                         tracing::info!(%error, "a snapshot is begun again");
@@ -47,33 +62,55 @@ impl StateMachine {
     }
 }
 
-async fn save(
-    worker: &Worker,
-    snapshots: &SnapshotStore,
-    identity: &Identity,
-    applied: &Mutex<Applied>,
-    divergence: &Divergence,
-) -> io::Result<SnapshotFile> {
-    let (state, index, applied) = {
-        // With the lock held no later entry can be handed over before the reader has noted the request.
-        let applied = applied.lock().unwrap_or_else(PoisonError::into_inner);
-        let index = applied.meta.last_log_id.map_or(0, |log_id| log_id.index);
-        (worker.snapshot(index), index, applied.clone())
-    };
-    let (state, digest) = tokio::join!(state, worker.digest_at(index));
-    let (state, digest) = (state.map_err(io::Error::other)?, digest.map_err(io::Error::other)?);
-    let digest = digest.ok_or_else(|| {
-        io::Error::other(format!("the machine is too far past {index} to know its digest there"))
-    })?;
-    let file = snapshot::save(snapshots, identity, &applied, state, digest).await?;
-    if divergence.is_stopped() {
-        return Err(io::Error::other(
-            "the machine has diverged meanwhile, so its state is not kept",
-        ));
+/// What a snapshot is made from.
+struct Source {
+    worker: Worker,
+    snapshots: SnapshotStore,
+    identity: Identity,
+    modules: Arc<Modules>,
+    applied: Arc<Mutex<Applied>>,
+    divergence: Arc<Divergence>,
+}
+
+impl Source {
+    async fn save(&self) -> io::Result<SnapshotFile> {
+        let (state, index, applied) = {
+            // With the lock held no later entry can be handed over before the reader has noted the request.
+            let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+            let index = applied.meta.last_log_id.map_or(0, |log_id| log_id.index);
+            (self.worker.snapshot(index), index, applied.clone())
+        };
+        // Entries up to `index` may still wait for this node's disk. Both wait for them.
+        let (state, digest) = tokio::join!(state, self.worker.digest_at(index));
+        let (state, digest) = (state.map_err(io::Error::other)?, digest.map_err(io::Error::other)?);
+        let digest = digest.ok_or_else(|| {
+            io::Error::other(format!(
+                "the machine is too far past {index} to know its digest there"
+            ))
+        })?;
+        let file = snapshot::save(&self.snapshots, &self.identity, &applied, state, digest).await?;
+        self.check_restorable(&file).await?;
+        if self.divergence.is_stopped() {
+            return Err(io::Error::other(
+                "the machine has diverged meanwhile, so its state is not kept",
+            ));
+        }
+        let snapshots = self.snapshots.clone();
+        let installing = spawn_blocking(move || snapshots.install(&file));
+        installing.await.map_err(io::Error::other)?.map_err(io::Error::other)
     }
-    let snapshots = snapshots.clone();
-    let installing = spawn_blocking(move || snapshots.install(&file));
-    installing.await.map_err(io::Error::other)?.map_err(io::Error::other)
+
+    /// The log before a snapshot is purged. Only one that the machine is known to accept may be all that is
+    /// left of the state.
+    async fn check_restorable(&self, file: &SnapshotFile) -> io::Result<()> {
+        let (whole, modules) = (file.clone(), self.modules.clone());
+        let reading = spawn_blocking(move || snapshot::saved_state(&whole, &modules));
+        let (saved, _) = reading.await.map_err(io::Error::other)??;
+        self.worker.check_restorable(saved).await.map_err(|fault| {
+            let reason = format!("the state machine does not accept its own snapshot: {fault}");
+            io::Error::new(io::ErrorKind::InvalidData, reason)
+        })
+    }
 }
 
 /// A snapshot on its way to disk.
@@ -137,6 +174,16 @@ impl Building {
         matches!(*state, BuildState::Idle) && self.handed_over.load(Ordering::Relaxed) < index
     }
 
+    /// Notes that a snapshot is begun. False: one is on its way.
+    fn begin(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = matches!(*state, BuildState::Idle);
+        if idle {
+            *state = BuildState::Running;
+        }
+        idle
+    }
+
     /// Takes the file if it is whole; says whether one is to be begun otherwise.
     pub(super) fn take_or_begin(&self) -> Result<SnapshotFile, bool> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
@@ -159,7 +206,7 @@ pub(in crate::raft) struct FinishedSnapshot(
 );
 
 impl RaftSnapshotBuilder<TypeConfig> for FinishedSnapshot {
-    type SnapshotData = SnapshotFile;
+    type SnapshotData = SnapshotData;
 
     async fn build_snapshot(&mut self) -> io::Result<OpenSnapshot> {
         let file = match self.0.take() {
