@@ -2,11 +2,12 @@
 //!
 //! Each does all the set-up that it needs on a fresh machine and says what it does while it does it.
 //! They run other programs and hold little logic; what has logic sits in a module of its own:
-//! [`setup`] installs what is missing, [`mod@bench`] drives the benchmark, [`docker`] the image and the
+//! [`setup`] installs what is missing, [`mod@bench`] drives the benchmark, [`chaos`] the search for faults, [`docker`] the image and the
 //! compose cluster. Only [`output`] prints.
 
 mod bench;
 mod build;
+mod chaos;
 mod docker;
 mod machine;
 mod output;
@@ -40,7 +41,9 @@ Examples:
   cargo xtask machine examples/counter         target/counter.wasm
   cargo xtask test                             everything that CI tests
   cargo xtask test --filter traps              only the tests with `traps` in their name
-  cargo xtask bench                            three nodes beside three of etcd, alternating";
+  cargo xtask bench                            three nodes beside three of etcd, alternating
+  cargo xtask chaos --minutes 60 --seed 1      clusters under random faults, their answers checked
+  cargo xtask chaos --planted NAME             the same for a copy with a planted bug, until it is found";
 
 #[derive(Subcommand)]
 enum Command {
@@ -56,6 +59,8 @@ enum Command {
     Test(test::Options),
     /// Build the image and run the compose cluster through losses of nodes and networks.
     Docker(docker::Options),
+    /// Run clusters under random faults and check that their answers stay linearizable.
+    Chaos(chaos::Options),
     /// Measure puts, gets, failover and memory, with etcd beside it in the same run.
     Bench(bench::Options),
 }
@@ -83,6 +88,7 @@ fn run(command: Command, steps: &mut Steps) -> Result<()> {
         Command::Machine(options) => machine::run(&workspace, &options, steps),
         Command::Test(options) => test::run(&workspace, &options, steps),
         Command::Docker(options) => docker::run(&workspace, &options, steps),
+        Command::Chaos(options) => chaos::run(&workspace, &options, steps),
         Command::Bench(options) => bench::run(&workspace, &options, steps),
     }
 }

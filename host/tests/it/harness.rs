@@ -6,10 +6,7 @@ use std::{
     net::TcpListener,
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
-    sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU32, Ordering},
-    },
+    sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
@@ -19,9 +16,6 @@ use tempfile::TempDir;
 
 /// Long enough for the slowest machine; a test that waits so long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
-
-/// One cluster at a time: the tests measure nothing, but three nodes fill two cores.
-static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
 
 /// How the nodes of a cluster are started.
 #[derive(Default)]
@@ -50,7 +44,7 @@ pub(crate) struct Cluster {
     pub nodes: Vec<Node>,
     pub dir: TempDir,
     setup: Setup,
-    _turn: MutexGuard<'static, ()>,
+    _turn: conclave_testing::cluster::Turn,
 }
 
 /// The binary under test.
@@ -91,7 +85,7 @@ impl Cluster {
 
     /// Addresses, directories and a master key for three nodes; none is started.
     pub(crate) fn prepared(setup: Setup) -> Self {
-        let turn = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+        let turn = conclave_testing::cluster::turn();
         let dir = TempDir::new().unwrap();
         let key = dir.path().join("master.key");
         let made = conclave().args(["key", "generate"]).arg(&key).output().unwrap();
@@ -324,7 +318,7 @@ pub(crate) async fn put(
 
 /// The text under a key.
 pub(crate) async fn get(client: &Client, key: &str) -> Result<String, conclave_client::Error> {
-    get_with(client, key, CallOptions::read()).await
+    get_with_options(client, key, CallOptions::read()).await
 }
 
 /// The text under a key as one node has it.
@@ -332,10 +326,10 @@ pub(crate) async fn get_stale(
     client: &Client,
     key: &str,
 ) -> Result<String, conclave_client::Error> {
-    get_with(client, key, CallOptions::read().consistency(Consistency::Stale)).await
+    get_with_options(client, key, CallOptions::read().consistency(Consistency::Stale)).await
 }
 
-async fn get_with(
+pub(crate) async fn get_with_options(
     client: &Client,
     key: &str,
     options: CallOptions,

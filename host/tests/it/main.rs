@@ -10,6 +10,7 @@
 )]
 
 mod bad_input;
+mod chaos;
 #[path = "../machine/counters.rs"]
 #[allow(dead_code, reason = "the tests of the machine layer use all of it")]
 mod counters;

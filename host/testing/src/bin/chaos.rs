@@ -1,0 +1,165 @@
+//! Runs random faults against real clusters, one seed after another: see `cargo xtask chaos --help`.
+#![allow(clippy::print_stdout, reason = "what a program for developers is for")]
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process::ExitCode,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use conclave_testing::{
+    chaos::{self, Figures, Run, Setup},
+    schedule::Schedule,
+    timeline,
+    workload::Plan,
+};
+
+/// Run clusters under random faults and check what their clients saw
+///
+/// Each seed is one run: a cluster of its own, a schedule of faults, concurrent clients, and the checks. The first
+/// violation ends the program, which prints the seed, the schedule and the path of a timeline.
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The program `conclave`
+    #[arg(long, value_name = "FILE")]
+    binary: PathBuf,
+    /// How long to begin new runs, in minutes
+    #[arg(long, default_value_t = 10.0)]
+    minutes: f64,
+    /// The seed of the first run; the next runs have the numbers after it
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// How many runs at most
+    #[arg(long, value_name = "NUMBER")]
+    runs: Option<u64>,
+    /// The number of nodes [default: 3, and 5 in each fourth run]
+    #[arg(long, value_name = "NUMBER")]
+    nodes: Option<u64>,
+    /// How long the faults of one run go on, in seconds
+    #[arg(long, default_value_t = 20)]
+    seconds: u64,
+    /// The number of clients [default: as the seed says]
+    #[arg(long, value_name = "NUMBER")]
+    clients: Option<u32>,
+    /// The longest pause of a client between two operations, in milliseconds [default: as the seed says]
+    #[arg(long, value_name = "MILLISECONDS")]
+    think_ms: Option<u64>,
+    /// Run the schedule in this file instead of random ones
+    #[arg(long, value_name = "FILE")]
+    schedule: Option<PathBuf>,
+    /// Continue after a violation
+    #[arg(long)]
+    keep_going: bool,
+    /// Where timelines are written
+    #[arg(long, value_name = "DIR", default_value = "target/chaos")]
+    output: PathBuf,
+    /// Write the timeline of each run
+    #[arg(long)]
+    all_timelines: bool,
+    /// Leave out the comparison of the nodes' logs, which takes some seconds per run
+    #[arg(long)]
+    no_replays: bool,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = runtime
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run(&arguments)));
+    match result {
+        Ok(0) => ExitCode::SUCCESS,
+        Ok(_) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// The number of runs with violations.
+async fn run(arguments: &Arguments) -> Result<u64> {
+    fs::create_dir_all(&arguments.output)?;
+    let mut setup = Setup::new(&arguments.binary);
+    setup.replays = !arguments.no_replays;
+    let component = arguments.output.join("other.wasm");
+    setup.component = chaos::other_component(&arguments.binary, &component)?;
+    let available = setup.available();
+    for (there, what) in [
+        (available.disks, "disks that hang: needs root, loop devices and fsfreeze"),
+        (available.clocks, "clocks that are off: needs libfaketime"),
+        (available.components, "upgrades: there is no other component beside the binary"),
+    ] {
+        if !there {
+            println!("skipped: {what}");
+        }
+    }
+    let begun = Instant::now();
+    let (mut total, mut failed, mut number) = (Figures::default(), 0, 0);
+    loop {
+        let over = begun.elapsed() >= Duration::from_secs_f64(arguments.minutes * 60.0);
+        if over || arguments.runs.is_some_and(|runs| number >= runs) {
+            break;
+        }
+        let seed = arguments.seed + number;
+        number += 1;
+        let nodes = arguments.nodes.unwrap_or(if seed.is_multiple_of(4) { 5 } else { 3 });
+        let schedule = match &arguments.schedule {
+            Some(path) => fs::read_to_string(path)?.parse()?,
+            None => Schedule::generate(seed, nodes, arguments.seconds * 1000, available),
+        };
+        let mut plan = Plan::generate(seed);
+        plan.clients = arguments.clients.unwrap_or(plan.clients);
+        plan.think_ms = arguments.think_ms.unwrap_or(plan.think_ms);
+        setup.plan = Some(plan);
+        let run_begun = Instant::now();
+        let run = chaos::run(&setup, &schedule, seed).await;
+        let run = run.with_context(|| format!("the run with seed {seed} could not be made"))?;
+        total.add(&run.figures);
+        let faults: Vec<&str> = schedule.events.iter().map(|event| event.fault.name()).collect();
+        let sound = if run.violations.is_empty() { "ok" } else { "VIOLATION" };
+        println!(
+            "seed {seed}, {} nodes, {:.0} s: {sound}: {} [{}]",
+            schedule.nodes,
+            run_begun.elapsed().as_secs_f64(),
+            run.figures,
+            faults.join(" ")
+        );
+        if !run.violations.is_empty() {
+            failed += 1;
+            report(&run, &write(&run, &arguments.output)?, number);
+            if !arguments.keep_going {
+                break;
+            }
+        } else if arguments.all_timelines {
+            println!("timeline: {}", write(&run, &arguments.output)?.display());
+        }
+    }
+    println!(
+        "{} runs in {:.1} minutes, {failed} with violations: {total}",
+        total.runs,
+        begun.elapsed().as_secs_f64() / 60.0
+    );
+    Ok(failed)
+}
+
+fn write(run: &Run, directory: &Path) -> Result<PathBuf> {
+    let path = directory.join(format!("seed-{}.html", run.seed));
+    fs::write(&path, timeline::page(run)).context("cannot write the timeline")?;
+    Ok(path)
+}
+
+fn report(run: &Run, timeline: &Path, number: u64) {
+    println!("\nviolation in run {number}, seed {}\n\n{}", run.seed, run.violations);
+    println!("schedule:\n{}", run.schedule);
+    println!("faults as they happened:");
+    for fault in &run.faults {
+        let (begun, ended) = (fault.begun.as_secs_f64(), fault.ended.as_secs_f64());
+        println!("  {begun:.3}..{ended:.3} s {}", fault.text);
+    }
+    println!("\ntimeline: {}\n", timeline.display());
+}

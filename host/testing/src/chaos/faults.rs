@@ -1,0 +1,343 @@
+//! Causing faults, and ending them.
+
+use std::{
+    path::PathBuf,
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context as _, Result};
+use conclave_client::{
+    CallOptions, Client, Code,
+    proto::kv::{self as pb, BatchRequest, BatchResponse, PutRequest, put_request},
+};
+use sha2::{Digest as _, Sha256};
+use tokio::time::{sleep, timeout};
+
+use super::Setup;
+use crate::{
+    clock::Clock,
+    cluster::{Cluster, PATIENCE},
+    disk::Disk,
+    history::{Kind, Operation, Outcome, Recorder, Request, Step},
+    proxy::{Link, Part, Shape},
+    schedule::{Event, Fault, Schedule, Target},
+    workload::{KEYS_LAST, SINGLE_KEYS},
+};
+
+/// The limit of one call: as low as it may be, so that a call can reach it quickly. The clients' calls take a few
+/// thousand.
+pub(super) const FUEL_PER_CALL: u64 = 1_000_000;
+/// How long a fault may look for a leader.
+const LEADER_TIME_MAX: Duration = Duration::from_millis(700);
+/// Characters of two bytes each, of which each takes several instructions to be checked.
+const TRAPPING_CHARACTERS: usize = 400_000;
+/// Between two traps.
+const TRAP_PAUSE: Duration = Duration::from_millis(150);
+/// Between the releases of the links of one node.
+const RELEASE_PAUSE: Duration = Duration::from_millis(5);
+/// Between the release of a node's answers and that of what its peers ask it.
+const REQUESTS_PAUSE: Duration = Duration::from_millis(50);
+
+/// A fault that has happened.
+#[derive(Clone, Debug)]
+pub struct Happened {
+    /// When it began, since the history began.
+    pub begun: Duration,
+    /// When it ended.
+    pub ended: Duration,
+    /// What happened to which nodes, or why it could not.
+    pub text: String,
+}
+
+/// The cluster and what faults need.
+pub(super) struct Nemesis {
+    pub(super) cluster: Arc<Cluster>,
+    disks: Vec<Option<Disk>>,
+    clocks: Vec<Option<Clock>>,
+    component: Option<PathBuf>,
+}
+
+impl Nemesis {
+    /// Gives the nodes disks and clocks of their own, if the schedule needs them.
+    pub(super) fn prepare(
+        mut cluster: Cluster,
+        setup: &Setup,
+        schedule: &Schedule,
+    ) -> Result<Self> {
+        let needs = |is: fn(&Fault) -> bool| schedule.events.iter().any(|event| is(&event.fault));
+        let (mut disks, mut clocks) = (Vec::new(), Vec::new());
+        for node in &mut cluster.nodes {
+            let path = |name: &str| cluster.dir.path().join(format!("{name}-{}", node.id));
+            disks.push(if needs(|fault| matches!(fault, Fault::HangDisk(_))) {
+                let at = path("disk");
+                let disk = Disk::mount(&path("image"), &at)?;
+                node.data_dir = at.join("data");
+                Some(disk)
+            } else {
+                None
+            });
+            clocks.push(if needs(|fault| matches!(fault, Fault::Clock(..))) {
+                let clock = Clock::new(&path("clock"))?.context("libfaketime is not installed")?;
+                node.set_environment(clock.environment());
+                Some(clock)
+            } else {
+                None
+            });
+        }
+        let component = setup.component.clone();
+        Ok(Self { cluster: Arc::new(cluster), disks, clocks, component })
+    }
+
+    /// Causes a fault and ends it.
+    pub(super) async fn cause(&self, event: &Event, recorder: &Recorder) -> Happened {
+        let begun = recorder.now();
+        let lasts = Duration::from_millis(event.for_ms);
+        let text = match self.attempt(&event.fault, lasts, recorder).await {
+            Ok(text) => format!("{}{text}", event.fault),
+            Err(error) => format!("{}: {error:#}", event.fault),
+        };
+        Happened { begun, ended: recorder.now(), text }
+    }
+
+    async fn attempt(&self, fault: &Fault, lasts: Duration, recorder: &Recorder) -> Result<String> {
+        match *fault {
+            Fault::Pause(_) | Fault::Kill(_) | Fault::Stop(_) | Fault::KillAll => {
+                self.process(fault, lasts).await
+            }
+            Fault::HangDisk(target) => {
+                let id = self.resolve(target).await;
+                let disk = self.disks[id as usize - 1].as_ref().context("no disk of its own")?;
+                disk.hang()?;
+                sleep(lasts).await;
+                disk.work()?;
+                Ok(said(id))
+            }
+            Fault::Clock(target, seconds) => {
+                let id = self.resolve(target).await;
+                let clock = self.clocks[id as usize - 1].as_ref().context("no clock of its own")?;
+                clock.set(seconds)?;
+                sleep(lasts).await;
+                clock.set(0)?;
+                Ok(said(id))
+            }
+            Fault::Trap => self.trap(lasts, recorder).await,
+            Fault::Snapshot(target) => {
+                let id = self.resolve(target).await;
+                let client = self.cluster.client_of(id)?;
+                let index = timeout(lasts + Duration::from_secs(5), client.snapshot()).await??;
+                Ok(format!("{} at index {index}", said(id)))
+            }
+            Fault::Upgrade => timeout(PATIENCE, self.upgrade()).await?,
+            _ => self.network(fault, lasts).await,
+        }
+    }
+
+    async fn process(&self, fault: &Fault, lasts: Duration) -> Result<String> {
+        let cluster = &self.cluster;
+        match *fault {
+            Fault::Pause(target) => {
+                let id = self.resolve(target).await;
+                cluster.pause(id)?;
+                sleep(lasts).await;
+                cluster.resume(id)?;
+                Ok(said(id))
+            }
+            Fault::Kill(target) => {
+                let id = self.resolve(target).await;
+                self.kill(id).await?;
+                sleep(lasts).await;
+                self.start(id)?;
+                Ok(said(id))
+            }
+            Fault::Stop(target) => {
+                let id = self.resolve(target).await;
+                let asked = Instant::now();
+                let status = cluster.stop(id).await?;
+                let took = asked.elapsed();
+                sleep(lasts).await;
+                self.start(id)?;
+                Ok(format!("{}, {status} after {took:?}", said(id)))
+            }
+            _ => {
+                for id in cluster.ids() {
+                    self.kill(id).await?;
+                }
+                sleep(lasts).await;
+                for id in cluster.ids() {
+                    self.start(id)?;
+                }
+                Ok(String::new())
+            }
+        }
+    }
+
+    /// A process that waits for its disk does not end.
+    async fn kill(&self, id: u64) -> Result<()> {
+        if let Some(disk) = &self.disks[id as usize - 1] {
+            let _ = disk.work();
+        }
+        let cluster = Arc::clone(&self.cluster);
+        tokio::task::spawn_blocking(move || cluster.kill(id)).await?
+    }
+
+    /// Another fault may have started it meanwhile.
+    fn start(&self, id: u64) -> Result<()> {
+        if self.cluster.is_running(id) { Ok(()) } else { self.cluster.start_node(id) }
+    }
+
+    async fn network(&self, fault: &Fault, lasts: Duration) -> Result<String> {
+        let network = self.cluster.network()?;
+        let set = |links: &[&Link], change: &dyn Fn(&mut Shape)| {
+            links.iter().for_each(|link| link.set(change));
+        };
+        let (links, nodes): (Vec<&Link>, String) = match *fault {
+            Fault::Isolate(target)
+            | Fault::Hold(target)
+            | Fault::Refuse(target)
+            | Fault::Delay(target, _)
+            | Fault::Throttle(target, _) => {
+                let id = self.resolve(target).await;
+                (network.around(id).collect(), said(id))
+            }
+            Fault::Deafen(target) | Fault::HoldInbound(target) => {
+                let id = self.resolve(target).await;
+                (network.into(id).collect(), said(id))
+            }
+            Fault::Mute(target) => {
+                let id = self.resolve(target).await;
+                (network.out_of(id).collect(), said(id))
+            }
+            Fault::Cut(one, other) | Fault::CutOneWay(one, other) => {
+                let (one, other) = (self.resolve(one).await, self.resolve(other).await);
+                anyhow::ensure!(one != other, "both are node {one}");
+                let links = match fault {
+                    Fault::Cut(..) => network.between(one, other).to_vec(),
+                    _ => vec![network.link(one, other)],
+                };
+                (links, format!(" (nodes {one} and {other})"))
+            }
+            _ => (network.all().collect(), String::new()),
+        };
+        match *fault {
+            Fault::Hold(_) | Fault::HoldInbound(_) => links.iter().for_each(|link| link.hold()),
+            Fault::Refuse(_) => links.iter().for_each(|link| link.refuse()),
+            Fault::Delay(_, ms) | Fault::DelayAll(ms) => {
+                set(&links, &|shape| shape.delay = Duration::from_millis(ms));
+            }
+            Fault::Throttle(_, rate) => set(&links, &|shape| shape.bytes_per_second = Some(rate)),
+            _ => links.iter().for_each(|link| link.cut()),
+        }
+        sleep(lasts).await;
+        if let Fault::Hold(_) | Fault::HoldInbound(_) = fault {
+            // Late answers first, one node's after the other's: they must not be taken for new ones.
+            for link in &links {
+                link.set_part(Part::Responses, |shape| *shape = Shape::default());
+                sleep(RELEASE_PAUSE).await;
+            }
+            sleep(REQUESTS_PAUSE).await;
+        }
+        links.iter().for_each(|link| link.heal());
+        Ok(nodes)
+    }
+
+    /// Batches that reach the limit of a call. They name keys that clients use, and must not change them.
+    async fn trap(&self, lasts: Duration, recorder: &Recorder) -> Result<String> {
+        let client = self.cluster.client()?;
+        let begun = Instant::now();
+        let (mut traps, mut others) = (0, 0);
+        while begun.elapsed() < lasts {
+            let at = recorder.now();
+            // No client puts such a value.
+            let value = u64::MAX - at.as_micros() as u64;
+            let age = at.as_millis() / KEYS_LAST.as_millis();
+            let key = format!("{age}/{}", value % SINGLE_KEYS);
+            let options = CallOptions::write().deadline(Duration::from_secs(2));
+            let batch = trapping_batch(&key, value);
+            let answer: Result<BatchResponse, _> =
+                client.call("kv.v1.KV/Batch", &batch, &options).await;
+            match answer {
+                Err(error) if error.code() == Code::Aborted => traps += 1,
+                Err(_) => others += 1,
+                Ok(_) => anyhow::bail!("a batch that should trap did not"),
+            }
+            // Whatever its caller heard: it traps, so it has no effect.
+            recorder.add(Operation {
+                client: u32::MAX,
+                node: None,
+                kind: Kind::Write,
+                request: Request::of(Step::Put(key, value)),
+                begun: at,
+                ended: recorder.now(),
+                outcome: Outcome::Failed("it trapped".to_owned()),
+            });
+            sleep(TRAP_PAUSE).await;
+        }
+        Ok(format!(" ({traps} times, {others} without a trap's answer)"))
+    }
+
+    /// Activates the component that is not active.
+    async fn upgrade(&self) -> Result<String> {
+        let client = self.cluster.client()?;
+        let path = self.component.as_ref().context("no other component")?;
+        let modules = client.modules().await?;
+        let target = match modules.iter().find(|module| !module.active) {
+            Some(module) => module.id.clone(),
+            None => self.push(&client, path).await?,
+        };
+        let rehearsed = client.rehearse_module(&target).await?;
+        let activated = client.activate_module(&target, true).await;
+        let activated = match activated {
+            Ok(activated) => format!("at index {}", activated.index),
+            Err(error) => format!("not: {error}"),
+        };
+        Ok(format!(" (ready: {}, activated {activated})", rehearsed.ready))
+    }
+
+    async fn push(&self, client: &Client, path: &std::path::Path) -> Result<String> {
+        let component = std::fs::read(path)?;
+        let id = Sha256::digest(&component).into();
+        Ok(client.push_module(id, component.into(), |_| {}).await?.id)
+    }
+
+    /// Which node is meant.
+    async fn resolve(&self, target: Target) -> u64 {
+        let leader = match target {
+            Target::Node(id) => return id,
+            _ => self.cluster.leader_within(LEADER_TIME_MAX).await.unwrap_or(1),
+        };
+        match target {
+            Target::Follower(number) => {
+                let nodes = self.cluster.nodes.len() as u64;
+                (leader - 1 + number) % nodes + 1
+            }
+            _ => leader,
+        }
+    }
+
+    /// Ends all faults.
+    pub(super) fn heal(&self) -> Result<()> {
+        for disk in self.disks.iter().flatten() {
+            let _ = disk.work();
+        }
+        for clock in self.clocks.iter().flatten() {
+            clock.set(0)?;
+        }
+        self.cluster.heal()
+    }
+}
+
+/// A put of a key, and one of a text that takes more than [`FUEL_PER_CALL`] to be read.
+fn trapping_batch(key: &str, value: u64) -> BatchRequest {
+    let put = |key: &str, text: String| {
+        let content = Some(put_request::Content::Text(text));
+        let put = PutRequest { key: key.to_owned(), content, ..PutRequest::default() };
+        pb::Operation { operation: Some(pb::operation::Operation::Put(put)) }
+    };
+    let long = "\u{e9}".repeat(TRAPPING_CHARACTERS);
+    BatchRequest { operations: vec![put(key, value.to_string()), put("trap", long)] }
+}
+
+fn said(id: u64) -> String {
+    format!(" (node {id})")
+}

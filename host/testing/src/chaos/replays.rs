@@ -1,0 +1,94 @@
+//! Exactly one outcome per log index, on all nodes: `conclave replay` of each stopped node, compared.
+
+use std::{collections::BTreeMap, process::Command};
+
+use anyhow::{Context as _, Result, ensure};
+use serde_json::Value;
+
+use super::faults::FUEL_PER_CALL;
+use crate::{
+    cluster::Cluster,
+    history::{Kind, Operation},
+    invariants::Violations,
+};
+
+/// Two nodes have different entries or outcomes at one index.
+pub(super) const TWO_OUTCOMES: &str = "two nodes have different entries or outcomes at one index";
+/// An acknowledged write is missing.
+pub(super) const LOST: &str = "an acknowledged write is not in the log of a node";
+
+/// Stops all nodes and compares what their logs say; the number of entries that were compared.
+pub(super) async fn compare(
+    cluster: &Cluster,
+    history: &[Operation],
+    violations: &mut Violations,
+) -> Result<u64> {
+    for id in cluster.ids() {
+        cluster.stop(id).await?;
+    }
+    let mut compared = 0;
+    let mut known: BTreeMap<u64, (u64, Value)> = BTreeMap::new();
+    for id in cluster.ids() {
+        let (first, entries) = match listed(cluster, id) {
+            Ok(listed) => listed,
+            Err(error) => {
+                violations.add(TWO_OUTCOMES, format!("node {id} cannot be replayed: {error:#}"));
+                continue;
+            }
+        };
+        let last = entries.last_key_value().map_or(0, |(index, _)| *index);
+        for write in history.iter().filter(|operation| operation.kind == Kind::Write) {
+            let Some(answer) = write.answer() else { continue };
+            // What is older is in the snapshot only; what is newer is not known to be committed here.
+            if answer.index <= first || answer.index > last {
+                continue;
+            }
+            let entry = entries.get(&answer.index);
+            let sound = entry.is_some_and(|entry| {
+                let replied =
+                    entry["outcome"].as_str().is_some_and(|text| text.starts_with("reply"));
+                replied && entry["method"] == method_of(write)
+            });
+            if !sound {
+                let entry = entry.map(Value::to_string).unwrap_or_else(|| "none".to_owned());
+                violations.add(LOST, format!("node {id} has {entry} of {write}"));
+            }
+        }
+        for (index, entry) in entries {
+            compared += 1;
+            match known.get(&index) {
+                None => _ = known.insert(index, (id, entry)),
+                Some((other, theirs)) if *theirs != entry => {
+                    let text = format!("index {index}: node {other} {theirs}, node {id} {entry}");
+                    violations.add(TWO_OUTCOMES, text);
+                }
+                Some(_) => {}
+            }
+        }
+    }
+    Ok(compared)
+}
+
+fn method_of(write: &Operation) -> &'static str {
+    crate::workload::method_of(&write.request)
+}
+
+/// Where a node's replay begins, and the entries after that with their outcomes.
+fn listed(cluster: &Cluster, id: u64) -> Result<(u64, BTreeMap<u64, Value>)> {
+    let mut replay = Command::new(cluster.binary());
+    replay.arg("replay").arg("--data-dir").arg(&cluster.node(id).data_dir);
+    replay.arg("--master-key-file").arg(cluster.master_key());
+    replay.arg("--work-dir").arg(cluster.dir.path());
+    replay.arg(format!("--fuel-per-call={FUEL_PER_CALL}"));
+    let output = replay.args(["--entries", "..", "--json"]).output()?;
+    let why = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}", why.trim());
+    let listed: Value = serde_json::from_slice(&output.stdout)?;
+    let first = listed["began_at"].as_u64().unwrap_or(0);
+    let entries = listed["listed"].as_array().context("no list of entries")?;
+    let entries = entries.iter().filter_map(|entry| {
+        let index = entry["index"].as_u64().filter(|index| *index > first)?;
+        Some((index, entry.clone()))
+    });
+    Ok((first, entries.collect()))
+}

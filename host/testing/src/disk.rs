@@ -1,0 +1,59 @@
+//! A disk of a node's own that can be made to hang.
+//!
+//! The disk is an ext4 file system in a file, mounted by a loop device. `fsfreeze` makes all writes to it wait.
+//! Only root may do that: where it is not permitted, [`Disk::mount`] says why.
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+use anyhow::{Context as _, Result, ensure};
+
+/// Enough for sled, which takes 16 MiB at a time, and some snapshots.
+const BYTES: u64 = 512 << 20;
+
+/// A mounted file system, which is there until it is dropped.
+#[derive(Debug)]
+pub struct Disk {
+    at: PathBuf,
+}
+
+impl Disk {
+    /// Makes a file system in `image` and mounts it at a directory, which is created.
+    pub fn mount(image: &Path, at: &Path) -> Result<Self> {
+        fs::create_dir_all(at)?;
+        File::create(image)?.set_len(BYTES)?;
+        let mut mkfs = Command::new("mkfs.ext4");
+        run(mkfs.args(["-q", "-F", "-E", "lazy_itable_init=1,nodiscard"]).arg(image))?;
+        run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(at))?;
+        Ok(Self { at: at.to_owned() })
+    }
+
+    /// Makes all writes wait. Reads go on.
+    pub fn hang(&self) -> Result<()> {
+        run(Command::new("fsfreeze").arg("--freeze").arg(&self.at))
+    }
+
+    /// Lets writes pass again.
+    pub fn work(&self) -> Result<()> {
+        run(Command::new("fsfreeze").arg("--unfreeze").arg(&self.at))
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let _ = self.work();
+        // Lazily: a process that is being killed may still have files open.
+        let _ = run(Command::new("umount").arg("--lazy").arg(&self.at));
+    }
+}
+
+fn run(command: &mut Command) -> Result<()> {
+    let output = command.output();
+    let output = output.with_context(|| format!("cannot run {:?}", command.get_program()))?;
+    let why = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{:?} failed: {}", command.get_program(), why.trim());
+    Ok(())
+}

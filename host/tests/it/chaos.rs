@@ -1,0 +1,119 @@
+//! Clients under faults: a fixed set of short schedules, checked for linearizability and for what else must hold.
+//!
+//! `cargo xtask chaos` runs random ones. A schedule that has found something belongs here, with its story in
+//! `host/tests/README.md`.
+
+use std::time::Duration;
+
+use conclave_testing::{
+    chaos::{self, Setup},
+    cluster::{self, Cluster, Options},
+    history::{Kind, Outcome, Request, Step},
+    timeline, workload,
+};
+
+use crate::harness::conclave;
+
+/// Runs a schedule; a failure names the file with its timeline.
+async fn holds(name: &str, seed: u64, schedule: &str) {
+    let _turn = cluster::turn();
+    let mut setup = Setup::new(conclave().get_program());
+    setup.replays = seed.is_multiple_of(2);
+    let run = chaos::run(&setup, &schedule.parse().unwrap(), seed).await.unwrap();
+    eprintln!("{name}: {}", run.figures);
+    if !run.violations.is_empty() {
+        let path = std::env::temp_dir().join(format!("conclave-chaos-{name}.html"));
+        std::fs::write(&path, timeline::page(&run)).unwrap();
+        panic!("{}\nschedule:\n{schedule}\ntimeline: {}", run.violations, path.display());
+    }
+    assert!(run.figures.answered > 200, "too few answers to mean much: {}", run.figures);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_stay_linearizable_while_nodes_are_paused_and_killed() {
+    let schedule = "nodes 3 length 9000\n\
+         500+1100 pause leader\n\
+         2500+900 pause follower-1\n\
+         4200+300 kill leader\n\
+         6200+500 stop leader\n\
+         7500+700 trap";
+    holds("processes", 2, schedule).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_stay_linearizable_while_links_fail() {
+    let schedule = "nodes 3 length 9000 snapshots\n\
+         500+1500 isolate leader\n\
+         2800+1000 mute leader\n\
+         4500+1000 hold-inbound leader\n\
+         6300+800 cut-one-way leader follower-1\n\
+         7500+900 delay-all 30";
+    holds("links", 3, schedule).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_stay_linearizable_with_five_nodes() {
+    let schedule = "nodes 5 length 6000\n\
+         500+1200 isolate leader\n\
+         700+900 pause follower-2\n\
+         2600+300 kill-all\n\
+         4500+700 refuse leader";
+    holds("five", 4, schedule).await;
+}
+
+/// The proxies do what their names say: otherwise the schedules above test nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cut_link_is_silent_and_a_held_link_delivers_late() {
+    let _turn = cluster::turn();
+    let cluster = Cluster::start(Options::new(conclave().get_program()).proxied()).await.unwrap();
+    let leader = cluster.leader().await.unwrap();
+    let network = cluster.network().unwrap();
+    for link in network.around(leader) {
+        assert!(link.given() > 0, "each link carries something");
+    }
+    let put = async |id: u64, value: u64| {
+        let client = cluster.client_of(id).unwrap();
+        let request = Request::of(Step::Put("key".into(), value));
+        workload::call(&client, Kind::Write, &request, Duration::from_millis(1500)).await
+    };
+    assert!(matches!(put(leader, 1).await, Outcome::Done(_)));
+
+    // Nothing reaches the leader any more, so it commits nothing; the others elect another.
+    network.into(leader).for_each(|link| link.cut());
+    let given: u64 = network.into(leader).map(|link| link.given()).sum();
+    assert!(!matches!(put(leader, 2).await, Outcome::Done(_)));
+    let others: Vec<u64> = cluster.ids().filter(|id| *id != leader).collect();
+    let successor = cluster.leads(&others).await.unwrap();
+    assert!(matches!(put(successor, 3).await, Outcome::Done(_)));
+    assert_eq!(network.into(leader).map(|link| link.given()).sum::<u64>(), given);
+    network.heal();
+    let all: Vec<u64> = cluster.ids().collect();
+    cluster.caught_up(&all, cluster::PATIENCE).await.unwrap();
+
+    // What a link holds arrives in the end.
+    let leader = cluster.leader().await.unwrap();
+    let follower = leader % 3 + 1;
+    let link = network.link(leader, follower);
+    link.hold();
+    assert!(matches!(put(leader, 4).await, Outcome::Done(_)), "the other follower is enough");
+    assert!(link.waiting() > 0);
+    link.heal();
+    cluster.caught_up(&all, cluster::PATIENCE).await.unwrap();
+    cluster::eventually("nothing is held any more", cluster::PATIENCE, async || {
+        match link.waiting() {
+            0 => Ok(()),
+            bytes => Err(format!("{bytes} bytes")),
+        }
+    })
+    .await
+    .unwrap();
+
+    // A paused node is silent and alive; it follows when it is resumed.
+    cluster.pause(leader).unwrap();
+    assert!(cluster.status_of(leader).await.is_err());
+    let others: Vec<u64> = cluster.ids().filter(|id| *id != leader).collect();
+    cluster.leads(&others).await.unwrap();
+    cluster.resume(leader).unwrap();
+    cluster.caught_up(&all, cluster::PATIENCE).await.unwrap();
+    cluster.check_running(leader).unwrap();
+}
