@@ -80,7 +80,7 @@ impl Family {
             }
             Self::Processes => match random.below(8) {
                 0..4 => Fault::Kill(target),
-                4..7 => Fault::Stop(target),
+                4..6 => Fault::Stop(target),
                 _ => Fault::KillAll,
             },
             Self::Hosts => match random.below(6) {
