@@ -145,6 +145,8 @@ async fn a_restore_replaces_head_and_reader() {
     node.worker.restore(later.state()).await.unwrap();
     node.index = 100;
     assert_eq!(node.worker.applied(), 100);
+    // It interrupts the calls of its own instances, of all that the engine has.
+    drop(old);
     assert_eq!(node.total().await, 41);
     assert_eq!(node.add(1).await, 42);
     // The rebuilt reader, too, begins at the restored state.

@@ -106,18 +106,25 @@ impl Worker {
         saved: SavedState,
     ) -> Result<([Instance; COUNT], Clock), Fault> {
         let (shared, cancelled) = (Arc::clone(&self.0.shared), Arc::<AtomicBool>::default());
-        let _cancel = CancelOnDrop(Arc::clone(&cancelled));
+        let mut guard = CancelOnDrop { cancelled: Arc::clone(&cancelled), armed: true };
         let restoring = spawn_blocking(move || run(&shared, roles, saved, &cancelled));
-        let restored = restoring.await.map_err(|error| Fault::new(error.to_string()))?;
-        restored?.map_err(Restore::into_fault)
+        let restored = restoring.await;
+        // The instances ask for it for as long as they live: one that was made must not be interrupted.
+        guard.armed = false;
+        restored.map_err(|error| Fault::new(error.to_string()))??.map_err(Restore::into_fault)
     }
 }
 
-struct CancelOnDrop(Arc<AtomicBool>);
+struct CancelOnDrop {
+    cancelled: Arc<AtomicBool>,
+    armed: bool,
+}
 
 impl Drop for CancelOnDrop {
     fn drop(&mut self) {
-        self.0.store(true, Ordering::Relaxed);
+        if self.armed {
+            self.cancelled.store(true, Ordering::Relaxed);
+        }
     }
 }
 
