@@ -8,8 +8,9 @@
 //! the tokio runtime that started it, which must have several threads, beside threads of its own for the
 //! disk and the machine.
 //!
-//! Caveats: a node in which something breaks goes on running, so that it can say so: its health, at the
-//! client port and the admin port, is what to watch. It installs no signal handlers and no log; the program
+//! Caveats: a node whose state machine or disk fails continues to run and reports it: watch its health, at the
+//! client port and the admin port. After a bug in the node itself (a panic in one of its tasks or threads) it
+//! ends, and [`Node::failed`] returns the error. It installs no signal handlers and no log; the program
 //! does ([`crate::telemetry::start`] is what `conclave serve` uses). What a program's other threads do to
 //! memory and processors, they do to the node.
 //!
@@ -49,7 +50,8 @@ use crate::{config::Config, error::Error, node};
 pub struct Node {
     client_address: SocketAddr,
     stop: Option<oneshot::Sender<()>>,
-    running: JoinHandle<Result<(), Error>>,
+    /// `None` once the node has ended by itself.
+    running: Option<JoinHandle<Result<(), Error>>>,
 }
 
 impl Node {
@@ -68,7 +70,7 @@ impl Node {
             async move { drop(stopped.await) },
         ));
         match has_started.await {
-            Ok(()) => Ok(Self { client_address, stop: Some(stop), running }),
+            Ok(()) => Ok(Self { client_address, stop: Some(stop), running: Some(running) }),
             // It ended before it had started.
             Err(_) => Err(match ended(running.await) {
                 Err(error) => error,
@@ -82,10 +84,22 @@ impl Node {
         self.client_address
     }
 
-    /// Ends it in order: calls under way are answered first.
+    /// Waits until the node ends by itself, and returns why: a fatal error, such as a panic in one of its tasks.
+    /// A node that works never returns from this; dropping the future does not affect the node.
+    pub async fn failed(&mut self) -> Error {
+        let Some(running) = &mut self.running else { return std::future::pending().await };
+        let result = ended(running.await);
+        self.running = None;
+        result.err().unwrap_or_else(|| Error::fault("the node stopped by itself: report this"))
+    }
+
+    /// Stops the node: a leader transfers its leadership first, and calls under way are answered.
     pub async fn stop(mut self) -> Result<(), Error> {
         drop(self.stop.take());
-        ended(self.running.await)
+        match self.running.take() {
+            Some(running) => ended(running.await),
+            None => Ok(()),
+        }
     }
 }
 

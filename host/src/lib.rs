@@ -9,6 +9,7 @@ pub mod types;
 pub mod config;
 pub mod crypto;
 pub mod error;
+pub mod supervise;
 
 pub mod machine;
 pub mod modules;

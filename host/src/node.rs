@@ -1,9 +1,9 @@
 //! One node: the only place that wires the layers together.
 
-use std::{fs, future::Future, path::Path, sync::Arc};
+use std::{fs, future::Future, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
@@ -23,6 +23,12 @@ pub const DEFAULT_MACHINE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kv.
 
 /// Peers keep one connection a lane; a few more are on their way out.
 const PEER_STREAMS_MAX: u32 = 4096;
+
+/// How long Raft, the machine and the log may take to stop.
+const STOP_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long calls of peers may take to end.
+const PEERS_TIME_MAX: Duration = Duration::from_millis(500);
 
 /// The node's three ports, bound.
 struct Listeners {
@@ -56,8 +62,15 @@ pub async fn run_with(
     let options = opening.await.map_err(|error| Error::fault(error.to_string()))??;
     let replica = Replica::start(options).await?;
     started();
-    let result = serve(&config, listeners, &replica, shutdown).await;
-    replica.shutdown().await;
+    let result = tokio::select! {
+        result = serve(&config, listeners, &replica, shutdown) => result,
+        // A bug in this node. Nothing can be relied on, so calls under way are not waited for.
+        fatal = replica.failed() => Err(fatal),
+    };
+    let stopped = timeout(STOP_TIME_MAX, replica.shutdown());
+    if stopped.await.is_err() {
+        tracing::warn!(within = ?STOP_TIME_MAX, "the replica did not stop in time");
+    }
     result
 }
 
@@ -244,8 +257,10 @@ async fn serve(
         ..api::Options::default()
     };
     let api = Api::new(Arc::new(replica.clone()), options)?;
-    let following = tokio::spawn(follow_machine(api.clone(), replica.clone()));
+    let tasks = replica.supervisor();
+    let following = tasks.spawn("methods", follow_machine(api.clone(), replica.clone()));
     let (stop, stopped) = watch::channel(false);
+    let (stop_peers, peers_stopped) = watch::channel(false);
     let until = |mut stopped: watch::Receiver<bool>| async move {
         let _ = stopped.wait_for(|stop| *stop).await;
     };
@@ -257,23 +272,33 @@ async fn serve(
         .serve_with_incoming_shutdown(
             // Small messages go at once; the server's own option does not reach these connections.
             TcpIncoming::from(listeners.peer).with_nodelay(Some(true)),
-            until(stopped.clone()),
+            until(peers_stopped),
         );
-    let peers = tokio::spawn(peers);
-    let clients = tokio::spawn({
+    let mut peers = tasks.spawn("peer port", async move {
+        if let Err(error) = peers.await {
+            tracing::error!(%error, "the peer port is not served any more");
+        }
+    });
+    let clients = tasks.spawn("client port", {
         let (api, stopped) = (api.clone(), stopped.clone());
         async move { api.serve_client(listeners.client, until(stopped)).await }
     });
-    let admin = tokio::spawn(async move {
+    let admin = tasks.spawn("admin port", async move {
         api.serve_admin(listeners.admin, until(stopped)).await;
     });
     shutdown.await;
-    following.abort();
     tracing::info!("stopping");
+    // A leader has another node lead first, while it still answers.
+    replica.retire().await;
+    following.abort();
     // Clients first: what they still wait for needs the peers.
     stop.send_replace(true);
     let _ = clients.await;
-    peers.abort();
+    replica.close_peers();
+    stop_peers.send_replace(true);
+    if timeout(PEERS_TIME_MAX, &mut peers).await.is_err() {
+        peers.abort();
+    }
     let _ = admin.await;
     Ok(())
 }

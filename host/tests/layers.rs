@@ -29,12 +29,13 @@ struct Layer {
 }
 
 /// The table. The layers in the order of `lib.rs`, so that `sees` only ever points up in this list.
-const LAYERS: [Layer; 16] = [
+const LAYERS: [Layer; 17] = [
     Layer { name: "proto", sees: &[], uses: &["tonic"] },
     Layer { name: "types", sees: &["proto"], uses: &["openraft"] },
     Layer { name: "config", sees: &[], uses: &[] },
     Layer { name: "crypto", sees: &[], uses: &["aes_gcm"] },
     Layer { name: "error", sees: &["types"], uses: &[] },
+    Layer { name: "supervise", sees: &["types"], uses: &[] },
     Layer { name: "machine", sees: &["types"], uses: &["wasmtime"] },
     // `conclave check` runs machines without a node.
     Layer { name: "check", sees: &["types", "machine"], uses: &["wasmparser"] },
@@ -44,7 +45,7 @@ const LAYERS: [Layer; 16] = [
     Layer { name: "storage", sees: &["proto", "types", "crypto"], uses: &["openraft", "sled"] },
     Layer {
         name: "raft",
-        sees: &["proto", "types", "config", "error", "machine", "modules", "storage"],
+        sees: &["proto", "types", "config", "error", "machine", "modules", "storage", "supervise"],
         uses: &["openraft", "tonic"],
     },
     Layer {
@@ -57,7 +58,16 @@ const LAYERS: [Layer; 16] = [
     Layer {
         name: "node",
         sees: &[
-            "types", "config", "crypto", "error", "machine", "storage", "raft", "api", "replay",
+            "types",
+            "config",
+            "crypto",
+            "error",
+            "supervise",
+            "machine",
+            "storage",
+            "raft",
+            "api",
+            "replay",
         ],
         uses: &["tonic"],
     },

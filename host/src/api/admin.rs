@@ -13,7 +13,7 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{net::TcpListener, task::JoinSet, time::timeout};
 
 use super::{Backend, Shared, listeners};
-use crate::types::status::Health;
+use crate::types::status::{Health, NotServing};
 
 /// Scrapers and probes are few.
 const CONNECTIONS_MAX: usize = 64;
@@ -70,7 +70,7 @@ fn answer<B: Backend>(shared: &Shared<B>, method: &Method, path: &str) -> Respon
         return page(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
     }
     let health = if *shared.closing.borrow() {
-        Health::NotServing("the node is shutting down".to_owned())
+        Health::NotServing(NotServing::ShuttingDown)
     } else {
         shared.backend.health().borrow().clone()
     };

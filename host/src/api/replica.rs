@@ -30,7 +30,7 @@ impl Backend for Replica {
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Answered, Error> {
-        Replica::query(self, call, consistency, deadline).await
+        self.unless_disk_hangs(Replica::query(self, call, consistency, deadline)).await
     }
 
     async fn subscribe(
@@ -40,7 +40,8 @@ impl Backend for Replica {
         resume: Option<u64>,
         deadline: Instant,
     ) -> Result<Subscribed, Error> {
-        let begun = Replica::subscribe(self, call, consistency, resume, deadline).await?;
+        let begun = Replica::subscribe(self, call, consistency, resume, deadline);
+        let begun = self.unless_disk_hangs(begun).await?;
         let result = begun.result.map(|machine::Subscribing { initial, events }| {
             let events = stream::unfold(events, |mut events| async {
                 let next = events.next().await.map_err(raft::watch_ended);
@@ -124,6 +125,24 @@ impl Backend for Replica {
                 stats.reader_builds,
             ),
         ];
+        let (disk_hung, transfers) = self.fitness();
+        metrics.extend([
+            Metric::gauge(
+                "conclave_disk_hung_seconds",
+                "How long the disk has not completed a write, once that is longer than an election takes; 0 otherwise.",
+                disk_hung.as_secs_f64(),
+            ),
+            Metric::counter(
+                "conclave_raft_transfers_total",
+                "Times that this node had another one take over its leadership.",
+                transfers,
+            ),
+            Metric::gauge(
+                "conclave_raft_lag_entries",
+                "Entries that the leader has committed and that are not applied here.",
+                self.lag() as f64,
+            ),
+        ]);
         let ([equal, diverged, healed, undecided], quarantined) = self.agreement();
         metrics.extend([
             Metric::gauge(

@@ -5,8 +5,8 @@
 //!    comes every event after it whose topic lies in the machine's range, once and in order.
 //! 2. A call with `conclave-from-index: N` goes on: no initial messages, and every event after N. Any node
 //!    serves it, once it has applied N, for as long as the events are in its memory; OUT_OF_RANGE otherwise.
-//! 3. A stream ends by its caller's `grpc-timeout`, or with an error: UNAVAILABLE when the node stops,
-//!    OUT_OF_RANGE when the caller reads more slowly than events are dropped from memory. Trailing metadata
+//! 3. A stream ends by its caller's `grpc-timeout`, or with an error: UNAVAILABLE when the node stops or has not
+//!    served for two seconds (it is cut off from its peers, for example; another node continues), OUT_OF_RANGE when the caller reads more slowly than events are dropped from memory. Trailing metadata
 //!    then carry `conclave-index`: every message up to it was sent.
 //!
 //! # Caveats
@@ -15,7 +15,7 @@
 //! - The events of one entry are messages of their own. Who has lost a connection between two of them goes on
 //!   from the index before, and sees the first again.
 
-use std::{collections::VecDeque, sync::Arc};
+use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, stream};
@@ -24,7 +24,7 @@ use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
 use tokio::{
     sync::watch,
-    time::{Instant, sleep_until, timeout_at},
+    time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tonic::{Code, Status};
 
@@ -37,7 +37,13 @@ use super::{
     status,
     table::Method,
 };
-use crate::{error::Error, types::Call};
+use crate::{
+    error::Error,
+    types::{Call, status::Health},
+};
+
+/// How long a node may not serve before its subscriptions end. An election takes about a second, and ends none.
+const NOT_SERVING_TIME_MAX: Duration = Duration::from_secs(2);
 
 /// Answers one call. It is counted, and bounded in time, until its first message can be sent.
 pub(super) async fn serve<B: Backend>(
@@ -115,6 +121,7 @@ async fn begin<B: Backend>(
         messages: subscription.initial.into(),
         events: Some(subscription.events),
         closing: shared.closing.subscribe(),
+        health: shared.backend.health(),
         ends,
     })
 }
@@ -129,6 +136,7 @@ struct Feed {
     /// `None`: the trailers were sent.
     events: Option<Events>,
     closing: watch::Receiver<bool>,
+    health: watch::Receiver<Health>,
     ends: Option<Instant>,
 }
 
@@ -155,6 +163,7 @@ impl Feed {
                 // The sender lives as long as the port.
                 _ = self.closing.wait_for(|closing| *closing) => break Error::shutting_down(),
                 () = ended => break Error::deadline(),
+                error = not_serving(&mut self.health) => break error,
                 next = events.next() => match next {
                     Some(Ok((index, messages))) => {
                         self.sending = index;
@@ -169,6 +178,23 @@ impl Feed {
         self.messages.clear();
         tracing::debug!(%error, index = self.index, "a subscription ends");
         Some(Frame::trailers(trailers(&error, self.index)))
+    }
+}
+
+/// Waits until the node has not served for [`NOT_SERVING_TIME_MAX`], and returns why.
+async fn not_serving(health: &mut watch::Receiver<Health>) -> Error {
+    loop {
+        let stopped = health.wait_for(|health| *health != Health::Serving).await.is_ok();
+        if !stopped {
+            // The sender lives as long as the node.
+            return std::future::pending().await;
+        }
+        let serves = health.wait_for(|health| *health == Health::Serving);
+        if timeout(NOT_SERVING_TIME_MAX, serves).await.is_err()
+            && let Health::NotServing(why) = &*health.borrow()
+        {
+            return Error::stopped(why.to_string());
+        }
     }
 }
 

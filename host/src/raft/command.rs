@@ -11,8 +11,12 @@ use std::{
 
 use openraft::{async_runtime::WatchReceiver, error::ClientWriteError, error::RaftError};
 use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tonic::Code;
 
-use super::{Replica, forward, network::peer::Lane};
+use super::{
+    Replica, forward,
+    network::{REFUSED_HEADER, peer::Lane},
+};
 use crate::{
     error::Error,
     proto::raft::ForwardRequest,
@@ -78,7 +82,14 @@ impl Replica {
         let answer = timeout_at(deadline, client.forward(request)).await;
         let answer = answer.map_err(|_| Error::deadline_outcome_unknown())?;
         let answer = answer.map_err(|status| {
+            // Refused before it was looked at: a leader that has restarted wants a handshake first, and one
+            // that stops takes no calls.
+            let refused = status.code() == Code::PermissionDenied
+                || status.metadata().get(REFUSED_HEADER).is_some();
             let error = peer.failed(Lane::Control, status);
+            if refused {
+                return Error::no_quorum();
+            }
             Error::lost(format!("the leader was lost while it worked on the call ({error})"))
         })?;
         forward::result_from_wire(answer.into_inner())
@@ -103,9 +114,15 @@ impl Replica {
         deadline: Instant,
     ) -> Result<Applied, Error> {
         self.0.check_running()?;
+        let _proposal = self.0.leadership.propose()?;
         let command = Command { time_ms: now_ms(), kind };
-        let written = timeout_at(deadline, self.0.raft.client_write(command)).await;
-        let written = written.map_err(|_| Error::deadline_outcome_unknown())?;
+        let written = timeout_at(deadline, self.0.raft.client_write(command));
+        let written = tokio::select! {
+            written = written => written.map_err(|_| Error::deadline_outcome_unknown())?,
+            () = self.0.leadership.disk_hangs() => return Err(Error::lost(
+                "the leader's disk stopped answering while it worked on the command",
+            )),
+        };
         written.map(|response| response.data).map_err(|error| self.refused(error))
     }
 

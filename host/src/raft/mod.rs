@@ -4,7 +4,8 @@
 //! [`state_machine`] hands committed entries to the machine, [`snapshot`] moves snapshots,
 //! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait, by
 //! [`confirmation`] or [`lease`],
-//! [`health`] watches, [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
+//! [`health`] watches, [`disk`] watches the disk, [`leadership`] transfers leadership away from a node that must not lead,
+//! [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
 //! electing too early, [`divergence`] finds and heals a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`modules`] brings, tries and
 //! activates others.
 //!
@@ -19,11 +20,13 @@
 mod bootstrap;
 mod command;
 mod confirmation;
+mod disk;
 mod divergence;
 mod forward;
 mod health;
 mod history;
 mod hold;
+mod leadership;
 mod lease;
 mod modules;
 pub mod network;
@@ -35,26 +38,29 @@ mod status;
 mod ticks;
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, atomic::AtomicUsize},
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicUsize},
+    thread,
     time::{Duration, Instant},
 };
 
 use openraft::{RaftLogReader, async_runtime::WatchReceiver};
-use tokio::sync::watch;
+use tokio::sync::{oneshot, watch};
 
 pub(crate) use self::read::watch_ended;
 use self::{
     command::Brake,
     confirmation::Confirmation,
+    disk::DiskWatch,
     divergence::Divergence,
     hold::Hold,
+    leadership::Leadership,
     lease::Lease,
     network::{
         NetworkFactory,
         peer::{Local, Peers},
         service::PeerService,
     },
-    read::ReadIndex,
+    read::{ReadIndex, ReadRequests},
     snapshot::{Admission, Raft, Receiving, Transfers},
     state_machine::{Applied, Building, StateMachine},
 };
@@ -65,17 +71,21 @@ pub use self::{
     snapshot::{saved_state, voters},
 };
 use crate::{
-    config::{Limits, Member as InitialMember, Timing},
+    config::{Limits, Member as InitialMember, SnapshotPolicy, Timing},
     error::Error,
     machine::{Module, Worker},
     proto::raft::raft_server::RaftServer,
     storage::{LogStore, SnapshotStore},
+    supervise::Supervisor,
     types::{
         NodeId,
-        raft::Member,
-        status::{Health, Leader},
+        raft::{Member, TypeConfig},
+        status::{Health, Leader, NotServing},
     },
 };
+
+/// How long a stop waits for entries that are being applied.
+const STATE_MACHINE_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// One node's part of the cluster. Cloning it gives another handle to the same.
 #[derive(Clone)]
@@ -90,6 +100,7 @@ struct Inner {
     local: Arc<Local>,
     peers: Arc<Peers>,
     log: LogStore,
+    disk: DiskWatch,
     snapshots: SnapshotStore,
     building: Arc<Building>,
     transfers: Arc<Transfers>,
@@ -103,6 +114,8 @@ struct Inner {
     confirmation: Confirmation,
     lease: Arc<Lease>,
     hold: Hold,
+    leadership: Leadership,
+    supervisor: Supervisor,
     health: watch::Sender<Health>,
     /// When a leader was last heard of.
     leader_heard: Mutex<Instant>,
@@ -115,9 +128,11 @@ impl Replica {
     /// served until the peer service listens.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let Options { identity, timing, limits, snapshot, members, log, snapshots, .. } = options;
-        let local = Arc::new(Local::new(identity, options.engine, log.clone()));
+        let disk = DiskWatch::new(log.clone(), timing.election_max);
+        let local = Arc::new(Local::new(identity, options.engine, log.clone(), disk.clone()));
         let peers = Arc::new(Peers::new(local.clone()));
-        let building = Arc::<Building>::default();
+        let supervisor = Supervisor::default();
+        let building = Arc::new(Building::new(supervisor.clone()));
         let checkpoints = options.checkpoint_interval;
         let unreadable = |error| Error::fault(format!("cannot start from the log: {error}"));
         let divergence =
@@ -151,7 +166,7 @@ impl Replica {
         .map_err(|error| Error::fault(format!("cannot start from the log: {error}")))?;
 
         let (reads, read_requests) = ReadIndex::new();
-        let (health, _) = watch::channel(Health::NotServing("starting".to_owned()));
+        let (health, _) = watch::channel(Health::NotServing(NotServing::Starting));
         let replica = Self(Arc::new(Inner {
             raft,
             worker: options.worker,
@@ -161,6 +176,7 @@ impl Replica {
             local,
             peers,
             log,
+            disk,
             snapshots,
             building,
             transfers: transfers.clone(),
@@ -174,26 +190,66 @@ impl Replica {
             confirmation: Confirmation::new(),
             lease,
             hold,
+            leadership: Leadership::new(),
+            supervisor,
             health,
             leader_heard: Mutex::new(Instant::now()),
             commands_in_flight: AtomicUsize::new(0),
             brake: Brake::default(),
         }));
-        tokio::spawn(read::serve(Arc::downgrade(&replica.0), read_requests));
-        tokio::spawn(hold::release(Arc::downgrade(&replica.0)));
-        tokio::spawn(health::watch(Arc::downgrade(&replica.0)));
-        tokio::spawn(snapshot::hand_over(Arc::downgrade(&replica.0)));
-        tokio::spawn(snapshot::replace_damaged(Arc::downgrade(&replica.0), transfers));
-        tokio::spawn(snapshot::watch_growth(Arc::downgrade(&replica.0), snapshot, options.history));
-        tokio::spawn(snapshot::keep_log(Arc::downgrade(&replica.0), snapshot));
-        tokio::spawn(ticks::run(Arc::downgrade(&replica.0), replica.0.worker.wish()));
-        if let Some(interval) = checkpoints {
-            tokio::spawn(divergence::run_checkpoints(Arc::downgrade(&replica.0), interval));
-        }
-        tokio::spawn(divergence::run_healing(Arc::downgrade(&replica.0)));
-        tokio::spawn(modules::run(Arc::downgrade(&replica.0)));
-        tokio::spawn(bootstrap::run(replica.clone()));
+        replica.run_tasks(read_requests, snapshot, options.history, checkpoints, transfers);
         Ok(replica)
+    }
+
+    /// Starts the background tasks. A panic in one is a fatal error of the node.
+    fn run_tasks(
+        &self,
+        reads: ReadRequests,
+        snapshot: SnapshotPolicy,
+        history: Arc<LocalHistory>,
+        checkpoints: Option<Duration>,
+        transfers: Arc<Transfers>,
+    ) {
+        let weak = || Arc::downgrade(&self.0);
+        let tasks = &self.0.supervisor;
+        tasks.spawn("read rounds", read::serve(weak(), reads));
+        tasks.spawn("vote hold-off", hold::release(weak()));
+        tasks.spawn("leadership", leadership::run(weak()));
+        tasks.spawn("health", health::watch(weak()));
+        tasks.spawn("snapshot offers", snapshot::hand_over(weak()));
+        tasks.spawn("damaged snapshots", snapshot::replace_damaged(weak(), transfers));
+        tasks.spawn("kept log", snapshot::keep_log(weak(), snapshot));
+        tasks.spawn("snapshot policy", snapshot::watch_growth(weak(), snapshot, history));
+        tasks.spawn("ticks", ticks::run(weak(), self.0.worker.wish()));
+        if let Some(interval) = checkpoints {
+            tasks.spawn("checkpoints", divergence::run_checkpoints(weak(), interval));
+        }
+        tasks.spawn("healing", divergence::run_healing(weak()));
+        tasks.spawn("modules", modules::run(weak()));
+        tasks.spawn("bootstrap", bootstrap::run(self.clone()));
+        tasks.spawn("panics", watch_panics(weak()));
+    }
+
+    /// Waits for a fatal error of this node: a panic in a background task, in Raft's core, or on a thread of the
+    /// storage or the machine.
+    pub async fn failed(&self) -> Error {
+        Error::fault(self.0.supervisor.failed().await)
+    }
+
+    /// What runs this node's background tasks.
+    pub(crate) fn supervisor(&self) -> &Supervisor {
+        &self.0.supervisor
+    }
+
+    /// How long the disk has not completed a write, if it counts as hung; and how often leadership was transferred.
+    pub(crate) fn fitness(&self) -> (Duration, u64) {
+        (self.0.disk.hung_for().unwrap_or_default(), self.0.transfers())
+    }
+
+    /// Entries that are committed as far as this node knows, and not applied here.
+    pub(crate) fn lag(&self) -> u64 {
+        let (committed, applied) = self.0.progress();
+        committed.saturating_sub(applied)
     }
 
     /// The service for the peer port.
@@ -224,21 +280,41 @@ impl Replica {
         self.0.health.subscribe()
     }
 
-    /// Who leads, as far as this node knows.
+    /// Who leads, as far as this node knows. A leader that has lost its majority, or whose disk hangs, does not
+    /// name itself.
     pub fn leader(&self) -> Option<Leader> {
         let (node_id, member) = self.0.leader()?;
+        if node_id == self.0.node_id() && !self.0.leads() {
+            return None;
+        }
         Some(Leader { node_id, client_address: Arc::from(member.client_address) })
     }
 
     /// Stops taking part. What was acknowledged is on disk already.
     pub async fn shutdown(&self) {
-        self.0.health.send_replace(Health::NotServing("shutting down".to_owned()));
+        self.0.set_stopping();
+        self.close_peers();
         self.0.modules.stop();
         if let Err(error) = self.0.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not stop cleanly");
         }
-        self.0.worker.shutdown();
-        self.0.log.shutdown();
+        // openraft's state machine task outlives its core until it has done what it was given.
+        let until = Instant::now() + STATE_MACHINE_TIME_MAX;
+        while Arc::strong_count(&self.0.applied) > 1 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        // Both wait for threads, which may wait for a disk that hangs.
+        let (worker, log) = (self.0.worker.clone(), self.0.log.clone());
+        let (done, stopped) = oneshot::channel::<()>();
+        let stop = move || {
+            worker.shutdown();
+            log.shutdown();
+            drop(done);
+        };
+        match thread::Builder::new().name("stop".to_owned()).spawn(stop) {
+            Ok(_) => drop(stopped.await),
+            Err(error) => tracing::warn!(%error, "cannot start a thread that stops the others"),
+        }
     }
 
     fn hear_leader(&self) {
@@ -262,7 +338,10 @@ impl Replica {
     }
 
     async fn is_initialized(&self) -> bool {
-        self.0.raft.is_initialized().await.unwrap_or(true)
+        // In a task of its own: openraft logs an error if the answer to its core's work is not awaited.
+        let raft = self.0.raft.clone();
+        let asked = tokio::spawn(async move { raft.is_initialized().await.unwrap_or(true) });
+        asked.await.unwrap_or(true)
     }
 }
 
@@ -285,8 +364,9 @@ impl Inner {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    /// Whether this node leads and its disk answers.
     fn is_leader(&self) -> bool {
-        self.raft.is_leader()
+        self.raft.is_leader() && !self.disk.is_hung()
     }
 
     fn leader(&self) -> Option<(NodeId, Member)> {
@@ -295,5 +375,39 @@ impl Inner {
         let node_id = metrics.current_leader?;
         let member = metrics.membership_config.get_node(&node_id)?;
         Some((node_id, member.clone()))
+    }
+}
+
+/// Reports panics that happen outside of the supervised tasks, until one has or the replica is gone.
+async fn watch_panics(replica: Weak<Inner>) {
+    let Some(inner) = replica.upgrade() else { return };
+    let (mut metrics, mut storage) = (inner.raft.server_metrics(), inner.log.panicked());
+    let mut machine = inner.worker.panicked();
+    drop(inner);
+    let reason = tokio::select! {
+        // The sender goes with Raft's core.
+        () = async { while metrics.changed().await.is_ok() {} } => {
+            let Some(inner) = replica.upgrade() else { return };
+            if inner.is_stopping() {
+                return;
+            }
+            match inner.raft.with_raft_state(|_| ()).await {
+                Err(fatal @ openraft::error::Fatal::Panicked) => format!("Raft's core: {fatal}"),
+                // It was shut down, or the store failed, which health and status report.
+                _ => return,
+            }
+        }
+        reason = first(&mut storage) => reason,
+        reason = first(&mut machine) => reason,
+    };
+    if let Some(inner) = replica.upgrade() {
+        inner.supervisor.report(reason);
+    }
+}
+
+async fn first(panicked: &mut watch::Receiver<Option<String>>) -> String {
+    match panicked.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+        Ok(Some(reason)) => reason,
+        _ => std::future::pending().await,
     }
 }

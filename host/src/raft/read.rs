@@ -33,6 +33,7 @@ const WAITING_MAX: usize = 65_536;
 const TURNS_BEFORE_ROUND: usize = 4;
 
 type Answer = oneshot::Sender<Result<u64, Refusal>>;
+pub(super) type ReadRequests = mpsc::Receiver<Answer>;
 
 /// A leader's state as openraft had it at one moment.
 struct Leading {

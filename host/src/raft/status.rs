@@ -28,21 +28,26 @@ impl Replica {
     /// What this node knows of itself.
     pub fn node_status(&self) -> NodeStatus {
         let inner = &self.0;
+        let (leads, fault) = (inner.leads(), inner.fault().unwrap_or_default());
         let metrics = inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         let member = metrics.membership_config.get_node(&inner.node_id()).cloned();
         let member = member.unwrap_or_default();
         let (divergences, divergence) = inner.divergence.past();
+        // One that has lost its majority or its disk leads nobody, though openraft has not noticed.
+        let deposed = metrics.state.is_leader() && !leads;
+        let leader = metrics.current_leader.filter(|_| !deposed);
         NodeStatus {
             id: inner.node_id(),
             role: match metrics.state {
+                ServerState::Leader if deposed => Role::Follower,
                 ServerState::Leader => Role::Leader,
                 ServerState::Candidate => Role::Candidate,
                 ServerState::Follower => Role::Follower,
                 ServerState::Learner | ServerState::Shutdown => Role::Learner,
             },
             term: metrics.current_term,
-            leader: metrics.current_leader,
+            leader,
             last_log: metrics.last_log_index.unwrap_or_default(),
             committed: index(metrics.local_committed.as_ref()),
             applied: inner.worker.applied(),
@@ -53,7 +58,7 @@ impl Replica {
             client_address: member.client_address,
             peer_address: member.peer_address,
             engine: inner.local.engine.clone(),
-            fault: inner.fault().unwrap_or_default(),
+            fault,
             divergences,
             divergence,
         }
@@ -82,16 +87,19 @@ impl Replica {
         let mut nodes = join_all(asked).await;
         nodes.push(own.clone());
         nodes.sort_by_key(|node| node.id);
+        // A node that follows nobody, because its disk hangs for example, believes the others.
+        let leading = nodes.iter().filter(|node| node.role == Role::Leader);
+        let leading = leading.max_by_key(|node| node.term).map(|node| node.id);
         ClusterStatus {
             cluster_id: self.0.local.identity.cluster_id.clone(),
-            leader: own.leader,
+            leader: own.leader.or(leading),
             term: own.term,
             answered_by: own.id,
             nodes,
         }
     }
 
-    async fn ask(&self, node_id: NodeId, member: &Member) -> Result<NodeStatus, Error> {
+    pub(super) async fn ask(&self, node_id: NodeId, member: &Member) -> Result<NodeStatus, Error> {
         let peer = self.0.peers.peer(node_id, member);
         let client = peer.client(Lane::Control).await;
         let mut client = client.map_err(|error| Error::fault(error.to_string()))?;

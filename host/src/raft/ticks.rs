@@ -52,6 +52,7 @@ impl Replica {
         if !self.0.is_leader() || self.0.divergence.is_stopped() {
             return LOOK_INTERVAL;
         }
+        let Ok(_proposal) = self.0.leadership.propose() else { return RETRY_INTERVAL };
         let command = Command { time_ms: now_ms(), kind: CommandKind::Tick };
         let written = timeout(self.0.timing.request_timeout, self.0.raft.client_write(command));
         match written.await {

@@ -4,6 +4,7 @@ use std::{
     fmt::Debug,
     io,
     ops::{Bound, Range, RangeBounds},
+    panic::{AssertUnwindSafe, catch_unwind},
     pin::pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -11,6 +12,7 @@ use std::{
         mpsc::{self, Sender},
     },
     thread::{self, JoinHandle},
+    time::Duration,
 };
 
 use bytes::Bytes;
@@ -18,7 +20,7 @@ use openraft::{
     OptionalSend, RaftLogReader,
     storage::{IOFlushed, LogState, RaftLogStorage},
 };
-use tokio::sync::oneshot;
+use tokio::sync::{oneshot, watch};
 
 use super::{
     Error,
@@ -85,7 +87,14 @@ impl LogStore {
             Writer::new(Arc::clone(&shared), Arc::clone(&tree), mark_file, recovered, receiver);
         let thread = thread::Builder::new()
             .name("storage".into())
-            .spawn(move || writer.run())
+            .spawn({
+                let shared = Arc::clone(&shared);
+                move || {
+                    if let Err(panic) = catch_unwind(AssertUnwindSafe(|| writer.run())) {
+                        shared.panicked(&*panic);
+                    }
+                }
+            })
             .map_err(Error::io("cannot start the storage thread of", tree.dir()))?;
         let thread = Mutex::new(Some(thread));
         Ok(Self { inner: Arc::new(Inner { shared, tree, queue, thread, _lock: lock }) })
@@ -181,6 +190,16 @@ impl LogStore {
     /// Why the store accepts nothing any more.
     pub fn poisoned(&self) -> Option<String> {
         self.inner.shared.poisoned().map(str::to_owned)
+    }
+
+    /// How long the storage thread's current step (a sync, for example) has taken so far; zero while it waits for work.
+    pub fn busy_for(&self) -> Duration {
+        self.inner.shared.progress.elapsed()
+    }
+
+    /// The message of a panic of the storage thread, with every change. Nothing is stored after one.
+    pub fn panicked(&self) -> watch::Receiver<Option<String>> {
+        self.inner.shared.panic.subscribe()
     }
 
     /// Writes what is left, syncs, and ends the storage thread. Whatever is written later is refused.

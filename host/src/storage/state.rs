@@ -2,19 +2,24 @@
 //! thread has yet to write.
 
 use std::{
+    any::Any,
     collections::{BTreeMap, VecDeque},
     io,
     sync::{
         Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
+    time::{Duration, Instant},
 };
 
 use bytes::Bytes;
 use tokio::sync::watch;
 
 use super::{check::Recovered, mark::record_sum, sizes::Sizes};
-use crate::types::raft::{Entry, LogId, Payload, Vote};
+use crate::types::{
+    panic_message,
+    raft::{Entry, LogId, Payload, Vote},
+};
 
 /// How many bytes of entries stay in memory once they are written: what replication and apply
 /// read is nearly always among them.
@@ -32,6 +37,41 @@ pub(super) struct Shared {
     pub(super) written: tokio::sync::Notify,
     /// Told whenever the storage thread begins a batch: whether it was held open for a crowd.
     pub(super) batches: watch::Sender<bool>,
+    pub(super) progress: Progress,
+    /// Set if the storage thread panicked, with the panic's message.
+    pub(super) panic: watch::Sender<Option<String>>,
+}
+
+/// When the storage thread began its current step: staging, syncing, or writing the mark.
+///
+/// A hung disk raises no event, so the start is published and read by a watchdog.
+pub(super) struct Progress {
+    opened: Instant,
+    /// Nanoseconds after `opened`, at least 1; 0 while the thread waits for work.
+    began: AtomicU64,
+}
+
+impl Progress {
+    fn new() -> Self {
+        Self { opened: Instant::now(), began: AtomicU64::new(0) }
+    }
+
+    pub(super) fn begin(&self) {
+        let since = self.opened.elapsed().as_nanos();
+        self.began.store(u64::try_from(since).unwrap_or(u64::MAX).max(1), Ordering::Relaxed);
+    }
+
+    pub(super) fn end(&self) {
+        self.began.store(0, Ordering::Relaxed);
+    }
+
+    /// How long the current step has taken so far; zero while there is none.
+    pub(super) fn elapsed(&self) -> Duration {
+        match self.began.load(Ordering::Relaxed) {
+            0 => Duration::ZERO,
+            began => self.opened.elapsed().saturating_sub(Duration::from_nanos(began)),
+        }
+    }
 }
 
 impl Shared {
@@ -42,6 +82,8 @@ impl Shared {
             appended_bytes: AtomicU64::new(0),
             written: tokio::sync::Notify::new(),
             batches: watch::Sender::new(false),
+            progress: Progress::new(),
+            panic: watch::Sender::new(None),
         }
     }
 
@@ -56,6 +98,14 @@ impl Shared {
         tracing::error!(%reason, "the store accepts nothing any more");
         let _ = self.poisoned.set(reason);
         self.written.notify_waiters();
+    }
+
+    /// Poisons the store after a panic of the storage thread, and publishes it.
+    pub(super) fn panicked(&self, panic: &(dyn Any + Send)) -> io::Error {
+        let message = format!("the storage thread panicked: {}", panic_message(panic));
+        self.poison(&message);
+        self.panic.send_replace(Some(message.clone()));
+        io::Error::other(message)
     }
 
     pub(super) fn poisoned(&self) -> Option<&str> {

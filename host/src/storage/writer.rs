@@ -129,10 +129,11 @@ impl Writer {
         }
     }
 
-    /// Until it is told to end, or nobody is left who could.
+    /// Runs until [`Op::Shutdown`], or until all senders are dropped.
     pub(super) fn run(mut self) {
         loop {
             let (ops, ends) = self.gather();
+            self.shared.progress.begin();
             self.shared.batches.send_replace(self.crowd.is_there());
             let (began, entries) = (Instant::now(), ops.iter().map(Op::entries).sum());
             let lazy = std::mem::take(&mut self.shared.lock().lazy);
@@ -147,11 +148,12 @@ impl Writer {
                 Ok(()) => {
                     let commit = || self.commit(ops, lazy, urgent, ends, &mut waiting);
                     let result = catch_unwind(AssertUnwindSafe(commit))
-                        .unwrap_or_else(|_| Err(io::Error::other("the storage thread panicked")));
+                        .unwrap_or_else(|panic| Err(self.shared.panicked(&*panic)));
                     result.inspect_err(|error| self.shared.poison(error))
                 }
             };
             self.crowd.note(entries, began.elapsed());
+            self.shared.progress.end();
             self.answer(waiting, &result);
             if ends {
                 return;
@@ -261,6 +263,7 @@ impl Writer {
         self.stage_purge()?;
         self.apply()?;
         if urgent {
+            self.shared.progress.begin();
             self.tree.sync()?;
             self.mark_file.write(&self.mark)?;
         }

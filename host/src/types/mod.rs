@@ -275,3 +275,9 @@ impl fmt::Display for Applied {
         write!(f, "{}: {what}", self.index)
     }
 }
+
+/// The text that a panic was raised with.
+pub(crate) fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
+    let text = panic.downcast_ref::<String>().map(String::as_str);
+    text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")
+}

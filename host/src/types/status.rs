@@ -59,8 +59,67 @@ pub struct Leader {
 pub enum Health {
     /// Commands and queries are served.
     Serving,
-    /// They are not, and why: no leader or quorum, a fault, shutting down.
-    NotServing(String),
+    /// They are not.
+    NotServing(NotServing),
+}
+
+/// Why a node does not serve.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum NotServing {
+    /// The node has not finished starting.
+    Starting,
+    /// The node is about to stop. This is final.
+    ShuttingDown,
+    /// The node rejects calls because of a fault: the text names it.
+    Fault(String),
+    /// No leader is known.
+    NoLeader,
+    /// The leader has not been heard of for two election timeouts.
+    LeaderSilent(NodeId),
+    /// This node leads, and no majority has answered it for an election timeout.
+    NoMajority,
+    /// The state is far behind the log that the leader has committed.
+    Behind {
+        /// Entries that are committed and not applied here.
+        entries: u64,
+        /// The age of the state in milliseconds: the time since everything was applied that was committed then.
+        age_ms: u64,
+    },
+}
+
+impl NotServing {
+    /// The reason's name, the same for all figures and texts.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::ShuttingDown => "shutting-down",
+            Self::Fault(_) => "fault",
+            Self::NoLeader => "no-leader",
+            Self::LeaderSilent(_) => "leader-silent",
+            Self::NoMajority => "no-majority",
+            Self::Behind { .. } => "behind",
+        }
+    }
+}
+
+impl fmt::Display for NotServing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Starting => f.write_str("starting"),
+            Self::ShuttingDown => f.write_str("the node is shutting down"),
+            Self::Fault(fault) => f.write_str(fault),
+            Self::NoLeader => f.write_str("no leader is known"),
+            Self::LeaderSilent(leader) => {
+                write!(f, "leader {leader} has not been heard of for a while")
+            }
+            Self::NoMajority => f.write_str("a majority does not answer"),
+            Self::Behind { entries, age_ms } => write!(
+                f,
+                "the state is {entries} entries and {:.1} s behind the leader",
+                *age_ms as f64 / 1000.0
+            ),
+        }
+    }
 }
 
 /// The part that a node plays in its cluster.

@@ -2,7 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use conclave::types::status::Health;
+use conclave::types::status::{Health, NotServing};
 use tokio::time::timeout;
 use tonic::{Code, Streaming};
 use tonic_health::pb::{
@@ -34,13 +34,13 @@ async fn checks_and_watches_follow_the_replica() {
     let unknown = client.check(request("nobody.v1.Nobody")).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
 
-    node.fake.health.send_replace(Health::NotServing("no leader is known".to_owned()));
+    node.fake.health.send_replace(Health::NotServing(NotServing::NoLeader));
     assert_eq!(next(&mut watch).await, Some(ServingStatus::NotServing));
     let answer = client.check(request("")).await.unwrap().into_inner();
     assert_eq!(answer.status(), ServingStatus::NotServing);
 
     // Another reason is no change.
-    node.fake.health.send_replace(Health::NotServing("no quorum".to_owned()));
+    node.fake.health.send_replace(Health::NotServing(NotServing::NoMajority));
     node.fake.health.send_replace(Health::Serving);
     assert_eq!(next(&mut watch).await, Some(ServingStatus::Serving));
 }

@@ -261,7 +261,9 @@ async fn the_admin_port_tells_the_truth() {
     assert!(metric(&node, "process_open_fds").await > 3.0);
     assert!(!page.contains("who/knows"), "a label made of what a client sent");
 
-    node.fake.health.send_replace(Health::NotServing("no leader is known".to_owned()));
+    node.fake
+        .health
+        .send_replace(Health::NotServing(conclave::types::status::NotServing::NoLeader));
     let answer = text(get(&node, "/readyz").await);
     assert!(
         answer.starts_with("HTTP/1.1 503") && answer.contains("no leader is known"),

@@ -24,6 +24,7 @@ mod full_disk;
 mod harness;
 mod import;
 mod kv;
+mod leadership;
 mod link;
 mod modules;
 mod peers;

@@ -10,6 +10,7 @@
 mod damage;
 mod directory;
 mod golden;
+mod hanging;
 mod log;
 mod model;
 mod numbers;

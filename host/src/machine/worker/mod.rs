@@ -232,6 +232,11 @@ impl Worker {
         self.0.shared.fault().map(ToString::to_string)
     }
 
+    /// The message of a panic of the worker's threads, with every change. Nothing is applied after one.
+    pub fn panicked(&self) -> watch::Receiver<Option<String>> {
+        self.0.shared.panic.subscribe()
+    }
+
     /// What it has done and holds.
     pub fn stats(&self) -> Stats {
         self.0.shared.counters.read(self.applied())
@@ -294,10 +299,11 @@ fn spawn(
 ) -> Result<JoinHandle<()>, Fault> {
     let shared = Arc::clone(shared);
     thread::spawn(name, stack_bytes, move || {
-        if catch_unwind(AssertUnwindSafe(body)).is_err() {
-            shared.fail(Fault::new(format!(
-                "the thread {name} panicked; its message is in the node's log"
-            )));
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
+            let message =
+                format!("the thread {name} panicked: {}", crate::types::panic_message(&*panic));
+            shared.fail(Fault::new(&message));
+            shared.panic.send_replace(Some(message));
         }
     })
 }

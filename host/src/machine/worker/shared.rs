@@ -43,6 +43,8 @@ pub(super) struct Shared {
     key: [u8; 32],
     stop: Arc<AtomicBool>,
     fault: OnceLock<Fault>,
+    /// Set if one of the two threads panicked, with the panic's message.
+    pub(super) panic: watch::Sender<Option<String>>,
 }
 
 /// Why a thread of the worker ends.
@@ -72,6 +74,7 @@ impl Shared {
             key,
             stop: Arc::new(AtomicBool::new(false)),
             fault: OnceLock::new(),
+            panic: watch::Sender::new(None),
         }
     }
 

@@ -63,10 +63,14 @@ impl Verifications {
 }
 
 impl super::Divergence {
-    /// Hashes the state after `index`, the last entry that was handed to the machine, in the background.
-    pub(in crate::raft) fn hash_state(self: std::sync::Arc<Self>, worker: &Worker, index: u64) {
+    /// Hashes the state after `index`, the last entry that was handed to the machine, when it is polled.
+    pub(in crate::raft) fn hash_state(
+        self: std::sync::Arc<Self>,
+        worker: &Worker,
+        index: u64,
+    ) -> impl Future<Output = ()> + Send + use<> {
         let (state, worker) = (worker.snapshot(index), worker.clone());
-        tokio::spawn(async move {
+        async move {
             let found = async {
                 let (state, digest) = tokio::join!(state, worker.digest_at(index));
                 let mut state = state.map_err(|error| error.to_string())?;
@@ -82,7 +86,7 @@ impl super::Divergence {
             };
             let found = found.await;
             self.verifications.add(index, found);
-        });
+        }
     }
 }
 

@@ -49,6 +49,16 @@ impl PeerNetwork {
         Self { peer, lane, lease, transfers }
     }
 
+    /// Refuses to speak for Raft while this node's disk hangs, so that the others elect a leader without it.
+    fn check_disk(&self) -> Result<(), RPCError<TypeConfig>> {
+        match self.peer.disk().is_hung() {
+            true => Err(RPCError::Unreachable(Unreachable::from_string(
+                "this node's own disk does not answer",
+            ))),
+            false => Ok(()),
+        }
+    }
+
     fn failed(&self, status: Status) -> RPCError<TypeConfig> {
         rpc_error(self.peer.failed(self.lane, status))
     }
@@ -133,12 +143,16 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             + 'static,
     {
         async move {
+            self.check_disk()?;
             if self.lane == Lane::Control {
                 let Some(request) = input.next().await else { return Ok(stream::empty().boxed()) };
                 let answer = within(option.hard_ttl(), self.heartbeat(request)).await;
                 return Ok(stream::iter([answer]).boxed());
             }
-            let requests = in_step(input, self.peer.pace()).map(append_to_wire);
+            let disk = self.peer.disk().clone();
+            let requests = in_step(input, self.peer.pace())
+                .take_while(move |_| std::future::ready(!disk.is_hung()))
+                .map(append_to_wire);
             let setup = async {
                 let mut client = self.peer.client(self.lane).await.map_err(rpc_error)?;
                 client.append(Request::new(requests)).await.map_err(|status| self.failed(status))
@@ -176,6 +190,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        self.check_disk().map_err(StreamingError::from)?;
         let stall = option.hard_ttl();
         let offer =
             snapshot::offer(&self.peer, &self.transfers, vote, snapshot.snapshot.file, stall);
@@ -241,6 +256,7 @@ impl PeerNetwork {
         option: RPCOption,
         pre_vote: bool,
     ) -> Result<VoteResponse<TypeConfig>, RPCError<TypeConfig>> {
+        self.check_disk()?;
         let message = wire::VoteRequest {
             vote: Some(vote_to_wire(&request.vote)),
             last_log_id: request.last_log_id.as_ref().map(log_id_to_wire),

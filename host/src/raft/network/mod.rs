@@ -39,6 +39,9 @@ pub const FROM_HEADER: &str = "conclave-from";
 /// See [`CLUSTER_HEADER`].
 pub const TO_HEADER: &str = "conclave-to";
 
+/// Metadata on refusals of a node that stops: the request had no effect.
+pub const REFUSED_HEADER: &str = "conclave-refused";
+
 /// Makes openraft's connections.
 #[derive(Clone)]
 pub struct NetworkFactory {

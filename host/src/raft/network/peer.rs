@@ -19,6 +19,7 @@ use tonic::{
 use super::{CLUSTER_HEADER, FROM_HEADER, MESSAGE_BYTES_MAX, PROTOCOL_VERSION, TO_HEADER};
 use crate::{
     proto::raft::{HandshakeRequest, HandshakeResponse, raft_client::RaftClient},
+    raft::disk::DiskWatch,
     storage::{Identity, LogStore, Pace},
     types::{NodeId, raft::Member},
 };
@@ -88,14 +89,16 @@ pub struct Local {
     pub engine: String,
     /// Where the peers' incarnations are remembered.
     log: LogStore,
+    /// Whether this node's disk answers.
+    pub(super) disk: DiskWatch,
     /// Two who introduce themselves by the same id at once meet one after the other.
     meeting: Mutex<()>,
 }
 
 impl Local {
     /// Whose data directory it is, and where to remember the others.
-    pub fn new(identity: Identity, engine: String, log: LogStore) -> Self {
-        Self { identity, engine, log, meeting: Mutex::default() }
+    pub fn new(identity: Identity, engine: String, log: LogStore, disk: DiskWatch) -> Self {
+        Self { identity, engine, log, disk, meeting: Mutex::default() }
     }
 
     /// The first meeting with a node id is remembered for good: the same id with another data
@@ -177,6 +180,11 @@ impl Peer {
     fn new(node_id: NodeId, address: &str, local: Arc<Local>) -> Self {
         let connections = connect(node_id, address, &local);
         Self { node_id, address: address.to_owned(), local, connections }
+    }
+
+    /// Whether this node's own disk answers.
+    pub(super) fn disk(&self) -> &DiskWatch {
+        &self.local.disk
     }
 
     /// The pace at which this node writes what it sends.

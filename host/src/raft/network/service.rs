@@ -10,9 +10,14 @@ use futures::{StreamExt, TryStreamExt, stream::BoxStream};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{Request, Response, Status, Streaming, metadata::MetadataMap};
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    metadata::{MetadataMap, MetadataValue},
+};
 
-use super::{CLUSTER_HEADER, FROM_HEADER, PROTOCOL_VERSION, TO_HEADER, peer::Local};
+use super::{
+    CLUSTER_HEADER, FROM_HEADER, PROTOCOL_VERSION, REFUSED_HEADER, TO_HEADER, peer::Local,
+};
 use crate::{
     proto::raft as wire,
     raft::{Replica, divergence, forward, modules, snapshot, status},
@@ -42,6 +47,7 @@ impl PeerService {
 
     /// Refuses whoever is of another cluster, means another node, or has not introduced itself.
     fn admit(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
+        self.check_open()?;
         let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
         let number = |name| text(name).and_then(|text| text.parse::<NodeId>().ok());
         self.check_target(text(CLUSTER_HEADER), number(TO_HEADER))?;
@@ -53,6 +59,16 @@ impl PeerService {
         } else {
             Err(Status::permission_denied("a handshake must come first"))
         }
+    }
+
+    /// Refuses requests once this node stops.
+    fn check_open(&self) -> Result<(), Status> {
+        if !self.replica.is_closed_for_peers() {
+            return Ok(());
+        }
+        let mut metadata = MetadataMap::new();
+        metadata.insert(REFUSED_HEADER, MetadataValue::from_static("1"));
+        Err(Status::with_metadata(Code::Unavailable, "this node is shutting down", metadata))
     }
 
     fn check_target(&self, cluster_id: Option<&str>, to: Option<NodeId>) -> Result<(), Status> {
@@ -161,6 +177,7 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::HandshakeRequest>,
     ) -> Result<Response<wire::HandshakeResponse>, Status> {
+        self.check_open()?;
         let hello = request.into_inner();
         self.check_target(Some(&hello.cluster_id), Some(hello.target_node_id))?;
         if hello.protocol_version != PROTOCOL_VERSION {
@@ -194,8 +211,14 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         let from = self.admit(request.metadata())?;
         // A request that cannot be understood ends the stream: what follows builds on it.
-        let requests = request.into_inner().scan((), move |(), request| {
+        let receiver = self.replica.clone();
+        let closed = Box::pin(self.replica.peers_closed());
+        let requests = request.into_inner().take_until(closed).scan((), move |(), request| {
             let request = request.and_then(append_from_wire);
+            let request = request.and_then(|request| {
+                receiver.check_disk(Some(&request.vote))?;
+                Ok(request)
+            });
             let request = request.inspect_err(|status| {
                 tracing::debug!(from, error = status.message(), "an append stream ended");
             });
@@ -221,6 +244,7 @@ impl wire::raft_server::Raft for PeerService {
         if !request.entries.is_empty() {
             return Err(Status::invalid_argument("a heartbeat brings no entries"));
         }
+        self.replica.check_disk(Some(&request.vote))?;
         let previous = request.prev_log_id;
         let answer = self.replica.raft().append_entries(request).await.map_err(stopped)?;
         let result = answer.into_stream_result(previous, None);
@@ -235,6 +259,7 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<wire::VoteRequest>,
     ) -> Result<Response<wire::VoteResponse>, Status> {
         self.admit(request.metadata())?;
+        self.replica.check_disk(None)?;
         let message = request.into_inner();
         let mut request = openraft::raft::VoteRequest::<TypeConfig>::new(
             vote(message.vote)?,
@@ -304,6 +329,7 @@ impl wire::raft_server::Raft for PeerService {
             return Err(Status::invalid_argument("a snapshot must begin with its header"));
         };
         let vote = leader_vote(start.vote)?;
+        self.replica.check_disk(Some(&vote))?;
         let header = required(start.header, "header")?;
         snapshot::check_header(&header, &self.local.identity)
             .map_err(Status::failed_precondition)?;
@@ -315,7 +341,8 @@ impl wire::raft_server::Raft for PeerService {
         let (reports, answers) = mpsc::channel(REPORTS_WAITING);
         let replica = self.replica.clone();
         // A task of its own: what has been received outlives the connection.
-        tokio::spawn(async move { replica.receive_snapshot(offered, reports).await });
+        let receiving = async move { replica.receive_snapshot(offered, reports).await };
+        self.replica.supervisor().spawn("snapshot receiver", receiving);
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 
@@ -325,6 +352,9 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
         self.admit(request.metadata())?;
         let message = request.into_inner();
+        if !self.replica.may_take_over() {
+            return Ok(Response::new(wire::TransferLeaderResponse { accepted: false }));
+        }
         let request = openraft::raft::TransferLeaderRequest::<TypeConfig>::new(
             vote(message.from)?,
             message.to_node_id,
@@ -351,6 +381,7 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<wire::ReadIndexRequest>,
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
         self.admit(request.metadata())?;
+        self.replica.check_disk(None)?;
         let result = match self.replica.read_index_as_leader().await {
             Ok(index) => wire::read_index_response::Result::Index(index),
             Err(error) => {
@@ -368,7 +399,8 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<Self::ConfirmLeaderStream>, Status> {
         self.admit(request.metadata())?;
         let replica = self.replica.clone();
-        let answers = request.into_inner().and_then(move |wire::ConfirmLeaderRequest { round }| {
+        let requests = request.into_inner().take_until(Box::pin(self.replica.peers_closed()));
+        let answers = requests.and_then(move |wire::ConfirmLeaderRequest { round }| {
             let replica = replica.clone();
             async move {
                 let term = replica.raft().with_raft_state(|state| state.vote_ref().leader_id.term);

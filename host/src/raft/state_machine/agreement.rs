@@ -64,7 +64,8 @@ impl StateMachine {
         let PendingEntry { index, time_ms, responder } = pending;
         self.hand_over(vec![(index, None, None)]).await?;
         if time_ms.abs_diff(now_ms()) < VERIFY_WITHIN_MS {
-            Arc::clone(&self.divergence).hash_state(&self.worker, index);
+            let hashing = Arc::clone(&self.divergence).hash_state(&self.worker, index);
+            self.building.supervisor.spawn("state hash", hashing);
         }
         if let Some(responder) = responder {
             responder.send(types::Applied { index, outcome: None });

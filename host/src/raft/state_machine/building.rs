@@ -21,6 +21,7 @@ use crate::{
         snapshot::{self, OpenSnapshot, SnapshotData},
     },
     storage::{Identity, SnapshotFile, SnapshotStore},
+    supervise::Supervisor,
     types::raft::TypeConfig,
 };
 
@@ -43,7 +44,7 @@ impl StateMachine {
             applied: self.applied.clone(),
             divergence: self.divergence.clone(),
         };
-        tokio::spawn(async move {
+        self.building.supervisor.spawn("snapshot", async move {
             for attempt in 1.. {
                 match source.save().await {
                     Ok(file) => return building.finished(Ok(file)),
@@ -128,6 +129,8 @@ pub(in crate::raft) struct Building {
     failure: Mutex<Option<String>>,
     /// The index of the last one that was handed over.
     handed_over: AtomicU64,
+    /// Runs what the state machine does in the background.
+    pub(super) supervisor: Supervisor,
 }
 
 #[derive(Default)]
@@ -143,6 +146,10 @@ const BUILD_ATTEMPTS: u32 = 5;
 const BUILD_PAUSE: Duration = Duration::from_millis(200);
 
 impl Building {
+    pub(in crate::raft) fn new(supervisor: Supervisor) -> Self {
+        Self { supervisor, ..Self::default() }
+    }
+
     fn finished(&self, result: io::Result<SnapshotFile>) {
         let (state, failure) = match result {
             Ok(file) => (BuildState::Whole(file), None),
