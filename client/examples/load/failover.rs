@@ -1,19 +1,25 @@
-//! The time without a leader, as a client sees it.
+//! The time without service after a fault of the leader, as clients of the other nodes see it.
 
-use std::time::{Duration, Instant};
+use std::{
+    path::PathBuf,
+    process::Command,
+    time::{Duration, Instant},
+};
 
 use anyhow::{Context as _, Result, bail};
 use bytes::Bytes;
 use clap::Args;
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
-use tokio::task::JoinSet;
+use tokio::{sync::mpsc, time::timeout_at};
 
 use crate::wire::{Call, Connection, Target, Work};
 
-/// An attempt ends soon, so that one that hangs on the dead leader does not hide the new one.
+/// An attempt ends soon, so that one that hangs on the failed leader does not hide the new one.
 const ATTEMPT_TIME_MAX: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(5);
+/// The faults show at once, or when the leader's timeouts have passed.
+const WATCHED: Duration = Duration::from_secs(4);
 /// A cluster that takes longer has failed.
 const FAILOVER_TIME_MAX: Duration = Duration::from_secs(60);
 
@@ -21,14 +27,72 @@ const FAILOVER_TIME_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Options {
     #[arg(long, value_enum)]
     target: Target,
-    /// The client addresses of the nodes that stay.
+    /// The client addresses of the other nodes.
     #[arg(long, value_delimiter = ',', required = true)]
     survivors: Vec<String>,
-    /// The process to kill with SIGKILL: the leader.
+    /// What happens to the leader.
+    #[arg(long, value_enum, default_value = "kill")]
+    fault: Fault,
+    /// The leader's process id.
     #[arg(long)]
-    kill: i32,
+    process: i32,
+    /// The mount point of the leader's disk, for the fault `freeze`.
+    #[arg(long, required_if_eq("fault", "freeze"))]
+    disk: Option<PathBuf>,
 }
 
+#[derive(Clone, Copy, clap::ValueEnum)]
+enum Fault {
+    /// SIGKILL.
+    Kill,
+    /// SIGSTOP, and SIGCONT at the end.
+    Pause,
+    /// SIGTERM: a planned stop.
+    Stop,
+    /// The disk's writes hang (fsfreeze), until the end.
+    Freeze,
+}
+
+/// Undoes a fault that would outlive this program.
+struct Undo<'a>(&'a Options);
+
+impl Options {
+    fn inject(&self) -> Result<Undo<'_>> {
+        match self.fault {
+            Fault::Kill => self.signal(Signal::KILL)?,
+            Fault::Pause => self.signal(Signal::STOP)?,
+            Fault::Stop => self.signal(Signal::TERM)?,
+            Fault::Freeze => {
+                let status = self.fsfreeze("-f").status().context("cannot run fsfreeze")?;
+                anyhow::ensure!(status.success(), "cannot freeze the leader's disk");
+            }
+        }
+        Ok(Undo(self))
+    }
+
+    fn signal(&self, signal: Signal) -> Result<()> {
+        let process = Pid::from_raw(self.process).context("--process is not a process id")?;
+        kill_process(process, signal).context("cannot signal the leader")
+    }
+
+    fn fsfreeze(&self, flag: &str) -> Command {
+        let mut command = Command::new("fsfreeze");
+        command.arg(flag).args(&self.disk);
+        command
+    }
+}
+
+impl Drop for Undo<'_> {
+    fn drop(&mut self) {
+        match self.0.fault {
+            Fault::Kill | Fault::Stop => {}
+            Fault::Pause => drop(self.0.signal(Signal::CONT)),
+            Fault::Freeze => drop(self.0.fsfreeze("-u").status()),
+        }
+    }
+}
+
+/// Writes through all other nodes and measures the longest time in which none of them acknowledges a write.
 pub(crate) async fn run(options: &Options) -> Result<Value> {
     let value = Bytes::from_static(&[7; 256]);
     let target = options.target;
@@ -37,26 +101,33 @@ pub(crate) async fn run(options: &Options) -> Result<Value> {
         let call = Call::new(target, Work::Put, 0, &value);
         connection.send(call).await.context("the cluster does not work before the failover")?;
     }
-
-    let victim = Pid::from_raw(options.kill).context("--kill is not a process id")?;
-    kill_process(victim, Signal::KILL).context("cannot kill the leader")?;
-    let start = Instant::now();
-
-    let mut clients = JoinSet::new();
+    let (acknowledge, mut acknowledged) = mpsc::unbounded_channel();
     for mut connection in connections {
-        let value = value.clone();
-        clients.spawn(async move {
-            loop {
+        let (value, acknowledge) = (value.clone(), acknowledge.clone());
+        tokio::spawn(async move {
+            while !acknowledge.is_closed() {
                 let call = Call::new(target, Work::Put, 1, &value);
                 if connection.send_within(call, ATTEMPT_TIME_MAX).await.is_ok() {
-                    return start.elapsed();
+                    let _ = acknowledge.send(Instant::now());
                 }
                 tokio::time::sleep(PAUSE).await;
             }
         });
     }
-    match tokio::time::timeout(FAILOVER_TIME_MAX, clients.join_next()).await {
-        Ok(Some(time)) => Ok(json!({ "failover_ms": time?.as_millis() })),
-        _ => bail!("no write was acknowledged within {FAILOVER_TIME_MAX:?}"),
+
+    let undo = options.inject()?;
+    let began = Instant::now();
+    let (mut last, mut gap) = (began, Duration::ZERO);
+    // Until the time is over and a write has been acknowledged after it.
+    while last < began + WATCHED {
+        match timeout_at((began + FAILOVER_TIME_MAX).into(), acknowledged.recv()).await {
+            Ok(Some(at)) => {
+                gap = gap.max(at.saturating_duration_since(last));
+                last = last.max(at);
+            }
+            _ => bail!("no write was acknowledged within {FAILOVER_TIME_MAX:?}"),
+        }
     }
+    drop(undo);
+    Ok(json!({ "gap_ms": gap.as_millis() }))
 }

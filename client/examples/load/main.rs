@@ -30,7 +30,7 @@ enum Command {
     Fill(Shape),
     /// Measure a closed loop: each client waits for its answer before it asks again.
     Run(workload::Options),
-    /// Kill a process and measure the time until the others acknowledge a write.
+    /// Disturb the leader and measure the longest time in which the others acknowledge no write.
     Failover(failover::Options),
 }
 

@@ -5,7 +5,7 @@ use std::{path::PathBuf, process::Command, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::cluster::Cluster;
+use super::{cluster::Cluster, disks::Disks};
 use crate::process;
 
 /// Beyond the time that it is asked to measure: warming up, connecting, and its last answers.
@@ -34,6 +34,36 @@ impl Work {
             Self::Put => "put",
             Self::Get => "linearizable get",
             Self::StaleGet => "stale get",
+        }
+    }
+}
+
+/// What happens to a leader.
+#[derive(Clone, Copy)]
+pub(crate) enum Fault<'a> {
+    Kill,
+    Pause,
+    PlannedStop,
+    DiskHang(&'a Disks),
+}
+
+impl Fault<'_> {
+    fn argument(self) -> &'static str {
+        match self {
+            Self::Kill => "kill",
+            Self::Pause => "pause",
+            Self::PlannedStop => "stop",
+            Self::DiskHang(_) => "freeze",
+        }
+    }
+
+    /// For the report.
+    pub(crate) fn title(self) -> &'static str {
+        match self {
+            Self::Kill => "SIGKILL",
+            Self::Pause => "SIGSTOP",
+            Self::PlannedStop => "planned stop (SIGTERM)",
+            Self::DiskHang(_) => "disk hang (fsfreeze)",
         }
     }
 }
@@ -87,8 +117,8 @@ impl Load {
         })
     }
 
-    /// Kills the leader and waits for the next acknowledged write.
-    pub(crate) fn failover(&self, cluster: &Cluster) -> Result<Duration> {
+    /// Disturbs the leader and measures the longest time in which the other nodes acknowledge no write.
+    pub(crate) fn failover(&self, cluster: &Cluster, fault: Fault<'_>) -> Result<Duration> {
         let leader = cluster.leader()?;
         let survivors: Vec<_> = cluster
             .nodes
@@ -98,9 +128,12 @@ impl Load {
             .collect();
         let mut command = self.command("failover", cluster);
         command.args(["--survivors", &survivors.join(",")]);
-        command.args(["--kill", &leader.pid.to_string()]);
+        command.args(["--process", &leader.pid.to_string(), "--fault", fault.argument()]);
+        if let Fault::DiskHang(disks) = fault {
+            command.arg("--disk").arg(disks.of(leader.id)?);
+        }
         let line = parse(&process::capture(&mut command)?)?;
-        let millis = line["failover_ms"].as_u64().context("the load generator gave no time")?;
+        let millis = line["gap_ms"].as_u64().context("the load generator gave no time")?;
         Ok(Duration::from_millis(millis))
     }
 

@@ -10,6 +10,7 @@
 
 mod cluster;
 mod conclave;
+mod disks;
 mod etcd;
 mod load;
 mod report;
@@ -33,7 +34,8 @@ use crate::{
     workspace::Workspace,
 };
 use cluster::Cluster;
-use load::{Figures, Load, Work};
+use disks::Disks;
+use load::{Fault, Figures, Load, Work};
 use report::Row;
 
 /// What the gets read.
@@ -57,7 +59,7 @@ pub(crate) struct Options {
     /// Which loads.
     #[arg(long, value_delimiter = ',', default_value = "put,get,stale-get")]
     works: Vec<Work>,
-    /// How often the leader is killed.
+    /// How often each fault of the leader is measured.
     #[arg(long, default_value_t = 5)]
     failovers: u32,
     /// Leave out etcd.
@@ -112,9 +114,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     drop(running);
     let native = beside_native(workspace, &load, options, &binary, steps)?;
 
-    let failovers = steps.run("kill the leaders", || {
-        systems.iter().map(|start| kill_leaders(&load, options, start)).collect::<Result<Vec<_>>>()
-    })?;
+    let gaps = gaps(workspace, &load, options, &systems, &binary, steps)?;
     let pause = match options.without_conclave {
         true => None,
         false => Some(upgrade::pause(workspace, &load, &binary, steps)?),
@@ -122,7 +122,8 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     let apply = apply_cost(workspace, options, steps)?;
 
     result(&report::loads(&names, &rows));
-    result(&report::nodes(&names, &[fresh, loaded], &failovers));
+    result(&report::nodes(&names, &[fresh, loaded]));
+    result(&report::gaps(&names, &gaps));
     pause.iter().for_each(|text| result(text));
     apply.iter().for_each(|text| result(text));
     share.iter().chain(&native).for_each(|text| result(text));
@@ -231,14 +232,56 @@ fn measure(load: &Load, options: &Options, running: &[Cluster]) -> Result<Vec<Ro
     Ok(rows)
 }
 
-/// Times from the leader's death to the next acknowledged write. Each round starts the cluster anew on
-/// the data that it has, so that all three nodes are there.
-fn kill_leaders(load: &Load, options: &Options, start: &Start<'_>) -> Result<Vec<Duration>> {
+/// The longest times without an acknowledged write around each fault of the leader. Each round starts the
+/// cluster again on the data that it has, so that all three nodes are there.
+fn gaps(
+    workspace: &Workspace,
+    load: &Load,
+    options: &Options,
+    systems: &[Start<'_>],
+    binary: &Path,
+    steps: &mut Steps,
+) -> Result<Vec<report::Gaps>> {
+    let mut rows = Vec::new();
+    for fault in [Fault::Kill, Fault::Pause, Fault::PlannedStop] {
+        let times = steps.run(&format!("disturb the leaders: {}", fault.title()), || {
+            systems.iter().map(|start| disturb(load, options, start, fault)).collect()
+        });
+        rows.push(report::Gaps { fault: fault.title(), times: times? });
+    }
+    if options.without_conclave || options.failovers == 0 {
+        return Ok(rows);
+    }
+    // The data of the other clusters lies on one disk.
+    let directory = cluster::empty_directory(&workspace.scratch("bench").join("disks"))?;
+    let data = directory.join("data");
+    match Disks::mount(&directory.join("images"), |id| data.join(format!("node-{id}"))) {
+        Ok(disks) => {
+            let fault = Fault::DiskHang(&disks);
+            let start: Start<'_> = Box::new(|| conclave::start(binary, None, &directory));
+            let times = steps.run(&format!("disturb the leader: {}", fault.title()), || {
+                disturb(load, options, &start, fault)
+            })?;
+            let mut columns = vec![Vec::new(); systems.len()];
+            columns.iter_mut().next_back().into_iter().for_each(|last| last.clone_from(&times));
+            rows.push(report::Gaps { fault: fault.title(), times: columns });
+        }
+        Err(error) => skip("the gap at a disk hang", &format!("{error:#}")),
+    }
+    Ok(rows)
+}
+
+fn disturb(
+    load: &Load,
+    options: &Options,
+    start: &Start<'_>,
+    fault: Fault<'_>,
+) -> Result<Vec<Duration>> {
     let mut times = Vec::new();
     for _ in 0..options.failovers {
         let cluster = start()?;
-        let time = load.failover(&cluster)?;
-        say(&format!("{}: {}", cluster.name, human(time)));
+        let time = load.failover(&cluster, fault)?;
+        say(&format!("{}, {}: {}", cluster.name, fault.title(), human(time)));
         times.push(time);
     }
     Ok(times)

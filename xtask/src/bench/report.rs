@@ -55,22 +55,38 @@ pub(crate) fn loads(names: &[&str], rows: &[Row]) -> String {
     markdown(&table)
 }
 
-/// Memory of fresh and of loaded nodes, and failover.
-pub(crate) fn nodes(
-    names: &[&str],
-    [fresh, loaded]: &[Vec<Vec<u64>>; 2],
-    failovers: &[Vec<Duration>],
-) -> String {
-    let heads =
-        ["", "idle node, MiB: fresh", "after the load", "failover: median", "failover: longest"];
+/// Memory of fresh and of loaded nodes.
+pub(crate) fn nodes(names: &[&str], [fresh, loaded]: &[Vec<Vec<u64>>; 2]) -> String {
+    let heads = ["", "idle node, MiB: fresh", "after the load"];
     let list = |memory: &[u64]| memory.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
     let mut table = vec![heads.map(str::to_owned).to_vec()];
-    for (((name, fresh), loaded), times) in names.iter().zip(fresh).zip(loaded).zip(failovers) {
-        let mut sorted = times.clone();
-        sorted.sort();
-        let median = sorted.get(sorted.len() / 2).map(|&time| human(time)).unwrap_or_default();
-        let longest = sorted.last().map(|&time| human(time)).unwrap_or_default();
-        table.push(vec![(*name).to_owned(), list(fresh), list(loaded), median, longest]);
+    for ((name, fresh), loaded) in names.iter().zip(fresh).zip(loaded) {
+        table.push(vec![(*name).to_owned(), list(fresh), list(loaded)]);
+    }
+    markdown(&table)
+}
+
+/// The longest times without an acknowledged write around one fault of the leader, for each system.
+pub(crate) struct Gaps {
+    pub(crate) fault: &'static str,
+    pub(crate) times: Vec<Vec<Duration>>,
+}
+
+/// The gaps: for each system the median and the longest.
+pub(crate) fn gaps(names: &[&str], rows: &[Gaps]) -> String {
+    let mut table = vec![vec!["longest gap between writes at the leader's".to_owned()]];
+    for name in names {
+        table[0].extend(["median", "longest"].map(|column| format!("{name} {column}")));
+    }
+    for Gaps { fault, times } in rows {
+        let mut line = vec![(*fault).to_owned()];
+        for times in times {
+            let mut sorted = times.clone();
+            sorted.sort();
+            let at = |index: usize| sorted.get(index).map(|&time| human(time)).unwrap_or_default();
+            line.extend([at(sorted.len() / 2), at(sorted.len().saturating_sub(1))]);
+        }
+        table.push(line);
     }
     markdown(&table)
 }
@@ -144,6 +160,16 @@ mod tests {
         assert!(row.contains("| 1.50 "), "{text}");
         assert!(row.contains("| 0.67 "), "{text}");
         assert!(row.contains("| 2.50 ms "), "{text}");
+    }
+
+    #[test]
+    fn gaps_show_the_median_and_the_longest() {
+        let ms = Duration::from_millis;
+        let times = vec![vec![], vec![ms(900), ms(100), ms(300)]];
+        let text = gaps(&["a", "b"], &[Gaps { fault: "SIGKILL", times }]);
+        let row = text.lines().last().unwrap();
+        let cells: Vec<&str> = row.split('|').map(str::trim).collect();
+        assert_eq!(cells, ["", "SIGKILL", "", "", &human(ms(300)), &human(ms(900)), ""], "{text}");
     }
 
     #[test]
