@@ -8,8 +8,8 @@ use crate::{
     error::Error,
     options::CallOptions,
     proto::cluster::{
-        SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, VerifyRequest,
-        VerifyResponse,
+        SetTimeRequest, SetTimeResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
+        StatusResponse, VerifyRequest, VerifyResponse,
     },
 };
 
@@ -38,6 +38,13 @@ impl Client {
         // A second verification does no harm.
         let options = CallOptions::write().retry_unknown(true);
         self.call("conclave.cluster.v1.Cluster/Verify", &VerifyRequest {}, &options).await
+    }
+
+    /// Sets the log's time forward, in milliseconds since the Unix epoch: keys and leases that end before then expire
+    /// at once.
+    pub async fn set_time(&self, time_ms: u64) -> Result<SetTimeResponse, Error> {
+        let request = SetTimeRequest { time_ms };
+        self.call("conclave.cluster.v1.Cluster/SetTime", &request, &CallOptions::write()).await
     }
 
     /// Whether the answering node says that it serves (grpc.health.v1). Ask one node by

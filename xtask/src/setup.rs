@@ -48,6 +48,9 @@ fn test_tools(workspace: &Workspace, steps: &mut Steps) -> Result<TestTools> {
         if let Err(error) = program("strace", "strace") {
             skip("the test that traces system calls", &format!("{error:#}"));
         }
+        if let Err(error) = faketime() {
+            skip("the test with wrong clocks", &format!("{error:#}"));
+        }
         match python(workspace) {
             Ok(python) => tools.python = Some(python),
             Err(error) => skip("the test with a client in Python", &format!("{error:#}")),
@@ -63,6 +66,18 @@ pub(crate) fn program(name: &str, package: &str) -> Result<PathBuf> {
     }
     apt_install(package).with_context(|| format!("{name} is not installed"))?;
     find_program(name).with_context(|| format!("Debian's package {package} brought no {name}"))
+}
+
+/// A library that moves a process's wall clock, installed from Debian's packages if it is missing.
+fn faketime() -> Result<()> {
+    let is_there = || {
+        let libraries = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
+        libraries.into_iter().any(|entry| entry.path().join("faketime/libfaketime.so.1").exists())
+    };
+    if !is_there() {
+        apt_install("libfaketime").context("libfaketime is not installed")?;
+    }
+    if is_there() { Ok(()) } else { bail!("Debian's package libfaketime brought no library") }
 }
 
 /// The Python of a virtual environment under target/ that has the packages.

@@ -11,7 +11,9 @@ use crate::{
     types::{
         Applied, Call, Failure, ModuleId,
         modules::{Activated, Difference, ModulePart, ModuleStatus, Pushed},
-        status::{Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, Verification},
+        status::{
+            Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, TimeSet, Verification,
+        },
     },
 };
 
@@ -58,6 +60,13 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
     /// Has every voter hash its state after one entry. Done a little before the deadline, whoever has answered.
     fn verify(&self, deadline: Instant)
     -> impl Future<Output = Result<Verification, Error>> + Send;
+
+    /// Sets the log's time forward, as the leader.
+    fn set_time(
+        &self,
+        time_ms: u64,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<TimeSet, Error>> + Send;
 
     /// Asks every member; bounded in time by the implementation, which reports silent members as such.
     fn cluster_status(&self) -> impl Future<Output = ClusterStatus> + Send;

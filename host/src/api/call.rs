@@ -120,7 +120,10 @@ async fn call<B: Backend>(
 ) -> Result<Served, Error> {
     let options = &shared.options;
     let mut deadlines = options.deadlines;
-    if matches!(method.target, Target::Snapshot | Target::Verify | Target::Upgrade(_)) {
+    if matches!(
+        method.target,
+        Target::Snapshot | Target::Verify | Target::SetTime | Target::Upgrade(_)
+    ) {
         // As long as the state, or a module, is large.
         deadlines.default = deadlines.max;
     }
@@ -145,6 +148,7 @@ async fn call<B: Backend>(
         Target::Status => generic::status(shared, deadline).await,
         Target::Snapshot => generic::snapshot(shared, deadline).await,
         Target::Verify => generic::verify(shared, deadline).await,
+        Target::SetTime => generic::set_time(shared, request, deadline).await,
         Target::Upgrade(verb) => modules::serve(shared, verb, request, deadline).await,
     }
 }

@@ -16,7 +16,7 @@ use super::{
 use crate::{
     error::Error,
     proto::{cluster, machine as wire},
-    types::status::{NodeStatus, Verified},
+    types::status::{NodeStatus, TimeSet, Verified},
 };
 
 /// What a generic call's message may have beside the request inside it: its framing and a name.
@@ -157,6 +157,18 @@ pub(super) async fn verify<B: Backend>(
     Ok(encode(&answer, Some(index)))
 }
 
+pub(super) async fn set_time<B: Backend>(
+    shared: &Shared<B>,
+    message: Bytes,
+    deadline: Instant,
+) -> Result<Served, Error> {
+    let cluster::SetTimeRequest { time_ms } = decode(message)?;
+    let set = timeout_at(deadline, shared.backend.set_time(time_ms, deadline));
+    let set = set.await.map_err(|_| Error::deadline_outcome_unknown())??;
+    let TimeSet { index, before_ms, time_ms } = set;
+    Ok(encode(&cluster::SetTimeResponse { index, before_ms, time_ms }, Some(index)))
+}
+
 fn node_to_wire(node: NodeStatus) -> cluster::Node {
     cluster::Node {
         id: node.id,
@@ -174,6 +186,12 @@ fn node_to_wire(node: NodeStatus) -> cluster::Node {
         fault: node.fault,
         divergences: node.divergences,
         divergence: node.divergence,
+        clock: node.clock.map(|clock| cluster::Clock {
+            offset_ms: clock.offset_ms,
+            log_time_ms: clock.log_time_ms,
+            log_offset_ms: clock.log_offset_ms,
+            alarm: clock.alarm,
+        }),
     }
 }
 

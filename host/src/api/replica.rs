@@ -15,7 +15,10 @@ use crate::{
     types::{
         Applied, Call, ModuleId, TrapKind,
         modules::{Activated, Difference, ModulePart, ModuleStatus, Pushed},
-        status::{Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, Verification},
+        status::{
+            Answered, ClockStatus, ClusterStatus, Consistency, Health, Leader, NodeStatus, TimeSet,
+            Verification,
+        },
     },
 };
 
@@ -58,6 +61,10 @@ impl Backend for Replica {
 
     async fn verify(&self, deadline: Instant) -> Result<Verification, Error> {
         Replica::verify(self, deadline).await
+    }
+
+    async fn set_time(&self, time_ms: u64, deadline: Instant) -> Result<TimeSet, Error> {
+        Replica::set_time(self, time_ms, deadline).await
     }
 
     async fn cluster_status(&self) -> ClusterStatus {
@@ -171,6 +178,7 @@ impl Backend for Replica {
                 undecided,
             ),
         ]);
+        metrics.extend(clock_metrics(self.clock()));
         for (kind, count) in TrapKind::ALL.into_iter().zip(stats.traps) {
             let metric = Metric::counter(
                 "conclave_machine_traps_total",
@@ -225,4 +233,23 @@ impl Upgrades for Replica {
     ) -> Result<Activated, Error> {
         Replica::rollback_module(self, from, allow_breaking, deadline).await
     }
+}
+
+/// The clocks as metrics. An unknown value has no line.
+fn clock_metrics(clock: ClockStatus) -> impl Iterator<Item = Metric> {
+    let seconds = |ms: i64| ms as f64 / 1e3;
+    let offset = clock.offset_ms.map(|ms| {
+        let help = "This node's clock minus that of a majority of the voters.";
+        Metric::gauge("conclave_clock_offset_seconds", help, seconds(ms))
+    });
+    let log_offset = clock.log_offset_ms.map(|ms| {
+        let help = "The log's time minus the clock of a majority of the voters.";
+        Metric::gauge("conclave_log_time_offset_seconds", help, seconds(ms))
+    });
+    let alarm = Metric::gauge(
+        "conclave_clock_alarm",
+        "Whether something is wrong with the clocks: the status says what.",
+        f64::from(u8::from(!clock.alarm.is_empty())),
+    );
+    [offset, log_offset, Some(alarm)].into_iter().flatten()
 }

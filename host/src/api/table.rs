@@ -26,13 +26,14 @@ pub(super) const HOST_SERVICES: [&str; 5] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-const HOST_METHODS: [(&str, Target); 12] = [
+const HOST_METHODS: [(&str, Target); 13] = [
     ("conclave.machine.v1.Machine/Apply", Target::Apply),
     ("conclave.machine.v1.Machine/Query", Target::Query),
     ("conclave.machine.v1.Machine/Describe", Target::Describe),
     ("conclave.cluster.v1.Cluster/Status", Target::Status),
     ("conclave.cluster.v1.Cluster/Snapshot", Target::Snapshot),
     ("conclave.cluster.v1.Cluster/Verify", Target::Verify),
+    ("conclave.cluster.v1.Cluster/SetTime", Target::SetTime),
     ("conclave.cluster.v1.Cluster/PushModule", Target::Upgrade(Verb::Push)),
     ("conclave.cluster.v1.Cluster/ListModules", Target::Upgrade(Verb::List)),
     ("conclave.cluster.v1.Cluster/RehearseModule", Target::Upgrade(Verb::Rehearse)),
@@ -52,6 +53,7 @@ pub(super) enum Target {
     Status,
     Snapshot,
     Verify,
+    SetTime,
     /// One of the steps of an upgrade.
     Upgrade(Verb),
 }

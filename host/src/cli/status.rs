@@ -24,7 +24,9 @@ Examples:
 
 With --json: {\"cluster_id\", \"leader\" (null if none), \"term\", \"answered_by\", \"nodes\": [{\"id\", \"role\",
 \"applied\", \"committed\", \"last_log\", \"snapshot\", \"purged\", \"module\", \"version\", \"client\", \"peer\",
-\"engine\", \"fault\" (null if none), \"divergences\", \"divergence\" (the last one that was healed, null if none)}]}")]
+\"engine\", \"fault\" (null if none), \"divergences\", \"divergence\" (the last one that was healed, null if none),
+\"clock\" (null if unreachable): {\"offset_ms\" (the node's clock minus the majority's), \"log_time_ms\",
+\"log_offset_ms\" (the log's time minus the majority's clock), \"alarm\" (null if none)}}]}")]
 pub struct Arguments {
     #[command(flatten)]
     remote: Remote,
@@ -49,6 +51,21 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     rows.extend(status.nodes.iter().map(row));
     for line in table(&rows) {
         output.line(line);
+    }
+    let engines = status.nodes.iter().map(|node| &*node.engine).filter(|engine| !engine.is_empty());
+    let engines: std::collections::BTreeSet<&str> = engines.collect();
+    if engines.len() > 1 {
+        output.remark(format!(
+            "the nodes' engines differ ({}): calls that reach a limit may end differently on each, and diverge",
+            engines.into_iter().collect::<Vec<_>>().join(", ")
+        ));
+    }
+    for node in &status.nodes {
+        let alarm =
+            node.clock.as_ref().map(|clock| &*clock.alarm).filter(|alarm| !alarm.is_empty());
+        if let Some(alarm) = alarm {
+            output.remark(format!("node {}: {alarm}", node.id));
+        }
     }
     for node in status.nodes.iter().filter(|node| node.divergences > 0) {
         let (id, times, last) = (node.id, node.divergences, &node.divergence);
@@ -108,5 +125,11 @@ fn node_as_json(node: &Node) -> Value {
         "divergences": node.divergences,
         "divergence": (!node.divergence.is_empty()).then_some(&node.divergence),
         "fault": (!node.fault.is_empty()).then_some(&node.fault),
+        "clock": node.clock.as_ref().map(|clock| json!({
+            "offset_ms": clock.offset_ms,
+            "log_time_ms": clock.log_time_ms,
+            "log_offset_ms": clock.log_offset_ms,
+            "alarm": (!clock.alarm.is_empty()).then_some(&clock.alarm),
+        })),
     })
 }

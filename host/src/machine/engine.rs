@@ -2,8 +2,17 @@
 //!
 //! What decides outcomes is part of the [fingerprint](Engine::fingerprint). Nodes with different
 //! fingerprints may replicate together, but their limits may strike at different places.
+//!
+//! Code is compiled for the processor that it runs on, so the sizes of stack frames differ between processors, and with
+//! them the depth of recursion at which the stack's limit strikes. It is the one limit that is not portable. The
+//! fingerprint covers the target and its features, so two nodes that may differ say so.
 
-use std::{fmt, num::NonZeroUsize, sync::Arc};
+use std::{
+    fmt,
+    hash::{Hash, Hasher},
+    num::NonZeroUsize,
+    sync::Arc,
+};
 
 use wasmtime::{
     Config, Inlining, ModuleVersionStrategy, OperatorCost, OptLevel, RegallocAlgorithm, Strategy,
@@ -56,12 +65,13 @@ impl Engine {
     fn of(options: Options, limits: &Limits) -> Result<Self, Error> {
         let engine = wasmtime::Engine::new(&options.config)
             .map_err(|error| Error::Engine(format!("{error:#}")))?;
-        let fingerprint = fingerprint(&options.record, limits);
+        let fingerprint = fingerprint(&engine, &options.record, limits);
         Ok(Self(Arc::new(Inner { engine, limits: limits.clone(), fingerprint })))
     }
 
-    /// What the outcomes of this engine depend on: wasmtime's version, the architecture, and a hash
-    /// of options, limits and what WASI does. Equal strings: the same outcomes, limits included.
+    /// The inputs of this engine's outcomes: wasmtime's version, the architecture, and a hash of options, limits,
+    /// what WASI does, and the target and features of the processor that code is compiled for. Equal strings: the same
+    /// outcomes, limits included.
     pub fn fingerprint(&self) -> &str {
         &self.0.fingerprint
     }
@@ -202,7 +212,22 @@ fn operator_cost() -> OperatorCost {
     cost
 }
 
-fn fingerprint(options: &str, limits: &Limits) -> String {
+/// Feeds what wasmtime hashes into BLAKE3.
+struct Feed(blake3::Hasher);
+
+impl Hasher for Feed {
+    fn write(&mut self, bytes: &[u8]) {
+        self.0.update(bytes);
+    }
+
+    fn finish(&self) -> u64 {
+        let mut first = [0; 8];
+        first.copy_from_slice(&self.0.finalize().as_bytes()[..8]);
+        u64::from_le_bytes(first)
+    }
+}
+
+fn fingerprint(engine: &wasmtime::Engine, options: &str, limits: &Limits) -> String {
     let outcomes = format!(
         "memory={} tables={} fuel={} stack={} response={} wasi={}",
         limits.memory_bytes_max,
@@ -212,11 +237,14 @@ fn fingerprint(options: &str, limits: &Limits) -> String {
         limits.response_bytes_max,
         wasi::VERSION
     );
-    let hash = blake3::hash(format!("{options}{outcomes}").as_bytes());
+    let mut feed = Feed(blake3::Hasher::new());
+    feed.write(format!("{options}{outcomes}").as_bytes());
+    // Target and processor features, beside options that are in the record as well.
+    engine.precompile_compatibility_hash().hash(&mut feed);
     format!(
         "wasmtime-{WASMTIME_VERSION}/{}/{}",
         std::env::consts::ARCH,
-        hex::encode(&hash.as_bytes()[..8])
+        hex::encode(feed.finish().to_le_bytes())
     )
 }
 
@@ -248,6 +276,19 @@ mod tests {
         let smaller_queue =
             Limits { queue_bytes_max: limits.queue_bytes_max / 2, ..limits.clone() };
         assert_eq!(fingerprint(&limits), fingerprint(&smaller_queue));
+    }
+
+    /// Two nodes on different processors.
+    #[test]
+    fn the_fingerprint_depends_on_the_processors_features() {
+        let limits = Limits::default();
+        let own = Engine::new(&limits).unwrap();
+        let mut plain = options(&limits);
+        // Naming a target turns the inference of features off.
+        let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
+        plain.config.target(&target).unwrap();
+        let plain = Engine::of(plain, &limits).unwrap();
+        assert_ne!(own.fingerprint(), plain.fingerprint());
     }
 
     #[test]

@@ -173,6 +173,15 @@ pub enum WatchError {
         /// From where on events are kept.
         floor: u64,
     },
+    /// The node's state was replaced, or is about to be, because it had diverged from the other nodes'.
+    #[error(
+        "this node's state differs from the other nodes' and is replaced: what it sent, up to index {index}, may be \
+         wrong: subscribe again, without an index to resume from"
+    )]
+    Replaced {
+        /// The index up to which the subscriber was sent events.
+        index: u64,
+    },
     /// The node does not apply any more.
     #[error("this node's machine has stopped: {0}")]
     Fault(Fault),

@@ -49,24 +49,10 @@ pub struct SavedState {
     pub time_ms: u64,
     /// The format of its bytes.
     pub state_version: u32,
-    /// The digest then. `None`: it was saved by a version that kept none.
+    /// The digest then. `None`: it was saved by a version that kept none, or one of another algorithm.
     pub digest: Option<Digest>,
     /// Its bytes, in pieces of any size.
     pub chunks: Box<dyn Iterator<Item = Result<Bytes, HistoryError>> + Send>,
-}
-
-impl SavedState {
-    /// The digest to go on from. Without one it begins anew, and no other node's is the same.
-    pub(super) fn digest(&self) -> Digest {
-        if self.digest.is_none() && self.index > 0 {
-            tracing::warn!(
-                index = self.index,
-                "the snapshot was taken by a version that kept no digest, so this node's begins anew: the next \
-                 comparison may find that it has diverged and replace its state by a peer's, once"
-            );
-        }
-        self.digest.unwrap_or_default()
-    }
 }
 
 /// What an instance left behind that trapped. For people who look for the reason: no outcome holds any of it,

@@ -6,7 +6,7 @@ use std::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    time::{Duration, SystemTime, UNIX_EPOCH},
+    time::Duration,
 };
 
 use openraft::{async_runtime::WatchReceiver, error::ClientWriteError, error::RaftError};
@@ -113,9 +113,20 @@ impl Replica {
         kind: CommandKind,
         deadline: Instant,
     ) -> Result<Applied, Error> {
+        let time_ms = self.stamp().await;
+        self.propose_at(time_ms, kind, deadline).await
+    }
+
+    /// Proposes a command with this stamp as the leader and waits for its outcome.
+    pub(super) async fn propose_at(
+        &self,
+        time_ms: u64,
+        kind: CommandKind,
+        deadline: Instant,
+    ) -> Result<Applied, Error> {
         self.0.check_running()?;
         let _proposal = self.0.leadership.propose()?;
-        let command = Command { time_ms: now_ms(), kind };
+        let command = Command { time_ms, kind };
         let written = timeout_at(deadline, self.0.raft.client_write(command));
         let written = tokio::select! {
             written = written => written.map_err(|_| Error::deadline_outcome_unknown())?,
@@ -205,10 +216,6 @@ impl super::Inner {
             )),
         }
     }
-}
-
-pub(super) fn now_ms() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64)
 }
 
 /// Slows down callers whose calls keep trapping: every trap costs each replica an instance.

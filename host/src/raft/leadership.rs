@@ -125,7 +125,6 @@ impl Leadership {
     }
 
     /// Sets or clears a fault of this node's clock: it must not lead until that is cleared.
-    #[allow(dead_code, reason = "the comparison of clocks between peers reports here")]
     pub(super) fn set_clock_fault(&self, fault: Option<String>) {
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = fault;
     }

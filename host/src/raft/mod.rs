@@ -5,7 +5,7 @@
 //! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait, by
 //! [`confirmation`] or [`lease`],
 //! [`health`] watches, [`disk`] watches the disk, [`leadership`] transfers leadership away from a node that must not lead,
-//! [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
+//! [`time`] keeps the log's time, [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
 //! electing too early, [`divergence`] finds and heals a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`modules`] brings, tries and
 //! activates others.
 //!
@@ -36,6 +36,7 @@ mod snapshot;
 mod state_machine;
 mod status;
 mod ticks;
+mod time;
 
 use std::{
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicUsize},
@@ -56,13 +57,14 @@ use self::{
     leadership::Leadership,
     lease::Lease,
     network::{
-        NetworkFactory,
+        NetworkFactory, OwnReplica,
         peer::{Local, Peers},
         service::PeerService,
     },
     read::{ReadIndex, ReadRequests},
     snapshot::{Admission, Raft, Receiving, Transfers},
     state_machine::{Applied, Building, StateMachine},
+    time::Time,
 };
 pub use self::{
     history::LocalHistory,
@@ -80,7 +82,7 @@ use crate::{
     types::{
         NodeId,
         raft::{Member, TypeConfig},
-        status::{Health, Leader, NotServing},
+        status::{ClockStatus, Health, Leader, NotServing},
     },
 };
 
@@ -107,6 +109,7 @@ struct Inner {
     receiving: Receiving,
     admission: Admission,
     divergence: Arc<Divergence>,
+    time: Arc<Time>,
     members: Vec<InitialMember>,
     timing: Timing,
     limits: Limits,
@@ -136,8 +139,10 @@ impl Replica {
         let checkpoints = options.checkpoint_interval;
         let unreadable = |error| Error::fault(format!("cannot start from the log: {error}"));
         let divergence =
-            Divergence::open(log.clone(), checkpoints.is_some()).map_err(unreadable)?;
+            Divergence::open(log.clone(), local.identity.node_id, checkpoints.is_some())
+                .map_err(unreadable)?;
         let divergence = Arc::new(divergence);
+        let time = Arc::new(Time::new(local.identity.node_id));
         let machine = StateMachine::new(
             options.worker.clone(),
             log.clone(),
@@ -146,10 +151,12 @@ impl Replica {
             options.modules.clone(),
             building.clone(),
             divergence.clone(),
+            time.clone(),
         );
         let (applied, transfers) = (machine.shared(), machine.transfers());
         let vote = log.clone().read_vote().await.map_err(unreadable)?;
         let hold = Hold::new(vote, local.identity.node_id, options::lease(timing));
+        let own_replica = OwnReplica::default();
         let lease = Arc::new(Lease::new(options::lease(timing)));
         let raft = openraft::Raft::new(
             local.identity.node_id,
@@ -158,6 +165,7 @@ impl Replica {
                 peers: peers.clone(),
                 lease: lease.clone(),
                 transfers: transfers.clone(),
+                replica: own_replica.clone(),
             },
             log.clone(),
             machine,
@@ -183,6 +191,7 @@ impl Replica {
             receiving: Receiving::default(),
             admission: Admission::default(),
             divergence,
+            time,
             members,
             timing,
             limits,
@@ -197,6 +206,7 @@ impl Replica {
             commands_in_flight: AtomicUsize::new(0),
             brake: Brake::default(),
         }));
+        let _ = own_replica.set(Arc::downgrade(&replica.0));
         replica.run_tasks(read_requests, snapshot, options.history, checkpoints, transfers);
         Ok(replica)
     }
@@ -220,6 +230,7 @@ impl Replica {
         tasks.spawn("damaged snapshots", snapshot::replace_damaged(weak(), transfers));
         tasks.spawn("kept log", snapshot::keep_log(weak(), snapshot));
         tasks.spawn("snapshot policy", snapshot::watch_growth(weak(), snapshot, history));
+        tasks.spawn("clocks", time::run(weak()));
         tasks.spawn("ticks", ticks::run(weak(), self.0.worker.wish()));
         if let Some(interval) = checkpoints {
             tasks.spawn("checkpoints", divergence::run_checkpoints(weak(), interval));
@@ -273,6 +284,11 @@ impl Replica {
     /// since this node started; and whether it is in quarantine now.
     pub fn agreement(&self) -> ([u64; 4], bool) {
         (self.0.divergence.counted(), self.0.divergence.quarantine().is_some())
+    }
+
+    /// This node's clock beside those of the others.
+    pub fn clock(&self) -> ClockStatus {
+        self.0.time.status()
     }
 
     /// Whether this node serves, with every change.

@@ -116,7 +116,12 @@ impl Replica {
             let index = self.index_to_wait_for(consistency, deadline).await?;
             self.0.worker.subscribe(call, index, resume).await.map_err(failed)
         };
-        timeout_at(deadline, begun).await.map_err(|_| Error::deadline())?
+        let begun = timeout_at(deadline, begun).await.map_err(|_| Error::deadline())??;
+        // As for a query. A subscription that begins before the quarantine is ended by it.
+        if let Some(why) = self.0.divergence.why() {
+            return Err(Error::stopped(why));
+        }
+        Ok(begun)
     }
 
     /// How far this node's machine must have come before it answers.
@@ -268,7 +273,7 @@ impl Replica {
 /// Why a subscription is over.
 pub(crate) fn watch_ended(error: WatchError) -> Error {
     match error {
-        WatchError::Gone { .. } => Error::gone(error.to_string()),
+        WatchError::Gone { .. } | WatchError::Replaced { .. } => Error::gone(error.to_string()),
         WatchError::Fault(fault) => Error::stopped(fault.to_string()),
         WatchError::Stopped => Error::shutting_down(),
     }

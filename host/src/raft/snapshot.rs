@@ -39,7 +39,7 @@ use crate::{
     proto::raft::{SnapshotHeader, SnapshotPart, SnapshotStart, snapshot_part::Part},
     storage::{Identity, SnapshotFile, SnapshotStore},
     types::{
-        Digest, NodeId,
+        DIGEST_VERSION, Digest, NodeId,
         convert::{
             digest_from_wire, log_id_to_wire, snapshot_meta_from_wire, stored_membership_to_wire,
             vote_to_wire,
@@ -125,7 +125,7 @@ pub fn saved_state(file: &SnapshotFile, modules: &Modules) -> io::Result<(SavedS
         index: header.last_log_id.as_ref().map_or(0, |log_id| log_id.index),
         time_ms: header.time_ms,
         state_version: header.state_version,
-        digest: digest_from_wire(&header.digest).map_err(|error| invalid(error.to_string()))?,
+        digest: digest(&header).map_err(invalid)?,
         chunks: Box::new(chunks.map(|chunk| chunk.map_err(unreadable))),
     };
     Ok((saved, registry))
@@ -153,6 +153,26 @@ pub(super) fn check_header(header: &SnapshotHeader, identity: &Identity) -> Resu
         ));
     }
     Ok(())
+}
+
+/// The digest in a header. `None`: there is none of this version's algorithm.
+pub(super) fn digest(header: &SnapshotHeader) -> Result<Option<Digest>, String> {
+    if header.digest_version != DIGEST_VERSION {
+        return Ok(None);
+    }
+    digest_from_wire(&header.digest).map_err(|error| error.to_string())
+}
+
+/// Notes whose computation the state is that a peer sends, if it was saved by a version that did not: the peer's.
+pub(super) fn note_origin(header: &mut SnapshotHeader, from: NodeId) {
+    if header.origin == 0 {
+        header.origin = from;
+    }
+}
+
+/// The node whose computation the state is. `None`: the file does not say.
+pub(super) fn origin(header: &SnapshotHeader) -> Option<NodeId> {
+    (header.origin != 0).then_some(header.origin)
 }
 
 /// Refuses a snapshot that openraft could not install, before it is received: it must say what it
@@ -190,7 +210,8 @@ pub(super) async fn save(
     identity: &Identity,
     applied: &Applied,
     mut state: StateStream,
-    digest: Digest,
+    digest: Option<Digest>,
+    origin: NodeId,
 ) -> io::Result<SnapshotFile> {
     let Applied { meta, registry } = applied;
     if state.module().id() != registry.active() {
@@ -203,7 +224,9 @@ pub(super) async fn save(
         membership: Some(stored_membership_to_wire(&meta.last_membership)),
         state_version: state.state_version(),
         time_ms: state.time_ms(),
-        digest: digest.0.to_vec().into(),
+        digest: digest.map(|digest| digest.0.to_vec().into()).unwrap_or_default(),
+        digest_version: DIGEST_VERSION,
+        origin,
         ..SnapshotHeader::default()
     };
     registry.describe(&mut header);

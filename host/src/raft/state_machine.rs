@@ -31,6 +31,7 @@ use super::{
     divergence::Divergence,
     modules::{Modules, part_to_wire},
     snapshot::{self, Accepted, OpenSnapshot, SnapshotData, Transfers},
+    time::Time,
 };
 use crate::{
     machine::{self, BatchItem, Done, Module, Restored, Work, Worker},
@@ -66,6 +67,7 @@ pub(super) struct StateMachine {
     applied: Arc<Mutex<Applied>>,
     building: Arc<Building>,
     divergence: Arc<Divergence>,
+    time: Arc<Time>,
     transfers: Arc<Transfers>,
     /// Applies entries although the machine is in quarantine: they follow on a healthy state.
     replays: bool,
@@ -103,6 +105,7 @@ type Responder = ApplyResponder<TypeConfig>;
 
 impl StateMachine {
     /// With nothing applied.
+    #[allow(clippy::too_many_arguments, reason = "the parts of a node, put together in one place")]
     pub(super) fn new(
         worker: Worker,
         log: LogStore,
@@ -111,6 +114,7 @@ impl StateMachine {
         modules: Arc<Modules>,
         building: Arc<Building>,
         divergence: Arc<Divergence>,
+        time: Arc<Time>,
     ) -> Self {
         let applied = Applied { meta: SnapshotMeta::default(), registry: modules.begin() };
         let applied = Arc::new(Mutex::new(applied));
@@ -123,6 +127,7 @@ impl StateMachine {
             applied,
             building,
             divergence,
+            time,
             transfers: Arc::default(),
             replays: false,
             healing: None,
@@ -154,30 +159,33 @@ impl StateMachine {
                 applied.meta.last_membership = stored;
                 (None, None)
             }
-            Payload::Normal(Command { time_ms, kind }) => match kind {
-                CommandKind::Call(call) => (None, Some((time_ms, Work::Call(call)))),
-                CommandKind::Tick => (None, Some((time_ms, Work::Tick))),
-                CommandKind::Module(ModuleCommand::Part(part)) => {
-                    (Some(self.part(&mut applied.registry, index, &part)), None)
+            Payload::Normal(Command { time_ms, kind }) => {
+                self.time.observe(time_ms);
+                match kind {
+                    CommandKind::Call(call) => (None, Some((time_ms, Work::Call(call)))),
+                    CommandKind::Tick | CommandKind::SetTime => (None, Some((time_ms, Work::Tick))),
+                    CommandKind::Module(ModuleCommand::Part(part)) => {
+                        (Some(self.part(&mut applied.registry, index, &part)), None)
+                    }
+                    CommandKind::Module(ModuleCommand::Activate(activation)) => {
+                        return Step::Activate(PendingActivation {
+                            log_id,
+                            time_ms,
+                            activation,
+                            responder,
+                        });
+                    }
+                    CommandKind::Checkpoint(checkpoint) => {
+                        applied.meta.last_log_id = Some(log_id);
+                        let pending = PendingEntry { index, time_ms, responder };
+                        return Step::Compare(pending, checkpoint);
+                    }
+                    CommandKind::Verify => {
+                        applied.meta.last_log_id = Some(log_id);
+                        return Step::Verify(PendingEntry { index, time_ms, responder });
+                    }
                 }
-                CommandKind::Module(ModuleCommand::Activate(activation)) => {
-                    return Step::Activate(PendingActivation {
-                        log_id,
-                        time_ms,
-                        activation,
-                        responder,
-                    });
-                }
-                CommandKind::Checkpoint(checkpoint) => {
-                    applied.meta.last_log_id = Some(log_id);
-                    let pending = PendingEntry { index, time_ms, responder };
-                    return Step::Compare(pending, checkpoint);
-                }
-                CommandKind::Verify => {
-                    applied.meta.last_log_id = Some(log_id);
-                    return Step::Verify(PendingEntry { index, time_ms, responder });
-                }
-            },
+            }
         };
         applied.meta.last_log_id = Some(log_id);
         drop(applied);
@@ -345,7 +353,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         if force {
             return Some(self.get_snapshot_builder().await);
         }
-        if self.divergence.is_stopped() {
+        if self.divergence.is_stopped() || self.divergence.holds_snapshots() {
             return None;
         }
         match self.building.take_or_begin() {
@@ -380,6 +388,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.healing = None;
         let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
         *self.applied() = Applied { meta: meta.clone(), registry };
+        self.divergence.restored(snapshot::origin(&header), index);
+        self.time.observe(header.time_ms);
         // At a start it is this node's own, from before it was found to have diverged.
         if self.divergence.quarantine().is_some_and(|quarantine| index >= quarantine.at) {
             self.divergence.resume();

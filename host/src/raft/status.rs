@@ -9,11 +9,11 @@ use tokio::time::timeout;
 use super::{Replica, network::peer::Lane};
 use crate::{
     error::Error,
-    proto::raft::{NodeStatusRequest, NodeStatusResponse},
+    proto::raft::{self as wire, NodeStatusRequest, NodeStatusResponse},
     types::{
         ModuleId, NodeId,
         raft::{LogId, Member},
-        status::{ClusterStatus, NodeStatus, Role},
+        status::{ClockStatus, ClusterStatus, NodeStatus, Role},
     },
 };
 
@@ -61,6 +61,7 @@ impl Replica {
             fault,
             divergences,
             divergence,
+            clock: Some(inner.time.status()),
         }
     }
 
@@ -115,6 +116,12 @@ impl Replica {
         if let Some(why) = self.0.fault() {
             return Err(Error::stopped(why));
         }
+        if self.0.divergence.holds_snapshots() {
+            return Err(Error::busy(
+                "the replicas disagree and no majority decides, so no snapshot is taken: start the voters that are \
+                 down, or see this node's log",
+            ));
+        }
         let mut metrics = self.0.raft.metrics();
         let target = index(metrics.borrow_watched().last_applied.as_ref());
         let snapshot = index(metrics.borrow_watched().snapshot.as_ref());
@@ -160,7 +167,13 @@ fn from_wire(status: NodeStatusResponse, member: &Member) -> NodeStatus {
         fault: status.fault,
         divergences: status.divergences,
         divergence: status.divergence,
+        clock: status.clock.map(clock_from_wire),
     }
+}
+
+fn clock_from_wire(clock: wire::ClockStatus) -> ClockStatus {
+    let wire::ClockStatus { offset_ms, log_time_ms, log_offset_ms, alarm } = clock;
+    ClockStatus { offset_ms, log_time_ms, log_offset_ms, alarm }
 }
 
 /// To the wire.
@@ -181,5 +194,11 @@ pub(super) fn to_wire(status: &NodeStatus) -> NodeStatusResponse {
         fault: status.fault.clone(),
         divergences: status.divergences,
         divergence: status.divergence.clone(),
+        clock: status.clock.clone().map(|clock| wire::ClockStatus {
+            offset_ms: clock.offset_ms,
+            log_time_ms: clock.log_time_ms,
+            log_offset_ms: clock.log_offset_ms,
+            alarm: clock.alarm,
+        }),
     }
 }

@@ -1,7 +1,7 @@
 //! Wakes the machine when the time that it asked for has come.
 //!
 //! Time passes for a machine only through the log. Every node knows the wish, which follows from the
-//! log; the leader's clock says that it is due, and the leader proposes a tick. One that is proposed
+//! log; the leader's estimate of the log's time says that it is due, and the leader proposes a tick. One that is proposed
 //! twice, by a leader and its successor, does no harm: a machine looks at the time that a tick brings.
 
 use std::{sync::Weak, time::Duration};
@@ -11,10 +11,10 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Inner, Replica, command::now_ms};
+use super::{Inner, Replica};
 use crate::types::{Command, CommandKind};
 
-/// The wall clock is looked at again at least this often, as it may be set; and whether this node leads,
+/// The log's time is looked at again at least this often, as it may be set; and whether this node leads,
 /// so that after a change of leader a tick may be late by as much.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two ticks of a machine that always wants to be woken at once.
@@ -26,7 +26,8 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 pub(super) async fn run(replica: Weak<Inner>, mut wish: watch::Receiver<Option<u64>>) {
     loop {
         let due_at_ms = *wish.borrow_and_update();
-        let left = due_at_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms())));
+        let Some(now_ms) = replica.upgrade().map(|inner| inner.time.now_ms()) else { return };
+        let left = due_at_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms)));
         match left {
             Some(Duration::ZERO) => {
                 let Some(replica) = replica.upgrade().map(Replica) else { return };
@@ -52,8 +53,9 @@ impl Replica {
         if !self.0.is_leader() || self.0.divergence.is_stopped() {
             return LOOK_INTERVAL;
         }
+        let time_ms = self.stamp().await;
         let Ok(_proposal) = self.0.leadership.propose() else { return RETRY_INTERVAL };
-        let command = Command { time_ms: now_ms(), kind: CommandKind::Tick };
+        let command = Command { time_ms, kind: CommandKind::Tick };
         let written = timeout(self.0.timing.request_timeout, self.0.raft.client_write(command));
         match written.await {
             Ok(Ok(_)) => PAUSE,

@@ -62,9 +62,10 @@ impl Source {
                     Payload::Normal(Command { time_ms, kind: CommandKind::Call(call) }) => {
                         Some(Asked { index, time_ms, call: Some(call) })
                     }
-                    Payload::Normal(Command { time_ms, kind: CommandKind::Tick }) => {
-                        Some(Asked { index, time_ms, call: None })
-                    }
+                    Payload::Normal(Command {
+                        time_ms,
+                        kind: CommandKind::Tick | CommandKind::SetTime,
+                    }) => Some(Asked { index, time_ms, call: None }),
                     _ => None,
                 };
                 bytes += asked.iter().filter_map(|asked| asked.call.as_ref()).fold(0, size);

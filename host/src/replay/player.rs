@@ -191,6 +191,9 @@ impl Player {
                     CommandKind::Tick => {
                         batch.work(seen(Kind::Tick, time, None), time_ms, Work::Tick)
                     }
+                    CommandKind::SetTime => {
+                        batch.work(seen(Kind::SetTime, time, None), time_ms, Work::Tick)
+                    }
                     CommandKind::Module(ModuleCommand::Part(part)) => {
                         let outcome = self.part(index, &part);
                         batch.pass(seen(kind_of(&part), time, Some(outcome)));

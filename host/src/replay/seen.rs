@@ -58,6 +58,8 @@ pub enum Kind {
     Checkpoint,
     /// Every replica hashes its state.
     Verify,
+    /// An operator has set the log's time; the machine's tick is called.
+    SetTime,
 }
 
 impl Kind {
@@ -67,6 +69,7 @@ impl Kind {
             Self::Blank => "blank",
             Self::Checkpoint => "checkpoint",
             Self::Verify => "verify",
+            Self::SetTime => "set-time",
             Self::Membership { .. } => "membership",
             Self::Call(_) => "call",
             Self::Tick => "tick",

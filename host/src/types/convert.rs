@@ -79,6 +79,7 @@ pub fn command_to_wire(command: &Command) -> wire::Command {
             wire::command::Kind::Checkpoint(checkpoint_to_wire(checkpoint))
         }
         CommandKind::Verify => wire::command::Kind::Verify(wire::Verify {}),
+        CommandKind::SetTime => wire::command::Kind::SetTime(wire::SetTime {}),
         CommandKind::Module(ModuleCommand::Part(part)) => {
             wire::command::Kind::ModulePart(part_to_wire(part))
         }
@@ -98,6 +99,7 @@ pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
             CommandKind::Checkpoint(checkpoint_from_wire(&checkpoint)?)
         }
         Some(wire::command::Kind::Verify(wire::Verify {})) => CommandKind::Verify,
+        Some(wire::command::Kind::SetTime(wire::SetTime {})) => CommandKind::SetTime,
         Some(wire::command::Kind::ModulePart(part)) => {
             CommandKind::Module(ModuleCommand::Part(part_from_wire(part)?))
         }
@@ -116,14 +118,20 @@ pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
 
 /// To the wire.
 pub fn checkpoint_to_wire(checkpoint: &Checkpoint) -> wire::Checkpoint {
-    wire::Checkpoint { index: checkpoint.index, digest: checkpoint.digest.0.to_vec().into() }
+    wire::Checkpoint {
+        index: checkpoint.index,
+        digest: checkpoint.digest.0.to_vec().into(),
+        version: checkpoint.version,
+        begins: checkpoint.begins,
+    }
 }
 
 /// From the wire.
 pub fn checkpoint_from_wire(checkpoint: &wire::Checkpoint) -> Result<Checkpoint, Malformed> {
     let digest = digest_from_wire(&checkpoint.digest)?;
     let digest = digest.ok_or_else(|| missing("checkpoint", "digest"))?;
-    Ok(Checkpoint { index: checkpoint.index, digest })
+    let wire::Checkpoint { index, version, begins, .. } = *checkpoint;
+    Ok(Checkpoint { index, digest, version, begins })
 }
 
 /// From the wire. Absent: what was written before there were digests.

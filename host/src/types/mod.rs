@@ -42,6 +42,10 @@ impl fmt::Debug for ModuleId {
     }
 }
 
+/// The version of the algorithm of [`Digest`]. Digests of different versions are never compared. 1 hashed the host's
+/// own words; 2 hashes kinds and codes of what the host decides, and words of the machine only.
+pub const DIGEST_VERSION: u32 = 2;
+
 /// The running hash over what came of every entry that the machine saw. The default is that of a machine that
 /// has seen none.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -87,8 +91,8 @@ impl fmt::Debug for Call {
 /// What a node proposes and the log holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
-    /// Milliseconds since the Unix epoch on the proposing leader's clock. The machine sees it made
-    /// monotone.
+    /// The log's time when it was proposed, in milliseconds since the Unix epoch. The machine sees it
+    /// made monotone.
     pub time_ms: u64,
     /// What is to be done.
     pub kind: CommandKind,
@@ -108,6 +112,8 @@ pub enum CommandKind {
     Checkpoint(Checkpoint),
     /// Every replica hashes its state as it is here, for whoever asks.
     Verify,
+    /// An operator has set the log's time to that of this entry. The machine's `tick` is called.
+    SetTime,
 }
 
 /// The digest of a majority of the voters.
@@ -117,6 +123,10 @@ pub struct Checkpoint {
     pub index: u64,
     /// What they have there.
     pub digest: Digest,
+    /// The algorithm.
+    pub version: u32,
+    /// Nothing is compared: every replica's digest begins again here, with this one.
+    pub begins: bool,
 }
 
 impl CommandKind {
@@ -128,7 +138,8 @@ impl CommandKind {
             Self::Tick
             | Self::Module(ModuleCommand::Activate(_))
             | Self::Checkpoint(_)
-            | Self::Verify => 0,
+            | Self::Verify
+            | Self::SetTime => 0,
         }
     }
 }
@@ -256,6 +267,7 @@ impl fmt::Display for Command {
             CommandKind::Tick => f.write_str("tick"),
             CommandKind::Checkpoint(Checkpoint { index, .. }) => write!(f, "checkpoint of {index}"),
             CommandKind::Verify => f.write_str("verify"),
+            CommandKind::SetTime => f.write_str("set time"),
             CommandKind::Module(ModuleCommand::Part(part)) => write!(f, "{part:?}"),
             CommandKind::Module(ModuleCommand::Activate(activation)) => {
                 write!(f, "activate module {}", activation.module)

@@ -200,6 +200,33 @@ pub struct NodeStatus {
     pub divergences: u64,
     /// The last time that was healed, for people.
     pub divergence: String,
+    /// Its clock; absent if it could not be asked.
+    pub clock: Option<ClockStatus>,
+}
+
+/// How a node's clock, and the log's time, compare with the clock of a majority of the voters.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ClockStatus {
+    /// The node's clock minus the majority's, in milliseconds; absent: no majority of clocks agrees, or the node
+    /// has not compared its own yet.
+    pub offset_ms: Option<i64>,
+    /// The log's time, as the node estimates it: milliseconds since the Unix epoch.
+    pub log_time_ms: u64,
+    /// The log's time minus the majority's clock, in milliseconds.
+    pub log_offset_ms: Option<i64>,
+    /// Empty while the clocks are right.
+    pub alarm: String,
+}
+
+/// The log's time was set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimeSet {
+    /// The entry's index.
+    pub index: u64,
+    /// The log's time before, in milliseconds since the Unix epoch.
+    pub before_ms: u64,
+    /// And from then on.
+    pub time_ms: u64,
 }
 
 impl NodeStatus {
@@ -223,6 +250,7 @@ impl NodeStatus {
             fault: String::new(),
             divergences: 0,
             divergence: String::new(),
+            clock: None,
         }
     }
 }

@@ -252,6 +252,11 @@ async fn the_cluster_service_tells_what_the_replica_knows() {
     assert_eq!((found.index, found.equal, found.nodes.len()), (9, false, 3));
     assert_eq!((found.nodes[0].digest.clone(), found.nodes[0].bytes), ("01".repeat(32), 3));
     assert_eq!((&*found.nodes[2].reason, &*found.nodes[2].state), ("it is away", ""));
+    let set = client.set_time(proto::cluster::SetTimeRequest { time_ms: 9 }).await.unwrap();
+    let set = set.into_inner();
+    assert_eq!((set.index, set.before_ms, set.time_ms), (7, 1, 9));
+    let back = client.set_time(proto::cluster::SetTimeRequest { time_ms: 0 }).await.unwrap_err();
+    assert_eq!(back.code(), Code::FailedPrecondition, "{back}");
 }
 
 #[tokio::test]

@@ -23,8 +23,8 @@ use conclave::{
             Activated, Change, Difference, ModulePart, ModuleStatus, Pushed, Readiness, Rehearsed,
         },
         status::{
-            Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, Role, Verification,
-            Verified,
+            Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, Role, TimeSet,
+            Verification, Verified,
         },
     },
 };
@@ -204,6 +204,13 @@ impl Backend for Fake {
 
     async fn snapshot_now(&self) -> Result<u64, Error> {
         Ok(10)
+    }
+
+    async fn set_time(&self, time_ms: u64, _deadline: Instant) -> Result<TimeSet, Error> {
+        match time_ms {
+            0 => Err(Error::refused("the log's time never goes back")),
+            _ => Ok(TimeSet { index: 7, before_ms: 1, time_ms }),
+        }
     }
 
     async fn verify(&self, _deadline: Instant) -> Result<Verification, Error> {

@@ -48,10 +48,16 @@ fn machine() -> Wat {
 }
 
 async fn start() -> (Cluster, TempDir) {
+    start_with(&[]).await
+}
+
+async fn start_with(flags: &[&str]) -> (Cluster, TempDir) {
+    let more = flags.iter().map(|flag| (*flag).to_owned());
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("drifting.wasm");
     std::fs::write(&path, machine().component()).unwrap();
-    let flags = vec![format!("--checkpoint-interval-ms={}", INTERVAL.as_millis())];
+    let mut flags = vec![format!("--checkpoint-interval-ms={}", INTERVAL.as_millis())];
+    flags.extend(more);
     (Cluster::start_with(Setup { module: Some(path), flags }).await, dir)
 }
 
@@ -93,9 +99,8 @@ async fn healed(cluster: &Cluster, id: u64, times: u64) {
     .await;
 }
 
-/// Waits until a node has agreed with a checkpoint: the leader proposes none without news.
-async fn agreed(cluster: &Cluster, id: u64) {
-    // One that was just started may not listen yet.
+/// A node's metric. One that was just started may not listen yet.
+fn metric(cluster: &Cluster, id: u64, name: &str) -> Result<f64, String> {
     let page = |admin: &str| -> std::io::Result<String> {
         use std::io::{Read, Write};
         let mut stream = std::net::TcpStream::connect(admin)?;
@@ -104,12 +109,27 @@ async fn agreed(cluster: &Cluster, id: u64) {
         stream.read_to_string(&mut page)?;
         Ok(page)
     };
+    let page = page(&cluster.node(id).admin).map_err(|error| error.to_string())?;
+    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+    line.and_then(|value| value.trim().parse().ok()).ok_or_else(|| format!("no {name}"))
+}
+
+/// Waits until a node has agreed with a checkpoint: the leader proposes none without news.
+async fn agreed(cluster: &Cluster, id: u64) {
     eventually("the node agrees with a checkpoint", async || {
-        let page = page(&cluster.node(id).admin).map_err(|error| error.to_string())?;
-        let equal = page.lines().find_map(|line| {
-            line.strip_prefix("conclave_checkpoints_equal_total ")?.trim().parse::<f64>().ok()
-        });
-        if equal.is_some_and(|equal| equal > 0.0) { Ok(()) } else { Err(format!("{equal:?}")) }
+        let equal = metric(cluster, id, "conclave_checkpoints_equal_total")?;
+        if equal > 0.0 { Ok(()) } else { Err(format!("{equal:?}")) }
+    })
+    .await;
+}
+
+/// Waits until the leader has made so many more checks that no majority decided.
+async fn undecided(cluster: &Cluster, leader: u64, more: f64) {
+    const NAME: &str = "conclave_checkpoints_undecided_total";
+    let before = metric(cluster, leader, NAME).unwrap();
+    eventually("checks stay undecided", async || {
+        let now = metric(cluster, leader, NAME)?;
+        if now >= before + more { Ok(()) } else { Err(format!("{before} to {now}")) }
     })
     .await;
 }
@@ -302,4 +322,78 @@ async fn a_corrupted_node_is_found_and_healed_also_if_it_leads() {
         assert_eq!(query(&cluster.client_of(id), COUNT).await.unwrap(), 5, "node {id}");
         cluster.assert_running(id);
     }
+}
+
+/// Stops a node, counts on to `before`, and makes both instances of the leader a thousand more, as `corrupt` does with
+/// all three nodes: the leader, the node that is away, and the healthy one.
+async fn diverged_leader(cluster: &mut Cluster, before: i64) -> (u64, u64, u64) {
+    let client = cluster.client();
+    let leader = cluster.leader().await;
+    let (away, healthy) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    assert_eq!(apply(&client, COUNT).await.unwrap().0, 1);
+    cluster.caught_up(&[1, 2, 3]).await;
+    cluster.stop(away);
+    for count in 2..=before {
+        assert_eq!(apply(&client, COUNT).await.unwrap().0, count);
+    }
+    cluster.caught_up(&[leader, healthy]).await;
+    let target = cluster.client_of(leader);
+    assert_eq!(query(&target, CORRUPT).await.unwrap(), before + 1000);
+    target.snapshot().await.unwrap();
+    apply(&client, TRAP).await.unwrap_err();
+    assert_eq!(apply(&client, COUNT).await.unwrap().0, before + 1001, "the leader is not sound");
+    undecided(cluster, leader, 1.0).await;
+    (leader, away, healthy)
+}
+
+fn small_logs() -> [&'static str; 2] {
+    ["--snapshot-entries=100", "--keep-entries=0"]
+}
+
+/// Two replicas disagree while the third is down. The leader, which is the wrong one, took snapshots of its state and
+/// purged its log, the third got such a snapshot when it came back, and its copy of the digest made a majority with
+/// the leader's own: the healthy node was condemned and overwritten. The leader takes no snapshot now, so the third
+/// applies the entries itself, and decides.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_returns_decides_which_replica_has_diverged() {
+    let (mut cluster, _dir) = start_with(&small_logs()).await;
+    let client = cluster.client();
+    let (leader, away, healthy) = diverged_leader(&mut cluster, 2).await;
+    for count in 1004..1600 {
+        assert_eq!(apply(&client, COUNT).await.unwrap().0, count);
+    }
+    let error = cluster.client_of(leader).snapshot().await.unwrap_err();
+    assert!(error.to_string().contains("disagree"), "{error}");
+    cluster.start_node(away);
+    healed(&cluster, leader, 1).await;
+    for id in [away, healthy] {
+        assert_eq!(node(&cluster, id).await.unwrap().divergences, 0, "node {id}");
+    }
+    let (count, _) = apply(&client, COUNT).await.unwrap();
+    assert_eq!(count, 600, "the majority was right");
+    cluster.caught_up(&[1, 2, 3]).await;
+    assert_equal(&cluster);
+}
+
+/// The same, but the third node needs a snapshot that was taken after the damage and before it showed in an outcome, so
+/// it gets a copy of the wrong state. A copy is no second opinion: no majority decides, and no node is condemned.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_copy_of_a_diverged_state_does_not_outvote_the_healthy_node() {
+    let (mut cluster, _dir) = start_with(&small_logs()).await;
+    let client = cluster.client();
+    let (leader, away, healthy) = diverged_leader(&mut cluster, 600).await;
+    cluster.start_node(away);
+    cluster.caught_up(&[away, healthy]).await;
+    assert_eq!(query(&cluster.client_of(away), COUNT).await.unwrap(), 1601, "it has a copy");
+    // Checks in which all three have a say.
+    let (_, last) = apply(&client, COUNT).await.unwrap();
+    eventually("the copy has applied it", async || {
+        let applied = node(&cluster, away).await?.applied;
+        if applied >= last { Ok(()) } else { Err(format!("{applied}")) }
+    })
+    .await;
+    undecided(&cluster, leader, 3.0).await;
+    let sound = node(&cluster, healthy).await.unwrap();
+    assert!(sound.divergences == 0 && sound.fault.is_empty(), "{sound:?}");
+    assert_eq!(query(&cluster.client_of(healthy), COUNT).await.unwrap(), 602);
 }

@@ -11,6 +11,7 @@
 
 mod bad_input;
 mod chaos;
+mod clocks;
 #[path = "../machine/counters.rs"]
 #[allow(dead_code, reason = "the tests of the machine layer use all of it")]
 mod counters;

@@ -277,7 +277,8 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
         })
         .await;
     }
-    let checkpoint = Checkpoint { index: 5, digest: vec![1; 3].into() };
+    let digest = vec![1; 3].into();
+    let checkpoint = Checkpoint { index: 5, digest, version: 2, begins: false };
     for checkpoint in [None, Some(checkpoint)] {
         let message = FetchSnapshotRequest { checkpoint, index_min: u64::MAX };
         let request = pretender.request(message);

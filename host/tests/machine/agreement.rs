@@ -191,3 +191,29 @@ async fn digest_of_an_entry_that_is_still_to_come_is_waited_for() {
     assert_eq!(node.worker.digest_at(2).await.unwrap(), Some(third), "a blank entry leaves it");
     assert_ne!(node.digest().await, third);
 }
+
+/// A node that was upgraded to another algorithm of the digest: its snapshot's says nothing any more.
+#[tokio::test]
+async fn a_state_without_a_digest_has_none_until_one_begins() {
+    let mut lived = Node::start();
+    let mut restored = Node::start();
+    lived.add(1).await;
+    restored.add(1).await;
+    let mut saved = lived.snapshot().await;
+    saved.digest = None;
+    restored.worker.restore(saved.state()).await.unwrap();
+    assert!(lived.worker.keeps_digest() && !restored.worker.keeps_digest());
+    for node in [&mut lived, &mut restored] {
+        node.add(2).await;
+    }
+    assert_eq!(restored.worker.digest_at(restored.index).await.unwrap(), None);
+    for node in [&mut lived, &mut restored] {
+        node.push_blank().await;
+        node.worker.begin_digest(node.index, Digest([7; 32])).await.unwrap();
+        assert_eq!((node.digest().await, node.worker.keeps_digest()), (Digest([7; 32]), true));
+        assert_eq!(node.worker.digest_at(node.index - 1).await.unwrap(), None);
+        node.add(3).await;
+    }
+    assert_ne!(lived.digest().await, Digest([7; 32]));
+    assert_eq!(lived.digest().await, restored.digest().await);
+}

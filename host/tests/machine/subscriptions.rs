@@ -174,7 +174,7 @@ async fn a_state_that_another_node_sent_and_a_shutdown_end_subscriptions() {
     node.index = saved.index;
     // What lay between was never applied here.
     let error = next(&mut events).await.unwrap_err();
-    assert!(matches!(error, WatchError::Gone { floor, .. } if floor == saved.index), "{error}");
+    assert!(matches!(error, WatchError::Replaced { .. }), "{error}");
 
     let (_, mut events) = begun(subscribe(&node, b"").await);
     node.apply(number(2)).await;
@@ -184,6 +184,34 @@ async fn a_state_that_another_node_sent_and_a_shutdown_end_subscriptions() {
     tokio::task::spawn_blocking(move || worker.shutdown()).await.unwrap();
     assert_eq!(ending.await.unwrap().unwrap_err(), WatchError::Stopped);
     assert!(node.worker.subscribe(call(b""), 0, None).await.is_err());
+}
+
+/// A diverged node that is repaired while the cluster is idle: the peer's state is of the very index at which the reader
+/// stands. Its own events, which may be wrong, must reach no subscriber, whether it watches or resumes.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_state_of_the_same_index_ends_subscriptions_and_drops_the_events_before() {
+    let mut node = Node::start_with(ECHO.clone());
+    node.apply(call(b"first")).await;
+    let before = node.index;
+    node.apply(call(b"wrong")).await;
+    let (_, mut watching) = begun(subscribe(&node, b"").await);
+    let resumed = node.worker.subscribe(call(b""), node.index, Some(before)).await.unwrap();
+    let mut resumed = resumed.result.unwrap().events;
+    let saved = node.snapshot().await;
+    node.history.install(saved.clone());
+    node.worker.restore(saved.state()).await.unwrap();
+    node.worker.query(call(b""), node.index).await.unwrap_err();
+    for events in [&mut watching, &mut resumed] {
+        let error = next(events).await.unwrap_err();
+        assert!(matches!(error, WatchError::Replaced { .. }), "{error}");
+    }
+    let gone = node.worker.subscribe(call(b""), node.index, Some(before)).await.unwrap_err();
+    assert!(matches!(gone, QueryError::Watch(WatchError::Gone { .. })), "{gone}");
+    // From here on all is well.
+    let resumed = node.worker.subscribe(call(b""), 0, Some(node.index)).await.unwrap();
+    let mut resumed = resumed.result.unwrap().events;
+    node.apply(call(b"right")).await;
+    assert_eq!(next(&mut resumed).await.unwrap().1, [b"right"]);
 }
 
 /// An entry that has no reply, and one that no machine sees, have no events and stop nobody.

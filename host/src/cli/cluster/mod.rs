@@ -1,5 +1,6 @@
 //! `conclave cluster`: what operators do with a cluster as a whole, one file a verb.
 
+mod set_time;
 mod verify;
 
 use clap::{Args, Subcommand};
@@ -11,7 +12,8 @@ use super::{Result, output::Output, remote::Remote};
 #[command(after_long_help = "\
 Examples:
   conclave cluster verify                  whether all nodes have the same state
-  conclave cluster verify --timeout 5m     of a large one")]
+  conclave cluster verify --timeout 5m     of a large one
+  conclave cluster set-time now            if the log's time has fallen behind")]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -23,6 +25,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Verify(verify::Verify),
+    SetTime(set_time::SetTime),
 }
 
 /// Runs the verb.
@@ -31,5 +34,6 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     output.set_json(remote.json);
     match arguments.verb {
         Verb::Verify(verify) => verify.run(remote, output).await,
+        Verb::SetTime(set_time) => set_time.run(remote, output).await,
     }
 }

@@ -65,7 +65,7 @@ pub(super) fn whole(seen: &Seen) -> Value {
             });
         }
         Kind::Activation { module } => whole["activates"] = json!(module.to_string()),
-        Kind::Blank | Kind::Tick | Kind::Checkpoint | Kind::Verify => {}
+        Kind::Blank | Kind::Tick | Kind::Checkpoint | Kind::Verify | Kind::SetTime => {}
     }
     whole
 }
@@ -195,7 +195,9 @@ fn subject(kind: &Kind) -> String {
             format!("module-part {module}: bytes {at} to {} of {total_bytes}", at + bytes)
         }
         Kind::Activation { module } => format!("activation of module {module}"),
-        Kind::Blank | Kind::Tick | Kind::Checkpoint | Kind::Verify => kind.name().to_owned(),
+        Kind::Blank | Kind::Tick | Kind::Checkpoint | Kind::Verify | Kind::SetTime => {
+            kind.name().to_owned()
+        }
     }
 }
 

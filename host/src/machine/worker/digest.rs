@@ -9,7 +9,7 @@ use xxhash_rust::xxh3::xxh3_128;
 
 use crate::{
     machine::bench,
-    types::{Digest, Outcome},
+    types::{Digest, ModuleId, Outcome, TrapKind},
 };
 
 /// Digests that are kept, to be asked for later: at some 10,000 entries a second, those of more than a
@@ -21,17 +21,37 @@ pub(super) struct Digests {
     /// Up to where they reach back: what is kept is known from this index on.
     from: (u64, Digest),
     recent: VecDeque<(u64, Digest)>,
+    /// Whether other nodes could have the same.
+    kept: bool,
 }
 
 impl Digests {
+    /// Of a machine whose state comes without a digest of this version: there is none before one begins.
+    pub(super) fn none(index: u64) -> Self {
+        Self { from: (index, Digest::default()), recent: VecDeque::new(), kept: false }
+    }
+
+    /// Of a machine that continues after `index`, from a state that was saved with this digest or without one.
+    pub(super) fn of(index: u64, digest: Option<Digest>) -> Self {
+        match digest {
+            Some(digest) => Self::new(index, digest),
+            None if index == 0 => Self::new(0, Digest::default()),
+            None => Self::none(index),
+        }
+    }
+
+    pub(super) fn is_kept(&self) -> bool {
+        self.kept
+    }
+
     /// Of a machine that stands after `index`.
     pub(super) fn new(index: u64, digest: Digest) -> Self {
-        Self { from: (index, digest), recent: VecDeque::new() }
+        Self { from: (index, digest), recent: VecDeque::new(), kept: true }
     }
 
     /// The machine has seen another entry, and this came of it.
     pub(super) fn push(&mut self, index: u64, outcome: OutcomeHash) {
-        if bench::bare() {
+        if bench::bare() || !self.kept {
             return;
         }
         let (_, last) = self.recent.back().copied().unwrap_or(self.from);
@@ -46,7 +66,7 @@ impl Digests {
     /// The digest at an index that the machine stands at or has passed. Entries that it does not see leave
     /// the digest as it is. `None`: too long ago.
     pub(super) fn at(&self, index: u64) -> Option<Digest> {
-        if index < self.from.0 {
+        if index < self.from.0 || !self.kept {
             return None;
         }
         let after = self.recent.partition_point(|(known, _)| *known <= index);
@@ -66,8 +86,10 @@ fn next(last: Digest, index: u64, outcome: OutcomeHash) -> Digest {
 /// head's. XXH3 in 128 bits: replicas that differ do so by mistake, and whoever could aim at a collision would
 /// only hide his own. A cryptographic hash took a seventh of an apply.
 ///
-/// Fixed for ever, like the seed: nodes of different versions compare what they get. Every number is
-/// little-endian, and whatever has no fixed length is preceded by its length.
+/// Nodes of different versions of Conclave compare digests, so what is hashed does not change within a
+/// [`DIGEST_VERSION`](crate::types::DIGEST_VERSION): numbers, and what the machine itself said. The host's own words may
+/// change with every version, and are left out. Every number is little-endian, and whatever has no fixed length is
+/// preceded by its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OutcomeHash([u8; 16]);
 
@@ -97,13 +119,28 @@ impl OutcomeHash {
                 text.extend_from_slice(&(failure.code as i32).to_le_bytes());
                 bytes(&mut text, failure.message.as_bytes());
             }
-            Outcome::Trap(trap) => {
-                text.push(3);
-                bytes(&mut text, trap.kind.name().as_bytes());
-                bytes(&mut text, trap.message.as_bytes());
-            }
+            // The message is the host's.
+            Outcome::Trap(trap) => text.extend([3, code(trap.kind)]),
         }
         Self(xxh3_128(&text).to_le_bytes())
+    }
+
+    /// Whether this module was activated. Why it was not, the host says.
+    pub(super) fn of_activation(module: ModuleId, activated: bool) -> Self {
+        let mut text = vec![4, activated.into()];
+        text.extend_from_slice(&module.0);
+        Self(xxh3_128(&text).to_le_bytes())
+    }
+}
+
+fn code(kind: TrapKind) -> u8 {
+    match kind {
+        TrapKind::Panic => 1,
+        TrapKind::Fault => 2,
+        TrapKind::FuelExhausted => 3,
+        TrapKind::MemoryExhausted => 4,
+        TrapKind::StackExhausted => 5,
+        TrapKind::BadAnswer => 6,
     }
 }
 
@@ -144,14 +181,18 @@ mod tests {
             failure(Code::NotFound, "a"),
             failure(Code::Internal, "a"),
             failure(Code::NotFound, "b"),
-            trap(TrapKind::Panic, "a"),
-            trap(TrapKind::Fault, "a"),
-            trap(TrapKind::Panic, "b"),
         ];
-        let digests: Vec<_> = outcomes.iter().map(OutcomeHash::of).collect();
-        for (at, digest) in digests.iter().enumerate() {
-            assert!(!digests[..at].contains(digest), "{:?}", outcomes[at]);
+        let mut digests: Vec<_> = outcomes.iter().map(OutcomeHash::of).collect();
+        digests.extend(TrapKind::ALL.map(|kind| OutcomeHash::of(&trap(kind, "a"))));
+        for (module, activated) in [(1, true), (1, false), (2, true)] {
+            digests.push(OutcomeHash::of_activation(ModuleId([module; 32]), activated));
         }
+        for (at, digest) in digests.iter().enumerate() {
+            assert!(!digests[..at].contains(digest), "{at}");
+        }
+        // A version of Conclave that words a trap otherwise has not diverged.
+        let worded = |message| OutcomeHash::of(&trap(TrapKind::Panic, message));
+        assert_eq!(worded("the machine panicked"), worded("the state machine panicked"));
         assert_ne!(
             next(Digest::default(), 1, OutcomeHash::of(&reply(b"a"))),
             next(Digest::default(), 2, OutcomeHash::of(&reply(b"a")))
@@ -163,7 +204,7 @@ mod tests {
     }
 
     #[test]
-    fn the_digest_does_not_change_between_versions() {
+    fn the_digest_does_not_change_within_its_version() {
         let event = Event { topic: Bytes::from_static(b"t"), payload: Bytes::from_static(b"p") };
         let response = Bytes::from_static(b"r");
         let reply = Reply { response, events: vec![event], wake_at_ms: Some(7) };
@@ -173,11 +214,19 @@ mod tests {
         digests.push(1, OutcomeHash::of(&Outcome::Reply(reply)));
         digests.push(2, OutcomeHash::of(&Outcome::Failure(failure)));
         digests.push(3, OutcomeHash::of(&Outcome::Trap(trap)));
-        assert_eq!(digests.at(3).map(|digest| digest.to_string()).as_deref(), Some(GOLDEN));
+        digests.push(4, OutcomeHash::of_activation(ModuleId([5; 32]), true));
+        assert_eq!(digests.at(4).map(|digest| digest.to_string()).as_deref(), Some(GOLDEN));
     }
 
-    /// Written down once.
-    const GOLDEN: &str = "32f0163308406e9f6a97b596cc6e640c76dd208cd78703ca91af6f4a239d76a0";
+    /// Written down once for each [`DIGEST_VERSION`](crate::types::DIGEST_VERSION).
+    const GOLDEN: &str = "b2c0ab176aecc06bdf980554b89a600c99a12174dc15c76faf0cbc2669b564be";
+
+    #[test]
+    fn without_a_beginning_there_is_no_digest() {
+        let mut digests = Digests::none(10);
+        digests.push(11, OutcomeHash::of(&reply(b"x")));
+        assert_eq!((digests.at(10), digests.at(11), digests.is_kept()), (None, None, false));
+    }
 
     #[test]
     fn what_is_kept_answers_for_every_index_since_and_nothing_before() {

@@ -9,12 +9,16 @@
 //!    entries again.
 //!
 //! # Caveat
-//! A reader that goes on from a state which another node sent has not seen what happened in between: the
-//! floor moves there, and watchers behind it end.
+//! A reader that is built from this node's own snapshot has not seen what happened before: the floor moves there,
+//! and watchers behind it end. If another node's state takes the place of this one's, all watchers end, because
+//! what they were sent may be no part of the cluster's history.
 
 use std::{
     collections::VecDeque,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
 };
 
 use bytes::Bytes;
@@ -62,13 +66,19 @@ struct Kept {
 /// See the module's page.
 pub(super) struct Events {
     kept: Mutex<Kept>,
+    /// Counts how often all watchers were ended. Changed with the lock held.
+    generation: AtomicU64,
     /// Woken when there may be something new.
     changed: watch::Sender<()>,
 }
 
 impl Default for Events {
     fn default() -> Self {
-        Self { kept: Mutex::default(), changed: watch::Sender::new(()) }
+        Self {
+            kept: Mutex::default(),
+            generation: AtomicU64::new(0),
+            changed: watch::Sender::new(()),
+        }
     }
 }
 
@@ -102,6 +112,24 @@ impl Events {
             drop(kept);
             self.wake();
         }
+    }
+
+    /// Another node's state takes the place of the reader's, and is at `index`. No event is kept, also if the reader
+    /// had reached the same index: its events may be those of a state machine that had diverged.
+    pub(super) fn reset(&self, index: u64) {
+        let mut kept = self.lock();
+        *kept = Kept { floor: index, reached: index, ..Kept::default() };
+        self.generation.fetch_add(1, Ordering::Release);
+        drop(kept);
+        self.wake();
+    }
+
+    /// Ends all watchers that there are.
+    pub(super) fn end_watchers(&self) {
+        let kept = self.lock();
+        self.generation.fetch_add(1, Ordering::Release);
+        drop(kept);
+        self.wake();
     }
 
     /// The reader stands at `index`, without having applied what lies before it.
@@ -138,6 +166,7 @@ pub struct Watcher {
     to_topic: Vec<u8>,
     /// Everything up to here has been taken.
     place: u64,
+    generation: u64,
     taken: VecDeque<(u64, Vec<Bytes>)>,
 }
 
@@ -153,8 +182,9 @@ impl Watcher {
         to_topic: Vec<u8>,
     ) -> Result<Self, WatchError> {
         let changed = shared.events.changed.subscribe();
-        let mut watcher =
-            Self { shared, changed, from_topic, to_topic, place, taken: VecDeque::new() };
+        let generation = shared.events.generation.load(Ordering::Acquire);
+        let taken = VecDeque::new();
+        let mut watcher = Self { shared, changed, from_topic, to_topic, place, generation, taken };
         watcher.take()?;
         Ok(watcher)
     }
@@ -166,6 +196,9 @@ impl Watcher {
     /// This watcher has ended, and why.
     pub async fn next(&mut self) -> Result<(u64, Vec<Bytes>), WatchError> {
         loop {
+            if self.shared.events.generation.load(Ordering::Acquire) != self.generation {
+                return Err(WatchError::Replaced { index: self.place });
+            }
             if let Some(next) = self.taken.pop_front() {
                 return Ok(next);
             }
@@ -187,6 +220,9 @@ impl Watcher {
 
     fn take(&mut self) -> Result<(), WatchError> {
         let kept = self.shared.events.lock();
+        if self.shared.events.generation.load(Ordering::Acquire) != self.generation {
+            return Err(WatchError::Replaced { index: self.place });
+        }
         if self.place < kept.floor {
             return Err(WatchError::Gone { index: self.place, floor: kept.floor });
         }
@@ -247,6 +283,20 @@ mod tests {
         events.note(7, outcome(KEPT_BYTES_MAX));
         assert_eq!((indexes(&events), events.lock().floor), (vec![], 7));
         assert_eq!(events.lock().bytes, 0);
+    }
+
+    /// A node that is repaired while the cluster is idle stands where the peer's state is.
+    #[test]
+    fn a_reset_drops_the_events_up_to_the_same_index() {
+        let events = Events::default();
+        events.note(2, outcome(10));
+        events.skip_to(2);
+        assert_eq!(indexes(&events), [2], "a rebuilt reader keeps them");
+        events.reset(2);
+        assert_eq!((indexes(&events), events.lock().floor, events.lock().reached), (vec![], 2, 2));
+        events.note(2, outcome(10));
+        events.note(3, outcome(10));
+        assert_eq!(indexes(&events), [3]);
     }
 
     #[test]

@@ -38,6 +38,8 @@ pub(super) enum Job {
     Adopt { restored: Box<Restored>, commit: Commit, reply: oneshot::Sender<Result<(), Fault>> },
     /// Tell the digest at an index, once the head has applied it.
     Digest { index: u64, reply: oneshot::Sender<Option<Digest>> },
+    /// Begin the digest again.
+    BeginDigest { index: u64, digest: Digest },
     /// Look whether to stop.
     Stop,
 }
@@ -62,10 +64,9 @@ pub(super) struct Head {
 }
 
 impl Head {
-    pub(super) fn new(shared: Arc<Shared>, prepared: Prepared, digest: Digest) -> Self {
+    pub(super) fn new(shared: Arc<Shared>, prepared: Prepared, digests: Digests) -> Self {
         let Prepared { instance, module, clock } = prepared;
         let (instance, finished) = (Some(instance), Vec::new());
-        let digests = Digests::new(clock.index(), digest);
         let asked = Vec::new();
         Self { shared, instance, module, clock, digests, asked, finished, finished_bytes: 0 }
     }
@@ -83,6 +84,11 @@ impl Head {
                     self.asked.retain(|(_, reply)| !reply.is_closed());
                     self.asked.push((index, reply));
                     self.answer_digests();
+                    Ok(())
+                }
+                Job::BeginDigest { index, digest } => {
+                    self.digests = Digests::new(index, digest);
+                    self.shared.keeps_digest.store(true, Ordering::Release);
                     Ok(())
                 }
                 Job::Stop => Ok(()),
@@ -105,17 +111,26 @@ impl Head {
                 ))
                 .into());
             }
-            let (step, outcome) = match entry {
+            let (step, outcome, hash) = match entry {
                 None => {
                     self.clock.skip_to(index);
-                    (Step::Skip { time_ms: self.clock.time_ms() }, None)
+                    (Step::Skip { time_ms: self.clock.time_ms() }, None, None)
                 }
                 Some(entry) => {
+                    let activated = match &entry.work {
+                        Work::Activate(module) => Some(module.id()),
+                        Work::Call(_) | Work::Tick => None,
+                    };
                     let (step, outcome) = self.apply_entry(entry)?;
-                    (step, Some(outcome))
+                    let hash = match activated {
+                        Some(module) => {
+                            OutcomeHash::of_activation(module, matches!(outcome, Outcome::Reply(_)))
+                        }
+                        None => OutcomeHash::of(&outcome),
+                    };
+                    (step, Some(outcome), Some(hash))
                 }
             };
-            let hash = outcome.as_ref().map(OutcomeHash::of);
             if let Some(hash) = hash {
                 self.digests.push(index, hash);
             }
@@ -277,6 +292,7 @@ impl Head {
     fn adopt(&mut self, restored: Restored, commit: Commit) -> Result<(), Fault> {
         let Restored { head, reader, module, clock, digest } = restored;
         let (index, applied) = (clock.index(), self.clock.index());
+        let digests = Digests::of(index, digest);
         if index < applied {
             return Err(Fault::new(format!(
                 "the state at index {index} is older than the machine's, at {applied}"
@@ -300,7 +316,8 @@ impl Head {
         self.instance = Some(head);
         self.become_of(module);
         self.clock = clock;
-        self.digests = Digests::new(index, digest);
+        self.shared.keeps_digest.store(digests.is_kept(), Ordering::Release);
+        self.digests = digests;
         self.shared.applied.store(index, Ordering::Release);
         self.answer_digests();
         self.shared.wish.send_replace(Some(0));

@@ -22,18 +22,19 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+use self::{
+    digest::Digests,
+    head::{Head, Job},
+    inbox::{Ask, Prepared, Question, SnapshotRequest},
+    reader::Reader,
+    shared::Shared,
+};
 pub use self::{
     events::Watcher,
     restored::Restored,
     stats::Stats,
     stream::StateStream,
     subscribe::{Subscribed, Subscribing},
-};
-use self::{
-    head::{Head, Job},
-    inbox::{Ask, Prepared, Question, SnapshotRequest},
-    reader::Reader,
-    shared::Shared,
 };
 use super::{
     error::{Fault, QueryError, SnapshotError},
@@ -96,7 +97,11 @@ impl Worker {
     ) -> Result<Self, Fault> {
         let limits = initial.engine().limits().clone();
         let module = at.as_ref().map_or(&initial, |saved| &saved.module).clone();
-        let digest = at.as_ref().map_or(Digest::default(), SavedState::digest);
+        let digests = match &at {
+            Some(saved) => Digests::of(saved.index, saved.digest),
+            None => Digests::new(0, Digest::default()),
+        };
+        let keeps_digest = digests.is_kept();
         let shared = Arc::new(Shared::new(initial, seed, history));
         let stack_bytes = limits.thread_stack_bytes();
         let ([head, reader], clock) = {
@@ -116,6 +121,7 @@ impl Worker {
             })??
         };
         shared.active.send_replace(module.clone());
+        shared.keeps_digest.store(keeps_digest, Ordering::Release);
         shared.applied.store(clock.index(), Ordering::Release);
         shared.events.skip_to(clock.index());
         shared.wish.send_replace((clock.index() > 0).then_some(0));
@@ -130,7 +136,7 @@ impl Worker {
         let (jobs, inbox) = mpsc::channel(JOBS_MAX);
         let prepared =
             |instance| Prepared { instance, module: module.clone(), clock: clock.clone() };
-        let head = Head::new(Arc::clone(&shared), prepared(head), digest);
+        let head = Head::new(Arc::clone(&shared), prepared(head), digests);
         let reader = Reader::new(Arc::clone(&shared), prepared(reader));
         let threads = vec![
             spawn(&shared, "conclave-head", stack_bytes, move || head.run(inbox))?,
@@ -174,7 +180,8 @@ impl Worker {
     }
 
     /// The digest at an index: of all entries up to there. Waits until the head has applied the index. `None`:
-    /// that is too long ago, or before the state that the machine began from.
+    /// that is too long ago, or before the state that the machine began from, or
+    /// none is kept.
     ///
     /// # Errors
     /// The worker applies nothing any more.
@@ -185,10 +192,31 @@ impl Worker {
         answer.await.map_err(|_| self.0.shared.end())
     }
 
+    /// Whether there are digests to be asked for. Not for a state from a snapshot of another version, until
+    /// [`Worker::begin_digest`].
+    pub fn keeps_digest(&self) -> bool {
+        self.0.shared.keeps_digest.load(Ordering::Acquire)
+    }
+
+    /// From here on, after `index`, the last entry that was handed over, the digest is a running hash that begins with
+    /// this one. In order with [`Worker::apply`].
+    ///
+    /// # Errors
+    /// The worker applies nothing any more.
+    pub async fn begin_digest(&self, index: u64, digest: Digest) -> Result<(), Fault> {
+        let sent = self.0.jobs.send(Job::BeginDigest { index, digest }).await;
+        sent.map_err(|_| self.0.shared.end())
+    }
+
     /// When the machine wants its `tick` called, in its own time, with every change. 0: as soon as
     /// possible.
     pub fn wish(&self) -> watch::Receiver<Option<u64>> {
         self.0.shared.wish.subscribe()
+    }
+
+    /// Ends all subscriptions: the state is not to be believed.
+    pub fn end_watchers(&self) {
+        self.0.shared.events.end_watchers();
     }
 
     /// Asks the reader, once it has applied `index_min`. Dropping the future takes the question back.

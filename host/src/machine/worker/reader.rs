@@ -182,7 +182,7 @@ impl Reader {
         self.instance = Some(prepared.instance);
         self.module = prepared.module;
         self.clock = prepared.clock;
-        self.shared.events.skip_to(self.clock.index());
+        self.shared.events.reset(self.clock.index());
         queue.catching_up = false;
         true
     }

@@ -43,7 +43,7 @@ pub struct Restored {
     pub(super) reader: Instance,
     pub(super) module: Module,
     pub(super) clock: Clock,
-    pub(super) digest: Digest,
+    pub(super) digest: Option<Digest>,
 }
 
 impl std::fmt::Debug for Restored {
@@ -61,7 +61,7 @@ impl Worker {
     /// # Errors
     /// The state machine does not accept the state, or the state cannot be read.
     pub async fn prepare(&self, saved: SavedState) -> Result<Restored, Fault> {
-        let (module, digest) = (saved.module.clone(), saved.digest());
+        let (module, digest) = (saved.module.clone(), saved.digest);
         let ([head, reader], clock) = self.restore_aside(["head", "reader"], saved).await?;
         Ok(Restored { head, reader, module, clock, digest })
     }

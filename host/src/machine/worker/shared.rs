@@ -37,6 +37,8 @@ pub(super) struct Shared {
     pub(super) events: Events,
     /// The index that the head has applied.
     pub(super) applied: AtomicU64,
+    /// Whether the head keeps digests that other nodes could have.
+    pub(super) keeps_digest: AtomicBool,
     /// When the machine wants to be woken. A snapshot does not tell, so after one it is woken as soon
     /// as possible, and says.
     pub(super) wish: watch::Sender<Option<u64>>,
@@ -70,6 +72,7 @@ impl Shared {
             counters: Counters::default(),
             events: Events::default(),
             applied: AtomicU64::new(0),
+            keeps_digest: AtomicBool::new(true),
             wish: watch::Sender::new(None),
             key,
             stop: Arc::new(AtomicBool::new(false)),

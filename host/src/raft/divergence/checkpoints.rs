@@ -1,18 +1,23 @@
 //! Proposes the digest that a majority of the voters has, for everybody to compare their own with.
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{Weak, atomic::Ordering},
     time::Duration,
 };
 
 use futures::future::join_all;
+use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, sleep, timeout};
 
+use super::lineage::{Testimony, Verdict, decide};
 use crate::{
-    proto::raft::DigestRequest,
+    proto::raft::{DigestRequest, DigestResponse},
     raft::{Inner, Replica, network::peer::Lane},
-    types::{Checkpoint, CommandKind, Digest, NodeId, convert::digest_from_wire, raft::Member},
+    types::{
+        Checkpoint, CommandKind, DIGEST_VERSION, Digest, NodeId, convert::digest_from_wire,
+        raft::Member,
+    },
 };
 
 /// A voter that has not answered by then has no say.
@@ -21,6 +26,24 @@ const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
 const LOOK_INTERVAL: Duration = Duration::from_millis(5);
 
+/// A node's answer to the question for its digest at an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::raft) enum Heard {
+    Digest(Testimony),
+    /// It has none that others could have, as its state comes from a snapshot of another version.
+    Without,
+    /// It is not there yet, does not know any more, is of another version, or did not answer.
+    Nothing,
+}
+
+/// The voters' answers.
+#[derive(Default)]
+pub(super) struct Digests {
+    pub(super) answers: BTreeMap<NodeId, Testimony>,
+    /// Some voter has none.
+    pub(super) without: bool,
+}
+
 /// Proposes checkpoints while this node leads, until the replica is gone.
 pub(in crate::raft) async fn run(replica: Weak<Inner>, interval: Duration) {
     loop {
@@ -28,6 +51,8 @@ pub(in crate::raft) async fn run(replica: Weak<Inner>, interval: Duration) {
         let Some(replica) = replica.upgrade().map(Replica) else { return };
         if replica.0.is_leader() && replica.0.fault().is_none() {
             replica.checkpoint().await;
+        } else {
+            replica.0.divergence.set_disputed(false);
         }
     }
 }
@@ -40,42 +65,74 @@ impl Replica {
             return; // Nobody to compare with.
         }
         let index = self.0.worker.applied();
+        if !self.0.worker.keeps_digest() {
+            return self.begin_digests().await;
+        }
         let Ok(Some(own)) = self.0.worker.digest_at(index).await else { return };
         if self.0.divergence.last_equal().is_some_and(|last| last.digest == own) {
             return; // Nothing has come since.
         }
-        let digests = self.digests(&voters, index).await;
-        let answered = digests.iter().filter(|(_, digest)| digest.is_some()).count();
-        let Some(digest) = majority(&digests) else {
-            // Too few answers say nothing about the machine.
-            if answered * 2 > voters.len() {
+        let Digests { answers, without } = self.digests(&voters, index).await;
+        if without {
+            return self.begin_digests().await;
+        }
+        let digest = match decide(&self.voter_sets(), &answers) {
+            Verdict::Decided(digest) => digest,
+            Verdict::Unopposed => {
+                self.0.divergence.set_disputed(false);
+                tracing::debug!(index, ?answers, "too few independent digests for a checkpoint");
+                return;
+            }
+            Verdict::Disputed => {
+                self.0.divergence.set_disputed(true);
                 self.0.divergence.counts.undecided.fetch_add(1, Ordering::Relaxed);
                 tracing::error!(
                     index,
-                    ?digests,
-                    "no majority of the voters agrees on what came of the entries: is the machine a function of the log alone?"
+                    ?answers,
+                    "the replicas disagree on the outcomes of entries, and no majority of independent replicas \
+                     decides. Start the voters that are down. If all are up, compare the states with `conclave \
+                     cluster verify`, and rebuild the node that is wrong under a new id"
                 );
+                return;
             }
-            return;
         };
-        for (node, other) in &digests {
-            if other.is_some_and(|other| other != digest) {
+        self.0.divergence.set_disputed(false);
+        for (node, other) in &answers {
+            if other.digest != digest {
                 tracing::warn!(node, index, "a node's machine has diverged from the majority's");
             }
         }
-        let kind = CommandKind::Checkpoint(Checkpoint { index, digest });
+        let (version, begins) = (DIGEST_VERSION, false);
+        self.propose_checkpoint(Checkpoint { index, digest, version, begins }).await;
+    }
+
+    /// Has every replica's digest begin again: some come from snapshots of another version of Conclave, so they could
+    /// never be equal.
+    async fn begin_digests(&self) {
+        let index = self.0.worker.applied();
+        let digest = Digest(*blake3::hash(&index.to_le_bytes()).as_bytes());
+        tracing::info!("the digests of all replicas begin again");
+        let (version, begins) = (DIGEST_VERSION, true);
+        self.propose_checkpoint(Checkpoint { index, digest, version, begins }).await;
+    }
+
+    async fn propose_checkpoint(&self, checkpoint: Checkpoint) {
+        let kind = CommandKind::Checkpoint(checkpoint);
         let deadline = Instant::now() + self.0.timing.request_timeout;
         if let Err(error) = self.propose_kind(kind, deadline).await {
             tracing::debug!(%error, "no checkpoint");
         }
     }
 
-    /// The voters' digests at an index, as far as they tell.
-    pub(super) async fn digests(
-        &self,
-        voters: &[(NodeId, Member)],
-        index: u64,
-    ) -> Vec<(NodeId, Option<Digest>)> {
+    /// The sets of voters: one, or two while the membership changes.
+    pub(in crate::raft) fn voter_sets(&self) -> Vec<BTreeSet<NodeId>> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_joint_config().clone()
+    }
+
+    /// The voters' digests at an index, of those that know theirs.
+    pub(super) async fn digests(&self, voters: &[(NodeId, Member)], index: u64) -> Digests {
         let asked = voters.iter().map(|(node_id, member)| async move {
             let answer = async {
                 match *node_id == self.0.node_id() {
@@ -83,45 +140,82 @@ impl Replica {
                     false => self.digest_there(*node_id, member, index).await,
                 }
             };
-            (*node_id, timeout(ASK_TIMEOUT, answer).await.ok().flatten())
+            (*node_id, timeout(ASK_TIMEOUT, answer).await.unwrap_or(Heard::Nothing))
         });
-        join_all(asked).await
+        let mut digests = Digests::default();
+        for (node_id, heard) in join_all(asked).await {
+            match heard {
+                Heard::Digest(testimony) => _ = digests.answers.insert(node_id, testimony),
+                Heard::Without => digests.without = true,
+                Heard::Nothing => {}
+            }
+        }
+        digests
     }
 
-    async fn digest_there(&self, node_id: NodeId, member: &Member, index: u64) -> Option<Digest> {
+    async fn digest_there(&self, node_id: NodeId, member: &Member, index: u64) -> Heard {
         let peer = self.0.peers.peer(node_id, member);
-        let mut client = peer.client(Lane::Control).await.ok()?;
+        let Ok(mut client) = peer.client(Lane::Control).await else { return Heard::Nothing };
         let answer = client.digest(DigestRequest { index }).await;
-        let answer = answer.map_err(|status| peer.failed(Lane::Control, status));
-        let answer = answer.inspect_err(|error| tracing::debug!(%error, "no digest")).ok()?;
-        digest_from_wire(&answer.into_inner().digest).ok().flatten()
+        let answer = match answer.map_err(|status| peer.failed(Lane::Control, status)) {
+            Ok(answer) => answer.into_inner(),
+            Err(error) => {
+                tracing::debug!(%error, "no digest");
+                return Heard::Nothing;
+            }
+        };
+        heard_from_wire(node_id, &answer)
     }
 
-    /// This node's digest at an index, once it has applied it. `None`: it does not get there in time, does not
-    /// know any more, or has nothing to say.
-    pub(in crate::raft) async fn digest_here(&self, index: u64) -> Option<Digest> {
+    /// This node's digest at an index, once it has applied it.
+    pub(in crate::raft) async fn digest_here(&self, index: u64) -> Heard {
         let until = Instant::now() + APPLY_TIMEOUT;
         while self.0.worker.applied() < index {
             if Instant::now() >= until {
-                return None;
+                return Heard::Nothing;
             }
             sleep(LOOK_INTERVAL).await;
         }
-        match self.0.fault() {
-            None => self.0.worker.digest_at(index).await.ok().flatten(),
-            Some(_) => None,
+        if self.0.fault().is_some() {
+            return Heard::Nothing;
+        }
+        // The origin first: a state that is restored in between counts as the older one's, which only errs on the
+        // side of too few votes if both are copies, and the digest of the newer is not known before its index.
+        let origin = self.0.divergence.origin();
+        let keeps = self.0.worker.keeps_digest();
+        match self.0.worker.digest_at(index).await {
+            Ok(Some(digest)) => Heard::Digest(Testimony { digest, origin }),
+            Ok(None) if !keeps => Heard::Without,
+            _ => Heard::Nothing,
         }
     }
 }
 
-/// What more than half of the voters have.
-fn majority(digests: &[(NodeId, Option<Digest>)]) -> Option<Digest> {
-    let mut counts = BTreeMap::<Digest, usize>::new();
-    for digest in digests.iter().filter_map(|(_, digest)| *digest) {
-        *counts.entry(digest).or_default() += 1;
+/// To the wire.
+pub(in crate::raft) fn heard_to_wire(heard: Heard) -> DigestResponse {
+    let answer = DigestResponse { version: DIGEST_VERSION, ..DigestResponse::default() };
+    match heard {
+        Heard::Digest(Testimony { digest, origin }) => {
+            DigestResponse { digest: digest.0.to_vec().into(), origin, ..answer }
+        }
+        Heard::Without => DigestResponse { without: true, ..answer },
+        Heard::Nothing => answer,
     }
-    let most = counts.into_iter().max_by_key(|(_, count)| *count);
-    most.filter(|(_, count)| count * 2 > digests.len()).map(|(digest, _)| digest)
+}
+
+/// From the wire. A node of another version says nothing that could be compared.
+fn heard_from_wire(node_id: NodeId, answer: &DigestResponse) -> Heard {
+    if answer.version != DIGEST_VERSION {
+        return Heard::Nothing;
+    }
+    match digest_from_wire(&answer.digest) {
+        Ok(Some(digest)) => {
+            let origin = if answer.origin == 0 { node_id } else { answer.origin };
+            Heard::Digest(Testimony { digest, origin })
+        }
+        Ok(None) if answer.without => Heard::Without,
+        _ => Heard::Nothing,
+    }
 }
 
 #[cfg(test)]
@@ -129,18 +223,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_majority_is_one_of_all_voters_and_not_of_those_that_answered() {
-        let [a, b] = [[1; 32], [2; 32]].map(|bytes| Some(Digest(bytes)));
-        let of = |digests: &[Option<Digest>]| {
-            majority(&(1..).zip(digests.iter().copied()).collect::<Vec<_>>())
-        };
-        assert_eq!(of(&[a, a, b]), a);
-        assert_eq!(of(&[b, a, a]), a, "whoever is asked first");
-        assert_eq!(of(&[a, a, None]), a);
-        assert_eq!(of(&[a, b, None]), None);
-        assert_eq!(of(&[a, None, None]), None);
-        assert_eq!(of(&[a, a, b, b]), None);
-        assert_eq!(of(&[a, b]), None);
-        assert_eq!(of(&[]), None);
+    fn a_digest_of_another_version_is_no_answer() {
+        let testimony = Testimony { digest: Digest([3; 32]), origin: 2 };
+        for heard in [Heard::Digest(testimony), Heard::Without, Heard::Nothing] {
+            assert_eq!(heard_from_wire(1, &heard_to_wire(heard)), heard);
+        }
+        let other = DigestResponse { version: 1, ..heard_to_wire(Heard::Digest(testimony)) };
+        assert_eq!(heard_from_wire(1, &other), Heard::Nothing);
+        let anonymous = DigestResponse { origin: 0, ..heard_to_wire(Heard::Digest(testimony)) };
+        let own = Testimony { origin: 1, ..testimony };
+        assert_eq!(heard_from_wire(1, &anonymous), Heard::Digest(own));
     }
 }

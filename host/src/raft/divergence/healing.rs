@@ -14,7 +14,7 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::Quarantine;
+use super::{Quarantine, checkpoints::Heard};
 use crate::{
     error::Error,
     proto::raft::{FetchSnapshotRequest, SnapshotPart, SnapshotStart, snapshot_part::Part},
@@ -22,7 +22,7 @@ use crate::{
     storage::SnapshotFile,
     types::{
         Checkpoint, NodeId,
-        convert::{checkpoint_to_wire, digest_from_wire, vote_from_wire},
+        convert::{checkpoint_to_wire, vote_from_wire},
         raft::{LogId, Member, Vote},
     },
 };
@@ -73,13 +73,13 @@ impl Replica {
     /// has offered it openraft has this node propose nothing any more, healed or not, so it does not stop before.
     /// With nobody to offer it to it leads on, and is healed as it is.
     async fn hand_over_leadership(&self, quarantine: &Quarantine) {
-        let Checkpoint { index, digest } = quarantine.checkpoint;
+        let Checkpoint { index, digest, .. } = quarantine.checkpoint;
         let mut offered = false;
         loop {
             let mut others = self.voters();
             others.retain(|(node_id, _)| *node_id != self.0.node_id());
             let digests = self.digests(&others, index).await;
-            for (to, _) in digests.into_iter().filter(|(_, other)| *other == Some(digest)) {
+            for (to, _) in digests.answers.into_iter().filter(|(_, other)| other.digest == digest) {
                 tracing::warn!(to, "handing leadership over");
                 offered = true;
                 if self.0.raft.trigger().transfer_leader(to).await.is_err() {
@@ -148,15 +148,16 @@ impl Replica {
             return Err("it sent a snapshot without a header".to_owned());
         };
         let SnapshotStart { vote, header, .. } = start;
-        let (vote, header) = (vote.ok_or("no vote")?, header.ok_or("no header")?);
+        let (vote, mut header) = (vote.ok_or("no vote")?, header.ok_or("no header")?);
+        snapshot::note_origin(&mut header, node_id);
         snapshot::check_header(&header, &self.0.local.identity)?;
         snapshot::check_coverage(&header, &vote_from_wire(&vote))?;
         let index = header.last_log_id.as_ref().map_or(0, |log_id| log_id.index);
         if index < index_min {
             return Err(format!("its snapshot reaches {index}, and {index_min} is needed"));
         }
-        if digest_from_wire(&header.digest).map_err(|error| error.to_string())?.is_none() {
-            return Err("its snapshot has no digest".to_owned());
+        if snapshot::digest(&header)?.is_none() {
+            return Err("its snapshot has no digest of this version's".to_owned());
         }
         tracing::info!(from = node_id, index, "receiving a snapshot to heal with");
         snapshot::receive(header, parts, self.0.snapshots.clone())
@@ -210,6 +211,7 @@ impl Replica {
         &self,
         checkpoint: Checkpoint,
         index_min: u64,
+        to: NodeId,
     ) -> Result<(Vote, SnapshotFile), Error> {
         if let Some(why) = self.0.fault() {
             return Err(Error::stopped(why));
@@ -235,6 +237,7 @@ impl Replica {
         }
         let file = file.filter(|file| file.index() >= index_min);
         let file = file.ok_or_else(|| Error::busy("the snapshot is being taken: try again"))?;
+        self.may_give(&file, to).await.map_err(Error::refused)?;
         let vote = self.0.raft.metrics().borrow_watched().vote;
         Ok((vote, file))
     }
@@ -242,7 +245,10 @@ impl Replica {
     async fn agreed_with(&self, checkpoint: Checkpoint) -> bool {
         let later = self.0.divergence.last_equal();
         later.is_some_and(|last| last.index >= checkpoint.index)
-            || self.digest_here(checkpoint.index).await == Some(checkpoint.digest)
+            || matches!(
+                self.digest_here(checkpoint.index).await,
+                Heard::Digest(own) if own.digest == checkpoint.digest
+            )
     }
 
     async fn newest_snapshot(&self) -> Result<Option<SnapshotFile>, Error> {

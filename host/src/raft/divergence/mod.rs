@@ -10,16 +10,26 @@
 //! - **What a replica in quarantine would answer is answered by nobody**: calls are refused with the reason, its
 //!   health is not serving, it gives no snapshots and takes none of its own.
 //! - Which digest counts is decided by a majority of the voters, never by the leader's own, and by the log.
+//! - **Votes are counted by lineage.** A node that has restored a peer's state votes with that peer, its
+//!   *origin*, until it has agreed with a consistency check: a copy is no second opinion.
+//! - While replicas disagree and no majority decides, a leader sends no snapshot of a disputed state and takes
+//!   none of its own, so that its log keeps the entries with which a returning node can decide.
 //! - A quarantine outlives a restart.
 //!
 //! # Caveats
 //! - Up to a checkpoint a replica that has diverged answers like any other.
+//! - The digest covers outcomes. A state that was damaged before a snapshot, but whose damage shows in no outcome
+//!   until the node that restored it has agreed with a check, counts as two lineages. `cluster verify` finds it.
+//! - Digests of different versions of the algorithm are not compared, and condemn no node. After an upgrade that changes
+//!   it the leader has all digests begin again at one entry.
 //! - If a majority agrees on nothing there is no checkpoint: an error in the log and a metric. If every voter
 //!   differs from what a majority once had, nobody can heal anybody. With an interval of 0 checkpoints are neither
 //!   proposed nor compared, also those of the past: that serves whatever each node has.
 
 mod checkpoints;
+mod giving;
 mod healing;
+mod lineage;
 mod verify;
 
 use std::{
@@ -37,14 +47,15 @@ use tokio::sync::watch;
 
 use self::verify::Verifications;
 pub(super) use self::{
-    checkpoints::run as run_checkpoints, healing::run as run_healing,
+    checkpoints::{heard_to_wire as digest_to_wire, run as run_checkpoints},
+    healing::run as run_healing,
     verify::to_wire as verified_to_wire,
 };
 use crate::{
     proto::raft as wire,
     storage::LogStore,
     types::{
-        Checkpoint, Digest,
+        Checkpoint, Digest, NodeId,
         convert::{checkpoint_from_wire, checkpoint_to_wire},
     },
 };
@@ -54,14 +65,22 @@ const RECORD: &str = "quarantine";
 /// The pause before a node that has diverged again is healed again: first none, then this, doubled each time.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(300);
+/// How long a leader takes no snapshots while the voters disagree: the log grows meanwhile. A node that returns within
+/// that time finds the entries with which it can decide.
+const HOLD_MAX: Duration = Duration::from_secs(600);
 /// A node that agreed for so long has its divergences behind it.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(3600);
 
 /// What this node knows of its own agreement with the others.
 pub(super) struct Divergence {
     log: LogStore,
+    node_id: NodeId,
     compares: bool,
     state: Mutex<State>,
+    /// Since when, as far as this node knows as the leader, voters disagree and no majority decides.
+    disputed_since: Mutex<Option<Instant>>,
+    /// A snapshot was refused to a peer, and none was given since.
+    refused_snapshot: AtomicBool,
     /// The machine is to apply nothing.
     stopped: AtomicBool,
     /// Nobody is to be answered. Longer than `stopped`: also while what was missed is applied.
@@ -73,6 +92,10 @@ pub(super) struct Divergence {
 #[derive(Default)]
 struct State {
     last_equal: Option<Checkpoint>,
+    /// The node whose computation the state is.
+    origin: NodeId,
+    /// The index of the state that was restored last.
+    restored_at: u64,
     quarantine: Option<Quarantine>,
     /// Divergences of late.
     strikes: u32,
@@ -105,8 +128,8 @@ pub(super) struct Quarantine {
 
 impl Divergence {
     /// As it was when the node stopped. If nothing is compared, nothing is remembered either.
-    pub(super) fn open(log: LogStore, compares: bool) -> io::Result<Self> {
-        let mut state = State::default();
+    pub(super) fn open(log: LogStore, node_id: NodeId, compares: bool) -> io::Result<Self> {
+        let mut state = State { origin: node_id, ..State::default() };
         if let Some(record) = log.get_record(RECORD)? {
             if compares {
                 state.quarantine = Some(quarantine_from_record(record)?);
@@ -118,8 +141,11 @@ impl Divergence {
         let quarantined = state.quarantine.is_some();
         Ok(Self {
             log,
+            node_id,
             compares,
             state: Mutex::new(state),
+            disputed_since: Mutex::default(),
+            refused_snapshot: AtomicBool::new(false),
             stopped: AtomicBool::new(quarantined),
             refusing: watch::Sender::new(quarantined),
             verifications: Verifications::default(),
@@ -178,12 +204,50 @@ impl Divergence {
         self.state().last_equal
     }
 
+    /// The node whose computation this node's state is.
+    pub(super) fn origin(&self) -> NodeId {
+        self.state().origin
+    }
+
+    /// The state was replaced by a snapshot's. Without an origin it is this node's own.
+    pub(super) fn restored(&self, origin: Option<NodeId>, index: u64) {
+        let mut state = self.state();
+        state.origin = origin.unwrap_or(self.node_id);
+        state.restored_at = index;
+    }
+
+    /// Whether this node, as the leader, takes no snapshot because the voters disagree and no majority decides.
+    /// Not for longer than [`HOLD_MAX`].
+    pub(super) fn holds_snapshots(&self) -> bool {
+        let since = *self.disputed_since.lock().unwrap_or_else(PoisonError::into_inner);
+        since.is_some_and(|since| since.elapsed() < HOLD_MAX)
+    }
+
+    fn set_disputed(&self, disputed: bool) {
+        let mut since = self.disputed_since.lock().unwrap_or_else(PoisonError::into_inner);
+        *since = disputed.then(|| since.unwrap_or_else(Instant::now));
+    }
+
+    /// Logs that a snapshot is not given to a peer, once until one is given again.
+    pub(super) fn note_given(&self, to: NodeId, refusal: Option<&str>) {
+        let refused = self.refused_snapshot.swap(refusal.is_some(), Ordering::Relaxed);
+        if let Some(why) = refusal
+            && !refused
+        {
+            tracing::warn!(to, why, "no snapshot is sent to a peer that needs one");
+        }
+    }
+
     /// A checkpoint was applied at index `at`, and this is the node's own digest, if it is still known.
     pub(super) fn compare(&self, at: u64, checkpoint: Checkpoint, own: Option<Digest>) {
         let Some(own) = own else { return };
         let mut state = self.state();
         if own == checkpoint.digest {
             state.last_equal = Some(checkpoint);
+            // The digest up to the restored state is a copy as well: its agreement says nothing.
+            if checkpoint.index > state.restored_at {
+                state.origin = self.node_id;
+            }
             self.counts.equal.fetch_add(1, Ordering::Relaxed);
             return;
         }
@@ -311,7 +375,8 @@ mod tests {
 
     #[test]
     fn a_quarantine_is_remembered_as_it_was() {
-        let checkpoint = Checkpoint { index: 20, digest: Digest([7; 32]) };
+        let checkpoint =
+            Checkpoint { index: 20, digest: Digest([7; 32]), version: 2, begins: false };
         let quarantine = Quarantine { equal_until: 10, checkpoint, at: 21, since: Instant::now() };
         let again = quarantine_from_record(record(&quarantine)).unwrap();
         assert_eq!(Quarantine { since: quarantine.since, ..again }, quarantine);

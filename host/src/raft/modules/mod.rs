@@ -144,7 +144,7 @@ impl Modules {
         let Payload::Normal(command) = entry.payload else { return None };
         let work = match command.kind {
             CommandKind::Call(call) => Work::Call(call),
-            CommandKind::Tick => Work::Tick,
+            CommandKind::Tick | CommandKind::SetTime => Work::Tick,
             CommandKind::Module(ModuleCommand::Part(_))
             | CommandKind::Checkpoint(_)
             | CommandKind::Verify => return None,

@@ -1,6 +1,10 @@
 //! openraft's calls, over a peer's connections.
 
-use std::{future::Future, sync::Arc, time::Duration};
+use std::{
+    future::Future,
+    sync::{Arc, Weak},
+    time::Duration,
+};
 
 use futures::{FutureExt, StreamExt, stream};
 use openraft::{
@@ -17,14 +21,18 @@ use openraft::{
 };
 use tonic::{Code, Request, Status};
 
-use super::peer::{Lane, Peer, PeerError};
+use super::{
+    OwnReplica,
+    peer::{Lane, Peer, PeerError},
+};
 use crate::{
     proto::raft as wire,
     raft::{
+        Replica,
         lease::{BootTime, Lease},
         snapshot::{self, SnapshotData, Transfers},
     },
-    storage::Pace,
+    storage::{Pace, SnapshotFile},
     types::{
         convert::{entry_to_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire},
         raft::{LogId, TypeConfig, Vote},
@@ -37,6 +45,7 @@ pub struct PeerNetwork {
     lane: Lane,
     lease: Arc<Lease>,
     transfers: Arc<Transfers>,
+    replica: OwnReplica,
 }
 
 impl PeerNetwork {
@@ -45,8 +54,18 @@ impl PeerNetwork {
         lane: Lane,
         lease: Arc<Lease>,
         transfers: Arc<Transfers>,
+        replica: OwnReplica,
     ) -> Self {
-        Self { peer, lane, lease, transfers }
+        Self { peer, lane, lease, transfers, replica }
+    }
+
+    /// A disputed state is not spread. openraft tries again after a pause.
+    async fn may_give(&self, file: &SnapshotFile) -> Result<(), StreamingError<TypeConfig>> {
+        let Some(replica) = self.replica.get().and_then(Weak::upgrade).map(Replica) else {
+            return Ok(());
+        };
+        let given = replica.may_give(file, self.peer.node_id).await;
+        given.map_err(|why| StreamingError::Unreachable(Unreachable::from_string(why)))
     }
 
     /// Refuses to speak for Raft while this node's disk hangs, so that the others elect a leader without it.
@@ -191,6 +210,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
         self.check_disk().map_err(StreamingError::from)?;
+        self.may_give(&snapshot.snapshot.file).await?;
         let stall = option.hard_ttl();
         let offer =
             snapshot::offer(&self.peer, &self.transfers, vote, snapshot.snapshot.file, stall);

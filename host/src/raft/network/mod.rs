@@ -10,7 +10,7 @@ pub mod client;
 pub mod peer;
 pub mod service;
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock, Weak};
 
 use openraft::RaftNetworkFactory;
 
@@ -18,7 +18,7 @@ use self::{
     client::PeerNetwork,
     peer::{Lane, Peers},
 };
-use super::{lease::Lease, snapshot::Transfers};
+use super::{Inner, lease::Lease, snapshot::Transfers};
 use crate::types::{
     NodeId,
     raft::{Member, TypeConfig},
@@ -42,18 +42,27 @@ pub const TO_HEADER: &str = "conclave-to";
 /// Metadata on refusals of a node that stops: the request had no effect.
 pub const REFUSED_HEADER: &str = "conclave-refused";
 
+/// This node's replica, once there is one: openraft's connections are made before it.
+pub(super) type OwnReplica = Arc<OnceLock<Weak<Inner>>>;
+
 /// Makes openraft's connections.
 #[derive(Clone)]
 pub struct NetworkFactory {
     pub(super) peers: Arc<Peers>,
     pub(super) lease: Arc<Lease>,
     pub(super) transfers: Arc<Transfers>,
+    pub(super) replica: OwnReplica,
 }
 
 impl NetworkFactory {
     fn network(&self, target: NodeId, member: &Member, lane: Lane) -> PeerNetwork {
-        let peer = self.peers.peer(target, member);
-        PeerNetwork::new(peer, lane, self.lease.clone(), self.transfers.clone())
+        PeerNetwork::new(
+            self.peers.peer(target, member),
+            lane,
+            self.lease.clone(),
+            self.transfers.clone(),
+            self.replica.clone(),
+        )
     }
 }
 

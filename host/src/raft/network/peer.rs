@@ -93,12 +93,15 @@ pub struct Local {
     pub(super) disk: DiskWatch,
     /// Two who introduce themselves by the same id at once meet one after the other.
     meeting: Mutex<()>,
+    /// The peers' engines, as last seen.
+    engines: Mutex<HashMap<NodeId, String>>,
 }
 
 impl Local {
     /// Whose data directory it is, and where to remember the others.
     pub fn new(identity: Identity, engine: String, log: LogStore, disk: DiskWatch) -> Self {
-        Self { identity, engine, log, disk, meeting: Mutex::default() }
+        let (meeting, engines) = (Mutex::default(), Mutex::default());
+        Self { identity, engine, log, disk, meeting, engines }
     }
 
     /// The first meeting with a node id is remembered for good: the same id with another data
@@ -117,6 +120,25 @@ impl Local {
                 .log
                 .put_record(&record, Some(incarnation.to_vec()))
                 .map_err(|error| error.to_string()),
+        }
+    }
+
+    /// Warns once of each other engine that a peer has.
+    fn compare_engine(&self, node_id: NodeId, theirs: &str) {
+        let mut known = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.entry(node_id).or_insert_with(|| self.engine.clone());
+        if known == theirs {
+            return;
+        }
+        theirs.clone_into(known);
+        if theirs != self.engine {
+            tracing::warn!(
+                node = node_id,
+                theirs,
+                ours = self.engine,
+                "engines differ, because of another processor, version or limit: calls that reach a limit may have \
+                 other outcomes there"
+            );
         }
     }
 
@@ -235,14 +257,7 @@ impl Peer {
                 reason,
             },
         )?;
-        if answer.engine_fingerprint != self.local.engine {
-            tracing::warn!(
-                node = self.node_id,
-                theirs = answer.engine_fingerprint,
-                ours = self.local.engine,
-                "engines differ: calls that reach a limit may have other outcomes there"
-            );
-        }
+        self.local.compare_engine(self.node_id, &answer.engine_fingerprint);
         connection.greeted.store(true, Ordering::Release);
         Ok(answer)
     }

@@ -286,8 +286,7 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<wire::DigestResponse>, Status> {
         self.admit(request.metadata())?;
         let digest = self.replica.digest_here(request.into_inner().index).await;
-        let digest = digest.map(|digest| digest.0.to_vec().into()).unwrap_or_default();
-        Ok(Response::new(wire::DigestResponse { digest }))
+        Ok(Response::new(divergence::digest_to_wire(digest)))
     }
 
     type FetchSnapshotStream = BoxStream<'static, Result<wire::SnapshotPart, Status>>;
@@ -300,7 +299,7 @@ impl wire::raft_server::Raft for PeerService {
         let wire::FetchSnapshotRequest { checkpoint, index_min } = request.into_inner();
         let checkpoint = required(checkpoint, "checkpoint")?;
         let checkpoint = checkpoint_from_wire(&checkpoint).map_err(malformed)?;
-        let found = self.replica.snapshot_for(checkpoint, index_min).await;
+        let found = self.replica.snapshot_for(checkpoint, index_min, to).await;
         let (vote, file) = found.map_err(|error| Status::failed_precondition(error.to_string()))?;
         tracing::info!(to, index = file.index(), "sending a snapshot to a node that has diverged");
         Ok(Response::new(self.replica.send_snapshot(vote, file).map(Ok).boxed()))
@@ -313,6 +312,14 @@ impl wire::raft_server::Raft for PeerService {
         self.admit(request.metadata())?;
         let found = self.replica.verify_here(request.into_inner().index).await;
         Ok(Response::new(divergence::verified_to_wire(found)))
+    }
+
+    async fn compare_clocks(
+        &self,
+        request: Request<wire::CompareClocksRequest>,
+    ) -> Result<Response<wire::CompareClocksResponse>, Status> {
+        self.admit(request.metadata())?;
+        Ok(Response::new(self.replica.clock_for_peer()))
     }
 
     type InstallSnapshotStream = ReceiverStream<Result<wire::SnapshotProgress, Status>>;
@@ -330,7 +337,8 @@ impl wire::raft_server::Raft for PeerService {
         };
         let vote = leader_vote(start.vote)?;
         self.replica.check_disk(Some(&vote))?;
-        let header = required(start.header, "header")?;
+        let mut header = required(start.header, "header")?;
+        snapshot::note_origin(&mut header, from);
         snapshot::check_header(&header, &self.local.identity)
             .map_err(Status::failed_precondition)?;
         log_id(header.last_log_id)?;

@@ -3,6 +3,7 @@
 use std::{
     io,
     sync::{Arc, Mutex},
+    time::Duration,
 };
 
 use openraft::storage::EntryResponder;
@@ -11,13 +12,12 @@ use tokio::task::spawn_blocking;
 use super::{PendingEntry, StateMachine};
 use crate::{
     raft::{
-        command::now_ms,
         divergence::Quarantine,
         snapshot::{self, Accepted},
     },
     storage::SnapshotFile,
     types::{
-        self, Checkpoint,
+        self, Checkpoint, DIGEST_VERSION,
         convert::snapshot_meta_from_wire,
         raft::{Payload, StoredMembership, TypeConfig},
     },
@@ -27,7 +27,7 @@ use crate::{
 const REPLAY_BYTES_MAX: usize = 1024 * 1024;
 const REPLAY_COUNT_MAX: u64 = 1024;
 /// Nobody waits any more for a verification that is older: a node that replays its log passes it over.
-const VERIFY_WITHIN_MS: u64 = 5 * 60 * 1000;
+const VERIFY_WITHIN: Duration = Duration::from_secs(5 * 60);
 
 /// A healthy state on its way to where openraft takes the machine to stand.
 pub(super) struct Healing {
@@ -49,9 +49,18 @@ impl StateMachine {
     ) -> io::Result<()> {
         let PendingEntry { index, responder, .. } = pending;
         self.hand_over(vec![(index, None, None)]).await?;
-        if self.divergence.compares() {
+        let Checkpoint { version, begins, digest, .. } = checkpoint;
+        if version != DIGEST_VERSION {
+            // Of another version of Conclave: its digest says nothing of this one's.
+        } else if begins {
+            self.worker.begin_digest(index, digest).await.map_err(io::Error::other)?;
+        } else if self.divergence.compares() {
             let own = self.worker.digest_at(checkpoint.index).await.map_err(io::Error::other)?;
             self.divergence.compare(index, checkpoint, own);
+            if self.divergence.is_stopped() {
+                // After calls are refused, so that no subscription slips through.
+                self.worker.end_watchers();
+            }
         }
         if let Some(responder) = responder {
             responder.send(types::Applied { index, outcome: None });
@@ -63,7 +72,7 @@ impl StateMachine {
     pub(super) async fn verify(&self, pending: PendingEntry) -> io::Result<()> {
         let PendingEntry { index, time_ms, responder } = pending;
         self.hand_over(vec![(index, None, None)]).await?;
-        if time_ms.abs_diff(now_ms()) < VERIFY_WITHIN_MS {
+        if self.time.is_within(time_ms, VERIFY_WITHIN) {
             let hashing = Arc::clone(&self.divergence).hash_state(&self.worker, index);
             self.building.supervisor.spawn("state hash", hashing);
         }
@@ -76,6 +85,9 @@ impl StateMachine {
     /// In quarantine nothing is applied. openraft has to know the members all the same; everything else
     /// comes again when the machine is healed. Who waits for an outcome learns that it is lost.
     pub(super) fn pass_over(&self, (entry, _responder): EntryResponder<TypeConfig>) {
+        if let Payload::Normal(command) = &entry.payload {
+            self.time.observe(command.time_ms);
+        }
         let mut applied = self.applied();
         if let Payload::Membership(membership) = entry.payload {
             let stored = StoredMembership::new(Some(entry.log_id), membership);
@@ -112,6 +124,8 @@ impl StateMachine {
         }
         let Accepted { state, registry } = accepted;
         self.adopt(file, state).await?;
+        self.divergence.restored(snapshot::origin(&header), index);
+        self.time.observe(header.time_ms);
         let machine = self.replaying(super::Applied { meta, registry });
         self.healing =
             Some(Healing { machine: Box::new(machine), from: index, next: index + 1, quarantine });
@@ -157,6 +171,7 @@ impl StateMachine {
             applied: Arc::new(Mutex::new(applied)),
             building: self.building.clone(),
             divergence: self.divergence.clone(),
+            time: self.time.clone(),
             transfers: self.transfers.clone(),
             replays: true,
             healing: None,

@@ -75,21 +75,22 @@ struct Source {
 
 impl Source {
     async fn save(&self) -> io::Result<SnapshotFile> {
-        let (state, index, applied) = {
+        let (state, index, applied, origin) = {
             // With the lock held no later entry can be handed over before the reader has noted the request.
             let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
             let index = applied.meta.last_log_id.map_or(0, |log_id| log_id.index);
-            (self.worker.snapshot(index), index, applied.clone())
+            (self.worker.snapshot(index), index, applied.clone(), self.divergence.origin())
         };
         // Entries up to `index` may still wait for this node's disk. Both wait for them.
         let (state, digest) = tokio::join!(state, self.worker.digest_at(index));
         let (state, digest) = (state.map_err(io::Error::other)?, digest.map_err(io::Error::other)?);
-        let digest = digest.ok_or_else(|| {
-            io::Error::other(format!(
-                "the machine is too far past {index} to know its digest there"
-            ))
-        })?;
-        let file = snapshot::save(&self.snapshots, &self.identity, &applied, state, digest).await?;
+        if digest.is_none() && self.worker.keeps_digest() {
+            let why = format!("the machine is too far past {index} to know its digest there");
+            return Err(io::Error::other(why));
+        }
+        let saved =
+            snapshot::save(&self.snapshots, &self.identity, &applied, state, digest, origin);
+        let file = saved.await?;
         self.check_restorable(&file).await?;
         if self.divergence.is_stopped() {
             return Err(io::Error::other(

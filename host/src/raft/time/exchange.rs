@@ -1,0 +1,183 @@
+//! Compares this node's clock with the members', and lets the leader stamp entries.
+
+use std::{sync::Weak, time::Duration};
+
+use futures::future::join_all;
+use openraft::async_runtime::WatchReceiver;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::{Compared, Evidence, Nanos, Offset, Reading, Time, log_clock};
+use crate::{
+    error::Error,
+    proto::raft::{CompareClocksRequest, CompareClocksResponse},
+    raft::{Inner, Replica, network::peer::Lane},
+    types::{CommandKind, NodeId, raft::Member, status::TimeSet},
+};
+
+/// Between two comparisons with every member.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// A peer that has not answered by then is not compared with this time.
+const ASK_TIMEOUT: Duration = Duration::from_millis(500);
+const NANOS_PER_MICRO: Nanos = 1_000;
+/// No operator means a later time: the year 2200.
+const SET_MS_MAX: u64 = 7_258_118_400_000;
+
+/// Compares the clocks until the replica is gone.
+pub(in crate::raft) async fn run(replica: Weak<Inner>) {
+    loop {
+        let Some(replica) = replica.upgrade().map(Replica) else { return };
+        replica.compare_clocks().await;
+        if replica.0.is_leader() {
+            // Also without writes: timers that are due after a downtime wait for it.
+            replica.stamp().await;
+        }
+        replica.0.leadership.set_clock_fault(replica.0.time.check());
+        drop(replica);
+        sleep(INTERVAL).await;
+    }
+}
+
+impl Replica {
+    /// The time for an entry that this node proposes as the leader.
+    pub(in crate::raft) async fn stamp(&self) -> u64 {
+        let time = &self.0.time;
+        if let Some(stamp_ms) = time.stamp_ms() {
+            return stamp_ms;
+        }
+        let _turn = time.settling.lock().await;
+        if let Some(stamp_ms) = time.stamp_ms() {
+            return stamp_ms;
+        }
+        let asked = time.state().settled_at;
+        let recent = |at| Reading::now().boot.saturating_sub(at) < INTERVAL;
+        if !asked.is_some_and(recent) {
+            self.compare_clocks().await;
+            time.settle();
+        }
+        time.stamp_ms().unwrap_or_else(|| time.now_ms())
+    }
+
+    /// Asks every member for its clock, all at once.
+    async fn compare_clocks(&self) {
+        let (voters, members) = {
+            let metrics = self.0.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let membership = metrics.membership_config.membership();
+            let members: Vec<(NodeId, Member)> =
+                membership.nodes().map(|(id, member)| (*id, member.clone())).collect();
+            (membership.get_joint_config().clone(), members)
+        };
+        self.0.time.state().voters = voters;
+        let others = members.iter().filter(|(id, _)| *id != self.0.node_id());
+        let asked = others.map(|(id, member)| timeout(ASK_TIMEOUT, self.compare_with(*id, member)));
+        join_all(asked).await;
+    }
+
+    async fn compare_with(&self, node_id: NodeId, member: &Member) {
+        let peer = self.0.peers.peer(node_id, member);
+        let Ok(mut client) = peer.client(Lane::Control).await else { return };
+        let sent = Reading::now();
+        let answer = match client.compare_clocks(CompareClocksRequest {}).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => {
+                tracing::debug!(error = %peer.failed(Lane::Control, status), "no clock");
+                return;
+            }
+        };
+        let received = Reading::now();
+        let round_trip = received.boot.saturating_sub(sent.boot);
+        let follows = answer.leads && self.0.leader().is_some_and(|(leader, _)| leader == node_id);
+        self.0.time.note(node_id, sent, round_trip, &answer, follows);
+    }
+
+    /// This node's clock, for a peer.
+    pub(in crate::raft) fn clock_for_peer(&self) -> CompareClocksResponse {
+        let leads = self.0.is_leader();
+        let now = Reading::now();
+        let mut state = self.0.time.state();
+        let log_time = state.clock.advance(now.boot, None);
+        let micros = |nanos: Nanos| u64::try_from(nanos / NANOS_PER_MICRO).unwrap_or(u64::MAX);
+        CompareClocksResponse {
+            wall_us: micros(now.wall),
+            log_time_us: if state.clock.is_known() { micros(log_time) } else { 0 },
+            leads,
+        }
+    }
+
+    /// Sets the log's time, by an operator's word: an entry of the log, which every later leader continues from.
+    pub async fn set_time(&self, time_ms: u64, deadline: Instant) -> Result<TimeSet, Error> {
+        self.check_leader()?;
+        let before_ms = self.stamp().await;
+        if time_ms > SET_MS_MAX {
+            return Err(Error::invalid(format!(
+                "the time {time_ms} ms after 1970 lies beyond the year 2200: give milliseconds since the Unix epoch"
+            )));
+        }
+        if time_ms <= before_ms {
+            return Err(Error::refused(format!(
+                "the log's time is {before_ms} ms, and never goes back: {time_ms} ms is {} ms before it. It continues \
+                 at its pace, is slewed towards the majority's clocks, and ttls keep their lengths",
+                before_ms - time_ms
+            )));
+        }
+        tracing::warn!(before_ms, time_ms, "an operator sets the log's time");
+        let applied = self.propose_at(time_ms, CommandKind::SetTime, deadline).await?;
+        self.0.time.set(time_ms);
+        Ok(TimeSet { index: applied.index, before_ms, time_ms })
+    }
+}
+
+impl Time {
+    fn note(
+        &self,
+        node_id: NodeId,
+        sent: Reading,
+        round_trip: Duration,
+        answer: &CompareClocksResponse,
+        follows: bool,
+    ) {
+        let half = round_trip / 2;
+        let nanos = |micros: u64| Nanos::from(micros) * NANOS_PER_MICRO;
+        let at = sent.boot + half;
+        let log_time = (answer.log_time_us != 0).then(|| nanos(answer.log_time_us));
+        let offset = Offset::measured(sent.wall, round_trip, nanos(answer.wall_us));
+        let mut state = self.state();
+        state.compared.insert(node_id, Compared { at, offset, log_time });
+        if let Some(log_time) = log_time
+            && follows
+        {
+            state.clock.follow(at, log_time);
+        }
+    }
+
+    /// Decides what the log's time is, for a leader that does not know its pace.
+    fn settle(&self) {
+        let now = Reading::now();
+        let mut state = self.state();
+        state.settled_at = Some(now.boot);
+        let followed = state
+            .fresh(now)
+            .filter_map(|(_, one)| Some(one.log_time? + now.boot.saturating_sub(one.at).as_nanos()))
+            .max();
+        state.refresh(self.node_id, now);
+        let majority = state.majority_wall(now);
+        let before = state.clock.advance(now.boot, None);
+        state.clock.settle(now.boot, Evidence { followed, majority, wall: now.wall });
+        let after = state.clock.advance(now.boot, None);
+        let known = state.clock.is_known();
+        drop(state);
+        let (before_ms, after_ms) = (log_clock::ms_of_nanos(before), log_clock::ms_of_nanos(after));
+        match known {
+            true => tracing::info!(before_ms, after_ms, "the log's time continues"),
+            false => tracing::warn!(
+                before_ms,
+                "no majority of the voters' clocks agrees: the log's time continues from its last entry"
+            ),
+        }
+    }
+
+    fn set(&self, time_ms: u64) {
+        let now = Reading::now();
+        self.state().clock.set(now.boot, log_clock::nanos_of_ms(time_ms));
+    }
+}

@@ -1,0 +1,199 @@
+//! Clocks that are wrong: the log's time follows none of them alone.
+//!
+//! Each node's wall clock is moved by Debian's libfaketime, through a file that it reads once per second. Monotonic
+//! clocks stay as they are.
+
+use std::{path::PathBuf, time::Duration};
+
+use conclave_client::{CallOptions, Client, proto::cluster::Clock};
+use serde_json::json;
+
+use crate::harness::{Cluster, Setup, call, conclave, eventually, get, skip};
+
+const HOUR_S: i64 = 3_600;
+
+/// The path of the library, if it is installed.
+fn faketime() -> Option<PathBuf> {
+    let libraries = std::fs::read_dir("/usr/lib").ok()?.flatten();
+    let mut found = libraries
+        .map(|entry| entry.path().join("faketime/libfaketime.so.1"))
+        .filter(|path| path.exists());
+    found.next()
+}
+
+/// A cluster whose nodes' clocks can be moved.
+struct Clocks {
+    cluster: Cluster,
+    library: PathBuf,
+}
+
+impl Clocks {
+    async fn start(library: PathBuf) -> Self {
+        let mut this = Self { cluster: Cluster::prepared(Setup::default()), library };
+        for id in 1..=3 {
+            this.set(id, 0);
+        }
+        this.start_all().await;
+        this
+    }
+
+    async fn start_all(&mut self) {
+        for id in 1..=3 {
+            self.start_node(id);
+        }
+        self.cluster.serving().await;
+    }
+
+    fn start_node(&mut self, id: u64) {
+        let mut command = self.cluster.command(id);
+        command
+            .env("LD_PRELOAD", &self.library)
+            .env("FAKETIME_TIMESTAMP_FILE", self.file(id))
+            .env("FAKETIME_CACHE_DURATION", "1")
+            .env("FAKETIME_DONT_RESET", "1")
+            .env("FAKETIME_DONT_FAKE_MONOTONIC", "1")
+            .env("NO_FAKE_STAT", "1");
+        self.cluster.run(id, command);
+    }
+
+    fn file(&self, id: u64) -> PathBuf {
+        self.cluster.dir.path().join(format!("clock-{id}"))
+    }
+
+    /// Moves a node's clock to so many seconds from the true time.
+    fn set(&self, id: u64, seconds: i64) {
+        // In one step: the node may be reading it.
+        let new = self.cluster.dir.path().join("clock-new");
+        std::fs::write(&new, format!("{seconds:+}\n")).unwrap();
+        std::fs::rename(&new, self.file(id)).unwrap();
+    }
+
+    /// The state of a node's clock, as the node reports it.
+    async fn clock(&self, id: u64) -> Result<Clock, String> {
+        let status = self.cluster.client_of(id).status().await.map_err(|e| e.to_string())?;
+        let node = status.nodes.into_iter().find(|node| node.id == id);
+        node.and_then(|node| node.clock).ok_or_else(|| "no clock".to_owned())
+    }
+
+    /// Waits until what a node says of its clock is so.
+    async fn until(&self, what: &str, id: u64, is: impl Fn(&Clock) -> bool) -> Clock {
+        eventually(what, async || {
+            let clock = self.clock(id).await?;
+            if is(&clock) { Ok(clock) } else { Err(format!("{clock:?}")) }
+        })
+        .await
+    }
+}
+
+/// About so many seconds.
+fn near(ms: Option<i64>, seconds: i64) -> bool {
+    ms.is_some_and(|ms| ms.abs_diff(seconds * 1000) < 3_000)
+}
+
+async fn put_for(client: &Client, key: &str, ttl: Duration) {
+    let ttl_ms = ttl.as_millis().to_string();
+    let request = json!({ "key": key, "text": "text", "ttlMs": ttl_ms });
+    let options = CallOptions::write().retry_unknown(true);
+    call(client, "kv.v1.KV/Put", request, options).await.unwrap();
+}
+
+async fn has(client: &Client, key: &str) -> bool {
+    get(client, key).await.is_ok_and(|text| text == "text")
+}
+
+async fn gone(client: &Client, key: &str) {
+    eventually("the key expires", async || {
+        if has(client, key).await { Err("it is there".to_owned()) } else { Ok(()) }
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wrong_clock_expires_no_keys_and_downtime_does() {
+    let Some(library) = faketime() else {
+        return skip("wrong clocks", "Debian's package libfaketime is not installed");
+    };
+    let mut clocks = Clocks::start(library).await;
+    let client = clocks.cluster.client();
+    let leader = clocks.cluster.leader().await;
+    put_for(&client, "long", Duration::from_secs(600)).await;
+
+    // The leader's clock is an hour ahead. Today's fault: one write deletes all keys with a ttl below an hour.
+    clocks.until("the clocks are compared", leader, |clock| near(clock.offset_ms, 0)).await;
+    clocks.set(leader, HOUR_S);
+    let clock = clocks
+        .until("the node notices", leader, |clock| {
+            near(clock.offset_ms, HOUR_S) && !clock.alarm.is_empty()
+        })
+        .await;
+    assert!(clock.alarm.contains("ahead") && near(clock.log_offset_ms, 0), "{clock:?}");
+    put_for(&client, "short", Duration::from_secs(2)).await;
+    assert!(has(&client, "long").await);
+    gone(&client, "short").await;
+    assert!(has(&client, "long").await);
+    // And today's other one: after the clock is right again, a ttl of two seconds lasts an hour.
+    clocks.set(leader, 0);
+    clocks.until("the clock is right", leader, |clock| clock.alarm.is_empty()).await;
+    put_for(&client, "short", Duration::from_secs(2)).await;
+    gone(&client, "short").await;
+
+    // A follower whose clock is behind takes part in a comparison of states, and has its alarm.
+    let follower = clocks.cluster.leader().await % 3 + 1;
+    clocks.set(follower, -600);
+    let clock =
+        clocks.until("the follower notices", follower, |clock| near(clock.offset_ms, -600)).await;
+    assert!(near(clock.log_offset_ms, 0), "{clock:?}");
+    let found = client.verify().await.unwrap();
+    assert!(found.equal, "{found:?}");
+    clocks.set(follower, 0);
+
+    // All nodes were down for ten minutes, and one of them comes back with a clock that is an hour further.
+    for id in 1..=3 {
+        clocks.cluster.stop(id);
+        clocks.set(id, if id == leader { 700 + HOUR_S } else { 700 });
+    }
+    clocks.start_all().await;
+    let follower = leader % 3 + 1;
+    gone(&client, "long").await;
+    clocks
+        .until("the log's time is the majority's", follower, |clock| near(clock.log_offset_ms, 0))
+        .await;
+    clocks
+        .until("the node whose clock is wrong knows", leader, |clock| {
+            near(clock.offset_ms, HOUR_S) && near(clock.log_offset_ms, 0)
+        })
+        .await;
+
+    // An operator sets the time forward, and a successor continues from there.
+    put_for(&client, "long", Duration::from_secs(900)).await;
+    let before = clocks.clock(follower).await.unwrap().log_time_ms;
+    let to_s = before / 1000 + 800;
+    let set_time = |to: &str| {
+        let endpoints: Vec<_> =
+            clocks.cluster.nodes.iter().map(|node| node.client.clone()).collect();
+        let mut command = conclave();
+        command.args(["cluster", "set-time", to, "--endpoints", &endpoints.join(",")]);
+        command.output().unwrap()
+    };
+    let set = set_time(&format!("@{to_s}"));
+    assert!(set.status.success(), "{set:?}");
+    assert!(has(&client, "long").await, "its ttl is longer");
+    let back = set_time(&format!("@{}", before / 1000));
+    let why = String::from_utf8_lossy(&back.stderr);
+    assert!(!back.status.success() && why.contains("never goes back"), "{why}");
+    let first = clocks.cluster.leader().await;
+    clocks.cluster.kill(first);
+    let rest: Vec<u64> = (1..=3).filter(|id| *id != first).collect();
+    clocks.cluster.serving().await;
+    put_for(&client, "short", Duration::from_secs(2)).await;
+    gone(&client, "short").await;
+    for id in rest {
+        let clock = clocks.until("it follows", id, |clock| clock.log_time_ms >= to_s * 1000).await;
+        assert!(clock.log_time_ms < (to_s + 60) * 1000, "{clock:?}");
+        assert!(
+            clock.alarm.contains("ahead of the majority's clocks") || id == leader,
+            "{clock:?}"
+        );
+    }
+    assert!(has(&client, "long").await, "and it lasts");
+}
