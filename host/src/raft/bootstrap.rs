@@ -20,7 +20,8 @@ pub(super) async fn run(replica: Replica) {
     let members = initial_members(&replica);
     let first = members.keys().next().copied();
     let mut tries = 0_u32;
-    while !replica.is_initialized().await {
+    // Raft logs an error when it is asked after it has stopped.
+    while !replica.0.is_stopping() && !replica.is_initialized().await {
         if first == Some(replica.0.node_id()) {
             match all_new(&replica, &members).await {
                 Ok(()) => {
