@@ -16,7 +16,7 @@ use super::{
 use crate::{
     error::Error,
     proto::{cluster, machine as wire},
-    types::status::{NodeStatus, TimeSet, Verified},
+    types::status::{NodeStatus, PeerLink, TimeSet, Verified},
 };
 
 /// What a generic call's message may have beside the request inside it: its framing and a name.
@@ -192,6 +192,16 @@ fn node_to_wire(node: NodeStatus) -> cluster::Node {
             log_offset_ms: clock.log_offset_ms,
             alarm: clock.alarm,
         }),
+        links: node.links.into_iter().map(link_to_wire).collect(),
+    }
+}
+
+fn link_to_wire(link: PeerLink) -> cluster::PeerLink {
+    cluster::PeerLink {
+        node_id: link.node_id,
+        connected: link.connected,
+        round_trip_us: link.round_trip.as_micros() as u64,
+        problem: link.problem,
     }
 }
 

@@ -20,7 +20,7 @@ use tonic::Code;
 use super::{Metric, MetricKind, process};
 use crate::{
     error::Error,
-    types::status::{NodeStatus, Role},
+    types::status::{NodeStatus, PeerLink, Role},
 };
 
 /// Upper bounds in seconds: a local read takes some 100 µs, a deadline is 10 s.
@@ -125,6 +125,7 @@ impl Metrics {
             ),
         ];
         samples.extend(node_metrics(node));
+        samples.extend(link_metrics(node));
         samples.extend(below);
         samples.extend(process::metrics());
         write_samples(&mut page, samples);
@@ -152,6 +153,27 @@ fn node_metrics(node: &NodeStatus) -> [Metric; 8] {
         gauge("conclave_raft_snapshot_index", "The newest snapshot reaches here.", node.snapshot),
         gauge("conclave_raft_purged_index", "The log begins behind this index.", node.purged),
     ]
+}
+
+fn link_metrics(node: &NodeStatus) -> Vec<Metric> {
+    let of_link = |link: &PeerLink| {
+        let peer = link.node_id.to_string();
+        [
+            Metric::gauge(
+                "conclave_peer_connected",
+                "Whether this node is connected to the other member.",
+                f64::from(u8::from(link.connected)),
+            )
+            .label("peer", &peer),
+            Metric::gauge(
+                "conclave_peer_round_trip_seconds",
+                "The smoothed round trip to the other member; 0: not measured yet.",
+                link.round_trip.as_secs_f64(),
+            )
+            .label("peer", &peer),
+        ]
+    };
+    node.links.iter().flat_map(of_link).collect()
 }
 
 fn write_samples(page: &mut String, mut samples: Vec<Metric>) {

@@ -1,7 +1,7 @@
 //! `conclave status`: the cluster at a glance.
 
 use clap::Args;
-use conclave_client::proto::cluster::{Node, StatusResponse};
+use conclave_client::proto::cluster::{Node, PeerLink, StatusResponse};
 use serde_json::{Value, json};
 
 use super::{
@@ -26,7 +26,8 @@ With --json: {\"cluster_id\", \"leader\" (null if none), \"term\", \"answered_by
 \"applied\", \"committed\", \"last_log\", \"snapshot\", \"purged\", \"module\", \"version\", \"client\", \"peer\",
 \"engine\", \"fault\" (null if none), \"divergences\", \"divergence\" (the last one that was healed, null if none),
 \"clock\" (null if unreachable): {\"offset_ms\" (the node's clock minus the majority's), \"log_time_ms\",
-\"log_offset_ms\" (the log's time minus the majority's clock), \"alarm\" (null if none)}}]}")]
+\"log_offset_ms\" (the log's time minus the majority's clock), \"alarm\" (null if none)},
+\"links\": [{\"node\", \"connected\", \"round_trip_ms\", \"problem\" (null if none)}]}]}")]
 pub struct Arguments {
     #[command(flatten)]
     remote: Remote,
@@ -74,6 +75,12 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
             "node {id} has diverged {times} times since it started, the last time: {last}"
         ));
     }
+    for node in &status.nodes {
+        for link in node.links.iter().filter(|link| !link.problem.is_empty()) {
+            let (id, peer, problem) = (node.id, link.node_id, &link.problem);
+            output.remark(format!("node {id} to node {peer}: {problem}"));
+        }
+    }
     Ok(())
 }
 
@@ -94,6 +101,15 @@ fn row(node: &Node) -> Vec<String> {
         node.client_address.clone(),
         node.fault.clone(),
     ]
+}
+
+fn link_as_json(link: &PeerLink) -> Value {
+    json!({
+        "node": link.node_id,
+        "connected": link.connected,
+        "round_trip_ms": link.round_trip_us as f64 / 1000.0,
+        "problem": (!link.problem.is_empty()).then_some(&link.problem),
+    })
 }
 
 /// What scripts read.
@@ -131,5 +147,6 @@ fn node_as_json(node: &Node) -> Value {
             "log_offset_ms": clock.log_offset_ms,
             "alarm": (!clock.alarm.is_empty()).then_some(&clock.alarm),
         })),
+        "links": node.links.iter().map(link_as_json).collect::<Vec<_>>(),
     })
 }

@@ -4,12 +4,14 @@
 //! every field present, every rule between fields checked. Nothing else reads the environment.
 
 mod settings;
+mod timing;
 mod validate;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
 pub use settings::{LogFormat, Settings};
+pub use timing::Timing;
 pub use validate::ConfigError;
 use zeroize::Zeroizing;
 
@@ -113,21 +115,6 @@ impl fmt::Debug for ModuleSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
-}
-
-/// Raft's clock. The election timeout must be several heartbeats, or a single late one starts an
-/// election.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Timing {
-    /// How often a leader shows that it lives. Default 100 ms, at least 10 ms.
-    pub heartbeat: Duration,
-    /// A follower that hears nothing for a random time between these two starts an election. Default
-    /// 700 ms, at least half of `election_max` and 2 heartbeats.
-    pub election_min: Duration,
-    /// Default 1000 ms, at least `election_min` and a heartbeat.
-    pub election_max: Duration,
-    /// How long a request may take whose caller set no deadline. Default 10 s.
-    pub request_timeout: Duration,
 }
 
 /// What a request and a machine may use. Hitting a limit is a clear error, the same on every replica

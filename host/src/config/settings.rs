@@ -65,7 +65,7 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_HEARTBEAT_MS", value_name = "MS")]
     pub heartbeat_ms: Option<u64>,
 
-    /// The shortest silence after which a follower starts an election [default: 700]
+    /// The shortest silence after which a follower starts an election [default: 800]
     #[arg(long, env = "CONCLAVE_ELECTION_MIN_MS", value_name = "MS")]
     pub election_min_ms: Option<u64>,
 

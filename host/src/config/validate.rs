@@ -214,10 +214,10 @@ fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
     // Either follows from the other, and both from the heartbeat where that is slow.
     let (election_min, election_max) = match (settings.election_min_ms, settings.election_max_ms) {
         (Some(min), Some(max)) => (min, max),
-        (Some(min), None) => (min, min.saturating_mul(10) / 7),
-        (None, Some(max)) => (max.saturating_mul(7) / 10, max),
+        (Some(min), None) => (min, min.saturating_mul(10) / 8),
+        (None, Some(max)) => (max.saturating_mul(8) / 10, max),
         (None, None) => {
-            (heartbeat.saturating_mul(7).max(700), heartbeat.saturating_mul(10).max(1000))
+            (heartbeat.saturating_mul(8).max(800), heartbeat.saturating_mul(10).max(1000))
         }
     };
     let request_timeout = settings.request_timeout_ms.unwrap_or(10_000);

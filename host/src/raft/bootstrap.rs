@@ -9,7 +9,10 @@ use std::{collections::BTreeMap, time::Duration};
 use tokio::time::sleep;
 
 use super::{Replica, network::peer::Lane};
-use crate::types::{NodeId, raft::Member};
+use crate::{
+    config::Member as InitialMember,
+    types::{NodeId, raft::Member},
+};
 
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// So often the waiting is mentioned in the log.
@@ -17,7 +20,7 @@ const MENTION_EVERY: u32 = 50;
 
 /// Returns once the cluster has been initialized, by this node or another.
 pub(super) async fn run(replica: Replica) {
-    let members = initial_members(&replica);
+    let members = initial_members(&replica.0.members);
     let first = members.keys().next().copied();
     let mut tries = 0_u32;
     // Raft logs an error when it is asked after it has stopped.
@@ -41,8 +44,8 @@ pub(super) async fn run(replica: Replica) {
     }
 }
 
-fn initial_members(replica: &Replica) -> BTreeMap<NodeId, Member> {
-    let members = replica.0.members.iter().map(|member| {
+pub(super) fn initial_members(members: &[InitialMember]) -> BTreeMap<NodeId, Member> {
+    let members = members.iter().map(|member| {
         let (peer_address, client_address) =
             (member.peer_address.clone(), member.client_address.clone());
         (member.node_id, Member { peer_address, client_address })

@@ -28,6 +28,9 @@ use crate::{
     },
 };
 
+/// How long a leader that has been superseded may still take to answer.
+const ANSWER_GRACE: Duration = Duration::from_millis(200);
+
 impl Replica {
     /// Puts a call into the log, through the leader if that is another node. Waits out an election,
     /// as far as the deadline allows: a refusal because nobody leads is final for no call.
@@ -64,6 +67,22 @@ impl Replica {
         sleep(Duration::from_millis(1)).await;
     }
 
+    /// Returns the new leader, once a node other than `leader` is known to lead.
+    async fn superseded(&self, leader: NodeId) -> NodeId {
+        let mut metrics = self.0.raft.server_metrics();
+        loop {
+            if let Some(known) = metrics.borrow_and_update().current_leader
+                && known != leader
+            {
+                return known;
+            }
+            if metrics.changed().await.is_err() {
+                // Raft has stopped. The deadline ends the call.
+                std::future::pending::<()>().await;
+            }
+        }
+    }
+
     async fn forward(
         &self,
         leader: NodeId,
@@ -72,14 +91,31 @@ impl Replica {
         deadline: Instant,
     ) -> Result<Applied, Error> {
         let peer = self.0.peers.peer(leader, member);
-        // Nothing has been sent yet, so to be refused here is to have had no effect.
-        let mut client = peer.client(Lane::Control).await.map_err(|error| {
+        // Until the request is sent, a refusal means that the call had no effect.
+        let client = tokio::select! {
+            client = peer.client(Lane::Control) => client,
+            _ = self.superseded(leader) => return Err(Error::no_quorum()),
+        };
+        let mut client = client.map_err(|error| {
             tracing::debug!(%error, "cannot forward");
             Error::no_quorum()
         })?;
         let timeout_ms = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
         let request = ForwardRequest { call: Some(call_to_wire(call)), timeout_ms };
-        let answer = timeout_at(deadline, client.forward(request)).await;
+        let answer = tokio::select! {
+            answer = timeout_at(deadline, client.forward(request)) => answer,
+            // A leader that is silent rather than dead would answer long after its successor. One that has
+            // transferred the leadership answers soon.
+            successor = async {
+                let successor = self.superseded(leader).await;
+                sleep(ANSWER_GRACE).await;
+                successor
+            } => {
+                return Err(Error::lost(format!(
+                    "node {successor} became the leader before node {leader} answered"
+                )));
+            }
+        };
         let answer = answer.map_err(|_| Error::deadline_outcome_unknown())?;
         let answer = answer.map_err(|status| {
             // Refused before it was looked at: a leader that has restarted wants a handshake first, and one

@@ -115,7 +115,7 @@ impl Inner {
     pub(super) fn fault(&self) -> Option<String> {
         let stored = || self.log.poisoned().map(|why| format!("the store failed: {why}"));
         let fault = self.worker.fault().or_else(stored).or_else(|| self.disk.fault());
-        fault.or_else(|| self.divergence.why())
+        fault.or_else(|| self.local.lost()).or_else(|| self.divergence.why())
     }
 
     /// Whether this node leads as far as others can rely on it: its disk answers, and so does a majority.

@@ -188,7 +188,7 @@ pub(super) async fn run(replica: Weak<Inner>) {
             _ => {}
         }
         let config = inner.raft.runtime_config();
-        config.elect(unfit.is_none() && inner.hold.is_over());
+        config.elect(unfit.is_none() && inner.hold.is_released() && inner.local.lost().is_none());
         config.heartbeat(!hung);
         // Seen twice: a process that was paused in the middle of a write finds its disk in order.
         let lasting = was_unfit && unfit.is_some();

@@ -39,6 +39,7 @@ mod ticks;
 mod time;
 
 use std::{
+    collections::BTreeMap,
     sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicUsize},
     thread,
     time::{Duration, Instant},
@@ -57,9 +58,11 @@ use self::{
     leadership::Leadership,
     lease::Lease,
     network::{
-        NetworkFactory, OwnReplica,
-        peer::{Local, Peers},
+        NetworkFactory, OwnReplica, heartbeats,
+        local::{self, Local},
+        peers::Peers,
         service::PeerService,
+        standing::Standing,
     },
     read::{ReadIndex, ReadRequests},
     snapshot::{Admission, Raft, Receiving, Transfers},
@@ -132,12 +135,17 @@ impl Replica {
     pub async fn start(options: Options) -> Result<Self, Error> {
         let Options { identity, timing, limits, snapshot, members, log, snapshots, .. } = options;
         let disk = DiskWatch::new(log.clone(), timing.election_max);
-        let local = Arc::new(Local::new(identity, options.engine, log.clone(), disk.clone()));
-        let peers = Arc::new(Peers::new(local.clone()));
         let supervisor = Supervisor::default();
         let building = Arc::new(Building::new(supervisor.clone()));
         let checkpoints = options.checkpoint_interval;
         let unreadable = |error| Error::fault(format!("cannot start from the log: {error}"));
+        let vote = log.clone().read_vote().await.map_err(unreadable)?;
+        let standing =
+            Standing::new(vote, snapshot::last_log_id(&log, &snapshots).map_err(unreadable)?);
+        let local =
+            Local::open(identity, options.engine, timing, standing, log.clone(), disk.clone());
+        let local = Arc::new(local.map_err(unreadable)?);
+        let peers = Arc::new(Peers::new(local.clone()));
         let divergence =
             Divergence::open(log.clone(), local.identity.node_id, checkpoints.is_some())
                 .map_err(unreadable)?;
@@ -154,13 +162,13 @@ impl Replica {
             time.clone(),
         );
         let (applied, transfers) = (machine.shared(), machine.transfers());
-        let vote = log.clone().read_vote().await.map_err(unreadable)?;
-        let hold = Hold::new(vote, local.identity.node_id, options::lease(timing));
+        let longest = hold::longest_lease(&log, timing.lease()).map_err(unreadable)?;
+        let hold = Hold::new(vote, local.identity.node_id, longest);
         let own_replica = OwnReplica::default();
-        let lease = Arc::new(Lease::new(options::lease(timing)));
+        let lease = Arc::new(Lease::new(timing.lease()));
         let raft = openraft::Raft::new(
             local.identity.node_id,
-            options::raft_config(&local.identity.cluster_id, timing, snapshot, hold.is_over())?,
+            options::raft_config(&local.identity.cluster_id, timing, snapshot)?,
             NetworkFactory {
                 peers: peers.clone(),
                 lease: lease.clone(),
@@ -207,6 +215,7 @@ impl Replica {
             brake: Brake::default(),
         }));
         let _ = own_replica.set(Arc::downgrade(&replica.0));
+        replica.0.connect_to_members();
         replica.run_tasks(read_requests, snapshot, options.history, checkpoints, transfers);
         Ok(replica)
     }
@@ -222,6 +231,9 @@ impl Replica {
     ) {
         let weak = || Arc::downgrade(&self.0);
         let tasks = &self.0.supervisor;
+        tasks.spawn("heartbeats", heartbeats::run(weak()));
+        let local = Arc::downgrade(&self.0.local);
+        tasks.spawn("acknowledgements", local::write_acknowledged(local));
         tasks.spawn("read rounds", read::serve(weak(), reads));
         tasks.spawn("vote hold-off", hold::release(weak()));
         tasks.spawn("leadership", leadership::run(weak()));
@@ -319,6 +331,10 @@ impl Replica {
         while Arc::strong_count(&self.0.applied) > 1 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
+        self.0.peers.stop();
+        if let Err(error) = self.0.local.write_acknowledged() {
+            tracing::warn!(%error, "the acknowledgements of the peers were not written");
+        }
         // Both wait for threads, which may wait for a disk that hangs.
         let (worker, log) = (self.0.worker.clone(), self.0.log.clone());
         let (done, stopped) = oneshot::channel::<()>();
@@ -344,6 +360,15 @@ impl Replica {
     /// Returns once this node may help to elect a leader.
     async fn votes_freely(&self) {
         self.0.hold.over().await;
+        self.0.peers.settled().await;
+    }
+
+    fn log(&self) -> &LogStore {
+        &self.0.log
+    }
+
+    fn peers(&self) -> &Peers {
+        &self.0.peers
     }
 
     /// Whether the node is a member, or is to be one of the first.
@@ -364,6 +389,21 @@ impl Replica {
 impl Inner {
     fn node_id(&self) -> NodeId {
         self.local.identity.node_id
+    }
+
+    /// Begins to connect to every other member, so that each learns at once of this node's start.
+    fn connect_to_members(&self) {
+        let mut members: BTreeMap<NodeId, Member> = bootstrap::initial_members(&self.members);
+        {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let nodes = metrics.membership_config.nodes();
+            members.extend(nodes.map(|(node_id, member)| (*node_id, member.clone())));
+        }
+        members.remove(&self.node_id());
+        for (node_id, member) in &members {
+            self.peers.peer(*node_id, member);
+        }
     }
 
     /// Notes that a leader has just been heard of.

@@ -40,31 +40,20 @@ pub struct Options {
     pub checkpoint_interval: Option<Duration>,
 }
 
-/// For how long after the last word of a leader its followers grant nobody a vote, so that it may
-/// answer reads without asking them.
-pub(super) fn lease(timing: Timing) -> Duration {
-    timing.election_max / 2
-}
-
 /// openraft's own configuration. Its defaults are for tests; what this product relies on is written
-/// down. `elects`: from the start, not only when told to.
+/// down.
 pub(super) fn raft_config(
     cluster_id: &str,
     timing: Timing,
     snapshot: SnapshotPolicy,
-    elects: bool,
 ) -> Result<Arc<openraft::Config>, Error> {
     let ms = |duration: Duration| duration.as_millis() as u64;
-    // openraft's lease is its longest timeout. When it is over a follower begins to wait, for a random
-    // time between openraft's two. So the silence that an election takes, which is what our settings
-    // say, is the sum.
-    let lease = lease(timing);
-    let wait_min = timing.election_min.saturating_sub(lease);
     let config = openraft::Config {
         cluster_name: cluster_id.to_owned(),
-        heartbeat_interval: ms(timing.heartbeat),
-        election_timeout_min: ms(wait_min),
-        election_timeout_max: ms(lease),
+        // The deadline of heartbeats as well. They are sent more often: `network::heartbeats`.
+        heartbeat_interval: ms(timing.call_deadline()),
+        election_timeout_min: ms(timing.wait_min()),
+        election_timeout_max: ms(timing.lease()),
         // For a transfer of a snapshot: the longest time without progress.
         install_snapshot_timeout: ms(snapshot.stall),
         // One request of the log's stream. The log reader bounds it by bytes as well.
@@ -100,7 +89,8 @@ pub(super) fn raft_config(
         enable_leader_restore: Some(false),
         enable_tick: true,
         enable_heartbeat: true,
-        enable_elect: elects,
+        // See `hold`.
+        enable_elect: false,
         ..openraft::Config::default()
     };
     let config = config.validate();

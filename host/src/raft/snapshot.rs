@@ -37,7 +37,7 @@ use crate::{
     machine::{HistoryError, Restored, SavedState, StateStream, Worker},
     modules::Registry,
     proto::raft::{SnapshotHeader, SnapshotPart, SnapshotStart, snapshot_part::Part},
-    storage::{Identity, SnapshotFile, SnapshotStore},
+    storage::{Identity, LogStore, SnapshotFile, SnapshotStore},
     types::{
         DIGEST_VERSION, Digest, NodeId,
         convert::{
@@ -142,6 +142,13 @@ pub fn voters(file: &SnapshotFile) -> io::Result<BTreeSet<NodeId>> {
 
 pub(super) fn unreadable(error: impl std::fmt::Display) -> HistoryError {
     HistoryError::Unreadable(error.to_string())
+}
+
+/// The end of the log, or of the newest snapshot if that reaches further.
+pub(super) fn last_log_id(log: &LogStore, snapshots: &SnapshotStore) -> io::Result<Option<LogId>> {
+    let newest = snapshots.latest().map_err(io::Error::other)?;
+    let newest = newest.map(|file| LogId::new_term_index(file.term(), file.index()));
+    Ok(log.extent().last.max(newest))
 }
 
 /// Refuses a snapshot that is not of this cluster.

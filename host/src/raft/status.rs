@@ -13,7 +13,7 @@ use crate::{
     types::{
         ModuleId, NodeId,
         raft::{LogId, Member},
-        status::{ClockStatus, ClusterStatus, NodeStatus, Role},
+        status::{ClockStatus, ClusterStatus, NodeStatus, PeerLink, Role},
     },
 };
 
@@ -62,6 +62,7 @@ impl Replica {
             divergences,
             divergence,
             clock: Some(inner.time.status()),
+            links: inner.peers.status(),
         }
     }
 
@@ -168,6 +169,7 @@ fn from_wire(status: NodeStatusResponse, member: &Member) -> NodeStatus {
         divergences: status.divergences,
         divergence: status.divergence,
         clock: status.clock.map(clock_from_wire),
+        links: status.links.into_iter().map(link_from_wire).collect(),
     }
 }
 
@@ -200,5 +202,24 @@ pub(super) fn to_wire(status: &NodeStatus) -> NodeStatusResponse {
             log_offset_ms: clock.log_offset_ms,
             alarm: clock.alarm,
         }),
+        links: status.links.iter().map(link_to_wire).collect(),
+    }
+}
+
+fn link_from_wire(link: wire::PeerLink) -> PeerLink {
+    PeerLink {
+        node_id: link.node_id,
+        connected: link.connected,
+        round_trip: Duration::from_micros(link.round_trip_us),
+        problem: link.problem,
+    }
+}
+
+fn link_to_wire(link: &PeerLink) -> wire::PeerLink {
+    wire::PeerLink {
+        node_id: link.node_id,
+        connected: link.connected,
+        round_trip_us: link.round_trip.as_micros() as u64,
+        problem: link.problem.clone(),
     }
 }

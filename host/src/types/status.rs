@@ -2,7 +2,7 @@
 //!
 //! Plain data between the raft layer, which knows, and the api layer, which tells.
 
-use std::{fmt, sync::Arc};
+use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
@@ -202,6 +202,8 @@ pub struct NodeStatus {
     pub divergence: String,
     /// Its clock; absent if it could not be asked.
     pub clock: Option<ClockStatus>,
+    /// Its connections to the other members.
+    pub links: Vec<PeerLink>,
 }
 
 /// How a node's clock, and the log's time, compare with the clock of a majority of the voters.
@@ -229,6 +231,19 @@ pub struct TimeSet {
     pub time_ms: u64,
 }
 
+/// The connection of a node to another member.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PeerLink {
+    /// The other member.
+    pub node_id: NodeId,
+    /// Whether the two have introduced themselves and still reach each other.
+    pub connected: bool,
+    /// The smoothed round trip; zero: not measured yet.
+    pub round_trip: Duration,
+    /// Empty: nothing is wrong. Otherwise why it is not connected, or which setting does not fit.
+    pub problem: String,
+}
+
 impl NodeStatus {
     /// A member that did not answer.
     pub fn unreachable(id: NodeId, client_address: String, peer_address: String) -> Self {
@@ -251,6 +266,7 @@ impl NodeStatus {
             divergences: 0,
             divergence: String::new(),
             clock: None,
+            links: Vec::new(),
         }
     }
 }

@@ -28,6 +28,7 @@ mod kv;
 mod leadership;
 mod link;
 mod modules;
+mod network;
 mod peers;
 mod power_cut;
 mod projects;

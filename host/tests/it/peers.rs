@@ -4,10 +4,10 @@ use std::{fs, time::Duration};
 
 use conclave::{
     proto::raft::{
-        AppendRequest, Checkpoint, FetchSnapshotRequest, HandshakeRequest, LogId, Member,
-        Membership, SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, StoredMembership,
-        StoredModule, Vote, VoteRequest, Voters, raft_client::RaftClient, snapshot_part::Part,
-        snapshot_progress::Progress,
+        AppendRequest, Checkpoint, Entry, FetchSnapshotRequest, HandshakeRequest, LogId, Member,
+        Membership, SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, Standing,
+        StoredMembership, StoredModule, TransferLeaderRequest, Vote, VoteRequest, Voters,
+        raft_client::RaftClient, snapshot_part::Part, snapshot_progress::Progress,
     },
     raft::network::PROTOCOL_VERSION,
     types::ModuleId,
@@ -41,6 +41,13 @@ impl Pretender {
             module_id: identity[34..66].to_vec().into(),
             engine_fingerprint: String::new(),
             protocol_version: PROTOCOL_VERSION,
+            lease_ms: 0,
+            // A member that has taken part in a later term has lost nothing.
+            standing: Some(Standing {
+                process: 1,
+                vote: Some(Vote { term: 50, node_id: from, committed: false }),
+                last_log_id: None,
+            }),
         };
         client.handshake(hello).await?;
         Ok(Self { client, from, to })
@@ -137,6 +144,7 @@ async fn what_no_member_would_send_is_refused() {
         let request = pretender.request(message);
         assert_invalid(pretender.client.heartbeat(request).await);
     }
+    assert_appends_are_refused(&cluster, &mut pretender).await;
     // A snapshot that openraft could not install, of a leader that is ahead of everybody.
     let identity = fs::read(cluster.node(2).data_dir.join("identity")).unwrap();
     let header = SnapshotHeader {
@@ -146,12 +154,102 @@ async fn what_no_member_would_send_is_refused() {
         ..SnapshotHeader::default()
     };
     let vote = Some(Vote { term: 100, node_id: 2, committed: true });
-    let start = SnapshotStart { vote, header: Some(header), ..SnapshotStart::default() };
-    assert_invalid(pretender.install(vec![Part::Start(start)]).await);
+    // The whole of one, of a later term but before what is committed: openraft asserts that it is not.
+    let mut earlier = header_with(&cluster, conclave::node::DEFAULT_MACHINE);
+    earlier.last_log_id = Some(LogId { term: 100, index: 1 });
+    earlier.membership.as_mut().unwrap().log_id = Some(LogId { term: 1, index: 0 });
+    for header in [header, earlier] {
+        let start = SnapshotStart { vote, header: Some(header), ..SnapshotStart::default() };
+        assert_invalid(pretender.install(vec![Part::Start(start)]).await);
+    }
+    let votes = [
+        Vote { term: 100, node_id: 2, committed: true },
+        Vote { term: 100, node_id: 1, committed: false },
+        Vote { term: 100, node_id: 3, committed: false },
+    ];
+    for pre_vote in [false, true] {
+        for vote in votes {
+            let message = VoteRequest { vote: Some(vote), pre_vote, ..VoteRequest::default() };
+            let request = pretender.request(message);
+            assert_invalid(pretender.client.vote(request).await);
+        }
+        // A candidate of term 100 has no entry of term 101.
+        let request = pretender.request(VoteRequest {
+            vote: Some(Vote { term: 100, node_id: 2, committed: false }),
+            last_log_id: Some(LogId { term: 101, index: 1_000_000 }),
+            pre_vote,
+            ..VoteRequest::default()
+        });
+        assert_invalid(pretender.client.vote(request).await);
+    }
+    let request = pretender.request(TransferLeaderRequest {
+        from: Some(Vote { term: 100, node_id: 1, committed: true }),
+        to_node_id: 1,
+        ..TransferLeaderRequest::default()
+    });
+    assert_invalid(pretender.client.transfer_leader(request).await);
 
     cluster.assert_running(1);
     put(&client, "key", "after").await.unwrap();
     timeout(PATIENCE, cluster.caught_up(&[1, 2, 3])).await.unwrap();
+}
+
+/// Appends that would poison the log on disk, or replace what is committed. None is answered.
+async fn assert_appends_are_refused(cluster: &Cluster, pretender: &mut Pretender) {
+    let status = cluster.client_of(1).status().await.unwrap();
+    let committed = status.nodes.iter().find(|node| node.id == 1).unwrap().committed;
+    let elected = Some(Vote { term: 100, node_id: 2, committed: true });
+    let last = Some(LogId { term: status.term, index: committed });
+    let id = |term, index| Some(LogId { term, index });
+    let entry = |term, index| Entry { log_id: id(term, index), payload: None };
+    let append = |previous, entries: &[Entry]| AppendRequest {
+        vote: elected,
+        previous,
+        entries: entries.to_vec(),
+        ..AppendRequest::default()
+    };
+    let next = committed + 1;
+    let cases = [
+        ("falling terms", append(last, &[entry(99, next), entry(98, next + 1)])),
+        ("a term lower than before", append(id(99, next), &[entry(98, next + 1)])),
+        ("a term after the vote's", append(last, &[entry(101, next)])),
+        ("a gap", append(last, &[entry(100, next + 1)])),
+        ("a previous entry after the vote", append(id(101, next), &[])),
+        (
+            "a commit after the vote",
+            AppendRequest { leader_commit: id(101, next), ..append(last, &[]) },
+        ),
+        (
+            "another's vote",
+            AppendRequest {
+                vote: Some(Vote { term: 100, node_id: 3, committed: true }),
+                ..append(last, &[])
+            },
+        ),
+        (
+            "this node's vote",
+            AppendRequest {
+                vote: Some(Vote { term: 100, node_id: 1, committed: true }),
+                ..append(last, &[])
+            },
+        ),
+        ("a committed entry replaced", append(None, &[entry(100, 0)])),
+        ("another committed entry", append(id(100, committed), &[])),
+    ];
+    for (what, message) in cases {
+        let request = pretender.request(futures::stream::iter([message]));
+        let answer = pretender.client.append(request).await;
+        let answer = match answer {
+            Ok(mut answers) => answers.get_mut().message().await,
+            Err(status) => Err(status),
+        };
+        assert!(!matches!(answer, Ok(Some(_))), "{what}: {answer:?}");
+    }
+    assert_eq!(
+        cluster.client_of(1).status().await.unwrap().term,
+        status.term,
+        "nothing had an effect"
+    );
 }
 
 /// Of a leader that is ahead of everybody, with a module whose bytes these are.

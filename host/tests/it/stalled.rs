@@ -60,7 +60,8 @@ impl Silent {
         }
         let answers = request.into_inner().map(|request| {
             let conflict = request?.previous.unwrap_or(LogId { term: 0, index: 0 });
-            Ok(AppendResponse { result: Some(append_response::Result::Conflict(conflict)) })
+            let result = Some(append_response::Result::Conflict(conflict));
+            Ok(AppendResponse { result, ..AppendResponse::default() })
         });
         Ok(Response::new(answers))
     }

@@ -2,7 +2,10 @@
 
 use std::{
     future::Future,
-    sync::{Arc, Weak},
+    sync::{
+        Arc, OnceLock, Weak,
+        atomic::{AtomicU32, Ordering},
+    },
     time::Duration,
 };
 
@@ -19,10 +22,11 @@ use openraft::{
     },
     type_config::alias::SnapshotOf,
 };
+use tokio::time::sleep;
 use tonic::{Code, Request, Status};
 
 use super::{
-    OwnReplica,
+    OwnReplica, backoff, message,
     peer::{Lane, Peer, PeerError},
 };
 use crate::{
@@ -34,8 +38,8 @@ use crate::{
     },
     storage::{Pace, SnapshotFile},
     types::{
-        convert::{entry_to_wire, log_id_from_wire, log_id_to_wire, vote_from_wire, vote_to_wire},
-        raft::{LogId, TypeConfig, Vote},
+        convert::{entry_to_wire, log_id_to_wire, vote_to_wire},
+        raft::{TypeConfig, Vote},
     },
 };
 
@@ -46,6 +50,8 @@ pub struct PeerNetwork {
     lease: Arc<Lease>,
     transfers: Arc<Transfers>,
     replica: OwnReplica,
+    /// Streams of entries that failed one after the other, without an answer.
+    failures: Arc<AtomicU32>,
 }
 
 impl PeerNetwork {
@@ -56,7 +62,7 @@ impl PeerNetwork {
         transfers: Arc<Transfers>,
         replica: OwnReplica,
     ) -> Self {
-        Self { peer, lane, lease, transfers, replica }
+        Self { peer, lane, lease, transfers, replica, failures: Arc::default() }
     }
 
     /// A disputed state is not spread. openraft tries again after a pause.
@@ -91,9 +97,6 @@ fn rpc_error(error: PeerError) -> RPCError<TypeConfig> {
         }
         PeerError::Stranger { .. } | PeerError::Address { .. } => false,
     };
-    if let PeerError::Stranger { .. } = &error {
-        tracing::warn!(%error, "a peer is not who it should be");
-    }
     if reached {
         RPCError::Network(NetworkError::new(&AnyError::new(&error)))
     } else {
@@ -108,20 +111,6 @@ fn append_to_wire(request: AppendEntriesRequest<TypeConfig>) -> wire::AppendRequ
         previous: request.prev_log_id.as_ref().map(log_id_to_wire),
         entries: request.entries.iter().map(entry_to_wire).collect(),
         leader_commit: request.leader_commit.as_ref().map(log_id_to_wire),
-    }
-}
-
-fn append_result(response: wire::AppendResponse) -> Result<StreamAppendResult<TypeConfig>, Status> {
-    use wire::append_response::Result as Answer;
-    match response.result {
-        Some(Answer::Matched(matched)) => Ok(Ok(matched.log_id.as_ref().map(log_id_from_wire))),
-        Some(Answer::Conflict(log_id)) => {
-            Ok(Err(StreamAppendError::Conflict(log_id_from_wire(&log_id))))
-        }
-        Some(Answer::HigherVote(vote)) => {
-            Ok(Err(StreamAppendError::HigherVote(vote_from_wire(&vote))))
-        }
-        None => Err(Status::internal("the peer sent an answer without a result")),
     }
 }
 
@@ -168,18 +157,31 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
                 let answer = within(option.hard_ttl(), self.heartbeat(request)).await;
                 return Ok(stream::iter([answer]).boxed());
             }
-            let disk = self.peer.disk().clone();
+            self.pause().await;
+            self.failures.fetch_add(1, Ordering::Relaxed);
+            let vote = Arc::new(OnceLock::new());
+            let (leader, disk) = (vote.clone(), self.peer.disk().clone());
             let requests = in_step(input, self.peer.pace())
                 .take_while(move |_| std::future::ready(!disk.is_hung()))
-                .map(append_to_wire);
+                .map(move |request| {
+                    // All requests of a stream are of one leader.
+                    let _ = leader.set(request.vote);
+                    append_to_wire(request)
+                });
             let setup = async {
                 let mut client = self.peer.client(self.lane).await.map_err(rpc_error)?;
                 client.append(Request::new(requests)).await.map_err(|status| self.failed(status))
             };
-            let answers = within(option.hard_ttl(), setup).await?.into_inner();
+            // openraft's deadline is one of a heartbeat. A stream that is opened takes up to three round trips,
+            // and while it is not, a deadline gains nothing: a dead connection is noticed by its pings.
+            let limit = option.hard_ttl().max(self.peer.local().timing.election_max);
+            let answers = within(limit, setup).await?.into_inner();
             let this = &*self;
             let answers = answers.map(move |answer| {
-                answer.and_then(append_result).map_err(|status| this.failed(status))
+                let answer = answer.and_then(|answer| this.acknowledged(answer, vote.get()));
+                let answer = answer.map_err(|status| this.failed(status))?;
+                this.failures.store(0, Ordering::Relaxed);
+                Ok(answer)
             });
             Ok(answers.boxed())
         }
@@ -217,7 +219,11 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         let failure = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             answer = offer => match answer {
-                Ok(vote) => return Ok(SnapshotResponse::new(vote)),
+                Ok(answered) => {
+                    let answered = message::checked_answer(answered, &vote);
+                    let answered = answered.map_err(|status| self.failed(status))?;
+                    return Ok(SnapshotResponse::new(answered));
+                }
                 Err(failure) => failure,
             },
         };
@@ -255,19 +261,66 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
 }
 
 impl PeerNetwork {
+    /// After streams that failed: waits, so that openraft, which opens the next one at once, does not do
+    /// so without end. Ends when the peer is connected again.
+    async fn pause(&self) {
+        let failures = self.failures.load(Ordering::Relaxed);
+        if failures == 0 {
+            return;
+        }
+        let pause = sleep(backoff::pause(failures));
+        if self.peer.is_connected() {
+            pause.await;
+        } else {
+            tokio::select! {
+                () = pause => {}
+                () = self.peer.connected() => {}
+            }
+        }
+    }
+
     async fn heartbeat(
         &self,
         request: AppendEntriesRequest<TypeConfig>,
     ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
+        let vote = request.vote;
         let mut client = self.peer.client(self.lane).await.map_err(rpc_error)?;
         let (term, sent) = (request.vote.leader_id.term, BootTime::now());
         let answer = client.heartbeat(append_to_wire(request)).await;
-        let answer = answer.and_then(|answer| append_result(answer.into_inner()));
-        // A conflict of the logs is an answer of a follower too.
-        if matches!(answer, Ok(Ok(_) | Err(StreamAppendError::Conflict(_)))) {
+        let answer = answer.and_then(|answer| {
+            match self.acknowledged(answer.into_inner(), Some(&vote))? {
+                // A heartbeat names what the peer has acknowledged to this leader, which it cannot lose.
+                Err(StreamAppendError::Conflict(log_id)) => Err(message::lost(log_id)),
+                result => Ok(result),
+            }
+        });
+        if matches!(answer, Ok(Ok(_))) {
             self.lease.extend(self.peer.node_id, term, sent);
         }
         answer.map_err(|status| self.failed(status))
+    }
+
+    /// Checks the answer of a peer to the leader with this vote, and remembers what it acknowledges.
+    fn acknowledged(
+        &self,
+        answer: wire::AppendResponse,
+        vote: Option<&Vote>,
+    ) -> Result<StreamAppendResult<TypeConfig>, Status> {
+        let vote = vote.ok_or_else(|| Status::internal("the peer answered before it was asked"))?;
+        let process = answer.process;
+        let result = message::append_result(answer, vote)?;
+        let (local, node_id) = (self.peer.local(), self.peer.node_id);
+        match &result {
+            Ok(last) => local.note_acknowledged(node_id, *vote, *last, process),
+            Err(StreamAppendError::Conflict(log_id)) => {
+                // openraft asserts that this does not happen.
+                if local.has_acknowledged(node_id, vote, log_id.index) {
+                    return Err(message::lost(*log_id));
+                }
+            }
+            Err(StreamAppendError::HigherVote(_)) => {}
+        }
+        Ok(result)
     }
 
     async fn ask_for_vote(
@@ -288,12 +341,7 @@ impl PeerNetwork {
             client.vote(message).await.map_err(|status| self.failed(status))
         };
         let answer = within(option.hard_ttl(), call).await?.into_inner();
-        let Some(vote) = answer.vote else {
-            let reason = "the peer answered a vote without one";
-            return Err(RPCError::Network(NetworkError::from_string(reason)));
-        };
-        let last_log_id: Option<LogId> = answer.last_log_id.as_ref().map(log_id_from_wire);
-        Ok(VoteResponse::new(vote_from_wire(&vote), last_log_id, answer.granted))
+        message::vote_response(answer, &request.vote).map_err(|status| self.failed(status))
     }
 }
 

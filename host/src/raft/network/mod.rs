@@ -1,23 +1,28 @@
 //! What nodes say to each other, over gRPC on the peer port.
 //!
-//! [`peer`] holds the connections, [`client`] speaks for openraft over them, [`service`] answers.
+//! [`peers`] holds the connections, one [`peer`] each, [`backoff`] paces their retries, [`local`] is what this node tells its peers
+//! and remembers of them by their [`standing`], [`client`] speaks for openraft, [`heartbeats`] has it send heartbeats, [`service`]
+//! answers, [`message`] checks what peers send.
 //!
 //! Contract: no request is answered, and no answer believed, before both sides have checked that they
 //! belong to the same cluster, are the nodes that they mean, and still have the data directory that
 //! they had when they first met. Traffic is not encrypted: the peer port belongs on a private network.
 
+mod backoff;
 pub mod client;
+pub(super) mod heartbeats;
+pub mod local;
+mod message;
 pub mod peer;
+pub mod peers;
 pub mod service;
+pub(super) mod standing;
 
 use std::sync::{Arc, OnceLock, Weak};
 
 use openraft::RaftNetworkFactory;
 
-use self::{
-    client::PeerNetwork,
-    peer::{Lane, Peers},
-};
+use self::{client::PeerNetwork, peer::Lane, peers::Peers};
 use super::{Inner, lease::Lease, snapshot::Transfers};
 use crate::types::{
     NodeId,

@@ -1,30 +1,42 @@
 //! Connections to the other members.
+//!
+//! Each [`Peer`] has a task of its own that keeps it connected: it makes the handshake, pings the peer once
+//! per second, and after a failure retries with a back-off. All other calls fail at once while the peer is
+//! not connected, so none of openraft's loops reaches the network.
 
 use std::{
-    collections::HashMap,
     sync::{
-        Arc, Mutex, PoisonError,
-        atomic::{AtomicBool, Ordering},
+        Arc, Mutex, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
+use tokio::{
+    sync::{Notify, watch},
+    task::AbortHandle,
+    time::{sleep, timeout},
+};
 use tonic::{
-    Request, Status,
+    Code, Request, Status,
     metadata::MetadataValue,
     service::{Interceptor, interceptor::InterceptedService},
     transport::{Channel, Endpoint},
 };
 
-use super::{CLUSTER_HEADER, FROM_HEADER, MESSAGE_BYTES_MAX, PROTOCOL_VERSION, TO_HEADER};
+use super::{
+    CLUSTER_HEADER, FROM_HEADER, MESSAGE_BYTES_MAX, PROTOCOL_VERSION, TO_HEADER,
+    backoff::{self, Problem},
+    local::Local,
+};
 use crate::{
-    proto::raft::{HandshakeRequest, HandshakeResponse, raft_client::RaftClient},
+    proto::raft::{HandshakeRequest, HandshakeResponse, PingRequest, raft_client::RaftClient},
     raft::disk::DiskWatch,
-    storage::{Identity, LogStore, Pace},
-    types::{NodeId, raft::Member},
+    storage::Pace,
+    types::{NodeId, status::PeerLink},
 };
 
-/// How long a new connection may take to be made, and its handshake to be answered.
+/// How long a new connection may take to be made, its handshake or a ping to be answered.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// A connection is probed this often while nothing else is on it …
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
@@ -32,6 +44,10 @@ const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 flow control, a stream and a connection: enough for a batch of the largest entries.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+/// How often a connected peer is pinged.
+const PING_INTERVAL: Duration = Duration::from_secs(1);
+/// The least time between two attempts, whatever asks for one.
+const ATTEMPT_SPACING: Duration = Duration::from_millis(20);
 
 /// What a connection is for. Each has its own, so that none waits behind another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +63,7 @@ pub enum Lane {
 const LANES: [Lane; 3] = [Lane::Log, Lane::Control, Lane::Snapshot];
 
 /// Why a peer was not reached.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 pub enum PeerError {
     /// The network, or the peer, said no.
     #[error("node {node_id} at {address}: {message}", message = status.message())]
@@ -81,83 +97,16 @@ pub enum PeerError {
     },
 }
 
-/// Who this node is, as it tells its peers, and what it remembers of them.
-pub struct Local {
-    /// From the data directory.
-    pub identity: Identity,
-    /// The engine's fingerprint.
-    pub engine: String,
-    /// Where the peers' incarnations are remembered.
-    log: LogStore,
-    /// Whether this node's disk answers.
-    pub(super) disk: DiskWatch,
-    /// Two who introduce themselves by the same id at once meet one after the other.
-    meeting: Mutex<()>,
-    /// The peers' engines, as last seen.
-    engines: Mutex<HashMap<NodeId, String>>,
-}
-
-impl Local {
-    /// Whose data directory it is, and where to remember the others.
-    pub fn new(identity: Identity, engine: String, log: LogStore, disk: DiskWatch) -> Self {
-        let (meeting, engines) = (Mutex::default(), Mutex::default());
-        Self { identity, engine, log, disk, meeting, engines }
-    }
-
-    /// The first meeting with a node id is remembered for good: the same id with another data
-    /// directory is a node that lost its log, and with it the votes that it gave.
-    fn recognise(&self, node_id: NodeId, incarnation: &[u8]) -> Result<(), String> {
-        let record = format!("peer/{node_id}/incarnation");
-        let _meeting = self.meeting.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = self.log.get_record(&record).map_err(|error| error.to_string())?;
-        match known {
-            Some(known) if known == incarnation => Ok(()),
-            Some(_) => Err(format!(
-                "node {node_id} came back with another data directory than the one it joined \
-                 with: a node that lost its data must join under a new node id"
-            )),
-            None => self
-                .log
-                .put_record(&record, Some(incarnation.to_vec()))
-                .map_err(|error| error.to_string()),
+impl PeerError {
+    /// Whether one of the two nodes refuses the other, rather than that the network failed.
+    fn is_refusal(&self) -> bool {
+        match self {
+            Self::Call { status, .. } => matches!(
+                status.code(),
+                Code::PermissionDenied | Code::DataLoss | Code::FailedPrecondition
+            ),
+            Self::Stranger { .. } | Self::Address { .. } => true,
         }
-    }
-
-    /// Warns once of each other engine that a peer has.
-    fn compare_engine(&self, node_id: NodeId, theirs: &str) {
-        let mut known = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
-        let known = known.entry(node_id).or_insert_with(|| self.engine.clone());
-        if known == theirs {
-            return;
-        }
-        theirs.clone_into(known);
-        if theirs != self.engine {
-            tracing::warn!(
-                node = node_id,
-                theirs,
-                ours = self.engine,
-                "engines differ, because of another processor, version or limit: calls that reach a limit may have \
-                 other outcomes there"
-            );
-        }
-    }
-
-    /// Checks what a peer says of itself, at either end of a handshake.
-    pub fn check(
-        &self,
-        node_id: NodeId,
-        incarnation: &[u8],
-        module_id: &[u8],
-    ) -> Result<(), String> {
-        if module_id != self.identity.module_id.0 {
-            return Err(format!(
-                "node {node_id} was begun with module {}, this node with {}: begin every node of a cluster \
-                 with the same module (--module); later ones come through `conclave module push`",
-                hex::encode(module_id),
-                self.identity.module_id
-            ));
-        }
-        self.recognise(node_id, incarnation)
     }
 }
 
@@ -184,8 +133,18 @@ pub type Client = RaftClient<InterceptedService<Channel, Introduce>>;
 
 struct Connection {
     client: Client,
-    /// Set by a handshake, cleared by a failure: whoever answers next may be somebody else.
+    /// Set by a handshake, cleared by a failure: the next process that answers may be another.
     greeted: AtomicBool,
+}
+
+/// Whether calls to a peer make sense.
+#[derive(Clone, Debug)]
+enum Link {
+    /// The first attempt is under way.
+    Connecting,
+    Up,
+    /// The last attempt failed.
+    Down(PeerError),
 }
 
 /// One other member.
@@ -196,12 +155,38 @@ pub struct Peer {
     pub address: String,
     local: Arc<Local>,
     connections: Result<[Connection; LANES.len()], String>,
+    link: watch::Sender<Link>,
+    /// Wakes the task that keeps the connection.
+    wake: Arc<Notify>,
+    /// The peer has just introduced itself: it can be reached, or soon.
+    contacted: AtomicBool,
+    /// Smoothed; 0: not measured yet.
+    round_trip_us: AtomicU64,
+    keeper: Mutex<Option<AbortHandle>>,
 }
 
 impl Peer {
-    fn new(node_id: NodeId, address: &str, local: Arc<Local>) -> Self {
+    pub(super) fn start(node_id: NodeId, address: &str, local: Arc<Local>) -> Arc<Self> {
         let connections = connect(node_id, address, &local);
-        Self { node_id, address: address.to_owned(), local, connections }
+        let peer = Arc::new(Self {
+            node_id,
+            address: address.to_owned(),
+            local,
+            connections,
+            link: watch::Sender::new(Link::Connecting),
+            wake: Arc::default(),
+            contacted: AtomicBool::new(false),
+            round_trip_us: AtomicU64::new(0),
+            keeper: Mutex::default(),
+        });
+        let keeper = tokio::spawn(keep(Arc::downgrade(&peer), peer.wake.clone())).abort_handle();
+        *peer.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+        peer
+    }
+
+    /// This node, as its peers know it.
+    pub(super) fn local(&self) -> &Local {
+        &self.local
     }
 
     /// Whether this node's own disk answers.
@@ -211,7 +196,7 @@ impl Peer {
 
     /// The pace at which this node writes what it sends.
     pub(super) fn pace(&self) -> Pace {
-        self.local.log.pace()
+        self.local.pace()
     }
 
     fn connection(&self, lane: Lane) -> Result<&Connection, PeerError> {
@@ -225,16 +210,42 @@ impl Peer {
         }
     }
 
-    /// A client of a connection whose other end has been checked.
+    /// A client of a connection whose other end has been checked. Fails at once while the peer is not
+    /// connected; waits while the first attempt is under way.
     pub async fn client(&self, lane: Lane) -> Result<Client, PeerError> {
         let connection = self.connection(lane)?;
+        self.settled().await?;
+        if let Some(reason) = self.local.lost() {
+            return Err(self.call_error(Status::data_loss(reason)));
+        }
         if !connection.greeted.load(Ordering::Acquire) {
-            self.handshake(lane).await?;
+            self.handshake(lane).await.inspect_err(|_| self.wake.notify_one())?;
         }
         Ok(connection.client.clone())
     }
 
-    /// Introduces this node to the peer and checks who answers.
+    /// Waits for the end of the first attempt to connect, and returns how the last one ended.
+    pub(super) async fn settled(&self) -> Result<(), PeerError> {
+        let mut link = self.link.subscribe();
+        let link = link.wait_for(|link| !matches!(link, Link::Connecting)).await;
+        match link.as_deref() {
+            Ok(Link::Down(error)) => Err(error.clone()),
+            // The sender is part of this peer, so it cannot be gone.
+            Ok(Link::Connecting | Link::Up) | Err(_) => Ok(()),
+        }
+    }
+
+    pub(super) fn is_connected(&self) -> bool {
+        matches!(&*self.link.borrow(), Link::Up)
+    }
+
+    /// Returns when the peer is connected.
+    pub(super) async fn connected(&self) {
+        // As above.
+        let _ = self.link.subscribe().wait_for(|link| matches!(link, Link::Up)).await;
+    }
+
+    /// Introduces this node to the peer and checks which node answers.
     pub async fn handshake(&self, lane: Lane) -> Result<HandshakeResponse, PeerError> {
         let connection = self.connection(lane)?;
         let identity = &self.local.identity;
@@ -246,11 +257,22 @@ impl Peer {
             module_id: identity.module_id.0.to_vec().into(),
             engine_fingerprint: self.local.engine.clone(),
             protocol_version: PROTOCOL_VERSION,
+            standing: Some(self.local.standing.to_wire()),
+            lease_ms: self.local.lease_ms(),
         });
         request.set_timeout(CONNECT_TIMEOUT);
         let answer = connection.client.clone().handshake(request).await;
-        let answer = answer.map_err(|status| self.failed(lane, status))?.into_inner();
-        self.local.check(self.node_id, &answer.incarnation, &answer.module_id).map_err(
+        let answer = answer.map_err(|status| {
+            if status.code() == Code::DataLoss {
+                self.local.condemn(self.node_id, status.message());
+            }
+            self.call_error(status)
+        })?;
+        let answer = answer.into_inner();
+        let checked =
+            self.local.check(self.node_id, &answer.incarnation, &answer.module_id, answer.lease_ms);
+        let standing = answer.standing.unwrap_or_default();
+        checked.and_then(|()| self.local.check_standing(self.node_id, &standing)).map_err(
             |reason| PeerError::Stranger {
                 node_id: self.node_id,
                 address: self.address.clone(),
@@ -262,13 +284,153 @@ impl Peer {
         Ok(answer)
     }
 
-    /// Notes that a call failed, so that the next one begins with a handshake.
+    /// Notes that a call failed, so that the next one begins with a handshake, and the connection is
+    /// checked.
     pub fn failed(&self, lane: Lane, status: Status) -> PeerError {
         if let Ok(connection) = self.connection(lane) {
             connection.greeted.store(false, Ordering::Release);
         }
+        self.wake.notify_one();
+        self.call_error(status)
+    }
+
+    fn call_error(&self, status: Status) -> PeerError {
         let (node_id, address) = (self.node_id, self.address.clone());
         PeerError::Call { node_id, address, status: Box::new(status) }
+    }
+
+    /// Notes that the peer has introduced itself: a reason to retry at once.
+    pub(super) fn contacted(&self) {
+        self.contacted.store(true, Ordering::Relaxed);
+        self.wake.notify_one();
+    }
+
+    /// Pings a connected peer, or connects.
+    async fn attempt(&self) -> Result<(), PeerError> {
+        let connection = self.connection(Lane::Control)?;
+        if connection.greeted.load(Ordering::Acquire) {
+            let began = Instant::now();
+            let mut client = connection.client.clone();
+            match timeout(CONNECT_TIMEOUT, client.ping(PingRequest {})).await {
+                Ok(Ok(_)) => {
+                    self.measured(began.elapsed());
+                    return Ok(());
+                }
+                // The connection may be of a process that is gone; a new one says more.
+                Ok(Err(_)) | Err(_) => connection.greeted.store(false, Ordering::Release),
+            }
+        }
+        self.handshake(Lane::Control).await?;
+        let began = Instant::now();
+        if timeout(CONNECT_TIMEOUT, connection.client.clone().ping(PingRequest {})).await.is_ok() {
+            self.measured(began.elapsed());
+        }
+        Ok(())
+    }
+
+    fn measured(&self, sample: Duration) {
+        let sample = (sample.as_micros() as u64).max(1);
+        let known = self.round_trip_us.load(Ordering::Relaxed);
+        let smoothed = if known == 0 { sample } else { (known * 7 + sample) / 8 };
+        self.round_trip_us.store(smoothed, Ordering::Relaxed);
+    }
+
+    fn round_trip(&self) -> Option<Duration> {
+        let us = self.round_trip_us.load(Ordering::Relaxed);
+        (us > 0).then(|| Duration::from_micros(us))
+    }
+
+    /// Which setting is too small for the measured round trip.
+    fn misfit(&self) -> Option<String> {
+        let round_trip = self.round_trip()?;
+        let timing = &self.local.timing;
+        (round_trip > timing.round_trip_max()).then(|| timing.advice(round_trip))
+    }
+
+    /// Ends the task that keeps the connection.
+    pub(super) fn stop(&self) {
+        let keeper = self.keeper.lock().unwrap_or_else(PoisonError::into_inner).take();
+        if let Some(keeper) = keeper {
+            keeper.abort();
+        }
+    }
+
+    pub(super) fn status(&self) -> PeerLink {
+        let link = self.link.borrow();
+        let problem = match &*link {
+            Link::Down(error) => Some(error.to_string()),
+            Link::Connecting => Some("not connected yet".to_owned()),
+            Link::Up => self.misfit(),
+        };
+        PeerLink {
+            node_id: self.node_id,
+            connected: matches!(&*link, Link::Up),
+            round_trip: self.round_trip().unwrap_or_default(),
+            problem: problem.unwrap_or_default(),
+        }
+    }
+}
+
+impl Drop for Peer {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
+/// Keeps a peer connected, until it is gone.
+async fn keep(peer: Weak<Peer>, wake: Arc<Notify>) {
+    let (mut failures, mut down, mut slow) = (0_u32, Problem::default(), Problem::default());
+    loop {
+        let began = Instant::now();
+        let Some(this) = peer.upgrade() else { return };
+        let result = this.attempt().await;
+        let pause = match result {
+            Ok(()) => {
+                failures = 0;
+                this.link.send_if_modified(|link| {
+                    let changed = !matches!(link, Link::Up);
+                    *link = Link::Up;
+                    changed
+                });
+                if let Some(attempts) = down.over() {
+                    tracing::info!(node = this.node_id, attempts, "peer connected again");
+                }
+                report_misfit(&this, &mut slow);
+                PING_INTERVAL
+            }
+            Err(error) => {
+                if this.contacted.swap(false, Ordering::Relaxed) {
+                    failures = 0;
+                }
+                failures = failures.saturating_add(1);
+                let (reason, refused) = (error.to_string(), error.is_refusal());
+                if let Some(attempts) = down.occurred(&reason, refused, began) {
+                    tracing::warn!(node = this.node_id, attempts, reason, "peer not connected");
+                }
+                this.link.send_replace(Link::Down(error));
+                if refused { backoff::pause_refused(failures) } else { backoff::pause(failures) }
+            }
+        };
+        drop(this);
+        tokio::select! {
+            () = sleep(pause) => {}
+            () = wake.notified() => sleep(ATTEMPT_SPACING.saturating_sub(began.elapsed())).await,
+        }
+    }
+}
+
+fn report_misfit(peer: &Peer, slow: &mut Problem) {
+    match peer.misfit() {
+        Some(advice) => {
+            if slow.occurred("", true, Instant::now()).is_some() {
+                tracing::warn!(node = peer.node_id, advice, "round trip too long for the settings");
+            }
+        }
+        None => {
+            if slow.over().is_some() {
+                tracing::info!(node = peer.node_id, "round trip fits the settings again");
+            }
+        }
     }
 }
 
@@ -298,31 +460,4 @@ fn connect(
             .max_encoding_message_size(MESSAGE_BYTES_MAX),
         greeted: AtomicBool::new(false),
     }))
-}
-
-/// All the peers that this node has had to do with.
-pub struct Peers {
-    local: Arc<Local>,
-    known: Mutex<HashMap<NodeId, Arc<Peer>>>,
-}
-
-impl Peers {
-    /// None yet.
-    pub fn new(local: Arc<Local>) -> Self {
-        Self { local, known: Mutex::default() }
-    }
-
-    /// The peer, at the address that the membership gives for it.
-    pub fn peer(&self, node_id: NodeId, member: &Member) -> Arc<Peer> {
-        let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
-        match known.get(&node_id) {
-            Some(peer) if peer.address == member.peer_address => peer.clone(),
-            _ => {
-                let peer = Peer::new(node_id, &member.peer_address, self.local.clone());
-                let peer = Arc::new(peer);
-                known.insert(node_id, peer.clone());
-                peer
-            }
-        }
-    }
 }

@@ -1,9 +1,9 @@
 //! Answers the other members.
 
 use std::{
-    collections::BTreeSet,
+    collections::{BTreeMap, BTreeSet},
     sync::{Arc, Mutex, PoisonError},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use futures::{StreamExt, TryStreamExt, stream::BoxStream};
@@ -16,7 +16,10 @@ use tonic::{
 };
 
 use super::{
-    CLUSTER_HEADER, FROM_HEADER, PROTOCOL_VERSION, REFUSED_HEADER, TO_HEADER, peer::Local,
+    CLUSTER_HEADER, FROM_HEADER, PROTOCOL_VERSION, REFUSED_HEADER, TO_HEADER,
+    backoff::Problem,
+    local::Local,
+    message::{self, log_id, malformed, required},
 };
 use crate::{
     proto::raft as wire,
@@ -24,37 +27,48 @@ use crate::{
     types::{
         NodeId,
         convert::{
-            Malformed, call_from_wire, checkpoint_from_wire, entry_from_wire, log_id_from_wire,
-            log_id_to_wire, module_id_from_wire, vote_from_wire, vote_to_wire,
+            call_from_wire, checkpoint_from_wire, log_id_to_wire, module_id_from_wire, vote_to_wire,
         },
-        raft::{LogId, TypeConfig, Vote},
+        raft::TypeConfig,
     },
 };
 
 /// The peer port's one service.
+#[derive(Clone)]
 pub struct PeerService {
     replica: Replica,
     local: Arc<Local>,
-    /// Who has introduced themselves since this process started.
-    greeted: Mutex<BTreeSet<NodeId>>,
+    /// The peers that have introduced themselves to this process.
+    greeted: Arc<Mutex<BTreeSet<NodeId>>>,
+    /// The peers that this process refuses, and why.
+    refused: Arc<Mutex<BTreeMap<NodeId, Problem>>>,
 }
 
 impl PeerService {
     /// Answers for this replica.
     pub fn new(replica: Replica, local: Arc<Local>) -> Self {
-        Self { replica, local, greeted: Mutex::default() }
+        Self { replica, local, greeted: Arc::default(), refused: Arc::default() }
     }
 
-    /// Refuses whoever is of another cluster, means another node, or has not introduced itself.
+    /// Refuses a caller that is of another cluster, means another node, or has not introduced itself; and
+    /// every caller once this node's directory is known to be an old copy.
     fn admit(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
+        if let Some(reason) = self.local.lost() {
+            return Err(Status::unavailable(reason));
+        }
+        self.identify(metadata)
+    }
+
+    fn identify(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
         self.check_open()?;
         let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
         let number = |name| text(name).and_then(|text| text.parse::<NodeId>().ok());
         self.check_target(text(CLUSTER_HEADER), number(TO_HEADER))?;
         let from = number(FROM_HEADER)
             .ok_or_else(|| Status::permission_denied("the peer port is for members only"))?;
-        let greeted = self.greeted.lock().unwrap_or_else(PoisonError::into_inner);
-        if greeted.contains(&from) {
+        let greeted = self.greeted.lock().unwrap_or_else(PoisonError::into_inner).contains(&from);
+        // A member that was removed must introduce itself again, and is refused then.
+        if greeted && self.replica.is_member(from) {
             Ok(from)
         } else {
             Err(Status::permission_denied("a handshake must come first"))
@@ -69,6 +83,51 @@ impl PeerService {
         let mut metadata = MetadataMap::new();
         metadata.insert(REFUSED_HEADER, MetadataValue::from_static("1"));
         Err(Status::with_metadata(Code::Unavailable, "this node is shutting down", metadata))
+    }
+
+    /// Checks what a peer says of itself.
+    fn check(&self, hello: &wire::HandshakeRequest) -> Result<(), Status> {
+        if hello.protocol_version != PROTOCOL_VERSION {
+            return Err(Status::permission_denied(format!(
+                "this node speaks version {PROTOCOL_VERSION} of the peers' protocol, not {}",
+                hello.protocol_version
+            )));
+        }
+        if !self.replica.is_member(hello.node_id) {
+            return Err(Status::permission_denied(format!(
+                "node {} is none of this cluster's members",
+                hello.node_id
+            )));
+        }
+        self.local
+            .check(hello.node_id, &hello.incarnation, &hello.module_id, hello.lease_ms)
+            .map_err(Status::permission_denied)?;
+        let standing = hello.standing.unwrap_or_default();
+        self.local.check_standing(hello.node_id, &standing).map_err(Status::data_loss)
+    }
+
+    /// Notes that a peer is refused, and logs it once, then once per minute.
+    fn refuse(&self, node_id: NodeId, status: &Status) {
+        self.greeted.lock().unwrap_or_else(PoisonError::into_inner).remove(&node_id);
+        // What is no member names itself as it likes; a few names are enough.
+        const REFUSED_MAX: usize = 64;
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() >= REFUSED_MAX && !refused.contains_key(&node_id) {
+            return;
+        }
+        let reason = status.message();
+        let problem = refused.entry(node_id).or_default();
+        if let Some(attempts) = problem.occurred(reason, true, Instant::now()) {
+            tracing::warn!(node = node_id, attempts, reason, "peer refused");
+        }
+    }
+
+    /// Checks a request to append against what this node knows to be committed.
+    fn check_committed(&self, request: &AppendEntriesRequest<TypeConfig>) -> Result<(), Status> {
+        let log = self.replica.log();
+        message::check_committed(request, log.extent().committed, |index| {
+            log.entries(index..index + 1, 1).ok()?.pop().filter(|entry| entry.log_id.index == index)
+        })
     }
 
     fn check_target(&self, cluster_id: Option<&str>, to: Option<NodeId>) -> Result<(), Status> {
@@ -93,66 +152,10 @@ impl PeerService {
     }
 }
 
-fn malformed(error: Malformed) -> Status {
-    Status::invalid_argument(error.to_string())
-}
-
-fn required<T>(field: Option<T>, name: &str) -> Result<T, Status> {
-    field.ok_or_else(|| Status::invalid_argument(format!("{name} is missing")))
-}
-
 /// Reports of a snapshot's progress that wait to be sent: a newer one says more.
 const REPORTS_WAITING: usize = 2;
 
-/// No index and no term gets here, and counting on from here never overflows.
-const COUNT_MAX: u64 = u64::MAX / 2;
-
-fn vote(field: Option<wire::Vote>) -> Result<Vote, Status> {
-    let vote = vote_from_wire(&required(field, "vote")?);
-    if vote.leader_id.term > COUNT_MAX {
-        let reason = format!("no cluster has a term of {}", vote.leader_id.term);
-        return Err(Status::invalid_argument(reason));
-    }
-    Ok(vote)
-}
-
-/// The vote of one who leads: openraft takes it for granted that only a leader sends a log.
-fn leader_vote(field: Option<wire::Vote>) -> Result<Vote, Status> {
-    let vote = vote(field)?;
-    if vote.committed {
-        Ok(vote)
-    } else {
-        Err(Status::invalid_argument("the sender has not been elected"))
-    }
-}
-
-fn log_id(field: Option<wire::LogId>) -> Result<Option<LogId>, Status> {
-    match field {
-        Some(log_id) if log_id.index > COUNT_MAX => {
-            Err(Status::invalid_argument(format!("no log has an index of {}", log_id.index)))
-        }
-        log_id => Ok(log_id.as_ref().map(log_id_from_wire)),
-    }
-}
-
-fn append_from_wire(
-    request: wire::AppendRequest,
-) -> Result<AppendEntriesRequest<TypeConfig>, Status> {
-    let entries = request.entries.into_iter().map(entry_from_wire).collect::<Result<Vec<_>, _>>();
-    let (previous, entries) = (log_id(request.previous)?, entries.map_err(malformed)?);
-    let first = previous.as_ref().map_or(0, |log_id| log_id.index + 1);
-    if !entries.iter().zip(first..).all(|(entry, index)| entry.log_id.index == index) {
-        return Err(Status::invalid_argument("the entries are not consecutive"));
-    }
-    Ok(AppendEntriesRequest {
-        vote: leader_vote(request.vote)?,
-        prev_log_id: previous,
-        entries,
-        leader_commit: log_id(request.leader_commit)?,
-    })
-}
-
-fn append_to_wire(result: StreamAppendResult<TypeConfig>) -> wire::AppendResponse {
+fn append_to_wire(result: StreamAppendResult<TypeConfig>, process: u64) -> wire::AppendResponse {
     use wire::append_response::Result as Answer;
     let result = match result {
         Ok(log_id) => {
@@ -161,7 +164,7 @@ fn append_to_wire(result: StreamAppendResult<TypeConfig>) -> wire::AppendRespons
         Err(StreamAppendError::Conflict(log_id)) => Answer::Conflict(log_id_to_wire(&log_id)),
         Err(StreamAppendError::HigherVote(vote)) => Answer::HigherVote(vote_to_wire(&vote)),
     };
-    wire::AppendResponse { result: Some(result) }
+    wire::AppendResponse { result: Some(result), process }
 }
 
 /// What openraft says once it has stopped.
@@ -180,29 +183,27 @@ impl wire::raft_server::Raft for PeerService {
         self.check_open()?;
         let hello = request.into_inner();
         self.check_target(Some(&hello.cluster_id), Some(hello.target_node_id))?;
-        if hello.protocol_version != PROTOCOL_VERSION {
-            return Err(Status::permission_denied(format!(
-                "this node speaks version {PROTOCOL_VERSION} of the peers' protocol, not {}",
-                hello.protocol_version
-            )));
-        }
-        if !self.replica.is_member(hello.node_id) {
-            return Err(Status::permission_denied(format!(
-                "node {} is none of this cluster's members",
-                hello.node_id
-            )));
-        }
-        self.local
-            .check(hello.node_id, &hello.incarnation, &hello.module_id)
-            .map_err(Status::permission_denied)?;
+        self.check(&hello).inspect_err(|status| self.refuse(hello.node_id, status))?;
         self.greeted.lock().unwrap_or_else(PoisonError::into_inner).insert(hello.node_id);
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(&hello.node_id);
+        self.replica.peers().contacted(hello.node_id);
         let identity = &self.local.identity;
         Ok(Response::new(wire::HandshakeResponse {
             incarnation: identity.incarnation.to_vec().into(),
             module_id: identity.module_id.0.to_vec().into(),
             engine_fingerprint: self.local.engine.clone(),
             initialized: self.replica.is_initialized().await,
+            standing: Some(self.local.standing.to_wire()),
+            lease_ms: self.local.lease_ms(),
         }))
+    }
+
+    async fn ping(
+        &self,
+        request: Request<wire::PingRequest>,
+    ) -> Result<Response<wire::PingResponse>, Status> {
+        self.identify(request.metadata())?;
+        Ok(Response::new(wire::PingResponse {}))
     }
 
     async fn append(
@@ -211,12 +212,16 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         let from = self.admit(request.metadata())?;
         // A request that cannot be understood ends the stream: what follows builds on it.
-        let receiver = self.replica.clone();
+        let service = self.clone();
         let closed = Box::pin(self.replica.peers_closed());
         let requests = request.into_inner().take_until(closed).scan((), move |(), request| {
-            let request = request.and_then(append_from_wire);
+            let request = request.and_then(|request| match service.local.lost() {
+                None => message::append(request, from),
+                Some(reason) => Err(Status::unavailable(reason)),
+            });
             let request = request.and_then(|request| {
-                receiver.check_disk(Some(&request.vote))?;
+                service.replica.check_disk(Some(&request.vote))?;
+                service.check_committed(&request)?;
                 Ok(request)
             });
             let request = request.inspect_err(|status| {
@@ -225,12 +230,12 @@ impl wire::raft_server::Raft for PeerService {
             std::future::ready(request.ok())
         });
         let answers = self.replica.raft().stream_append(requests);
-        let replica = self.replica.clone();
+        let (replica, process) = (self.replica.clone(), self.local.standing.process());
         let answers = answers.map(move |answer| {
             if matches!(&answer, Ok(result) if !matches!(result, Err(StreamAppendError::HigherVote(_)))) {
                 replica.hear_leader();
             }
-            answer.map(append_to_wire).map_err(stopped)
+            answer.map(|result| append_to_wire(result, process)).map_err(stopped)
         });
         Ok(Response::new(answers.boxed()))
     }
@@ -239,8 +244,9 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::AppendRequest>,
     ) -> Result<Response<wire::AppendResponse>, Status> {
-        self.admit(request.metadata())?;
-        let request = append_from_wire(request.into_inner())?;
+        let from = self.admit(request.metadata())?;
+        let request = message::append(request.into_inner(), from)?;
+        self.check_committed(&request)?;
         if !request.entries.is_empty() {
             return Err(Status::invalid_argument("a heartbeat brings no entries"));
         }
@@ -251,21 +257,17 @@ impl wire::raft_server::Raft for PeerService {
         if !matches!(result, Err(StreamAppendError::HigherVote(_))) {
             self.replica.hear_leader();
         }
-        Ok(Response::new(append_to_wire(result)))
+        Ok(Response::new(append_to_wire(result, self.local.standing.process())))
     }
 
     async fn vote(
         &self,
         request: Request<wire::VoteRequest>,
     ) -> Result<Response<wire::VoteResponse>, Status> {
-        self.admit(request.metadata())?;
+        let from = self.admit(request.metadata())?;
         self.replica.check_disk(None)?;
         let message = request.into_inner();
-        let mut request = openraft::raft::VoteRequest::<TypeConfig>::new(
-            vote(message.vote)?,
-            log_id(message.last_log_id)?,
-        );
-        request.leadership_transfer = message.leadership_transfer;
+        let request = message::vote_request(&message, from)?;
         if !message.leadership_transfer {
             self.replica.votes_freely().await;
         }
@@ -335,7 +337,7 @@ impl wire::raft_server::Raft for PeerService {
         else {
             return Err(Status::invalid_argument("a snapshot must begin with its header"));
         };
-        let vote = leader_vote(start.vote)?;
+        let vote = message::leader_vote(start.vote, from)?;
         self.replica.check_disk(Some(&vote))?;
         let mut header = required(start.header, "header")?;
         snapshot::note_origin(&mut header, from);
@@ -358,13 +360,13 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::TransferLeaderRequest>,
     ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
-        self.admit(request.metadata())?;
+        let from = self.admit(request.metadata())?;
         let message = request.into_inner();
         if !self.replica.may_take_over() {
             return Ok(Response::new(wire::TransferLeaderResponse { accepted: false }));
         }
         let request = openraft::raft::TransferLeaderRequest::<TypeConfig>::new(
-            vote(message.from)?,
+            message::leader_vote(message.from, from)?,
             message.to_node_id,
             log_id(message.last_log_id)?,
         );
@@ -406,11 +408,14 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<Streaming<wire::ConfirmLeaderRequest>>,
     ) -> Result<Response<Self::ConfirmLeaderStream>, Status> {
         self.admit(request.metadata())?;
-        let replica = self.replica.clone();
+        let (replica, local) = (self.replica.clone(), self.local.clone());
         let requests = request.into_inner().take_until(Box::pin(self.replica.peers_closed()));
         let answers = requests.and_then(move |wire::ConfirmLeaderRequest { round }| {
-            let replica = replica.clone();
+            let (replica, lost) = (replica.clone(), local.lost());
             async move {
+                if let Some(reason) = lost {
+                    return Err(Status::unavailable(reason));
+                }
                 let term = replica.raft().with_raft_state(|state| state.vote_ref().leader_id.term);
                 let term = term.await.map_err(stopped)?;
                 Ok(wire::ConfirmLeaderResponse { round, term })
@@ -423,7 +428,7 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::NodeStatusRequest>,
     ) -> Result<Response<wire::NodeStatusResponse>, Status> {
-        self.admit(request.metadata())?;
+        self.identify(request.metadata())?;
         Ok(Response::new(status::to_wire(&self.replica.node_status())))
     }
 
