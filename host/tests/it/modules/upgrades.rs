@@ -157,6 +157,7 @@ async fn a_node_with_data_goes_on_with_the_clusters_module() {
     }
     assert_eq!(get(&client, "key").await.unwrap(), "before");
     put(&client, "key", "after").await.unwrap();
+    cluster.caught_up(&[1, 2, 3]).await;
     for node in client.status().await.unwrap().nodes {
         assert_eq!(node.module, module);
     }
