@@ -30,7 +30,7 @@ pub(crate) struct Options {
     /// The client addresses of the other nodes.
     #[arg(long, value_delimiter = ',', required = true)]
     survivors: Vec<String>,
-    /// What happens to the leader.
+    /// The fault of the leader.
     #[arg(long, value_enum, default_value = "kill")]
     fault: Fault,
     /// The leader's process id.

@@ -77,7 +77,7 @@ impl fmt::Display for Unfit {
     }
 }
 
-/// What this node knows about its own leading.
+/// The reasons and counters that decide whether this node leads.
 pub(super) struct Leadership {
     stopping: AtomicBool,
     clock: Mutex<Option<String>>,

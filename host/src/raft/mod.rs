@@ -259,7 +259,7 @@ impl Replica {
         Error::fault(self.0.supervisor.failed().await)
     }
 
-    /// What runs this node's background tasks.
+    /// The supervisor of this node's background tasks.
     pub(crate) fn supervisor(&self) -> &Supervisor {
         &self.0.supervisor
     }
@@ -308,7 +308,7 @@ impl Replica {
         self.0.health.subscribe()
     }
 
-    /// Who leads, as far as this node knows. A leader that has lost its majority, or whose disk hangs, does not
+    /// The leader, as far as this node knows. A leader that has lost its majority, or whose disk hangs, does not
     /// name itself.
     pub fn leader(&self) -> Option<Leader> {
         let (node_id, member) = self.0.leader()?;

@@ -58,7 +58,7 @@ pub struct Node {
     pub admin: String,
     /// Its data directory.
     pub data_dir: PathBuf,
-    /// What it has logged.
+    /// The file of its log.
     pub log: PathBuf,
     process: Mutex<Process>,
     starts: AtomicU64,
@@ -321,7 +321,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// What a node must never do: its process has ended by itself, or a part of it has panicked.
+    /// Failures that a node must never show: its process ended by itself, or a part of it panicked.
     pub fn failures_of(&self, id: u64) -> Vec<String> {
         let mut failures = Vec::new();
         {

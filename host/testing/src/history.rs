@@ -1,4 +1,4 @@
-//! What concurrent clients asked for, what they were answered, and when.
+//! Requests and answers of concurrent clients, with their times.
 //!
 //! All times are of one monotonic clock, that of the recording process. An operation's invocation is noted
 //! before its request is sent, and its response after its answer has come: the operation took effect between
@@ -110,13 +110,13 @@ pub struct Operation {
     pub node: Option<(u64, u64)>,
     /// How fresh the answer must be.
     pub kind: Kind,
-    /// What was asked for.
+    /// The request.
     pub request: Request,
     /// When it was sent, since the history began.
     pub begun: Duration,
     /// When the client heard of the outcome.
     pub ended: Duration,
-    /// What the client heard.
+    /// The outcome that the client received.
     pub outcome: Outcome,
 }
 

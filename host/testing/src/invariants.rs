@@ -1,4 +1,4 @@
-//! What must hold of a run besides linearizability.
+//! Invariants of a run besides linearizability.
 //!
 //! - Indexes and time: an answer is never older than one that had come before it was asked for. This finds stale
 //!   reads without a search, and those of keys that nobody has written meanwhile.
@@ -21,7 +21,7 @@ use crate::{
 /// Messages of one kind that a report has in full.
 const SHOWN_MAX: usize = 5;
 
-/// What does not hold, in words.
+/// A violation, in words.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Violations(BTreeMap<&'static str, Vec<String>>);
 

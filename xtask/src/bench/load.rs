@@ -38,7 +38,7 @@ impl Work {
     }
 }
 
-/// What happens to a leader.
+/// The fault of a leader.
 #[derive(Clone, Copy)]
 pub(crate) enum Fault<'a> {
     Kill,

@@ -244,7 +244,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        // Whoever receives the offer may be elected while the followers' promises last.
+        // A node that receives the offer may be elected while the followers' promises last.
         self.lease.end(request.from_leader().leader_id.term);
         let message = wire::TransferLeaderRequest {
             from: Some(vote_to_wire(request.from_leader())),

@@ -52,9 +52,9 @@ pub struct Local {
     pub identity: Identity,
     /// The engine's fingerprint.
     pub engine: String,
-    /// What limits the round trips to the peers.
+    /// The limits of the round trips to the peers.
     pub timing: Timing,
-    /// What this process started with.
+    /// The vote and the log that this process started with.
     pub standing: Standing,
     /// Where the peers are remembered.
     log: LogStore,

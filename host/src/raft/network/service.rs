@@ -109,7 +109,7 @@ impl PeerService {
     /// Notes that a peer is refused, and logs it once, then once per minute.
     fn refuse(&self, node_id: NodeId, status: &Status) {
         self.greeted.lock().unwrap_or_else(PoisonError::into_inner).remove(&node_id);
-        // What is no member names itself as it likes; a few names are enough.
+        // A caller that is not a member can claim any name, so only a few are kept.
         const REFUSED_MAX: usize = 64;
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if refused.len() >= REFUSED_MAX && !refused.contains_key(&node_id) {

@@ -1,4 +1,4 @@
-//! What a peer has acknowledged, and whether it started with less.
+//! The acknowledgements of a peer, and whether the peer started with less.
 //!
 //! An acknowledgement means that vote and log id are on the peer's disk, and its vote never decreases. So a
 //! peer that starts with a smaller vote has lost data; so has one with the same vote and a smaller log id.
@@ -51,7 +51,7 @@ impl Standing {
     }
 }
 
-/// What a peer has acknowledged to this node as its leader.
+/// The newest acknowledgement of a peer to this node as its leader.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Acknowledged {
     /// This node's vote as the leader.

@@ -61,7 +61,7 @@ impl Followers {
     }
 }
 
-/// What is known of the log, for [`purge_to`].
+/// The extent and size of the log, for [`purge_to`].
 #[derive(Clone, Copy)]
 struct Extent {
     /// The index of the newest snapshot.

@@ -46,9 +46,9 @@ const KEPT_FOR: Duration = Duration::from_secs(600);
 /// How often progress is reported.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
-/// What a node has received of snapshots.
+/// The snapshot transfers that a node receives.
 pub(in crate::raft) struct Receiving {
-    /// What the last transfer left. Locked while one is running.
+    /// The remainder of the last transfer. Locked while one is running.
     left: Mutex<Option<Partial>>,
     /// Counts transfers: one that is running gives way to a newer one.
     newest: watch::Sender<u64>,
@@ -68,7 +68,7 @@ struct Subject {
     header: Bytes,
 }
 
-/// What has arrived of a snapshot.
+/// The part of a snapshot that has arrived.
 struct Partial {
     subject: Subject,
     file: Stage,

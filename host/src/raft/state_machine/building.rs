@@ -63,7 +63,7 @@ impl StateMachine {
     }
 }
 
-/// What a snapshot is made from.
+/// The source of a snapshot.
 struct Source {
     worker: Worker,
     snapshots: SnapshotStore,

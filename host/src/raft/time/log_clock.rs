@@ -147,7 +147,7 @@ mod tests {
         // An hour behind, for twenty: 10 ms.
         let expected = s(5_040) + 5_000_000 - 10_000_000;
         assert_eq!(clock.advance(at(140), Some(s(5_040 - 3_600))), expected);
-        // What is within reach is reached and not overshot.
+        // An offset that one step can cover is reached and not exceeded.
         assert_eq!(clock.advance(at(240), Some(s(5_140))), s(5_140));
     }
 

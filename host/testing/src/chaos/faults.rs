@@ -46,7 +46,7 @@ pub struct Happened {
     pub begun: Duration,
     /// When it ended.
     pub ended: Duration,
-    /// What happened to which nodes, or why it could not.
+    /// The nodes that a fault affected, or the reason why it did not happen.
     pub text: String,
 }
 
@@ -261,7 +261,7 @@ impl Nemesis {
                 Err(_) => others += 1,
                 Ok(_) => anyhow::bail!("a batch that should trap did not"),
             }
-            // Whatever its caller heard: it traps, so it has no effect.
+            // The call traps, so it has no effect, with or without an answer.
             recorder.add(Operation {
                 client: u32::MAX,
                 node: None,

@@ -43,7 +43,7 @@ pub const FAILURE: &str = "a node has failed";
 /// The nodes do not agree.
 pub const DISAGREEMENT: &str = "the nodes do not agree";
 
-/// What runs are made with.
+/// The settings of runs.
 #[derive(Clone, Debug)]
 pub struct Setup {
     /// The program `conclave`.
@@ -64,7 +64,7 @@ impl Setup {
         Self { binary: binary.into(), component: None, parent: None, replays: true, plan: None }
     }
 
-    /// What this host allows, tried once.
+    /// The faults that this host allows, tried once.
     pub fn available(&self) -> Available {
         let dir = tempfile::TempDir::new();
         let tried = dir.map(|dir| {
@@ -85,17 +85,17 @@ impl Setup {
 pub struct Run {
     /// The seed of the clients.
     pub seed: u64,
-    /// What was to happen.
+    /// The planned schedule.
     pub schedule: Schedule,
-    /// What happened.
+    /// The faults that happened.
     pub faults: Vec<Happened>,
-    /// What the clients saw.
+    /// The history of the clients.
     pub history: Vec<Operation>,
-    /// What the watchers saw.
+    /// The events of the watchers.
     pub watches: Vec<Watched>,
-    /// What does not hold.
+    /// The violations.
     pub violations: Violations,
-    /// What the checker of linearizability says.
+    /// The verdict of the linearizability checker.
     pub linearizability: linearizability::Report,
     /// How many things were counted.
     pub figures: Figures,
@@ -103,7 +103,7 @@ pub struct Run {
     pub logs: Vec<(u64, String)>,
 }
 
-/// What a run, or several, consisted of.
+/// The figures of one or more runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Figures {
     /// Runs.

@@ -35,7 +35,7 @@ pub use self::search::Stuck;
 /// Configurations that are tried for one group of keys before the checker gives up. Each takes some hundred bytes.
 const CONFIGURATIONS_MAX: usize = 2_000_000;
 
-/// What the checker says of a history.
+/// The verdict of the checker on a history.
 #[derive(Debug, Default)]
 pub struct Report {
     /// Groups of keys that were checked.

@@ -219,7 +219,7 @@ fn seen_values(operations: &[&Operation]) -> BTreeSet<Value> {
     seen
 }
 
-/// What remains of a write of unknown outcome whose values nobody has seen: which keys it puts and deletes.
+/// The remainder of a write of unknown outcome whose values no read returned: which keys it puts and deletes.
 fn unseen_shape(operation: &Operation, seen: &BTreeSet<Value>) -> Option<String> {
     let Request { compares, then, otherwise } = &operation.request;
     if !matches!(operation.outcome, Outcome::Unknown(_)) {

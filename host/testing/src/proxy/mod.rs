@@ -51,7 +51,7 @@ pub const BUFFER_CHUNKS: usize = 256;
 /// The size of the largest chunk.
 pub const CHUNK_BYTES: usize = 16 << 10;
 
-/// What is wrong with a link.
+/// The fault of a link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
     /// Nothing.
@@ -68,7 +68,7 @@ pub enum Fault {
 /// How a link carries bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
-    /// What is wrong with it.
+    /// Its fault.
     pub fault: Fault,
     /// How long each byte is on its way.
     pub delay: Duration,

@@ -3,7 +3,7 @@
 use super::{Event, Fault, Schedule, Target};
 use crate::random::Random;
 
-/// What this host allows.
+/// The faults that this host allows.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Available {
     /// Disks that can be made to hang.

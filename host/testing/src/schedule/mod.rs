@@ -29,7 +29,7 @@ pub enum Target {
     Node(u64),
 }
 
-/// What happens.
+/// The fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// SIGSTOP, then SIGCONT.
@@ -82,11 +82,11 @@ pub struct Event {
     pub at_ms: u64,
     /// How long it lasts, in milliseconds.
     pub for_ms: u64,
-    /// What happens.
+    /// The fault.
     pub fault: Fault,
 }
 
-/// What a run does.
+/// The schedule of a run.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Schedule {
     /// The number of nodes.
@@ -95,7 +95,7 @@ pub struct Schedule {
     pub length_ms: u64,
     /// Whether nodes take snapshots often and keep little of the log.
     pub snapshots: bool,
-    /// What happens, by its time.
+    /// The steps, by time.
     pub events: Vec<Event>,
 }
 

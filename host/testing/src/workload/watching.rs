@@ -38,7 +38,7 @@ pub struct Change {
     pub put: Option<Seen>,
 }
 
-/// What one watch has seen without a gap.
+/// The events of one watch without a gap.
 #[derive(Clone, Debug, Default)]
 pub struct Segment {
     /// It has all changes after this index.
@@ -47,7 +47,7 @@ pub struct Segment {
     pub changes: Vec<Change>,
 }
 
-/// What a watcher of one node has seen. A new segment begins where the node did not keep what came before.
+/// The events of a watcher of one node. A new segment begins where the node did not keep what came before.
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
     /// The node.
