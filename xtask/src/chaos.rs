@@ -18,6 +18,8 @@ use crate::{
 
 /// The patches that plant bugs.
 const PLANTED: &str = "host/testing/planted";
+/// How the first line of a patch begins whose bug is found by a test of the suite `it` and not by random schedules.
+const STORY: &str = "Found by: it ";
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -30,7 +32,8 @@ pub(crate) struct Options {
     /// The number of nodes: 3 or 5. Default: 3, and 5 in each fourth run.
     #[arg(long)]
     nodes: Option<u64>,
-    /// Test a copy of this tree with a bug planted by host/testing/planted/NAME.patch. Succeeds if the bug is found.
+    /// Test a copy of this tree with a bug planted by host/testing/planted/NAME.patch. Succeeds if the bug is found: by
+    /// random schedules, or by the test that the first line of the patch names.
     #[arg(long, value_name = "NAME")]
     planted: Option<String>,
     /// For the program that makes the runs, after `--`: such as `--schedule FILE` or `--keep-going`.
@@ -51,6 +54,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     };
     let binary =
         steps.run("build a copy with the planted bug", || planted_binary(workspace, name))?;
+    if let Some(test) = story(workspace, name)? {
+        return look_by_story(name, &test, &binary, steps);
+    }
     let mut runs = runs(options, &chaos, &binary, &output.join(name));
     steps.run("look for the planted bug", || {
         say(&format!("$ {}", process::command_line(&runs)));
@@ -63,6 +69,33 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
             Some(0) => bail!("the planted bug {name} was not found in {} minutes", options.minutes),
             _ => bail!("the runs failed ({status})"),
         }
+    })
+}
+
+/// The test that finds a planted bug, if its patch names one.
+fn story(workspace: &Workspace, name: &str) -> Result<Option<String>> {
+    let patch = workspace.root.join(PLANTED).join(format!("{name}.patch"));
+    let patch = fs::read_to_string(&patch).with_context(|| format!("no {}", patch.display()))?;
+    let first = patch.lines().next().unwrap_or_default();
+    Ok(first.strip_prefix(STORY).map(|test| test.trim().to_owned()))
+}
+
+/// Runs one test of this tree against the binary with the planted bug.
+fn look_by_story(name: &str, test: &str, binary: &Path, steps: &mut Steps) -> Result<()> {
+    let story = || {
+        let mut story = cargo();
+        story.args(["test", "--workspace", "--test", "it"]).env("CONCLAVE_BINARY", binary);
+        story
+    };
+    steps.run("build the tests", || process::run(story().arg("--no-run")))?;
+    steps.run("look for the planted bug", || {
+        let mut story = story();
+        story.args(["--", test]);
+        say(&format!("$ {}", process::command_line(&story)));
+        let status = story.status().context("cannot start the test")?;
+        anyhow::ensure!(!status.success(), "the planted bug {name} was not found by {test}");
+        say(&format!("the planted bug {name} was found by {test}"));
+        Ok(())
     })
 }
 

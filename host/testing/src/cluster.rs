@@ -19,12 +19,11 @@ mod setup;
 
 use std::{
     fs::{self, File},
-    net::SocketAddr,
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::{
         Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -62,6 +61,7 @@ pub struct Node {
     pub log: PathBuf,
     process: Mutex<Process>,
     starts: AtomicU64,
+    spared: AtomicBool,
 }
 
 #[derive(Default)]
@@ -135,11 +135,12 @@ impl Cluster {
                 log: dir.path().join(format!("node-{id}.log")),
                 process: Mutex::default(),
                 starts: AtomicU64::new(0),
+                spared: AtomicBool::new(false),
             }
         });
         let nodes: Vec<_> = nodes.collect();
         let network = match options.proxied {
-            true => Some(proxies(&nodes).await?),
+            true => Some(setup::proxies(&nodes).await?),
             false => None,
         };
         Ok(Self { nodes, dir, options, network })
@@ -306,6 +307,16 @@ impl Cluster {
         process.child.is_some() && !process.paused
     }
 
+    /// Sets whether the clients of a workload leave a node alone, until they are told otherwise.
+    pub fn spare(&self, id: u64, spared: bool) {
+        self.node(id).spared.store(spared, Ordering::Release);
+    }
+
+    /// Whether the clients of a workload leave a node alone.
+    pub fn is_spared(&self, id: u64) -> bool {
+        self.node(id).spared.load(Ordering::Acquire)
+    }
+
     /// The process id of a node.
     pub fn pid(&self, id: u64) -> Option<u32> {
         self.node(id).process().child.as_ref().map(Child::id)
@@ -442,15 +453,6 @@ impl Cluster {
         }
         Ok(())
     }
-}
-
-async fn proxies(nodes: &[Node]) -> Result<Network> {
-    let network = Network::new(nodes.iter().map(|node| node.id));
-    for node in nodes {
-        let address = |text: &str| -> Result<SocketAddr> { Ok(text.parse()?) };
-        network.serve(node.id, address(&node.peer)?, address(&node.listen_peer)?).await?;
-    }
-    Ok(network)
 }
 
 impl Drop for Cluster {

@@ -8,6 +8,7 @@
 //! - [`linearizability`]: whether one order of the operations explains all answers;
 //! - [`invariants`]: what must hold besides: watches, indexes, replays;
 //! - [`schedule`]: which faults happen when, from a seed or from a text;
+//! - [`late_answers`]: answers that reach a leader after it was deposed;
 //! - [`chaos`]: a run with all of these;
 //! - [`timeline`]: a history as a page for a browser.
 //!
@@ -19,6 +20,7 @@ pub mod cluster;
 pub mod disk;
 pub mod history;
 pub mod invariants;
+pub mod late_answers;
 pub mod linearizability;
 pub mod proxy;
 pub mod random;

@@ -3,13 +3,15 @@
 //! `cargo xtask chaos` runs random ones. A schedule that has found something belongs here, with its story in
 //! `host/tests/README.md`.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use conclave_testing::{
     chaos::{self, Setup},
     cluster::{self, Cluster, Options},
-    history::{Kind, Outcome, Request, Step},
-    timeline, workload,
+    history::{Kind, Outcome, Recorder, Request, Step},
+    invariants,
+    late_answers::{self, Plan},
+    linearizability, timeline, workload,
 };
 
 use crate::harness::conclave;
@@ -59,6 +61,33 @@ async fn answers_stay_linearizable_with_five_nodes() {
          2600+300 kill-all\n\
          4500+700 refuse leader";
     holds("five", 4, schedule).await;
+}
+
+/// Reads rested on openraft's clock of acknowledgements, which credits a follower with having answered a request that it has
+/// not received (`docs/upstream/openraft-drain-acked.md`): 11 to 16 of the 16 reads of each round were stale, lease reads
+/// too.
+#[tokio::test(flavor = "multi_thread")]
+async fn late_answers_of_followers_confirm_no_reads() {
+    let _turn = cluster::turn();
+    let cluster = Cluster::start(Options::new(conclave().get_program()).proxied()).await.unwrap();
+    let (cluster, all) = (Arc::new(cluster), [1, 2, 3]);
+    for (paused, between_ms) in [(true, 3), (false, 3), (true, 10), (false, 10)] {
+        let recorder = Arc::new(Recorder::default());
+        let plan = Plan { paused, between: Duration::from_millis(between_ms) };
+        let (old, new) = late_answers::happen(&cluster, &recorder, plan).await.unwrap();
+        assert_ne!(old, new);
+        let history = recorder.operations();
+        let violations = invariants::check_answers(&history);
+        assert!(violations.is_empty(), "{plan:?}: {violations}");
+        let violations = linearizability::check(&history).violations;
+        assert!(violations.is_empty(), "{plan:?}: {violations:?}");
+        let answered = |kind| {
+            let reads = history.iter().filter(|operation| operation.kind == kind);
+            reads.filter(|read| read.answer().is_some()).count()
+        };
+        assert!(answered(Kind::Read) > 10 && answered(Kind::LeaseRead) > 0, "{history:?}");
+        cluster.caught_up(&all, cluster::PATIENCE).await.unwrap();
+    }
 }
 
 /// The proxies do what their names say: otherwise the schedules above test nothing.

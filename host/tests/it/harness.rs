@@ -47,9 +47,10 @@ pub(crate) struct Cluster {
     _turn: conclave_testing::cluster::Turn,
 }
 
-/// The binary under test.
+/// The binary under test, or another one: `cargo xtask chaos --planted NAME` sets the variable.
 pub(crate) fn conclave() -> Command {
-    Command::new(env!("CARGO_BIN_EXE_conclave"))
+    let other = std::env::var_os("CONCLAVE_BINARY");
+    Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_conclave").into()))
 }
 
 /// A free loopback address. Its port is not one of those that the kernel gives to outgoing connections:

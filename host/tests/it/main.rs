@@ -15,6 +15,7 @@ mod clocks;
 #[path = "../machine/counters.rs"]
 #[allow(dead_code, reason = "the tests of the machine layer use all of it")]
 mod counters;
+mod cuts;
 mod dev;
 mod dev_watch;
 mod divergence;

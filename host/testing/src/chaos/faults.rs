@@ -20,6 +20,7 @@ use crate::{
     cluster::{Cluster, PATIENCE},
     disk::Disk,
     history::{Kind, Operation, Outcome, Recorder, Request, Step},
+    late_answers,
     proxy::{Link, Part, Shape},
     schedule::{Event, Fault, Schedule, Target},
     workload::{KEYS_LAST, SINGLE_KEYS},
@@ -34,6 +35,8 @@ const LEADER_TIME_MAX: Duration = Duration::from_millis(700);
 const TRAPPING_CHARACTERS: usize = 400_000;
 /// Between two traps.
 const TRAP_PAUSE: Duration = Duration::from_millis(150);
+/// Between the late answers of one follower and those of the next.
+const LATE_ANSWERS_PAUSE: Duration = Duration::from_millis(5);
 /// Between the releases of the links of one node.
 const RELEASE_PAUSE: Duration = Duration::from_millis(5);
 /// Between the release of a node's answers and that of what its peers ask it.
@@ -90,7 +93,7 @@ impl Nemesis {
     }
 
     /// Causes a fault and ends it.
-    pub(super) async fn cause(&self, event: &Event, recorder: &Recorder) -> Happened {
+    pub(super) async fn cause(&self, event: &Event, recorder: &Arc<Recorder>) -> Happened {
         let begun = recorder.now();
         let lasts = Duration::from_millis(event.for_ms);
         let text = match self.attempt(&event.fault, lasts, recorder).await {
@@ -100,7 +103,12 @@ impl Nemesis {
         Happened { begun, ended: recorder.now(), text }
     }
 
-    async fn attempt(&self, fault: &Fault, lasts: Duration, recorder: &Recorder) -> Result<String> {
+    async fn attempt(
+        &self,
+        fault: &Fault,
+        lasts: Duration,
+        recorder: &Arc<Recorder>,
+    ) -> Result<String> {
         match *fault {
             Fault::Pause(_) | Fault::Kill(_) | Fault::Stop(_) | Fault::KillAll => {
                 self.process(fault, lasts).await
@@ -127,6 +135,11 @@ impl Nemesis {
                 let client = self.cluster.client_of(id)?;
                 let index = timeout(lasts + Duration::from_secs(5), client.snapshot()).await??;
                 Ok(format!("{} at index {index}", said(id)))
+            }
+            Fault::LateAnswers(paused) => {
+                let plan = late_answers::Plan { paused, between: LATE_ANSWERS_PAUSE };
+                let (old, new) = late_answers::happen(&self.cluster, recorder, plan).await?;
+                Ok(format!(" (node {old}; node {new} has acknowledged a write since)"))
             }
             Fault::Upgrade => timeout(PATIENCE, self.upgrade()).await?,
             _ => self.network(fault, lasts).await,

@@ -243,7 +243,7 @@ fn options(setup: &Setup, schedule: &Schedule) -> Options {
 }
 
 /// Lets the faults happen at their times.
-async fn happen(nemesis: &Nemesis, schedule: &Schedule, recorder: &Recorder) -> Vec<Happened> {
+async fn happen(nemesis: &Nemesis, schedule: &Schedule, recorder: &Arc<Recorder>) -> Vec<Happened> {
     let begun = tokio::time::Instant::now();
     let faults = schedule.events.iter().map(|event: &Event| async move {
         sleep_until(begun + Duration::from_millis(event.at_ms)).await;

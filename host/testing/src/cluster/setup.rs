@@ -1,13 +1,18 @@
 //! How a cluster is set up.
 
 use std::{
-    net::TcpListener,
+    net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::{
         Mutex, MutexGuard, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
 };
+
+use anyhow::Result;
+
+use super::Node;
+use crate::proxy::Network;
 
 /// Held by the test that may have a cluster.
 pub struct Turn(#[allow(dead_code, reason = "held until it is dropped")] MutexGuard<'static, ()>);
@@ -79,4 +84,14 @@ pub fn free_address() -> String {
             return address;
         }
     }
+}
+
+/// A network with a proxy before each node.
+pub(super) async fn proxies(nodes: &[Node]) -> Result<Network> {
+    let network = Network::new(nodes.iter().map(|node| node.id));
+    for node in nodes {
+        let address = |text: &str| -> Result<SocketAddr> { Ok(text.parse()?) };
+        network.serve(node.id, address(&node.peer)?, address(&node.listen_peer)?).await?;
+    }
+    Ok(network)
 }

@@ -58,9 +58,10 @@ impl Family {
     fn fault(self, random: &mut Random, nodes: u64, available: Available) -> Fault {
         let target = target(random, nodes);
         match self {
-            Self::Pauses => match random.below(4) {
+            Self::Pauses => match random.below(5) {
                 0..3 => Fault::Pause(target),
-                _ => Fault::HoldInbound(target),
+                3 => Fault::HoldInbound(target),
+                _ => Fault::LateAnswers(random.percent(50)),
             },
             Self::Links => {
                 let other = other(random, target, nodes);
@@ -118,6 +119,8 @@ fn other(random: &mut Random, target: Target, nodes: u64) -> Target {
 fn length_of(fault: &Fault, random: &mut Random) -> u64 {
     match fault {
         Fault::Pause(_) | Fault::HoldInbound(_) | Fault::Hold(_) => random.range(600..1700),
+        // As long as it takes: this only leaves the time for it.
+        Fault::LateAnswers(_) => 1200,
         Fault::Trap | Fault::Snapshot(_) | Fault::Upgrade => random.range(300..1000),
         Fault::Kill(_) | Fault::Stop(_) | Fault::KillAll => random.range(50..2000),
         Fault::Clock(..) => random.range(500..2500),

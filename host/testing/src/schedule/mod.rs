@@ -55,6 +55,9 @@ pub enum Fault {
     Hold(Target),
     /// The same of the links to a node only.
     HoldInbound(Target),
+    /// The leader is deposed while the answers of its followers are on their way. The flag: whether it is paused
+    /// meanwhile. See [`late_answers`](crate::late_answers).
+    LateAnswers(bool),
     /// The connections of a node are reset, and new ones too.
     Refuse(Target),
     /// All links take so many milliseconds.
@@ -114,6 +117,8 @@ impl Fault {
             Self::CutOneWay(..) => "cut-one-way",
             Self::Hold(_) => "hold",
             Self::HoldInbound(_) => "hold-inbound",
+            Self::LateAnswers(false) => "late-answers",
+            Self::LateAnswers(true) => "late-answers-paused",
             Self::Refuse(_) => "refuse",
             Self::DelayAll(_) => "delay-all",
             Self::Delay(..) => "delay",
@@ -158,7 +163,7 @@ impl fmt::Display for Fault {
             }
             Self::Clock(target, seconds) => write!(f, " {target} {seconds}"),
             Self::DelayAll(number) => write!(f, " {number}"),
-            Self::KillAll | Self::Trap | Self::Upgrade => Ok(()),
+            Self::KillAll | Self::LateAnswers(_) | Self::Trap | Self::Upgrade => Ok(()),
         }
     }
 }

@@ -65,6 +65,8 @@ impl FromStr for Event {
             "cut-one-way" => Fault::CutOneWay(target()?, target()?),
             "hold" => Fault::Hold(target()?),
             "hold-inbound" => Fault::HoldInbound(target()?),
+            "late-answers" => Fault::LateAnswers(false),
+            "late-answers-paused" => Fault::LateAnswers(true),
             "refuse" => Fault::Refuse(target()?),
             "delay-all" => Fault::DelayAll(number(words.next())?),
             "delay" => Fault::Delay(target()?, number(words.next())?),

@@ -165,10 +165,21 @@ impl Shared {
                 6..8 => Some(random.below(self.nodes.len() as u64) + 1),
                 _ => None,
             };
+            let node = self.unspared(node);
             let (kind, request) = self.any_request(&mut random);
             let deadline = random.pick(&DEADLINES_MS).unwrap_or(1000);
             self.operate(number, node, kind, request, deadline).await;
             sleep(Duration::from_millis(random.below(self.plan.think_ms + 1))).await;
+        }
+    }
+
+    /// The node, or another one if that is to be left alone. A client that follows the leader could ask such a node.
+    fn unspared(&self, node: Option<u64>) -> Option<u64> {
+        let spared = |id: &u64| self.cluster.is_spared(*id);
+        match node {
+            Some(id) if !spared(&id) => Some(id),
+            None if !self.cluster.ids().any(|id| spared(&id)) => None,
+            _ => self.cluster.ids().find(|id| !spared(id)),
         }
     }
 
