@@ -16,11 +16,15 @@ use std::{
 };
 
 use bytes::Bytes;
+use futures::{StreamExt, stream};
 use openraft::{
     OptionalSend, RaftLogReader,
     storage::{IOFlushed, LogState, RaftLogStorage},
 };
-use tokio::sync::{oneshot, watch};
+use tokio::{
+    sync::{oneshot, watch},
+    task::spawn_blocking,
+};
 
 use super::{
     Error,
@@ -124,6 +128,17 @@ impl LogStore {
     /// but at least one. May read the disk: blocking.
     pub fn entries(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
         reader::read(&self.inner.shared, &self.inner.tree, range, bytes_max)
+    }
+
+    /// The same without blocking: entries in memory are returned at once, and the disk is read on another
+    /// thread, because the runtime's few threads also send heartbeats and run Raft.
+    async fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        if let Some(entries) = reader::cached(&self.inner.shared, range.clone(), bytes_max) {
+            return Ok(entries);
+        }
+        let store = self.clone();
+        let reading = spawn_blocking(move || store.entries(range, bytes_max));
+        reading.await.map_err(io::Error::other)?
     }
 
     /// What there is of the log.
@@ -271,7 +286,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        self.entries(bounds(&range), usize::MAX)
+        self.read(bounds(&range), usize::MAX).await
     }
 
     async fn read_vote(&mut self) -> io::Result<Option<Vote>> {
@@ -280,7 +295,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
 
     /// A few entries at a time: they go to a peer in one message.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
-        self.entries(start..end, READ_BYTES_MAX)
+        self.read(start..end, READ_BYTES_MAX).await
     }
 
     /// A few entries at a time: after a restart the range is the whole log since the last snapshot.
@@ -291,34 +306,27 @@ impl RaftLogReader<TypeConfig> for LogStore {
     where
         RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
     {
-        let batches = Batches { store: self.clone(), range: bounds(&range) };
+        let batches = stream::unfold((self.clone(), bounds(&range)), next_batch);
         let batches = batches.map(|batch| {
             batch.map_or_else(|error| vec![Err(error)], |batch| batch.into_iter().map(Ok).collect())
         });
-        futures::stream::iter(batches.flatten())
+        Box::pin(batches.flat_map(stream::iter))
     }
 }
 
-/// Reads a range batch by batch; ends with the range, the log, or an error.
-struct Batches {
-    store: LogStore,
-    range: Range<u64>,
-}
-
-impl Iterator for Batches {
-    type Item = io::Result<Vec<Entry>>;
-
-    fn next(&mut self) -> Option<Self::Item> {
-        if self.range.is_empty() {
-            return None;
-        }
-        let batch = self.store.entries(self.range.clone(), READ_BYTES_MAX);
-        self.range.start = match &batch {
-            Ok(batch) => batch.last()?.log_id.index + 1,
-            Err(_) => self.range.end,
-        };
-        Some(batch)
+/// Reads the next batch of a range; the range ends with itself, the log, or an error.
+async fn next_batch(
+    (store, range): (LogStore, Range<u64>),
+) -> Option<(io::Result<Vec<Entry>>, (LogStore, Range<u64>))> {
+    if range.is_empty() {
+        return None;
     }
+    let batch = store.read(range.clone(), READ_BYTES_MAX).await;
+    let next = match &batch {
+        Ok(batch) => batch.last()?.log_id.index + 1,
+        Err(_) => range.end,
+    };
+    Some((batch, (store, next..range.end)))
 }
 
 fn bounds(range: &impl RangeBounds<u64>) -> Range<u64> {

@@ -32,6 +32,20 @@ pub(super) fn read(
     Err(io::Error::other(format!("log entries {range:?} kept changing while they were read")))
 }
 
+/// The same, if nothing of it has to be read from the tree.
+pub(super) fn cached(shared: &Shared, range: Range<u64>, bytes_max: usize) -> Option<Vec<Entry>> {
+    let state = shared.lock();
+    let (next, end) = (range.start.max(state.first), range.end.min(state.next().unwrap_or(0)));
+    let mut entries = Vec::new();
+    if next < end {
+        if next < state.cache_first {
+            return None;
+        }
+        state.copy_cached(next, end, bytes_max, &mut entries);
+    }
+    Some(entries)
+}
+
 /// Nothing if the log changed in the middle.
 fn attempt(
     shared: &Shared,

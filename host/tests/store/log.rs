@@ -1,9 +1,12 @@
 //! The log store's own promises.
 
-use std::{sync::atomic::Ordering, time::Duration};
+use std::{
+    sync::{atomic::Ordering, mpsc},
+    time::Duration,
+};
 
 use conclave::types::raft::Vote;
-use futures::TryStreamExt;
+use futures::{FutureExt, StreamExt, TryStreamExt, poll};
 use openraft::{RaftLogReader, storage::RaftLogStorage};
 
 use crate::support::*;
@@ -29,6 +32,41 @@ async fn entries_of_any_size_survive_a_restart() {
     let stream = reader.entries_stream(1..9).await;
     let streamed: Vec<_> = stream.try_collect().await.unwrap();
     assert!(streamed == entries[1..9]);
+}
+
+/// A read from the disk keeps no thread of the runtime busy: with the only other thread occupied it waits. Entries
+/// in memory are there at once.
+#[test]
+fn reads_from_the_disk_leave_the_runtime_alone() {
+    let mut runtime = tokio::runtime::Builder::new_current_thread();
+    let runtime = runtime.max_blocking_threads(1).enable_all().build().unwrap();
+    runtime.block_on(async {
+        let (dir, storage) = fresh();
+        let entries: Vec<_> = (0..10).map(|index| entry(1, index, 50)).collect();
+        append(&storage.log, entries.clone()).await.unwrap();
+        let (release, released) = mpsc::channel::<()>();
+        let occupied = tokio::task::spawn_blocking(move || released.recv());
+        let mut cached = storage.log.clone();
+        let read = cached.limited_get_log_entries(2, 9).now_or_never();
+        assert!(read.expect("from memory").unwrap() == entries[2..9]);
+        let streamed = cached.entries_stream(2..9).await.try_collect::<Vec<_>>().now_or_never();
+        assert!(streamed.expect("from memory").unwrap() == entries[2..9]);
+        drop((storage, cached));
+
+        let mut log = open(dir.path()).log;
+        append(&log, vec![entry(1, 10, 50)]).await.unwrap();
+        let mut streaming = log.clone();
+        let read = log.limited_get_log_entries(2, 9);
+        let mut read = std::pin::pin!(read);
+        assert!(poll!(read.as_mut()).is_pending());
+        let mut stream = streaming.entries_stream(8..11).await;
+        assert!(poll!(stream.next()).is_pending());
+        release.send(()).unwrap();
+        occupied.await.unwrap().unwrap();
+        assert!(read.await.unwrap() == entries[2..9]);
+        let streamed: Vec<_> = stream.try_collect().await.unwrap();
+        assert!(streamed == [&entries[8..], &[entry(1, 10, 50)]].concat());
+    });
 }
 
 /// A process that is killed leaves what a copy of its directory shows.
