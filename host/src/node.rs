@@ -49,6 +49,14 @@ pub async fn run_with(
     started: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
+    run_replica(config, |_| started(), shutdown).await
+}
+
+async fn run_replica(
+    config: Config,
+    started: impl FnOnce(&Replica),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
     let listeners = Listeners {
         client: api::bind(config.listen_client, "client").await?,
         peer: api::bind(config.listen_peer, "peer").await?,
@@ -61,7 +69,7 @@ pub async fn run_with(
     });
     let options = opening.await.map_err(|error| Error::fault(error.to_string()))??;
     let replica = Replica::start(options).await?;
-    started();
+    started(&replica);
     let result = tokio::select! {
         result = serve(&config, listeners, &replica, shutdown) => result,
         // A bug in this node. Nothing can be relied on, so calls under way are not waited for.
@@ -301,4 +309,46 @@ async fn serve(
     }
     let _ = admin.await;
     Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    fn free_address() -> std::net::SocketAddr {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    }
+
+    /// A node of one, in this process. The key stands in a file, as settings have no secrets.
+    fn config(dir: &Path) -> Config {
+        let key = dir.join("master.key");
+        let [client, peer, admin] = [(); 3].map(|()| free_address());
+        fs::write(&key, std::array::from_fn::<u8, 32, _>(|at| at as u8)).unwrap();
+        let settings = Settings {
+            node_id: Some(1),
+            data_dir: Some(dir.join("data")),
+            master_key_file: Some(key),
+            listen_client: Some(client),
+            listen_peer: Some(peer),
+            listen_admin: Some(admin),
+            members: vec![format!("1={peer},{client}")],
+            ..Settings::default()
+        };
+        Config::load(settings).unwrap()
+    }
+
+    /// A task that panics ends the node with an error that names it, whichever part of the node it belongs to.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn node_ends_when_one_of_its_tasks_panics() {
+        let dir = tempfile::tempdir().unwrap();
+        let break_a_task = |replica: &Replica| {
+            replica.supervisor().spawn("a task", async { panic!("broken") });
+        };
+        let running = run_replica(config(dir.path()), break_a_task, std::future::pending());
+        let ended = timeout(Duration::from_secs(60), running).await.expect("the node ends");
+        let error = ended.unwrap_err();
+        assert!(error.to_string().contains("the task a task panicked: broken"), "{error}");
+    }
 }

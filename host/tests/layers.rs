@@ -271,6 +271,27 @@ fn the_client_knows_only_protobuf() {
     }
 }
 
+/// A task that panics outside of the supervisor ends unnoticed, and the node continues without it.
+#[test]
+fn all_tasks_of_a_node_are_supervised() {
+    // A task that is awaited, so its panic is the caller's.
+    const AWAITED: [&str; 1] = ["let asked = tokio::spawn(async move { raft.is_initialized()"];
+    let source = root().join("host/src");
+    let mut files: Vec<_> = ["api", "raft", "storage"]
+        .iter()
+        .flat_map(|layer| rust_files(&source.join(layer)))
+        .collect();
+    files.push(source.join("node.rs"));
+    for file in files {
+        let text = fs::read_to_string(&file).unwrap();
+        let code = without_comments_and_texts(text.split("#[cfg(test)]").next().unwrap());
+        for line in code.lines().filter(|line| line.contains("tokio::spawn(")) {
+            let awaited = AWAITED.iter().any(|allowed| line.contains(allowed));
+            assert!(awaited, "{}: {}: use the supervisor", file.display(), line.trim());
+        }
+    }
+}
+
 #[test]
 fn no_file_is_too_long() {
     for file in rust_files(&root()) {

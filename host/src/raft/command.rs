@@ -10,7 +10,10 @@ use std::{
 };
 
 use openraft::{async_runtime::WatchReceiver, error::ClientWriteError, error::RaftError};
-use tokio::time::{Instant, sleep, timeout, timeout_at};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, sleep, timeout, timeout_at},
+};
 use tonic::Code;
 
 use super::{
@@ -242,7 +245,29 @@ impl super::Inner {
         state.map_err(|fatal| self.stopped(fatal))
     }
 
-    /// What a stopped Raft means for a call that had no effect.
+    /// Asks openraft's core about its state. The caller may be cancelled at any time: openraft's own
+    /// `with_raft_state` logs an error then.
+    pub(super) async fn raft_state<T: Send + 'static>(
+        &self,
+        look: impl FnOnce(&openraft::RaftState<TypeConfig>) -> T + Send + 'static,
+    ) -> Result<T, openraft::error::Fatal<TypeConfig>> {
+        let (answer, answered) = oneshot::channel();
+        let ask = move |state: &openraft::RaftState<TypeConfig>| {
+            // The caller was cancelled.
+            let _ = answer.send(look(state));
+        };
+        self.raft.external_request(ask).await?;
+        match answered.await {
+            Ok(answer) => Ok(answer),
+            // The core ended before it came to the question. It knows why.
+            Err(_) => match self.raft.external_request(|_| ()).await {
+                Err(fatal) => Err(fatal),
+                Ok(()) => Err(openraft::error::Fatal::Stopped),
+            },
+        }
+    }
+
+    /// The error of a call that had no effect because Raft has stopped.
     pub(super) fn stopped(&self, fatal: openraft::error::Fatal<TypeConfig>) -> Error {
         match fatal {
             openraft::error::Fatal::Stopped => Error::shutting_down(),

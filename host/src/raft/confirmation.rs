@@ -13,6 +13,7 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -28,6 +29,7 @@ use tonic::Request;
 use super::network::peer::{Lane, Peer, PeerError};
 use crate::{
     proto::raft::{ConfirmLeaderRequest, ConfirmLeaderResponse},
+    supervise::Supervisor,
     types::{NodeId, raft::Membership},
 };
 
@@ -40,6 +42,7 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 pub(super) struct Confirmation {
     round: watch::Sender<Round>,
     answers: Arc<Answers>,
+    supervisor: Supervisor,
     /// The tasks that ask the peers, by node id.
     asking: Mutex<HashMap<NodeId, Asking>>,
 }
@@ -73,10 +76,12 @@ enum Count {
 }
 
 impl Confirmation {
-    pub(super) fn new() -> Self {
+    /// The tasks that ask the peers run under the supervisor.
+    pub(super) fn new(supervisor: Supervisor) -> Self {
         Self {
             round: watch::Sender::new(Round { number: 0, begun: Instant::now() }),
             answers: Arc::default(),
+            supervisor,
             asking: Mutex::default(),
         }
     }
@@ -92,8 +97,8 @@ impl Confirmation {
                 continue;
             }
             let (node_id, address) = (peer.node_id, peer.address.clone());
-            let task = tokio::spawn(ask(peer, self.round.subscribe(), self.answers.clone()));
-            let task = task.abort_handle();
+            let asks = ask(peer, self.round.subscribe(), self.answers.clone());
+            let task = self.supervisor.spawn("confirmation", asks).abort_handle();
             if let Some(replaced) = asking.insert(node_id, Asking { address, task }) {
                 replaced.task.abort();
             }
@@ -195,10 +200,16 @@ async fn ask_on_stream(
     let failed = |status| peer.failed(Lane::Control, status);
     let answered = client.confirm_leader(Request::new(requests)).await;
     let mut answered = answered.map_err(failed)?.into_inner();
-    while let Some(answer) = answered.message().await.map_err(failed)? {
+    // A stream to a host that has vanished is silent for long.
+    let mut replaced = pin!(peer.replaced());
+    loop {
+        let answer = tokio::select! {
+            answer = answered.message() => answer.map_err(failed)?,
+            () = &mut replaced => None,
+        };
+        let Some(answer) = answer else { return Ok(()) };
         answers.record(peer.node_id, answer);
     }
-    Ok(())
 }
 
 #[cfg(test)]

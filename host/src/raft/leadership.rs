@@ -200,7 +200,7 @@ pub(super) async fn run(replica: Weak<Inner>) {
             if Instant::now() < retry_at {
                 continue;
             }
-            match Replica(inner.clone()).transfer_leadership().await {
+            match Replica(inner.clone()).transfer_leadership(|_| true).await {
                 Ok(to) => {
                     tracing::warn!(to, "leadership transferred");
                     transferred_in = Some(term);
@@ -230,7 +230,7 @@ impl Replica {
             sleep(Duration::from_millis(1)).await;
         }
         let limit = inner.timing.election_max * 2;
-        match timeout(limit, self.transfer_leadership()).await {
+        match timeout(limit, self.transfer_leadership(|_| true)).await {
             Ok(Ok(to)) => {
                 tracing::info!(to, "leadership transferred before the stop");
                 self.until_followed(to).await;
@@ -263,10 +263,13 @@ impl Replica {
         async move { drop(closed.wait_for(|closed| *closed).await) }
     }
 
-    /// Asks the other voters, best matched first, to take over leadership, until one has. Returns the node that
-    /// leads then.
-    pub(super) async fn transfer_leadership(&self) -> Result<NodeId, String> {
-        let state = self.0.raft.with_raft_state(|state| {
+    /// Asks the other voters that may lead, best matched first, to take over leadership, until one has. Returns the
+    /// node that leads then.
+    pub(super) async fn transfer_leadership(
+        &self,
+        may_lead: impl Fn(NodeId) -> bool,
+    ) -> Result<NodeId, String> {
+        let state = self.0.raft_state(|state| {
             let last: Option<LogId> = state.log_ids.last().copied();
             (*state.vote_ref(), last)
         });
@@ -276,7 +279,9 @@ impl Replica {
             .map_err(|fatal| fatal.to_string())?;
         let hung = self.0.disk.is_hung();
         let mut reasons = Vec::new();
-        for Successor { node_id, member, matched, .. } in self.successors() {
+        let mut successors = self.successors();
+        successors.retain(|other| may_lead(other.node_id));
+        for Successor { node_id, member, matched, .. } in successors {
             // From here on its election may succeed at any time.
             self.0.lease.end(vote.leader_id.term);
             // With a hung disk the log's end may have reached no other node.
@@ -317,7 +322,7 @@ impl Replica {
             }
         }
         match reasons.is_empty() {
-            true => Err("there is no other voter".to_owned()),
+            true => Err("there is no other voter that may lead".to_owned()),
             false => Err(reasons.join("; ")),
         }
     }

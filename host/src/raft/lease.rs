@@ -16,8 +16,7 @@ use std::{
     time::Duration,
 };
 
-use rustix::time::{ClockId, clock_gettime};
-
+use super::boot_time::boot_time;
 use crate::types::{NodeId, raft::Membership};
 
 /// The part of the followers' promise that the leader uses: clocks may differ in rate by a tenth.
@@ -29,14 +28,7 @@ pub(super) struct BootTime(Duration);
 
 impl BootTime {
     pub(super) fn now() -> Self {
-        #[cfg(target_os = "linux")]
-        let clock = ClockId::Boottime;
-        // Elsewhere this clock counts suspension itself.
-        #[cfg(not(target_os = "linux"))]
-        let clock = ClockId::Monotonic;
-        let time = clock_gettime(clock);
-        // Both parts count from the start of the computer and are never negative.
-        Self(Duration::new(time.tv_sec.unsigned_abs(), time.tv_nsec.unsigned_abs() as u32))
+        Self(boot_time())
     }
 }
 

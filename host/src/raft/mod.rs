@@ -5,7 +5,7 @@
 //! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait, by
 //! [`confirmation`] or [`lease`],
 //! [`health`] watches, [`disk`] watches the disk, [`leadership`] transfers leadership away from a node that must not lead,
-//! [`time`] keeps the log's time, [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
+//! [`time`] keeps the log's time by the clock of [`boot_time`], [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
 //! electing too early, [`divergence`] finds and heals a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`modules`] brings, tries and
 //! activates others.
 //!
@@ -17,6 +17,7 @@
 //! again; [`crate::error::Error::is_unknown_outcome`] tells. Membership does not change after
 //! the cluster has been initialized.
 
+mod boot_time;
 mod bootstrap;
 mod command;
 mod confirmation;
@@ -145,7 +146,7 @@ impl Replica {
         let local =
             Local::open(identity, options.engine, timing, standing, log.clone(), disk.clone());
         let local = Arc::new(local.map_err(unreadable)?);
-        let peers = Arc::new(Peers::new(local.clone()));
+        let peers = Arc::new(Peers::new(local.clone(), supervisor.clone()));
         let divergence =
             Divergence::open(log.clone(), local.identity.node_id, checkpoints.is_some())
                 .map_err(unreadable)?;
@@ -204,7 +205,7 @@ impl Replica {
             timing,
             limits,
             reads,
-            confirmation: Confirmation::new(),
+            confirmation: Confirmation::new(supervisor.clone()),
             lease,
             hold,
             leadership: Leadership::new(),

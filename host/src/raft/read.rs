@@ -20,7 +20,7 @@ use crate::{
     proto::raft::{ReadIndexRequest, Refusal, read_index_response},
     types::{
         Call, NodeId,
-        raft::{LogId, Member, StoredMembership},
+        raft::{LogId, Member, StoredMembership, TypeConfig},
         status::{Answered, Consistency},
     },
 };
@@ -196,6 +196,11 @@ impl Replica {
         }
     }
 
+    /// The term in which this node has voted last, for a leader that has it confirmed.
+    pub(super) async fn voted_term(&self) -> Result<u64, openraft::error::Fatal<TypeConfig>> {
+        self.0.raft_state(|state| state.vote_ref().leader_id.term).await
+    }
+
     /// Returns once another node leads, or none, as far as this node knows.
     async fn leader_is_not(&self, leader: NodeId) {
         let mut metrics = self.0.raft.server_metrics();
@@ -245,7 +250,7 @@ impl Replica {
     /// This node's state as the leader, from openraft's own task and not from metrics, which lag behind it.
     async fn leading(&self) -> Result<Leading, Error> {
         let own = self.0.node_id();
-        let leading = self.0.raft.with_raft_state(move |state| {
+        let leading = self.0.raft_state(move |state| {
             let vote = *state.vote_ref();
             let term = vote.leader_id.term;
             let of_term = |log_id: &LogId| log_id.committed_leader_id().term == term;

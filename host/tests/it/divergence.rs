@@ -8,8 +8,13 @@ use std::time::{Duration, Instant};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use conclave_client::{CallOptions, Client, Consistency, Error, proto::cluster::Node};
+use conclave_testing::{
+    cluster::{Options, PATIENCE, turn},
+    proxy::{Fault, Part},
+};
 use serde_json::{Value, json};
 use tempfile::TempDir;
+use tokio::time::timeout;
 
 use crate::{
     counters::version,
@@ -22,14 +27,14 @@ use crate::{
 const INTERVAL: Duration = Duration::from_millis(300);
 
 /// What the machine does, by the length of the request.
-const COUNT: &[u8] = b"";
+pub(crate) const COUNT: &[u8] = b"";
 const TRAP: &[u8] = b"1";
 /// Counts in memory that no snapshot has.
 const HIDDEN: &[u8] = b"22";
 /// In a query: adds a thousand to the state.
 const CORRUPT: &[u8] = b"333";
 
-fn machine() -> Wat {
+pub(crate) fn machine() -> Wat {
     Wat {
         apply: "(if (i32.eq (local.get 8) (i32.const 1)) (then unreachable))
             (i32.store (i32.const 268) (i32.const 8))
@@ -52,10 +57,14 @@ async fn start() -> (Cluster, TempDir) {
 }
 
 async fn start_with(flags: &[&str]) -> (Cluster, TempDir) {
+    start_machine(&machine(), flags).await
+}
+
+pub(crate) async fn start_machine(machine: &Wat, flags: &[&str]) -> (Cluster, TempDir) {
     let more = flags.iter().map(|flag| (*flag).to_owned());
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("drifting.wasm");
-    std::fs::write(&path, machine().component()).unwrap();
+    std::fs::write(&path, machine.component()).unwrap();
     let mut flags = vec![format!("--checkpoint-interval-ms={}", INTERVAL.as_millis())];
     flags.extend(more);
     (Cluster::start_with(Setup { module: Some(path), flags }).await, dir)
@@ -67,7 +76,7 @@ fn number(answer: &Value) -> i64 {
 }
 
 /// What the machine answered, and at which index.
-async fn apply(client: &Client, request: &[u8]) -> Result<(i64, u64), Error> {
+pub(crate) async fn apply(client: &Client, request: &[u8]) -> Result<(i64, u64), Error> {
     let request = json!({"method": "any", "request": BASE64.encode(request)});
     let options = CallOptions::write();
     let answer = call(client, "conclave.machine.v1.Machine/Apply", request, options).await?;
@@ -90,7 +99,7 @@ async fn node(cluster: &Cluster, id: u64) -> Result<Node, String> {
 }
 
 /// Waits until a node has diverged so often and serves again.
-async fn healed(cluster: &Cluster, id: u64, times: u64) {
+pub(crate) async fn healed(cluster: &Cluster, id: u64, times: u64) {
     eventually("the node is healed", async || {
         let node = node(cluster, id).await?;
         let done = node.divergences == times && node.fault.is_empty() && node.role != "unreachable";
@@ -99,25 +108,10 @@ async fn healed(cluster: &Cluster, id: u64, times: u64) {
     .await;
 }
 
-/// A node's metric. One that was just started may not listen yet.
-fn metric(cluster: &Cluster, id: u64, name: &str) -> Result<f64, String> {
-    let page = |admin: &str| -> std::io::Result<String> {
-        use std::io::{Read, Write};
-        let mut stream = std::net::TcpStream::connect(admin)?;
-        stream.write_all(b"GET /metrics HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")?;
-        let mut page = String::new();
-        stream.read_to_string(&mut page)?;
-        Ok(page)
-    };
-    let page = page(&cluster.node(id).admin).map_err(|error| error.to_string())?;
-    let line = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
-    line.and_then(|value| value.trim().parse().ok()).ok_or_else(|| format!("no {name}"))
-}
-
 /// Waits until a node has agreed with a checkpoint: the leader proposes none without news.
 async fn agreed(cluster: &Cluster, id: u64) {
     eventually("the node agrees with a checkpoint", async || {
-        let equal = metric(cluster, id, "conclave_checkpoints_equal_total")?;
+        let equal = cluster.metric(id, "conclave_checkpoints_equal_total")?;
         if equal > 0.0 { Ok(()) } else { Err(format!("{equal:?}")) }
     })
     .await;
@@ -126,9 +120,9 @@ async fn agreed(cluster: &Cluster, id: u64) {
 /// Waits until the leader has made so many more checks that no majority decided.
 async fn undecided(cluster: &Cluster, leader: u64, more: f64) {
     const NAME: &str = "conclave_checkpoints_undecided_total";
-    let before = metric(cluster, leader, NAME).unwrap();
+    let before = cluster.metric(leader, NAME).unwrap();
     eventually("checks stay undecided", async || {
-        let now = metric(cluster, leader, NAME)?;
+        let now = cluster.metric(leader, NAME)?;
         if now >= before + more { Ok(()) } else { Err(format!("{before} to {now}")) }
     })
     .await;
@@ -275,7 +269,7 @@ async fn a_module_that_is_no_function_of_the_log_is_found_named_silenced_and_hea
 }
 
 /// Makes both instances of one node a thousand more than they should be.
-async fn corrupt(cluster: &Cluster, victim: u64, expected: i64) {
+pub(crate) async fn corrupt(cluster: &Cluster, victim: u64, expected: i64) {
     let client = cluster.client();
     assert_eq!(apply(&client, COUNT).await.unwrap().0, expected);
     cluster.caught_up(&[1, 2, 3]).await;
@@ -322,6 +316,47 @@ async fn a_corrupted_node_is_found_and_healed_also_if_it_leads() {
         assert_eq!(query(&cluster.client_of(id), COUNT).await.unwrap(), 5, "node {id}");
         cluster.assert_running(id);
     }
+}
+
+/// A diverged leader whose voters cannot be elected: it continues to lead, is healed, and serves. (openraft's own
+/// transfer of leadership cannot be taken back: the leader proposed nothing for the rest of its term.)
+#[tokio::test(flavor = "multi_thread")]
+async fn diverged_leader_without_a_successor_is_healed_and_serves() {
+    let _turn = turn();
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("drifting.wasm");
+    std::fs::write(&path, machine().component()).unwrap();
+    let mut options = Options::new(conclave().get_program()).proxied();
+    options.module = Some(path);
+    let options = options.flag(format!("--checkpoint-interval-ms={}", INTERVAL.as_millis()));
+    let cluster = conclave_testing::cluster::Cluster::start(options).await.unwrap();
+    let leader = cluster.leader().await.unwrap();
+    let client = cluster.client_of(leader).unwrap();
+    assert_eq!(apply(&client, COUNT).await.unwrap().0, 1);
+    cluster.caught_up(&[1, 2, 3], PATIENCE).await.unwrap();
+    assert_eq!(query(&client, CORRUPT).await.unwrap(), 1001);
+    client.snapshot().await.unwrap();
+    // The others answer their leader, and can ask no one for a vote.
+    let network = cluster.network().unwrap();
+    for from in cluster.ids().filter(|id| *id != leader) {
+        for to in cluster.ids().filter(|id| *id != from) {
+            network.link(from, to).set_part(Part::Requests, |link| link.fault = Fault::Refuse);
+        }
+    }
+    apply(&client, TRAP).await.unwrap_err();
+    assert_eq!(apply(&client, COUNT).await.unwrap().0, 1002, "it has diverged");
+    eventually("the leader is healed and serves", async || {
+        let answer = timeout(Duration::from_secs(5), apply(&client, COUNT)).await;
+        let answer = answer.map_err(|_| "no answer".to_owned())?.map_err(|e| e.to_string())?;
+        // A diverged one may have answered before it was found.
+        if answer.0 < 1000 { Ok(()) } else { Err(format!("{answer:?}")) }
+    })
+    .await;
+    let status = cluster.status_of(leader).await.unwrap();
+    let own = status.nodes.iter().find(|node| node.id == leader).unwrap();
+    assert_eq!((status.leader, own.divergences), (leader, 1), "{own:?}");
+    cluster.network().unwrap().heal();
+    cluster.caught_up(&[1, 2, 3], PATIENCE).await.unwrap();
 }
 
 /// Stops a node, counts on to `before`, and makes both instances of the leader a thousand more, as `corrupt` does with
@@ -384,7 +419,8 @@ async fn a_copy_of_a_diverged_state_does_not_outvote_the_healthy_node() {
     let (leader, away, healthy) = diverged_leader(&mut cluster, 600).await;
     eventually("the leader has purged the entries that the third node needs", async || {
         let purged = node(&cluster, leader).await?.purged;
-        if purged > 500 { Ok(()) } else { Err(format!("{purged}")) }
+        // The third node stopped before the tenth, and the log is purged by some hundred.
+        if purged > 100 { Ok(()) } else { Err(format!("{purged}")) }
     })
     .await;
     cluster.start_node(away);

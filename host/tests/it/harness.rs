@@ -2,8 +2,8 @@
 
 use std::{
     fs::{self, File},
-    io::Write,
-    net::TcpListener,
+    io::{Read, Write},
+    net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
     sync::atomic::{AtomicU32, Ordering},
@@ -210,6 +210,28 @@ impl Cluster {
         let log = String::from_utf8_lossy(&log);
         let lines: Vec<&str> = log.lines().collect();
         lines[lines.len().saturating_sub(40)..].join("\n")
+    }
+
+    /// A page of a node's admin port: its status line, headers and body. A node that was just started may not
+    /// answer yet.
+    pub(crate) fn page(&self, id: u64, path: &str) -> Result<String, String> {
+        let attempt = || {
+            let mut stream = TcpStream::connect(&self.node(id).admin)?;
+            stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+            let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+            stream.write_all(request.as_bytes())?;
+            let mut page = String::new();
+            stream.read_to_string(&mut page)?;
+            Ok(page)
+        };
+        attempt().map_err(|error: std::io::Error| error.to_string())
+    }
+
+    /// A metric of a node, by its name and labels.
+    pub(crate) fn metric(&self, id: u64, name: &str) -> Result<f64, String> {
+        let page = self.page(id, "/metrics")?;
+        let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
+        value.and_then(|value| value.trim().parse().ok()).ok_or_else(|| format!("no {name}"))
     }
 
     /// A client that knows all nodes.

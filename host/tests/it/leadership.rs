@@ -8,8 +8,7 @@ use std::{
     fs::{self, File},
     io::{Read, Write},
     net::{TcpListener, TcpStream},
-    path::{Path, PathBuf},
-    process::{Command, Output, Stdio},
+    process::Stdio,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -18,89 +17,31 @@ use std::{
 };
 
 use conclave_client::{
-    CallOptions, Client,
+    CallOptions, Client, Consistency,
     proto::kv::{PutRequest, WatchRequest, put_request, watch_response::Kind},
 };
+use conclave_testing::disk::Disk;
 use futures::{StreamExt, stream};
 use rustix::process::{Pid, Signal, kill_process};
 use serde_json::{Value, json};
 use tokio::{task::JoinHandle, time::timeout};
 
-use crate::harness::{Cluster, Setup, call, eventually, get, get_stale, put, skip};
+use crate::harness::{
+    Cluster, Setup, call, eventually, get, get_stale, get_with_options, put, skip,
+};
 
 /// `election_max` by default.
 const ELECTION_MAX: Duration = Duration::from_secs(1);
-const DISK_BYTES: u64 = 256 << 20;
 
-/// A file system of its own on a loop device, which can be made to hang. Thawed and unmounted on drop.
-struct HangingDisk(PathBuf);
-
-impl HangingDisk {
-    /// Nothing where that is not permitted.
-    fn mount(at: &Path, image: &Path) -> Option<Self> {
-        fs::create_dir_all(at).unwrap();
-        File::create(image).unwrap().set_len(DISK_BYTES).unwrap();
-        let made = run(Command::new("mkfs.ext4").args(["-q", "-F"]).arg(image));
-        let mounted = made.and_then(|made| match made.status.success() {
-            true => run(Command::new("mount").args(["-o", "loop"]).arg(image).arg(at)),
-            false => Some(made),
-        });
-        if !mounted.as_ref().is_some_and(|output| output.status.success()) {
-            let why = mounted.map(|output| String::from_utf8_lossy(&output.stderr).into_owned());
-            skip("a disk that hangs", &why.unwrap_or_else(|| "there is no mkfs.ext4".to_owned()));
-            return None;
-        }
-        Some(Self(at.to_owned()))
-    }
-
-    /// From here on no write completes.
-    fn freeze(&self) {
-        let frozen = run(Command::new("fsfreeze").arg("-f").arg(&self.0)).unwrap();
-        assert!(frozen.status.success(), "{frozen:?}");
-    }
-
-    fn thaw(&self) {
-        let thawed = run(Command::new("fsfreeze").arg("-u").arg(&self.0)).unwrap();
-        assert!(thawed.status.success(), "{thawed:?}");
-    }
-}
-
-impl Drop for HangingDisk {
-    fn drop(&mut self) {
-        // It need not be frozen. Unmounted lazily: a process that is being killed may still have files open.
-        let _ = run(Command::new("fsfreeze").arg("-u").arg(&self.0));
-        let _ = run(Command::new("umount").arg("-l").arg(&self.0));
-    }
-}
-
-fn run(command: &mut Command) -> Option<Output> {
-    command.output().ok()
-}
-
-/// A page of a node's admin port: its status line and body.
-fn page(cluster: &Cluster, id: u64, path: &str) -> Result<String, String> {
-    let attempt = || {
-        let mut stream = TcpStream::connect(&cluster.node(id).admin)?;
-        stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
-        stream.write_all(request.as_bytes())?;
-        let mut answer = String::new();
-        stream.read_to_string(&mut answer)?;
-        Ok(answer)
-    };
-    attempt().map_err(|error: std::io::Error| error.to_string())
-}
-
+/// A metric of a node that answers.
 fn metric(cluster: &Cluster, id: u64, name: &str) -> f64 {
-    let page = page(cluster, id, "/metrics").unwrap();
-    let line = page.lines().find_map(|line| line.strip_prefix(&format!("{name} ")));
-    line.unwrap_or_else(|| panic!("no {name} in {page}")).parse().unwrap()
+    cluster.metric(id, name).unwrap()
 }
 
 /// Waits until a node reports that it is not ready, for a reason that contains `why`.
 async fn not_ready(cluster: &Cluster, id: u64, why: &str) {
     eventually("the node is not ready", async || {
-        let page = page(cluster, id, "/readyz")?;
+        let page = cluster.page(id, "/readyz")?;
         let ok = page.starts_with("HTTP/1.1 503") && page.contains(why);
         if ok { Ok(()) } else { Err(page) }
     })
@@ -109,7 +50,7 @@ async fn not_ready(cluster: &Cluster, id: u64, why: &str) {
 
 async fn ready(cluster: &Cluster, id: u64) {
     eventually("the node is ready", async || {
-        let page = page(cluster, id, "/readyz")?;
+        let page = cluster.page(id, "/readyz")?;
         if page.starts_with("HTTP/1.1 200") { Ok(()) } else { Err(page) }
     })
     .await;
@@ -191,7 +132,10 @@ async fn a_node_whose_disk_hangs_does_not_lead_until_the_disk_answers() {
     for node in &mut cluster.nodes {
         let at = cluster.dir.path().join(format!("disk-{}", node.id));
         let image = cluster.dir.path().join(format!("disk-{}.img", node.id));
-        let Some(disk) = HangingDisk::mount(&at, &image) else { return };
+        let disk = match Disk::mount(&image, &at) {
+            Ok(disk) => disk,
+            Err(why) => return skip("a disk that hangs", &format!("{why:#}")),
+        };
         node.data_dir = at.join("data");
         disks.push(disk);
     }
@@ -208,7 +152,7 @@ async fn a_node_whose_disk_hangs_does_not_lead_until_the_disk_answers() {
     let writer = Writer::start(&cluster, &rest);
     tokio::time::sleep(Duration::from_millis(200)).await;
     let began = Instant::now();
-    disks[leader as usize - 1].freeze();
+    disks[leader as usize - 1].hang().unwrap();
     not_ready(&cluster, leader, "the disk has not completed a write").await;
     assert!(began.elapsed() < ELECTION_MAX * 3, "not ready after {:?}", began.elapsed());
     let successor = eventually("another leads", async || {
@@ -237,7 +181,7 @@ async fn a_node_whose_disk_hangs_does_not_lead_until_the_disk_answers() {
     let written = writer.end().await;
     assert!(written.longest_gap < ELECTION_MAX * 4, "{written:?}");
 
-    disks[leader as usize - 1].thaw();
+    disks[leader as usize - 1].work().unwrap();
     ready(&cluster, leader).await;
     put(&client, "key", "1").await.unwrap();
     cluster.caught_up(&[1, 2, 3]).await;
@@ -247,12 +191,12 @@ async fn a_node_whose_disk_hangs_does_not_lead_until_the_disk_answers() {
     // A follower says it too, and nothing else changes.
     let leader = cluster.leader().await;
     let follower = others(leader)[0];
-    disks[follower as usize - 1].freeze();
+    disks[follower as usize - 1].hang().unwrap();
     put(&client, "key", "2").await.unwrap();
     not_ready(&cluster, follower, "the disk has not completed a write").await;
     put(&client, "key", "3").await.unwrap();
     assert_eq!(cluster.leader().await, leader);
-    disks[follower as usize - 1].thaw();
+    disks[follower as usize - 1].work().unwrap();
     ready(&cluster, follower).await;
     assert_eq!(get(&cluster.client_of(follower), "key").await.unwrap(), "3");
 }
@@ -419,11 +363,56 @@ async fn a_follower_that_is_far_behind_is_not_ready_until_it_has_caught_up() {
     cluster.caught_up(&[1, 2, 3]).await;
 }
 
+fn json_logs() -> Setup {
+    Setup { flags: vec!["--log-format".into(), "json".into()], ..Setup::default() }
+}
+
+fn assert_no_errors(cluster: &Cluster) {
+    for id in 1..=3 {
+        let log = fs::read_to_string(&cluster.node(id).log).unwrap();
+        assert!(!log.is_empty());
+        for line in log.lines() {
+            let entry: Value = serde_json::from_str(line)
+                .unwrap_or_else(|error| panic!("node {id}: not JSON ({error}): {line}"));
+            assert_ne!(entry["level"], "ERROR", "node {id}: {line}");
+        }
+    }
+}
+
+/// Clients give up calls all the time: that is no error of a node, whatever it was doing for the call.
+#[tokio::test(flavor = "multi_thread")]
+async fn cancelled_reads_log_no_error() {
+    let cluster = Cluster::start_with(json_logs()).await;
+    put(&cluster.client(), "key", "x").await.unwrap();
+    let client = cluster.client_of(cluster.leader().await);
+    get(&client, "key").await.unwrap();
+    let until = Instant::now() + Duration::from_secs(3);
+    let readers = (0..64_u64).map(|reader| {
+        let client = client.clone();
+        tokio::spawn(async move {
+            let (mut cancelled, mut round) = (0, 0);
+            while Instant::now() < until {
+                round += 1;
+                let patience = Duration::from_micros((reader * 37 + round * 61) % 3000);
+                let options = CallOptions::read().consistency(Consistency::Lease);
+                let read = get_with_options(&client, "key", options);
+                cancelled += u64::from(timeout(patience, read).await.is_err());
+            }
+            cancelled
+        })
+    });
+    let mut cancelled = 0;
+    for reader in readers.collect::<Vec<_>>() {
+        cancelled += reader.await.unwrap();
+    }
+    assert!(cancelled > 100, "{cancelled} were cancelled");
+    assert_no_errors(&cluster);
+}
+
 /// A planned stop and a start of all nodes are ordinary: no error and no panic.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clean_restart_logs_no_error() {
-    let setup = Setup { flags: vec!["--log-format".into(), "json".into()], ..Setup::default() };
-    let mut cluster = Cluster::start_with(setup).await;
+    let mut cluster = Cluster::start_with(json_logs()).await;
     let client = cluster.client();
     for number in 0..20 {
         put(&client, &format!("key/{number}"), "x").await.unwrap();
@@ -443,13 +432,5 @@ async fn a_clean_restart_logs_no_error() {
     for id in 1..=3 {
         cluster.stop(id);
     }
-    for id in 1..=3 {
-        let log = fs::read_to_string(&cluster.node(id).log).unwrap();
-        assert!(!log.is_empty());
-        for line in log.lines() {
-            let entry: Value = serde_json::from_str(line)
-                .unwrap_or_else(|error| panic!("node {id}: not JSON ({error}): {line}"));
-            assert_ne!(entry["level"], "ERROR", "node {id}: {line}");
-        }
-    }
+    assert_no_errors(&cluster);
 }

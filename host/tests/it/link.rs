@@ -30,6 +30,8 @@ struct State {
     passed: AtomicU64,
     /// All connections are cut when so many bytes have passed.
     cut_at: AtomicU64,
+    /// Connections that were made by then are silent: no byte passes, and neither end hears of it.
+    silent: watch::Sender<bool>,
     /// Changes when the connections are cut.
     cuts: watch::Sender<u64>,
     /// When the next byte may pass.
@@ -44,6 +46,7 @@ impl Link {
             rate: AtomicU64::new(0),
             passed: AtomicU64::new(0),
             cut_at: AtomicU64::new(u64::MAX),
+            silent: watch::Sender::new(false),
             cuts: watch::Sender::new(0),
             next: Mutex::new(Instant::now()),
         });
@@ -73,6 +76,17 @@ impl Link {
         self.state.passed.load(Ordering::Relaxed)
     }
 
+    /// Makes all connections silent for good, and those that are made until [`Link::appear`], as if the host at the
+    /// other end had vanished.
+    pub(crate) fn vanish(&self) {
+        self.state.silent.send_replace(true);
+    }
+
+    /// Connections that are made from now on work.
+    pub(crate) fn appear(&self) {
+        self.state.silent.send_replace(false);
+    }
+
     pub(crate) fn was_cut(&self) -> bool {
         *self.state.cuts.borrow() > 0
     }
@@ -87,6 +101,11 @@ impl Drop for Link {
 
 async fn run(client: TcpStream, target: String, state: Arc<State>) {
     let mut cut = state.cuts.subscribe();
+    let mut silent = state.silent.subscribe();
+    if *silent.borrow() {
+        let _ = cut.changed().await;
+        return;
+    }
     let Ok(node) = TcpStream::connect(target).await else { return };
     let _ = (client.set_nodelay(true), node.set_nodelay(true));
     let ((mut from, mut back), (mut answers, mut to)) = (client.into_split(), node.into_split());
@@ -94,6 +113,9 @@ async fn run(client: TcpStream, target: String, state: Arc<State>) {
         _ = cut.changed() => {}
         _ = forward(&mut from, &mut to, &state) => {}
         _ = tokio::io::copy(&mut answers, &mut back) => {}
+        _ = async { silent.wait_for(|silent| *silent).await.map(drop) } => {
+            let _ = cut.changed().await;
+        }
     }
 }
 

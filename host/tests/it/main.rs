@@ -19,6 +19,7 @@ mod cuts;
 mod dev;
 mod dev_watch;
 mod divergence;
+mod divergence_events;
 mod durability;
 mod examples;
 mod foreign;

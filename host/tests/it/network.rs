@@ -1,22 +1,22 @@
 //! The connections between nodes: back-off, long round trips, and members whose data is an old copy.
 
 use std::{
-    fs::{self, File},
-    net::SocketAddr,
+    fs,
     path::Path,
-    process::Stdio,
     time::{Duration, Instant},
 };
 
 use conclave_client::Client;
+use conclave_testing::cluster as testing;
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, tcp::OwnedReadHalf, tcp::OwnedWriteHalf},
-    sync::mpsc,
-    time::{sleep, sleep_until, timeout},
+    net::TcpStream,
+    time::{sleep, timeout},
 };
 
-use crate::harness::{Cluster, PATIENCE, Setup, conclave, eventually, free_address, get, put};
+use crate::{
+    harness::{Cluster, PATIENCE, Setup, conclave, eventually, get, put},
+    link::Link,
+};
 
 /// Processor time of a process so far, in seconds.
 fn cpu_seconds(pid: u32) -> f64 {
@@ -87,80 +87,96 @@ async fn idle_cluster_with_a_dead_or_refused_member_rests() {
     assert!(logged.contains("another data directory"), "it does not say why\n{logged}");
 }
 
-/// Carries bytes from one socket to another, each after the delay.
-async fn carry(mut from: OwnedReadHalf, mut to: OwnedWriteHalf, delay: Duration) {
-    let (sender, mut receiver) = mpsc::unbounded_channel();
-    let reading = async move {
-        let mut buffer = vec![0; 64 << 10];
-        while let Ok(length @ 1..) = from.read(&mut buffer).await {
-            let due = tokio::time::Instant::now() + delay;
-            if sender.send((due, buffer[..length].to_vec())).is_err() {
-                break;
-            }
-        }
-    };
-    let writing = async move {
-        while let Some((due, bytes)) = receiver.recv().await {
-            sleep_until(due).await;
-            if to.write_all(&bytes).await.is_err() {
-                break;
-            }
-        }
-    };
-    tokio::join!(reading, writing);
-}
-
-/// Listens at `at` and delays what passes to `to` by half of the round trip in each direction.
-async fn delaying_proxy(at: &str, to: String, round_trip: Duration) {
-    let listener = TcpListener::bind(at.parse::<SocketAddr>().unwrap()).await.unwrap();
-    tokio::spawn(async move {
-        while let Ok((inner, _)) = listener.accept().await {
-            let to = to.clone();
-            tokio::spawn(async move {
-                // A connection takes a round trip as well.
-                sleep(round_trip).await;
-                let Ok(outer) = TcpStream::connect(to).await else { return };
-                let _ = (inner.set_nodelay(true), outer.set_nodelay(true));
-                let ((from_inner, to_inner), (from_outer, to_outer)) =
-                    (inner.into_split(), outer.into_split());
-                tokio::spawn(carry(from_inner, to_outer, round_trip / 2));
-                carry(from_outer, to_inner, round_trip / 2).await;
-            });
-        }
-    });
-}
-
-/// Three nodes whose peer ports are behind delaying proxies; not waited for.
-async fn distant_cluster(round_trip: Duration, flags: &[&str]) -> Cluster {
-    let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-    let mut cluster = Cluster::prepared(Setup { flags, ..Setup::default() });
-    for id in 1..=3 {
-        let listens = free_address();
-        let flags = cluster.serve_flags(id);
-        delaying_proxy(&cluster.node(id).peer, listens.clone(), round_trip).await;
-        // The same command, with another address to listen on.
-        let mut command = conclave();
-        let at = flags.iter().position(|flag| flag == "--listen-peer").unwrap() + 1;
-        command.arg("serve").args(&flags[..at]).arg(&listens).args(&flags[at + 1..]);
-        let log = File::options().create(true).append(true).open(&cluster.node(id).log).unwrap();
-        command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
-        cluster.run(id, command);
+/// Waits until a restarted node serves, and returns how long it takes from then on until these links are up.
+async fn time_to_connect(cluster: &Cluster, restarted: u64, links: &[(u64, u64)]) -> Duration {
+    const POLL: Duration = Duration::from_millis(2);
+    let until = Instant::now() + PATIENCE;
+    while cluster.page(restarted, "/livez").is_err() {
+        assert!(Instant::now() < until, "node {restarted} does not serve");
+        sleep(POLL).await;
     }
+    let began = Instant::now();
+    let mut missing = links.to_vec();
+    loop {
+        missing.retain(|(from, to)| {
+            let name = format!("conclave_peer_connected{{peer=\"{to}\"}}");
+            cluster.metric(*from, &name) != Ok(1.0)
+        });
+        if missing.is_empty() {
+            return began.elapsed();
+        }
+        assert!(Instant::now() < until, "not connected: {missing:?}");
+        sleep(POLL).await;
+    }
+}
+
+/// A member that is restarted is connected in both directions as soon as it serves: after a stop, which its peers
+/// notice at once, and on a host that has vanished, whose connections are silent. It makes itself known to its peers,
+/// and they retry then.
+#[tokio::test(flavor = "multi_thread")]
+async fn restarted_member_is_connected_as_soon_as_it_serves() {
+    let mut cluster = Cluster::prepared(Setup::default());
+    let away = 3;
+    let link = Link::to(cluster.node(away).peer.clone()).await;
+    cluster.reach(away, link.address.clone());
+    for id in 1..=3 {
+        cluster.start_node(id);
+    }
+    cluster.serving().await;
+    let links = [(1, away), (2, away), (away, 1), (away, 2)];
+    let mut times = Vec::new();
+    for (round, vanishes) in [(1, false), (2, true), (3, false), (4, true), (5, true)] {
+        put(&cluster.client(), "key", "text").await.unwrap();
+        cluster.caught_up(&[1, 2, 3]).await;
+        if vanishes {
+            link.vanish();
+        }
+        cluster.kill(away);
+        // The others notice, and come to retry once per second.
+        for other in [1, 2] {
+            eventually("the peers notice", async || {
+                let name = format!("conclave_peer_connected{{peer=\"{away}\"}}");
+                let connected = cluster.metric(other, &name)?;
+                if connected == 0.0 { Ok(()) } else { Err("still connected".to_owned()) }
+            })
+            .await;
+        }
+        sleep(Duration::from_millis(600 * round)).await;
+        link.appear();
+        cluster.start_node(away);
+        let time = time_to_connect(&cluster, away, &links).await;
+        eprintln!("connected {time:?} after it served (vanished: {vanishes})");
+        times.push(time);
+    }
+    let slowest = times.into_iter().max().unwrap();
+    assert!(slowest < Duration::from_millis(300), "{slowest:?}");
+}
+
+/// Three nodes with this round trip between any two; not waited for.
+async fn distant_cluster(round_trip: Duration, flags: &[&str]) -> testing::Cluster {
+    let options = testing::Options::new(conclave().get_program()).proxied();
+    let options = flags.iter().fold(options, |options, flag| options.flag(*flag));
+    let cluster = testing::Cluster::prepared(options).await.unwrap();
+    for link in cluster.network().unwrap().all() {
+        link.set(|shape| shape.delay = round_trip / 2);
+    }
+    cluster.start_all().unwrap();
     cluster
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cluster_works_with_a_round_trip_of_250_ms() {
+    let _turn = testing::turn();
     let cluster = distant_cluster(Duration::from_millis(250), &[]).await;
     let began = Instant::now();
-    cluster.serving().await;
-    let client = cluster.client();
+    cluster.serving().await.unwrap();
+    let client = cluster.client().unwrap();
     put(&client, "first", "text").await.unwrap();
     eprintln!("the first write is acknowledged after {:?}", began.elapsed());
-    let leader = cluster.leader().await;
+    let leader = cluster.leader().await.unwrap();
     let term = client.status().await.unwrap().term;
     let began = Instant::now();
-    let at_leader = cluster.client_of(leader);
+    let at_leader = cluster.client_of(leader).unwrap();
     for number in 0..20 {
         put(&at_leader, &format!("key-{number}"), "text").await.unwrap();
     }
@@ -179,13 +195,14 @@ async fn cluster_works_with_a_round_trip_of_250_ms() {
 #[tokio::test(flavor = "multi_thread")]
 async fn too_long_a_round_trip_is_reported_with_advice() {
     let flags = ["--heartbeat-ms=30", "--election-min-ms=200", "--election-max-ms=240"];
+    let _turn = testing::turn();
     let cluster = distant_cluster(Duration::from_millis(200), &flags).await;
     eventually("the log says which setting is too small", async || {
         let log = fs::read_to_string(&cluster.node(1).log).unwrap_or_default();
         if log.contains("set heartbeat_ms to") { Ok(()) } else { Err(log) }
     })
     .await;
-    let status = cluster.client_of(1).status().await.unwrap();
+    let status = cluster.status_of(1).await.unwrap();
     let node = status.nodes.iter().find(|node| node.id == 1).unwrap();
     assert!(node.links.iter().any(|link| link.problem.contains("heartbeat_ms")), "{node:?}");
 }
@@ -217,6 +234,32 @@ async fn forwarded_call_ends_when_its_leader_is_superseded() {
     // An election takes a second; a dead connection is given up after three.
     assert!(answered < Duration::from_millis(2500), "{answered:?}");
     assert_eq!(get(&cluster.client(), "key").await.unwrap(), "after");
+}
+
+/// Lease reads rest on how long followers keep their votes back, so nodes with another setting refuse each other, at
+/// either end of a connection, and say why.
+#[tokio::test(flavor = "multi_thread")]
+async fn nodes_with_another_election_timeout_refuse_each_other() {
+    let mut cluster = Cluster::start().await;
+    put(&cluster.client(), "key", "text").await.unwrap();
+    let other = 3;
+    cluster.stop(other);
+    let mut command = cluster.command(other);
+    command.arg("--election-max-ms=3000");
+    cluster.run(other, command);
+    for (from, to) in [(1, other), (2, other), (other, 1), (other, 2)] {
+        eventually("the link says why it is down", async || {
+            let status = cluster.client_of(from).status().await.map_err(|e| e.to_string())?;
+            let node = status.nodes.iter().find(|node| node.id == from).ok_or("no such node")?;
+            let link = node.links.iter().find(|link| link.node_id == to).ok_or("no such link")?;
+            let refused = !link.connected && link.problem.contains("election_max_ms of");
+            if refused { Ok(()) } else { Err(format!("{link:?}")) }
+        })
+        .await;
+    }
+    // The others do without it.
+    put(&cluster.client_of(1), "key", "after").await.unwrap();
+    cluster.assert_running(other);
 }
 
 fn copy_dir(from: &Path, to: &Path) {

@@ -27,6 +27,16 @@ struct Pretender {
 impl Pretender {
     /// Introduces itself with what the identity file of node `like` says.
     async fn introduce(cluster: &Cluster, from: u64, like: u64, to: u64) -> Result<Self, Status> {
+        Self::introduce_with_lease(cluster, from, like, to, 0).await
+    }
+
+    async fn introduce_with_lease(
+        cluster: &Cluster,
+        from: u64,
+        like: u64,
+        to: u64,
+        lease_ms: u64,
+    ) -> Result<Self, Status> {
         let identity = fs::read(cluster.node(like).data_dir.join("identity")).unwrap();
         let address = format!("http://{}", cluster.node(to).peer);
         let mut client = eventually("the peer port listens", async || {
@@ -41,7 +51,7 @@ impl Pretender {
             module_id: identity[34..66].to_vec().into(),
             engine_fingerprint: String::new(),
             protocol_version: PROTOCOL_VERSION,
-            lease_ms: 0,
+            lease_ms,
             // A member that has taken part in a later term has lost nothing.
             standing: Some(Standing {
                 process: 1,
@@ -126,6 +136,10 @@ async fn what_no_member_would_send_is_refused() {
     let refused = Pretender::introduce(&cluster, 9, 2, 1).await.err().unwrap();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
     assert!(refused.message().contains("none of this cluster's members"), "{refused}");
+
+    let refused = Pretender::introduce_with_lease(&cluster, 2, 2, 1, 700).await.err().unwrap();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(refused.message().contains("election_max_ms of 1400"), "{refused}");
 
     let mut pretender = Pretender::member(&cluster, 2, 1).await;
     let elected = Some(Vote { term: 1, node_id: 2, committed: true });

@@ -36,8 +36,6 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 const REACH_TIMEOUT: Duration = Duration::from_secs(10);
 /// How often a healing looks whether its entries have been applied.
 const APPLY_INTERVAL: Duration = Duration::from_millis(1);
-/// Before leadership is offered to the next voter.
-const HAND_OVER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Heals this node whenever it is in quarantine, until the replica is gone.
 pub(in crate::raft) async fn run(replica: Weak<Inner>) {
@@ -69,34 +67,19 @@ pub(in crate::raft) async fn run(replica: Weak<Inner>) {
 }
 
 impl Replica {
-    /// Offers leadership to the voters whose digest is the majority's, in turn, until one has taken it. Once it
-    /// has offered it openraft has this node propose nothing any more, healed or not, so it does not stop before.
-    /// With nobody to offer it to it leads on, and is healed as it is.
+    /// Transfers leadership to a voter whose digest is the majority's. If none takes over, this node continues to
+    /// lead, and is healed as the leader.
     async fn hand_over_leadership(&self, quarantine: &Quarantine) {
         let Checkpoint { index, digest, .. } = quarantine.checkpoint;
-        let mut offered = false;
-        loop {
-            let mut others = self.voters();
-            others.retain(|(node_id, _)| *node_id != self.0.node_id());
-            let digests = self.digests(&others, index).await;
-            for (to, _) in digests.answers.into_iter().filter(|(_, other)| other.digest == digest) {
-                tracing::warn!(to, "handing leadership over");
-                offered = true;
-                if self.0.raft.trigger().transfer_leader(to).await.is_err() {
-                    return;
-                }
-                let until = Instant::now() + HAND_OVER_INTERVAL;
-                while self.0.is_leader() && Instant::now() < until {
-                    self.leader_changed().await;
-                }
-                if !self.0.is_leader() {
-                    return;
-                }
-            }
-            if !offered || !self.0.is_leader() {
-                return;
-            }
-            sleep(RETRY_INTERVAL).await;
+        let mut others = self.voters();
+        others.retain(|(node_id, _)| *node_id != self.0.node_id());
+        let answers = self.digests(&others, index).await.answers;
+        let agrees = |node_id: NodeId| {
+            answers.get(&node_id).is_some_and(|testimony| testimony.digest == digest)
+        };
+        match self.transfer_leadership(agrees).await {
+            Ok(to) => tracing::warn!(to, "leadership transferred: this node has diverged"),
+            Err(why) => tracing::warn!(why, "a node that has diverged leads on"),
         }
     }
 

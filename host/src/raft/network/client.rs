@@ -177,6 +177,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             let limit = option.hard_ttl().max(self.peer.local().timing.election_max);
             let answers = within(limit, setup).await?.into_inner();
             let this = &*self;
+            // A stream to a host that has vanished is silent for long.
+            let answers = answers.take_until(Box::pin(self.peer.replaced()));
             let answers = answers.map(move |answer| {
                 let answer = answer.and_then(|answer| this.acknowledged(answer, vote.get()));
                 let answer = answer.map_err(|status| this.failed(status))?;

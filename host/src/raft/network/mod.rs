@@ -1,6 +1,6 @@
 //! What nodes say to each other, over gRPC on the peer port.
 //!
-//! [`peers`] holds the connections, one [`peer`] each, [`backoff`] paces their retries, [`local`] is what this node tells its peers
+//! [`peers`] holds the connections, one [`peer`] each with its [`connection`]s, [`backoff`] paces their retries, [`local`] is what this node tells its peers
 //! and remembers of them by their [`standing`], [`client`] speaks for openraft, [`heartbeats`] has it send heartbeats, [`service`]
 //! answers, [`message`] checks what peers send.
 //!
@@ -10,6 +10,7 @@
 
 mod backoff;
 pub mod client;
+mod connection;
 pub(super) mod heartbeats;
 pub mod local;
 mod message;

@@ -6,7 +6,7 @@
 
 use std::{
     sync::{
-        Arc, Mutex, PoisonError, Weak,
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -17,33 +17,25 @@ use tokio::{
     task::AbortHandle,
     time::{sleep, timeout},
 };
-use tonic::{
-    Code, Request, Status,
-    metadata::MetadataValue,
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
-};
+use tonic::{Code, Request, Status};
 
+pub use super::connection::Client;
 use super::{
-    CLUSTER_HEADER, FROM_HEADER, MESSAGE_BYTES_MAX, PROTOCOL_VERSION, TO_HEADER,
+    PROTOCOL_VERSION,
     backoff::{self, Problem},
+    connection::{Connection, Connector},
     local::Local,
 };
 use crate::{
-    proto::raft::{HandshakeRequest, HandshakeResponse, PingRequest, raft_client::RaftClient},
+    proto::raft::{HandshakeRequest, HandshakeResponse, PingRequest},
     raft::disk::DiskWatch,
     storage::Pace,
+    supervise::Supervisor,
     types::{NodeId, status::PeerLink},
 };
 
 /// How long a new connection may take to be made, its handshake or a ping to be answered.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// A connection is probed this often while nothing else is on it …
-const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
-/// … and given up when a probe is not answered for so long.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// HTTP/2 flow control, a stream and a connection: enough for a batch of the largest entries.
-const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often a connected peer is pinged.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// The least time between two attempts, whatever asks for one.
@@ -60,7 +52,7 @@ pub enum Lane {
     Snapshot,
 }
 
-const LANES: [Lane; 3] = [Lane::Log, Lane::Control, Lane::Snapshot];
+pub(super) const LANES: [Lane; 3] = [Lane::Log, Lane::Control, Lane::Snapshot];
 
 /// Why a peer was not reached.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -110,33 +102,6 @@ impl PeerError {
     }
 }
 
-/// Puts on every request who asks whom.
-#[derive(Clone)]
-pub struct Introduce {
-    cluster: MetadataValue<tonic::metadata::Ascii>,
-    from: MetadataValue<tonic::metadata::Ascii>,
-    to: MetadataValue<tonic::metadata::Ascii>,
-}
-
-impl Interceptor for Introduce {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let metadata = request.metadata_mut();
-        metadata.insert(CLUSTER_HEADER, self.cluster.clone());
-        metadata.insert(FROM_HEADER, self.from.clone());
-        metadata.insert(TO_HEADER, self.to.clone());
-        Ok(request)
-    }
-}
-
-/// The client of one lane to one peer.
-pub type Client = RaftClient<InterceptedService<Channel, Introduce>>;
-
-struct Connection {
-    client: Client,
-    /// Set by a handshake, cleared by a failure: the next process that answers may be another.
-    greeted: AtomicBool,
-}
-
 /// Whether calls to a peer make sense.
 #[derive(Clone, Debug)]
 enum Link {
@@ -154,7 +119,10 @@ pub struct Peer {
     /// Its peer address.
     pub address: String,
     local: Arc<Local>,
-    connections: Result<[Connection; LANES.len()], String>,
+    connector: Result<Connector, String>,
+    connections: Mutex<Vec<Connection>>,
+    /// The process of the peer that introduced itself last; 0: none yet.
+    process: watch::Sender<u64>,
     link: watch::Sender<Link>,
     /// Wakes the task that keeps the connection.
     wake: Arc<Notify>,
@@ -166,21 +134,28 @@ pub struct Peer {
 }
 
 impl Peer {
-    pub(super) fn start(node_id: NodeId, address: &str, local: Arc<Local>) -> Arc<Self> {
-        let connections = connect(node_id, address, &local);
+    pub(super) fn start(
+        node_id: NodeId,
+        address: &str,
+        local: Arc<Local>,
+        supervisor: &Supervisor,
+    ) -> Arc<Self> {
+        let connector = Connector::new(node_id, address, &local);
         let peer = Arc::new(Self {
             node_id,
             address: address.to_owned(),
             local,
-            connections,
+            connections: Mutex::new(connector.as_ref().map(Connector::all).unwrap_or_default()),
+            connector,
+            process: watch::Sender::new(0),
             link: watch::Sender::new(Link::Connecting),
             wake: Arc::default(),
             contacted: AtomicBool::new(false),
             round_trip_us: AtomicU64::new(0),
             keeper: Mutex::default(),
         });
-        let keeper = tokio::spawn(keep(Arc::downgrade(&peer), peer.wake.clone())).abort_handle();
-        *peer.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper);
+        let keeper = supervisor.spawn("peer", keep(Arc::downgrade(&peer), peer.wake.clone()));
+        *peer.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper.abort_handle());
         peer
     }
 
@@ -199,14 +174,40 @@ impl Peer {
         self.local.pace()
     }
 
-    fn connection(&self, lane: Lane) -> Result<&Connection, PeerError> {
-        match &self.connections {
-            Ok(connections) => Ok(&connections[lane as usize]),
+    fn connections(&self) -> MutexGuard<'_, Vec<Connection>> {
+        self.connections.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn connection(&self, lane: Lane) -> Result<Connection, PeerError> {
+        match &self.connector {
+            Ok(_) => Ok(self.connections()[lane as usize].clone()),
             Err(reason) => Err(PeerError::Address {
                 node_id: self.node_id,
                 address: self.address.clone(),
                 reason: reason.clone(),
             }),
+        }
+    }
+
+    /// Replaces all connections by new ones. A connection to a host that vanished is silent, and is given up
+    /// only after its keep-alive.
+    fn reconnect(&self) {
+        if let Ok(connector) = &self.connector {
+            *self.connections() = connector.all();
+        }
+    }
+
+    /// Returns once another process of the peer than the present one has introduced itself: nothing more comes on
+    /// the connections to the present one.
+    pub(in crate::raft) fn replaced(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut process = self.process.subscribe();
+        let present = *process.borrow();
+        async move {
+            let another = process.wait_for(|process| *process != present);
+            if another.await.is_err() {
+                // The peer itself is gone, and with it its connections.
+                std::future::pending().await
+            }
         }
     }
 
@@ -219,9 +220,9 @@ impl Peer {
             return Err(self.call_error(Status::data_loss(reason)));
         }
         if !connection.greeted.load(Ordering::Acquire) {
-            self.handshake(lane).await.inspect_err(|_| self.wake.notify_one())?;
+            self.greet(&connection).await.inspect_err(|_| self.wake.notify_one())?;
         }
-        Ok(connection.client.clone())
+        Ok(connection.client)
     }
 
     /// Waits for the end of the first attempt to connect, and returns how the last one ended.
@@ -247,7 +248,10 @@ impl Peer {
 
     /// Introduces this node to the peer and checks which node answers.
     pub async fn handshake(&self, lane: Lane) -> Result<HandshakeResponse, PeerError> {
-        let connection = self.connection(lane)?;
+        self.greet(&self.connection(lane)?).await
+    }
+
+    async fn greet(&self, connection: &Connection) -> Result<HandshakeResponse, PeerError> {
         let identity = &self.local.identity;
         let mut request = Request::new(HandshakeRequest {
             cluster_id: identity.cluster_id.clone(),
@@ -299,9 +303,15 @@ impl Peer {
         PeerError::Call { node_id, address, status: Box::new(status) }
     }
 
-    /// Notes that the peer has introduced itself: a reason to retry at once.
-    pub(super) fn contacted(&self) {
+    /// Notes that a process of the peer has introduced itself: a reason to retry at once. If it is another than
+    /// before, the connections to the one before are of no use, and an attempt under way is not waited for.
+    pub(super) fn contacted(&self, process: u64) {
         self.contacted.store(true, Ordering::Relaxed);
+        let known = self.process.send_replace(process);
+        let first = known == 0 && self.is_connected();
+        if known != process && !first {
+            self.reconnect();
+        }
         self.wake.notify_one();
     }
 
@@ -320,7 +330,7 @@ impl Peer {
                 Ok(Err(_)) | Err(_) => connection.greeted.store(false, Ordering::Release),
             }
         }
-        self.handshake(Lane::Control).await?;
+        self.greet(&connection).await?;
         let began = Instant::now();
         if timeout(CONNECT_TIMEOUT, connection.client.clone().ping(PingRequest {})).await.is_ok() {
             self.measured(began.elapsed());
@@ -383,7 +393,11 @@ async fn keep(peer: Weak<Peer>, wake: Arc<Notify>) {
     loop {
         let began = Instant::now();
         let Some(this) = peer.upgrade() else { return };
-        let result = this.attempt().await;
+        let result = tokio::select! {
+            result = this.attempt() => result,
+            // At most once per process of the peer, so that two nodes do not interrupt each other without end.
+            () = this.replaced() => continue,
+        };
         let pause = match result {
             Ok(()) => {
                 failures = 0;
@@ -432,32 +446,4 @@ fn report_misfit(peer: &Peer, slow: &mut Problem) {
             }
         }
     }
-}
-
-fn connect(
-    node_id: NodeId,
-    address: &str,
-    local: &Local,
-) -> Result<[Connection; LANES.len()], String> {
-    let endpoint = Endpoint::from_shared(format!("http://{address}"))
-        .map_err(|error| error.to_string())?
-        .connect_timeout(CONNECT_TIMEOUT)
-        .tcp_nodelay(true)
-        .http2_keep_alive_interval(KEEPALIVE_INTERVAL)
-        .keep_alive_timeout(KEEPALIVE_TIMEOUT)
-        .keep_alive_while_idle(true)
-        .initial_stream_window_size(WINDOW_BYTES)
-        .initial_connection_window_size(WINDOW_BYTES);
-    let ascii = |text: String| MetadataValue::try_from(text).map_err(|error| error.to_string());
-    let introduce = Introduce {
-        cluster: ascii(local.identity.cluster_id.clone())?,
-        from: ascii(local.identity.node_id.to_string())?,
-        to: ascii(node_id.to_string())?,
-    };
-    Ok(LANES.map(|_| Connection {
-        client: RaftClient::with_interceptor(endpoint.connect_lazy(), introduce.clone())
-            .max_decoding_message_size(MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(MESSAGE_BYTES_MAX),
-        greeted: AtomicBool::new(false),
-    }))
 }

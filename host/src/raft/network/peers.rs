@@ -6,18 +6,22 @@ use std::{
 };
 
 use super::{local::Local, peer::Peer};
-use crate::types::{NodeId, raft::Member, status::PeerLink};
+use crate::{
+    supervise::Supervisor,
+    types::{NodeId, raft::Member, status::PeerLink},
+};
 
 /// All the peers that this node has had to do with.
 pub struct Peers {
     local: Arc<Local>,
+    supervisor: Supervisor,
     known: Mutex<HashMap<NodeId, Arc<Peer>>>,
 }
 
 impl Peers {
-    /// None yet.
-    pub fn new(local: Arc<Local>) -> Self {
-        Self { local, known: Mutex::default() }
+    /// None yet. The peers' tasks run under the supervisor.
+    pub fn new(local: Arc<Local>, supervisor: Supervisor) -> Self {
+        Self { local, supervisor, known: Mutex::default() }
     }
 
     /// The peer, at the address that the membership gives for it.
@@ -26,18 +30,23 @@ impl Peers {
         match known.get(&node_id) {
             Some(peer) if peer.address == member.peer_address => peer.clone(),
             _ => {
-                let peer = Peer::start(node_id, &member.peer_address, self.local.clone());
+                let peer = Peer::start(
+                    node_id,
+                    &member.peer_address,
+                    self.local.clone(),
+                    &self.supervisor,
+                );
                 known.insert(node_id, peer.clone());
                 peer
             }
         }
     }
 
-    /// Notes that a peer has introduced itself.
-    pub(super) fn contacted(&self, node_id: NodeId) {
+    /// Notes that a process of a peer has introduced itself.
+    pub(super) fn contacted(&self, node_id: NodeId, process: u64) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = known.get(&node_id) {
-            peer.contacted();
+            peer.contacted(process);
         }
     }
 

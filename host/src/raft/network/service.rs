@@ -186,7 +186,7 @@ impl wire::raft_server::Raft for PeerService {
         self.check(&hello).inspect_err(|status| self.refuse(hello.node_id, status))?;
         self.greeted.lock().unwrap_or_else(PoisonError::into_inner).insert(hello.node_id);
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(&hello.node_id);
-        self.replica.peers().contacted(hello.node_id);
+        self.replica.peers().contacted(hello.node_id, hello.standing.unwrap_or_default().process);
         let identity = &self.local.identity;
         Ok(Response::new(wire::HandshakeResponse {
             incarnation: identity.incarnation.to_vec().into(),
@@ -416,8 +416,7 @@ impl wire::raft_server::Raft for PeerService {
                 if let Some(reason) = lost {
                     return Err(Status::unavailable(reason));
                 }
-                let term = replica.raft().with_raft_state(|state| state.vote_ref().leader_id.term);
-                let term = term.await.map_err(stopped)?;
+                let term = replica.voted_term().await.map_err(stopped)?;
                 Ok(wire::ConfirmLeaderResponse { round, term })
             }
         });

@@ -177,7 +177,7 @@ impl Replica {
     }
 
     async fn check_committed(&self, last: Option<LogId>) -> Result<(), Status> {
-        let committed = self.0.raft.with_raft_state(|state| state.local_committed().copied());
+        let committed = self.0.raft_state(|state| state.local_committed().copied());
         let committed = committed.await.map_err(stopped)?;
         last.map_or(Ok(()), |last| check_committed(last, committed))
             .map_err(Status::invalid_argument)

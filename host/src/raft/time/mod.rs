@@ -39,6 +39,7 @@ use self::{
     log_clock::{Evidence, LogClock, Nanos, ms_of_nanos, nanos_of_ms},
     offsets::{OFFSET_MAX, Offset, majority},
 };
+use super::boot_time::boot_time;
 use crate::types::{NodeId, status::ClockStatus};
 
 /// A comparison of clocks counts for so long.
@@ -58,23 +59,6 @@ impl Reading {
         let wall = SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_nanos());
         Self { wall, boot: boot_time() }
     }
-}
-
-#[cfg(target_os = "linux")]
-fn boot_time() -> Duration {
-    of_timespec(rustix::time::clock_gettime(rustix::time::ClockId::Boottime))
-}
-
-#[cfg(not(target_os = "linux"))]
-fn boot_time() -> Duration {
-    of_timespec(rustix::time::clock_gettime(rustix::time::ClockId::Monotonic))
-}
-
-fn of_timespec(time: rustix::time::Timespec) -> Duration {
-    Duration::new(
-        u64::try_from(time.tv_sec).unwrap_or(0),
-        u32::try_from(time.tv_nsec).unwrap_or(0).min(999_999_999),
-    )
 }
 
 /// The result of one comparison with a peer.
