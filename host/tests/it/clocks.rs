@@ -3,12 +3,18 @@
 //! Each node's wall clock is moved by Debian's libfaketime, through a file that it reads once per second. Monotonic
 //! clocks stay as they are.
 
-use std::{path::PathBuf, time::Duration};
+use std::{
+    path::PathBuf,
+    time::{Duration, Instant},
+};
 
-use conclave_client::{CallOptions, Client, proto::cluster::Clock};
+use conclave_client::{CallOptions, Client, Consistency, proto::cluster::Clock};
+use rustix::process::Signal;
 use serde_json::json;
 
-use crate::harness::{Cluster, Setup, call, conclave, eventually, get, skip};
+use crate::harness::{
+    Cluster, Setup, call, conclave, eventually, get, get_with_options, put, skip,
+};
 
 const HOUR_S: i64 = 3_600;
 
@@ -70,9 +76,7 @@ impl Clocks {
 
     /// The state of a node's clock, as the node reports it.
     async fn clock(&self, id: u64) -> Result<Clock, String> {
-        let status = self.cluster.client_of(id).status().await.map_err(|e| e.to_string())?;
-        let node = status.nodes.into_iter().find(|node| node.id == id);
-        node.and_then(|node| node.clock).ok_or_else(|| "no clock".to_owned())
+        clock_of(&self.cluster, id).await
     }
 
     /// Waits until what a node says of its clock is so.
@@ -83,6 +87,12 @@ impl Clocks {
         })
         .await
     }
+}
+
+async fn clock_of(cluster: &Cluster, id: u64) -> Result<Clock, String> {
+    let status = cluster.client_of(id).status().await.map_err(|error| error.to_string())?;
+    let node = status.nodes.into_iter().find(|node| node.id == id);
+    node.and_then(|node| node.clock).ok_or_else(|| "no clock".to_owned())
 }
 
 /// About so many seconds.
@@ -106,6 +116,114 @@ async fn gone(client: &Client, key: &str) {
         if has(client, key).await { Err("it is there".to_owned()) } else { Ok(()) }
     })
     .await;
+}
+
+/// A leader whose clock is off leads no longer, and is not elected while it is.
+#[tokio::test(flavor = "multi_thread")]
+async fn leader_with_a_wrong_clock_transfers_leadership() {
+    let Some(library) = faketime() else {
+        return skip("wrong clocks", "Debian's package libfaketime is not installed");
+    };
+    let mut clocks = Clocks::start(library).await;
+    let wrong = clocks.cluster.leader().await;
+    clocks.until("the clocks are compared", wrong, |clock| near(clock.offset_ms, 0)).await;
+    clocks.set(wrong, HOUR_S);
+    let leads = async |clocks: &Clocks, asked: u64, candidates: &[u64]| {
+        eventually("another node leads", async || {
+            let status = clocks.cluster.client_of(asked).status().await;
+            let status = status.map_err(|error| error.to_string())?;
+            let elected = candidates.contains(&status.leader);
+            if elected { Ok(status.leader) } else { Err(format!("{status:?}")) }
+        })
+        .await
+    };
+    let others: Vec<u64> = (1..=3).filter(|id| *id != wrong).collect();
+    let successor = leads(&clocks, wrong, &others).await;
+    let transfers = clocks.cluster.metric(wrong, "conclave_raft_transfers_total");
+    assert_eq!(transfers, Ok(1.0), "it has asked for that");
+    // It is not elected either, though it has as much of the log.
+    let third = (1..=3).find(|id| ![wrong, successor].contains(id)).unwrap();
+    clocks.cluster.kill(successor);
+    leads(&clocks, third, &[third]).await;
+    put_for(&clocks.cluster.client_of(third), "key", Duration::from_secs(600)).await;
+    clocks.start_node(successor);
+    clocks.cluster.caught_up(&[1, 2, 3]).await;
+    // With the right time it may lead again, and does when the others cannot.
+    clocks.set(wrong, 0);
+    clocks.until("the clock is right", wrong, |clock| clock.alarm.is_empty()).await;
+    eventually("it leads again", async || {
+        let leader = clocks.cluster.leader().await;
+        if leader == wrong {
+            return Ok(());
+        }
+        clocks.cluster.stop(leader);
+        clocks.cluster.serving().await;
+        clocks.start_node(leader);
+        clocks.cluster.caught_up(&[1, 2, 3]).await;
+        Err(format!("node {leader} led"))
+    })
+    .await;
+}
+
+/// Reads with a lease, at one node.
+async fn lease_read(client: &Client) -> Result<String, String> {
+    let options = CallOptions::read().consistency(Consistency::Lease);
+    let options = options.deadline(Duration::from_secs(5));
+    get_with_options(client, "key", options).await.map_err(|error| error.to_string())
+}
+
+/// A node that was paused for longer than its lease answers no lease read from its old state, and the log's time has
+/// passed meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn pause_ends_the_lease_and_counts_for_the_logs_time() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    let signal = |ids: &[u64], signal| {
+        for id in ids {
+            let pid = rustix::process::Pid::from_raw(cluster.pid(*id) as i32).unwrap();
+            rustix::process::kill_process(pid, signal).unwrap();
+        }
+    };
+    put(&client, "key", "0").await.unwrap();
+    for round in 1..=5 {
+        cluster.caught_up(&[1, 2, 3]).await;
+        let leader = cluster.leader().await;
+        let other = cluster.client_of(leader % 3 + 1);
+        let paused = cluster.client_of(leader);
+        lease_read(&paused).await.unwrap();
+        signal(&[leader], Signal::STOP);
+        // Acknowledged by another leader.
+        put(&other, "key", &round.to_string()).await.unwrap();
+        // The requests lie in the socket when the node continues.
+        let reads: Vec<_> = (0..20)
+            .map(|_| {
+                let paused = paused.clone();
+                tokio::spawn(async move { lease_read(&paused).await })
+            })
+            .collect();
+        tokio::time::sleep(Duration::from_millis(20)).await;
+        signal(&[leader], Signal::CONT);
+        for read in reads {
+            let read = read.await.unwrap();
+            assert!(read.as_ref().is_ok_and(|text| *text == round.to_string()), "{read:?}");
+        }
+    }
+
+    put_for(&client, "short", Duration::from_secs(3)).await;
+    let before = clock_of(&cluster, 1).await.unwrap().log_time_ms;
+    let began = Instant::now();
+    signal(&[1, 2, 3], Signal::STOP);
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    signal(&[1, 2, 3], Signal::CONT);
+    let passed = || began.elapsed().as_millis() as u64;
+    let clock = eventually("a node answers", async || clock_of(&cluster, 1).await).await;
+    let (after, most) = (clock.log_time_ms - before, passed());
+    assert!((4_000..=most + 100).contains(&after), "{after} ms of log time in {most} ms");
+    eventually("the key expires", async || {
+        if has(&client, "short").await { Err("it is there".to_owned()) } else { Ok(()) }
+    })
+    .await;
+    assert!(passed() < 15_000, "{} ms", passed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -9,4 +9,5 @@ mod losses;
 mod machines;
 mod refusals;
 mod replays;
+mod slow;
 mod upgrades;
