@@ -6,6 +6,7 @@
 //! been acknowledged by then.
 
 mod disk;
+mod metadata;
 mod trace;
 
 use std::{
@@ -98,8 +99,8 @@ fn moments(events: &[trace::Event], lines: usize) -> Vec<usize> {
     moments
 }
 
-/// Runs the node under the trace, with puts, until it is killed.
-async fn traced_puts(cluster: &mut Cluster) -> Vec<Put> {
+/// Starts node 1 under the trace.
+fn start_traced(cluster: &mut Cluster) {
     let node = cluster.command(1);
     let mut strace = Command::new("strace");
     strace.args(trace::ARGUMENTS).args(["-e", trace::CALLS, "--seccomp-bpf", "-o"]);
@@ -107,6 +108,20 @@ async fn traced_puts(cluster: &mut Cluster) -> Vec<Put> {
     let log = File::create(&cluster.node(1).log).unwrap();
     strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     cluster.run(1, strace);
+}
+
+/// Kills the traced node.
+fn stop_traced(cluster: &mut Cluster) {
+    // strace does not hand on a signal; the node's own number is in its lock.
+    let pid = fs::read_to_string(cluster.node(1).data_dir.join("lock")).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    cluster.ended(1);
+}
+
+/// Runs the node under the trace, with puts, until it is killed.
+async fn traced_puts(cluster: &mut Cluster) -> Vec<Put> {
+    start_traced(cluster);
     cluster.serving().await;
     let client = cluster.client();
     let writers = (0..WRITERS).map(|writer| {
@@ -126,11 +141,7 @@ async fn traced_puts(cluster: &mut Cluster) -> Vec<Put> {
     for writer in writers {
         puts.extend(writer.await.unwrap());
     }
-    // strace does not hand on a signal; the node's own number is in its lock.
-    let pid = fs::read_to_string(cluster.node(1).data_dir.join("lock")).unwrap();
-    let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    cluster.ended(1);
+    stop_traced(cluster);
     puts
 }
 

@@ -2,6 +2,8 @@
 
 use std::{
     collections::BTreeMap,
+    ffi::OsString,
+    os::unix::ffi::OsStringExt,
     path::{Path, PathBuf},
 };
 
@@ -141,8 +143,9 @@ fn names(arguments: &str) -> impl Iterator<Item = PathBuf> + '_ {
     pairs.map(|(before, name)| described(before).unwrap_or_default().join(path(name)))
 }
 
+/// A name may be any bytes: of a call that has none, such as a write to a socket, these are its data.
 fn path(hex: &str) -> PathBuf {
-    String::from_utf8(unhexed(hex)).unwrap().into()
+    OsString::from_vec(unhexed(hex)).into()
 }
 
 /// `\x68\x69`: strace's way to write every byte.
