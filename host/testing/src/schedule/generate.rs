@@ -20,12 +20,13 @@ impl Schedule {
         let mut random = Random::new(seed);
         let snapshots = random.percent(50);
         // One set of faults per run finds more than all of them in each: pauses alone, links alone, and so on.
-        let families: &[Family] = match random.below(8) {
+        let families: &[Family] = match random.below(9) {
             0 | 1 => &[Family::Pauses],
             2 | 3 => &[Family::Links],
             4 => &[Family::Processes],
             5 => &[Family::Pauses, Family::Links],
-            6 => &[Family::Hosts, Family::Pauses],
+            6 => &[Family::Hosts],
+            7 => &[Family::Hosts, Family::Pauses],
             _ => &[Family::Pauses, Family::Links, Family::Processes, Family::Hosts],
         };
         let mut events = Vec::new();
@@ -121,7 +122,8 @@ fn length_of(fault: &Fault, random: &mut Random) -> u64 {
         Fault::Pause(_) | Fault::HoldInbound(_) | Fault::Hold(_) => random.range(600..1700),
         // As long as it takes: this only leaves the time for it.
         Fault::LateAnswers(_) => 1200,
-        Fault::Trap | Fault::Snapshot(_) | Fault::Upgrade => random.range(300..1000),
+        Fault::Trap => random.range(500..3000),
+        Fault::Snapshot(_) | Fault::Upgrade => random.range(300..1000),
         Fault::Kill(_) | Fault::Stop(_) | Fault::KillAll => random.range(50..2000),
         Fault::Clock(..) => random.range(500..2500),
         Fault::HangDisk(_) => random.range(500..3500),
