@@ -18,7 +18,7 @@ fn slow() -> Wat {
     Wat {
         finish: format!("(call $spin) {}", counter.finish).leak(),
         more: format!(
-            "{} (func $spin (local i64) (local.set 0 (i64.const 5000000000))
+            "{} (func $spin (local i64) (local.set 0 (i64.const 8000000000))
                (loop (br_if 0 (i64.ne (i64.const 0)
                  (local.tee 0 (i64.sub (local.get 0) (i64.const 1)))))))",
             counter.more
@@ -62,7 +62,7 @@ async fn slow_activation_deposes_no_leader() {
         }
     }
     let committed = cluster.metric(leader, COMMITTED).unwrap() - before;
-    let (early, count) = (activating.is_finished(), writes.len());
+    let count = writes.len();
     let took = activating.await.unwrap().unwrap();
     while let Some(answered) = writes.join_next().await {
         answered.unwrap().unwrap();
@@ -72,7 +72,8 @@ async fn slow_activation_deposes_no_leader() {
          the longest stale read took {longest_read:?}",
         began.elapsed()
     );
-    assert!(committed > 1500.0, "{count} writes, {committed} committed, {early}: it was not slow");
+    assert!(count > 2000, "{count} writes: it was not slow");
+    assert!(committed + 300.0 > count as f64, "{committed} of {count} writes were committed");
     let status = client.status().await.unwrap();
     assert_eq!((status.term, status.leader), (term, leader), "{:?}", status.nodes);
     assert_eq!(all_agree(&cluster, &module).await, 1 + count as i64);
