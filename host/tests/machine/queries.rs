@@ -5,7 +5,7 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use conclave::{
@@ -34,6 +34,21 @@ async fn a_query_waits_until_its_index_is_applied() {
     let answered = waiting.await.unwrap();
     assert_eq!(answered.index, 3);
     assert_eq!(Number::decode(answered.result.unwrap()).unwrap().value, 2);
+}
+
+/// The standby naps for 5 ms after entries, so that more of them gather.
+#[tokio::test]
+async fn a_query_does_not_wait_for_the_standbys_nap() {
+    let mut node = Node::start();
+    let mut times = Vec::new();
+    for total in 1..=101 {
+        node.add(1).await;
+        let begun = Instant::now();
+        assert_eq!(node.total().await, total);
+        times.push(begun.elapsed());
+    }
+    times.sort();
+    assert!(times[50] < Duration::from_millis(2), "half of the queries took longer: {times:?}");
 }
 
 #[tokio::test]

@@ -146,9 +146,14 @@ impl Events {
     /// Watchers look again: at what is new, or whether they end.
     pub(super) fn wake(&self) {
         // Without watchers it is an atomic load.
-        if self.changed.receiver_count() > 0 {
+        if self.is_watched() {
             self.changed.send_replace(());
         }
+    }
+
+    /// Whether there are watchers.
+    pub(super) fn is_watched(&self) -> bool {
+        self.changed.receiver_count() > 0
     }
 
     /// Whether there is room for one more.

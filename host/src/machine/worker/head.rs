@@ -262,6 +262,7 @@ impl Head {
         let mut queue = inbox.lock();
         while !queue.catching_up && queue.finished_bytes > bytes_max && !queue.ended {
             self.shared.check()?;
+            inbox.wake_reader(&mut queue);
             queue = inbox.wait_for_room(queue);
         }
         if queue.ended {
@@ -274,7 +275,7 @@ impl Head {
             .counters
             .reader_queue_bytes
             .store(queue.finished_bytes as u64, Ordering::Relaxed);
-        inbox.wake_reader(&mut queue);
+        inbox.wake_for_entries(&mut queue, self.shared.events.is_watched());
         Ok(())
     }
 

@@ -9,6 +9,8 @@ use std::{
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
 };
 
+use std::time::Duration;
+
 use tokio::sync::oneshot;
 
 use super::{Answered, digest::OutcomeHash, stream::StateStream, subscribe::Begun};
@@ -43,6 +45,13 @@ pub(super) enum Step {
     /// Nothing but move on: no machine sees it, or it trapped, or the module was not activated.
     Skip { time_ms: u64 },
 }
+
+/// How long the standby lets entries gather: each wake-up of its thread costs as much as many entries.
+const NAP: Duration = Duration::from_millis(5);
+/// It is woken once so many have gathered ...
+const NAP_COUNT_MAX: usize = 64;
+/// ... or so many bytes.
+const NAP_BYTES_MAX: usize = 1 << 20;
 
 /// What an entry takes beside its request, about.
 const ENTRY_BYTES: usize = 192;
@@ -140,7 +149,18 @@ pub(super) struct Queue {
     pub(super) replacement: Option<Prepared>,
     /// The reader has ended; nothing is taken in any more.
     pub(super) ended: bool,
-    asleep: bool,
+    sleep: Sleep,
+}
+
+/// Whether the standby waits for work, and how.
+#[derive(Clone, Copy, Default, PartialEq, Eq)]
+enum Sleep {
+    #[default]
+    Awake,
+    /// It has just followed entries, and lets the next ones gather for at most [`NAP`].
+    Napping,
+    /// It waits until it is woken.
+    Asleep,
 }
 
 /// The queue and those who wait at it.
@@ -157,21 +177,41 @@ impl Inbox {
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes the reader, if it sleeps: a wake-up that nobody waits for costs a system call.
+    /// Wakes the standby, if it sleeps: a wake-up without need costs a system call.
     pub(super) fn wake_reader(&self, queue: &mut Queue) {
-        if std::mem::take(&mut queue.asleep) {
+        if std::mem::take(&mut queue.sleep) != Sleep::Awake {
             self.work.notify_one();
         }
     }
 
-    /// The reader sleeps until there is work.
+    /// Wakes the standby for entries. While it naps it is left to it, unless it is `urgent`, a request waits for the
+    /// entries, or many have gathered.
+    pub(super) fn wake_for_entries(&self, queue: &mut Queue, urgent: bool) {
+        let can_wait = !urgent
+            && queue.waiting.is_empty()
+            && queue.boundary() == u64::MAX
+            && queue.finished.len() < NAP_COUNT_MAX
+            && queue.finished_bytes < NAP_BYTES_MAX;
+        if queue.sleep != Sleep::Napping || !can_wait {
+            self.wake_reader(queue);
+        }
+    }
+
+    /// Waits for work. `naps`: entries may gather for a moment.
     pub(super) fn wait_for_work<'a>(
         &self,
         mut queue: MutexGuard<'a, Queue>,
+        naps: bool,
     ) -> MutexGuard<'a, Queue> {
-        queue.asleep = true;
-        let mut queue = self.work.wait(queue).unwrap_or_else(PoisonError::into_inner);
-        queue.asleep = false;
+        let mut queue = if naps {
+            queue.sleep = Sleep::Napping;
+            let napped = self.work.wait_timeout(queue, NAP);
+            napped.unwrap_or_else(PoisonError::into_inner).0
+        } else {
+            queue.sleep = Sleep::Asleep;
+            self.work.wait(queue).unwrap_or_else(PoisonError::into_inner)
+        };
+        queue.sleep = Sleep::Awake;
         queue
     }
 

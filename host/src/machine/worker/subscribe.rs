@@ -88,6 +88,10 @@ impl Worker {
             shared.inbox.wake_reader(&mut queue);
         } else {
             queue.waiting.push(question);
+            // The entries that it waits for may lie there while the standby naps.
+            if !queue.finished.is_empty() {
+                shared.inbox.wake_reader(&mut queue);
+            }
         }
         Ok(())
     }
