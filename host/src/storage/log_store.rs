@@ -32,10 +32,11 @@ use super::{
     crowd::Pace,
     lock::Lock,
     mark::MarkFile,
+    ops::Op,
     reader,
     state::{Shared, State},
     tree::Tree,
-    writer::{Op, Writer},
+    writer::Writer,
 };
 use crate::types::raft::{Entry, LogId, TypeConfig, Vote};
 
@@ -146,6 +147,12 @@ impl LogStore {
         let state = self.inner.shared.lock();
         let State { purged, first, last, committed, .. } = *state;
         Extent { purged, first, last, committed }
+    }
+
+    /// The highest term of a vote that was passed to be stored, whether or not it is on disk yet. This node has told
+    /// no other node of a vote in a later term (Raft stores a vote before it takes effect).
+    pub fn voted_term(&self) -> u64 {
+        self.inner.shared.voted_term.load(Ordering::SeqCst)
     }
 
     /// How many bytes of entries have been appended since the store was opened.
@@ -358,6 +365,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let (done, saved) = oneshot::channel();
         self.inner.shared.check_poisoned()?;
+        // Before anything that depends on the vote.
+        self.inner.shared.voted_term.fetch_max(vote.leader_id.term, Ordering::SeqCst);
         self.inner.send(Op::Vote(*vote, done))?;
         saved.await.unwrap_or_else(|_| Err(io::Error::other("the store was shut down")))
     }

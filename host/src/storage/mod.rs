@@ -46,6 +46,7 @@ mod keys;
 mod lock;
 mod log_store;
 mod mark;
+mod ops;
 mod reader;
 mod sizes;
 mod snapshots;

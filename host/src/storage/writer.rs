@@ -22,21 +22,20 @@ use std::{
 };
 
 use bytes::Bytes;
-use openraft::storage::IOFlushed;
-use tokio::sync::oneshot;
 
 use super::{
     check::Recovered,
     crowd::Crowd,
     format::{self, Pack, PackBuilder},
     mark::{Mark, MarkFile},
+    ops::{Op, Waiting, Work},
     reader,
     state::{Lazy, Shared, change_record_sum},
     tree::{Batch, Tree},
 };
 use crate::types::{
     convert,
-    raft::{Entry, LogId, TypeConfig, Vote},
+    raft::{Entry, LogId},
 };
 
 /// How long something lazy waits for a batch to ride along with. The committed index, which moves with
@@ -49,35 +48,6 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 
 /// How many packs one batch removes: each costs some 10 µs, and somebody waits for the batch.
 const PURGED_PACKS_MAX: usize = 64;
-
-/// What the storage thread is asked to do.
-pub(super) enum Op {
-    /// Entries that are in memory already.
-    Append { entries: Vec<Entry>, bytes: usize, epoch: u64, flushed: IOFlushed<TypeConfig> },
-    /// A vote.
-    Vote(Vote, oneshot::Sender<io::Result<()>>),
-    /// Nothing is left after this index; nothing at all if there is none.
-    Truncate(Option<u64>),
-    /// Nothing is left up to and with this one. Nobody waits for it, but what is appended next may
-    /// follow on it alone.
-    Purge(LogId),
-    /// Something lazy is there.
-    Wake,
-    /// Write everything and end.
-    Shutdown,
-}
-
-impl Op {
-    fn entries(&self) -> usize {
-        if let Self::Append { entries, .. } = self { entries.len() } else { 0 }
-    }
-}
-
-/// Who waits for a batch.
-enum Waiting {
-    Append { bytes: usize, epoch: u64, to: Option<u64>, flushed: IOFlushed<TypeConfig> },
-    Vote(Vote, oneshot::Sender<io::Result<()>>),
-}
 
 pub(super) struct Writer {
     shared: Arc<Shared>,
@@ -153,8 +123,11 @@ impl Writer {
                 }
             };
             self.crowd.note(entries, began.elapsed());
-            self.shared.progress.end();
             self.answer(waiting, &result);
+            if result.is_ok() && urgent {
+                self.write_mark(ends);
+            }
+            self.shared.progress.end();
             if ends {
                 return;
             }
@@ -265,12 +238,19 @@ impl Writer {
         if urgent {
             self.shared.progress.begin();
             self.tree.sync()?;
-            self.mark_file.write(&self.mark)?;
-        }
-        if ends {
-            self.mark_file.sync()?;
         }
         Ok(())
+    }
+
+    /// Writes the mark after the answers, which do not wait for it: an older mark promises less.
+    fn write_mark(&mut self, ends: bool) {
+        let mut written = self.mark_file.write(&self.mark);
+        if ends {
+            written = written.and_then(|()| self.mark_file.sync());
+        }
+        if let Err(error) = written {
+            self.shared.poison(error);
+        }
     }
 
     fn answer(&self, waiting: Vec<Waiting>, result: &io::Result<()>) {
@@ -288,7 +268,9 @@ impl Writer {
             }
         }
         self.shared.written.notify_waiters();
-        for waiting in waiting {
+        // The newest first: it completes the older ones too, and openraft's forwarder sleeps for a timer tick
+        // after each further completion.
+        for waiting in waiting.into_iter().rev() {
             let result = match result {
                 Ok(()) => Ok(()),
                 Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
@@ -478,23 +460,3 @@ impl Writer {
 #[cfg(test)]
 #[path = "writer_tests.rs"]
 mod tests;
-
-/// An operation without those who wait for it.
-enum Work {
-    Append(Vec<Entry>),
-    Vote(Vote),
-    Truncate(Option<u64>),
-    Purge(LogId),
-}
-
-impl Waiting {
-    fn of(op: Op) -> Option<Self> {
-        match op {
-            Op::Append { bytes, epoch, flushed, .. } => {
-                Some(Self::Append { bytes, epoch, to: None, flushed })
-            }
-            Op::Vote(vote, done) => Some(Self::Vote(vote, done)),
-            Op::Truncate(_) | Op::Purge(_) | Op::Wake | Op::Shutdown => None,
-        }
-    }
-}

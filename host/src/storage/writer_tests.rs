@@ -3,6 +3,8 @@
 
 use std::{path::Path, sync::mpsc};
 
+use openraft::storage::IOFlushed;
+
 use super::*;
 use crate::{
     crypto::MasterKey,
