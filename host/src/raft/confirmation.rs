@@ -12,9 +12,13 @@
 //! One stream per peer carries the rounds. A peer that is slow is asked only about the newest round.
 
 use std::{
+    cmp::Reverse,
     collections::{BTreeMap, HashMap},
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -22,7 +26,7 @@ use futures::stream;
 use tokio::{
     sync::{Notify, watch},
     task::AbortHandle,
-    time::{Instant, sleep},
+    time::{Instant, sleep, sleep_until},
 };
 use tonic::Request;
 
@@ -35,12 +39,15 @@ use crate::{
 
 /// Most rounds take one network round trip. A leader that is cut off waits in vain.
 pub(super) const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
+/// The least time before the other peers are asked too.
+const PATIENCE_MIN: Duration = Duration::from_millis(2);
 /// Before a peer that could not be reached is asked again about a round that is still waited for.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The rounds of one node, and the newest answer of each peer.
 pub(super) struct Confirmation {
-    round: watch::Sender<Round>,
+    /// The number of the newest round.
+    newest: AtomicU64,
     answers: Arc<Answers>,
     supervisor: Supervisor,
     /// The tasks that ask the peers, by node id.
@@ -53,8 +60,17 @@ struct Round {
     begun: Instant,
 }
 
+/// A round that has begun.
+pub(super) struct Begun {
+    round: Round,
+    /// The peers that are asked if those that were asked first do not answer in time.
+    rest: Vec<Arc<Peer>>,
+    patience: Duration,
+}
+
 struct Asking {
     address: String,
+    rounds: watch::Sender<Round>,
     task: AbortHandle,
 }
 
@@ -79,51 +95,77 @@ impl Confirmation {
     /// The tasks that ask the peers run under the supervisor.
     pub(super) fn new(supervisor: Supervisor) -> Self {
         Self {
-            round: watch::Sender::new(Round { number: 0, begun: Instant::now() }),
+            newest: AtomicU64::new(0),
             answers: Arc::default(),
             supervisor,
             asking: Mutex::default(),
         }
     }
 
-    /// Begins a round and asks all peers. Everything that [`Confirmation::wait`] reports about this round was
-    /// observed after this call.
-    pub(super) fn begin(&self, peers: impl IntoIterator<Item = Arc<Peer>>) -> u64 {
+    /// Begins a round: asks `needed` of the other voters, first those that answered last and are nearest.
+    /// Everything that [`Confirmation::wait`] reports about this round was observed after this call.
+    pub(super) fn begin(&self, mut peers: Vec<Arc<Peer>>, needed: usize) -> Begun {
+        let round = Round {
+            number: self.newest.fetch_add(1, Ordering::Relaxed) + 1,
+            begun: Instant::now(),
+        };
+        if needed < peers.len() {
+            let newest = self.answers.newest();
+            peers.sort_by_key(|peer| {
+                let answered = newest.get(&peer.node_id).map_or(0, |answer| answer.round);
+                (Reverse(answered), peer.round_trip())
+            });
+        }
+        let rest = peers.split_off(needed.min(peers.len()));
+        let round_trips = peers.iter().filter_map(|peer| peer.round_trip());
+        let patience = PATIENCE_MIN.max(round_trips.max().unwrap_or_default() * 2);
+        self.ask(round, peers);
+        Begun { round, rest, patience }
+    }
+
+    fn ask(&self, round: Round, peers: Vec<Arc<Peer>>) {
         let mut asking = self.asking.lock().unwrap_or_else(PoisonError::into_inner);
         for peer in peers {
-            let known = asking.get(&peer.node_id);
-            if known.is_some_and(|known| known.address == peer.address && !known.task.is_finished())
-            {
-                continue;
-            }
-            let (node_id, address) = (peer.node_id, peer.address.clone());
-            let asks = ask(peer, self.round.subscribe(), self.answers.clone());
-            let task = self.supervisor.spawn("confirmation", asks).abort_handle();
-            if let Some(replaced) = asking.insert(node_id, Asking { address, task }) {
-                replaced.task.abort();
+            match asking.get(&peer.node_id) {
+                Some(known) if known.address == peer.address && !known.task.is_finished() => {
+                    known.rounds.send_replace(round);
+                }
+                _ => {
+                    let (node_id, address) = (peer.node_id, peer.address.clone());
+                    let (rounds, receiver) = watch::channel(round);
+                    let asks = ask(peer, receiver, self.answers.clone());
+                    let task = self.supervisor.spawn("confirmation", asks).abort_handle();
+                    let replaced = asking.insert(node_id, Asking { address, rounds, task });
+                    if let Some(replaced) = replaced {
+                        replaced.task.abort();
+                    }
+                }
             }
         }
-        let number = self.round.borrow().number + 1;
-        self.round.send_replace(Round { number, begun: Instant::now() });
-        number
     }
 
     /// Waits until a majority of the voters has answered the round. Returns whether none of them has voted in
     /// a later term than `term`. Waits without a limit while too few answer.
     pub(super) async fn wait(
         &self,
-        round: u64,
+        begun: Begun,
         term: u64,
         membership: &Membership,
         own: NodeId,
     ) -> bool {
+        let Begun { round, mut rest, patience } = begun;
+        let mut late = pin!(sleep_until(round.begun + patience));
         loop {
             let changed = self.answers.changed.notified();
-            let counted = count(&self.answers.newest(), round, term, membership, own);
+            let counted = count(&self.answers.newest(), round.number, term, membership, own);
             match counted {
                 Count::Confirmed => return true,
                 Count::Superseded => return false,
-                Count::Pending => changed.await,
+                Count::Pending => {}
+            }
+            tokio::select! {
+                () = changed => {}
+                () = &mut late, if !rest.is_empty() => self.ask(round, std::mem::take(&mut rest)),
             }
         }
     }

@@ -13,7 +13,12 @@ use tokio::{
     time::{Instant, timeout, timeout_at},
 };
 
-use super::{Inner, Replica, confirmation::ROUND_TIMEOUT, forward, network::peer::Lane};
+use super::{
+    Inner, Replica,
+    confirmation::ROUND_TIMEOUT,
+    forward,
+    network::peer::{Lane, Peer},
+};
 use crate::{
     error::Error,
     machine::{QueryError, Subscribed, WatchError},
@@ -221,23 +226,33 @@ impl Replica {
     /// of this round have arrived.
     async fn confirmed_index(&self) -> Result<u64, Error> {
         let own = self.0.node_id();
-        let peers = {
-            let metrics = self.0.raft.server_metrics();
-            let metrics = metrics.borrow_watched();
-            let membership = metrics.membership_config.membership();
-            let voters = membership.voter_ids().filter(|voter| *voter != own);
-            let peers = voters.filter_map(|voter| {
-                membership.get_node(&voter).map(|member| self.0.peers.peer(voter, member))
-            });
-            peers.collect::<Vec<_>>()
-        };
-        let round = self.0.confirmation.begin(peers);
+        let (voters, needed) = self.voters_to_confirm();
+        let round = self.0.confirmation.begin(voters, needed);
         let Leading { term, read_index, membership } = self.leading().await?;
         let membership = membership.membership();
         match self.0.confirmation.wait(round, term, membership, own).await {
             true => Ok(read_index),
             false => Err(Error::not_leader(None)),
         }
+    }
+
+    /// The other voters, and how many of them make a majority together with this node. In a joint configuration
+    /// all of them are needed.
+    fn voters_to_confirm(&self) -> (Vec<Arc<Peer>>, usize) {
+        let own = self.0.node_id();
+        let metrics = self.0.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let others = membership.voter_ids().filter(|voter| *voter != own);
+        let others = others.filter_map(|voter| {
+            membership.get_node(&voter).map(|member| self.0.peers.peer(voter, member))
+        });
+        let others: Vec<_> = others.collect();
+        let needed = match &membership.get_joint_config()[..] {
+            [voters] => voters.len() / 2 + usize::from(!voters.contains(&own)),
+            _ => others.len(),
+        };
+        (others, needed)
     }
 
     /// The leader's read index, if its lease is valid.

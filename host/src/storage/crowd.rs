@@ -50,7 +50,7 @@ impl Crowd {
 pub struct Pace(watch::Receiver<bool>);
 
 impl Pace {
-    pub(super) fn new(mut batches: watch::Receiver<bool>) -> Self {
+    pub(crate) fn new(mut batches: watch::Receiver<bool>) -> Self {
         batches.mark_unchanged();
         Self(batches)
     }

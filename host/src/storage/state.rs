@@ -38,6 +38,8 @@ pub(super) struct Shared {
     /// Told whenever the storage thread begins a batch: whether it was held open for a crowd.
     pub(super) batches: watch::Sender<bool>,
     pub(super) progress: Progress,
+    /// The highest term of a vote that was passed to be stored.
+    pub(super) voted_term: AtomicU64,
     /// Set if the storage thread panicked, with the panic's message.
     pub(super) panic: watch::Sender<Option<String>>,
 }
@@ -83,6 +85,7 @@ impl Shared {
             written: tokio::sync::Notify::new(),
             batches: watch::Sender::new(false),
             progress: Progress::new(),
+            voted_term: AtomicU64::new(recovered.vote.map_or(0, |vote| vote.leader_id.term)),
             panic: watch::Sender::new(None),
         }
     }

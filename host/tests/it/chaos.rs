@@ -3,7 +3,10 @@
 //! `cargo xtask chaos` runs random ones. A schedule that has found something belongs here, with its story in
 //! `host/tests/README.md`.
 
-use std::{sync::Arc, time::Duration};
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use conclave_testing::{
     chaos::{self, Setup},
@@ -145,4 +148,29 @@ async fn a_cut_link_is_silent_and_a_held_link_delivers_late() {
     cluster.resume(leader).unwrap();
     cluster.caught_up(&all, cluster::PATIENCE).await.unwrap();
     cluster.check_running(leader).unwrap();
+}
+
+/// A leader asks only as many voters as it needs, and the others if those do not answer. One of the two followers
+/// is the one that is asked first.
+#[tokio::test(flavor = "multi_thread")]
+async fn reads_do_not_wait_for_a_paused_follower() {
+    let _turn = cluster::turn();
+    let cluster = Cluster::start(Options::new(conclave().get_program())).await.unwrap();
+    let leader = cluster.leader().await.unwrap();
+    let client = cluster.client_of(leader).unwrap();
+    let get = async || {
+        let request = Request::of(Step::Get("key".into()));
+        workload::call(&client, Kind::Read, &request, Duration::from_secs(5)).await
+    };
+    assert!(matches!(get().await, Outcome::Done(_)));
+    for follower in cluster.ids().filter(|id| *id != leader) {
+        cluster.pause(follower).unwrap();
+        let begun = Instant::now();
+        let answered = get().await;
+        let took = begun.elapsed();
+        cluster.resume(follower).unwrap();
+        assert!(matches!(answered, Outcome::Done(_)), "node {follower} is paused: {answered:?}");
+        assert!(took < Duration::from_millis(500), "node {follower} is paused: {took:?}");
+        cluster.caught_up(&[follower], cluster::PATIENCE).await.unwrap();
+    }
 }

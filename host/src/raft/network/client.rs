@@ -27,6 +27,7 @@ use tonic::{Code, Request, Status};
 
 use super::{
     OwnReplica, backoff, message,
+    pacing::paced,
     peer::{Lane, Peer, PeerError},
 };
 use crate::{
@@ -36,7 +37,7 @@ use crate::{
         lease::{BootTime, Lease},
         snapshot::{self, SnapshotData, Transfers},
     },
-    storage::{Pace, SnapshotFile},
+    storage::SnapshotFile,
     types::{
         convert::{entry_to_wire, log_id_to_wire, vote_to_wire},
         raft::{TypeConfig, Vote},
@@ -129,10 +130,9 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         }
     }
 
-    /// Requests go out without waiting for answers: gRPC keeps both in order. When many write, each has what
-    /// this node writes as one batch ([`Pace`]). On the
+    /// Requests go out without waiting for answers: gRPC keeps both in order. [`paced`] decides when. On the
     /// heartbeats' lane there is one request and it brings no entries: a call, which is less
-    /// work for both nodes than a stream of one message, and linearizable reads wait for it.
+    /// work for both nodes than a stream of one message.
     fn stream_append<'s, S>(
         &'s mut self,
         mut input: S,
@@ -161,7 +161,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             self.failures.fetch_add(1, Ordering::Relaxed);
             let vote = Arc::new(OnceLock::new());
             let (leader, disk) = (vote.clone(), self.peer.disk().clone());
-            let requests = in_step(input, self.peer.pace())
+            let requests = paced(input, self.peer.pace(), self.peer.wanted_commit())
                 .take_while(move |_| std::future::ready(!disk.is_hung()))
                 .map(move |request| {
                     // All requests of a stream are of one leader.
@@ -345,18 +345,6 @@ impl PeerNetwork {
         let answer = within(option.hard_ttl(), call).await?.into_inner();
         message::vote_response(answer, &request.vote).map_err(|status| self.failed(status))
     }
-}
-
-/// Takes the next request, which holds all that there is to send by then, in step with this node's own writes.
-fn in_step<S: futures::Stream + Unpin>(
-    input: S,
-    pace: Pace,
-) -> impl futures::Stream<Item = S::Item> + use<S> {
-    stream::unfold((input, pace), |(mut input, mut pace)| async {
-        pace.step().await;
-        let item = input.next().await?;
-        Some((item, (input, pace)))
-    })
 }
 
 /// Bounds a call: a peer that neither answers nor refuses counts as unreachable.

@@ -122,6 +122,11 @@ impl Local {
         })
     }
 
+    /// See [`LogStore::voted_term`].
+    pub(super) fn voted_term(&self) -> u64 {
+        self.log.voted_term()
+    }
+
     pub(super) fn pace(&self) -> Pace {
         self.log.pace()
     }

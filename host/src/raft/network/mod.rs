@@ -14,6 +14,7 @@ mod connection;
 pub(super) mod heartbeats;
 pub mod local;
 mod message;
+mod pacing;
 pub mod peer;
 pub mod peers;
 pub mod service;

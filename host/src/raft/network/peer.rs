@@ -131,6 +131,8 @@ pub struct Peer {
     /// Smoothed; 0: not measured yet.
     round_trip_us: AtomicU64,
     keeper: Mutex<Option<AbortHandle>>,
+    /// The highest commit index that this node, as the leader, has named to the peer for a read.
+    wanted_commit: watch::Sender<u64>,
 }
 
 impl Peer {
@@ -153,6 +155,7 @@ impl Peer {
             contacted: AtomicBool::new(false),
             round_trip_us: AtomicU64::new(0),
             keeper: Mutex::default(),
+            wanted_commit: watch::Sender::new(0),
         });
         let keeper = supervisor.spawn("peer", keep(Arc::downgrade(&peer), peer.wake.clone()));
         *peer.keeper.lock().unwrap_or_else(PoisonError::into_inner) = Some(keeper.abort_handle());
@@ -167,6 +170,19 @@ impl Peer {
     /// Whether this node's own disk answers.
     pub(super) fn disk(&self) -> &DiskWatch {
         &self.local.disk
+    }
+
+    /// Notes that the peer waits until it has applied the log up to this index.
+    pub(super) fn want_commit(&self, index: u64) {
+        self.wanted_commit.send_if_modified(|wanted| {
+            let higher = index > *wanted;
+            *wanted = index.max(*wanted);
+            higher
+        });
+    }
+
+    pub(super) fn wanted_commit(&self) -> watch::Receiver<u64> {
+        self.wanted_commit.subscribe()
     }
 
     /// The pace at which this node writes what it sends.
@@ -345,7 +361,7 @@ impl Peer {
         self.round_trip_us.store(smoothed, Ordering::Relaxed);
     }
 
-    fn round_trip(&self) -> Option<Duration> {
+    pub(in crate::raft) fn round_trip(&self) -> Option<Duration> {
         let us = self.round_trip_us.load(Ordering::Relaxed);
         (us > 0).then(|| Duration::from_micros(us))
     }

@@ -50,6 +50,14 @@ impl Peers {
         }
     }
 
+    /// Notes that a peer waits until it has applied the log up to this index.
+    pub(super) fn want_commit(&self, node_id: NodeId, index: u64) {
+        let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(peer) = known.get(&node_id) {
+            peer.want_commit(index);
+        }
+    }
+
     /// Returns once the first attempt to connect to each peer known so far has ended.
     pub(in crate::raft) async fn settled(&self) {
         let known: Vec<_> = {

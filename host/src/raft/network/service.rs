@@ -6,7 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{StreamExt, TryStreamExt, stream::BoxStream};
+use futures::{StreamExt, stream::BoxStream};
 use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
@@ -390,10 +390,13 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::ReadIndexRequest>,
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
-        self.admit(request.metadata())?;
+        let from = self.admit(request.metadata())?;
         self.replica.check_disk(None)?;
         let result = match self.replica.read_index_as_leader().await {
-            Ok(index) => wire::read_index_response::Result::Index(index),
+            Ok(index) => {
+                self.replica.peers().want_commit(from, index);
+                wire::read_index_response::Result::Index(index)
+            }
             Err(error) => {
                 wire::read_index_response::Result::Refusal(forward::refusal_to_wire(&error))
             }
@@ -408,16 +411,13 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<Streaming<wire::ConfirmLeaderRequest>>,
     ) -> Result<Response<Self::ConfirmLeaderStream>, Status> {
         self.admit(request.metadata())?;
-        let (replica, local) = (self.replica.clone(), self.local.clone());
+        let local = self.local.clone();
         let requests = request.into_inner().take_until(Box::pin(self.replica.peers_closed()));
-        let answers = requests.and_then(move |wire::ConfirmLeaderRequest { round }| {
-            let (replica, lost) = (replica.clone(), local.lost());
-            async move {
-                if let Some(reason) = lost {
-                    return Err(Status::unavailable(reason));
-                }
-                let term = replica.voted_term().await.map_err(stopped)?;
-                Ok(wire::ConfirmLeaderResponse { round, term })
+        let answers = requests.map(move |request| {
+            let wire::ConfirmLeaderRequest { round } = request?;
+            match local.lost() {
+                Some(reason) => Err(Status::unavailable(reason)),
+                None => Ok(wire::ConfirmLeaderResponse { round, term: local.voted_term() }),
             }
         });
         Ok(Response::new(answers.boxed()))
