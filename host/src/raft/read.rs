@@ -25,7 +25,7 @@ use crate::{
     proto::raft::{ReadIndexRequest, Refusal, read_index_response},
     types::{
         Call, NodeId,
-        raft::{LogId, Member, StoredMembership, TypeConfig},
+        raft::{LogId, Member, StoredMembership},
         status::{Answered, Consistency},
     },
 };
@@ -199,11 +199,6 @@ impl Replica {
             }
             None => Err(Error::fault("the leader answered without a result")),
         }
-    }
-
-    /// The term in which this node has voted last, for a leader that has it confirmed.
-    pub(super) async fn voted_term(&self) -> Result<u64, openraft::error::Fatal<TypeConfig>> {
-        self.0.raft_state(|state| state.vote_ref().leader_id.term).await
     }
 
     /// Returns once another node leads, or none, as far as this node knows.
