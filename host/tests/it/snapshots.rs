@@ -273,6 +273,9 @@ async fn follower_answers_its_leader_while_it_restores_a_snapshot() {
         ask(&client, "Query", b"", options)
             .await
             .unwrap_or_else(|error| panic!("after {answered} answers: {error}"));
+        // A leader whose heartbeats are not answered for an election timeout does not say that it leads.
+        let leads = cluster.metric(leader, "conclave_raft_is_leader");
+        assert_eq!(leads, Ok(1.0), "after {answered} answers");
         answered += 1;
     }
     assert!(answered > 20, "{answered} answers: it was not slow");
