@@ -78,9 +78,11 @@ impl Node {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets variables in its environment, from its next start on.
-    pub fn set_environment(&self, environment: Vec<(String, String)>) {
-        self.process().environment = environment;
+    /// Sets a variable in its environment, from its next start on.
+    pub fn set_variable(&self, name: &str, value: String) {
+        let environment = &mut self.process().environment;
+        environment.retain(|(other, _)| other != name);
+        environment.push((name.to_owned(), value));
     }
 
     /// How often it was started. It changes with every restart.

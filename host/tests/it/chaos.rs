@@ -9,7 +9,7 @@ use std::{
 };
 
 use conclave_testing::{
-    chaos::{self, Setup},
+    chaos::{self, Happened, Setup},
     cluster::{self, Cluster, Options},
     history::{Kind, Outcome, Recorder, Request, Step},
     invariants,
@@ -20,7 +20,7 @@ use conclave_testing::{
 use crate::harness::conclave;
 
 /// Runs a schedule; a failure names the file with its timeline.
-async fn holds(name: &str, seed: u64, schedule: &str) {
+async fn holds(name: &str, seed: u64, schedule: &str) -> Vec<Happened> {
     let _turn = cluster::turn();
     let mut setup = Setup::new(conclave().get_program());
     setup.replays = seed.is_multiple_of(2);
@@ -32,6 +32,7 @@ async fn holds(name: &str, seed: u64, schedule: &str) {
         panic!("{}\nschedule:\n{schedule}\ntimeline: {}", run.violations, path.display());
     }
     assert!(run.figures.answered > 200, "too few answers to mean much: {}", run.figures);
+    run.faults
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -64,6 +65,17 @@ async fn answers_stay_linearizable_with_five_nodes() {
          2600+300 kill-all\n\
          4500+700 refuse leader";
     holds("five", 4, schedule).await;
+}
+
+/// A diverged node is found, repaired, and serves again, also if commands trap meanwhile and the leader is killed.
+#[tokio::test(flavor = "multi_thread")]
+async fn answers_stay_linearizable_while_a_node_diverges_and_is_repaired() {
+    let schedule = "nodes 3 length 12000 snapshots\n\
+         300+6000 diverge follower-1\n\
+         2500+800 trap\n\
+         8000+300 kill leader";
+    let faults = holds("diverged", 2, schedule).await;
+    assert!(faults[0].happened, "{faults:?}");
 }
 
 /// Reads rested on openraft's clock of acknowledgements, which credits a follower with having answered a request that it has

@@ -9,7 +9,7 @@ use std::{
 use anyhow::{Context as _, Result};
 use conclave_client::{
     CallOptions, Client, Code,
-    proto::kv::{self as pb, BatchRequest, BatchResponse, PutRequest, put_request},
+    proto::kv::{self as pb, BatchRequest, BatchResponse, PutRequest, PutResponse, put_request},
 };
 use sha2::{Digest as _, Sha256};
 use tokio::time::{sleep, timeout};
@@ -29,6 +29,14 @@ use crate::{
 /// The limit of one call: as low as it may be, so that a call can reach it quickly. The clients' calls take a few
 /// thousand.
 pub(super) const FUEL_PER_CALL: u64 = 1_000_000;
+/// The limit of a node that diverges. Calls of clients are far below both limits, and [`trapping_batch`] far above.
+const FUEL_OF_DIVERGED: u64 = 2 * FUEL_PER_CALL;
+/// The variable that sets the limit.
+const FUEL_VARIABLE: &str = "CONCLAVE_FUEL_PER_CALL";
+/// Characters of two bytes each that take between the two limits to be checked: about 48 instructions per character.
+const DIVERGING_CHARACTERS: usize = 30_000;
+/// Between two looks at a node's status.
+const STATUS_PAUSE: Duration = Duration::from_millis(50);
 /// How long a fault may look for a leader.
 const LEADER_TIME_MAX: Duration = Duration::from_millis(700);
 /// Characters of two bytes each, of which each takes several instructions to be checked.
@@ -49,6 +57,8 @@ pub struct Happened {
     pub begun: Duration,
     /// When it ended.
     pub ended: Duration,
+    /// Whether it did what its name says.
+    pub happened: bool,
     /// The nodes that a fault affected, or the reason why it did not happen.
     pub text: String,
 }
@@ -72,6 +82,7 @@ impl Nemesis {
         let (mut disks, mut clocks) = (Vec::new(), Vec::new());
         for node in &mut cluster.nodes {
             let path = |name: &str| cluster.dir.path().join(format!("{name}-{}", node.id));
+            node.set_variable(FUEL_VARIABLE, FUEL_PER_CALL.to_string());
             disks.push(if needs(|fault| matches!(fault, Fault::HangDisk(_))) {
                 let at = path("disk");
                 let disk = Disk::mount(&path("image"), &at)?;
@@ -82,7 +93,9 @@ impl Nemesis {
             });
             clocks.push(if needs(|fault| matches!(fault, Fault::Clock(..))) {
                 let clock = Clock::new(&path("clock"))?.context("libfaketime is not installed")?;
-                node.set_environment(clock.environment());
+                for (name, value) in clock.environment() {
+                    node.set_variable(&name, value);
+                }
                 Some(clock)
             } else {
                 None
@@ -96,11 +109,13 @@ impl Nemesis {
     pub(super) async fn cause(&self, event: &Event, recorder: &Arc<Recorder>) -> Happened {
         let begun = recorder.now();
         let lasts = Duration::from_millis(event.for_ms);
-        let text = match self.attempt(&event.fault, lasts, recorder).await {
+        let attempt = self.attempt(&event.fault, lasts, recorder).await;
+        let happened = attempt.is_ok();
+        let text = match attempt {
             Ok(text) => format!("{}{text}", event.fault),
             Err(error) => format!("{}: {error:#}", event.fault),
         };
-        Happened { begun, ended: recorder.now(), text }
+        Happened { begun, ended: recorder.now(), happened, text }
     }
 
     async fn attempt(
@@ -130,6 +145,7 @@ impl Nemesis {
                 Ok(said(id))
             }
             Fault::Trap => self.trap(lasts, recorder).await,
+            Fault::Diverge(target) => self.diverge(target, lasts).await,
             Fault::Snapshot(target) => {
                 let id = self.resolve(target).await;
                 let client = self.cluster.client_of(id)?;
@@ -289,6 +305,53 @@ impl Nemesis {
         Ok(format!(" ({traps} times, {others} without a trap's answer)"))
     }
 
+    /// A node restarts with more fuel than the others, until it has diverged, and then with the same fuel again.
+    async fn diverge(&self, target: Target, lasts: Duration) -> Result<String> {
+        let id = self.resolve(target).await;
+        let node = self.cluster.node(id);
+        node.set_variable(FUEL_VARIABLE, FUEL_OF_DIVERGED.to_string());
+        let restarted = self.restart(id).await;
+        let diverged = timeout(lasts, self.diverged(id)).await;
+        node.set_variable(FUEL_VARIABLE, FUEL_PER_CALL.to_string());
+        self.restart(id).await?;
+        restarted?;
+        let divergence = diverged.with_context(|| format!("node {id} has not diverged"))??;
+        Ok(format!("{}: {divergence}", said(id)))
+    }
+
+    async fn restart(&self, id: u64) -> Result<()> {
+        self.kill(id).await?;
+        self.start(id)
+    }
+
+    /// Puts a text that takes between the two limits to be checked, and waits until the node is quarantined for it.
+    /// The description of the divergence.
+    async fn diverged(&self, id: u64) -> Result<String> {
+        let client = self.cluster.client()?;
+        let begun = Instant::now();
+        loop {
+            // A key of its own each time, which no client uses: its version says nothing of puts that trapped.
+            let key = format!("diverge-{id}-{}", begun.elapsed().as_micros());
+            let put = put(key, "\u{e9}".repeat(DIVERGING_CHARACTERS));
+            let options = CallOptions::write().deadline(Duration::from_secs(1));
+            let answer: Result<PutResponse, _> = client.call("kv.v1.KV/Put", &put, &options).await;
+            // A leader with more fuel accepts it.
+            match answer {
+                Ok(_) => break,
+                Err(error) if error.code() == Code::Aborted => break,
+                Err(_) => sleep(STATUS_PAUSE).await,
+            }
+        }
+        loop {
+            let status = self.cluster.status_of(id).await.ok();
+            let own = status.and_then(|status| status.nodes.into_iter().find(|node| node.id == id));
+            match own {
+                Some(own) if own.divergences > 0 => return Ok(own.divergence),
+                _ => sleep(STATUS_PAUSE).await,
+            }
+        }
+    }
+
     /// Activates the component that is not active.
     async fn upgrade(&self) -> Result<String> {
         let client = self.cluster.client()?;
@@ -342,13 +405,16 @@ impl Nemesis {
 
 /// A put of a key, and one of a text that takes more than [`FUEL_PER_CALL`] to be read.
 fn trapping_batch(key: &str, value: u64) -> BatchRequest {
-    let put = |key: &str, text: String| {
-        let content = Some(put_request::Content::Text(text));
-        let put = PutRequest { key: key.to_owned(), content, ..PutRequest::default() };
-        pb::Operation { operation: Some(pb::operation::Operation::Put(put)) }
+    let operation = |key: &str, text: String| pb::Operation {
+        operation: Some(pb::operation::Operation::Put(put(key.to_owned(), text))),
     };
     let long = "\u{e9}".repeat(TRAPPING_CHARACTERS);
-    BatchRequest { operations: vec![put(key, value.to_string()), put("trap", long)] }
+    BatchRequest { operations: vec![operation(key, value.to_string()), operation("trap", long)] }
+}
+
+fn put(key: String, text: String) -> PutRequest {
+    let content = Some(put_request::Content::Text(text));
+    PutRequest { key, content, ..PutRequest::default() }
 }
 
 fn said(id: u64) -> String {

@@ -25,7 +25,7 @@ use crate::{
     invariants::{self, Violations},
     linearizability,
     random::Random,
-    schedule::{Available, Event, Schedule},
+    schedule::{Available, Event, Fault, Schedule},
     workload::{Plan, Watched, Workload},
 };
 
@@ -197,7 +197,7 @@ pub async fn run(setup: &Setup, schedule: &Schedule, seed: u64) -> Result<Run> {
             Ok(seen) => watches = seen,
             Err(error) => violations.add(NO_RECOVERY, format!("{error:#}")),
         }
-        if let Err(error) = agree(&cluster).await {
+        if let Err(error) = agree(&cluster, schedule).await {
             violations.add(DISAGREEMENT, format!("{error:#}"));
         }
     }
@@ -235,7 +235,6 @@ fn options(setup: &Setup, schedule: &Schedule) -> Options {
     let mut options = Options::new(&setup.binary).nodes(schedule.nodes).proxied();
     options.parent.clone_from(&setup.parent);
     options = options.flag("--checkpoint-interval-ms=1000");
-    options = options.flag(format!("--fuel-per-call={}", faults::FUEL_PER_CALL));
     if schedule.snapshots {
         options = options.flag("--snapshot-entries=400").flag("--keep-entries=100");
     }
@@ -305,8 +304,19 @@ async fn recovered(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// All nodes have applied the whole log, and their states are equal.
-async fn agree(cluster: &Cluster) -> Result<()> {
+/// All nodes have applied the whole log, and their states are equal. A node that was made to diverge is repaired first.
+async fn agree(cluster: &Cluster, schedule: &Schedule) -> Result<()> {
+    let is_diverge = |event: &Event| matches!(event.fault, Fault::Diverge(_));
+    if !schedule.events.iter().any(is_diverge) {
+        return equal(cluster, true).await;
+    }
+    eventually("the diverged nodes are repaired", RECOVERY, async || {
+        equal(cluster, false).await.map_err(|error| format!("{error:#}"))
+    })
+    .await
+}
+
+async fn equal(cluster: &Cluster, never_diverged: bool) -> Result<()> {
     let ids: Vec<u64> = cluster.ids().collect();
     cluster.caught_up(&ids, RECOVERY).await?;
     let client = cluster.client()?;
@@ -314,7 +324,7 @@ async fn agree(cluster: &Cluster) -> Result<()> {
     for node in &status.nodes {
         anyhow::ensure!(node.fault.is_empty(), "node {}: {}", node.id, node.fault);
         anyhow::ensure!(
-            node.divergences == 0,
+            node.divergences == 0 || !never_diverged,
             "node {} has diverged {} times: {}",
             node.id,
             node.divergences,

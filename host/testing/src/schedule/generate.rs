@@ -93,6 +93,7 @@ impl Family {
                 }
                 2 if available.components => Fault::Upgrade,
                 3 => Fault::Snapshot(target),
+                4 => Fault::Diverge(target),
                 _ => Fault::Trap,
             },
         }
@@ -123,6 +124,8 @@ fn length_of(fault: &Fault, random: &mut Random) -> u64 {
         // As long as it takes: this only leaves the time for it.
         Fault::LateAnswers(_) => 1200,
         Fault::Trap => random.range(500..3000),
+        // A start and two consistency checks.
+        Fault::Diverge(_) => random.range(3000..5000),
         Fault::Snapshot(_) | Fault::Upgrade => random.range(300..1000),
         Fault::Kill(_) | Fault::Stop(_) | Fault::KillAll => random.range(50..2000),
         Fault::Clock(..) => random.range(500..2500),

@@ -72,6 +72,8 @@ pub enum Fault {
     Clock(Target, i64),
     /// A command of the state machine traps, several times.
     Trap,
+    /// A node has other limits than the others, so that one put has an effect there and traps on the others.
+    Diverge(Target),
     /// A node takes a snapshot and purges its log.
     Snapshot(Target),
     /// Another component is activated.
@@ -126,6 +128,7 @@ impl Fault {
             Self::HangDisk(_) => "hang-disk",
             Self::Clock(..) => "clock",
             Self::Trap => "trap",
+            Self::Diverge(_) => "diverge",
             Self::Snapshot(_) => "snapshot",
             Self::Upgrade => "upgrade",
         }
@@ -156,6 +159,7 @@ impl fmt::Display for Fault {
             | Self::HoldInbound(target)
             | Self::Refuse(target)
             | Self::HangDisk(target)
+            | Self::Diverge(target)
             | Self::Snapshot(target) => write!(f, " {target}"),
             Self::Cut(one, other) | Self::CutOneWay(one, other) => write!(f, " {one} {other}"),
             Self::Delay(target, number) | Self::Throttle(target, number) => {

@@ -78,6 +78,7 @@ impl FromStr for Event {
                 Fault::Clock(target, seconds.context("no number of seconds")?)
             }
             "trap" => Fault::Trap,
+            "diverge" => Fault::Diverge(target()?),
             "snapshot" => Fault::Snapshot(target()?),
             "upgrade" => Fault::Upgrade,
             _ => bail!("there is no fault {name:?}"),
