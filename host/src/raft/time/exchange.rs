@@ -2,11 +2,11 @@
 
 use std::{sync::Weak, time::Duration};
 
-use futures::future::join_all;
+use futures::{StreamExt, stream::FuturesUnordered};
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, sleep, timeout};
 
-use super::{Compared, Evidence, Nanos, Offset, Reading, Time, log_clock};
+use super::{Compared, Evidence, Nanos, Offset, Reading, State, Time, log_clock};
 use crate::{
     error::Error,
     proto::raft::{CompareClocksRequest, CompareClocksResponse},
@@ -26,7 +26,7 @@ const SET_MS_MAX: u64 = 7_258_118_400_000;
 pub(in crate::raft) async fn run(replica: Weak<Inner>) {
     loop {
         let Some(replica) = replica.upgrade().map(Replica) else { return };
-        replica.compare_clocks().await;
+        replica.compare_clocks(|_| false).await;
         if replica.0.is_leader() {
             // Also without writes: timers that are due after a downtime wait for it.
             replica.stamp().await;
@@ -44,21 +44,30 @@ impl Replica {
         if let Some(stamp_ms) = time.stamp_ms() {
             return stamp_ms;
         }
-        let _turn = time.settling.lock().await;
-        if let Some(stamp_ms) = time.stamp_ms() {
-            return stamp_ms;
-        }
-        let asked = time.state().settled_at;
-        let recent = |at| Reading::now().boot.saturating_sub(at) < INTERVAL;
-        if !asked.is_some_and(recent) {
-            self.compare_clocks().await;
-            time.settle();
-        }
+        // In a task of its own: the call that needs the stamp may be cancelled, and calls with short deadlines would
+        // otherwise begin again without end.
+        let replica = self.clone();
+        let settled =
+            self.0.supervisor.spawn("log-time", async move { replica.settle_time().await });
+        let _ = settled.await;
         time.stamp_ms().unwrap_or_else(|| time.now_ms())
     }
 
-    /// Asks every member for its clock, all at once.
-    async fn compare_clocks(&self) {
+    /// Finds out the log's time from the members' clocks, once for all callers.
+    async fn settle_time(&self) {
+        let time = &self.0.time;
+        let _turn = time.settling.lock().await;
+        let asked = time.state().settled_at;
+        let recent = |at| Reading::now().boot.saturating_sub(at) < INTERVAL;
+        if time.stamp_ms().is_none() && !asked.is_some_and(recent) {
+            let own = self.0.node_id();
+            self.compare_clocks(|state| state.is_decided(own, Reading::now())).await;
+            time.settle();
+        }
+    }
+
+    /// Asks every member for its clock, all at once. Does not wait for the other answers once they are `enough`.
+    async fn compare_clocks(&self, enough: impl Fn(&mut State) -> bool) {
         let (voters, members) = {
             let metrics = self.0.raft.metrics();
             let metrics = metrics.borrow_watched();
@@ -70,7 +79,12 @@ impl Replica {
         self.0.time.state().voters = voters;
         let others = members.iter().filter(|(id, _)| *id != self.0.node_id());
         let asked = others.map(|(id, member)| timeout(ASK_TIMEOUT, self.compare_with(*id, member)));
-        join_all(asked).await;
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        while asked.next().await.is_some() {
+            if enough(&mut self.0.time.state()) {
+                return;
+            }
+        }
     }
 
     async fn compare_with(&self, node_id: NodeId, member: &Member) {

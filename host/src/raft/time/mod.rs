@@ -101,6 +101,12 @@ impl State {
         self.majority = majority(&self.voters, &offsets).map(|offset| (now.boot, offset));
     }
 
+    /// Whether further answers can change little: a majority shares a clock, and a peer knows the log's pace.
+    fn is_decided(&mut self, node_id: NodeId, now: Reading) -> bool {
+        self.refresh(node_id, now);
+        self.majority.is_some() && self.fresh(now).any(|(_, one)| one.log_time.is_some())
+    }
+
     /// The majority's clock, as an offset from this node's own.
     fn majority(&self, now: Reading) -> Option<i128> {
         let (at, offset) = self.majority?;
