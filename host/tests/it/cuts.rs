@@ -56,8 +56,8 @@ async fn readiness(cluster: &Cluster, id: u64, ready: bool) {
 }
 
 /// One link between the leader and a follower is cut in one direction. The other follower hears the leader, so it votes for no
-/// other node: the leader leads on, in its term, and writes are acknowledged without a pause of an election.
-async fn a_leader_leads_on(from_leader: bool) {
+/// other node: the leader continues to lead in its term, and writes are acknowledged without a pause of an election.
+async fn leader_continues_to_lead(from_leader: bool) {
     let _turn = cluster::turn();
     let cluster = Cluster::start(Options::new(conclave().get_program()).proxied()).await.unwrap();
     let leader = cluster.leader().await.unwrap();
@@ -98,13 +98,13 @@ async fn a_leader_leads_on(from_leader: bool) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_follower_that_does_not_hear_its_leader_disturbs_no_one() {
-    a_leader_leads_on(true).await;
+async fn follower_that_does_not_hear_its_leader_deposes_no_leader() {
+    leader_continues_to_lead(true).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_leader_that_does_not_hear_one_follower_leads_on() {
-    a_leader_leads_on(false).await;
+async fn leader_that_does_not_hear_one_follower_continues_to_lead() {
+    leader_continues_to_lead(false).await;
 }
 
 /// A leader whose messages reach no follower hears that another node was elected.

@@ -336,7 +336,7 @@ async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     cluster.caught_up(&[1, 2, 3], PATIENCE).await.unwrap();
     assert_eq!(query(&client, CORRUPT).await.unwrap(), 1001);
     client.snapshot().await.unwrap();
-    // The others answer their leader, and can ask no one for a vote.
+    // The other nodes follow a leader that answers, so they start no election.
     let network = cluster.network().unwrap();
     for from in cluster.ids().filter(|id| *id != leader) {
         for to in cluster.ids().filter(|id| *id != from) {

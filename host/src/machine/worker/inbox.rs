@@ -7,9 +7,8 @@
 use std::{
     collections::VecDeque,
     sync::{Condvar, Mutex, MutexGuard, PoisonError},
+    time::Duration,
 };
-
-use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -184,8 +183,8 @@ impl Inbox {
         }
     }
 
-    /// Wakes the standby for entries. While it naps it is left to it, unless it is `urgent`, a request waits for the
-    /// entries, or many have gathered.
+    /// Wakes the standby for entries. A nap is interrupted only if that is `urgent`, a request waits for the entries,
+    /// or many have gathered.
     pub(super) fn wake_for_entries(&self, queue: &mut Queue, urgent: bool) {
         let can_wait = !urgent
             && queue.waiting.is_empty()

@@ -79,7 +79,10 @@ impl Replica {
         };
         match self.transfer_leadership(agrees).await {
             Ok(to) => tracing::warn!(to, "leadership transferred: this node has diverged"),
-            Err(why) => tracing::warn!(why, "a node that has diverged leads on"),
+            Err(why) => tracing::warn!(
+                why,
+                "no voter takes over: this node has diverged and continues to lead"
+            ),
         }
     }
 

@@ -1,6 +1,6 @@
 //! The timing of the append requests to one peer.
 //!
-//! Two rules reduce the number of messages. Neither changes what a peer receives in the end:
+//! Two rules reduce the number of messages. Neither changes which entries and which commit index a peer receives:
 //!
 //! * When many clients write, each request carries what this node writes to its own disk as one batch ([`Pace`]).
 //! * A request that brings only a newer commit index waits up to [`WITHHELD_MAX`]. The next entries usually follow
