@@ -336,7 +336,7 @@ async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     cluster.caught_up(&[1, 2, 3], PATIENCE).await.unwrap();
     assert_eq!(query(&client, CORRUPT).await.unwrap(), 1001);
     client.snapshot().await.unwrap();
-    // The other nodes follow a leader that answers, so they start no election.
+    // The followers answer the leader, but their own requests reach no node, so none can win an election.
     let network = cluster.network().unwrap();
     for from in cluster.ids().filter(|id| *id != leader) {
         for to in cluster.ids().filter(|id| *id != from) {
