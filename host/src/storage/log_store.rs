@@ -196,6 +196,11 @@ impl LogStore {
         })
     }
 
+    /// Writes the records that were put, and syncs them, as soon as the batch before is written. Does not wait for it.
+    pub fn sync_records(&self) -> io::Result<()> {
+        self.inner.send(Op::Sync)
+    }
+
     /// A record's value.
     pub fn get_record(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         Ok(self.inner.shared.lock().records.get(name).map(|value| value.to_vec()))

@@ -20,6 +20,8 @@ pub(super) enum Op {
     Purge(LogId),
     /// Announces lazy values.
     Wake,
+    /// Writes and syncs the lazy values.
+    Sync,
     /// Writes everything and ends the thread.
     Shutdown,
 }
@@ -53,7 +55,7 @@ impl Waiting {
                 Some(Self::Append { bytes, epoch, to: None, flushed })
             }
             Op::Vote(vote, done) => Some(Self::Vote(vote, done)),
-            Op::Truncate(_) | Op::Purge(_) | Op::Wake | Op::Shutdown => None,
+            Op::Truncate(_) | Op::Purge(_) | Op::Wake | Op::Sync | Op::Shutdown => None,
         }
     }
 }

@@ -209,7 +209,7 @@ impl Writer {
                 }
                 Op::Truncate(after) => work.push(Work::Truncate(after)),
                 Op::Purge(to) => work.push(Work::Purge(to)),
-                Op::Wake | Op::Shutdown => {}
+                Op::Wake | Op::Sync | Op::Shutdown => {}
             }
         }
         if std::mem::take(&mut self.reseals) {

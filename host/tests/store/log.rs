@@ -2,7 +2,7 @@
 
 use std::{
     sync::{atomic::Ordering, mpsc},
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use conclave::types::raft::Vote;
@@ -162,6 +162,25 @@ async fn lazy_writes_arrive_without_a_batch_to_ride_along_with() {
     again.put_record("trap/5", None).unwrap();
     drop(again);
     assert_eq!(open(crashed.path()).log.get_record("trap/5").unwrap(), None);
+}
+
+/// Records are synced on demand, without an append to ride along with.
+#[tokio::test(flavor = "multi_thread")]
+async fn records_are_synced_on_demand() {
+    let dir = tempfile::tempdir().unwrap();
+    let (storage, medium) = open_failing(dir.path());
+    append(&storage.log, vec![entry(1, 0, 5)]).await.unwrap();
+    medium.0.store(true, Ordering::SeqCst);
+    storage.log.put_record("name", Some(b"value".to_vec())).unwrap();
+    // Written by now, and not synced: a sync fails.
+    tokio::time::sleep(Duration::from_millis(600)).await;
+    assert_eq!(storage.log.poisoned(), None);
+    storage.log.sync_records().unwrap();
+    let until = Instant::now() + Duration::from_secs(10);
+    while storage.log.poisoned().is_none() {
+        assert!(Instant::now() < until, "no sync was tried");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
 }
 
 /// The committed index is written lazily and may outlive what it speaks of. Then it must not name

@@ -9,9 +9,9 @@
 //!
 //! See [`super::standing`] for what counts as less.
 //!
-//! The memory is exact while this process runs. It is written every 200 ms, with a batch of the log if there
-//! is one. So at worst this node forgets what a peer acknowledged in the last half second before this node
-//! was killed, or a second before a power cut.
+//! The memory is exact while this process runs. It is written and synced every 200 ms, with a batch of the log
+//! if there is one. So at worst this node forgets what a peer acknowledged in the last 200 ms, and the time
+//! of two syncs, before this node was killed or lost its power.
 
 use std::{
     collections::HashMap,
@@ -296,15 +296,17 @@ impl Local {
         })
     }
 
-    /// Leaves what is new of the peers for the next batch of the log.
+    /// Has what is new of the peers written and synced.
     pub(in crate::raft) fn write_acknowledged(&self) -> io::Result<()> {
         self.write_met()?;
+        let mut is_new = false;
         for (node_id, known) in self.remembered().iter_mut().filter(|(_, known)| !known.written) {
             let value = known.acknowledged.to_wire().encode_to_vec();
             self.log.put_record(&acknowledged_record(*node_id), Some(value))?;
             known.written = true;
+            is_new = true;
         }
-        Ok(())
+        if is_new { self.log.sync_records() } else { Ok(()) }
     }
 
     /// Why this node must not take part any more, if a peer has found that its data directory is an old

@@ -1,7 +1,7 @@
 //! The small entries that a leader keeps of its peers, after a power cut.
 //!
-//! They are written beside the log and not synced on their own, so some of the last second may be lost. What is there
-//! must be whole and true: an entry that claims more than a peer acknowledged would have a sound node refused.
+//! They are written and synced every 200 ms, so the last of them may be lost. What is there must be whole and true:
+//! an entry that claims more than a peer acknowledged would have a sound node refused.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
