@@ -12,7 +12,8 @@ use clap::Args;
 use crate::{
     build,
     output::{Steps, say},
-    process, setup,
+    process::{self, Streamed},
+    setup,
     workspace::{Workspace, cargo},
 };
 
@@ -20,6 +21,10 @@ use crate::{
 const PLANTED: &str = "host/testing/planted";
 /// How the first line of a patch begins whose bug is found by a test of the suite `it` and not by random schedules.
 const STORY: &str = "Found by: it ";
+/// What `host/testing/src/bin/chaos.rs` prints in the line of a run that violates an invariant.
+const VIOLATION: &str = ": VIOLATION: ";
+/// The status with which that program ends after such a run. An error of the program itself has another.
+const VIOLATED: i32 = 1;
 
 #[derive(Args)]
 pub(crate) struct Options {
@@ -52,50 +57,123 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
         let mut runs = runs(options, &chaos, &workspace.binary(false), &output);
         return steps.run("run clusters under faults", || process::run(&mut runs));
     };
+    let story = story(workspace, name)?;
     let binary =
         steps.run("build a copy with the planted bug", || planted_binary(workspace, name))?;
-    if let Some(test) = story(workspace, name)? {
-        return look_by_story(name, &test, &binary, steps);
+    if let Some(test) = story {
+        return look_by_story(workspace, name, &test, &binary, steps);
     }
     let mut runs = runs(options, &chaos, &binary, &output.join(name));
     steps.run("look for the planted bug", || {
-        say(&format!("$ {}", process::command_line(&runs)));
-        let status = runs.status().context("cannot start the harness")?;
-        match status.code() {
-            Some(1) => {
-                say(&format!("the planted bug {name} was found"));
-                Ok(())
-            }
-            Some(0) => bail!("the planted bug {name} was not found in {} minutes", options.minutes),
-            _ => bail!("the runs failed ({status})"),
+        let Streamed { status, lines } = process::stream(&mut runs)?;
+        if finds_violation(status.code(), &lines)? {
+            say(&format!("the planted bug {name} was found"));
+            return Ok(());
         }
+        bail!("the planted bug {name} was not found in {} minutes", options.minutes)
     })
 }
 
 /// The test that finds a planted bug, if its patch names one.
 fn story(workspace: &Workspace, name: &str) -> Result<Option<String>> {
     let patch = workspace.root.join(PLANTED).join(format!("{name}.patch"));
-    let patch = fs::read_to_string(&patch).with_context(|| format!("no {}", patch.display()))?;
-    let first = patch.lines().next().unwrap_or_default();
-    Ok(first.strip_prefix(STORY).map(|test| test.trim().to_owned()))
+    if !patch.is_file() {
+        bail!("there is no {}; there are: {}", patch.display(), names(workspace)?.join(", "));
+    }
+    let patch =
+        fs::read_to_string(&patch).with_context(|| format!("cannot read {}", patch.display()))?;
+    story_of(&patch)
 }
 
-/// Runs one test of this tree against the binary with the planted bug.
-fn look_by_story(name: &str, test: &str, binary: &Path, steps: &mut Steps) -> Result<()> {
-    let story = || {
+/// The test that the first line of a patch names, if it names one.
+fn story_of(patch: &str) -> Result<Option<String>> {
+    let first = patch.lines().next().unwrap_or_default();
+    let Some(test) = first.strip_prefix(STORY) else {
+        // The patch would be looked for by random schedules, which do not find it.
+        anyhow::ensure!(
+            !first.starts_with("Found by"),
+            "the first line of the patch is `{first}`: write `{STORY}MODULE::TEST`"
+        );
+        return Ok(None);
+    };
+    let test = test.trim();
+    let is_name = test.contains("::") && !test.contains(char::is_whitespace);
+    anyhow::ensure!(is_name, "`{test}` is no full name of a test: write `{STORY}MODULE::TEST`");
+    Ok(Some(test.to_owned()))
+}
+
+/// Whether a program of random schedules found a violation, by its exit status and its output.
+///
+/// # Errors
+/// The program did not judge its runs: for example, a cluster could not be started.
+fn finds_violation(code: Option<i32>, lines: &[String]) -> Result<bool> {
+    let reported = lines.iter().any(|line| line.starts_with("seed ") && line.contains(VIOLATION));
+    match (code, reported) {
+        (Some(0), false) => Ok(false),
+        (Some(VIOLATED), true) => Ok(true),
+        (code, _) => bail!(
+            "the program of the runs ended with status {code:?} and reported {} violation: this says nothing about \
+             the bug",
+            if reported { "a" } else { "no" }
+        ),
+    }
+}
+
+/// The result of one test, by the output of its test program.
+#[derive(Debug, PartialEq, Eq)]
+enum Verdict {
+    Passed,
+    Failed,
+    /// The output has no result of this test: for example, no test has this name, or it did not compile.
+    Absent,
+}
+
+/// The verdict on the test of this name. A failure of any other test says nothing.
+fn verdict(test: &str, lines: &[String]) -> Verdict {
+    let results = lines.iter().filter_map(|line| line.strip_prefix("test ")?.strip_prefix(test));
+    for result in results {
+        match result.trim_end() {
+            " ... ok" => return Verdict::Passed,
+            " ... FAILED" => return Verdict::Failed,
+            _ => {}
+        }
+    }
+    Verdict::Absent
+}
+
+/// Runs one test of this tree: it must pass with the binary of this tree and fail with that of the planted bug.
+fn look_by_story(
+    workspace: &Workspace,
+    name: &str,
+    test: &str,
+    planted: &Path,
+    steps: &mut Steps,
+) -> Result<()> {
+    let story = |binary: &Path| {
         let mut story = cargo();
-        story.args(["test", "--workspace", "--test", "it"]).env("CONCLAVE_BINARY", binary);
+        story.current_dir(&workspace.root).args(["test", "--workspace", "--test", "it"]);
+        story.env("CONCLAVE_BINARY", binary);
         story
     };
-    steps.run("build the tests", || process::run(story().arg("--no-run")))?;
-    steps.run("look for the planted bug", || {
-        let mut story = story();
-        story.args(["--", test]);
-        say(&format!("$ {}", process::command_line(&story)));
-        let status = story.status().context("cannot start the test")?;
-        anyhow::ensure!(!status.success(), "the planted bug {name} was not found by {test}");
-        say(&format!("the planted bug {name} was found by {test}"));
-        Ok(())
+    let sound = workspace.binary(false);
+    steps.run("build the tests", || process::run(story(&sound).arg("--no-run")))?;
+    let judge = |binary: &Path| -> Result<Verdict> {
+        let mut story = story(binary);
+        let Streamed { lines, .. } = process::stream(story.args(["--", "--exact", test]))?;
+        Ok(verdict(test, &lines))
+    };
+    steps.run("run the test without the planted bug", || match judge(&sound)? {
+        Verdict::Passed => Ok(()),
+        Verdict::Failed => bail!("{test} fails without the bug, so it says nothing about the bug"),
+        Verdict::Absent => bail!("there is no result of {test}: is there such a test?"),
+    })?;
+    steps.run("look for the planted bug", || match judge(planted)? {
+        Verdict::Failed => {
+            say(&format!("the planted bug {name} was found by {test}"));
+            Ok(())
+        }
+        Verdict::Passed => bail!("the planted bug {name} was not found by {test}"),
+        Verdict::Absent => bail!("there is no result of {test}: it did not run to its end"),
     })
 }
 
@@ -114,9 +192,6 @@ fn runs(options: &Options, chaos: &Path, binary: &Path, output: &Path) -> Comman
 /// own, which all planted bugs share.
 fn planted_binary(workspace: &Workspace, name: &str) -> Result<PathBuf> {
     let patch = workspace.root.join(PLANTED).join(format!("{name}.patch"));
-    if !patch.is_file() {
-        bail!("there is no {}; there are: {}", patch.display(), names(workspace)?.join(", "));
-    }
     let scratch = workspace.scratch("chaos");
     let (tree, target) = (scratch.join("tree"), scratch.join("target"));
     if tree.exists() {
@@ -164,4 +239,90 @@ fn names(workspace: &Workspace) -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn lines(text: &str) -> Vec<String> {
+        text.lines().map(str::to_owned).collect()
+    }
+
+    #[test]
+    fn bug_is_found_by_the_failure_of_the_named_test_only() {
+        let test = "network::old_copy";
+        let of = |output| verdict(test, &lines(output));
+        assert_eq!(of("running 1 test\ntest network::old_copy ... FAILED\n"), Verdict::Failed);
+        assert_eq!(of("test network::old_copy ... ok"), Verdict::Passed);
+        assert_eq!(of("test network::old_copy_is_refused ... FAILED"), Verdict::Absent);
+        assert_eq!(of("test other::network::old_copy ... FAILED"), Verdict::Absent);
+        assert_eq!(of("test network::old_copy ... ignored"), Verdict::Absent);
+        assert_eq!(of("running 0 tests\ntest result: ok. 0 passed"), Verdict::Absent);
+        assert_eq!(of("error[E0425]: cannot find value\ntest result: FAILED"), Verdict::Absent);
+        assert_eq!(
+            of("test chaos::any ... FAILED\ntest network::old_copy ... ok"),
+            Verdict::Passed,
+            "another test failed"
+        );
+    }
+
+    #[test]
+    fn bug_is_found_by_a_reported_violation_and_not_by_an_error() {
+        let violation =
+            lines("skipped: disks\nseed 3, 3 nodes, 21 s: VIOLATION: 9 operations [pause]");
+        let sound = lines("seed 3, 3 nodes, 21 s: ok: 9 operations [pause]");
+        let error = lines("error: the run with seed 3 could not be made: VIOLATION: none");
+        assert!(finds_violation(Some(1), &violation).unwrap());
+        assert!(!finds_violation(Some(0), &sound).unwrap());
+        for (code, lines) in [
+            (Some(1), &sound),
+            (Some(1), &error),
+            (Some(2), &error),
+            (Some(2), &violation),
+            (Some(101), &sound),
+            (None, &sound),
+        ] {
+            assert!(finds_violation(code, lines).is_err(), "{code:?} {lines:?}");
+        }
+    }
+
+    #[test]
+    fn first_line_of_a_patch_names_the_test() {
+        let name = |patch| story_of(patch).unwrap();
+        assert_eq!(
+            name("Found by: it cuts::story \ndiff --git a b"),
+            Some("cuts::story".to_owned())
+        );
+        assert_eq!(name("diff --git a b\nFound by: it cuts::story"), None);
+        assert_eq!(name(""), None);
+        for wrong in [
+            "Found by it cuts::story",
+            "Found by: store log::reads",
+            "Found by: it ",
+            "Found by: it cuts",
+        ] {
+            assert!(story_of(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    /// A name that no test has would only be noticed when the bug is looked for.
+    #[test]
+    fn every_planted_bug_is_found_by_a_test_that_exists_or_by_schedules() {
+        let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+        for entry in fs::read_dir(root.join(PLANTED)).unwrap() {
+            let path = entry.unwrap().path();
+            let Some(test) = story_of(&fs::read_to_string(&path).unwrap()).unwrap() else {
+                continue;
+            };
+            let (module, function) = test.split_once("::").unwrap();
+            let source =
+                fs::read_to_string(root.join(format!("host/tests/it/{module}.rs"))).unwrap();
+            assert!(
+                source.contains(&format!("async fn {function}()")),
+                "{}: {test}",
+                path.display()
+            );
+        }
+    }
 }

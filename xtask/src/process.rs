@@ -2,7 +2,7 @@
 
 use std::{
     fs::File,
-    io::{IsTerminal as _, Read},
+    io::{BufRead as _, BufReader, IsTerminal as _, Read},
     path::Path,
     process::{Child, Command, ExitStatus, Stdio},
     thread,
@@ -13,7 +13,7 @@ use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::{
-    output::{human, say},
+    output::{human, result, say},
     workspace::find_program,
 };
 
@@ -48,6 +48,34 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
         bail!("`{line}` failed ({status})");
     }
     Ok(())
+}
+
+/// The result of [`stream`].
+pub(crate) struct Streamed {
+    pub(crate) status: ExitStatus,
+    /// The lines that the command printed on stdout.
+    pub(crate) lines: Vec<String>,
+}
+
+/// Runs a command to its end, whatever its status, and shows its output as it comes.
+pub(crate) fn stream(command: &mut Command) -> Result<Streamed> {
+    let line = command_line(command);
+    say(&format!("$ {line}"));
+    let mut child = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("cannot run `{line}`"))?;
+    let output = child.stdout.take().context("a command without an output")?;
+    let mut lines = Vec::new();
+    for bytes in BufReader::new(output).split(b'\n') {
+        let bytes = bytes.with_context(|| format!("cannot read the output of `{line}`"))?;
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        result(&text);
+        lines.push(text);
+    }
+    let status = child.wait().with_context(|| format!("cannot wait for `{line}`"))?;
+    Ok(Streamed { status, lines })
 }
 
 /// Runs a command for what it prints on stdout. Its error holds what it printed on stderr.
@@ -223,6 +251,12 @@ mod tests {
         assert_eq!(capture(&mut shell("echo out; echo err >&2")).unwrap(), "out\n");
         let error = capture(&mut shell("echo broken >&2; exit 3")).unwrap_err().to_string();
         assert!(error.contains("broken") && error.contains('3'), "{error}");
+    }
+
+    #[test]
+    fn lines_of_a_failing_command_are_kept_with_its_status() {
+        let Streamed { status, lines } = stream(&mut shell("echo one; echo two; exit 3")).unwrap();
+        assert_eq!((status.code(), lines), (Some(3), vec!["one".to_owned(), "two".to_owned()]));
     }
 
     #[test]
