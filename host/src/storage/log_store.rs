@@ -133,7 +133,7 @@ impl LogStore {
 
     /// The same without blocking: entries in memory are returned at once, and the disk is read on another
     /// thread, because the runtime's few threads also send heartbeats and run Raft.
-    async fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
+    pub async fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
         if let Some(entries) = reader::cached(&self.inner.shared, range.clone(), bytes_max) {
             return Ok(entries);
         }

@@ -261,3 +261,19 @@ fn retire_unused(
     }
     Ok(())
 }
+
+#[cfg(test)]
+impl Options {
+    /// The options of a node in a test, with a known key.
+    pub(crate) fn for_test(dir: &Path) -> Self {
+        let module = Bytes::from_static(b"module");
+        Self {
+            dir: dir.to_owned(),
+            cluster_id: "test".into(),
+            node_id: 1,
+            module_id: ModuleId::of(&module),
+            module,
+            master_key: MasterKey::from_bytes([7; 32]),
+        }
+    }
+}

@@ -5,6 +5,8 @@
 //! are in range and in order, a leader or candidate speaks for itself, and nothing contradicts what this
 //! node knows to be committed.
 
+use std::{collections::BTreeMap, ops::Range};
+
 use openraft::raft::{
     AppendEntriesRequest, StreamAppendError, StreamAppendResult, VoteRequest, VoteResponse,
 };
@@ -12,12 +14,16 @@ use tonic::Status;
 
 use crate::{
     proto::raft as wire,
+    storage::LogStore,
     types::{
         NodeId,
         convert::{Malformed, entry_from_wire, log_id_from_wire, vote_from_wire},
-        raft::{Entry, LogId, TypeConfig, Vote},
+        raft::{LogId, TypeConfig, Vote},
     },
 };
+
+/// Bytes of entries that are read from this node's log at once, to be compared with a request.
+const READ_BYTES_MAX: usize = 1 << 20;
 
 /// No index and no term gets here, and counting on from here never overflows.
 const COUNT_MAX: u64 = u64::MAX / 2;
@@ -115,12 +121,45 @@ pub(super) fn append(
     })
 }
 
-/// Refuses a request that would replace committed entries. `local` gives this node's own entry at an index,
-/// if it still has it.
-pub(super) fn check_committed(
+/// Refuses a request that would replace entries which this log knows to be committed. Does not block: entries
+/// that are not in memory are read on another thread.
+pub(super) async fn check_against_log(
+    request: &AppendEntriesRequest<TypeConfig>,
+    log: &LogStore,
+) -> Result<(), Status> {
+    let committed = log.extent().committed;
+    let mut known = BTreeMap::new();
+    let Range { start: mut next, end } = compared(request, committed);
+    while next < end {
+        let entries = match log.read(next..end, READ_BYTES_MAX).await {
+            Ok(entries) => entries,
+            // One damaged entry does not keep the others from being compared.
+            Err(_) => log.read(next..next + 1, READ_BYTES_MAX).await.unwrap_or_default(),
+        };
+        next = entries.last().map_or(next, |last| last.log_id.index) + 1;
+        known.extend(entries.iter().map(|entry| (entry.log_id.index, entry.log_id)));
+    }
+    check_committed(request, committed, |index| known.get(&index).copied())
+}
+
+/// The indexes of a request that lie before the committed entry.
+fn compared(request: &AppendEntriesRequest<TypeConfig>, committed: Option<LogId>) -> Range<u64> {
+    let first = request.prev_log_id.or_else(|| Some(request.entries.first()?.log_id));
+    let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
+    match (first, last, committed) {
+        (Some(first), Some(last), Some(committed)) => {
+            first.index..(last.index + 1).min(committed.index)
+        }
+        _ => 0..0,
+    }
+}
+
+/// Refuses a request that would replace committed entries. `local` returns the log id of this node's own entry at
+/// an index, if it is known.
+fn check_committed(
     request: &AppendEntriesRequest<TypeConfig>,
     committed: Option<LogId>,
-    local: impl Fn(u64) -> Option<Entry>,
+    local: impl Fn(u64) -> Option<LogId>,
 ) -> Result<(), Status> {
     let Some(committed) = committed else { return Ok(()) };
     let sent = request.prev_log_id.into_iter();
@@ -128,7 +167,7 @@ pub(super) fn check_committed(
     for log_id in sent.take_while(|log_id| log_id.index <= committed.index) {
         let known = match log_id.index == committed.index {
             true => Some(committed),
-            false => local(log_id.index).map(|entry| entry.log_id),
+            false => local(log_id.index),
         };
         // Without the entry, at least the order must be right.
         if known.map_or(log_id > committed, |known| known != log_id) {
@@ -221,9 +260,18 @@ pub(super) fn lost(log_id: LogId) -> Status {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, reason = "tests")]
 mod tests {
-    use openraft::EntryPayload;
+    use futures::{FutureExt, poll};
+    use openraft::{
+        EntryPayload,
+        storage::{IOFlushed, RaftLogStorage},
+        type_config::TypeConfigExt,
+    };
 
     use super::*;
+    use crate::{
+        storage::{Options, Storage},
+        types::raft::Entry,
+    };
 
     fn wire_vote(term: u64, node_id: u64, committed: bool) -> Option<wire::Vote> {
         Some(wire::Vote { term, node_id, committed })
@@ -253,7 +301,9 @@ mod tests {
     fn committed_entries_are_never_replaced() {
         let committed = Some(LogId::new_term_index(3, 10));
         // This node has the entries from 5 on; 8 is the first of term 3.
-        let local = |index| (index >= 5).then(|| entry(if index < 8 { 2 } else { 3 }, index));
+        let local = |index| {
+            (index >= 5).then(|| LogId::new_term_index(if index < 8 { 2 } else { 3 }, index))
+        };
         let check = |request| check_committed(&request, committed, local).is_ok();
         assert!(check(request(Some((3, 10)), &[(3, 11), (4, 12)])));
         assert!(check(request(Some((2, 7)), &[(3, 8), (3, 9), (3, 10), (5, 11)])));
@@ -265,6 +315,59 @@ mod tests {
         assert!(!check(request(Some((2, 7)), &[(4, 8)])));
         assert!(!check(request(Some((2, 9)), &[])));
         assert!(!check(request(Some((3, 8)), &[(3, 9), (4, 10)])));
+        assert!(!check(request(Some((3, 10)), &[(2, 11)])), "of an earlier term than before");
+    }
+
+    fn open(dir: &std::path::Path) -> LogStore {
+        Storage::open(Options::for_test(dir)).unwrap().log
+    }
+
+    /// The runtime has one thread for blocking work, and the test occupies it: whatever completes meanwhile has read
+    /// no disk, and whatever does not would have blocked Raft.
+    #[test]
+    fn committed_entries_on_the_disk_are_compared_without_blocking_the_runtime() {
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.max_blocking_threads(1).enable_all().build().unwrap();
+        runtime.block_on(async {
+            let dir = tempfile::tempdir().unwrap();
+            let mut log = open(dir.path());
+            let (done, flushed) = TypeConfig::oneshot();
+            let entries: Vec<_> = (0..10).map(|index| entry(2, index)).collect();
+            log.append(entries, IOFlushed::signal(done)).await.unwrap();
+            flushed.await.unwrap().unwrap();
+            let committed = Some(LogId::new_term_index(2, 8));
+            log.save_committed(committed).await.unwrap();
+            let same = request(Some((2, 3)), &[(2, 4), (2, 5)]);
+            // Only its last entry differs, and only this node's own entry shows that.
+            let other = request(Some((2, 3)), &[(2, 4), (1, 5)]);
+            let beyond = request(Some((2, 8)), &[(2, 9)]);
+            let occupy = || {
+                let (release, released) = std::sync::mpsc::channel::<()>();
+                (release, tokio::task::spawn_blocking(move || released.recv()))
+            };
+
+            let (release, occupied) = occupy();
+            for (request, allowed) in [(&same, true), (&other, false), (&beyond, true)] {
+                let checked = check_against_log(request, &log).now_or_never().expect("in memory");
+                assert_eq!(checked.is_ok(), allowed);
+            }
+            release.send(()).unwrap();
+            occupied.await.unwrap().unwrap();
+            drop(log);
+
+            let mut log = open(dir.path());
+            log.save_committed(committed).await.unwrap();
+            for (request, allowed) in [(&same, true), (&other, false)] {
+                let (release, occupied) = occupy();
+                let mut checking = std::pin::pin!(check_against_log(request, &log));
+                assert!(poll!(checking.as_mut()).is_pending(), "it read the disk on the runtime");
+                let at_once = check_against_log(&beyond, &log).now_or_never();
+                assert!(at_once.expect("nothing to read").is_ok());
+                release.send(()).unwrap();
+                occupied.await.unwrap().unwrap();
+                assert_eq!(checking.await.is_ok(), allowed);
+            }
+        });
     }
 
     /// Each line: an answer to the leader of term 5, node 1, that is refused.

@@ -7,7 +7,7 @@ use std::{
 };
 
 use futures::{StreamExt, stream::BoxStream};
-use openraft::raft::{AppendEntriesRequest, StreamAppendError, StreamAppendResult};
+use openraft::raft::{StreamAppendError, StreamAppendResult};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
@@ -122,14 +122,6 @@ impl PeerService {
         }
     }
 
-    /// Checks a request to append against what this node knows to be committed.
-    fn check_committed(&self, request: &AppendEntriesRequest<TypeConfig>) -> Result<(), Status> {
-        let log = self.replica.log();
-        message::check_committed(request, log.extent().committed, |index| {
-            log.entries(index..index + 1, 1).ok()?.pop().filter(|entry| entry.log_id.index == index)
-        })
-    }
-
     fn check_target(&self, cluster_id: Option<&str>, to: Option<NodeId>) -> Result<(), Status> {
         let identity = &self.local.identity;
         match cluster_id {
@@ -212,22 +204,26 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         let from = self.admit(request.metadata())?;
         // A request that cannot be understood ends the stream: what follows builds on it.
-        let service = self.clone();
+        let (replica, local) = (self.replica.clone(), self.local.clone());
         let closed = Box::pin(self.replica.peers_closed());
         let requests = request.into_inner().take_until(closed).scan((), move |(), request| {
-            let request = request.and_then(|request| match service.local.lost() {
-                None => message::append(request, from),
-                Some(reason) => Err(Status::unavailable(reason)),
-            });
-            let request = request.and_then(|request| {
-                service.replica.check_disk(Some(&request.vote))?;
-                service.check_committed(&request)?;
-                Ok(request)
-            });
-            let request = request.inspect_err(|status| {
-                tracing::debug!(from, error = status.message(), "an append stream ended");
-            });
-            std::future::ready(request.ok())
+            let (replica, local) = (replica.clone(), local.clone());
+            async move {
+                let checked = async {
+                    let request = request?;
+                    if let Some(reason) = local.lost() {
+                        return Err(Status::unavailable(reason));
+                    }
+                    let request = message::append(request, from)?;
+                    replica.check_disk(Some(&request.vote))?;
+                    message::check_against_log(&request, replica.log()).await?;
+                    Ok(request)
+                };
+                let checked = checked.await.inspect_err(|status: &Status| {
+                    tracing::debug!(from, error = status.message(), "an append stream ended");
+                });
+                checked.ok()
+            }
         });
         let answers = self.replica.raft().stream_append(requests);
         let (replica, process) = (self.replica.clone(), self.local.standing.process());
@@ -246,7 +242,7 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<wire::AppendResponse>, Status> {
         let from = self.admit(request.metadata())?;
         let request = message::append(request.into_inner(), from)?;
-        self.check_committed(&request)?;
+        message::check_against_log(&request, self.replica.log()).await?;
         if !request.entries.is_empty() {
             return Err(Status::invalid_argument("a heartbeat brings no entries"));
         }
