@@ -150,7 +150,7 @@ impl Backend for Replica {
                 self.lag() as f64,
             ),
         ]);
-        let ([equal, diverged, healed, undecided], quarantined) = self.agreement();
+        let ([equal, diverged, healed, undecided, withheld], quarantined) = self.agreement();
         metrics.extend([
             Metric::gauge(
                 "conclave_diverged",
@@ -176,6 +176,12 @@ impl Backend for Replica {
                 "conclave_checkpoints_undecided_total",
                 "Checkpoints that this node did not propose because no majority of the voters agreed.",
                 undecided,
+            ),
+            Metric::counter(
+                "conclave_snapshots_withheld_total",
+                "Times that a peer needed a snapshot and was sent none, because this node's state differs from other \
+                 voters' and no majority decides, or is being repaired.",
+                withheld,
             ),
         ]);
         metrics.extend(clock_metrics(self.clock()));

@@ -293,9 +293,9 @@ impl Replica {
         &self.0.worker
     }
 
-    /// Checkpoints that were equal, divergences, those that were healed, and digests without a majority,
-    /// since this node started; and whether it is in quarantine now.
-    pub fn agreement(&self) -> ([u64; 4], bool) {
+    /// Checkpoints that were equal, divergences, those that were healed, digests without a majority, and snapshots
+    /// that were not given to a peer, since this node started; and whether it is in quarantine now.
+    pub fn agreement(&self) -> ([u64; 5], bool) {
         (self.0.divergence.counted(), self.0.divergence.quarantine().is_some())
     }
 

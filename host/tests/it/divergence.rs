@@ -359,6 +359,16 @@ async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     cluster.caught_up(&[1, 2, 3], PATIENCE).await.unwrap();
 }
 
+/// Makes both instances of a node a thousand more than they should be, and returns what they count to.
+async fn make_wrong(cluster: &Cluster, id: u64) -> i64 {
+    let target = cluster.client_of(id);
+    let count = query(&target, CORRUPT).await.unwrap();
+    target.snapshot().await.unwrap();
+    let error = apply(&cluster.client(), TRAP).await.unwrap_err();
+    assert!(error.to_string().contains("trap"), "{error}");
+    count
+}
+
 /// Stops a node, counts on to `before`, and makes both instances of the leader a thousand more, as `corrupt` does with
 /// all three nodes: the leader, the node that is away, and the healthy one.
 async fn diverged_leader(cluster: &mut Cluster, before: i64) -> (u64, u64, u64) {
@@ -372,10 +382,7 @@ async fn diverged_leader(cluster: &mut Cluster, before: i64) -> (u64, u64, u64) 
         assert_eq!(apply(&client, COUNT).await.unwrap().0, count);
     }
     cluster.caught_up(&[leader, healthy]).await;
-    let target = cluster.client_of(leader);
-    assert_eq!(query(&target, CORRUPT).await.unwrap(), before + 1000);
-    target.snapshot().await.unwrap();
-    apply(&client, TRAP).await.unwrap_err();
+    assert_eq!(make_wrong(cluster, leader).await, before + 1000);
     assert_eq!(apply(&client, COUNT).await.unwrap().0, before + 1001, "the leader is not sound");
     undecided(cluster, leader, 1.0).await;
     (leader, away, healthy)
@@ -437,4 +444,56 @@ async fn a_copy_of_a_diverged_state_does_not_outvote_the_healthy_node() {
     let sound = node(&cluster, healthy).await.unwrap();
     assert!(sound.divergences == 0 && sound.fault.is_empty(), "{sound:?}");
     assert_eq!(query(&cluster.client_of(healthy), COUNT).await.unwrap(), 602);
+}
+
+/// While no consistency check has run since the damage, the leader takes a snapshot whose outcomes the healthy node
+/// contradicts, and the third node needs it. It gets none: a disputed state is not spread. Each further attempt is
+/// refused as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshot_of_a_disputed_state_is_given_to_no_peer() {
+    const WITHHELD: &str = "conclave_snapshots_withheld_total";
+    let [entries, kept] = small_logs();
+    // No check within the test.
+    let flags = vec![entries.into(), kept.into(), "--checkpoint-interval-ms=600000".into()];
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("drifting.wasm");
+    std::fs::write(&path, machine().component()).unwrap();
+    let mut cluster = Cluster::start_with(Setup { module: Some(path), flags }).await;
+    let client = cluster.client();
+    let leader = cluster.leader().await;
+    let (away, healthy) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    assert_eq!(apply(&client, COUNT).await.unwrap().0, 1);
+    cluster.caught_up(&[1, 2, 3]).await;
+    cluster.stop(away);
+    assert_eq!(make_wrong(&cluster, leader).await, 1001);
+    for count in 1002..1502 {
+        assert_eq!(apply(&client, COUNT).await.unwrap().0, count, "the leader is not sound");
+    }
+    let snapshot = cluster.client_of(leader).snapshot().await.unwrap();
+    eventually("the leader has purged the entries that the third node needs", async || {
+        let purged = node(&cluster, leader).await?.purged;
+        if purged > 100 { Ok(()) } else { Err(format!("{purged}")) }
+    })
+    .await;
+
+    cluster.start_node(away);
+    eventually("the third node is connected", async || {
+        let connected = format!("conclave_peer_connected{{peer=\"{away}\"}}");
+        let connected = cluster.metric(leader, &connected)?;
+        if connected == 1.0 { Ok(()) } else { Err("it is not".to_owned()) }
+    })
+    .await;
+    // The leader tried while the node was down, too.
+    let before = cluster.metric(leader, WITHHELD).unwrap();
+    eventually("the third node is refused the snapshot, or has it", async || {
+        let withheld = cluster.metric(leader, WITHHELD)?;
+        let applied = node(&cluster, away).await?.applied;
+        let tried = withheld >= before + 3.0 || applied >= snapshot;
+        if tried { Ok(()) } else { Err(format!("{before} to {withheld}")) }
+    })
+    .await;
+    let third = node(&cluster, away).await.unwrap();
+    assert!(third.applied < snapshot, "it has a copy of the disputed state: {third:?}");
+    assert_eq!(query(&cluster.client_of(healthy), COUNT).await.unwrap(), 501, "it is sound");
+    assert_eq!(cluster.leader().await, leader);
 }

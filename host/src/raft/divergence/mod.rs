@@ -111,6 +111,7 @@ struct Counts {
     diverged: AtomicU64,
     healed: AtomicU64,
     undecided: AtomicU64,
+    withheld: AtomicU64,
 }
 
 /// Why this node is silent.
@@ -228,8 +229,11 @@ impl Divergence {
         *since = disputed.then(|| since.unwrap_or_else(Instant::now));
     }
 
-    /// Logs that a snapshot is not given to a peer, once until one is given again.
+    /// Counts that a snapshot is not given to a peer, and logs it once until one is given again.
     pub(super) fn note_given(&self, to: NodeId, refusal: Option<&str>) {
+        if refusal.is_some() {
+            self.counts.withheld.fetch_add(1, Ordering::Relaxed);
+        }
         let refused = self.refused_snapshot.swap(refusal.is_some(), Ordering::Relaxed);
         if let Some(why) = refusal
             && !refused
@@ -321,10 +325,11 @@ impl Divergence {
         true
     }
 
-    /// Counts, in this order: equal checkpoints, divergences, healed ones, and digests without a majority.
-    pub(super) fn counted(&self) -> [u64; 4] {
-        let Counts { equal, diverged, healed, undecided } = &self.counts;
-        [equal, diverged, healed, undecided].map(|count| count.load(Ordering::Relaxed))
+    /// Counts, in this order: equal checkpoints, divergences, healed ones, digests without a majority, and snapshots
+    /// that were not given to a peer.
+    pub(super) fn counted(&self) -> [u64; 5] {
+        let Counts { equal, diverged, healed, undecided, withheld } = &self.counts;
+        [equal, diverged, healed, undecided, withheld].map(|count| count.load(Ordering::Relaxed))
     }
 }
 
