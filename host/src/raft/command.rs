@@ -136,14 +136,19 @@ impl Replica {
 
     /// Proposes a call as the leader and waits for its outcome.
     pub(super) async fn propose(&self, call: Call, deadline: Instant) -> Result<Applied, Error> {
-        let _slot = self.0.slot()?;
+        let slot = self.0.slot()?;
         self.0.brake.hold(&call, deadline).await?;
         self.0.admission.wait(call.bytes(), deadline).await?;
         let (method, principal) = (call.method.clone(), call.principal.clone());
-        let applied = self.propose_kind(CommandKind::Call(call), deadline).await?;
-        let trapped = matches!(applied.outcome, Some(Outcome::Trap(_)));
-        self.0.brake.note(&method, &principal, trapped);
-        Ok(applied)
+        let brake = self.0.brake.clone();
+        let time_ms = self.stamp().await;
+        let done = move |applied: Option<&Applied>| {
+            drop(slot);
+            if let Some(applied) = applied {
+                brake.note(&method, &principal, matches!(applied.outcome, Some(Outcome::Trap(_))));
+            }
+        };
+        self.write(time_ms, CommandKind::Call(call), deadline, done).await
     }
 
     /// Proposes a command as the leader and waits for its outcome.
@@ -163,10 +168,29 @@ impl Replica {
         kind: CommandKind,
         deadline: Instant,
     ) -> Result<Applied, Error> {
+        self.write(time_ms, kind, deadline, |_| ()).await
+    }
+
+    /// Proposes a command and waits for its outcome. `done` is called with the outcome, or without one if Raft
+    /// discarded the command: also if this call is cancelled or its deadline passes, because a command that was
+    /// proposed is on its way all the same.
+    async fn write(
+        &self,
+        time_ms: u64,
+        kind: CommandKind,
+        deadline: Instant,
+        done: impl FnOnce(Option<&Applied>) + Send + 'static,
+    ) -> Result<Applied, Error> {
         self.0.check_running()?;
-        let _proposal = self.0.leadership.propose()?;
-        let command = Command { time_ms, kind };
-        let written = timeout_at(deadline, self.0.raft.client_write(command));
+        let proposal = self.0.leadership.propose()?;
+        let raft = self.0.raft.clone();
+        let write = async move {
+            let written = raft.client_write(Command { time_ms, kind }).await;
+            done(written.as_ref().ok().map(|response| &response.data));
+            drop(proposal);
+            written
+        };
+        let written = timeout_at(deadline, self.0.supervisor.finish("command", write));
         let written = tokio::select! {
             written = written => written.map_err(|_| Error::deadline_outcome_unknown())?,
             () = self.0.leadership.disk_hangs() => return Err(Error::lost(
@@ -216,16 +240,16 @@ impl Replica {
 }
 
 /// A place among the commands that a leader holds at once.
-struct Slot<'a>(&'a AtomicUsize);
+struct Slot(Arc<AtomicUsize>);
 
-impl Drop for Slot<'_> {
+impl Drop for Slot {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
 }
 
 impl super::Inner {
-    fn slot(&self) -> Result<Slot<'_>, Error> {
+    fn slot(&self) -> Result<Slot, Error> {
         let most = self.limits.commands_in_flight_max;
         if self.commands_in_flight.fetch_add(1, Ordering::Relaxed) >= most {
             self.commands_in_flight.fetch_sub(1, Ordering::Relaxed);
@@ -233,7 +257,7 @@ impl super::Inner {
                 "the leader already holds {most} commands (commands_in_flight_max): try again"
             )));
         }
-        Ok(Slot(&self.commands_in_flight))
+        Ok(Slot(self.commands_in_flight.clone()))
     }
 
     /// Refuses what has not been proposed yet, once Raft, the store or the machine has stopped.

@@ -19,7 +19,7 @@
 use std::{
     fmt,
     sync::{
-        Mutex, PoisonError, Weak,
+        Arc, Mutex, PoisonError, Weak,
         atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
     },
     time::Duration,
@@ -84,7 +84,7 @@ pub(super) struct Leadership {
     /// Proposals are refused, because another node is about to lead.
     transferring: AtomicBool,
     /// Proposals that have been given to openraft and not answered.
-    proposals: AtomicUsize,
+    proposals: Arc<AtomicUsize>,
     transfers: AtomicU64,
     hung: watch::Sender<bool>,
     /// Peers' streams end.
@@ -92,9 +92,9 @@ pub(super) struct Leadership {
 }
 
 /// A proposal under way.
-pub(super) struct Proposal<'a>(&'a AtomicUsize);
+pub(super) struct Proposal(Arc<AtomicUsize>);
 
-impl Drop for Proposal<'_> {
+impl Drop for Proposal {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::SeqCst);
     }
@@ -106,7 +106,7 @@ impl Leadership {
             stopping: AtomicBool::new(false),
             clock: Mutex::new(None),
             transferring: AtomicBool::new(false),
-            proposals: AtomicUsize::new(0),
+            proposals: Arc::default(),
             transfers: AtomicU64::new(0),
             hung: watch::Sender::new(false),
             closed: watch::Sender::new(false),
@@ -114,10 +114,10 @@ impl Leadership {
     }
 
     /// Counts a proposal, or refuses it while leadership is being transferred.
-    pub(super) fn propose(&self) -> Result<Proposal<'_>, Error> {
+    pub(super) fn propose(&self) -> Result<Proposal, Error> {
         // Counted before looking: a transfer sets the flag before it looks at the count.
         self.proposals.fetch_add(1, Ordering::SeqCst);
-        let proposal = Proposal(&self.proposals);
+        let proposal = Proposal(self.proposals.clone());
         if self.transferring.load(Ordering::SeqCst) {
             return Err(Error::not_leader(None));
         }

@@ -126,8 +126,8 @@ struct Inner {
     health: watch::Sender<Health>,
     /// When a leader was last heard of.
     leader_heard: Mutex<Instant>,
-    commands_in_flight: AtomicUsize,
-    brake: Brake,
+    commands_in_flight: Arc<AtomicUsize>,
+    brake: Arc<Brake>,
 }
 
 impl Replica {
@@ -212,8 +212,8 @@ impl Replica {
             supervisor,
             health,
             leader_heard: Mutex::new(Instant::now()),
-            commands_in_flight: AtomicUsize::new(0),
-            brake: Brake::default(),
+            commands_in_flight: Arc::default(),
+            brake: Arc::default(),
         }));
         let _ = own_replica.set(Arc::downgrade(&replica.0));
         replica.0.connect_to_members();

@@ -177,3 +177,28 @@ async fn traps_and_snapshots_go_together() {
     }
     all_agree(&cluster, expected).await;
 }
+
+/// A caller whose deadlines are too short to hear of its traps is slowed down like any other: the leader takes note of
+/// an outcome also if the call that waited for it was cancelled.
+#[tokio::test(flavor = "multi_thread")]
+async fn traps_of_cancelled_calls_slow_their_caller_down() {
+    // A loop that takes longer than the deadline.
+    const FUEL: &str = "--fuel-per-call=300000000";
+    const DEADLINE: Duration = Duration::from_millis(20);
+    let flags = vec![FUEL.into(), "--memory-bytes-max=301989888".into()];
+    let cluster = Cluster::start_with(Setup { module: Some(hostile()), flags }).await;
+    let client = cluster.client_of(cluster.leader().await);
+    let mut errors = Vec::new();
+    // The first call finds the methods.
+    let mut expected = add(&client, 1).await;
+    for _ in 0..12 {
+        let options = CallOptions::write().deadline(DEADLINE);
+        let cut = harness::call(&client, "hostile.v1.Hostile/Loop", json!({}), options).await;
+        errors.push(cut.unwrap_err().to_string());
+        // It is applied after the loop was.
+        expected += 1;
+        assert_eq!(add(&client, 1).await, expected);
+    }
+    assert!(!errors.iter().any(|error| error.contains("fuel")), "none hears of it: {errors:?}");
+    assert!(errors.iter().any(|error| error.contains("keep trapping")), "{errors:?}");
+}
