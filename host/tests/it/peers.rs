@@ -1,13 +1,17 @@
 //! The peer port, where a test speaks as one of the members.
 
-use std::{fs, time::Duration};
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
 
 use conclave::{
     proto::raft::{
-        AppendRequest, Checkpoint, Entry, FetchSnapshotRequest, HandshakeRequest, LogId, Member,
-        Membership, SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, Standing,
-        StoredMembership, StoredModule, TransferLeaderRequest, Vote, VoteRequest, Voters,
-        raft_client::RaftClient, snapshot_part::Part, snapshot_progress::Progress,
+        AppendRequest, Checkpoint, CompareClocksRequest, Entry, FetchSnapshotRequest,
+        HandshakeRequest, LogId, Member, Membership, SnapshotEnd, SnapshotHeader, SnapshotPart,
+        SnapshotStart, Standing, StoredMembership, StoredModule, TransferLeaderRequest, Vote,
+        VoteRequest, Voters, raft_client::RaftClient, snapshot_part::Part,
+        snapshot_progress::Progress,
     },
     raft::network::PROTOCOL_VERSION,
     types::ModuleId,
@@ -125,6 +129,53 @@ async fn a_restarted_follower_elects_nobody_for_a_lease() {
     let mut at_leader = Pretender::member(&cluster, other, leader).await;
     assert_eq!(at_leader.elects_me(true, false).await, Some(true));
     assert_eq!(at_follower.elects_me(false, true).await, Some(true), "the leader's own wish");
+}
+
+/// After a restart of all nodes no node knows how long the cluster was down, until a leader has found it out. The
+/// followers learn the log's time from the leader as soon as they know it, not at their next comparison of clocks a
+/// second later: if the leader fell silent first, its successor would have to find out again.
+#[tokio::test(flavor = "multi_thread")]
+async fn restarted_followers_know_the_time_of_the_log_as_soon_as_a_leader_is_known() {
+    const SOON: Duration = Duration::from_millis(500);
+    const POLL: Duration = Duration::from_millis(5);
+    let mut cluster = Cluster::start().await;
+    put(&cluster.client(), "key", "text").await.unwrap();
+    for round in 1..=4 {
+        for id in 1..=3 {
+            cluster.kill(id);
+        }
+        for id in 1..=3 {
+            cluster.start_node(id);
+        }
+        let mut peers = Vec::new();
+        for (from, to) in [(2, 1), (3, 2), (1, 3)] {
+            peers.push(Pretender::member(&cluster, from, to).await);
+        }
+        let begun = Instant::now();
+        let (mut led_since, mut known) = (None, [None; 3]);
+        while known.contains(&None) {
+            assert!(begun.elapsed() < PATIENCE, "round {round}: {led_since:?} {known:?}");
+            for (at, peer) in peers.iter_mut().enumerate() {
+                let request = peer.request(CompareClocksRequest {});
+                // A connection of the node's own replaces the one that the test made.
+                let Ok(answer) = peer.client.compare_clocks(request).await else { continue };
+                let clock = answer.into_inner();
+                if clock.leads {
+                    led_since.get_or_insert_with(Instant::now);
+                }
+                if clock.log_time_us != 0 {
+                    known[at].get_or_insert_with(Instant::now);
+                }
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        let led_since = led_since.unwrap();
+        for (at, known) in known.into_iter().flatten().enumerate() {
+            let after = known.saturating_duration_since(led_since);
+            eprintln!("round {round}: node {} knows the log's time after {after:?}", at + 1);
+            assert!(after < SOON, "round {round}: node {} knew it after {after:?}", at + 1);
+        }
+    }
 }
 
 /// Whatever a member sends, it is refused before it has had any effect, and the node goes on.

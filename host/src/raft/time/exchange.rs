@@ -4,7 +4,7 @@ use std::{sync::Weak, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use openraft::async_runtime::WatchReceiver;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout};
 
 use super::{Compared, Evidence, Nanos, Offset, Reading, State, Time, log_clock};
 use crate::{
@@ -16,25 +16,50 @@ use crate::{
 
 /// Between two comparisons with every member.
 const INTERVAL: Duration = Duration::from_secs(1);
+/// Before a leader that did not know the log's time is asked again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// A peer that has not answered by then is not compared with this time.
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 const NANOS_PER_MICRO: Nanos = 1_000;
 /// No operator means a later time: the year 2200.
 const SET_MS_MAX: u64 = 7_258_118_400_000;
 
-/// Compares the clocks until the replica is gone.
+/// Compares the clocks until the replica is gone: at intervals, and as soon as another leader becomes known. A node
+/// that follows the leader's pace can continue the log's time at once when that leader falls silent.
 pub(in crate::raft) async fn run(replica: Weak<Inner>) {
     loop {
         let Some(replica) = replica.upgrade().map(Replica) else { return };
+        let mut metrics = replica.0.raft.server_metrics();
+        let before = metrics.borrow_and_update().current_leader;
         replica.compare_clocks(|_| false).await;
-        if replica.0.is_leader() {
+        let leads = replica.0.is_leader();
+        if leads {
             // Also without writes: timers that are due after a downtime wait for it.
             replica.stamp().await;
         }
         replica.0.leadership.set_clock_fault(replica.0.time.check());
+        let pause = pause(before.is_some() && !leads, replica.0.time.follows());
         drop(replica);
-        sleep(INTERVAL).await;
+        let another_leads = async {
+            loop {
+                let leader = metrics.borrow_and_update().current_leader;
+                if leader.is_some() && leader != before {
+                    return;
+                }
+                if metrics.changed().await.is_err() {
+                    // Raft has stopped.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let _ = timeout(pause, another_leads).await;
     }
+}
+
+/// How long a node waits before it compares the clocks again. A leader that was just elected may have been asked
+/// before it knew the log's time.
+fn pause(has_leader: bool, follows: bool) -> Duration {
+    if has_leader && !follows { RETRY_INTERVAL } else { INTERVAL }
 }
 
 impl Replica {
@@ -193,5 +218,17 @@ impl Time {
     fn set(&self, time_ms: u64) {
         let now = Reading::now();
         self.state().clock.set(now.boot, log_clock::nanos_of_ms(time_ms));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn follower_asks_soon_again_until_its_leader_knows_the_time_of_the_log() {
+        assert_eq!(pause(true, false), RETRY_INTERVAL);
+        assert_eq!(pause(true, true), INTERVAL);
+        assert_eq!(pause(false, false), INTERVAL, "a new leader ends the pause");
     }
 }

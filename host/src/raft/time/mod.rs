@@ -10,8 +10,8 @@
 //!    - after the whole cluster was down: wall clocks are the only evidence of how long, and a majority of the voters'
 //!      clocks must agree;
 //!    - by an operator's `conclave cluster set-time`, which is an entry of the log.
-//! 3. Every second each node compares its clock with every member's, and adopts the leader's log time, so that a new
-//!    leader continues where the last one was. See [`offsets`].
+//! 3. Every second, and as soon as another leader becomes known, each node compares its clock with every member's, and
+//!    adopts the leader's log time, so that a new leader continues where the last one was. See [`offsets`].
 //! 4. A node whose clock differs from the majority's by more than 500 ms says so: log, status, metrics.
 //!
 //! The monotonic clock is `CLOCK_BOOTTIME`: it also counts while the host is suspended.
@@ -157,6 +157,11 @@ impl Time {
     /// The log's time now, in milliseconds since the Unix epoch, as this node estimates it.
     pub(super) fn now_ms(&self) -> u64 {
         ms_of_nanos(self.state().clock.advance(boot_time(), None))
+    }
+
+    /// Whether this node's estimate follows the log's pace.
+    fn follows(&self) -> bool {
+        self.state().clock.is_known()
     }
 
     /// The stamp for an entry that this node proposes as the leader; `None` while it does not know the log's pace.
