@@ -243,6 +243,8 @@ mod tests {
         assert_eq!(followers.lowest(&at(20, 5), start + PATIENCE / 2), Some(5));
         assert_eq!(followers.lowest(&at(30, 5), start + PATIENCE), Some(30));
         assert_eq!(followers.lowest(&at(30, 6), start + PATIENCE), Some(6));
+        let without_three = BTreeMap::from([(2, 30)]);
+        assert_eq!(followers.lowest(&without_three, start + PATIENCE), Some(30), "3 has left");
     }
 
     #[tokio::test]
