@@ -23,17 +23,20 @@ pub const STORE_BYTES_MAX: u64 = 256 << 20;
 pub const PAGE_KEYS_DEFAULT: usize = 1000;
 /// The longest page.
 pub const PAGE_KEYS_MAX: usize = 10_000;
-/// The bytes of keys and values that one answer gives. Many gRPC clients refuse messages above
+/// The bytes of keys and values that one answer gives. Hosts and many gRPC clients refuse messages above
 /// 4 MiB; one value over the bound still leaves room to that.
 pub const RESPONSE_BYTES_MAX: usize = 2 << 20;
 /// Expired keys that a command deletes beside its own work: more than a command can add, so that the
 /// backlog shrinks even where nobody ticks, and little enough not to be felt.
 pub const SWEPT_PER_COMMAND: usize = 2 * OPERATIONS_MAX;
-/// The bytes of keys that a command deletes so, counted as [`SWEPT_BYTES_PER_TICK`].
+/// The bytes of the events of such deletions, as the host counts them. The deletion that reaches the limit is the last
+/// one.
 pub const SWEPT_BYTES_PER_COMMAND: usize = 256 << 10;
-/// The bytes of keys that a tick deletes, as they stand in the events that tell of them: an answer of the
-/// machine has a limit.
+/// The same for a tick: the events of an entry have a limit.
 pub const SWEPT_BYTES_PER_TICK: usize = 2 << 20;
+/// The bytes of the events of a batch or transaction, as the host counts them: what every host takes. With requests of
+/// at most 4 MiB, which is the default, no batch reaches it.
+pub const EVENT_BYTES_MAX: usize = conclave_sdk::limits::EVENT_BYTES_MAX;
 /// Expired keys that a tick deletes. It asks to be woken again for the rest.
 pub const SWEPT_PER_TICK: usize = 4096;
 

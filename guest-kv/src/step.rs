@@ -19,12 +19,13 @@ pub(crate) struct Step<'a> {
     index: u64,
     changed: bool,
     events: Vec<Event>,
+    event_bytes: usize,
 }
 
 impl<'a> Step<'a> {
     pub(crate) fn new(state: &'a mut State, context: &Context) -> Self {
         let Context { time_ms, index, .. } = *context;
-        Self { state, time_ms, index, changed: false, events: Vec::new() }
+        Self { state, time_ms, index, changed: false, events: Vec::new(), event_bytes: 0 }
     }
 
     /// What the operations brought about.
@@ -32,18 +33,21 @@ impl<'a> Step<'a> {
         self.events
     }
 
-    /// Deletes keys that expired: at most `count`, of at most `bytes` in the events that tell of them.
+    /// Deletes keys that expired: at most `count`, until their events have `bytes`.
     pub(crate) fn sweep(&mut self, count: usize, bytes: usize) {
-        let mut told = 0;
         for _ in 0..count {
-            if told >= bytes {
+            if self.event_bytes >= bytes {
                 return;
             }
             let Some(key) = self.state.sweep_one(self.time_ms) else { return };
             let kv = KeyValue { key: key.to_string(), ..KeyValue::default() };
             self.tell(Kind::Expire, kv);
-            told += 2 * key.len();
         }
+    }
+
+    /// The bytes of the events so far, as the host counts them.
+    pub(crate) fn event_bytes(&self) -> usize {
+        self.event_bytes
     }
 
     fn tell(&mut self, kind: Kind, kv: KeyValue) {
@@ -51,7 +55,9 @@ impl<'a> Step<'a> {
         let message = WatchResponse { kind: kind.into(), kv: Some(kv), revision, index };
         let payload = message.encode_to_vec();
         let topic = message.kv.unwrap_or_default().key.into_bytes();
-        self.events.push(Event { topic, payload });
+        let event = Event { topic, payload };
+        self.event_bytes += event.counted_bytes();
+        self.events.push(event);
     }
 
     pub(crate) fn state(&self) -> &State {

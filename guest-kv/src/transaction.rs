@@ -6,7 +6,8 @@ use conclave_sdk::{Failure, prost::Message as _};
 
 use crate::{
     limits::{
-        COMPARES_MAX, OPERATIONS_MAX, RESPONSE_BYTES_MAX, VALUE_BYTES_MAX, check_key, within,
+        COMPARES_MAX, EVENT_BYTES_MAX, OPERATIONS_MAX, RESPONSE_BYTES_MAX, VALUE_BYTES_MAX,
+        check_key, within,
     },
     pb::{
         Compare, Operation, OperationResult, TxnRequest,
@@ -33,6 +34,13 @@ pub(crate) fn run(
             return Err(Failure::resource_exhausted(format!(
                 "the results up to operation {index} have {bytes} bytes; at most \
                  {RESPONSE_BYTES_MAX} are allowed: get fewer keys at once"
+            )));
+        }
+        let event_bytes = step.event_bytes();
+        if event_bytes > EVENT_BYTES_MAX {
+            return Err(Failure::resource_exhausted(format!(
+                "the changes up to operation {index} have {event_bytes} bytes as events; at most \
+                 {EVENT_BYTES_MAX} are allowed: divide the request"
             )));
         }
         results.push(result);

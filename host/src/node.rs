@@ -192,6 +192,7 @@ fn machine_limits(limits: &config::Limits) -> machine::Limits {
         memory_bytes_max: limits.memory_bytes_max,
         fuel_per_call: limits.fuel_per_call,
         response_bytes_max: limits.response_bytes_max,
+        event_bytes_max: limits.event_bytes_max,
         ..machine::Limits::default()
     }
 }

@@ -32,7 +32,8 @@ struct Layer {
 const LAYERS: [Layer; 17] = [
     Layer { name: "proto", sees: &[], uses: &["tonic"] },
     Layer { name: "types", sees: &["proto"], uses: &["openraft"] },
-    Layer { name: "config", sees: &[], uses: &[] },
+    // The defaults of limits.
+    Layer { name: "config", sees: &["types"], uses: &[] },
     Layer { name: "crypto", sees: &[], uses: &["aes_gcm"] },
     Layer { name: "error", sees: &["types"], uses: &[] },
     Layer { name: "supervise", sees: &["types"], uses: &[] },

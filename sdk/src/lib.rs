@@ -71,6 +71,7 @@ mod protobuf;
 mod router;
 pub mod snapshot;
 
+pub mod limits;
 pub mod log;
 #[cfg(not(target_family = "wasm"))]
 pub mod testing;

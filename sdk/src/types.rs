@@ -4,6 +4,7 @@
 pub use crate::bindings::conclave::fsm::types::{
     Call, Code, Context, Description, Event, Failure, Reply, Subscription,
 };
+use crate::limits::EVENT_OVERHEAD_BYTES;
 
 macro_rules! constructors {
     ($($(#[$doc:meta])* $name:ident => $code:ident;)*) => {
@@ -94,6 +95,13 @@ impl Reply {
 impl Default for Reply {
     fn default() -> Self {
         Self::new(Vec::new())
+    }
+}
+
+impl Event {
+    /// The bytes that the event counts towards [`EVENT_BYTES_MAX`](crate::limits::EVENT_BYTES_MAX).
+    pub fn counted_bytes(&self) -> usize {
+        self.topic.len() + self.payload.len() + EVENT_OVERHEAD_BYTES
     }
 }
 

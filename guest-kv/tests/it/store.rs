@@ -1,6 +1,10 @@
 //! A store and its clock, for the tests to talk to.
 
-use conclave_sdk::{Call, Context, Event, Failure, Machine, Reply, Subscription, prost::Message};
+use conclave_sdk::{
+    Call, Context, Event, Failure, Machine, Reply, Subscription,
+    limits::{EVENT_BYTES_MAX, RESPONSE_BYTES_MAX},
+    prost::Message,
+};
 use guest_kv::{
     Kv,
     pb::{
@@ -35,6 +39,7 @@ impl Store {
         self.index += 1;
         let call = Call::of(format!("kv.v1.KV/{method}"), request);
         let Reply { response, events, wake_at_ms } = self.kv.apply(&self.context(), &call)?;
+        assert_within_limits(&response, &events);
         self.note(events);
         self.wake_at_ms = wake_at_ms;
         Ok(T::decode(&*response).unwrap())
@@ -84,7 +89,8 @@ impl Store {
 
     pub(crate) fn tick(&mut self) {
         self.index += 1;
-        let Reply { events, wake_at_ms, .. } = self.kv.tick(&self.context());
+        let Reply { response, events, wake_at_ms } = self.kv.tick(&self.context());
+        assert_within_limits(&response, &events);
         self.note(events);
         self.wake_at_ms = wake_at_ms;
     }
@@ -108,6 +114,13 @@ impl Store {
     pub(crate) fn held(&self) -> u64 {
         u64::from_be_bytes(self.kv.save()[20..28].try_into().unwrap())
     }
+}
+
+/// A host rolls back what is larger.
+fn assert_within_limits(response: &[u8], events: &[Event]) {
+    assert!(response.len() <= RESPONSE_BYTES_MAX, "a response of {} bytes", response.len());
+    let bytes: usize = events.iter().map(Event::counted_bytes).sum();
+    assert!(bytes <= EVENT_BYTES_MAX, "{} events of {bytes} bytes", events.len());
 }
 
 pub(crate) fn put_text(key: &str, text: &str) -> PutRequest {

@@ -60,7 +60,7 @@ use self::{
     reflection::Reflection,
     table::Table,
 };
-use crate::error::Error;
+use crate::{error::Error, types};
 
 /// The layer's limits. All of them hold at once.
 #[derive(Clone, Copy, Debug)]
@@ -92,7 +92,7 @@ impl Default for Options {
                 default: Duration::from_secs(10),
                 max: Duration::from_secs(300),
             },
-            request_bytes_max: 4 * 1024 * 1024,
+            request_bytes_max: types::limits::REQUEST_BYTES,
             large_requests_bytes_max: 256 * 1024 * 1024,
             large_answers_bytes_max: 256 * 1024 * 1024,
             calls_in_flight_max: 16 * 1024,

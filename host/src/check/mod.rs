@@ -21,6 +21,7 @@
 //! - Logs are given, or made up from the descriptor. A recorded one that does not begin at the beginning is played on
 //!   the initial state all the same.
 
+mod answers;
 mod calls;
 mod checks;
 mod error;
@@ -60,7 +61,7 @@ const CUTS_MIN: usize = 4;
 /// Fuel that one check may take by playing the log again and again: some seconds of it.
 const FUEL_A_CHECK: u64 = 4_000_000_000;
 /// The checks that are none of [`CHECKS`].
-const OTHERS: [&str; 4] = ["features", "traps", "fuel", "memory"];
+const OTHERS: [&str; 5] = ["features", "traps", "fuel", "memory", "answers"];
 
 /// Where the calls come from.
 #[derive(Clone, Debug)]
@@ -184,14 +185,11 @@ fn checked(
     let fuel = || Ok(usage::fuel(&bench, &survey));
     report.checks.push(or_skipped(skipped("fuel"), "fuel", fuel)?);
     tell("memory", report.checks.len() + 1);
-    let memory = || {
-        usage::memory(&bench, &survey).or_else(|stop| match stop {
-            Stop::Fault(fault) => Err(fault),
-            // Other checks have said so.
-            Stop::Found(finding) => Ok(Checked::new("memory", "", Verdict::Skipped, finding.what)),
-        })
-    };
+    let memory = || or_found("memory", usage::memory(&bench, &survey));
     report.checks.push(or_skipped(skipped("memory"), "memory", memory)?);
+    tell("answers", report.checks.len() + 1);
+    let answers = || or_found("answers", answers::answers(&bench, &survey));
+    report.checks.push(or_skipped(skipped("answers"), "answers", answers)?);
     tell("", total);
     Ok(report)
 }
@@ -205,6 +203,14 @@ fn or_skipped(
         true => Ok(Checked::new(name, "", Verdict::Skipped, "not asked for".to_owned())),
         false => run(),
     }
+}
+
+/// A check that was ended by a breach, which other checks report.
+fn or_found(name: &'static str, checked: Result<Checked, Stop>) -> Result<Checked, Fault> {
+    checked.or_else(|stop| match stop {
+        Stop::Fault(fault) => Err(fault),
+        Stop::Found(finding) => Ok(Checked::new(name, "", Verdict::Skipped, finding.what)),
+    })
 }
 
 /// Makes or reads the calls, and plays them once.

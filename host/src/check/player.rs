@@ -7,7 +7,9 @@ use super::{
     finding::{Finding, Stop, place},
 };
 use crate::{
-    machine::{Broke, Fault, Lone, Module, Moment, OpenSnapshot, SNAPSHOT_CHUNK_BYTES_MAX},
+    machine::{
+        AnswerSize, Broke, Fault, Lone, Module, Moment, OpenSnapshot, SNAPSHOT_CHUNK_BYTES_MAX,
+    },
     types::{Call, Failure, Outcome, Trap},
 };
 
@@ -176,6 +178,11 @@ impl Player {
     /// The fuel that all calls took.
     pub(super) fn fuel_used_in_all(&self) -> u64 {
         self.lone.fuel_used_in_all()
+    }
+
+    /// The size of the last answer, also of one that was refused because it is too large.
+    pub(super) fn answer_size(&self) -> AnswerSize {
+        self.lone.answer_size()
     }
 
     /// The linear memory that the instance holds.

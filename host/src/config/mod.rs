@@ -123,8 +123,12 @@ impl fmt::Debug for ModuleSource {
 pub struct Limits {
     /// The largest request message. Default 4 MiB, at most 16 MiB.
     pub request_bytes_max: usize,
-    /// The largest response message. Default 4 MiB, at most 64 MiB.
+    /// The largest response message. Default 4 MiB, or `request_bytes_max` if that is larger; at least that, at most
+    /// 64 MiB.
     pub response_bytes_max: usize,
+    /// The events of one entry: topics, payloads and 64 bytes for each event. Default 8 MiB, or twice
+    /// `request_bytes_max` if that is larger; at least 8 MiB and 1 MiB more than `request_bytes_max`, at most 64 MiB.
+    pub event_bytes_max: usize,
     /// Fuel, about one unit a wasm instruction, for one call. Default 2,000,000,000: a second or two.
     pub fuel_per_call: u64,
     /// Linear memory of one instance of the machine; a node keeps two. Default 1 GiB, at most 4 GiB.

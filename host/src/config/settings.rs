@@ -81,9 +81,14 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_REQUEST_BYTES_MAX", value_name = "BYTES")]
     pub request_bytes_max: Option<usize>,
 
-    /// The largest response message [default: 4194304]
+    /// The largest response message [default: 4194304, or request_bytes_max if that is larger]
     #[arg(long, env = "CONCLAVE_RESPONSE_BYTES_MAX", value_name = "BYTES")]
     pub response_bytes_max: Option<usize>,
+
+    /// The events of one command: topics, payloads and 64 bytes per event [default: 8388608, or twice
+    /// request_bytes_max if that is larger]
+    #[arg(long, env = "CONCLAVE_EVENT_BYTES_MAX", value_name = "BYTES")]
+    pub event_bytes_max: Option<usize>,
 
     /// Fuel for one call of the machine, about one unit a wasm instruction [default: 2000000000]
     #[arg(long, env = "CONCLAVE_FUEL_PER_CALL", value_name = "UNITS")]
@@ -177,6 +182,7 @@ impl Settings {
             request_timeout_ms: self.request_timeout_ms.or(file.request_timeout_ms),
             request_bytes_max: self.request_bytes_max.or(file.request_bytes_max),
             response_bytes_max: self.response_bytes_max.or(file.response_bytes_max),
+            event_bytes_max: self.event_bytes_max.or(file.event_bytes_max),
             fuel_per_call: self.fuel_per_call.or(file.fuel_per_call),
             memory_bytes_max: self.memory_bytes_max.or(file.memory_bytes_max),
             commands_in_flight_max: self.commands_in_flight_max.or(file.commands_in_flight_max),

@@ -8,6 +8,7 @@ use super::{
     Config, Limits, MasterKeySource, Member, ModuleSource, Settings, SnapshotPolicy, StoppedNode,
     Timing,
 };
+use crate::types::limits as defaults;
 
 const MIB: usize = 1024 * 1024;
 
@@ -261,28 +262,25 @@ fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
             Err(invalid(name, value, format!("must be between {least} and {most}")))
         }
     };
-    let fuel_per_call = settings.fuel_per_call.unwrap_or(2_000_000_000);
+    let fuel_per_call = settings.fuel_per_call.unwrap_or(defaults::FUEL_PER_CALL);
     if !(1_000_000..=1_000_000_000_000).contains(&fuel_per_call) {
         let rule = "must be between 1000000 and 1000000000000";
         return Err(invalid("fuel_per_call", fuel_per_call, rule));
     }
+    let request_bytes_max = within(
+        "request_bytes_max",
+        settings.request_bytes_max.unwrap_or(defaults::REQUEST_BYTES),
+        1024,
+        16 * MIB,
+    )?;
     Ok(Limits {
-        request_bytes_max: within(
-            "request_bytes_max",
-            settings.request_bytes_max.unwrap_or(4 * MIB),
-            1024,
-            16 * MIB,
-        )?,
-        response_bytes_max: within(
-            "response_bytes_max",
-            settings.response_bytes_max.unwrap_or(4 * MIB),
-            1024,
-            64 * MIB,
-        )?,
+        request_bytes_max,
+        response_bytes_max: response_bytes_max(settings, request_bytes_max)?,
+        event_bytes_max: event_bytes_max(settings, request_bytes_max)?,
         fuel_per_call,
         memory_bytes_max: within(
             "memory_bytes_max",
-            settings.memory_bytes_max.unwrap_or(1024 * MIB),
+            settings.memory_bytes_max.unwrap_or(defaults::MEMORY_BYTES),
             16 * MIB,
             4096 * MIB,
         )?,
@@ -293,6 +291,47 @@ fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
             1_000_000,
         )?,
     })
+}
+
+/// The limit of a response. State machines rely on the default, so a lower one would make legal requests trap.
+fn response_bytes_max(settings: &Settings, request: usize) -> Result<usize, ConfigError> {
+    const MOST: usize = 64 * MIB;
+    let default = defaults::RESPONSE_BYTES;
+    let value = settings.response_bytes_max.unwrap_or(default.max(request));
+    if !(default..=MOST).contains(&value) {
+        let rule =
+            format!("must be between {default}, which every state machine may rely on, and {MOST}");
+        return Err(invalid("response_bytes_max", value, rule));
+    }
+    if value < request {
+        let rule = format!(
+            "must be at least request_bytes_max ({request}), because an answer may return what a request \
+             stored: raise response_bytes_max or lower request_bytes_max"
+        );
+        return Err(invalid("response_bytes_max", value, rule));
+    }
+    Ok(value)
+}
+
+/// The limit of the events of an entry, as for [`response_bytes_max`].
+fn event_bytes_max(settings: &Settings, request: usize) -> Result<usize, ConfigError> {
+    const MOST: usize = 64 * MIB;
+    let default = defaults::EVENT_BYTES;
+    let least = request + defaults::EVENT_BYTES_ABOVE_REQUEST;
+    let value = settings.event_bytes_max.unwrap_or(default.max(2 * request));
+    if !(default..=MOST).contains(&value) {
+        let rule =
+            format!("must be between {default}, which every state machine may rely on, and {MOST}");
+        return Err(invalid("event_bytes_max", value, rule));
+    }
+    if value < least {
+        let rule = format!(
+            "must be at least {least}, 1 MiB more than request_bytes_max ({request}), because the events of a \
+             command repeat what it stores: raise event_bytes_max or lower request_bytes_max"
+        );
+        return Err(invalid("event_bytes_max", value, rule));
+    }
+    Ok(value)
 }
 
 fn snapshot_policy(settings: &Settings) -> Result<SnapshotPolicy, ConfigError> {
@@ -374,6 +413,16 @@ mod tests {
                 "at least election_min_ms + heartbeat_ms",
             ),
             (|s| s.request_bytes_max = Some(1 << 30), "must be between"),
+            (|s| s.response_bytes_max = Some(1 << 20), "may rely on"),
+            (|s| s.event_bytes_max = Some(4 << 20), "may rely on"),
+            (
+                |s| (s.request_bytes_max, s.response_bytes_max) = (Some(8 << 20), Some(4 << 20)),
+                "raise response_bytes_max or lower request_bytes_max",
+            ),
+            (
+                |s| (s.request_bytes_max, s.event_bytes_max) = (Some(8 << 20), Some(8 << 20)),
+                "raise event_bytes_max or lower request_bytes_max",
+            ),
             (|s| s.snapshot_entries = Some(1), "must be between 100"),
             (|s| s.checkpoint_interval_ms = Some(1), "or 0 for never"),
         ];
@@ -384,6 +433,19 @@ mod tests {
             let refusal = Config::from_settings(settings, None).unwrap_err().to_string();
             assert!(refusal.contains(says), "{refusal:?} does not say {says:?}");
         }
+    }
+
+    #[test]
+    fn limits_of_answers_follow_the_limit_of_requests() {
+        let limits = |request_bytes_max| {
+            let settings = Settings { request_bytes_max, ..complete() };
+            let Limits { response_bytes_max, event_bytes_max, .. } =
+                Config::from_settings(settings, None).unwrap().limits;
+            (response_bytes_max, event_bytes_max)
+        };
+        assert_eq!(limits(None), (4 << 20, 8 << 20));
+        assert_eq!(limits(Some(1 << 20)), (4 << 20, 8 << 20));
+        assert_eq!(limits(Some(16 << 20)), (16 << 20, 32 << 20));
     }
 
     #[test]

@@ -229,12 +229,13 @@ impl Hasher for Feed {
 
 fn fingerprint(engine: &wasmtime::Engine, options: &str, limits: &Limits) -> String {
     let outcomes = format!(
-        "memory={} tables={} fuel={} stack={} response={} wasi={}",
+        "memory={} tables={} fuel={} stack={} response={} events={} wasi={}",
         limits.memory_bytes_max,
         limits.table_elements_max,
         limits.fuel_per_call,
         limits.stack_bytes,
         limits.response_bytes_max,
+        limits.event_bytes_max,
         wasi::VERSION
     );
     let mut feed = Feed(blake3::Hasher::new());

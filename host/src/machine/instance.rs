@@ -11,7 +11,8 @@ use super::{
     bindings::{
         Machine, MachinePre,
         conclave::fsm::types::{
-            Call as WireCall, Code as WireCode, Context as WireContext, Failure as WireFailure,
+            Call as WireCall, Code as WireCode, Context as WireContext, Event as WireEvent,
+            Failure as WireFailure,
         },
         exports::conclave::fsm::fsm::Guest,
     },
@@ -23,7 +24,9 @@ use super::{
     trap::{About, Broken, classify},
     wasi::Wasi,
 };
-use crate::types::{Call, Code, Event, Failure, Outcome, Reply, TrapKind};
+use crate::types::{
+    Call, Code, Event, Failure, Outcome, Reply, TrapKind, limits::EVENT_OVERHEAD_BYTES,
+};
 
 /// What wasmtime keeps for us beside the guest.
 pub(super) struct State {
@@ -59,6 +62,8 @@ pub(super) struct Instance {
     limits: Limits,
     fuel_used: u64,
     fuel_used_in_all: u64,
+    /// Of the last call that answered, also if the answer was refused for its size.
+    answer: AnswerSize,
     /// Of the call that broke it.
     backtrace: Vec<String>,
     #[cfg(feature = "bench")]
@@ -113,6 +118,7 @@ impl Instance {
             limits,
             fuel_used: 0,
             fuel_used_in_all: 0,
+            answer: AnswerSize::default(),
             backtrace: Vec::new(),
             #[cfg(feature = "bench")]
             native: super::bench::native(),
@@ -146,14 +152,12 @@ impl Instance {
         };
         match answer {
             Ok(reply) => {
-                let bytes = reply.response.len()
-                    + reply
-                        .events
-                        .iter()
-                        .map(|event| event.topic.len() + event.payload.len())
-                        .sum::<usize>();
-                self.check_size(about, bytes)?;
-                let event = |event: super::bindings::conclave::fsm::types::Event| Event {
+                self.answer = AnswerSize {
+                    response_bytes: reply.response.len(),
+                    event_bytes: reply.events.iter().map(counted_bytes).sum(),
+                };
+                self.check_size(about)?;
+                let event = |event: WireEvent| Event {
                     topic: Bytes::from(event.topic),
                     payload: Bytes::from(event.payload),
                 };
@@ -182,7 +186,8 @@ impl Instance {
         let about = (&*call.method, self.limits.fuel_per_query);
         match self.call(about, |guest, store| guest.call_query(store, context, wire))? {
             Ok(response) => {
-                self.check_size(about, response.len())?;
+                self.answer.response_bytes = response.len();
+                self.check_size(about)?;
                 Ok(Ok(Bytes::from(response)))
             }
             Err(wire) => Ok(Err(failure(wire))),
@@ -201,7 +206,8 @@ impl Instance {
         match self.call(about, |guest, store| guest.call_subscribe(store, context, wire))? {
             Ok(wire) => {
                 let bytes = wire.initial.iter().map(Vec::len).sum::<usize>();
-                self.check_size(about, bytes + wire.from_topic.len() + wire.to_topic.len())?;
+                self.answer.response_bytes = bytes + wire.from_topic.len() + wire.to_topic.len();
+                self.check_size(about)?;
                 Ok(Ok(Subscription {
                     from_topic: wire.from_topic,
                     to_topic: wire.to_topic,
@@ -300,6 +306,11 @@ impl Instance {
         self.fuel_used_in_all
     }
 
+    /// The size of the last answer.
+    pub(super) fn answer_size(&self) -> AnswerSize {
+        self.answer
+    }
+
     /// What is left of an instance that broke.
     pub(super) fn into_remains(mut self) -> Remains {
         Remains { last_words: self.take_error(), backtrace: self.backtrace }
@@ -344,6 +355,7 @@ impl Instance {
         body: impl FnOnce(&Guest, &mut Store<State>) -> wasmtime::Result<R>,
     ) -> Result<R, Broken> {
         self.store.data_mut().limiter.begin_call();
+        self.answer = AnswerSize::default();
         let result = self
             .store
             .set_fuel(fuel)
@@ -359,13 +371,38 @@ impl Instance {
         })
     }
 
-    fn check_size(&self, (method, fuel): (&str, u64), bytes: usize) -> Result<(), Broken> {
-        if bytes > self.limits.response_bytes_max {
-            let about = About { method, fuel, limits: &self.limits };
-            return Err(Broken::Trap(about.too_large()));
-        }
-        Ok(())
+    /// Refuses an answer that is larger than the limits. Response and events have a limit each.
+    fn check_size(&self, (method, fuel): (&str, u64)) -> Result<(), Broken> {
+        let AnswerSize { response_bytes, event_bytes } = self.answer;
+        let Limits { response_bytes_max, event_bytes_max, .. } = self.limits;
+        let detail = if response_bytes > response_bytes_max {
+            format!(
+                "the response has {response_bytes} bytes; at most {response_bytes_max} are allowed"
+            )
+        } else if event_bytes > event_bytes_max {
+            format!("the events count {event_bytes} bytes; at most {event_bytes_max} are allowed")
+        } else {
+            return Ok(());
+        };
+        let about = About { method, fuel, limits: &self.limits };
+        Err(Broken::Trap(about.trap(TrapKind::BadAnswer, &detail)))
     }
+}
+
+/// The bytes of an answer, as they count towards its two limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AnswerSize {
+    /// The response, or the initial messages of a subscription.
+    pub response_bytes: usize,
+    /// Topics, payloads and a constant for each event.
+    pub event_bytes: usize,
+}
+
+/// The bytes of an event, as they count towards the limit. The constant covers what wasmtime counts for its
+/// vectors, so an answer within its limits can always be transferred.
+fn counted_bytes(event: &WireEvent) -> usize {
+    const { assert!(size_of::<WireEvent>() <= EVENT_OVERHEAD_BYTES) };
+    event.topic.len() + event.payload.len() + EVENT_OVERHEAD_BYTES
 }
 
 /// As wasmtime words it, which also demangles, but without the heading.

@@ -11,6 +11,7 @@
 use wasmtime::ResourceLimiter;
 
 use super::error::{Error, Fault};
+use crate::types::limits as defaults;
 
 const MIB: usize = 1 << 20;
 
@@ -55,10 +56,13 @@ pub struct Limits {
     /// on a stack of their own in linear memory (also 1 MiB), so this is return addresses and spills.
     /// At least 64 KiB, at most 64 MiB.
     pub stack_bytes: usize,
-    /// What the machine may hand over in one answer: response, events and all. Default 8 MiB: twice
-    /// what a gRPC client takes by default, and little enough for the sum over replicas in flight.
-    /// At least 64 KiB, at most 128 MiB.
+    /// The response of one call, in bytes; for a subscription its initial messages together. A command whose
+    /// response is larger traps; a query fails. Default 4 MiB: what a gRPC client takes by default. At least
+    /// 64 KiB, at most 128 MiB.
     pub response_bytes_max: usize,
+    /// The events of one entry, in bytes: topics, payloads and 64 bytes for each event. Default 8 MiB: twice the
+    /// largest request. At least 64 KiB, at most 128 MiB.
+    pub event_bytes_max: usize,
     /// Entries that wait for the head, and those that the head has finished and the reader has not
     /// seen, in bytes each. Default 32 MiB: some requests of the largest size, or a second of small
     /// ones. At least 1 MiB.
@@ -74,13 +78,14 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            memory_bytes_max: 1024 * MIB,
+            memory_bytes_max: defaults::MEMORY_BYTES,
             table_elements_max: 1_000_000,
-            fuel_per_call: 2_000_000_000,
+            fuel_per_call: defaults::FUEL_PER_CALL,
             fuel_per_query: 1_000_000_000,
             fuel_per_state_call: 200_000_000_000,
             stack_bytes: MIB,
-            response_bytes_max: 8 * MIB,
+            response_bytes_max: defaults::RESPONSE_BYTES,
+            event_bytes_max: defaults::EVENT_BYTES,
             queue_bytes_max: 32 * MIB,
             queries_waiting_max: 4096,
             module_bytes_max: 64 * MIB,
@@ -125,6 +130,13 @@ impl Limits {
             128 << 20,
             "64 KiB to 128 MiB",
         )?;
+        check(
+            "event_bytes_max",
+            self.event_bytes_max as u64,
+            64 << 10,
+            128 << 20,
+            "64 KiB to 128 MiB",
+        )?;
         check("queue_bytes_max", self.queue_bytes_max as u64, 1 << 20, 4 << 30, "1 MiB to 4 GiB")?;
         check("queries_waiting_max", self.queries_waiting_max as u64, 1, 1 << 20, "1 to 2^20")?;
         check(
@@ -143,10 +155,11 @@ impl Limits {
         )
     }
 
-    /// The bytes that one transfer from the guest may take: an answer, or a piece of a snapshot, and
-    /// what the records around it need.
+    /// The bytes that one transfer from the guest may take: the largest answer with its events, whatever their
+    /// number, or a piece of a snapshot. wasmtime counts 48 bytes for each event, which
+    /// [`EVENT_OVERHEAD_BYTES`](defaults::EVENT_OVERHEAD_BYTES) covers.
     pub(super) fn transfer_bytes_max(&self) -> usize {
-        self.response_bytes_max.max(4 * MIB) + 64 * 1024
+        (self.response_bytes_max + self.event_bytes_max).max(4 * MIB) + 64 * 1024
     }
 
     /// What a machine of too many parts is told.

@@ -17,7 +17,7 @@ use wasmtime::component::ResourceAny;
 
 use super::{
     error::Fault,
-    instance::{Instance, Moment},
+    instance::{AnswerSize, Instance, Moment},
     limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX},
     module::Module,
     trap::Broken,
@@ -154,6 +154,11 @@ impl Lone {
     /// The fuel that all calls took since the instance was started.
     pub fn fuel_used_in_all(&self) -> u64 {
         self.instance.fuel_used_in_all()
+    }
+
+    /// The size of the last answer, also of one that was refused because it is too large.
+    pub fn answer_size(&self) -> AnswerSize {
+        self.instance.answer_size()
     }
 
     /// The linear memory that the instance holds, in bytes.

@@ -83,7 +83,7 @@ pub use descriptors::{MethodKind, MethodSpec};
 pub use engine::Engine;
 pub use error::{Error, Fault, HistoryError, LoadError, QueryError, SnapshotError, WatchError};
 pub use history::{Entry, History, Remains, SavedState, Work};
-pub use instance::Moment;
+pub use instance::{AnswerSize, Moment};
 pub use limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX};
 pub use lone::{Broke, Lone, OpenSnapshot};
 pub use module::{Description, Memory, Module};

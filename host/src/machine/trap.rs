@@ -75,13 +75,14 @@ impl About<'_> {
         Trap { kind, message: format!("{method}: {what}") }
     }
 
-    /// The trap of an answer that is larger than allowed.
-    pub(super) fn too_large(&self) -> Trap {
+    /// The trap of an answer that is larger than allowed before its parts can be counted.
+    fn too_large(&self) -> Trap {
+        let Limits { response_bytes_max, event_bytes_max, .. } = self.limits;
         self.trap(
             TrapKind::BadAnswer,
             &format!(
-                "the answer is larger than the limit of {} bytes",
-                self.limits.response_bytes_max
+                "the answer is larger than the limits of {response_bytes_max} bytes for a response and \
+                 {event_bytes_max} bytes for events together"
             ),
         )
     }

@@ -1,10 +1,11 @@
 //! The words that the layers share.
 //!
-//! `mod.rs` is plain data: calls, commands, outcomes. [`modules`] is what the log says of modules,
-//! [`status`] what nodes say of themselves, [`raft`] binds the words to openraft, [`convert`] to their
-//! bytes on disk and between peers. The machine layer uses only what is in this file.
+//! `mod.rs` is plain data: calls, commands, outcomes. [`limits`] has the defaults of limits, [`modules`] is what
+//! the log says of modules, [`status`] what nodes say of themselves, [`raft`] binds the words to openraft,
+//! [`convert`] to their bytes on disk and between peers. The machine layer uses only this file and [`limits`].
 
 pub mod convert;
+pub mod limits;
 pub mod modules;
 pub mod raft;
 pub mod status;

@@ -14,9 +14,13 @@ fn the_key_value_store() {
         let kv = Bytes::from_static(conclave::node::DEFAULT_MACHINE);
         let report = run(kv, &generated(500, seed)).unwrap();
         assert_eq!(failed(&report), [""; 0], "seed {seed}\n{}", said(&report));
-        for name in ["features", "traps", "fuel", "memory"] {
+        for name in ["features", "traps", "fuel", "memory", "answers"] {
             assert_eq!(verdict(&report, name), Verdict::Ok, "{}", said(&report));
         }
+        // Large values reached responses and events.
+        let answers = &checked(&report, "answers").said;
+        assert_eq!(answers.matches("MiB at most").count(), 2, "{answers}");
+        assert!(answers.contains("events of 3.9 MiB at most"), "{answers}");
         // It has ticks and pages only if calls meet.
         let (commands, queries, ticks) = report.calls;
         assert!(commands > 200 && queries > 50 && ticks > 0, "{:?}", report.calls);

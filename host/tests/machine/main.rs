@@ -14,6 +14,7 @@ mod counters;
 mod faults;
 mod history;
 mod languages;
+mod largest;
 mod loading;
 mod measure;
 mod not_activated;

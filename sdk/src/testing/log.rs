@@ -2,7 +2,10 @@
 
 use std::fmt;
 
-use crate::{Call, Context, Failure, Machine, Reply};
+use crate::{
+    Call, Context, Event, Failure, Machine, Reply,
+    limits::{EVENT_BYTES_MAX, RESPONSE_BYTES_MAX},
+};
 
 /// What applying an entry gave.
 pub type Outcome = Result<Reply, Failure>;
@@ -27,11 +30,27 @@ pub struct Entry {
 
 impl Entry {
     /// Applies the entry.
+    ///
+    /// # Panics
+    /// The reply is larger than hosts take ([`limits`](crate::limits)).
     pub fn apply_to<M: Machine>(&self, machine: &mut M) -> Outcome {
-        match &self.operation {
+        let outcome = match &self.operation {
             Operation::Apply(call) => machine.apply(&self.context, call),
             Operation::Tick => Ok(machine.tick(&self.context)),
+        };
+        if let Ok(reply) = &outcome {
+            let response = reply.response.len();
+            assert!(
+                response <= RESPONSE_BYTES_MAX,
+                "{self}: the response has {response} bytes; hosts take {RESPONSE_BYTES_MAX}"
+            );
+            let events: usize = reply.events.iter().map(Event::counted_bytes).sum();
+            assert!(
+                events <= EVENT_BYTES_MAX,
+                "{self}: the events count {events} bytes; hosts take {EVENT_BYTES_MAX}"
+            );
         }
+        outcome
     }
 }
 

@@ -104,6 +104,10 @@ pub struct Arguments {
     #[arg(long, env = "CONCLAVE_RESPONSE_BYTES_MAX", value_name = "BYTES")]
     response_bytes_max: Option<usize>,
 
+    /// The events of one command, as the node had it [default: 8388608]
+    #[arg(long, env = "CONCLAVE_EVENT_BYTES_MAX", value_name = "BYTES")]
+    event_bytes_max: Option<usize>,
+
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -147,6 +151,7 @@ fn settings(arguments: &Arguments) -> Settings {
         fuel_per_call: arguments.fuel_per_call,
         memory_bytes_max: arguments.memory_bytes_max,
         response_bytes_max: arguments.response_bytes_max,
+        event_bytes_max: arguments.event_bytes_max,
         ..Settings::default()
     }
 }

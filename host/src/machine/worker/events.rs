@@ -103,7 +103,9 @@ impl Events {
             let noted = Noted { index, events: reply.events };
             kept.bytes += noted.bytes();
             kept.noted.push_back(noted);
+            // The newest entry stays, also if it is larger alone.
             while kept.bytes > KEPT_BYTES_MAX
+                && kept.noted.len() > 1
                 && let Some(oldest) = kept.noted.pop_front()
             {
                 kept.bytes -= oldest.bytes();
@@ -284,10 +286,11 @@ mod tests {
         events.note(5, outcome(KEPT_BYTES_MAX / 2));
         events.note(6, outcome(KEPT_BYTES_MAX / 2));
         assert_eq!((indexes(&events), events.lock().floor), (vec![6], 5));
-        // More than there is room for.
+        // More than there is room for: the newest entry stays until the next one.
         events.note(7, outcome(KEPT_BYTES_MAX));
-        assert_eq!((indexes(&events), events.lock().floor), (vec![], 7));
-        assert_eq!(events.lock().bytes, 0);
+        assert_eq!((indexes(&events), events.lock().floor), (vec![7], 6));
+        events.note(8, outcome(10));
+        assert_eq!((indexes(&events), events.lock().floor), (vec![8], 7));
     }
 
     /// A node that is repaired while the cluster is idle stands where the peer's state is.
