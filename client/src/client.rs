@@ -283,6 +283,6 @@ impl History {
                 .with_tried(self.tried);
         }
         // An answer: earlier attempts explain nothing about it.
-        Error::new(code, message).with_unknown_outcome(unknown)
+        Error::new(code, message).with_unknown_outcome(unknown).with_trap(failure.trap)
     }
 }

@@ -12,6 +12,7 @@ struct Inner {
     code: Code,
     message: String,
     outcome_unknown: bool,
+    trap: Option<String>,
     tried: Tried,
 }
 
@@ -26,12 +27,18 @@ impl Error {
             code,
             message: message.into(),
             outcome_unknown: false,
+            trap: None,
             tried: Tried::default(),
         }))
     }
 
     pub(crate) fn with_unknown_outcome(mut self, unknown: bool) -> Self {
         self.0.outcome_unknown = unknown;
+        self
+    }
+
+    pub(crate) fn with_trap(mut self, trap: Option<String>) -> Self {
+        self.0.trap = trap;
         self
     }
 
@@ -68,6 +75,12 @@ impl Error {
     /// The machine or the node says that there is no such thing.
     pub fn is_not_found(&self) -> bool {
         self.0.code == Code::NotFound
+    }
+
+    /// The kind of the trap, if the state machine trapped: `panic`, `fuel-exhausted`. The call was rolled back, and the
+    /// same call is likely to trap again.
+    pub fn trap_kind(&self) -> Option<&str> {
+        self.0.trap.as_deref()
     }
 
     /// The write may have been applied, or may still be. Always false for reads.

@@ -24,7 +24,10 @@
 //! |---|---|---|---|
 //! | no connection; UNAVAILABLE with `conclave-leader` or `conclave-outcome: not-applied` | yes | yes | yes |
 //! | UNAVAILABLE otherwise (a proxy may have lost the call); connection lost under the call; no answer in time; `conclave-outcome: unknown` | yes | **no** | yes |
-//! | any other answer: the machine's failure, a trap, a limit | no | no | no |
+//! | any other answer: the state machine's failure, a trap, a limit | no | no | no |
+//!
+//! A node that is busy answers UNAVAILABLE with `not-applied`, so calls are retried until there is room. A trap is
+//! INTERNAL with [`Error::trap_kind`]. `docs/errors.md` has all codes.
 //!
 //! A write whose outcome is unknown may have been applied, so repeating it may apply it twice. That is
 //! the caller's to allow; [`Error::outcome_unknown`] tells when it was not.

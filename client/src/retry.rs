@@ -14,6 +14,8 @@ pub(crate) const LEADER: &str = "conclave-leader";
 /// Metadata on errors: `unknown` says that the command may have been applied, `not-applied` promises
 /// that it was not and will not be.
 pub(crate) const OUTCOME: &str = "conclave-outcome";
+/// Metadata on errors: the kind of a trap. The call was rolled back.
+pub(crate) const TRAP: &str = "conclave-trap";
 
 const PAUSE_FIRST: Duration = Duration::from_millis(25);
 /// An election takes about a second: longer pauses would only sleep through its end.
@@ -32,6 +34,8 @@ pub(crate) struct Failure {
     pub(crate) silent: bool,
     /// The leader's address, as the answering node knows it.
     pub(crate) leader: Option<String>,
+    /// The kind of the trap, if the state machine trapped.
+    pub(crate) trap: Option<String>,
 }
 
 impl Failure {
@@ -44,6 +48,7 @@ impl Failure {
             maybe_applied: false,
             silent: true,
             leader: None,
+            trap: None,
         }
     }
 
@@ -59,12 +64,14 @@ impl Failure {
         // tonic gives statuses that it made itself a source; those that the node sent have none.
         let Some(cause) = status.source() else {
             let outcome = text(OUTCOME);
+            let trap = text(TRAP).map(str::to_owned);
             // A node answers UNAVAILABLE only to what it did not propose. A proxy in between may say
             // it of a call that it lost: only a node names a leader.
             let node_refused = status.code() == Code::Unavailable && leader.is_some();
             let maybe_applied = match outcome {
                 Some("unknown") => true,
                 Some("not-applied") => false,
+                _ if trap.is_some() => false,
                 _ => may_hide_an_effect(status.code()) && !node_refused,
             };
             let passing = match status.code() {
@@ -80,6 +87,7 @@ impl Failure {
                 maybe_applied,
                 silent: false,
                 leader,
+                trap,
             };
         };
         let (message, stage) = root_cause(cause);
@@ -207,6 +215,15 @@ mod tests {
     fn a_fault_is_final_but_of_unknown_outcome() {
         let failure = from_node(Code::Internal, None, None);
         assert!(!failure.passing && failure.maybe_applied);
+    }
+
+    #[test]
+    fn a_trap_is_final_and_without_effect() {
+        let mut metadata = MetadataMap::new();
+        metadata.insert(TRAP, "panic".parse().unwrap());
+        let trapped = Failure::read(&Status::with_metadata(Code::Internal, "why", metadata));
+        assert!(!trapped.passing && !trapped.maybe_applied);
+        assert_eq!(trapped.trap.as_deref(), Some("panic"));
     }
 
     #[test]

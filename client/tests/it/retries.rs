@@ -1,12 +1,15 @@
 //! What is retried and what is not, and what the errors then say.
 
-use std::time::{Duration, Instant};
+use std::{
+    sync::atomic::{AtomicUsize, Ordering},
+    time::{Duration, Instant},
+};
 
 use conclave_client::{
     CallOptions, Client, Kv,
     proto::kv::{BatchRequest, PutRequest},
 };
-use tonic::{Code, Status};
+use tonic::{Code, Status, metadata::MetadataMap};
 
 use crate::fake::{answer, error, hangs_up, nobody, node, slow_node};
 
@@ -110,6 +113,36 @@ async fn a_machines_answer_is_final() {
         assert!(!error.outcome_unknown());
         assert_eq!(node.calls(), 1);
     }
+}
+
+#[tokio::test]
+async fn a_trap_is_final_and_has_a_kind() {
+    let node = node(move |_| {
+        let mut metadata = MetadataMap::new();
+        metadata.insert("conclave-trap", "panic".parse().unwrap());
+        Err(Status::with_metadata(Code::Internal, "the state machine trapped", metadata))
+    });
+    let error =
+        client(&node.address, 1000).call_raw_with(SAY, "", &repeatable()).await.unwrap_err();
+    assert_eq!((error.code(), error.trap_kind()), (Code::Internal, Some("panic")));
+    assert!(!error.outcome_unknown());
+    assert_eq!(node.calls(), 1);
+}
+
+/// Goal: a write waits for room at a busy node.
+#[tokio::test]
+async fn a_write_is_retried_while_the_node_is_busy() {
+    let refusals = AtomicUsize::new(3);
+    let node = node(move |_| {
+        let left =
+            refusals.fetch_update(Ordering::SeqCst, Ordering::SeqCst, |left| left.checked_sub(1));
+        match left {
+            Ok(_) => Err(error(Code::Unavailable, None, true)),
+            Err(_) => answer(b"", ""),
+        }
+    });
+    client(&node.address, 3000).call_raw(SAY, "").await.unwrap();
+    assert_eq!(node.calls(), 4);
 }
 
 /// Goal: the deadline holds, and the error lists each endpoint with its failure.

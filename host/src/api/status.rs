@@ -1,24 +1,11 @@
-//! The one table from our errors to gRPC.
+//! The one table from our errors to gRPC. `docs/errors.md` describes it for callers, row by row.
 //!
-//! | error | code | metadata |
-//! |---|---|---|
-//! | not leader | UNAVAILABLE | `conclave-outcome: not-applied`, `conclave-leader` if known |
-//! | no quorum, shutting down, stopped by a fault before | UNAVAILABLE | `conclave-outcome: not-applied` |
-//! | deadline | DEADLINE_EXCEEDED | `conclave-outcome: unknown`, if it was proposed |
-//! | proposed, then lost | UNKNOWN | `conclave-outcome: unknown` |
-//! | limit, busy | RESOURCE_EXHAUSTED | |
-//! | events are not kept any more | OUT_OF_RANGE | |
-//! | unknown method, not served by this version | UNIMPLEMENTED | |
-//! | invalid | INVALID_ARGUMENT | |
-//! | refused as things are | FAILED_PRECONDITION | |
-//! | trap | ABORTED | `conclave-trap` |
-//! | failure | the machine's own | |
-//! | fault, cannot listen | INTERNAL | |
-//!
-//! Clients retry UNAVAILABLE by themselves, so it is kept for calls that certainly had no effect: among
-//! them those that a node refuses because of an earlier fault, for the others go on serving. A fault
-//! may strike after a command was proposed: INTERNAL, which nobody retries, is the honest code. For the
-//! same reason a lost outcome is UNKNOWN.
+//! Clients retry UNAVAILABLE by themselves, so it is kept for calls that certainly had no effect and that may succeed
+//! soon, here or at another node: among them those that a node refuses because a queue is full, or because of an
+//! earlier fault. A limit that the same call would meet again is RESOURCE_EXHAUSTED, which is not retried. A fault
+//! may strike after a command was proposed: INTERNAL without metadata leaves the outcome open. A trap is INTERNAL as
+//! well, because the state machine has a bug, but with `conclave-trap`: the call was rolled back. A lost outcome is
+//! UNKNOWN.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::{Code, Status, metadata::MetadataMap};
@@ -46,17 +33,17 @@ pub(super) fn code(error: &Error) -> Code {
         ErrorKind::NotLeader { .. }
         | ErrorKind::NoQuorum
         | ErrorKind::ShuttingDown
-        | ErrorKind::Stopped(_) => Code::Unavailable,
+        | ErrorKind::Stopped(_)
+        | ErrorKind::Busy(_) => Code::Unavailable,
         ErrorKind::Deadline { .. } => Code::DeadlineExceeded,
         ErrorKind::Lost(_) => Code::Unknown,
-        ErrorKind::Limit(_) | ErrorKind::Busy(_) => Code::ResourceExhausted,
+        ErrorKind::Limit(_) => Code::ResourceExhausted,
         ErrorKind::Gone(_) => Code::OutOfRange,
         ErrorKind::UnknownMethod(_) | ErrorKind::Unsupported(_) => Code::Unimplemented,
         ErrorKind::Invalid(_) => Code::InvalidArgument,
         ErrorKind::Refused(_) => Code::FailedPrecondition,
-        ErrorKind::Trap(_) => Code::Aborted,
         ErrorKind::Failure(failure) => machine_code(failure.code),
-        ErrorKind::Fault(_) | ErrorKind::Listen { .. } => Code::Internal,
+        ErrorKind::Trap(_) | ErrorKind::Fault(_) | ErrorKind::Listen { .. } => Code::Internal,
     }
 }
 

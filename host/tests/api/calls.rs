@@ -103,7 +103,8 @@ async fn more_calls_than_the_node_takes_at_once_are_told_so() {
         tokio::time::sleep(Duration::from_millis(5)).await;
     }
     let status = put().await.unwrap().unwrap_err();
-    assert_eq!(status.code(), Code::ResourceExhausted, "{status}");
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert_eq!(metadata(status.metadata(), "conclave-outcome"), Some("not-applied"));
     // Callers that go away make room.
     for call in hanging {
         call.abort();

@@ -50,7 +50,13 @@ const TABLE: [Row; 16] = [
         Some("unknown"),
     ),
     (|| Error::limit("memory is full"), Code::ResourceExhausted, "memory is full", None, None),
-    (|| Error::busy("queue is full"), Code::ResourceExhausted, "queue is full", None, None),
+    (
+        || Error::busy("queue is full"),
+        Code::Unavailable,
+        "queue is full",
+        None,
+        Some("not-applied"),
+    ),
     (|| Error::unknown_method("no x"), Code::Unimplemented, "no x", None, None),
     (|| Error::unsupported("not yet"), Code::Unimplemented, "not yet", None, None),
     (|| Error::refused("not ready"), Code::FailedPrecondition, "not ready", None, None),
@@ -80,14 +86,15 @@ async fn every_error_has_its_code() {
 }
 
 #[tokio::test]
-async fn a_trap_is_aborted_with_its_name_and_index() {
+async fn a_trap_is_internal_with_its_kind_and_index() {
     let node = Node::start().await;
     for kind in TrapKind::ALL {
         let trap = Trap { kind, message: "boom".to_owned() };
         node.script(Script::Outcome(Outcome::Trap(trap)));
         let status = node.call("/kv.v1.KV/Put", PUT).await.unwrap_err();
-        assert_eq!(status.code(), Code::Aborted);
+        assert_eq!(status.code(), Code::Internal);
         assert_eq!(metadata(status.metadata(), "conclave-trap"), Some(kind.name()));
+        assert_eq!(metadata(status.metadata(), "conclave-outcome"), None);
         assert!(metadata(status.metadata(), "conclave-index").is_some());
         assert_eq!(metadata(status.metadata(), "conclave-leader"), Some("client:1"));
         assert!(status.message().contains("boom"), "{status}");

@@ -5,10 +5,7 @@
 //! stopped is simply run again. A batch that the machine refuses is
 //! halved until the keys to blame are alone: the others are written all the same.
 
-use std::{
-    path::PathBuf,
-    time::{Duration, Instant},
-};
+use std::{path::PathBuf, time::Instant};
 
 use clap::Args;
 use conclave_client::{Code, Error, Kv, proto::kv::BatchRequest};
@@ -30,8 +27,6 @@ use crate::cli::{
 const IN_FLIGHT_MAX: usize = 8;
 /// `kv.v1.KV` takes no longer keys.
 const KEY_BYTES_MAX: usize = 4096;
-/// RESOURCE_EXHAUSTED may say that the node is busy just now: a batch gets a second chance after this.
-const BUSY_PAUSE: Duration = Duration::from_millis(200);
 /// After so many refused keys the document is not meant for this store.
 const REFUSED_MAX: usize = 1000;
 /// So many refused keys are named one by one.
@@ -146,8 +141,8 @@ async fn send(kv: &Kv, pairs: Vec<Pair>, parallel: usize, mut progress: Progress
 /// Writes one batch; halves it when the machine refuses it, to find the keys to blame.
 async fn write(kv: &Kv, number: usize, batch: Vec<Pair>) -> Report {
     let mut report = Report::default();
-    let mut parts = vec![(batch, false)];
-    while let Some((mut part, waited)) = parts.pop() {
+    let mut parts = vec![batch];
+    while let Some(mut part) = parts.pop() {
         let bytes: usize = part.iter().map(|(key, value)| key.len() + value.len()).sum();
         let count = part.len();
         let first = part.first().map(|(key, _)| key.clone()).unwrap_or_default();
@@ -157,36 +152,34 @@ async fn write(kv: &Kv, number: usize, batch: Vec<Pair>) -> Report {
                 report.written += count;
                 report.bytes += bytes;
             }
-            Err(error) if !blames_its_keys(error.code()) => {
+            Err(error) if !blames_its_keys(&error) => {
                 report.stopped = Some((number, first, error));
                 break;
-            }
-            Err(error) if error.code() == Code::ResourceExhausted && !waited => {
-                tokio::time::sleep(BUSY_PAUSE).await;
-                parts.push((part, true));
             }
             Err(error) if count == 1 => {
                 report.refused.push(Refused { key: first, why: error.message().to_owned() });
             }
             Err(_) => {
                 let second = part.split_off(count / 2);
-                parts.push((second, waited));
-                parts.push((part, waited));
+                parts.push(second);
+                parts.push(part);
             }
         }
     }
     report
 }
 
-fn blames_its_keys(code: Code) -> bool {
-    matches!(
-        code,
-        Code::InvalidArgument
-            | Code::OutOfRange
-            | Code::FailedPrecondition
-            | Code::ResourceExhausted
-            | Code::Aborted
-    )
+/// Whether the batch itself was refused, so that a part of it may be accepted.
+fn blames_its_keys(error: &Error) -> bool {
+    error.trap_kind().is_some()
+        || matches!(
+            error.code(),
+            Code::InvalidArgument
+                | Code::OutOfRange
+                | Code::FailedPrecondition
+                | Code::ResourceExhausted
+                | Code::Aborted
+        )
 }
 
 impl Report {

@@ -286,7 +286,7 @@ impl Nemesis {
             let answer: Result<BatchResponse, _> =
                 client.call("kv.v1.KV/Batch", &batch, &options).await;
             match answer {
-                Err(error) if error.code() == Code::Aborted => traps += 1,
+                Err(error) if error.trap_kind().is_some() => traps += 1,
                 Err(_) => others += 1,
                 Ok(_) => anyhow::bail!("a batch that should trap did not"),
             }
@@ -338,7 +338,7 @@ impl Nemesis {
             // A leader with more fuel accepts it.
             match answer {
                 Ok(_) => break,
-                Err(error) if error.code() == Code::Aborted => break,
+                Err(error) if error.trap_kind().is_some() => break,
                 Err(_) => sleep(STATUS_PAUSE).await,
             }
         }
