@@ -1,8 +1,9 @@
 //! One instance of a machine: its store, its limits, and typed calls into it.
 //!
 //! An instance runs on one thread at a time and is called synchronously. After a call that returned
-//! [`Broken`] it must be dropped: wasmtime locks a store whose guest trapped, and an answer that was
-//! refused has already changed the state.
+//! [`Broken`] it must be dropped: wasmtime locks a store whose guest trapped, and a reply that was
+//! refused for its size has already changed the state. A query whose answer is too large fails, and the instance
+//! goes on.
 
 use bytes::Bytes;
 use wasmtime::{Store, WasmBacktrace, component::ResourceAny};
@@ -21,7 +22,7 @@ use super::{
     guest_log::GuestLog,
     history::Remains,
     limits::{Limiter, Limits, SNAPSHOT_READ_BYTES},
-    trap::{About, Broken, classify},
+    trap::{About, Broken, METHOD_BYTES_MAX, classify},
     wasi::Wasi,
 };
 use crate::types::{
@@ -184,11 +185,10 @@ impl Instance {
         self.store.data_mut().wasi.begin(moment);
         let (context, wire) = arguments(moment, call);
         let about = (&*call.method, self.limits.fuel_per_query);
-        match self.call(about, |guest, store| guest.call_query(store, context, wire))? {
+        match self.ask(about, |guest, store| guest.call_query(store, context, wire))? {
             Ok(response) => {
                 self.answer.response_bytes = response.len();
-                self.check_size(about)?;
-                Ok(Ok(Bytes::from(response)))
+                Ok(self.check_answer(about.0).map(|()| Bytes::from(response)))
             }
             Err(wire) => Ok(Err(failure(wire))),
         }
@@ -203,12 +203,11 @@ impl Instance {
         self.store.data_mut().wasi.begin(moment);
         let (context, wire) = arguments(moment, call);
         let about = (&*call.method, self.limits.fuel_per_query);
-        match self.call(about, |guest, store| guest.call_subscribe(store, context, wire))? {
+        match self.ask(about, |guest, store| guest.call_subscribe(store, context, wire))? {
             Ok(wire) => {
                 let bytes = wire.initial.iter().map(Vec::len).sum::<usize>();
                 self.answer.response_bytes = bytes + wire.from_topic.len() + wire.to_topic.len();
-                self.check_size(about)?;
-                Ok(Ok(Subscription {
+                Ok(self.check_answer(about.0).map(|()| Subscription {
                     from_topic: wire.from_topic,
                     to_topic: wire.to_topic,
                     initial: wire.initial.into_iter().map(Bytes::from).collect(),
@@ -369,6 +368,34 @@ impl Instance {
             let about = About { method, fuel, limits: &self.limits };
             classify(&error, self.store.data().limiter.denied(), &about)
         })
+    }
+
+    /// As [`Self::call`], for queries and subscriptions. More may be transferred than is answered: if the answer is
+    /// known to be too large only after the call has returned, the instance is intact.
+    fn ask<R>(
+        &mut self,
+        about: (&str, u64),
+        body: impl FnOnce(&Guest, &mut Store<State>) -> wasmtime::Result<R>,
+    ) -> Result<R, Broken> {
+        self.store.set_hostcall_fuel(self.limits.query_transfer_bytes_max());
+        let answer = self.call(about, body);
+        self.store.set_hostcall_fuel(self.limits.transfer_bytes_max());
+        answer
+    }
+
+    /// Fails a query whose answer is larger than the limit. It changed nothing, so the instance goes on.
+    fn check_answer(&self, method: &str) -> Result<(), Failure> {
+        let AnswerSize { response_bytes, .. } = self.answer;
+        let Limits { response_bytes_max, .. } = self.limits;
+        if response_bytes <= response_bytes_max {
+            return Ok(());
+        }
+        let message = format!(
+            "{}: the response has {response_bytes} bytes; at most {response_bytes_max} are allowed \
+             (response_bytes_max): ask for less at once",
+            super::cut(method, METHOD_BYTES_MAX)
+        );
+        Err(Failure { code: Code::ResourceExhausted, message })
     }
 
     /// Refuses an answer that is larger than the limits. Response and events have a limit each.

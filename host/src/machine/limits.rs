@@ -162,6 +162,12 @@ impl Limits {
         (self.response_bytes_max + self.event_bytes_max).max(4 * MIB) + 64 * 1024
     }
 
+    /// The same for a query. An answer between the two limits fails and costs nothing else; a larger one costs the
+    /// instance, because the host's memory is bounded too.
+    pub(super) fn query_transfer_bytes_max(&self) -> usize {
+        (16 * self.response_bytes_max).min(256 * MIB).max(self.transfer_bytes_max())
+    }
+
     /// What a machine of too many parts is told.
     pub(super) fn too_many_parts() -> String {
         format!(

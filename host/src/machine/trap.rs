@@ -49,7 +49,7 @@ pub(super) struct About<'a> {
 }
 
 /// A method's name is the caller's; what goes into a message is bounded.
-const METHOD_BYTES_MAX: usize = 256;
+pub(super) const METHOD_BYTES_MAX: usize = 256;
 
 impl About<'_> {
     /// A trap whose message names the method, the class and the limit, and nothing that could differ

@@ -20,7 +20,7 @@ use proptest::{
 };
 use prost::Message;
 
-use crate::wat::Wat;
+use crate::{support::Node, wat::Wat};
 
 fn module(component: Bytes) -> Module {
     Module::load(&Engine::new(&Limits::default()).unwrap(), component).unwrap()
@@ -194,6 +194,49 @@ fn many_small_events_are_transferred_up_to_the_limit() {
         }
     })
     .unwrap();
+}
+
+/// Goal: a query or subscription that has grown too large fails, and the standby goes on: it is not built again.
+#[tokio::test]
+async fn an_answer_that_is_too_large_fails_and_keeps_the_standby() {
+    // Both answer with as many bytes as the request's first word says.
+    let wat = Wat {
+        query: "(i32.store8 (i32.const 512) (i32.const 0)) (i32.store (i32.const 516) (i32.const 0x10000))
+            (i32.store (i32.const 520) (i32.load (local.get 7))) (i32.const 512)",
+        subscribe: "(i32.store8 (i32.const 512) (i32.const 0))
+            (i32.store (i32.const 524) (i32.const 0)) (i32.store (i32.const 528) (i32.const 0))
+            (i32.store (i32.const 516) (i32.const 0)) (i32.store (i32.const 520) (i32.const 0))
+            (i32.store (i32.const 900) (i32.const 0x10000))
+            (i32.store (i32.const 904) (i32.load (local.get 7)))
+            (i32.store (i32.const 532) (i32.const 900)) (i32.store (i32.const 536) (i32.const 1))
+            (i32.const 512)",
+        memory: "256",
+        ..Wat::default()
+    };
+    let node = Node::start_with(module(wat.component()));
+    let call = |bytes: usize| Call {
+        method: "any".into(),
+        request: (bytes as u32).to_le_bytes().to_vec().into(),
+        principal: "".into(),
+    };
+    let query = async |bytes| node.worker.query(call(bytes), 0).await.unwrap().result;
+    let subscribe = async |bytes| node.worker.subscribe(call(bytes), 0, None).await.unwrap().result;
+    let largest = limits::RESPONSE_BYTES;
+    assert_eq!(query(largest).await.unwrap().len(), largest);
+    assert_eq!(subscribe(largest).await.unwrap().initial[0].len(), largest);
+    let builds = node.worker.stats().reader_builds;
+    for bytes in [largest + 1, 3 * largest] {
+        let refusals = [query(bytes).await.unwrap_err(), subscribe(bytes).await.unwrap_err()];
+        for refusal in refusals {
+            assert_eq!(refusal.code, Code::ResourceExhausted);
+            let says =
+                format!("any: the response has {bytes} bytes; at most {largest} are allowed");
+            assert!(refusal.message.starts_with(&says), "{}", refusal.message);
+        }
+    }
+    assert_eq!(query(8).await.unwrap().len(), 8);
+    let stats = node.worker.stats();
+    assert_eq!((stats.query_traps, stats.reader_builds), (0, builds));
 }
 
 #[test]
