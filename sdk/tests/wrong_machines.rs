@@ -12,7 +12,7 @@ use std::{
 use conclave_sdk::{
     Call, Context, Failure, Machine, Reply,
     snapshot::{RestoreWriter, SnapshotReader},
-    testing::{Log, check, check_same_state},
+    testing::{Log, check, check_derived, check_same_state},
 };
 
 /// Remembers words. What is wrong with it is `Wrong`'s to say.
@@ -268,4 +268,58 @@ impl Machine for Lost {
 fn a_restore_that_depends_on_the_chunks_is_caught() {
     let said = complaint(|| check::<Lost>(&log(&WORDS))).expect("nothing was found wrong");
     assert!(said.contains("before and after a restore differ from byte 1"), "{said}");
+}
+
+/// Counts words. `total` follows from them, is kept up along the log, and is wrong if a word comes twice; a tick
+/// shows it.
+#[derive(Debug, Default, PartialEq)]
+struct Counted {
+    words: std::collections::BTreeSet<String>,
+    total: usize,
+}
+
+impl Machine for Counted {
+    const NAME: &'static str = "counted";
+    const VERSION: &'static str = "1.0.0";
+    const STATE_VERSION: u32 = 1;
+
+    fn apply(&mut self, _: &Context, call: &Call) -> Result<Reply, Failure> {
+        self.words.insert(String::from_utf8_lossy(&call.request).into_owned());
+        self.total += 1;
+        Ok(Reply::default())
+    }
+
+    fn tick(&mut self, _: &Context) -> Reply {
+        if self.total > self.words.len() {
+            self.words.pop_first();
+        }
+        Reply::default()
+    }
+
+    fn query(&self, _: &Context, _: &Call) -> Result<Vec<u8>, Failure> {
+        Ok(Vec::new())
+    }
+
+    fn save(&self) -> Vec<u8> {
+        self.words.iter().map(String::as_str).collect::<Vec<_>>().join("\n").into()
+    }
+
+    fn load(_: u32, bytes: &[u8]) -> Result<Self, Failure> {
+        let text = String::from_utf8_lossy(bytes);
+        let words: std::collections::BTreeSet<_> = text.lines().map(str::to_owned).collect();
+        let total = words.len();
+        Ok(Self { words, total })
+    }
+}
+
+#[test]
+fn a_derived_field_that_no_entry_of_the_log_shows_is_found() {
+    let said = complaint(|| check::<Counted>(&log(&WORDS))).expect("nothing was found wrong");
+    assert!(said.contains("a machine that was restored and one that was not"), "{said}");
+    assert!(said.contains("snapshots after tick"), "{said}");
+    let said =
+        complaint(|| check_derived::<Counted>(&log(&WORDS))).expect("nothing was found wrong");
+    assert!(said.contains("after 4 entries, a restored machine has other fields"), "{said}");
+    // Without a word that comes twice nothing is wrong with it.
+    check_derived::<Counted>(&log(&["a", "b"]));
 }

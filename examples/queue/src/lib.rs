@@ -39,7 +39,7 @@ use crate::{
 };
 
 /// The machine.
-#[derive(Default)]
+#[derive(Debug, Default, PartialEq)]
 pub struct Queue {
     state: State,
 }

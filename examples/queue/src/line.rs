@@ -8,6 +8,7 @@ use crate::limits::RECEIVES_DEFAULT;
 ///
 /// 1. Each message is ready, leased or dead; `ready` and `dead` hold the ids of those that are.
 /// 2. A message keeps its place: one that comes back is as far in front as it was.
+#[derive(Debug, PartialEq)]
 pub(crate) struct Line {
     pub(crate) receives_max: u32,
     pub(crate) messages: BTreeMap<u64, Message>,
@@ -16,6 +17,7 @@ pub(crate) struct Line {
     dead: BTreeSet<u64>,
 }
 
+#[derive(Debug, PartialEq)]
 pub(crate) struct Message {
     pub(crate) payload: Vec<u8>,
     pub(crate) enqueued_at_ms: u64,
@@ -24,7 +26,7 @@ pub(crate) struct Message {
     pub(crate) place: Place,
 }
 
-#[derive(Clone, Copy, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Place {
     Ready,
     Leased { receipt: u64, until_ms: u64 },
@@ -32,6 +34,7 @@ pub(crate) enum Place {
 }
 
 /// An idempotency key, and the message that it made.
+#[derive(Debug, PartialEq)]
 pub(crate) struct Key {
     pub(crate) id: u64,
     pub(crate) kept_until_ms: u64,

@@ -11,7 +11,7 @@ use crate::{
 ///
 /// `ends`, `keys_total` and `bytes` follow from `lines`; they are there to be fast. Whatever changes a
 /// lease or a key changes them too, so all of that goes through here.
-#[derive(Default)]
+#[derive(Default, Debug, PartialEq)]
 pub(crate) struct State {
     pub(crate) last_id: u64,
     lines: BTreeMap<String, Line>,
@@ -81,11 +81,16 @@ impl State {
         self.line_mut(queue).insert(id, message);
     }
 
+    /// Keeps a key. An earlier one of the same name has ended, but the sweep may not have come to it: its end must not
+    /// remove the new key.
     pub(crate) fn insert_key(&mut self, queue: &str, key: String, made: Key) {
+        let kept_until_ms = made.kept_until_ms;
         let end = End::Key { queue: queue.to_owned(), key: key.clone() };
-        self.ends.insert((made.kept_until_ms, end));
-        self.keys_total += 1;
-        self.line_mut(queue).keys.insert(key, made);
+        match self.line_mut(queue).keys.insert(key, made) {
+            Some(old) => _ = self.ends.remove(&(old.kept_until_ms, end.clone())),
+            None => self.keys_total += 1,
+        }
+        self.ends.insert((kept_until_ms, end));
     }
 
     pub(crate) fn remove(&mut self, queue: &str, id: u64) {

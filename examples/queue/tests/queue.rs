@@ -8,7 +8,7 @@
 use conclave_sdk::{
     Call, Code, Context, Failure, Machine as _,
     prost::Message,
-    testing::{Log, Operation, check},
+    testing::{Log, Operation, check, check_derived},
 };
 use queue::{
     Queue, limits,
@@ -199,6 +199,27 @@ fn a_message_that_comes_back_too_often_is_put_aside_until_it_is_redriven() {
     assert_eq!(story.receive(1)[0].0, poison);
 }
 
+/// Keys are removed some at a time, so a key may be used again between its end and its removal.
+#[test]
+fn a_key_that_is_used_again_before_its_removal_counts_from_then_on() {
+    let mut log = Log::new();
+    let keys = limits::ENDED_PER_ENTRY + 1;
+    for number in 0..keys {
+        log.apply(enqueue("work", &format!("{number:05}")));
+    }
+    let again = enqueue("work", &format!("{:05}", keys - 1));
+    log.wait_ms(limits::KEY_KEPT_MS + 1).apply(again.clone());
+    log.tick();
+    log.apply(again);
+    let mut queue = Queue::default();
+    let answers: Vec<_> =
+        log.entries().iter().map(|entry| entry.apply_to(&mut queue).unwrap()).collect();
+    let duplicate = |at: usize| EnqueueResponse::decode(&*answers[at].response).unwrap().duplicate;
+    assert!(!duplicate(keys), "its old key has ended");
+    assert!(duplicate(keys + 2), "its new key has not");
+    check_derived::<Queue>(&log);
+}
+
 #[test]
 fn deleting_a_queue_leaves_nothing_of_it() {
     let mut story = Story::default();
@@ -314,6 +335,7 @@ fn whatever_happens_it_keeps_the_contract_and_loses_nothing() {
             }
         }
         check::<Queue>(&log);
+        check_derived::<Queue>(&log);
         assert!(enqueued > 3 && acked > 0, "seed {seed}: too little happened");
     }
 }

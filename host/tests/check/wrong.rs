@@ -81,6 +81,12 @@ fn a_snapshot_that_changes_the_machine() {
     caught(13, "layout", 2);
 }
 
+/// The log has no tick, because the machine asks for none.
+#[test]
+fn a_derived_field_that_no_step_of_the_log_shows() {
+    caught(15, "restore", 2);
+}
+
 #[test]
 fn a_restore_that_leaks_memory() {
     let report = run(wrong(10), &generated(300, 1)).unwrap();

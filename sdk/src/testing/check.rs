@@ -1,10 +1,14 @@
 //! The checks. Each compares two ways to the same place.
 
-use super::{Log, Outcome, check_methods};
+use std::fmt::Debug;
+
+use super::{Log, Operation, Outcome, check_methods};
 use crate::{Machine, Subscription, snapshot::SnapshotReader};
 
 /// Cuts of a log that are tried: all of a short one, an even spread of a long one.
 const CUTS_MAX: usize = 48;
+/// Places at which machines go on beside the log. Each takes the log up to there and some hundred entries.
+const FEW_CUTS: usize = 6;
 /// One byte at a time would take too long for a snapshot longer than this.
 const SINGLE_BYTES_MAX: usize = 16 << 10;
 const CHUNKS_BYTES: [usize; 4] = [1 << 20, 4096, 61, 1];
@@ -16,6 +20,7 @@ pub fn check<M: Machine>(log: &Log) {
     check_replay::<M>(log);
     check_snapshots::<M>(log);
     check_queries::<M>(log);
+    check_afterwards::<M>(log);
 }
 
 /// Applies a log to a new machine.
@@ -152,6 +157,71 @@ pub fn check_queries<M: Machine>(log: &Log) {
             let _ = entry.apply_to(&mut machine);
         }
     }
+}
+
+/// A machine that lived through the log and one that was restored go on alike: with ticks, now and after growing
+/// pauses, and with the log's own commands once more. Outcomes, answers and snapshots must be equal.
+///
+/// Fields that are derived from the state and kept up along the log (counters, indexes, queues of times) show here
+/// if they are wrong: a restore derives them again, and comes to other values.
+pub fn check_afterwards<M: Machine>(log: &Log) {
+    for cut in few_cuts(log.entries().len()) {
+        let mut lived = M::default();
+        for entry in log.entries().get(..cut).unwrap_or_default() {
+            let _ = entry.apply_to(&mut lived);
+        }
+        let mut restored = restore::<M>(&save(&lived, CHUNKS_BYTES[0]), CHUNKS_BYTES[0], cut);
+        let more = log.afterwards(cut);
+        let what = format!("after {cut} entries, a machine that was restored and one that was not");
+        for (number, entry) in more.entries().iter().enumerate() {
+            let outcome = entry.apply_to(&mut lived);
+            let what = format!("{what}, given the same entries");
+            compare_outcome(&more, number, Some(&outcome), &entry.apply_to(&mut restored), &what);
+            if matches!(entry.operation, Operation::Tick) {
+                let what = format!("{what}: snapshots after {entry}");
+                compare_bytes(
+                    &save(&lived, CHUNKS_BYTES[0]),
+                    &save(&restored, CHUNKS_BYTES[0]),
+                    &what,
+                );
+            }
+        }
+        let context = more.query_context(more.entries().len());
+        for query in log.queries() {
+            let method = &query.method;
+            assert_eq!(
+                lived.query(&context, query),
+                restored.query(&context, query),
+                "{what} answer {method} differently later on"
+            );
+        }
+    }
+}
+
+/// A machine that is restored equals the one that was saved, fields that are no part of the snapshot included. For
+/// machines that derive `PartialEq` and `Debug`: the only check that finds a wrong field before an answer shows it.
+pub fn check_derived<M: Machine + PartialEq + Debug>(log: &Log) {
+    let mut machine = M::default();
+    for cut in 0..=log.entries().len() {
+        if is_cut(cut, log.entries().len()) {
+            let bytes = save(&machine, CHUNKS_BYTES[0]);
+            let restored = restore::<M>(&bytes, CHUNKS_BYTES[0], cut);
+            assert!(
+                restored == machine,
+                "after {cut} entries, a restored machine has other fields than the one that was saved:\n  \
+                 {machine:?}\n  {restored:?}"
+            );
+        }
+        if let Some(entry) = log.entries().get(cut) {
+            let _ = entry.apply_to(&mut machine);
+        }
+    }
+}
+
+/// Some places along a log, its end among them.
+fn few_cuts(entries: usize) -> impl Iterator<Item = usize> {
+    let step = (entries / FEW_CUTS).max(1);
+    (0..entries).step_by(step).skip(1).take(FEW_CUTS - 1).chain([entries])
 }
 
 fn is_cut(cut: usize, entries: usize) -> bool {

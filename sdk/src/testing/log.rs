@@ -7,6 +7,11 @@ use crate::{
     limits::{EVENT_BYTES_MAX, RESPONSE_BYTES_MAX},
 };
 
+/// Commands of a log that are applied again after it.
+const COMMANDS_AFTERWARDS: usize = 32;
+/// A second, a minute, an hour, a day, a year.
+const PAUSES_MS: [u64; 5] = [1_000, 60_000, 3_600_000, 86_400_000, 31_536_000_000];
+
 /// What applying an entry gave.
 pub type Outcome = Result<Reply, Failure>;
 
@@ -51,6 +56,15 @@ impl Entry {
             );
         }
         outcome
+    }
+}
+
+impl Entry {
+    fn is_call(&self, call: &Call) -> bool {
+        match &self.operation {
+            Operation::Apply(own) => own.method == call.method && own.request == call.request,
+            Operation::Tick => false,
+        }
     }
 }
 
@@ -145,6 +159,40 @@ impl Log {
             Some(entry) => entry.context.clone(),
             None => Context { index: 0, time_ms: 0, seed: 0, principal: String::new() },
         }
+    }
+
+    /// Entries that may follow the first `cut` ones: ticks, at once and after pauses of up to a year, and the log's
+    /// different commands once more, before and after the pauses.
+    pub(super) fn afterwards(&self, cut: usize) -> Self {
+        let mut more = self.clone();
+        let rest = more.entries.split_off(cut);
+        let last = more.entries.last().or(rest.first());
+        more.time_ms = last.map_or(self.time_ms, |entry| entry.context.time_ms);
+        let mut commands: Vec<&Entry> = Vec::new();
+        // The last ones are about what is there.
+        for entry in self.entries.iter().rev() {
+            if let Operation::Apply(call) = &entry.operation
+                && !commands.iter().any(|other| other.is_call(call))
+                && commands.len() < COMMANDS_AFTERWARDS
+            {
+                commands.push(entry);
+            }
+        }
+        more.entries.clear();
+        let again = |more: &mut Self| {
+            for entry in &commands {
+                more.principal(&entry.context.principal);
+                more.push(entry.operation.clone());
+            }
+        };
+        more.tick();
+        again(&mut more);
+        for pause_ms in PAUSES_MS {
+            more.wait_ms(pause_ms).tick();
+        }
+        again(&mut more);
+        more.tick();
+        more
     }
 
     fn push(&mut self, operation: Operation) -> &mut Self {

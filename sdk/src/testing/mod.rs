@@ -44,7 +44,8 @@ mod log;
 mod methods;
 
 pub use check::{
-    check, check_description, check_queries, check_replay, check_same_state, check_snapshots, run,
+    check, check_afterwards, check_derived, check_description, check_queries, check_replay,
+    check_same_state, check_snapshots, run,
 };
 pub use log::{Entry, Log, Operation, Outcome};
 pub use methods::check_methods;

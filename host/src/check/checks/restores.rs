@@ -2,7 +2,7 @@
 
 use super::{Bench, Live, cuts, different, live};
 use crate::check::{
-    calls::{Step, moments},
+    calls::{Action, Step, moments},
     finding::{Stop, compare, compare_states, place},
     player::{Answer, Player, timed},
 };
@@ -19,6 +19,13 @@ const FEW_CUTS: usize = 8;
 const REST_STEPS_MAX: usize = 2_000;
 /// Questions that are asked after a restore.
 const QUESTIONS_MAX: usize = 16;
+
+/// Places at which steps are made that the log does not have; its end is one of them.
+const AFTERWARDS_CUTS: usize = 4;
+/// Commands that are made again after the log.
+const COMMANDS_AFTERWARDS: usize = 32;
+/// A second, a minute, an hour, a day.
+const PAUSES_MS: [u64; 4] = [1_000, 60_000, 3_600_000, 86_400_000];
 
 /// A state along the log.
 struct Saved {
@@ -67,11 +74,46 @@ fn questions(bench: &Bench<'_>, steps: &[Step]) -> Vec<Step> {
     }
 }
 
-/// Restores a fresh instance at many places.
+/// Restores a fresh instance at many places, and at some of them goes on with steps that the log does not have.
 pub(super) fn restore(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
+    let said = restore_at(bench, steps, &cuts(steps.len(), bench.cuts_max))?;
+    let places = cuts(steps.len(), AFTERWARDS_CUTS);
+    for more in afterwards(steps) {
+        let all = [steps, &more].concat();
+        restore_at(bench, &all, &places).map_err(|stop| match stop {
+            Stop::Found(mut finding) if finding.steps > steps.len() => {
+                finding.steps = steps.len();
+                let beginning = "with ticks or commands that follow the log: ";
+                finding.what.insert_str(0, beginning);
+                Stop::Found(finding)
+            }
+            other => other,
+        })?;
+    }
+    Ok(said)
+}
+
+/// Steps that may follow: ticks, at once and after pauses; and the last different commands once more. What was derived
+/// from the state and kept up wrongly shows in them.
+fn afterwards(steps: &[Step]) -> [Vec<Step>; 2] {
+    let mut time_ms = steps.last().map_or(0, |step| step.time_ms);
+    let tick = |time_ms| Step { time_ms, action: Action::Tick };
+    let is_command = |step: &Step| matches!(step.action, Action::Apply(_));
+    let backwards: Vec<_> = steps.iter().rev().cloned().collect();
+    let mut commands = vec![tick(time_ms)];
+    let different = different(&backwards, is_command, COMMANDS_AFTERWARDS);
+    commands.extend(different.into_iter().map(|step| Step { time_ms, ..step }));
+    let mut ticks = vec![tick(time_ms)];
+    for pause_ms in PAUSES_MS {
+        time_ms = time_ms.saturating_add(pause_ms);
+        ticks.push(tick(time_ms));
+    }
+    [ticks, commands]
+}
+
+fn restore_at(bench: &Bench<'_>, steps: &[Step], places: &[usize]) -> Result<String, Stop> {
     let Some(live) = live(bench.module, steps)? else { return Ok(String::new()) };
-    let places = cuts(steps.len(), bench.cuts_max);
-    let saved = save_at(bench, steps, &places)?;
+    let saved = save_at(bench, steps, places)?;
     for saved in &saved {
         let mut player = Player::restored(bench.module, &saved.state, saved.at)?;
         goes_on(bench, steps, &live, saved, (&mut player, "restored", saved.at))?;

@@ -60,11 +60,13 @@ enum Wrong {
     SnapshotChanges,
     /// Each restore leaves a little memory behind.
     SmallLeak,
+    /// A count is wrong once a word was added twice, and right again after a restore. Only a tick shows it.
+    WrongCount,
 }
 
 impl Wrong {
     fn chosen() -> Self {
-        const ALL: [Wrong; 15] = [
+        const ALL: [Wrong; 16] = [
             Wrong::Nothing,
             Wrong::HiddenGlobal,
             Wrong::QueryChanges,
@@ -80,6 +82,7 @@ impl Wrong {
             Wrong::Slow,
             Wrong::SnapshotChanges,
             Wrong::SmallLeak,
+            Wrong::WrongCount,
         ];
         // Hidden from the optimizer, which would see that nobody ever writes there.
         let [.., tens, ones] = *black_box(&SELECTOR);
@@ -107,6 +110,8 @@ pub struct Words {
     words: Vec<(Box<str>, f64)>,
     /// What the amounts came to, one after the other.
     running: f64,
+    /// How many words there are.
+    total: usize,
     asked: Cell<u64>,
 }
 
@@ -120,6 +125,8 @@ impl Words {
         let known = self.words.iter().any(|(word, _)| **word == *request.word);
         if !known {
             self.insert(wrong, request.word.into(), request.amount);
+        } else if wrong == Wrong::WrongCount {
+            self.total += 1;
         }
         let serial = match wrong {
             Wrong::HiddenGlobal => SERIAL.fetch_add(1, Ordering::Relaxed),
@@ -137,6 +144,7 @@ impl Words {
             lock(&ALL_WORDS).insert(word.to_string());
         }
         self.running += amount;
+        self.total += 1;
         self.words.push((word, amount));
         match wrong {
             Wrong::InsertionOrder => {}
@@ -204,6 +212,14 @@ impl Machine for Words {
 
     fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure> {
         ROUTER.answer(self, context, call)
+    }
+
+    /// Forgets a word if it believes that there are more than there are.
+    fn tick(&mut self, _: &Context) -> Reply {
+        if self.total > self.words.len() {
+            self.words.pop();
+        }
+        Reply::default()
     }
 
     /// The amount, the word's length, the word; again and again.
