@@ -4,7 +4,8 @@
 //! An error is an outcome only if it is known to be a function of the state and the entry. `Trap` may
 //! grow variants; one that is not in the table is a fault. Errors that lifting and lowering give have
 //! no type of their own in wasmtime 48, so they are known by their words, which the version that is
-//! pinned in the engine's fingerprint fixes; `tests/machine` provokes them.
+//! pinned in the engine's fingerprint fixes; `tests/machine` provokes them, and `trap_tests.rs` compares the table
+//! with wasmtime's source.
 
 use wasmtime::Trap as Wasm;
 
@@ -104,12 +105,13 @@ pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>)
         };
     }
     let root = error.root_cause();
-    if root.is::<std::str::Utf8Error>() || root.is::<std::char::DecodeUtf16Error>() {
+    let words = root.to_string();
+    let is_untyped = NOT_UNICODE.contains(&words.as_str());
+    if is_untyped || root.is::<std::str::Utf8Error>() || root.is::<std::char::DecodeUtf16Error>() {
         return Broken::Trap(
             about.trap(TrapKind::BadAnswer, "the machine handed over text that is not Unicode"),
         );
     }
-    let words = root.to_string();
     if words.contains("fuel allocated for hostcalls has been exhausted") {
         return Broken::Trap(about.too_large());
     }
@@ -153,7 +155,8 @@ fn kind_of(trap: Wasm, denied: bool) -> Option<TrapKind> {
         | Wasm::NullReference
         | Wasm::ArrayOutOfBounds
         | Wasm::CastFailure
-        | Wasm::CannotLeaveComponent => TrapKind::Fault,
+        | Wasm::CannotLeaveComponent
+        | Wasm::CannotEnterComponent => TrapKind::Fault,
         // What one component inside the machine handed to another, or to the host.
         Wasm::StringOutOfBounds
         | Wasm::ListOutOfBounds
@@ -178,6 +181,7 @@ fn detail(trap: Wasm) -> &'static str {
         Wasm::ArrayOutOfBounds => "array access out of bounds",
         Wasm::CastFailure => "failed cast",
         Wasm::CannotLeaveComponent => "call of an import where none is allowed",
+        Wasm::CannotEnterComponent => "call of a component that may not be entered",
         Wasm::StringOutOfBounds => "a string lies outside of memory",
         Wasm::ListOutOfBounds => "a list lies outside of memory",
         Wasm::InvalidDiscriminant => "a variant has no such case",
@@ -186,6 +190,9 @@ fn detail(trap: Wasm) -> &'static str {
         _ => "",
     }
 }
+
+/// What wasmtime 48 says of text that one component inside the machine hands to another.
+const NOT_UNICODE: [&str; 2] = ["invalid utf16 encoding", "invalid utf8 encoding"];
 
 /// How wasmtime 48 begins to say that what the guest handed over breaks the ABI.
 const BAD_ANSWERS: [&str; 22] = [
@@ -212,3 +219,7 @@ const BAD_ANSWERS: [&str; 22] = [
     "unexpected discriminant",
     "unknown handle index",
 ];
+
+#[cfg(test)]
+#[path = "trap_tests.rs"]
+mod tests;
