@@ -184,6 +184,13 @@ impl Files {
             self.bytes += file.len();
             let file = FileDescriptorProto::decode(file.as_slice())
                 .map_err(|cause| unfit(&cause.to_string()))?;
+            // prost-reflect panics over another one.
+            if !matches!(file.syntax.as_deref(), None | Some("proto2" | "proto3")) {
+                let (name, syntax) = (file.name(), file.syntax());
+                return Err(unfit(&format!(
+                    "{name} has the syntax {syntax:?}; this program reads proto2 and proto3"
+                )));
+            }
             self.files.insert(file.name().to_owned(), file);
             if self.bytes > FILES_BYTES_MAX || self.files.len() > FILES_MAX {
                 return Err(unfit("its descriptors are larger than any real ones"));

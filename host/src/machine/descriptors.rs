@@ -1,12 +1,12 @@
 //! The methods that a machine's descriptor set declares.
 
-use std::{collections::BTreeSet, sync::Arc};
+use std::{collections::BTreeSet, panic::catch_unwind, sync::Arc};
 
 use prost_reflect::{
     DescriptorPool, MethodDescriptor, prost_types::method_options::IdempotencyLevel,
 };
 
-use super::error::LoadError;
+use super::{descriptor_scan, error::LoadError};
 
 /// One method of the machine's services.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -49,12 +49,21 @@ pub(super) fn methods(descriptor_set: &[u8]) -> Result<Vec<MethodSpec>, LoadErro
             descriptor_set.len()
         ));
     }
-    let pool = match DescriptorPool::decode(descriptor_set) {
-        Ok(pool) => pool,
-        Err(error) => {
+    descriptor_scan::check(descriptor_set)?;
+    // A panic of the library must not end the node that was pushed a component.
+    let decoded = catch_unwind(|| DescriptorPool::decode(descriptor_set));
+    let pool = match decoded {
+        Ok(Ok(pool)) => pool,
+        Ok(Err(error)) => {
             return refuse(format!(
                 "{error}. It must be a google.protobuf.FileDescriptorSet with all imports (protoc --include_imports)"
             ));
+        }
+        Err(_) => {
+            return refuse(
+                "prost-reflect panics over it; the message is on standard error. Compile it with another protoc"
+                    .to_owned(),
+            );
         }
     };
     let mut names = BTreeSet::new();

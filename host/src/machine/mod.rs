@@ -63,6 +63,7 @@ mod bench;
 mod bindings;
 mod carry_over;
 mod clock;
+mod descriptor_scan;
 mod descriptors;
 mod engine;
 mod error;

@@ -235,6 +235,17 @@ fn a_descriptor_set_that_cannot_be_served_is_refused() {
         text
     };
     assert!(descriptor(b"no protobuf".to_vec()).contains("FileDescriptorSet"));
+    let file = |syntax: &str| FileDescriptorProto {
+        name: Some("a.proto".to_owned()),
+        syntax: Some(syntax.to_owned()),
+        ..FileDescriptorProto::default()
+    };
+    let editions = FileDescriptorSet { file: vec![file("editions")] }.encode_to_vec();
+    assert!(descriptor(editions).contains("a.proto has the syntax \"editions\""));
+    // Empty messages: each is two bytes here, and some hundred once decoded.
+    let bomb = [&[0x0a, 0xe0, 0xa7, 0x12][..], &[0x22, 0x00].repeat(150_000)].concat();
+    let wat = Wat { descriptor_set: bomb, memory: "16", ..Wat::default() };
+    assert!(refusal(wat.component()).1.contains("more than 100000"));
     assert!(descriptor(descriptor_set("b.v1", "S", &[method("Put")])).contains("a.v1.M"));
     assert!(
         descriptor(descriptor_set("a.v1", "S", &[method("Put"), method("Put")])).contains("Put")
