@@ -191,6 +191,7 @@ fn machine_limits(limits: &config::Limits) -> machine::Limits {
     machine::Limits {
         memory_bytes_max: limits.memory_bytes_max,
         fuel_per_call: limits.fuel_per_call,
+        fuel_per_query: limits.fuel_per_query,
         response_bytes_max: limits.response_bytes_max,
         event_bytes_max: limits.event_bytes_max,
         ..machine::Limits::default()
@@ -338,6 +339,33 @@ mod tests {
             ..Settings::default()
         };
         Config::load(settings).unwrap()
+    }
+
+    /// Limits that the configuration accepts are accepted by the engine, all together.
+    #[test]
+    fn limits_at_their_ends_can_be_set_together() {
+        let limits = |end: fn(u64, u64) -> u64| {
+            let pick = |least, most| Some(end(least, most));
+            let bytes = |least, most| pick(least, most).map(|bytes| bytes as usize);
+            let settings = Settings {
+                node_id: Some(1),
+                data_dir: Some("/tmp/none".into()),
+                master_key_file: Some("/tmp/key".into()),
+                members: vec!["1=127.0.0.1:7201,127.0.0.1:7101".into()],
+                request_bytes_max: bytes(1024, 16 << 20),
+                response_bytes_max: bytes(4 << 20, 64 << 20),
+                event_bytes_max: bytes(8 << 20, 64 << 20),
+                fuel_per_call: pick(1_000_000, 1_000_000_000_000),
+                fuel_per_query: pick(1_000_000, 1_000_000_000_000),
+                memory_bytes_max: bytes(16 << 20, (4 << 30) - (64 << 10)),
+                commands_in_flight_max: bytes(1, 1_000_000),
+                ..Settings::default()
+            };
+            Config::from_settings(settings, None).unwrap().limits
+        };
+        for limits in [limits(u64::min), limits(u64::max)] {
+            Engine::new(&machine_limits(&limits)).unwrap();
+        }
     }
 
     /// A task that panics ends the node with an error that names it, whichever part of the node it belongs to.

@@ -131,7 +131,9 @@ pub struct Limits {
     pub event_bytes_max: usize,
     /// Fuel, about one unit a wasm instruction, for one call. Default 2,000,000,000: a second or two.
     pub fuel_per_call: u64,
-    /// Linear memory of one instance of the machine; a node keeps two. Default 1 GiB, at most 4 GiB.
+    /// Fuel for one query or subscription. Default half of `fuel_per_call`.
+    pub fuel_per_query: u64,
+    /// Linear memory of one instance of the machine; a node keeps two. Default 1 GiB, at most 4 GiB − 64 KiB.
     pub memory_bytes_max: usize,
     /// Commands that a leader holds at once between proposal and answer. Default 8192.
     pub commands_in_flight_max: usize,

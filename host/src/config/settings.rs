@@ -94,6 +94,10 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_FUEL_PER_CALL", value_name = "UNITS")]
     pub fuel_per_call: Option<u64>,
 
+    /// Fuel for one query or subscription [default: half of fuel_per_call]
+    #[arg(long, env = "CONCLAVE_FUEL_PER_QUERY", value_name = "UNITS")]
+    pub fuel_per_query: Option<u64>,
+
     /// Linear memory of one instance of the machine [default: 1073741824]
     #[arg(long, env = "CONCLAVE_MEMORY_BYTES_MAX", value_name = "BYTES")]
     pub memory_bytes_max: Option<usize>,
@@ -184,6 +188,7 @@ impl Settings {
             response_bytes_max: self.response_bytes_max.or(file.response_bytes_max),
             event_bytes_max: self.event_bytes_max.or(file.event_bytes_max),
             fuel_per_call: self.fuel_per_call.or(file.fuel_per_call),
+            fuel_per_query: self.fuel_per_query.or(file.fuel_per_query),
             memory_bytes_max: self.memory_bytes_max.or(file.memory_bytes_max),
             commands_in_flight_max: self.commands_in_flight_max.or(file.commands_in_flight_max),
             snapshot_entries: self.snapshot_entries.or(file.snapshot_entries),

@@ -254,6 +254,9 @@ fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
     })
 }
 
+/// A call with less fuel would not get through its own decoding.
+const FUEL_LEAST: u64 = 1_000_000;
+
 fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
     let within = |name, value: usize, least: usize, most: usize| {
         if (least..=most).contains(&value) {
@@ -262,11 +265,16 @@ fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
             Err(invalid(name, value, format!("must be between {least} and {most}")))
         }
     };
-    let fuel_per_call = settings.fuel_per_call.unwrap_or(defaults::FUEL_PER_CALL);
-    if !(1_000_000..=1_000_000_000_000).contains(&fuel_per_call) {
-        let rule = "must be between 1000000 and 1000000000000";
-        return Err(invalid("fuel_per_call", fuel_per_call, rule));
-    }
+    let fuel = |name, value: u64| {
+        if (FUEL_LEAST..=1_000_000_000_000).contains(&value) {
+            return Ok(value);
+        }
+        Err(invalid(name, value, format!("must be between {FUEL_LEAST} and 1000000000000")))
+    };
+    let fuel_per_call =
+        fuel("fuel_per_call", settings.fuel_per_call.unwrap_or(defaults::FUEL_PER_CALL))?;
+    let half = (fuel_per_call / defaults::FUEL_PER_QUERY_DIVISOR).max(FUEL_LEAST);
+    let fuel_per_query = fuel("fuel_per_query", settings.fuel_per_query.unwrap_or(half))?;
     let request_bytes_max = within(
         "request_bytes_max",
         settings.request_bytes_max.unwrap_or(defaults::REQUEST_BYTES),
@@ -278,11 +286,12 @@ fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
         response_bytes_max: response_bytes_max(settings, request_bytes_max)?,
         event_bytes_max: event_bytes_max(settings, request_bytes_max)?,
         fuel_per_call,
+        fuel_per_query,
         memory_bytes_max: within(
             "memory_bytes_max",
             settings.memory_bytes_max.unwrap_or(defaults::MEMORY_BYTES),
             16 * MIB,
-            4096 * MIB,
+            defaults::MEMORY_BYTES_MOST,
         )?,
         commands_in_flight_max: within(
             "commands_in_flight_max",
@@ -433,6 +442,18 @@ mod tests {
             let refusal = Config::from_settings(settings, None).unwrap_err().to_string();
             assert!(refusal.contains(says), "{refusal:?} does not say {says:?}");
         }
+    }
+
+    #[test]
+    fn the_fuel_of_queries_follows_that_of_commands() {
+        let fuel = |fuel_per_call, fuel_per_query| {
+            let settings = Settings { fuel_per_call, fuel_per_query, ..complete() };
+            Config::from_settings(settings, None).unwrap().limits.fuel_per_query
+        };
+        assert_eq!(fuel(None, None), 1_000_000_000);
+        assert_eq!(fuel(Some(10_000_000_000), None), 5_000_000_000);
+        assert_eq!(fuel(Some(1_000_000), None), 1_000_000);
+        assert_eq!(fuel(None, Some(7_000_000)), 7_000_000);
     }
 
     #[test]

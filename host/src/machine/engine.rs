@@ -164,8 +164,7 @@ fn options(limits: &Limits) -> Options {
     // one node alone. Two instances a node are 8 GiB of 128 TiB.
     o.set("memory_reservation", 4 << 30, Config::memory_reservation);
     o.set("memory_reservation_for_growth", 0, Config::memory_reservation_for_growth);
-    // What an instruction costs. The table is wasmtime's own, but for growth of memory, which it gives
-    // away: the kernel clears 64 KiB for each page.
+    // What an instruction costs. Fuel stands for time, so what takes longer than a simple instruction costs more.
     o.set("operator_cost", operator_cost(), Config::operator_cost);
     o.set("relaxed_simd_deterministic", true, Config::relaxed_simd_deterministic);
     o.set("shared_memory", false, Config::shared_memory);
@@ -206,8 +205,55 @@ fn local_options(config: &mut Config) {
     let _ = config.module_version(ModuleVersionStrategy::WasmtimeVersion);
 }
 
+/// The fuel of each instruction: wasmtime's table, in which almost all cost 1, but for those that take longer than a
+/// nanosecond. Measured with `measure_fuel_of_operators` in `tests/machine/measure.rs`.
 fn operator_cost() -> OperatorCost {
+    // Calls of the runtime, also for nothing: 20 to 80 ns.
+    const RUNTIME_CALL: u8 = 50;
+    // A function of the runtime for bulk operations, before the first byte.
+    const BULK: u8 = 20;
+    // Divisions and roots, which no processor pipelines.
+    const DIVISION: u8 = 8;
     let mut cost = OperatorCost::new();
+    for grow in [&mut cost.MemoryGrow, &mut cost.TableGrow] {
+        *grow = RUNTIME_CALL;
+    }
+    for lazy in [&mut cost.RefFunc, &mut cost.TableGet, &mut cost.TableSet] {
+        *lazy = BULK;
+    }
+    for bulk in [
+        &mut cost.DataDrop,
+        &mut cost.ElemDrop,
+        &mut cost.MemoryCopy,
+        &mut cost.MemoryFill,
+        &mut cost.MemoryInit,
+        &mut cost.TableCopy,
+        &mut cost.TableFill,
+        &mut cost.TableInit,
+    ] {
+        *bulk = BULK;
+    }
+    for division in [
+        &mut cost.I32DivS,
+        &mut cost.I32DivU,
+        &mut cost.I32RemS,
+        &mut cost.I32RemU,
+        &mut cost.I64DivS,
+        &mut cost.I64DivU,
+        &mut cost.I64RemS,
+        &mut cost.I64RemU,
+        &mut cost.F32Div,
+        &mut cost.F32Sqrt,
+        &mut cost.F64Div,
+        &mut cost.F64Sqrt,
+        &mut cost.F32x4Div,
+        &mut cost.F32x4Sqrt,
+        &mut cost.F64x2Div,
+        &mut cost.F64x2Sqrt,
+    ] {
+        *division = DIVISION;
+    }
+    // The kernel clears 64 KiB for each page.
     cost.variable.memory_grow_per_page = u8::MAX;
     cost
 }

@@ -10,7 +10,7 @@ use wasmtime::{
     component::{Linker, WasmStr},
 };
 
-use super::{bindings::conclave::fsm::log::Level, instance::State};
+use super::{bindings::conclave::fsm::log::Level, instance::State, limits::Limits};
 
 /// The fuel of a line: about what the host's part of it takes, a microsecond.
 pub(super) const FUEL_PER_LINE: u64 = 1_000;
@@ -24,9 +24,8 @@ pub(super) struct GuestLog {
     role: &'static str,
     /// The reader applies what the head has applied; its lines would be the same ones again.
     muted: bool,
-    lines_per_second: u32,
-    tokens: u32,
-    refilled: Instant,
+    /// Lines that may be written now, refilled at a steady rate.
+    budget: LineBudget,
     dropped: u64,
     /// The last line of an error, where somebody wants it: what a machine says when it panics.
     last_error: Option<String>,
@@ -34,13 +33,11 @@ pub(super) struct GuestLog {
 }
 
 impl GuestLog {
-    pub(super) fn new(role: &'static str, lines_per_second: u32) -> Self {
+    pub(super) fn new(role: &'static str, limits: &Limits) -> Self {
         Self {
             role,
             muted: false,
-            lines_per_second,
-            tokens: lines_per_second,
-            refilled: Instant::now(),
+            budget: LineBudget::new(limits, Instant::now()),
             dropped: 0,
             last_error: None,
             keeps_errors: false,
@@ -82,25 +79,21 @@ impl GuestLog {
         if self.muted {
             return false;
         }
-        if self.tokens == 0 {
-            let now = Instant::now();
-            if now.duration_since(self.refilled) >= Duration::from_secs(1) {
-                self.refilled = now;
-                self.tokens = self.lines_per_second;
+        if !self.budget.take(Instant::now()) {
+            // Said at once, because it may take long until another line is written.
+            if self.dropped == 0 {
+                tracing::warn!(target: "machine", instance = self.role, "the state machine writes more lines than its limit; some are dropped");
             }
-        }
-        if self.tokens == 0 {
             self.dropped += 1;
             return false;
         }
-        self.tokens -= 1;
         true
     }
 
     fn write(&mut self, level: Level, line: &str) {
         if self.dropped > 0 {
             let dropped = std::mem::take(&mut self.dropped);
-            tracing::warn!(target: "machine", instance = self.role, dropped, "the machine wrote more lines than its limit");
+            tracing::warn!(target: "machine", instance = self.role, dropped, "lines of the state machine were dropped before this one");
         }
         // One line stays one line, whatever the guest puts into it.
         let line = super::cut(line, LINE_BYTES_MAX).replace(char::is_control, " ");
@@ -112,6 +105,41 @@ impl GuestLog {
             Level::Warn => tracing::warn!(target: "machine", instance, "{line}"),
             Level::Error => tracing::error!(target: "machine", instance, "{line}"),
         }
+    }
+}
+
+/// A token bucket: a burst of lines, and after that a steady rate which does not fill a disk.
+struct LineBudget {
+    lines: u32,
+    burst: u32,
+    per_second: u32,
+    refilled: Instant,
+}
+
+impl LineBudget {
+    fn new(limits: &Limits, now: Instant) -> Self {
+        let burst = limits.log_lines_burst;
+        Self { lines: burst, burst, per_second: limits.log_lines_per_second, refilled: now }
+    }
+
+    /// Takes a line out of the budget, if there is one.
+    fn take(&mut self, now: Instant) -> bool {
+        if self.lines < self.burst && self.per_second > 0 {
+            let a_line = Duration::from_secs(1) / self.per_second;
+            let elapsed = now.duration_since(self.refilled);
+            let earned = u32::try_from(elapsed.as_nanos() / a_line.as_nanos()).unwrap_or(u32::MAX);
+            if earned >= self.burst - self.lines {
+                (self.lines, self.refilled) = (self.burst, now);
+            } else {
+                self.lines += earned;
+                self.refilled += a_line * earned;
+            }
+        } else {
+            self.refilled = now;
+        }
+        let is_left = self.lines > 0;
+        self.lines = self.lines.saturating_sub(1);
+        is_left
     }
 }
 
@@ -141,4 +169,38 @@ pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
 pub(super) fn charge(store: &mut StoreContextMut<'_, State>, cost: u64) -> wasmtime::Result<()> {
     let left = store.get_fuel()?.saturating_sub(cost);
     store.set_fuel(left)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_are_written_in_a_burst_and_then_at_a_steady_rate() {
+        let limits = Limits { log_lines_burst: 100, log_lines_per_second: 5, ..Limits::default() };
+        let start = Instant::now();
+        let mut budget = LineBudget::new(&limits, start);
+        let mut at = |after: Duration| {
+            let now = start + after;
+            (0..1000).take_while(|_| budget.take(now)).count()
+        };
+        assert_eq!(at(Duration::ZERO), 100);
+        assert_eq!(at(Duration::from_millis(199)), 0);
+        assert_eq!(at(Duration::from_millis(201)), 1);
+        assert_eq!(at(Duration::from_secs(10)), 49);
+        // A flood of an hour, with a try every 10 ms.
+        let flood: usize =
+            (1..=360_000).map(|tick| at(Duration::from_millis(10_000 + 10 * tick))).sum();
+        assert!((17_990..=18_000).contains(&flood), "{flood}");
+        assert_eq!(at(Duration::from_secs(10_000)), 100, "the burst is refilled");
+    }
+
+    #[test]
+    fn without_a_rate_the_burst_is_all() {
+        let limits = Limits { log_lines_burst: 3, log_lines_per_second: 0, ..Limits::default() };
+        let start = Instant::now();
+        let mut budget = LineBudget::new(&limits, start);
+        let written = (0..100).filter(|hour| budget.take(start + Duration::from_secs(3600 * hour)));
+        assert_eq!(written.count(), 3);
+    }
 }

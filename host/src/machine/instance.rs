@@ -88,7 +88,7 @@ impl Instance {
         let limits = engine.limits().clone();
         let state = State {
             limiter: Limiter::new(&limits),
-            log: GuestLog::new(role, limits.log_lines_per_second),
+            log: GuestLog::new(role, &limits),
             wasi: Wasi::new(),
         };
         let mut store = Store::new(engine.inner(), state);

@@ -41,13 +41,13 @@ pub struct Limits {
     /// Elements of one instance's tables. Default 1,000,000: a table entry is a function that may be
     /// called indirectly, and the largest programs have some tens of thousands.
     pub table_elements_max: usize,
-    /// Fuel of one `apply` or `tick`; about one unit an instruction. Default 2×10⁹: an endless loop
-    /// ends after one and a half seconds of processor time (measured: 1.3×10⁹ a second in the
-    /// tightest one; one that divides or misses the cache at each step takes some times longer),
-    /// and a put of 256 bytes into the key-value store takes 1.6×10⁴.
+    /// Fuel of one `apply` or `tick`; about one unit an instruction, and more for those that take longer
+    /// (`engine.rs`). Default 2×10⁹: an endless loop ends after one and a half seconds of processor time
+    /// (measured: 1.3×10⁹ a second in the tightest one; one that misses the cache at each step takes some
+    /// times longer), and a put of 256 bytes into the key-value store takes 1.6×10⁴.
     pub fuel_per_call: u64,
     /// Fuel of one `query` or `subscribe`. Default 10⁹: half of the above, since queries of all
-    /// callers share one reader. Not an outcome, but the same for all to keep answers alike.
+    /// callers share one reader. A node's configuration keeps it at that half. Not an outcome, but the same for all to keep answers alike.
     pub fuel_per_query: u64,
     /// Fuel of one call that moves state: `describe`, `snapshot`, `read`, `restore`, `write`,
     /// `finish`. Default 2×10¹¹: a machine may serialize a gigabyte in one call. Never an outcome.
@@ -71,7 +71,9 @@ pub struct Limits {
     pub queries_waiting_max: usize,
     /// A module's component, in bytes. Default 64 MiB: Python's is 18 MB, JavaScript's 12 MB.
     pub module_bytes_max: usize,
-    /// Lines a second that the machine may write to the node's log. Default 100, and as many at once.
+    /// Lines that the machine may write to the node's log at once. Default 100.
+    pub log_lines_burst: u32,
+    /// Lines per second that it may write in the long run. Default 5: of 4 KiB each, 1.8 GB per day.
     pub log_lines_per_second: u32,
 }
 
@@ -81,7 +83,7 @@ impl Default for Limits {
             memory_bytes_max: defaults::MEMORY_BYTES,
             table_elements_max: 1_000_000,
             fuel_per_call: defaults::FUEL_PER_CALL,
-            fuel_per_query: 1_000_000_000,
+            fuel_per_query: defaults::FUEL_PER_CALL / defaults::FUEL_PER_QUERY_DIVISOR,
             fuel_per_state_call: 200_000_000_000,
             stack_bytes: MIB,
             response_bytes_max: defaults::RESPONSE_BYTES,
@@ -89,7 +91,8 @@ impl Default for Limits {
             queue_bytes_max: 32 * MIB,
             queries_waiting_max: 4096,
             module_bytes_max: 64 * MIB,
-            log_lines_per_second: 100,
+            log_lines_burst: 100,
+            log_lines_per_second: 5,
         }
     }
 }
@@ -108,7 +111,7 @@ impl Limits {
             "memory_bytes_max",
             self.memory_bytes_max as u64,
             1 << 20,
-            (4 << 30) - (64 << 10),
+            defaults::MEMORY_BYTES_MOST as u64,
             "1 MiB to 4 GiB − 64 KiB",
         )?;
         check(
@@ -146,6 +149,7 @@ impl Limits {
             1 << 30,
             "1 KiB to 1 GiB",
         )?;
+        check("log_lines_burst", u64::from(self.log_lines_burst), 0, 1 << 20, "at most 2^20")?;
         check(
             "log_lines_per_second",
             u64::from(self.log_lines_per_second),

@@ -21,5 +21,9 @@ pub const EVENT_OVERHEAD_BYTES: usize = 64;
 pub const EVENT_BYTES_ABOVE_REQUEST: usize = MIB;
 /// Fuel of one command or tick.
 pub const FUEL_PER_CALL: u64 = 2_000_000_000;
+/// The fuel of a query as a fraction of that of a command: queries of all callers share one instance.
+pub const FUEL_PER_QUERY_DIVISOR: u64 = 2;
 /// Linear memory of one instance, in bytes.
 pub const MEMORY_BYTES: usize = 1024 * MIB;
+/// The most that 32-bit addresses reach.
+pub const MEMORY_BYTES_MOST: usize = 4096 * MIB - (64 << 10);

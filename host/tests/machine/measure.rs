@@ -4,13 +4,16 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use conclave::{
-    machine::{BatchItem, Engine, Entry, Module, Work},
+    machine::{BatchItem, Engine, Entry, Limits, Lone, Module, Moment, Work},
     types::{Call, Outcome, TrapKind},
 };
 use prost::Message;
 use tokio::sync::oneshot;
 
-use crate::support::{HOSTILE, Node, Number, add, build, call, limits, number, trap_kind};
+use crate::{
+    support::{HOSTILE, Node, Number, add, build, call, limits, number, trap_kind},
+    wat::Wat,
+};
 
 const HEAD: &str = "conclave-head";
 
@@ -102,6 +105,54 @@ async fn measure_fuel_a_second() {
         started.elapsed(),
         cpu(HEAD) - cpu_before
     );
+}
+
+/// The time of one unit of fuel, for loops of single instructions. No instruction should take much longer than others
+/// for the same fuel: fuel is the only limit of time.
+#[test]
+#[ignore = "a measurement"]
+fn measure_fuel_of_operators() {
+    const FUEL: u64 = 100_000_000;
+    let limits = Limits { fuel_per_call: FUEL, ..limits() };
+    let engine = Engine::new(&limits).unwrap();
+    let i64s = "(local.set 0 (i64.add (local.get 0) (i64.const 1)))";
+    for (name, instruction) in [
+        ("i64.add", i64s),
+        ("i32.div_u", "(drop (i32.div_u (i32.const -1) (i32.or (i32.wrap_i64 (local.get 0)) (i32.const 1))))
+             (local.set 0 (i64.extend_i32_u (i32.div_u (i32.const -1) (i32.or (i32.wrap_i64 (local.get 0)) (i32.const 3)))))"),
+        ("i64.rem_u", "(local.set 0 (i64.add (i64.const 0x7fffffffffff) (i64.rem_u (i64.const -1) (i64.or (local.get 0) (i64.const 1)))))"),
+        ("f64.sqrt", "(local.set 0 (i64.reinterpret_f64 (f64.sqrt (f64.reinterpret_i64 (local.get 0)))))"),
+        ("f64.div", "(local.set 0 (i64.reinterpret_f64 (f64.div (f64.const 3) (f64.reinterpret_i64 (local.get 0)))))"),
+        ("memory.grow 0", "(drop (memory.grow (i32.const 0)))"),
+        ("memory.size", "(drop (memory.size))"),
+        ("table.grow 0", "(drop (table.grow $t (ref.null func) (i32.const 0)))"),
+        ("table.get", "(drop (ref.is_null (table.get $t (i32.const 0))))"),
+        ("table.set", "(table.set $t (i32.const 0) (ref.null func))"),
+        ("ref.func", "(drop (ref.is_null (ref.func $one)))"),
+        ("memory.copy 0", "(memory.copy (i32.const 0) (i32.const 8) (i32.wrap_i64 (local.get 9)))"),
+        ("memory.fill 0", "(memory.fill (i32.const 0) (i32.const 8) (i32.wrap_i64 (local.get 9)))"),
+        ("memory.copy 4096", "(memory.copy (i32.const 1024) (i32.const 16384) (i32.const 4096))"),
+        ("call_indirect", "(call_indirect $t (i32.const 0))"),
+        ("load", "(local.set 0 (i64.load (i32.wrap_i64 (local.get 9))))"),
+    ] {
+        let apply = format!("(loop $l {instruction} (br $l)) (i32.const 256)").replace("(local.get 9)", "(i64.extend_i32_u (local.get 9))");
+        let wat = Wat {
+            apply: Box::leak(apply.into_boxed_str()),
+            more: "(table $t 10 funcref) (func $one) (elem $t (i32.const 0) $one) (elem declare func $one)".to_owned(),
+            ..Wat::default()
+        };
+        let module = Module::load(&engine, wat.component()).unwrap();
+        let took = Lone::with_stack(&limits, || {
+            let mut lone = Lone::start(&module).unwrap();
+            let started = Instant::now();
+            let moment = Moment { index: 1, time_ms: 0, seed: 0 };
+            let call = Call { method: "any".into(), request: Bytes::new(), principal: "".into() };
+            lone.apply(moment, Some(&call)).unwrap_err();
+            started.elapsed()
+        })
+        .unwrap();
+        eprintln!("{name}: {:.2} ns per unit of fuel", took.as_nanos() as f64 / FUEL as f64);
+    }
 }
 
 #[tokio::test]
