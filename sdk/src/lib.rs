@@ -56,9 +56,9 @@
 //!
 //! # Panics
 //!
-//! A panic is a trap: the host rolls the entry back, answers its caller with an error, the same on
-//! every replica, and goes on with the next. The message goes to the node's log. Panic where an
-//! invariant of the machine is broken; return a [`Failure`] for what a caller can do.
+//! A panic is a trap: the host rolls the entry back, answers its caller with INTERNAL and the metadata
+//! `conclave-trap`, the same on every replica, and continues with the next entry. The message goes to the
+//! node's log. Panic where an invariant of the machine is broken; return a [`Failure`] for what a caller can do.
 
 // The code that wit-bindgen generates here, and that `export!` expands to elsewhere, names things by
 // this crate's name.

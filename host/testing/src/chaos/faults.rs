@@ -8,7 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use conclave_client::{
-    CallOptions, Client, Code,
+    CallOptions, Client,
     proto::kv::{self as pb, BatchRequest, BatchResponse, PutRequest, PutResponse, put_request},
 };
 use sha2::{Digest as _, Sha256};
