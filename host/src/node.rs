@@ -11,7 +11,7 @@ use crate::{
     config::{self, Config, MasterKeySource, ModuleSource, StoppedNode},
     crypto::MasterKey,
     error::Error,
-    machine::{self, Engine, Module, Worker},
+    machine::{self, CompileCache, Engine, Module, Worker},
     raft::{self, LocalHistory, Modules, Replica},
     replay,
     storage::{self, Identity, Storage},
@@ -84,7 +84,11 @@ async fn run_replica(
 
 /// Everything below Raft: keys, storage, the machine.
 fn open(config: &Config) -> Result<raft::Options, Error> {
-    let engine = Engine::new(&machine_limits(&config.limits)).map_err(startup)?;
+    let master_key = master_key(&config.master_key)?;
+    let cache = config.compile_cache.clone().map(|dir| {
+        CompileCache::new(dir, master_key.derived("conclave 2026-11 compiled components"))
+    });
+    let engine = Engine::with_cache(&machine_limits(&config.limits), cache).map_err(startup)?;
     let given = component(config)?;
     let given_id = ModuleId::of(&given);
     let made_for = Storage::made_for(&config.data_dir).map_err(startup)?;
@@ -105,7 +109,7 @@ fn open(config: &Config) -> Result<raft::Options, Error> {
         node_id: config.node_id,
         module: given,
         module_id: given_id,
-        master_key: master_key(&config.master_key)?,
+        master_key,
     })
     .map_err(startup)?;
     let Storage { identity, genesis, log, snapshots, .. } = storage;

@@ -49,6 +49,8 @@ pub struct Config {
     pub checkpoint_interval: Option<Duration>,
     /// How the node's log looks.
     pub log_format: LogFormat,
+    /// A directory of compiled components, which several nodes of one computer share; absent: each compiles for itself.
+    pub compile_cache: Option<PathBuf>,
     /// Stop when standard input closes: for a node whose parent must not outlive it.
     pub exit_on_stdin_close: bool,
 }

@@ -140,6 +140,10 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_LOG_FORMAT", value_enum, value_name = "FORMAT")]
     pub log_format: Option<LogFormat>,
 
+    /// Share compiled components with the nodes of the same cluster that use this directory
+    #[arg(long, env = "CONCLAVE_COMPILE_CACHE", value_name = "DIR", hide = true)]
+    pub compile_cache: Option<PathBuf>,
+
     /// Stop when standard input closes
     #[arg(long, hide = true)]
     #[serde(skip)]
@@ -199,6 +203,7 @@ impl Settings {
             snapshot_stall_ms: self.snapshot_stall_ms.or(file.snapshot_stall_ms),
             checkpoint_interval_ms: self.checkpoint_interval_ms.or(file.checkpoint_interval_ms),
             log_format: self.log_format.or(file.log_format),
+            compile_cache: self.compile_cache.or(file.compile_cache),
             exit_on_stdin_close: self.exit_on_stdin_close,
         }
     }

@@ -97,6 +97,7 @@ impl Config {
             snapshot: snapshot_policy(&settings)?,
             checkpoint_interval: checkpoint_interval(&settings)?,
             log_format: settings.log_format.unwrap_or_default(),
+            compile_cache: settings.compile_cache.clone(),
             exit_on_stdin_close: settings.exit_on_stdin_close,
         })
     }

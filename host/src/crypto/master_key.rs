@@ -98,6 +98,11 @@ impl MasterKey {
         hex::encode(self.id_bytes())
     }
 
+    /// A key for another purpose, which `context` names. The master key does not follow from it.
+    pub fn derived(&self, context: &str) -> [u8; 32] {
+        blake3::derive_key(context, &self.0[..])
+    }
+
     pub(super) fn id_bytes(&self) -> [u8; 8] {
         let digest = blake3::derive_key("conclave 2026 name of a master key", &*self.0);
         let mut id = [0; 8];

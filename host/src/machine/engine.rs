@@ -16,10 +16,16 @@ use std::{
 
 use wasmtime::{
     Config, Inlining, ModuleVersionStrategy, OperatorCost, OptLevel, RegallocAlgorithm, Strategy,
-    WasmBacktraceDetails, WasmFeatures,
+    WasmBacktraceDetails, WasmFeatures, component::Component,
 };
 
-use super::{error::Error, limits::Limits, wasi};
+use super::{
+    compiled::CompileCache,
+    error::{Error, LoadError},
+    limits::Limits,
+    wasi,
+};
+use crate::types::ModuleId;
 
 /// The wasmtime that the lock file pins; it exports only its major version. A test holds the two
 /// together.
@@ -33,6 +39,7 @@ struct Inner {
     engine: wasmtime::Engine,
     limits: Limits,
     fingerprint: String,
+    cache: Option<CompileCache>,
 }
 
 impl Engine {
@@ -41,8 +48,16 @@ impl Engine {
     /// # Errors
     /// A limit out of its range, or a processor that wasmtime does not serve.
     pub fn new(limits: &Limits) -> Result<Self, Error> {
+        Self::with_cache(limits, None)
+    }
+
+    /// The same, which keeps compiled components in a cache.
+    ///
+    /// # Errors
+    /// As for [`Engine::new`].
+    pub fn with_cache(limits: &Limits, cache: Option<CompileCache>) -> Result<Self, Error> {
         limits.validate()?;
-        Self::of(options(limits), limits)
+        Self::of(options(limits), limits, cache)
     }
 
     /// The same with wasmtime's interpreter, Pulley, in place of machine code: a second opinion on what
@@ -59,14 +74,14 @@ impl Engine {
         // An interpreter has no faulting loads to catch: it checks bounds itself.
         o.set("signals_based_traps", false, Config::signals_based_traps);
         o.set("memory_guard_size", 0, Config::memory_guard_size);
-        Self::of(options, limits)
+        Self::of(options, limits, None)
     }
 
-    fn of(options: Options, limits: &Limits) -> Result<Self, Error> {
+    fn of(options: Options, limits: &Limits, cache: Option<CompileCache>) -> Result<Self, Error> {
         let engine = wasmtime::Engine::new(&options.config)
             .map_err(|error| Error::Engine(format!("{error:#}")))?;
         let fingerprint = fingerprint(&engine, &options.record, limits);
-        Ok(Self(Arc::new(Inner { engine, limits: limits.clone(), fingerprint })))
+        Ok(Self(Arc::new(Inner { engine, limits: limits.clone(), fingerprint, cache })))
     }
 
     /// The inputs of this engine's outcomes: wasmtime's version, the architecture, and a hash of options, limits,
@@ -84,6 +99,21 @@ impl Engine {
     /// Whether the other is a clone of this one. Only then may their machines be mixed.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
+    }
+
+    /// Compiles a component, or takes it out of the cache.
+    pub(super) fn compile(&self, id: ModuleId, component: &[u8]) -> Result<Component, LoadError> {
+        let compile = || {
+            Component::new(self.inner(), component)
+                .map_err(|error| LoadError::Compile(format!("{error:#}")))
+        };
+        match &self.0.cache {
+            Some(cache) => {
+                let engine = self.fingerprint().rsplit('/').next().unwrap_or_default();
+                cache.component(self.inner(), &format!("{id}-{engine}"), compile)
+            }
+            None => compile(),
+        }
     }
 
     pub(super) fn inner(&self) -> &wasmtime::Engine {
@@ -334,7 +364,7 @@ mod tests {
         // Naming a target turns the inference of features off.
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         plain.config.target(&target).unwrap();
-        let plain = Engine::of(plain, &limits).unwrap();
+        let plain = Engine::of(plain, &limits, None).unwrap();
         assert_ne!(own.fingerprint(), plain.fingerprint());
     }
 

@@ -76,15 +76,14 @@ impl Module {
     /// Why it is not served, for its author.
     pub fn load(engine: &Engine, component: Bytes) -> Result<Self, LoadError> {
         check_kind(&component, engine.limits().module_bytes_max)?;
-        let compiled = Component::new(engine.inner(), &component)
-            .map_err(|error| LoadError::Compile(format!("{error:#}")))?;
+        let id = ModuleId::of(&component);
+        let compiled = engine.compile(id, &component)?;
         let mut linker = Linker::new(engine.inner());
         let imports = check_imports(engine, &compiled, &mut linker)?;
         let pre = link(&mut linker, &compiled)?;
         let (described, memory) = describe(engine, &pre)?;
         let (description, descriptor_set) = check_description(described)?;
         let methods = descriptors::methods(&descriptor_set)?;
-        let id = ModuleId::of(&component);
         let engine = engine.clone();
         Ok(Self(Arc::new(Inner {
             engine,

@@ -76,6 +76,11 @@ fn three_nodes_with_one_command() {
         assert!(alive(node["pid"].as_u64().unwrap()) && node["data_dir"].is_string(), "{node}");
     }
 
+    // The three share what one of them compiled.
+    let compiled = fs::read_dir(dir.path().join("compiled")).unwrap();
+    let is_code = |path: &Path| path.extension().is_some_and(|extension| extension == "compiled");
+    assert_eq!(compiled.filter(|entry| is_code(&entry.as_ref().unwrap().path())).count(), 1);
+
     run(&endpoints, &["kv", "put", "greeting", "hello"]);
     assert_eq!(run(&endpoints, &["kv", "get", "greeting"]).trim(), "hello");
     let status: Value = serde_json::from_str(&run(&endpoints, &["status", "--json"])).unwrap();

@@ -62,6 +62,7 @@ impl Children {
         &mut self,
         program: &Path,
         arguments: &[OsString],
+        compile_cache: &Path,
         node: &Node,
     ) -> Result<u32> {
         let failed = |what: &Path, cause| Failed::local(format!("{}: {cause}", what.display()));
@@ -74,6 +75,8 @@ impl Children {
         let child = Command::new(program)
             .args(arguments)
             .arg("--exit-on-stdin-close")
+            // The nodes compile each component once.
+            .env("CONCLAVE_COMPILE_CACHE", compile_cache)
             .stdin(Stdio::piped())
             .stdout(log)
             .stderr(log_too)
@@ -182,7 +185,7 @@ mod tests {
 
     fn start(children: &mut Children, dir: &Path, script: &str) -> u32 {
         let arguments = ["-c".into(), script.into()];
-        children.start(Path::new("/bin/sh"), &arguments, &node(dir)).unwrap()
+        children.start(Path::new("/bin/sh"), &arguments, dir, &node(dir)).unwrap()
     }
 
     #[tokio::test]

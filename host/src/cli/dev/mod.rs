@@ -133,7 +133,9 @@ impl Cluster {
     ) -> Result {
         for at in 0..self.plan.nodes.len() {
             let arguments = self.arguments(&self.plan.nodes[at]);
-            let pid = self.children.start(&self.program, &arguments, &self.plan.nodes[at])?;
+            let compiled = plan::compile_cache(&self.dir);
+            let node = &self.plan.nodes[at];
+            let pid = self.children.start(&self.program, &arguments, &compiled, node)?;
             self.plan.nodes[at].pid = Some(pid);
         }
         self.plan.write(&self.dir)?;

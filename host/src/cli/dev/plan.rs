@@ -196,8 +196,17 @@ pub(super) fn reset(dir: &Path) -> Result {
             fs::remove_file(&log).map_err(|cause| failed(&log, cause))?;
         }
     }
+    let compiled = compile_cache(dir);
+    if compiled.exists() {
+        fs::remove_dir_all(&compiled).map_err(|cause| failed(&compiled, cause))?;
+    }
     let plan = dir.join("cluster.json");
     fs::remove_file(&plan).map_err(|cause| failed(&plan, cause))
+}
+
+/// Where the nodes keep compiled components, which they share.
+pub(super) fn compile_cache(dir: &Path) -> PathBuf {
+    dir.join("compiled")
 }
 
 /// A command as one types it.
