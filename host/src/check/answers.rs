@@ -2,7 +2,8 @@
 //!
 //! A log made up from the descriptor has small values. So requests that went well are made again with large ones: the
 //! texts and bytes in them are enlarged, and lists of messages repeated, up to the limit of a request. The first field
-//! of a message stays as it is, because it says what the message is about, and such names are short.
+//! of a message stays as it is, because it says what the message is about, and such names are short; except in a
+//! request that has nothing else to enlarge.
 
 use std::collections::BTreeSet;
 
@@ -125,10 +126,11 @@ fn well(survey: &Survey, method: &Method) -> Vec<Bytes> {
 fn enlarged(method: &Method, request: &[u8], items: usize, text_bytes: usize) -> Option<Vec<u8>> {
     let mut message = method.request_message(request)?;
     repeat(&mut message, items);
-    let texts = texts(&message);
+    let only_first = texts(&message, false) == 0;
+    let texts = texts(&message, only_first);
     let room = REQUEST_BYTES.saturating_sub(message.encoded_len() + REST_BYTES);
-    if texts > 0 {
-        enlarge(&mut message, (room / texts).min(text_bytes));
+    if let Some(share) = room.checked_div(texts) {
+        enlarge(&mut message, only_first, share.min(text_bytes));
     }
     Some(message.encode_to_vec()).filter(|bytes| bytes.len() <= REQUEST_BYTES)
 }
@@ -148,9 +150,9 @@ fn repeat(message: &mut DynamicMessage, items: usize) {
     }
 }
 
-/// The fields of a message that are enlarged: texts and bytes but for the first field, and those of a group of which
-/// another one is set.
-fn large_fields(message: &DynamicMessage) -> Vec<FieldDescriptor> {
+/// The fields of a message that are enlarged: texts and bytes, but not those of a group of which another one is set,
+/// and the first field only `with_first`.
+fn large_fields(message: &DynamicMessage, with_first: bool) -> Vec<FieldDescriptor> {
     let is_free = |field: &FieldDescriptor| match field.containing_oneof() {
         Some(group) => {
             let other_is_set = group.fields().any(|other| message.has_field(&other));
@@ -166,7 +168,7 @@ fn large_fields(message: &DynamicMessage) -> Vec<FieldDescriptor> {
             let is_text = matches!(field.kind(), Kind::String | Kind::Bytes);
             is_text && field.cardinality() != prost_reflect::Cardinality::Repeated
         })
-        .filter(|field| field.number() != 1 && is_free(field))
+        .filter(|field| (with_first || field.number() != 1) && is_free(field))
         // One field of each group.
         .filter(|field| match field.containing_oneof() {
             Some(group) => groups.insert(group.full_name().to_owned()),
@@ -176,17 +178,18 @@ fn large_fields(message: &DynamicMessage) -> Vec<FieldDescriptor> {
 }
 
 /// How many values would be enlarged.
-fn texts(message: &DynamicMessage) -> usize {
+fn texts(message: &DynamicMessage, with_first: bool) -> usize {
+    let of = |message: &DynamicMessage| texts(message, with_first);
     let inner = message.fields().map(|(_, value)| match value {
-        Value::Message(inner) => texts(inner),
-        Value::List(values) => values.iter().filter_map(Value::as_message).map(texts).sum(),
+        Value::Message(inner) => of(inner),
+        Value::List(values) => values.iter().filter_map(Value::as_message).map(of).sum(),
         _ => 0,
     });
-    large_fields(message).len() + inner.sum::<usize>()
+    large_fields(message, with_first).len() + inner.sum::<usize>()
 }
 
-fn enlarge(message: &mut DynamicMessage, bytes: usize) {
-    for field in large_fields(message) {
+fn enlarge(message: &mut DynamicMessage, with_first: bool, bytes: usize) {
+    for field in large_fields(message, with_first) {
         let value = match field.kind() {
             Kind::String => Value::String("x".repeat(bytes)),
             _ => Value::Bytes(vec![b'x'; bytes].into()),
@@ -195,12 +198,12 @@ fn enlarge(message: &mut DynamicMessage, bytes: usize) {
     }
     for (_, value) in message.fields_mut() {
         match value {
-            Value::Message(inner) => enlarge(inner, bytes),
+            Value::Message(inner) => enlarge(inner, with_first, bytes),
             Value::List(values) => {
                 values
                     .iter_mut()
                     .filter_map(Value::as_message_mut)
-                    .for_each(|inner| enlarge(inner, bytes));
+                    .for_each(|inner| enlarge(inner, with_first, bytes));
             }
             _ => {}
         }

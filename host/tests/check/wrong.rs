@@ -132,6 +132,22 @@ fn a_call_that_comes_near_its_fuel_is_named() {
 }
 
 #[test]
+fn events_that_grow_with_the_request_are_pointed_out() {
+    let line = r#"{"method": "wrong.v1.Wrong/Add", "request": {"word": "a"}}"#.to_owned();
+    let mut options = given(&[line]);
+    let all = conclave::check::names().filter(|name| *name != "answers");
+    options.skip = all.map(str::to_owned).collect();
+    let report = run(wrong(16), &options).unwrap();
+    let answers = checked(&report, "answers");
+    assert_eq!(answers.verdict, Verdict::Warned, "{}", said(&report));
+    assert!(answers.said.contains("events of 11.8 MiB at most"), "{}", answers.said);
+    assert!(answers.said.contains("at most 8388608 are allowed"), "{}", answers.said);
+    assert!(answers.advice.contains("RESOURCE_EXHAUSTED"), "{}", answers.advice);
+    let report = run(wrong(0), &options).unwrap();
+    assert_eq!(verdict(&report, "answers"), Verdict::Ok, "{}", said(&report));
+}
+
+#[test]
 fn floats_are_pointed_out() {
     let report = run(wrong(0), &generated(10, 1)).unwrap();
     let features = checked(&report, "features");

@@ -61,12 +61,14 @@ enum Wrong {
     /// Each restore leaves a little memory behind.
     SmallLeak,
     /// A count is wrong once a word was added twice, and right again after a restore. Only a tick shows it.
-    WrongCount,
+    StaleCount,
+    /// An event of each call holds the request three times.
+    LargeEvents,
 }
 
 impl Wrong {
     fn chosen() -> Self {
-        const ALL: [Wrong; 16] = [
+        const ALL: [Wrong; 17] = [
             Wrong::Nothing,
             Wrong::HiddenGlobal,
             Wrong::QueryChanges,
@@ -82,7 +84,8 @@ impl Wrong {
             Wrong::Slow,
             Wrong::SnapshotChanges,
             Wrong::SmallLeak,
-            Wrong::WrongCount,
+            Wrong::StaleCount,
+            Wrong::LargeEvents,
         ];
         // Hidden from the optimizer, which would see that nobody ever writes there.
         let [.., tens, ones] = *black_box(&SELECTOR);
@@ -125,7 +128,7 @@ impl Words {
         let known = self.words.iter().any(|(word, _)| **word == *request.word);
         if !known {
             self.insert(wrong, request.word.into(), request.amount);
-        } else if wrong == Wrong::WrongCount {
+        } else if wrong == Wrong::StaleCount {
             self.total += 1;
         }
         let serial = match wrong {
@@ -207,7 +210,11 @@ impl Machine for Words {
     }
 
     fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure> {
-        ROUTER.apply(self, context, call)
+        let reply = ROUTER.apply(self, context, call)?;
+        Ok(match Wrong::chosen() {
+            Wrong::LargeEvents => reply.event("words", call.request.repeat(3)),
+            _ => reply,
+        })
     }
 
     fn query(&self, context: &Context, call: &Call) -> Result<Vec<u8>, Failure> {
