@@ -222,7 +222,7 @@ fn the_traps_of_the_pinned_wasmtime_are_all_classified() {
             is_outcome != is_listed,
             "{name} is an outcome or is listed with a reason, and not both"
         );
-        let has_words = detail(trap) != ""
+        let has_words = !detail(trap).is_empty()
             || matches!(
                 kind_of(trap, false),
                 None | Some(
