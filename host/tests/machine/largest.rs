@@ -115,32 +115,48 @@ fn batches_at_the_limit_of_requests_are_answered() {
     });
 }
 
-fn batch() -> impl Strategy<Value = Vec<Operation>> {
+/// An operation by its shape, which can be read where a batch of megabytes cannot.
+#[derive(Clone, Debug)]
+struct Shape {
+    key: usize,
+    key_bytes: usize,
+    value_bytes: usize,
+    kind: u8,
+}
+
+impl Shape {
+    fn operation(&self) -> Operation {
+        let key = key(self.key, self.key_bytes);
+        Operation {
+            operation: Some(match self.kind {
+                0..3 => put_for(key, self.value_bytes, 0),
+                3 => put_for(key, self.value_bytes, 5),
+                4 => Do::Get(GetRequest { key }),
+                _ => Do::Delete(DeleteRequest { key }),
+            }),
+        }
+    }
+}
+
+fn batch() -> impl Strategy<Value = Vec<Shape>> {
+    // Few keys, so that operations meet.
     let key_bytes = prop::sample::select(vec![3, 100, KEY_BYTES_MAX]);
     let value_bytes =
         prop::sample::select(vec![0, 1000, 28_600, 500_000, 900 << 10, VALUE_BYTES_MAX]);
-    let operation = (0..4_usize, key_bytes, value_bytes, 0..6_u8).prop_map(
-        |(number, key_bytes, value_bytes, kind)| {
-            let key = key(number, key_bytes);
-            Operation {
-                operation: Some(match kind {
-                    0..3 => put_for(key, value_bytes, 0),
-                    3 => put_for(key, value_bytes, 5),
-                    4 => Do::Get(GetRequest { key }),
-                    _ => Do::Delete(DeleteRequest { key }),
-                }),
-            }
-        },
+    let shape = (0..4_usize, key_bytes, value_bytes, 0..6_u8).prop_map(
+        |(key, key_bytes, value_bytes, kind)| Shape { key, key_bytes, value_bytes, kind },
     );
-    prop::collection::vec(operation, 1..=OPERATIONS_MAX).prop_map(|operations| {
-        // As long a beginning of it as a request may have.
-        let mut bytes = 0;
-        let fits = |operation: &Operation| {
-            bytes += operation.encoded_len() + 8;
-            bytes <= limits::REQUEST_BYTES
-        };
-        operations.into_iter().take_while(fits).collect()
-    })
+    prop::collection::vec(shape, 1..=OPERATIONS_MAX)
+}
+
+/// As long a beginning of a batch as a request may have.
+fn fitting(shapes: &[Shape]) -> Vec<Operation> {
+    let mut bytes = 0;
+    let fits = |operation: &Operation| {
+        bytes += operation.encoded_len() + 8;
+        bytes <= limits::REQUEST_BYTES
+    };
+    shapes.iter().map(Shape::operation).take_while(fits).collect()
 }
 
 #[test]
@@ -152,7 +168,7 @@ fn no_batch_at_the_limits_traps() {
             .run(&(batch(), 0..8_u64), |(batch, wait_ms)| {
                 let store = &mut *store.borrow_mut();
                 store.time_ms += wait_ms;
-                if let Err((code, message)) = store.batch(batch) {
+                if let Err((code, message)) = store.batch(fitting(&batch)) {
                     prop_assert_eq!(code, Code::ResourceExhausted, "{}", message);
                 }
                 Ok(())
