@@ -42,7 +42,7 @@ impl MasterKey {
         let mut bytes = Zeroizing::new(Vec::with_capacity(SOURCE_BYTES_MAX as usize + 1));
         file.take(SOURCE_BYTES_MAX + 1).read_to_end(&mut bytes).map_err(unreadable)?;
         let key = match <[u8; 32]>::try_from(bytes.as_slice()) {
-            Ok(raw) => Self::checked(Zeroizing::new(raw), &source_name)?,
+            Ok(raw) => Self::raw(Zeroizing::new(raw), &source_name)?,
             Err(_) => Self::parse(&bytes, &source_name)?,
         };
         if mode & 0o077 != 0 {
@@ -82,6 +82,16 @@ impl MasterKey {
             }
         }
         Err(wrong())
+    }
+
+    /// Refuses 32 bytes of text: a passphrase, or half of a key in hexadecimal digits. Of 32 random bytes all are
+    /// printable once in 10¹³ times.
+    fn raw(key: Zeroizing<[u8; 32]>, source_name: &str) -> Result<Self, Error> {
+        if key.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ') {
+            let reason = format!("32 characters of text, not 32 random bytes; {EXPECTED}");
+            return Err(Error::MasterKey { source_name: source_name.to_owned(), reason });
+        }
+        Self::checked(key, source_name)
     }
 
     /// Refuses what was plainly not drawn at random.
@@ -127,6 +137,20 @@ mod tests {
     use std::fs;
 
     use super::*;
+
+    /// Not a key, but half of one or a passphrase.
+    #[test]
+    fn text_of_32_characters_is_refused() {
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("key");
+        for text in ["0123456789abcdef0123456789abcdef", "correct horse battery staple ok?"] {
+            assert_eq!(text.len(), 32);
+            fs::write(&path, text).unwrap();
+            let error = MasterKey::from_file(&path).unwrap_err().to_string();
+            assert!(error.contains("32 characters of text"), "{error}");
+            assert!(error.contains("openssl rand"), "{error}");
+        }
+    }
 
     fn key_bytes() -> [u8; 32] {
         std::array::from_fn(|at| 200 + at as u8)

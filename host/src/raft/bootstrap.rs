@@ -63,8 +63,8 @@ async fn all_new(replica: &Replica, members: &BTreeMap<NodeId, Member>) -> Resul
         if answer.initialized {
             return Err(format!(
                 "node {node_id} already belongs to an initialized cluster: this node's data \
-                 directory is new, so it waits to be contacted; if it lost its data it must join \
-                 under a new node id"
+                 directory is new, so it waits to be contacted. If this node lost its data, put its newest \
+                 data directory back; the cluster works without it while a majority of the members runs"
             ));
         }
     }

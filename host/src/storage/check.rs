@@ -10,6 +10,7 @@ use bytes::{Bytes, BytesMut};
 
 use super::{
     Error,
+    error::Reason,
     format::{self, Pack, PackHead},
     mark::{Mark, record_sum},
     sizes::Sizes,
@@ -32,6 +33,8 @@ pub(super) struct Recovered {
     pub(super) mark: Mark,
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<LogId>,
+    /// Whether the log holds the committed entry itself.
+    pub(super) holds_committed: bool,
     pub(super) purged: Option<LogId>,
     /// The last entry's id; the purged one's if there is none.
     pub(super) last: Option<LogId>,
@@ -68,21 +71,26 @@ pub(super) fn check(tree: &Tree, incarnation: &[u8], mark: &Mark) -> Result<Reco
             .map_err(|reason| Error::damaged("the purged log id", reason))?;
     }
     found.last = found.purged;
+    // Known before the entries are read, one of which must be it.
+    if let Some((_, body)) = get_meta(tree, format::COMMITTED)? {
+        found.committed = format::decode_log_id(body)
+            .map_err(|reason| Error::damaged("the committed log id", reason))?;
+    }
     let mut pack: Option<Open> = None;
     for item in tree.scan() {
-        let (key, sealed) = item.map_err(|error| Error::damaged(&log, error))?;
+        let (key, sealed) = item.map_err(|error| Error::unreadable(&log, tree.dir(), error))?;
         let what = describe(&key);
-        let plaintext =
-            tree.open_value(&key, &sealed).map_err(|error| Error::damaged(&what, error))?;
+        let plaintext = tree.open_value(&key, &sealed);
+        let plaintext = plaintext.map_err(|error| Error::unreadable(&what, tree.dir(), error))?;
         found.key_ids.extend(crypto::key_id_of(&sealed));
         found.live_bytes += (key.len() + sealed.len()) as u64;
         if let Some((first, part)) = format::parse_part_key(&key) {
             let whole = found.take_part(pack.take(), first, part, plaintext);
-            pack = whole.map_err(|reason| Error::damaged(&what, reason))?;
+            pack = whole.map_err(|reason| Error::unusable(&what, reason))?;
             continue;
         }
         found.small_key_ids.extend(crypto::key_id_of(&sealed));
-        found.take_value(&key, plaintext).map_err(|reason| Error::damaged(&what, reason))?;
+        found.take_value(&key, plaintext).map_err(|reason| Error::unusable(&what, reason))?;
     }
     if pack.is_some() {
         return Err(Error::damaged(&log, "the last pack of entries lacks a part"));
@@ -140,7 +148,7 @@ impl Recovered {
         first: u64,
         part: u16,
         plaintext: Vec<u8>,
-    ) -> Result<Option<Open>, String> {
+    ) -> Result<Option<Open>, Reason> {
         let pack = match open {
             None if part == 0 => {
                 let mut head = PackHead::parse(plaintext)?;
@@ -168,7 +176,7 @@ impl Recovered {
     fn take_pack(
         &mut self,
         Open { first, mut head, body, parts_read }: Open,
-    ) -> Result<(), String> {
+    ) -> Result<(), Reason> {
         head.body = body.freeze();
         let (sequence, previous) = (head.sequence, head.previous);
         let entries = head.decode(first)?;
@@ -192,13 +200,12 @@ impl Recovered {
                 None if previous == 0 => {}
                 Some(before) if before.last + 1 == first && before.sequence == previous => {}
                 Some(before) if before.last + 1 == first => {
-                    return Err(format!(
-                        "entry {} before it is not the one it followed",
-                        before.last
-                    ));
+                    let reason =
+                        format!("entry {} before it is not the one it followed", before.last);
+                    return Err(reason.into());
                 }
                 Some(before) => {
-                    return Err(format!("entry {} before it is missing", before.last + 1));
+                    return Err(format!("entry {} before it is missing", before.last + 1).into());
                 }
                 None => return Err("the entries before it are missing".into()),
             }
@@ -209,18 +216,17 @@ impl Recovered {
                 continue;
             }
             if self.last.is_some_and(|last| entry.log_id.leader_id < last.leader_id) {
-                return Err(format!(
-                    "the term of entry {} is lower than before it",
-                    entry.log_id.index
-                ));
+                let index = entry.log_id.index;
+                return Err(format!("the term of entry {index} is lower than before it").into());
             }
             self.sizes.append(entry.log_id.index, entry_bytes(entry) as u64);
             self.last = Some(entry.log_id);
+            self.holds_committed |= self.last == self.committed;
         }
         Ok(())
     }
 
-    fn take_value(&mut self, key: &[u8], plaintext: Vec<u8>) -> Result<(), String> {
+    fn take_value(&mut self, key: &[u8], plaintext: Vec<u8>) -> Result<(), Reason> {
         let (sequence, body) = format::split_value(plaintext)?;
         self.mark.sequence = self.mark.sequence.max(sequence);
         match key {
@@ -231,10 +237,7 @@ impl Recovered {
                 self.vote = Some(convert::vote_from_wire(&vote));
                 self.mark.vote = sequence;
             }
-            format::COMMITTED => {
-                self.committed = format::decode_log_id(body)?;
-                self.mark.committed = sequence;
-            }
+            format::COMMITTED => self.mark.committed = sequence,
             format::PURGED => self.mark.purged = sequence,
             format::REMOVED => {}
             format::TRUNCATED => self.mark.truncated = sequence,
@@ -242,7 +245,7 @@ impl Recovered {
                 let name = str::from_utf8(name).map_err(|error| error.to_string())?;
                 self.records.insert(name.to_owned(), (sequence, body));
             }
-            _ => return Err("no such record is known: a newer version of Conclave wrote it".into()),
+            _ => return Err(Reason::Newer("no such value is known".into())),
         }
         Ok(())
     }
@@ -250,7 +253,9 @@ impl Recovered {
 
 /// A single value by its key, opened.
 fn get_meta(tree: &Tree, key: &[u8]) -> Result<Option<(u64, Bytes)>, Error> {
-    let plaintext = tree.get(key).map_err(|error| Error::damaged(describe(key), error))?;
+    let plaintext = tree.get(key);
+    let plaintext =
+        plaintext.map_err(|error| Error::unreadable(describe(key), tree.dir(), error))?;
     plaintext
         .map(format::split_value)
         .transpose()
@@ -272,7 +277,53 @@ fn describe(key: &[u8]) -> String {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::sync::Arc;
+
     use super::*;
+    use crate::{
+        crypto::MasterKey,
+        storage::{Disk, Identity, Keys, LOG_DIR, Options, Storage, tree::Batch},
+        types::ModuleId,
+    };
+
+    /// A program that was rolled back must not condemn the data of a newer one.
+    #[test]
+    fn a_value_of_a_newer_version_is_not_called_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let module = Bytes::from_static(b"module");
+        let options = || Options {
+            dir: dir.path().to_owned(),
+            cluster_id: "c".into(),
+            node_id: 1,
+            module_id: ModuleId::of(&module),
+            module: module.clone(),
+            master_key: MasterKey::from_bytes([7; 32]),
+        };
+        drop(Storage::open(options()).unwrap());
+        {
+            let identity = Identity::read(dir.path()).unwrap().unwrap();
+            let keys = Keys::open(dir.path(), identity, options().master_key).unwrap();
+            let tree = Tree::open(&dir.path().join(LOG_DIR), keys, Arc::new(Disk)).unwrap();
+            let mut batch = Batch::default();
+            let key = b"mfuture".to_vec();
+            let sealed = tree.seal(&key, &format::value(1_000, b"text")).unwrap();
+            batch.insert(key, sealed);
+            tree.apply(batch).unwrap();
+            tree.sync().unwrap();
+        }
+        let error = Storage::open(options()).err().unwrap();
+        assert!(matches!(error, Error::Newer { .. }), "{error}");
+        let error = error.to_string();
+        assert!(error.contains("newer version") && !error.contains("damaged"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_command_is_of_a_newer_version_and_a_missing_field_is_not() {
+        let newer = convert::command_from_wire(wire::Command::default()).unwrap_err();
+        assert!(matches!(Reason::from(newer), Reason::Newer(_)));
+        let broken = convert::entry_from_wire(wire::Entry::default()).unwrap_err();
+        assert!(matches!(Reason::from(broken), Reason::Damaged(_)));
+    }
 
     const MARK: Mark = Mark {
         sequence: 50,

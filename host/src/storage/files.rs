@@ -65,11 +65,31 @@ pub(super) fn sync_dir(path: &Path) -> Result<(), Error> {
 /// Replaces a file's content durably: a crash leaves the old or the new one.
 pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Error> {
     let temporary = path.with_added_extension(TEMPORARY);
-    let mut file = create(&temporary)?;
-    file.write_all(content).map_err(Error::io("cannot write", &temporary))?;
-    file.sync_all().map_err(Error::io("cannot sync", &temporary))?;
-    fs::rename(&temporary, path).map_err(Error::io("cannot rename to", path))?;
+    let replaced = (|| {
+        let mut file = create(&temporary)?;
+        file.write_all(content).map_err(Error::io("cannot write", &temporary))?;
+        file.sync_all().map_err(Error::io("cannot sync", &temporary))?;
+        fs::rename(&temporary, path).map_err(Error::io("cannot rename to", path))
+    })();
+    if replaced.is_err() {
+        // On a full disk the rest of it would keep the disk full. The first error is the one that counts.
+        let _ = remove(&temporary);
+    }
+    replaced?;
     sync_dir(path.parent().unwrap_or(Path::new(".")))
+}
+
+/// Removes what interrupted replacements left in a directory.
+pub(super) fn remove_temporary(dir: &Path) -> Result<(), Error> {
+    let unreadable = Error::io("cannot read directory", dir);
+    let entries = fs::read_dir(dir).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
+    for entry in entries.map_err(unreadable)? {
+        let path = entry.path();
+        if path.extension().is_some_and(|extension| extension == TEMPORARY) && !path.is_dir() {
+            remove(&path)?;
+        }
+    }
+    Ok(())
 }
 
 /// A small file's content; nothing if there is no such file. Larger than `bytes_max` is an error.

@@ -7,7 +7,7 @@
 use bytes::{Buf, Bytes};
 use prost::Message;
 
-use super::tree::VALUE_BYTES_MAX;
+use super::{error::Reason, tree::VALUE_BYTES_MAX};
 use crate::{
     crypto::OVERHEAD_BYTES,
     proto::raft as wire,
@@ -167,7 +167,7 @@ impl PackHead {
     }
 
     /// The entries of a pack that begins at `first`, with the rest of its parts put behind `body`.
-    pub(super) fn decode(self, first: u64) -> Result<Vec<Entry>, String> {
+    pub(super) fn decode(self, first: u64) -> Result<Vec<Entry>, Reason> {
         let mut body = self.body;
         let mut entries = Vec::new();
         for index in (first..).take(self.entries as usize) {
@@ -194,9 +194,9 @@ pub(super) fn encode_entry(entry: &Entry, buffer: &mut Vec<u8>) {
     entry.encode_raw(buffer);
 }
 
-fn decode_entry(bytes: Bytes) -> Result<Entry, String> {
+fn decode_entry(bytes: Bytes) -> Result<Entry, Reason> {
     let entry = wire::Entry::decode(bytes).map_err(|error| error.to_string())?;
-    convert::entry_from_wire(entry).map_err(|error| error.to_string())
+    Ok(convert::entry_from_wire(entry)?)
 }
 
 /// A log id, or the absence of one.

@@ -97,9 +97,10 @@ impl MarkFile {
         let mut reason = "it is empty".to_owned();
         for slot in 0..2 {
             let mut sealed = [0; SEALED_BYTES];
-            if file.read_exact_at(&mut sealed, u64::from(slot) * SLOT_BYTES).is_err() {
+            match file.read_exact_at(&mut sealed, u64::from(slot) * SLOT_BYTES) {
                 // The second slot of a young file.
-                continue;
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => continue,
+                read => read.map_err(Error::io("cannot read", &path))?,
             }
             match keys.open_sealed(PLACE, &[slot], &sealed).map(|bytes| Mark::decode(&bytes)) {
                 Ok(Some(mark)) => {

@@ -161,6 +161,9 @@ impl Storage {
         finish_creation(&dir)?;
         let keys = Keys::open(&dir, identity.clone(), master_key)?;
         let (mark_file, mark) = MarkFile::open(&dir, keys.clone())?;
+        files::remove_temporary(&dir)?;
+        // Names that an earlier process gave may not be on the disk yet.
+        files::sync_dir(&dir)?;
         let log_dir = dir.join(LOG_DIR);
         compact::remove_leftover(&log_dir)?;
         let tree = Tree::open(&log_dir, keys.clone(), Arc::clone(&medium))?;

@@ -301,14 +301,12 @@ impl State {
 /// come before what it speaks of: then it says nothing of entries that another leader appended, even
 /// if there are as many.
 fn committed_hint(recovered: &Recovered) -> Option<LogId> {
-    let Recovered { committed, last, purged, .. } = recovered;
+    let Recovered { committed, last, purged, holds_committed, .. } = recovered;
     match (committed, last) {
         (Some(committed), Some(last)) if committed.leader_id == last.leader_id => {
             Some(*committed.min(last))
         }
-        (Some(committed), Some(last)) if committed < last && committed.index < last.index => {
-            Some(*committed)
-        }
+        (committed, _) if *holds_committed => *committed,
         _ => *purged,
     }
 }

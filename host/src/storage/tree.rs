@@ -102,8 +102,12 @@ impl Tree {
         for name in ["conf", "db"] {
             // sled would make them anew, and forget everything.
             let path = dir.join(name);
-            if fs::metadata(&path).map_or(0, |metadata| metadata.len()) == 0 {
-                return Err(Error::Missing { path });
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.len() > 0 => {}
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("cannot read", &path)(error));
+                }
+                _ => return Err(Error::Missing { path }),
             }
         }
         let unreadable = Error::io("cannot read directory", dir);
@@ -116,6 +120,8 @@ impl Tree {
                 files::remove(&path)?;
             }
         }
+        forget_what_is_not_on_disk(&dir.join("db"), &*medium)?;
+        files::sync_dir(dir)?;
         Self::open_any(dir, keys, medium)
     }
 
@@ -131,7 +137,7 @@ impl Tree {
                 .use_compression(false)
                 .open()
         })
-        .map_err(|error| Error::damaged(format!("the log in {}", dir.display()), error))?;
+        .map_err(|error| Error::unreadable(format!("the log in {}", dir.display()), dir, error))?;
         let path = dir.join("db");
         let file = File::options().read(true).write(true).open(&path);
         let file = file.map_err(Error::io("cannot open", &path))?;
@@ -208,6 +214,18 @@ impl Tree {
     pub(super) fn disk_bytes(&self) -> u64 {
         guard(|| self.db.size_on_disk()).unwrap_or(0)
     }
+}
+
+/// Syncs a file that an earlier process wrote, and drops the kernel's copy of it, so that what is read from now on is on
+/// the disk. After a sync that failed the kernel takes its pages for written and serves them from memory (Rebello et
+/// al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
+fn forget_what_is_not_on_disk(path: &Path, medium: &dyn Medium) -> Result<(), Error> {
+    let file = File::options().read(true).write(true).open(path);
+    let file = file.map_err(Error::io("cannot open", path))?;
+    medium.sync(&file).map_err(Error::io("cannot sync", path))?;
+    // A hint: file systems without a page cache refuse it.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    Ok(())
 }
 
 /// sled locks its file, and its threads may hold that a moment longer than the last handle was there. So a tree

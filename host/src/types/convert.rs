@@ -18,10 +18,22 @@ use crate::proto::raft as wire;
 pub struct Malformed {
     message: &'static str,
     reason: String,
+    newer: bool,
+}
+
+impl Malformed {
+    fn new(message: &'static str, reason: impl Into<String>) -> Self {
+        Self { message, reason: reason.into(), newer: false }
+    }
+
+    /// Whether this version does not know the kind of the message, so that a newer one has written it.
+    pub fn is_newer(&self) -> bool {
+        self.newer
+    }
 }
 
 fn missing(message: &'static str, field: &'static str) -> Malformed {
-    Malformed { message, reason: format!("{field} is missing") }
+    Malformed::new(message, format!("{field} is missing"))
 }
 
 /// To the wire.
@@ -109,7 +121,8 @@ pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
         None => {
             return Err(Malformed {
                 message: "command",
-                reason: "its kind is unknown: it was written by a newer version of Conclave".into(),
+                reason: "its kind is unknown".into(),
+                newer: true,
             });
         }
     };
@@ -140,13 +153,13 @@ pub fn digest_from_wire(bytes: &[u8]) -> Result<Option<Digest>, Malformed> {
         return Ok(None);
     }
     let digest = bytes.try_into().map(|digest| Some(Digest(digest)));
-    digest.map_err(|_| Malformed { message: "digest", reason: format!("{} bytes", bytes.len()) })
+    digest.map_err(|_| Malformed::new("digest", format!("{} bytes", bytes.len())))
 }
 
 /// From the wire.
 pub fn module_id_from_wire(bytes: &[u8]) -> Result<ModuleId, Malformed> {
     let id = bytes.try_into().map(ModuleId);
-    id.map_err(|_| Malformed { message: "module id", reason: format!("{} bytes", bytes.len()) })
+    id.map_err(|_| Malformed::new("module id", format!("{} bytes", bytes.len())))
 }
 
 fn module_id_to_wire(id: &ModuleId) -> bytes::Bytes {
@@ -166,7 +179,7 @@ fn part_to_wire(part: &ModulePart) -> wire::ModulePart {
 fn part_from_wire(part: wire::ModulePart) -> Result<ModulePart, Malformed> {
     if part.bytes.len() > PART_BYTES_MAX {
         let reason = format!("{} bytes; the limit is {PART_BYTES_MAX}", part.bytes.len());
-        return Err(Malformed { message: "module part", reason });
+        return Err(Malformed::new("module part", reason));
     }
     Ok(ModulePart {
         module: module_id_from_wire(&part.module_id)?,
@@ -242,7 +255,7 @@ pub fn membership_from_wire(membership: wire::Membership) -> Result<Membership, 
         })
         .collect();
     Membership::new(configs.collect(), members)
-        .map_err(|error| Malformed { message: "membership", reason: error.to_string() })
+        .map_err(|error| Malformed::new("membership", error.to_string()))
 }
 
 /// To the wire.

@@ -230,7 +230,7 @@ async fn a_node_that_lost_its_data_is_refused() {
     cluster.start_node(1);
     eventually("the node is refused by name", async || {
         let said = (1..=3).map(|id| cluster.log_tail(id)).collect::<String>();
-        if said.contains("must join under a new node id") { Ok(()) } else { Err(said) }
+        if said.contains("it has lost its log and its votes") { Ok(()) } else { Err(said) }
     })
     .await;
     put(&client, "key", "still").await.unwrap();

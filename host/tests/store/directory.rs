@@ -37,6 +37,50 @@ fn a_second_opening_is_told_who_has_it() {
     open(dir.path());
 }
 
+/// A file system of its own has `lost+found`, and backup tools leave files.
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_names_among_the_snapshots_are_ignored() {
+    let (dir, storage) = fresh();
+    drop(storage);
+    let snapshots = dir.path().join("snapshots");
+    fs::create_dir(snapshots.join("lost+found")).unwrap();
+    fs::write(snapshots.join(".nfs0001"), b"x").unwrap();
+    let storage = open(dir.path());
+    assert!(storage.snapshots.latest().unwrap().is_none());
+    drop(storage);
+    // A snapshot whose name is damaged may be the only one.
+    fs::write(snapshots.join("1-x.snap"), b"x").unwrap();
+    let error = refusal(options(dir.path()));
+    assert!(error.contains("1-x.snap") && error.contains("damaged"), "{error}");
+}
+
+/// What an interrupted write left takes room, and is removed.
+#[test]
+fn leftovers_of_interrupted_writes_are_removed() {
+    let (dir, storage) = fresh();
+    drop(storage);
+    for name in ["keyring.tmp", "genesis.tmp", "identity.tmp"] {
+        fs::write(dir.path().join(name), b"half").unwrap();
+    }
+    drop(open(dir.path()));
+    assert!(files(dir.path()).iter().all(|path| path.extension() != Some("tmp".as_ref())));
+}
+
+/// A directory that another user owns is not damaged.
+#[test]
+fn missing_permissions_are_named_as_such() {
+    let (dir, storage) = fresh();
+    drop(storage);
+    let keyring = dir.path().join("keyring");
+    fs::set_permissions(&keyring, fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::File::open(&keyring).is_ok() {
+        // The superuser reads everything.
+        return;
+    }
+    let error = refusal(options(dir.path()));
+    assert!(error.contains("user that the node runs as") && !error.contains("damaged"), "{error}");
+}
+
 /// A directory of somebody else's, or a wrong key: refused by name, and nothing is written.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mix_up_is_named_and_changes_nothing() {

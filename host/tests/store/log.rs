@@ -197,6 +197,7 @@ async fn a_committed_index_names_no_entries_of_other_leaders() {
         (log_id(3, 20), log_id(3, 10)),
         (log_id(3, 7), log_id(3, 7)),
         (log_id(2, 20), log_id(3, 2)),
+        (log_id(2, 5), log_id(3, 2)),
     ] {
         log.save_committed(Some(noted)).await.unwrap();
         // A vote is synced, and takes along what waits.

@@ -147,7 +147,8 @@ impl Local {
             Some(known) if known != incarnation => {
                 return Err(format!(
                     "node {node_id} came back with another data directory than the one it joined \
-                     with: a node that lost its data must join under a new node id"
+                     with, so it has lost its log and its votes: put its newest data directory back. The cluster \
+                     works without it while a majority of the members runs"
                 ));
             }
             _ => {}
@@ -256,8 +257,8 @@ impl Local {
         Err(format!(
             "node {node_id} has an old copy of its data directory: it acknowledged {} to node {} in term {}, but \
              started with {} and a vote of term {}. It must not take part, because it could elect a leader \
-             without acknowledged writes. Stop it and put its newest data directory back; if that is lost, \
-             add a node with a new node id and an empty directory instead",
+             without acknowledged writes. Stop it and put its newest data directory back. The cluster works \
+             without it while a majority of the members runs",
             text(known.last),
             self.identity.node_id,
             term(Some(known.vote)),

@@ -53,6 +53,9 @@ impl Preamble {
     }
 }
 
+/// The extension of a snapshot's name.
+pub(super) const EXTENSION: &str = "snap";
+
 /// Sorts as the positions do.
 pub(super) fn name(term: u64, index: u64) -> String {
     format!("{term:020}-{index:020}.snap")

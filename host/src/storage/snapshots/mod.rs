@@ -65,6 +65,8 @@ impl SnapshotStore {
                 files::remove(&path)?;
             }
         }
+        // A snapshot that was renamed may be the only one soon: its name must last.
+        files::sync_dir(&dir)?;
         Ok(Self { inner: Arc::new(Inner { dir, keys, known: Mutex::default(), _lock: lock }) })
     }
 
@@ -133,11 +135,18 @@ impl SnapshotStore {
                 // Somebody is writing it.
                 continue;
             }
-            let Some((term, index)) = format::parse_name(&path) else {
-                let reason = "its name is none that a snapshot has".to_owned();
-                return Err(Error::Snapshot { path, reason });
-            };
-            positions.push((term, index, path));
+            match format::parse_name(&path) {
+                Some((term, index)) => positions.push((term, index, path)),
+                None if path
+                    .extension()
+                    .is_some_and(|extension| extension == format::EXTENSION) =>
+                {
+                    let reason = "its name is none that a snapshot has".to_owned();
+                    return Err(Error::Snapshot { path, reason });
+                }
+                // `lost+found` of a file system of its own, or a file of a backup tool.
+                None => {}
+            }
         }
         Ok(positions)
     }

@@ -76,7 +76,10 @@ impl SnapshotFile {
         let file = File::open(path).map_err(Error::io("cannot open", path))?;
         let file_bytes = file.metadata().map_err(Error::io("cannot read", path))?.len();
         let mut bytes = [0; PREAMBLE_BYTES];
-        file.read_exact_at(&mut bytes, 0).map_err(|_| damaged("it is too short"))?;
+        file.read_exact_at(&mut bytes, 0).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => damaged("it is too short"),
+            _ => Error::io("cannot read", path)(error),
+        })?;
         if bytes[..8] != *MAGIC {
             return Err(damaged("it does not begin as a snapshot"));
         }
