@@ -13,11 +13,14 @@ use std::{
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
     time::Duration,
 };
 
+use conclave::types::ModuleId;
 use conclave_client::Client;
 use futures::StreamExt;
+use tokio::task::JoinSet;
 
 use self::disk::{Dice, Disk, Unsynced};
 use crate::{
@@ -29,8 +32,10 @@ const WRITERS: usize = 4;
 const PUTS: usize = 120;
 /// Each writer's own: a put replaces an older one.
 const KEYS: usize = 5;
-/// How many moments, spread over the run; each makes a directory on which a node is started.
-const CUTS: usize = 24;
+/// The number of moments, spread over the run; each makes a directory on which a node is started.
+const CUTS: usize = 34;
+/// The sync of the log that fails, if one is to fail.
+const FAILED_SYNC: &str = "inject=fdatasync:error=EIO:when=70";
 
 /// A put: of which key, when it was sent and when its answer came.
 struct Put {
@@ -45,15 +50,34 @@ fn text(number: usize) -> String {
     format!("{number}:{}", "x".repeat(bytes))
 }
 
+/// The first life of the node ends in the middle of its work; the second begins on what the first left in the kernel's
+/// memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_puts_survive_a_power_cut_at_any_moment() {
+    check_cuts(End::Killed).await;
+}
+
+/// After a sync that failed nothing is acknowledged, and a restart loses nothing that was.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_puts_survive_a_power_cut_after_a_failed_sync() {
+    check_cuts(End::FailedSync).await;
+}
+
+/// How the first life ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Killed,
+    FailedSync,
+}
+
+async fn check_cuts(first_end: End) {
     if !strace_works() {
         return skip("acknowledged puts survive a power cut", NO_STRACE);
     }
     let flags = ["--snapshot-entries=100", "--keep-entries=0"].map(str::to_owned).into();
     let mut cluster = Cluster::prepared(Setup { module: None, flags });
     cluster.nodes.truncate(1);
-    let puts = traced_puts(&mut cluster).await;
+    let puts = traced_puts(&mut cluster, first_end).await;
     let trace = fs::read_to_string(cluster.dir.path().join("trace")).unwrap();
     let (events, times) = trace::read(&trace, &cluster.node(1).data_dir);
     drop(trace);
@@ -99,13 +123,18 @@ fn moments(events: &[trace::Event], lines: usize) -> Vec<usize> {
     moments
 }
 
-/// Starts node 1 under the trace.
+/// Starts node 1 under the trace. A second life continues the trace and the log of the first.
 fn start_traced(cluster: &mut Cluster) {
+    start_traced_with(cluster, &[]);
+}
+
+fn start_traced_with(cluster: &mut Cluster, arguments: &[&str]) {
     let node = cluster.command(1);
     let mut strace = Command::new("strace");
-    strace.args(trace::ARGUMENTS).args(["-e", trace::CALLS, "--seccomp-bpf", "-o"]);
-    strace.arg(cluster.dir.path().join("trace")).arg(node.get_program()).args(node.get_args());
-    let log = File::create(&cluster.node(1).log).unwrap();
+    strace.args(trace::ARGUMENTS).args(["-e", trace::CALLS, "--seccomp-bpf"]).args(arguments);
+    strace.args(["-A", "-o"]).arg(cluster.dir.path().join("trace"));
+    strace.arg(node.get_program()).args(node.get_args());
+    let log = File::options().create(true).append(true).open(&cluster.node(1).log).unwrap();
     strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     cluster.run(1, strace);
 }
@@ -119,30 +148,84 @@ fn stop_traced(cluster: &mut Cluster) {
     cluster.ended(1);
 }
 
-/// Runs the node under the trace, with puts, until it is killed.
-async fn traced_puts(cluster: &mut Cluster) -> Vec<Put> {
-    start_traced(cluster);
+/// Runs the node under the trace, with puts, in two lives.
+async fn traced_puts(cluster: &mut Cluster, first_end: End) -> Vec<Put> {
+    let puts = Arc::<Mutex<Vec<Put>>>::default();
+    let arguments: &[&str] = match first_end {
+        End::Killed => &[],
+        End::FailedSync => &["-e", FAILED_SYNC],
+    };
+    start_traced_with(cluster, arguments);
     cluster.serving().await;
-    let client = cluster.client();
-    let writers = (0..WRITERS).map(|writer| {
-        let client = client.clone();
-        tokio::spawn(async move {
-            let mut puts = Vec::with_capacity(PUTS);
-            for number in 0..PUTS {
-                let key = format!("{writer}/{}", number % KEYS);
-                put(&client, &key, &text(number)).await.unwrap();
-                puts.push(Put { key, number, acknowledged: now() });
-            }
-            puts
-        })
-    });
-    let writers: Vec<_> = writers.collect();
-    let mut puts = Vec::new();
-    for writer in writers {
-        puts.extend(writer.await.unwrap());
+    let writers = write(cluster, &puts, 0, PUTS);
+    match first_end {
+        End::Killed => {
+            let half = WRITERS * PUTS / 2;
+            eventually("half of the puts are done", async || match puts.lock().unwrap().len() {
+                done if done >= half => Ok(()),
+                done => Err(format!("{done} of {half}")),
+            })
+            .await;
+        }
+        End::FailedSync => {
+            eventually("a sync fails", async || {
+                let log = fs::read_to_string(&cluster.node(1).log).unwrap();
+                if log.contains("Input/output error") { Ok(()) } else { Err(log) }
+            })
+            .await;
+        }
     }
     stop_traced(cluster);
-    puts
+    let begun = writers.join_all().await.into_iter().max().unwrap();
+    assert!(begun < PUTS, "the first life ended after all of its puts");
+
+    start_traced(cluster);
+    cluster.serving().await;
+    another_component(cluster).await;
+    let ends = write(cluster, &puts, begun, PUTS).join_all().await;
+    assert_eq!(ends, [PUTS; WRITERS]);
+    stop_traced(cluster);
+    std::mem::take(&mut puts.lock().unwrap())
+}
+
+/// Puts by several clients at once, from a number on. Each ends with the number after its last try: at the first error,
+/// or at the end.
+fn write(cluster: &Cluster, puts: &Arc<Mutex<Vec<Put>>>, from: usize, to: usize) -> JoinSet<usize> {
+    let client = cluster.client();
+    let writers = (0..WRITERS).map(|writer| {
+        let (client, puts) = (client.clone(), Arc::clone(puts));
+        async move {
+            for number in from..to {
+                let key = format!("{writer}/{}", number % KEYS);
+                if put(&client, &key, &text(number)).await.is_err() {
+                    return number + 1;
+                }
+                puts.lock().unwrap().push(Put { key, number, acknowledged: now() });
+            }
+            to
+        }
+    });
+    writers.collect()
+}
+
+/// Pushes and activates another component: the key-value store with a few bytes behind it that say nothing.
+async fn another_component(cluster: &Cluster) {
+    let mut component = conclave::node::DEFAULT_MACHINE.to_vec();
+    // A custom section: its kind, its size, its name.
+    component.extend_from_slice(b"\0\x06\x05other");
+    let id = ModuleId::of(&component);
+    let client = cluster.client();
+    client.push_module(id.0, component.into(), |_| {}).await.unwrap();
+    let endpoint = &cluster.node(1).client;
+    // The node rehearses it first.
+    eventually("the component is active", async || {
+        let mut activate = conclave();
+        activate.args(["module", "activate", &id.to_string(), "--endpoints", endpoint]);
+        let done = activate.output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        if done.status.success() { Ok(()) } else { Err(said) }
+    })
+    .await;
 }
 
 /// A node on an image.
