@@ -9,6 +9,7 @@
 //! ```
 
 mod failover;
+mod trap;
 mod wire;
 mod workload;
 
@@ -32,6 +33,8 @@ enum Command {
     Run(workload::Options),
     /// Disturb the leader and measure the longest time in which the others acknowledge no write.
     Failover(failover::Options),
+    /// Call a method that traps, in a loop.
+    Trap(trap::Options),
 }
 
 /// Where the load goes, and its shape.
@@ -57,6 +60,7 @@ async fn main() -> Result<()> {
         Command::Fill(shape) => workload::fill(&shape).await?,
         Command::Run(options) => workload::run(&options).await?,
         Command::Failover(options) => failover::run(&options).await?,
+        Command::Trap(options) => trap::run(&options).await?,
     };
     print(&line);
     Ok(())

@@ -65,6 +65,18 @@ struct ConclaveGet {
     key: String,
 }
 
+#[derive(Message)]
+struct ConclaveBatch {
+    #[prost(message, repeated, tag = "1")]
+    operations: Vec<ConclaveOperation>,
+}
+
+#[derive(Message)]
+struct ConclaveOperation {
+    #[prost(message, optional, tag = "1")]
+    put: Option<ConclavePut>,
+}
+
 /// A call, ready to be sent.
 pub(crate) struct Call {
     path: &'static str,
@@ -97,6 +109,14 @@ impl Call {
             stale: target == Target::Conclave && work == Work::StaleGet,
             answer_bytes_min: if work == Work::Put { 0 } else { value.len() },
         }
+    }
+
+    /// A batch of so many puts, of Conclave.
+    pub(crate) fn batch(operations: usize, value: &Bytes) -> Self {
+        let put = |key| ConclavePut { key: format!("batch/{key}"), value: value.clone() };
+        let operations = (0..operations).map(|key| ConclaveOperation { put: Some(put(key)) });
+        let frame = framed(&ConclaveBatch { operations: operations.collect() });
+        Self { path: "/kv.v1.KV/Batch", frame, stale: false, answer_bytes_min: 0 }
     }
 }
 

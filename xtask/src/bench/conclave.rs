@@ -22,6 +22,16 @@ const PORT_OFFSETS: [u16; 3] = [0, 100, 200];
 
 /// Starts three nodes, with the data that the directory holds, of the default machine or of this one.
 pub(crate) fn start(binary: &Path, module: Option<&Path>, directory: &Path) -> Result<Cluster> {
+    start_with(binary, module, directory, &[])
+}
+
+/// The same, with settings as environment variables.
+pub(crate) fn start_with(
+    binary: &Path,
+    module: Option<&Path>,
+    directory: &Path,
+    settings: &[(&str, &str)],
+) -> Result<Cluster> {
     let data = directory.join("data");
     let description = data.join("cluster.json");
     let mut command = Command::new(binary);
@@ -30,6 +40,7 @@ pub(crate) fn start(binary: &Path, module: Option<&Path>, directory: &Path) -> R
     if let Some(module) = module {
         command.arg("--module").arg(module);
     }
+    command.envs(settings.iter().copied());
     let log = directory.join("dev.log");
     let mut dev = Running::start("conclave dev", &command, &log)?;
 

@@ -5,7 +5,10 @@ use std::{path::PathBuf, process::Command, time::Duration};
 use anyhow::{Context as _, Result, bail};
 use serde_json::Value;
 
-use super::{cluster::Cluster, disks::Disks};
+use super::{
+    cluster::{Cluster, Node},
+    disks::Disks,
+};
 use crate::process;
 
 /// Beyond the time that it is asked to measure: warming up, connecting, and its last answers.
@@ -98,8 +101,20 @@ impl Load {
         clients: u32,
         seconds: u32,
     ) -> Result<Figures> {
+        self.run_at(cluster, cluster.leader()?, work, clients, seconds)
+    }
+
+    /// Measures one load on a node.
+    pub(crate) fn run_at(
+        &self,
+        cluster: &Cluster,
+        node: &Node,
+        work: Work,
+        clients: u32,
+        seconds: u32,
+    ) -> Result<Figures> {
         let mut command = self.command("run", cluster);
-        command.args(["--endpoint", &cluster.leader()?.endpoint, "--work", work.argument()]);
+        command.args(["--endpoint", &node.endpoint, "--work", work.argument()]);
         command.args(["--clients", &clients.to_string(), "--seconds", &seconds.to_string()]);
         let time = Duration::from_secs(seconds.into()) + SLACK;
         let line = parse(&process::capture_within(&mut command, time)?)?;

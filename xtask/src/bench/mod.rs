@@ -15,6 +15,7 @@ mod etcd;
 mod load;
 mod report;
 mod share;
+mod traps;
 mod upgrade;
 
 use std::{
@@ -119,12 +120,16 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
         true => None,
         false => Some(upgrade::pause(workspace, &load, &binary, steps)?),
     };
+    let traps = match options.without_conclave {
+        true => None,
+        false => Some(traps::cost(workspace, &load, &binary, steps)?),
+    };
     let apply = apply_cost(workspace, options, steps)?;
 
     result(&report::loads(&names, &rows));
     result(&report::nodes(&names, &[fresh, loaded]));
     result(&report::gaps(&names, &gaps));
-    pause.iter().for_each(|text| result(text));
+    pause.iter().chain(&traps).for_each(|text| result(text));
     apply.iter().for_each(|text| result(text));
     share.iter().chain(&native).for_each(|text| result(text));
     Ok(())
