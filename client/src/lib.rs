@@ -60,6 +60,7 @@ pub use client::{Answer, Client};
 pub use error::Error;
 pub use kv::Kv;
 pub use method::MethodName;
+pub use modules::Permissions;
 pub use options::{CallOptions, Consistency};
 pub use reflection::{Method, MethodKind};
 pub use subscription::{JsonSubscription, Subscription};

@@ -25,6 +25,15 @@ const LONG: Duration = Duration::from_secs(280);
 /// An activation hears all voters and then waits for the state to be carried over.
 const ACTIVATION: Duration = Duration::from_secs(60);
 
+/// What an operator permits for an activation or a rollback.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Permissions {
+    /// Clients of the active module may fail.
+    pub allow_breaking: bool,
+    /// These voters need not be ready, because they are down. A majority must be ready all the same.
+    pub without: Vec<u64>,
+}
+
 /// So often a push begins again from the first piece, because another node has come to lead.
 const RESTARTS_MAX: u32 = 8;
 
@@ -98,7 +107,18 @@ impl Client {
         module: &str,
         allow_breaking: bool,
     ) -> Result<ActivateModuleResponse, Error> {
-        let request = ActivateModuleRequest { module: module.to_owned(), allow_breaking };
+        let permissions = Permissions { allow_breaking, ..Permissions::default() };
+        self.activate_module_with(module, &permissions).await
+    }
+
+    /// The same with more permissions.
+    pub async fn activate_module_with(
+        &self,
+        module: &str,
+        permissions: &Permissions,
+    ) -> Result<ActivateModuleResponse, Error> {
+        let Permissions { allow_breaking, without } = permissions.clone();
+        let request = ActivateModuleRequest { module: module.to_owned(), allow_breaking, without };
         let options = CallOptions::write().retry_unknown(true).deadline(ACTIVATION);
         self.call("conclave.cluster.v1.Cluster/ActivateModule", &request, &options).await
     }
@@ -109,7 +129,18 @@ impl Client {
         from: &str,
         allow_breaking: bool,
     ) -> Result<ActivateModuleResponse, Error> {
-        let request = RollbackModuleRequest { from: from.to_owned(), allow_breaking };
+        let permissions = Permissions { allow_breaking, ..Permissions::default() };
+        self.rollback_module_with(from, &permissions).await
+    }
+
+    /// The same with more permissions.
+    pub async fn rollback_module_with(
+        &self,
+        from: &str,
+        permissions: &Permissions,
+    ) -> Result<ActivateModuleResponse, Error> {
+        let Permissions { allow_breaking, without } = permissions.clone();
+        let request = RollbackModuleRequest { from: from.to_owned(), allow_breaking, without };
         let options = CallOptions::write().retry_unknown(true).deadline(ACTIVATION);
         self.call("conclave.cluster.v1.Cluster/RollbackModule", &request, &options).await
     }

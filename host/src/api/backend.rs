@@ -9,8 +9,8 @@ use tokio::{sync::watch, time::Instant};
 use crate::{
     error::Error,
     types::{
-        Applied, Call, Failure, ModuleId,
-        modules::{Activated, Difference, ModulePart, ModuleStatus, Pushed},
+        Applied, Call, Caller, Failure, ModuleId,
+        modules::{Activated, Difference, ModulePart, ModuleStatus, Permissions, Pushed},
         status::{
             Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, TimeSet, Verification,
         },
@@ -33,6 +33,7 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
     fn command(
         &self,
         call: Call,
+        caller: &Caller,
         deadline: Instant,
     ) -> impl Future<Output = Result<Applied, Error>> + Send;
 
@@ -40,6 +41,7 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
     fn query(
         &self,
         call: Call,
+        caller: &Caller,
         consistency: Consistency,
         deadline: Instant,
     ) -> impl Future<Output = Result<Answered, Error>> + Send;
@@ -49,6 +51,7 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
     fn subscribe(
         &self,
         call: Call,
+        caller: &Caller,
         consistency: Consistency,
         resume: Option<u64>,
         deadline: Instant,
@@ -143,7 +146,7 @@ pub trait Upgrades: Send + Sync + 'static {
     fn activate_module(
         &self,
         module: ModuleId,
-        allow_breaking: bool,
+        permissions: &Permissions,
         deadline: Instant,
     ) -> impl Future<Output = Result<Activated, Error>> + Send;
 
@@ -151,7 +154,7 @@ pub trait Upgrades: Send + Sync + 'static {
     fn rollback_module(
         &self,
         from: ModuleId,
-        allow_breaking: bool,
+        permissions: &Permissions,
         deadline: Instant,
     ) -> impl Future<Output = Result<Activated, Error>> + Send;
 }

@@ -24,7 +24,7 @@ use super::{
 };
 use crate::{
     error::Error,
-    types::{Call, Outcome},
+    types::{Call, Caller, Outcome},
 };
 
 /// What is dropped of a refused request, and for how long, before its stream is reset.
@@ -171,6 +171,11 @@ fn framed<B: Backend>(
     }
 }
 
+/// The caller, as the connection noted it.
+pub(super) fn caller(parts: &Parts) -> Caller {
+    parts.extensions.get::<Caller>().cloned().unwrap_or_default()
+}
+
 /// Calls the machine. A method that the descriptor does not know is passed on unchecked.
 pub(super) async fn machine<B: Backend>(
     shared: &Shared<B>,
@@ -185,9 +190,10 @@ pub(super) async fn machine<B: Backend>(
         method.check_request(&request)?;
     }
     let call = Call { method: name, request, principal: shared.anonymous.clone() };
+    let caller = caller(parts);
     match kind {
         MethodKind::Command => {
-            let applied = timeout_at(deadline, shared.backend.command(call, deadline));
+            let applied = timeout_at(deadline, shared.backend.command(call, &caller, deadline));
             let applied = applied.await.map_err(|_| Error::deadline_outcome_unknown())??;
             let index = Some(applied.index);
             match applied.outcome {
@@ -203,7 +209,8 @@ pub(super) async fn machine<B: Backend>(
         }
         MethodKind::Query => {
             let consistency = metadata::consistency(&parts.headers)?;
-            let answered = timeout_at(deadline, shared.backend.query(call, consistency, deadline));
+            let answered =
+                timeout_at(deadline, shared.backend.query(call, &caller, consistency, deadline));
             let answered = answered.await.map_err(|_| Error::deadline())??;
             let index = answered.index;
             match answered.result {

@@ -193,6 +193,7 @@ fn node_to_wire(node: NodeStatus) -> cluster::Node {
             alarm: clock.alarm,
         }),
         links: node.links.into_iter().map(link_to_wire).collect(),
+        alarms: node.alarms,
     }
 }
 

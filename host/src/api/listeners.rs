@@ -10,7 +10,8 @@
 
 use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
 
-use hyper::{server::conn::http2, service::service_fn};
+use http::Request;
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -21,7 +22,7 @@ use tokio::{
 };
 
 use super::{Backend, Options, Shared, call, gather::Gather};
-use crate::error::Error;
+use crate::{error::Error, types::Caller};
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
@@ -107,7 +108,7 @@ pub(super) async fn serve_client<B: Backend>(
         connections.spawn(async move {
             shared.metrics.connections.inc();
             let closing = shared.closing.subscribe();
-            if let Err(error) = connection(http2, shared.clone(), stream, closing).await {
+            if let Err(error) = connection(http2, shared.clone(), stream, peer, closing).await {
                 tracing::debug!(%peer, %error, "connection ended");
             }
             shared.metrics.connections.dec();
@@ -145,6 +146,7 @@ async fn connection<B: Backend>(
     http2: http2::Builder<TokioExecutor>,
     shared: Arc<Shared<B>>,
     mut stream: TcpStream,
+    peer: SocketAddr,
     mut closing: watch::Receiver<bool>,
 ) -> Result<(), ConnectionError> {
     // Answers are small, and late if the kernel waits for more.
@@ -164,7 +166,11 @@ async fn connection<B: Backend>(
     // hyper wants to read the preface too.
     let (reader, writer) = stream.into_split();
     let io = tokio::io::join(PREFACE.chain(reader), Gather::new(writer));
-    let service = service_fn(move |request| call::serve(shared.clone(), request));
+    let caller = Caller(peer.to_string().into());
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(caller.clone());
+        call::serve(shared.clone(), request)
+    });
     let mut served = pin!(http2.serve_connection(TokioIo::new(io), service));
     tokio::select! {
         biased;

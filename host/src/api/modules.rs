@@ -14,7 +14,9 @@ use crate::{
     proto::cluster as wire,
     types::{
         ModuleId, NodeId,
-        modules::{Activated, Change, Difference, ModulePart, ModuleStatus, Readiness},
+        modules::{
+            Activated, Change, Difference, ModulePart, ModuleStatus, Permissions, Readiness,
+        },
     },
 };
 
@@ -72,15 +74,19 @@ async fn answer<B: Backend>(
             Ok(encode(&difference_to_wire(difference), None))
         }
         Verb::Activate => {
-            let wire::ActivateModuleRequest { module, allow_breaking } = decode(request)?;
+            let wire::ActivateModuleRequest { module, allow_breaking, without } = decode(request)?;
             let module = backend.find_module(&module, deadline).await?;
-            let activated = backend.activate_module(module, allow_breaking, deadline).await?;
+            let without = without.into_iter().collect();
+            let permissions = Permissions { allow_breaking, without };
+            let activated = backend.activate_module(module, &permissions, deadline).await?;
             Ok(activated_to_wire(activated))
         }
         Verb::Rollback => {
-            let wire::RollbackModuleRequest { from, allow_breaking } = decode(request)?;
+            let wire::RollbackModuleRequest { from, allow_breaking, without } = decode(request)?;
             let from = backend.find_module(&from, deadline).await?;
-            let activated = backend.rollback_module(from, allow_breaking, deadline).await?;
+            let without = without.into_iter().collect();
+            let permissions = Permissions { allow_breaking, without };
+            let activated = backend.rollback_module(from, &permissions, deadline).await?;
             Ok(activated_to_wire(activated))
         }
     }

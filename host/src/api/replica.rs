@@ -13,8 +13,8 @@ use crate::{
     machine,
     raft::{self, Replica},
     types::{
-        Applied, Call, ModuleId, TrapKind,
-        modules::{Activated, Difference, ModulePart, ModuleStatus, Pushed},
+        Applied, Call, Caller, ModuleId, TrapKind,
+        modules::{Activated, Difference, ModulePart, ModuleStatus, Permissions, Pushed},
         status::{
             Answered, ClockStatus, ClusterStatus, Consistency, Health, Leader, NodeStatus, TimeSet,
             Verification,
@@ -23,27 +23,34 @@ use crate::{
 };
 
 impl Backend for Replica {
-    async fn command(&self, call: Call, deadline: Instant) -> Result<Applied, Error> {
-        Replica::command(self, call, deadline).await
+    async fn command(
+        &self,
+        call: Call,
+        caller: &Caller,
+        deadline: Instant,
+    ) -> Result<Applied, Error> {
+        Replica::command(self, call, caller, deadline).await
     }
 
     async fn query(
         &self,
         call: Call,
+        caller: &Caller,
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Answered, Error> {
-        self.unless_disk_hangs(Replica::query(self, call, consistency, deadline)).await
+        self.unless_disk_hangs(Replica::query(self, call, caller, consistency, deadline)).await
     }
 
     async fn subscribe(
         &self,
         call: Call,
+        caller: &Caller,
         consistency: Consistency,
         resume: Option<u64>,
         deadline: Instant,
     ) -> Result<Subscribed, Error> {
-        let begun = Replica::subscribe(self, call, consistency, resume, deadline);
+        let begun = Replica::subscribe(self, call, caller, consistency, resume, deadline);
         let begun = self.unless_disk_hangs(begun).await?;
         let result = begun.result.map(|machine::Subscribing { initial, events }| {
             let events = stream::unfold(events, |mut events| async {
@@ -132,6 +139,23 @@ impl Backend for Replica {
                 stats.reader_builds,
             ),
         ];
+        metrics.extend([
+            Metric::gauge(
+                "conclave_standby",
+                "Whether there is a standby instance of the state machine; without one, a trap stops writes until there is.",
+                f64::from(u8::from(*self.worker().standby().borrow())),
+            ),
+            Metric::gauge(
+                "conclave_standby_build_seconds",
+                "The time that the last standby instance took until it answered queries.",
+                self.worker().standby_build_time().as_secs_f64(),
+            ),
+            Metric::gauge(
+                "conclave_snapshot_failing",
+                "Whether the last snapshot could not be taken; the log grows meanwhile, and the status says why.",
+                f64::from(u8::from(self.snapshot_failure().is_some())),
+            ),
+        ]);
         let (disk_hung, transfers) = self.fitness();
         metrics.extend([
             Metric::gauge(
@@ -225,19 +249,19 @@ impl Upgrades for Replica {
     async fn activate_module(
         &self,
         module: ModuleId,
-        allow_breaking: bool,
+        permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
-        Replica::activate_module(self, module, allow_breaking, deadline).await
+        Replica::activate_module(self, module, permissions, deadline).await
     }
 
     async fn rollback_module(
         &self,
         from: ModuleId,
-        allow_breaking: bool,
+        permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
-        Replica::rollback_module(self, from, allow_breaking, deadline).await
+        Replica::rollback_module(self, from, permissions, deadline).await
     }
 }
 

@@ -30,7 +30,7 @@ use tonic::{Code, Status};
 
 use super::{
     Backend, Events, Shared, Subscribed,
-    call::{GRPC, name_leader, not_grpc},
+    call::{self, GRPC, name_leader, not_grpc},
     message::{self, Answer},
     metadata,
     metrics::Flight,
@@ -109,7 +109,8 @@ async fn begin<B: Backend>(
         request: message.bytes.clone(),
         principal: shared.anonymous.clone(),
     };
-    let begun = shared.backend.subscribe(call, consistency, resume, deadline);
+    let caller = call::caller(parts);
+    let begun = shared.backend.subscribe(call, &caller, consistency, resume, deadline);
     let begun = timeout_at(deadline, begun).await.map_err(|_| Error::deadline())??;
     let Subscribed { index, result } = begun;
     let subscription = result.map_err(|failure| Error::failure(failure).at_index(index))?;

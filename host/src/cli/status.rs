@@ -27,7 +27,8 @@ With --json: {\"cluster_id\", \"leader\" (null if none), \"term\", \"answered_by
 \"engine\", \"fault\" (null if none), \"divergences\", \"divergence\" (the last one that was healed, null if none),
 \"clock\" (null if unreachable): {\"offset_ms\" (the node's clock minus the majority's), \"log_time_ms\",
 \"log_offset_ms\" (the log's time minus the majority's clock), \"alarm\" (null if none)},
-\"links\": [{\"node\", \"connected\", \"round_trip_ms\", \"problem\" (null if none)}]}]}")]
+\"links\": [{\"node\", \"connected\", \"round_trip_ms\", \"problem\" (null if none)}],
+\"alarms\": [text (what an operator should look at, although the node works)]}]}")]
 pub struct Arguments {
     #[command(flatten)]
     remote: Remote,
@@ -64,7 +65,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     for node in &status.nodes {
         let alarm =
             node.clock.as_ref().map(|clock| &*clock.alarm).filter(|alarm| !alarm.is_empty());
-        if let Some(alarm) = alarm {
+        for alarm in alarm.into_iter().chain(node.alarms.iter().map(String::as_str)) {
             output.remark(format!("node {}: {alarm}", node.id));
         }
     }
@@ -148,5 +149,6 @@ fn node_as_json(node: &Node) -> Value {
             "alarm": (!clock.alarm.is_empty()).then_some(&clock.alarm),
         })),
         "links": node.links.iter().map(link_as_json).collect::<Vec<_>>(),
+        "alarms": node.alarms,
     })
 }

@@ -144,6 +144,9 @@ pub enum QueryError {
     /// The worker shuts down.
     #[error("the machine is shutting down")]
     Stopped,
+    /// The node has no standby and cannot build one now; and why.
+    #[error("this node has no standby instance now, and only that can begin a subscription: {0}")]
+    NoStandby(String),
     /// Too many queries wait already.
     #[error("too many queries wait for this node's machine; try again or ask another node")]
     Busy,
@@ -208,6 +211,9 @@ pub enum SnapshotError {
     /// The machine trapped while taking or reading it.
     #[error("the machine trapped while it was snapshotted: {}", .0.message)]
     Trap(Trap),
+    /// The node has no standby and cannot build one now; and why.
+    #[error("this node has no standby instance to take a snapshot from: {0}")]
+    NoStandby(String),
     /// Too many snapshots are being read.
     #[error("too many snapshots are being read at once")]
     Busy,

@@ -310,9 +310,9 @@ impl Instance {
         self.answer
     }
 
-    /// What is left of an instance that broke.
-    pub(super) fn into_remains(mut self) -> Remains {
-        Remains { last_words: self.take_error(), backtrace: self.backtrace }
+    /// The trap report of an instance that broke.
+    pub(super) fn remains(&mut self) -> Remains {
+        Remains { last_words: self.take_error(), backtrace: std::mem::take(&mut self.backtrace) }
     }
 
     /// The linear memory that the instance holds.

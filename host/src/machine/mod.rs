@@ -31,10 +31,15 @@
 //!                                          a new reader: the last snapshot, then the log
 //! ```
 //!
-//! The reader only ever applies what the head has finished, so it is never broken by an entry. If the
-//! head traps again before the new reader is ready, it waits for it. The reader compares its outcomes
-//! with the head's: where they differ, the machine is not a function of the log (or a query changed
-//! the state), and the worker stops with a fault rather than serve two truths.
+//! The reader only ever applies what the head has finished, so it is never broken by an entry. Until the
+//! new reader has caught up, the head answers queries between batches. If the head traps again before
+//! that, it waits for the reader. The reader compares its outcomes with the head's. Where they differ,
+//! the machine is not a function of the log, or a query changed the state: the reader is replaced, and
+//! [`Worker::standby_problem`] names the entry. The head continues, as it does while no reader can be
+//! built. Only a head that traps then ends the worker with a fault.
+//!
+//! A snapshot of this node is restored into a fresh instance before it counts, and that instance becomes
+//! the reader ([`Worker::replace_standby`]).
 //!
 //! # How another module goes on
 //! At an entry that activates a module, the head streams its own snapshot into a fresh instance of that

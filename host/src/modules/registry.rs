@@ -229,7 +229,7 @@ impl Registry {
         }
         if ready != voters {
             return Err(not_activated(format!(
-                "nodes {ready:?} were found ready, and the voters are {voters:?} by now: activate \
+                "the voters were {ready:?} when it was proposed, and are {voters:?} by now: activate \
                  it again"
             )));
         }

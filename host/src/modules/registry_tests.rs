@@ -162,7 +162,7 @@ fn activation_checks_that_nothing_has_changed() {
     };
     let unknown = Activation { module: ModuleId([1; 32]), ..good.clone() };
     refused(&registry, &unknown, "push it first");
-    refused(&registry, &activation(&registry, second, &[1, 2]), "found ready");
+    refused(&registry, &activation(&registry, second, &[1, 2]), "are {1, 2, 3} by now");
     refused(&registry, &activation(&registry, first, &[1, 2, 3]), "already");
     registry.activate(12, second);
     refused(&registry, &good, "is active by now");

@@ -1,9 +1,8 @@
 //! The way of a command: to the leader, into the log, and back with its outcome.
 
 use std::{
-    collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicUsize, Ordering},
     },
     time::Duration,
@@ -24,7 +23,7 @@ use crate::{
     error::Error,
     proto::raft::ForwardRequest,
     types::{
-        Applied, Call, Command, CommandKind, NodeId, Outcome,
+        Applied, Call, Caller, Command, CommandKind, NodeId, Outcome,
         convert::call_to_wire,
         raft::{Member, TypeConfig},
         status::Leader,
@@ -37,7 +36,12 @@ const ANSWER_GRACE: Duration = Duration::from_millis(200);
 impl Replica {
     /// Puts a call into the log, through the leader if that is another node. Waits out an election,
     /// as far as the deadline allows: a refusal because nobody leads is final for no call.
-    pub async fn command(&self, call: Call, deadline: Instant) -> Result<Applied, Error> {
+    pub async fn command(
+        &self,
+        call: Call,
+        caller: &Caller,
+        deadline: Instant,
+    ) -> Result<Applied, Error> {
         if let Some(why) = self.0.fault() {
             return Err(Error::stopped(why));
         }
@@ -45,9 +49,9 @@ impl Replica {
         loop {
             let attempt = match self.0.leader() {
                 Some((node_id, member)) if node_id != self.0.node_id() => {
-                    self.forward(node_id, &member, &call, deadline).await
+                    self.forward(node_id, &member, &call, caller, deadline).await
                 }
-                Some(_) => self.propose(call.clone(), deadline).await,
+                Some(_) => self.propose(call.clone(), caller, deadline).await,
                 None => Err(Error::no_quorum()),
             };
             match attempt {
@@ -91,6 +95,7 @@ impl Replica {
         leader: NodeId,
         member: &Member,
         call: &Call,
+        caller: &Caller,
         deadline: Instant,
     ) -> Result<Applied, Error> {
         let peer = self.0.peers.peer(leader, member);
@@ -104,7 +109,8 @@ impl Replica {
             Error::no_quorum()
         })?;
         let timeout_ms = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
-        let request = ForwardRequest { call: Some(call_to_wire(call)), timeout_ms };
+        let caller = caller.0.to_string();
+        let request = ForwardRequest { call: Some(call_to_wire(call)), timeout_ms, caller };
         let answer = tokio::select! {
             answer = timeout_at(deadline, client.forward(request)) => answer,
             // A leader that is silent rather than dead would answer long after its successor. One that has
@@ -135,18 +141,25 @@ impl Replica {
     }
 
     /// Proposes a call as the leader and waits for its outcome.
-    pub(super) async fn propose(&self, call: Call, deadline: Instant) -> Result<Applied, Error> {
+    pub(super) async fn propose(
+        &self,
+        call: Call,
+        caller: &Caller,
+        deadline: Instant,
+    ) -> Result<Applied, Error> {
+        // Before the slot: calls that are slowed down must not take the place of others.
+        let limiter = self.0.command_limiter.clone();
+        let turn = limiter.admit(&call, caller, &self.0.worker, deadline).await?;
         let slot = self.0.slot()?;
-        self.0.brake.hold(&call, deadline).await?;
         self.0.admission.wait(call.bytes(), deadline).await?;
-        let (method, principal) = (call.method.clone(), call.principal.clone());
-        let brake = self.0.brake.clone();
+        let (method, caller) = (call.method.clone(), caller.clone());
         let time_ms = self.stamp().await;
         let done = move |applied: Option<&Applied>| {
             drop(slot);
-            if let Some(applied) = applied {
-                brake.note(&method, &principal, matches!(applied.outcome, Some(Outcome::Trap(_))));
+            if let Some(Applied { outcome: Some(Outcome::Trap(_)), .. }) = applied {
+                limiter.trapped(&method, &caller);
             }
+            drop(turn);
         };
         self.write(time_ms, CommandKind::Call(call), deadline, done).await
     }
@@ -299,71 +312,6 @@ impl super::Inner {
                 "this node has stopped applying: {}; its log says why",
                 self.worker.fault().unwrap_or_else(|| fatal.to_string())
             )),
-        }
-    }
-}
-
-/// Slows down callers whose calls keep trapping: every trap costs each replica an instance.
-#[derive(Default)]
-pub(super) struct Brake(Mutex<BTreeMap<MethodAndPrincipal, Trapping>>);
-
-type MethodAndPrincipal = (Arc<str>, Arc<str>);
-
-struct Trapping {
-    in_a_row: u32,
-    /// When the next call may be proposed.
-    free_at: Instant,
-}
-
-/// So many traps in a row cost nothing: people try things.
-const FREE_TRAPS: u32 = 3;
-const PAUSE_MIN: Duration = Duration::from_millis(50);
-const PAUSE_MAX: Duration = Duration::from_secs(2);
-/// Callers and methods remembered at once; past it the slate is wiped.
-const REMEMBERED_MAX: usize = 1024;
-
-impl Brake {
-    async fn hold(&self, call: &Call, deadline: Instant) -> Result<(), Error> {
-        let free_at = {
-            let trapping = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-            if trapping.is_empty() {
-                return Ok(());
-            }
-            let key = (call.method.clone(), call.principal.clone());
-            trapping.get(&key).map(|trapping| trapping.free_at)
-        };
-        match free_at {
-            Some(free_at) if free_at > deadline => Err(Error::busy(format!(
-                "calls of {} keep trapping and are slowed down: mend the request or the machine",
-                call.method
-            ))),
-            Some(free_at) => {
-                tokio::time::sleep_until(free_at).await;
-                Ok(())
-            }
-            None => Ok(()),
-        }
-    }
-
-    fn note(&self, method: &Arc<str>, principal: &Arc<str>, trapped: bool) {
-        let mut trapping = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if !trapped && trapping.is_empty() {
-            return;
-        }
-        let key = (method.clone(), principal.clone());
-        if !trapped {
-            trapping.remove(&key);
-            return;
-        }
-        if trapping.len() >= REMEMBERED_MAX {
-            trapping.clear();
-        }
-        let now = Instant::now();
-        let entry = trapping.entry(key).or_insert(Trapping { in_a_row: 0, free_at: now });
-        entry.in_a_row += 1;
-        if let Some(doublings) = entry.in_a_row.checked_sub(FREE_TRAPS + 1) {
-            let pause = PAUSE_MIN.saturating_mul(1 << doublings.min(10)).min(PAUSE_MAX);
-            entry.free_at = now + pause;
         }
     }
 }

@@ -38,6 +38,7 @@ mod state_machine;
 mod status;
 mod ticks;
 mod time;
+mod trap_limiter;
 
 use std::{
     collections::BTreeMap,
@@ -51,7 +52,6 @@ use tokio::sync::{oneshot, watch};
 
 pub(crate) use self::read::watch_ended;
 use self::{
-    command::Brake,
     confirmation::Confirmation,
     disk::DiskWatch,
     divergence::Divergence,
@@ -69,6 +69,7 @@ use self::{
     snapshot::{Admission, Raft, Receiving, Transfers},
     state_machine::{Applied, Building, StateMachine},
     time::Time,
+    trap_limiter::TrapLimiter,
 };
 pub use self::{
     history::LocalHistory,
@@ -127,7 +128,8 @@ struct Inner {
     /// When a leader was last heard of.
     leader_heard: Mutex<Instant>,
     commands_in_flight: Arc<AtomicUsize>,
-    brake: Arc<Brake>,
+    command_limiter: Arc<TrapLimiter>,
+    query_limiter: TrapLimiter,
 }
 
 impl Replica {
@@ -213,7 +215,8 @@ impl Replica {
             health,
             leader_heard: Mutex::new(Instant::now()),
             commands_in_flight: Arc::default(),
-            brake: Arc::default(),
+            command_limiter: Arc::default(),
+            query_limiter: TrapLimiter::default(),
         }));
         let _ = own_replica.set(Arc::downgrade(&replica.0));
         replica.0.connect_to_members();
@@ -268,6 +271,11 @@ impl Replica {
     /// How long the disk has not completed a write, if it counts as hung; and how often leadership was transferred.
     pub(crate) fn fitness(&self) -> (Duration, u64) {
         (self.0.disk.hung_for().unwrap_or_default(), self.0.transfers())
+    }
+
+    /// Why the last snapshot could not be taken, if it could not.
+    pub(crate) fn snapshot_failure(&self) -> Option<String> {
+        self.0.building.failure()
     }
 
     /// Entries that are committed as far as this node knows, and not applied here.

@@ -24,7 +24,7 @@ use crate::{
     machine::{QueryError, Subscribed, WatchError},
     proto::raft::{ReadIndexRequest, Refusal, read_index_response},
     types::{
-        Call, NodeId,
+        Call, Caller, NodeId,
         raft::{LogId, Member, StoredMembership},
         status::{Answered, Consistency},
     },
@@ -93,12 +93,22 @@ impl Replica {
     pub async fn query(
         &self,
         call: Call,
+        caller: &Caller,
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Answered, Error> {
         let answer = async {
+            let turn = self.0.query_limiter.admit(&call, caller, &self.0.worker, deadline).await?;
             let index = self.index_to_wait_for(consistency, deadline).await?;
-            self.0.worker.query(call, index).await.map_err(failed)
+            let (replica, method, caller) = (self.clone(), call.method.clone(), caller.clone());
+            let answer = async move {
+                let _turn = turn;
+                let method = call.method.clone();
+                let answer = timeout_at(deadline, replica.0.worker.query(call, index)).await;
+                let answer = answer.map_err(|_| Error::deadline())?;
+                answer.map_err(|error| replica.query_failed(error, &method, &caller))
+            };
+            self.to_its_end(&method, answer).await
         };
         let answer = timeout_at(deadline, answer).await.map_err(|_| Error::deadline())??;
         // It may have been found meanwhile that the machine which answered has diverged.
@@ -113,13 +123,23 @@ impl Replica {
     pub async fn subscribe(
         &self,
         call: Call,
+        caller: &Caller,
         consistency: Consistency,
         resume: Option<u64>,
         deadline: Instant,
     ) -> Result<Subscribed, Error> {
         let begun = async {
+            let turn = self.0.query_limiter.admit(&call, caller, &self.0.worker, deadline).await?;
             let index = self.index_to_wait_for(consistency, deadline).await?;
-            self.0.worker.subscribe(call, index, resume).await.map_err(failed)
+            let (replica, method, caller) = (self.clone(), call.method.clone(), caller.clone());
+            let begun = async move {
+                let _turn = turn;
+                let method = call.method.clone();
+                let begun = replica.0.worker.subscribe(call, index, resume);
+                let begun = timeout_at(deadline, begun).await.map_err(|_| Error::deadline())?;
+                begun.map_err(|error| replica.query_failed(error, &method, &caller))
+            };
+            self.to_its_end(&method, begun).await
         };
         let begun = timeout_at(deadline, begun).await.map_err(|_| Error::deadline())??;
         // As for a query. A subscription that begins before the quarantine is ended by it.
@@ -127,6 +147,26 @@ impl Replica {
             return Err(Error::stopped(why));
         }
         Ok(begun)
+    }
+
+    /// Waits for the answer to a query. If the method has trapped lately, the query runs to its end even if its caller
+    /// gives up: otherwise a caller that cancels its calls would not be limited.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        method: &str,
+        query: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        match self.0.worker.has_trapped(method) {
+            true => self.0.supervisor.finish("query", query).await,
+            false => query.await,
+        }
+    }
+
+    fn query_failed(&self, error: QueryError, method: &Arc<str>, caller: &Caller) -> Error {
+        if let QueryError::Trap(_) = error {
+            self.0.query_limiter.trapped(method, caller);
+        }
+        failed(error)
     }
 
     /// How far this node's machine must have come before it answers.
@@ -299,6 +339,7 @@ fn failed(error: QueryError) -> Error {
         QueryError::Trap(trap) => Error::trap(trap),
         QueryError::Fault(fault) => Error::stopped(fault.to_string()),
         QueryError::Stopped => Error::shutting_down(),
+        error @ QueryError::NoStandby(_) => Error::busy(error.to_string()),
         QueryError::Busy => Error::busy(
             "too many queries or subscriptions are waiting on this node: try again, or another node",
         ),

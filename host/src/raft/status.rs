@@ -63,6 +63,7 @@ impl Replica {
             divergence,
             clock: Some(inner.time.status()),
             links: inner.peers.status(),
+            alarms: inner.alarms(),
         }
     }
 
@@ -170,6 +171,19 @@ fn from_wire(status: NodeStatusResponse, member: &Member) -> NodeStatus {
         divergence: status.divergence,
         clock: status.clock.map(clock_from_wire),
         links: status.links.into_iter().map(link_from_wire).collect(),
+        alarms: status.alarms,
+    }
+}
+
+impl super::Inner {
+    /// What an operator should look at, although the node works.
+    fn alarms(&self) -> Vec<String> {
+        let standby = self.worker.standby_problem();
+        let standby = standby.map(|why| format!("standby instance: {why}"));
+        let snapshot = self.building.failure();
+        let snapshot =
+            snapshot.map(|why| format!("no snapshot can be taken, so the log grows: {why}"));
+        standby.into_iter().chain(snapshot).collect()
     }
 }
 
@@ -203,6 +217,7 @@ pub(super) fn to_wire(status: &NodeStatus) -> NodeStatusResponse {
             alarm: clock.alarm,
         }),
         links: status.links.iter().map(link_to_wire).collect(),
+        alarms: status.alarms.clone(),
     }
 }
 

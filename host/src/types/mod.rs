@@ -64,6 +64,18 @@ impl fmt::Debug for Digest {
     }
 }
 
+/// The sender of a call, for limits per sender: a principal, or the address of a connection. It is neither a part of
+/// the call nor of the log.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Caller(pub Arc<str>);
+
+impl Default for Caller {
+    /// A caller that is not known.
+    fn default() -> Self {
+        Self(Arc::from(""))
+    }
+}
+
 /// One call of one method of the machine.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Call {

@@ -62,8 +62,17 @@ pub struct Activation {
     pub module: ModuleId,
     /// The one that must be active.
     pub from: ModuleId,
-    /// The voters that were found ready: they must be all of them.
+    /// The voters when it was proposed: they must be the same.
     pub voters: BTreeSet<NodeId>,
+}
+
+/// What an operator permits for an activation or a rollback.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Permissions {
+    /// Clients of the active module may fail.
+    pub allow_breaking: bool,
+    /// These voters need not be ready, because they are down.
+    pub without: BTreeSet<NodeId>,
 }
 
 /// A module that the cluster has, as a node tells of it.

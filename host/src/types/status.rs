@@ -204,6 +204,8 @@ pub struct NodeStatus {
     pub clock: Option<ClockStatus>,
     /// Its connections to the other members.
     pub links: Vec<PeerLink>,
+    /// What an operator should look at, although the node works.
+    pub alarms: Vec<String>,
 }
 
 /// How a node's clock, and the log's time, compare with the clock of a majority of the voters.
@@ -267,6 +269,7 @@ impl NodeStatus {
             divergence: String::new(),
             clock: None,
             links: Vec::new(),
+            alarms: Vec::new(),
         }
     }
 }

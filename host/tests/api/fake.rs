@@ -14,14 +14,11 @@ use bytes::{Buf, BufMut, Bytes};
 use conclave::{
     api::{
         Api, Backend, MachineInfo, MethodKind, MethodSpec, Metric, Options, Subscribed,
-        Subscription, Upgrades, bind,
+        Subscription, bind,
     },
     error::Error,
     types::{
-        Applied, Call, Digest, Failure, ModuleId, Outcome, Reply,
-        modules::{
-            Activated, Change, Difference, ModulePart, ModuleStatus, Pushed, Readiness, Rehearsed,
-        },
+        Applied, Call, Caller, Digest, Failure, ModuleId, Outcome, Reply,
         status::{
             Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, Role, TimeSet,
             Verification, Verified,
@@ -143,7 +140,12 @@ impl Fake {
 }
 
 impl Backend for Fake {
-    async fn command(&self, call: Call, _deadline: Instant) -> Result<Applied, Error> {
+    async fn command(
+        &self,
+        call: Call,
+        _caller: &Caller,
+        _deadline: Instant,
+    ) -> Result<Applied, Error> {
         self.record(&call, None);
         let outcome = match &*self.script.lock().unwrap() {
             Script::Refuse(error) => Err(error()),
@@ -160,6 +162,7 @@ impl Backend for Fake {
     async fn query(
         &self,
         call: Call,
+        _caller: &Caller,
         consistency: Consistency,
         _deadline: Instant,
     ) -> Result<Answered, Error> {
@@ -179,6 +182,7 @@ impl Backend for Fake {
     async fn subscribe(
         &self,
         call: Call,
+        _caller: &Caller,
         consistency: Consistency,
         resume: Option<u64>,
         _deadline: Instant,
@@ -253,77 +257,6 @@ impl Backend for Fake {
             Metric::counter("conclave_machine_traps_total", "Traps by kind.", 1)
                 .label("kind", "panic"),
         ]
-    }
-}
-
-pub const MODULE: ModuleId = ModuleId([9; 32]);
-
-/// One module, ready on one node, that breaks a client; activating it takes long.
-impl Upgrades for Fake {
-    async fn push_module(&self, piece: ModulePart, _: Instant) -> Result<Pushed, Error> {
-        let next_at = piece.at + piece.bytes.len() as u64;
-        let module = (next_at == piece.total_bytes).then(status);
-        Ok(Pushed { next_at, module })
-    }
-
-    async fn list_modules(&self) -> Vec<ModuleStatus> {
-        vec![status()]
-    }
-
-    async fn find_module(&self, beginning: &str, _: Instant) -> Result<ModuleId, Error> {
-        match MODULE.to_string().starts_with(beginning) {
-            true => Ok(MODULE),
-            false => Err(Error::refused("push it first")),
-        }
-    }
-
-    async fn rehearse_module(&self, _: ModuleId, _: Instant) -> Result<ModuleStatus, Error> {
-        Ok(status())
-    }
-
-    async fn diff_module(&self, module: ModuleId) -> Result<Difference, Error> {
-        let (subject, text) = ("kv.v1.KV/Put".to_owned(), "is not served any more".to_owned());
-        Ok(Difference {
-            from: ModuleId([7; 32]),
-            to: module,
-            from_state_version: 4,
-            to_state_version: 5,
-            restores: true,
-            changes: vec![Change { subject, text, breaking: true }],
-        })
-    }
-
-    async fn activate_module(
-        &self,
-        module: ModuleId,
-        allow_breaking: bool,
-        _: Instant,
-    ) -> Result<Activated, Error> {
-        if !allow_breaking {
-            pending::<()>().await;
-        }
-        Ok(Activated { module, previous: ModuleId([7; 32]), index: 44 })
-    }
-
-    async fn rollback_module(&self, _: ModuleId, _: bool, _: Instant) -> Result<Activated, Error> {
-        Err(Error::refused("nothing to roll back to"))
-    }
-}
-
-fn status() -> ModuleStatus {
-    let rehearsed = Rehearsed { from: ModuleId([7; 32]), carry_over_ms: 12, entries: 34 };
-    ModuleStatus {
-        id: MODULE,
-        bytes: 6,
-        about: Default::default(),
-        index: 40,
-        activated_index: 0,
-        active: false,
-        previous: false,
-        nodes: vec![
-            (1, Readiness::Ready(rehearsed)),
-            (2, Readiness::Failed("entry 7 traps".to_owned())),
-        ],
     }
 }
 

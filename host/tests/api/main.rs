@@ -11,6 +11,7 @@ mod bench;
 mod calls;
 mod errors;
 mod fake;
+mod fake_modules;
 mod health;
 mod modules;
 mod ports;

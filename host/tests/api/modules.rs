@@ -4,7 +4,10 @@ use conclave::proto::cluster as wire;
 use prost::Message;
 use tonic::{Code, Status};
 
-use crate::fake::{MODULE, Node, call_with_timeout, metadata};
+use crate::{
+    fake::{Node, call_with_timeout, metadata},
+    fake_modules::MODULE,
+};
 
 const PUSH: &str = "/conclave.cluster.v1.Cluster/PushModule";
 const LIST: &str = "/conclave.cluster.v1.Cluster/ListModules";
@@ -69,8 +72,11 @@ async fn what_the_nodes_found_is_told() {
 #[tokio::test]
 async fn an_activation_that_ran_out_of_time_may_still_come() {
     let node = Node::start().await;
-    let request =
-        |allow_breaking| wire::ActivateModuleRequest { module: "0909".into(), allow_breaking };
+    let request = |allow_breaking| wire::ActivateModuleRequest {
+        module: "0909".into(),
+        allow_breaking,
+        without: vec![],
+    };
     let activated: wire::ActivateModuleResponse =
         ask(&node, ACTIVATE, &request(true)).await.unwrap();
     assert_eq!((activated.module, activated.index), (MODULE.to_string(), 44));
@@ -79,13 +85,15 @@ async fn an_activation_that_ran_out_of_time_may_still_come() {
     assert_eq!(status.code(), Code::DeadlineExceeded);
     assert_eq!(metadata(status.metadata(), "conclave-outcome"), Some("unknown"));
 
-    let rollback = wire::RollbackModuleRequest { from: "0909".into(), allow_breaking: false };
+    let rollback =
+        wire::RollbackModuleRequest { from: "0909".into(), allow_breaking: false, without: vec![] };
     let status = ask::<wire::ActivateModuleResponse>(&node, ROLLBACK, &rollback).await.unwrap_err();
     assert_eq!(
         (status.code(), status.message()),
         (Code::FailedPrecondition, "nothing to roll back to")
     );
-    let unknown = wire::ActivateModuleRequest { module: "08".into(), allow_breaking: false };
+    let unknown =
+        wire::ActivateModuleRequest { module: "08".into(), allow_breaking: false, without: vec![] };
     let status = ask::<wire::ActivateModuleResponse>(&node, ACTIVATE, &unknown).await.unwrap_err();
     assert_eq!(status.code(), Code::FailedPrecondition);
 }

@@ -56,11 +56,23 @@ async fn a_query_that_changes_the_state_is_found_out() {
     );
     node.worker.query(raw(), 1).await.unwrap();
     assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
-    stopped_with(&mut node, "the reader answered otherwise").await;
+    assert_disagreement(&mut node, "the standby answered otherwise").await;
+}
+
+/// The standby disagreed with the primary. That is reported, the standby is replaced, and the node works.
+async fn assert_disagreement(node: &mut Node, words: &str) {
+    node.until("a disagreement", |node| node.worker.standby_problem().is_some()).await;
+    let problem = node.worker.standby_problem().unwrap();
+    assert!(problem.contains("not deterministic") && problem.contains(words), "{problem}");
+    node.worker.standby().wait_for(|present| *present).await.unwrap();
+    assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
+    assert_eq!(node.worker.query(raw(), node.index).await.unwrap().index, node.index);
+    assert_eq!((node.worker.fault(), node.worker.stats().promotions), (None, 0));
+    assert_eq!(node.worker.standby_problem(), Some(problem), "an operator must see it");
 }
 
 #[tokio::test]
-async fn an_entry_that_traps_on_the_reader_alone_is_a_fault() {
+async fn an_entry_that_traps_on_the_standby_alone_costs_the_standby() {
     // The query plants what the next entry trips over.
     let wat = Wat {
         apply: "(if (i64.eq (i64.load (i32.const 8)) (i64.const 77)) (then unreachable)) (i32.const 256)",
@@ -73,7 +85,7 @@ async fn an_entry_that_traps_on_the_reader_alone_is_a_fault() {
     let mut node = Node::start_with(module);
     node.worker.query(raw(), 0).await.unwrap();
     assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
-    stopped_with(&mut node, "the reader trapped").await;
+    assert_disagreement(&mut node, "the standby trapped").await;
 }
 
 #[tokio::test]
@@ -105,12 +117,27 @@ impl History for Unreadable {
     }
 }
 
+/// The primary works without a standby, for as long as it does not trap itself.
 #[tokio::test]
-async fn a_reader_that_cannot_be_rebuilt_is_a_fault() {
+async fn a_standby_that_cannot_be_rebuilt_leaves_the_primary_working() {
     let worker = Worker::start(hostile(), SEED, Arc::new(Unreadable), None).unwrap();
     let mut node = Node { worker, history: Default::default(), index: 0 };
-    // The trap itself is answered: the reader that there was becomes the head.
+    // The trap itself is answered: the standby that there was is promoted.
     assert!(matches!(node.apply(call("Panic", Number::default())).await, Outcome::Trap(_)));
+    node.until("a problem", |node| node.worker.standby_problem().is_some()).await;
+    assert!(node.worker.standby_problem().unwrap().contains("the disk is gone"));
+    assert!(!*node.worker.standby().borrow());
+    for value in 1..=1000 {
+        assert_eq!(node.add(1).await, value);
+        assert_eq!(node.total().await, value);
+    }
+    let subscribed = node.worker.subscribe(call("Watch", Number::default()), 0, None).await;
+    assert!(matches!(subscribed, Err(QueryError::NoStandby(_))), "{subscribed:?}");
+    let snapshot = node.worker.snapshot(node.index).await;
+    assert!(matches!(snapshot, Err(SnapshotError::NoStandby(_))));
+    assert_eq!(node.worker.fault(), None);
+    // Now there is no instance at all.
+    node.push(call("Panic", Number::default())).await.await.unwrap_err();
     stopped_with(&mut node, "the disk is gone").await;
 }
 

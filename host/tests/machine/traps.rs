@@ -141,21 +141,21 @@ async fn a_shutdown_does_not_wait_for_a_long_call() {
     assert!(node.worker.apply(vec![(9, None, None)]).await.is_err());
 }
 
-/// A tick that traps is rolled back like a call, and withdraws the wish: nobody ticks the machine again
-/// before its next reply asks for it.
+/// A tick that traps is rolled back like a call. The wake-up time stays due: the leader decides when to retry.
 #[tokio::test]
-async fn a_tick_that_traps_is_rolled_back_and_not_repeated() {
+async fn a_tick_that_traps_is_rolled_back_and_stays_due() {
     let mut node = Node::start();
     assert_eq!(*node.worker.wish().borrow(), None);
     node.add(5).await;
     let outcome = node.apply(call("Wake", Number::default())).await;
     assert!(matches!(outcome, Outcome::Reply(_)), "{outcome:?}");
-    assert_eq!(*node.worker.wish().borrow(), Some(node.index * 10));
+    let wake_at = Some(node.index * 10);
+    assert_eq!(*node.worker.wish().borrow(), wake_at);
     let (index, time_ms) = (node.index + 1, (node.index + 1) * 10);
     let tick = Entry { index, time_ms, work: Work::Tick };
     let outcome = node.push_entry(tick).await.await.unwrap();
     assert!(matches!(&outcome, Outcome::Trap(trap) if trap.kind == TrapKind::Panic), "{outcome:?}");
-    assert_eq!(*node.worker.wish().borrow(), None);
+    assert_eq!(*node.worker.wish().borrow(), wake_at);
     assert_eq!(node.add(1).await, 6);
     assert_eq!(node.total().await, 6);
 }

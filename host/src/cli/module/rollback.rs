@@ -1,6 +1,7 @@
 //! `conclave module rollback`: back to the module before.
 
 use clap::Args;
+use conclave_client::Permissions;
 
 use super::show;
 use crate::cli::{Failed, Result, output::Output, remote::Remote};
@@ -14,11 +15,17 @@ use crate::cli::{Failed, Result, output::Output, remote::Remote};
 #[command(after_long_help = "\
 Examples:
   conclave module rollback
-  conclave module rollback --allow-breaking")]
+  conclave module rollback --allow-breaking
+  conclave module rollback --without 3")]
 pub(super) struct Rollback {
     /// Roll back though clients of the active module may fail
     #[arg(long)]
     allow_breaking: bool,
+
+    /// Do not wait for this node, which is down; it rolls back when it is back. Repeat for several: a majority of the
+    /// voters must be ready
+    #[arg(long, value_name = "NODE")]
+    without: Vec<u64>,
 }
 
 impl Rollback {
@@ -28,7 +35,9 @@ impl Rollback {
         // Named, so that a repeated request cannot roll back twice.
         let active = modules.iter().find(|module| module.active);
         let active = active.ok_or_else(|| Failed::local("no node said which module is active"))?;
-        let activated = client.rollback_module(&active.id, self.allow_breaking).await;
+        let permissions =
+            Permissions { allow_breaking: self.allow_breaking, without: self.without };
+        let activated = client.rollback_module_with(&active.id, &permissions).await;
         let activated = activated.map_err(|error| remote.failed(&error))?;
         show::activated(&activated, remote.json, output);
         Ok(())

@@ -1,6 +1,7 @@
 //! The thread that applies committed entries, in the order of the log.
 
 mod activation;
+mod queries;
 
 use std::sync::{
     Arc,
@@ -40,6 +41,8 @@ pub(super) enum Job {
     Digest { index: u64, reply: oneshot::Sender<Option<Digest>> },
     /// Begin the digest again.
     BeginDigest { index: u64, digest: Digest },
+    /// Answer queries, because there is no standby.
+    AnswerQueries,
     /// Look whether to stop.
     Stop,
 }
@@ -72,33 +75,47 @@ impl Head {
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        while let Some(job) = jobs.blocking_recv() {
-            let done = self.shared.check().and_then(|()| match job {
-                Job::Apply { batch, _room } => self.apply_batch(batch),
-                Job::Adopt { restored, commit, reply } => {
-                    // The caller may have given up by now.
-                    let _ = reply.send(self.adopt(*restored, commit));
-                    Ok(())
+        // Queries are left, so the thread must not wait for the next job.
+        let mut queries_left = false;
+        loop {
+            let job = if queries_left {
+                match jobs.try_recv() {
+                    Ok(job) => job,
+                    Err(mpsc::error::TryRecvError::Empty) => Job::AnswerQueries,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return,
                 }
-                Job::Digest { index, reply } => {
-                    self.asked.retain(|(_, reply)| !reply.is_closed());
-                    self.asked.push((index, reply));
-                    self.answer_digests();
-                    Ok(())
-                }
-                Job::BeginDigest { index, digest } => {
-                    self.digests = Digests::new(index, digest);
-                    self.shared.keeps_digest.store(true, Ordering::Release);
-                    Ok(())
-                }
-                Job::Stop => Ok(()),
-            });
-            match done {
-                Ok(()) => {}
+            } else {
+                let Some(job) = jobs.blocking_recv() else { return };
+                job
+            };
+            let done = self.shared.check().and_then(|()| self.carry_out(job));
+            match done.and_then(|()| self.answer_queries()) {
+                Ok(more) => queries_left = more,
                 Err(End::Stopped) => return,
                 Err(End::Fault(fault)) => return self.shared.fail(fault),
             }
         }
+    }
+
+    fn carry_out(&mut self, job: Job) -> Result<(), End> {
+        match job {
+            Job::Apply { batch, _room } => return self.apply_batch(batch),
+            Job::Adopt { restored, commit, reply } => {
+                // The caller may have given up by now.
+                let _ = reply.send(self.adopt(*restored, commit));
+            }
+            Job::Digest { index, reply } => {
+                self.asked.retain(|(_, reply)| !reply.is_closed());
+                self.asked.push((index, reply));
+                self.answer_digests();
+            }
+            Job::BeginDigest { index, digest } => {
+                self.digests = Digests::new(index, digest);
+                self.shared.keeps_digest.store(true, Ordering::Release);
+            }
+            Job::AnswerQueries | Job::Stop => {}
+        }
+        Ok(())
     }
 
     fn apply_batch(&mut self, batch: Vec<BatchItem>) -> Result<(), End> {
@@ -146,6 +163,7 @@ impl Head {
             }
             if self.finished.len() >= HANDOVER_COUNT || self.finished_bytes >= HANDOVER_BYTES {
                 self.hand_over()?;
+                self.answer_queries()?;
             }
         }
         self.hand_over()?;
@@ -201,16 +219,15 @@ impl Head {
                         return Err(Fault::new(format!("applying entry {index}: {fault}")).into());
                     }
                     Err(Broken::Trap(trap)) => {
+                        if let Some(call) = &call {
+                            self.shared.absence.note_trapped(&call.method);
+                        }
                         self.roll_back(before, index, &trap)?;
                         trap
                     }
                 }
             }
         };
-        if call.is_none() {
-            // It would trap again at once. The next reply tells when it is worth another try.
-            self.shared.wish.send_replace(None);
-        }
         let outcome = Outcome::Trap(trap);
         self.shared.counters.outcome(&outcome);
         Ok((Step::Skip { time_ms: moment.time_ms }, outcome))
@@ -224,19 +241,23 @@ impl Head {
             message = trap.message,
             "an entry trapped and is rolled back"
         );
-        // First of all its memory goes: it may hold all that the limit allows.
-        if let Some(remains) = self.instance.take().map(Instance::into_remains) {
-            self.shared.history.record_remains(index, remains);
+        if let Some(instance) = &mut self.instance {
+            self.shared.history.record_remains(index, instance.remains());
         }
         self.shared.history.record_trap(index, trap);
         self.hand_over()?;
+        self.promote(before.index())
+    }
+
+    /// Replaces the instance, which trapped, by the reader's, as that is after `index`.
+    fn promote(&mut self, index: u64) -> Result<(), End> {
         let (reply, promoted) = sync_channel(1);
         {
             let mut queue = self.shared.inbox.lock();
             if queue.ended {
                 return Err(self.ended());
             }
-            queue.promotion = Some(Promotion { index: before.index(), reply });
+            queue.promotion = Some(Promotion { index, reply, broken: self.instance.take() });
             self.shared.inbox.wake_reader(&mut queue);
         }
         // The reader answers, or ends and drops the request with its queue.

@@ -117,6 +117,8 @@ pub(super) struct ReadRequest {
 pub(super) struct Promotion {
     pub(super) index: u64,
     pub(super) reply: std::sync::mpsc::SyncSender<Instance>,
+    /// The instance that trapped. Releasing a large memory takes long, so the reader drops it after its answer.
+    pub(super) broken: Option<Instance>,
 }
 
 /// An instance to go on with, what it is one of, and where it stands.
@@ -146,6 +148,12 @@ pub(super) struct Queue {
     pub(super) closed: Vec<u64>,
     pub(super) promotion: Option<Promotion>,
     pub(super) replacement: Option<Prepared>,
+    /// An instance that a snapshot of this node was restored into, to become the standby.
+    pub(super) successor: Option<Prepared>,
+    /// There is no standby: the primary answers queries between batches.
+    pub(super) primary_answers: bool,
+    /// The primary has been asked to answer queries, and has not begun.
+    pub(super) primary_asked: bool,
     /// The reader has ended; nothing is taken in any more.
     pub(super) ended: bool,
     sleep: Sleep,
@@ -214,6 +222,19 @@ impl Inbox {
         queue
     }
 
+    /// Waits at most so long, or until woken.
+    pub(super) fn wait_at_most<'a>(
+        &self,
+        mut queue: MutexGuard<'a, Queue>,
+        time: Duration,
+    ) -> MutexGuard<'a, Queue> {
+        queue.sleep = Sleep::Asleep;
+        let waited = self.work.wait_timeout(queue, time);
+        let mut queue = waited.unwrap_or_else(PoisonError::into_inner).0;
+        queue.sleep = Sleep::Awake;
+        queue
+    }
+
     /// The head sleeps until the reader has made room.
     pub(super) fn wait_for_room<'a>(&self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
         self.room.wait(queue).unwrap_or_else(PoisonError::into_inner)
@@ -278,6 +299,46 @@ impl Queue {
         let next = self.finished.iter().find(|next| next.index > applied);
         let known_from = next.map_or(self.pushed, |next| next.after);
         (known_from > applied).then_some(known_from)
+    }
+
+    /// Takes at most `count` queries that pass `allowed`, in their order. Subscriptions stay: only the standby notes
+    /// events. True: there may be more.
+    pub(super) fn take_queries(
+        &mut self,
+        count: usize,
+        allowed: impl Fn(&Call) -> bool,
+    ) -> (VecDeque<Question>, bool) {
+        let mut taken = VecDeque::new();
+        let mut left = VecDeque::new();
+        while taken.len() < count
+            && let Some(question) = self.ready.pop_front()
+        {
+            let is_query = matches!(question.ask, Ask::Query(_));
+            if is_query && allowed(&question.call) {
+                taken.push_back(question);
+            } else {
+                left.push_back(question);
+            }
+        }
+        let more = !self.ready.is_empty();
+        left.append(&mut self.ready);
+        self.ready = left;
+        (taken, more)
+    }
+
+    /// Takes the subscriptions. Only a standby can begin one.
+    pub(super) fn take_subscriptions(&mut self) -> Vec<Question> {
+        let is_subscription =
+            |question: &mut Question| matches!(question.ask, Ask::Subscribe { .. });
+        let mut taken: Vec<Question> = self.waiting.extract_if(.., is_subscription).collect();
+        for mut question in std::mem::take(&mut self.ready) {
+            if is_subscription(&mut question) {
+                taken.push(question);
+            } else {
+                self.ready.push_back(question);
+            }
+        }
+        taken
     }
 
     /// Lets queries through whose index has been reached.

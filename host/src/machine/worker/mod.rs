@@ -1,6 +1,7 @@
 //! A machine as one node runs it: two instances, two threads, and what passes between them. See the
 //! layer's page for the whole.
 
+mod absence;
 mod digest;
 mod events;
 mod head;
@@ -134,6 +135,8 @@ impl Worker {
             queue.serving = clock.index();
         }
         let (jobs, inbox) = mpsc::channel(JOBS_MAX);
+        // Weak: the worker ends with the last handle.
+        let _ = shared.jobs.set(jobs.downgrade());
         let prepared =
             |instance| Prepared { instance, module: module.clone(), clock: clock.clone() };
         let head = Head::new(Arc::clone(&shared), prepared(head), digests);
@@ -263,6 +266,26 @@ impl Worker {
     /// The message of a panic of the worker's threads, with every change. Nothing is applied after one.
     pub fn panicked(&self) -> watch::Receiver<Option<String>> {
         self.0.shared.panic.subscribe()
+    }
+
+    /// Whether there is a standby, with every change. While one is built, a second trap would stop all writes.
+    pub fn standby(&self) -> watch::Receiver<bool> {
+        self.0.shared.absence.watch()
+    }
+
+    /// The time from the loss of the last standby to the first query of the next one; so far, if there is none yet.
+    pub fn standby_build_time(&self) -> Duration {
+        self.0.shared.absence.took()
+    }
+
+    /// Why there is no standby and none can be built now, or at which entry the last one disagreed with the primary.
+    pub fn standby_problem(&self) -> Option<String> {
+        self.0.shared.absence.problem()
+    }
+
+    /// Whether a call of this method trapped within the last minute.
+    pub fn has_trapped(&self, method: &str) -> bool {
+        self.0.shared.absence.has_trapped(method)
     }
 
     /// What it has done and holds.

@@ -6,6 +6,7 @@
 //! After entries it naps for a few milliseconds, unless there is other work, so that one wake-up of its thread
 //! serves several entries. A query, a subscription, a snapshot or a promotion wakes it.
 
+mod absence;
 mod activation;
 mod questions;
 mod streams;
@@ -48,6 +49,10 @@ pub(super) struct Reader {
     streams: HashMap<u64, ResourceAny>,
     next_stream: u64,
     gaps: u32,
+    /// The index of the state of another node that was adopted last. A snapshot of this node up to there is older.
+    adopted_at: u64,
+    /// The instance that was replaced, to be dropped outside of the lock.
+    retired: Option<Instance>,
     /// The last turn had entries, so that more may follow soon.
     followed: bool,
 }
@@ -80,13 +85,28 @@ impl Turn {
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, prepared: Prepared) -> Self {
         let Prepared { instance, module, clock } = prepared;
-        let (instance, streams) = (Some(instance), HashMap::new());
-        Self { shared, instance, module, clock, streams, next_stream: 0, gaps: 0, followed: false }
+        Self {
+            shared,
+            instance: Some(instance),
+            module,
+            adopted_at: clock.index(),
+            clock,
+            streams: HashMap::new(),
+            next_stream: 0,
+            gaps: 0,
+            retired: None,
+            followed: false,
+        }
     }
 
     pub(super) fn run(mut self) {
         let end = loop {
-            if let Err(end) = self.turn() {
+            let done = self.turn().or_else(|end| match end {
+                // The primary works without a standby.
+                End::Fault(fault) if self.shared.fault().is_none() => self.rest(fault),
+                end => Err(end),
+            });
+            if let Err(end) = done {
                 break end;
             }
         };
@@ -97,8 +117,11 @@ impl Reader {
 
     fn turn(&mut self) -> Result<(), End> {
         self.shared.check()?;
-        if self.instance.is_none() && !self.replaced() {
-            self.build()?;
+        if self.instance.is_none() {
+            self.begin_absence();
+            if !self.replaced() {
+                self.build()?;
+            }
         }
         let turn = self.take()?;
         if let Some(promotion) = turn.promotion {
@@ -131,6 +154,13 @@ impl Reader {
         loop {
             shared.check()?;
             self.adopt(&mut queue);
+            if self.succeed(&mut queue) {
+                // Releasing a large memory takes long.
+                drop(queue);
+                self.retired = None;
+                queue = shared.inbox.lock();
+                continue;
+            }
             let turn = self.take_now(&mut queue)?;
             if !turn.is_empty() {
                 return Ok(turn);
@@ -152,12 +182,6 @@ impl Reader {
             let due = |request: &mut SnapshotRequest| request.index <= applied;
             turn.snapshots = queue.snapshots.extract_if(.., due).collect();
         }
-        // An older state than the one that was served last is not shown to anybody. And all writes wait
-        // for a promotion, so nobody asks questions before it.
-        if applied >= queue.serving && queue.promotion.is_none() {
-            let count = queue.ready.len().min(TURN_COUNT);
-            turn.queries = queue.ready.drain(..count).collect();
-        }
         if let Some(promotion) = &queue.promotion {
             if applied > promotion.index {
                 return Err(Fault::new(format!(
@@ -173,6 +197,13 @@ impl Reader {
         }
         turn.gap = queue.gap(applied).map(|to| to.min(queue.boundary()));
         queue.catching_up = turn.gap.is_some();
+        self.end_absence(queue);
+        // An older state than the one that was served last is shown to no caller. And all writes wait for a
+        // promotion, so no query is answered before it.
+        if applied >= queue.serving && queue.promotion.is_none() && !queue.primary_answers {
+            let count = queue.ready.len().min(TURN_COUNT);
+            turn.queries = queue.ready.drain(..count).collect();
+        }
         if turn.gap.is_none() && turn.snapshots.is_empty() {
             queue.take(applied, TURN_COUNT, &mut turn.entries);
             let counters = &self.shared.counters;
@@ -190,6 +221,9 @@ impl Reader {
         self.module = prepared.module;
         self.clock = prepared.clock;
         self.shared.events.reset(self.clock.index());
+        self.adopted_at = self.clock.index();
+        queue.successor = None;
+        self.shared.absence.replaced();
         queue.catching_up = false;
         true
     }
@@ -197,7 +231,7 @@ impl Reader {
     fn replaced(&mut self) -> bool {
         let shared = Arc::clone(&self.shared);
         let mut queue = shared.inbox.lock();
-        self.adopt(&mut queue)
+        self.adopt(&mut queue) || self.succeed(&mut queue)
     }
 
     /// Makes a new instance from the newest snapshot. The entries after it come with the next turns.
@@ -346,7 +380,7 @@ impl Reader {
                 self.publish(Some(outcome));
                 Ok(())
             }
-            Ok(_) => Err(diverged(index, "answered otherwise").into()),
+            Ok(_) => Err(self.diverged(index, "answered otherwise").into()),
             // A snapshot that is being read keeps what entries overwrite, and they do it for the sake of
             // that: the head has neither cost. Without snapshots the entry gets a second try.
             Err(Broken::Trap(Trap {
@@ -363,8 +397,16 @@ impl Reader {
                 self.instance = None;
                 Ok(())
             }
+            // A heap that has seen queries and snapshots is not the primary's heap. A new standby has seen none.
+            Err(Broken::Trap(Trap {
+                kind: TrapKind::MemoryExhausted | TrapKind::FuelExhausted,
+                message,
+            })) => Err(Fault::new(format!(
+                "entry {index} exhausted the standby and not the primary ({message}): such entries are near a limit"
+            ))
+            .into()),
             Err(Broken::Trap(trap)) => {
-                Err(diverged(index, &format!("trapped ({})", trap.message)).into())
+                Err(self.diverged(index, &format!("trapped ({})", trap.message)).into())
             }
             Err(broken) => Err(end_of(broken, &format!("applying entry {index} on the reader"))),
         }
@@ -377,8 +419,12 @@ impl Reader {
         match self.instance.take() {
             Some(mut instance) => {
                 instance.set_role("head");
+                // First, so that no caller that was told of the trap finds a standby that is gone.
+                self.begin_absence();
                 // If nobody takes it, the head is ending.
                 let _ = promotion.reply.send(instance);
+                // Writes go on meanwhile.
+                drop(promotion.broken);
             }
             // It trapped as the snapshot was let go: the next one is promoted.
             None => self.shared.inbox.lock().promotion = Some(promotion),
@@ -409,13 +455,6 @@ impl Drop for Reader {
         drop(queue);
         self.shared.inbox.wake_all();
     }
-}
-
-fn diverged(index: u64, how: &str) -> Fault {
-    Fault::new(format!(
-        "this node's two instances disagree: at entry {index} the head gave an answer and the reader {how}. The machine \
-         is not a function of the log, or one of its queries changes the state; restart the node to rebuild both"
-    ))
 }
 
 fn end_of(broken: Broken, what: &str) -> End {

@@ -5,7 +5,7 @@
 //!    meanwhile, however long it takes.
 //! 2. A [`Restored`] exists only if the state machine has accepted all of the state, twice: once for
 //!    the primary instance and once for the standby.
-//! 3. Dropping the future of [`Worker::prepare`] or [`Worker::check_restorable`] ends the work within
+//! 3. Dropping the future of [`Worker::prepare`] or [`Worker::replace_standby`] ends the work within
 //!    moments, also inside of a guest's call.
 //!
 //! # Caveats
@@ -25,6 +25,7 @@ use tokio::{sync::oneshot, task::spawn_blocking};
 use super::{
     Worker,
     head::Job,
+    inbox::Prepared,
     shared::{Restore, Shared},
 };
 use crate::{
@@ -66,12 +67,20 @@ impl Worker {
         Ok(Restored { head, reader, module, clock, digest })
     }
 
-    /// Restores a state into a fresh instance and drops it, to know that it can be restored.
+    /// Restores a snapshot of this node into a fresh instance, which becomes the standby. So the snapshot is known to
+    /// be restorable, and a state machine that behaves differently after a restore shows within one snapshot.
     ///
     /// # Errors
     /// See [`Worker::prepare`].
-    pub async fn check_restorable(&self, saved: SavedState) -> Result<(), Fault> {
-        self.restore_aside(["check"], saved).await.map(drop)
+    pub async fn replace_standby(&self, saved: SavedState) -> Result<(), Fault> {
+        let module = saved.module.clone();
+        let ([instance], clock) = self.restore_aside(["reader"], saved).await?;
+        let mut queue = self.0.shared.inbox.lock();
+        if !queue.ended {
+            queue.successor = Some(Prepared { instance, module, clock });
+            self.0.shared.inbox.wake_reader(&mut queue);
+        }
+        Ok(())
     }
 
     /// Continues from a prepared state, no older than the state machine's own, in both instances. In order

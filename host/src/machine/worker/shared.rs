@@ -5,9 +5,15 @@ use std::sync::{
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use tokio::sync::watch;
+use tokio::sync::{mpsc, watch};
 
-use super::{events::Events, inbox::Inbox, stats::Counters};
+use super::{
+    absence::Absence,
+    events::Events,
+    head::Job,
+    inbox::{Inbox, Queue},
+    stats::Counters,
+};
 use crate::{
     machine::{
         bench,
@@ -35,6 +41,10 @@ pub(super) struct Shared {
     pub(super) inbox: Inbox,
     pub(super) counters: Counters,
     pub(super) events: Events,
+    /// Whether there is a standby, and why not.
+    pub(super) absence: Absence,
+    /// The primary's queue.
+    pub(super) jobs: OnceLock<mpsc::WeakSender<Job>>,
     /// The index that the head has applied.
     pub(super) applied: AtomicU64,
     /// Whether the head keeps digests that other nodes could have.
@@ -71,6 +81,8 @@ impl Shared {
             inbox: Inbox::default(),
             counters: Counters::default(),
             events: Events::default(),
+            absence: Absence::default(),
+            jobs: OnceLock::new(),
             applied: AtomicU64::new(0),
             keeps_digest: AtomicBool::new(true),
             wish: watch::Sender::new(None),
@@ -120,6 +132,17 @@ impl Shared {
         }
         self.inbox.wake_all();
         self.events.wake();
+    }
+
+    /// Asks the primary to answer queries, if that is its turn and it has not been asked.
+    pub(super) fn ask_primary(&self, queue: &mut Queue) {
+        if !queue.primary_answers || queue.primary_asked || queue.ready.is_empty() {
+            return;
+        }
+        if let Some(jobs) = self.jobs.get().and_then(mpsc::WeakSender::upgrade) {
+            // If the queue is full, the primary answers after the next batch anyway.
+            queue.primary_asked = jobs.try_send(Job::AnswerQueries).is_ok();
+        }
     }
 
     /// Whether a thread has to end, and why.

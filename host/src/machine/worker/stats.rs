@@ -17,6 +17,7 @@ pub(super) struct Counters {
     pub(super) queries: AtomicU64,
     pub(super) query_traps: AtomicU64,
     pub(super) reader_builds: AtomicU64,
+    pub(super) rotations: AtomicU64,
     pub(super) promotions: AtomicU64,
     pub(super) snapshots: AtomicU64,
     pub(super) restores: AtomicU64,
@@ -49,6 +50,8 @@ pub struct Stats {
     pub query_traps: u64,
     /// Readers built from the history.
     pub reader_builds: u64,
+    /// Standbys that were replaced by an instance that a snapshot had been restored into.
+    pub rotations: u64,
     /// Readers that became the head.
     pub promotions: u64,
     /// Snapshots begun.
@@ -96,6 +99,7 @@ impl Counters {
             queries: get(&self.queries),
             query_traps: get(&self.query_traps),
             reader_builds: get(&self.reader_builds),
+            rotations: get(&self.rotations),
             promotions: get(&self.promotions),
             snapshots: get(&self.snapshots),
             restores: get(&self.restores),

@@ -85,7 +85,11 @@ impl Worker {
         }
         if question.index_min <= queue.serving {
             queue.ready.push_back(question);
-            shared.inbox.wake_reader(&mut queue);
+            if queue.primary_answers {
+                shared.ask_primary(&mut queue);
+            } else {
+                shared.inbox.wake_reader(&mut queue);
+            }
         } else {
             queue.waiting.push(question);
             // The entries that it waits for may lie there while the standby naps.

@@ -11,7 +11,7 @@ use crate::{
     raft::Replica,
     types::{
         CommandKind, ModuleId, NodeId, Outcome,
-        modules::{Activated, Activation, Change, ModuleCommand, Readiness},
+        modules::{Activated, Activation, Change, ModuleCommand, Permissions, Readiness},
     },
 };
 
@@ -24,7 +24,7 @@ impl Replica {
     pub async fn activate_module(
         &self,
         module: ModuleId,
-        allow_breaking: bool,
+        permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
         self.check_leader()?;
@@ -32,7 +32,7 @@ impl Replica {
         if registry.active() == module {
             return Ok(activated(&registry));
         }
-        self.replace(&registry, module, allow_breaking, deadline).await
+        self.replace(&registry, module, permissions, deadline).await
     }
 
     /// Goes back from the active module to the one before. `from` is the module that the caller saw active:
@@ -40,7 +40,7 @@ impl Replica {
     pub async fn rollback_module(
         &self,
         from: ModuleId,
-        allow_breaking: bool,
+        permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
         self.check_leader()?;
@@ -59,14 +59,14 @@ impl Replica {
                 registry.active()
             )));
         }
-        self.replace(&registry, previous, allow_breaking, deadline).await
+        self.replace(&registry, previous, permissions, deadline).await
     }
 
     async fn replace(
         &self,
         registry: &Registry,
         module: ModuleId,
-        allow_breaking: bool,
+        permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
         let from = registry.active();
@@ -84,8 +84,8 @@ impl Replica {
             )));
         }
         let nodes = self.ask_voters(module, None).await;
-        check_ready(module, from, &nodes)?;
-        if !allow_breaking {
+        check_ready(module, from, &nodes, &permissions.without)?;
+        if !permissions.allow_breaking {
             check_breaking(module, &difference.changes)?;
         }
         let voters: BTreeSet<NodeId> = nodes.into_iter().map(|(node_id, _)| node_id).collect();
@@ -114,16 +114,36 @@ fn activated(registry: &Registry) -> Activated {
     }
 }
 
-/// Refuses unless every voter has rehearsed the module with the state of the active one.
+/// Refuses unless every voter has rehearsed the module with the state of the active one. The voters in `without` are
+/// excused, if they are not known to fail and a majority is ready. Such a voter compiles the module when it comes to
+/// the activation in its log.
 fn check_ready(
     module: ModuleId,
     from: ModuleId,
     nodes: &[(NodeId, Readiness)],
+    without: &BTreeSet<NodeId>,
 ) -> Result<(), Error> {
     let short = short(module);
+    let voters: BTreeSet<NodeId> = nodes.iter().map(|(node_id, _)| *node_id).collect();
+    if let Some(stranger) = without.iter().find(|node_id| !voters.contains(node_id)) {
+        return Err(Error::refused(format!(
+            "node {stranger} is no voter: the voters are {voters:?}"
+        )));
+    }
+    let (left, needed) = (voters.len() - without.len(), voters.len() / 2 + 1);
+    if !without.is_empty() && left < needed {
+        return Err(Error::refused(format!(
+            "module {short} is not activated: without nodes {without:?} {left} of {} voters are left, and {needed} must \
+             be ready, or no entry after the activation could be applied by a majority",
+            voters.len()
+        )));
+    }
     let mut reasons = Vec::new();
     let mut waits = false;
     for (node_id, readiness) in nodes {
+        if without.contains(node_id) && !matches!(readiness, Readiness::Failed(_)) {
+            continue;
+        }
         let why = match readiness {
             Readiness::Ready(rehearsed) if rehearsed.from == from => continue,
             Readiness::Ready(_) | Readiness::Preparing | Readiness::Active => {
@@ -147,6 +167,13 @@ fn check_ready(
     }
     let next = match waits {
         true => format!("; `conclave module rehearse {short}` waits until they are"),
+        false
+            if nodes
+                .iter()
+                .any(|(_, readiness)| matches!(readiness, Readiness::Unreachable(_))) =>
+        {
+            "; a node that is down can be left out with --without NODE".to_owned()
+        }
         false => String::new(),
     };
     Err(Error::refused(format!(
@@ -196,7 +223,7 @@ mod tests {
     fn each_voter_must_be_ready_with_the_state_of_the_active_module() {
         let check = |third: Readiness| {
             let nodes = [(1, ready(OLD)), (2, ready(OLD)), (3, third)];
-            check_ready(NEW, OLD, &nodes).map_err(|error| error.to_string())
+            check_ready(NEW, OLD, &nodes, &BTreeSet::new()).map_err(|error| error.to_string())
         };
         assert!(check(ready(OLD)).is_ok());
         let stale = check(ready(NEW)).unwrap_err();
@@ -207,7 +234,31 @@ mod tests {
         let away = check(Readiness::Unreachable("refused".into())).unwrap_err();
         assert!(away.contains("node 3: not reached (refused)"), "{away}");
         assert!(check(Readiness::Absent).is_err() && check(Readiness::Preparing).is_err());
-        assert!(check_ready(NEW, OLD, &[]).is_err(), "nobody is not everybody");
+        assert!(away.contains("--without NODE"), "{away}");
+        assert!(check_ready(NEW, OLD, &[], &BTreeSet::new()).is_err(), "there must be voters");
+    }
+
+    #[test]
+    fn a_voter_that_is_down_can_be_left_out_if_a_majority_is_ready() {
+        let away = || Readiness::Unreachable("refused".into());
+        let check = |nodes: &[(NodeId, Readiness)], without: &[NodeId]| {
+            let without = without.iter().copied().collect();
+            check_ready(NEW, OLD, nodes, &without).map_err(|error| error.to_string())
+        };
+        let one_away = [(1, ready(OLD)), (2, ready(OLD)), (3, away())];
+        assert!(check(&one_away, &[]).is_err());
+        assert!(check(&one_away, &[3]).is_ok());
+        // The others must be ready.
+        let unready = check(&one_away, &[2]).unwrap_err();
+        assert!(unready.contains("node 3: not reached"), "{unready}");
+        let two_away = [(1, ready(OLD)), (2, away()), (3, away())];
+        let few = check(&two_away, &[2, 3]).unwrap_err();
+        assert!(few.contains("1 of 3 voters are left, and 2 must be ready"), "{few}");
+        let stranger = check(&one_away, &[4]).unwrap_err();
+        assert!(stranger.contains("node 4 is no voter"), "{stranger}");
+        // It would fail there too.
+        let failed = [(1, ready(OLD)), (2, ready(OLD)), (3, Readiness::Failed("traps".into()))];
+        assert!(check(&failed, &[3]).unwrap_err().contains("node 3: traps"));
     }
 
     #[test]

@@ -25,7 +25,7 @@ use crate::{
     proto::raft as wire,
     raft::{Replica, divergence, forward, modules, snapshot, status},
     types::{
-        NodeId,
+        Caller, NodeId,
         convert::{
             call_from_wire, checkpoint_from_wire, log_id_to_wire, module_id_from_wire, vote_to_wire,
         },
@@ -378,7 +378,8 @@ impl wire::raft_server::Raft for PeerService {
         let message = request.into_inner();
         let call = call_from_wire(required(message.call, "call")?);
         let deadline = tokio::time::Instant::now() + Duration::from_millis(message.timeout_ms);
-        let result = self.replica.propose(call, deadline).await;
+        let caller = Caller(message.caller.into());
+        let result = self.replica.propose(call, &caller, deadline).await;
         Ok(Response::new(forward::result_to_wire(result)))
     }
 

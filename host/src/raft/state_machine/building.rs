@@ -14,7 +14,7 @@ use tokio::{sync::Notify, task::spawn_blocking};
 
 use super::{Applied, StateMachine};
 use crate::{
-    machine::Worker,
+    machine::{SnapshotError, Worker},
     raft::{
         divergence::Divergence,
         modules::Modules,
@@ -51,10 +51,10 @@ impl StateMachine {
                     Err(error) if error.kind() == io::ErrorKind::InvalidData => {
                         return building.finished(Err(error));
                     }
-                    // Most often the reader died under a query, and there is a new one by now.
-                    Err(error) if attempt < BUILD_ATTEMPTS => {
+                    Err(error) if attempt < attempts_max(&error) => {
                         tracing::info!(%error, "a snapshot is begun again");
-                        tokio::time::sleep(BUILD_PAUSE).await;
+                        let pause = BUILD_PAUSE_MIN.saturating_mul(1 << (attempt - 1).min(10));
+                        tokio::time::sleep(pause.min(BUILD_PAUSE_MAX)).await;
                     }
                     Err(error) => return building.finished(Err(error)),
                 }
@@ -108,7 +108,7 @@ impl Source {
         let (whole, modules) = (file.clone(), self.modules.clone());
         let reading = spawn_blocking(move || snapshot::saved_state(&whole, &modules));
         let (saved, _) = reading.await.map_err(io::Error::other)??;
-        self.worker.check_restorable(saved).await.map_err(|fault| {
+        self.worker.replace_standby(saved).await.map_err(|fault| {
             let reason = format!("the state machine does not accept its own snapshot: {fault}");
             io::Error::new(io::ErrorKind::InvalidData, reason)
         })
@@ -142,9 +142,22 @@ enum BuildState {
     Whole(SnapshotFile),
 }
 
-/// A reader that dies under a query is replaced within a moment.
+/// The attempts at one snapshot.
 const BUILD_ATTEMPTS: u32 = 5;
-const BUILD_PAUSE: Duration = Duration::from_millis(200);
+/// The same, while its standby is lost each time: calls that trap can take it away many times in a row.
+const BUILD_ATTEMPTS_LOST: u32 = 20;
+/// The pause after the first attempt. Each further one doubles it.
+const BUILD_PAUSE_MIN: Duration = Duration::from_millis(200);
+const BUILD_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// The number of attempts after an error.
+fn attempts_max(error: &io::Error) -> u32 {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<SnapshotError>());
+    match cause {
+        Some(SnapshotError::Lost) => BUILD_ATTEMPTS_LOST,
+        _ => BUILD_ATTEMPTS,
+    }
+}
 
 impl Building {
     pub(in crate::raft) fn new(supervisor: Supervisor) -> Self {

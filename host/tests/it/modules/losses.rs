@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use conclave::types::ModuleId;
-use conclave_client::{Client, Consistency};
+use conclave_client::{Client, Consistency, Permissions};
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -42,6 +42,41 @@ async fn a_node_that_is_down_keeps_a_module_from_being_activated() {
     client.activate_module(&module, false).await.unwrap();
     count(&client).await.unwrap();
     assert_eq!(all_agree(&cluster, &module).await, 2);
+}
+
+/// An operator can leave it out by name. It activates the module when it comes to the entry in its log.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_down_can_be_left_out_of_an_activation() {
+    let (mut cluster, _dir) = cluster_of(&first(), &[]).await;
+    let client = cluster.client();
+    let genesis = active(&client).await;
+    let away = cluster.leader().await % 3 + 1;
+    cluster.kill(away);
+    let module = push(&client, second().component()).await.unwrap().id;
+    count(&client).await.unwrap();
+    let without = |nodes: &[u64]| Permissions { without: nodes.to_vec(), ..Permissions::default() };
+    eventually("the module is activated", async || {
+        let activated = client.activate_module_with(&module, &without(&[away])).await;
+        activated.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    assert_eq!(active(&client).await, module);
+    count(&client).await.unwrap();
+    // A rollback is an activation, too.
+    eventually("the first module is active again", async || {
+        let rolled_back = client.rollback_module_with(&module, &without(&[away])).await;
+        rolled_back.map(drop).map_err(|error| error.to_string())
+    })
+    .await;
+    assert_eq!(active(&client).await, genesis);
+    count(&client).await.unwrap();
+    // Too few would be left.
+    let others: Vec<u64> = (1..=3).filter(|id| *id != away).take(1).chain([away]).collect();
+    let refused = client.activate_module_with(&module, &without(&others)).await.unwrap_err();
+    assert!(refused.message().contains("1 of 3 voters are left"), "{refused}");
+    cluster.start_node(away);
+    cluster.serving().await;
+    assert_eq!(all_agree(&cluster, &genesis).await, 3);
 }
 
 /// Activates these modules in turn until a node was found ready and then stood still before it had applied

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::{Reader, diverged};
+use super::Reader;
 use crate::{
     machine::{carry_over::NotCarried, error::Fault, module::Module, worker::shared::End},
     types::TrapKind,
@@ -41,8 +41,8 @@ impl Reader {
                 Ok(())
             }
             Err(NotCarried::Refused { trap, .. }) => {
-                Err(diverged(index, &format!("did not activate {module:?} ({})", trap.message))
-                    .into())
+                let how = format!("did not activate {module:?} ({})", trap.message);
+                Err(self.diverged(index, &how).into())
             }
             Err(NotCarried::Interrupted) => Err(End::Stopped),
             Err(NotCarried::Fault(fault)) => Err(Fault::new(format!(

@@ -78,6 +78,7 @@ impl Reader {
                     "a query trapped; a new reader is built"
                 );
                 self.shared.counters.query_traps.fetch_add(1, Ordering::Relaxed);
+                self.shared.absence.note_trapped(&call.method);
                 self.instance = None;
                 ask.fail(QueryError::Trap(trap));
             }
