@@ -13,9 +13,10 @@ use tempfile::TempDir;
 
 use crate::harness::{PATIENCE, conclave};
 
-/// Each run its own ports. A test may add to it what no other does, up to 90.
+/// The ports of a run: below 32768, where the kernel takes the ports of connections from. A test may add what no other
+/// does, up to 90.
 pub(crate) fn port_base() -> u16 {
-    20_000 + (std::process::id() % 100) as u16 * 300
+    20_000 + (std::process::id() % 40) as u16 * 300
 }
 
 fn dev(dir: &Path, base: u16) -> (Child, String) {
