@@ -25,7 +25,7 @@ const LONG: Duration = Duration::from_secs(280);
 /// An activation hears all voters and then waits for the state to be carried over.
 const ACTIVATION: Duration = Duration::from_secs(60);
 
-/// What an operator permits for an activation or a rollback.
+/// The permissions of an operator for an activation or a rollback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permissions {
     /// Clients of the active module may fail.

@@ -21,7 +21,7 @@ use crate::{
 const PLANTED: &str = "host/testing/planted";
 /// How the first line of a patch begins whose bug is found by a test of the suite `it` and not by random schedules.
 const STORY: &str = "Found by: it ";
-/// What `host/testing/src/bin/chaos.rs` prints in the line of a run that violates an invariant.
+/// The word that `host/testing/src/bin/chaos.rs` prints in the line of a run that violates an invariant.
 const VIOLATION: &str = ": VIOLATION: ";
 /// The status with which that program ends after such a run. An error of the program itself has another.
 const VIOLATED: i32 = 1;

@@ -37,7 +37,7 @@ const ITEMS: [usize; 3] = [1, 4, 128];
 const TEXT_BYTES: [usize; 3] = [1 << 10, REQUEST_BYTES, (1 << 20) - 64];
 /// Questions that are asked about the large values.
 const QUESTIONS_MAX: usize = 16;
-/// What the rest of a request takes, about.
+/// The approximate size of the rest of a request.
 const REST_BYTES: usize = 64 << 10;
 /// Traps after which enough is known. Each costs playing the log again.
 const TRAPS_MAX: usize = 4;

@@ -2,7 +2,7 @@
 //!
 //! # Contract
 //! 1. Compiled code is run as it is, so a file counts only with a keyed hash. Its key is derived from the cluster's
-//!    master key, so whoever can write such a file could read and write the cluster's data as well.
+//!    master key, so a program that can write such a file could read and write the cluster's data as well.
 //! 2. A file is for one component and one engine. Any other, and a damaged one, is compiled again.
 //! 3. The directory is a help. If it cannot be read or written, components are compiled.
 

@@ -194,7 +194,7 @@ fn options(limits: &Limits) -> Options {
     // one node alone. Two instances a node are 8 GiB of 128 TiB.
     o.set("memory_reservation", 4 << 30, Config::memory_reservation);
     o.set("memory_reservation_for_growth", 0, Config::memory_reservation_for_growth);
-    // What an instruction costs. Fuel stands for time, so what takes longer than a simple instruction costs more.
+    // The costs of instructions. Fuel stands for time, so an instruction that takes longer than a simple one costs more.
     o.set("operator_cost", operator_cost(), Config::operator_cost);
     o.set("relaxed_simd_deterministic", true, Config::relaxed_simd_deterministic);
     o.set("shared_memory", false, Config::shared_memory);

@@ -383,7 +383,7 @@ impl Instance {
         answer
     }
 
-    /// Fails a query whose answer is larger than the limit. It changed nothing, so the instance goes on.
+    /// Fails a query whose answer is larger than the limit. It changed nothing, so the instance is kept.
     fn check_answer(&self, method: &str) -> Result<(), Failure> {
         let AnswerSize { response_bytes, .. } = self.answer;
         let Limits { response_bytes_max, .. } = self.limits;

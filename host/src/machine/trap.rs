@@ -191,7 +191,7 @@ fn detail(trap: Wasm) -> &'static str {
     }
 }
 
-/// What wasmtime 48 says of text that one component inside the machine hands to another.
+/// The errors of wasmtime 48 about text that one component inside the state machine passes to another.
 const NOT_UNICODE: [&str; 2] = ["invalid utf16 encoding", "invalid utf8 encoding"];
 
 /// How wasmtime 48 begins to say that what the guest handed over breaks the ABI.

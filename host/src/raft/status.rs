@@ -176,7 +176,7 @@ fn from_wire(status: NodeStatusResponse, member: &Member) -> NodeStatus {
 }
 
 impl super::Inner {
-    /// What an operator should look at, although the node works.
+    /// The problems that an operator should look at, although the node works.
     fn alarms(&self) -> Vec<String> {
         let standby = self.worker.standby_problem();
         let standby = standby.map(|why| format!("standby instance: {why}"));

@@ -41,7 +41,7 @@ const METHODS_MAX: usize = 256;
 /// The number of calls that wait for their turn.
 const WAITING_MAX: usize = 256;
 
-/// What the limiter must know of the node's state machine.
+/// The facts about the node's state machine that the limiter needs.
 pub(super) trait Standby: Send + Sync {
     /// Waits until there is a standby.
     fn present(&self) -> impl Future<Output = ()> + Send;

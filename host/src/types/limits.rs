@@ -1,7 +1,7 @@
 //! Defaults of the limits that several layers share, in one place: a node, `conclave check` and the tests use the
 //! same ones.
 //!
-//! What a state machine may rely on is part of the contract (`wit/types.wit`): [`RESPONSE_BYTES`] and
+//! The limits that a state machine may rely on are part of the contract (`wit/types.wit`): [`RESPONSE_BYTES`] and
 //! [`EVENT_BYTES`] are also the least that a node's configuration allows. The SDK has the same figures, and a
 //! test holds the two together.
 

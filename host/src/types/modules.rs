@@ -66,7 +66,7 @@ pub struct Activation {
     pub voters: BTreeSet<NodeId>,
 }
 
-/// What an operator permits for an activation or a rollback.
+/// The permissions of an operator for an activation or a rollback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permissions {
     /// Clients of the active module may fail.

@@ -204,7 +204,7 @@ pub struct NodeStatus {
     pub clock: Option<ClockStatus>,
     /// Its connections to the other members.
     pub links: Vec<PeerLink>,
-    /// What an operator should look at, although the node works.
+    /// The problems that an operator should look at, although the node works.
     pub alarms: Vec<String>,
 }
 

@@ -212,7 +212,7 @@ fn many_small_events_are_transferred_up_to_the_limit() {
     .unwrap();
 }
 
-/// Goal: a query or subscription that has grown too large fails, and the standby goes on: it is not built again.
+/// A query or subscription that has grown too large fails, and the standby is kept.
 #[tokio::test]
 async fn an_answer_that_is_too_large_fails_and_keeps_the_standby() {
     // Both answer with as many bytes as the request's first word says.

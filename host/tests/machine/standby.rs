@@ -98,7 +98,7 @@ async fn the_primary_answers_queries_while_a_standby_is_built() {
     assert_eq!(node.worker.fault(), None);
 }
 
-/// Whoever answers, no caller sees an older state than was shown before, and none waits for long.
+/// No caller sees an older state than was shown before, whichever instance answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queries_never_go_back_in_time_across_losses_of_the_standby() {
     let (mut node, source) = start();

@@ -143,8 +143,8 @@ async fn a_cut_log_is_refused() {
     assert!(refusals >= 5, "{refusals}");
 }
 
-/// What no sync covered may be in the kernel's memory only, and after a failed sync the kernel takes it for written. So
-/// nothing that is read counts before a sync has succeeded.
+/// Writes that no sync covered may be in the kernel's memory only, and after a failed sync the kernel takes them for
+/// written. So nothing that is read counts before a sync has succeeded.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_whose_sync_failed_is_not_believed_before_another_sync_succeeds() {
     let dir = tempfile::tempdir().unwrap();

@@ -54,7 +54,7 @@ async fn foreign_names_among_the_snapshots_are_ignored() {
     assert!(error.contains("1-x.snap") && error.contains("damaged"), "{error}");
 }
 
-/// What an interrupted write left takes room, and is removed.
+/// Leftovers of interrupted writes take room, and are removed.
 #[test]
 fn leftovers_of_interrupted_writes_are_removed() {
     let (dir, storage) = fresh();

@@ -1,4 +1,4 @@
-//! What a caller whose calls keep trapping costs the others.
+//! The cost that a caller whose calls keep trapping has for the others.
 
 use std::{path::Path, process::Command, thread, time::Duration};
 

@@ -74,7 +74,7 @@ fn questions(bench: &Bench<'_>, steps: &[Step]) -> Vec<Step> {
     }
 }
 
-/// Restores a fresh instance at many places, and at some of them goes on with steps that the log does not have.
+/// Restores a fresh instance at many places, and at some of them continues with steps that the log does not have.
 pub(super) fn restore(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let said = restore_at(bench, steps, &cuts(steps.len(), bench.cuts_max))?;
     let places = cuts(steps.len(), AFTERWARDS_CUTS);

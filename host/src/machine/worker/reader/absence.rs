@@ -35,7 +35,7 @@ impl Reader {
         }
     }
 
-    /// Goes on with the instance that a snapshot was restored into, unless the present one is needed. The entries after
+    /// Continues with the instance that a snapshot was restored into, unless the present one is needed. The entries after
     /// the snapshot come with the next turns; meanwhile the primary answers queries.
     pub(super) fn succeed(&mut self, queue: &mut Queue) -> bool {
         let is_needed = self.instance.is_some()
