@@ -2,7 +2,7 @@
 //!
 //! Each does all the set-up that it needs on a fresh machine and says what it does while it does it.
 //! They run other programs and hold little logic; what has logic sits in a module of its own:
-//! [`setup`] installs what is missing, [`mod@bench`] drives the benchmark, [`chaos`] the search for faults, [`docker`] the image and the
+//! [`setup`] installs what is missing, [`mod@bench`] drives the benchmark, [`chaos`] the search for faults, [`soak`] a long run, [`docker`] the image and the
 //! compose cluster. Only [`output`] prints.
 
 mod bench;
@@ -13,6 +13,7 @@ mod machine;
 mod output;
 mod process;
 mod setup;
+mod soak;
 mod test;
 mod workspace;
 
@@ -43,7 +44,8 @@ Examples:
   cargo xtask test --filter traps              only the tests with `traps` in their name
   cargo xtask bench                            three nodes beside three of etcd, alternating
   cargo xtask chaos --minutes 60 --seed 1      clusters under random faults, their answers checked
-  cargo xtask chaos --planted NAME             the same for a copy with a planted bug, until it is found";
+  cargo xtask chaos --planted NAME             the same for a copy with a planted bug, until it is found
+  cargo xtask soak                             an hour under load: memory, descriptors and disk stay bounded";
 
 #[derive(Subcommand)]
 enum Command {
@@ -61,6 +63,8 @@ enum Command {
     Docker(docker::Options),
     /// Run clusters under random faults and check that their answers stay linearizable.
     Chaos(chaos::Options),
+    /// Run a cluster under load for an hour and check that memory, descriptors and disk stay bounded.
+    Soak(soak::Options),
     /// Measure puts, gets, failover and memory, with etcd beside it in the same run.
     Bench(bench::Options),
 }
@@ -89,6 +93,7 @@ fn run(command: Command, steps: &mut Steps) -> Result<()> {
         Command::Test(options) => test::run(&workspace, &options, steps),
         Command::Docker(options) => docker::run(&workspace, &options, steps),
         Command::Chaos(options) => chaos::run(&workspace, &options, steps),
+        Command::Soak(options) => soak::run(&workspace, &options, steps),
         Command::Bench(options) => bench::run(&workspace, &options, steps),
     }
 }

@@ -159,6 +159,11 @@ impl Backend for Replica {
         let (disk_hung, transfers) = self.fitness();
         metrics.extend([
             Metric::gauge(
+                "conclave_log_live_bytes",
+                "Bytes of the entries that the log has; the log takes more on the disk.",
+                self.log_live_bytes() as f64,
+            ),
+            Metric::gauge(
                 "conclave_disk_hung_seconds",
                 "How long the disk has not completed a write, once that is longer than an election takes; 0 otherwise.",
                 disk_hung.as_secs_f64(),

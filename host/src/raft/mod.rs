@@ -284,6 +284,11 @@ impl Replica {
         committed.saturating_sub(applied)
     }
 
+    /// The bytes of the entries that the log has.
+    pub(crate) fn log_live_bytes(&self) -> u64 {
+        self.0.log.live_bytes()
+    }
+
     /// The service for the peer port.
     pub fn peer_service(&self) -> RaftServer<PeerService> {
         RaftServer::new(PeerService::new(self.clone(), self.0.local.clone()))

@@ -165,6 +165,12 @@ impl LogStore {
         self.inner.shared.lock().sizes.after(index)
     }
 
+    /// The bytes of all entries that the log has, about.
+    pub fn live_bytes(&self) -> u64 {
+        let state = self.inner.shared.lock();
+        state.sizes.after(state.first.saturating_sub(1))
+    }
+
     /// The lowest index from which on the entries have at most so many bytes, about. The index after the last
     /// entry if the last few have more.
     pub fn first_within(&self, bytes_max: u64) -> u64 {

@@ -10,6 +10,7 @@
 //! - [`schedule`]: which faults happen when, from a seed or from a text;
 //! - [`late_answers`]: answers that reach a leader after it was deposed;
 //! - [`chaos`]: a run with all of these;
+//! - [`soak`]: a long run without faults, whose resources must stay bounded;
 //! - [`timeline`]: a history as a page for a browser.
 //!
 //! For tests only. The program `chaos` runs many seeds: see `cargo xtask chaos --help`.
@@ -25,5 +26,6 @@ pub mod linearizability;
 pub mod proxy;
 pub mod random;
 pub mod schedule;
+pub mod soak;
 pub mod timeline;
 pub mod workload;

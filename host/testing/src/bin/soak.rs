@@ -1,0 +1,158 @@
+//! Runs a cluster under load for a long time and judges what it uses: see `cargo xtask soak --help`.
+#![allow(clippy::print_stdout, reason = "what a program for developers is for")]
+
+use std::{
+    fs::{self, File},
+    io::Write,
+    path::PathBuf,
+    process::{Command, ExitCode},
+    time::Duration,
+};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use conclave_testing::soak::{
+    self, Plan,
+    page::{self, Subject},
+    plot,
+    sample::Sample,
+};
+
+/// Run a cluster under a steady load and check that its memory, descriptors and disk space stay bounded
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The program `conclave`
+    #[arg(long, value_name = "FILE")]
+    binary: PathBuf,
+    /// How long the load runs, in minutes
+    #[arg(long, default_value_t = 60.0)]
+    minutes: f64,
+    /// The number of keys
+    #[arg(long, default_value_t = Plan::default().keys)]
+    keys: u64,
+    /// Puts and deletes per second
+    #[arg(long, default_value_t = Plan::default().writes_per_second)]
+    writes: u64,
+    /// The seed of the load
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+    /// The kind of the build, for the plot and the page
+    #[arg(long, default_value = "")]
+    build: String,
+    /// The revision of the sources, for the page
+    #[arg(long, default_value = "unknown")]
+    revision: String,
+    /// The day, for the plot and the page
+    #[arg(long, default_value = "")]
+    date: String,
+    /// Where the nodes keep their data [default: where temporary files go]
+    #[arg(long, value_name = "DIR")]
+    data: Option<PathBuf>,
+    /// Where soak.svg, soak.md and samples.csv are written
+    #[arg(long, value_name = "DIR", default_value = "target/soak")]
+    output: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = runtime
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run(&arguments)));
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether the run passes.
+async fn run(arguments: &Arguments) -> Result<bool> {
+    fs::create_dir_all(&arguments.output)?;
+    let table = arguments.output.join("samples.csv");
+    let mut table =
+        File::create(&table).with_context(|| format!("cannot create {}", table.display()))?;
+    writeln!(table, "{HEADER}")?;
+    let seconds = arguments.minutes * 60.0;
+    let plan = Plan {
+        time: Duration::from_secs_f64(seconds),
+        // Enough samples also of a short trial.
+        sample_interval: Duration::from_secs_f64((seconds / 200.0).clamp(0.5, 5.0)),
+        keys: arguments.keys,
+        writes_per_second: arguments.writes,
+        seed: arguments.seed,
+        ..Plan::default()
+    };
+    let subject = Subject {
+        program: [&*version(arguments)?, &arguments.build].join(" ").trim().to_owned(),
+        revision: arguments.revision.clone(),
+        date: arguments.date.clone(),
+    };
+    let mut next_minute = 0;
+    let progress = |sample: &Sample| {
+        // The table is for a look into a run that failed: the run does not depend on it.
+        let _ = table.write_all(rows(sample).as_bytes());
+        let minute = sample.at.as_secs() / 60;
+        if minute >= next_minute {
+            next_minute = minute + 1;
+            println!("{}", line(sample));
+        }
+    };
+    let run = soak::run(&arguments.binary, arguments.data.clone(), plan, progress).await?;
+    let plot = plot::svg(&run.samples, &page::title(&run, &subject))?;
+    fs::write(arguments.output.join("soak.svg"), plot)?;
+    let page = page::markdown(&run, &subject, "soak.svg");
+    fs::write(arguments.output.join("soak.md"), &page)?;
+    println!("{page}");
+    Ok(run.verdict.failures.is_empty())
+}
+
+fn version(arguments: &Arguments) -> Result<String> {
+    let output = Command::new(&arguments.binary).arg("--version").output();
+    let output = output.with_context(|| format!("cannot run {}", arguments.binary.display()))?;
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+const HEADER: &str =
+    "seconds,node,resident,descriptors,log,snapshots,other,live_log,applied,snapshot,purged,traps";
+
+fn rows(sample: &Sample) -> String {
+    let row = |(node, usage): (u64, &soak::sample::Usage)| {
+        let numbers = [
+            node,
+            usage.resident_bytes,
+            usage.descriptors,
+            usage.log_bytes,
+            usage.snapshot_bytes,
+            usage.other_bytes,
+            usage.live_log_bytes,
+            usage.applied,
+            usage.snapshot,
+            usage.purged,
+            usage.traps,
+        ];
+        let numbers = numbers.map(|number| number.to_string()).join(",");
+        format!("{:.1},{numbers}\n", sample.at.as_secs_f64())
+    };
+    (1..).zip(&sample.nodes).map(row).collect()
+}
+
+fn line(sample: &Sample) -> String {
+    let nodes = sample.nodes.iter().map(|usage| {
+        format!(
+            "{} MiB, {} files, disk {} MiB = {:.1} times {} MiB, {} traps",
+            usage.resident_bytes >> 20,
+            usage.descriptors,
+            usage.disk_bytes() >> 20,
+            usage.disk_bytes() as f64 / usage.needed_bytes().max(1) as f64,
+            usage.needed_bytes() >> 20,
+            usage.traps
+        )
+    });
+    let nodes: Vec<String> = nodes.collect();
+    format!("{:.0} min: {}", sample.at.as_secs_f64() / 60.0, nodes.join("; "))
+}
