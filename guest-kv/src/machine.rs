@@ -35,19 +35,19 @@ impl Kv {
 
     fn put(&mut self, context: &Context, request: PutRequest) -> Result<Reply, Failure> {
         let (response, events) = self.change(context, |step| step.put(request))?;
-        Ok(self.reply(&response, events))
+        Ok(reply(&response, events))
     }
 
     fn delete(&mut self, context: &Context, request: DeleteRequest) -> Result<Reply, Failure> {
         let (response, events) = self.change(context, |step| step.delete(&request))?;
-        Ok(self.reply(&response, events))
+        Ok(reply(&response, events))
     }
 
     fn batch(&mut self, context: &Context, request: BatchRequest) -> Result<Reply, Failure> {
         transaction::check_operations("the batch", &request.operations)?;
         let (results, events) =
             self.all_or_none(context, |step| transaction::run(step, request.operations))?;
-        Ok(self.reply(&BatchResponse { revision: self.state.revision(), results }, events))
+        Ok(reply(&BatchResponse { revision: self.state.revision(), results }, events))
     }
 
     fn txn(&mut self, context: &Context, request: TxnRequest) -> Result<Reply, Failure> {
@@ -60,7 +60,7 @@ impl Kv {
             Ok((succeeded, transaction::run(step, operations)?))
         })?;
         let response = TxnResponse { succeeded, revision: self.state.revision(), results };
-        Ok(self.reply(&response, events))
+        Ok(reply(&response, events))
     }
 
     fn get(&self, context: &Context, request: GetRequest) -> Result<GetResponse, Failure> {
@@ -109,10 +109,10 @@ impl Kv {
         self.state = next;
         Ok((given, events))
     }
+}
 
-    fn reply(&self, response: &impl Message, events: Vec<Event>) -> Reply {
-        Reply { events, ..Reply::of(response).wake_at(self.state.next_expiry_ms()) }
-    }
+fn reply(response: &impl Message, events: Vec<Event>) -> Reply {
+    Reply { events, ..Reply::of(response) }
 }
 
 impl Machine for Kv {
@@ -136,8 +136,12 @@ impl Machine for Kv {
     fn tick(&mut self, context: &Context) -> Reply {
         let mut step = Step::new(&mut self.state, context);
         step.sweep(SWEPT_PER_TICK, SWEPT_BYTES_PER_TICK);
-        let events = step.into_events();
-        Reply { events, ..Reply::default().wake_at(self.state.next_expiry_ms()) }
+        Reply { events: step.into_events(), ..Reply::default() }
+    }
+
+    /// When the next key expires: the first entry of an ordered index.
+    fn wake_at(&self) -> Option<u64> {
+        self.state.next_expiry_ms()
     }
 
     fn save(&self) -> Vec<u8> {

@@ -50,7 +50,7 @@ impl Native for Store {
                 Outcome::Reply(Reply {
                     response: Bytes::from(reply.response),
                     events: reply.events.into_iter().map(event).collect(),
-                    wake_at_ms: reply.wake_at_ms,
+                    wake_at_ms: self.0.wake_at(),
                 })
             }
             Err(error) => Outcome::Failure(failure(&error)),

@@ -7,8 +7,8 @@
 use std::{cell::RefCell, marker::PhantomData};
 
 use crate::{
-    Call, Context, Description, Failure, Machine, Reply, Subscription,
-    bindings::exports::conclave::fsm::fsm,
+    Call, Context, Description, Failure, Machine, Subscription,
+    bindings::{conclave::fsm::types as wit, exports::conclave::fsm::fsm},
     log,
     snapshot::{CHUNK_BYTES_MAX, RestoreWriter, SnapshotReader},
 };
@@ -45,12 +45,20 @@ impl<S: Slot> fsm::Guest for Component<S> {
         }
     }
 
-    fn apply(context: Context, call: Call) -> Result<Reply, Failure> {
-        S::with(|machine| machine.borrow_mut().apply(&context, &call))
+    fn apply(context: Context, call: Call) -> Result<wit::Reply, Failure> {
+        S::with(|machine| {
+            let mut machine = machine.borrow_mut();
+            let reply = machine.apply(&context, &call)?;
+            Ok(reply.waking_at(machine.wake_at()))
+        })
     }
 
-    fn tick(context: Context) -> Reply {
-        S::with(|machine| machine.borrow_mut().tick(&context))
+    fn tick(context: Context) -> wit::Reply {
+        S::with(|machine| {
+            let mut machine = machine.borrow_mut();
+            let reply = machine.tick(&context);
+            reply.waking_at(machine.wake_at())
+        })
     }
 
     fn query(context: Context, call: Call) -> Result<Vec<u8>, Failure> {
@@ -146,4 +154,75 @@ macro_rules! export {
             );
         };
     };
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
+
+    use super::{fsm::Guest as _, *};
+    use crate::Reply;
+
+    /// An alarm clock: `Set` sets it, `Look` changes nothing, `Fail` fails, and a tick clears it.
+    #[derive(Default)]
+    struct Alarm(Option<u64>);
+
+    impl Machine for Alarm {
+        const NAME: &'static str = "alarm";
+        const VERSION: &'static str = "1.0.0";
+        const STATE_VERSION: u32 = 1;
+
+        fn apply(&mut self, context: &Context, call: &Call) -> Result<Reply, Failure> {
+            match call.method.as_str() {
+                "Set" => self.0 = Some(context.time_ms + 10),
+                "Look" => {}
+                _ => return Err(Failure::failed_precondition("as asked")),
+            }
+            Ok(Reply::new(*b"done"))
+        }
+
+        fn tick(&mut self, _: &Context) -> Reply {
+            self.0 = None;
+            Reply::default()
+        }
+
+        fn wake_at(&self) -> Option<u64> {
+            self.0
+        }
+
+        fn save(&self) -> Vec<u8> {
+            Vec::new()
+        }
+
+        fn load(_: u32, _: &[u8]) -> Result<Self, Failure> {
+            Ok(Self::default())
+        }
+    }
+
+    thread_local! {
+        static STATE: RefCell<Alarm> = const { RefCell::new(Alarm(None)) };
+    }
+
+    struct Kept;
+
+    impl Slot for Kept {
+        type Machine = Alarm;
+
+        fn with<R>(body: impl FnOnce(&RefCell<Alarm>) -> R) -> R {
+            STATE.with(body)
+        }
+    }
+
+    #[test]
+    fn every_reply_has_the_wake_up_time_of_the_state() {
+        let context = Context { index: 1, time_ms: 5, seed: 0, principal: String::new() };
+        let apply = |method: &str| Component::<Kept>::apply(context.clone(), Call::new(method, []));
+        assert_eq!(apply("Look").unwrap().wake_at_ms, None);
+        let reply = apply("Set").unwrap();
+        assert_eq!((&*reply.response, reply.wake_at_ms), (&b"done"[..], Some(15)));
+        assert_eq!(apply("Look").unwrap().wake_at_ms, Some(15), "no handler repeats it");
+        assert!(apply("Fail").is_err(), "a failure has no place for it: the time before stays");
+        assert_eq!(Component::<Kept>::tick(context.clone()).wake_at_ms, None);
+        assert_eq!(apply("Look").unwrap().wake_at_ms, None);
+    }
 }

@@ -52,9 +52,20 @@ pub trait Machine: Default + 'static {
         router::of::<Self>().apply(self, context, call)
     }
 
-    /// Called through the log once the time that the last reply gave as `wake_at_ms` has come.
+    /// Runs what is due. Called through the log once the time of [`Self::wake_at`] has come, and once after each
+    /// restore.
     fn tick(&mut self, _context: &Context) -> Reply {
         Reply::default()
+    }
+
+    /// The time at which the state next needs [`Self::tick`], in the clock of [`Context::time_ms`]. A time that has
+    /// passed means as soon as possible.
+    ///
+    /// A function of the state: the SDK calls it after each tick and each command that did not fail, and puts the
+    /// result into the reply. It runs under every write, so keep the earliest time at hand, as
+    /// [`Timers`](crate::Timers) does. After a failure the time of the reply before stays.
+    fn wake_at(&self) -> Option<u64> {
+        None
     }
 
     /// Answers a question about the state as it is, with the bytes of a response message: the router's

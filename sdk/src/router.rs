@@ -14,8 +14,7 @@ type Command<M> = dyn Fn(&mut M, &Context, &[u8]) -> Result<Reply, Failure> + Se
 type Query<M> = dyn Fn(&M, &Context, &[u8]) -> Result<Vec<u8>, Failure> + Send + Sync;
 type Subscribe<M> = dyn Fn(&M, &Context, &[u8]) -> Result<Subscription, Failure> + Send + Sync;
 
-/// What a command's handler may return: a response message, or a whole [`Reply`] if it has events or
-/// wants to be woken.
+/// The types that a command's handler may return: a response message, or a whole [`Reply`] if it has events.
 pub trait Respond {
     /// The reply.
     fn respond(self) -> Reply;

@@ -2,9 +2,21 @@
 //! constructors.
 
 pub use crate::bindings::conclave::fsm::types::{
-    Call, Code, Context, Description, Event, Failure, Reply, Subscription,
+    Call, Code, Context, Description, Event, Failure, Subscription,
 };
-use crate::limits::EVENT_OVERHEAD_BYTES;
+use crate::{bindings::conclave::fsm::types as wit, limits::EVENT_OVERHEAD_BYTES};
+
+/// The answer to an entry.
+///
+/// The contract's reply also carries the wake-up time. The SDK fills that in from
+/// [`Machine::wake_at`](crate::Machine::wake_at), so that no reply can forget it.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Reply {
+    /// The response message's bytes.
+    pub response: Vec<u8>,
+    /// The events, in the order in which they happened.
+    pub events: Vec<Event>,
+}
 
 macro_rules! constructors {
     ($($(#[$doc:meta])* $name:ident => $code:ident;)*) => {
@@ -58,9 +70,9 @@ impl Call {
 }
 
 impl Reply {
-    /// A reply with the bytes of a response message, no events and no wish to be woken.
+    /// A reply with the bytes of a response message and no events.
     pub fn new(response: impl Into<Vec<u8>>) -> Self {
-        Self { response: response.into(), events: Vec::new(), wake_at_ms: None }
+        Self { response: response.into(), events: Vec::new() }
     }
 
     /// A reply with a protobuf message.
@@ -83,18 +95,9 @@ impl Reply {
         self.event(topic, message.encode_to_vec())
     }
 
-    /// Asks for `tick` once the log's clock reaches `time_ms`. Each reply replaces the wish of the one
-    /// before it: a machine that still waits for something says so in every reply.
-    #[must_use]
-    pub fn wake_at(mut self, time_ms: Option<u64>) -> Self {
-        self.wake_at_ms = time_ms;
-        self
-    }
-}
-
-impl Default for Reply {
-    fn default() -> Self {
-        Self::new(Vec::new())
+    /// The contract's reply.
+    pub(crate) fn waking_at(self, wake_at_ms: Option<u64>) -> wit::Reply {
+        wit::Reply { response: self.response, events: self.events, wake_at_ms }
     }
 }
 

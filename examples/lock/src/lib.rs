@@ -1,7 +1,7 @@
 //! The machine `lock.v1.Lock`: leases on names, with fencing tokens.
 //!
 //! What it teaches: time. A machine has no clock; a lease ends by the time of the entry that looks at it,
-//! and a tick, for which every reply asks, sees to it that one comes when the next lease ends.
+//! and the state names the time of the next end (`wake_at`), so that a tick comes then if no call does.
 //!
 //! - `limits`: what is too much;
 //! - `state`: who holds what and who waits;
@@ -17,7 +17,7 @@ pub mod pb {
     conclave_sdk::include_protobuf!("lock.v1");
 }
 
-use conclave_sdk::{Context, Failure, Machine, Reply, Router, prost::Message};
+use conclave_sdk::{Context, Failure, Machine, Reply, Router};
 
 use crate::{
     limits::{
@@ -38,7 +38,7 @@ pub struct Lock {
 }
 
 impl Lock {
-    fn acquire(&mut self, context: &Context, request: AcquireRequest) -> Result<Reply, Failure> {
+    fn acquire(&mut self, context: &Context, request: AcquireRequest) -> Result<AcquireResponse, Failure> {
         let AcquireRequest { name, owner, ttl_ms, wait } = request;
         check_name("the name", &name)?;
         check_name("the owner", &owner)?;
@@ -61,10 +61,10 @@ impl Lock {
         }
         let lease = self.state.get(&name).map(|held| lease(&name, held));
         let acquired = lease.as_ref().is_some_and(|lease| lease.owner == owner);
-        Ok(self.reply(&AcquireResponse { acquired, lease, place: place as u32 }))
+        Ok(AcquireResponse { acquired, lease, place: place as u32 })
     }
 
-    fn renew(&mut self, context: &Context, request: RenewRequest) -> Result<Reply, Failure> {
+    fn renew(&mut self, context: &Context, request: RenewRequest) -> Result<Lease, Failure> {
         let RenewRequest { name, owner, token, ttl_ms } = request;
         check_ttl(ttl_ms)?;
         self.catch_up(&name, context.time_ms);
@@ -76,23 +76,23 @@ impl Lock {
         }
         self.state.extend(&name, context.time_ms.saturating_add(ttl_ms));
         let renewed = self.state.get(&name).map(|held| lease(&name, held));
-        Ok(self.reply(&renewed.unwrap_or_default()))
+        Ok(renewed.unwrap_or_default())
     }
 
-    fn release(&mut self, context: &Context, request: ReleaseRequest) -> Result<Reply, Failure> {
+    fn release(&mut self, context: &Context, request: ReleaseRequest) -> Result<ReleaseResponse, Failure> {
         let ReleaseRequest { name, owner, token } = request;
         self.catch_up(&name, context.time_ms);
         let released = self.holds(&name, &owner, token);
         if released {
             self.state.end(&name, context.time_ms);
         }
-        Ok(self.reply(&ReleaseResponse { released }))
+        Ok(ReleaseResponse { released })
     }
 
-    fn leave(&mut self, context: &Context, request: LeaveRequest) -> Result<Reply, Failure> {
+    fn leave(&mut self, context: &Context, request: LeaveRequest) -> Result<LeaveResponse, Failure> {
         self.catch_up(&request.name, context.time_ms);
         let left = self.state.leave(&request.name, &request.owner);
-        Ok(self.reply(&LeaveResponse { left }))
+        Ok(LeaveResponse { left })
     }
 
     fn get(&self, context: &Context, request: GetRequest) -> Result<LockState, Failure> {
@@ -153,11 +153,6 @@ impl Lock {
         }
         Ok(())
     }
-
-    /// Every reply says when the next lease ends: it replaces what the one before it said.
-    fn reply(&self, response: &impl Message) -> Reply {
-        Reply::of(response).wake_at(self.state.next_end_ms())
-    }
 }
 
 /// From 1; 0 if the owner does not wait.
@@ -201,7 +196,11 @@ impl Machine for Lock {
 
     fn tick(&mut self, context: &Context) -> Reply {
         self.state.sweep(context.time_ms, ENDED_PER_ENTRY);
-        Reply::default().wake_at(self.state.next_end_ms())
+        Reply::default()
+    }
+
+    fn wake_at(&self) -> Option<u64> {
+        self.state.next_end_ms()
     }
 
     fn save(&self) -> Vec<u8> {

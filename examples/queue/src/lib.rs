@@ -20,7 +20,7 @@ pub mod pb {
     conclave_sdk::include_protobuf!("queue.v1");
 }
 
-use conclave_sdk::{Context, Failure, Machine, Reply, Router, prost};
+use conclave_sdk::{Context, Failure, Machine, Reply, Router};
 
 use crate::{
     limits::{
@@ -45,14 +45,14 @@ pub struct Queue {
 }
 
 impl Queue {
-    fn enqueue(&mut self, context: &Context, request: EnqueueRequest) -> Result<Reply, Failure> {
+    fn enqueue(&mut self, context: &Context, request: EnqueueRequest) -> Result<EnqueueResponse, Failure> {
         let EnqueueRequest { queue, payload, idempotency_key } = request;
         check("the length of the queue's name", queue.len(), (1, NAME_BYTES_MAX))?;
         check("the length of the key", idempotency_key.len(), (0, NAME_BYTES_MAX))?;
         check("the length of the payload", payload.len(), (0, PAYLOAD_BYTES_MAX))?;
         self.catch_up(context);
         if let Some(id) = self.made_by(&queue, &idempotency_key, context.time_ms) {
-            return Ok(self.reply(&EnqueueResponse { id, duplicate: true }));
+            return Ok(EnqueueResponse { id, duplicate: true });
         }
         self.check_room(&queue, payload.len(), !idempotency_key.is_empty())?;
 
@@ -65,10 +65,10 @@ impl Queue {
             let key = Key { id, kept_until_ms: context.time_ms.saturating_add(KEY_KEPT_MS) };
             self.state.insert_key(&queue, idempotency_key, key);
         }
-        Ok(self.reply(&EnqueueResponse { id, duplicate: false }))
+        Ok(EnqueueResponse { id, duplicate: false })
     }
 
-    fn receive(&mut self, context: &Context, request: ReceiveRequest) -> Result<Reply, Failure> {
+    fn receive(&mut self, context: &Context, request: ReceiveRequest) -> Result<ReceiveResponse, Failure> {
         let ReceiveRequest { queue, count, lease_ms } = request;
         check("count", count as usize, (0, RECEIVE_MAX))?;
         check("lease_ms", lease_ms, (LEASE_MS_MIN, LEASE_MS_MAX))?;
@@ -97,53 +97,53 @@ impl Queue {
                 leased_until_ms,
             });
         }
-        Ok(self.reply(&ReceiveResponse { messages }))
+        Ok(ReceiveResponse { messages })
     }
 
-    fn ack(&mut self, context: &Context, request: AckRequest) -> Result<Reply, Failure> {
+    fn ack(&mut self, context: &Context, request: AckRequest) -> Result<AckResponse, Failure> {
         let AckRequest { queue, id, receipt } = request;
         self.catch_up(context);
         let acked = self.check_receipt(&queue, id, receipt)?;
         self.state.remove(&queue, id);
-        Ok(self.reply(&AckResponse { acked }))
+        Ok(AckResponse { acked })
     }
 
-    fn nack(&mut self, context: &Context, request: NackRequest) -> Result<Reply, Failure> {
+    fn nack(&mut self, context: &Context, request: NackRequest) -> Result<NackResponse, Failure> {
         let NackRequest { queue, id, receipt } = request;
         self.catch_up(context);
         let there = self.check_receipt(&queue, id, receipt)?;
         let dead = there && self.state.give_back(&queue, id);
-        Ok(self.reply(&NackResponse { dead }))
+        Ok(NackResponse { dead })
     }
 
     fn configure(
         &mut self,
         context: &Context,
         request: ConfigureRequest,
-    ) -> Result<Reply, Failure> {
+    ) -> Result<ConfigureResponse, Failure> {
         let ConfigureRequest { queue, receives_max } = request;
         check("the length of the queue's name", queue.len(), (1, NAME_BYTES_MAX))?;
         check("receives_max", receives_max, (1, RECEIVES_MAX))?;
         self.catch_up(context);
         self.check_room(&queue, 0, false)?;
         self.state.line_mut(&queue).receives_max = receives_max;
-        Ok(self.reply(&ConfigureResponse {}))
+        Ok(ConfigureResponse {})
     }
 
-    fn redrive(&mut self, context: &Context, request: RedriveRequest) -> Result<Reply, Failure> {
+    fn redrive(&mut self, context: &Context, request: RedriveRequest) -> Result<RedriveResponse, Failure> {
         let RedriveRequest { queue, count } = request;
         check("count", count, (1, REDRIVE_MAX))?;
         self.catch_up(context);
         self.find(&queue)?;
         let line = self.state.line_mut(&queue);
         let redriven = (0..count).take_while(|_| line.redrive()).count() as u32;
-        Ok(self.reply(&RedriveResponse { redriven }))
+        Ok(RedriveResponse { redriven })
     }
 
-    fn delete(&mut self, context: &Context, request: DeleteRequest) -> Result<Reply, Failure> {
+    fn delete(&mut self, context: &Context, request: DeleteRequest) -> Result<DeleteResponse, Failure> {
         self.catch_up(context);
         let messages = self.state.delete(&request.queue) as u64;
-        Ok(self.reply(&DeleteResponse { messages }))
+        Ok(DeleteResponse { messages })
     }
 
     fn stats(&self, _: &Context, request: StatsRequest) -> Result<StatsResponse, Failure> {
@@ -235,11 +235,6 @@ impl Queue {
             ))),
         }
     }
-
-    /// Every reply says when the next lease or key ends: it replaces what the one before it said.
-    fn reply(&self, response: &impl prost::Message) -> Reply {
-        Reply::of(response).wake_at(self.state.next_end_ms())
-    }
 }
 
 impl Machine for Queue {
@@ -264,7 +259,11 @@ impl Machine for Queue {
 
     fn tick(&mut self, context: &Context) -> Reply {
         self.state.sweep(context.time_ms, ENDED_PER_ENTRY);
-        Reply::default().wake_at(self.state.next_end_ms())
+        Reply::default()
+    }
+
+    fn wake_at(&self) -> Option<u64> {
+        self.state.next_end_ms()
     }
 
     fn save(&self) -> Vec<u8> {

@@ -57,7 +57,6 @@ struct Story {
     queue: Queue,
     after_ms: u64,
     index: u64,
-    wake_at_ms: Option<u64>,
 }
 
 impl Story {
@@ -70,7 +69,6 @@ impl Story {
         self.index += 1;
         let context = self.context();
         let reply = self.queue.apply(&context, call)?;
-        self.wake_at_ms = reply.wake_at_ms;
         Ok(R::decode(&*reply.response).unwrap())
     }
 
@@ -101,7 +99,7 @@ impl Story {
 
     fn tick(&mut self) {
         self.index += 1;
-        self.wake_at_ms = self.queue.tick(&self.context()).wake_at_ms;
+        self.queue.tick(&self.context());
     }
 }
 
@@ -133,7 +131,7 @@ fn a_key_adds_one_message_for_ten_minutes() {
     story.call::<AckResponse>(&ack(id, receipt));
     story.after_ms = limits::KEY_KEPT_MS - 1;
     assert!(story.call::<EnqueueResponse>(&enqueue("one", "k")).duplicate, "done is still done");
-    assert_eq!(story.wake_at_ms, Some(START_MS + limits::KEY_KEPT_MS));
+    assert_eq!(story.queue.wake_at(), Some(START_MS + limits::KEY_KEPT_MS));
     story.after_ms = limits::KEY_KEPT_MS;
     assert!(!story.call::<EnqueueResponse>(&enqueue("one", "k")).duplicate);
 }
@@ -144,7 +142,7 @@ fn what_is_not_acknowledged_in_time_comes_back_to_its_place() {
     story.enqueue("one");
     story.enqueue("two");
     let (id, _, stale) = story.receive(1)[0].clone();
-    assert_eq!(story.wake_at_ms, Some(START_MS + 1000));
+    assert_eq!(story.queue.wake_at(), Some(START_MS + 1000));
     story.after_ms = 1000;
     story.tick();
     assert_eq!(story.counts(), (2, 0, 0));
@@ -169,9 +167,9 @@ fn a_lease_that_was_given_back_does_not_end_the_next_one() {
     story.after_ms = 1000;
     story.tick();
     assert_eq!(story.counts(), (0, 1, 0));
-    assert_eq!(story.wake_at_ms, Some(START_MS + 1900));
+    assert_eq!(story.queue.wake_at(), Some(START_MS + 1900));
     assert!(story.call::<AckResponse>(&ack(id, receipt)).acked);
-    assert_eq!(story.wake_at_ms, None);
+    assert_eq!(story.queue.wake_at(), None);
 }
 
 #[test]
@@ -228,7 +226,7 @@ fn deleting_a_queue_leaves_nothing_of_it() {
     story.receive(1);
     let delete = method("Delete", &DeleteRequest { queue: "mail".into() });
     assert_eq!(story.call::<DeleteResponse>(&delete).messages, 2);
-    assert_eq!(story.wake_at_ms, None);
+    assert_eq!(story.queue.wake_at(), None);
     assert_eq!(story.query::<ListResponse>(&method("List", &ListRequest {})).queues, [""; 0]);
     assert!(!story.call::<EnqueueResponse>(&enqueue("one", "k")).duplicate);
     assert_eq!(story.query::<StatsResponse>(&stats()).receives_max, limits::RECEIVES_DEFAULT);

@@ -141,9 +141,11 @@ func putReply(record []byte, reply Reply) {
 		bytesAt(events, 16*i+8, event.Payload)
 	}
 	list(record, 8, events, len(reply.Events))
-	if reply.WakeAtMs != 0 {
-		record[16] = 1
-		binary.LittleEndian.PutUint64(record[24:], reply.WakeAtMs)
+	if waker, ok := machine.(Waker); ok {
+		if wakeAt := waker.WakeAt(); wakeAt != 0 {
+			record[16] = 1
+			binary.LittleEndian.PutUint64(record[24:], wakeAt)
+		}
 	}
 }
 

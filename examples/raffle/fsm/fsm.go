@@ -62,8 +62,6 @@ type Event struct {
 type Reply struct {
 	Response []byte
 	Events   []Event
-	// WakeAtMs is when the machine next wants Tick; zero is never.
-	WakeAtMs uint64
 }
 
 // Subscription is the range of topics that a subscriber is about, and what it gets first.
@@ -96,6 +94,11 @@ type Machine interface {
 	// Restore replaces the whole state, or fails and changes nothing.
 	Restore(stateVersion uint32, snapshot []byte) error
 }
+
+// Waker is for machines with timers. WakeAt is the time at which the state next needs Tick, in the clock of
+// Context.TimeMs; zero is never. It is a function of the state, and called after each tick and each call of Apply
+// without an error.
+type Waker interface{ WakeAt() uint64 }
 
 var machine Machine
 

@@ -20,7 +20,7 @@ pub(crate) struct Store {
     pub(crate) kv: Kv,
     pub(crate) index: u64,
     pub(crate) time_ms: u64,
-    /// What the last reply wished.
+    /// The wake-up time after the last reply.
     pub(crate) wake_at_ms: Option<u64>,
     /// What watchers were told so far, in the order of the log.
     pub(crate) told: Vec<(String, WatchResponse)>,
@@ -38,10 +38,10 @@ impl Store {
     ) -> Result<T, Failure> {
         self.index += 1;
         let call = Call::of(format!("kv.v1.KV/{method}"), request);
-        let Reply { response, events, wake_at_ms } = self.kv.apply(&self.context(), &call)?;
+        let Reply { response, events } = self.kv.apply(&self.context(), &call)?;
         assert_within_limits(&response, &events);
         self.note(events);
-        self.wake_at_ms = wake_at_ms;
+        self.wake_at_ms = self.kv.wake_at();
         Ok(T::decode(&*response).unwrap())
     }
 
@@ -89,10 +89,10 @@ impl Store {
 
     pub(crate) fn tick(&mut self) {
         self.index += 1;
-        let Reply { response, events, wake_at_ms } = self.kv.tick(&self.context());
+        let Reply { response, events } = self.kv.tick(&self.context());
         assert_within_limits(&response, &events);
         self.note(events);
-        self.wake_at_ms = wake_at_ms;
+        self.wake_at_ms = self.kv.wake_at();
     }
 
     /// The topic is the key, and all is of this entry.

@@ -52,9 +52,11 @@ def _context(ctx):
     return Context(ctx.index, ctx.time_ms, ctx.seed, ctx.principal)
 
 
-def _reply(reply):
+def _reply(seed, function, *arguments):
+    """The reply to an entry, with the wake-up time of the state after it."""
+    reply = _call(seed, function, *arguments)
     events = [types.Event(bytes(event.topic), encode(event.payload)) for event in reply.events]
-    return types.Reply(bytes(reply.response), events, reply.wake_at_ms)
+    return types.Reply(bytes(reply.response), events, _call(seed, _machine.wake_at))
 
 
 class Fsm(exports.Fsm):
@@ -65,10 +67,10 @@ class Fsm(exports.Fsm):
         )
 
     def apply(self, ctx, call):
-        return _reply(_call(ctx.seed, _machine.apply, _context(ctx), Call(call.method, call.request)))
+        return _reply(ctx.seed, _machine.apply, _context(ctx), Call(call.method, call.request))
 
     def tick(self, ctx):
-        return _reply(_call(ctx.seed, _machine.tick, _context(ctx)))
+        return _reply(ctx.seed, _machine.tick, _context(ctx))
 
     def query(self, ctx, call):
         return _call(ctx.seed, _machine.query, _context(ctx), Call(call.method, call.request))

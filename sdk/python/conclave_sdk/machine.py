@@ -103,8 +103,6 @@ class Reply:
     response: object = b""
     """A message, or its bytes."""
     events: list[Event] = field(default_factory=list)
-    wake_at_ms: int | None = None
-    """When the machine next wants `tick`. Each reply replaces the wish of the one before it."""
 
 
 def command(method: str):
@@ -176,7 +174,7 @@ class Machine:
         reply = self._handle("command", context, call)
         reply = reply if isinstance(reply, Reply) else Reply(reply)
         events = [Event(event.topic, protobuf.encode(event.payload)) for event in reply.events]
-        return Reply(protobuf.encode(reply.response), events, reply.wake_at_ms)
+        return Reply(protobuf.encode(reply.response), events)
 
     def query(self, context: Context, call: Call) -> bytes:
         """Answers a question about the state as it is. Must not change it."""
@@ -188,8 +186,15 @@ class Machine:
         return Subscription(begun.from_topic, begun.to_topic, [protobuf.encode(message) for message in begun.initial])
 
     def tick(self, context: Context) -> Reply:
-        """Called through the log once the time that the last reply gave as `wake_at_ms` has come."""
+        """Runs what is due. Called through the log once the time of `wake_at` has come, and once after each
+        restore."""
         return Reply()
+
+    def wake_at(self) -> int | None:
+        """The time at which the state next needs `tick`, in the clock of `Context.time_ms`. A time that has passed
+        means as soon as possible. A function of the state: it is called after each tick and each command that did
+        not fail. After a failure the time before it stays."""
+        return None
 
     def save(self) -> bytes:
         """The whole state."""

@@ -87,9 +87,19 @@ def check(machine: type[Machine], log: Log) -> None:
 
 def run(machine: type[Machine], log: Log) -> tuple[Machine, list[Reply | Failure]]:
     """Applies a log to a new machine, without a clock and without chance."""
+    state, seen = _play(machine, log)
+    return state, [outcome for outcome, _ in seen]
+
+
+def _play(machine, log):
     with _no_clock_and_no_chance():
         state = machine()
-        return state, [entry.apply_to(state) for entry in log.entries]
+        return state, [_step(entry, state) for entry in log.entries]
+
+
+def _step(entry, machine):
+    """The outcome, and the wake-up time of the state after it."""
+    return entry.apply_to(machine), machine.wake_at()
 
 
 def check_description(machine: type[Machine]) -> None:
@@ -101,8 +111,8 @@ def check_description(machine: type[Machine]) -> None:
 
 def check_replay(machine: type[Machine], log: Log) -> None:
     """The same log gives the same outcomes and the same snapshot, twice in a row."""
-    first, expected = run(machine, log)
-    second, outcomes = run(machine, log)
+    first, expected = _play(machine, log)
+    second, outcomes = _play(machine, log)
     _compare(log, 0, expected, outcomes, "the same log, applied twice")
     assert first.save() == second.save(), "the same log, applied twice, gives two snapshots"
 
@@ -117,7 +127,7 @@ def check_snapshots(machine: type[Machine], log: Log) -> None:
     """Wherever the log is cut, a snapshot taken there restores to a machine that has the same snapshot,
     answers questions as the one that was saved, gives the rest of the log the same outcomes and comes to
     the same end. And no question changes the state."""
-    whole, expected = run(machine, log)
+    whole, expected = _play(machine, log)
     step = len(log.entries) // _CUTS_MAX + 1
     with _no_clock_and_no_chance():
         state = machine()
@@ -126,14 +136,16 @@ def check_snapshots(machine: type[Machine], log: Log) -> None:
                 snapshot = state.save()
                 restored = machine.load(machine.state_version, snapshot)
                 assert restored.save() == snapshot, f"the snapshot after {cut} entries differs once restored"
+                wake_at = (state.wake_at(), restored.wake_at())
+                assert wake_at[0] == wake_at[1], f"the wake-up time after {cut} entries differs once restored: {wake_at}"
                 _compare_answers(log, cut, state, restored)
                 assert state.save() == snapshot, f"after {cut} entries a question changed the state"
-                outcomes = [entry.apply_to(restored) for entry in log.entries[cut:]]
+                outcomes = [_step(entry, restored) for entry in log.entries[cut:]]
                 _compare(log, cut, expected, outcomes, f"the log applied whole, and restored after {cut} entries")
                 assert restored.save() == whole.save(), f"restored after {cut} entries it comes to another end"
             if cut < len(log.entries):
-                outcome = log.entries[cut].apply_to(state)
-                _compare(log, cut, expected, [outcome], "the log applied with snapshots in between")
+                seen = _step(log.entries[cut], state)
+                _compare(log, cut, expected, [seen], "the log applied with snapshots in between")
 
 
 def _compare_answers(log, cut, state, restored):

@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use super::{Log, Operation, Outcome, check_methods};
+use super::{Entry, Log, Operation, Outcome, check_methods};
 use crate::{Machine, Subscription, snapshot::SnapshotReader};
 
 /// Cuts of a log that are tried: all of a short one, an even spread of a long one.
@@ -12,6 +12,20 @@ const FEW_CUTS: usize = 6;
 /// One byte at a time would take too long for a snapshot longer than this.
 const SINGLE_BYTES_MAX: usize = 16 << 10;
 const CHUNKS_BYTES: [usize; 4] = [1 << 20, 4096, 61, 1];
+
+/// An outcome, and the wake-up time of the state after it.
+#[derive(Debug, PartialEq)]
+struct Seen {
+    outcome: Outcome,
+    wake_at: Option<u64>,
+}
+
+impl Seen {
+    fn of<M: Machine>(entry: &Entry, machine: &mut M) -> Self {
+        let outcome = entry.apply_to(machine);
+        Self { outcome, wake_at: machine.wake_at() }
+    }
+}
 
 /// Every check there is on one log.
 pub fn check<M: Machine>(log: &Log) {
@@ -25,9 +39,14 @@ pub fn check<M: Machine>(log: &Log) {
 
 /// Applies a log to a new machine.
 pub fn run<M: Machine>(log: &Log) -> (M, Vec<Outcome>) {
+    let (machine, seen) = play(log);
+    (machine, seen.into_iter().map(|seen| seen.outcome).collect())
+}
+
+fn play<M: Machine>(log: &Log) -> (M, Vec<Seen>) {
     let mut machine = M::default();
-    let outcomes = log.entries().iter().map(|entry| entry.apply_to(&mut machine)).collect();
-    (machine, outcomes)
+    let seen = log.entries().iter().map(|entry| Seen::of(entry, &mut machine)).collect();
+    (machine, seen)
 }
 
 /// What the machine says of itself is within the contract's bounds.
@@ -47,9 +66,9 @@ pub fn check_description<M: Machine>() {
 /// The same log gives the same outcomes and the same snapshot, twice in a row. A hidden `static`, a
 /// clock or a random number shows here.
 pub fn check_replay<M: Machine>(log: &Log) {
-    let (first, expected) = run::<M>(log);
+    let (first, expected) = play::<M>(log);
     let first = save(&first, CHUNKS_BYTES[0]);
-    let (second, outcomes) = run::<M>(log);
+    let (second, outcomes) = play::<M>(log);
     compare_outcomes(log, 0, &expected, &outcomes, "the same log, applied twice");
     compare_bytes(
         &first,
@@ -77,7 +96,7 @@ pub fn check_same_state<M: Machine>(left: &Log, right: &Log) {
 ///
 /// A field that is not saved shows here, and a snapshot that depends on how the state was reached.
 pub fn check_snapshots<M: Machine>(log: &Log) {
-    let (whole, expected) = run::<M>(log);
+    let (whole, expected) = play::<M>(log);
     let end = save(&whole, CHUNKS_BYTES[0]);
 
     let mut machine = M::default();
@@ -92,12 +111,12 @@ pub fn check_snapshots<M: Machine>(log: &Log) {
         }
         if let Some(entry) = log.entries().get(cut) {
             // A `static` may have run on with the restored machines; it would show at the end.
-            let outcome = entry.apply_to(&mut machine);
+            let seen = Seen::of(entry, &mut machine);
             compare_outcome(
                 log,
                 cut,
                 expected.get(cut),
-                &outcome,
+                &seen,
                 "the log applied with snapshots in between",
             );
         }
@@ -174,9 +193,9 @@ pub fn check_afterwards<M: Machine>(log: &Log) {
         let more = log.afterwards(cut);
         let what = format!("after {cut} entries, a machine that was restored and one that was not");
         for (number, entry) in more.entries().iter().enumerate() {
-            let outcome = entry.apply_to(&mut lived);
+            let seen = Seen::of(entry, &mut lived);
             let what = format!("{what}, given the same entries");
-            compare_outcome(&more, number, Some(&outcome), &entry.apply_to(&mut restored), &what);
+            compare_outcome(&more, number, Some(&seen), &Seen::of(entry, &mut restored), &what);
             if matches!(entry.operation, Operation::Tick) {
                 let what = format!("{what}: snapshots after {entry}");
                 compare_bytes(
@@ -234,19 +253,26 @@ fn check_restored<M: Machine>(
     log: &Log,
     cut: usize,
     bytes: &[u8],
-    expected: &[Outcome],
+    expected: &[Seen],
     end: &[u8],
 ) {
     for (number, chunk_bytes) in chunks(bytes).enumerate() {
         let mut restored = restore::<M>(bytes, chunk_bytes, cut);
         let what = format!("snapshots after {cut} entries, before and after a restore");
         compare_bytes(bytes, &save(&restored, CHUNKS_BYTES[0]), &what);
+        if let Some(before) = cut.checked_sub(1).and_then(|last| expected.get(last)) {
+            assert_eq!(
+                before.wake_at,
+                restored.wake_at(),
+                "the wake-up time after {cut} entries, before and after a restore"
+            );
+        }
         // How the bytes were cut cannot matter beyond that: one run to the end is enough.
         if number > 0 {
             continue;
         }
         let rest = log.entries().get(cut..).unwrap_or_default();
-        let outcomes: Vec<_> = rest.iter().map(|entry| entry.apply_to(&mut restored)).collect();
+        let outcomes: Vec<_> = rest.iter().map(|entry| Seen::of(entry, &mut restored)).collect();
         let what = format!("the log applied whole, and restored after {cut} entries");
         compare_outcomes(log, cut, expected, &outcomes, &what);
         let what = format!("snapshots at the end of {what}");
@@ -302,8 +328,8 @@ fn restore<M: Machine>(bytes: &[u8], chunk_bytes: usize, cut: usize) -> M {
 fn compare_outcomes(
     log: &Log,
     first: usize,
-    expected: &[Outcome],
-    outcomes: &[Outcome],
+    expected: &[Seen],
+    outcomes: &[Seen],
     what: &str,
 ) {
     for (number, outcome) in (first..).zip(outcomes) {
@@ -314,8 +340,8 @@ fn compare_outcomes(
 fn compare_outcome(
     log: &Log,
     number: usize,
-    expected: Option<&Outcome>,
-    outcome: &Outcome,
+    expected: Option<&Seen>,
+    outcome: &Seen,
     what: &str,
 ) {
     if expected != Some(outcome) {

@@ -20,7 +20,7 @@ pub type Outcome = Result<Reply, Failure>;
 pub enum Operation {
     /// A command.
     Apply(Call),
-    /// The time that an earlier reply asked for has come.
+    /// The machine's wake-up time has come.
     Tick,
 }
 
@@ -108,7 +108,7 @@ impl Log {
         self.push(Operation::Apply(call))
     }
 
-    /// Adds a tick. It is for the log's author to send it when the machine has asked for it.
+    /// Adds a tick. The kit adds none by itself: the log's author does, after the wake-up time has come.
     pub fn tick(&mut self) -> &mut Self {
         self.push(Operation::Tick)
     }

@@ -42,8 +42,9 @@ static ROUTER: LazyLock<Router<Hostile>> = LazyLock::new(|| {
         })
     });
     let router =
-        router.command("hostile.v1.Hostile/Wake", |_: &mut Hostile, context, _: Nothing| {
-            Ok(Reply::of(&Total::default()).wake_at(Some(context.time_ms)))
+        router.command("hostile.v1.Hostile/Wake", |hostile: &mut Hostile, context, _: Nothing| {
+            hostile.wake_at_ms = Some(context.time_ms);
+            Ok(Total::default())
         });
     router.command("hostile.v1.Hostile/Huge", |hostile: &mut Hostile, _, _: Nothing| {
         hostile.total += MARK;
@@ -51,10 +52,11 @@ static ROUTER: LazyLock<Router<Hostile>> = LazyLock::new(|| {
     })
 });
 
-/// The state: one number.
+/// The state: one number, and the wake-up time that `Wake` set for good, as each tick panics.
 #[derive(Default)]
 pub struct Hostile {
     total: i64,
+    wake_at_ms: Option<u64>,
 }
 
 impl Hostile {
@@ -131,6 +133,10 @@ impl Machine for Hostile {
         ROUTER.apply(self, context, call)
     }
 
+    fn wake_at(&self) -> Option<u64> {
+        self.wake_at_ms
+    }
+
     fn tick(&mut self, _: &Context) -> Reply {
         self.total += MARK;
         panics().map_or_else(|_| Reply::default(), |total| Reply::of(&total))
@@ -141,13 +147,19 @@ impl Machine for Hostile {
     }
 
     fn save(&self) -> Vec<u8> {
-        self.total.to_be_bytes().to_vec()
+        let mut bytes = self.total.to_be_bytes().to_vec();
+        bytes.extend(self.wake_at_ms.map(u64::to_be_bytes).into_iter().flatten());
+        bytes
     }
 
     fn load(_: u32, bytes: &[u8]) -> Result<Self, Failure> {
-        let bytes = bytes.try_into();
-        let bytes = bytes.map_err(|_| Failure::invalid_argument("a snapshot is eight bytes"))?;
-        Ok(Self { total: i64::from_be_bytes(bytes) })
+        let broken = || Failure::invalid_argument("a snapshot is eight bytes, or sixteen");
+        let (total, rest) = bytes.split_first_chunk().ok_or_else(broken)?;
+        let wake_at_ms = match rest {
+            [] => None,
+            _ => Some(u64::from_be_bytes(rest.try_into().map_err(|_| broken())?)),
+        };
+        Ok(Self { total: i64::from_be_bytes(*total), wake_at_ms })
     }
 }
 
