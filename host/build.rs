@@ -107,8 +107,11 @@ fn sdk_workspace(root: &Path) -> Result<String, Box<dyn Error>> {
     for member in MEMBERS {
         let member: toml::Table =
             fs::read_to_string(root.join(member).join("Cargo.toml"))?.parse()?;
-        let dependencies = member["dependencies"].as_table().ok_or("no dependencies")?;
-        used.extend(dependencies.keys().cloned());
+        // Cargo reads those of tests too, though it fetches none of them.
+        for table in ["dependencies", "dev-dependencies"] {
+            let dependencies = member.get(table).and_then(toml::Value::as_table);
+            used.extend(dependencies.into_iter().flat_map(|table| table.keys().cloned()));
+        }
     }
     let dependencies = table["dependencies"].as_table_mut().ok_or("no dependencies")?;
     dependencies.retain(|name, _| used.iter().any(|used| used == name));

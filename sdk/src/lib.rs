@@ -65,6 +65,7 @@
 extern crate self as conclave_sdk;
 
 mod machine;
+mod timers;
 mod types;
 
 mod protobuf;
@@ -83,6 +84,7 @@ mod guest;
 pub use machine::Machine;
 pub use prost;
 pub use router::{Respond, Router};
+pub use timers::Timers;
 pub use types::{Call, Code, Context, Description, Event, Failure, Reply, Subscription};
 
 /// What the macros expand to. Not for use by hand.

@@ -1,6 +1,8 @@
 //! Who holds what, and who waits.
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, VecDeque};
+
+use conclave_sdk::Timers;
 
 /// All locks that are held.
 ///
@@ -11,8 +13,8 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 pub(crate) struct State {
     last_token: u64,
     locks: BTreeMap<String, Held>,
-    /// The same leases by the time of their end.
-    ends: BTreeSet<(u64, String)>,
+    /// The ends of the leases.
+    ends: Timers<String>,
     waiting_total: usize,
 }
 
@@ -61,7 +63,7 @@ impl State {
 
     /// When the next lease ends.
     pub(crate) fn next_end_ms(&self) -> Option<u64> {
-        self.ends.first().map(|(ends_at_ms, _)| *ends_at_ms)
+        self.ends.next()
     }
 
     /// Gives a lock that nobody holds.
@@ -74,16 +76,15 @@ impl State {
     /// A lock as a snapshot has it.
     pub(crate) fn insert(&mut self, name: &str, held: Held) {
         self.waiting_total += held.waiting.len();
-        self.ends.insert((held.expires_at_ms, name.to_owned()));
+        self.ends.set(name.to_owned(), held.expires_at_ms);
         self.locks.insert(name.to_owned(), held);
     }
 
     /// Moves the end of a lease.
     pub(crate) fn extend(&mut self, name: &str, expires_at_ms: u64) {
         let Some(held) = self.locks.get_mut(name) else { return };
-        self.ends.remove(&(held.expires_at_ms, name.to_owned()));
         held.expires_at_ms = expires_at_ms;
-        self.ends.insert((expires_at_ms, name.to_owned()));
+        self.ends.set(name.to_owned(), expires_at_ms);
     }
 
     /// Makes an owner wait, or changes the ttl of one who does. Gives the place, from 1.
@@ -112,7 +113,7 @@ impl State {
     /// Takes a lock from its owner and gives it to the next one, whose lease begins now.
     pub(crate) fn end(&mut self, name: &str, time_ms: u64) {
         let Some(mut held) = self.locks.remove(name) else { return };
-        self.ends.remove(&(held.expires_at_ms, name.to_owned()));
+        self.ends.cancel(name);
         let Some(next) = held.waiting.pop_front() else { return };
         self.waiting_total -= 1;
         self.last_token += 1;
@@ -132,12 +133,7 @@ impl State {
 
     /// Ends leases whose time has come, the oldest first, and at most so many.
     pub(crate) fn sweep(&mut self, time_ms: u64, leases_max: usize) {
-        for _ in 0..leases_max {
-            let Some((ends_at_ms, name)) = self.ends.first() else { return };
-            if *ends_at_ms > time_ms {
-                return;
-            }
-            let name = name.clone();
+        for name in self.ends.due(time_ms, leases_max) {
             self.end(&name, time_ms);
         }
     }

@@ -1,6 +1,8 @@
 //! All queues, and what of them ends with time.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
+
+use conclave_sdk::Timers;
 
 use crate::{
     limits::MESSAGE_OVERHEAD_BYTES,
@@ -15,29 +17,30 @@ use crate::{
 pub(crate) struct State {
     pub(crate) last_id: u64,
     lines: BTreeMap<String, Line>,
-    ends: BTreeSet<(u64, End)>,
+    ends: Timers<End>,
     keys_total: usize,
     bytes: usize,
 }
 
-/// What ends at its time.
+/// Something that ends at its time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum End {
     Lease { queue: String, id: u64 },
     Key { queue: String, key: String },
 }
 
-fn counted_bytes(message: &Message) -> usize {
-    message.payload.len() + MESSAGE_OVERHEAD_BYTES
+impl End {
+    fn lease(queue: &str, id: u64) -> Self {
+        Self::Lease { queue: queue.to_owned(), id }
+    }
+
+    fn key(queue: &str, key: &str) -> Self {
+        Self::Key { queue: queue.to_owned(), key: key.to_owned() }
+    }
 }
 
-fn lease_end(queue: &str, id: u64, place: Place) -> Option<(u64, End)> {
-    match place {
-        Place::Leased { until_ms, .. } => {
-            Some((until_ms, End::Lease { queue: queue.to_owned(), id }))
-        }
-        Place::Ready | Place::Dead => None,
-    }
+fn counted_bytes(message: &Message) -> usize {
+    message.payload.len() + MESSAGE_OVERHEAD_BYTES
 }
 
 impl State {
@@ -67,7 +70,7 @@ impl State {
 
     /// When the next lease or key ends.
     pub(crate) fn next_end_ms(&self) -> Option<u64> {
-        self.ends.first().map(|(at_ms, _)| *at_ms)
+        self.ends.next()
     }
 
     /// The queue of this name, made if there is none.
@@ -77,20 +80,19 @@ impl State {
 
     pub(crate) fn insert(&mut self, queue: &str, id: u64, message: Message) {
         self.bytes += counted_bytes(&message);
-        self.ends.extend(lease_end(queue, id, message.place));
+        if let Place::Leased { until_ms, .. } = message.place {
+            self.ends.set(End::lease(queue, id), until_ms);
+        }
         self.line_mut(queue).insert(id, message);
     }
 
-    /// Keeps a key. An earlier one of the same name has ended, but the sweep may not have come to it: its end must not
-    /// remove the new key.
+    /// Keeps a key. An earlier one of the same name has ended, but the sweep may not have come to it: the new end
+    /// takes the place of its end.
     pub(crate) fn insert_key(&mut self, queue: &str, key: String, made: Key) {
-        let kept_until_ms = made.kept_until_ms;
-        let end = End::Key { queue: queue.to_owned(), key: key.clone() };
-        match self.line_mut(queue).keys.insert(key, made) {
-            Some(old) => _ = self.ends.remove(&(old.kept_until_ms, end.clone())),
-            None => self.keys_total += 1,
+        self.ends.set(End::key(queue, &key), made.kept_until_ms);
+        if self.line_mut(queue).keys.insert(key, made).is_none() {
+            self.keys_total += 1;
         }
-        self.ends.insert((kept_until_ms, end));
     }
 
     pub(crate) fn remove(&mut self, queue: &str, id: u64) {
@@ -98,9 +100,7 @@ impl State {
             return;
         };
         self.bytes -= counted_bytes(&message);
-        if let Some(end) = lease_end(queue, id, message.place) {
-            self.ends.remove(&end);
-        }
+        self.ends.cancel(&End::lease(queue, id));
     }
 
     /// Gives a message out, and shows it.
@@ -112,18 +112,14 @@ impl State {
         until_ms: u64,
     ) -> Option<&Message> {
         let message = self.lines.get_mut(queue)?.lease(id, receipt, until_ms)?;
-        self.ends.extend(lease_end(queue, id, message.place));
+        self.ends.set(End::lease(queue, id), until_ms);
         Some(message)
     }
 
     /// Takes a message back. Whether it is a dead letter now.
     pub(crate) fn give_back(&mut self, queue: &str, id: u64) -> bool {
-        let Some(line) = self.lines.get_mut(queue) else { return false };
-        let lease = line.messages.get(&id).and_then(|message| lease_end(queue, id, message.place));
-        if let Some(end) = lease {
-            self.ends.remove(&end);
-        }
-        line.give_back(id)
+        self.ends.cancel(&End::lease(queue, id));
+        self.lines.get_mut(queue).is_some_and(|line| line.give_back(id))
     }
 
     /// Removes a queue; gives the number of its messages.
@@ -131,33 +127,25 @@ impl State {
         let Some(line) = self.lines.remove(queue) else { return 0 };
         for (&id, message) in &line.messages {
             self.bytes -= counted_bytes(message);
-            if let Some(end) = lease_end(queue, id, message.place) {
-                self.ends.remove(&end);
-            }
+            self.ends.cancel(&End::lease(queue, id));
         }
         self.keys_total -= line.keys.len();
-        for (key, made) in line.keys {
-            self.ends.remove(&(made.kept_until_ms, End::Key { queue: queue.to_owned(), key }));
+        for key in line.keys.keys() {
+            self.ends.cancel(&End::key(queue, key));
         }
         line.messages.len()
     }
 
     /// Ends leases and keys whose time has come, the oldest first, and at most so many.
     pub(crate) fn sweep(&mut self, time_ms: u64, ends_max: usize) {
-        for _ in 0..ends_max {
-            if self.next_end_ms().is_none_or(|at_ms| at_ms > time_ms) {
-                return;
-            }
-            match self.ends.pop_first() {
-                Some((_, End::Lease { queue, id })) => {
-                    self.give_back(&queue, id);
-                }
-                Some((_, End::Key { queue, key })) => {
+        for end in self.ends.due(time_ms, ends_max) {
+            match end {
+                End::Lease { queue, id } => _ = self.give_back(&queue, id),
+                End::Key { queue, key } => {
                     let line = self.lines.get_mut(&queue);
                     let removed = line.and_then(|line| line.keys.remove(&key));
                     self.keys_total -= usize::from(removed.is_some());
                 }
-                None => return,
             }
         }
     }
