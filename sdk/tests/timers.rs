@@ -25,8 +25,11 @@ fn action() -> impl Strategy<Value = Action> {
 
 /// The keys that are due, in order, by looking at each.
 fn due(model: &mut BTreeMap<String, u64>, now_ms: u64, limit: usize) -> Vec<String> {
-    let mut due: Vec<_> =
-        model.iter().filter(|(_, at_ms)| **at_ms <= now_ms).map(|(key, at)| (*at, key.clone())).collect();
+    let mut due: Vec<_> = model
+        .iter()
+        .filter(|(_, at_ms)| **at_ms <= now_ms)
+        .map(|(key, at)| (*at, key.clone()))
+        .collect();
     due.sort();
     due.truncate(limit);
     due.into_iter().map(|(_, key)| key).inspect(|key| _ = model.remove(key)).collect()
@@ -68,7 +71,8 @@ proptest! {
 
 #[test]
 fn timers_of_one_time_are_due_in_the_order_of_their_keys_and_the_rest_stays_due() {
-    let mut timers: Timers<_> = [("c", 5), ("a", 5), ("z", 4), ("b", 5), ("y", 6)].into_iter().collect();
+    let mut timers: Timers<_> =
+        [("c", 5), ("a", 5), ("z", 4), ("b", 5), ("y", 6)].into_iter().collect();
     assert_eq!(timers.due(3, 10), [""; 0]);
     assert_eq!(timers.due(5, 2), ["z", "a"]);
     assert_eq!(timers.next(), Some(5), "as soon as possible");

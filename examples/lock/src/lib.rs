@@ -38,7 +38,11 @@ pub struct Lock {
 }
 
 impl Lock {
-    fn acquire(&mut self, context: &Context, request: AcquireRequest) -> Result<AcquireResponse, Failure> {
+    fn acquire(
+        &mut self,
+        context: &Context,
+        request: AcquireRequest,
+    ) -> Result<AcquireResponse, Failure> {
         let AcquireRequest { name, owner, ttl_ms, wait } = request;
         check_name("the name", &name)?;
         check_name("the owner", &owner)?;
@@ -79,7 +83,11 @@ impl Lock {
         Ok(renewed.unwrap_or_default())
     }
 
-    fn release(&mut self, context: &Context, request: ReleaseRequest) -> Result<ReleaseResponse, Failure> {
+    fn release(
+        &mut self,
+        context: &Context,
+        request: ReleaseRequest,
+    ) -> Result<ReleaseResponse, Failure> {
         let ReleaseRequest { name, owner, token } = request;
         self.catch_up(&name, context.time_ms);
         let released = self.holds(&name, &owner, token);
@@ -89,7 +97,11 @@ impl Lock {
         Ok(ReleaseResponse { released })
     }
 
-    fn leave(&mut self, context: &Context, request: LeaveRequest) -> Result<LeaveResponse, Failure> {
+    fn leave(
+        &mut self,
+        context: &Context,
+        request: LeaveRequest,
+    ) -> Result<LeaveResponse, Failure> {
         self.catch_up(&request.name, context.time_ms);
         let left = self.state.leave(&request.name, &request.owner);
         Ok(LeaveResponse { left })
@@ -125,11 +137,11 @@ impl Lock {
         Ok(ListResponse { locks, more })
     }
 
-    /// Time has passed since the last entry. The lock that is asked for comes first, whatever else there
-    /// is to do. What this changes stays even if the call then fails: it would have happened anyway.
+    /// Ends the leases whose time has come, as a tick does, and that on the lock that is asked for however many there
+    /// are. What this changes stays even if the call then fails: it would have happened anyway.
     fn catch_up(&mut self, name: &str, time_ms: u64) {
-        self.state.settle(name, time_ms);
         self.state.sweep(time_ms, ENDED_PER_ENTRY);
+        self.state.settle(name, time_ms);
     }
 
     fn holds(&self, name: &str, owner: &str, token: u64) -> bool {

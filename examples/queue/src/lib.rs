@@ -45,7 +45,11 @@ pub struct Queue {
 }
 
 impl Queue {
-    fn enqueue(&mut self, context: &Context, request: EnqueueRequest) -> Result<EnqueueResponse, Failure> {
+    fn enqueue(
+        &mut self,
+        context: &Context,
+        request: EnqueueRequest,
+    ) -> Result<EnqueueResponse, Failure> {
         let EnqueueRequest { queue, payload, idempotency_key } = request;
         check("the length of the queue's name", queue.len(), (1, NAME_BYTES_MAX))?;
         check("the length of the key", idempotency_key.len(), (0, NAME_BYTES_MAX))?;
@@ -68,7 +72,11 @@ impl Queue {
         Ok(EnqueueResponse { id, duplicate: false })
     }
 
-    fn receive(&mut self, context: &Context, request: ReceiveRequest) -> Result<ReceiveResponse, Failure> {
+    fn receive(
+        &mut self,
+        context: &Context,
+        request: ReceiveRequest,
+    ) -> Result<ReceiveResponse, Failure> {
         let ReceiveRequest { queue, count, lease_ms } = request;
         check("count", count as usize, (0, RECEIVE_MAX))?;
         check("lease_ms", lease_ms, (LEASE_MS_MIN, LEASE_MS_MAX))?;
@@ -130,7 +138,11 @@ impl Queue {
         Ok(ConfigureResponse {})
     }
 
-    fn redrive(&mut self, context: &Context, request: RedriveRequest) -> Result<RedriveResponse, Failure> {
+    fn redrive(
+        &mut self,
+        context: &Context,
+        request: RedriveRequest,
+    ) -> Result<RedriveResponse, Failure> {
         let RedriveRequest { queue, count } = request;
         check("count", count, (1, REDRIVE_MAX))?;
         self.catch_up(context);
@@ -140,7 +152,11 @@ impl Queue {
         Ok(RedriveResponse { redriven })
     }
 
-    fn delete(&mut self, context: &Context, request: DeleteRequest) -> Result<DeleteResponse, Failure> {
+    fn delete(
+        &mut self,
+        context: &Context,
+        request: DeleteRequest,
+    ) -> Result<DeleteResponse, Failure> {
         self.catch_up(context);
         let messages = self.state.delete(&request.queue) as u64;
         Ok(DeleteResponse { messages })

@@ -33,7 +33,7 @@ pub struct Finding {
     pub what: String,
     /// What the one way gave, and what the other, each under its name.
     pub sides: Vec<(String, String)>,
-    /// How many steps of the log are needed to see it.
+    /// How many steps of the log are needed to see it. 0: of a mild one, no log shows it.
     pub(super) steps: usize,
     /// No breach of the contract, but worth a warning.
     pub(super) mild: bool,
@@ -109,18 +109,28 @@ pub(super) fn compare_states(
     if left == right {
         return Ok(());
     }
-    let same = left.iter().zip(right).take_while(|(left, right)| left == right).count();
-    // Some bytes before, so that one sees where one is.
-    let from = same.saturating_sub(SHOWN_BYTES / 2);
+    let what = format!("{} (from byte {} on)", what(), same_bytes(left, right));
+    let sides = state_sides((left_name, left), (right_name, right));
+    Err(Stop::Found(Finding::new(what, steps).with(sides)))
+}
+
+/// Two snapshots around the first byte that differs.
+pub(super) fn state_sides<'a>(
+    (left_name, left): (&'a str, &[u8]),
+    (right_name, right): (&'a str, &[u8]),
+) -> [(&'a str, String); 2] {
+    // Some bytes before, to show the place.
+    let from = same_bytes(left, right).saturating_sub(SHOWN_BYTES / 2);
     let around = |bytes: &[u8]| {
         let shown = bytes.get(from..).unwrap_or_default();
         let shown = shown.get(..SHOWN_BYTES).unwrap_or(shown);
         format!("{} bytes, from byte {from}: {}", bytes.len(), shown.escape_ascii())
     };
-    let what = format!("{} (from byte {same} on)", what());
-    Err(Stop::Found(
-        Finding::new(what, steps).with([(left_name, around(left)), (right_name, around(right))]),
-    ))
+    [(left_name, around(left)), (right_name, around(right))]
+}
+
+fn same_bytes(left: &[u8], right: &[u8]) -> usize {
+    left.iter().zip(right).take_while(|(left, right)| left == right).count()
 }
 
 /// For people: where in the log, by how many of its steps were made.

@@ -311,12 +311,6 @@ fn run(
         match (check.probe)(bench, log) {
             Ok(text) => said = text,
             Err(Stop::Fault(fault)) => return Err(fault),
-            Err(Stop::Found(finding)) if finding.mild => {
-                let said = finding.what.clone();
-                let mut checked = Checked::new(check.name, check.meaning, Verdict::Warned, said);
-                checked.advice = check.advice.to_owned();
-                return Ok(checked);
-            }
             Err(Stop::Found(finding)) => {
                 found = Some((log, finding));
                 break;
@@ -326,15 +320,22 @@ fn run(
     let Some((log, finding)) = found else {
         return Ok(Checked::new(check.name, check.meaning, Verdict::Ok, said));
     };
+    let mild = finding.mild;
+    let verdict = if mild { Verdict::Warned } else { Verdict::Failed };
+    let mut checked = Checked::new(check.name, check.meaning, verdict, String::new());
+    checked.advice = check.advice.to_owned();
+    if mild && finding.steps == 0 {
+        // No part of the log shows more than another.
+        checked.said = finding.what;
+        return Ok(checked);
+    }
     let mut probe = |steps: &[Step]| match (check.probe)(bench, steps) {
-        Err(Stop::Found(finding)) if finding.mild => Ok(()),
+        Err(Stop::Found(finding)) if finding.mild != mild => Ok(()),
         probed => probed.map(drop),
     };
     let smallest = shrink::shrink(log, finding, bench.vocabulary, shrink_for, &mut probe)?;
-    let what = smallest.finding.what.clone();
-    let mut checked = Checked::new(check.name, check.meaning, Verdict::Failed, what);
+    checked.said.clone_from(&smallest.finding.what);
     checked.finding = Some(smallest.finding);
-    checked.advice = check.advice.to_owned();
     checked.log = smallest.steps;
     Ok(checked)
 }

@@ -14,7 +14,7 @@ fn the_key_value_store() {
         let kv = Bytes::from_static(conclave::node::DEFAULT_MACHINE);
         let report = run(kv, &generated(500, seed)).unwrap();
         assert_eq!(failed(&report), [""; 0], "seed {seed}\n{}", said(&report));
-        for name in ["features", "traps", "fuel", "memory", "answers"] {
+        for name in ["features", "failures", "wake-ups", "traps", "fuel", "memory", "answers"] {
             assert_eq!(verdict(&report, name), Verdict::Ok, "{}", said(&report));
         }
         // Large values reached responses and events.
@@ -42,6 +42,31 @@ fn what_is_wrong_in_no_way() {
     for seed in 1..=3 {
         let report = run(wrong(0), &generated(300, seed)).unwrap();
         assert_eq!(failed(&report), [""; 0], "seed {seed}\n{}", said(&report));
+    }
+}
+
+/// Words end by themselves, also before a call that fails.
+#[test]
+fn what_has_timers_and_is_wrong_in_no_way() {
+    for seed in 1..=3 {
+        let report = run(wrong(20), &generated(300, seed)).unwrap();
+        assert_eq!(failed(&report), [""; 0], "seed {seed}\n{}", said(&report));
+        for name in ["failures", "wake-ups"] {
+            assert_eq!(verdict(&report, name), Verdict::Ok, "seed {seed}\n{}", said(&report));
+        }
+        assert!(report.calls.2 > 0, "{}", said(&report));
+        assert!(checked(&report, "failures").said.starts_with("8 calls"), "{}", said(&report));
+    }
+}
+
+#[test]
+fn the_examples_with_timers() {
+    for example in ["examples/lock", "examples/queue"] {
+        let report = run(build(example), &generated(500, 1)).unwrap();
+        assert_eq!(failed(&report), [""; 0], "{}", said(&report));
+        for name in ["failures", "wake-ups"] {
+            assert_eq!(verdict(&report, name), Verdict::Ok, "{}", said(&report));
+        }
     }
 }
 

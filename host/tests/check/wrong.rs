@@ -147,6 +147,47 @@ fn events_that_grow_with_the_request_are_pointed_out() {
     assert_eq!(verdict(&report, "answers"), Verdict::Ok, "{}", said(&report));
 }
 
+/// The machine of this number gets a warning from this check alone of the two about mistakes, with at most so many
+/// calls; and gets it again with just those.
+fn pointed_out(number: u8, name: &str, calls_max: usize) -> String {
+    let report = run(wrong(number), &generated(300, 1)).unwrap();
+    assert_eq!(failed(&report), [""; 0], "{}", said(&report));
+    for mistake in ["failures", "wake-ups"] {
+        let expected = if mistake == name { Verdict::Warned } else { Verdict::Ok };
+        assert_eq!(verdict(&report, mistake), expected, "{}", said(&report));
+    }
+    let checked = checked(&report, name);
+    assert!((1..=calls_max).contains(&checked.log.len()), "{}", said(&report));
+    assert!(!checked.advice.is_empty());
+    let again = run(wrong(number), &given(&report.lines(&checked.log))).unwrap();
+    assert_eq!(verdict(&again, name), Verdict::Warned, "{}", said(&again));
+    checked.said.clone()
+}
+
+#[test]
+fn a_call_that_fails_and_changes_the_state_is_pointed_out() {
+    let said = pointed_out(17, "failures", 2);
+    assert_eq!(said, "step 2 (wrong.v1.Wrong/Add) fails, and changes the state all the same");
+}
+
+#[test]
+fn a_dropped_wake_up_is_pointed_out() {
+    let said = pointed_out(18, "wake-ups", 2);
+    assert!(
+        said.contains("after step 2 (wrong.v1.Wrong/Add) there is no wake-up time (it was "),
+        "{said}"
+    );
+}
+
+#[test]
+fn a_wake_up_that_is_never_asked_for_is_pointed_out() {
+    let said = pointed_out(19, "wake-ups", 1);
+    assert!(
+        said.contains("after step 1 (wrong.v1.Wrong/Add) there is no wake-up time, and a tick at"),
+        "{said}"
+    );
+}
+
 #[test]
 fn floats_are_pointed_out() {
     let report = run(wrong(0), &generated(10, 1)).unwrap();

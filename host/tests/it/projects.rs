@@ -70,6 +70,8 @@ pub(crate) fn test_python(project: &Path) -> (bool, String) {
     let mut tests = Command::new("python3");
     tests.args(["-m", "unittest"]).current_dir(project);
     tests.env("PYTHONPATH", target().join("python/packages"));
+    // The SDK's folder is one of the sources that the host is built from.
+    tests.env("PYTHONDONTWRITEBYTECODE", "1");
     let tests = tests.output().unwrap();
     (tests.status.success(), String::from_utf8_lossy(&tests.stderr).into_owned())
 }
@@ -145,6 +147,10 @@ async fn a_machine_in_python_from_nothing() {
 
     let (passed, said) = test_python(&project);
     assert!(passed && said.contains("Ran 3 tests"), "{said}");
+    // The kit's own tests, with the packages of the project.
+    let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../sdk/python");
+    let (passed, said) = test_python(&sdk);
+    assert!(passed && said.contains("Ran 5 tests"), "{said}");
 
     let imports = assert_sound(&component, "my-counter");
     assert!(imports.iter().any(|import| import.starts_with("wasi:clocks/wall-clock@0.2.")));
@@ -165,6 +171,11 @@ async fn a_machine_in_python_from_nothing() {
         ("counts=self.counts)", ")", "once restored"),
         ("deterministic=True", "deterministic=False", "gives two snapshots"),
         ("+ request.amount", "+ int(__import__('time').time())", "no clock"),
+        (
+            "raise Failure(Code.INV",
+            "self.counts['no'] = 1; raise Failure(Code.INV",
+            "failed and changed",
+        ),
         ("@query(\"my_counter.v1.MyCounter/Get\")", "", "has no handler"),
     ] {
         let sabotaged = source.replace(right, wrong);

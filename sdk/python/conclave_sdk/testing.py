@@ -6,6 +6,7 @@ only another process has, such as that of a set of strings.
 """
 
 import contextlib
+import dataclasses
 import datetime
 import random
 import time
@@ -17,6 +18,9 @@ from .protobuf import encode
 
 # Cuts of a log that are tried: all of a short one, an even spread of a long one.
 _CUTS_MAX = 48
+# Places at which later ticks are tried, and the pauses before them: a second, a minute, an hour, a day, a year.
+_FEW_CUTS = 6
+_PAUSES_MS = [1_000, 60_000, 3_600_000, 86_400_000, 31_536_000_000]
 
 
 @dataclass(frozen=True)
@@ -83,6 +87,8 @@ def check(machine: type[Machine], log: Log) -> None:
     check_description(machine)
     check_replay(machine, log)
     check_snapshots(machine, log)
+    check_failures(machine, log)
+    check_wake_ups(machine, log)
 
 
 def run(machine: type[Machine], log: Log) -> tuple[Machine, list[Reply | Failure]]:
@@ -146,6 +152,62 @@ def check_snapshots(machine: type[Machine], log: Log) -> None:
             if cut < len(log.entries):
                 seen = _step(log.entries[cut], state)
                 _compare(log, cut, expected, [seen], "the log applied with snapshots in between")
+
+
+def check_failures(machine: type[Machine], log: Log) -> None:
+    """A command that fails changes nothing, but for what time alone changes: after a tick at that moment the state is
+    the same with and without the command. A machine that means to change something when it refuses answers with a reply
+    instead."""
+    with _no_clock_and_no_chance():
+        state = machine()
+        for number, entry in enumerate(log.entries):
+            before = state.save()
+            outcome = entry.apply_to(state)
+            after = state.save()
+            if not isinstance(outcome, Failure) or after == before:
+                continue
+            by_time = _ticked(machine, before, entry.context)
+            assert by_time in (after, _ticked(machine, after, entry.context)), (
+                f"entry {number} ({entry}) failed and changed the state all the same: check everything first, "
+                f"then change. The failure: {outcome!r}"
+            )
+
+
+def check_wake_ups(machine: type[Machine], log: Log) -> None:
+    """No wake-up is lost: if a tick at some later time would change something, and time is what makes the difference,
+    the state asks to be woken by then. Looks wherever a wake-up time that was pending is gone or later, and at some
+    places along the log at pauses of a second to a year."""
+    step = max(1, len(log.entries) // _FEW_CUTS)
+    with _no_clock_and_no_chance():
+        state, pending = machine(), None
+        for number, entry in enumerate(log.entries):
+            before = pending
+            if not isinstance(entry.apply_to(state), Failure):
+                pending = state.wake_at()
+            now_ms = entry.context.time_ms
+            # A time that has passed shows nothing: a tick now may change something whatever the time.
+            times = [before] if before is not None and before > now_ms else []
+            if (number + 1) % step == 0 or number + 1 == len(log.entries):
+                times += [now_ms + pause_ms for pause_ms in _PAUSES_MS]
+            times = [time_ms for time_ms in times if pending is None or pending > time_ms]
+            if not times:
+                continue
+            snapshot = state.save()
+            unchanged = (snapshot, _ticked(machine, snapshot, entry.context))
+            for time_ms in times:
+                then = dataclasses.replace(entry.context, time_ms=time_ms)
+                assert _ticked(machine, snapshot, then) in unchanged, (
+                    f"after entry {number} ({entry}) at {now_ms} ms the wake-up time is {pending}, before it was "
+                    f"{before}, and a tick at {time_ms} ms would change the state: `wake_at` gives the earliest time "
+                    "at which something is due"
+                )
+
+
+def _ticked(machine, snapshot, context):
+    """The snapshot of the state after a tick."""
+    state = machine.load(machine.state_version, snapshot)
+    state.tick(context)
+    return state.save()
 
 
 def _compare_answers(log, cut, state, restored):

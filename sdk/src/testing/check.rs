@@ -2,7 +2,7 @@
 
 use std::fmt::Debug;
 
-use super::{Entry, Log, Operation, Outcome, check_methods};
+use super::{Entry, Log, Operation, Outcome, check_failures, check_methods, check_wake_ups};
 use crate::{Machine, Subscription, snapshot::SnapshotReader};
 
 /// Cuts of a log that are tried: all of a short one, an even spread of a long one.
@@ -11,7 +11,9 @@ const CUTS_MAX: usize = 48;
 const FEW_CUTS: usize = 6;
 /// One byte at a time would take too long for a snapshot longer than this.
 const SINGLE_BYTES_MAX: usize = 16 << 10;
-const CHUNKS_BYTES: [usize; 4] = [1 << 20, 4096, 61, 1];
+/// The size of the pieces of a snapshot where it does not matter.
+pub(super) const CHUNK_BYTES: usize = 1 << 20;
+const CHUNKS_BYTES: [usize; 4] = [CHUNK_BYTES, 4096, 61, 1];
 
 /// An outcome, and the wake-up time of the state after it.
 #[derive(Debug, PartialEq)]
@@ -35,6 +37,8 @@ pub fn check<M: Machine>(log: &Log) {
     check_snapshots::<M>(log);
     check_queries::<M>(log);
     check_afterwards::<M>(log);
+    check_failures::<M>(log);
+    check_wake_ups::<M>(log);
 }
 
 /// Applies a log to a new machine.
@@ -67,12 +71,12 @@ pub fn check_description<M: Machine>() {
 /// clock or a random number shows here.
 pub fn check_replay<M: Machine>(log: &Log) {
     let (first, expected) = play::<M>(log);
-    let first = save(&first, CHUNKS_BYTES[0]);
+    let first = save(&first, CHUNK_BYTES);
     let (second, outcomes) = play::<M>(log);
     compare_outcomes(log, 0, &expected, &outcomes, "the same log, applied twice");
     compare_bytes(
         &first,
-        &save(&second, CHUNKS_BYTES[0]),
+        &save(&second, CHUNK_BYTES),
         "snapshots after the same log, applied twice",
     );
 }
@@ -82,8 +86,8 @@ pub fn check_replay<M: Machine>(log: &Log) {
 pub fn check_same_state<M: Machine>(left: &Log, right: &Log) {
     let (left, right) = (run::<M>(left).0, run::<M>(right).0);
     compare_bytes(
-        &save(&left, CHUNKS_BYTES[0]),
-        &save(&right, CHUNKS_BYTES[0]),
+        &save(&left, CHUNK_BYTES),
+        &save(&right, CHUNK_BYTES),
         "snapshots of the same state, reached in two ways",
     );
 }
@@ -97,7 +101,7 @@ pub fn check_same_state<M: Machine>(left: &Log, right: &Log) {
 /// A field that is not saved shows here, and a snapshot that depends on how the state was reached.
 pub fn check_snapshots<M: Machine>(log: &Log) {
     let (whole, expected) = play::<M>(log);
-    let end = save(&whole, CHUNKS_BYTES[0]);
+    let end = save(&whole, CHUNK_BYTES);
 
     let mut machine = M::default();
     let mut open = Vec::new();
@@ -135,8 +139,8 @@ pub fn check_queries<M: Machine>(log: &Log) {
     for applied in 0..=log.entries().len() {
         if is_cut(applied, log.entries().len()) {
             let context = log.query_context(applied);
-            let before = save(&machine, CHUNKS_BYTES[0]);
-            let restored = restore::<M>(&before, CHUNKS_BYTES[0], applied);
+            let before = save(&machine, CHUNK_BYTES);
+            let restored = restore::<M>(&before, CHUNK_BYTES, applied);
             for call in log.subscriptions() {
                 let method = &call.method;
                 let answer = machine.subscribe(&context, call);
@@ -152,7 +156,7 @@ pub fn check_queries<M: Machine>(log: &Log) {
                     );
                 }
                 let what = format!("snapshots before and after the subscription {method}");
-                compare_bytes(&before, &save(&machine, CHUNKS_BYTES[0]), &what);
+                compare_bytes(&before, &save(&machine, CHUNK_BYTES), &what);
             }
             for query in log.queries() {
                 let method = &query.method;
@@ -168,7 +172,7 @@ pub fn check_queries<M: Machine>(log: &Log) {
                     "after {applied} entries, {method} answered differently once restored"
                 );
                 let what = format!("snapshots before and after the query {method}");
-                compare_bytes(&before, &save(&machine, CHUNKS_BYTES[0]), &what);
+                compare_bytes(&before, &save(&machine, CHUNK_BYTES), &what);
             }
         }
         if let Some(entry) = log.entries().get(applied) {
@@ -189,7 +193,7 @@ pub fn check_afterwards<M: Machine>(log: &Log) {
         for entry in log.entries().get(..cut).unwrap_or_default() {
             let _ = entry.apply_to(&mut lived);
         }
-        let mut restored = restore::<M>(&save(&lived, CHUNKS_BYTES[0]), CHUNKS_BYTES[0], cut);
+        let mut restored = restore::<M>(&save(&lived, CHUNK_BYTES), CHUNK_BYTES, cut);
         let more = log.afterwards(cut);
         let what = format!("after {cut} entries, a machine that was restored and one that was not");
         for (number, entry) in more.entries().iter().enumerate() {
@@ -198,11 +202,7 @@ pub fn check_afterwards<M: Machine>(log: &Log) {
             compare_outcome(&more, number, Some(&seen), &Seen::of(entry, &mut restored), &what);
             if matches!(entry.operation, Operation::Tick) {
                 let what = format!("{what}: snapshots after {entry}");
-                compare_bytes(
-                    &save(&lived, CHUNKS_BYTES[0]),
-                    &save(&restored, CHUNKS_BYTES[0]),
-                    &what,
-                );
+                compare_bytes(&save(&lived, CHUNK_BYTES), &save(&restored, CHUNK_BYTES), &what);
             }
         }
         let context = more.query_context(more.entries().len());
@@ -223,8 +223,8 @@ pub fn check_derived<M: Machine + PartialEq + Debug>(log: &Log) {
     let mut machine = M::default();
     for cut in 0..=log.entries().len() {
         if is_cut(cut, log.entries().len()) {
-            let bytes = save(&machine, CHUNKS_BYTES[0]);
-            let restored = restore::<M>(&bytes, CHUNKS_BYTES[0], cut);
+            let bytes = save(&machine, CHUNK_BYTES);
+            let restored = restore::<M>(&bytes, CHUNK_BYTES, cut);
             assert!(
                 restored == machine,
                 "after {cut} entries, a restored machine has other fields than the one that was saved:\n  \
@@ -238,7 +238,7 @@ pub fn check_derived<M: Machine + PartialEq + Debug>(log: &Log) {
 }
 
 /// Some places along a log, its end among them.
-fn few_cuts(entries: usize) -> impl Iterator<Item = usize> {
+pub(super) fn few_cuts(entries: usize) -> impl Iterator<Item = usize> {
     let step = (entries / FEW_CUTS).max(1);
     (0..entries).step_by(step).skip(1).take(FEW_CUTS - 1).chain([entries])
 }
@@ -249,17 +249,11 @@ fn is_cut(cut: usize, entries: usize) -> bool {
 }
 
 /// The restored machine is the one that was saved after `cut` entries, now and from here on.
-fn check_restored<M: Machine>(
-    log: &Log,
-    cut: usize,
-    bytes: &[u8],
-    expected: &[Seen],
-    end: &[u8],
-) {
+fn check_restored<M: Machine>(log: &Log, cut: usize, bytes: &[u8], expected: &[Seen], end: &[u8]) {
     for (number, chunk_bytes) in chunks(bytes).enumerate() {
         let mut restored = restore::<M>(bytes, chunk_bytes, cut);
         let what = format!("snapshots after {cut} entries, before and after a restore");
-        compare_bytes(bytes, &save(&restored, CHUNKS_BYTES[0]), &what);
+        compare_bytes(bytes, &save(&restored, CHUNK_BYTES), &what);
         if let Some(before) = cut.checked_sub(1).and_then(|last| expected.get(last)) {
             assert_eq!(
                 before.wake_at,
@@ -276,12 +270,12 @@ fn check_restored<M: Machine>(
         let what = format!("the log applied whole, and restored after {cut} entries");
         compare_outcomes(log, cut, expected, &outcomes, &what);
         let what = format!("snapshots at the end of {what}");
-        compare_bytes(end, &save(&restored, CHUNKS_BYTES[0]), &what);
+        compare_bytes(end, &save(&restored, CHUNK_BYTES), &what);
     }
 }
 
 fn save_in_every_way<M: Machine>(machine: &M, cut: usize) -> Vec<u8> {
-    let bytes = save(machine, CHUNKS_BYTES[0]);
+    let bytes = save(machine, CHUNK_BYTES);
     for chunk_bytes in chunks(&bytes) {
         let what =
             format!("snapshots after {cut} entries, read in chunks of 1 MiB and {chunk_bytes}");
@@ -296,7 +290,7 @@ fn chunks(snapshot: &[u8]) -> impl Iterator<Item = usize> {
     CHUNKS_BYTES.into_iter().filter(move |bytes| single || *bytes > 1)
 }
 
-fn save<M: Machine>(machine: &M, chunk_bytes: usize) -> Vec<u8> {
+pub(super) fn save<M: Machine>(machine: &M, chunk_bytes: usize) -> Vec<u8> {
     read_chunks(&mut *machine.snapshot(), chunk_bytes)
 }
 
@@ -312,7 +306,7 @@ fn read_chunks(reader: &mut dyn SnapshotReader, chunk_bytes: usize) -> Vec<u8> {
     }
 }
 
-fn restore<M: Machine>(bytes: &[u8], chunk_bytes: usize, cut: usize) -> M {
+pub(super) fn restore<M: Machine>(bytes: &[u8], chunk_bytes: usize, cut: usize) -> M {
     let restored = M::restore(M::STATE_VERSION).and_then(|mut writer| {
         for chunk in bytes.chunks(chunk_bytes) {
             writer.write(chunk)?;
@@ -325,25 +319,13 @@ fn restore<M: Machine>(bytes: &[u8], chunk_bytes: usize, cut: usize) -> M {
 }
 
 /// Compares outcomes of the entries from `first` on with those of the whole log.
-fn compare_outcomes(
-    log: &Log,
-    first: usize,
-    expected: &[Seen],
-    outcomes: &[Seen],
-    what: &str,
-) {
+fn compare_outcomes(log: &Log, first: usize, expected: &[Seen], outcomes: &[Seen], what: &str) {
     for (number, outcome) in (first..).zip(outcomes) {
         compare_outcome(log, number, expected.get(number), outcome, what);
     }
 }
 
-fn compare_outcome(
-    log: &Log,
-    number: usize,
-    expected: Option<&Seen>,
-    outcome: &Seen,
-    what: &str,
-) {
+fn compare_outcome(log: &Log, number: usize, expected: Option<&Seen>, outcome: &Seen, what: &str) {
     if expected != Some(outcome) {
         let entry = log.entries().get(number).map(ToString::to_string).unwrap_or_default();
         panic!(

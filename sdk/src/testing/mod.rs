@@ -42,6 +42,7 @@
 mod check;
 mod log;
 mod methods;
+mod mistakes;
 
 pub use check::{
     check, check_afterwards, check_derived, check_description, check_queries, check_replay,
@@ -49,3 +50,4 @@ pub use check::{
 };
 pub use log::{Entry, Log, Operation, Outcome};
 pub use methods::check_methods;
+pub use mistakes::{check_failures, check_wake_ups};

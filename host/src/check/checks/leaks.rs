@@ -53,7 +53,7 @@ pub(super) fn leaks(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
         mild.push(what);
     }
     if !mild.is_empty() {
-        let mut finding = Finding::new(mild.join("; "), at);
+        let mut finding = Finding::new(mild.join("; "), 0);
         finding.mild = true;
         return Err(Stop::Found(finding));
     }

@@ -7,6 +7,7 @@
 mod canonical;
 mod instances;
 mod leaks;
+mod mistakes;
 mod queries;
 mod restores;
 
@@ -53,7 +54,7 @@ fn no_more(_: &Bench<'_>) -> Vec<Vec<Step>> {
 
 /// In an order in which the first to find something says most: what breaks one breaks some of those
 /// after it too.
-pub(super) const CHECKS: [Check; 9] = [
+pub(super) const CHECKS: [Check; 11] = [
     Check {
         name: "replay",
         meaning: "the same log, played twice, gives the same answers, fuel and snapshot",
@@ -131,6 +132,24 @@ pub(super) const CHECKS: [Check; 9] = [
                  a cycle of `Rc`s. The machine would reach its limit of memory without growing. A small leak may be \
                  the language runtime's own.",
         probe: leaks::leaks,
+        more: no_more,
+    },
+    Check {
+        name: "failures",
+        meaning: "a call that fails changes nothing, but for what a tick at that moment changes too",
+        advice: "A failure is an ordinary answer, so the changes that were made before it stay: a caller is told no, and \
+                 something happened all the same. Check everything first, then change; or work on a copy, and keep \
+                 it on success. A refusal that is meant to change something, such as a count of attempts, is better a reply.",
+        probe: mistakes::failures,
+        more: no_more,
+    },
+    Check {
+        name: "wake-ups",
+        meaning: "no tick before the wake-up time would change something that is due by then",
+        advice: "A timer is lost: the host sends no tick before the wake-up time of the last reply, and a reply without one \
+                 cancels it. Compute it from the state, as the earliest time at which something is due \
+                 (`Machine::wake_at` in Rust and Python, `Waker` in Go); elsewhere put it into every reply.",
+        probe: mistakes::wake_ups,
         more: no_more,
     },
 ];

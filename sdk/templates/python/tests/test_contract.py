@@ -36,6 +36,7 @@ class Contract(unittest.TestCase):
         most = 2**63 - 1
         long = "x" * (NAME_BYTES_MAX + 1)
         amounts = [("pear", 3), ("fig", most), ("pear", -1), ("fig", 1), ("", 1), (long, 1), ("fig", 0)]
+        check(MyMachine, log(amounts))
         _, outcomes = run(MyMachine, log(amounts))
         invalid = Code.INVALID_ARGUMENT
         self.assertEqual(counts(outcomes), [3, most, 2, Code.OUT_OF_RANGE, invalid, invalid, most])

@@ -42,7 +42,7 @@ fn count(outcome: &Outcome) -> Result<i64, Code> {
 #[test]
 fn it_counts_and_refuses_what_it_cannot_keep() {
     let long = "x".repeat(NAME_BYTES_MAX + 1);
-    let (_, outcomes) = run::<MyMachine>(&log([
+    let log = log([
         ("pear", 3),
         ("fig", i64::MAX),
         ("pear", -1),
@@ -50,7 +50,10 @@ fn it_counts_and_refuses_what_it_cannot_keep() {
         ("", 1),
         (&long, 1),
         ("fig", 0),
-    ]));
+    ]);
+    // What is refused changes nothing, among other things.
+    check::<MyMachine>(&log);
+    let (_, outcomes) = run::<MyMachine>(&log);
     assert_eq!(
         outcomes.iter().map(count).collect::<Vec<_>>(),
         [

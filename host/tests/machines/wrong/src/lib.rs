@@ -64,11 +64,20 @@ enum Wrong {
     StaleCount,
     /// An event of each call holds the request three times.
     LargeEvents,
+    /// Adding a word again adds its amount, and fails.
+    FailureChanges,
+    /// All words end ten seconds after the first, but with two words the state names no time for that.
+    DroppedWakeUp,
+    /// All words end ten seconds after the first, but the state never names a time for that.
+    NoWakeUp,
+    /// Nothing: all words end ten seconds after the first, and the state names the time. Adding a word again fails,
+    /// after words that have ended are gone.
+    NothingWithTimers,
 }
 
 impl Wrong {
     fn chosen() -> Self {
-        const ALL: [Wrong; 17] = [
+        const ALL: [Wrong; 21] = [
             Wrong::Nothing,
             Wrong::HiddenGlobal,
             Wrong::QueryChanges,
@@ -86,11 +95,20 @@ impl Wrong {
             Wrong::SmallLeak,
             Wrong::StaleCount,
             Wrong::LargeEvents,
+            Wrong::FailureChanges,
+            Wrong::DroppedWakeUp,
+            Wrong::NoWakeUp,
+            Wrong::NothingWithTimers,
         ];
         // Hidden from the optimizer, which would see that nobody ever writes there.
         let [.., tens, ones] = *black_box(&SELECTOR);
         let number = usize::from(tens - b'0') * 10 + usize::from(ones - b'0');
         ALL.get(number).copied().unwrap_or(Wrong::Nothing)
+    }
+
+    /// Whether words end.
+    fn has_timers(self) -> bool {
+        matches!(self, Self::DroppedWakeUp | Self::NoWakeUp | Self::NothingWithTimers)
     }
 }
 
@@ -116,20 +134,33 @@ pub struct Words {
     /// How many words there are.
     total: usize,
     asked: Cell<u64>,
+    /// When all words end. 0: never.
+    until_ms: u64,
 }
 
 impl Words {
-    fn add(&mut self, _: &Context, request: AddRequest) -> Result<Added, Failure> {
+    fn add(&mut self, context: &Context, request: AddRequest) -> Result<Added, Failure> {
         let wrong = Wrong::chosen();
+        if wrong.has_timers() {
+            self.end(context);
+            if self.until_ms == 0 {
+                self.until_ms = context.time_ms + 10_000;
+            }
+        }
         if wrong == Wrong::Slow && request.word == "slow" {
             spin();
         }
         assert!(wrong != Wrong::Panics || !request.word.is_empty(), "there is no empty word");
-        let known = self.words.iter().any(|(word, _)| **word == *request.word);
-        if !known {
-            self.insert(wrong, request.word.into(), request.amount);
-        } else if wrong == Wrong::StaleCount {
-            self.total += 1;
+        let known = self.words.iter().position(|(word, _)| **word == *request.word);
+        match (known, wrong) {
+            (Some(_), Wrong::NothingWithTimers) => return Err(already_there()),
+            (Some(at), Wrong::FailureChanges) => {
+                self.words[at].1 += 1.0;
+                return Err(already_there());
+            }
+            (Some(_), Wrong::StaleCount) => self.total += 1,
+            (Some(_), _) => {}
+            (None, _) => self.insert(wrong, request.word.into(), request.amount),
         }
         let serial = match wrong {
             Wrong::HiddenGlobal => SERIAL.fetch_add(1, Ordering::Relaxed),
@@ -139,7 +170,13 @@ impl Words {
         if wrong == Wrong::LateSnapshot {
             *lock(&LATEST) = self.save();
         }
-        Ok(Added { new: !known, serial })
+        Ok(Added { new: known.is_none(), serial })
+    }
+
+    fn end(&mut self, context: &Context) {
+        if (1..=context.time_ms).contains(&self.until_ms) {
+            *self = Self::default();
+        }
     }
 
     fn insert(&mut self, wrong: Wrong, word: Box<str>, amount: f64) {
@@ -189,6 +226,10 @@ impl Words {
     }
 }
 
+fn already_there() -> Failure {
+    Failure::already_exists("the word is there")
+}
+
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -221,17 +262,30 @@ impl Machine for Words {
         ROUTER.answer(self, context, call)
     }
 
-    /// Forgets a word if it believes that there are more than there are.
-    fn tick(&mut self, _: &Context) -> Reply {
+    fn wake_at(&self) -> Option<u64> {
+        let named = match Wrong::chosen() {
+            Wrong::DroppedWakeUp => self.words.len() != 2,
+            Wrong::NoWakeUp => false,
+            _ => true,
+        };
+        (named && self.until_ms > 0).then_some(self.until_ms)
+    }
+
+    /// Ends what is due, and forgets a word if it believes that there are more than there are.
+    fn tick(&mut self, context: &Context) -> Reply {
+        self.end(context);
         if self.total > self.words.len() {
             self.words.pop();
         }
         Reply::default()
     }
 
-    /// The amount, the word's length, the word; again and again.
+    /// The amount, the word's length, the word; again and again. Before them the time at which all words end, if they do.
     fn save(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
+        if Wrong::chosen().has_timers() {
+            bytes.extend(self.until_ms.to_be_bytes());
+        }
         for (word, amount) in &self.words {
             bytes.extend(amount.to_bits().to_be_bytes());
             bytes.extend((word.len() as u64).to_be_bytes());
@@ -243,9 +297,14 @@ impl Machine for Words {
     fn load(_: u32, bytes: &[u8]) -> Result<Self, Failure> {
         let wrong = Wrong::chosen();
         let mut words = Self::default();
+        let broken = || Failure::invalid_argument("the snapshot is cut off");
         let mut rest = bytes;
+        if wrong.has_timers() {
+            let (until_ms, after) = bytes.split_first_chunk::<8>().ok_or_else(broken)?;
+            words.until_ms = u64::from_be_bytes(*until_ms);
+            rest = after;
+        }
         while !rest.is_empty() {
-            let broken = || Failure::invalid_argument("the snapshot is cut off");
             let (amount, after) = rest.split_first_chunk::<8>().ok_or_else(broken)?;
             let (length, after) = after.split_first_chunk::<8>().ok_or_else(broken)?;
             let length = u64::from_be_bytes(*length) as usize;
