@@ -38,10 +38,10 @@ const LAYERS: [Layer; 17] = [
     Layer { name: "error", sees: &["types"], uses: &[] },
     Layer { name: "supervise", sees: &["types"], uses: &[] },
     Layer { name: "machine", sees: &["types"], uses: &["wasmtime"] },
-    // `conclave check` runs machines without a node.
-    Layer { name: "check", sees: &["types", "machine"], uses: &["wasmparser"] },
     // The registry is part of snapshots, whose header is one of those messages.
     Layer { name: "modules", sees: &["proto", "types"], uses: &[] },
+    // `conclave check` runs machines without a node. Of an upgrade it says what clients would notice.
+    Layer { name: "check", sees: &["types", "machine", "modules"], uses: &["wasmparser"] },
     // The messages of what lies on disk, as defined in proto/conclave/raft/v1/entry.proto.
     Layer { name: "storage", sees: &["proto", "types", "crypto"], uses: &["openraft", "sled"] },
     Layer {

@@ -83,6 +83,8 @@ impl<S: Slot> fsm::Guest for Component<S> {
                 S::Machine::RESTORES
             )));
         }
+        // A fresh instance is restored before any other call: a panic in here is to be reported, too.
+        S::with(|_| ());
         let writer = S::Machine::restore(state_version)?;
         Ok(fsm::RestoreWriter::new(Writer::<S>(RefCell::new(Some(writer)))))
     }

@@ -10,6 +10,9 @@ pub enum CheckError {
     /// No node would serve it.
     #[error(transparent)]
     Load(#[from] LoadError),
+    /// No node would serve the component that an upgrade begins with.
+    #[error("the component to upgrade from: {0}")]
+    From(#[source] LoadError),
     /// The engine does not start.
     #[error(transparent)]
     Engine(#[from] EngineError),

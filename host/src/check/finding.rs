@@ -20,6 +20,16 @@ pub(super) enum Stop {
     Fault(Fault),
 }
 
+impl Stop {
+    /// Where nothing is looked for, a finding is as good as a fault.
+    pub(super) fn into_fault(self) -> Fault {
+        match self {
+            Self::Found(finding) => Fault::new(finding.what),
+            Self::Fault(fault) => fault,
+        }
+    }
+}
+
 impl From<Fault> for Stop {
     fn from(fault: Fault) -> Self {
         Self::Fault(fault)

@@ -33,6 +33,7 @@ mod report;
 mod shrink;
 mod survey;
 mod traps;
+mod upgrade;
 mod usage;
 mod values;
 mod vocabulary;
@@ -44,10 +45,11 @@ use bytes::Bytes;
 pub use calls::{Action, Step};
 pub use error::CheckError;
 pub use finding::Finding;
-pub use report::{Checked, Report, Verdict};
+pub use report::{Checked, Origin, Report, Verdict};
+pub use upgrade::{check_upgrade, upgrade_names};
 
 use crate::machine::{Engine, Fault, Limits, Lone, Module};
-use checks::{Bench, CHECKS, Check, different};
+use checks::{About, Bench, CHECKS, Check, different};
 use finding::Stop;
 use survey::Survey;
 use vocabulary::Vocabulary;
@@ -126,7 +128,7 @@ pub struct Progress {
 /// The names of all checks, in order.
 pub fn names() -> impl Iterator<Item = &'static str> {
     let [first, rest @ ..] = OTHERS;
-    [first].into_iter().chain(CHECKS.iter().map(|check| check.name)).chain(rest)
+    [first].into_iter().chain(CHECKS.iter().map(|check| check.about.name)).chain(rest)
 }
 
 /// Checks a machine.
@@ -138,14 +140,21 @@ pub fn check(
     options: &Options,
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Report, CheckError> {
-    for name in &options.skip {
-        if !names().any(|known| known == name) {
-            let known: Vec<_> = names().collect();
-            return Err(CheckError::NoSuchCheck { name: name.clone(), known: known.join(", ") });
-        }
-    }
+    check_names(&options.skip, names())?;
     let limits = subject.module.engine().limits().clone();
     Lone::with_stack(&limits, || checked(subject, options, progress))?
+}
+
+/// Each name that was given is one of a check.
+fn check_names(
+    given: &[String],
+    names: impl Iterator<Item = &'static str>,
+) -> Result<(), CheckError> {
+    let known: Vec<_> = names.collect();
+    match given.iter().find(|name| !known.contains(&name.as_str())) {
+        Some(name) => Err(CheckError::NoSuchCheck { name: name.clone(), known: known.join(", ") }),
+        None => Ok(()),
+    }
 }
 
 fn checked(
@@ -157,8 +166,8 @@ fn checked(
     let mut tell = |next, done| progress(Progress { next, done, total });
     let vocabulary = Vocabulary::of(&subject.module);
     tell("calls", 0);
-    let survey = survey(subject, options, &vocabulary)?;
-    let mut report = report(subject, options, &vocabulary, &survey);
+    let survey = survey(&subject.module, options, &vocabulary)?;
+    let mut report = report(&subject.module, options, &vocabulary, &survey);
     let mut steps = survey.calm.clone();
     let mut bench = bench(subject, &vocabulary, &survey);
     let skipped = |name: &str| options.skip.iter().any(|skipped| skipped == name);
@@ -167,10 +176,10 @@ fn checked(
         Ok(features::features(subject.module.bytes()))
     })?);
     for check in &CHECKS {
-        tell(check.name, report.checks.len() + 1);
+        tell(check.about.name, report.checks.len() + 1);
         let run = || run(check, &bench, &steps, options.shrink_for);
-        let checked = or_skipped(skipped(check.name), check.name, run)?;
-        if check.name == "queries" && checked.verdict == Verdict::Failed {
+        let checked = or_skipped(skipped(check.about.name), check.about.name, run)?;
+        if check.about.name == "queries" && checked.verdict == Verdict::Failed {
             // All other checks would find the same again.
             bench.questions_are_harmless = false;
             bench.questions.clear();
@@ -215,7 +224,7 @@ fn or_found(name: &'static str, checked: Result<Checked, Stop>) -> Result<Checke
 
 /// Makes or reads the calls, and plays them once.
 fn survey(
-    subject: &Subject,
+    module: &Module,
     options: &Options,
     vocabulary: &Vocabulary,
 ) -> Result<Survey, CheckError> {
@@ -223,24 +232,19 @@ fn survey(
         Source::Generated { .. } if vocabulary.methods().is_empty() => {
             return Err(CheckError::NothingToCall);
         }
-        Source::Generated { count, seed } => {
-            generate::generate(&subject.module, vocabulary, *count, *seed)
-        }
-        Source::Given(text) => played(subject, calls::parse(text, vocabulary)?),
-        Source::Recorded(steps) => played(subject, steps.clone()),
+        Source::Generated { count, seed } => generate::generate(module, vocabulary, *count, *seed),
+        Source::Given(text) => played(module, calls::parse(text, vocabulary)?),
+        Source::Recorded(steps) => played(module, steps.clone()),
     };
-    let survey = surveyed.map_err(|stop| match stop {
-        Stop::Fault(fault) => CheckError::Fault(fault),
-        Stop::Found(finding) => CheckError::Fault(Fault::new(finding.what)),
-    })?;
+    let survey = surveyed.map_err(Stop::into_fault)?;
     match survey.calm.is_empty() && survey.traps.is_empty() {
         true => Err(CheckError::NoCalls),
         false => Ok(survey),
     }
 }
 
-fn played(subject: &Subject, steps: Vec<Step>) -> Result<Survey, Stop> {
-    let mut survey = Survey::new(&subject.module)?;
+fn played(module: &Module, steps: Vec<Step>) -> Result<Survey, Stop> {
+    let mut survey = Survey::new(module)?;
     for step in steps {
         if !survey.goes_on() {
             break;
@@ -250,9 +254,14 @@ fn played(subject: &Subject, steps: Vec<Step>) -> Result<Survey, Stop> {
     Ok(survey)
 }
 
-fn bench<'a>(subject: &'a Subject, vocabulary: &'a Vocabulary, survey: &Survey) -> Bench<'a> {
+/// How many places of a log are tried: fewer, the more fuel it takes to play it.
+fn cuts_max(survey: &Survey) -> usize {
     let fuel: u64 = survey.fuel.iter().fold(1, |sum, fuel| sum.saturating_add(*fuel));
     let cuts_max = usize::try_from(FUEL_A_CHECK / fuel).unwrap_or(CUTS_MAX);
+    cuts_max.clamp(CUTS_MIN, CUTS_MAX)
+}
+
+fn bench<'a>(subject: &'a Subject, vocabulary: &'a Vocabulary, survey: &Survey) -> Bench<'a> {
     let applied = |step: &Step| !step.is_query();
     Bench {
         module: &subject.module,
@@ -260,17 +269,12 @@ fn bench<'a>(subject: &'a Subject, vocabulary: &'a Vocabulary, survey: &Survey) 
         vocabulary,
         questions: different(&survey.calm, Step::is_query, QUESTIONS_MAX),
         commands: different(&survey.calm, applied, COMMANDS_MAX),
-        cuts_max: cuts_max.clamp(CUTS_MIN, CUTS_MAX),
+        cuts_max: cuts_max(survey),
         questions_are_harmless: true,
     }
 }
 
-fn report(
-    subject: &Subject,
-    options: &Options,
-    vocabulary: &Vocabulary,
-    survey: &Survey,
-) -> Report {
+fn report(module: &Module, options: &Options, vocabulary: &Vocabulary, survey: &Survey) -> Report {
     let steps = survey.calm.iter().chain(survey.traps.iter().map(|trapped| &trapped.step));
     let mut calls = (0, 0, 0);
     for step in steps {
@@ -280,11 +284,13 @@ fn report(
             Action::Tick => calls.2 += 1,
         }
     }
-    let description = subject.module.description();
+    let description = module.description();
     Report {
         machine: description.name.clone(),
         version: description.version.clone(),
-        module: subject.module.id().to_string(),
+        module: module.id().to_string(),
+        from: None,
+        changes: Vec::new(),
         calls,
         refused: survey.answers.iter().filter(|answer| answer.refused()).count(),
         seed: match options.source {
@@ -305,10 +311,26 @@ fn run(
     shrink_for: Duration,
 ) -> Result<Checked, Fault> {
     let more = (check.more)(bench);
+    let logs: Vec<_> = more.iter().map(Vec::as_slice).chain([steps]).collect();
+    let mut probe = |steps: &[Step]| (check.probe)(bench, steps);
+    look(&check.about, &logs, bench.vocabulary, shrink_for, &mut probe)
+}
+
+/// A way of looking at a log: what was looked at, or a finding.
+type Probe<'a> = dyn FnMut(&[Step]) -> Result<String, Stop> + 'a;
+
+/// Looks at logs until something is found, and makes the log that it was found with smaller.
+fn look(
+    about: &About,
+    logs: &[&[Step]],
+    vocabulary: &Vocabulary,
+    shrink_for: Duration,
+    probe: &mut Probe<'_>,
+) -> Result<Checked, Fault> {
     let mut said = String::new();
     let mut found = None;
-    for log in more.iter().map(Vec::as_slice).chain([steps]) {
-        match (check.probe)(bench, log) {
+    for log in logs {
+        match probe(log) {
             Ok(text) => said = text,
             Err(Stop::Fault(fault)) => return Err(fault),
             Err(Stop::Found(finding)) => {
@@ -318,22 +340,22 @@ fn run(
         }
     }
     let Some((log, finding)) = found else {
-        return Ok(Checked::new(check.name, check.meaning, Verdict::Ok, said));
+        return Ok(Checked::new(about.name, about.meaning, Verdict::Ok, said));
     };
     let mild = finding.mild;
     let verdict = if mild { Verdict::Warned } else { Verdict::Failed };
-    let mut checked = Checked::new(check.name, check.meaning, verdict, String::new());
-    checked.advice = check.advice.to_owned();
+    let mut checked = Checked::new(about.name, about.meaning, verdict, String::new());
+    checked.advice = about.advice.to_owned();
     if mild && finding.steps == 0 {
         // No part of the log shows more than another.
         checked.said = finding.what;
         return Ok(checked);
     }
-    let mut probe = |steps: &[Step]| match (check.probe)(bench, steps) {
+    let mut same = |steps: &[Step]| match probe(steps) {
         Err(Stop::Found(finding)) if finding.mild != mild => Ok(()),
         probed => probed.map(drop),
     };
-    let smallest = shrink::shrink(log, finding, bench.vocabulary, shrink_for, &mut probe)?;
+    let smallest = shrink::shrink(log, finding, vocabulary, shrink_for, &mut same)?;
     checked.said.clone_from(&smallest.finding.what);
     checked.finding = Some(smallest.finding);
     checked.log = smallest.steps;

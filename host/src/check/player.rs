@@ -151,6 +151,16 @@ impl Player {
         self.lone.close(snapshot).map_err(|broke| stop(broke, "while a snapshot is dropped", at))
     }
 
+    /// Puts a saved state of any component in place of this one. The failure is the machine's.
+    pub(super) fn take(
+        &mut self,
+        state_version: u32,
+        state: &[u8],
+        bytes_max: usize,
+    ) -> Result<Result<(), Failure>, Broke> {
+        self.lone.restore(state_version, state, bytes_max)
+    }
+
     /// Puts a saved state in place of this one.
     pub(super) fn restore(
         &mut self,
@@ -158,7 +168,7 @@ impl Player {
         bytes_max: usize,
         at: usize,
     ) -> Result<(), Stop> {
-        let restored = self.lone.restore(self.state_version, state, bytes_max);
+        let restored = self.take(self.state_version, state, bytes_max);
         let restored = restored.map_err(|broke| stop(broke, "while a snapshot is restored", at))?;
         restored.map_err(|failure| {
             let what = format!(

@@ -5,6 +5,7 @@ use super::{
     finding::Finding,
     vocabulary::Vocabulary,
 };
+use crate::{machine::Module, types::modules::Change};
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,7 +62,32 @@ impl Checked {
     }
 }
 
-/// All checks of a machine.
+/// The component that an upgrade begins with.
+#[derive(Clone, Debug)]
+pub struct Origin {
+    /// The machine's name, for people.
+    pub machine: String,
+    /// Its version, for people.
+    pub version: String,
+    /// The component's hash.
+    pub module: String,
+    /// The format of its snapshots.
+    pub state_version: u32,
+}
+
+impl Origin {
+    pub(super) fn of(module: &Module) -> Self {
+        let description = module.description();
+        Self {
+            machine: description.name.clone(),
+            version: description.version.clone(),
+            module: module.id().to_string(),
+            state_version: module.state_version(),
+        }
+    }
+}
+
+/// All checks of a machine, or of an upgrade to it.
 #[derive(Clone, Debug)]
 pub struct Report {
     /// The machine's name, for people.
@@ -70,6 +96,10 @@ pub struct Report {
     pub version: String,
     /// The component's hash.
     pub module: String,
+    /// Of an upgrade: the component that it begins with.
+    pub from: Option<Origin>,
+    /// Of an upgrade: the changes of the services, those that break clients first.
+    pub changes: Vec<Change>,
     /// Commands, queries and ticks that it was checked with.
     pub calls: (usize, usize, usize),
     /// Commands and queries that the machine answered with a failure: they show little.

@@ -13,6 +13,7 @@
 mod calls;
 mod engines;
 mod right;
+mod upgrade;
 mod verb;
 mod wrong;
 

@@ -20,6 +20,7 @@ use super::{
 use crate::{
     check::{self, CheckError, Checked, Options, Report, Source, Subject, Verdict},
     node,
+    types::modules::Change,
 };
 
 /// A file of calls that is larger is checked in parts.
@@ -31,7 +32,8 @@ const CALLS_BYTES_MAX: u64 = 1 << 30;
 /// state. This runs a component in ways that must come to the same end, and compares: the log twice; in
 /// machine code and in wasmtime's interpreter; with its memory stirred; cut, saved and restored at many
 /// places and in pieces of all sizes; restored over another state; with independent calls exchanged;
-/// with and without queries. It also looks for traps, leaks, floats, and calls that come near a limit.
+/// with and without queries. It also looks for calls that fail and change something, lost timers, traps, leaks, floats, and
+/// calls that come near a limit.
 ///
 /// For each check that fails it says what differs and what to do, and shows the smallest log of calls that
 /// it found to show it. Such a log can be given back with --calls.
@@ -43,6 +45,10 @@ const CALLS_BYTES_MAX: u64 = 1 << 30;
 ///
 /// Or they are those that a cluster was asked, in their order and with their times: --data-dir takes what the log of a
 /// stopped node still has. Queries are in no log.
+///
+/// With --from it tests an upgrade: the calls are played on that component, its snapshots are restored into FILE at several
+/// places, and both continue. It reports a snapshot that is refused, a trap in the migration, a state that replicas could
+/// disagree about afterwards, changes that break clients, answers that differ, and whether a rollback is possible.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -51,6 +57,7 @@ Examples:
   conclave check target/my-counter.wasm --calls calls.jsonl
   conclave check target/my-counter.wasm --data-dir /var/lib/conclave --master-key-file master.key
   conclave check target/my-counter.wasm --save smallest.jsonl || cat smallest.jsonl
+  conclave check target/new.wasm --from target/old.wasm      whether one can take the place of the other
   conclave check target/my-counter.wasm --json | jq -r '.checks[] | select(.verdict != \"ok\") | .name'
   conclave check                              the key-value store that this program carries
 
@@ -58,11 +65,15 @@ A line of calls:
   {\"method\": \"my_counter.v1.MyCounter/Add\", \"request\": {\"name\": \"pear\", \"amount\": 3}}
   {\"kind\": \"tick\", \"time_ms\": 1750000060000}
 
-Exit codes: 0 no check failed, 1 one did or the component is no machine, 2 wrong usage or calls.")]
+Exit codes: 0 no check failed, 1 one did or a component is no machine, 2 wrong usage or calls.")]
 pub struct Arguments {
     /// The component [default: the key-value store]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
+
+    /// Test the upgrade from this component to FILE, instead of FILE itself
+    #[arg(long, value_name = "OLD")]
+    from: Option<PathBuf>,
 
     /// Make up so many calls from the machine's descriptor
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
@@ -100,6 +111,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     output.set_json(arguments.json);
     let (name, component) = component(arguments.file.as_deref())?;
+    let old = arguments.from.as_deref().map(|path| self::component(Some(path))).transpose()?;
     let source = match &arguments.calls {
         Some(path) => Source::Given(calls(path)?),
         None if arguments.recorded.is_wanted() => {
@@ -115,9 +127,11 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
         skip: arguments.skip.clone(),
         shrink_for: Duration::from_secs(arguments.shrink),
     };
-    let from = arguments.calls.as_ref().or(arguments.recorded.data_dir.as_ref());
-    let failed = |error| failed(&error, &name, from.map(PathBuf::as_path));
-    let subject = Subject::load(component).map_err(failed)?;
+    let subject = Subject::load(component).map_err(|error| failed(&error, &name, None))?;
+    let calls = arguments.calls.as_ref().or(arguments.recorded.data_dir.as_ref());
+    // The log of an upgrade is the old component's.
+    let name = old.as_ref().map_or(&name, |(old, _)| old);
+    let failed = |error| failed(&error, name, calls.map(PathBuf::as_path));
     let mut progress = None;
     let mut tell = |now: check::Progress| {
         let bar = progress.get_or_insert_with(|| output.progress(now.total as u64, "checks"));
@@ -125,7 +139,10 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
             bar.advance(1);
         }
     };
-    let report = check::check(&subject, &options, &mut tell);
+    let report = match &old {
+        Some((_, old)) => check::check_upgrade(old.clone(), &subject, &options, &mut tell),
+        None => check::check(&subject, &options, &mut tell),
+    };
     if let Some(bar) = progress {
         bar.finish();
     }
@@ -179,11 +196,19 @@ fn verdict(report: &Report) -> Result {
     let failed: Vec<_> = report.failed().map(|checked| checked.name).collect();
     match failed[..] {
         [] => Ok(()),
-        _ => Err(Failed::local(format!(
-            "{} does not keep the contract: {}",
-            report.machine,
-            failed.join(", ")
-        ))),
+        _ => {
+            let failed = failed.join(", ");
+            Err(Failed::local(match &report.from {
+                Some(old) => {
+                    let (old, new) = (
+                        named(&old.machine, &old.version),
+                        named(&report.machine, &report.version),
+                    );
+                    format!("{new} cannot take the place of {old}: {failed}")
+                }
+                None => format!("{} does not keep the contract: {failed}", report.machine),
+            }))
+        }
     }
 }
 
@@ -207,19 +232,31 @@ fn save(report: &Report, path: &Path, output: &mut Output) -> Result {
     Ok(())
 }
 
+fn named(machine: &str, version: &str) -> String {
+    format!("{machine} {version}")
+}
+
 fn lines(report: &Report) -> Vec<String> {
     let (commands, queries, ticks) = report.calls;
     let source = match report.seed {
         Some(seed) => format!("made up with seed {seed}"),
         None => "as given".to_owned(),
     };
-    let mut lines = vec![
-        format!("{} {}, module {}", report.machine, report.version, report.module),
+    let name = named(&report.machine, &report.version);
+    let mut lines = Vec::new();
+    lines.extend(
+        report.from.as_ref().map(|old| {
+            format!("from {}, module {}", named(&old.machine, &old.version), old.module)
+        }),
+    );
+    let to = if lines.is_empty() { "" } else { "to " };
+    lines.extend([
+        format!("{to}{name}, module {}", report.module),
         format!(
             "{commands} commands, {queries} queries and {ticks} ticks, {source}; {} were refused",
             report.refused
         ),
-    ];
+    ]);
     if report.subscriptions > 0 {
         lines.push(format!("{} methods stream, and were not called", report.subscriptions));
     }
@@ -284,7 +321,18 @@ fn value(report: &Report) -> Value {
         "calls": {"commands": commands, "queries": queries, "ticks": ticks, "refused": report.refused, "seed": report.seed},
         "ok": report.failed().next().is_none(),
         "checks": checks,
+        "from": report.from.as_ref().map(|old| json!({
+            "name": old.machine,
+            "version": old.version,
+            "module": old.module,
+            "state_version": old.state_version,
+        })),
+        "changes": report.changes.iter().map(change_value).collect::<Vec<_>>(),
     })
+}
+
+fn change_value(change: &Change) -> Value {
+    json!({"subject": change.subject, "text": change.text, "breaking": change.breaking})
 }
 
 fn check_value(checked: &Checked, report: &Report) -> Value {

@@ -73,11 +73,24 @@ enum Wrong {
     /// Nothing: all words end ten seconds after the first, and the state names the time. Adding a word again fails,
     /// after words that have ended are gone.
     NothingWithTimers,
+    /// Nothing: snapshots have another format, and those in the old one are read.
+    NewFormat,
+    /// Snapshots in the old format are refused if there are words.
+    RefusesOld,
+    /// Snapshots in the old format make it panic if there are words.
+    MigrationPanics,
+    /// The last word of a snapshot in the old format is lost.
+    MigrationLoses,
+    /// The count is one too high if it comes from a snapshot in the old format. A tick shows it.
+    MigrationMiscounts,
 }
+
+/// What snapshots in the new format begin with. No amount has these bytes: NaNs are the canonical one.
+const NEW_FORMAT: [u8; 8] = [0xff; 8];
 
 impl Wrong {
     fn chosen() -> Self {
-        const ALL: [Wrong; 21] = [
+        const ALL: [Wrong; 26] = [
             Wrong::Nothing,
             Wrong::HiddenGlobal,
             Wrong::QueryChanges,
@@ -99,11 +112,28 @@ impl Wrong {
             Wrong::DroppedWakeUp,
             Wrong::NoWakeUp,
             Wrong::NothingWithTimers,
+            Wrong::NewFormat,
+            Wrong::RefusesOld,
+            Wrong::MigrationPanics,
+            Wrong::MigrationLoses,
+            Wrong::MigrationMiscounts,
         ];
         // Hidden from the optimizer, which would see that nobody ever writes there.
         let [.., tens, ones] = *black_box(&SELECTOR);
         let number = usize::from(tens - b'0') * 10 + usize::from(ones - b'0');
         ALL.get(number).copied().unwrap_or(Wrong::Nothing)
+    }
+
+    /// Whether snapshots have the new format.
+    fn has_new_format(self) -> bool {
+        matches!(
+            self,
+            Self::NewFormat
+                | Self::RefusesOld
+                | Self::MigrationPanics
+                | Self::MigrationLoses
+                | Self::MigrationMiscounts
+        )
     }
 
     /// Whether words end.
@@ -191,6 +221,23 @@ impl Words {
             Wrong::AddressOrder => self.words.sort_by_key(|(word, _)| word.as_ptr() as usize),
             _ => self.words.sort_by(|(left, _), (right, _)| left.cmp(right)),
         }
+    }
+
+    /// Makes some words of the old format those of the new one.
+    fn migrate(&mut self, wrong: Wrong) -> Result<(), Failure> {
+        match wrong {
+            Wrong::RefusesOld => {
+                return Err(Failure::invalid_argument("the words have no language"));
+            }
+            Wrong::MigrationPanics => assert!(self.words.is_empty(), "a word without a language"),
+            Wrong::MigrationLoses => {
+                self.words.pop();
+                self.total -= 1;
+            }
+            Wrong::MigrationMiscounts => self.total += 1,
+            _ => {}
+        }
+        Ok(())
     }
 
     fn count(&self, _: &Context, _: Nothing) -> Result<Number, Failure> {
@@ -283,6 +330,9 @@ impl Machine for Words {
     /// The amount, the word's length, the word; again and again. Before them the time at which all words end, if they do.
     fn save(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
+        if Wrong::chosen().has_new_format() {
+            bytes.extend(NEW_FORMAT);
+        }
         if Wrong::chosen().has_timers() {
             bytes.extend(self.until_ms.to_be_bytes());
         }
@@ -299,6 +349,10 @@ impl Machine for Words {
         let mut words = Self::default();
         let broken = || Failure::invalid_argument("the snapshot is cut off");
         let mut rest = bytes;
+        let from_new = wrong.has_new_format() && bytes.starts_with(&NEW_FORMAT);
+        if from_new {
+            rest = &bytes[NEW_FORMAT.len()..];
+        }
         if wrong.has_timers() {
             let (until_ms, after) = bytes.split_first_chunk::<8>().ok_or_else(broken)?;
             words.until_ms = u64::from_be_bytes(*until_ms);
@@ -312,6 +366,9 @@ impl Machine for Words {
             let word = String::from_utf8_lossy(word).into_owned().into_boxed_str();
             words.insert(wrong, word, f64::from_bits(u64::from_be_bytes(*amount)));
             rest = after;
+        }
+        if !from_new && !words.words.is_empty() {
+            words.migrate(wrong)?;
         }
         if wrong == Wrong::MemoryLeak {
             std::mem::forget(black_box(vec![1_u8; 16 << 10]));
