@@ -6,7 +6,7 @@ use std::{
     sync::{PoisonError, RwLock},
 };
 
-use prost::Message;
+use prost::{Message, Name};
 
 use crate::{Call, Context, Failure, Machine, Reply, Subscription};
 
@@ -18,11 +18,20 @@ type Subscribe<M> = dyn Fn(&M, &Context, &[u8]) -> Result<Subscription, Failure>
 pub trait Respond {
     /// The reply.
     fn respond(self) -> Reply;
+
+    /// The full name of the response message. `None`: it is not known, as a [`Reply`] holds bytes.
+    fn message_name() -> Option<String> {
+        None
+    }
 }
 
-impl<T: Message> Respond for T {
+impl<T: Message + Name> Respond for T {
     fn respond(self) -> Reply {
         Reply::of(&self)
+    }
+
+    fn message_name() -> Option<String> {
+        Some(T::full_name())
     }
 }
 
@@ -36,12 +45,28 @@ impl Respond for Reply {
 ///
 /// A request that does not decode is answered `INVALID_ARGUMENT`, a method that is not here
 /// `UNIMPLEMENTED`.
+///
+/// Natively, the first use of a machine's router compares the messages of its handlers with those of the descriptor set, and
+/// panics if they differ: protobuf decodes the bytes of one message as another without an error. So any native test
+/// finds the handler of another method. Messages have their names ([`Name`]) from `conclave_protobuf::compile`.
 pub struct Router<M> {
     descriptor_set: &'static [u8],
     // Sorted by length, then by their ends: methods of one service begin alike. A lookup allocates nothing.
     commands: Vec<(&'static str, Box<Command<M>>)>,
     queries: Vec<(&'static str, Box<Query<M>>)>,
     subscriptions: Vec<(&'static str, Box<Subscribe<M>>)>,
+    /// The messages of the handlers, in the order in which they were added.
+    #[cfg(not(target_family = "wasm"))]
+    messages: Vec<Messages>,
+}
+
+/// The full names of the messages that a handler takes and gives.
+#[cfg(not(target_family = "wasm"))]
+pub(crate) struct Messages {
+    pub(crate) method: &'static str,
+    pub(crate) request: String,
+    /// `None`: not known.
+    pub(crate) response: Option<String>,
 }
 
 impl<M: 'static> Router<M> {
@@ -52,6 +77,8 @@ impl<M: 'static> Router<M> {
             commands: Vec::new(),
             queries: Vec::new(),
             subscriptions: Vec::new(),
+            #[cfg(not(target_family = "wasm"))]
+            messages: Vec::new(),
         }
     }
 
@@ -75,9 +102,10 @@ impl<M: 'static> Router<M> {
         handler: impl Fn(&mut M, &Context, Request) -> Result<Response, Failure> + Send + Sync + 'static,
     ) -> Self
     where
-        Request: Message + Default,
+        Request: Message + Default + Name,
         Response: Respond,
     {
+        self.note::<Request>(method, Response::message_name);
         let command = move |machine: &mut M, context: &Context, bytes: &[u8]| {
             handler(machine, context, decode(method, bytes)?).map(Respond::respond)
         };
@@ -97,9 +125,10 @@ impl<M: 'static> Router<M> {
         handler: impl Fn(&M, &Context, Request) -> Result<Response, Failure> + Send + Sync + 'static,
     ) -> Self
     where
-        Request: Message + Default,
-        Response: Message,
+        Request: Message + Default + Name,
+        Response: Message + Name,
     {
+        self.note::<Request>(method, || Some(Response::full_name()));
         let query = move |machine: &M, context: &Context, bytes: &[u8]| {
             Ok(handler(machine, context, decode(method, bytes)?)?.encode_to_vec())
         };
@@ -119,13 +148,36 @@ impl<M: 'static> Router<M> {
         handler: impl Fn(&M, &Context, Request) -> Result<Subscription, Failure> + Send + Sync + 'static,
     ) -> Self
     where
-        Request: Message + Default,
+        Request: Message + Default + Name,
     {
+        self.note::<Request>(method, || None);
         let subscribe = move |machine: &M, context: &Context, bytes: &[u8]| {
             handler(machine, context, decode(method, bytes)?)
         };
         insert(&mut self.subscriptions, method, Box::new(subscribe));
         self
+    }
+
+    /// Notes the messages of a handler. Components do without.
+    fn note<Request: Name>(
+        &mut self,
+        method: &'static str,
+        response: impl FnOnce() -> Option<String>,
+    ) {
+        #[cfg(not(target_family = "wasm"))]
+        self.messages.push(Messages {
+            method,
+            request: Request::full_name(),
+            response: response(),
+        });
+        #[cfg(target_family = "wasm")]
+        let _ = (method, response);
+    }
+
+    /// The messages of the handlers.
+    #[cfg(not(target_family = "wasm"))]
+    pub(crate) fn messages(&self) -> &[Messages] {
+        &self.messages
     }
 
     /// Begins the subscription that `call` names.
@@ -218,6 +270,8 @@ pub(crate) fn of<M: Machine>() -> &'static Router<M> {
     // Made outside the lock, as making it runs the machine's code. If another test's thread was
     // faster, two are alike.
     let router: &'static Router<M> = Box::leak(Box::new(M::router()));
+    #[cfg(not(target_family = "wasm"))]
+    crate::testing::check_messages(router.described(), router.messages());
     ROUTERS.write().unwrap_or_else(PoisonError::into_inner).insert(machine, router);
     router
 }

@@ -4,9 +4,13 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports by panicking")]
 
-use std::{marker::PhantomData, panic::catch_unwind};
+use std::{marker::PhantomData, panic::catch_unwind, sync::LazyLock};
 
-use conclave_sdk::{Call, Code, Context, Failure, Machine, Router, testing::check_methods};
+use conclave_sdk::{
+    Call, Code, Context, Failure, Machine, Reply, Router,
+    prost::{Message, Name},
+    testing::check_methods,
+};
 
 /// A `FileDescriptorSet` by hand: package `t`, service `S`, with the command `Do` and the query `Ask`
 /// (`idempotency_level`, field 34, is 1).
@@ -71,6 +75,70 @@ methods!(Misspelt, |router| {
     router.command("t.S/Do", command).query("t.S/Ask", query).query("t.S/Aks", query)
 });
 
+/// The same with messages: `Do` takes a `Number` and gives a `Word`, `Ask` the other way round.
+static WITH_MESSAGES: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    // All of it is shorter than 128 bytes, so a length is one byte.
+    let field = |tag: u8, bytes: &[u8]| [&[tag << 3 | 2, bytes.len() as u8], bytes].concat();
+    let method = |name: &[u8], takes: &[u8], gives: &[u8], more: &[u8]| {
+        let method = [field(1, name), field(2, takes), field(3, gives), more.to_vec()].concat();
+        field(2, &method)
+    };
+    let query = field(4, b"\x90\x02\x01");
+    let methods = [
+        method(b"Do", b".t.Number", b".t.Word", b""),
+        method(b"Ask", b".t.Word", b".t.Number", &query),
+    ];
+    let service = [field(1, b"S"), methods.concat()].concat();
+    field(1, &[field(2, b"t"), field(6, &service)].concat())
+});
+
+#[derive(Clone, PartialEq, Message)]
+struct Number {
+    #[prost(int64, tag = "1")]
+    number: i64,
+}
+
+#[derive(Clone, PartialEq, Message)]
+struct Word {
+    #[prost(string, tag = "2")]
+    word: String,
+}
+
+impl Name for Number {
+    const NAME: &'static str = "Number";
+    const PACKAGE: &'static str = "t";
+}
+
+impl Name for Word {
+    const NAME: &'static str = "Word";
+    const PACKAGE: &'static str = "t";
+}
+
+fn takes<M, T, R: Default>(_: &mut Routed<M>, _: &Context, _: T) -> Result<R, Failure> {
+    Ok(R::default())
+}
+
+fn asks<M, T, R: Default>(_: &Routed<M>, _: &Context, _: T) -> Result<R, Failure> {
+    Ok(R::default())
+}
+
+methods!(RightMessages, |router| {
+    let router = router.descriptor_set(&WITH_MESSAGES).command("t.S/Do", takes::<_, Number, Word>);
+    router.query("t.S/Ask", asks::<_, Word, Number>)
+});
+methods!(BytesGiven, |router| {
+    let router = router.descriptor_set(&WITH_MESSAGES).command("t.S/Do", takes::<_, Number, Reply>);
+    router.query("t.S/Ask", asks::<_, Word, Number>)
+});
+methods!(OthersRequest, |router| {
+    let router = router.descriptor_set(&WITH_MESSAGES).command("t.S/Do", takes::<_, Word, Reply>);
+    router.query("t.S/Ask", asks::<_, Word, Number>)
+});
+methods!(OthersResponse, |router| {
+    let router = router.descriptor_set(&WITH_MESSAGES).command("t.S/Do", takes::<_, Number, Word>);
+    router.query("t.S/Ask", asks::<_, Word, Word>)
+});
+
 fn complaint<M: Methods>() -> Option<String> {
     let panic = catch_unwind(check_methods::<Routed<M>>).err()?;
     let text = panic.downcast_ref::<String>().cloned();
@@ -96,4 +164,29 @@ fn a_router_that_does_not_fit_is_caught_with_the_method_and_why() {
     assert!(swapped.contains("t.S/Ask is a query"), "{swapped}");
     let misspelt = complaint::<Misspelt>().unwrap();
     assert!(misspelt.contains("no method t.S/Aks"), "{misspelt}");
+}
+
+#[test]
+fn handlers_with_the_messages_of_their_methods_pass() {
+    assert_eq!(complaint::<RightMessages>(), None);
+    assert_eq!(complaint::<BytesGiven>(), None, "the messages of a reply are not known");
+}
+
+/// Protobuf decodes a word as a number without an error: the fields of the one are unknown to the other.
+#[test]
+fn the_handler_of_another_method_is_caught_with_both_messages() {
+    let request = complaint::<OthersRequest>().unwrap();
+    assert!(request.contains("t.S/Do takes t.Number"), "{request}");
+    assert!(request.contains("its handler takes t.Word"), "{request}");
+    let response = complaint::<OthersResponse>().unwrap();
+    assert!(response.contains("t.S/Ask gives t.Number"), "{response}");
+    assert!(response.contains("its handler gives t.Word"), "{response}");
+}
+
+/// Any native test finds it, whether or not it calls the kit.
+#[test]
+#[should_panic(expected = "t.S/Do takes t.Number")]
+fn the_first_call_compares_the_messages() {
+    let context = Context { index: 1, time_ms: 2, seed: 3, principal: String::new() };
+    let _ = Routed::<OthersRequest>::default().apply(&context, &Call::new("t.S/Do", []));
 }

@@ -1,11 +1,19 @@
 //! Goal: a method name leads to its handler, and whatever else leads to a failure that says why.
 
-use conclave_sdk::{Call, Code, Context, Failure, Reply, Router, Subscription, prost::Message};
+use conclave_sdk::{
+    Call, Code, Context, Failure, Reply, Router, Subscription,
+    prost::{Message, Name},
+};
 
 #[derive(Clone, PartialEq, Message)]
 struct Number {
     #[prost(int64, tag = "1")]
     number: i64,
+}
+
+impl Name for Number {
+    const NAME: &'static str = "Number";
+    const PACKAGE: &'static str = "n.v1";
 }
 
 fn router() -> Router<i64> {

@@ -42,6 +42,8 @@ pub fn compile(directory: impl AsRef<Path>, files: &[&str]) -> Result<()> {
         .out_dir(out)
         .prost_path("::conclave_sdk::prost")
         .btree_map(["."])
+        // The SDK's router compares the names of messages with the descriptor set's.
+        .enable_type_names()
         .compile_fds(set.clone())
         .context("cannot generate Rust code for the protobuf")?;
 

@@ -7,7 +7,7 @@ use std::collections::BTreeMap;
 
 use prost::Message;
 
-use crate::{Machine, router};
+use crate::{Machine, router, router::Messages};
 
 const NO_SIDE_EFFECTS: i32 = 1;
 
@@ -37,6 +37,10 @@ struct Service {
 struct Method {
     #[prost(string, tag = "1")]
     name: String,
+    #[prost(string, tag = "2")]
+    input_type: String,
+    #[prost(string, tag = "3")]
+    output_type: String,
     #[prost(message, optional, tag = "4")]
     options: Option<Options>,
     #[prost(bool, tag = "6")]
@@ -49,7 +53,15 @@ struct Options {
     idempotency_level: i32,
 }
 
-/// Every method of the descriptor set has a handler of its kind, and every handler a method. A
+/// A method, as the descriptor set has it.
+struct Described {
+    kind: &'static str,
+    /// The full names of its messages.
+    request: String,
+    response: String,
+}
+
+/// Every method of the descriptor set has a handler of its kind and with its messages, and every handler a method. A
 /// machine without a router answers by itself, so nothing can be said of it.
 pub fn check_methods<M: Machine>() {
     let router = router::of::<M>();
@@ -62,9 +74,9 @@ pub fn check_methods<M: Machine>() {
     }
     let described = described(M::descriptor_set());
     for (name, kind) in &handlers {
-        match described.get(name) {
+        match described.get(name).map(|described| described.kind) {
             Some(other) => assert_eq!(
-                kind, other,
+                *kind, other,
                 "{name} is a {other}, as the protobuf has it, and has the handler of a {kind}"
             ),
             None => panic!("the descriptor set has no method {name}, which the router handles"),
@@ -75,7 +87,25 @@ pub fn check_methods<M: Machine>() {
     }
 }
 
-fn described(descriptor_set: &[u8]) -> BTreeMap<String, &'static str> {
+/// Handlers take and give the messages of their methods. Those of methods that are not described are not looked at.
+pub(crate) fn check_messages(descriptor_set: &[u8], handlers: &[Messages]) {
+    let described = described(descriptor_set);
+    for Messages { method, request, response } in handlers {
+        let Some(described) = described.get(*method) else { continue };
+        let response = response.as_ref().unwrap_or(&described.response);
+        for (verb, wanted, given) in
+            [("takes", &described.request, request), ("gives", &described.response, response)]
+        {
+            assert!(
+                wanted == given || wanted.is_empty(),
+                "{method} {verb} {wanted}, as the protobuf has it, and its handler {verb} {given}: give it the handler \
+                 of this method"
+            );
+        }
+    }
+}
+
+fn described(descriptor_set: &[u8]) -> BTreeMap<String, Described> {
     let set = FileDescriptorSet::decode(descriptor_set)
         .unwrap_or_else(|error| panic!("the descriptor set does not decode: {error}"));
     let mut methods = BTreeMap::new();
@@ -92,7 +122,11 @@ fn described(descriptor_set: &[u8]) -> BTreeMap<String, &'static str> {
                     (false, NO_SIDE_EFFECTS) => "query",
                     (false, _) => "command",
                 };
-                methods.insert(name, kind);
+                // Names in a descriptor set begin with a dot.
+                let full_name = |name: &str| name.strip_prefix('.').unwrap_or(name).to_owned();
+                let request = full_name(&method.input_type);
+                let response = full_name(&method.output_type);
+                methods.insert(name, Described { kind, request, response });
             }
         }
     }

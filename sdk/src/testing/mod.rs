@@ -49,5 +49,6 @@ pub use check::{
     check_same_state, check_snapshots, run,
 };
 pub use log::{Entry, Log, Operation, Outcome};
+pub(crate) use methods::check_messages;
 pub use methods::check_methods;
 pub use mistakes::{check_failures, check_wake_ups};
