@@ -11,10 +11,10 @@ use crate::{
     config::{self, Config, MasterKeySource, ModuleSource, StoppedNode},
     crypto::MasterKey,
     error::Error,
-    machine::{self, CompileCache, Engine, Module, Worker},
-    raft::{self, LocalHistory, Modules, Replica},
+    machine::{self, Engine, Module, Worker},
+    raft::{self, KeptCode, LocalHistory, Modules, Replica},
     replay,
-    storage::{self, Identity, Storage},
+    storage::{self, CompiledStore, Identity, Storage},
     types::ModuleId,
 };
 
@@ -85,47 +85,42 @@ async fn run_replica(
 /// Everything below Raft: keys, storage, the machine.
 fn open(config: &Config) -> Result<raft::Options, Error> {
     let master_key = master_key(&config.master_key)?;
-    let cache = config.compile_cache.clone().map(|dir| {
-        CompileCache::new(dir, master_key.derived("conclave 2026-11 compiled components"))
-    });
-    let engine = Engine::with_cache(&machine_limits(&config.limits), cache).map_err(startup)?;
+    let engine = Engine::new(&machine_limits(&config.limits)).map_err(startup)?;
     let given = component(config)?;
-    let given_id = ModuleId::of(&given);
-    let made_for = Storage::made_for(&config.data_dir).map_err(startup)?;
-    // A directory is made only for a module that is served. One that is there has its own.
-    let loaded = match made_for {
-        Some(module_id) if module_id != given_id => {
-            // One that was named is looked at all the same: a wrong file is a mistake.
-            if config.module.is_some() {
-                load(config, &engine, given.clone())?;
-            }
-            None
-        }
-        _ => Some(load(config, &engine, given.clone())?),
+    let shared = config
+        .compile_cache
+        .clone()
+        .map(|dir| CompiledStore::shared(dir, &master_key, &config.cluster_id).map(KeptCode::new));
+    let shared = shared.transpose().map_err(startup)?;
+    // A directory is made only for a module that is served.
+    let loaded = match Storage::made_for(&config.data_dir).map_err(startup)? {
+        Some(_) => None,
+        None => Some(load(config, &engine, given.clone(), shared.as_ref())?),
     };
     let storage = Storage::open(storage::Options {
         dir: config.data_dir.clone(),
         cluster_id: config.cluster_id.clone(),
         node_id: config.node_id,
-        module: given,
-        module_id: given_id,
+        module_id: ModuleId::of(&given),
+        module: given.clone(),
         master_key,
     })
     .map_err(startup)?;
-    let Storage { identity, genesis, log, snapshots, .. } = storage;
+    let Storage { identity, genesis, log, snapshots, compiled, .. } = storage;
+    let is_shared = shared.is_some();
+    let kept = shared.unwrap_or_else(|| KeptCode::new(compiled));
     let genesis = match loaded {
-        Some(module) => module,
-        None => {
-            tracing::info!(
-                given = %given_id,
-                "this node has data, so it goes on with the cluster's module and not with the one that it \
-                 was started with: `conclave module push` brings another one to the cluster"
-            );
-            Module::load(&engine, genesis).map_err(startup)?
+        Some(module) => {
+            // It was compiled before there was a directory for it.
+            if !is_shared {
+                module.keep_code(&kept);
+            }
+            module
         }
+        None => begun_with(config, &engine, (given, genesis), &kept)?,
     };
     let seed = seed(&identity);
-    let modules = Modules::new(genesis.clone(), seed);
+    let modules = Modules::new(genesis.clone(), seed, kept);
     let history =
         LocalHistory::open(log.clone(), snapshots.clone(), modules.clone()).map_err(startup)?;
     tracing::info!(
@@ -152,9 +147,37 @@ fn open(config: &Config) -> Result<raft::Options, Error> {
     })
 }
 
+/// The module that a directory was made for, whichever one the node was started with.
+fn begun_with(
+    config: &Config,
+    engine: &Engine,
+    (given, genesis): (Bytes, Bytes),
+    kept: &KeptCode,
+) -> Result<Module, Error> {
+    if given == genesis {
+        return load(config, engine, genesis, Some(kept));
+    }
+    // One that was named is looked at all the same: a wrong file is a mistake.
+    if config.module.is_some() {
+        load(config, engine, given.clone(), Some(kept))?;
+    }
+    tracing::info!(
+        given = %ModuleId::of(&given),
+        "this node has data, so it goes on with the cluster's module and not with the one that it was started with: \
+         `conclave module push` brings another one to the cluster"
+    );
+    Module::load_with(engine, genesis, kept.compiling(false)).map_err(startup)
+}
+
 /// The module that the node was started with.
-fn load(config: &Config, engine: &Engine, component: Bytes) -> Result<Module, Error> {
-    Module::load(engine, component).map_err(|error| {
+fn load(
+    config: &Config,
+    engine: &Engine,
+    component: Bytes,
+    kept: Option<&KeptCode>,
+) -> Result<Module, Error> {
+    let how = kept.map(|kept| kept.compiling(false)).unwrap_or_default();
+    Module::load_with(engine, component, how).map_err(|error| {
         let name = config.module.as_ref().map(ToString::to_string);
         let name = name.unwrap_or_else(|| "the default machine".to_owned());
         Error::invalid(format!("{name}: {error}")).with_source(error)
@@ -177,12 +200,13 @@ pub fn open_replay(
         Error::fault(text.replace(&*copy.to_string_lossy(), &dir.to_string_lossy()))
     };
     let storage = Storage::open_copy(dir, copy, key, default, stop).map_err(named)?;
-    let Storage { identity, genesis, log, snapshots, .. } = storage;
+    let Storage { identity, genesis, log, snapshots, compiled, .. } = storage;
+    let kept = KeptCode::new(compiled);
     let snapshot = snapshots.latest().map_err(named)?;
     let engine = Engine::new(&machine_limits(&stopped.limits)).map_err(startup)?;
-    let genesis = Module::load(&engine, genesis).map_err(startup)?;
+    let genesis = Module::load_with(&engine, genesis, kept.compiling(false)).map_err(startup)?;
     let seed = seed(&identity);
-    let modules = Modules::new(genesis.clone(), seed);
+    let modules = Modules::new(genesis.clone(), seed, kept);
     Ok(replay::Source::new(replay::Parts { identity, log, snapshot, modules, genesis, seed }))
 }
 

@@ -156,6 +156,19 @@ impl Backend for Replica {
                 f64::from(u8::from(self.snapshot_failure().is_some())),
             ),
         ]);
+        let [compiled, loaded] = self.compilations();
+        metrics.extend([
+            Metric::counter(
+                "conclave_components_compiled_total",
+                "Components that this node compiled since it started.",
+                compiled,
+            ),
+            Metric::counter(
+                "conclave_components_loaded_total",
+                "Components whose compiled code was kept and loaded instead.",
+                loaded,
+            ),
+        ]);
         let (disk_hung, transfers) = self.fitness();
         metrics.extend([
             Metric::gauge(

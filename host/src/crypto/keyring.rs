@@ -121,6 +121,15 @@ impl Keyring {
         Ok(Self { slots: BTreeMap::from([(KeyId(1), slot)]), active: KeyId(1) })
     }
 
+    /// A keyring of one key that several processes know. Each of them draws a random prefix for its nonces, as at every
+    /// opening. Nothing is reserved yet.
+    pub fn of_key(bytes: [u8; 32]) -> Result<Self, Error> {
+        let id = KeyId(1);
+        let key = DataKey::new(id, 0, Zeroizing::new(bytes), 0)?;
+        let slot = Slot { key: Arc::new(key), uses_reserved: 0 };
+        Ok(Self { slots: BTreeMap::from([(id, slot)]), active: id })
+    }
+
     fn generate_slot(id: KeyId) -> Result<Slot, Error> {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let created_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);

@@ -1,211 +1,225 @@
-//! A directory of compiled components, which the nodes of one computer share: the first compiles, the others wait for it.
+//! Compiling, in a bounded way, and compiled code that outlives the process.
 //!
 //! # Contract
-//! 1. Compiled code is run as it is, so a file counts only with a keyed hash. Its key is derived from the cluster's
-//!    master key, so a program that can write such a file could read and write the cluster's data as well.
-//! 2. A file is for one component and one engine. Any other, and a damaged one, is compiled again.
-//! 3. The directory is a help. If it cannot be read or written, components are compiled.
+//! 1. Compiled code is native code that runs as it is: wasmtime's `Component::deserialize` is unsafe and checks little. It is
+//!    called only with what a [`CompiledCode`] returns. That trait is unsafe to implement: its implementation vouches that
+//!    this node, or one that shares its keys, serialized these bytes, and that none has changed. Storage can,
+//!    because it authenticates each file.
+//! 2. Kept code is a help. Without it, and if wasmtime refuses it (another version, target, processor or set of options),
+//!    the component is compiled.
+//! 3. Compiling takes at most half of the processors, or one, and its threads have a low priority, so that heartbeats, the log and
+//!    applying go first.
+//!
+//! # Caveats
+//! A component that is being compiled is not interrupted: compiling is bounded by the component's size.
 
 use std::{
-    fs::{self, DirBuilder, File},
-    io,
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
-    time::SystemTime,
+    any::Any,
+    num::NonZeroUsize,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
 };
 
 use wasmtime::component::Component;
 
-/// Files that are kept: those of the newest components.
-const FILES_MAX: usize = 8;
-const HASH_BYTES: usize = blake3::OUT_LEN;
+use super::error::LoadError;
+use crate::types::ModuleId;
 
-/// See the module's page.
-#[derive(Clone)]
-pub struct CompileCache {
-    dir: PathBuf,
-    key: [u8; HASH_BYTES],
+/// The nice value of threads that compile: they yield to all others of the computer. 19 is the lowest.
+const NICE: i32 = 10;
+
+/// Where compiled code is kept, for the next start or for the other nodes of this computer.
+///
+/// `engine` names all that compiled code depends on but the component.
+///
+/// # Safety
+/// [`CompiledCode::get`] returns bytes that [`CompiledCode::put`] was given for the same component and engine by a process
+/// that holds the same secret, complete and unchanged, whatever happened to the medium. The bytes are run.
+#[allow(unsafe_code, reason = "the implementation vouches for code that is run as it is")]
+pub unsafe trait CompiledCode: Send + Sync {
+    /// Waits until no other process compiles this component, and keeps it so until the result is dropped.
+    fn turn(&self, component: ModuleId) -> Option<Box<dyn Any>>;
+
+    /// The code of a component, if there is any.
+    fn get(&self, component: ModuleId, engine: &str) -> Option<Vec<u8>>;
+
+    /// Keeps the code of a component.
+    fn put(&self, component: ModuleId, engine: &str, code: &[u8]);
 }
 
-impl CompileCache {
-    /// A cache in this directory, which is made if need be. `key` is a secret of those that share it.
-    pub fn new(dir: PathBuf, key: [u8; HASH_BYTES]) -> Self {
-        Self { dir, key }
-    }
+/// How components come to compiled code.
+#[derive(Clone, Copy, Default)]
+pub struct Compiling<'a> {
+    /// Where compiled code is kept.
+    pub kept: Option<&'a dyn CompiledCode>,
+    /// Whether a node serves meanwhile: then at most half of the processors are used.
+    pub beside_a_node: bool,
+}
 
-    /// The compiled component of this name, from the directory or else by `compile`. The name covers the component
-    /// and the engine.
-    pub(super) fn component<E>(
-        &self,
-        engine: &wasmtime::Engine,
-        name: &str,
-        compile: impl FnOnce() -> Result<Component, E>,
-    ) -> Result<Component, E> {
-        // Held until the file is there. Whoever dies while it compiles lets go of it.
-        let _lock = self.lock(name).map_err(|error| self.warn(&error));
-        if let Some(component) = self.read(engine, name) {
-            return Ok(component);
-        }
-        let component = compile()?;
-        if let Err(error) = self.write(name, &component) {
-            self.warn(&error);
-        }
-        Ok(component)
-    }
+/// How often an engine has compiled a component, and loaded kept code instead.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    compiled: AtomicU64,
+    loaded: AtomicU64,
+}
 
-    fn warn(&self, error: &dyn std::fmt::Display) {
-        tracing::warn!(dir = %self.dir.display(), %error, "compiled components are not shared");
-    }
-
-    fn lock(&self, name: &str) -> io::Result<File> {
-        DirBuilder::new().recursive(true).mode(0o700).create(&self.dir)?;
-        let file = File::create(self.dir.join(format!("{name}.lock")))?;
-        file.lock()?;
-        Ok(file)
-    }
-
-    fn path(&self, name: &str) -> PathBuf {
-        self.dir.join(format!("{name}.compiled"))
-    }
-
-    fn read(&self, engine: &wasmtime::Engine, name: &str) -> Option<Component> {
-        let bytes = fs::read(self.path(name)).ok()?;
-        let (hash, code) = bytes.split_first_chunk::<HASH_BYTES>()?;
-        // Compared in constant time.
-        if self.hash(name, code) != blake3::Hash::from_bytes(*hash) {
-            tracing::warn!(name, "a compiled component is damaged; it is compiled again");
-            return None;
-        }
-        #[allow(unsafe_code, reason = "compiled code can only be loaded so")]
-        // SAFETY: the keyed hash shows that this code is what `Component::serialize` gave a process that has the
-        // master key. Other versions and engines are refused by wasmtime itself.
-        let component = unsafe { Component::deserialize(engine, code) };
-        component.map_err(|error| tracing::debug!(name, %error, "compiled by another engine")).ok()
-    }
-
-    fn write(&self, name: &str, component: &Component) -> io::Result<()> {
-        let code = component.serialize().map_err(|error| io::Error::other(error.to_string()))?;
-        let bytes = [self.hash(name, &code).as_bytes(), &code[..]].concat();
-        let unfinished = self.dir.join(format!("{name}.unfinished"));
-        fs::write(&unfinished, bytes)?;
-        fs::rename(&unfinished, self.path(name))?;
-        self.remove_old()
-    }
-
-    fn hash(&self, name: &str, code: &[u8]) -> blake3::Hash {
-        let mut hasher = blake3::Hasher::new_keyed(&self.key);
-        hasher.update(&(name.len() as u64).to_le_bytes()).update(name.as_bytes()).update(code);
-        hasher.finalize()
-    }
-
-    /// Removes the oldest files beyond the limit, with their locks.
-    fn remove_old(&self) -> io::Result<()> {
-        let mut files: Vec<(SystemTime, PathBuf)> = Vec::new();
-        for entry in fs::read_dir(&self.dir)? {
-            let path = entry?.path();
-            if is_compiled(&path) {
-                files.push((fs::metadata(&path)?.modified()?, path));
-            }
-        }
-        files.sort();
-        for (_, path) in files.iter().rev().skip(FILES_MAX) {
-            fs::remove_file(path)?;
-            let _ = fs::remove_file(path.with_extension("lock"));
-        }
-        Ok(())
+impl Counters {
+    pub(super) fn read(&self) -> [u64; 2] {
+        [&self.compiled, &self.loaded].map(|count| count.load(Ordering::Relaxed))
     }
 }
 
-fn is_compiled(path: &Path) -> bool {
-    path.extension().is_some_and(|extension| extension == "compiled")
+/// The compiled component. `name` is the engine's, see [`CompiledCode`].
+pub(super) fn component(
+    engine: &wasmtime::Engine,
+    name: &str,
+    (id, bytes): (ModuleId, &[u8]),
+    how: Compiling<'_>,
+    counters: &Counters,
+) -> Result<Component, LoadError> {
+    // Held until the code is there.
+    let _turn = how.kept.and_then(|kept| kept.turn(id));
+    if let Some(component) = how.kept.and_then(|kept| load(engine, name, id, kept)) {
+        counters.loaded.fetch_add(1, Ordering::Relaxed);
+        return Ok(component);
+    }
+    let component = compile(engine, bytes, how.beside_a_node)?;
+    counters.compiled.fetch_add(1, Ordering::Relaxed);
+    if let Some(kept) = how.kept {
+        keep(name, id, &component, kept);
+    }
+    Ok(component)
+}
+
+/// Keeps the code of a compiled component.
+pub(super) fn keep(name: &str, id: ModuleId, component: &Component, kept: &dyn CompiledCode) {
+    match component.serialize() {
+        Ok(code) => kept.put(id, name, &code),
+        Err(error) => tracing::warn!(component = %id, %error, "compiled code cannot be kept"),
+    }
+}
+
+fn load(
+    engine: &wasmtime::Engine,
+    name: &str,
+    id: ModuleId,
+    kept: &dyn CompiledCode,
+) -> Option<Component> {
+    let code = kept.get(id, name)?;
+    #[allow(unsafe_code, reason = "compiled code can only be loaded so")]
+    // SAFETY: `CompiledCode` vouches that these are the bytes that `Component::serialize` gave for this component, complete
+    // and unchanged. wasmtime itself refuses code of another version, target, processor or set of options.
+    let component = unsafe { Component::deserialize(engine, code) };
+    component
+        .inspect_err(|error| {
+            tracing::info!(component = %id, error = format!("{error:#}"), "kept code is not for this engine: it is compiled again");
+        })
+        .ok()
+}
+
+/// Compiles on threads of their own, which end with it.
+fn compile(
+    engine: &wasmtime::Engine,
+    bytes: &[u8],
+    beside_a_node: bool,
+) -> Result<Component, LoadError> {
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = if beside_a_node { (processors / 2).max(1) } else { processors };
+    let compile =
+        || Component::new(engine, bytes).map_err(|error| LoadError::Compile(format!("{error:#}")));
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|number| format!("compile-{number}"))
+        .start_handler(|_| lower_priority())
+        .build();
+    match pool {
+        // wasmtime's own parallel loops run in the pool of the thread that calls it.
+        Ok(pool) => pool.install(compile),
+        Err(error) => {
+            tracing::warn!(%error, "no threads to compile with: it is done on the caller's");
+            compile()
+        }
+    }
+}
+
+/// Of this thread: on Linux, each has a nice value of its own.
+fn lower_priority() {
+    if cfg!(target_os = "linux")
+        && let Err(error) = rustix::process::setpriority_process(None, NICE)
+    {
+        tracing::debug!(%error, "components are compiled at the usual priority");
+    }
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "a test")]
 
-    use std::{
-        convert::Infallible,
-        sync::atomic::{AtomicUsize, Ordering},
-    };
+    use std::{collections::HashMap, sync::Mutex};
 
     use super::*;
     use crate::machine::{Engine, Limits};
 
-    const KEY: [u8; HASH_BYTES] = [7; HASH_BYTES];
+    const ID: ModuleId = ModuleId([1; 32]);
 
-    /// Gets a component out of the cache, and says how often it was compiled for that.
-    fn compiles(cache: &CompileCache, engine: &Engine, name: &str) -> usize {
-        let count = AtomicUsize::new(0);
-        let component = cache.component(engine.inner(), name, || {
-            count.fetch_add(1, Ordering::Relaxed);
-            let component = wat::parse_str("(component)").unwrap();
-            Ok::<_, Infallible>(Component::new(engine.inner(), component).unwrap())
-        });
-        assert!(component.is_ok());
-        count.into_inner()
-    }
+    /// Code in memory.
+    #[derive(Default)]
+    struct Memory(Mutex<HashMap<(ModuleId, String), Vec<u8>>>);
 
-    #[test]
-    fn a_component_is_compiled_once_by_many_at_the_same_time() {
-        let dir = tempfile::tempdir().unwrap();
-        let compiled: usize = std::thread::scope(|scope| {
-            let threads: Vec<_> = (0..4)
-                .map(|_| {
-                    scope.spawn(|| {
-                        // Each node has an engine of its own.
-                        let engine = Engine::new(&Limits::default()).unwrap();
-                        compiles(&CompileCache::new(dir.path().join("cache"), KEY), &engine, "a")
-                    })
-                })
-                .collect();
-            threads.into_iter().map(|thread| thread.join().unwrap()).sum()
-        });
-        assert_eq!(compiled, 1);
-    }
-
-    #[test]
-    fn a_file_that_was_changed_or_is_for_another_engine_is_compiled_again() {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::new(&Limits::default()).unwrap();
-        let cache = CompileCache::new(dir.path().to_owned(), KEY);
-        assert_eq!(compiles(&cache, &engine, "a"), 1);
-        assert_eq!(compiles(&cache, &engine, "a"), 0);
-        // Under another name, in its place.
-        fs::copy(cache.path("a"), cache.path("b")).unwrap();
-        assert_eq!(compiles(&cache, &engine, "b"), 1);
-        let mut bytes = fs::read(cache.path("a")).unwrap();
-        *bytes.last_mut().unwrap() ^= 1;
-        fs::write(cache.path("a"), bytes).unwrap();
-        assert_eq!(compiles(&cache, &engine, "a"), 1);
-        fs::write(cache.path("a"), b"short").unwrap();
-        assert_eq!(compiles(&cache, &engine, "a"), 1);
-        // With another secret, or for other options.
-        assert_eq!(compiles(&CompileCache::new(dir.path().to_owned(), [8; 32]), &engine, "a"), 1);
-        let other = Engine::interpreter(&Limits::default()).unwrap();
-        assert_eq!(compiles(&cache, &engine, "a"), 1);
-        assert_eq!(compiles(&cache, &other, "a"), 1);
-    }
-
-    #[test]
-    fn a_directory_that_cannot_be_written_is_done_without() {
-        let dir = tempfile::tempdir().unwrap();
-        let file = dir.path().join("file");
-        fs::write(&file, b"").unwrap();
-        let engine = Engine::new(&Limits::default()).unwrap();
-        assert_eq!(compiles(&CompileCache::new(file.join("below"), KEY), &engine, "a"), 1);
-    }
-
-    #[test]
-    fn only_the_newest_files_are_kept() {
-        let dir = tempfile::tempdir().unwrap();
-        let engine = Engine::new(&Limits::default()).unwrap();
-        let cache = CompileCache::new(dir.path().to_owned(), KEY);
-        for number in 0..FILES_MAX + 3 {
-            compiles(&cache, &engine, &format!("{number:02}"));
+    #[allow(unsafe_code, reason = "see `CompiledCode`")]
+    // SAFETY: it returns what it was given.
+    unsafe impl CompiledCode for Memory {
+        fn turn(&self, _: ModuleId) -> Option<Box<dyn Any>> {
+            None
         }
-        let files = fs::read_dir(dir.path()).unwrap().map(|entry| entry.unwrap().path());
-        assert_eq!(files.filter(|path| is_compiled(path)).count(), FILES_MAX);
-        assert_eq!(compiles(&cache, &engine, &format!("{:02}", FILES_MAX + 2)), 0);
+
+        fn get(&self, component: ModuleId, engine: &str) -> Option<Vec<u8>> {
+            self.0.lock().unwrap().get(&(component, engine.to_owned())).cloned()
+        }
+
+        fn put(&self, component: ModuleId, engine: &str, code: &[u8]) {
+            self.0.lock().unwrap().insert((component, engine.to_owned()), code.to_vec());
+        }
+    }
+
+    /// Compiled and loaded, by a new engine of the given kind.
+    fn get(engine: &Engine, name: &str, kept: &Memory) -> [u64; 2] {
+        let counters = Counters::default();
+        let bytes = wat::parse_str("(component)").unwrap();
+        let how = Compiling { kept: Some(kept), beside_a_node: true };
+        component(engine.inner(), name, (ID, &bytes), how, &counters).unwrap();
+        counters.read()
+    }
+
+    #[test]
+    fn kept_code_is_loaded_and_code_for_another_engine_is_compiled_again() {
+        let kept = Memory::default();
+        let new = || Engine::new(&Limits::default()).unwrap();
+        assert_eq!(get(&new(), "a", &kept), [1, 0]);
+        assert_eq!(get(&new(), "a", &kept), [0, 1], "another process");
+        assert_eq!(get(&new(), "b", &kept), [1, 0], "another engine");
+        // wasmtime itself refuses what another engine has left under this name, and the new code takes its place.
+        let other = Engine::interpreter(&Limits::default()).unwrap();
+        assert_eq!(get(&other, "a", &kept), [1, 0]);
+        assert_eq!(get(&other, "a", &kept), [0, 1]);
+    }
+
+    /// The nice value that the kernel has for this thread.
+    #[cfg(target_os = "linux")]
+    fn nice_of_this_thread() -> i64 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(16).unwrap().parse().unwrap()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_the_threads_that_compile_have_a_low_priority() {
+        let before = nice_of_this_thread();
+        let lowered = thread::spawn(|| {
+            lower_priority();
+            nice_of_this_thread()
+        });
+        assert_eq!(lowered.join().unwrap(), i64::from(NICE).max(before));
+        assert_eq!(nice_of_this_thread(), before);
     }
 }

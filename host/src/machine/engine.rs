@@ -20,7 +20,7 @@ use wasmtime::{
 };
 
 use super::{
-    compiled::CompileCache,
+    compiled::{self, Compiling, Counters},
     error::{Error, LoadError},
     limits::Limits,
     wasi,
@@ -39,7 +39,8 @@ struct Inner {
     engine: wasmtime::Engine,
     limits: Limits,
     fingerprint: String,
-    cache: Option<CompileCache>,
+    code_name: String,
+    counters: Counters,
 }
 
 impl Engine {
@@ -48,16 +49,8 @@ impl Engine {
     /// # Errors
     /// A limit out of its range, or a processor that wasmtime does not serve.
     pub fn new(limits: &Limits) -> Result<Self, Error> {
-        Self::with_cache(limits, None)
-    }
-
-    /// The same, which keeps compiled components in a cache.
-    ///
-    /// # Errors
-    /// As for [`Engine::new`].
-    pub fn with_cache(limits: &Limits, cache: Option<CompileCache>) -> Result<Self, Error> {
         limits.validate()?;
-        Self::of(options(limits), limits, cache)
+        Self::of(options(limits), limits)
     }
 
     /// The same with wasmtime's interpreter, Pulley, in place of machine code: a second opinion on what
@@ -74,14 +67,16 @@ impl Engine {
         // An interpreter has no faulting loads to catch: it checks bounds itself.
         o.set("signals_based_traps", false, Config::signals_based_traps);
         o.set("memory_guard_size", 0, Config::memory_guard_size);
-        Self::of(options, limits, None)
+        Self::of(options, limits)
     }
 
-    fn of(options: Options, limits: &Limits, cache: Option<CompileCache>) -> Result<Self, Error> {
+    fn of(options: Options, limits: &Limits) -> Result<Self, Error> {
         let engine = wasmtime::Engine::new(&options.config)
             .map_err(|error| Error::Engine(format!("{error:#}")))?;
         let fingerprint = fingerprint(&engine, &options.record, limits);
-        Ok(Self(Arc::new(Inner { engine, limits: limits.clone(), fingerprint, cache })))
+        let code_name = code_name(&engine, &options.record);
+        let (limits, counters) = (limits.clone(), Counters::default());
+        Ok(Self(Arc::new(Inner { engine, limits, fingerprint, code_name, counters })))
     }
 
     /// The inputs of this engine's outcomes: wasmtime's version, the architecture, and a hash of options, limits,
@@ -101,19 +96,25 @@ impl Engine {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Compiles a component, or takes it out of the cache.
-    pub(super) fn compile(&self, id: ModuleId, component: &[u8]) -> Result<Component, LoadError> {
-        let compile = || {
-            Component::new(self.inner(), component)
-                .map_err(|error| LoadError::Compile(format!("{error:#}")))
-        };
-        match &self.0.cache {
-            Some(cache) => {
-                let engine = self.fingerprint().rsplit('/').next().unwrap_or_default();
-                cache.component(self.inner(), &format!("{id}-{engine}"), compile)
-            }
-            None => compile(),
-        }
+    /// How often components were compiled, and how often their kept code was loaded instead.
+    pub fn compilations(&self) -> [u64; 2] {
+        self.0.counters.read()
+    }
+
+    /// The name of the code that this engine compiles to, beside the component. It covers less than the fingerprint: code does
+    /// not depend on how much fuel a call gets.
+    pub(super) fn code_name(&self) -> &str {
+        &self.0.code_name
+    }
+
+    /// Compiles a component, or loads its kept code.
+    pub(super) fn compile(
+        &self,
+        id: ModuleId,
+        component: &[u8],
+        how: Compiling<'_>,
+    ) -> Result<Component, LoadError> {
+        compiled::component(self.inner(), self.code_name(), (id, component), how, &self.0.counters)
     }
 
     pub(super) fn inner(&self) -> &wasmtime::Engine {
@@ -300,6 +301,14 @@ impl Hasher for Feed {
     }
 }
 
+/// All that compiled code depends on: wasmtime's version, target and processor features, and the options.
+fn code_name(engine: &wasmtime::Engine, options: &str) -> String {
+    let mut feed = Feed(blake3::Hasher::new());
+    feed.write(format!("{WASMTIME_VERSION}\n{options}").as_bytes());
+    engine.precompile_compatibility_hash().hash(&mut feed);
+    hex::encode(feed.finish().to_le_bytes())
+}
+
 fn fingerprint(engine: &wasmtime::Engine, options: &str, limits: &Limits) -> String {
     let outcomes = format!(
         "memory={} tables={} fuel={} stack={} response={} events={} wasi={}",
@@ -345,6 +354,8 @@ mod tests {
         assert_eq!(fingerprint(&limits), fingerprint(&limits));
         let less_fuel = Limits { fuel_per_call: limits.fuel_per_call - 1, ..limits.clone() };
         assert_ne!(fingerprint(&limits), fingerprint(&less_fuel));
+        let code_name = |limits: &Limits| Engine::new(limits).unwrap().code_name().to_owned();
+        assert_eq!(code_name(&limits), code_name(&less_fuel), "the code is the same");
         let more_stack = Limits { stack_bytes: limits.stack_bytes * 2, ..limits.clone() };
         assert_ne!(fingerprint(&limits), fingerprint(&more_stack));
         let smaller_queue =
@@ -361,8 +372,9 @@ mod tests {
         // Naming a target turns the inference of features off.
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         plain.config.target(&target).unwrap();
-        let plain = Engine::of(plain, &limits, None).unwrap();
+        let plain = Engine::of(plain, &limits).unwrap();
         assert_ne!(own.fingerprint(), plain.fingerprint());
+        assert_ne!(own.code_name(), plain.code_name());
     }
 
     #[test]

@@ -16,7 +16,7 @@
 //! 6. What entries bring about, a watcher sees once and in order, on any node ([`Worker::subscribe`]).
 //! 7. This layer knows nothing of Raft, disks or networks, nor of how modules get into the log. It gets
 //!    entries, with the modules that they name, and a [`History`] to rebuild instances from. The one
-//!    exception is a directory of compiled code, which helps and is never needed ([`CompileCache`]).
+//!    exception is compiled code that is kept, which helps and is never needed ([`CompiledCode`]).
 //!
 //! # How a trap is rolled back
 //! A trap leaves a guest's memory as it was in mid-call, and wasmtime locks the instance. There is no
@@ -87,7 +87,7 @@ mod trap;
 mod wasi;
 mod worker;
 
-pub use compiled::CompileCache;
+pub use compiled::{CompiledCode, Compiling};
 pub use descriptors::{MethodKind, MethodSpec};
 pub use engine::Engine;
 pub use error::{Error, Fault, HistoryError, LoadError, QueryError, SnapshotError, WatchError};

@@ -10,6 +10,7 @@ use wasmtime::component::{Component, Linker, types::ComponentItem};
 
 use super::{
     bindings::{MachinePre, conclave::fsm::types::Description as WireDescription},
+    compiled::{self, CompiledCode, Compiling},
     descriptors::{self, MethodSpec},
     engine::Engine,
     error::{Fault, LoadError},
@@ -75,9 +76,21 @@ impl Module {
     /// # Errors
     /// Why it is not served, for its author.
     pub fn load(engine: &Engine, component: Bytes) -> Result<Self, LoadError> {
+        Self::load_with(engine, component, Compiling::default())
+    }
+
+    /// The same, with a place where compiled code is kept, for example.
+    ///
+    /// # Errors
+    /// As for [`Module::load`].
+    pub fn load_with(
+        engine: &Engine,
+        component: Bytes,
+        how: Compiling<'_>,
+    ) -> Result<Self, LoadError> {
         check_kind(&component, engine.limits().module_bytes_max)?;
         let id = ModuleId::of(&component);
-        let compiled = engine.compile(id, &component)?;
+        let compiled = engine.compile(id, &component, how)?;
         let mut linker = Linker::new(engine.inner());
         let imports = check_imports(engine, &compiled, &mut linker)?;
         let pre = link(&mut linker, &compiled)?;
@@ -96,6 +109,16 @@ impl Module {
             descriptor_set,
             methods,
         })))
+    }
+
+    /// Keeps its compiled code, for [`Module::load_with`].
+    pub fn keep_code(&self, kept: &dyn CompiledCode) {
+        compiled::keep(
+            self.0.engine.code_name(),
+            self.id(),
+            self.0.pre.instance_pre().component(),
+            kept,
+        );
     }
 
     /// The component's name: its hash.

@@ -73,7 +73,7 @@ use self::{
 };
 pub use self::{
     history::LocalHistory,
-    modules::Modules,
+    modules::{KeptCode, Modules},
     options::Options,
     snapshot::{saved_state, voters},
 };
@@ -282,6 +282,11 @@ impl Replica {
     pub(crate) fn lag(&self) -> u64 {
         let (committed, applied) = self.0.progress();
         committed.saturating_sub(applied)
+    }
+
+    /// How often this node compiled a component since it started, and how often it loaded kept code instead.
+    pub(crate) fn compilations(&self) -> [u64; 2] {
+        self.0.modules.compilations()
     }
 
     /// The bytes of the entries that the log has.

@@ -64,10 +64,18 @@ pub(super) fn sync_dir(path: &Path) -> Result<(), Error> {
 
 /// Replaces a file's content durably: a crash leaves the old or the new one.
 pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Error> {
+    replace(path, |file| file.write_all(content).map_err(Error::io("cannot write", path)))
+}
+
+/// Replaces a file durably by one that `write` fills: a crash leaves the old or the new one.
+pub(super) fn replace(
+    path: &Path,
+    write: impl FnOnce(&mut File) -> Result<(), Error>,
+) -> Result<(), Error> {
     let temporary = path.with_added_extension(TEMPORARY);
     let replaced = (|| {
         let mut file = create(&temporary)?;
-        file.write_all(content).map_err(Error::io("cannot write", &temporary))?;
+        write(&mut file)?;
         file.sync_all().map_err(Error::io("cannot sync", &temporary))?;
         fs::rename(&temporary, path).map_err(Error::io("cannot rename to", path))
     })();

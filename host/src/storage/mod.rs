@@ -5,6 +5,7 @@
 //! DATA/identity    whose directory this is
 //! DATA/keyring     the data keys, wrapped by the master key
 //! DATA/genesis     the module that the cluster was begun with, sealed
+//! DATA/compiled/   compiled code of components, sealed; without it components are compiled
 //! DATA/mark        how far the log had got: what must be there
 //! DATA/log/        sled: log, vote, committed and purged ids, records; values sealed
 //! DATA/snapshots/  <term>-<index>.snap
@@ -35,6 +36,7 @@
 
 mod check;
 mod compact;
+mod compiled;
 mod copy;
 mod crowd;
 mod error;
@@ -64,6 +66,7 @@ use std::{
 
 use bytes::Bytes;
 
+pub use compiled::{COMPILED_BYTES_MAX, CompiledStore};
 pub use crowd::Pace;
 pub use error::Error;
 pub use identity::Identity;
@@ -104,6 +107,8 @@ pub struct Storage {
     pub log: LogStore,
     /// The snapshots.
     pub snapshots: SnapshotStore,
+    /// Compiled code of components.
+    pub compiled: CompiledStore,
     /// The data keys.
     pub keys: Keys,
 }
@@ -172,13 +177,14 @@ impl Storage {
         let tree = compact::compact(tree, &recovered, &keys, medium)?;
         let snapshots = SnapshotStore::open(&dir, keys.clone(), Arc::clone(&lock))?;
         let newest = snapshots.latest()?;
+        let compiled = CompiledStore::open(&dir, keys.clone());
         retire_unused(&keys, &recovered, newest.as_ref())?;
         let log = LogStore::start(Arc::new(tree), mark_file, recovered, lock)?;
         if let Some(newest) = newest {
             log.give_way(LogId::new_term_index(newest.term(), newest.index()))
                 .map_err(Error::io("cannot truncate", &log_dir))?;
         }
-        Ok(Self { identity, genesis, log, snapshots, keys })
+        Ok(Self { identity, genesis, log, snapshots, compiled, keys })
     }
 }
 
@@ -217,6 +223,7 @@ fn create(
     let snapshots = dir.join(SnapshotStore::DIR);
     files::remove_dir(&snapshots)?;
     files::create_dir(&snapshots)?;
+    files::remove_dir(&dir.join(CompiledStore::DIR))?;
     let keys = Keys::create(dir, identity.clone(), master_key.clone())?;
     genesis::write(dir, &keys, module)?;
     let tree = Tree::create(&dir.join(LOG_DIR), keys.clone(), Arc::clone(medium))?;

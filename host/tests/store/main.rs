@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod compiled;
 mod damage;
 mod directory;
 mod golden;

@@ -16,16 +16,17 @@
 //!
 //! # Caveats
 //! A module that was ready and does not compile when it is activated is a fault of this node, and it stops
-//! applying: the others have gone on with the module. Compiled code is held in memory only, so a start
-//! compiles what it needs again.
+//! applying: the others have gone on with the module. A start loads the compiled code that the run before
+//! kept; without it, it compiles what it needs.
 
 mod activate;
 mod ask;
+mod kept;
 mod push;
 mod rehearsals;
 
 use std::{
-    collections::BTreeMap,
+    collections::{BTreeMap, BTreeSet},
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, Ordering},
@@ -35,6 +36,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::Notify;
 
+pub use self::kept::KeptCode;
 pub(super) use self::{ask::status_to_wire, push::part_to_wire, rehearsals::run};
 use self::{push::Stage, rehearsals::Tried};
 use crate::{
@@ -54,6 +56,8 @@ pub struct Modules {
     seed: [u8; 32],
     /// The module that the log begins with.
     genesis: Module,
+    /// Where compiled code is kept for the next start.
+    kept: KeptCode,
     compiled: Mutex<BTreeMap<ModuleId, Module>>,
     /// One module is compiled at a time: it takes all processors as it is.
     compiling: Mutex<()>,
@@ -91,12 +95,13 @@ fn about(module: &Module) -> About {
 
 impl Modules {
     /// Of a node whose log begins with this module.
-    pub fn new(genesis: Module, seed: [u8; 32]) -> Arc<Self> {
+    pub fn new(genesis: Module, seed: [u8; 32], kept: KeptCode) -> Arc<Self> {
         let compiled = BTreeMap::from([(genesis.id(), genesis.clone())]);
         Arc::new(Self {
             engine: genesis.engine().clone(),
             seed,
             genesis,
+            kept,
             compiled: Mutex::new(compiled),
             compiling: Mutex::default(),
             activations: Mutex::default(),
@@ -114,6 +119,11 @@ impl Modules {
         Registry::begin(genesis.id(), genesis.bytes().clone(), about(genesis))
     }
 
+    /// How often this node compiled a component since it started, and how often it loaded kept code instead.
+    pub(super) fn compilations(&self) -> [u64; 2] {
+        self.engine.compilations()
+    }
+
     /// The module with these bytes, compiled now if it was not before: blocking, for seconds.
     pub fn compile(&self, id: ModuleId, bytes: &Bytes) -> Result<Module, LoadError> {
         let known = || lock(&self.compiled).get(&id).cloned();
@@ -124,7 +134,7 @@ impl Modules {
         if let Some(module) = known() {
             return Ok(module);
         }
-        let module = Module::load(&self.engine, bytes.clone())?;
+        let module = Module::load_with(&self.engine, bytes.clone(), self.kept.compiling(true))?;
         if module.id() != id {
             let fault = Fault::new(format!("module {} was to be {id}", module.id()));
             return Err(LoadError::Fault(fault));
@@ -166,9 +176,16 @@ impl Modules {
         self.forget(registry);
     }
 
+    /// The modules whose code is needed: the cluster's, the one that the log begins with, and one that is being pushed.
+    fn needed(&self, registry: &Registry) -> BTreeSet<ModuleId> {
+        let known = registry.modules().map(|(id, _)| id);
+        known.chain([self.genesis.id()]).chain(self.stage.module()).collect()
+    }
+
     /// Drops the compiled code of what the cluster has forgotten.
     fn forget(&self, registry: &Registry) {
-        lock(&self.compiled).retain(|id, _| *id == self.genesis.id() || registry.get(id).is_some());
+        let needed = self.needed(registry);
+        lock(&self.compiled).retain(|id, _| needed.contains(id));
         lock(&self.tried).retain(|id, _| registry.get(id).is_some());
     }
 

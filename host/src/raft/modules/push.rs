@@ -83,6 +83,11 @@ impl Stage {
         })
     }
 
+    /// The module that is being collected, or loaded and proposed.
+    pub(super) fn module(&self) -> Option<ModuleId> {
+        lock(&self.collected).as_ref().map(|collected| collected.module)
+    }
+
     fn clear(&self, module: ModuleId) {
         let mut stage = lock(&self.collected);
         if stage.as_ref().is_some_and(|collected| collected.module == module) {

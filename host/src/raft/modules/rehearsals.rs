@@ -55,7 +55,9 @@ pub(super) struct Tried {
 
 /// Rehearses what has yet to be, and takes a snapshot after each activation, until the replica is gone.
 pub(in crate::raft) async fn run(replica: Weak<Inner>) {
-    let mut asked_at = 0;
+    let (mut asked_at, mut cleaned_for) = (0, None);
+    // Until this is applied, the log may hold modules that the registry has yet to learn of.
+    let replayed_to = replica.upgrade().and_then(|inner| inner.log.extent().last);
     loop {
         let Some(inner) = replica.upgrade() else { return };
         if inner.modules.is_stopping() {
@@ -78,6 +80,14 @@ pub(in crate::raft) async fn run(replica: Weak<Inner>) {
         if let Some(module) = next(&replica, &registry) {
             replica.rehearse_here(module).await;
             continue;
+        }
+        let needed = modules.needed(&registry);
+        let applied = replica.0.applied().meta.last_log_id;
+        if applied >= replayed_to && cleaned_for.as_ref() != Some(&needed) {
+            let (kept, ids) = (modules.kept.clone(), needed.clone());
+            // Removing a large file takes a while.
+            let _ = spawn_blocking(move || kept.retain(|id| ids.contains(id))).await;
+            cleaned_for = Some(needed);
         }
         drop(replica);
         let _ = timeout(LOOK_INTERVAL, changed).await;

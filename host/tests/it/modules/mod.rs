@@ -4,6 +4,7 @@
 //! The machines count. Each version is a component of its own; what they count is the same, so that no
 //! acknowledged call may be missing at the end, whichever module applied it.
 
+mod kept_code;
 mod load;
 mod losses;
 mod machines;
