@@ -12,6 +12,7 @@ mod docker;
 mod machine;
 mod output;
 mod process;
+mod restart;
 mod setup;
 mod soak;
 mod test;
@@ -65,6 +66,8 @@ enum Command {
     Chaos(chaos::Options),
     /// Run a cluster under load for an hour and check that memory, descriptors and disk stay bounded.
     Soak(soak::Options),
+    /// Measure how long a restart takes, and how long a node is without a standby after a trap.
+    Restart(restart::Options),
     /// Measure puts, gets, failover and memory, with etcd beside it in the same run.
     Bench(bench::Options),
 }
@@ -94,6 +97,7 @@ fn run(command: Command, steps: &mut Steps) -> Result<()> {
         Command::Docker(options) => docker::run(&workspace, &options, steps),
         Command::Chaos(options) => chaos::run(&workspace, &options, steps),
         Command::Soak(options) => soak::run(&workspace, &options, steps),
+        Command::Restart(options) => restart::run(&workspace, &options, steps),
         Command::Bench(options) => bench::run(&workspace, &options, steps),
     }
 }

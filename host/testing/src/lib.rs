@@ -11,6 +11,7 @@
 //! - [`late_answers`]: answers that reach a leader after it was deposed;
 //! - [`chaos`]: a run with all of these;
 //! - [`soak`]: a long run without faults, whose resources must stay bounded;
+//! - [`restart`]: how long a restart takes, and a node is without a standby after a trap;
 //! - [`timeline`]: a history as a page for a browser.
 //!
 //! For tests only. The program `chaos` runs many seeds: see `cargo xtask chaos --help`.
@@ -25,6 +26,7 @@ pub mod late_answers;
 pub mod linearizability;
 pub mod proxy;
 pub mod random;
+pub mod restart;
 pub mod schedule;
 pub mod soak;
 pub mod timeline;

@@ -132,7 +132,7 @@ fn for_each_file(dir: &Path, each: &mut impl FnMut(&Path, u64)) -> Result<()> {
 }
 
 /// A node's page of metrics.
-async fn metrics(admin: &str) -> Result<String> {
+pub(crate) async fn metrics(admin: &str) -> Result<String> {
     let ask = async {
         let mut stream = TcpStream::connect(admin).await?;
         let request =
@@ -147,7 +147,7 @@ async fn metrics(admin: &str) -> Result<String> {
 }
 
 /// The sum of a metric over all its labels. `None`: it is not on the page.
-fn metric(page: &str, name: &str) -> Option<u64> {
+pub(crate) fn metric(page: &str, name: &str) -> Option<u64> {
     let values = page.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
         let value = rest.rsplit_once(' ').filter(|_| rest.starts_with([' ', '{']))?.1;
