@@ -8,8 +8,9 @@ use crate::{
     error::Error,
     options::CallOptions,
     proto::cluster::{
-        SetTimeRequest, SetTimeResponse, SnapshotRequest, SnapshotResponse, StatusRequest,
-        StatusResponse, VerifyRequest, VerifyResponse,
+        Limits, SetLimitsRequest, SetLimitsResponse, SetTimeRequest, SetTimeResponse,
+        SnapshotRequest, SnapshotResponse, StatusRequest, StatusResponse, VerifyRequest,
+        VerifyResponse,
     },
 };
 
@@ -45,6 +46,14 @@ impl Client {
     pub async fn set_time(&self, time_ms: u64) -> Result<SetTimeResponse, Error> {
         let request = SetTimeRequest { time_ms };
         self.call("conclave.cluster.v1.Cluster/SetTime", &request, &CallOptions::write()).await
+    }
+
+    /// Changes limits that decide outcomes, for all entries after the answer's index. Absent ones stay.
+    pub async fn set_limits(&self, limits: Limits) -> Result<SetLimitsResponse, Error> {
+        let request = SetLimitsRequest { limits: Some(limits) };
+        // Setting the same limits again does no harm.
+        let options = CallOptions::write().retry_unknown(true);
+        self.call("conclave.cluster.v1.Cluster/SetLimits", &request, &options).await
     }
 
     /// Whether the answering node says that it serves (grpc.health.v1). Ask one node by

@@ -1,14 +1,17 @@
 //! One node: the only place that wires the layers together.
 
+mod recover;
+
 use std::{fs, future::Future, path::Path, sync::Arc, time::Duration};
 
 use bytes::Bytes;
+pub use recover::{replace_component, trap_entry};
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
     api::{self, Api, Backend},
-    config::{self, Config, MasterKeySource, ModuleSource, StoppedNode},
+    config::{Config, MasterKeySource, ModuleSource, StoppedNode},
     crypto::MasterKey,
     error::Error,
     machine::{self, Engine, Module, Worker},
@@ -85,7 +88,7 @@ async fn run_replica(
 /// Everything below Raft: keys, storage, the machine.
 fn open(config: &Config) -> Result<raft::Options, Error> {
     let master_key = master_key(&config.master_key)?;
-    let engine = Engine::new(&machine_limits(&config.limits)).map_err(startup)?;
+    let engine = Engine::new(&machine::Limits::default()).map_err(startup)?;
     let given = component(config)?;
     let shared = config
         .compile_cache
@@ -203,7 +206,7 @@ pub fn open_replay(
     let Storage { identity, genesis, log, snapshots, compiled, .. } = storage;
     let kept = KeptCode::new(compiled);
     let snapshot = snapshots.latest().map_err(named)?;
-    let engine = Engine::new(&machine_limits(&stopped.limits)).map_err(startup)?;
+    let engine = Engine::new(&machine::Limits::default()).map_err(startup)?;
     let genesis = Module::load_with(&engine, genesis, kept.compiling(false)).map_err(startup)?;
     let seed = seed(&identity);
     let modules = Modules::new(genesis.clone(), seed, kept);
@@ -213,17 +216,6 @@ pub fn open_replay(
 /// For the machine's randomness: the same on every node.
 fn seed(identity: &Identity) -> [u8; 32] {
     *blake3::hash(identity.cluster_id.as_bytes()).as_bytes()
-}
-
-fn machine_limits(limits: &config::Limits) -> machine::Limits {
-    machine::Limits {
-        memory_bytes_max: limits.memory_bytes_max,
-        fuel_per_call: limits.fuel_per_call,
-        fuel_per_query: limits.fuel_per_query,
-        response_bytes_max: limits.response_bytes_max,
-        event_bytes_max: limits.event_bytes_max,
-        ..machine::Limits::default()
-    }
 }
 
 /// Why a node does not start, with what was found wrong.
@@ -392,7 +384,8 @@ mod tests {
             Config::from_settings(settings, None).unwrap().limits
         };
         for limits in [limits(u64::min), limits(u64::max)] {
-            Engine::new(&machine_limits(&limits)).unwrap();
+            let cluster = limits.configured();
+            Engine::new(&machine::Limits { cluster, ..machine::Limits::default() }).unwrap();
         }
     }
 

@@ -10,9 +10,11 @@ use crate::{
     error::Error,
     types::{
         Applied, Call, Caller, Failure, ModuleId,
+        limits::LimitsChange,
         modules::{Activated, Difference, ModulePart, ModuleStatus, Permissions, Pushed},
         status::{
-            Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, TimeSet, Verification,
+            Answered, ClusterStatus, Consistency, Health, Leader, LimitsSet, NodeStatus, TimeSet,
+            Verification,
         },
     },
 };
@@ -70,6 +72,13 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
         time_ms: u64,
         deadline: Instant,
     ) -> impl Future<Output = Result<TimeSet, Error>> + Send;
+
+    /// Changes limits that decide outcomes, as the leader.
+    fn set_limits(
+        &self,
+        change: LimitsChange,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<LimitsSet, Error>> + Send;
 
     /// Asks every member; bounded in time by the implementation, which reports silent members as such.
     fn cluster_status(&self) -> impl Future<Output = ClusterStatus> + Send;

@@ -149,6 +149,7 @@ async fn call<B: Backend>(
         Target::Snapshot => generic::snapshot(shared, deadline).await,
         Target::Verify => generic::verify(shared, deadline).await,
         Target::SetTime => generic::set_time(shared, request, deadline).await,
+        Target::SetLimits => generic::set_limits(shared, request, deadline).await,
         Target::Upgrade(verb) => modules::serve(shared, verb, request, deadline).await,
     }
 }

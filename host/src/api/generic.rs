@@ -16,7 +16,10 @@ use super::{
 use crate::{
     error::Error,
     proto::{cluster, machine as wire},
-    types::status::{NodeStatus, PeerLink, TimeSet, Verified},
+    types::{
+        limits::{ClusterLimits, LimitsChange},
+        status::{LimitsSet, NodeStatus, PeerLink, TimeSet, Verified},
+    },
 };
 
 /// What a generic call's message may have beside the request inside it: its framing and a name.
@@ -121,6 +124,8 @@ pub(super) async fn status<B: Backend>(
         term: status.term,
         answered_by: status.answered_by,
         nodes: status.nodes.into_iter().map(node_to_wire).collect(),
+        limits: Some(limits_to_wire(&status.limits.limits)),
+        limits_index: status.limits.index,
     };
     Ok(encode(&answer, None))
 }
@@ -167,6 +172,46 @@ pub(super) async fn set_time<B: Backend>(
     let set = set.await.map_err(|_| Error::deadline_outcome_unknown())??;
     let TimeSet { index, before_ms, time_ms } = set;
     Ok(encode(&cluster::SetTimeResponse { index, before_ms, time_ms }, Some(index)))
+}
+
+pub(super) async fn set_limits<B: Backend>(
+    shared: &Shared<B>,
+    message: Bytes,
+    deadline: Instant,
+) -> Result<Served, Error> {
+    let cluster::SetLimitsRequest { limits } = decode(message)?;
+    let change = limits_from_wire(&limits.unwrap_or_default())?;
+    let set = timeout_at(deadline, shared.backend.set_limits(change, deadline));
+    let LimitsSet { index, limits } =
+        set.await.map_err(|_| Error::deadline_outcome_unknown())??;
+    let answer = cluster::SetLimitsResponse { index, limits: Some(limits_to_wire(&limits)) };
+    Ok(encode(&answer, Some(index)))
+}
+
+fn limits_from_wire(limits: &cluster::Limits) -> Result<LimitsChange, Error> {
+    let bytes = |name, value: Option<u64>| {
+        let bytes = value.map(usize::try_from).transpose();
+        bytes.map_err(|_| Error::invalid(format!("{name} = {}: too large", value.unwrap_or(0))))
+    };
+    Ok(LimitsChange {
+        memory_bytes_max: bytes("memory_bytes_max", limits.memory_bytes_max)?,
+        fuel_per_call: limits.fuel_per_call,
+        fuel_per_query: limits.fuel_per_query,
+        fuel_per_state_call: limits.fuel_per_state_call,
+        response_bytes_max: bytes("response_bytes_max", limits.response_bytes_max)?,
+        event_bytes_max: bytes("event_bytes_max", limits.event_bytes_max)?,
+    })
+}
+
+fn limits_to_wire(limits: &ClusterLimits) -> cluster::Limits {
+    cluster::Limits {
+        memory_bytes_max: Some(limits.memory_bytes_max as u64),
+        fuel_per_call: Some(limits.fuel_per_call),
+        fuel_per_query: Some(limits.fuel_per_query),
+        fuel_per_state_call: Some(limits.fuel_per_state_call),
+        response_bytes_max: Some(limits.response_bytes_max as u64),
+        event_bytes_max: Some(limits.event_bytes_max as u64),
+    }
 }
 
 fn node_to_wire(node: NodeStatus) -> cluster::Node {

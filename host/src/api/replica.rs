@@ -14,10 +14,11 @@ use crate::{
     raft::{self, Replica},
     types::{
         Applied, Call, Caller, ModuleId, TrapKind,
+        limits::LimitsChange,
         modules::{Activated, Difference, ModulePart, ModuleStatus, Permissions, Pushed},
         status::{
-            Answered, ClockStatus, ClusterStatus, Consistency, Health, Leader, NodeStatus, TimeSet,
-            Verification,
+            Answered, ClockStatus, ClusterStatus, Consistency, Health, Leader, LimitsSet,
+            NodeStatus, TimeSet, Verification,
         },
     },
 };
@@ -72,6 +73,14 @@ impl Backend for Replica {
 
     async fn set_time(&self, time_ms: u64, deadline: Instant) -> Result<TimeSet, Error> {
         Replica::set_time(self, time_ms, deadline).await
+    }
+
+    async fn set_limits(
+        &self,
+        change: LimitsChange,
+        deadline: Instant,
+    ) -> Result<LimitsSet, Error> {
+        Replica::set_limits(self, change, deadline).await
     }
 
     async fn cluster_status(&self) -> ClusterStatus {

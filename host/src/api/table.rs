@@ -26,7 +26,7 @@ pub(super) const HOST_SERVICES: [&str; 5] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-const HOST_METHODS: [(&str, Target); 13] = [
+const HOST_METHODS: [(&str, Target); 14] = [
     ("conclave.machine.v1.Machine/Apply", Target::Apply),
     ("conclave.machine.v1.Machine/Query", Target::Query),
     ("conclave.machine.v1.Machine/Describe", Target::Describe),
@@ -34,6 +34,7 @@ const HOST_METHODS: [(&str, Target); 13] = [
     ("conclave.cluster.v1.Cluster/Snapshot", Target::Snapshot),
     ("conclave.cluster.v1.Cluster/Verify", Target::Verify),
     ("conclave.cluster.v1.Cluster/SetTime", Target::SetTime),
+    ("conclave.cluster.v1.Cluster/SetLimits", Target::SetLimits),
     ("conclave.cluster.v1.Cluster/PushModule", Target::Upgrade(Verb::Push)),
     ("conclave.cluster.v1.Cluster/ListModules", Target::Upgrade(Verb::List)),
     ("conclave.cluster.v1.Cluster/RehearseModule", Target::Upgrade(Verb::Rehearse)),
@@ -54,6 +55,7 @@ pub(super) enum Target {
     Snapshot,
     Verify,
     SetTime,
+    SetLimits,
     /// One of the steps of an upgrade.
     Upgrade(Verb),
 }

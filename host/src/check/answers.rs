@@ -84,12 +84,12 @@ pub(super) fn answers(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Sto
         probe.start()?;
     }
     let (responses, events) = (&probe.responses, &probe.events);
-    let near =
-        responses.is_near(limits.response_bytes_max) || events.is_near(limits.event_bytes_max);
+    let near = responses.is_near(limits.cluster.response_bytes_max)
+        || events.is_near(limits.cluster.event_bytes_max);
     let trapped = probe.trapped.first();
     let mut said = vec![
-        responses.said("a response", limits.response_bytes_max),
-        events.said("events", limits.event_bytes_max),
+        responses.said("a response", limits.cluster.response_bytes_max),
+        events.said("events", limits.cluster.event_bytes_max),
         format!("{} calls with large values", probe.calls),
     ];
     said.extend(trapped.map(|trapped| format!("one trapped: {trapped}")));

@@ -22,7 +22,9 @@ pub(super) fn fuel(bench: &Bench<'_>, survey: &Survey) -> Checked {
     for (step, fuel) in survey.calm.iter().zip(&survey.fuel) {
         methods.entry((step.name(), step.is_query())).or_default().push(*fuel);
     }
-    let limit = |query: bool| if query { limits.fuel_per_query } else { limits.fuel_per_call };
+    let limit = |query: bool| {
+        if query { limits.cluster.fuel_per_query } else { limits.cluster.fuel_per_call }
+    };
     let mut rows: Vec<_> = methods
         .into_iter()
         .filter_map(|((name, query), mut fuel)| {
@@ -59,7 +61,7 @@ pub(super) fn fuel(bench: &Bench<'_>, survey: &Survey) -> Checked {
 
 /// Linear memory: at the beginning, at the end, and of a restored instance.
 pub(super) fn memory(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Stop> {
-    let limit = bench.module.engine().limits().memory_bytes_max;
+    let limit = bench.module.engine().limits().cluster.memory_bytes_max;
     let limit = limit.min(bench.module.memory().declared_bytes_max);
     let (started, ended) = survey.memory_bytes;
     let mut player = Player::start(bench.module)?;

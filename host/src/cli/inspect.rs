@@ -143,7 +143,7 @@ fn row(name: &str, value: String) -> Vec<String> {
 
 /// What an instance may hold on a node with the default limits.
 fn bytes_max(module: &Module) -> usize {
-    module.memory().declared_bytes_max.min(module.engine().limits().memory_bytes_max)
+    module.memory().declared_bytes_max.min(module.engine().limits().cluster.memory_bytes_max)
 }
 
 fn memory(module: &Module) -> String {

@@ -22,6 +22,7 @@ pub mod kv;
 pub mod module;
 pub mod new;
 pub mod output;
+pub mod recover;
 pub mod remote;
 pub mod replay;
 pub mod serve;
@@ -120,6 +121,7 @@ enum Verb {
     Inspect(inspect::Arguments),
     Check(check::Arguments),
     Replay(Box<replay::Arguments>),
+    Recover(recover::Arguments),
 }
 
 /// The whole program: parse, run, exit.
@@ -161,6 +163,7 @@ impl Cli {
             Verb::Inspect(arguments) => inspect::run(arguments, &mut output),
             Verb::Check(arguments) => check::run(arguments, &mut output).await,
             Verb::Replay(arguments) => replay::run(*arguments, &mut output).await,
+            Verb::Recover(arguments) => recover::run(arguments, &mut output).await,
         };
         match result {
             Ok(()) => 0,

@@ -15,6 +15,8 @@ pub use timing::Timing;
 pub use validate::ConfigError;
 use zeroize::Zeroizing;
 
+use crate::types::limits::{ClusterLimits, LimitsChange};
+
 /// Everything a node needs to know before it starts.
 #[derive(Clone, Debug)]
 pub struct Config {
@@ -62,8 +64,6 @@ pub struct StoppedNode {
     pub data_dir: PathBuf,
     /// Where the master key comes from.
     pub master_key: MasterKeySource,
-    /// What its machine was allowed to use: with other limits, entries may have other outcomes.
-    pub limits: Limits,
 }
 
 /// One initial member.
@@ -119,26 +119,25 @@ impl fmt::Debug for ModuleSource {
     }
 }
 
-/// What a request and a machine may use. Hitting a limit is a clear error, the same on every replica
-/// where it decides an outcome: give every node the same values.
+/// What a request and a state machine may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The largest request message. Default 4 MiB, at most 16 MiB.
     pub request_bytes_max: usize,
-    /// The largest response message. Default 4 MiB, or `request_bytes_max` if that is larger; at least that, at most
-    /// 64 MiB.
-    pub response_bytes_max: usize,
-    /// The events of one entry: topics, payloads and 64 bytes for each event. Default 8 MiB, or twice
-    /// `request_bytes_max` if that is larger; at least 8 MiB and 1 MiB more than `request_bytes_max`, at most 64 MiB.
-    pub event_bytes_max: usize,
-    /// Fuel, about one unit a wasm instruction, for one call. Default 2,000,000,000: a second or two.
-    pub fuel_per_call: u64,
-    /// Fuel for one query or subscription. Default half of `fuel_per_call`.
-    pub fuel_per_query: u64,
-    /// Linear memory of one instance of the machine; a node keeps two. Default 1 GiB, at most 4 GiB − 64 KiB.
-    pub memory_bytes_max: usize,
+    /// The limits of the cluster that are given here, if any. A new cluster begins with them; afterwards they change
+    /// through the log only.
+    pub cluster: LimitsChange,
     /// Commands that a leader holds at once between proposal and answer. Default 8192.
     pub commands_in_flight_max: usize,
+}
+
+impl Limits {
+    /// The limits that a new cluster begins with.
+    pub fn configured(&self) -> ClusterLimits {
+        // What a configuration refuses is refused when it is read.
+        let changed = ClusterLimits::GENESIS.changed(&self.cluster, self.request_bytes_max);
+        changed.unwrap_or(ClusterLimits::GENESIS)
+    }
 }
 
 /// When a snapshot is taken, after which the log before it is purged.

@@ -81,24 +81,28 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_REQUEST_BYTES_MAX", value_name = "BYTES")]
     pub request_bytes_max: Option<usize>,
 
-    /// The largest response message [default: 4194304, or request_bytes_max if that is larger]
+    /// The largest response message in a new cluster [default: 4194304, or request_bytes_max if that is larger]
     #[arg(long, env = "CONCLAVE_RESPONSE_BYTES_MAX", value_name = "BYTES")]
     pub response_bytes_max: Option<usize>,
 
-    /// The events of one command: topics, payloads and 64 bytes per event [default: 8388608, or twice
-    /// request_bytes_max if that is larger]
+    /// The events of one command in a new cluster: topics, payloads and 64 bytes per event [default: 8388608, or
+    /// twice request_bytes_max if that is larger]
     #[arg(long, env = "CONCLAVE_EVENT_BYTES_MAX", value_name = "BYTES")]
     pub event_bytes_max: Option<usize>,
 
-    /// Fuel for one call of the machine, about one unit a wasm instruction [default: 2000000000]
+    /// Fuel for one command in a new cluster, about one unit per wasm instruction [default: 2000000000]
     #[arg(long, env = "CONCLAVE_FUEL_PER_CALL", value_name = "UNITS")]
     pub fuel_per_call: Option<u64>,
 
-    /// Fuel for one query or subscription [default: half of fuel_per_call]
+    /// Fuel for one query or subscription in a new cluster [default: half of fuel_per_call]
     #[arg(long, env = "CONCLAVE_FUEL_PER_QUERY", value_name = "UNITS")]
     pub fuel_per_query: Option<u64>,
 
-    /// Linear memory of one instance of the machine [default: 1073741824]
+    /// Fuel for one call that saves or restores the whole state in a new cluster [default: 200000000000]
+    #[arg(long, env = "CONCLAVE_FUEL_PER_STATE_CALL", value_name = "UNITS")]
+    pub fuel_per_state_call: Option<u64>,
+
+    /// Linear memory of one instance of the state machine in a new cluster [default: 1073741824]
     #[arg(long, env = "CONCLAVE_MEMORY_BYTES_MAX", value_name = "BYTES")]
     pub memory_bytes_max: Option<usize>,
 
@@ -193,6 +197,7 @@ impl Settings {
             event_bytes_max: self.event_bytes_max.or(file.event_bytes_max),
             fuel_per_call: self.fuel_per_call.or(file.fuel_per_call),
             fuel_per_query: self.fuel_per_query.or(file.fuel_per_query),
+            fuel_per_state_call: self.fuel_per_state_call.or(file.fuel_per_state_call),
             memory_bytes_max: self.memory_bytes_max.or(file.memory_bytes_max),
             commands_in_flight_max: self.commands_in_flight_max.or(file.commands_in_flight_max),
             snapshot_entries: self.snapshot_entries.or(file.snapshot_entries),

@@ -8,7 +8,7 @@ use super::{
     Config, Limits, MasterKeySource, Member, ModuleSource, Settings, SnapshotPolicy, StoppedNode,
     Timing,
 };
-use crate::types::limits as defaults;
+use crate::types::limits::{self as defaults, ClusterLimits, LimitError, LimitsChange};
 
 const MIB: usize = 1024 * 1024;
 
@@ -110,7 +110,6 @@ impl StoppedNode {
         Ok(Self {
             data_dir: data_dir(&settings)?,
             master_key: master_key(settings.master_key_file.clone(), master_key_value())?,
-            limits: limits(&settings)?,
         })
     }
 }
@@ -255,9 +254,6 @@ fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
     })
 }
 
-/// A call with less fuel would not get through its own decoding.
-const FUEL_LEAST: u64 = 1_000_000;
-
 fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
     let within = |name, value: usize, least: usize, most: usize| {
         if (least..=most).contains(&value) {
@@ -266,82 +262,36 @@ fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
             Err(invalid(name, value, format!("must be between {least} and {most}")))
         }
     };
-    let fuel = |name, value: u64| {
-        if (FUEL_LEAST..=1_000_000_000_000).contains(&value) {
-            return Ok(value);
-        }
-        Err(invalid(name, value, format!("must be between {FUEL_LEAST} and 1000000000000")))
-    };
-    let fuel_per_call =
-        fuel("fuel_per_call", settings.fuel_per_call.unwrap_or(defaults::FUEL_PER_CALL))?;
-    let half = (fuel_per_call / defaults::FUEL_PER_QUERY_DIVISOR).max(FUEL_LEAST);
-    let fuel_per_query = fuel("fuel_per_query", settings.fuel_per_query.unwrap_or(half))?;
     let request_bytes_max = within(
         "request_bytes_max",
         settings.request_bytes_max.unwrap_or(defaults::REQUEST_BYTES),
         1024,
         16 * MIB,
     )?;
-    Ok(Limits {
+    // The defaults grow with the largest request.
+    let at_least = |default, needed| (needed > default).then_some(needed);
+    let response = at_least(defaults::RESPONSE_BYTES, request_bytes_max);
+    let events = at_least(defaults::EVENT_BYTES, 2 * request_bytes_max);
+    let limits = Limits {
         request_bytes_max,
-        response_bytes_max: response_bytes_max(settings, request_bytes_max)?,
-        event_bytes_max: event_bytes_max(settings, request_bytes_max)?,
-        fuel_per_call,
-        fuel_per_query,
-        memory_bytes_max: within(
-            "memory_bytes_max",
-            settings.memory_bytes_max.unwrap_or(defaults::MEMORY_BYTES),
-            16 * MIB,
-            defaults::MEMORY_BYTES_MOST,
-        )?,
+        cluster: LimitsChange {
+            memory_bytes_max: settings.memory_bytes_max,
+            fuel_per_call: settings.fuel_per_call,
+            fuel_per_query: settings.fuel_per_query,
+            fuel_per_state_call: settings.fuel_per_state_call,
+            response_bytes_max: settings.response_bytes_max.or(response),
+            event_bytes_max: settings.event_bytes_max.or(events),
+        },
         commands_in_flight_max: within(
             "commands_in_flight_max",
             settings.commands_in_flight_max.unwrap_or(8192),
             1,
             1_000_000,
         )?,
-    })
-}
-
-/// The limit of a response. State machines rely on the default, so a lower one would make legal requests trap.
-fn response_bytes_max(settings: &Settings, request: usize) -> Result<usize, ConfigError> {
-    const MOST: usize = 64 * MIB;
-    let default = defaults::RESPONSE_BYTES;
-    let value = settings.response_bytes_max.unwrap_or(default.max(request));
-    if !(default..=MOST).contains(&value) {
-        let rule =
-            format!("must be between {default}, which every state machine may rely on, and {MOST}");
-        return Err(invalid("response_bytes_max", value, rule));
-    }
-    if value < request {
-        let rule = format!(
-            "must be at least request_bytes_max ({request}), because an answer may return what a request \
-             stored: raise response_bytes_max or lower request_bytes_max"
-        );
-        return Err(invalid("response_bytes_max", value, rule));
-    }
-    Ok(value)
-}
-
-/// The limit of the events of an entry, as for [`response_bytes_max`].
-fn event_bytes_max(settings: &Settings, request: usize) -> Result<usize, ConfigError> {
-    const MOST: usize = 64 * MIB;
-    let default = defaults::EVENT_BYTES;
-    let least = request + defaults::EVENT_BYTES_ABOVE_REQUEST;
-    let value = settings.event_bytes_max.unwrap_or(default.max(2 * request));
-    if !(default..=MOST).contains(&value) {
-        let rule =
-            format!("must be between {default}, which every state machine may rely on, and {MOST}");
-        return Err(invalid("event_bytes_max", value, rule));
-    }
-    if value < least {
-        let rule = format!(
-            "must be at least {least}, 1 MiB more than request_bytes_max ({request}), because the events of a \
-             command repeat what it stores: raise event_bytes_max or lower request_bytes_max"
-        );
-        return Err(invalid("event_bytes_max", value, rule));
-    }
-    Ok(value)
+    };
+    let changed = ClusterLimits::GENESIS.changed(&limits.cluster, request_bytes_max);
+    changed.map_err(|LimitError { name, value, rule }| invalid(name, value, rule))?;
+    Ok(limits)
 }
 
 fn snapshot_policy(settings: &Settings) -> Result<SnapshotPolicy, ConfigError> {
@@ -449,7 +399,7 @@ mod tests {
     fn the_fuel_of_queries_follows_that_of_commands() {
         let fuel = |fuel_per_call, fuel_per_query| {
             let settings = Settings { fuel_per_call, fuel_per_query, ..complete() };
-            Config::from_settings(settings, None).unwrap().limits.fuel_per_query
+            Config::from_settings(settings, None).unwrap().limits.configured().fuel_per_query
         };
         assert_eq!(fuel(None, None), 1_000_000_000);
         assert_eq!(fuel(Some(10_000_000_000), None), 5_000_000_000);
@@ -461,8 +411,8 @@ mod tests {
     fn limits_of_answers_follow_the_limit_of_requests() {
         let limits = |request_bytes_max| {
             let settings = Settings { request_bytes_max, ..complete() };
-            let Limits { response_bytes_max, event_bytes_max, .. } =
-                Config::from_settings(settings, None).unwrap().limits;
+            let ClusterLimits { response_bytes_max, event_bytes_max, .. } =
+                Config::from_settings(settings, None).unwrap().limits.configured();
             (response_bytes_max, event_bytes_max)
         };
         assert_eq!(limits(None), (4 << 20, 8 << 20));

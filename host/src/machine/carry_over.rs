@@ -85,7 +85,9 @@ pub(super) fn carry_over(
     stop: &Arc<AtomicBool>,
 ) -> Result<Instance, NotCarried> {
     let snapshot = old.snapshot().map_err(NotCarried::of_old)?;
-    let restoring = Restoring::begin(module, state_version, role, stop).map_err(NotCarried::of_new);
+    let limits = old.cluster_limits();
+    let restoring =
+        Restoring::begin(module, state_version, role, limits, stop).map_err(NotCarried::of_new);
     let carried = restoring.and_then(|restoring| stream(old, snapshot, restoring, module, stop));
     match carried {
         Err(NotCarried::Refused { trap, old_broke: false }) => match old.snapshot_drop(snapshot) {
@@ -104,14 +106,14 @@ fn stream(
     module: &Module,
     stop: &AtomicBool,
 ) -> Result<Instance, NotCarried> {
-    let limits = module.engine().limits();
+    let stack_bytes = module.engine().limits().thread_stack_bytes();
     let (pieces, received) = sync_channel(PIECES_IN_FLIGHT);
     scope(|scope| {
         let body = move || write(restoring, received);
-        let writing =
-            thread::spawn_scoped(scope, "conclave-carry", limits.thread_stack_bytes(), body)
-                .map_err(NotCarried::Fault)?;
-        let read = read(old, snapshot, limits.memory_bytes_max, stop, pieces);
+        let writing = thread::spawn_scoped(scope, "conclave-carry", stack_bytes, body)
+            .map_err(NotCarried::Fault)?;
+        let bytes_max = old.cluster_limits().memory_bytes_max;
+        let read = read(old, snapshot, bytes_max, stop, pieces);
         let written = thread::joined("conclave-carry", writing).map_err(NotCarried::Fault)?;
         match (read, written) {
             (Err(NotCarried::Fault(fault)), _) => Err(NotCarried::Fault(fault)),

@@ -311,13 +311,9 @@ fn code_name(engine: &wasmtime::Engine, options: &str) -> String {
 
 fn fingerprint(engine: &wasmtime::Engine, options: &str, limits: &Limits) -> String {
     let outcomes = format!(
-        "memory={} tables={} fuel={} stack={} response={} events={} wasi={}",
-        limits.memory_bytes_max,
+        "tables={} stack={} wasi={}",
         limits.table_elements_max,
-        limits.fuel_per_call,
         limits.stack_bytes,
-        limits.response_bytes_max,
-        limits.event_bytes_max,
         wasi::VERSION
     );
     let mut feed = Feed(blake3::Hasher::new());
@@ -336,6 +332,7 @@ mod tests {
     #![allow(clippy::unwrap_used, reason = "a test")]
 
     use super::*;
+    use crate::types::limits::ClusterLimits;
 
     #[test]
     fn the_fingerprint_names_the_wasmtime_of_the_lock_file() {
@@ -348,19 +345,21 @@ mod tests {
     }
 
     #[test]
-    fn the_fingerprint_depends_on_options_and_on_the_limits_that_decide_outcomes() {
+    fn the_fingerprint_depends_on_options_and_on_the_constant_limits_that_decide_outcomes() {
         let limits = Limits::default();
         let fingerprint = |limits: &Limits| Engine::new(limits).unwrap().fingerprint().to_owned();
         assert_eq!(fingerprint(&limits), fingerprint(&limits));
-        let less_fuel = Limits { fuel_per_call: limits.fuel_per_call - 1, ..limits.clone() };
-        assert_ne!(fingerprint(&limits), fingerprint(&less_fuel));
-        let code_name = |limits: &Limits| Engine::new(limits).unwrap().code_name().to_owned();
-        assert_eq!(code_name(&limits), code_name(&less_fuel), "the code is the same");
         let more_stack = Limits { stack_bytes: limits.stack_bytes * 2, ..limits.clone() };
         assert_ne!(fingerprint(&limits), fingerprint(&more_stack));
         let smaller_queue =
             Limits { queue_bytes_max: limits.queue_bytes_max / 2, ..limits.clone() };
         assert_eq!(fingerprint(&limits), fingerprint(&smaller_queue));
+        // These change through the log, where they are the same for all.
+        let less_fuel = ClusterLimits { fuel_per_call: 5_000_000, ..limits.cluster };
+        let less_fuel = Limits { cluster: less_fuel, ..limits.clone() };
+        assert_eq!(fingerprint(&limits), fingerprint(&less_fuel));
+        let code_name = |limits: &Limits| Engine::new(limits).unwrap().code_name().to_owned();
+        assert_eq!(code_name(&limits), code_name(&less_fuel), "the code is the same");
     }
 
     /// Two nodes on different processors.
@@ -379,7 +378,8 @@ mod tests {
 
     #[test]
     fn a_limit_out_of_range_is_refused_by_name() {
-        let limits = Limits { memory_bytes_max: 1, ..Limits::default() };
+        let cluster = ClusterLimits { memory_bytes_max: 1, ..ClusterLimits::GENESIS };
+        let limits = Limits { cluster, ..Limits::default() };
         assert!(Engine::new(&limits).err().unwrap().to_string().contains("memory_bytes_max"));
     }
 }

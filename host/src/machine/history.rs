@@ -3,7 +3,7 @@
 use bytes::Bytes;
 
 use super::{error::HistoryError, module::Module};
-use crate::types::{Call, Digest, Trap};
+use crate::types::{Call, Digest, Trap, limits::ClusterLimits};
 
 /// One entry of the log that the machine sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -27,6 +27,8 @@ pub enum Work {
     /// From the next entry on another module goes on with the state. Its outcome is a reply without a
     /// response, or a failure with `FailedPrecondition` that says why the old module goes on.
     Activate(Module),
+    /// From the next entry on other limits hold. Its outcome is a reply with the limits.
+    SetLimits(ClusterLimits),
 }
 
 impl Work {
@@ -34,7 +36,7 @@ impl Work {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Call(call) => call.bytes(),
-            Self::Tick | Self::Activate(_) => 0,
+            Self::Tick | Self::Activate(_) | Self::SetLimits(_) => 0,
         }
     }
 }
@@ -47,6 +49,8 @@ pub struct SavedState {
     pub index: u64,
     /// The machine's time then, in milliseconds since the Unix epoch.
     pub time_ms: u64,
+    /// The limits then.
+    pub limits: ClusterLimits,
     /// The format of its bytes.
     pub state_version: u32,
     /// The digest then. `None`: it was saved by a version that kept none, or one of another algorithm.

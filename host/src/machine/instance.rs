@@ -26,7 +26,8 @@ use super::{
     wasi::Wasi,
 };
 use crate::types::{
-    Call, Code, Event, Failure, Outcome, Reply, TrapKind, limits::EVENT_OVERHEAD_BYTES,
+    Call, Code, Event, Failure, Outcome, Reply, TrapKind,
+    limits::{ClusterLimits, EVENT_OVERHEAD_BYTES},
 };
 
 /// What wasmtime keeps for us beside the guest.
@@ -77,15 +78,17 @@ pub(super) const FAILURE_BYTES_MAX: usize = 4096;
 const HANDLES_MAX: usize = 1_000;
 
 impl Instance {
-    /// A fresh instance, in the machine's initial state. `role` names it in the node's log;
+    /// A fresh instance, in the machine's initial state. `role` names it in the node's log; `cluster` are the limits
+    /// of the entry that it stands at;
     /// `interrupted` is asked when the engine's epoch moves, and ends a call that is under way.
     pub(super) fn new(
         engine: &Engine,
         pre: &MachinePre<State>,
         role: &'static str,
+        cluster: ClusterLimits,
         interrupted: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Self, Broken> {
-        let limits = engine.limits().clone();
+        let limits = Limits { cluster, ..engine.limits().clone() };
         let state = State {
             limiter: Limiter::new(&limits),
             log: GuestLog::new(role, &limits),
@@ -103,7 +106,7 @@ impl Instance {
                 wasmtime::UpdateDeadline::Continue(1)
             })
         });
-        let fuel = limits.fuel_per_state_call;
+        let fuel = limits.cluster.fuel_per_state_call;
         let about = About { method: "instantiate", fuel, limits: &limits };
         store.set_fuel(fuel).map_err(|error| classify(&error, false, &about))?;
         let machine = pre.instantiate(&mut store).map_err(|error| {
@@ -130,6 +133,18 @@ impl Instance {
         Ok(instance)
     }
 
+    /// The limits of the entry that it stands at.
+    pub(super) fn cluster_limits(&self) -> ClusterLimits {
+        self.limits.cluster
+    }
+
+    /// Other limits, for all calls from now on.
+    pub(super) fn set_cluster_limits(&mut self, limits: ClusterLimits) {
+        self.limits.cluster = limits;
+        self.store.data_mut().limiter.set_memory_bytes_max(limits.memory_bytes_max);
+        self.store.set_hostcall_fuel(self.limits.transfer_bytes_max());
+    }
+
     /// Applies one entry: a call, or without one a tick. `Err`: a trap or a fault, and the instance is
     /// unusable.
     pub(super) fn run(&mut self, moment: Moment, call: Option<&Call>) -> Result<Outcome, Broken> {
@@ -138,7 +153,7 @@ impl Instance {
             return Ok(native.apply(moment, call));
         }
         self.store.data_mut().wasi.begin(moment);
-        let fuel = self.limits.fuel_per_call;
+        let fuel = self.limits.cluster.fuel_per_call;
         let (about, answer) = match call {
             Some(call) => {
                 let (context, wire) = arguments(moment, call);
@@ -184,7 +199,7 @@ impl Instance {
         }
         self.store.data_mut().wasi.begin(moment);
         let (context, wire) = arguments(moment, call);
-        let about = (&*call.method, self.limits.fuel_per_query);
+        let about = (&*call.method, self.limits.cluster.fuel_per_query);
         match self.ask(about, |guest, store| guest.call_query(store, context, wire))? {
             Ok(response) => {
                 self.answer.response_bytes = response.len();
@@ -202,7 +217,7 @@ impl Instance {
     ) -> Result<Result<Subscription, Failure>, Broken> {
         self.store.data_mut().wasi.begin(moment);
         let (context, wire) = arguments(moment, call);
-        let about = (&*call.method, self.limits.fuel_per_query);
+        let about = (&*call.method, self.limits.cluster.fuel_per_query);
         match self.ask(about, |guest, store| guest.call_subscribe(store, context, wire))? {
             Ok(wire) => {
                 let bytes = wire.initial.iter().map(Vec::len).sum::<usize>();
@@ -221,13 +236,13 @@ impl Instance {
     pub(super) fn describe(
         &mut self,
     ) -> Result<super::bindings::conclave::fsm::types::Description, Broken> {
-        let about = ("describe", self.limits.fuel_per_state_call);
+        let about = ("describe", self.limits.cluster.fuel_per_state_call);
         self.call(about, |guest, store| guest.call_describe(store))
     }
 
     /// Captures the state.
     pub(super) fn snapshot(&mut self) -> Result<ResourceAny, Broken> {
-        let about = ("snapshot", self.limits.fuel_per_state_call);
+        let about = ("snapshot", self.limits.cluster.fuel_per_state_call);
         self.call(about, |guest, store| guest.call_snapshot(store))
     }
 
@@ -242,7 +257,7 @@ impl Instance {
         snapshot: ResourceAny,
         bytes_max: usize,
     ) -> Result<Bytes, Broken> {
-        let about = ("snapshot-reader.read", self.limits.fuel_per_state_call);
+        let about = ("snapshot-reader.read", self.limits.fuel_per_piece());
         let chunk = self.call(about, |guest, store| {
             guest.snapshot_reader().call_read(store, snapshot, bytes_max as u32)
         })?;
@@ -257,7 +272,7 @@ impl Instance {
 
     /// Lets go of a captured state.
     pub(super) fn snapshot_drop(&mut self, snapshot: ResourceAny) -> Result<(), Broken> {
-        let about = ("snapshot-reader.drop", self.limits.fuel_per_state_call);
+        let about = ("snapshot-reader.drop", self.limits.cluster.fuel_per_state_call);
         self.call(about, |_, store| snapshot.resource_drop(store))
     }
 
@@ -266,7 +281,7 @@ impl Instance {
         &mut self,
         state_version: u32,
     ) -> Result<Result<ResourceAny, Failure>, Broken> {
-        let about = ("restore", self.limits.fuel_per_state_call);
+        let about = ("restore", self.limits.cluster.fuel_per_state_call);
         let answer = self.call(about, |guest, store| guest.call_restore(store, state_version))?;
         Ok(answer.map_err(failure))
     }
@@ -277,7 +292,7 @@ impl Instance {
         writer: ResourceAny,
         chunk: &[u8],
     ) -> Result<Result<(), Failure>, Broken> {
-        let about = ("restore-writer.write", self.limits.fuel_per_state_call);
+        let about = ("restore-writer.write", self.limits.fuel_per_piece());
         let answer = self
             .call(about, |guest, store| guest.restore_writer().call_write(store, writer, chunk))?;
         Ok(answer.map_err(failure))
@@ -288,7 +303,7 @@ impl Instance {
         &mut self,
         writer: ResourceAny,
     ) -> Result<Result<(), Failure>, Broken> {
-        let about = ("restore-writer.finish", self.limits.fuel_per_state_call);
+        let about = ("restore-writer.finish", self.limits.cluster.fuel_per_state_call);
         let answer =
             self.call(about, |guest, store| guest.restore_writer().call_finish(store, writer))?;
         self.call(("restore-writer.drop", about.1), |_, store| writer.resource_drop(store))?;
@@ -386,7 +401,7 @@ impl Instance {
     /// Fails a query whose answer is larger than the limit. It changed nothing, so the instance is kept.
     fn check_answer(&self, method: &str) -> Result<(), Failure> {
         let AnswerSize { response_bytes, .. } = self.answer;
-        let Limits { response_bytes_max, .. } = self.limits;
+        let ClusterLimits { response_bytes_max, .. } = self.limits.cluster;
         if response_bytes <= response_bytes_max {
             return Ok(());
         }
@@ -401,7 +416,7 @@ impl Instance {
     /// Refuses an answer that is larger than the limits. Response and events have a limit each.
     fn check_size(&self, (method, fuel): (&str, u64)) -> Result<(), Broken> {
         let AnswerSize { response_bytes, event_bytes } = self.answer;
-        let Limits { response_bytes_max, event_bytes_max, .. } = self.limits;
+        let ClusterLimits { response_bytes_max, event_bytes_max, .. } = self.limits.cluster;
         let detail = if response_bytes > response_bytes_max {
             format!(
                 "the response has {response_bytes} bytes; at most {response_bytes_max} are allowed"

@@ -11,7 +11,7 @@
 use wasmtime::ResourceLimiter;
 
 use super::error::{Error, Fault};
-use crate::types::limits as defaults;
+use crate::types::limits::{ClusterLimits, MEMORY_BYTES_MOST};
 
 const MIB: usize = 1 << 20;
 
@@ -22,6 +22,12 @@ pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = MIB;
 /// for which queries and entries wait.
 pub(super) const SNAPSHOT_READ_BYTES: usize = 256 << 10;
 
+/// The fuel of a piece as a fraction of that of a call that moves the whole state. At the default a piece takes
+/// some seconds at most, for which queries wait.
+const PIECE_FUEL_DIVISOR: u64 = 20;
+/// The least fuel of a piece: interpreters need some hundred units per byte.
+const PIECE_FUEL_LEAST: u64 = 1_000_000_000;
+
 /// Linear memories of one instance. Each reserves 4 GiB of addresses, of which a process has 128 TiB; a
 /// machine has one, and another for each language runtime that it is composed of.
 const MEMORIES_MAX: usize = 16;
@@ -30,39 +36,19 @@ const TABLES_MAX: usize = 256;
 /// Its core instances. A component of Python has some twenty, and one for each native extension.
 const INSTANCES_MAX: usize = 256;
 
-/// What a machine may use. The figures are part of the engine's fingerprint, since they decide
-/// outcomes: give every node of a cluster the same ones.
+/// What a state machine may use. [`Limits::cluster`] changes through the log; the rest is constant while a node runs.
+/// `table_elements_max` and `stack_bytes` decide outcomes and are part of the engine's fingerprint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// Linear memory of one instance, all its memories together, in bytes. Default 1 GiB: the state
-    /// lives in memory twice a node (head and reader), and a third time while a snapshot is being
-    /// restored. At least 1 MiB, at most 4 GiB − 64 KiB, what 32-bit addresses reach.
-    pub memory_bytes_max: usize,
+    /// The limits before the first entry. An instance has those of the entry that it stands at.
+    pub cluster: ClusterLimits,
     /// Elements of one instance's tables. Default 1,000,000: a table entry is a function that may be
     /// called indirectly, and the largest programs have some tens of thousands.
     pub table_elements_max: usize,
-    /// Fuel of one `apply` or `tick`; about one unit an instruction, and more for those that take longer
-    /// (`engine.rs`). Default 2×10⁹: an endless loop ends after one and a half seconds of processor time
-    /// (measured: 1.3×10⁹ a second in the tightest one; one that misses the cache at each step takes some
-    /// times longer), and a put of 256 bytes into the key-value store takes 1.6×10⁴.
-    pub fuel_per_call: u64,
-    /// Fuel of one `query` or `subscribe`. Default 10⁹: half of the above, since queries of all
-    /// callers share one reader. A node's configuration keeps it at that half. Not an outcome, but the same for all to keep answers alike.
-    pub fuel_per_query: u64,
-    /// Fuel of one call that moves state: `describe`, `snapshot`, `read`, `restore`, `write`,
-    /// `finish`. Default 2×10¹¹: a machine may serialize a gigabyte in one call. Never an outcome.
-    pub fuel_per_state_call: u64,
     /// The stack of WebAssembly calls, in bytes. Default 1 MiB: Rust guests keep their large values
     /// on a stack of their own in linear memory (also 1 MiB), so this is return addresses and spills.
     /// At least 64 KiB, at most 64 MiB.
     pub stack_bytes: usize,
-    /// The response of one call, in bytes; for a subscription its initial messages together. A command whose
-    /// response is larger traps; a query fails. Default 4 MiB: what a gRPC client takes by default. At least
-    /// 64 KiB, at most 128 MiB.
-    pub response_bytes_max: usize,
-    /// The events of one entry, in bytes: topics, payloads and 64 bytes for each event. Default 8 MiB: twice the
-    /// largest request. At least 64 KiB, at most 128 MiB.
-    pub event_bytes_max: usize,
     /// Entries that wait for the head, and those that the head has finished and the reader has not
     /// seen, in bytes each. Default 32 MiB: some requests of the largest size, or a second of small
     /// ones. At least 1 MiB.
@@ -80,14 +66,9 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            memory_bytes_max: defaults::MEMORY_BYTES,
+            cluster: ClusterLimits::GENESIS,
             table_elements_max: 1_000_000,
-            fuel_per_call: defaults::FUEL_PER_CALL,
-            fuel_per_query: defaults::FUEL_PER_CALL / defaults::FUEL_PER_QUERY_DIVISOR,
-            fuel_per_state_call: 200_000_000_000,
             stack_bytes: MIB,
-            response_bytes_max: defaults::RESPONSE_BYTES,
-            event_bytes_max: defaults::EVENT_BYTES,
             queue_bytes_max: 32 * MIB,
             queries_waiting_max: 4096,
             module_bytes_max: 64 * MIB,
@@ -107,11 +88,19 @@ impl Limits {
                 Err(Error::Limit { name, value, must })
             }
         };
+        let ClusterLimits {
+            memory_bytes_max,
+            fuel_per_call,
+            fuel_per_query,
+            fuel_per_state_call,
+            response_bytes_max,
+            event_bytes_max,
+        } = self.cluster;
         check(
             "memory_bytes_max",
-            self.memory_bytes_max as u64,
+            memory_bytes_max as u64,
             1 << 20,
-            defaults::MEMORY_BYTES_MOST as u64,
+            MEMORY_BYTES_MOST as u64,
             "1 MiB to 4 GiB − 64 KiB",
         )?;
         check(
@@ -122,24 +111,18 @@ impl Limits {
             "1 to 100,000,000",
         )?;
         // Fuel is counted in a signed number.
-        check("fuel_per_call", self.fuel_per_call, 1_000_000, 1 << 62, "10^6 to 2^62")?;
-        check("fuel_per_query", self.fuel_per_query, 1_000_000, 1 << 62, "10^6 to 2^62")?;
-        check("fuel_per_state_call", self.fuel_per_state_call, 1_000_000, 1 << 62, "10^6 to 2^62")?;
+        check("fuel_per_call", fuel_per_call, 1_000_000, 1 << 62, "10^6 to 2^62")?;
+        check("fuel_per_query", fuel_per_query, 1_000_000, 1 << 62, "10^6 to 2^62")?;
+        check("fuel_per_state_call", fuel_per_state_call, 1_000_000, 1 << 62, "10^6 to 2^62")?;
         check("stack_bytes", self.stack_bytes as u64, 64 << 10, 64 << 20, "64 KiB to 64 MiB")?;
         check(
             "response_bytes_max",
-            self.response_bytes_max as u64,
+            response_bytes_max as u64,
             64 << 10,
             128 << 20,
             "64 KiB to 128 MiB",
         )?;
-        check(
-            "event_bytes_max",
-            self.event_bytes_max as u64,
-            64 << 10,
-            128 << 20,
-            "64 KiB to 128 MiB",
-        )?;
+        check("event_bytes_max", event_bytes_max as u64, 64 << 10, 128 << 20, "64 KiB to 128 MiB")?;
         check("queue_bytes_max", self.queue_bytes_max as u64, 1 << 20, 4 << 30, "1 MiB to 4 GiB")?;
         check("queries_waiting_max", self.queries_waiting_max as u64, 1, 1 << 20, "1 to 2^20")?;
         check(
@@ -163,13 +146,19 @@ impl Limits {
     /// number, or a piece of a snapshot. wasmtime counts 48 bytes for each event, which
     /// [`EVENT_OVERHEAD_BYTES`](defaults::EVENT_OVERHEAD_BYTES) covers.
     pub(super) fn transfer_bytes_max(&self) -> usize {
-        (self.response_bytes_max + self.event_bytes_max).max(4 * MIB) + 64 * 1024
+        (self.cluster.response_bytes_max + self.cluster.event_bytes_max).max(4 * MIB) + 64 * 1024
     }
 
     /// The same for a query. An answer between the two limits fails and costs nothing else; a larger one costs the
     /// instance, because the host's memory is bounded too.
     pub(super) fn query_transfer_bytes_max(&self) -> usize {
-        (16 * self.response_bytes_max).min(256 * MIB).max(self.transfer_bytes_max())
+        (16 * self.cluster.response_bytes_max).min(256 * MIB).max(self.transfer_bytes_max())
+    }
+
+    /// Fuel of one call that moves a piece of a state, `read` or `write`: a piece has at most 1 MiB.
+    pub(super) fn fuel_per_piece(&self) -> u64 {
+        let whole = self.cluster.fuel_per_state_call;
+        (whole / PIECE_FUEL_DIVISOR).max(PIECE_FUEL_LEAST).min(whole)
     }
 
     /// What a machine of too many parts is told.
@@ -199,13 +188,18 @@ pub(super) struct Limiter {
 impl Limiter {
     pub(super) fn new(limits: &Limits) -> Self {
         Self {
-            memory_bytes_max: limits.memory_bytes_max,
+            memory_bytes_max: limits.cluster.memory_bytes_max,
             table_elements_max: limits.table_elements_max,
             memory_bytes: 0,
             memory_bytes_declared: 0,
             table_elements: 0,
             denied: false,
         }
+    }
+
+    /// Another limit of memory, from the next growth on. What the instance holds already it keeps.
+    pub(super) fn set_memory_bytes_max(&mut self, bytes: usize) {
+        self.memory_bytes_max = bytes;
     }
 
     /// Forgets the denials of the call before.

@@ -75,7 +75,8 @@ impl Lone {
     /// # Errors
     /// The machine broke while it was started.
     pub fn start(module: &Module) -> Result<Self, Broke> {
-        let mut instance = module.instance("lone", &Arc::default())?;
+        let mut instance =
+            module.instance("lone", module.engine().limits().cluster, &Arc::default())?;
         instance.mute(true);
         instance.keep_errors();
         Ok(Self { instance })

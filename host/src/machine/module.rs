@@ -20,7 +20,10 @@ use super::{
     trap::Broken,
     wasi,
 };
-use crate::types::ModuleId;
+use crate::types::{
+    ModuleId,
+    limits::{ClusterLimits, MEMORY_BYTES_MOST},
+};
 
 /// What a machine says of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +44,7 @@ pub struct Memory {
     /// What it holds once it was started and described.
     pub started_bytes: usize,
     /// What its memories declare as their maximum, together; 4 GiB for one that declares none. A node
-    /// allows at most [`Limits::memory_bytes_max`](super::Limits::memory_bytes_max) of it.
+    /// allows at most [`ClusterLimits::memory_bytes_max`] of it.
     pub declared_bytes_max: usize,
 }
 
@@ -170,19 +173,21 @@ impl Module {
     pub(super) fn instance(
         &self,
         role: &'static str,
+        limits: ClusterLimits,
         stop: &Arc<AtomicBool>,
     ) -> Result<Instance, Broken> {
         let stop = Arc::clone(stop);
-        self.interruptible(role, move || stop.load(Ordering::Relaxed))
+        self.interruptible(role, limits, move || stop.load(Ordering::Relaxed))
     }
 
     /// An instance in the initial state that `interrupted` ends, see [`Instance::new`].
     pub(super) fn interruptible(
         &self,
         role: &'static str,
+        limits: ClusterLimits,
         interrupted: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Instance, Broken> {
-        let mut instance = Instance::new(&self.0.engine, &self.0.pre, role, interrupted)?;
+        let mut instance = Instance::new(&self.0.engine, &self.0.pre, role, limits, interrupted)?;
         // For whoever looks into a trap.
         instance.keep_errors();
         Ok(instance)
@@ -311,7 +316,11 @@ fn describe(
     let (engine, pre) = (engine.clone(), pre.clone());
     let described =
         thread::run("conclave-load", engine.limits().thread_stack_bytes(), move || {
-            let mut instance = Instance::new(&engine, &pre, "load", || false)?;
+            // The cluster's limits may be higher than at its beginning. Whether the component can be activated under
+            // them is found out by its rehearsal.
+            let most =
+                ClusterLimits { memory_bytes_max: MEMORY_BYTES_MOST, ..engine.limits().cluster };
+            let mut instance = Instance::new(&engine, &pre, "load", most, || false)?;
             let description = instance.describe()?;
             let memory = Memory {
                 started_bytes: instance.memory_bytes(),

@@ -164,6 +164,12 @@ impl Stage<'_> {
             let call = match work {
                 Work::Call(call) => Some(call),
                 Work::Tick => None,
+                Work::SetLimits(limits) => {
+                    clock.advance(index, time_ms);
+                    instance.set_cluster_limits(limits);
+                    done.index = index;
+                    continue;
+                }
                 Work::Activate(_) => return Err(NotReady::Activation(index)),
             };
             let outcome = instance.run(clock.advance(index, time_ms), call.as_ref());
@@ -183,9 +189,14 @@ impl Stage<'_> {
     fn restore(&self, saved: SavedState) -> Result<Instance, NotReady> {
         let index = saved.index;
         let broken = |broken| not_ready(broken, |trap| NotReady::Restore { index, trap });
-        let mut restoring =
-            Restoring::begin(self.module, saved.state_version, "rehearsal", &self.stop)
-                .map_err(broken)?;
+        let mut restoring = Restoring::begin(
+            self.module,
+            saved.state_version,
+            "rehearsal",
+            saved.limits,
+            &self.stop,
+        )
+        .map_err(broken)?;
         for chunk in saved.chunks {
             self.check()?;
             restoring.write(&chunk?).map_err(broken)?;
@@ -196,7 +207,7 @@ impl Stage<'_> {
     /// Takes a snapshot for nothing but to see it whole: without one a node could not restart.
     fn save(&self, instance: &mut Instance, index: u64) -> Result<u64, NotReady> {
         let broken = |broken| not_ready(broken, |trap| NotReady::Snapshot { index, trap });
-        let bytes_max = self.module.engine().limits().memory_bytes_max;
+        let bytes_max = instance.cluster_limits().memory_bytes_max;
         let snapshot = instance.snapshot().map_err(broken)?;
         let mut bytes = 0;
         loop {

@@ -8,7 +8,7 @@ use std::sync::{
 use wasmtime::component::ResourceAny;
 
 use super::{instance::Instance, limits::SNAPSHOT_CHUNK_BYTES_MAX, module::Module, trap::Broken};
-use crate::types::{Failure, Trap, TrapKind};
+use crate::types::{Failure, Trap, TrapKind, limits::ClusterLimits};
 
 /// An instance that is being given a state. It is handed out once it has all of it.
 ///
@@ -25,10 +25,12 @@ impl Restoring {
         module: &Module,
         state_version: u32,
         role: &'static str,
+        limits: ClusterLimits,
         stop: &Arc<AtomicBool>,
     ) -> Result<Self, Broken> {
         let stop = Arc::clone(stop);
-        Self::interruptible(module, state_version, role, move || stop.load(Ordering::Relaxed))
+        let interrupted = move || stop.load(Ordering::Relaxed);
+        Self::interruptible(module, state_version, role, limits, interrupted)
     }
 
     /// The same with a condition of the caller's that ends a call which is running.
@@ -36,9 +38,10 @@ impl Restoring {
         module: &Module,
         state_version: u32,
         role: &'static str,
+        limits: ClusterLimits,
         interrupted: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Self, Broken> {
-        let mut instance = module.interruptible(role, interrupted)?;
+        let mut instance = module.interruptible(role, limits, interrupted)?;
         let writer = instance.restore(state_version)?;
         let writer = writer.map_err(|failure| refused("restore", &failure))?;
         Ok(Self { instance, writer })

@@ -10,7 +10,7 @@
 use wasmtime::Trap as Wasm;
 
 use super::{error::Fault, limits::Limits};
-use crate::types::{Trap, TrapKind};
+use crate::types::{Trap, TrapKind, limits::ClusterLimits};
 
 /// How a call ended that gave no answer. The instance is unusable afterwards.
 #[derive(Debug)]
@@ -65,7 +65,7 @@ impl About<'_> {
             TrapKind::MemoryExhausted => {
                 format!(
                     "the machine reached its memory limit of {} bytes",
-                    self.limits.memory_bytes_max
+                    self.limits.cluster.memory_bytes_max
                 )
             }
             TrapKind::StackExhausted => {
@@ -78,7 +78,7 @@ impl About<'_> {
 
     /// The trap of an answer that is larger than allowed before its parts can be counted.
     fn too_large(&self) -> Trap {
-        let Limits { response_bytes_max, event_bytes_max, .. } = self.limits;
+        let ClusterLimits { response_bytes_max, event_bytes_max, .. } = self.limits.cluster;
         self.trap(
             TrapKind::BadAnswer,
             &format!(

@@ -181,13 +181,7 @@ impl Registry {
         let bytes = upload.finish().ok_or_else(|| {
             invalid(format!("the pieces do not make module {module}: push it again"))
         })?;
-        while self.known.len() >= MODULES_MAX || self.bytes() + bytes.len() as u64 > BYTES_MAX {
-            if !self.give_way() {
-                break;
-            }
-        }
-        let known = Known { bytes, about, index, activated_index: 0 };
-        self.known.insert(module, known);
+        self.insert(module, Known { bytes, about, index, activated_index: 0 });
         Ok(())
     }
 
@@ -234,6 +228,26 @@ impl Registry {
             )));
         }
         Ok(known)
+    }
+
+    /// Another component is the active one, as if it had been brought and activated at this index. By an operator's word,
+    /// on a stopped node.
+    pub fn replace(&mut self, index: u64, module: ModuleId, bytes: Bytes, about: About) {
+        if !self.known.contains_key(&module) {
+            self.insert(module, Known { bytes, about, index, activated_index: 0 });
+        }
+        self.activate(index, module);
+    }
+
+    /// Takes in a component, and forgets others to make room.
+    fn insert(&mut self, module: ModuleId, known: Known) {
+        while self.known.len() >= MODULES_MAX || self.bytes() + known.bytes.len() as u64 > BYTES_MAX
+        {
+            if !self.give_way() {
+                break;
+            }
+        }
+        self.known.insert(module, known);
     }
 
     /// The state has been carried over: the module is active from this index on. It must be known.

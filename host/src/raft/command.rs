@@ -147,6 +147,7 @@ impl Replica {
         caller: &Caller,
         deadline: Instant,
     ) -> Result<Applied, Error> {
+        self.settle_limits(deadline).await?;
         // Before the slot: calls that are slowed down must not take the place of others.
         let limiter = self.0.command_limiter.clone();
         let turn = limiter.admit(&call, caller, &self.0.worker, deadline).await?;
@@ -170,8 +171,23 @@ impl Replica {
         kind: CommandKind,
         deadline: Instant,
     ) -> Result<Applied, Error> {
+        if matches!(kind, CommandKind::Module(_)) {
+            self.settle_limits(deadline).await?;
+        }
         let time_ms = self.stamp().await;
         self.propose_at(time_ms, kind, deadline).await
+    }
+
+    /// Proposes a command as the leader and waits for its outcome. `held` is dropped when the command is done with,
+    /// also if this call is cancelled.
+    pub(super) async fn propose_holding(
+        &self,
+        kind: CommandKind,
+        deadline: Instant,
+        held: impl Send + 'static,
+    ) -> Result<Applied, Error> {
+        let time_ms = self.stamp().await;
+        self.write(time_ms, kind, deadline, move |_| drop(held)).await
     }
 
     /// Proposes a command with this stamp as the leader and waits for its outcome.

@@ -12,6 +12,7 @@ use prost::Message;
 
 use super::{
     modules::Modules,
+    recover::SKIPPED,
     snapshot::{saved_state, unreadable},
 };
 use crate::{
@@ -43,8 +44,22 @@ struct Traps {
 const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
 const TRAP_PREFIX: &str = "trap/";
 
-fn trap_record(index: u64) -> String {
+/// The name of the record of an entry's trap.
+pub(super) fn trap_record(index: u64) -> String {
     format!("{TRAP_PREFIX}{index:020}")
+}
+
+/// The traps that were recorded.
+pub(super) fn recorded_traps(log: &LogStore) -> io::Result<BTreeMap<u64, Trap>> {
+    let mut traps = BTreeMap::new();
+    for (name, record) in log.list_records(TRAP_PREFIX)? {
+        let index = name.strip_prefix(TRAP_PREFIX).and_then(|index| index.parse().ok());
+        let trap = crate::proto::raft::Trap::decode(Bytes::from(record)).ok();
+        if let (Some(index), Some(trap)) = (index, trap) {
+            traps.insert(index, trap_from_wire(trap));
+        }
+    }
+    Ok(traps)
 }
 
 impl Traps {
@@ -63,12 +78,10 @@ impl LocalHistory {
         snapshots: SnapshotStore,
         modules: Arc<Modules>,
     ) -> io::Result<Arc<Self>> {
-        let mut traps = Traps::default();
-        for (name, record) in log.list_records(TRAP_PREFIX)? {
-            let index = name.strip_prefix(TRAP_PREFIX).and_then(|index| index.parse().ok());
-            let trap = crate::proto::raft::Trap::decode(Bytes::from(record)).ok();
-            if let (Some(index), Some(trap)) = (index, trap) {
-                traps.by_index.insert(index, trap_from_wire(trap));
+        let traps = Traps { by_index: recorded_traps(&log)?, ..Traps::default() };
+        for (index, trap) in &traps.by_index {
+            if trap.message == SKIPPED {
+                tracing::warn!(index, "{SKIPPED}");
             }
         }
         Ok(Arc::new(Self { log, snapshots, modules, traps: Mutex::new(traps) }))

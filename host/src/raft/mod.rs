@@ -5,8 +5,8 @@
 //! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait, by
 //! [`confirmation`] or [`lease`],
 //! [`health`] watches, [`disk`] watches the disk, [`leadership`] transfers leadership away from a node that must not lead,
-//! [`time`] keeps the log's time by the clock of [`boot_time`], [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
-//! electing too early, [`divergence`] finds and heals a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`modules`] brings, tries and
+//! [`limits`] sets the limits that decide outcomes, [`time`] keeps the log's time by the clock of [`boot_time`], [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
+//! electing too early, [`divergence`] finds and heals a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`recover`] helps a stopped node that cannot start, [`modules`] brings, tries and
 //! activates others.
 //!
 //! Contract: a command is answered only after a majority has it on stable storage and the machine has
@@ -29,10 +29,12 @@ mod history;
 mod hold;
 mod leadership;
 mod lease;
+mod limits;
 mod modules;
 pub mod network;
 mod options;
 mod read;
+mod recover;
 mod snapshot;
 mod state_machine;
 mod status;
@@ -42,7 +44,10 @@ mod trap_limiter;
 
 use std::{
     collections::BTreeMap,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak, atomic::AtomicUsize},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicUsize},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -75,6 +80,7 @@ pub use self::{
     history::LocalHistory,
     modules::{KeptCode, Modules},
     options::Options,
+    recover::{NotRecovered, Replaced, Skipped, replace_component, skip_entry, skipped_entries},
     snapshot::{saved_state, voters},
 };
 use crate::{
@@ -118,6 +124,10 @@ struct Inner {
     members: Vec<InitialMember>,
     timing: Timing,
     limits: Limits,
+    /// The log has limits, or this node has none to put there.
+    limits_settled: AtomicBool,
+    /// One change of limits at a time.
+    limits_turn: Arc<tokio::sync::Mutex<()>>,
     reads: ReadIndex,
     confirmation: Confirmation,
     lease: Arc<Lease>,
@@ -163,6 +173,7 @@ impl Replica {
             building.clone(),
             divergence.clone(),
             time.clone(),
+            limits.cluster,
         );
         let (applied, transfers) = (machine.shared(), machine.transfers());
         let longest = hold::longest_lease(&log, timing.lease()).map_err(unreadable)?;
@@ -206,6 +217,8 @@ impl Replica {
             members,
             timing,
             limits,
+            limits_settled: AtomicBool::new(false),
+            limits_turn: Arc::default(),
             reads,
             confirmation: Confirmation::new(supervisor.clone()),
             lease,

@@ -29,6 +29,7 @@ pub(super) use self::{
 };
 use super::{
     Inner, LocalHistory, Replica,
+    limits::LimitsInForce,
     modules::Modules,
     state_machine::{Applied, StateMachine},
 };
@@ -124,6 +125,7 @@ pub fn saved_state(file: &SnapshotFile, modules: &Modules) -> io::Result<(SavedS
         module,
         index: header.last_log_id.as_ref().map_or(0, |log_id| log_id.index),
         time_ms: header.time_ms,
+        limits: LimitsInForce::read(&header).map_err(|error| invalid(error.to_string()))?.limits,
         state_version: header.state_version,
         digest: digest(&header).map_err(invalid)?,
         chunks: Box::new(chunks.map(|chunk| chunk.map_err(unreadable))),
@@ -220,7 +222,7 @@ pub(super) async fn save(
     digest: Option<Digest>,
     origin: NodeId,
 ) -> io::Result<SnapshotFile> {
-    let Applied { meta, registry } = applied;
+    let Applied { meta, registry, limits } = applied;
     if state.module().id() != registry.active() {
         // Most often an activation came in between.
         return Err(io::Error::other("another module has become active meanwhile"));
@@ -237,6 +239,7 @@ pub(super) async fn save(
         ..SnapshotHeader::default()
     };
     registry.describe(&mut header);
+    limits.write(&mut header);
     let (chunks, received) = mpsc::channel(PARTS_IN_FLIGHT);
     let writing = spawn_blocking({
         let snapshots = snapshots.clone();

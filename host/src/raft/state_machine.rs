@@ -29,6 +29,7 @@ use self::agreement::Healing;
 pub(super) use self::building::{Building, FinishedSnapshot};
 use super::{
     divergence::Divergence,
+    limits::LimitsInForce,
     modules::{Modules, part_to_wire},
     snapshot::{self, Accepted, OpenSnapshot, SnapshotData, Transfers},
     time::Time,
@@ -39,6 +40,7 @@ use crate::{
     storage::{Identity, LogStore, SnapshotFile, SnapshotStore},
     types::{
         self, Checkpoint, Command, CommandKind, ModuleId, Outcome, Reply,
+        limits::LimitsChange,
         modules::{Activation, ModuleCommand, ModulePart},
         raft::{LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
     },
@@ -55,6 +57,8 @@ pub(super) struct Applied {
     pub(super) meta: SnapshotMeta,
     /// What the log says of modules, up to there.
     pub(super) registry: Registry,
+    /// The limits that hold there.
+    pub(super) limits: LimitsInForce,
 }
 
 /// openraft's view of the machine.
@@ -68,6 +72,8 @@ pub(super) struct StateMachine {
     building: Arc<Building>,
     divergence: Arc<Divergence>,
     time: Arc<Time>,
+    /// The limits of this node's configuration.
+    configured: LimitsChange,
     transfers: Arc<Transfers>,
     /// Applies entries although the machine is in quarantine: they follow on a healthy state.
     replays: bool,
@@ -115,8 +121,13 @@ impl StateMachine {
         building: Arc<Building>,
         divergence: Arc<Divergence>,
         time: Arc<Time>,
+        configured: LimitsChange,
     ) -> Self {
-        let applied = Applied { meta: SnapshotMeta::default(), registry: modules.begin() };
+        let applied = Applied {
+            meta: SnapshotMeta::default(),
+            registry: modules.begin(),
+            limits: LimitsInForce::default(),
+        };
         let applied = Arc::new(Mutex::new(applied));
         Self {
             worker,
@@ -128,6 +139,7 @@ impl StateMachine {
             building,
             divergence,
             time,
+            configured,
             transfers: Arc::default(),
             replays: false,
             healing: None,
@@ -162,7 +174,18 @@ impl StateMachine {
             Payload::Normal(Command { time_ms, kind }) => {
                 self.time.observe(time_ms);
                 match kind {
-                    CommandKind::Call(call) => (None, Some((time_ms, Work::Call(call)))),
+                    CommandKind::Call(call) => {
+                        if applied.limits.index == 0 {
+                            applied.limits.note_call(index);
+                            self.note_limits(&applied.limits);
+                        }
+                        (None, Some((time_ms, Work::Call(call))))
+                    }
+                    CommandKind::SetLimits(limits) => {
+                        applied.limits = LimitsInForce { limits, index };
+                        self.note_limits(&applied.limits);
+                        (None, Some((time_ms, Work::SetLimits(limits))))
+                    }
                     CommandKind::Tick | CommandKind::SetTime => (None, Some((time_ms, Work::Tick))),
                     CommandKind::Module(ModuleCommand::Part(part)) => {
                         (Some(self.part(&mut applied.registry, index, &part)), None)
@@ -205,6 +228,16 @@ impl StateMachine {
                 (index, None, None)
             }
         })
+    }
+
+    /// Says under which limits the state machine works from here on, and that they are not those of the
+    /// configuration.
+    fn note_limits(&self, in_force: &LimitsInForce) {
+        let LimitsInForce { limits, index } = in_force;
+        tracing::info!(index, limits = ?limits.by_name(), "the cluster's limits");
+        if let Some(difference) = in_force.difference(&self.configured) {
+            tracing::warn!("{difference}");
+        }
     }
 
     fn part(&self, registry: &mut Registry, index: u64, part: &ModulePart) -> Outcome {
@@ -379,6 +412,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let SnapshotData { file, accepted } = data;
         let header = snapshot::header(&file)?;
         snapshot::check_header(&header, &self.identity).map_err(io::Error::other)?;
+        let limits = LimitsInForce::read(&header).map_err(io::Error::other)?;
         let Accepted { state, registry } = match accepted {
             Some(accepted) => *accepted,
             // At a start it is this node's own newest one.
@@ -387,7 +421,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.adopt(file, state).await?;
         self.healing = None;
         let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
-        *self.applied() = Applied { meta: meta.clone(), registry };
+        *self.applied() = Applied { meta: meta.clone(), registry, limits };
+        self.note_limits(&limits);
         self.divergence.restored(snapshot::origin(&header), index);
         self.time.observe(header.time_ms);
         // At a start it is this node's own, from before it was found to have diverged.

@@ -6,14 +6,14 @@ use futures::future::join_all;
 use openraft::{ServerState, async_runtime::WatchReceiver};
 use tokio::time::timeout;
 
-use super::{Replica, network::peer::Lane};
+use super::{Replica, limits::LimitsInForce, network::peer::Lane};
 use crate::{
     error::Error,
     proto::raft::{self as wire, NodeStatusRequest, NodeStatusResponse},
     types::{
         ModuleId, NodeId,
         raft::{LogId, Member},
-        status::{ClockStatus, ClusterStatus, NodeStatus, PeerLink, Role},
+        status::{ClockStatus, ClusterStatus, LimitsSet, NodeStatus, PeerLink, Role},
     },
 };
 
@@ -93,12 +93,14 @@ impl Replica {
         // A node that follows nobody, because its disk hangs for example, believes the others.
         let leading = nodes.iter().filter(|node| node.role == Role::Leader);
         let leading = leading.max_by_key(|node| node.term).map(|node| node.id);
+        let LimitsInForce { limits, index } = self.limits_in_force();
         ClusterStatus {
             cluster_id: self.0.local.identity.cluster_id.clone(),
             leader: own.leader.or(leading),
             term: own.term,
             answered_by: own.id,
             nodes,
+            limits: LimitsSet { index, limits },
         }
     }
 
@@ -183,7 +185,8 @@ impl super::Inner {
         let snapshot = self.building.failure();
         let snapshot =
             snapshot.map(|why| format!("no snapshot can be taken, so the log grows: {why}"));
-        standby.into_iter().chain(snapshot).collect()
+        let limits = self.applied().limits.difference(&self.limits.cluster);
+        standby.into_iter().chain(snapshot).chain(limits).collect()
     }
 }
 

@@ -19,6 +19,7 @@ use super::{
 use crate::{
     machine::{self, Answered, BatchItem, Done, Fault, Module, Work, Worker},
     modules::Registry,
+    raft::skipped_entries,
     storage::Extent,
     types::{
         Call, Command, CommandKind, NodeId, Outcome, Reply,
@@ -100,7 +101,8 @@ impl Player {
             modules: source.parts.modules.clone(),
             start,
             other,
-            traps: Mutex::new(BTreeMap::new()),
+            // Others are found again.
+            traps: Mutex::new(skipped_entries(&source.parts.log)?),
             remains: Mutex::new(BTreeMap::new()),
         });
         let (seed, of_worker) = (source.parts.seed, history.clone());
@@ -193,6 +195,10 @@ impl Player {
                     }
                     CommandKind::SetTime => {
                         batch.work(seen(Kind::SetTime, time, None), time_ms, Work::Tick)
+                    }
+                    CommandKind::SetLimits(limits) => {
+                        let seen = seen(Kind::SetLimits(limits), time, None);
+                        batch.work(seen, time_ms, Work::SetLimits(limits));
                     }
                     CommandKind::Module(ModuleCommand::Part(part)) => {
                         let outcome = self.part(index, &part);

@@ -2,7 +2,7 @@
 
 use crate::{
     machine::{Module, Remains},
-    types::{Call, ModuleId, Outcome},
+    types::{Call, ModuleId, Outcome, limits::ClusterLimits},
 };
 
 /// One entry of the log, and what came of it.
@@ -60,6 +60,8 @@ pub enum Kind {
     Verify,
     /// An operator has set the log's time; the machine's tick is called.
     SetTime,
+    /// Other limits hold from the next entry on.
+    SetLimits(ClusterLimits),
 }
 
 impl Kind {
@@ -70,6 +72,7 @@ impl Kind {
             Self::Checkpoint => "checkpoint",
             Self::Verify => "verify",
             Self::SetTime => "set-time",
+            Self::SetLimits(_) => "set-limits",
             Self::Membership { .. } => "membership",
             Self::Call(_) => "call",
             Self::Tick => "tick",

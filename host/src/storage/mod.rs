@@ -145,6 +145,19 @@ impl Storage {
         Self::open_on(options, Arc::new(Disk))
     }
 
+    /// Opens the directory of a stopped node as that node would. `module` is the one that a directory of before it kept
+    /// its own is taken to be made for.
+    ///
+    /// # Errors
+    /// As for [`Storage::open`]; also if the node runs, or there is none.
+    pub fn open_stopped(dir: &Path, master_key: MasterKey, module: Bytes) -> Result<Self, Error> {
+        let no_node = || Error::NoNode { dir: dir.to_owned() };
+        let Identity { cluster_id, node_id, .. } = Identity::read(dir)?.ok_or_else(no_node)?;
+        let module_id = ModuleId::of(&module);
+        let dir = dir.to_owned();
+        Self::open(Options { dir, cluster_id, node_id, module, module_id, master_key })
+    }
+
     /// The same on another medium.
     #[doc(hidden)]
     pub fn open_on(options: Options, medium: Arc<dyn Medium>) -> Result<Self, Error> {

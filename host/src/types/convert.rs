@@ -7,6 +7,7 @@ use std::{collections::BTreeMap, sync::Arc};
 use super::{
     Call, Checkpoint, Code, Command, CommandKind, Digest, Failure, ModuleId, NodeId, Trap,
     TrapKind,
+    limits::ClusterLimits,
     modules::{About, Activation, ModuleCommand, ModulePart, PART_BYTES_MAX},
     raft::{Entry, LogId, Member, Membership, Payload, SnapshotMeta, StoredMembership, Vote},
 };
@@ -92,6 +93,9 @@ pub fn command_to_wire(command: &Command) -> wire::Command {
         }
         CommandKind::Verify => wire::command::Kind::Verify(wire::Verify {}),
         CommandKind::SetTime => wire::command::Kind::SetTime(wire::SetTime {}),
+        CommandKind::SetLimits(limits) => {
+            wire::command::Kind::SetLimits(cluster_limits_to_wire(limits))
+        }
         CommandKind::Module(ModuleCommand::Part(part)) => {
             wire::command::Kind::ModulePart(part_to_wire(part))
         }
@@ -112,6 +116,9 @@ pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
         }
         Some(wire::command::Kind::Verify(wire::Verify {})) => CommandKind::Verify,
         Some(wire::command::Kind::SetTime(wire::SetTime {})) => CommandKind::SetTime,
+        Some(wire::command::Kind::SetLimits(limits)) => {
+            CommandKind::SetLimits(cluster_limits_from_wire(&limits)?)
+        }
         Some(wire::command::Kind::ModulePart(part)) => {
             CommandKind::Module(ModuleCommand::Part(part_from_wire(part)?))
         }
@@ -127,6 +134,35 @@ pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
         }
     };
     Ok(Command { time_ms: command.time_ms, kind })
+}
+
+/// To the wire.
+pub fn cluster_limits_to_wire(limits: &ClusterLimits) -> wire::ClusterLimits {
+    let ClusterLimits { fuel_per_call, fuel_per_query, fuel_per_state_call, .. } = *limits;
+    wire::ClusterLimits {
+        memory_bytes_max: limits.memory_bytes_max as u64,
+        fuel_per_call,
+        fuel_per_query,
+        fuel_per_state_call,
+        response_bytes_max: limits.response_bytes_max as u64,
+        event_bytes_max: limits.event_bytes_max as u64,
+    }
+}
+
+/// From the wire.
+pub fn cluster_limits_from_wire(limits: &wire::ClusterLimits) -> Result<ClusterLimits, Malformed> {
+    let malformed = |error: &dyn std::fmt::Display| Malformed::new("limits", error.to_string());
+    let bytes = |value: u64| usize::try_from(value).map_err(|error| malformed(&error));
+    let read = ClusterLimits {
+        memory_bytes_max: bytes(limits.memory_bytes_max)?,
+        fuel_per_call: limits.fuel_per_call,
+        fuel_per_query: limits.fuel_per_query,
+        fuel_per_state_call: limits.fuel_per_state_call,
+        response_bytes_max: bytes(limits.response_bytes_max)?,
+        event_bytes_max: bytes(limits.event_bytes_max)?,
+    };
+    read.check().map_err(|error| malformed(&error))?;
+    Ok(read)
 }
 
 /// To the wire.

@@ -14,7 +14,7 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use self::modules::ModuleCommand;
+use self::{limits::ClusterLimits, modules::ModuleCommand};
 
 /// A member's number in its cluster. Never zero, never reused.
 pub type NodeId = u64;
@@ -127,6 +127,8 @@ pub enum CommandKind {
     Verify,
     /// An operator has set the log's time to that of this entry. The machine's `tick` is called.
     SetTime,
+    /// From the next entry on other limits hold for the state machine, on every node.
+    SetLimits(ClusterLimits),
 }
 
 /// The digest of a majority of the voters.
@@ -152,7 +154,8 @@ impl CommandKind {
             | Self::Module(ModuleCommand::Activate(_))
             | Self::Checkpoint(_)
             | Self::Verify
-            | Self::SetTime => 0,
+            | Self::SetTime
+            | Self::SetLimits(_) => 0,
         }
     }
 }
@@ -281,6 +284,7 @@ impl fmt::Display for Command {
             CommandKind::Checkpoint(Checkpoint { index, .. }) => write!(f, "checkpoint of {index}"),
             CommandKind::Verify => f.write_str("verify"),
             CommandKind::SetTime => f.write_str("set time"),
+            CommandKind::SetLimits(limits) => write!(f, "set limits {:?}", limits.by_name()),
             CommandKind::Module(ModuleCommand::Part(part)) => write!(f, "{part:?}"),
             CommandKind::Module(ModuleCommand::Activate(activation)) => {
                 write!(f, "activate module {}", activation.module)

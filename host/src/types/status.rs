@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{Digest, Failure, ModuleId, NodeId};
+use super::{Digest, Failure, ModuleId, NodeId, limits::ClusterLimits};
 
 /// How fresh the state that answers a query has to be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -233,6 +233,15 @@ pub struct TimeSet {
     pub time_ms: u64,
 }
 
+/// The limits in force.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct LimitsSet {
+    /// The entry that has set them, or the first call, which found those of the beginning. 0: neither was applied.
+    pub index: u64,
+    /// The limits.
+    pub limits: ClusterLimits,
+}
+
 /// The connection of a node to another member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerLink {
@@ -287,6 +296,8 @@ pub struct ClusterStatus {
     pub answered_by: NodeId,
     /// All members, by their ids.
     pub nodes: Vec<NodeStatus>,
+    /// The limits in force, as far as the answering node has applied the log.
+    pub limits: LimitsSet,
 }
 
 /// What a node found of its machine's state after an entry.

@@ -261,6 +261,29 @@ async fn the_cluster_service_tells_what_the_replica_knows() {
 }
 
 #[tokio::test]
+async fn limits_are_shown_and_changed() {
+    use proto::cluster::{Limits, SetLimitsRequest};
+    let node = Node::start().await;
+    let mut client = proto::cluster::cluster_client::ClusterClient::new(node.channel().await);
+    let status = client.status(proto::cluster::StatusRequest {}).await.unwrap().into_inner();
+    assert_eq!((status.limits_index, status.limits.unwrap().memory_bytes_max()), (5, 1 << 30));
+    let mut set = async |limits| {
+        let request = SetLimitsRequest { limits: Some(limits) };
+        client.set_limits(request).await.map(tonic::Response::into_inner)
+    };
+    let changed = set(Limits { fuel_per_call: Some(6_000_000), ..Limits::default() }).await;
+    let changed = changed.unwrap();
+    let limits = changed.limits.unwrap();
+    assert_eq!(
+        (changed.index, limits.fuel_per_call(), limits.fuel_per_query()),
+        (8, 6_000_000, 3_000_000)
+    );
+    let refused = set(Limits { memory_bytes_max: Some(1), ..Limits::default() }).await.unwrap_err();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+    assert!(refused.message().contains("memory_bytes_max = 1"), "{refused}");
+}
+
+#[tokio::test]
 async fn another_machine_takes_over_at_once() {
     let node = Node::start().await;
     let channel = node.channel().await;

@@ -19,9 +19,10 @@ use conclave::{
     error::Error,
     types::{
         Applied, Call, Caller, Digest, Failure, ModuleId, Outcome, Reply,
+        limits::{ClusterLimits, LimitsChange},
         status::{
-            Answered, ClusterStatus, Consistency, Health, Leader, NodeStatus, Role, TimeSet,
-            Verification, Verified,
+            Answered, ClusterStatus, Consistency, Health, Leader, LimitsSet, NodeStatus, Role,
+            TimeSet, Verification, Verified,
         },
     },
 };
@@ -217,6 +218,16 @@ impl Backend for Fake {
         }
     }
 
+    async fn set_limits(
+        &self,
+        change: LimitsChange,
+        _deadline: Instant,
+    ) -> Result<LimitsSet, Error> {
+        let limits = ClusterLimits::GENESIS.changed(&change, 1024);
+        let limits = limits.map_err(|error| Error::invalid(error.to_string()))?;
+        Ok(LimitsSet { index: 8, limits })
+    }
+
     async fn verify(&self, _deadline: Instant) -> Result<Verification, Error> {
         let found = Verified { digest: Digest([1; 32]), state: [2; 32], bytes: 3 };
         let nodes = vec![(1, Ok(found)), (2, Ok(found)), (3, Err("it is away".to_owned()))];
@@ -233,6 +244,7 @@ impl Backend for Fake {
                 self.node(),
                 NodeStatus::unreachable(2, "client:2".to_owned(), "peer:2".to_owned()),
             ],
+            limits: LimitsSet { index: 5, limits: ClusterLimits::GENESIS },
         }
     }
 

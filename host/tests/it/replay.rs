@@ -300,12 +300,7 @@ async fn a_trap_is_shown_with_the_names_of_the_functions_that_led_to_it() {
     for id in 1..=3 {
         cluster.stop(id);
     }
-    let flags = setup().flags;
-    let with = |more: &[&str]| {
-        let flags = flags.iter().filter(|flag| flag.contains("fuel") || flag.contains("memory"));
-        let flags = flags.map(String::as_str).collect::<Vec<_>>();
-        replayed(&cluster, 1, &[&flags[..], more].concat())
-    };
+    let with = |flags: &[&str]| replayed(&cluster, 1, flags);
     let listed = with(&["--entries", ".."]);
     assert_eq!((&listed["traps"], &listed["failures"]), (&json!(3), &json!(1)), "{listed}");
     let entry = |method: &str| {

@@ -2,12 +2,12 @@
 //! them. Each is an outcome, in words that are the same everywhere.
 
 use conclave::{
-    machine::{Engine, Limits, Module, SnapshotError},
+    machine::{Engine, Module, SnapshotError},
     types::{Call, Outcome, TrapKind},
 };
 
 use crate::{
-    support::{Node, limits, read},
+    support::{Node, limits, read, with},
     wat::Wat,
 };
 
@@ -105,7 +105,7 @@ async fn an_answer_just_above_the_limit_is_rolled_back() {
     let apply = "(i64.store (i32.const 8) (i64.add (i64.load (i32.const 8)) (i64.const 1)))
         (i32.store8 (i32.const 256) (i32.const 0))
         (i32.store (i32.const 264) (local.get 7)) (i32.store (i32.const 268) (local.get 8)) (i32.const 256)";
-    let limits = Limits { response_bytes_max: 64 << 10, ..limits() };
+    let limits = with(|limits| limits.response_bytes_max = 64 << 10);
     let wat = Wat { apply, memory: "16", ..Wat::default() };
     let module = Module::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap();
     let mut node = Node::start_with(module);

@@ -145,7 +145,9 @@ async fn a_standby_that_cannot_be_rebuilt_leaves_the_primary_working() {
 async fn a_state_that_cannot_be_restored_does_not_start() {
     let chunks = Box::new(std::iter::empty());
     let (module, index, time_ms) = (hostile(), 1, 1);
-    let saved = SavedState { module, index, time_ms, state_version: 1, digest: None, chunks };
+    let limits = limits().cluster;
+    let saved =
+        SavedState { module, index, time_ms, limits, state_version: 1, digest: None, chunks };
     let fault = Worker::start(hostile(), SEED, Arc::new(Unreadable), Some(saved)).err().unwrap();
     assert!(fault.to_string().contains("eight bytes"), "{fault}");
 }

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use conclave::{
     machine::{Entry, History, HistoryError, Module, SavedState},
-    types::{Digest, Trap},
+    types::{Digest, Trap, limits::ClusterLimits},
 };
 
 #[derive(Default)]
@@ -39,6 +39,7 @@ pub(crate) struct Saved {
     pub(crate) module: Module,
     pub(crate) index: u64,
     pub(crate) time_ms: u64,
+    pub(crate) limits: ClusterLimits,
     pub(crate) state_version: u32,
     pub(crate) digest: Option<Digest>,
     pub(crate) bytes: Vec<u8>,
@@ -57,6 +58,7 @@ impl Saved {
             module: self.module.clone(),
             index: self.index,
             time_ms: self.time_ms,
+            limits: self.limits,
             state_version: self.state_version,
             digest: self.digest,
             chunks: Box::new(chunks.into_iter()),

@@ -258,8 +258,8 @@ async fn an_answer_that_is_too_large_fails_and_keeps_the_standby() {
 #[test]
 fn a_node_takes_what_the_contract_promises() {
     let limits = Limits::default();
-    assert_eq!(limits.response_bytes_max, contract::RESPONSE_BYTES_MAX);
-    assert_eq!(limits.event_bytes_max, contract::EVENT_BYTES_MAX);
+    assert_eq!(limits.cluster.response_bytes_max, contract::RESPONSE_BYTES_MAX);
+    assert_eq!(limits.cluster.event_bytes_max, contract::EVENT_BYTES_MAX);
     assert_eq!(limits::EVENT_OVERHEAD_BYTES, contract::EVENT_OVERHEAD_BYTES);
     assert_eq!(limits::REQUEST_BYTES, contract::REQUEST_BYTES_DEFAULT);
 }

@@ -10,6 +10,7 @@
 mod activation;
 mod agreement;
 mod answers;
+mod cluster_limits;
 mod counters;
 mod faults;
 mod history;

@@ -4,14 +4,14 @@ use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use conclave::{
-    machine::{BatchItem, Engine, Entry, Limits, Lone, Module, Moment, Work},
+    machine::{BatchItem, Engine, Entry, Lone, Module, Moment, Work},
     types::{Call, Outcome, TrapKind},
 };
 use prost::Message;
 use tokio::sync::oneshot;
 
 use crate::{
-    support::{HOSTILE, Node, Number, add, build, call, limits, number, trap_kind},
+    support::{HOSTILE, Node, Number, add, build, call, limits, number, trap_kind, with},
     wat::Wat,
 };
 
@@ -101,7 +101,7 @@ async fn measure_fuel_a_second() {
     assert_eq!(trap_kind(&outcome), TrapKind::FuelExhausted);
     eprintln!(
         "{} fuel in {:?}, CPU {:?}",
-        limits().fuel_per_call,
+        limits().cluster.fuel_per_call,
         started.elapsed(),
         cpu(HEAD) - cpu_before
     );
@@ -113,7 +113,7 @@ async fn measure_fuel_a_second() {
 #[ignore = "a measurement"]
 fn measure_fuel_of_operators() {
     const FUEL: u64 = 100_000_000;
-    let limits = Limits { fuel_per_call: FUEL, ..limits() };
+    let limits = with(|limits| limits.fuel_per_call = FUEL);
     let engine = Engine::new(&limits).unwrap();
     let i64s = "(local.set 0 (i64.add (local.get 0) (i64.const 1)))";
     for (name, instruction) in [

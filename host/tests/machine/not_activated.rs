@@ -4,14 +4,14 @@
 use std::{sync::Arc, time::Duration};
 
 use conclave::{
-    machine::{Engine, Limits, Module},
+    machine::{Engine, Module},
     types::{Code, Outcome},
 };
 
 use crate::{
     history::MemoryHistory,
     printed::{printed, saying},
-    support::{Node, limits, read},
+    support::{Node, limits, read, with},
     versions::{
         FAILS, FAILS_WITH, HUNDRED, ONE, TEN, count, counted, is_activated, load, seen, trap,
         version,
@@ -214,7 +214,9 @@ async fn the_reason_does_not_depend_on_who_is_faster() {
 /// A snapshot without end, and a restore without end.
 #[tokio::test]
 async fn what_never_ends_is_ended() {
-    let limits = Limits { memory_bytes_max: 1 << 20, fuel_per_state_call: 50_000_000, ..limits() };
+    let limits = with(|limits| {
+        (limits.memory_bytes_max, limits.fuel_per_state_call) = (1 << 20, 50_000_000);
+    });
     let engine = Engine::new(&limits).unwrap();
     let load = |wat: &Wat| Module::load(&engine, wat.component()).unwrap();
     let one = load(&version("one", 1, 1, &[1]));

@@ -16,7 +16,7 @@ use prost::Message;
 
 use crate::{
     printed::{printed, saying},
-    support::{HOSTILE, Node, Number, add, call, limits, number},
+    support::{HOSTILE, Node, Number, add, call, limits, number, with},
     versions::{count, counted, load, seen, trap, version},
     wat::Wat,
 };
@@ -177,7 +177,8 @@ async fn too_many_queries_are_refused_and_those_given_up_make_room() {
 /// A reader that cannot follow makes the head wait, not the queue grow.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_reader_slows_the_head_down() {
-    let limits = Limits { queue_bytes_max: 1 << 20, fuel_per_query: 4_000_000_000, ..limits() };
+    let limits = with(|limits| limits.fuel_per_query = 4_000_000_000);
+    let limits = Limits { queue_bytes_max: 1 << 20, ..limits };
     let module = Module::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
     let mut node = Node::start_with(module);
     let worker = node.worker.clone();

@@ -13,7 +13,7 @@ use conclave::{
 
 use crate::{
     history::{MemoryHistory, Saved},
-    support::{HOSTILE, Node, Number, add, call, hostile, limits, read},
+    support::{HOSTILE, Node, Number, add, call, hostile, limits, read, with},
     wat::Wat,
 };
 
@@ -105,7 +105,7 @@ async fn an_entry_that_exhausts_the_reader_beside_a_snapshot_costs_the_snapshot_
             snapshot: "(i32.store (i32.const 16) (i32.const 1)) (call $new_reader (i32.const 1))",
             ..Wat::default()
         };
-        let limits = Limits { fuel_per_call: 1_000_000, ..limits() };
+        let limits = with(|limits| limits.fuel_per_call = 1_000_000);
         let module = Module::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap();
         let mut node = Node::start_with(module);
         let raw = || Call { method: "any".into(), request: Bytes::new(), principal: "".into() };

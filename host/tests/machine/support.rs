@@ -12,7 +12,7 @@ use conclave::{
         Answered, Engine, Entry, Limits, Module, QueryError, SavedState, SnapshotError,
         StateStream, Work, Worker,
     },
-    types::{Call, Digest, Outcome, TrapKind},
+    types::{Call, Digest, Outcome, TrapKind, limits::ClusterLimits},
 };
 use prost::Message;
 use tokio::sync::oneshot;
@@ -48,7 +48,15 @@ pub(crate) static HOSTILE: LazyLock<Bytes> = LazyLock::new(|| build("host/tests/
 /// The limits of the tests: those of the product, but for a smaller memory, so that a machine that
 /// fills it does not take the computer's.
 pub(crate) fn limits() -> Limits {
-    Limits { memory_bytes_max: 256 << 20, ..Limits::default() }
+    let cluster = ClusterLimits { memory_bytes_max: 256 << 20, ..ClusterLimits::GENESIS };
+    Limits { cluster, ..Limits::default() }
+}
+
+/// The same with other limits of the cluster.
+pub(crate) fn with(change: impl FnOnce(&mut ClusterLimits)) -> Limits {
+    let mut limits = limits();
+    change(&mut limits.cluster);
+    limits
 }
 
 static MODULE: LazyLock<Module> =
@@ -114,6 +122,14 @@ impl Node {
             .await
             .await
             .unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fault()))
+    }
+
+    /// Other limits hold after this entry.
+    pub(crate) async fn set_limits(&mut self, limits: ClusterLimits) -> Outcome {
+        self.index += 1;
+        let work = Work::SetLimits(limits);
+        let entry = Entry { index: self.index, time_ms: self.index * 10, work };
+        self.push_entry(entry).await.await.unwrap()
     }
 
     pub(crate) async fn push_entry(&mut self, entry: Entry) -> oneshot::Receiver<Outcome> {
@@ -189,6 +205,7 @@ pub(crate) async fn read(mut stream: StateStream) -> Result<Saved, SnapshotError
         module: stream.module().clone(),
         index: stream.index(),
         time_ms: stream.time_ms(),
+        limits: stream.module().engine().limits().cluster,
         state_version: stream.state_version(),
         digest: None,
         bytes,

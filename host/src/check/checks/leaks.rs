@@ -41,7 +41,7 @@ pub(super) fn leaks(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
         ("round of the same queries", &queries, usize::MAX),
     ] {
         let Some(leaked) = grown.leaked() else { continue };
-        let limit = bench.module.engine().limits().memory_bytes_max;
+        let limit = bench.module.engine().limits().cluster.memory_bytes_max;
         let what = format!(
             "each {what} leaves about {leaked} bytes behind: the limit of {} is reached after {} of them",
             size(limit),

@@ -1,5 +1,6 @@
 //! `conclave cluster`: what operators do with a cluster as a whole, one file a verb.
 
+mod limits;
 mod set_time;
 mod verify;
 
@@ -13,7 +14,8 @@ use super::{Result, output::Output, remote::Remote};
 Examples:
   conclave cluster verify                  whether all nodes have the same state
   conclave cluster verify --timeout 5m     of a large one
-  conclave cluster set-time now            if the log's time has fallen behind")]
+  conclave cluster set-time now            if the log's time has fallen behind
+  conclave cluster limits                  fuel, memory and sizes that decide outcomes")]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -26,6 +28,8 @@ pub struct Arguments {
 enum Verb {
     Verify(verify::Verify),
     SetTime(set_time::SetTime),
+    Limits(limits::ShowLimits),
+    SetLimits(limits::SetLimits),
 }
 
 /// Runs the verb.
@@ -35,5 +39,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     match arguments.verb {
         Verb::Verify(verify) => verify.run(remote, output).await,
         Verb::SetTime(set_time) => set_time.run(remote, output).await,
+        Verb::Limits(show) => show.run(remote, output).await,
+        Verb::SetLimits(set_limits) => set_limits.run(remote, output).await,
     }
 }

@@ -65,6 +65,10 @@ pub(super) fn whole(seen: &Seen) -> Value {
             });
         }
         Kind::Activation { module } => whole["activates"] = json!(module.to_string()),
+        Kind::SetLimits(limits) => {
+            let limits = limits.by_name().map(|(name, value)| (name.to_owned(), json!(value)));
+            whole["limits"] = Value::Object(limits.into_iter().collect());
+        }
         Kind::Blank | Kind::Tick | Kind::Checkpoint | Kind::Verify | Kind::SetTime => {}
     }
     whole
@@ -195,6 +199,10 @@ fn subject(kind: &Kind) -> String {
             format!("module-part {module}: bytes {at} to {} of {total_bytes}", at + bytes)
         }
         Kind::Activation { module } => format!("activation of module {module}"),
+        Kind::SetLimits(limits) => {
+            let limits = limits.by_name().map(|(name, value)| format!("{name} {value}"));
+            format!("set-limits: {}", limits.join(", "))
+        }
         Kind::Blank | Kind::Tick | Kind::Checkpoint | Kind::Verify | Kind::SetTime => {
             kind.name().to_owned()
         }

@@ -28,8 +28,8 @@ use crate::{
 /// that state. An entry can be shown with its outcome, and one that trapped with a backtrace of the machine.
 ///
 /// Nothing in the directory is changed. Its files are copied into a private directory, sealed as they are, which
-/// is removed at the end; a node that runs is refused. The limits must be those that the node had, as they
-/// decide outcomes: a node's own configuration file can be given for all settings.
+/// is removed at the end; a node that runs is refused. The limits that decide outcomes are in the log. A node's own
+/// configuration file can be given for all settings.
 ///
 /// What is shown was encrypted: keep it out of tickets and logs.
 #[derive(Args, Debug)]
@@ -43,7 +43,7 @@ Examples:
   conclave replay --config node.toml --show 117 --module fixed.wasm
   conclave replay --config node.toml --module fixed.wasm --compare")]
 pub struct Arguments {
-    /// The settings of the node: its data_dir, master_key_file and limits count here
+    /// The settings of the node: its data_dir and master_key_file count here
     #[arg(long, env = "CONCLAVE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
@@ -92,22 +92,6 @@ pub struct Arguments {
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
 
-    /// Fuel for one call of the machine, as the node had it [default: 2000000000]
-    #[arg(long, env = "CONCLAVE_FUEL_PER_CALL", value_name = "UNITS")]
-    fuel_per_call: Option<u64>,
-
-    /// Linear memory of one instance, as the node had it [default: 1073741824]
-    #[arg(long, env = "CONCLAVE_MEMORY_BYTES_MAX", value_name = "BYTES")]
-    memory_bytes_max: Option<usize>,
-
-    /// The largest response message, as the node had it [default: 4194304]
-    #[arg(long, env = "CONCLAVE_RESPONSE_BYTES_MAX", value_name = "BYTES")]
-    response_bytes_max: Option<usize>,
-
-    /// The events of one command, as the node had it [default: 8388608]
-    #[arg(long, env = "CONCLAVE_EVENT_BYTES_MAX", value_name = "BYTES")]
-    event_bytes_max: Option<usize>,
-
     /// Print JSON
     #[arg(long)]
     json: bool,
@@ -148,10 +132,6 @@ fn settings(arguments: &Arguments) -> Settings {
         config: arguments.config.clone(),
         data_dir: arguments.data_dir.clone(),
         master_key_file: arguments.master_key_file.clone(),
-        fuel_per_call: arguments.fuel_per_call,
-        memory_bytes_max: arguments.memory_bytes_max,
-        response_bytes_max: arguments.response_bytes_max,
-        event_bytes_max: arguments.event_bytes_max,
         ..Settings::default()
     }
 }

@@ -28,7 +28,7 @@ use crate::{
         module::Module,
         trap::Broken,
     },
-    types::{Call, Digest, Outcome, Trap},
+    types::{Call, Digest, Outcome, Reply, Trap, limits::ClusterLimits},
 };
 
 /// What the head is asked to do.
@@ -136,7 +136,7 @@ impl Head {
                 Some(entry) => {
                     let activated = match &entry.work {
                         Work::Activate(module) => Some(module.id()),
-                        Work::Call(_) | Work::Tick => None,
+                        Work::Call(_) | Work::Tick | Work::SetLimits(_) => None,
                     };
                     let (step, outcome) = self.apply_entry(entry)?;
                     let hash = match activated {
@@ -184,7 +184,22 @@ impl Head {
             Work::Call(call) => self.apply_call(&before, moment, Some(call)),
             Work::Tick => self.apply_call(&before, moment, None),
             Work::Activate(module) => self.activate(&before, moment, module),
+            Work::SetLimits(limits) => self.set_limits(moment, limits),
         }
+    }
+
+    /// Other limits hold from the next entry on. The state machine does not see it.
+    fn set_limits(
+        &mut self,
+        moment: Moment,
+        limits: ClusterLimits,
+    ) -> Result<(Step, Outcome), End> {
+        let Some(instance) = &mut self.instance else {
+            return Err(Fault::new("the head has no instance").into());
+        };
+        instance.set_cluster_limits(limits);
+        let outcome = Outcome::Reply(Reply { response: limits.to_bytes(), ..Reply::default() });
+        Ok((Step::SetLimits { moment, limits }, outcome))
     }
 
     /// A call, or without one a tick.

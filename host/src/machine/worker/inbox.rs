@@ -20,7 +20,7 @@ use crate::{
         instance::{Instance, Moment},
         module::Module,
     },
-    types::Call,
+    types::{Call, limits::ClusterLimits},
 };
 
 /// An entry that the head has finished.
@@ -41,6 +41,8 @@ pub(super) enum Step {
     Apply { moment: Moment, call: Option<Call> },
     /// Go on with another module, as the head does.
     Activate { moment: Moment, module: Module },
+    /// Apply other limits from here on.
+    SetLimits { moment: Moment, limits: ClusterLimits },
     /// Nothing but move on: no machine sees it, or it trapped, or the module was not activated.
     Skip { time_ms: u64 },
 }
@@ -59,7 +61,7 @@ impl Finished {
     pub(super) fn bytes(&self) -> usize {
         match &self.step {
             Step::Apply { call, .. } => ENTRY_BYTES + call.as_ref().map_or(0, Call::bytes),
-            Step::Activate { .. } | Step::Skip { .. } => ENTRY_BYTES,
+            Step::Activate { .. } | Step::SetLimits { .. } | Step::Skip { .. } => ENTRY_BYTES,
         }
     }
 }

@@ -31,7 +31,7 @@ use crate::machine::{
     module::Module,
     trap::Broken,
 };
-use crate::types::{Call, Outcome, Trap, TrapKind};
+use crate::types::{Call, Outcome, Trap, TrapKind, limits::ClusterLimits};
 
 /// Entries and queries of one turn: a millisecond or two of work each, about what a piece of a
 /// snapshot takes, so that neither starves the other.
@@ -320,6 +320,10 @@ impl Reader {
                 let known = self.shared.not_activated(moment.index, &self.module, &module);
                 return if known.is_none() { self.activate(moment.index, module) } else { Ok(()) };
             }
+            Work::SetLimits(limits) => {
+                self.set_limits(limits);
+                return Ok(());
+            }
         };
         if self.shared.history.trapped(moment.index).is_none() {
             self.apply(moment, call.as_ref(), None)?;
@@ -338,10 +342,21 @@ impl Reader {
                 self.clock.follow(moment.index, moment.time_ms);
                 self.activate(moment.index, module)?;
             }
+            Step::SetLimits { moment, limits } => {
+                self.clock.follow(moment.index, moment.time_ms);
+                self.set_limits(limits);
+            }
             Step::Skip { time_ms } => self.clock.follow(finished.index, time_ms),
         }
         self.publish(None);
         Ok(())
+    }
+
+    /// An instance that was lost in the middle of a turn gets the limits from the history.
+    fn set_limits(&mut self, limits: ClusterLimits) {
+        if let Some(instance) = &mut self.instance {
+            instance.set_cluster_limits(limits);
+        }
     }
 
     /// The reader stands after its clock's entry, whose outcome this is, if the machine saw it.

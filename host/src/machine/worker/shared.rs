@@ -164,7 +164,7 @@ impl Shared {
 
     /// An instance in the initial state of the machine that the log begins with.
     pub(super) fn fresh(&self, role: &'static str) -> Result<Instance, Broken> {
-        self.initial.instance(role, &self.stop)
+        self.initial.instance(role, self.engine.limits().cluster, &self.stop)
     }
 
     /// Why this module does not take the place of `old` at this entry, as far as that is known without
@@ -221,7 +221,7 @@ impl Shared {
         saved: SavedState,
         cancelled: &Arc<AtomicBool>,
     ) -> Result<([Instance; COUNT], Clock), Restore> {
-        let SavedState { module, index, time_ms, state_version, chunks, .. } = saved;
+        let SavedState { module, index, time_ms, limits, state_version, chunks, .. } = saved;
         let what = format!("the state at index {index} cannot be restored");
         self.check_engine(&module).map_err(Restore::Fault)?;
         if let Some(why) = module.refuses(state_version) {
@@ -238,7 +238,7 @@ impl Shared {
             let (stop, cancelled) = (Arc::clone(&self.stop), Arc::clone(cancelled));
             let interrupted =
                 move || stop.load(Ordering::Relaxed) || cancelled.load(Ordering::Relaxed);
-            let begun = Restoring::interruptible(&module, state_version, role, interrupted);
+            let begun = Restoring::interruptible(&module, state_version, role, limits, interrupted);
             restoring.push(begun.map_err(broken)?);
         }
         let stopped = || self.stopping() || cancelled.load(Ordering::Relaxed);

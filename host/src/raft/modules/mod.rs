@@ -84,7 +84,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 /// What a module says of itself, for the log.
-fn about(module: &Module) -> About {
+pub(super) fn about(module: &Module) -> About {
     let description = module.description();
     About {
         name: Arc::from(&*description.name),
@@ -155,6 +155,7 @@ impl Modules {
         let work = match command.kind {
             CommandKind::Call(call) => Work::Call(call),
             CommandKind::Tick | CommandKind::SetTime => Work::Tick,
+            CommandKind::SetLimits(limits) => Work::SetLimits(limits),
             CommandKind::Module(ModuleCommand::Part(_))
             | CommandKind::Checkpoint(_)
             | CommandKind::Verify => return None,

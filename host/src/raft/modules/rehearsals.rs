@@ -208,17 +208,18 @@ fn run_through(
 
 /// The state as it is now, from the reader.
 fn present_state(inner: &Inner) -> Result<SavedState, HistoryError> {
-    let state = {
+    let (state, limits) = {
         // With the lock held no later entry can be handed over before the reader has noted the request.
         let applied = inner.applied();
         let index = applied.meta.last_log_id.map_or(0, |log_id| log_id.index);
-        inner.worker.snapshot(index)
+        (inner.worker.snapshot(index), applied.limits.limits)
     };
     let mut state = Handle::current().block_on(state).map_err(unreadable)?;
     Ok(SavedState {
         module: state.module().clone(),
         index: state.index(),
         time_ms: state.time_ms(),
+        limits,
         state_version: state.state_version(),
         // A rehearsal compares nothing.
         digest: None,

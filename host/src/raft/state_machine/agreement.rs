@@ -13,6 +13,7 @@ use super::{PendingEntry, StateMachine};
 use crate::{
     raft::{
         divergence::Quarantine,
+        limits::LimitsInForce,
         snapshot::{self, Accepted},
     },
     storage::SnapshotFile,
@@ -122,11 +123,12 @@ impl StateMachine {
                 quarantine.at
             )));
         }
+        let limits = LimitsInForce::read(&header).map_err(io::Error::other)?;
         let Accepted { state, registry } = accepted;
         self.adopt(file, state).await?;
         self.divergence.restored(snapshot::origin(&header), index);
         self.time.observe(header.time_ms);
-        let machine = self.replaying(super::Applied { meta, registry });
+        let machine = self.replaying(super::Applied { meta, registry, limits });
         self.healing =
             Some(Healing { machine: Box::new(machine), from: index, next: index + 1, quarantine });
         Ok(())
@@ -172,6 +174,7 @@ impl StateMachine {
             building: self.building.clone(),
             divergence: self.divergence.clone(),
             time: self.time.clone(),
+            configured: self.configured,
             transfers: self.transfers.clone(),
             replays: true,
             healing: None,

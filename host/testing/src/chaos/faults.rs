@@ -2,15 +2,17 @@
 
 use std::{
     path::PathBuf,
+    process::Command,
     sync::Arc,
     time::{Duration, Instant},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::{Context as _, Result, ensure};
 use conclave_client::{
     CallOptions, Client,
-    proto::kv::{self as pb, BatchRequest, BatchResponse, PutRequest, PutResponse, put_request},
+    proto::kv::{self as pb, BatchRequest, BatchResponse, PutRequest, put_request},
 };
+use prost::Message as _;
 use sha2::{Digest as _, Sha256};
 use tokio::time::{sleep, timeout};
 
@@ -29,12 +31,8 @@ use crate::{
 /// The limit of one call: as low as it may be, so that a call can reach it quickly. The clients' calls take a few
 /// thousand.
 pub(super) const FUEL_PER_CALL: u64 = 1_000_000;
-/// The limit of a node that diverges. Calls of clients are far below both limits, and [`trapping_batch`] far above.
-const FUEL_OF_DIVERGED: u64 = 2 * FUEL_PER_CALL;
 /// The variable that sets the limit.
 const FUEL_VARIABLE: &str = "CONCLAVE_FUEL_PER_CALL";
-/// Characters of two bytes each that take between the two limits to be checked: about 48 instructions per character.
-const DIVERGING_CHARACTERS: usize = 30_000;
 /// Between two looks at a node's status.
 const STATUS_PAUSE: Duration = Duration::from_millis(50);
 /// How long a fault may look for a leader.
@@ -305,48 +303,59 @@ impl Nemesis {
         Ok(format!(" ({traps} times, {others} without a trap's answer)"))
     }
 
-    /// A node restarts with more fuel than the others, until it has diverged, and then with the same fuel again.
+    /// A node skips an entry that the others applied, so it diverges from them. It is repaired by itself.
     async fn diverge(&self, target: Target, lasts: Duration) -> Result<String> {
         let id = self.resolve(target).await;
-        let node = self.cluster.node(id);
-        node.set_variable(FUEL_VARIABLE, FUEL_OF_DIVERGED.to_string());
-        let restarted = self.restart(id).await;
-        let diverged = timeout(lasts, self.diverged(id)).await;
-        node.set_variable(FUEL_VARIABLE, FUEL_PER_CALL.to_string());
-        self.restart(id).await?;
-        restarted?;
-        let divergence = diverged.with_context(|| format!("node {id} has not diverged"))??;
-        Ok(format!("{}: {divergence}", said(id)))
-    }
-
-    async fn restart(&self, id: u64) -> Result<()> {
+        let ends = Instant::now() + lasts;
+        let index =
+            timeout(lasts, self.put_of_its_own(id)).await.context("no put was applied")??;
         self.kill(id).await?;
-        self.start(id)
+        let skipped = self.skip(id, index).await;
+        self.start(id)?;
+        skipped?;
+        let left = ends.saturating_duration_since(Instant::now());
+        let diverged = timeout(left, self.diverged(id)).await;
+        let divergence = diverged.with_context(|| format!("node {id} has not diverged"))??;
+        Ok(format!("{} at entry {index}: {divergence}", said(id)))
     }
 
-    /// Puts a text that takes between the two limits to be checked, and waits until the node is quarantined for it.
-    /// The description of the divergence.
-    async fn diverged(&self, id: u64) -> Result<String> {
+    /// Puts a key that no client uses, and waits until a node has applied that. The entry's index.
+    async fn put_of_its_own(&self, id: u64) -> Result<u64> {
         let client = self.cluster.client()?;
-        let begun = Instant::now();
-        loop {
-            // A key of its own each time, which no client uses: its version says nothing of puts that trapped.
-            let key = format!("diverge-{id}-{}", begun.elapsed().as_micros());
-            let put = put(key, "\u{e9}".repeat(DIVERGING_CHARACTERS));
+        let put = put(format!("diverge-{id}"), "x".to_owned());
+        let index = loop {
             let options = CallOptions::write().deadline(Duration::from_secs(1));
-            let answer: Result<PutResponse, _> = client.call("kv.v1.KV/Put", &put, &options).await;
-            // A leader with more fuel accepts it.
-            match answer {
-                Ok(_) => break,
-                Err(error) if error.trap_kind().is_some() => break,
+            let request = put.encode_to_vec();
+            match client.call_raw_with("kv.v1.KV/Put", request, &options).await {
+                Ok(answer) => break answer.index.context("an answer without an index")?,
                 Err(_) => sleep(STATUS_PAUSE).await,
             }
-        }
+        };
         loop {
-            let status = self.cluster.status_of(id).await.ok();
-            let own = status.and_then(|status| status.nodes.into_iter().find(|node| node.id == id));
-            match own {
-                Some(own) if own.divergences > 0 => return Ok(own.divergence),
+            match self.cluster.own_status(id).await {
+                Ok(own) if own.applied >= index => return Ok(index),
+                _ => sleep(STATUS_PAUSE).await,
+            }
+        }
+    }
+
+    /// Has a stopped node skip an entry.
+    async fn skip(&self, id: u64, index: u64) -> Result<()> {
+        let mut recover = Command::new(self.cluster.binary());
+        recover.args(["recover", "--uncommitted", "--trap-entry", &index.to_string()]);
+        recover.arg("--data-dir").arg(&self.cluster.node(id).data_dir);
+        recover.arg("--master-key-file").arg(self.cluster.master_key());
+        let output = tokio::task::spawn_blocking(move || recover.output()).await??;
+        let why = String::from_utf8_lossy(&output.stderr);
+        ensure!(output.status.success(), "{}", why.trim());
+        Ok(())
+    }
+
+    /// Waits until a node has diverged. The description of the divergence.
+    async fn diverged(&self, id: u64) -> Result<String> {
+        loop {
+            match self.cluster.own_status(id).await {
+                Ok(own) if own.divergences > 0 => return Ok(own.divergence),
                 _ => sleep(STATUS_PAUSE).await,
             }
         }

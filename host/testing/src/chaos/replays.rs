@@ -5,7 +5,6 @@ use std::{collections::BTreeMap, process::Command};
 use anyhow::{Context as _, Result, ensure};
 use serde_json::Value;
 
-use super::faults::FUEL_PER_CALL;
 use crate::{
     cluster::Cluster,
     history::{Kind, Operation},
@@ -16,6 +15,9 @@ use crate::{
 pub(super) const TWO_OUTCOMES: &str = "two nodes have different entries or outcomes at one index";
 /// An acknowledged write is missing.
 pub(super) const LOST: &str = "an acknowledged write is not in the log of a node";
+
+/// The outcome of an entry that `conclave recover` has had skipped.
+const SKIPPED: &str = "trap fault";
 
 /// Stops all nodes and compares what their logs say; the number of entries that were compared.
 pub(super) async fn compare(
@@ -73,22 +75,38 @@ fn method_of(write: &Operation) -> &'static str {
     crate::workload::method_of(&write.request)
 }
 
-/// Where a node's replay begins, and the entries after that with their outcomes.
+/// Where a node's replay begins, and the entries after that with their outcomes. Of a node that was made to diverge:
+/// those after the snapshot that it was repaired with.
 fn listed(cluster: &Cluster, id: u64) -> Result<(u64, BTreeMap<u64, Value>)> {
-    let mut replay = Command::new(cluster.binary());
-    replay.arg("replay").arg("--data-dir").arg(&cluster.node(id).data_dir);
-    replay.arg("--master-key-file").arg(cluster.master_key());
-    replay.arg("--work-dir").arg(cluster.dir.path());
-    replay.arg(format!("--fuel-per-call={FUEL_PER_CALL}"));
-    let output = replay.args(["--entries", "..", "--json"]).output()?;
-    let why = String::from_utf8_lossy(&output.stderr);
-    ensure!(output.status.success(), "{}", why.trim());
-    let listed: Value = serde_json::from_slice(&output.stdout)?;
-    let first = listed["began_at"].as_u64().unwrap_or(0);
+    let (first, entries) = listed_from(cluster, id, 0)?;
+    let skipped = entries.iter().filter(|(_, entry)| entry["outcome"] == SKIPPED);
+    let Some(skipped) = skipped.map(|(index, _)| *index).max() else {
+        return Ok((first, entries));
+    };
+    let snapshot = replayed(cluster, id, &[])?["began_at"].as_u64().unwrap_or(0);
+    ensure!(snapshot >= skipped, "entry {skipped} is skipped, and the snapshot is of {snapshot}");
+    listed_from(cluster, id, snapshot)
+}
+
+fn listed_from(cluster: &Cluster, id: u64, after: u64) -> Result<(u64, BTreeMap<u64, Value>)> {
+    let range = if after == 0 { "..".to_owned() } else { format!("{}..", after + 1) };
+    let listed = replayed(cluster, id, &["--entries", &range])?;
+    let first = listed["began_at"].as_u64().unwrap_or(0).max(after);
     let entries = listed["listed"].as_array().context("no list of entries")?;
     let entries = entries.iter().filter_map(|entry| {
         let index = entry["index"].as_u64().filter(|index| *index > first)?;
         Some((index, entry.clone()))
     });
     Ok((first, entries.collect()))
+}
+
+fn replayed(cluster: &Cluster, id: u64, flags: &[&str]) -> Result<Value> {
+    let mut replay = Command::new(cluster.binary());
+    replay.arg("replay").arg("--data-dir").arg(&cluster.node(id).data_dir);
+    replay.arg("--master-key-file").arg(cluster.master_key());
+    replay.arg("--work-dir").arg(cluster.dir.path());
+    let output = replay.args(flags).arg("--json").output()?;
+    let why = String::from_utf8_lossy(&output.stderr);
+    ensure!(output.status.success(), "{}", why.trim());
+    Ok(serde_json::from_slice(&output.stdout)?)
 }

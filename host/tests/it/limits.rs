@@ -1,0 +1,148 @@
+//! Limits that decide outcomes change through the log only.
+
+use std::process::Output;
+
+use serde_json::Value;
+
+use crate::harness::{Cluster, Setup, conclave, put};
+
+const FUEL: &str = "CONCLAVE_FUEL_PER_CALL";
+/// Less than a put of [`long`] takes, and more.
+const LITTLE: &str = "1000000";
+const PLENTY: &str = "2000000";
+
+/// A text whose check takes about 48 instructions per character.
+fn long() -> String {
+    "\u{e9}".repeat(30_000)
+}
+
+/// A verb for the whole cluster.
+fn run(cluster: &Cluster, arguments: &[&str]) -> Output {
+    let endpoints: Vec<_> = cluster.nodes.iter().map(|node| node.client.clone()).collect();
+    let mut command = conclave();
+    command.args(arguments).args(["--endpoints", &endpoints.join(",")]);
+    command.output().unwrap()
+}
+
+fn limits(cluster: &Cluster) -> Value {
+    let shown = run(cluster, &["cluster", "limits", "--json"]);
+    serde_json::from_slice(&shown.stdout).unwrap_or_else(|_| panic!("{shown:?}"))
+}
+
+fn assert_equal(cluster: &Cluster) {
+    let verified = run(cluster, &["cluster", "verify", "--timeout", "20s"]);
+    assert!(verified.status.success(), "{verified:?}");
+}
+
+/// Starts a node that has another limit in its own configuration.
+fn start_with_fuel(cluster: &mut Cluster, id: u64, fuel: &str) {
+    let mut command = cluster.command(id);
+    command.env(FUEL, fuel);
+    cluster.run(id, command);
+}
+
+async fn put_long(cluster: &Cluster, key: &str) -> Result<Value, String> {
+    put(&cluster.client(), key, &long()).await.map_err(|error| error.to_string())
+}
+
+/// Nodes that were restarted with another limit once gave other outcomes from then on, and also to entries that they
+/// replayed.
+#[tokio::test(flavor = "multi_thread")]
+async fn limits_change_through_the_log_and_in_no_other_way() {
+    let mut cluster = Cluster::prepared(Setup::default());
+    for id in 1..=3 {
+        start_with_fuel(&mut cluster, id, LITTLE);
+    }
+    cluster.serving().await;
+    assert_eq!(limits(&cluster)["index"], 0, "no command has been applied");
+    put(&cluster.client(), "short", "x").await.unwrap();
+    // The configuration of the first leader counts, from before the first command on.
+    let first = limits(&cluster);
+    assert_eq!(first["limits"]["fuel_per_call"], 1_000_000, "{first}");
+    assert_eq!(first["limits"]["fuel_per_query"], 1_000_000, "at least: {first}");
+    let trapped = put_long(&cluster, "before").await.unwrap_err();
+    assert!(trapped.contains("fuel of 1000000"), "{trapped}");
+
+    // A rolling restart with another configuration changes nothing but an alarm.
+    for id in 1..=3 {
+        cluster.kill(id);
+        start_with_fuel(&mut cluster, id, PLENTY);
+        cluster.caught_up(&[1, 2, 3]).await;
+        let trapped = put_long(&cluster, "meanwhile").await.unwrap_err();
+        assert!(trapped.contains("fuel of 1000000"), "{trapped}");
+    }
+    assert_eq!(limits(&cluster), first);
+    let status = run(&cluster, &["status"]);
+    let remarks = String::from_utf8_lossy(&status.stderr);
+    for id in 1..=3 {
+        let says = format!(
+            "node {id}: limits in this node's configuration differ from the cluster's, which are in force: fuel_per_call \
+             is 2000000 there and 1000000 in the cluster"
+        );
+        assert!(remarks.contains(&says), "{remarks}");
+        assert!(cluster.log_tail(id).contains("fuel_per_call is 2000000 there"));
+    }
+    assert_equal(&cluster);
+
+    // An operator changes them.
+    let text = "x".repeat(60_000);
+    for key in 0..300 {
+        put(&cluster.client(), &format!("large-{key}"), &text).await.unwrap();
+    }
+    for (wrong, says, code) in [
+        (&["--fuel-per-call", "5"][..], "fuel_per_call = 5: must be between 1000000", 1),
+        (&["--response-bytes-max", "1000"], "response_bytes_max = 1000", 1),
+        (&["--memory-bytes-max", "16777216"], "already holds", 1),
+        (&[], "required", 2),
+    ] {
+        let refused = run(&cluster, &[&["cluster", "set-limits"], wrong].concat());
+        let why = String::from_utf8_lossy(&refused.stderr);
+        assert_eq!(refused.status.code(), Some(code), "{why}");
+        assert!(why.contains(says), "{why}");
+    }
+    assert_eq!(limits(&cluster), first);
+    let set = run(&cluster, &["cluster", "set-limits", "--fuel-per-call", PLENTY, "--json"]);
+    assert!(set.status.success(), "{set:?}");
+    let set: Value = serde_json::from_slice(&set.stdout).unwrap();
+    assert_eq!(limits(&cluster), set);
+    assert_eq!(set["limits"]["fuel_per_call"], 2_000_000);
+    put_long(&cluster, "after").await.unwrap();
+    cluster.caught_up(&[1, 2, 3]).await;
+    assert_equal(&cluster);
+    let status = run(&cluster, &["status"]);
+    assert!(!String::from_utf8_lossy(&status.stderr).contains("differ"), "{status:?}");
+
+    // A node that starts from a snapshot has them, and one that replays the log has those of each entry.
+    cluster.client_of(2).snapshot().await.unwrap();
+    for id in 1..=3 {
+        cluster.kill(id);
+    }
+    for id in 1..=3 {
+        start_with_fuel(&mut cluster, id, LITTLE);
+    }
+    cluster.serving().await;
+    put_long(&cluster, "restarted").await.unwrap();
+    cluster.caught_up(&[1, 2, 3]).await;
+    assert_equal(&cluster);
+    for id in 1..=3 {
+        let own = cluster.client_of(id).status().await.unwrap();
+        assert_eq!(own.limits_index, set["index"].as_u64().unwrap(), "node {id}");
+        let own = own.nodes.into_iter().find(|node| node.id == id).unwrap();
+        assert_eq!((own.divergences, &*own.fault), (0, ""), "node {id}");
+    }
+
+    // The log says so.
+    cluster.stop(1);
+    let replayed = conclave()
+        .arg("replay")
+        .arg("--data-dir")
+        .arg(&cluster.node(1).data_dir)
+        .arg("--master-key-file")
+        .arg(cluster.dir.path().join("master.key"))
+        .args(["--entries", ".."])
+        .output()
+        .unwrap();
+    let listed = String::from_utf8_lossy(&replayed.stdout);
+    assert!(replayed.status.success() && listed.contains("set-limits"), "{replayed:?}");
+    assert!(listed.contains("trap fuel-exhausted"), "{listed}");
+}
