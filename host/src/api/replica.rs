@@ -160,6 +160,11 @@ impl Backend for Replica {
                 self.worker().standby_build_time().as_secs_f64(),
             ),
             Metric::gauge(
+                "conclave_snapshot_restored_bytes",
+                "The linear memory that restoring the last snapshot took; 0: none was taken since the start.",
+                self.snapshot_restored_bytes() as f64,
+            ),
+            Metric::gauge(
                 "conclave_snapshot_failing",
                 "Whether the last snapshot could not be taken; the log grows meanwhile, and the status says why.",
                 f64::from(u8::from(self.snapshot_failure().is_some())),

@@ -66,6 +66,12 @@ pub enum LoadError {
         "this is a core WebAssembly module, not a component: `conclave build FILE` makes one of it"
     )]
     CoreModule,
+    /// Composed of components.
+    #[error(
+        "the component contains other components with code of their own: what passes between them is not metered, so one \
+         call could stop every node. Link its parts into one component"
+    )]
+    Composed,
     /// A component that the engine does not take.
     #[error("the component does not compile: {0}")]
     Compile(String),

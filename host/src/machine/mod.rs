@@ -70,6 +70,7 @@ mod bindings;
 mod carry_over;
 mod clock;
 mod compiled;
+mod composition;
 mod descriptor_scan;
 mod descriptors;
 mod engine;

@@ -11,6 +11,7 @@ use wasmtime::component::{Component, Linker, types::ComponentItem};
 use super::{
     bindings::{MachinePre, conclave::fsm::types::Description as WireDescription},
     compiled::{self, CompiledCode, Compiling},
+    composition,
     descriptors::{self, MethodSpec},
     engine::Engine,
     error::{Fault, LoadError},
@@ -92,6 +93,7 @@ impl Module {
         how: Compiling<'_>,
     ) -> Result<Self, LoadError> {
         check_kind(&component, engine.limits().module_bytes_max)?;
+        composition::check(&component)?;
         let id = ModuleId::of(&component);
         let compiled = engine.compile(id, &component, how)?;
         let mut linker = Linker::new(engine.inner());

@@ -291,6 +291,11 @@ impl Replica {
         self.0.building.failure()
     }
 
+    /// The linear memory that restoring the last snapshot took, in bytes.
+    pub(crate) fn snapshot_restored_bytes(&self) -> u64 {
+        self.0.building.restored_bytes()
+    }
+
     /// Entries that are committed as far as this node knows, and not applied here.
     pub(crate) fn lag(&self) -> u64 {
         let (committed, applied) = self.0.progress();

@@ -185,9 +185,23 @@ impl super::Inner {
         let snapshot = self.building.failure();
         let snapshot =
             snapshot.map(|why| format!("no snapshot can be taken, so the log grows: {why}"));
-        let limits = self.applied().limits.difference(&self.limits.cluster);
-        standby.into_iter().chain(snapshot).chain(limits).collect()
+        let in_force = self.applied().limits;
+        let limits = in_force.difference(&self.limits.cluster);
+        let headroom =
+            headroom(self.building.restored_bytes(), in_force.limits.memory_bytes_max as u64);
+        standby.into_iter().chain(snapshot).chain(limits).chain(headroom).collect()
     }
+}
+
+/// A warning while there is time: a state that needs more memory to be restored than there is has no snapshot.
+fn headroom(restored_bytes: u64, memory_bytes_max: u64) -> Option<String> {
+    (restored_bytes > memory_bytes_max / 4 * 3).then(|| {
+        format!(
+            "restoring the last snapshot took {restored_bytes} of the {memory_bytes_max} bytes of memory that an instance \
+             may have: raise memory_bytes_max with `conclave cluster set-limits` before the state grows further, \
+             because a state that cannot be restored cannot be saved"
+        )
+    })
 }
 
 fn clock_from_wire(clock: wire::ClockStatus) -> ClockStatus {
@@ -239,5 +253,17 @@ fn link_to_wire(link: &PeerLink) -> wire::PeerLink {
         connected: link.connected,
         round_trip_us: link.round_trip.as_micros() as u64,
         problem: link.problem.clone(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::headroom;
+
+    #[test]
+    fn operators_are_warned_while_a_quarter_of_the_memory_is_left() {
+        assert_eq!(headroom(0, 1 << 30), None);
+        assert_eq!(headroom(3 << 28, 1 << 30), None);
+        assert!(headroom((3 << 28) + 1, 1 << 30).is_some());
     }
 }

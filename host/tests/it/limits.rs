@@ -3,8 +3,14 @@
 use std::process::Output;
 
 use serde_json::Value;
+use tempfile::TempDir;
 
-use crate::harness::{Cluster, Setup, conclave, put};
+use crate::{
+    counters::version,
+    divergence::{COUNT, apply},
+    harness::{Cluster, Setup, conclave, put},
+    wat::Wat,
+};
 
 const FUEL: &str = "CONCLAVE_FUEL_PER_CALL";
 /// Less than a put of [`long`] takes, and more.
@@ -145,4 +151,36 @@ async fn limits_change_through_the_log_and_in_no_other_way() {
     let listed = String::from_utf8_lossy(&replayed.stdout);
     assert!(replayed.status.success() && listed.contains("set-limits"), "{replayed:?}");
     assert!(listed.contains("trap fuel-exhausted"), "{listed}");
+}
+
+/// A state that needs more memory to be restored than there is has no snapshot. More memory is the way out.
+#[tokio::test(flavor = "multi_thread")]
+async fn snapshot_that_needs_more_memory_is_taken_after_the_limit_was_raised() {
+    let counter = version("large", 1, 1, &[1]);
+    // 40 MiB.
+    let grows = "(if (i32.eq (memory.grow (i32.const 640)) (i32.const -1)) (then unreachable))";
+    let finish = format!("{grows} {}", counter.finish).leak();
+    let dir = TempDir::new().unwrap();
+    let path = dir.path().join("large.wasm");
+    std::fs::write(&path, Wat { finish, ..counter }.component()).unwrap();
+    let flags = vec!["--memory-bytes-max=33554432".to_owned()];
+    let cluster = Cluster::start_with(Setup { module: Some(path), flags }).await;
+    apply(&cluster.client(), COUNT).await.unwrap();
+    let failed = cluster.client_of(1).snapshot().await.unwrap_err();
+    assert!(failed.to_string().contains("memory limit of 33554432"), "{failed}");
+    let remarks =
+        |cluster: &Cluster| String::from_utf8_lossy(&run(cluster, &["status"]).stderr).into_owned();
+    assert!(
+        remarks(&cluster).contains("node 1: no snapshot can be taken"),
+        "{}",
+        remarks(&cluster)
+    );
+    let set = run(&cluster, &["cluster", "set-limits", "--memory-bytes-max", "50331648"]);
+    assert!(set.status.success(), "{set:?}");
+    cluster.client_of(1).snapshot().await.unwrap();
+    // It is more than three quarters, so there is a warning.
+    let remarks = remarks(&cluster);
+    assert!(!remarks.contains("no snapshot can be taken"), "{remarks}");
+    assert!(remarks.contains("node 1: restoring the last snapshot took"), "{remarks}");
+    assert_eq!(apply(&cluster.client(), COUNT).await.unwrap().0, 2);
 }

@@ -140,7 +140,7 @@ async fn state_is_restored_with_its_limits() {
     // And beside a running state.
     let later = Saved { index: 100, ..saved };
     let mut running = Node::start_with(node.worker.module());
-    running.worker.restore(later.state()).await.unwrap();
+    running.worker.restore(later.state_in(8)).await.unwrap();
     running.index = 100;
     assert!(matches!(apply(&mut running).await, Outcome::Reply(_)));
     assert_eq!(count(&running).await, 2);

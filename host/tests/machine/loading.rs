@@ -138,7 +138,7 @@ fn a_machine_that_breaks_when_it_is_described_is_refused() {
     let (error, _) = refusal(Wat { describe: "(i32.const 131068)", ..Wat::default() }.component());
     assert!(matches!(error, LoadError::Traps(trap) if trap.kind == TrapKind::BadAnswer));
     // It begins with more memory than a machine gets.
-    let (error, _) = refusal(Wat { memory: "20000", ..Wat::default() }.component());
+    let (error, _) = refusal(Wat { memory: "65536", ..Wat::default() }.component());
     assert!(matches!(error, LoadError::Traps(trap) if trap.kind == TrapKind::MemoryExhausted));
 }
 

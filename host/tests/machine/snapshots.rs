@@ -280,3 +280,31 @@ async fn entries_go_on_while_a_state_is_restored() {
     node.until("it ends", |_| Arc::strong_count(&held) == 1).await;
     assert!(since.elapsed() < Duration::from_millis(500), "{:?}", since.elapsed());
 }
+
+/// A bug in a component must not fill the disk.
+#[tokio::test]
+async fn a_snapshot_without_an_end_ends_at_the_limit_of_memory() {
+    let wat = Wat {
+        read: "(i32.store (i32.const 48) (i32.const 8)) (i32.store (i32.const 52) (i32.const 65536)) (i32.const 48)",
+        ..Wat::default()
+    };
+    let limits = with(|limits| limits.memory_bytes_max = 1 << 20);
+    let module = Module::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap();
+    let mut node = Node::start_with(module);
+    let raw = || Call { method: "any".into(), request: Bytes::new(), principal: "".into() };
+    node.apply(raw()).await;
+    let mut stream = node.worker.snapshot(node.index).await.unwrap();
+    let mut bytes = 0;
+    let error = loop {
+        match stream.next().await.unwrap() {
+            Ok(chunk) => bytes += chunk.len(),
+            Err(error) => break error,
+        }
+    };
+    assert!(bytes <= 1 << 20, "{bytes}");
+    assert!(error.to_string().contains("more than 1048576 bytes"), "{error}");
+    // The instance is intact.
+    assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
+    node.worker.query(raw(), node.index).await.unwrap();
+    assert_eq!((node.worker.stats().reader_builds, node.worker.fault()), (0, None));
+}

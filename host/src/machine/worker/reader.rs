@@ -46,7 +46,7 @@ pub(super) struct Reader {
     /// What the instance is one of.
     module: Module,
     clock: Clock,
-    streams: HashMap<u64, ResourceAny>,
+    streams: HashMap<u64, OpenStream>,
     next_stream: u64,
     gaps: u32,
     /// The index of the state of another node that was adopted last. A snapshot of this node up to there is older.
@@ -55,6 +55,14 @@ pub(super) struct Reader {
     retired: Option<Instance>,
     /// The last turn had entries, so that more may follow soon.
     followed: bool,
+}
+
+/// A snapshot that is being read.
+#[derive(Clone, Copy)]
+struct OpenStream {
+    snapshot: ResourceAny,
+    /// What has been read of it.
+    bytes: usize,
 }
 
 /// What one turn does, as taken from the queue.

@@ -68,19 +68,22 @@ impl Worker {
     }
 
     /// Restores a snapshot of this node into a fresh instance, which becomes the standby. So the snapshot is known to
-    /// be restorable, and a state machine that behaves differently after a restore shows within one snapshot.
+    /// be restorable, and a state machine that behaves differently after a restore shows within one snapshot. The linear
+    /// memory that restoring took, in bytes.
     ///
     /// # Errors
     /// See [`Worker::prepare`].
-    pub async fn replace_standby(&self, saved: SavedState) -> Result<(), Fault> {
+    pub async fn replace_standby(&self, saved: SavedState) -> Result<u64, Fault> {
         let module = saved.module.clone();
         let ([instance], clock) = self.restore_aside(["reader"], saved).await?;
+        // Linear memory never shrinks.
+        let memory_bytes = instance.memory_bytes() as u64;
         let mut queue = self.0.shared.inbox.lock();
         if !queue.ended {
             queue.successor = Some(Prepared { instance, module, clock });
             self.0.shared.inbox.wake_reader(&mut queue);
         }
-        Ok(())
+        Ok(memory_bytes)
     }
 
     /// Continues from a prepared state, no older than the state machine's own, in both instances. In order

@@ -22,7 +22,7 @@ use crate::{
     },
     storage::{Identity, SnapshotFile, SnapshotStore},
     supervise::Supervisor,
-    types::raft::TypeConfig,
+    types::{Trap, TrapKind, raft::TypeConfig},
 };
 
 impl StateMachine {
@@ -43,6 +43,7 @@ impl StateMachine {
             modules: self.modules.clone(),
             applied: self.applied.clone(),
             divergence: self.divergence.clone(),
+            building: self.building.clone(),
         };
         self.building.supervisor.spawn("snapshot", async move {
             for attempt in 1.. {
@@ -71,6 +72,7 @@ struct Source {
     modules: Arc<Modules>,
     applied: Arc<Mutex<Applied>>,
     divergence: Arc<Divergence>,
+    building: Arc<Building>,
 }
 
 impl Source {
@@ -108,10 +110,12 @@ impl Source {
         let (whole, modules) = (file.clone(), self.modules.clone());
         let reading = spawn_blocking(move || snapshot::saved_state(&whole, &modules));
         let (saved, _) = reading.await.map_err(io::Error::other)??;
-        self.worker.replace_standby(saved).await.map_err(|fault| {
+        let memory_bytes = self.worker.replace_standby(saved).await.map_err(|fault| {
             let reason = format!("the state machine does not accept its own snapshot: {fault}");
             io::Error::new(io::ErrorKind::InvalidData, reason)
-        })
+        })?;
+        self.building.restored_bytes.store(memory_bytes, Ordering::Relaxed);
+        Ok(())
     }
 }
 
@@ -128,6 +132,8 @@ pub(in crate::raft) struct Building {
     pub ready: Notify,
     /// Why the last one failed, if it did.
     failure: Mutex<Option<String>>,
+    /// The linear memory that restoring the last one took; 0: none was restored yet.
+    restored_bytes: AtomicU64,
     /// The index of the last one that was handed over.
     handed_over: AtomicU64,
     /// Runs what the state machine does in the background.
@@ -155,6 +161,8 @@ fn attempts_max(error: &io::Error) -> u32 {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<SnapshotError>());
     match cause {
         Some(SnapshotError::Lost) => BUILD_ATTEMPTS_LOST,
+        // A snapshot without end, for example: the next attempt would write as much again.
+        Some(SnapshotError::Trap(Trap { kind: TrapKind::BadAnswer, .. })) => 1,
         _ => BUILD_ATTEMPTS,
     }
 }
@@ -180,6 +188,11 @@ impl Building {
     /// Why the last snapshot failed, if it did.
     pub(in crate::raft) fn failure(&self) -> Option<String> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The linear memory that restoring the last one took, in bytes; 0: none was restored yet.
+    pub(in crate::raft) fn restored_bytes(&self) -> u64 {
+        self.restored_bytes.load(Ordering::Relaxed)
     }
 
     /// Whether a file waits to be handed over.

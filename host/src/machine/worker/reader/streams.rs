@@ -4,8 +4,9 @@ use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 
-use super::{Reader, end_of};
+use super::{OpenStream, Reader, end_of};
 use crate::machine::{
+    carry_over::too_large,
     error::SnapshotError,
     instance::Instance,
     trap::Broken,
@@ -32,7 +33,7 @@ impl Reader {
             self.on_instance("taking a snapshot", Instance::snapshot)?.map(|snapshot| {
                 let stream = self.next_stream;
                 self.next_stream += 1;
-                self.streams.insert(stream, snapshot);
+                self.streams.insert(stream, OpenStream { snapshot, bytes: 0 });
                 let module = self.module.clone();
                 StateStream::new(Arc::clone(&self.shared), module, stream, now)
             })
@@ -46,18 +47,30 @@ impl Reader {
     pub(super) fn read(&mut self, request: ReadRequest) -> Result<(), End> {
         let chunk: Chunk = match self.streams.get(&request.stream).copied() {
             None => Err(SnapshotError::Lost),
-            Some(snapshot) => {
+            Some(OpenStream { snapshot, .. }) => {
                 let chunk = self.on_instance("reading a snapshot", |instance| {
                     instance.snapshot_read(snapshot)
                 })?;
-                chunk.map(|bytes: Bytes| (!bytes.is_empty()).then_some(bytes))
+                chunk.and_then(|bytes: Bytes| {
+                    self.count(request.stream, bytes.len())?;
+                    Ok((!bytes.is_empty()).then_some(bytes))
+                })
             }
         };
-        if matches!(chunk, Ok(None)) {
+        if !matches!(chunk, Ok(Some(_))) {
             self.close(request.stream)?;
         }
         let _ = request.reply.send(chunk);
         Ok(())
+    }
+
+    /// Refuses a snapshot that is larger than any state: an endless one would fill the disk.
+    fn count(&mut self, stream: u64, bytes: usize) -> Result<(), SnapshotError> {
+        let Some(instance) = &self.instance else { return Ok(()) };
+        let bytes_max = instance.cluster_limits().memory_bytes_max;
+        let Some(open) = self.streams.get_mut(&stream) else { return Ok(()) };
+        open.bytes += bytes;
+        if open.bytes > bytes_max { Err(SnapshotError::Trap(too_large(bytes_max))) } else { Ok(()) }
     }
 
     /// Lets go of all snapshots.
@@ -70,7 +83,7 @@ impl Reader {
 
     /// Lets go of a snapshot.
     pub(super) fn close(&mut self, stream: u64) -> Result<(), End> {
-        if let Some(snapshot) = self.streams.remove(&stream) {
+        if let Some(OpenStream { snapshot, .. }) = self.streams.remove(&stream) {
             let dropped = self.on_instance("letting go of a snapshot", |instance| {
                 instance.snapshot_drop(snapshot)
             })?;
