@@ -286,16 +286,6 @@ impl Replica {
         (self.0.disk.hung_for().unwrap_or_default(), self.0.transfers())
     }
 
-    /// Why the last snapshot could not be taken, if it could not.
-    pub(crate) fn snapshot_failure(&self) -> Option<String> {
-        self.0.building.failure()
-    }
-
-    /// The linear memory that restoring the last snapshot took, in bytes.
-    pub(crate) fn snapshot_restored_bytes(&self) -> u64 {
-        self.0.building.restored_bytes()
-    }
-
     /// Entries that are committed as far as this node knows, and not applied here.
     pub(crate) fn lag(&self) -> u64 {
         let (committed, applied) = self.0.progress();

@@ -114,6 +114,16 @@ impl Replica {
         Ok(from_wire(answer.into_inner(), member))
     }
 
+    /// Why the last snapshot could not be taken, if it could not.
+    pub(crate) fn snapshot_failure(&self) -> Option<String> {
+        self.0.building.failure()
+    }
+
+    /// The linear memory that restoring the last snapshot took, in bytes.
+    pub(crate) fn snapshot_restored_bytes(&self) -> u64 {
+        self.0.building.restored_bytes()
+    }
+
     /// Takes a snapshot and waits until it is on disk; the index that it reaches.
     pub async fn snapshot_now(&self) -> Result<u64, Error> {
         const LOOK_INTERVAL: Duration = Duration::from_millis(50);
