@@ -37,13 +37,7 @@ const LAYERS: [Layer; 17] = [
     Layer { name: "crypto", sees: &[], uses: &["aes_gcm"] },
     Layer { name: "error", sees: &["types"], uses: &[] },
     Layer { name: "supervise", sees: &["types"], uses: &[] },
-<<<<<<< HEAD
-    Layer { name: "machine", sees: &["types"], uses: &["wasmtime"] },
-=======
     Layer { name: "machine", sees: &["types"], uses: &["wasmparser", "wasmtime"] },
-    // `conclave check` runs machines without a node.
-    Layer { name: "check", sees: &["types", "machine"], uses: &["wasmparser"] },
->>>>>>> 74180f1 (Bound snapshots by memory, warn of missing headroom, and refuse composed components)
     // The registry is part of snapshots, whose header is one of those messages.
     Layer { name: "modules", sees: &["proto", "types"], uses: &[] },
     // `conclave check` runs machines without a node. Of an upgrade it says what clients would notice.
