@@ -7,7 +7,7 @@ use crate::{
     config::StoppedNode,
     error::Error,
     machine::{Engine, Limits, Module},
-    raft::{self, Modules, NotRecovered, Replaced, Skipped},
+    raft::{self, KeptCode, Modules, NotRecovered, Replaced, Skipped},
     storage::Storage,
 };
 
@@ -30,9 +30,10 @@ pub fn replace_component(stopped: &StoppedNode, component: Bytes) -> Result<Repl
     let engine = Engine::new(&Limits::default()).map_err(startup)?;
     let component = Module::load(&engine, component);
     let component = component.map_err(|error| Error::invalid(format!("the component: {error}")))?;
-    let Storage { identity, genesis, log, snapshots, .. } = open(stopped)?;
-    let seed = seed(&identity);
-    let modules = Modules::new(Module::load(&engine, genesis).map_err(startup)?, seed);
+    let Storage { identity, genesis, log, snapshots, compiled, .. } = open(stopped)?;
+    let (seed, kept) = (seed(&identity), KeptCode::new(compiled));
+    let genesis = Module::load_with(&engine, genesis, kept.compiling(false)).map_err(startup)?;
+    let modules = Modules::new(genesis, seed, kept);
     let replaced = raft::replace_component(&log, &snapshots, &modules, &component, seed);
     replaced.map_err(not_recovered)
 }
