@@ -142,10 +142,12 @@ fn compile(
     }
 }
 
-/// Of this thread: on Linux, each has a nice value of its own.
+/// Of this thread: on Linux, each has a nice value of its own. One that is lower already stays.
 fn lower_priority() {
+    use rustix::process::{getpriority_process, setpriority_process};
+    let lower = |nice: i32| if nice < NICE { setpriority_process(None, NICE) } else { Ok(()) };
     if cfg!(target_os = "linux")
-        && let Err(error) = rustix::process::setpriority_process(None, NICE)
+        && let Err(error) = getpriority_process(None).and_then(lower)
     {
         tracing::debug!(%error, "components are compiled at the usual priority");
     }
