@@ -152,8 +152,9 @@ fn computer() -> String {
     let kib = field(&read("/proc/meminfo"), "MemTotal")
         .and_then(|total| total.trim_end_matches(" kB").parse::<u64>().ok());
     let kernel = read("/proc/sys/kernel/osrelease");
+    let kernel = kernel.split(['-', '+']).next().unwrap_or_default();
     format!(
-        "{processor}, {cores} cores, {} GiB of memory, Linux {}, shared with other work",
+        "{processor}, {cores} cores, {} GiB of memory, Linux {}",
         kib.unwrap_or_default() >> 20,
         kernel.trim()
     )
