@@ -3,7 +3,7 @@
 //! Three nodes with small thresholds, so that many snapshots are taken and the log is purged often, serve writes, deletes,
 //! expiring keys, reads, watches, connections that come and go, and calls that trap. Every few seconds the
 //! resources of each node are sampled ([`sample`]). Values that are read are compared with the acknowledged ones during the
-//! run, and all of them at each node at its end. [`judge`] says whether memory, descriptors and disk are bounded;
+//! run, and all of them at each node at its end. [`judge`](mod@judge) says whether memory, descriptors and disk are bounded;
 //! [`plot`] and [`page`] show it.
 //!
 //! For people: `cargo xtask soak --help`.
