@@ -29,10 +29,7 @@ use std::{
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use conclave_client::{
-    Client,
-    proto::cluster::{Node as NodeStatus, StatusResponse},
-};
+use conclave_client::{Client, proto::cluster::StatusResponse};
 use rustix::process::{Pid, Signal, kill_process};
 use tempfile::TempDir;
 use tokio::time::Instant;
@@ -378,13 +375,6 @@ impl Cluster {
         let endpoint = self.node(id).client.clone();
         let client = Client::builder().endpoints([endpoint]).follow_leader(false);
         Ok(client.deadline(Duration::from_secs(3)).build()?.status().await?)
-    }
-
-    /// What a node says of itself.
-    pub async fn own_status(&self, id: u64) -> Result<NodeStatus> {
-        let status = self.status_of(id).await?;
-        let own = status.nodes.into_iter().find(|node| node.id == id);
-        own.with_context(|| format!("node {id} does not know itself"))
     }
 
     /// Waits until the cluster names a leader.

@@ -10,7 +10,10 @@ use std::{
 use anyhow::{Context as _, Result, ensure};
 use conclave_client::{
     CallOptions, Client,
-    proto::kv::{self as pb, BatchRequest, BatchResponse, PutRequest, put_request},
+    proto::{
+        cluster::Node,
+        kv::{self as pb, BatchRequest, BatchResponse, PutRequest, put_request},
+    },
 };
 use prost::Message as _;
 use sha2::{Digest as _, Sha256};
@@ -332,11 +335,18 @@ impl Nemesis {
             }
         };
         loop {
-            match self.cluster.own_status(id).await {
+            match self.own_status(id).await {
                 Ok(own) if own.applied >= index => return Ok(index),
                 _ => sleep(STATUS_PAUSE).await,
             }
         }
+    }
+
+    /// What a node says of itself.
+    async fn own_status(&self, id: u64) -> Result<Node> {
+        let status = self.cluster.status_of(id).await?;
+        let own = status.nodes.into_iter().find(|node| node.id == id);
+        own.with_context(|| format!("node {id} does not know itself"))
     }
 
     /// Has a stopped node skip an entry.
@@ -354,7 +364,7 @@ impl Nemesis {
     /// Waits until a node has diverged. The description of the divergence.
     async fn diverged(&self, id: u64) -> Result<String> {
         loop {
-            match self.cluster.own_status(id).await {
+            match self.own_status(id).await {
                 Ok(own) if own.divergences > 0 => return Ok(own.divergence),
                 _ => sleep(STATUS_PAUSE).await,
             }
