@@ -13,7 +13,7 @@ use crate::{
     node,
 };
 
-/// Help a stopped cluster that no node of which can start
+/// Repair the directory of a stopped node that cannot start
 ///
 /// If all nodes stop while they apply the same entry, and again after each restart, there is no leader that could
 /// activate a corrected component. There are two ways out. Both change the directory of a stopped node, so make a copy of
@@ -36,8 +36,8 @@ Examples:
   conclave recover --component fixed.wasm --config node.toml
   conclave recover --trap-entry 4711 --config node.toml --json | jq .subject
 
-With --trap-entry --json: {\"index\", \"subject\" (the method that the entry calls, or what it is), \"was_recorded\" (it
-had trapped before, so nothing has changed)}
+With --trap-entry --json: {\"index\", \"subject\" (the method that the entry calls, or what it is),
+\"was_recorded\" (it had trapped before, so nothing has changed)}
 With --component --json: {\"index\" (of the snapshot), \"snapshot_bytes\", \"restore_ms\", \"memory_bytes\"}")]
 #[command(group = ArgGroup::new("way").required(true).args(["trap_entry", "component"]))]
 pub struct Arguments {

@@ -33,8 +33,8 @@ pub(super) struct ShowLimits {}
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
-  conclave cluster set-limits --memory-bytes-max 2147483648    2 GiB for one instance; a node keeps two
-  conclave cluster set-limits --fuel-per-call 10000000000      five times the default, and queries follow
+  conclave cluster set-limits --memory-bytes-max 2147483648    2 GiB for each instance
+  conclave cluster set-limits --fuel-per-call 10000000000      five times the default
   conclave cluster set-limits --fuel-per-call 4000000000 --json | jq .index
 
 With --json: as `conclave cluster limits`")]
