@@ -166,7 +166,7 @@ fn begun_with(
     }
     tracing::info!(
         given = %ModuleId::of(&given),
-        "this node has data, so it goes on with the cluster's module and not with the one that it was started with: \
+        "this node has data, so it continues with the cluster's module and not with the one that it was started with: \
          `conclave module push` brings another one to the cluster"
     );
     Module::load_with(engine, genesis, kept.compiling(false)).map_err(startup)

@@ -119,7 +119,7 @@ impl fmt::Debug for ModuleSource {
     }
 }
 
-/// What a request and a state machine may use.
+/// The limits of requests and of the state machine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
     /// The largest request message. Default 4 MiB, at most 16 MiB.
@@ -134,7 +134,7 @@ pub struct Limits {
 impl Limits {
     /// The limits that a new cluster begins with.
     pub fn configured(&self) -> ClusterLimits {
-        // What a configuration refuses is refused when it is read.
+        // Validation has refused everything else.
         let changed = ClusterLimits::GENESIS.changed(&self.cluster, self.request_bytes_max);
         changed.unwrap_or(ClusterLimits::GENESIS)
     }

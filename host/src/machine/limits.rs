@@ -36,7 +36,7 @@ const TABLES_MAX: usize = 256;
 /// Its core instances. A component of Python has some twenty, and one for each native extension.
 const INSTANCES_MAX: usize = 256;
 
-/// What a state machine may use. [`Limits::cluster`] changes through the log; the rest is constant while a node runs.
+/// The limits of a state machine. [`Limits::cluster`] changes through the log; the rest is constant while a node runs.
 /// `table_elements_max` and `stack_bytes` decide outcomes and are part of the engine's fingerprint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {

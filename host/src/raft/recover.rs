@@ -27,7 +27,7 @@ use crate::{
 /// Why a directory cannot be changed as an operator has asked.
 #[derive(Debug, thiserror::Error)]
 pub enum NotRecovered {
-    /// What was asked for makes no sense there.
+    /// The request does not fit the directory.
     #[error("{0}")]
     Refused(String),
     /// The directory cannot be read or written.
@@ -112,7 +112,7 @@ pub fn skip_entry(
     Ok(Skipped { index, subject, was_recorded })
 }
 
-/// What a state machine sees of an entry. `None`: nothing.
+/// The part of an entry that a state machine sees. `None`: nothing.
 fn subject(payload: &Payload) -> Option<String> {
     let Payload::Normal(Command { kind, .. }) = payload else { return None };
     match kind {
@@ -140,7 +140,7 @@ fn close(log: &LogStore) -> io::Result<()> {
 pub struct Replaced {
     /// The index of the snapshot, from which on the other component is the active one.
     pub index: u64,
-    /// What restoring the state into it took.
+    /// The time and memory that restoring the state took.
     pub rehearsal: Rehearsal,
 }
 

@@ -85,7 +85,7 @@ async fn measure(options: Options, read: Read, keys: u64, rounds: u32) -> Result
     }
     write_keys(&cluster, keys, BATCH).await?;
     if keys > 0 {
-        // What a restart reads is then the same in each round: a snapshot, and nothing of the log.
+        // Each restart then reads the same: a snapshot, and nothing of the log.
         for id in cluster.ids() {
             let client = Client::builder().endpoints([cluster.node(id).client.clone()]);
             client.follow_leader(false).deadline(START_TIME_MAX).build()?.snapshot().await?;

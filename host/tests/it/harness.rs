@@ -5,7 +5,7 @@ use std::{
     io::{Read, Write},
     net::{TcpListener, TcpStream},
     path::{Path, PathBuf},
-    process::{Child, Command, Stdio},
+    process::{Child, Command, Output, Stdio},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
@@ -232,6 +232,20 @@ impl Cluster {
         let page = self.page(id, "/metrics")?;
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
         value.and_then(|value| value.trim().parse().ok()).ok_or_else(|| format!("no {name}"))
+    }
+
+    /// Runs a verb of `conclave` for the whole cluster.
+    pub(crate) fn verb(&self, arguments: &[&str]) -> Output {
+        let endpoints: Vec<_> = self.nodes.iter().map(|node| node.client.clone()).collect();
+        let mut command = conclave();
+        command.args(arguments).args(["--endpoints", &endpoints.join(",")]);
+        command.output().unwrap()
+    }
+
+    /// Fails unless all nodes have the same state.
+    pub(crate) fn assert_equal(&self) {
+        let verified = self.verb(&["cluster", "verify", "--timeout", "20s"]);
+        assert!(verified.status.success(), "{verified:?}");
     }
 
     /// A client that knows all nodes.

@@ -1,7 +1,5 @@
 //! Limits that decide outcomes change through the log only.
 
-use std::process::Output;
-
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -22,22 +20,9 @@ fn long() -> String {
     "\u{e9}".repeat(30_000)
 }
 
-/// A verb for the whole cluster.
-fn run(cluster: &Cluster, arguments: &[&str]) -> Output {
-    let endpoints: Vec<_> = cluster.nodes.iter().map(|node| node.client.clone()).collect();
-    let mut command = conclave();
-    command.args(arguments).args(["--endpoints", &endpoints.join(",")]);
-    command.output().unwrap()
-}
-
 fn limits(cluster: &Cluster) -> Value {
-    let shown = run(cluster, &["cluster", "limits", "--json"]);
+    let shown = cluster.verb(&["cluster", "limits", "--json"]);
     serde_json::from_slice(&shown.stdout).unwrap_or_else(|_| panic!("{shown:?}"))
-}
-
-fn assert_equal(cluster: &Cluster) {
-    let verified = run(cluster, &["cluster", "verify", "--timeout", "20s"]);
-    assert!(verified.status.success(), "{verified:?}");
 }
 
 /// Starts a node that has another limit in its own configuration.
@@ -78,7 +63,7 @@ async fn limits_change_through_the_log_and_in_no_other_way() {
         assert!(trapped.contains("fuel of 1000000"), "{trapped}");
     }
     assert_eq!(limits(&cluster), first);
-    let status = run(&cluster, &["status"]);
+    let status = cluster.verb(&["status"]);
     let remarks = String::from_utf8_lossy(&status.stderr);
     for id in 1..=3 {
         let says = format!(
@@ -88,7 +73,7 @@ async fn limits_change_through_the_log_and_in_no_other_way() {
         assert!(remarks.contains(&says), "{remarks}");
         assert!(cluster.log_tail(id).contains("fuel_per_call is 2000000 there"));
     }
-    assert_equal(&cluster);
+    cluster.assert_equal();
 
     // An operator changes them.
     let text = "x".repeat(60_000);
@@ -101,21 +86,21 @@ async fn limits_change_through_the_log_and_in_no_other_way() {
         (&["--memory-bytes-max", "16777216"], "already holds", 1),
         (&[], "required", 2),
     ] {
-        let refused = run(&cluster, &[&["cluster", "set-limits"], wrong].concat());
+        let refused = cluster.verb(&[&["cluster", "set-limits"], wrong].concat());
         let why = String::from_utf8_lossy(&refused.stderr);
         assert_eq!(refused.status.code(), Some(code), "{why}");
         assert!(why.contains(says), "{why}");
     }
     assert_eq!(limits(&cluster), first);
-    let set = run(&cluster, &["cluster", "set-limits", "--fuel-per-call", PLENTY, "--json"]);
+    let set = cluster.verb(&["cluster", "set-limits", "--fuel-per-call", PLENTY, "--json"]);
     assert!(set.status.success(), "{set:?}");
     let set: Value = serde_json::from_slice(&set.stdout).unwrap();
     assert_eq!(limits(&cluster), set);
     assert_eq!(set["limits"]["fuel_per_call"], 2_000_000);
     put_long(&cluster, "after").await.unwrap();
     cluster.caught_up(&[1, 2, 3]).await;
-    assert_equal(&cluster);
-    let status = run(&cluster, &["status"]);
+    cluster.assert_equal();
+    let status = cluster.verb(&["status"]);
     assert!(!String::from_utf8_lossy(&status.stderr).contains("differ"), "{status:?}");
 
     // A node that starts from a snapshot has them, and one that replays the log has those of each entry.
@@ -129,7 +114,7 @@ async fn limits_change_through_the_log_and_in_no_other_way() {
     cluster.serving().await;
     put_long(&cluster, "restarted").await.unwrap();
     cluster.caught_up(&[1, 2, 3]).await;
-    assert_equal(&cluster);
+    cluster.assert_equal();
     for id in 1..=3 {
         let own = cluster.client_of(id).status().await.unwrap();
         assert_eq!(own.limits_index, set["index"].as_u64().unwrap(), "node {id}");
@@ -169,13 +154,13 @@ async fn snapshot_that_needs_more_memory_is_taken_after_the_limit_was_raised() {
     let failed = cluster.client_of(1).snapshot().await.unwrap_err();
     assert!(failed.to_string().contains("memory limit of 33554432"), "{failed}");
     let remarks =
-        |cluster: &Cluster| String::from_utf8_lossy(&run(cluster, &["status"]).stderr).into_owned();
+        |cluster: &Cluster| String::from_utf8_lossy(&cluster.verb(&["status"]).stderr).into_owned();
     assert!(
         remarks(&cluster).contains("node 1: no snapshot can be taken"),
         "{}",
         remarks(&cluster)
     );
-    let set = run(&cluster, &["cluster", "set-limits", "--memory-bytes-max", "50331648"]);
+    let set = cluster.verb(&["cluster", "set-limits", "--memory-bytes-max", "50331648"]);
     assert!(set.status.success(), "{set:?}");
     cluster.client_of(1).snapshot().await.unwrap();
     // It is more than three quarters, so there is a warning.

@@ -29,14 +29,6 @@ fn assert_refused(refused: &Output, says: &str) {
     assert!(refused.status.code() == Some(1) && why.contains(says), "not {says:?}: {refused:?}");
 }
 
-fn assert_equal(cluster: &Cluster) {
-    let endpoints: Vec<_> = cluster.nodes.iter().map(|node| node.client.clone()).collect();
-    let mut command = conclave();
-    command.args(["cluster", "verify", "--timeout", "20s", "--endpoints", &endpoints.join(",")]);
-    let verified = command.output().unwrap();
-    assert!(verified.status.success(), "{verified:?}");
-}
-
 /// Puts a key. The index of the entry.
 async fn put_at(cluster: &Cluster, key: &str) -> u64 {
     let client = cluster.client();
@@ -81,7 +73,7 @@ async fn entry_is_skipped_on_stopped_nodes() {
         assert_eq!(get(&client, key).await.unwrap(), "x", "{key}");
     }
     cluster.caught_up(&[1, 2, 3]).await;
-    assert_equal(&cluster);
+    cluster.assert_equal();
     assert!(cluster.log_tail(1).contains("an operator had the entry skipped"));
 
     // A replay skips it too, and shows that.
@@ -117,7 +109,7 @@ async fn node_that_alone_skips_an_entry_is_repaired() {
     cluster.caught_up(&[1, 2, 3]).await;
     let own = harness::get_stale(&cluster.client_of(id), "skipped").await;
     assert_eq!(own.unwrap(), "x");
-    assert_equal(&cluster);
+    cluster.assert_equal();
 }
 
 fn written(dir: &TempDir, name: &str, wat: &Wat) -> PathBuf {
@@ -176,7 +168,7 @@ async fn cluster_continues_from_its_snapshots_with_another_component() {
     // Three by the one before the snapshot; two, and one now, by the other.
     assert_eq!(apply(&cluster.client(), COUNT).await.unwrap().0, 33);
     cluster.caught_up(&[1, 2, 3]).await;
-    assert_equal(&cluster);
+    cluster.assert_equal();
     let modules = cluster.client().modules().await.unwrap();
     let active: Vec<_> = modules.iter().filter(|module| module.active).collect();
     assert_eq!((active.len(), &*active[0].name), (1, "ten"));

@@ -117,8 +117,8 @@ pub(super) const CHECKS: [Check; 11] = [
     Check {
         about: About {
             name: "restore",
-            meaning: "a machine that was restored anywhere in the log goes on as the one that lived through it",
-            advice: "Something that matters is not in the snapshot, or is computed anew and comes out otherwise: \
+            meaning: "a machine that was restored anywhere in the log behaves like the one that lived through it",
+            advice: "Something that matters is not in the snapshot, or is computed again with another result: \
                      a field that `save` leaves out, a `static`, a cache, a sum of floats added up in another \
                      order. Save it, or derive it from what is saved in one and the same way.",
         },

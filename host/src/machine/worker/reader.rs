@@ -61,7 +61,7 @@ pub(super) struct Reader {
 #[derive(Clone, Copy)]
 struct OpenStream {
     snapshot: ResourceAny,
-    /// What has been read of it.
+    /// The bytes read so far.
     bytes: usize,
 }
 

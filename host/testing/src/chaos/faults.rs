@@ -342,7 +342,7 @@ impl Nemesis {
         }
     }
 
-    /// What a node says of itself.
+    /// A node's status, as the node itself reports it.
     async fn own_status(&self, id: u64) -> Result<Node> {
         let status = self.cluster.status_of(id).await?;
         let own = status.nodes.into_iter().find(|node| node.id == id);

@@ -49,10 +49,10 @@ const TRAPPING_OPERATIONS: usize = 128;
 const FAILURES_MAX: usize = 20;
 const PAGE: u32 = 200;
 
-/// What a key holds: the number of its value, or nothing.
+/// The content of a key: the number of its value, or nothing.
 type Held = Option<u64>;
 
-/// What is known of one key.
+/// The state of one key as far as it is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Key {
     /// As the last acknowledged write left it.

@@ -9,7 +9,7 @@ use super::{
 
 const MIB: f64 = 1_048_576.0;
 
-/// What was run, for the reader.
+/// The program, the computer and the load, for the reader.
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// The version and the build, such as `conclave 0.1.0 (dev build)`.

@@ -82,7 +82,7 @@ fn disk(samples: &[Sample]) -> Vec<Curve> {
     curves
 }
 
-/// What the first node has done so far.
+/// The work of the first node so far.
 fn done(samples: &[Sample]) -> Vec<Curve> {
     let first: Vec<Usage> =
         samples.iter().filter_map(|sample| sample.nodes.first().copied()).collect();
