@@ -1,6 +1,7 @@
 //! Server-streaming methods: one stream from one node.
 
 use bytes::Bytes;
+use prost::encoding::decode_varint;
 use serde_json::Value;
 use tonic::{Request, Status, Streaming, metadata::MetadataValue};
 
@@ -14,6 +15,11 @@ use crate::{
     retry::Failure,
 };
 
+/// How often a subscription without events asks to be told how far it has come.
+const PROGRESS_MS: u64 = 10_000;
+/// The key of protobuf's largest field number, 536870911, with a varint.
+const PROGRESS_KEY: [u8; 5] = [0xf8, 0xff, 0xff, 0xff, 0x0f];
+
 /// Messages as a node sends them: first those that describe the state, then what happens.
 ///
 /// It ends when the node stops, or when its reader is slower than what happens. Who knows the log's index of
@@ -21,6 +27,7 @@ use crate::{
 pub struct Subscription {
     stream: Streaming<Bytes>,
     index: Option<u64>,
+    reached: Option<u64>,
 }
 
 /// The same, with messages as protobuf's JSON.
@@ -56,6 +63,7 @@ impl Client {
             .run(&options, |channel, mut metadata| {
                 // The node would take it for the life of the stream.
                 metadata.remove("grpc-timeout");
+                metadata.insert("conclave-progress-ms", MetadataValue::from(PROGRESS_MS));
                 if let Some(index) = from_index {
                     metadata.insert("conclave-from-index", MetadataValue::from(index));
                 }
@@ -71,7 +79,7 @@ impl Client {
             })
             .await?;
         let Answer { message: stream, index, .. } = Answer::read(response);
-        Ok(Subscription { stream, index })
+        Ok(Subscription { stream, index, reached: from_index })
     }
 
     /// Subscribes to a method that [`Client::method`] found, with its request as protobuf's JSON.
@@ -95,6 +103,13 @@ impl Subscription {
         self.index
     }
 
+    /// The log's index up to which every event has been received, as far as the node has said: every ten seconds, and at
+    /// the end. What a subscription resumes from, if it is greater than the index of the last event; a subscription
+    /// without events would otherwise resume from where it began, which nodes do not keep for ever.
+    pub fn reached(&self) -> Option<u64> {
+        self.reached
+    }
+
     /// The next message, however long that takes. `None`: the node has ended the stream without an error,
     /// which Conclave's do not.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
@@ -102,11 +117,30 @@ impl Subscription {
     }
 
     pub(crate) async fn advance(&mut self) -> Result<Option<Bytes>, Ended> {
-        self.stream.message().await.map_err(|status| {
-            let Failure { code, message, passing, .. } = Failure::read(&status);
-            Ended { error: Error::new(code, message), passing }
-        })
+        loop {
+            match self.stream.message().await {
+                Ok(Some(message)) => match progress(&message) {
+                    Some(index) => self.reached = Some(index),
+                    None => return Ok(Some(message)),
+                },
+                Ok(None) => return Ok(None),
+                Err(status) => {
+                    let index = status.metadata().get("conclave-index");
+                    let index = index.and_then(|index| index.to_str().ok()?.parse().ok());
+                    self.reached = index.or(self.reached);
+                    let Failure { code, message, passing, .. } = Failure::read(&status);
+                    return Err(Ended { error: Error::new(code, message), passing });
+                }
+            }
+        }
     }
+}
+
+/// The index in a message that says nothing but how far the subscription has come.
+fn progress(message: &[u8]) -> Option<u64> {
+    let mut rest = message.strip_prefix(&PROGRESS_KEY)?;
+    let index = decode_varint(&mut rest).ok()?;
+    rest.is_empty().then_some(index)
 }
 
 impl JsonSubscription {
@@ -115,9 +149,35 @@ impl JsonSubscription {
         self.inner.index()
     }
 
+    /// As [`Subscription::reached`].
+    pub fn reached(&self) -> Option<u64> {
+        self.inner.reached()
+    }
+
     /// As [`Subscription::next`].
     pub async fn next(&mut self) -> Result<Option<Value>, Error> {
         let message = self.inner.next().await?;
         message.map(|message| reflection::decode(&self.method, &message)).transpose()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn progress_is_told_from_other_messages() {
+        let of = |index: u64| {
+            let mut message = Vec::new();
+            prost::encoding::uint64::encode((1 << 29) - 1, &index, &mut message);
+            message
+        };
+        for index in [0, 1, 300, u64::MAX] {
+            assert_eq!(progress(&of(index)), Some(index));
+        }
+        let with_more = [of(7), vec![8, 1]].concat();
+        for other in [&[][..], &[8, 1], &PROGRESS_KEY, &with_more] {
+            assert_eq!(progress(other), None);
+        }
     }
 }

@@ -28,5 +28,7 @@ pub mod node;
 pub mod telemetry;
 
 pub mod cli;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 
 pub use embed::Node;

@@ -81,6 +81,12 @@ const LAYERS: [Layer; 17] = [
         sees: &["types", "config", "machine", "check", "replay", "node", "telemetry"],
         uses: &["conclave_build"],
     },
+    // For tests and `cargo fuzz`: everything that decodes bytes from outside.
+    Layer {
+        name: "fuzz",
+        sees: &["api", "cli", "config", "machine", "raft", "storage"],
+        uses: &[],
+    },
 ];
 
 /// What a file of this layer may not name, as `layer → name`.

@@ -2,13 +2,15 @@
 //!
 //! Each does all the set-up that it needs on a fresh machine and says what it does while it does it.
 //! They run other programs and hold little logic; what has logic sits in a module of its own:
-//! [`setup`] installs what is missing, [`mod@bench`] drives the benchmark, [`chaos`] the search for faults, [`soak`] a long run, [`docker`] the image and the
+//! [`setup`] installs what is missing, [`mod@bench`] drives the benchmark, [`chaos`] the search for faults, [`soak`] a long run, [`hostile`] one with
+//! hostile clients, [`docker`] the image and the
 //! compose cluster. Only [`output`] prints.
 
 mod bench;
 mod build;
 mod chaos;
 mod docker;
+mod hostile;
 mod machine;
 mod output;
 mod process;
@@ -46,7 +48,8 @@ Examples:
   cargo xtask bench                            three nodes beside three of etcd, alternating
   cargo xtask chaos --minutes 60 --seed 1      clusters under random faults, their answers checked
   cargo xtask chaos --planted NAME             the same for a copy with a planted bug, until it is found
-  cargo xtask soak                             an hour under load: memory, descriptors and disk stay bounded";
+  cargo xtask soak                             an hour under load: memory, descriptors and disk stay bounded
+  cargo xtask hostile --minutes 5              hostile clients beside ordinary ones, which must stay fast";
 
 #[derive(Subcommand)]
 enum Command {
@@ -66,6 +69,8 @@ enum Command {
     Chaos(chaos::Options),
     /// Run a cluster under load for an hour and check that memory, descriptors and disk stay bounded.
     Soak(soak::Options),
+    /// Run hostile clients against a cluster and check that ordinary clients stay fast and succeed.
+    Hostile(hostile::Options),
     /// Measure how long a restart takes, and how long a node is without a standby after a trap.
     Restart(restart::Options),
     /// Measure puts, gets, failover and memory, with etcd beside it in the same run.
@@ -96,6 +101,7 @@ fn run(command: Command, steps: &mut Steps) -> Result<()> {
         Command::Test(options) => test::run(&workspace, &options, steps),
         Command::Docker(options) => docker::run(&workspace, &options, steps),
         Command::Chaos(options) => chaos::run(&workspace, &options, steps),
+        Command::Hostile(options) => hostile::run(&workspace, &options, steps),
         Command::Soak(options) => soak::run(&workspace, &options, steps),
         Command::Restart(options) => restart::run(&workspace, &options, steps),
         Command::Bench(options) => bench::run(&workspace, &options, steps),

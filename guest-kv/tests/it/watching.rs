@@ -168,7 +168,7 @@ fn a_copy_made_of_the_changes_is_the_store() {
         match message.kind() {
             Kind::Put => _ = copy.insert(key.clone(), message.kv.clone().unwrap()),
             Kind::Delete | Kind::Expire => _ = copy.remove(key),
-            Kind::Initial | Kind::Ready => panic!("{message:?}"),
+            Kind::Initial | Kind::Ready | Kind::Relist => panic!("{message:?}"),
         }
     }
     let range = store.range(&RangeRequest::default()).unwrap();

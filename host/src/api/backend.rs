@@ -115,7 +115,8 @@ pub struct Subscription {
     pub events: Events,
 }
 
-/// The messages of entries, each with its index.
+/// The messages of entries, each with its index. Without a message: there is none of an entry up to this index that
+/// has not come.
 pub type Events = BoxStream<'static, Result<(u64, Vec<Bytes>), Error>>;
 
 /// The life of an upgrade. Futures may be dropped at any await, and asked for again: what was done once is

@@ -16,6 +16,7 @@ use tower::{Service, ServiceExt};
 
 use super::{
     Backend, MethodKind, Shared, generic,
+    listeners::Connection,
     message::{self, Answer, Outgoing},
     metadata,
     metrics::Flight,
@@ -174,7 +175,11 @@ fn framed<B: Backend>(
 
 /// The caller, as the connection noted it.
 pub(super) fn caller(parts: &Parts) -> Caller {
-    parts.extensions.get::<Caller>().cloned().unwrap_or_default()
+    parts
+        .extensions
+        .get::<Connection>()
+        .map(|connection| connection.caller.clone())
+        .unwrap_or_default()
 }
 
 /// Calls the machine. A method that the descriptor does not know is passed on unchecked.

@@ -16,7 +16,7 @@ use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, ToSocketAddrs},
-    sync::watch,
+    sync::{Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
 };
@@ -140,6 +140,14 @@ pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     }
 }
 
+/// The connection of a request.
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    pub(super) caller: Caller,
+    /// The subscriptions that it may still begin.
+    pub(super) subscriptions: Arc<Semaphore>,
+}
+
 type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn connection<B: Backend>(
@@ -166,9 +174,12 @@ async fn connection<B: Backend>(
     // hyper wants to read the preface too.
     let (reader, writer) = stream.into_split();
     let io = tokio::io::join(PREFACE.chain(reader), Gather::new(writer));
-    let caller = Caller(peer.to_string().into());
+    let connection = Connection {
+        caller: Caller(peer.to_string().into()),
+        subscriptions: Arc::new(Semaphore::new(shared.options.subscriptions_per_connection_max)),
+    };
     let service = service_fn(move |mut request: Request<Incoming>| {
-        request.extensions_mut().insert(caller.clone());
+        request.extensions_mut().insert(connection.clone());
         call::serve(shared.clone(), request)
     });
     let mut served = pin!(http2.serve_connection(TokioIo::new(io), service));

@@ -23,6 +23,8 @@
 mod admin;
 mod backend;
 mod call;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod gather;
 mod generic;
 mod health;
@@ -79,6 +81,9 @@ pub struct Options {
     pub connections_max: usize,
     /// Calls at once on one connection; clients queue more by themselves.
     pub streams_per_connection_max: u32,
+    /// Subscriptions at once on one connection. Fewer than [`Options::streams_per_connection_max`], so that other
+    /// calls find room beside them.
+    pub subscriptions_per_connection_max: usize,
     /// How long a connection may take to say that it speaks HTTP/2.
     pub preface_timeout: Duration,
     /// How long calls may go on once the node stops.
@@ -98,6 +103,7 @@ impl Default for Options {
             calls_in_flight_max: 16 * 1024,
             connections_max: 4096,
             streams_per_connection_max: 1024,
+            subscriptions_per_connection_max: 512,
             preface_timeout: Duration::from_secs(5),
             drain: Duration::from_secs(5),
         }

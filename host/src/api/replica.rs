@@ -1,16 +1,20 @@
 //! The layer's backend in a node: the replica.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use futures::{StreamExt as _, stream};
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
 
 use super::{
     Backend, MachineInfo, MethodKind, MethodSpec, Metric, Subscribed, Subscription, Upgrades,
 };
 use crate::{
     error::Error,
-    machine,
+    machine::{self, WatchError, Watcher},
     raft::{self, Replica},
     types::{
         Applied, Call, Caller, ModuleId, TrapKind,
@@ -55,7 +59,7 @@ impl Backend for Replica {
         let begun = self.unless_disk_hangs(begun).await?;
         let result = begun.result.map(|machine::Subscribing { initial, events }| {
             let events = stream::unfold(events, |mut events| async {
-                let next = events.next().await.map_err(raft::watch_ended);
+                let next = next_or_place(&mut events).await.map_err(raft::watch_ended);
                 Some((next, events))
             });
             Subscription { initial, events: events.boxed() }
@@ -314,4 +318,19 @@ fn clock_metrics(clock: ClockStatus) -> impl Iterator<Item = Metric> {
         f64::from(u8::from(!clock.alarm.is_empty())),
     );
     [offset, log_offset, Some(alarm)].into_iter().flatten()
+}
+
+/// How often a subscription without events says how far it has come.
+const PLACE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The next events, or how far the log has come without any.
+async fn next_or_place(events: &mut Watcher) -> Result<(u64, Vec<Bytes>), WatchError> {
+    loop {
+        if let Ok(next) = timeout(PLACE_INTERVAL, events.next()).await {
+            return next;
+        }
+        if let Some(place) = events.place()? {
+            return Ok((place, Vec::new()));
+        }
+    }
 }

@@ -6,38 +6,7 @@ use prost::Message;
 use prost_reflect::{DescriptorPool, DynamicMessage};
 
 use super::*;
-
-const PROTO: &str = r#"
-    syntax = "proto3";
-    package t;
-    message All {
-      int64 a = 1; bool b = 2; double c = 3; float d = 4; string e = 5; bytes f = 6; All g = 7;
-      repeated sint32 h = 8; repeated fixed64 i = 9; repeated fixed32 j = 10;
-      map<string, All> k = 11; repeated string l = 12; Kind m = 13; repeated Kind n = 300;
-      oneof o { string p = 70; All q = 71; }
-    }
-    enum Kind { NONE = 0; SOME = 1; }
-"#;
-
-/// All fields of `All`, in the form that a client would send.
-const FULL: &str = r#"
-    a: -5 b: true c: 1.5 d: 2.5 e: "héllo" f: "\xff\x00" g { g { e: "deep" } } h: [1, -2, 3]
-    i: [1, 2] j: [7] k { key: "x" value { a: 1 } } l: ["a", "b"] m: SOME n: [NONE, SOME] q { a: 2 }
-"#;
-
-struct Fixed(&'static str);
-
-impl protox::file::FileResolver for Fixed {
-    fn open_file(&self, name: &str) -> Result<protox::file::File, protox::Error> {
-        protox::file::File::from_source(name, self.0)
-    }
-}
-
-fn pool(proto: &'static str) -> DescriptorPool {
-    let mut compiler = protox::Compiler::with_file_resolver(Fixed(proto));
-    compiler.include_imports(true).open_file("t.proto").unwrap();
-    DescriptorPool::decode(compiler.encode_file_descriptor_set().as_slice()).unwrap()
-}
+use crate::api::fuzz::{FULL, PROTO, pool};
 
 fn all() -> (DescriptorPool, Shapes, ShapeId) {
     let pool = pool(PROTO);

@@ -5,25 +5,33 @@
 //!    comes every event after it whose topic lies in the machine's range, once and in order.
 //! 2. A call with `conclave-from-index: N` goes on: no initial messages, and every event after N. Any node
 //!    serves it, once it has applied N, for as long as the events are in its memory; OUT_OF_RANGE otherwise.
-//! 3. A stream ends by its caller's `grpc-timeout`, or with an error: UNAVAILABLE when the node stops or has not
-//!    served for two seconds (it is cut off from its peers, for example; another node continues), OUT_OF_RANGE when the caller reads more slowly than events are dropped from memory. Trailing metadata
-//!    then carry `conclave-index`: every message up to it was sent.
+//! 3. A call with `conclave-progress-ms: N` also gets a message when it got none for N milliseconds, or up to a second
+//!    later. It has the field 536870911 alone, a varint: the index up to which every message was sent. Decoders that do not know the field see
+//!    an empty message. The leading metadata repeat `conclave-progress-ms`.
+//! 4. A stream ends by its caller's `grpc-timeout`, or with an error: UNAVAILABLE when the node stops or has not
+//!    served for two seconds (it is cut off from its peers, for example; another node continues), OUT_OF_RANGE when the
+//!    caller reads more slowly than events are dropped from memory. Trailing metadata then carry `conclave-index`: every
+//!    message up to it was sent.
+//!
+//! Messages that are ready together leave in one DATA frame: clients close connections that bring thousands of tiny
+//! frames.
 //!
 //! # Caveats
 //! - gRPC gives a message no metadata. A subscriber that wants to go on after a lost connection needs the
-//!   index of what it has seen, so a machine should put its entry's index into its messages, as `kv.v1` does.
+//!   index of what it has seen, so a machine should put its entry's index into its messages, as `kv.v1` does. Between
+//!   such messages progress tells it, without which a quiet subscription falls behind what is kept.
 //! - The events of one entry are messages of their own. Who has lost a connection between two of them goes on
 //!   from the index before, and sees the first again.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::{StreamExt as _, stream};
 use http::{HeaderMap, Request, Response, header::CONTENT_TYPE, request::Parts};
 use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
 use tokio::{
-    sync::watch,
+    sync::{OwnedSemaphorePermit, watch},
     time::{Instant, sleep_until, timeout, timeout_at},
 };
 use tonic::{Code, Status};
@@ -31,6 +39,7 @@ use tonic::{Code, Status};
 use super::{
     Backend, Events, Shared, Subscribed,
     call::{self, GRPC, name_leader, not_grpc},
+    listeners::Connection,
     message::{self, Answer},
     metadata,
     metrics::Flight,
@@ -41,6 +50,13 @@ use crate::{
     error::Error,
     types::{Call, status::Health},
 };
+
+const PROGRESS: &str = "conclave-progress-ms";
+/// The field of a message that says how far a subscriber has come: the largest number that protobuf allows, so that no
+/// message has it by accident.
+const PROGRESS_FIELD: u32 = (1 << 29) - 1;
+/// Messages that are ready are sent together up to this size.
+const FRAME_BYTES: usize = 16 << 10;
 
 /// How long a node may not serve before its subscriptions end. An election takes about a second, and ends none.
 const NOT_SERVING_TIME_MAX: Duration = Duration::from_secs(2);
@@ -68,7 +84,7 @@ pub(super) async fn serve<B: Backend>(
     let mut response = match feed {
         Ok(feed) => {
             flight.answered(Code::Ok);
-            let index = feed.index;
+            let (index, progress) = (feed.index, feed.progress);
             let frames = stream::unfold(feed, async |mut feed| {
                 let frame = feed.next().await?;
                 Some((Ok::<_, Status>(frame), feed))
@@ -77,6 +93,9 @@ pub(super) async fn serve<B: Backend>(
             let mut response = Response::new(Answer::Tonic(body));
             response.headers_mut().insert(CONTENT_TYPE, GRPC);
             response.headers_mut().insert(status::INDEX, status::index_value(index));
+            if let Some(interval) = progress {
+                response.headers_mut().insert(PROGRESS, (interval.as_millis() as u64).into());
+            }
             response
         }
         Err(error) => {
@@ -101,6 +120,16 @@ async fn begin<B: Backend>(
     let ends = metadata::stream_deadline(&parts.headers, began)?;
     let consistency = metadata::consistency(&parts.headers)?;
     let resume = metadata::from_index(&parts.headers)?;
+    let progress = progress_interval(&parts.headers)?;
+    let connection = parts.extensions.get::<Connection>();
+    let place =
+        connection.map(|connection| Arc::clone(&connection.subscriptions).try_acquire_owned());
+    let place = place.transpose().map_err(|_| {
+        Error::busy(format!(
+            "this connection has {} subscriptions, as many as it may: use another connection, or another node",
+            options.subscriptions_per_connection_max
+        ))
+    })?;
     let message = message::read(body, options.request_bytes_max, &shared.requests);
     let message = timeout_at(deadline, message).await.map_err(|_| Error::deadline())??;
     method.check_request(&message.bytes)?;
@@ -119,12 +148,35 @@ async fn begin<B: Backend>(
     Ok(Feed {
         index,
         sending: index,
+        progress,
+        told: Instant::now(),
         messages: subscription.initial.into(),
         events: Some(subscription.events),
         closing: shared.closing.subscribe(),
         health: shared.backend.health(),
         ends,
+        _place: place,
     })
+}
+
+/// `conclave-progress-ms`: how often a subscriber wants to know how far it has come.
+fn progress_interval(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
+    let Some(value) = headers.get(PROGRESS) else { return Ok(None) };
+    let millis = value.to_str().ok().and_then(|text| text.parse().ok());
+    let interval = millis.filter(|millis| (1_000..=3_600_000).contains(millis));
+    interval.map(|millis| Some(Duration::from_millis(millis))).ok_or_else(|| {
+        Error::invalid(format!(
+            "conclave-progress-ms is {:?}: give milliseconds between 1000 and 3600000",
+            String::from_utf8_lossy(value.as_bytes())
+        ))
+    })
+}
+
+/// A framed message that says how far a subscriber has come.
+fn progress_message(index: u64) -> Result<Bytes, Error> {
+    let mut message = Vec::with_capacity(15);
+    prost::encoding::uint64::encode(PROGRESS_FIELD, &index, &mut message);
+    message::frame(&message)
 }
 
 /// What one subscriber is sent, as it takes it.
@@ -133,24 +185,31 @@ struct Feed {
     index: u64,
     /// Of this entry are the messages that wait.
     sending: u64,
+    /// How often the subscriber is told the index, if it wants to know.
+    progress: Option<Duration>,
+    /// When it was sent anything last.
+    told: Instant,
     messages: VecDeque<Bytes>,
     /// `None`: the trailers were sent.
     events: Option<Events>,
     closing: watch::Receiver<bool>,
     health: watch::Receiver<Health>,
     ends: Option<Instant>,
+    /// The subscription's place among those of its connection.
+    _place: Option<OwnedSemaphorePermit>,
 }
 
 impl Feed {
     async fn next(&mut self) -> Option<Frame<Bytes>> {
         let error = loop {
-            if let Some(message) = self.messages.pop_front() {
-                match message::frame(&message) {
-                    Ok(framed) => return Some(Frame::data(framed)),
-                    Err(error) => break error,
+            match self.ready() {
+                Ok(None) => {}
+                Ok(Some(framed)) => {
+                    self.told = Instant::now();
+                    return Some(Frame::data(framed));
                 }
+                Err(error) => break error,
             }
-            self.index = self.sending;
             let events = self.events.as_mut()?;
             let ends = self.ends;
             let ended = async {
@@ -182,6 +241,30 @@ impl Feed {
     }
 }
 
+impl Feed {
+    /// What can be sent at once: messages that wait, up to the size of a frame, or how far the subscriber has come.
+    fn ready(&mut self) -> Result<Option<Bytes>, Error> {
+        if let Some(first) = self.messages.pop_front() {
+            let first = message::frame(&first)?;
+            let is_small =
+                |message: &Bytes, frame: &BytesMut| frame.len() + message.len() < FRAME_BYTES;
+            let mut frame = BytesMut::from(first);
+            while let Some(next) = self.messages.pop_front_if(|next| is_small(next, &frame)) {
+                frame.extend_from_slice(&message::frame(&next)?);
+            }
+            return Ok(Some(frame.freeze()));
+        }
+        self.index = self.sending;
+        match self.progress {
+            // Also if nothing is new: proxies close what is silent.
+            Some(interval) if self.told.elapsed() >= interval => {
+                progress_message(self.index).map(Some)
+            }
+            _ => Ok(None),
+        }
+    }
+}
+
 /// Waits until the node has not served for [`NOT_SERVING_TIME_MAX`], and returns why.
 async fn not_serving(health: &mut watch::Receiver<Health>) -> Error {
     loop {
@@ -207,4 +290,42 @@ fn trailers(error: &Error, index: u64) -> HeaderMap {
     }
     trailers.insert(status::INDEX, status::index_value(index));
     trailers
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use super::*;
+
+    /// Clients count frames: thousands of tiny ones look like an attack.
+    #[test]
+    fn messages_that_are_ready_together_share_a_frame() {
+        let message = Bytes::from(vec![7; 100]);
+        let mut feed = Feed {
+            index: 1,
+            sending: 2,
+            progress: None,
+            told: Instant::now(),
+            messages: vec![message; 1_000].into(),
+            events: None,
+            closing: watch::channel(false).1,
+            health: watch::channel(Health::Serving).1,
+            ends: None,
+            _place: None,
+        };
+        let mut frames = Vec::new();
+        while let Some(frame) = feed.ready().unwrap() {
+            frames.push(frame);
+        }
+        let bytes: usize = frames.iter().map(Bytes::len).sum();
+        assert_eq!((bytes, feed.index), (1_000 * 105, 2));
+        assert!(frames.iter().all(|frame| frame.len() <= FRAME_BYTES && frame.len() % 105 == 0));
+        assert_eq!(frames.len(), bytes.div_ceil(FRAME_BYTES));
+        // A large one has a frame of its own.
+        feed.messages =
+            vec![Bytes::from(vec![7; FRAME_BYTES * 2]), Bytes::from_static(b"x")].into();
+        assert_eq!(feed.ready().unwrap().unwrap().len(), FRAME_BYTES * 2 + 5);
+        assert_eq!(feed.ready().unwrap().unwrap().len(), 6);
+    }
 }

@@ -15,6 +15,8 @@ pub mod call;
 pub mod check;
 pub mod cluster;
 pub mod dev;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub mod health;
 pub mod inspect;
 pub mod key;

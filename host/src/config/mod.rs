@@ -3,6 +3,8 @@
 //! [`Settings`] is what was written down, in flags, environment and file. [`Config`] is what holds:
 //! every field present, every rule between fields checked. Nothing else reads the environment.
 
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod settings;
 mod timing;
 mod validate;

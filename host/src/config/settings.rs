@@ -102,7 +102,8 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_FUEL_PER_STATE_CALL", value_name = "UNITS")]
     pub fuel_per_state_call: Option<u64>,
 
-    /// Linear memory of one instance of the state machine in a new cluster [default: 1073741824]
+    /// Linear memory of one instance of the state machine in a new cluster, twice as much while its state is saved or
+    /// restored [default: 1073741824]
     #[arg(long, env = "CONCLAVE_MEMORY_BYTES_MAX", value_name = "BYTES")]
     pub memory_bytes_max: Option<usize>,
 

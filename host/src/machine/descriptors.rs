@@ -94,6 +94,12 @@ pub(super) fn methods(descriptor_set: &[u8]) -> Result<Vec<MethodSpec>, LoadErro
     Ok(methods)
 }
 
+fn is_identifier(name: &str) -> bool {
+    let is_first = |byte: u8| byte.is_ascii_alphabetic() || byte == b'_';
+    name.bytes().next().is_some_and(is_first)
+        && name.bytes().all(|byte| is_first(byte) || byte.is_ascii_digit())
+}
+
 fn method_spec(service: &str, method: &MethodDescriptor) -> Result<MethodSpec, LoadError> {
     let name = format!("{service}/{}", method.name());
     if name.len() > METHOD_BYTES_MAX {
@@ -102,6 +108,9 @@ fn method_spec(service: &str, method: &MethodDescriptor) -> Result<MethodSpec, L
             "the method name {cut}... has {} bytes; the limit is {METHOD_BYTES_MAX}",
             name.len()
         )));
+    }
+    if !service.split('.').chain([method.name()]).all(is_identifier) {
+        return Err(LoadError::Descriptor(format!("{name:?} is no name of a method in protobuf")));
     }
     if method.is_client_streaming() {
         return Err(LoadError::Descriptor(format!(

@@ -141,7 +141,7 @@ impl Instance {
     /// Other limits, for all calls from now on.
     pub(super) fn set_cluster_limits(&mut self, limits: ClusterLimits) {
         self.limits.cluster = limits;
-        self.store.data_mut().limiter.set_memory_bytes_max(limits.memory_bytes_max);
+        self.set_memory_bytes_max(limits.memory_bytes_max);
         self.store.set_hostcall_fuel(self.limits.transfer_bytes_max());
     }
 
@@ -243,7 +243,7 @@ impl Instance {
     /// Captures the state.
     pub(super) fn snapshot(&mut self) -> Result<ResourceAny, Broken> {
         let about = ("snapshot", self.limits.cluster.fuel_per_state_call);
-        self.call(about, |guest, store| guest.call_snapshot(store))
+        self.move_state(about, |guest, store| guest.call_snapshot(store))
     }
 
     /// The next piece of a captured state; an empty one is the end.
@@ -258,7 +258,7 @@ impl Instance {
         bytes_max: usize,
     ) -> Result<Bytes, Broken> {
         let about = ("snapshot-reader.read", self.limits.fuel_per_piece());
-        let chunk = self.call(about, |guest, store| {
+        let chunk = self.move_state(about, |guest, store| {
             guest.snapshot_reader().call_read(store, snapshot, bytes_max as u32)
         })?;
         if chunk.len() > bytes_max {
@@ -282,7 +282,8 @@ impl Instance {
         state_version: u32,
     ) -> Result<Result<ResourceAny, Failure>, Broken> {
         let about = ("restore", self.limits.cluster.fuel_per_state_call);
-        let answer = self.call(about, |guest, store| guest.call_restore(store, state_version))?;
+        let answer =
+            self.move_state(about, |guest, store| guest.call_restore(store, state_version))?;
         Ok(answer.map_err(failure))
     }
 
@@ -293,8 +294,9 @@ impl Instance {
         chunk: &[u8],
     ) -> Result<Result<(), Failure>, Broken> {
         let about = ("restore-writer.write", self.limits.fuel_per_piece());
-        let answer = self
-            .call(about, |guest, store| guest.restore_writer().call_write(store, writer, chunk))?;
+        let answer = self.move_state(about, |guest, store| {
+            guest.restore_writer().call_write(store, writer, chunk)
+        })?;
         Ok(answer.map_err(failure))
     }
 
@@ -304,9 +306,9 @@ impl Instance {
         writer: ResourceAny,
     ) -> Result<Result<(), Failure>, Broken> {
         let about = ("restore-writer.finish", self.limits.cluster.fuel_per_state_call);
-        let answer =
-            self.call(about, |guest, store| guest.restore_writer().call_finish(store, writer))?;
-        self.call(("restore-writer.drop", about.1), |_, store| writer.resource_drop(store))?;
+        let answer = self
+            .move_state(about, |guest, store| guest.restore_writer().call_finish(store, writer))?;
+        self.move_state(("restore-writer.drop", about.1), |_, store| writer.resource_drop(store))?;
         Ok(answer.map_err(failure))
     }
 
@@ -396,6 +398,25 @@ impl Instance {
         let answer = self.call(about, body);
         self.store.set_hostcall_fuel(self.limits.transfer_bytes_max());
         answer
+    }
+
+    /// As [`Self::call`], for calls that move the state. They may take more memory than calls that change it, so a
+    /// state that has grown to its limit can be saved and restored.
+    fn move_state<R>(
+        &mut self,
+        about: (&str, u64),
+        body: impl FnOnce(&Guest, &mut Store<State>) -> wasmtime::Result<R>,
+    ) -> Result<R, Broken> {
+        let limits = self.limits.cluster;
+        self.set_memory_bytes_max(limits.state_call_memory_bytes_max());
+        let answer = self.call(about, body);
+        self.set_memory_bytes_max(limits.memory_bytes_max);
+        answer
+    }
+
+    fn set_memory_bytes_max(&mut self, bytes: usize) {
+        self.limits.cluster.memory_bytes_max = bytes;
+        self.store.data_mut().limiter.set_memory_bytes_max(bytes);
     }
 
     /// Fails a query whose answer is larger than the limit. It changed nothing, so the instance is kept.

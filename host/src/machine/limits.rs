@@ -1,12 +1,12 @@
 //! What a machine may use, and the guard that holds it to its memory.
 //!
-//! Every limit is far above normal use. A machine's heap is laid out differently in an instance that
-//! lived through the log and in one that was restored from a snapshot, so a call that comes close to
-//! a limit might pass in one and trap in the other. Within a node the reader finds that out and the
-//! node stops; between nodes nothing compares states in this version, and they would differ in silence.
-//! So a machine whose state grows must not leave it to these limits to say when it is full: it counts
-//! what it holds, by a rule that only the log decides, and refuses at a fraction of the memory. The
-//! key-value store does so at a quarter (`guest-kv/src/limits.rs`).
+//! Every limit is far above normal use. The heap of an instance that lived through the log has another layout than that
+//! of one that was restored from a snapshot, so a call that comes close to a limit might pass in one and trap in the
+//! other. That is a divergence: within a node the standby finds it, between nodes the consistency checks do. So a state
+//! machine whose state grows should not leave it to these limits to say when it is full. It counts what it holds, by a
+//! rule that only the log decides, and refuses at a fraction of the memory. The key-value store does so at a quarter
+//! (`guest-kv/src/limits.rs`). For those that do not count, calls that move the state have twice the memory of calls
+//! that change it ([`ClusterLimits::state_call_memory_bytes_max`]).
 
 use wasmtime::ResourceLimiter;
 
@@ -55,6 +55,9 @@ pub struct Limits {
     pub queue_bytes_max: usize,
     /// Queries that wait for the reader. Default 4,096; more are refused with `Busy`.
     pub queries_waiting_max: usize,
+    /// Subscriptions at once. Default 10,000; more are refused with `Busy`. Each holds 64 KiB or the events of one
+    /// entry, if its reader is slow.
+    pub subscriptions_max: usize,
     /// A module's component, in bytes. Default 64 MiB: Python's is 18 MB, JavaScript's 12 MB.
     pub module_bytes_max: usize,
     /// Lines that the machine may write to the node's log at once. Default 100.
@@ -71,6 +74,7 @@ impl Default for Limits {
             stack_bytes: MIB,
             queue_bytes_max: 32 * MIB,
             queries_waiting_max: 4096,
+            subscriptions_max: 10_000,
             module_bytes_max: 64 * MIB,
             log_lines_burst: 100,
             log_lines_per_second: 5,
@@ -125,6 +129,7 @@ impl Limits {
         check("event_bytes_max", event_bytes_max as u64, 64 << 10, 128 << 20, "64 KiB to 128 MiB")?;
         check("queue_bytes_max", self.queue_bytes_max as u64, 1 << 20, 4 << 30, "1 MiB to 4 GiB")?;
         check("queries_waiting_max", self.queries_waiting_max as u64, 1, 1 << 20, "1 to 2^20")?;
+        check("subscriptions_max", self.subscriptions_max as u64, 1, 1 << 20, "1 to 2^20")?;
         check(
             "module_bytes_max",
             self.module_bytes_max as u64,

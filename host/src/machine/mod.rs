@@ -75,6 +75,8 @@ mod descriptor_scan;
 mod descriptors;
 mod engine;
 mod error;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod guest_log;
 mod history;
 mod instance;

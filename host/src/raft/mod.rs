@@ -24,6 +24,8 @@ mod confirmation;
 mod disk;
 mod divergence;
 mod forward;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod health;
 mod history;
 mod hold;

@@ -131,6 +131,9 @@ impl Replica {
         let begun = async {
             let turn = self.0.query_limiter.admit(&call, caller, &self.0.worker, deadline).await?;
             let index = self.index_to_wait_for(consistency, deadline).await?;
+            if let Some(resume) = resume {
+                self.has_reached(resume, index, deadline).await?;
+            }
             let (replica, method, caller) = (self.clone(), call.method.clone(), caller.clone());
             let begun = async move {
                 let _turn = turn;
@@ -147,6 +150,27 @@ impl Replica {
             return Err(Error::stopped(why));
         }
         Ok(begun)
+    }
+
+    /// Refuses to resume from an index that the cluster has not reached. `read_index` is one that it has.
+    async fn has_reached(
+        &self,
+        resume: u64,
+        read_index: u64,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        if resume <= read_index {
+            return Ok(());
+        }
+        // It is low if a stale answer was asked for.
+        let read_index = self.read_index_waiting(deadline).await?;
+        if resume <= read_index {
+            return Ok(());
+        }
+        Err(Error::gone(format!(
+            "the cluster has not reached index {resume}, only {read_index}: the index is not from this cluster, or \
+             from before its data was replaced. Subscribe again, without an index to resume from"
+        )))
     }
 
     /// Waits for the answer to a query. If the method has trapped lately, the query runs to its end even if its caller

@@ -12,6 +12,7 @@ use crate::{
     proto::raft::{self as wire, NodeStatusRequest, NodeStatusResponse},
     types::{
         ModuleId, NodeId,
+        limits::ClusterLimits,
         raft::{LogId, Member},
         status::{ClockStatus, ClusterStatus, LimitsSet, NodeStatus, PeerLink, Role},
     },
@@ -197,19 +198,32 @@ impl super::Inner {
             snapshot.map(|why| format!("no snapshot can be taken, so the log grows: {why}"));
         let in_force = self.applied().limits;
         let limits = in_force.difference(&self.limits.cluster);
-        let headroom =
-            headroom(self.building.restored_bytes(), in_force.limits.memory_bytes_max as u64);
+        let restore = restore_headroom(self.building.restored_bytes(), &in_force.limits);
+        let growth = growth_headroom(self.worker.stats().head_memory_bytes, &in_force.limits);
+        let headroom = restore.into_iter().chain(growth);
         standby.into_iter().chain(snapshot).chain(limits).chain(headroom).collect()
     }
 }
 
 /// A warning while there is time: a state that needs more memory to be restored than there is has no snapshot.
-fn headroom(restored_bytes: u64, memory_bytes_max: u64) -> Option<String> {
-    (restored_bytes > memory_bytes_max / 4 * 3).then(|| {
+fn restore_headroom(restored_bytes: u64, limits: &ClusterLimits) -> Option<String> {
+    let bytes_max = limits.state_call_memory_bytes_max() as u64;
+    (restored_bytes > bytes_max / 4 * 3).then(|| {
         format!(
-            "restoring the last snapshot took {restored_bytes} of the {memory_bytes_max} bytes of memory that an instance \
-             may have: raise memory_bytes_max with `conclave cluster set-limits` before the state grows further, \
+            "restoring the last snapshot took {restored_bytes} of the {bytes_max} bytes of memory that it may take (twice \
+             memory_bytes_max): raise memory_bytes_max with `conclave cluster set-limits` before the state grows further, \
              because a state that cannot be restored cannot be saved"
+        )
+    })
+}
+
+/// A warning while there is time: calls that need more memory than there is trap.
+fn growth_headroom(primary_bytes: u64, limits: &ClusterLimits) -> Option<String> {
+    let bytes_max = limits.memory_bytes_max as u64;
+    (primary_bytes > bytes_max / 8 * 7).then(|| {
+        format!(
+            "the primary instance has taken {primary_bytes} of {bytes_max} bytes of memory, and calls that need more trap: \
+             delete data, or raise memory_bytes_max with `conclave cluster set-limits`"
         )
     })
 }
@@ -268,12 +282,16 @@ fn link_to_wire(link: &PeerLink) -> wire::PeerLink {
 
 #[cfg(test)]
 mod tests {
-    use super::headroom;
+    use super::{growth_headroom, restore_headroom};
+    use crate::types::limits::ClusterLimits;
 
     #[test]
-    fn operators_are_warned_while_a_quarter_of_the_memory_is_left() {
-        assert_eq!(headroom(0, 1 << 30), None);
-        assert_eq!(headroom(3 << 28, 1 << 30), None);
-        assert!(headroom((3 << 28) + 1, 1 << 30).is_some());
+    fn operators_are_warned_while_memory_is_left() {
+        let limits = ClusterLimits { memory_bytes_max: 1 << 29, ..ClusterLimits::GENESIS };
+        assert_eq!(restore_headroom(0, &limits), None);
+        assert_eq!(restore_headroom(3 << 28, &limits), None);
+        assert!(restore_headroom((3 << 28) + 1, &limits).is_some());
+        assert_eq!(growth_headroom(7 << 26, &limits), None);
+        assert!(growth_headroom((7 << 26) + 1, &limits).is_some());
     }
 }

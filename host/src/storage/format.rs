@@ -194,7 +194,7 @@ pub(super) fn encode_entry(entry: &Entry, buffer: &mut Vec<u8>) {
     entry.encode_raw(buffer);
 }
 
-fn decode_entry(bytes: Bytes) -> Result<Entry, Reason> {
+pub(super) fn decode_entry(bytes: Bytes) -> Result<Entry, Reason> {
     let entry = wire::Entry::decode(bytes).map_err(|error| error.to_string())?;
     Ok(convert::entry_from_wire(entry)?)
 }

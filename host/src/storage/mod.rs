@@ -42,6 +42,8 @@ mod crowd;
 mod error;
 mod files;
 mod format;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 mod genesis;
 mod identity;
 mod keys;

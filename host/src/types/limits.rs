@@ -40,7 +40,8 @@ pub const MEMORY_BYTES_MOST: usize = 4096 * MIB - (64 << 10);
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClusterLimits {
     /// Linear memory of one instance, all its memories together, in bytes. A node keeps two instances, and a third
-    /// while it restores a snapshot.
+    /// while it restores a snapshot. Calls that move the state have twice as much
+    /// ([`Self::state_call_memory_bytes_max`]).
     pub memory_bytes_max: usize,
     /// Fuel of one `apply` or `tick`; about one unit an instruction, and more for those that take longer
     /// (`machine/engine.rs`). A put of 256 bytes into the key-value store takes 1.6×10⁴.
@@ -122,6 +123,14 @@ impl ClusterLimits {
         response_bytes_max: RESPONSE_BYTES,
         event_bytes_max: EVENT_BYTES,
     };
+
+    /// Linear memory during `snapshot`, `read`, `restore`, `write` and `finish`, in bytes. It is twice `memory_bytes_max`,
+    /// because such a call often holds the state and its bytes together: a call that would let the state grow beyond
+    /// the limit traps, and what is below the limit can be saved and restored.
+    #[must_use]
+    pub fn state_call_memory_bytes_max(&self) -> usize {
+        self.memory_bytes_max.saturating_mul(2).min(MEMORY_BYTES_MOST)
+    }
 
     /// These limits with a change.
     ///

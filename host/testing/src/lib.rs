@@ -21,6 +21,7 @@ pub mod clock;
 pub mod cluster;
 pub mod disk;
 pub mod history;
+pub mod hostile;
 pub mod invariants;
 pub mod late_answers;
 pub mod linearizability;

@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use conclave::types;
+use conclave::{api::Options, types};
 use http::uri::PathAndQuery;
 use tokio::time::timeout;
 use tonic::{Code, Request, Status, Streaming};
@@ -127,4 +127,67 @@ async fn a_subscriber_that_does_not_read_holds_nobody_up() {
         assert_eq!(next(&mut quick).await.unwrap().unwrap().len(), 64 * 1024);
     }
     node.call("/kv.v1.KV/Get", GET).await.unwrap();
+}
+
+/// A subscriber that asks for it learns how far it has come, also without messages.
+#[tokio::test]
+async fn a_quiet_subscription_says_how_far_it_has_come() {
+    let node = Node::start().await;
+    let mut request = watch();
+    request.metadata_mut().insert("conclave-progress-ms", "1000".parse().unwrap());
+    let mut client = tonic::client::Grpc::new(node.channel().await);
+    client.ready().await.unwrap();
+    let path = PathAndQuery::from_static("/kv.v1.KV/Watch");
+    let response = client.server_streaming(request, path, Raw).await.unwrap();
+    assert_eq!(metadata(response.metadata(), "conclave-progress-ms"), Some("1000"));
+    let mut stream = response.into_inner();
+    assert_eq!(next(&mut stream).await.unwrap().unwrap(), GET);
+    happens(&node, 8, &["a"]);
+    assert_eq!(next(&mut stream).await.unwrap().unwrap(), "a");
+    tokio::time::sleep(Duration::from_millis(1_100)).await;
+    happens(&node, 300, &[]);
+    let progress = next(&mut stream).await.unwrap().unwrap();
+    assert_eq!(progress[..], [0xf8, 0xff, 0xff, 0xff, 0x0f, 0xac, 0x02], "field 536870911 is 300");
+    // Too early for another one; the end says where all the same.
+    happens(&node, 301, &[]);
+    node.fake.events.send((301, None)).unwrap();
+    let status = next(&mut stream).await.unwrap_err();
+    assert_eq!(metadata(status.metadata(), "conclave-index"), Some("301"));
+
+    for wrong in ["0", "-1", "x"] {
+        let mut request = watch();
+        request.metadata_mut().insert("conclave-progress-ms", wrong.parse().unwrap());
+        let status = open(&node, request).await.unwrap_err();
+        assert_eq!(status.code(), Code::InvalidArgument);
+        assert!(status.message().contains("conclave-progress-ms"), "{status}");
+    }
+}
+
+#[tokio::test]
+async fn one_connection_has_so_many_subscriptions_and_room_for_calls() {
+    let options = Options { subscriptions_per_connection_max: 2, ..Options::default() };
+    let node = Node::with(options).await;
+    let channel = node.channel().await;
+    let begin = || {
+        let mut client = tonic::client::Grpc::new(channel.clone());
+        async move {
+            client.ready().await.unwrap();
+            client
+                .server_streaming(watch(), PathAndQuery::from_static("/kv.v1.KV/Watch"), Raw)
+                .await
+        }
+    };
+    let first = begin().await.unwrap();
+    let _second = begin().await.unwrap();
+    let status = begin().await.unwrap_err();
+    assert_eq!(status.code(), Code::Unavailable, "{status}");
+    assert_eq!(metadata(status.metadata(), "conclave-outcome"), Some("not-applied"));
+    assert!(status.message().contains("2 subscriptions"), "{status}");
+    let get =
+        crate::fake::call(channel.clone(), "/kv.v1.KV/Get", Request::new(Bytes::from_static(GET)));
+    get.await.unwrap();
+    // Another connection has its own.
+    open(&node, watch()).await.unwrap();
+    drop(first);
+    timeout(SECONDS, async { while begin().await.is_err() {} }).await.expect("there is room again");
 }

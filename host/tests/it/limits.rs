@@ -1,5 +1,8 @@
 //! Limits that decide outcomes change through the log only.
 
+use std::time::Duration;
+
+use conclave_client::proto::cluster::Limits;
 use serde_json::Value;
 use tempfile::TempDir;
 
@@ -148,7 +151,7 @@ async fn snapshot_that_needs_more_memory_is_taken_after_the_limit_was_raised() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("large.wasm");
     std::fs::write(&path, Wat { finish, ..counter }.component()).unwrap();
-    let flags = vec!["--memory-bytes-max=33554432".to_owned()];
+    let flags = vec!["--memory-bytes-max=16777216".to_owned()];
     let cluster = Cluster::start_with(Setup { module: Some(path), flags }).await;
     apply(&cluster.client(), COUNT).await.unwrap();
     let failed = cluster.client_of(1).snapshot().await.unwrap_err();
@@ -160,7 +163,7 @@ async fn snapshot_that_needs_more_memory_is_taken_after_the_limit_was_raised() {
         "{}",
         remarks(&cluster)
     );
-    let set = cluster.verb(&["cluster", "set-limits", "--memory-bytes-max", "50331648"]);
+    let set = cluster.verb(&["cluster", "set-limits", "--memory-bytes-max", "25165824"]);
     assert!(set.status.success(), "{set:?}");
     cluster.client_of(1).snapshot().await.unwrap();
     // It is more than three quarters, so there is a warning.
@@ -168,4 +171,36 @@ async fn snapshot_that_needs_more_memory_is_taken_after_the_limit_was_raised() {
     assert!(!remarks.contains("no snapshot can be taken"), "{remarks}");
     assert!(remarks.contains("node 1: restoring the last snapshot took"), "{remarks}");
     assert_eq!(apply(&cluster.client(), COUNT).await.unwrap().0, 2);
+}
+
+/// A change whose leader is killed takes effect on all nodes or on none, and one that was answered lasts.
+#[tokio::test(flavor = "multi_thread")]
+async fn change_during_a_leaders_death_is_made_on_all_nodes_or_on_none() {
+    let mut cluster = Cluster::start().await;
+    put(&cluster.client(), "first", "x").await.unwrap();
+    let mut answered = 0;
+    for round in 0..8_u64 {
+        let leader = cluster.leader().await;
+        let fuel = 1_000_000_000 + round;
+        let client = cluster.client();
+        let change = Limits { fuel_per_call: Some(fuel), ..Limits::default() };
+        let setting = tokio::spawn(async move { client.set_limits(change).await });
+        tokio::time::sleep(Duration::from_millis(2 * round)).await;
+        cluster.kill(leader);
+        let set = setting.await.unwrap();
+        cluster.start_node(leader);
+        cluster.caught_up(&[1, 2, 3]).await;
+        let in_force = limits(&cluster)["limits"]["fuel_per_call"].as_u64().unwrap();
+        if set.is_ok() {
+            answered += 1;
+            assert_eq!(in_force, fuel, "round {round}");
+        }
+        for id in 1..=3 {
+            let own = cluster.client_of(id).status().await.unwrap();
+            let in_force_there = own.limits.unwrap().fuel_per_call();
+            assert_eq!(in_force_there, in_force, "node {id}, round {round}");
+        }
+        cluster.assert_equal();
+    }
+    assert!(answered > 0, "no change was answered, so this test shows little");
 }

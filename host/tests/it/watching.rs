@@ -7,11 +7,11 @@ use std::{
         Arc,
         atomic::{AtomicUsize, Ordering},
     },
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use conclave_client::{
-    CallOptions, Client, Watch,
+    CallOptions, Client, Code, Watch,
     proto::kv::{WatchRequest, key_value, watch_response::Kind},
 };
 use serde_json::{Value, json};
@@ -180,5 +180,119 @@ async fn the_command_line_prints_a_line_a_change() {
     for child in [&mut json, &mut called] {
         child.kill().unwrap();
         child.wait().unwrap();
+    }
+}
+
+/// More changes of other keys than a node keeps.
+async fn much_elsewhere(client: &Client, prefix: &str) {
+    let text = "x".repeat(900 << 10);
+    for number in 0..20 {
+        put(client, &format!("{prefix}{number}"), &text).await.unwrap();
+    }
+}
+
+async fn quiet(client: &Client) -> Watch {
+    let request = WatchRequest { prefix: "quiet/".into(), ..WatchRequest::default() };
+    client.kv().watch(request, None).await.unwrap().relists(false)
+}
+
+/// The next change, through any time without a node.
+async fn change(watch: &mut Watch) -> (Kind, String) {
+    loop {
+        let next = timeout(Duration::from_secs(120), watch.next()).await.expect("a change");
+        match next {
+            Ok(message) => return (message.kind(), message.kv.unwrap_or_default().key),
+            Err(error) if error.is_unavailable() || error.is_deadline() => {}
+            Err(error) => panic!("{error}"),
+        }
+    }
+}
+
+/// A quiet watch once ended with its node: what it could resume from was the index of its last change.
+#[tokio::test(flavor = "multi_thread")]
+async fn quiet_watch_beside_busy_keys_survives_the_loss_of_nodes() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    let mut watch = quiet(&client).await;
+    let watching = tokio::spawn(async move {
+        let mut changes = Vec::new();
+        while changes.len() < 5 {
+            changes.push(change(&mut watch).await);
+        }
+        changes
+    });
+    // A node that stops says how far the watch has come.
+    for id in 1..=3 {
+        much_elsewhere(&client, "busy/").await;
+        cluster.stop(id);
+        cluster.start_node(id);
+        cluster.serving().await;
+        put(&client, &format!("quiet/{id}"), "x").await.unwrap();
+    }
+    // One that is killed has said so within the last ten seconds.
+    much_elsewhere(&client, "busy/").await;
+    tokio::time::sleep(Duration::from_secs(12)).await;
+    for id in 1..=3 {
+        cluster.kill(id);
+        cluster.start_node(id);
+        cluster.serving().await;
+    }
+    put(&client, "quiet/4", "x").await.unwrap();
+    put(&client, "quiet/5", "x").await.unwrap();
+    let changes = watching.await.unwrap();
+    let expected: Vec<_> = (1..=5).map(|id| (Kind::Put, format!("quiet/{id}"))).collect();
+    assert_eq!(changes, expected);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn watch_that_has_missed_changes_lists_the_keys_again() {
+    let cluster = Cluster::start().await;
+    let client = cluster.client();
+    let request = || WatchRequest { prefix: "w/".into(), ..WatchRequest::default() };
+    put(&client, "w/deleted", "x").await.unwrap();
+    let mut watch = client.kv().watch(request(), None).await.unwrap();
+    let mut strict = client.kv().watch(request(), None).await.unwrap().relists(false);
+    client.kv().delete("w/deleted").await.unwrap();
+    // They read nothing meanwhile. These are more keys than a node sends at once, too.
+    much_elsewhere(&client, "w/").await;
+    much_elsewhere(&client, "w/").await;
+    let mut kinds = Vec::new();
+    let mut keys = Vec::new();
+    loop {
+        let (kind, key) = change(&mut watch).await;
+        kinds.push(kind);
+        match kind {
+            Kind::Initial => keys.push(key),
+            Kind::Ready => break,
+            _ => {}
+        }
+    }
+    let relist = kinds.iter().position(|kind| *kind == Kind::Relist).expect("changes are missing");
+    assert!(
+        kinds[..relist].iter().all(|kind| matches!(kind, Kind::Put | Kind::Delete)),
+        "{kinds:?}"
+    );
+    let mut expected: Vec<_> = (0..20).map(|number| format!("w/{number}")).collect();
+    expected.sort();
+    assert_eq!(keys, expected);
+    put(&client, "w/later", "x").await.unwrap();
+    assert_eq!(change(&mut watch).await, (Kind::Put, "w/later".into()));
+    let error = loop {
+        match timeout(Duration::from_secs(60), strict.next()).await.expect("an end") {
+            Ok(message) => assert_ne!(message.kind(), Kind::Relist),
+            Err(error) => break error,
+        }
+    };
+    assert_eq!(error.code(), Code::OutOfRange, "{error}");
+
+    // An index that is not this cluster's is refused at once, also without a leader's word.
+    for verb in [&["kv", "watch"][..], &["call", "kv.v1.KV/Watch", "--stale"]] {
+        let began = Instant::now();
+        let from = ["--timeout", "60s", "--from-index", "99999999"];
+        let refused = cluster.verb(&[verb, &from].concat());
+        let why = String::from_utf8_lossy(&refused.stderr);
+        assert!(why.contains("has not reached index 99999999"), "{why}");
+        assert_eq!(refused.status.code(), Some(1), "{why}");
+        assert!(began.elapsed() < Duration::from_secs(30), "{why}");
     }
 }

@@ -19,7 +19,11 @@ const COSTLY: &str = "(local.set 9 (i32.const 400000))
     (i64.store (i32.const 8) (i64.add (i64.load (i32.const 8)) (i64.const 1))) (i32.const 256)";
 
 fn costly(name: &'static str, limits: ClusterLimits) -> Module {
-    let wat = Wat {
+    load(costly_wat(name), limits)
+}
+
+fn costly_wat(name: &'static str) -> Wat {
+    Wat {
         apply: COSTLY,
         name,
         query: "(if (i32.eqz (local.get 6)) (then unreachable))
@@ -32,7 +36,10 @@ fn costly(name: &'static str, limits: ClusterLimits) -> Module {
                (i32.store (i32.const 24) (i32.const 1)) (i32.const 48)",
         write: "(i64.store (i32.const 8) (i64.load (local.get 1))) (i32.const 256)",
         ..Wat::default()
-    };
+    }
+}
+
+fn load(wat: Wat, limits: ClusterLimits) -> Module {
     let limits = with(|cluster| *cluster = limits);
     Module::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap()
 }
@@ -144,6 +151,32 @@ async fn state_is_restored_with_its_limits() {
     running.index = 100;
     assert!(matches!(apply(&mut running).await, Outcome::Reply(_)));
     assert_eq!(count(&running).await, 2);
+}
+
+/// Once a state that had grown to half of the memory could not be saved any more, and a node with it did not start.
+#[tokio::test]
+async fn state_that_has_grown_to_the_limit_is_saved_and_restored() {
+    // A buffer as large as the state while it is saved; state and buffer while it is restored.
+    const GROW: &str =
+        "(if (i32.eq (memory.grow (i32.mul (i32.const 64) (i32.wrap_i64 (i64.load (i32.const 8)))))
+        (i32.const -1)) (then unreachable))";
+    let snapshot =
+        format!("{GROW} (i32.store (i32.const 24) (i32.const 0)) (call $new_reader (i32.const 1))");
+    let finish = format!("{GROW} {GROW} {}", Wat::default().finish);
+    let wat = Wat { snapshot: snapshot.leak(), finish: finish.leak(), ..costly_wat("growing") };
+    let limits = ClusterLimits { memory_bytes_max: 16 << 20, ..fuel(PLENTY) };
+    let module = load(wat, limits);
+    let mut node = Node::start_with(module.clone());
+    let mut grown = 0;
+    while matches!(apply(&mut node).await, Outcome::Reply(_)) {
+        grown += 1;
+    }
+    assert_eq!((grown, trap_kind(&apply(&mut node).await)), (3, TrapKind::MemoryExhausted));
+    let saved = Saved { limits, ..node.snapshot().await };
+    let mut restored = Node::start_from(module, node.history.clone(), Some(saved.state_in(8)));
+    assert_eq!((count(&restored).await, restored.worker.fault()), (3, None));
+    // More memory than the state may have is for moving it only.
+    assert_eq!(trap_kind(&apply(&mut restored).await), TrapKind::MemoryExhausted);
 }
 
 #[tokio::test]

@@ -229,3 +229,35 @@ async fn entries_without_events_pass_by() {
     let (index, payloads) = next(&mut events).await.unwrap();
     assert_eq!((index, payloads), (node.index, vec![1_u64.to_be_bytes().to_vec()]));
 }
+
+/// A watcher whose own events are all taken is not behind, however many events of others were dropped.
+#[tokio::test]
+async fn quiet_watcher_misses_nothing_while_events_of_others_are_dropped() {
+    let mut node = Node::start_with(ECHO.clone());
+    let (_, mut quiet) = begun(subscribe(&node, b"z").await);
+    let (_, mut slow) = begun(subscribe(&node, b"").await);
+    let began = node.index;
+    // Topic and payload of 50 kB each.
+    let large = vec![b'a'; 50_000];
+    for _ in 0..400 {
+        assert!(matches!(node.apply(call(large.clone())).await, Outcome::Reply(_)));
+    }
+    let index = node.index;
+    timeout(Duration::from_secs(60), async {
+        while quiet.place().unwrap() != Some(index) {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    })
+    .await
+    .expect("the watcher comes as far as the log");
+    node.apply(call("z")).await;
+    assert_eq!(next(&mut quiet).await.unwrap(), (node.index, vec![b"z".to_vec()]));
+    // One that had events to take is behind, and one that resumes from before them.
+    assert!(matches!(next(&mut slow).await, Err(WatchError::Gone { .. })));
+    let resumed = node.worker.subscribe(call("z"), node.index, Some(began)).await;
+    assert!(matches!(resumed, Err(QueryError::Watch(WatchError::Gone { .. }))), "{resumed:?}");
+    // From where the quiet one had come to, nothing is missing.
+    let resumed = node.worker.subscribe(call("z"), node.index, Some(index)).await.unwrap();
+    let mut resumed = resumed.result.unwrap().events;
+    assert_eq!(next(&mut resumed).await.unwrap(), (node.index, vec![b"z".to_vec()]));
+}

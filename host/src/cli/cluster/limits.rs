@@ -40,7 +40,7 @@ Examples:
 With --json: as `conclave cluster limits`")]
 #[group(required = true, multiple = true)]
 pub(super) struct SetLimits {
-    /// Linear memory of one instance of the state machine: 16 MiB to 4 GiB - 64 KiB
+    /// Linear memory of one instance of the state machine, twice as much while its state is saved or restored: 16 MiB to 4 GiB - 64 KiB
     #[arg(long, value_name = "BYTES")]
     memory_bytes_max: Option<u64>,
 

@@ -1,7 +1,7 @@
 //! `conclave kv`: the default machine, typed.
 
 mod batches;
-mod flatten;
+pub(super) mod flatten;
 mod import;
 mod list;
 mod single;

@@ -3,14 +3,19 @@
 use clap::Args;
 use conclave_client::proto::kv::{WatchRequest, WatchResponse, key_value, watch_response::Kind};
 
+use serde_json::json;
+
 use super::single::as_json;
 use crate::cli::{Failed, Result, output::Output, remote::Remote};
 
 /// Print changes of keys as they happen
 ///
-/// One line a change, until interrupted: put, delete or expire, the key, and the value that was put, with
-/// control characters escaped. A node that is lost on the way is replaced by another, without a change lost
-/// or printed twice. --json prints one object a line, whose index --from-index takes.
+/// One line per change, until interrupted: put, delete or expire, the key, and the value that was put, with
+/// control characters escaped. A node that is lost is replaced by another, without a change lost or printed twice. If no
+/// node can be reached, the watch waits for one. --json prints one object per line, whose index --from-index takes.
+///
+/// Nodes keep the latest changes only. If changes are missing after a long outage, the line `relist` is printed, the keys
+/// as they are now (`initial`), and `ready`: a key that is not printed again was deleted.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -30,9 +35,13 @@ pub(super) struct Watch {
     #[arg(long, conflicts_with = "from_index")]
     initial: bool,
 
-    /// Go on after this index of the log, for as long as a node keeps what came then
+    /// Continue after this index of the log, as long as a node keeps what came then
     #[arg(long, value_name = "INDEX")]
     from_index: Option<u64>,
+
+    /// Fail if changes are missing, instead of printing the keys again
+    #[arg(long)]
+    no_relist: bool,
 
     /// End after so many changes
     #[arg(long, value_name = "COUNT")]
@@ -48,14 +57,31 @@ impl Watch {
         };
         let failed = |error| remote.failed(&error);
         let kv = remote.client()?.kv();
-        let mut watch = kv.watch(request, self.from_index).await.map_err(failed)?;
+        let watch = kv.watch(request, self.from_index).await.map_err(failed)?;
+        let mut watch = watch.relists(!self.no_relist);
         let mut left = self.count.unwrap_or(u64::MAX);
+        let (mut relisted, mut waits) = (false, false);
         while left > 0 {
-            let change = watch.next().await.map_err(failed)?;
-            if change.kind() == Kind::Ready {
-                continue;
+            let change = match watch.next().await {
+                Ok(change) => change,
+                Err(error) if error.is_unavailable() || error.is_deadline() => {
+                    if !waits {
+                        output.remark(format!(
+                            "conclave: no node serves the watch; waiting for one: {error}"
+                        ));
+                    }
+                    waits = true;
+                    continue;
+                }
+                Err(error) => return Err(failed(error)),
+            };
+            waits = false;
+            match change.kind() {
+                Kind::Ready if !relisted => continue,
+                Kind::Ready => {}
+                Kind::Relist => relisted = true,
+                _ => left -= 1,
             }
-            left -= 1;
             if !output.stream(line(&change, remote.json)?) {
                 return Ok(());
             }
@@ -70,7 +96,11 @@ fn line(change: &WatchResponse, json: bool) -> Result<String> {
         Kind::Delete => "delete",
         Kind::Expire => "expire",
         Kind::Initial => "initial",
-        Kind::Ready => "ready",
+        Kind::Ready | Kind::Relist => {
+            let kind = if change.kind() == Kind::Ready { "ready" } else { "relist" };
+            let object = json!({"kind": kind, "index": change.index, "revision": change.revision});
+            return Ok(if json { object.to_string() } else { kind.to_owned() });
+        }
     };
     let Some(kv) = &change.kv else {
         return Err(Failed::local(format!("the node sent a change without a key: {kind}")));

@@ -4,9 +4,11 @@
 //! 1. The newest events are kept in memory, in the order of the log: all of those after an index, the
 //!    *floor*, up to the entry that the reader has applied last.
 //! 2. A watcher sees each event after its place whose topic lies in its range, once and in order, or is told
-//!    that they are not kept any more. It never waits for another watcher, and nobody waits for it.
+//!    that one of them is not kept any more. It never waits for another watcher, and nothing waits for it.
 //! 3. An entry's events are noted once, when the reader applies it first: a reader that is rebuilt applies
 //!    entries again.
+//! 4. An event wakes only the watchers in whose range its topic lies. A watcher that has missed none of its events
+//!    is never behind the floor, however many others have been dropped meanwhile.
 //!
 //! # Caveat
 //! A reader that is built from this node's own snapshot has not seen what happened before: the floor moves there,
@@ -17,14 +19,16 @@ use std::{
     collections::VecDeque,
     sync::{
         Arc, Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicUsize, Ordering},
     },
 };
 
 use bytes::Bytes;
-use tokio::sync::watch;
 
-use super::shared::{End, Shared};
+use super::{
+    seats::{Seat, Seats, TopicRange},
+    shared::{End, Shared},
+};
 use crate::{
     machine::{bench, error::WatchError},
     types::{Event, Outcome},
@@ -35,10 +39,9 @@ use crate::{
 const KEPT_BYTES_MAX: usize = 16 << 20;
 /// What an event takes beside its bytes, about.
 const EVENT_BYTES: usize = 96;
-/// Entries that a watcher takes at once.
-const TAKEN_COUNT: usize = 256;
-/// Watchers at once. Each is woken by every entry.
-const WATCHERS_MAX: usize = 1024;
+/// The bytes of events that a watcher takes at once; more if one entry has more. A subscriber that does not read
+/// holds that much.
+const TAKEN_BYTES: usize = 64 << 10;
 
 /// The events of one entry.
 struct Noted {
@@ -48,9 +51,12 @@ struct Noted {
 
 impl Noted {
     fn bytes(&self) -> usize {
-        let bytes = |event: &Event| event.topic.len() + event.payload.len() + EVENT_BYTES;
-        self.events.iter().map(bytes).sum()
+        self.events.iter().map(|event| bytes_of(&event.topic, &event.payload)).sum()
     }
+}
+
+fn bytes_of(topic: &[u8], payload: &[u8]) -> usize {
+    topic.len() + payload.len() + EVENT_BYTES
 }
 
 #[derive(Default)]
@@ -61,25 +67,15 @@ struct Kept {
     reached: u64,
     noted: VecDeque<Noted>,
     bytes: usize,
+    seats: Seats,
 }
 
 /// See the module's page.
+#[derive(Default)]
 pub(super) struct Events {
     kept: Mutex<Kept>,
-    /// Counts how often all watchers were ended. Changed with the lock held.
-    generation: AtomicU64,
-    /// Woken when there may be something new.
-    changed: watch::Sender<()>,
-}
-
-impl Default for Events {
-    fn default() -> Self {
-        Self {
-            kept: Mutex::default(),
-            generation: AtomicU64::new(0),
-            changed: watch::Sender::new(()),
-        }
-    }
+    /// Their number, without the lock.
+    watchers: AtomicUsize,
 }
 
 impl Events {
@@ -97,22 +93,23 @@ impl Events {
             return;
         }
         kept.reached = index;
-        if let Some(Outcome::Reply(reply)) = outcome
-            && !reply.events.is_empty()
+        let Some(Outcome::Reply(reply)) = outcome else { return };
+        if reply.events.is_empty() {
+            return;
+        }
+        for event in &reply.events {
+            kept.seats.of_topic(&event.topic).for_each(|seat| seat.happened(index));
+        }
+        let noted = Noted { index, events: reply.events };
+        kept.bytes += noted.bytes();
+        kept.noted.push_back(noted);
+        // The newest entry stays, also if it is larger alone.
+        while kept.bytes > KEPT_BYTES_MAX
+            && kept.noted.len() > 1
+            && let Some(oldest) = kept.noted.pop_front()
         {
-            let noted = Noted { index, events: reply.events };
-            kept.bytes += noted.bytes();
-            kept.noted.push_back(noted);
-            // The newest entry stays, also if it is larger alone.
-            while kept.bytes > KEPT_BYTES_MAX
-                && kept.noted.len() > 1
-                && let Some(oldest) = kept.noted.pop_front()
-            {
-                kept.bytes -= oldest.bytes();
-                kept.floor = oldest.index;
-            }
-            drop(kept);
-            self.wake();
+            kept.bytes -= oldest.bytes();
+            kept.floor = oldest.index;
         }
     }
 
@@ -120,18 +117,13 @@ impl Events {
     /// had reached the same index: its events may be those of a state machine that had diverged.
     pub(super) fn reset(&self, index: u64) {
         let mut kept = self.lock();
-        *kept = Kept { floor: index, reached: index, ..Kept::default() };
-        self.generation.fetch_add(1, Ordering::Release);
-        drop(kept);
-        self.wake();
+        kept.begin_at(index);
+        kept.end_watchers();
     }
 
     /// Ends all watchers that there are.
     pub(super) fn end_watchers(&self) {
-        let kept = self.lock();
-        self.generation.fetch_add(1, Ordering::Release);
-        drop(kept);
-        self.wake();
+        self.lock().end_watchers();
     }
 
     /// The reader stands at `index`, without having applied what lies before it.
@@ -140,45 +132,56 @@ impl Events {
         if index <= kept.reached {
             return;
         }
-        *kept = Kept { floor: index, reached: index, ..Kept::default() };
-        drop(kept);
-        self.wake();
+        let missed = kept.reached + 1;
+        kept.begin_at(index);
+        for seat in kept.seats.all() {
+            seat.happened(missed);
+        }
     }
 
-    /// Watchers look again: at what is new, or whether they end.
+    /// Watchers look whether they end.
     pub(super) fn wake(&self) {
-        // Without watchers it is an atomic load.
-        if self.is_watched() {
-            self.changed.send_replace(());
+        for seat in self.lock().seats.all() {
+            seat.wake();
         }
+    }
+
+    /// Watchers at present.
+    pub(super) fn watchers(&self) -> usize {
+        self.watchers.load(Ordering::Relaxed)
     }
 
     /// Whether there are watchers.
     pub(super) fn is_watched(&self) -> bool {
-        self.changed.receiver_count() > 0
+        self.watchers() > 0
+    }
+}
+
+impl Kept {
+    fn begin_at(&mut self, index: u64) {
+        self.noted.clear();
+        (self.floor, self.reached, self.bytes) = (index, index, 0);
     }
 
-    /// Whether there is room for one more.
-    pub(super) fn is_full(&self) -> bool {
-        self.changed.receiver_count() >= WATCHERS_MAX
+    fn end_watchers(&self) {
+        for seat in self.seats.all() {
+            seat.replace();
+        }
     }
 }
 
 /// Events as they happen: each whose topic lies in the range of a subscription.
 pub struct Watcher {
     shared: Arc<Shared>,
-    changed: watch::Receiver<()>,
-    from_topic: Vec<u8>,
-    /// Empty: no end.
-    to_topic: Vec<u8>,
+    range: TopicRange,
+    seat: Arc<Seat>,
     /// Everything up to here has been taken.
     place: u64,
-    generation: u64,
     taken: VecDeque<(u64, Vec<Bytes>)>,
 }
 
 impl Watcher {
-    /// Watches what happens after `place`.
+    /// Watches what happens after `place`, which the reader has reached. An empty `to_topic` is no limit.
     ///
     /// # Errors
     /// What happened after it is not kept any more.
@@ -188,12 +191,20 @@ impl Watcher {
         from_topic: Vec<u8>,
         to_topic: Vec<u8>,
     ) -> Result<Self, WatchError> {
-        let changed = shared.events.changed.subscribe();
-        let generation = shared.events.generation.load(Ordering::Acquire);
-        let taken = VecDeque::new();
-        let mut watcher = Self { shared, changed, from_topic, to_topic, place, generation, taken };
-        watcher.take()?;
-        Ok(watcher)
+        let range = TopicRange { from: from_topic, to: to_topic };
+        let seat = Arc::<Seat>::default();
+        let mut kept = shared.events.lock();
+        if place < kept.floor {
+            return Err(WatchError::Gone { index: place, floor: kept.floor });
+        }
+        let begin = kept.noted.partition_point(|noted| noted.index <= place);
+        let mut later = kept.noted.range(begin..);
+        let first = later.find(|noted| range.has_any_of(&noted.events));
+        seat.set_pending(first.map_or(0, |noted| noted.index));
+        kept.seats.insert(range.clone(), Arc::clone(&seat));
+        shared.events.watchers.fetch_add(1, Ordering::Relaxed);
+        drop(kept);
+        Ok(Self { shared, range, seat, place, taken: VecDeque::new() })
     }
 
     /// The next entry that brought about events of the range: its index, and their payloads. May be dropped
@@ -202,56 +213,80 @@ impl Watcher {
     /// # Errors
     /// This watcher has ended, and why.
     pub async fn next(&mut self) -> Result<(u64, Vec<Bytes>), WatchError> {
+        let seat = Arc::clone(&self.seat);
         loop {
-            if self.shared.events.generation.load(Ordering::Acquire) != self.generation {
-                return Err(WatchError::Replaced { index: self.place });
-            }
+            self.check_state()?;
             if let Some(next) = self.taken.pop_front() {
                 return Ok(next);
             }
-            self.changed.borrow_and_update();
             match self.shared.check() {
                 Ok(()) => {}
                 Err(End::Stopped) => return Err(WatchError::Stopped),
                 Err(End::Fault(fault)) => return Err(WatchError::Fault(fault)),
             }
-            let before = self.place;
             self.take()?;
-            // What was taken may hold nothing of the range, and then there may be more.
-            if self.taken.is_empty() && self.place == before {
-                // The sender lives in what this holds.
-                let _ = self.changed.changed().await;
+            if self.taken.is_empty() {
+                seat.woken().await;
             }
+        }
+    }
+
+    /// An index up to which [`Watcher::next`] has given everything, or would wait. `None`: it would not wait.
+    ///
+    /// # Errors
+    /// As for [`Watcher::next`].
+    pub fn place(&mut self) -> Result<Option<u64>, WatchError> {
+        self.check_state()?;
+        if self.taken.is_empty() {
+            self.take()?;
+        }
+        Ok(self.taken.is_empty().then_some(self.place))
+    }
+
+    fn check_state(&self) -> Result<(), WatchError> {
+        match self.seat.is_replaced() {
+            true => Err(WatchError::Replaced { index: self.place }),
+            false => Ok(()),
         }
     }
 
     fn take(&mut self) -> Result<(), WatchError> {
         let kept = self.shared.events.lock();
-        if self.shared.events.generation.load(Ordering::Acquire) != self.generation {
-            return Err(WatchError::Replaced { index: self.place });
+        self.check_state()?;
+        let pending = self.seat.pending();
+        if pending == 0 {
+            self.place = self.place.max(kept.reached);
+            return Ok(());
         }
-        if self.place < kept.floor {
+        if pending <= kept.floor {
             return Err(WatchError::Gone { index: self.place, floor: kept.floor });
         }
-        let begin = kept.noted.partition_point(|noted| noted.index <= self.place);
+        let mut bytes = 0;
+        let begin = kept.noted.partition_point(|noted| noted.index < pending);
         for noted in kept.noted.range(begin..) {
-            if self.taken.len() >= TAKEN_COUNT {
+            if !self.range.has_any_of(&noted.events) {
+                continue;
+            }
+            if bytes > TAKEN_BYTES {
+                self.seat.set_pending(noted.index);
                 return Ok(());
             }
-            let within = |event: &&Event| {
-                event.topic[..] >= self.from_topic[..]
-                    && (self.to_topic.is_empty() || event.topic[..] < self.to_topic[..])
-            };
-            let payloads = noted.events.iter().filter(within).map(|event| event.payload.clone());
-            let payloads: Vec<_> = payloads.collect();
-            if !payloads.is_empty() {
-                self.taken.push_back((noted.index, payloads));
-            }
+            let events = noted.events.iter().filter(|event| self.range.contains(&event.topic));
+            let payloads: Vec<_> = events.map(|event| event.payload.clone()).collect();
+            bytes += payloads.iter().map(|payload| bytes_of(&[], payload)).sum::<usize>();
+            self.taken.push_back((noted.index, payloads));
             self.place = noted.index;
         }
-        // Beyond what the reader has reached, for one that resumes further on.
+        self.seat.set_pending(0);
         self.place = self.place.max(kept.reached);
         Ok(())
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.shared.events.lock().seats.remove(&self.range, &self.seat);
+        self.shared.events.watchers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

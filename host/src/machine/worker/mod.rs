@@ -8,6 +8,7 @@ mod head;
 mod inbox;
 mod reader;
 mod restored;
+mod seats;
 mod shared;
 mod stats;
 mod stream;

@@ -53,7 +53,7 @@ impl Worker {
         resume: Option<u64>,
     ) -> Result<Subscribed, QueryError> {
         let shared = &self.0.shared;
-        if shared.events.is_full() {
+        if shared.events.watchers() >= shared.engine.limits().subscriptions_max {
             return Err(QueryError::Busy);
         }
         let (reply, begun) = oneshot::channel();

@@ -11,6 +11,8 @@
 mod backoff;
 pub mod client;
 mod connection;
+#[cfg(any(test, feature = "fuzz"))]
+pub mod fuzz;
 pub(super) mod heartbeats;
 pub mod local;
 mod message;

@@ -64,7 +64,7 @@ pub struct Sample {
 
 impl Sample {
     /// Asks all nodes.
-    pub(super) async fn take(cluster: &Cluster, at: Duration) -> Result<Self> {
+    pub async fn take(cluster: &Cluster, at: Duration) -> Result<Self> {
         let mut nodes = Vec::new();
         for id in cluster.ids() {
             let usage = usage(cluster, id).await;

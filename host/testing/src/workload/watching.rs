@@ -181,7 +181,7 @@ async fn follow<'a>(
         let put = match message.kind() {
             Kind::Put => call::seen(record).ok(),
             Kind::Delete => None,
-            Kind::Expire | Kind::Initial | Kind::Ready => continue,
+            Kind::Expire | Kind::Initial | Kind::Ready | Kind::Relist => continue,
         };
         let change = Change { index: message.index, key: record.key.clone(), put };
         if let Some(segment) = lock().segments.last_mut() {

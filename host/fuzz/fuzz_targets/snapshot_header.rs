@@ -1,0 +1,6 @@
+#![no_main]
+
+libfuzzer_sys::fuzz_target!(|data: &[u8]| {
+    let target = conclave::fuzz::TARGETS.iter().find(|target| target.name == "snapshot_header");
+    (target.expect("a target").run)(data);
+});

@@ -1,0 +1,24 @@
+//! Fuzz targets of files that verbs read.
+
+use std::collections::HashSet;
+
+use super::kv::flatten::flatten;
+
+/// A JSON document for `conclave kv import`: two places never share a key.
+pub fn json_import(data: &[u8]) {
+    let Ok(document) = serde_json::from_slice(data) else { return };
+    let leaves = flatten(document, "p/");
+    let keys: HashSet<_> = leaves.iter().map(|(key, _)| key).collect();
+    assert_eq!(keys.len(), leaves.len(), "{leaves:?}");
+    assert!(leaves.iter().all(|(key, _)| key.starts_with("p/")));
+}
+
+/// Documents of all shapes.
+pub fn json_import_seeds() -> Vec<Vec<u8>> {
+    let documents: [&[u8]; 3] = [
+        br#"{"a": {"b": [true, "x", null, {}], "c/d~": 1.50}, "e": []}"#,
+        br#"[1, 123456789012345678901234567890, -0.0, 1e400]"#,
+        br#""text""#,
+    ];
+    documents.map(<[u8]>::to_vec).to_vec()
+}

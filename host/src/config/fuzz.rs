@@ -1,0 +1,35 @@
+//! Fuzz targets of the configuration.
+
+use super::{Config, Settings};
+
+/// A configuration file: it is refused or gives a configuration that holds its rules.
+pub fn configuration(data: &[u8]) {
+    let Ok(text) = std::str::from_utf8(data) else { return };
+    let Ok(settings) = toml::from_str::<Settings>(text) else { return };
+    // No file is read: keys come from elsewhere.
+    let settings = Settings { master_key_file: None, config: None, ..settings };
+    let key = zeroize::Zeroizing::new("00".repeat(32));
+    if let Ok(config) = Config::from_settings(settings, Some(key)) {
+        assert!(config.node_id > 0);
+        assert!(config.timing.election_min <= config.timing.election_max);
+        let is_member = config.members.iter().any(|member| member.node_id == config.node_id);
+        assert!(is_member, "{:?}", config.members);
+    }
+}
+
+/// A configuration of a node.
+pub fn configuration_seeds() -> Vec<Vec<u8>> {
+    let text = r#"
+node_id = 1
+cluster_id = "c"
+data_dir = "d"
+listen_client = "127.0.0.1:7101"
+members = ["1=a:7201,a:7101", "2=[::1]:7201,[::1]:7101", "3=c:7201,c:7101"]
+election_min_ms = 800
+election_max_ms = 1000
+snapshot_entries = 1000
+request_bytes_max = 4194304
+log_format = "json"
+"#;
+    vec![text.as_bytes().to_vec()]
+}

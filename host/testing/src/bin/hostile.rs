@@ -1,0 +1,58 @@
+//! Runs hostile clients beside ordinary ones: see `cargo xtask hostile --help`.
+#![allow(clippy::print_stdout, reason = "what a program for developers is for")]
+
+use std::{path::PathBuf, process::ExitCode, time::Duration};
+
+use anyhow::{Context as _, Result};
+use clap::Parser;
+use conclave_testing::hostile::{self, Plan, attack::Attack};
+
+/// Run hostile clients against a cluster, and check that ordinary clients stay fast and succeed
+#[derive(Debug, Parser)]
+struct Arguments {
+    /// The program `conclave`
+    #[arg(long, value_name = "FILE")]
+    binary: PathBuf,
+    /// How long the attacks take, in minutes
+    #[arg(long, default_value_t = 60.0)]
+    minutes: f64,
+    /// The number of ordinary clients
+    #[arg(long, default_value_t = 16)]
+    clients: u64,
+    /// The seed of the random bytes
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let result = runtime
+        .context("cannot start the runtime")
+        .and_then(|runtime| runtime.block_on(run(&arguments)));
+    match result {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            println!("error: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+/// Whether the run passes.
+async fn run(arguments: &Arguments) -> Result<bool> {
+    let plan = Plan {
+        time: Duration::from_secs_f64(arguments.minutes * 60.0),
+        clients: arguments.clients,
+        attacks: Attack::ALL.to_vec(),
+        seed: arguments.seed,
+    };
+    let run = hostile::run(&arguments.binary, &plan).await?;
+    println!("{}", run.report);
+    for failure in &run.failures {
+        println!("failure: {failure}");
+    }
+    Ok(run.failures.is_empty())
+}
