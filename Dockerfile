@@ -23,15 +23,20 @@ LABEL org.opencontainers.image.title="Conclave" \
 RUN install --directory --owner=65532 --group=65532 --mode=0700 /var/lib/conclave
 VOLUME ["/var/lib/conclave"]
 
-ENV CONCLAVE_DATA_DIR=/var/lib/conclave \
-    CONCLAVE_LISTEN_CLIENT=0.0.0.0:7101 \
-    CONCLAVE_LISTEN_PEER=0.0.0.0:7201 \
-    CONCLAVE_LISTEN_ADMIN=0.0.0.0:7301 \
-    CONCLAVE_MASTER_KEY_FILE=/run/secrets/master_key
+# The image's settings, below everything else: a flag, a variable of the container and a mounted configuration file
+# (CONCLAVE_CONFIG) win over them.
+RUN install --directory /usr/share/conclave && printf '%s\n' \
+        'data_dir = "/var/lib/conclave"' \
+        'listen_client = "0.0.0.0:7101"' \
+        'listen_peer = "0.0.0.0:7201"' \
+        'listen_admin = "0.0.0.0:7301"' \
+        'master_key_file = "/run/secrets/master_key"' \
+        > /usr/share/conclave/defaults.toml
+ENV CONCLAVE_DEFAULTS=/usr/share/conclave/defaults.toml
 EXPOSE 7101 7201 7301
 USER 65532:65532
 STOPSIGNAL SIGTERM
-# Asks the node's own client port by grpc.health.v1: healthy means that it serves.
+# Asks the node's own client port by grpc.health.v1: healthy means that it serves. The port is the configured one.
 HEALTHCHECK --interval=5s --timeout=3s --start-period=60s --retries=3 \
     CMD ["/usr/local/bin/conclave", "health"]
 ENTRYPOINT ["/usr/local/bin/conclave"]

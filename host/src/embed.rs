@@ -23,6 +23,7 @@
 //!
 //! let settings = Settings {
 //!     node_id: Some(1),
+//!     cluster_id: Some("my-program".into()),
 //!     data_dir: Some("data".into()),
 //!     members: vec!["1=127.0.0.1:7201,127.0.0.1:7101".into()],
 //!     master_key_file: Some("master.key".into()),

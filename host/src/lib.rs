@@ -10,6 +10,7 @@ pub mod config;
 pub mod crypto;
 pub mod error;
 pub mod supervise;
+pub mod telemetry;
 
 pub mod machine;
 pub mod modules;
@@ -25,7 +26,6 @@ pub mod replay;
 
 pub mod embed;
 pub mod node;
-pub mod telemetry;
 
 pub mod cli;
 #[cfg(any(test, feature = "fuzz"))]

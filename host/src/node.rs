@@ -1,16 +1,24 @@
 //! One node: the only place that wires the layers together.
 
+mod file_limit;
 mod recover;
 
-use std::{fs, future::Future, path::Path, sync::Arc, time::Duration};
+use std::{
+    fs,
+    future::Future,
+    path::Path,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
 
 use bytes::Bytes;
+pub use file_limit::raise_file_limit;
 pub use recover::{replace_component, trap_entry};
 use tokio::{net::TcpListener, sync::watch, time::timeout};
-use tonic::transport::{Server, server::TcpIncoming};
 
 use crate::{
-    api::{self, Api, Backend},
+    api::{self, Admin, Api, Backend, Startup},
     config::{Config, MasterKeySource, ModuleSource, StoppedNode},
     crypto::MasterKey,
     error::Error,
@@ -18,14 +26,15 @@ use crate::{
     raft::{self, KeptCode, LocalHistory, Modules, Replica},
     replay,
     storage::{self, CompiledStore, Identity, Storage},
+    supervise::Supervisor,
     types::ModuleId,
 };
 
 /// The machine that the binary carries: the key-value store.
 pub const DEFAULT_MACHINE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kv.wasm"));
 
-/// Peers keep one connection a lane; a few more are on their way out.
-const PEER_STREAMS_MAX: u32 = 4096;
+/// A step of a start.
+const COMPILING: &str = "loading the component, which compiles it if no compiled code is kept";
 
 /// How long Raft, the machine and the log may take to stop.
 const STOP_TIME_MAX: Duration = Duration::from_secs(10);
@@ -33,15 +42,8 @@ const STOP_TIME_MAX: Duration = Duration::from_secs(10);
 /// How long calls of peers may take to end.
 const PEERS_TIME_MAX: Duration = Duration::from_millis(500);
 
-/// The node's three ports, bound.
-struct Listeners {
-    client: TcpListener,
-    peer: TcpListener,
-    admin: TcpListener,
-}
-
 /// Runs a node until `shutdown`. Fails with what is wrong if it cannot start, and leaves the data
-/// directory as it was.
+/// directory as it was. A start ends at `shutdown` too; what it does at that moment runs to its end in the background.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     run_with(config, || (), shutdown).await
 }
@@ -60,21 +62,45 @@ async fn run_replica(
     started: impl FnOnce(&Replica),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    let listeners = Listeners {
-        client: api::bind(config.listen_client, "client").await?,
-        peer: api::bind(config.listen_peer, "peer").await?,
-        admin: api::bind(config.listen_admin, "admin").await?,
-    };
-    // Compiling the machine and reading the log keep a thread busy for a while.
-    let opening = tokio::task::spawn_blocking({
-        let config = config.clone();
-        move || open(&config)
+    let clients = api::bind(config.listen_client, "client").await?;
+    let peers = api::bind(config.listen_peer, "peer").await?;
+    let admin_listener = api::bind(config.listen_admin, "admin").await?;
+    let startup = Startup::new("opening the data directory");
+    let admin = Admin::new(startup.clone());
+    // The admin port answers before there is a replica, and after it has stopped.
+    let tasks = Supervisor::default();
+    let (stop_admin, admin_stopped) = watch::channel(false);
+    let admin_port = tasks.spawn("admin port", {
+        let admin = admin.clone();
+        async move { admin.serve(admin_listener, until(admin_stopped)).await }
     });
-    let options = opening.await.map_err(|error| Error::fault(error.to_string()))??;
-    let replica = Replica::start(options).await?;
+    let mut shutdown = pin!(shutdown);
+    let result = tokio::select! {
+        result = run_ports(&config, (clients, peers), &startup, &admin, started, shutdown.as_mut()) => result,
+        fatal = tasks.failed() => Err(Error::fault(fatal)),
+    };
+    stop_admin.send_replace(true);
+    let _ = admin_port.await;
+    result
+}
+
+async fn run_ports(
+    config: &Config,
+    (clients, peers): (TcpListener, TcpListener),
+    startup: &Startup,
+    admin: &Admin<Replica>,
+    started: impl FnOnce(&Replica),
+    mut shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), Error> {
+    let options = port_options(config);
+    let starting = start_behind(config, &options, &clients, startup, shutdown.as_mut());
+    let Some(replica) = starting.await? else {
+        tracing::info!("stopping before the node has started");
+        return Ok(());
+    };
     started(&replica);
     let result = tokio::select! {
-        result = serve(&config, listeners, &replica, shutdown) => result,
+        result = serve(options, (clients, peers), &replica, admin, shutdown) => result,
         // A bug in this node. Nothing can be relied on, so calls under way are not waited for.
         fatal = replica.failed() => Err(fatal),
     };
@@ -85,8 +111,61 @@ async fn run_replica(
     result
 }
 
+/// Starts the replica, while the client port refuses calls. `None`: `shutdown` came first.
+async fn start_behind(
+    config: &Config,
+    options: &api::Options,
+    clients: &TcpListener,
+    startup: &Startup,
+    shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<Replica>, Error> {
+    let (begin, begun) = watch::channel(false);
+    let mut refusing = pin!(api::refuse_calls(clients, startup, options, until(begun)));
+    let replica = tokio::select! {
+        biased;
+        () = shutdown => return Ok(None),
+        replica = start(config, startup) => replica?,
+        // It ends after `begin` only.
+        () = &mut refusing => return Err(Error::fault("the client port ended: report this")),
+    };
+    begin.send_replace(true);
+    refusing.await;
+    Ok(Some(replica))
+}
+
+/// Ends when the channel says so, or when its sender is gone.
+async fn until(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn start(config: &Config, startup: &Startup) -> Result<Replica, Error> {
+    // Compiling the machine and reading the log keep a thread busy for a while.
+    let opening = tokio::task::spawn_blocking({
+        let (config, startup) = (config.clone(), startup.clone());
+        move || open(&config, &startup)
+    });
+    let options = opening.await.map_err(|error| Error::fault(error.to_string()))??;
+    startup.step("restoring the snapshot and replaying the log");
+    Replica::start(options).await
+}
+
+fn port_options(config: &Config) -> api::Options {
+    let members = config.members.len();
+    api::Options {
+        deadlines: api::Deadlines {
+            default: config.timing.request_timeout,
+            ..api::Options::default().deadlines
+        },
+        request_bytes_max: config.limits.request_bytes_max,
+        connections_max: file_limit::connections_max(config.connections.max, members),
+        connection_idle: config.connections.idle,
+        connection_age: config.connections.age,
+        ..api::Options::default()
+    }
+}
+
 /// Everything below Raft: keys, storage, the machine.
-fn open(config: &Config) -> Result<raft::Options, Error> {
+fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
     let master_key = master_key(&config.master_key)?;
     let engine = Engine::new(&machine::Limits::default()).map_err(startup)?;
     let given = component(config)?;
@@ -98,8 +177,12 @@ fn open(config: &Config) -> Result<raft::Options, Error> {
     // A directory is made only for a module that is served.
     let loaded = match Storage::made_for(&config.data_dir).map_err(startup)? {
         Some(_) => None,
-        None => Some(load(config, &engine, given.clone(), shared.as_ref())?),
+        None => {
+            progress.step(COMPILING);
+            Some(load(config, &engine, given.clone(), shared.as_ref())?)
+        }
     };
+    progress.step("reading the log");
     let storage = Storage::open(storage::Options {
         dir: config.data_dir.clone(),
         cluster_id: config.cluster_id.clone(),
@@ -120,8 +203,12 @@ fn open(config: &Config) -> Result<raft::Options, Error> {
             }
             module
         }
-        None => begun_with(config, &engine, (given, genesis), &kept)?,
+        None => {
+            progress.step(COMPILING);
+            begun_with(config, &engine, (given, genesis), &kept)?
+        }
     };
+    progress.step("starting the state machine");
     let seed = seed(&identity);
     let modules = Modules::new(genesis.clone(), seed, kept);
     let history =
@@ -271,50 +358,24 @@ async fn follow_machine(api: Api<Replica>, replica: Replica) {
     }
 }
 
-/// Serves all ports until `shutdown`, or until one of them fails.
+/// Serves the client port and the peer port until `shutdown`.
 async fn serve(
-    config: &Config,
-    listeners: Listeners,
+    options: api::Options,
+    (clients, peers): (TcpListener, TcpListener),
     replica: &Replica,
-    shutdown: impl Future<Output = ()>,
+    admin: &Admin<Replica>,
+    shutdown: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<(), Error> {
-    let options = api::Options {
-        deadlines: api::Deadlines {
-            default: config.timing.request_timeout,
-            ..api::Options::default().deadlines
-        },
-        request_bytes_max: config.limits.request_bytes_max,
-        ..api::Options::default()
-    };
     let api = Api::new(Arc::new(replica.clone()), options)?;
+    admin.started(&api);
     let tasks = replica.supervisor();
     let following = tasks.spawn("methods", follow_machine(api.clone(), replica.clone()));
     let (stop, stopped) = watch::channel(false);
     let (stop_peers, peers_stopped) = watch::channel(false);
-    let until = |mut stopped: watch::Receiver<bool>| async move {
-        let _ = stopped.wait_for(|stop| *stop).await;
-    };
-    let peers = Server::builder()
-        .max_concurrent_streams(PEER_STREAMS_MAX)
-        .initial_stream_window_size(8 * 1024 * 1024)
-        .initial_connection_window_size(8 * 1024 * 1024)
-        .add_service(replica.peer_service())
-        .serve_with_incoming_shutdown(
-            // Small messages go at once; the server's own option does not reach these connections.
-            TcpIncoming::from(listeners.peer).with_nodelay(Some(true)),
-            until(peers_stopped),
-        );
-    let mut peers = tasks.spawn("peer port", async move {
-        if let Err(error) = peers.await {
-            tracing::error!(%error, "the peer port is not served any more");
-        }
-    });
-    let clients = tasks.spawn("client port", {
-        let (api, stopped) = (api.clone(), stopped.clone());
-        async move { api.serve_client(listeners.client, until(stopped)).await }
-    });
-    let admin = tasks.spawn("admin port", async move {
-        api.serve_admin(listeners.admin, until(stopped)).await;
+    let mut peers = tasks
+        .spawn("peer port", api::serve_peers(peers, replica.peer_service(), until(peers_stopped)));
+    let clients = tasks.spawn("client port", async move {
+        api.serve_client(clients, until(stopped)).await;
     });
     shutdown.await;
     tracing::info!("stopping");
@@ -329,7 +390,6 @@ async fn serve(
     if timeout(PEERS_TIME_MAX, &mut peers).await.is_err() {
         peers.abort();
     }
-    let _ = admin.await;
     Ok(())
 }
 
@@ -350,11 +410,12 @@ mod tests {
         fs::write(&key, std::array::from_fn::<u8, 32, _>(|at| at as u8)).unwrap();
         let settings = Settings {
             node_id: Some(1),
+            cluster_id: Some("test".into()),
             data_dir: Some(dir.join("data")),
             master_key_file: Some(key),
-            listen_client: Some(client),
-            listen_peer: Some(peer),
-            listen_admin: Some(admin),
+            listen_client: Some(client.to_string()),
+            listen_peer: Some(peer.to_string()),
+            listen_admin: Some(admin.to_string()),
             members: vec![format!("1={peer},{client}")],
             ..Settings::default()
         };
@@ -369,6 +430,7 @@ mod tests {
             let bytes = |least, most| pick(least, most).map(|bytes| bytes as usize);
             let settings = Settings {
                 node_id: Some(1),
+                cluster_id: Some("test".into()),
                 data_dir: Some("/tmp/none".into()),
                 master_key_file: Some("/tmp/key".into()),
                 members: vec!["1=127.0.0.1:7201,127.0.0.1:7101".into()],

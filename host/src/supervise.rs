@@ -47,14 +47,16 @@ impl Supervisor {
 
     /// Reports a fatal error. The first one counts.
     pub fn report(&self, message: String) {
-        self.0.send_if_modified(|first| {
+        let is_first = self.0.send_if_modified(|first| {
             let is_first = first.is_none();
             if is_first {
-                tracing::error!(reason = message, "this node stops: report this");
-                *first = Some(message);
+                *first = Some(message.clone());
             }
             is_first
         });
+        if is_first {
+            tracing::error!(reason = message, "this node stops: report this");
+        }
     }
 
     /// Waits for the first fatal error.

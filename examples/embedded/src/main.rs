@@ -51,9 +51,9 @@ impl Plan {
             node_id: Some(node_id),
             cluster_id: Some("embedded".to_owned()),
             data_dir: Some(self.dir.join(format!("node-{node_id}"))),
-            listen_client: Some(self.client(node_id).parse()?),
-            listen_peer: Some(self.peer(node_id).parse()?),
-            listen_admin: Some(self.admin(node_id).parse()?),
+            listen_client: Some(self.client(node_id)),
+            listen_peer: Some(self.peer(node_id)),
+            listen_admin: Some(self.admin(node_id)),
             members: (1..=NODES).map(member).collect(),
             ..Settings::default()
         };

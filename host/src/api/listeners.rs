@@ -8,14 +8,24 @@
 //! hyper is used directly, not through tonic's server: that boxes the service, the request's body and the
 //! response's for every call and has no bound on the time before the preface.
 
-use std::{future::Future, io, net::SocketAddr, pin::pin, sync::Arc, time::Duration};
+use std::{
+    future::{Future, pending},
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
 
 use http::Request;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
-    net::{TcpListener, TcpStream, ToSocketAddrs},
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, ToSocketAddrs, tcp::OwnedWriteHalf},
     sync::{Semaphore, watch},
     task::JoinSet,
     time::{sleep, timeout},
@@ -63,7 +73,7 @@ pub async fn bind(
     TcpListener::bind(address).await.map_err(|error| Error::listen(port, &text, error))
 }
 
-fn http2(options: &Options) -> http2::Builder<TokioExecutor> {
+pub(super) fn http2(options: &Options) -> http2::Builder<TokioExecutor> {
     let mut builder = http2::Builder::new(TokioExecutor::new());
     builder
         .timer(TokioTimer::new())
@@ -148,38 +158,29 @@ pub(super) struct Connection {
     pub(super) subscriptions: Arc<Semaphore>,
 }
 
-type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
+pub(super) type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn connection<B: Backend>(
     http2: http2::Builder<TokioExecutor>,
     shared: Arc<Shared<B>>,
-    mut stream: TcpStream,
+    stream: TcpStream,
     peer: SocketAddr,
     mut closing: watch::Receiver<bool>,
 ) -> Result<(), ConnectionError> {
-    // Answers are small, and late if the kernel waits for more.
-    stream.set_nodelay(true)?;
-    let preface = timeout(shared.options.preface_timeout, read_preface(&mut stream));
-    match preface.await {
-        Ok(Ok(())) => {}
-        Ok(Err(error)) => {
+    let (reader, writer) =
+        open(stream, shared.options.preface_timeout).await.inspect_err(|_| {
             shared.metrics.connections_refused.inc();
-            return Err(error.into());
-        }
-        Err(_) => {
-            shared.metrics.connections_refused.inc();
-            return Err("it brought no HTTP/2 preface in time".into());
-        }
-    }
-    // hyper wants to read the preface too.
-    let (reader, writer) = stream.into_split();
-    let io = tokio::io::join(PREFACE.chain(reader), Gather::new(writer));
+        })?;
+    let io = tokio::io::join(reader, Gather::new(writer));
+    let is_used = Arc::new(AtomicBool::new(true));
+    let life = life(is_used.clone(), shared.options);
     let connection = Connection {
         caller: Caller(peer.to_string().into()),
         subscriptions: Arc::new(Semaphore::new(shared.options.subscriptions_per_connection_max)),
     };
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(connection.clone());
+        is_used.store(true, Ordering::Relaxed);
         call::serve(shared.clone(), request)
     });
     let mut served = pin!(http2.serve_connection(TokioIo::new(io), service));
@@ -188,9 +189,51 @@ async fn connection<B: Backend>(
         ended = &mut served => return Ok(ended?),
         // An error means that the node is gone; that is a reason to stop too.
         _ = closing.wait_for(|closing| *closing) => {}
+        () = life => {}
     }
     served.as_mut().graceful_shutdown();
     Ok(served.await?)
+}
+
+/// Ends when a connection is to be closed: at its age limit, or when it has begun no call for the idle limit. No clock is
+/// read per call, so a connection may be idle for up to twice the limit.
+async fn life(is_used: Arc<AtomicBool>, options: Options) {
+    let age = async {
+        match options.connection_age {
+            // Clients that came at once, after a restart, do not leave at once.
+            Some(age) => sleep(age.mul_f64(1.1 - 0.2 * rand::random::<f64>())).await,
+            None => pending().await,
+        }
+    };
+    let idle = async {
+        match options.connection_idle {
+            Some(idle) => {
+                while is_used.swap(false, Ordering::Relaxed) {
+                    sleep(idle).await;
+                }
+            }
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        () = age => {}
+        () = idle => {}
+    }
+}
+
+/// Prepares a connection for HTTP/2: its client has sent the preface, which the reader yields again for hyper.
+pub(super) async fn open(
+    mut stream: TcpStream,
+    preface_timeout: Duration,
+) -> Result<(impl AsyncRead, OwnedWriteHalf), ConnectionError> {
+    // Answers are small, and late if the kernel waits for more.
+    stream.set_nodelay(true)?;
+    match timeout(preface_timeout, read_preface(&mut stream)).await {
+        Ok(read) => read?,
+        Err(_) => return Err("it brought no HTTP/2 preface in time".into()),
+    }
+    let (reader, writer) = stream.into_split();
+    Ok((PREFACE.chain(reader), writer))
 }
 
 /// Takes the preface off the stream, or says why the connection is not one for this port.

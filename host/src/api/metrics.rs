@@ -118,11 +118,7 @@ impl Metrics {
                 "Calls that are being worked on.",
                 self.in_flight.load(Ordering::Relaxed) as f64,
             ),
-            Metric::gauge(
-                "conclave_ready",
-                "Whether commands and queries are served.",
-                f64::from(u8::from(ready)),
-            ),
+            ready_metric(ready),
         ];
         samples.extend(node_metrics(node));
         samples.extend(link_metrics(node));
@@ -131,6 +127,20 @@ impl Metrics {
         write_samples(&mut page, samples);
         page
     }
+}
+
+/// The page of a node that starts.
+pub(super) fn page_of_start() -> String {
+    let mut page = String::new();
+    let mut samples = process::metrics();
+    samples.push(ready_metric(false));
+    write_samples(&mut page, samples);
+    page
+}
+
+fn ready_metric(ready: bool) -> Metric {
+    let value = f64::from(u8::from(ready));
+    Metric::gauge("conclave_ready", "Whether commands and queries are served.", value)
 }
 
 fn node_metrics(node: &NodeStatus) -> [Metric; 8] {

@@ -33,10 +33,12 @@ mod message;
 mod metadata;
 mod metrics;
 mod modules;
+mod peers;
 mod process;
 mod reflection;
 mod replica;
 mod shape;
+mod startup;
 mod status;
 mod subscription;
 mod table;
@@ -48,12 +50,15 @@ use tokio::{net::TcpListener, sync::watch};
 use tonic_health::pb::health_server::HealthServer;
 
 pub use self::{
+    admin::Admin,
     backend::{
         Backend, Events, MachineInfo, MethodKind, MethodSpec, Metric, MetricKind, Subscribed,
         Subscription, Upgrades,
     },
     listeners::bind,
     metadata::Deadlines,
+    peers::serve_peers,
+    startup::{Startup, refuse_calls},
 };
 use self::{
     health::{HealthService, Names},
@@ -79,6 +84,10 @@ pub struct Options {
     pub calls_in_flight_max: usize,
     /// Connections on the client port; more are closed.
     pub connections_max: usize,
+    /// A connection that has begun no call for so long is closed, once its calls have ended; none: never.
+    pub connection_idle: Option<Duration>,
+    /// A connection of this age, 10 % more or less, is closed, once its calls have ended; none: never.
+    pub connection_age: Option<Duration>,
     /// Calls at once on one connection; clients queue more by themselves.
     pub streams_per_connection_max: u32,
     /// Subscriptions at once on one connection. Fewer than [`Options::streams_per_connection_max`], so that other
@@ -102,6 +111,8 @@ impl Default for Options {
             large_answers_bytes_max: 256 * 1024 * 1024,
             calls_in_flight_max: 16 * 1024,
             connections_max: 4096,
+            connection_idle: Some(Duration::from_secs(1800)),
+            connection_age: None,
             streams_per_connection_max: 1024,
             subscriptions_per_connection_max: 512,
             preface_timeout: Duration::from_secs(5),
@@ -174,10 +185,5 @@ impl<B: Backend> Api<B> {
     /// `shutdown` on, health and readiness say no.
     pub async fn serve_client(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         listeners::serve_client(self.0.clone(), listener, shutdown).await;
-    }
-
-    /// Serves metrics and probes on the listener until `shutdown`; best stopped last.
-    pub async fn serve_admin(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
-        admin::serve_admin(self.0.clone(), listener, shutdown).await;
     }
 }

@@ -1,4 +1,4 @@
-//! What the operating system says of this process, read at each scrape. Only Linux says it this way; a
+//! The process's own metrics, most of them from the operating system, read at each scrape. Only Linux says it this way; a
 //! file that is not there leaves its metric out.
 
 use std::{
@@ -7,7 +7,10 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use rustix::process::{Resource, getrlimit};
+
 use super::Metric;
+use crate::telemetry;
 
 static STARTED: LazyLock<f64> = LazyLock::new(|| {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
@@ -39,6 +42,14 @@ pub(super) fn metrics() -> Vec<Metric> {
     if let Ok(files) = fs::read_dir("/proc/self/fd") {
         found.push(Metric::gauge("process_open_fds", "Open files.", files.count() as f64));
     }
+    if let Some(files) = getrlimit(Resource::Nofile).current {
+        found.push(Metric::gauge("process_max_fds", "Files that may be open.", files as f64));
+    }
+    found.push(Metric::counter(
+        "conclave_log_lines_dropped_total",
+        "Lines of the log that were not written: the reader was too slow or gone, or the disk was full.",
+        telemetry::lines_dropped(),
+    ));
     if let Some(seconds) = cpu_seconds() {
         let mut cpu = Metric::counter("process_cpu_seconds_total", "Time spent on processors.", 0);
         cpu.value = seconds;

@@ -5,7 +5,7 @@
 //! hands what it has to say to [`output`] and returns. It never prints and never exits by itself. Results go to
 //! stdout, everything else to stderr, so that scripts can read the one and people the other. The exit code is 0
 //! for success, 1 for a failure,
-//! 2 for wrong usage and 3 when `kv get` finds no such key.
+//! 2 for wrong usage or configuration and 3 when `kv get` finds no such key.
 //!
 //! Caveats: values given as arguments are visible in the process list; `kv put KEY -` and `--file`
 //! are not.
@@ -28,6 +28,7 @@ pub mod recover;
 pub mod remote;
 pub mod replay;
 pub mod serve;
+mod signals;
 pub mod status;
 
 use std::{env, process::ExitCode, thread};
@@ -35,7 +36,8 @@ use std::{env, process::ExitCode, thread};
 use clap::{Parser, Subcommand};
 use tokio::runtime;
 
-use output::Output;
+use self::output::Output;
+use crate::config;
 
 /// How a verb ends when it does not succeed.
 #[derive(Debug)]
@@ -100,7 +102,7 @@ Write a machine:
   conclave dev --module my-counter/target/my-counter.wasm --watch
   conclave module push my-counter/target/my-counter.wasm    to a cluster that runs
 
-Exit codes: 0 success, 1 failure, 2 wrong usage, 3 no such key (kv get)."
+Exit codes: 0 success, 1 failure, 2 wrong usage or configuration, 3 no such key (kv get)."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -128,6 +130,11 @@ enum Verb {
 
 /// The whole program: parse, run, exit.
 pub fn main() -> ExitCode {
+    // SAFETY: this is the first line of the program, which has one thread.
+    #[allow(unsafe_code, reason = "before there are threads")]
+    unsafe {
+        config::take_environment();
+    }
     let cli = Cli::parse();
     let mut runtime = runtime::Builder::new_multi_thread();
     // Half of the processors: a node's storage, head and reader have threads of their own, and on
@@ -147,32 +154,45 @@ pub fn main() -> ExitCode {
 }
 
 impl Cli {
-    /// Does what was asked and answers with the process's exit code.
+    /// Runs the verb and returns the process's exit code.
     async fn run(self) -> u8 {
         let mut output = Output::new();
-        let result = match self.verb {
-            Verb::Dev(arguments) => dev::run(arguments, &mut output).await,
-            Verb::Serve(arguments) => serve::run(*arguments).await,
-            Verb::Status(arguments) => status::run(arguments, &mut output).await,
-            Verb::Cluster(arguments) => cluster::run(arguments, &mut output).await,
-            Verb::Health(arguments) => health::run(arguments, &mut output).await,
-            Verb::Call(arguments) => call::run(arguments, &mut output).await,
-            Verb::Kv(arguments) => kv::run(arguments, &mut output).await,
-            Verb::Key(arguments) => key::run(arguments, &mut output),
-            Verb::Module(arguments) => module::run(arguments, &mut output).await,
-            Verb::New(arguments) => new::run(arguments, &mut output),
-            Verb::Build(arguments) => build::run(arguments, &mut output),
-            Verb::Inspect(arguments) => inspect::run(arguments, &mut output),
-            Verb::Check(arguments) => check::run(arguments, &mut output).await,
-            Verb::Replay(arguments) => replay::run(*arguments, &mut output).await,
-            Verb::Recover(arguments) => recover::run(arguments, &mut output).await,
+        // A cluster or a node outlives the reader of what is printed, and a replay removes its copy first.
+        let outlives = matches!(self.verb, Verb::Dev(_) | Verb::Serve(_) | Verb::Replay(_));
+        let watched = output.clone();
+        let result = tokio::select! {
+            biased;
+            result = self.verb.run(&mut output) => result,
+            () = watched.broken(), if !outlives => Ok(()),
         };
-        match result {
+        match output.finish(result) {
             Ok(()) => 0,
             Err(failed) => {
                 output.failed(&failed);
                 failed.exit_code()
             }
+        }
+    }
+}
+
+impl Verb {
+    async fn run(self, output: &mut Output) -> Result {
+        match self {
+            Self::Dev(arguments) => dev::run(arguments, output).await,
+            Self::Serve(arguments) => serve::run(*arguments, output).await,
+            Self::Status(arguments) => status::run(arguments, output).await,
+            Self::Cluster(arguments) => cluster::run(arguments, output).await,
+            Self::Health(arguments) => health::run(arguments, output).await,
+            Self::Call(arguments) => call::run(arguments, output).await,
+            Self::Kv(arguments) => kv::run(arguments, output).await,
+            Self::Key(arguments) => key::run(arguments, output),
+            Self::Module(arguments) => module::run(arguments, output).await,
+            Self::New(arguments) => new::run(arguments, output),
+            Self::Build(arguments) => build::run(arguments, output),
+            Self::Inspect(arguments) => inspect::run(arguments, output),
+            Self::Check(arguments) => check::run(arguments, output).await,
+            Self::Replay(arguments) => replay::run(*arguments, output).await,
+            Self::Recover(arguments) => recover::run(arguments, output).await,
         }
     }
 }

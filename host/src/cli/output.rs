@@ -1,37 +1,39 @@
 //! The one place that prints.
 //!
-//! A failure to write is not reported: the reader (`head`, a closed terminal) went away on purpose, and
-//! there is nobody left to tell.
-#![allow(
-    clippy::print_stdout,
-    clippy::print_stderr,
-    reason = "the command line's only place that prints"
-)]
+//! A result that cannot be written ends the verb, and the first error counts: when the reader went away on purpose
+//! (`head`, a pager), the verb ends quietly and successfully; anything else, such as a full disk, is a failure. A remark
+//! that cannot be written is dropped: there is no place left to report it to.
+#![allow(clippy::print_stdout, reason = "the command line's only place that prints")]
 
 use std::{
-    io::{self, IsTerminal, Write},
+    future::pending,
+    io::{self, ErrorKind, IsTerminal, Write},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
 use indicatif::{ProgressBar, ProgressStyle};
 use serde_json::{Value, json};
+use tokio::sync::watch;
 
-use super::Failed;
+use super::{Failed, Result};
 
 /// Without a terminal, progress is a line this often.
 const PROGRESS_LINE_EVERY: Duration = Duration::from_secs(2);
 
-/// Where results and remarks go.
+/// Where results and remarks go. Clones share the state of standard output.
 #[derive(Clone, Debug)]
 pub struct Output {
     json: bool,
+    /// Why results are not written any more.
+    broken: Arc<watch::Sender<Option<ErrorKind>>>,
 }
 
 impl Output {
     /// For people, until [`Output::set_json`] says otherwise.
     #[allow(clippy::new_without_default, reason = "one is made, in one place")]
     pub fn new() -> Self {
-        Self { json: false }
+        Self { json: false, broken: Arc::default() }
     }
 
     /// Errors become JSON too.
@@ -41,22 +43,69 @@ impl Output {
 
     /// A line of the result.
     pub fn line(&mut self, text: impl AsRef<str>) {
-        let mut out = io::stdout().lock();
-        let _ = out.write_all(text.as_ref().as_bytes());
-        let _ = out.write_all(b"\n");
+        self.write(&[text.as_ref().as_bytes(), b"\n"]);
     }
 
-    /// A line of a result that has no end; whether anybody reads it.
+    /// A line of a result that has no end. `false`: results cannot be written any more.
     pub fn stream(&mut self, text: impl AsRef<str>) -> bool {
-        let mut out = io::stdout().lock();
-        let text = text.as_ref().as_bytes();
-        out.write_all(text).and_then(|()| out.write_all(b"\n")).and_then(|()| out.flush()).is_ok()
+        self.write(&[text.as_ref().as_bytes(), b"\n"]);
+        self.flush();
+        !self.is_broken()
     }
 
     /// Bytes of the result, exactly.
     pub fn bytes(&mut self, bytes: &[u8]) {
-        let mut out = io::stdout().lock();
-        let _ = out.write_all(bytes).and_then(|()| out.flush());
+        self.write(&[bytes]);
+        self.flush();
+    }
+
+    fn write(&mut self, parts: &[&[u8]]) {
+        if !self.is_broken() {
+            let mut out = io::stdout().lock();
+            self.note(parts.iter().try_for_each(|part| out.write_all(part)));
+        }
+    }
+
+    /// Writes what is buffered.
+    fn flush(&mut self) {
+        if !self.is_broken() {
+            self.note(io::stdout().lock().flush());
+        }
+    }
+
+    fn note(&self, written: io::Result<()>) {
+        if let Err(error) = written {
+            self.broken.send_replace(Some(error.kind()));
+        }
+    }
+
+    /// Whether results cannot be written any more.
+    pub(super) fn is_broken(&self) -> bool {
+        self.broken.borrow().is_some()
+    }
+
+    /// Waits until a result cannot be written.
+    pub(super) async fn broken(&self) {
+        let mut broken = self.broken.subscribe();
+        if broken.wait_for(Option::is_some).await.is_err() {
+            // The sender lives as long as `self`.
+            pending::<()>().await;
+        }
+    }
+
+    /// The verb's result, and whether all of it was written.
+    pub(super) fn finish(&mut self, result: Result) -> Result {
+        self.flush();
+        match *self.broken.borrow() {
+            None | Some(ErrorKind::BrokenPipe) => result,
+            Some(kind) => {
+                result?;
+                let error = io::Error::from(kind);
+                Err(Failed::local(format!(
+                    "the result cannot be written to standard output: {error}"
+                )))
+            }
+        }
     }
 
     /// A result as JSON, indented.
@@ -133,7 +182,7 @@ impl Progress {
                 *done += by;
                 if !*silent && last.elapsed() >= PROGRESS_LINE_EVERY {
                     *last = Instant::now();
-                    eprintln!("{done}/{total} {what}");
+                    let _ = writeln!(io::stderr().lock(), "{done}/{total} {what}");
                 }
             }
         }

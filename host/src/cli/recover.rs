@@ -79,7 +79,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
         master_key_file: arguments.master_key_file,
         ..Settings::default()
     };
-    let stopped = StoppedNode::load(settings).map_err(|error| local(&error))?;
+    let stopped = StoppedNode::load(settings).map_err(|error| Failed::Usage(error.to_string()))?;
     if let Some(index) = arguments.trap_entry {
         return trap_entry(stopped, index, arguments.uncommitted, arguments.json, output).await;
     }

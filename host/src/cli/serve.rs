@@ -2,14 +2,11 @@
 
 use std::{future::Future, io, io::Read, thread};
 
-use tokio::{
-    signal::unix::{SignalKind, signal},
-    sync::oneshot,
-};
+use tokio::sync::oneshot;
 
-use super::{Failed, Result};
+use super::{Failed, Result, output::Output, signals};
 use crate::{
-    config::{Config, Settings},
+    config::{Config, LogFormat, Settings},
     node, telemetry,
 };
 
@@ -23,7 +20,7 @@ use crate::{
 Examples:
   A cluster of one:
     conclave key generate master.key
-    conclave serve --node-id 1 --data-dir data --master-key-file master.key \\
+    conclave serve --node-id 1 --cluster-id trial --data-dir data --master-key-file master.key \\
         --member 1=127.0.0.1:7201,127.0.0.1:7101
 
   The first node of three:
@@ -42,22 +39,21 @@ pub struct Arguments {
 }
 
 /// Runs the node until it is told to stop.
-pub async fn run(arguments: Arguments) -> Result {
+pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     let config =
-        Config::load(arguments.settings).map_err(|error| Failed::local(error.to_string()))?;
-    telemetry::start(config.log_format);
+        Config::load(arguments.settings).map_err(|error| Failed::Usage(error.to_string()))?;
+    // The log's readers get the reason for the end as they get everything else.
+    output.set_json(config.log_format == LogFormat::Json);
+    let _log = telemetry::start(config.log_format).map_err(Failed::Usage)?;
+    node::raise_file_limit();
     let stop = stop_requested(config.exit_on_stdin_close);
     let stop = stop.map_err(|error| Failed::local(format!("cannot wait for signals: {error}")))?;
-    node::run(config, stop).await.map_err(|error| {
-        tracing::error!(%error, "the node ends");
-        Failed::local(error.to_string())
-    })
+    node::run(config, stop).await.map_err(|error| Failed::local(error.to_string()))
 }
 
 /// Done at SIGTERM, at Ctrl-C and, if asked for, when standard input closes.
 fn stop_requested(exit_on_stdin_close: bool) -> io::Result<impl Future<Output = ()>> {
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut interrupt = signal(SignalKind::interrupt())?;
+    let signalled = signals::requested()?;
     let (closed, stdin_closed) = oneshot::channel::<()>();
     if exit_on_stdin_close {
         // A thread of its own: a read of standard input cannot be given up.
@@ -71,8 +67,7 @@ fn stop_requested(exit_on_stdin_close: bool) -> io::Result<impl Future<Output = 
     }
     Ok(async move {
         tokio::select! {
-            _ = terminate.recv() => {}
-            _ = interrupt.recv() => {}
+            () = signalled => {}
             _ = stdin_closed => {}
         }
     })

@@ -6,8 +6,15 @@ use super::{Config, Settings};
 pub fn configuration(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(settings) = toml::from_str::<Settings>(text) else { return };
-    // No file is read: keys come from elsewhere.
-    let settings = Settings { master_key_file: None, config: None, ..settings };
+    // No file is read, and no name is resolved: keys and addresses to listen on come from elsewhere.
+    let settings = Settings {
+        master_key_file: None,
+        config: None,
+        listen_client: None,
+        listen_peer: None,
+        listen_admin: None,
+        ..settings
+    };
     let key = zeroize::Zeroizing::new("00".repeat(32));
     if let Ok(config) = Config::from_settings(settings, Some(key)) {
         assert!(config.node_id > 0);

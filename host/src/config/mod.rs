@@ -1,8 +1,12 @@
 //! What an operator may set: plain data, validated once, then passed explicitly.
 //!
 //! [`Settings`] is what was written down, in flags, environment and file. [`Config`] is what holds:
-//! every field present, every rule between fields checked. Nothing else reads the environment.
+//! every field present, every rule between fields checked. Nothing else reads the environment, but for
+//! `CONCLAVE_LOG`.
 
+mod addresses;
+mod environment;
+mod error;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
 mod settings;
@@ -12,12 +16,17 @@ mod validate;
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
 
 use bytes::Bytes;
+pub use environment::{take as take_environment, variables};
+pub use error::ConfigError;
 pub use settings::{LogFormat, Settings};
 pub use timing::Timing;
-pub use validate::ConfigError;
+pub use validate::client_address;
 use zeroize::Zeroizing;
 
 use crate::types::limits::{ClusterLimits, LimitsChange};
+
+/// The environment variable that chooses the lines of the log, for example `debug` or `conclave=debug`.
+pub const LOG_VARIABLE: &str = "CONCLAVE_LOG";
 
 /// Everything a node needs to know before it starts.
 #[derive(Clone, Debug)]
@@ -46,6 +55,8 @@ pub struct Config {
     pub timing: Timing,
     /// What a request and a machine may use.
     pub limits: Limits,
+    /// What clients' connections may use.
+    pub connections: ConnectionLimits,
     /// When a snapshot is taken.
     pub snapshot: SnapshotPolicy,
     /// How often the leader has the replicas compare what came of their entries; absent: never. Default 10 s,
@@ -142,6 +153,18 @@ impl Limits {
     }
 }
 
+/// The limits of clients' connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ConnectionLimits {
+    /// Connections at once. Absent: 4096, or what the limit of open files leaves.
+    pub max: Option<usize>,
+    /// A connection that has begun no call for so long is closed once its calls have ended; absent: never.
+    /// Default 30 min.
+    pub idle: Option<Duration>,
+    /// A connection of this age is closed once its calls have ended; absent: never, which is the default.
+    pub age: Option<Duration>,
+}
+
 /// When a snapshot is taken, after which the log before it is purged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotPolicy {
@@ -149,6 +172,10 @@ pub struct SnapshotPolicy {
     pub entries: u64,
     /// Or after so many bytes of entries. Default 64 MiB, at least 1 MiB.
     pub bytes: u64,
+    /// Or after this time, if there are `interval_entries` new entries; absent: never. Default 1 h, at least 1 s.
+    pub interval: Option<Duration>,
+    /// New entries that a snapshot by time needs. Default 1,000.
+    pub interval_entries: u64,
     /// Entries that stay in the log although a snapshot covers them, so that a follower which was
     /// away for a moment needs no snapshot. Default 5,000.
     pub keep_entries: u64,

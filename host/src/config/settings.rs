@@ -1,10 +1,13 @@
 //! Flags, environment and file, in this order of precedence.
 
-use std::{fs, net::SocketAddr, path::PathBuf};
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
 
 use serde::Deserialize;
 
-use super::ConfigError;
+use super::{ConfigError, environment, error::malformed};
 
 /// What was written down. One struct for all three places, so that each knows every setting under the
 /// same name: `--node-id`, `CONCLAVE_NODE_ID`, `node_id = 1`.
@@ -20,7 +23,7 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_NODE_ID", value_name = "N")]
     pub node_id: Option<u64>,
 
-    /// The cluster's name, the same on every node
+    /// The cluster's name, of your choice and the same on every node: 1 to 64 letters, digits, '-', '_' or '.'
     #[arg(long, env = "CONCLAVE_CLUSTER_ID", value_name = "NAME")]
     pub cluster_id: Option<String>,
 
@@ -28,17 +31,17 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
 
-    /// Listen here for clients [default: 127.0.0.1:7101]
-    #[arg(long, env = "CONCLAVE_LISTEN_CLIENT", value_name = "IP:PORT")]
-    pub listen_client: Option<SocketAddr>,
+    /// Listen here for clients; without a host, on all IPv4 addresses [default: 127.0.0.1:7101]
+    #[arg(long, env = "CONCLAVE_LISTEN_CLIENT", value_name = "HOST:PORT")]
+    pub listen_client: Option<String>,
 
     /// Listen here for the other members [default: 127.0.0.1:7201]
-    #[arg(long, env = "CONCLAVE_LISTEN_PEER", value_name = "IP:PORT")]
-    pub listen_peer: Option<SocketAddr>,
+    #[arg(long, env = "CONCLAVE_LISTEN_PEER", value_name = "HOST:PORT")]
+    pub listen_peer: Option<String>,
 
     /// Listen here for metrics and probes [default: 127.0.0.1:7301]
-    #[arg(long, env = "CONCLAVE_LISTEN_ADMIN", value_name = "IP:PORT")]
-    pub listen_admin: Option<SocketAddr>,
+    #[arg(long, env = "CONCLAVE_LISTEN_ADMIN", value_name = "HOST:PORT")]
+    pub listen_admin: Option<String>,
 
     /// An initial member, this node included; give it once a member, or all in the environment
     /// variable with `;` between them
@@ -111,6 +114,20 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_COMMANDS_IN_FLIGHT_MAX", value_name = "COUNT")]
     pub commands_in_flight_max: Option<usize>,
 
+    /// Connections that clients may hold at once [default: 4096, or what the limit of open files leaves]
+    #[arg(long, env = "CONCLAVE_CONNECTIONS_MAX", value_name = "COUNT")]
+    pub connections_max: Option<usize>,
+
+    /// Close a client's connection that has begun no call for so long, once its calls have ended; 0 for never
+    /// [default: 1800000]
+    #[arg(long, env = "CONCLAVE_CONNECTION_IDLE_MS", value_name = "MS")]
+    pub connection_idle_ms: Option<u64>,
+
+    /// Close a client's connection at this age, once its calls have ended, so that clients spread over restarted
+    /// nodes again; 0 for never [default: 0]
+    #[arg(long, env = "CONCLAVE_CONNECTION_AGE_MS", value_name = "MS")]
+    pub connection_age_ms: Option<u64>,
+
     /// Take a snapshot after so many entries since the last [default: 50000]
     #[arg(long, env = "CONCLAVE_SNAPSHOT_ENTRIES", value_name = "COUNT")]
     pub snapshot_entries: Option<u64>,
@@ -118,6 +135,14 @@ pub struct Settings {
     /// Take a snapshot after so many bytes of entries since the last [default: 67108864]
     #[arg(long, env = "CONCLAVE_SNAPSHOT_BYTES", value_name = "BYTES")]
     pub snapshot_bytes: Option<u64>,
+
+    /// Take a snapshot after this time since the last, if there are enough new entries; 0 for never [default: 3600000]
+    #[arg(long, env = "CONCLAVE_SNAPSHOT_INTERVAL_MS", value_name = "MS")]
+    pub snapshot_interval_ms: Option<u64>,
+
+    /// New entries that a snapshot by time needs [default: 1000]
+    #[arg(long, env = "CONCLAVE_SNAPSHOT_INTERVAL_ENTRIES", value_name = "COUNT")]
+    pub snapshot_interval_entries: Option<u64>,
 
     /// Entries that stay in the log although a snapshot covers them [default: 5000]
     #[arg(long, env = "CONCLAVE_KEEP_ENTRIES", value_name = "COUNT")]
@@ -167,14 +192,25 @@ pub enum LogFormat {
 }
 
 impl Settings {
-    /// Fills what flags and environment left open from the file, if one is named.
+    /// Fills what flags and environment left open from the file, if one is named, and the rest from the file of
+    /// defaults, if the environment names one.
     pub fn with_file(self) -> Result<Self, ConfigError> {
-        let Some(path) = self.config.clone() else { return Ok(self) };
-        let text = fs::read_to_string(&path)
-            .map_err(|source| ConfigError::Unreadable { path: path.clone(), source })?;
-        let file: Self = toml::from_str(&text)
-            .map_err(|source| ConfigError::Malformed { path, source: Box::new(source) })?;
-        Ok(self.or(file))
+        let settings = match self.config.clone() {
+            Some(path) => self.or(Self::read(&path)?),
+            None => self,
+        };
+        let Some(path) = environment::defaults_file() else { return Ok(settings) };
+        let mut defaults = Self::read(&path)?;
+        if environment::master_key().is_some() {
+            defaults.master_key_file = None;
+        }
+        Ok(settings.or(defaults))
+    }
+
+    fn read(path: &Path) -> Result<Self, ConfigError> {
+        let unreadable = |source| ConfigError::Unreadable { path: path.to_owned(), source };
+        let text = fs::read_to_string(path).map_err(unreadable)?;
+        toml::from_str(&text).map_err(|error| malformed(path, &text, &error))
     }
 
     fn or(self, file: Self) -> Self {
@@ -201,8 +237,15 @@ impl Settings {
             fuel_per_state_call: self.fuel_per_state_call.or(file.fuel_per_state_call),
             memory_bytes_max: self.memory_bytes_max.or(file.memory_bytes_max),
             commands_in_flight_max: self.commands_in_flight_max.or(file.commands_in_flight_max),
+            connections_max: self.connections_max.or(file.connections_max),
+            connection_idle_ms: self.connection_idle_ms.or(file.connection_idle_ms),
+            connection_age_ms: self.connection_age_ms.or(file.connection_age_ms),
             snapshot_entries: self.snapshot_entries.or(file.snapshot_entries),
             snapshot_bytes: self.snapshot_bytes.or(file.snapshot_bytes),
+            snapshot_interval_ms: self.snapshot_interval_ms.or(file.snapshot_interval_ms),
+            snapshot_interval_entries: self
+                .snapshot_interval_entries
+                .or(file.snapshot_interval_entries),
             keep_entries: self.keep_entries.or(file.keep_entries),
             keep_bytes: self.keep_bytes.or(file.keep_bytes),
             catch_up_bytes: self.catch_up_bytes.or(file.catch_up_bytes),

@@ -77,6 +77,7 @@ mod tests {
     fn timing(heartbeat: Option<u64>, min: Option<u64>, max: Option<u64>) -> Option<Timing> {
         let settings = Settings {
             node_id: Some(1),
+            cluster_id: Some("test".into()),
             data_dir: Some("/tmp/none".into()),
             master_key_file: Some("/tmp/key".into()),
             members: vec!["1=127.0.0.1:7201,127.0.0.1:7101".into()],

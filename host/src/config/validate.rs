@@ -1,75 +1,30 @@
 //! The rules between settings, checked once.
 
-use std::{collections::BTreeSet, io, net::SocketAddr, path::PathBuf, time::Duration};
+use std::{
+    path::{Path, PathBuf},
+    time::Duration,
+};
 
 use zeroize::Zeroizing;
 
 use super::{
-    Config, Limits, MasterKeySource, Member, ModuleSource, Settings, SnapshotPolicy, StoppedNode,
-    Timing,
+    Config, ConfigError, ConnectionLimits, Limits, MasterKeySource, ModuleSource, Settings,
+    SnapshotPolicy, StoppedNode, Timing, addresses,
+    environment::{self, MASTER_KEY_VARIABLE},
+    error::invalid,
 };
 use crate::types::limits::{self as defaults, ClusterLimits, LimitError, LimitsChange};
 
 const MIB: usize = 1024 * 1024;
 
-/// The environment variable that may hold the master key itself.
-const MASTER_KEY_VARIABLE: &str = "CONCLAVE_MASTER_KEY";
-
-/// Why a node cannot start with these settings.
-#[derive(Debug, thiserror::Error)]
-pub enum ConfigError {
-    /// The configuration file cannot be read.
-    #[error("cannot read the configuration file {}: {source}", path.display())]
-    Unreadable {
-        /// The file.
-        path: PathBuf,
-        /// Why.
-        source: io::Error,
-    },
-    /// The configuration file is not TOML, or names a setting that does not exist.
-    #[error("in the configuration file {}: {source}", path.display())]
-    Malformed {
-        /// The file.
-        path: PathBuf,
-        /// Where and why.
-        source: Box<toml::de::Error>,
-    },
-    /// A setting without a default was not set.
-    #[error(
-        "{name} is not set: give --{flag}, or {variable} in the environment, or {name} in the configuration file"
-    )]
-    Missing {
-        /// The setting.
-        name: &'static str,
-        /// Its flag.
-        flag: &'static str,
-        /// Its environment variable.
-        variable: &'static str,
-    },
-    /// A value that cannot hold.
-    #[error("{name} = {value}: {rule}")]
-    Invalid {
-        /// The setting.
-        name: &'static str,
-        /// What was set.
-        value: String,
-        /// What is allowed.
-        rule: String,
-    },
-}
-
-fn invalid(name: &'static str, value: impl ToString, rule: impl Into<String>) -> ConfigError {
-    ConfigError::Invalid { name, value: value.to_string(), rule: rule.into() }
-}
-
 impl Config {
     /// Reads the file, if one is named, applies the defaults and checks every rule.
     pub fn load(settings: Settings) -> Result<Self, ConfigError> {
-        Self::from_settings(settings.with_file()?, master_key_value())
+        Self::from_settings(settings.with_file()?, environment::master_key())
     }
 
     /// Applies the defaults and checks every rule, without a look at files or the environment: for a
-    /// program that runs a node itself. `master_key_value` is the key as text, if no file holds it.
+    /// program that runs a node itself. Host names in addresses to listen on are resolved. `master_key_value` is the key as text, if no file holds it.
     pub fn from_settings(
         settings: Settings,
         master_key_value: Option<Zeroizing<String>>,
@@ -86,10 +41,15 @@ impl Config {
             node_id,
             cluster_id: cluster_id(settings.cluster_id.as_deref())?,
             data_dir: data_dir(&settings)?,
-            listen_client: settings.listen_client.unwrap_or(loopback(7101)),
-            listen_peer: settings.listen_peer.unwrap_or(loopback(7201)),
-            listen_admin: settings.listen_admin.unwrap_or(loopback(7301)),
-            members: members(&settings.members, node_id)?,
+            listen_client: client_address(&settings)?,
+            listen_peer: addresses::listen("listen_peer", settings.listen_peer.as_deref(), 7201)?,
+            listen_admin: addresses::listen(
+                "listen_admin",
+                settings.listen_admin.as_deref(),
+                7301,
+            )?,
+            members: addresses::members(&settings.members, node_id)?,
+            connections: connections(&settings)?,
             master_key: master_key(settings.master_key_file.clone(), master_key_value)?,
             module: settings.module.clone().map(ModuleSource::File),
             timing: timing(&settings)?,
@@ -109,14 +69,14 @@ impl StoppedNode {
         let settings = settings.with_file()?;
         Ok(Self {
             data_dir: data_dir(&settings)?,
-            master_key: master_key(settings.master_key_file.clone(), master_key_value())?,
+            master_key: master_key(settings.master_key_file.clone(), environment::master_key())?,
         })
     }
 }
 
-/// The one place that reads `CONCLAVE_MASTER_KEY`.
-fn master_key_value() -> Option<Zeroizing<String>> {
-    std::env::var(MASTER_KEY_VARIABLE).ok().map(Zeroizing::new)
+/// The address at which a node with these settings listens for clients.
+pub fn client_address(settings: &Settings) -> Result<std::net::SocketAddr, ConfigError> {
+    addresses::listen("listen_client", settings.listen_client.as_deref(), 7101)
 }
 
 fn data_dir(settings: &Settings) -> Result<PathBuf, ConfigError> {
@@ -127,12 +87,13 @@ fn data_dir(settings: &Settings) -> Result<PathBuf, ConfigError> {
     })
 }
 
-fn loopback(port: u16) -> SocketAddr {
-    SocketAddr::from(([127, 0, 0, 1], port))
-}
-
 fn cluster_id(given: Option<&str>) -> Result<String, ConfigError> {
-    let id = given.unwrap_or("conclave");
+    let id = given.ok_or(ConfigError::Missing {
+        name: "cluster_id",
+        flag: "cluster-id (a name of your choice, the same on every node; clusters that were made without one before \
+               it was required are named \"conclave\")",
+        variable: "CONCLAVE_CLUSTER_ID",
+    })?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
     if id.is_empty() || id.len() > 64 || !id.chars().all(allowed) {
         let rule = "must be 1 to 64 letters, digits, '-', '_' or '.'";
@@ -141,11 +102,38 @@ fn cluster_id(given: Option<&str>) -> Result<String, ConfigError> {
     Ok(id.to_owned())
 }
 
+/// Whether a text that should be a path is a key: 64 hexadecimal digits, or 32 bytes in base64.
+fn is_key(path: &Path) -> bool {
+    let Some(text) = path.to_str() else { return false };
+    let is_base64 = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_');
+    let has = |test: fn(char) -> bool| text.contains(test);
+    match (text.len(), text.strip_suffix('=')) {
+        (64, None) => text.chars().all(|c| c.is_ascii_hexdigit()),
+        (44, Some(digits)) => digits.chars().all(is_base64),
+        (43, None) => {
+            text.chars().all(is_base64)
+                && !text.starts_with('/')
+                && has(|c| c.is_ascii_uppercase())
+                && has(|c| c.is_ascii_lowercase())
+                && has(|c| c.is_ascii_digit())
+        }
+        _ => false,
+    }
+}
+
 fn master_key(
     file: Option<PathBuf>,
     value: Option<Zeroizing<String>>,
 ) -> Result<MasterKeySource, ConfigError> {
     match (file, value) {
+        (Some(path), _) if is_key(&path) => Err(invalid(
+            "master_key_file",
+            "(not shown)",
+            format!(
+                "this is a key and not the name of a file: write the key to a file for its owner alone, or give it in \
+                 {MASTER_KEY_VARIABLE}; it may have been seen by others where it was"
+            ),
+        )),
         (Some(path), None) => Ok(MasterKeySource::File(path)),
         (None, Some(value)) => Ok(MasterKeySource::Value(value)),
         (Some(path), Some(_)) => Err(invalid(
@@ -159,55 +147,6 @@ fn master_key(
             variable: "CONCLAVE_MASTER_KEY_FILE, or the key itself in CONCLAVE_MASTER_KEY,",
         }),
     }
-}
-
-/// `ID=PEER_HOST:PORT,CLIENT_HOST:PORT`
-fn member(text: &str) -> Option<Member> {
-    let (node_id, addresses) = text.trim().split_once('=')?;
-    let (peer, client) = addresses.split_once(',')?;
-    let address = |text: &str| {
-        let (host, port) = text.rsplit_once(':')?;
-        port.parse::<u16>().ok().filter(|port| *port != 0)?;
-        (!host.is_empty()).then(|| text.to_owned())
-    };
-    let node_id = node_id.parse().ok().filter(|node_id| *node_id != 0)?;
-    Some(Member { node_id, peer_address: address(peer)?, client_address: address(client)? })
-}
-
-fn members(texts: &[String], node_id: u64) -> Result<Vec<Member>, ConfigError> {
-    const MEMBERS_MAX: usize = 64;
-    let mut members = Vec::new();
-    let (mut ids, mut peers) = (BTreeSet::new(), BTreeSet::new());
-    for text in texts.iter().filter(|text| !text.trim().is_empty()) {
-        let parsed = member(text).ok_or_else(|| {
-            let rule = "must look like 1=10.0.0.1:7201,10.0.0.1:7101 (node id, peer address, \
-                        client address)";
-            invalid("members", text, rule)
-        })?;
-        if !ids.insert(parsed.node_id) {
-            return Err(invalid("members", text, "this node id is given twice"));
-        }
-        if !peers.insert(parsed.peer_address.clone()) {
-            return Err(invalid("members", text, "this peer address is given twice"));
-        }
-        members.push(parsed);
-    }
-    if members.len() > MEMBERS_MAX {
-        return Err(invalid("members", members.len(), format!("at most {MEMBERS_MAX} members")));
-    }
-    if members.is_empty() {
-        return Err(ConfigError::Missing {
-            name: "members",
-            flag: "member",
-            variable: "CONCLAVE_MEMBERS",
-        });
-    }
-    if !ids.contains(&node_id) {
-        let rule = format!("this node, {node_id}, must be among the members");
-        return Err(invalid("members", texts.join(";"), rule));
-    }
-    members.sort_by_key(|member| member.node_id);
-    Ok(members)
 }
 
 fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
@@ -242,8 +181,9 @@ fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
         );
         return Err(invalid("election_max_ms", election_max, rule));
     }
-    if !(100..=600_000).contains(&request_timeout) {
-        let rule = "must be between 100 and 600000";
+    if !(100..=300_000).contains(&request_timeout) {
+        let rule =
+            "must be between 100 and 300000, which is the longest time that a node works on a call";
         return Err(invalid("request_timeout_ms", request_timeout, rule));
     }
     Ok(Timing {
@@ -321,7 +261,47 @@ fn snapshot_policy(settings: &Settings) -> Result<SnapshotPolicy, ConfigError> {
         return Err(invalid("snapshot_stall_ms", stall_ms, "must be between 1000 and 600000"));
     }
     let stall = Duration::from_millis(stall_ms);
-    Ok(SnapshotPolicy { entries, bytes, keep_entries, keep_bytes, catch_up_bytes, stall })
+    let interval = match settings.snapshot_interval_ms.unwrap_or(3_600_000) {
+        0 => None,
+        interval @ 1_000..=604_800_000 => Some(Duration::from_millis(interval)),
+        interval => {
+            let rule = "must be between 1000 and 604800000, or 0 for never";
+            return Err(invalid("snapshot_interval_ms", interval, rule));
+        }
+    };
+    let interval_entries = settings.snapshot_interval_entries.unwrap_or(1_000);
+    if !(1..=100_000_000).contains(&interval_entries) {
+        let rule = "must be between 1 and 100000000";
+        return Err(invalid("snapshot_interval_entries", interval_entries, rule));
+    }
+    Ok(SnapshotPolicy {
+        entries,
+        bytes,
+        interval,
+        interval_entries,
+        keep_entries,
+        keep_bytes,
+        catch_up_bytes,
+        stall,
+    })
+}
+
+fn connections(settings: &Settings) -> Result<ConnectionLimits, ConfigError> {
+    if let Some(max) = settings.connections_max
+        && !(1..=1_000_000).contains(&max)
+    {
+        return Err(invalid("connections_max", max, "must be between 1 and 1000000"));
+    }
+    let time = |name, given: Option<u64>, default| match given.unwrap_or(default) {
+        0 => Ok(None),
+        time @ 1_000..=604_800_000 => Ok(Some(Duration::from_millis(time))),
+        time => Err(invalid(name, time, "must be between 1000 and 604800000, or 0 for no limit")),
+    };
+    Ok(ConnectionLimits {
+        max: settings.connections_max,
+        idle: time("connection_idle_ms", settings.connection_idle_ms, 1_800_000)?,
+        age: time("connection_age_ms", settings.connection_age_ms, 0)?,
+    })
 }
 
 fn checkpoint_interval(settings: &Settings) -> Result<Option<Duration>, ConfigError> {
@@ -343,6 +323,7 @@ mod tests {
     fn complete() -> Settings {
         Settings {
             node_id: Some(1),
+            cluster_id: Some("test".into()),
             data_dir: Some("/tmp/none".into()),
             master_key_file: Some("/tmp/key".into()),
             members: vec!["1=127.0.0.1:7201,127.0.0.1:7101".into()],
@@ -361,9 +342,12 @@ mod tests {
             (|s| s.data_dir = None, "--data-dir"),
             (|s| s.master_key_file = None, "key generate"),
             (|s| s.members.clear(), "--member"),
-            (|s| s.members.push("2=nonsense".into()), "must look like"),
             (|s| s.members.push("1=127.0.0.1:7202,127.0.0.1:7102".into()), "given twice"),
-            (|s| s.members.push("2=127.0.0.1:7201,127.0.0.1:7102".into()), "given twice"),
+            (|s| s.cluster_id = None, "--cluster-id"),
+            (|s| s.listen_peer = Some("localhost".into()), "listen_peer = localhost"),
+            (|s| s.connections_max = Some(0), "between 1 and"),
+            (|s| s.connection_idle_ms = Some(1), "or 0 for no limit"),
+            (|s| s.snapshot_interval_ms = Some(1), "or 0 for never"),
             (|s| s.cluster_id = Some("a b".into()), "letters, digits"),
             (|s| s.heartbeat_ms = Some(1), "between 10"),
             (|s| s.election_min_ms = Some(200), "2 times heartbeat_ms"),
@@ -427,9 +411,38 @@ mod tests {
         assert!(refusal.contains("keep one of the two") && !refusal.contains("secret"));
     }
 
+    /// Each line: a configuration file with a mistake, and what the error must say. Keys are never shown.
     #[test]
-    fn a_wrong_field_in_the_file_is_named() {
-        let error = toml::from_str::<Settings>("node_id = 1\nheartbeet_ms = 3").unwrap_err();
-        assert!(error.to_string().contains("heartbeet_ms"));
+    fn mistakes_in_the_file_are_named_and_keys_are_not_shown() {
+        let hexadecimal = "6368616e676520746869732070617373776f726420746f206120736563726574";
+        let base64 = "Y2hhbmdlIHRoaXMgcGFzc3dvcmQgdG8gYSBzZWNyZXQ=";
+        let dir = tempfile::tempdir().unwrap();
+        let path = dir.path().join("node.toml");
+        for key in [hexadecimal, base64, base64.trim_end_matches('=')] {
+            for (text, says) in [
+                (
+                    "node_id = 1\nheartbeet_ms = 3".to_owned(),
+                    "line 2, column 1: unknown field `heartbeet_ms`",
+                ),
+                (format!("node_id = 1\nmaster_key = \"{key}\""), "master_key_file"),
+                (format!("node_id = \"{key}\""), "line 1, column 11"),
+                (format!("master_key = {key}"), "line 1"),
+                (format!("master_key_file = \"{key}\""), "is a key and not the name of a file"),
+                (format!("cluster_id = \"{key} {key}\""), "must be 1 to 64"),
+            ] {
+                std::fs::write(&path, &text).unwrap();
+                let config = Some(path.clone());
+                let settings = Settings { config, node_id: Some(1), ..Settings::default() };
+                let settings = settings.with_file().map(|file| Settings {
+                    cluster_id: file.cluster_id.or(complete().cluster_id),
+                    master_key_file: file.master_key_file.or(complete().master_key_file),
+                    ..complete()
+                });
+                let loaded = settings.and_then(|settings| Config::from_settings(settings, None));
+                let error = loaded.unwrap_err().to_string();
+                assert!(error.contains(says), "{error:?} does not say {says:?}");
+                assert!(!error.contains(&key[4..24]), "{error}");
+            }
+        }
     }
 }

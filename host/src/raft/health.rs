@@ -36,24 +36,25 @@ pub(super) async fn watch(replica: Weak<Inner>) {
             Health::Serving => lag.health(),
             other => other,
         };
-        let mut stopping = false;
+        let (mut stopping, mut is_news) = (false, false);
         inner.health.send_if_modified(|known| {
             // Set by a shutdown at any time, and final.
             stopping = *known == Health::NotServing(NotServing::ShuttingDown);
             let changed = !stopping && *known != health;
             if changed {
-                if kind(known) != kind(&health) {
-                    match &health {
-                        Health::Serving => tracing::info!("serving"),
-                        Health::NotServing(why) => {
-                            tracing::warn!(reason = why.name(), %why, "not serving");
-                        }
-                    }
-                }
-                *known = health;
+                is_news = kind(known) != kind(&health);
+                known.clone_from(&health);
             }
             changed
         });
+        if is_news {
+            match &health {
+                Health::Serving => tracing::info!("serving"),
+                Health::NotServing(why) => {
+                    tracing::warn!(reason = why.name(), %why, "not serving");
+                }
+            }
+        }
         if stopping {
             return;
         }

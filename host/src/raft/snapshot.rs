@@ -18,7 +18,11 @@ use bytes::Bytes;
 use futures::Stream;
 use openraft::{Snapshot, async_runtime::WatchReceiver, type_config::alias::SnapshotOf};
 use prost::Message;
-use tokio::{sync::mpsc, task::spawn_blocking, time::timeout};
+use tokio::{
+    sync::mpsc,
+    task::spawn_blocking,
+    time::{Instant, timeout},
+};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Status, Streaming};
 
@@ -381,7 +385,8 @@ pub(super) async fn hand_over(replica: Weak<Inner>) {
 /// How often the size of the log is looked at.
 const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Takes a snapshot when the log has grown by enough bytes. By entries openraft does it itself, but for
+/// Takes a snapshot when the log has grown by enough bytes, or when the last one is old enough and there are enough
+/// new entries. By entries openraft does it itself, but for
 /// those that came while the last one was being taken: it asks once every so many entries, is told that
 /// one is under way, and the log of a cluster that falls idle then stayed as long as it was.
 pub(super) async fn watch_growth(
@@ -390,6 +395,9 @@ pub(super) async fn watch_growth(
     history: Arc<LocalHistory>,
 ) {
     let (mut at_last, mut last_index, mut asked_at) = (0, 0, 0);
+    // A restart counts as a snapshot here: the age of the file is not known, and a node that has just replayed its log
+    // has other work.
+    let mut last_time = Instant::now();
     loop {
         tokio::time::sleep(LOOK_INTERVAL).await;
         let Some(inner) = replica.upgrade() else { return };
@@ -402,16 +410,18 @@ pub(super) async fn watch_growth(
             (index(&metrics.snapshot), index(&metrics.last_applied))
         };
         if index != last_index {
-            (at_last, last_index) = (appended, index);
+            (at_last, last_index, last_time) = (appended, index, Instant::now());
             history.snapshot_taken(index);
             inner.modules.snapshot_taken(index, &inner.applied().registry);
         }
-        let grown =
-            applied.saturating_sub(index) >= policy.entries || appended - at_last >= policy.bytes;
+        let new_entries = applied.saturating_sub(index);
+        let is_due = policy.interval.is_some_and(|interval| last_time.elapsed() >= interval)
+            && new_entries >= policy.interval_entries;
+        let grown = new_entries >= policy.entries || appended - at_last >= policy.bytes || is_due;
         // Not in vain while one is under way; and once for what there is, because a machine that traps
         // over its snapshot would cost an idle node its reader again and again.
         if grown && applied > asked_at && inner.building.wants(applied) {
-            (at_last, asked_at) = (appended, applied);
+            (at_last, asked_at, last_time) = (appended, applied, Instant::now());
             if inner.raft.trigger().snapshot().await.is_err() {
                 return;
             }

@@ -3,9 +3,11 @@
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
     io::{self, Read, Write},
-    os::unix::fs::{DirBuilderExt, OpenOptionsExt, PermissionsExt},
+    os::unix::fs::{DirBuilderExt, MetadataExt, OpenOptionsExt, PermissionsExt},
     path::Path,
 };
+
+use rustix::fs::{Access, access};
 
 use super::Error;
 
@@ -43,16 +45,33 @@ pub(super) fn create_dir(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Takes a directory away from everybody but its owner.
+/// Takes a directory away from all but its owner. One that belongs to another user, as a volume that is shared through
+/// its group does, keeps its permissions if this process may write to it.
 pub(super) fn restrict_dir(path: &Path) -> Result<(), Error> {
-    let unreadable = Error::io("cannot restrict the permissions of", path);
-    let mode = fs::metadata(path).map(|metadata| metadata.permissions().mode());
-    match mode {
-        Ok(mode) if mode & 0o077 == 0 => Ok(()),
-        Ok(_) => {
-            fs::set_permissions(path, fs::Permissions::from_mode(DIR_MODE)).map_err(unreadable)
+    let failed = Error::io("cannot restrict the permissions of", path);
+    let metadata = match fs::metadata(path) {
+        Ok(metadata) => metadata,
+        Err(error) => return Err(failed(error)),
+    };
+    let mode = metadata.permissions().mode() & 0o7777;
+    let is_own = metadata.uid() == rustix::process::geteuid().as_raw();
+    let is_usable = || access(path, Access::READ_OK | Access::WRITE_OK | Access::EXEC_OK).is_ok();
+    if is_own && mode & 0o077 == 0 {
+        return Ok(());
+    }
+    match fs::set_permissions(path, fs::Permissions::from_mode(DIR_MODE)) {
+        Ok(()) => Ok(()),
+        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && is_usable() => {
+            tracing::warn!(
+                path = %path.display(),
+                owner = metadata.uid(),
+                mode = format!("{mode:o}"),
+                "the data directory belongs to another user, and others than its owner may use it; what is in it is \
+                 encrypted, but can be removed or replaced by an older copy"
+            );
+            Ok(())
         }
-        Err(error) => Err(unreadable(error)),
+        Err(error) => Err(failed(error)),
     }
 }
 

@@ -98,9 +98,10 @@ impl Shared {
     /// From now on nothing is accepted. The first reason stays.
     pub(super) fn poison(&self, reason: impl ToString) {
         let reason = reason.to_string();
-        tracing::error!(%reason, "the store accepts nothing any more");
-        let _ = self.poisoned.set(reason);
+        // A later reason is a consequence.
+        let _ = self.poisoned.set(reason.clone());
         self.written.notify_waiters();
+        tracing::error!(%reason, "the store accepts nothing any more");
     }
 
     /// Poisons the store after a panic of the storage thread, and publishes it.

@@ -13,8 +13,8 @@ use std::{
 use bytes::{Buf, BufMut, Bytes};
 use conclave::{
     api::{
-        Api, Backend, MachineInfo, MethodKind, MethodSpec, Metric, Options, Subscribed,
-        Subscription, bind,
+        Admin, Api, Backend, MachineInfo, MethodKind, MethodSpec, Metric, Options, Startup,
+        Subscribed, Subscription, bind,
     },
     error::Error,
     types::{
@@ -309,11 +309,12 @@ impl Node {
             let stopped = async move { while stopped.changed().await.is_ok() {} };
             serving.serve_client(listener, stopped).await;
         });
-        let serving = api.clone();
+        let serving = Admin::new(Startup::new("testing"));
+        serving.started(&api);
         let mut stopped = stop.subscribe();
         tokio::spawn(async move {
             let stopped = async move { while stopped.changed().await.is_ok() {} };
-            serving.serve_admin(admin_listener, stopped).await;
+            serving.serve(admin_listener, stopped).await;
         });
         Self { fake, api, client, admin, stop: Some(stop), served: Some(served) }
     }

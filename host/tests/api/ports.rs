@@ -4,7 +4,7 @@ use std::{convert::Infallible, net::SocketAddr, time::Duration};
 
 use bytes::Bytes;
 use conclave::{
-    api::{Options, bind},
+    api::{Admin, Options, Startup, bind},
     types::{Outcome, Reply, status::Health},
 };
 use futures::{StreamExt, stream};
@@ -17,7 +17,7 @@ use tokio::{
 };
 use tonic::{Code, Request};
 
-use crate::fake::{GET, Node, PUT, Script, call, call_with_timeout, metadata, post};
+use crate::fake::{Fake, GET, Node, PUT, Script, call, call_with_timeout, metadata, post};
 
 /// Sends bytes and reads until the other side closes.
 async fn talk(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
@@ -272,4 +272,92 @@ async fn the_admin_port_tells_the_truth() {
     );
     assert!(text(get(&node, "/livez").await).starts_with("HTTP/1.1 200"));
     assert_eq!(metric(&node, "conclave_ready ").await, 0.0);
+}
+
+/// Goal: probes are answered whatever others do on the admin port. Method: more connections than it serves, which send
+/// nothing, half a request, or do not read.
+#[tokio::test]
+async fn probes_are_answered_beside_connections_that_do_nothing() {
+    let node = Node::start().await;
+    let mut held = Vec::new();
+    for sends in [
+        &b""[..],
+        b"GET /livez HTTP/1.1\r\nhost: x\r\n",
+        b"GET /metrics HTTP/1.1\r\nhost: x\r\n\r\n",
+    ] {
+        for _ in 0..100 {
+            let mut stream = TcpStream::connect(node.admin).await.unwrap();
+            stream.write_all(sends).await.unwrap();
+            held.push(stream);
+        }
+        for _ in 0..3 {
+            let answer = get(&node, "/livez").await;
+            assert!(answer.starts_with(b"HTTP/1.1 200"), "{}", String::from_utf8_lossy(&answer));
+        }
+    }
+    drop(held);
+}
+
+#[tokio::test]
+async fn a_node_that_starts_says_so_on_its_admin_port() {
+    let startup = Startup::new("first step");
+    let admin = Admin::<Fake>::new(startup.clone());
+    let listener = bind("127.0.0.1:0", "admin").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    tokio::spawn(async move { admin.serve(listener, std::future::pending()).await });
+    let page = async |path: &str| {
+        let request = format!("GET {path} HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n");
+        String::from_utf8(talk(address, request.as_bytes()).await).unwrap()
+    };
+    assert!(page("/livez").await.starts_with("HTTP/1.1 200"));
+    let ready = page("/readyz").await;
+    assert!(
+        ready.starts_with("HTTP/1.1 503") && ready.contains("starting: first step, 0 s"),
+        "{ready}"
+    );
+    startup.step("second step");
+    assert!(page("/readyz").await.contains("starting: second step"));
+    assert!(page("/metrics").await.contains("\nconclave_ready 0\n"));
+}
+
+/// Goal: a connection that is idle, or old, is closed without harm to a call that is under way.
+#[tokio::test]
+async fn idle_and_old_connections_are_closed() {
+    let limit = Some(Duration::from_millis(200));
+    let idle = Options { connection_idle: limit, ..Options::default() };
+    let old = Options { connection_age: limit, ..Options::default() };
+    for options in [idle, old] {
+        let node = Node::with(options).await;
+        let io = TokioIo::new(TcpStream::connect(node.client).await.unwrap());
+        let (mut client, connection) =
+            hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+        let closed = tokio::spawn(connection);
+        node.script(Script::Hang);
+        let request = |timeout: &str| {
+            http::Request::post("http://x/kv.v1.KV/Put")
+                .header("content-type", "application/grpc")
+                .header("grpc-timeout", timeout)
+                .body(http_body_util::Full::new(Bytes::from_static(
+                    b"\0\0\0\0\x06\x0a\x01k\x12\x01v",
+                )))
+                .unwrap()
+        };
+        // It outlasts the limit, and gets its answer nonetheless.
+        let answer = client.send_request(request("1S")).await.unwrap();
+        assert_eq!(answer.headers()["grpc-status"], "4");
+        let closed = timeout(Duration::from_secs(10), closed).await;
+        closed.expect("the connection is closed").unwrap().unwrap();
+        assert!(client.send_request(request("1S")).await.is_err());
+    }
+    // Without limits it stays.
+    let options = Options { connection_idle: None, ..Options::default() };
+    let node = Node::with(options).await;
+    let channel = node.channel().await;
+    for _ in 0..2 {
+        call(channel.clone(), "/kv.v1.KV/Put", Request::new(Bytes::from_static(PUT)))
+            .await
+            .unwrap();
+        sleep(Duration::from_millis(300)).await;
+    }
+    assert_eq!(metric(&node, "conclave_client_connections ").await, 1.0);
 }

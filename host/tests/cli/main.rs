@@ -12,7 +12,7 @@ mod projects;
 mod store;
 
 use std::{
-    io::Write,
+    io::{Read, Write},
     process::{Command, Output, Stdio},
 };
 
@@ -160,4 +160,37 @@ fn an_import_that_stops_says_where() {
     assert_eq!(code(&imported), 1);
     assert!(out(&imported).starts_with("0 of 2 keys written"), "{}", out(&imported));
     assert!(err(&imported).contains("the first key not written is \"a/b\""), "{}", err(&imported));
+}
+
+/// Goal: a verb ends when its reader is gone, and fails when the disk is full. Method: a listing of more pages than the
+/// pipe holds.
+#[test]
+fn a_listing_ends_with_its_reader() {
+    let store = Store::start();
+    for at in 0..20_000 {
+        store.insert(&format!("many/{at:05}"), &"x".repeat(100));
+    }
+    let list = || {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_conclave"));
+        command.args(["kv", "list", "many/", "--endpoints", &store.address]);
+        command
+    };
+    let mut child = list().stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
+    let mut first = [0; 10];
+    child.stdout.take().unwrap().read_exact(&mut first).unwrap();
+    let output = child.wait_with_output().unwrap();
+    assert_eq!((code(&output), err(&output).as_str()), (0, ""));
+    let read = store.ranges();
+    assert_eq!(code(&list().output().unwrap()), 0);
+    let whole = store.ranges() - read;
+    assert!(read < whole / 2, "{read} of {whole} pages were read for nothing");
+
+    for arguments in [&["kv", "list", "many/"][..], &["kv", "get", "many/00000", "--raw"]] {
+        let full = std::fs::File::options().write(true).open("/dev/full").unwrap();
+        let mut command = Command::new(env!("CARGO_BIN_EXE_conclave"));
+        command.args(arguments).args(["--endpoints", &store.address]).stdout(full);
+        let output = command.output().unwrap();
+        assert_eq!(code(&output), 1, "{}", err(&output));
+        assert!(err(&output).contains("standard output"), "{}", err(&output));
+    }
 }

@@ -4,7 +4,10 @@ use std::{
     collections::BTreeMap,
     convert::Infallible,
     pin::Pin,
-    sync::{Arc, Mutex},
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicUsize, Ordering},
+    },
     task::{Context, Poll},
 };
 
@@ -24,6 +27,7 @@ type Map = BTreeMap<String, Stored>;
 pub(crate) struct Store {
     pub(crate) address: String,
     map: Arc<Mutex<Map>>,
+    ranges: Arc<AtomicUsize>,
     runtime: Mutex<Option<Runtime>>,
 }
 
@@ -33,9 +37,16 @@ impl Store {
         let map = Arc::default();
         let listener = runtime.block_on(TcpListener::bind("127.0.0.1:0")).unwrap();
         let address = listener.local_addr().unwrap().to_string();
-        let server = Server::builder().add_service(Service(Arc::clone(&map)));
+        let ranges = Arc::default();
+        let service = Service(Arc::clone(&map), Arc::clone(&ranges));
+        let server = Server::builder().add_service(service);
         runtime.spawn(server.serve_with_incoming(TcpListenerStream::new(listener)));
-        Self { address, map, runtime: Mutex::new(Some(runtime)) }
+        Self { address, map, ranges, runtime: Mutex::new(Some(runtime)) }
+    }
+
+    /// How many pages were read so far.
+    pub(crate) fn ranges(&self) -> usize {
+        self.ranges.load(Ordering::Relaxed)
     }
 
     pub(crate) fn stop(&self) {
@@ -124,7 +135,7 @@ fn batch(map: &mut Map, request: BatchRequest) -> Result<BatchResponse, Status> 
 }
 
 #[derive(Clone)]
-struct Service(Arc<Mutex<Map>>);
+struct Service(Arc<Mutex<Map>>, Arc<AtomicUsize>);
 
 impl tonic::server::NamedService for Service {
     const NAME: &'static str = "kv.v1.KV";
@@ -160,6 +171,9 @@ impl tower::Service<http::Request<Body>> for Service {
     fn call(&mut self, request: http::Request<Body>) -> Self::Future {
         let service = self.clone();
         let path = request.uri().path().to_owned();
+        if path.ends_with("/Range") {
+            self.1.fetch_add(1, Ordering::Relaxed);
+        }
         Box::pin(async move {
             Ok(match path.as_str() {
                 "/kv.v1.KV/Put" => service.answer(request, put).await,

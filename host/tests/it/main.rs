@@ -34,6 +34,7 @@ mod modules;
 mod network;
 mod peers;
 mod power_cut;
+mod process;
 mod projects;
 mod recorded;
 mod recover;

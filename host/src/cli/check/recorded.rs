@@ -52,7 +52,7 @@ impl Recorded {
             master_key_file: self.master_key_file.clone(),
             ..Settings::default()
         });
-        let stopped = stopped.map_err(|error| Failed::local(error.to_string()))?;
+        let stopped = stopped.map_err(|error| Failed::Usage(error.to_string()))?;
         // The copy is needed no longer than this.
         let private = PrivateDir::create(&self.work_dir.clone().unwrap_or_else(env::temp_dir))?;
         let stop = private.guard()?;

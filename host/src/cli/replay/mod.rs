@@ -101,7 +101,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     output.set_json(arguments.json);
     let stopped = StoppedNode::load(settings(&arguments));
-    let stopped = stopped.map_err(|error| Failed::local(error.to_string()))?;
+    let stopped = stopped.map_err(|error| Failed::Usage(error.to_string()))?;
     let queries = plan::queries(&arguments.query)?;
     let component = arguments.module.as_ref().map(|path| {
         let read = fs::read(path).map(Bytes::from);

@@ -104,7 +104,7 @@ impl Session {
                 (batches.next().unwrap_or_default(), batches.next())
             };
             progress.advance(first.len() as u64);
-            if first.len() == 0 {
+            if first.len() == 0 || output.is_broken() {
                 break;
             }
             for seen in &mut first {

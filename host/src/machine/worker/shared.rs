@@ -127,11 +127,12 @@ impl Shared {
 
     /// The worker applies nothing any more. The first fault is the one that counts.
     pub(super) fn fail(&self, fault: Fault) {
-        if self.fault.set(fault.clone()).is_ok() {
-            tracing::error!(%fault, module = ?*self.active.borrow(), "the machine stops");
-        }
+        let is_first = self.fault.set(fault.clone()).is_ok();
         self.inbox.wake_all();
         self.events.wake();
+        if is_first {
+            tracing::error!(%fault, module = ?*self.active.borrow(), "the machine stops");
+        }
     }
 
     /// Asks the primary to answer queries, if that is its turn and it has not been asked.

@@ -195,6 +195,8 @@ mod tests {
     const POLICY: SnapshotPolicy = SnapshotPolicy {
         entries: 1_000,
         bytes: 1 << 20,
+        interval: None,
+        interval_entries: 1,
         keep_entries: 100,
         keep_bytes: 1 << 20,
         catch_up_bytes: 64 << 20,

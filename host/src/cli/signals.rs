@@ -1,0 +1,42 @@
+//! The signals that end `conclave serve`.
+
+use std::{io, process, thread};
+
+use tokio::{
+    runtime,
+    signal::unix::{Signal, SignalKind, signal},
+    sync::oneshot,
+};
+
+/// Waits for SIGTERM or Ctrl-C. A second one ends the process at once, with the exit code that a shell gives to a
+/// process that the signal ended.
+///
+/// A thread of its own waits, so that the second signal is obeyed while the node's own threads hang.
+pub(super) fn requested() -> io::Result<impl Future<Output = ()>> {
+    let (stop, stopped) = oneshot::channel();
+    let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
+    let (terminate, interrupt) = {
+        let _entered = runtime.enter();
+        (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?)
+    };
+    thread::Builder::new().name("signals".to_owned()).spawn(move || {
+        runtime.block_on(async {
+            let mut signals = (terminate, interrupt);
+            next(&mut signals).await;
+            // The node may have ended by itself.
+            let _ = stop.send(());
+            process::exit(128 + next(&mut signals).await.as_raw_value());
+        });
+    })?;
+    Ok(async {
+        // An error means that the thread is gone, which is a reason to stop.
+        let _ = stopped.await;
+    })
+}
+
+async fn next((terminate, interrupt): &mut (Signal, Signal)) -> SignalKind {
+    tokio::select! {
+        _ = terminate.recv() => SignalKind::terminate(),
+        _ = interrupt.recv() => SignalKind::interrupt(),
+    }
+}

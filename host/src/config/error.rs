@@ -1,0 +1,107 @@
+//! Mistakes in the configuration, in words that show no key.
+
+use std::{
+    io,
+    path::{Path, PathBuf},
+};
+
+use super::environment::MASTER_KEY_VARIABLE;
+
+/// Why a node cannot start with these settings.
+#[derive(Debug, thiserror::Error)]
+pub enum ConfigError {
+    /// The configuration file cannot be read.
+    #[error("cannot read the configuration file {}: {source}", path.display())]
+    Unreadable {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// The configuration file is not TOML, or names a setting that does not exist. The line is not shown: it may hold
+    /// a secret.
+    #[error("the configuration file {}{}: {reason}", path.display(), position(at))]
+    Malformed {
+        /// The file.
+        path: PathBuf,
+        /// The line and the column, from 1.
+        at: Option<(usize, usize)>,
+        /// The mistake, without values.
+        reason: String,
+    },
+    /// A setting without a default was not set.
+    #[error(
+        "{name} is not set: give --{flag}, or {variable} in the environment, or {name} in the configuration file"
+    )]
+    Missing {
+        /// The setting.
+        name: &'static str,
+        /// Its flag.
+        flag: &'static str,
+        /// Its environment variable.
+        variable: &'static str,
+    },
+    /// A value that cannot hold.
+    #[error("{name} = {value}: {rule}")]
+    Invalid {
+        /// The setting.
+        name: &'static str,
+        /// What was set.
+        value: String,
+        /// What is allowed.
+        rule: String,
+    },
+}
+
+fn position(at: &Option<(usize, usize)>) -> String {
+    at.map(|(line, column)| format!(", line {line}, column {column}")).unwrap_or_default()
+}
+
+pub(super) fn invalid(
+    name: &'static str,
+    value: impl ToString,
+    rule: impl Into<String>,
+) -> ConfigError {
+    let (value, rule) = (without_keys(&value.to_string()), without_keys(&rule.into()));
+    ConfigError::Invalid { name, value, rule }
+}
+
+/// The error for a file that is not what it should be.
+pub(super) fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
+    let at = error.span().and_then(|span| text.get(..span.start)).map(|before| {
+        let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
+        (before.matches('\n').count() + 1, column)
+    });
+    let reason = match error.message() {
+        message if message.starts_with("unknown field `master_key`") => format!(
+            "the master key is never taken from this file: keep it in a file of its own, for its owner alone, and name \
+             that as master_key_file, or give the key in {MASTER_KEY_VARIABLE}"
+        ),
+        message => without_keys(message),
+    };
+    ConfigError::Malformed { path: path.to_owned(), at, reason }
+}
+
+/// A text without anything that is as long as a key.
+fn without_keys(text: &str) -> String {
+    const KEY_CHARACTERS_MIN: usize = 40;
+    let is_of_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=');
+    let (mut shown, mut word) = (String::new(), String::new());
+    let end = |word: &mut String, shown: &mut String| {
+        // A path has parts; a key rarely has, and none that are short throughout.
+        let longest = word.split('/').map(str::len).max().unwrap_or(0);
+        let is_key = word.len() >= KEY_CHARACTERS_MIN && longest >= KEY_CHARACTERS_MIN / 4;
+        shown.push_str(if is_key { "…" } else { word });
+        word.clear();
+    };
+    for c in text.chars() {
+        if is_of_key(c) {
+            word.push(c);
+        } else {
+            end(&mut word, &mut shown);
+            shown.push(c);
+        }
+    }
+    end(&mut word, &mut shown);
+    shown
+}

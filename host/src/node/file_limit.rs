@@ -1,0 +1,59 @@
+//! The limit of open files: raised to what the process may have, and shared between clients and the node itself.
+
+use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+
+/// Connections of clients at once, unless the settings or the limit of open files say less.
+const CONNECTIONS_DEFAULT: usize = 4096;
+/// Files for the log, snapshots, the admin port and the process itself.
+const OWN_FILES: u64 = 192;
+/// Files per member: connections of three lanes in both directions, twice while they are replaced, and a snapshot.
+const FILES_PER_MEMBER: u64 = 16;
+/// More files than this no node needs, and programs that walk over all possible ones would take long.
+const RAISED_MAX: u64 = 1 << 20;
+
+/// Raises this process's soft limit of open files to its hard limit. For the program that owns the process.
+pub fn raise_file_limit() {
+    let limit = getrlimit(Resource::Nofile);
+    let wanted = limit.maximum.unwrap_or(u64::MAX).min(RAISED_MAX);
+    if limit.current.is_none_or(|current| current >= wanted) {
+        return;
+    }
+    let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
+    if let Err(error) = setrlimit(Resource::Nofile, raised) {
+        tracing::warn!(%error, wanted, "the limit of open files cannot be raised");
+    }
+}
+
+/// The number of clients' connections that the limit of open files leaves room for, at most the configured one.
+pub(super) fn connections_max(configured: Option<usize>, members: usize) -> usize {
+    let wanted = configured.unwrap_or(CONNECTIONS_DEFAULT);
+    let Some(files) = getrlimit(Resource::Nofile).current else { return wanted };
+    let room = room(files, members);
+    if wanted > room {
+        tracing::warn!(
+            files,
+            connections_max = room,
+            "the limit of open files leaves room for fewer connections of clients than {wanted}: raise it (LimitNOFILE \
+             of systemd, --ulimit nofile of Docker)"
+        );
+    }
+    wanted.min(room)
+}
+
+/// What a limit of `files` leaves for clients: at least an eighth of it.
+fn room(files: u64, members: usize) -> usize {
+    let own = OWN_FILES + FILES_PER_MEMBER * members as u64;
+    usize::try_from(files.saturating_sub(own).max(files / 8)).unwrap_or(usize::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_leave_files_to_the_node() {
+        assert_eq!(room(1024, 3), 1024 - 240);
+        assert_eq!(room(256, 3), 32);
+        assert_eq!(connections_max(Some(7), 3), 7);
+    }
+}
