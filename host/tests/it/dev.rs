@@ -23,6 +23,10 @@ fn dev(dir: &Path, base: u16) -> (Child, String) {
     let mut child = conclave()
         .args(["dev", "--nodes", "3", "--port-base", &base.to_string(), "--data-dir"])
         .arg(dir)
+        // Settings of other nodes, which these nodes must not have.
+        .env("CONCLAVE_CONFIG", "/no/such/file.toml")
+        .env("CONCLAVE_MASTER_KEY", "not a key")
+        .env("CONCLAVE_HEARTBEAT_MS", "nonsense")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()
@@ -54,6 +58,42 @@ fn run(endpoints: &str, words: &[&str]) -> String {
 
 fn alive(pid: u64) -> bool {
     Path::new(&format!("/proc/{pid}/exe")).exists()
+}
+
+/// A node that was killed, and one that runs, are restarted by a verb in another process.
+fn restart_and_status(dir: &Path, nodes: &[Value]) {
+    let verb = |words: &[&str]| {
+        let output = conclave().arg("dev").args(words).arg("--data-dir").arg(dir).output().unwrap();
+        let stderr = String::from_utf8_lossy(&output.stderr);
+        assert!(output.status.success(), "conclave dev {words:?}: {stderr}");
+        String::from_utf8(output.stdout).unwrap()
+    };
+    let status = || -> Value { serde_json::from_str(&verb(&["status", "--json"])).unwrap() };
+    let pid = |id: usize| status()["nodes"][id - 1]["pid"].as_i64();
+    let first = nodes[0]["pid"].as_i64().unwrap();
+    rustix::process::kill_process(
+        rustix::process::Pid::from_raw(first as i32).unwrap(),
+        rustix::process::Signal::KILL,
+    )
+    .unwrap();
+    let deadline = Instant::now() + PATIENCE;
+    while pid(1).is_some() {
+        assert!(Instant::now() < deadline, "the end of node 1 is not noticed");
+    }
+    assert!(verb(&["status"]).contains("stopped"), "{}", verb(&["status"]));
+    verb(&["restart", "1"]);
+    let second = pid(2).unwrap();
+    verb(&["restart", "2"]);
+    let status = loop {
+        let status = status();
+        if status["nodes"].as_array().unwrap().iter().all(|node| node["serving"] == true) {
+            break status;
+        }
+        assert!(Instant::now() < deadline, "not all nodes serve again: {status}");
+    };
+    assert_eq!(status["running"], true);
+    let pids = [1, 2].map(|id: usize| status["nodes"][id - 1]["pid"].as_i64().unwrap());
+    assert!(pids[0] != first && pids[1] != second, "{status}");
 }
 
 #[test]
@@ -92,6 +132,9 @@ fn three_nodes_with_one_command() {
     }
     let called = run(&endpoints, &["call", "kv.v1.KV/Get", r#"{"key": "greeting"}"#]);
     assert!(called.contains("hello"), "{called}");
+
+    assert_eq!(fs::read_to_string(dir.path().join(".gitignore")).unwrap(), "*\n");
+    restart_and_status(dir.path(), &nodes);
 
     stop(child);
     for node in &nodes {

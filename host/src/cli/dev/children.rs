@@ -5,6 +5,7 @@
 //! pipe ends and the node stops by `--exit-on-stdin-close`.
 
 use std::{
+    collections::BTreeMap,
     ffi::OsString,
     fs::OpenOptions,
     io::{Read, Seek, SeekFrom},
@@ -17,11 +18,14 @@ use std::{
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::{
     process::{Child, Command},
-    sync::{mpsc, watch},
+    sync::{mpsc, oneshot, watch},
 };
 
 use super::plan::Node;
-use crate::cli::{Failed, Result};
+use crate::{
+    cli::{Failed, Result},
+    config,
+};
 
 /// A node that is asked to stop hands over and syncs; after this time it is killed.
 const STOP_WAIT: Duration = Duration::from_secs(10);
@@ -49,12 +53,15 @@ pub(super) struct Children {
     ended: mpsc::UnboundedReceiver<Ended>,
     report: mpsc::UnboundedSender<Ended>,
     running: usize,
+    /// By node id: stops one child.
+    stops: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
 impl Children {
     pub(super) fn new() -> Self {
         let (report, ended) = mpsc::unbounded_channel();
-        Self { wanted: watch::channel(Wanted::Running).0, ended, report, running: 0 }
+        let wanted = watch::channel(Wanted::Running).0;
+        Self { wanted, ended, report, running: 0, stops: BTreeMap::new() }
     }
 
     /// Starts a node; its output goes to the end of its log file. Answers with its process id.
@@ -72,7 +79,12 @@ impl Children {
             .open(&node.log)
             .map_err(|cause| failed(&node.log, cause))?;
         let log_too = log.try_clone().map_err(|cause| failed(&node.log, cause))?;
-        let child = Command::new(program)
+        let mut command = Command::new(program);
+        // A node is what its flags say, and not what this shell's variables would make of it.
+        for name in config::variables() {
+            command.env_remove(name);
+        }
+        let child = command
             .args(arguments)
             .arg("--exit-on-stdin-close")
             // The nodes compile each component once.
@@ -87,8 +99,10 @@ impl Children {
         let pid = child.id().ok_or_else(|| Failed::local("the node ended at once"))?;
         let (report, wanted, id) = (self.report.clone(), self.wanted.subscribe(), node.id);
         self.running += 1;
+        let (stop, stopped) = oneshot::channel();
+        self.stops.insert(id, stop);
         tokio::spawn(async move {
-            let status = watch_over(child, wanted).await;
+            let status = watch_over(child, wanted, stopped).await;
             // Nobody listens any more only when the program ends anyway.
             let _ = report.send(Ended { id, status });
         });
@@ -105,6 +119,14 @@ impl Children {
         ended
     }
 
+    /// Asks one child to stop.
+    pub(super) fn stop_one(&mut self, id: u64) {
+        if let Some(stop) = self.stops.remove(&id) {
+            // Its task is gone if it has ended.
+            let _ = stop.send(());
+        }
+    }
+
     /// Asks all children to stop. [`Children::next_ended`] tells when they have.
     pub(super) fn stop(&self) {
         self.wanted.send_replace(Wanted::Stopped);
@@ -117,12 +139,17 @@ impl Children {
 }
 
 /// Waits for one child's end, on its own or as wanted.
-async fn watch_over(mut child: Child, mut wanted: watch::Receiver<Wanted>) -> Option<ExitStatus> {
+async fn watch_over(
+    mut child: Child,
+    mut wanted: watch::Receiver<Wanted>,
+    stopped: oneshot::Receiver<()>,
+) -> Option<ExitStatus> {
     // Kept open until the child has ended: its end is the sign that the parent is gone.
     let stdin = child.stdin.take();
     tokio::select! {
         status = child.wait() => return status.ok(),
         _ = wanted.wait_for(|wanted| *wanted != Wanted::Running) => {}
+        Ok(()) = stopped => {}
     }
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
     if let Some(pid) = pid {

@@ -4,19 +4,25 @@
 //! on with the same data. `DIR/cluster.json` names every node's process, addresses and data; it is
 //! replaced atomically whenever a node starts or ends.
 //!
+//! `dev restart` leaves its request in `DIR/restart` and sends this process SIGUSR1.
+//!
 //! Caveats: a node that dies stays dead, on purpose: this is where one sees what a cluster does then.
-//! The command that starts it again is printed. All nodes share one master key, which lies beside the
+//! The command that starts it again is printed. The nodes get no `CONCLAVE_…` variable of this process but the one that
+//! chooses the lines of their logs. All nodes share one master key, which lies beside the
 //! data that it protects: fine for trying things out, for nothing else.
 
 mod children;
 mod plan;
 mod ready;
+mod verbs;
 mod watch;
 
 use std::{
+    collections::BTreeSet,
     ffi::OsString,
     fs::{self, File, TryLockError},
     future::pending,
+    io::Write,
     os::unix::fs::DirBuilderExt,
     path::{Path, PathBuf},
 };
@@ -27,7 +33,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use self::{
     children::{Children, Ended, in_words, tail},
-    plan::{NODES_MAX, Node, PORT_BASE_MAX, Plan, Wishes, reset, shell},
+    plan::{LOCK, NODES_MAX, Node, PORT_BASE_MAX, Plan, Wishes, reset, shell},
     watch::Watch,
 };
 use super::{Failed, Result, key, output::Output};
@@ -50,9 +56,15 @@ Examples:
   conclave dev --module target/machine.wasm --reset
   conclave dev --module target/machine.wasm --watch
 
-To lose a node, and see how it is started again:
-  kill -9 $(jq .nodes[0].pid conclave-dev/cluster.json)")]
+To lose a node, and start it again:
+  conclave dev status
+  kill -9 $(jq .nodes[0].pid conclave-dev/cluster.json)
+  conclave dev restart 1")]
+#[command(args_conflicts_with_subcommands = true)]
 pub struct Arguments {
+    #[command(subcommand)]
+    verb: Option<verbs::Verb>,
+
     /// How many nodes, 1 to 9; 3 for a new cluster
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=NODES_MAX))]
     nodes: Option<u64>,
@@ -83,8 +95,12 @@ pub struct Arguments {
 
 /// Runs the verb.
 pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
+    if let Some(verb) = arguments.verb {
+        return verbs::run(verb, output).await;
+    }
     let dir = directory(&arguments.data_dir)?;
     let _lock = lock(&dir)?;
+    ignore(&dir)?;
     let program = std::env::current_exe()
         .map_err(|cause| Failed::local(format!("this program cannot find itself: {cause}")))?;
     // From here on a signal ends the children too, not this process alone.
@@ -109,7 +125,8 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     if !key_file.exists() {
         key::generate(&key_file)?;
     }
-    let mut cluster = Cluster { dir, program, plan, children: Children::new() };
+    let children = Children::new();
+    let mut cluster = Cluster { dir, program, plan, children, restarting: BTreeSet::new() };
     let result = cluster.live(watch, &mut signals, output).await;
     cluster.stop(&mut signals, output).await;
     result
@@ -121,6 +138,8 @@ struct Cluster {
     program: PathBuf,
     plan: Plan,
     children: Children,
+    /// The nodes that are asked to stop and are then started again.
+    restarting: BTreeSet<u64>,
 }
 
 impl Cluster {
@@ -131,12 +150,9 @@ impl Cluster {
         signals: &mut Signals,
         output: &mut Output,
     ) -> Result {
+        let mut requests = verbs::Requests::new(&self.dir)?;
         for at in 0..self.plan.nodes.len() {
-            let arguments = self.arguments(&self.plan.nodes[at]);
-            let compiled = plan::compile_cache(&self.dir);
-            let node = &self.plan.nodes[at];
-            let pid = self.children.start(&self.program, &arguments, &compiled, node)?;
-            self.plan.nodes[at].pid = Some(pid);
+            self.start(at)?;
         }
         self.plan.write(&self.dir)?;
         output.remark(format!(
@@ -165,13 +181,41 @@ impl Cluster {
         loop {
             tokio::select! {
                 ended = self.children.next_ended() => match ended {
+                    Some(Ended { id, .. }) if self.restarting.remove(&id) => self.start_again(id)?,
                     Some(_) => self.report(ended, output)?,
                     None => return Err(Failed::local("no node is left")),
                 },
                 () = signals.next() => return Ok(()),
+                id = requests.next() => self.restart(id)?,
                 never = &mut watching => match never {},
             }
         }
+    }
+
+    /// Starts a node's process.
+    fn start(&mut self, at: usize) -> Result {
+        let node = &self.plan.nodes[at];
+        let (arguments, compiled) = (self.arguments(node), plan::compile_cache(&self.dir));
+        let pid = self.children.start(&self.program, &arguments, &compiled, node)?;
+        self.plan.nodes[at].pid = Some(pid);
+        Ok(())
+    }
+
+    /// Stops a node if it runs, and has it started again.
+    fn restart(&mut self, id: u64) -> Result {
+        let node = self.plan.nodes.iter().find(|node| node.id == id);
+        if node.is_some_and(|node| node.pid.is_some()) {
+            self.restarting.insert(id);
+            self.children.stop_one(id);
+            return Ok(());
+        }
+        self.start_again(id)
+    }
+
+    fn start_again(&mut self, id: u64) -> Result {
+        let Some(at) = self.plan.nodes.iter().position(|node| node.id == id) else { return Ok(()) };
+        self.start(at)?;
+        self.plan.write(&self.dir)
     }
 
     /// Asks all nodes to stop; a second signal kills them.
@@ -223,8 +267,10 @@ impl Cluster {
         for line in tail(&node.log) {
             output.remark(format!("  | {line}"));
         }
+        let program = shell(&self.program, &[]);
+        let dir = shell(&self.dir, &[]);
         output.remark("to start it again, in another terminal:");
-        output.remark(format!("  {}", shell(&self.program, &self.arguments(node))));
+        output.remark(format!("  {program} dev restart {id} --data-dir {dir}"));
         Ok(())
     }
 
@@ -297,13 +343,32 @@ fn directory(path: &Path) -> Result<PathBuf> {
     absolute(path)
 }
 
+/// Keeps the directory out of the repository that it may lie in: the master key is in it. A directory that was there
+/// before with other files is left as it is.
+fn ignore(dir: &Path) -> Result {
+    let path = dir.join(".gitignore");
+    let failed = |cause: std::io::Error| Failed::local(format!("{}: {cause}", path.display()));
+    let is_ours = plan::is_ours(dir).map_err(failed)?;
+    if !is_ours || path.exists() {
+        return Ok(());
+    }
+    fs::write(&path, "*\n").map_err(failed)
+}
+
 /// Two clusters in one directory would fight over everything in it.
 fn lock(dir: &Path) -> Result<File> {
-    let path = dir.join("dev.lock");
+    let path = dir.join(LOCK);
     let failed = |cause: std::io::Error| Failed::local(format!("{}: {cause}", path.display()));
-    let file = File::create(&path).map_err(failed)?;
+    // It holds the process id, which stays if the lock is another process's.
+    let mut options = File::options();
+    let mut file =
+        options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;
     match file.try_lock() {
-        Ok(()) => Ok(file),
+        Ok(()) => {
+            let pid = std::process::id();
+            file.set_len(0).and_then(|()| writeln!(file, "{pid}")).map_err(failed)?;
+            Ok(file)
+        }
         Err(TryLockError::WouldBlock) => Err(Failed::local(format!(
             "another `conclave dev` runs in {}; stop it, or choose another --data-dir and --port-base",
             dir.display()

@@ -21,6 +21,13 @@ pub(super) const NODES_MAX: u64 = 9;
 /// The last port of the last node must be one.
 pub(super) const PORT_BASE_MAX: i64 = 65_535 - 2 * PORTS_APART as i64 - NODES_MAX as i64;
 
+/// The file that a running `conclave dev` holds locked, with its process id.
+pub(super) const LOCK: &str = "dev.lock";
+/// The cluster's description.
+const PLAN: &str = "cluster.json";
+/// What a directory may hold that no cluster is in yet.
+const OWN_FILES: [&str; 3] = [LOCK, "master.key", ".gitignore"];
+
 /// A development cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Plan {
@@ -55,7 +62,7 @@ pub(super) struct Wishes {
 impl Plan {
     /// The cluster that `dir` holds, or a new one as wished.
     pub(super) fn of(dir: &Path, wishes: &Wishes) -> Result<Self> {
-        let path = dir.join("cluster.json");
+        let path = dir.join(PLAN);
         let mut plan = match fs::read(&path) {
             Ok(bytes) => {
                 let plan: Self = serde_json::from_slice(&bytes).map_err(|cause| {
@@ -95,6 +102,15 @@ impl Plan {
         Self { cluster_id, port_base, module: None, nodes }
     }
 
+    /// The cluster that `dir` holds.
+    pub(super) fn read(dir: &Path) -> Result<Self> {
+        let path = dir.join(PLAN);
+        let bytes = fs::read(&path)
+            .map_err(|cause| Failed::local(format!("no cluster: {}: {cause}", path.display())))?;
+        serde_json::from_slice(&bytes)
+            .map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))
+    }
+
     /// Members and their addresses are in the cluster's log: a wish cannot change them.
     fn check(&self, dir: &Path, wishes: &Wishes) -> Result {
         let nodes = self.nodes.len() as u64;
@@ -128,7 +144,7 @@ impl Plan {
 
     /// Replaces `cluster.json` as a whole: a reader sees the old one or the new one.
     pub(super) fn write(&self, dir: &Path) -> Result {
-        let path = dir.join("cluster.json");
+        let path = dir.join(PLAN);
         let temporary = dir.join("cluster.json.new");
         let write = || -> io::Result<()> {
             let mut file = fs::File::create(&temporary)?;
@@ -173,17 +189,13 @@ impl Plan {
 /// Removes what `dev` put into `dir`, but for the key. Refuses a directory that `dev` did not make.
 pub(super) fn reset(dir: &Path) -> Result {
     let failed = |path: &Path, cause| Failed::local(format!("{}: {cause}", path.display()));
-    if !dir.join("cluster.json").exists() {
-        let strange = fs::read_dir(dir)
-            .map_err(|cause| failed(dir, cause))?
-            .filter_map(|entry| entry.ok())
-            .any(|entry| entry.file_name() != "dev.lock" && entry.file_name() != "master.key");
-        return match strange {
-            true => Err(Failed::local(format!(
+    if !dir.join(PLAN).exists() {
+        return match is_ours(dir).map_err(|cause| failed(dir, cause))? {
+            false => Err(Failed::local(format!(
                 "{} has no cluster.json, so it is not a development cluster's; it is left as it is",
                 dir.display()
             ))),
-            false => Ok(()),
+            true => Ok(()),
         };
     }
     for id in 1..=NODES_MAX {
@@ -200,8 +212,22 @@ pub(super) fn reset(dir: &Path) -> Result {
     if compiled.exists() {
         fs::remove_dir_all(&compiled).map_err(|cause| failed(&compiled, cause))?;
     }
-    let plan = dir.join("cluster.json");
+    let plan = dir.join(PLAN);
     fs::remove_file(&plan).map_err(|cause| failed(&plan, cause))
+}
+
+/// Whether a directory holds a development cluster, or nothing that is not of one.
+pub(super) fn is_ours(dir: &Path) -> io::Result<bool> {
+    if dir.join(PLAN).exists() {
+        return Ok(true);
+    }
+    for entry in fs::read_dir(dir)? {
+        let name = entry?.file_name();
+        if !OWN_FILES.iter().any(|own| name == *own) {
+            return Ok(false);
+        }
+    }
+    Ok(true)
 }
 
 /// Where the nodes keep compiled components, which they share.

@@ -17,30 +17,34 @@ const ANSWER_WAIT: Duration = Duration::from_secs(1);
 /// reads) and all agree on who leads. Answers with the leader's id.
 pub(super) async fn wait(plan: &Plan) -> Result<u64> {
     let ends = Instant::now() + START_WAIT;
-    let clients = plan.nodes.iter().map(of).collect::<Result<Vec<_>>>()?;
     let mut leader = 0;
-    for (node, client) in plan.nodes.iter().zip(&clients) {
-        leader = loop {
-            let why = match state(client).await {
-                Ok(leader) => break leader,
-                Err(why) => why,
-            };
-            if Instant::now() >= ends {
-                return Err(Failed::local(format!(
-                    "node {} does not serve after {} s ({why}); see {}",
-                    node.id,
-                    START_WAIT.as_secs(),
-                    node.log.display()
-                )));
-            }
-            tokio::time::sleep(ASK_EVERY).await;
-        };
+    for node in &plan.nodes {
+        leader = wait_for(node, ends).await?;
     }
     Ok(leader)
 }
 
-/// The leader, if the node serves and knows one.
-async fn state(client: &Client) -> std::result::Result<u64, String> {
+async fn wait_for(node: &Node, ends: Instant) -> Result<u64> {
+    let client = of(node)?;
+    loop {
+        let why = match state(&client).await {
+            Ok(leader) => return Ok(leader),
+            Err(why) => why,
+        };
+        if Instant::now() >= ends {
+            return Err(Failed::local(format!(
+                "node {} does not serve after {} s ({why}); see {}",
+                node.id,
+                START_WAIT.as_secs(),
+                node.log.display()
+            )));
+        }
+        tokio::time::sleep(ASK_EVERY).await;
+    }
+}
+
+/// The leader, if the node serves and knows one; otherwise the reason why not.
+pub(super) async fn state(client: &Client) -> std::result::Result<u64, String> {
     match client.is_serving().await {
         Ok(true) => {}
         Ok(false) => return Err("it says NOT_SERVING".to_owned()),
@@ -54,7 +58,7 @@ async fn state(client: &Client) -> std::result::Result<u64, String> {
 }
 
 /// A client that asks this node and no other.
-fn of(node: &Node) -> Result<Client> {
+pub(super) fn of(node: &Node) -> Result<Client> {
     Client::builder()
         .endpoints([&node.client])
         .deadline(ANSWER_WAIT)
