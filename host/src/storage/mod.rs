@@ -54,6 +54,7 @@ mod ops;
 mod reader;
 mod sizes;
 mod snapshots;
+mod staging;
 mod state;
 mod tree;
 mod writer;

@@ -8,8 +8,11 @@ use openraft::storage::IOFlushed;
 use super::*;
 use crate::{
     crypto::MasterKey,
-    storage::{Disk, Identity, Keys, check},
-    types::{ModuleId, raft::Payload},
+    storage::{Disk, Identity, Keys, check, format, mark::Mark},
+    types::{
+        ModuleId,
+        raft::{LogId, Payload},
+    },
 };
 
 fn entries(term: u64, indexes: std::ops::Range<u64>) -> Op {
@@ -50,11 +53,11 @@ fn what_rides_along_is_never_there_first() {
     // The pack that the truncation cuts through is gone: it fails as late as it can.
     let mut batch = Batch::default();
     batch.remove(format::part_key(0, 0));
-    writer.tree.apply(batch).unwrap();
+    Tree::apply(&writer.tree, batch).unwrap();
     let ops = vec![Op::Truncate(Some(7)), entries(2, 8..9)];
     let committed = LogId::new_term_index(2, 8);
     writer.commit_all(ops, Some(committed)).unwrap_err();
-    assert!(writer.tree.get(format::COMMITTED).unwrap().is_none());
+    assert!(Tree::get(&writer.tree, format::COMMITTED).unwrap().is_none());
 }
 
 /// What follows on a purge alone is never there without it, wherever in a batch it comes.
