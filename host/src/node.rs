@@ -160,6 +160,7 @@ fn port_options(config: &Config) -> api::Options {
         connections_max: file_limit::connections_max(config.connections.max, members),
         connection_idle: config.connections.idle,
         connection_age: config.connections.age,
+        subscriptions_per_connection_max: config.connections.subscriptions_each,
         ..api::Options::default()
     }
 }
@@ -167,7 +168,11 @@ fn port_options(config: &Config) -> api::Options {
 /// Everything below Raft: keys, storage, the machine.
 fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
     let master_key = master_key(&config.master_key)?;
-    let engine = Engine::new(&machine::Limits::default()).map_err(startup)?;
+    let limits = machine::Limits {
+        subscriptions_max: config.connections.subscriptions,
+        ..machine::Limits::default()
+    };
+    let engine = Engine::new(&limits).map_err(startup)?;
     let given = component(config)?;
     let shared = config
         .compile_cache

@@ -153,7 +153,7 @@ impl Limits {
     }
 }
 
-/// The limits of clients' connections.
+/// The limits of clients' connections and subscriptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
     /// Connections at once. Absent: 4096, or what the limit of open files leaves.
@@ -163,6 +163,10 @@ pub struct ConnectionLimits {
     pub idle: Option<Duration>,
     /// A connection of this age is closed once its calls have ended; absent: never, which is the default.
     pub age: Option<Duration>,
+    /// Subscriptions of the node at once. Default 10,000.
+    pub subscriptions: usize,
+    /// Subscriptions of one connection at once. Default 512, at most 1,000: calls need room beside them.
+    pub subscriptions_each: usize,
 }
 
 /// When a snapshot is taken, after which the log before it is purged.

@@ -114,6 +114,14 @@ pub struct Settings {
     #[arg(long, env = "CONCLAVE_COMMANDS_IN_FLIGHT_MAX", value_name = "COUNT")]
     pub commands_in_flight_max: Option<usize>,
 
+    /// Subscriptions of a node at once [default: 10000]
+    #[arg(long, env = "CONCLAVE_SUBSCRIPTIONS_MAX", value_name = "COUNT")]
+    pub subscriptions_max: Option<usize>,
+
+    /// Subscriptions of one connection at once [default: 512]
+    #[arg(long, env = "CONCLAVE_SUBSCRIPTIONS_PER_CONNECTION_MAX", value_name = "COUNT")]
+    pub subscriptions_per_connection_max: Option<usize>,
+
     /// Connections that clients may hold at once [default: 4096, or what the limit of open files leaves]
     #[arg(long, env = "CONCLAVE_CONNECTIONS_MAX", value_name = "COUNT")]
     pub connections_max: Option<usize>,
@@ -237,6 +245,10 @@ impl Settings {
             fuel_per_state_call: self.fuel_per_state_call.or(file.fuel_per_state_call),
             memory_bytes_max: self.memory_bytes_max.or(file.memory_bytes_max),
             commands_in_flight_max: self.commands_in_flight_max.or(file.commands_in_flight_max),
+            subscriptions_max: self.subscriptions_max.or(file.subscriptions_max),
+            subscriptions_per_connection_max: self
+                .subscriptions_per_connection_max
+                .or(file.subscriptions_per_connection_max),
             connections_max: self.connections_max.or(file.connections_max),
             connection_idle_ms: self.connection_idle_ms.or(file.connection_idle_ms),
             connection_age_ms: self.connection_age_ms.or(file.connection_age_ms),

@@ -297,7 +297,14 @@ fn connections(settings: &Settings) -> Result<ConnectionLimits, ConfigError> {
         time @ 1_000..=604_800_000 => Ok(Some(Duration::from_millis(time))),
         time => Err(invalid(name, time, "must be between 1000 and 604800000, or 0 for no limit")),
     };
+    let count = |name, given: Option<usize>, default, most| match given.unwrap_or(default) {
+        count if (1..=most).contains(&count) => Ok(count),
+        count => Err(invalid(name, count, format!("must be between 1 and {most}"))),
+    };
+    let each = settings.subscriptions_per_connection_max;
     Ok(ConnectionLimits {
+        subscriptions: count("subscriptions_max", settings.subscriptions_max, 10_000, 1_000_000)?,
+        subscriptions_each: count("subscriptions_per_connection_max", each, 512, 1_000)?,
         max: settings.connections_max,
         idle: time("connection_idle_ms", settings.connection_idle_ms, 1_800_000)?,
         age: time("connection_age_ms", settings.connection_age_ms, 0)?,
@@ -346,6 +353,8 @@ mod tests {
             (|s| s.cluster_id = None, "--cluster-id"),
             (|s| s.listen_peer = Some("localhost".into()), "listen_peer = localhost"),
             (|s| s.connections_max = Some(0), "between 1 and"),
+            (|s| s.subscriptions_max = Some(0), "subscriptions_max = 0: must be between 1 and"),
+            (|s| s.subscriptions_per_connection_max = Some(1_024), "between 1 and 1000"),
             (|s| s.connection_idle_ms = Some(1), "or 0 for no limit"),
             (|s| s.snapshot_interval_ms = Some(1), "or 0 for never"),
             (|s| s.cluster_id = Some("a b".into()), "letters, digits"),

@@ -7,10 +7,7 @@ use std::cell::RefCell;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{
-    storage::format::PackHead,
-    types::raft::Payload,
-};
+use crate::{storage::format::PackHead, types::raft::Payload};
 
 /// A tree in memory.
 #[derive(Default)]
@@ -61,7 +58,10 @@ impl Memory {
             let Some((first, part)) = format::parse_part_key(key) else { continue };
             assert_eq!(part, 0);
             let head = PackHead::parse(value.clone()).unwrap();
-            assert!(previous.is_none_or(|previous| head.previous == previous), "packs out of order");
+            assert!(
+                previous.is_none_or(|previous| head.previous == previous),
+                "packs out of order"
+            );
             previous = Some(head.sequence);
             log.extend(head.decode(first).unwrap().iter().map(|entry| entry.log_id));
         }
