@@ -15,6 +15,7 @@ use crate::{
 pub struct Builder {
     endpoints: Vec<String>,
     deadline: Duration,
+    long_deadline: Option<Duration>,
     attempt_timeout: Option<Duration>,
     connect_timeout: Duration,
     connections: usize,
@@ -28,6 +29,7 @@ impl Default for Builder {
         Self {
             endpoints: Vec::new(),
             deadline: Duration::from_secs(10),
+            long_deadline: None,
             attempt_timeout: None,
             connect_timeout: Duration::from_secs(1),
             connections: 1,
@@ -51,14 +53,21 @@ impl Builder {
         self
     }
 
+    /// How long calls may take that take long by nature: to push, rehearse and activate a component, to verify the nodes'
+    /// states, to take a snapshot. Default: as long as each usually needs, one to five minutes.
+    pub fn long_deadline(mut self, deadline: Duration) -> Self {
+        self.long_deadline = Some(deadline);
+        self
+    }
+
     /// How long one attempt of a repeatable call may take before the next node is asked. Default: a
-    /// quarter of the call's deadline.
+    /// quarter of the call's deadline; calls that take long by nature have all of it.
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = Some(timeout);
         self
     }
 
-    /// How long connecting may take, with the look-up of the name. Default: 1 second.
+    /// How long connecting may take, from the look-up of the name to the node's first bytes. Default: 1 second.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
@@ -92,7 +101,8 @@ impl Builder {
 
     /// Checks the settings. Fails if there is no endpoint or one is not `host:port`.
     pub fn build(self) -> Result<Client, Error> {
-        if self.deadline.is_zero() {
+        if self.deadline.is_zero() || self.long_deadline.is_some_and(|deadline| deadline.is_zero())
+        {
             return Err(Error::invalid("a deadline of zero leaves no time for a call"));
         }
         let nodes = Nodes::new(
@@ -105,6 +115,7 @@ impl Builder {
             shared: Arc::new(Shared {
                 nodes,
                 deadline: self.deadline,
+                long_deadline: self.long_deadline,
                 attempt_timeout: self.attempt_timeout,
                 consistency: self.consistency,
                 response_bytes_max: self.response_bytes_max,

@@ -24,6 +24,9 @@ use crate::{
     retry::{self, Failure, LEADER},
 };
 
+/// The time that is left for a node's answer, at most, when it ends a call at the deadline.
+const ANSWER_TIME: Duration = Duration::from_millis(50);
+
 /// A client of one cluster. Clones share its connections.
 #[derive(Clone)]
 pub struct Client {
@@ -33,6 +36,7 @@ pub struct Client {
 pub(crate) struct Shared {
     pub(crate) nodes: Nodes,
     pub(crate) deadline: Duration,
+    pub(crate) long_deadline: Option<Duration>,
     pub(crate) attempt_timeout: Option<Duration>,
     pub(crate) consistency: Consistency,
     pub(crate) response_bytes_max: usize,
@@ -130,10 +134,14 @@ impl Client {
         Fut: Future<Output = Result<Response<T>, Status>>,
     {
         let shared = &self.shared;
-        let deadline = options.deadline.unwrap_or(shared.deadline);
+        let usual = match options.long {
+            Some(usually) => shared.long_deadline.unwrap_or(usually),
+            None => shared.deadline,
+        };
+        let deadline = options.deadline.unwrap_or(usual);
         let consistency = options.consistency.unwrap_or(shared.consistency);
         let ends = Instant::now() + deadline;
-        let spread = options.read && consistency == Consistency::Stale;
+        let spread = options.spread || options.read && consistency == Consistency::Stale;
         let mut history = History::default();
         let mut tried: Vec<Arc<Node>> = Vec::new();
         let mut round = 0;
@@ -203,14 +211,14 @@ impl Client {
     }
 
     /// A hung node must not eat the deadline of a call that another node could answer. A write that
-    /// may not be repeated gains nothing from an early end: it may wait as long as it likes.
+    /// may not be repeated gains nothing from an early end, and a call that takes long by nature would never end.
     fn attempt_limit(
         &self,
         deadline: Duration,
         remaining: Duration,
         options: &CallOptions,
     ) -> Duration {
-        if !options.repeatable() {
+        if !options.repeatable() || options.long.is_some() {
             return remaining;
         }
         self.shared.attempt_timeout.unwrap_or(deadline / 4).min(remaining)
@@ -238,6 +246,8 @@ fn metadata(consistency: Consistency, options: &CallOptions, limit: Duration) ->
     if options.read && consistency != Consistency::Linearizable {
         metadata.insert("conclave-consistency", MetadataValue::from_static(consistency.name()));
     }
+    // A node that ends in time can still say whether it has proposed the call.
+    let limit = limit - (limit / 20).min(ANSWER_TIME);
     // gRPC allows eight digits: milliseconds last for a day.
     let milliseconds = limit.as_millis().clamp(1, 99_999_999);
     if let Ok(timeout) = MetadataValue::try_from(format!("{milliseconds}m")) {
@@ -252,12 +262,15 @@ struct History {
     tried: Tried,
     last: Option<Failure>,
     maybe_applied: bool,
+    /// A node answered.
+    answered: bool,
 }
 
 impl History {
     fn add(&mut self, address: &str, failure: Failure) {
         self.tried.add(address, &failure.message);
         self.maybe_applied |= failure.maybe_applied;
+        self.answered |= !failure.silent;
         self.last = Some(failure);
     }
 
@@ -267,7 +280,9 @@ impl History {
             Some(failure) if failure.code != Code::DeadlineExceeded => Code::Unavailable,
             _ => Code::DeadlineExceeded,
         };
-        Error::new(code, format!("no answer within {}", plain(deadline)))
+        let what = if self.answered { "success" } else { "answer" };
+        Error::new(code, format!("no {what} within {}", plain(deadline)))
+            .with_silence(!self.answered)
             .with_unknown_outcome(!options.read && self.maybe_applied)
             .with_tried(self.tried)
     }

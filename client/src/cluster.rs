@@ -1,5 +1,7 @@
 //! What operators ask of the nodes.
 
+use std::time::Duration;
+
 use prost::Message;
 use tonic::Code;
 
@@ -15,6 +17,8 @@ use crate::{
 };
 
 const SERVING: u8 = 1;
+/// The usual time for work on a whole state.
+const MINUTE: Duration = Duration::from_secs(60);
 
 impl Client {
     /// The cluster as the answering node sees it. Works without a leader.
@@ -26,7 +30,7 @@ impl Client {
     /// Makes one node take a snapshot now and purge its log up to it; answers with the index.
     pub async fn snapshot(&self) -> Result<u64, Error> {
         // A second snapshot does no harm.
-        let options = CallOptions::write().retry_unknown(true);
+        let options = CallOptions::write().retry_unknown(true).long(MINUTE);
         let response: SnapshotResponse = self
             .call("conclave.cluster.v1.Cluster/Snapshot", &SnapshotRequest {}, &options)
             .await?;
@@ -37,7 +41,7 @@ impl Client {
     /// answer, and so are nodes that did not answer until shortly before the deadline.
     pub async fn verify(&self) -> Result<VerifyResponse, Error> {
         // A second verification does no harm.
-        let options = CallOptions::write().retry_unknown(true);
+        let options = CallOptions::write().retry_unknown(true).long(MINUTE);
         self.call("conclave.cluster.v1.Cluster/Verify", &VerifyRequest {}, &options).await
     }
 

@@ -16,7 +16,7 @@ use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     error::{Error, plain},
-    retry::connect_cause,
+    heard,
 };
 
 /// A node that does not answer is left alone for this long at first, then twice as long each time.
@@ -77,7 +77,6 @@ impl Node {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|cause| Error::invalid(format!("{address} is not an address: {cause}")))?
             .connect_timeout(connect_timeout)
-            .tcp_nodelay(true)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)
             .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -115,16 +114,16 @@ impl Node {
             return Err(message.clone());
         }
         // The endpoint's own timeout leaves out the look-up of the name.
-        let message =
-            match tokio::time::timeout(self.connect_timeout, self.endpoint.connect()).await {
-                Ok(Ok(channel)) => {
-                    gate.made += 1;
-                    slot.set(Some((gate.made, channel.clone())));
-                    return Ok(Loan { channel, slot: at, made: gate.made });
-                }
-                Ok(Err(cause)) => connect_cause(&cause),
-                Err(_) => format!("no connection within {}", plain(self.connect_timeout)),
-            };
+        let connecting = heard::connect(&self.endpoint, self.connect_timeout);
+        let message = match tokio::time::timeout(self.connect_timeout, connecting).await {
+            Ok(Ok(channel)) => {
+                gate.made += 1;
+                slot.set(Some((gate.made, channel.clone())));
+                return Ok(Loan { channel, slot: at, made: gate.made });
+            }
+            Ok(Err(cause)) => cause,
+            Err(_) => format!("no connection within {}", plain(self.connect_timeout)),
+        };
         gate.failed = Some((Instant::now(), message.clone()));
         Err(message)
     }

@@ -12,6 +12,8 @@ struct Inner {
     code: Code,
     message: String,
     outcome_unknown: bool,
+    /// No node has answered.
+    silence: bool,
     trap: Option<String>,
     tried: Tried,
 }
@@ -27,6 +29,7 @@ impl Error {
             code,
             message: message.into(),
             outcome_unknown: false,
+            silence: false,
             trap: None,
             tried: Tried::default(),
         }))
@@ -34,6 +37,11 @@ impl Error {
 
     pub(crate) fn with_unknown_outcome(mut self, unknown: bool) -> Self {
         self.0.outcome_unknown = unknown;
+        self
+    }
+
+    pub(crate) fn with_silence(mut self, silence: bool) -> Self {
+        self.0.silence = silence;
         self
     }
 
@@ -81,6 +89,18 @@ impl Error {
     /// same call is likely to trap again.
     pub fn trap_kind(&self) -> Option<&str> {
         self.0.trap.as_deref()
+    }
+
+    /// No node answered until the deadline.
+    pub fn is_unreachable(&self) -> bool {
+        self.0.silence
+    }
+
+    /// The call certainly had no effect: no node could serve it in time, or the state machine trapped over it. False for
+    /// answers, of which a state machine's failure is one.
+    pub fn not_applied(&self) -> bool {
+        !self.outcome_unknown()
+            && (self.is_unavailable() || self.is_deadline() || self.0.trap.is_some())
     }
 
     /// The write may have been applied, or may still be. Always false for reads.

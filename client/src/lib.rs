@@ -1,8 +1,9 @@
 //! Client for Conclave.
 //!
 //! A [`Client`] knows some nodes of a cluster and finds the leader by itself: every answer names it.
-//! It keeps its connections, asks another node when one is down or silent, and goes on with growing,
-//! jittered pauses until the call's deadline.
+//! It keeps its connections, asks another node when one is down, silent or busy, and continues with growing,
+//! jittered pauses until the call's deadline. The first node that it asks is drawn by lot, and subscriptions are spread over
+//! the nodes.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), conclave_client::Error> {
@@ -22,12 +23,12 @@
 //!
 //! | failed with | read | write | write with [`CallOptions::retry_unknown`] |
 //! |---|---|---|---|
-//! | no connection; UNAVAILABLE with `conclave-leader` or `conclave-outcome: not-applied` | yes | yes | yes |
+//! | no connection; a stream that the node refused (REFUSED_STREAM, GOAWAY); UNAVAILABLE with `conclave-leader`, or any of the next row's codes with `conclave-outcome: not-applied` | yes | yes | yes |
 //! | UNAVAILABLE otherwise (a proxy may have lost the call); connection lost under the call; no answer in time; `conclave-outcome: unknown` | yes | **no** | yes |
 //! | any other answer: the state machine's failure, a trap, a limit | no | no | no |
 //!
 //! A node that is busy answers UNAVAILABLE with `not-applied`, so calls are retried until there is room. A trap is
-//! INTERNAL with [`Error::trap_kind`]. `docs/errors.md` has all codes.
+//! INTERNAL with [`Error::trap_kind`]. `docs/clients.md` has all codes.
 //!
 //! A write whose outcome is unknown may have been applied, so repeating it may apply it twice. That is
 //! the caller's to allow; [`Error::outcome_unknown`] tells when it was not.
@@ -43,6 +44,7 @@ mod cluster;
 mod codec;
 mod connection;
 mod error;
+mod heard;
 mod kv;
 mod method;
 mod modules;

@@ -59,7 +59,7 @@ impl Client {
             // A piece that comes twice does no harm.
             let mut options = CallOptions::write().retry_unknown(true);
             if end == component.len() {
-                options = options.deadline(LONG);
+                options = options.long(LONG);
             }
             let answer: PushModuleResponse =
                 self.call("conclave.cluster.v1.Cluster/PushModule", &request, &options).await?;
@@ -91,7 +91,7 @@ impl Client {
     /// Makes every voter rehearse a module, and waits for them. `module` is its id, or the id's beginning.
     pub async fn rehearse_module(&self, module: &str) -> Result<RehearseModuleResponse, Error> {
         let request = RehearseModuleRequest { module: module.to_owned() };
-        let options = CallOptions::write().retry_unknown(true).deadline(LONG);
+        let options = CallOptions::write().retry_unknown(true).long(LONG);
         self.call("conclave.cluster.v1.Cluster/RehearseModule", &request, &options).await
     }
 
@@ -119,7 +119,7 @@ impl Client {
     ) -> Result<ActivateModuleResponse, Error> {
         let Permissions { allow_breaking, without } = permissions.clone();
         let request = ActivateModuleRequest { module: module.to_owned(), allow_breaking, without };
-        let options = CallOptions::write().retry_unknown(true).deadline(ACTIVATION);
+        let options = CallOptions::write().retry_unknown(true).long(ACTIVATION);
         self.call("conclave.cluster.v1.Cluster/ActivateModule", &request, &options).await
     }
 
@@ -141,7 +141,7 @@ impl Client {
     ) -> Result<ActivateModuleResponse, Error> {
         let Permissions { allow_breaking, without } = permissions.clone();
         let request = RollbackModuleRequest { from: from.to_owned(), allow_breaking, without };
-        let options = CallOptions::write().retry_unknown(true).deadline(ACTIVATION);
+        let options = CallOptions::write().retry_unknown(true).long(ACTIVATION);
         self.call("conclave.cluster.v1.Cluster/RollbackModule", &request, &options).await
     }
 }

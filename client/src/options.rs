@@ -35,6 +35,10 @@ pub struct CallOptions {
     pub(crate) retry_unknown: bool,
     pub(crate) deadline: Option<Duration>,
     pub(crate) consistency: Option<Consistency>,
+    /// Ask the nodes in turn, not the leader first.
+    pub(crate) spread: bool,
+    /// For a call that takes long by nature: how long it usually may.
+    pub(crate) long: Option<Duration>,
 }
 
 impl CallOptions {
@@ -46,7 +50,14 @@ impl CallOptions {
     /// The call may change something: it is retried only after a failure that says that it was not
     /// applied.
     pub fn write() -> Self {
-        Self { read: false, retry_unknown: false, deadline: None, consistency: None }
+        Self {
+            read: false,
+            retry_unknown: false,
+            deadline: None,
+            consistency: None,
+            spread: false,
+            long: None,
+        }
     }
 
     /// Declares that applying the write twice is as good as once, so that it is retried also when
@@ -68,6 +79,13 @@ impl CallOptions {
     /// How fresh a read must be. The client's consistency if not set.
     pub fn consistency(mut self, consistency: Consistency) -> Self {
         self.consistency = Some(consistency);
+        self
+    }
+
+    /// Declares that the call takes long by nature. One attempt may then use all of its time, and the time is
+    /// [`Builder::long_deadline`](crate::Builder::long_deadline) or else `usually`, unless [`CallOptions::deadline`] is set.
+    pub fn long(mut self, usually: Duration) -> Self {
+        self.long = Some(usually);
         self
     }
 

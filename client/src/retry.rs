@@ -92,7 +92,7 @@ impl Failure {
         };
         let (message, stage) = root_cause(cause);
         match stage {
-            Stage::Connecting => Self::connect(message),
+            Stage::Unsent => Self::connect(message),
             Stage::Waiting => Self::timeout("no answer in time".to_owned()),
             Stage::Under => Self { maybe_applied: true, ..Self::connect(message) },
         }
@@ -114,7 +114,8 @@ fn may_hide_an_effect(code: Code) -> bool {
 
 /// How far an attempt came that ended without an answer.
 enum Stage {
-    Connecting,
+    /// The node has not looked at the request.
+    Unsent,
     /// The connection was lost under the request.
     Under,
     /// tonic's own timer, which runs beside ours, ended it.
@@ -126,8 +127,8 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> (String, Stage) {
     let mut stage = Stage::Under;
     let mut at = error;
     loop {
-        if at.is::<ConnectError>() {
-            stage = Stage::Connecting;
+        if at.is::<ConnectError>() || is_unprocessed(at) {
+            stage = Stage::Unsent;
         } else if at.is::<TimeoutExpired>() {
             stage = Stage::Waiting;
         }
@@ -136,6 +137,16 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> (String, Stage) {
             None => return (plain_io(at), stage),
         }
     }
+}
+
+/// The node refused the stream before it looked at it, or stopped taking new ones (RFC 9113, sections 6.8 and 8.7); or
+/// the connection was closed before the request was written.
+fn is_unprocessed(error: &(dyn std::error::Error + 'static)) -> bool {
+    let refused = error.downcast_ref::<h2::Error>().is_some_and(|error| {
+        error.is_remote()
+            && (error.is_go_away() || error.reason() == Some(h2::Reason::REFUSED_STREAM))
+    });
+    refused || error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
 }
 
 /// "connection refused", without the operating system's number.

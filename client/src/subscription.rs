@@ -58,7 +58,7 @@ impl Client {
         let request = request.into();
         let bytes_max = self.shared.response_bytes_max;
         // It changes nothing, so any failure that passes may be tried again.
-        let options = CallOptions { read: true, ..options.clone() };
+        let options = CallOptions { read: true, spread: true, ..options.clone() };
         let response = self
             .run(&options, |channel, mut metadata| {
                 // The node would take it for the life of the stream.

@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes};
 use tokio::{
-    io::AsyncReadExt,
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
     runtime::{Builder, Runtime},
 };
@@ -87,8 +87,30 @@ pub(crate) fn slow_node(script: impl Fn(Call) -> Reply + Send + Sync + 'static) 
     Node { address, calls, runtime: Some(runtime) }
 }
 
+/// Refuses the first stream of a connection (RST_STREAM with REFUSED_STREAM).
+pub(crate) const REFUSED_STREAM: &[u8] = b"\0\0\x04\x03\0\0\0\0\x01\0\0\0\x07";
+/// Takes no streams any more, and has looked at none.
+pub(crate) const GO_AWAY: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0";
+/// Settings without any.
+const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
+
 /// A peer that takes connections, waits for a request and hangs up.
 pub(crate) fn hangs_up() -> Node {
+    answers_with(b"")
+}
+
+/// A peer whose kernel takes connections, and which does nothing itself.
+pub(crate) fn frozen() -> Node {
+    let (runtime, listener, address) = listen();
+    runtime.spawn(async move {
+        std::future::pending::<()>().await;
+        drop(listener);
+    });
+    Node { address, calls: Arc::default(), runtime: Some(runtime) }
+}
+
+/// A peer that takes connections, waits for a request, answers with a frame and hangs up.
+pub(crate) fn answers_with(frame: &'static [u8]) -> Node {
     let (runtime, listener, address) = listen();
     let calls = Arc::new(AtomicUsize::new(0));
     let counted = Arc::clone(&calls);
@@ -96,7 +118,10 @@ pub(crate) fn hangs_up() -> Node {
         let listener = TcpListener::from_std(listener).unwrap();
         while let Ok((mut stream, _)) = listener.accept().await {
             counted.fetch_add(1, Ordering::SeqCst);
+            let _ = stream.write_all(SETTINGS).await;
             read_past_the_preface(&mut stream).await;
+            let _ = stream.write_all(frame).await;
+            let _ = stream.shutdown().await;
         }
     });
     Node { address, calls, runtime: Some(runtime) }

@@ -11,7 +11,9 @@ use conclave_client::{
 };
 use tonic::{Code, Status, metadata::MetadataMap};
 
-use crate::fake::{answer, error, hangs_up, nobody, node, slow_node};
+use crate::fake::{
+    GO_AWAY, REFUSED_STREAM, answer, answers_with, error, frozen, hangs_up, nobody, node, slow_node,
+};
 
 const SAY: &str = "test.v1.Echo/Say";
 
@@ -181,6 +183,67 @@ async fn a_write_waits_for_its_answer_until_the_deadline() {
         })
     });
     client(&slow.address, 1000).call_raw(SAY, "").await.unwrap();
+}
+
+/// Goal: what the node has not looked at was not applied. A graceful restart made writes fail.
+#[tokio::test]
+async fn a_stream_that_was_refused_was_not_applied() {
+    for frame in [REFUSED_STREAM, GO_AWAY] {
+        let refusing = answers_with(frame);
+        let error = client(&refusing.address, 400).call_raw(SAY, "").await.unwrap_err();
+        assert!(error.is_unavailable() && error.not_applied(), "{error:?}");
+        assert!(refusing.calls() > 1, "it is retried");
+        let healthy = node(|_| answer(b"done", ""));
+        for _ in 0..8 {
+            let client = Client::builder().endpoints([&refusing.address, &healthy.address]);
+            client.build().unwrap().call_raw(SAY, "").await.unwrap();
+        }
+    }
+}
+
+/// Goal: nothing is sent to a process that is frozen, whose kernel takes connections all the same.
+#[tokio::test]
+async fn a_write_goes_round_a_node_that_is_frozen() {
+    let (frozen, healthy) = (frozen(), node(|_| answer(b"done", "")));
+    for _ in 0..8 {
+        let client = Client::builder()
+            .endpoints([&frozen.address, &healthy.address])
+            .connect_timeout(Duration::from_millis(200));
+        client.build().unwrap().call_raw(SAY, "").await.unwrap();
+    }
+    let error = client(&frozen.address, 1500).call_raw(SAY, "").await.unwrap_err();
+    assert!(error.is_unreachable() && error.not_applied(), "{error:?}");
+    assert!(error.to_string().contains("no connection within 1 s"), "{error}");
+}
+
+/// Goal: one attempt of a call that takes long has all its time, and the time is the caller's.
+#[tokio::test]
+async fn a_long_call_is_not_cut_into_attempts() {
+    let slow = slow_node(|_| {
+        Box::pin(async {
+            tokio::time::sleep(Duration::from_millis(600)).await;
+            answer(b"late", "")
+        })
+    });
+    let long = repeatable().long(Duration::from_secs(30));
+    client(&slow.address, 400).call_raw_with(SAY, "", &long).await.unwrap();
+    assert_eq!(slow.calls(), 1);
+
+    let hung = slow_node(|_| Box::pin(std::future::pending()));
+    let impatient = Client::builder().endpoints([&hung.address]);
+    let impatient = impatient.long_deadline(Duration::from_millis(300)).build().unwrap();
+    let began = Instant::now();
+    let error = impatient.call_raw_with(SAY, "", &long).await.unwrap_err();
+    assert!(error.is_deadline() && began.elapsed() < Duration::from_secs(20), "{error:?}");
+}
+
+#[tokio::test]
+async fn an_error_says_whether_a_node_answered() {
+    let electing = node(|_| Err(error(Code::Unavailable, None, true)));
+    let error = client(&electing.address, 300).call_raw(SAY, "").await.unwrap_err();
+    assert!(!error.is_unreachable() && error.message().contains("no success within"), "{error}");
+    let error = client(&nobody(), 300).call_raw(SAY, "").await.unwrap_err();
+    assert!(error.is_unreachable() && error.message().contains("no answer within"), "{error}");
 }
 
 /// Goal: a node is told how long the caller waits.
