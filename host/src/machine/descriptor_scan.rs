@@ -64,8 +64,10 @@ pub(super) fn check(descriptor_set: &[u8]) -> Result<(), LoadError> {
             file = String::from_utf8_lossy(bytes).into_owned();
         }
         if part == Part::File && number == 12 && !SYNTAXES.contains(&bytes) {
+            let editions = if bytes == b"editions" { " (it declares an edition)" } else { "" };
             return Err(LoadError::Descriptor(format!(
-                "{file} has the syntax {:?}; use proto2 or proto3",
+                "{file} has the syntax {:?}{editions}, which this version does not read: write `syntax = \"proto3\";` \
+                 or `syntax = \"proto2\";` in it",
                 super::cut(&String::from_utf8_lossy(bytes), 64)
             )));
         }
@@ -158,6 +160,7 @@ mod tests {
         for syntax in ["", "editions", "proto4"] {
             let refusal = refusal(&file(Some(syntax)));
             assert!(refusal.contains(&format!("a.proto has the syntax {syntax:?}")), "{refusal}");
+            assert_eq!(refusal.contains("an edition"), syntax == "editions", "{refusal}");
         }
         for syntax in [None, Some("proto2"), Some("proto3")] {
             check(&file(syntax)).unwrap();

@@ -7,6 +7,7 @@ use prost_reflect::{
 };
 
 use super::{descriptor_scan, error::LoadError};
+use crate::types::services;
 
 /// One method of the machine's services.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +69,7 @@ pub(super) fn methods(descriptor_set: &[u8]) -> Result<Vec<MethodSpec>, LoadErro
     };
     let mut names = BTreeSet::new();
     let mut methods = Vec::new();
-    for service in pool.services() {
+    for service in services::own(&pool) {
         let service_name = service.full_name();
         if let Some(reserved) =
             RESERVED.iter().find(|reserved| service_name.starts_with(**reserved))

@@ -14,7 +14,7 @@ use prost_reflect::{
     MethodDescriptor, prost_types::method_options::IdempotencyLevel,
 };
 
-use crate::types::modules::Change;
+use crate::types::{modules::Change, services};
 
 /// Changes that are told; a machine that has nothing in common with the other would give thousands.
 pub const CHANGES_MAX: usize = 200;
@@ -41,7 +41,8 @@ pub fn compare(from: &[u8], to: &[u8]) -> Vec<Change> {
 }
 
 fn methods(pool: &DescriptorPool) -> BTreeMap<String, MethodDescriptor> {
-    let methods = pool.services().flat_map(|service| service.methods().collect::<Vec<_>>());
+    let services = services::own(pool);
+    let methods = services.iter().flat_map(|service| service.methods().collect::<Vec<_>>());
     let named = methods.map(|method| {
         (format!("{}/{}", method.parent_service().full_name(), method.name()), method)
     });

@@ -6,7 +6,7 @@ use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor};
 use serde_json::Value;
 
-use crate::machine::Module;
+use crate::{machine::Module, types::services};
 
 /// The messages of one module.
 pub struct Messages(DescriptorPool);
@@ -33,7 +33,8 @@ impl Messages {
     /// # Errors
     /// What is wrong with it, or which methods there are.
     pub fn encode_request(&self, method: &str, request: &Value) -> Result<Bytes, String> {
-        if self.0.services().len() == 0 {
+        let services = services::own(&self.0);
+        if services.is_empty() {
             let bytes = match request {
                 Value::String(text) => BASE64.decode(text).ok(),
                 Value::Object(fields) if fields.is_empty() => Some(Vec::new()),
@@ -45,7 +46,7 @@ impl Messages {
             });
         }
         let found = self.method(method).ok_or_else(|| {
-            let methods = self.0.services().flat_map(|service| {
+            let methods = services.iter().flat_map(|service| {
                 let of = service.full_name().to_owned();
                 service
                     .methods()

@@ -1,13 +1,15 @@
 //! The words that the layers share.
 //!
 //! `mod.rs` is plain data: calls, commands, outcomes. [`limits`] has the defaults of limits, [`modules`] is what
-//! the log says of modules, [`status`] what nodes say of themselves, [`raft`] binds the words to openraft,
-//! [`convert`] to their bytes on disk and between peers. The machine layer uses only this file and [`limits`].
+//! the log says of modules, [`services`] which services of a descriptor set are a component's, [`status`] what nodes
+//! say of themselves, [`raft`] binds the words to openraft, [`convert`] to their bytes on disk and between peers. The
+//! machine layer uses only this file, [`limits`] and [`services`].
 
 pub mod convert;
 pub mod limits;
 pub mod modules;
 pub mod raft;
+pub mod services;
 pub mod status;
 
 use std::{fmt, sync::Arc};

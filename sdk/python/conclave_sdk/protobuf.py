@@ -68,7 +68,7 @@ def method_types(descriptor_set: bytes) -> dict[str, MethodType]:
     """The methods, by `package.Service/Method`."""
     pool, files = _pool(descriptor_set)
     types = {}
-    for file in files:
+    for file in _own(files):
         for service in file.service:
             name = f"{file.package}.{service.name}" if file.package else service.name
             for method in pool.FindServiceByName(name).methods:
@@ -80,6 +80,27 @@ def method_types(descriptor_set: bytes) -> dict[str, MethodType]:
                     message_factory.GetMessageClass(method.output_type),
                 )
     return types
+
+
+def _own(files) -> list:
+    """The files whose services the host serves. A descriptor set has all imports, whose services are not the
+    machine's, unless their package is that of a file that no other imports or lies in it, or an own file imports
+    them publicly."""
+    imported = {name for file in files for name in file.dependency}
+    packages = {file.package for file in files if file.name not in imported}
+
+    def lies_in(package: str, outer: str) -> bool:
+        return package == outer or (outer != "" and package.startswith(outer + "."))
+
+    by_name = {file.name: file for file in files}
+    queue = [file for file in files if any(lies_in(file.package, outer) for outer in packages)]
+    own = set()
+    while queue:
+        file = queue.pop()
+        if file.name not in own:
+            own.add(file.name)
+            queue += [by_name[file.dependency[at]] for at in file.public_dependency]
+    return [file for file in files if file.name in own]
 
 
 def check_handlers(types: dict[str, MethodType], handlers: dict[str, str]) -> None:

@@ -3,7 +3,7 @@
 //! Of a descriptor set the few fields are read that name methods and say their kind: the numbers are
 //! those of google/protobuf/descriptor.proto, which never change.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use prost::Message;
 
@@ -19,8 +19,14 @@ struct FileDescriptorSet {
 
 #[derive(Message)]
 struct File {
+    #[prost(string, tag = "1")]
+    name: String,
     #[prost(string, tag = "2")]
     package: String,
+    #[prost(string, repeated, tag = "3")]
+    dependency: Vec<String>,
+    #[prost(int32, repeated, packed = "false", tag = "10")]
+    public_dependency: Vec<i32>,
     #[prost(message, repeated, tag = "6")]
     service: Vec<Service>,
 }
@@ -109,7 +115,8 @@ fn described(descriptor_set: &[u8]) -> BTreeMap<String, Described> {
     let set = FileDescriptorSet::decode(descriptor_set)
         .unwrap_or_else(|error| panic!("the descriptor set does not decode: {error}"));
     let mut methods = BTreeMap::new();
-    for file in &set.file {
+    let own = own_files(&set);
+    for file in set.file.iter().filter(|file| own.contains(file.name.as_str())) {
         for service in &file.service {
             for method in &service.method {
                 let name = match file.package.as_str() {
@@ -131,4 +138,63 @@ fn described(descriptor_set: &[u8]) -> BTreeMap<String, Described> {
         }
     }
     methods
+}
+
+/// The files whose services the host serves. A descriptor set has all imports, whose services are not the machine's,
+/// unless their package is that of a file that no other imports or lies in it, or an own file imports them publicly.
+fn own_files(set: &FileDescriptorSet) -> BTreeSet<&str> {
+    let imported: BTreeSet<&str> =
+        set.file.iter().flat_map(|file| file.dependency.iter().map(String::as_str)).collect();
+    let roots = set.file.iter().filter(|file| !imported.contains(file.name.as_str()));
+    let packages: BTreeSet<&str> = roots.clone().map(|file| file.package.as_str()).collect();
+    let lies_in = |package: &str, outer: &&str| {
+        let inside = package.strip_prefix(*outer);
+        inside.is_some_and(|rest| rest.is_empty() || (!outer.is_empty() && rest.starts_with('.')))
+    };
+    let inside =
+        set.file.iter().filter(|file| packages.iter().any(|outer| lies_in(&file.package, outer)));
+    let mut queue: Vec<&File> = roots.chain(inside).collect();
+    let mut own = BTreeSet::new();
+    while let Some(file) = queue.pop() {
+        if !own.insert(file.name.as_str()) {
+            continue;
+        }
+        for at in &file.public_dependency {
+            let name = usize::try_from(*at).ok().and_then(|at| file.dependency.get(at));
+            queue.extend(
+                set.file.iter().filter(|other| name.is_some_and(|name| *name == other.name)),
+            );
+        }
+    }
+    own
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn file(name: &str, package: &str, dependency: &[&str], public_dependency: &[i32]) -> File {
+        let method = Method { name: "Do".to_owned(), ..Method::default() };
+        let service = Service { name: "S".to_owned(), method: vec![method] };
+        File {
+            name: name.to_owned(),
+            package: package.to_owned(),
+            dependency: dependency.iter().map(|&name| name.to_owned()).collect(),
+            public_dependency: public_dependency.to_vec(),
+            service: vec![service],
+        }
+    }
+
+    #[test]
+    fn services_of_imports_need_no_handler() {
+        let file = vec![
+            file("long.proto", "google.longrunning", &[], &[]),
+            file("public.proto", "other.v1", &[], &[]),
+            file("admin.proto", "app.v1.admin", &[], &[]),
+            file("app.proto", "app.v1", &["long.proto", "public.proto", "admin.proto"], &[1]),
+        ];
+        let described = described(&FileDescriptorSet { file }.encode_to_vec());
+        let names: Vec<_> = described.keys().map(String::as_str).collect();
+        assert_eq!(names, ["app.v1.S/Do", "app.v1.admin.S/Do", "other.v1.S/Do"]);
+    }
 }
