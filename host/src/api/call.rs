@@ -1,26 +1,43 @@
 //! From a path to an answer.
 //!
-//! Every unary method, the machine's and the host's, takes the same way: found in the table, counted,
-//! read up to the limit, checked, called until its deadline, framed. What streams (health, reflection) is
-//! left to tonic, and subscriptions to [`subscription`]. An answer carries `conclave-index`, if it rests on one, and `conclave-leader`, if there
+//! Every unary method, the machine's and the host's, takes the same way: found in the table, read up to the limit, admitted
+//! as one of the node's calls, checked, called until its deadline, framed. What streams (health, reflection) is
+//! left to tonic, and subscriptions to [`subscription`]. A request that has not arrived whole takes no slot, and neither
+//! does one that was refused. An answer carries `conclave-index`, if it rests on one, and `conclave-leader`, if there
 //! is one, whether it is a yes or a no.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, Response, StatusCode, header::CONTENT_TYPE, request::Parts};
+use futures::{
+    StreamExt as _,
+    future::{Ready, ready},
+    stream::{self, BoxStream},
+};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+    request::Parts,
+};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout, timeout_at};
-use tonic::{Code, Status};
-use tower::{Service, ServiceExt};
+use tonic::{Code, Status, Streaming, server::StreamingService};
+use tonic_prost::ProstCodec;
+use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+use tower::Service;
 
 use super::{
-    Backend, MethodKind, Shared, generic,
+    Backend, MethodKind, Shared,
+    answer::{Answer, Bounded},
+    budget::Reserved,
+    generic,
     listeners::Connection,
-    message::{self, Answer, Outgoing},
+    message::{self, LARGE_BYTES},
     metadata,
     metrics::Flight,
-    modules, status, subscription,
+    modules,
+    reflection::Sent,
+    status, subscription,
     table::{Method, Target},
 };
 use crate::{
@@ -31,6 +48,14 @@ use crate::{
 /// What is dropped of a refused request, and for how long, before its stream is reset.
 const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// A question of reflection names one symbol or file.
+const QUESTION_BYTES_MAX: usize = 64 * 1024;
+/// A stream of reflection on which nothing is asked for so long ends.
+const QUESTION_PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// Nothing above this layer fails: an error is an answer too.
+pub(super) type Outgoing = Result<Response<Answer>, std::convert::Infallible>;
 
 pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
@@ -61,20 +86,16 @@ async fn unary<B: Backend>(
     request: Request<Incoming>,
 ) -> Response<Answer> {
     let (parts, mut body) = request.into_parts();
-    if !metadata::is_grpc(&parts.method, &parts.headers) {
-        return not_grpc();
+    if let Some(status) = metadata::not_grpc(&parts.method, &parts.headers) {
+        return not_grpc(status, &mut body).await;
     }
+    let connection = connection(&parts);
     let began = Instant::now();
-    let calls_max = shared.options.calls_in_flight_max;
-    let (mut flight, admitted) = Flight::begin(&shared.metrics, &method.metrics, began, calls_max);
-    let served = if admitted {
-        call(shared, method, &parts, &mut body, began).await
-    } else {
-        Err(Error::busy(format!(
-            "this node works on {calls_max} calls, as many as it takes at once: try again in a moment"
-        )))
-    };
-    let mut response = match served.and_then(|served| framed(shared, method, served)) {
+    let mut flight = Flight::begin(&method.metrics, began);
+    let served = call(shared, method, &parts, &connection, &mut body, began).await;
+    let framed =
+        served.and_then(|(served, slot)| framed(shared, method, &connection, served, slot));
+    let mut response = match framed {
         Ok((message, index)) => {
             flight.answered(Code::Ok);
             let mut response = Response::new(message);
@@ -112,13 +133,15 @@ pub(super) fn name_leader<B: Backend>(shared: &Shared<B>, response: &mut Respons
     }
 }
 
+/// Reads, admits and serves a call. Returns its slot with what it gave.
 async fn call<B: Backend>(
     shared: &Shared<B>,
     method: &Method,
     parts: &Parts,
+    connection: &Connection,
     body: &mut Incoming,
     began: Instant,
-) -> Result<Served, Error> {
+) -> Result<(Served, Reserved), Error> {
     let options = &shared.options;
     let mut deadlines = options.deadlines;
     if matches!(
@@ -135,10 +158,15 @@ async fn call<B: Backend>(
         Target::Upgrade(_) => modules::PIECE_BYTES_MAX + generic::ENVELOPE_BYTES_MAX,
         _ => options.request_bytes_max + generic::ENVELOPE_BYTES_MAX,
     };
-    let message = message::read(body, bytes_max, &shared.requests);
+    let message = message::read(body, &parts.headers, bytes_max, shared, connection);
     let message = timeout_at(deadline, message).await.map_err(|_| Error::deadline())??;
+    if deadline <= Instant::now() {
+        return Err(Error::deadline());
+    }
+    let operator = !matches!(method.target, Target::Machine(_) | Target::Apply | Target::Query);
+    let slot = shared.admit(connection, operator)?;
     let request = message.bytes.clone();
-    match method.target {
+    let served = match method.target {
         Target::Machine(kind) => {
             let name = method.name.clone();
             machine(shared, Some(method), kind, name, request, parts, deadline).await
@@ -152,7 +180,8 @@ async fn call<B: Backend>(
         Target::SetTime => generic::set_time(shared, request, deadline).await,
         Target::SetLimits => generic::set_limits(shared, request, deadline).await,
         Target::Upgrade(verb) => modules::serve(shared, verb, request, deadline).await,
-    }
+    };
+    Ok((served?, slot))
 }
 
 /// Frames an answer, if there is room for it. A command has been applied by now: without room its answer
@@ -160,10 +189,15 @@ async fn call<B: Backend>(
 fn framed<B: Backend>(
     shared: &Shared<B>,
     method: &Method,
+    connection: &Connection,
     Served { response, index }: Served,
+    slot: Reserved,
 ) -> Result<(Answer, Option<u64>), Error> {
     let applied = matches!(method.target, Target::Apply | Target::Machine(MethodKind::Command));
-    match Answer::message(&response, &shared.answers) {
+    let large = response.len() > LARGE_BYTES;
+    let memory = large.then(|| shared.reserve_answer(connection, response.len())).transpose();
+    let least = shared.options.transfer_time;
+    match memory.and_then(|memory| Answer::message(&response, slot, memory, least)) {
         Ok(answer) => Ok((answer, index)),
         Err(error) if applied => {
             let lost = Error::lost("there was no room for the answer").with_source(error);
@@ -173,13 +207,14 @@ fn framed<B: Backend>(
     }
 }
 
+/// The connection of a request, which every request of the port brings.
+pub(super) fn connection(parts: &Parts) -> Connection {
+    parts.extensions.get::<Connection>().cloned().unwrap_or_default()
+}
+
 /// The caller, as the connection noted it.
 pub(super) fn caller(parts: &Parts) -> Caller {
-    parts
-        .extensions
-        .get::<Connection>()
-        .map(|connection| connection.caller.clone())
-        .unwrap_or_default()
+    connection(parts).caller
 }
 
 /// Calls the machine. A method that the descriptor does not know is passed on unchecked.
@@ -230,29 +265,89 @@ pub(super) async fn machine<B: Backend>(
     }
 }
 
-/// What streams, and what nobody serves.
+/// Serves health and reflection, and refuses methods that are not served.
 async fn elsewhere<B: Backend>(shared: &Shared<B>, request: Request<Incoming>) -> Outgoing {
-    if !metadata::is_grpc(request.method(), request.headers()) {
-        return Ok(not_grpc());
+    if let Some(status) = metadata::not_grpc(request.method(), request.headers()) {
+        return Ok(not_grpc(status, &mut request.into_body()).await);
     }
-    let path = request.uri().path();
-    let answer = if path.starts_with("/grpc.health.v1.Health/") {
-        shared.health.clone().call(request).await?
-    } else if path.starts_with("/grpc.reflection.v1.ServerReflection/") {
-        let service = shared.reflection.load().v1.clone();
-        service.oneshot(request).await?
-    } else if path.starts_with("/grpc.reflection.v1alpha.ServerReflection/") {
-        let service = shared.reflection.load().v1alpha.clone();
-        service.oneshot(request).await?
-    } else {
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    let health = path.starts_with("/grpc.health.v1.Health/");
+    if !health && !REFLECTION.contains(&path) {
         shared.metrics.unknown_methods.inc();
         return Ok(Status::from(shared.table.load().unknown(path)).into_http());
+    }
+    let began = Instant::now();
+    let admitted = metadata::stream_deadline(&parts.headers, began)
+        .and_then(|ends| Ok((ends, shared.admit(&connection(&parts), health)?)));
+    let (ends, slot) = match admitted {
+        Ok(admitted) => admitted,
+        Err(error) => return Ok(Status::from(&error).into_http()),
     };
-    Ok(answer.map(Answer::Tonic))
+    let request = Request::from_parts(parts, body);
+    let answer = async {
+        if health {
+            let Ok(answer) = shared.health.clone().call(request).await;
+            return answer;
+        }
+        let codec = ProstCodec::<ServerReflectionResponse, ServerReflectionRequest>::default();
+        let mut grpc =
+            tonic::server::Grpc::new(codec).max_decoding_message_size(QUESTION_BYTES_MAX);
+        grpc.streaming(Questions(shared), request).await
+    };
+    // Until it has read the request, if that is one message.
+    let arrives = began + shared.options.transfer_time;
+    match timeout_at(ends.unwrap_or(arrives).min(arrives), answer).await {
+        Ok(answer) => {
+            Ok(answer.map(|body| Answer::Bounded(Box::new(Bounded::new(body, ends, slot)))))
+        }
+        Err(_) => Ok(Status::from(&Error::deadline()).into_http()),
+    }
 }
 
-pub(super) fn not_grpc() -> Response<Answer> {
+/// Both versions have the same messages.
+const REFLECTION: [&str; 2] = [
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+/// The method of reflection, for tonic.
+struct Questions<'a, B>(&'a Shared<B>);
+
+impl<B: Backend> StreamingService<ServerReflectionRequest> for Questions<'_, B> {
+    type Response = ServerReflectionResponse;
+    type ResponseStream = BoxStream<'static, Result<ServerReflectionResponse, Status>>;
+    type Future = Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(
+        &mut self,
+        questions: tonic::Request<Streaming<ServerReflectionRequest>>,
+    ) -> Self::Future {
+        let reflection = self.0.reflection.load_full();
+        let closing = self.0.closing.subscribe();
+        let state = (questions.into_inner(), reflection, closing, Sent::new());
+        let answers = stream::unfold(state, async |mut state| {
+            let (questions, reflection, closing, sent) = &mut state;
+            let question = tokio::select! {
+                biased;
+                // The sender lives as long as the port.
+                _ = closing.wait_for(|closing| *closing) => return None,
+                question = timeout(QUESTION_PAUSE_MAX, questions.message()) => question.ok()?,
+            };
+            let answer = question.transpose()?.map(|question| reflection.answer(question, sent));
+            Some((answer, state))
+        });
+        ready(Ok(tonic::Response::new(answers.boxed())))
+    }
+}
+
+/// Refuses what is no gRPC call. A little of what it sends is read first, since some clients take a reset for the answer.
+pub(super) async fn not_grpc(status: StatusCode, body: &mut Incoming) -> Response<Answer> {
+    let _ = timeout(DISCARD_TIME_MAX, message::discard(body, LARGE_BYTES)).await;
     let mut response = Response::new(Answer::Empty);
-    *response.status_mut() = StatusCode::UNSUPPORTED_MEDIA_TYPE;
+    *response.status_mut() = status;
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+    }
     response
 }

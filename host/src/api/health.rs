@@ -1,8 +1,7 @@
 //! grpc.health.v1: whether this node does its work, as the replica sees it at this moment.
 //!
-//! Known are the empty name, the machine's services and the generic service: all three follow the
-//! replica's health. While the node stops they are NOT_SERVING, and watches end, so that they hold
-//! nothing up.
+//! Known are the empty name and all services, the state machine's and the host's: they follow the replica's health. While
+//! the node stops they are NOT_SERVING, and watches end after they have said so.
 
 use std::{collections::BTreeSet, pin::Pin, sync::Arc};
 
@@ -27,43 +26,38 @@ pub(super) type Names = Arc<BTreeSet<String>>;
 #[derive(Clone)]
 pub(super) struct HealthService {
     health: watch::Receiver<Health>,
-    machine_services: watch::Receiver<Names>,
+    services: watch::Receiver<Names>,
     closing: watch::Receiver<bool>,
 }
 
 impl HealthService {
     pub(super) fn server(
         health: watch::Receiver<Health>,
-        machine_services: watch::Receiver<Names>,
+        services: watch::Receiver<Names>,
         closing: watch::Receiver<bool>,
     ) -> HealthServer<Self> {
-        HealthServer::new(Self { health, machine_services, closing })
+        HealthServer::new(Self { health, services, closing })
             .max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 
-    /// Marks everything as seen, so that a change after this is noticed.
-    fn status(&mut self, service: &str) -> ServingStatus {
+    /// The status, and whether it is the last one. Marks everything as seen, so that a change after this is noticed.
+    fn status(&mut self, service: &str) -> (ServingStatus, bool) {
         let closing = *self.closing.borrow_and_update();
         let serving = *self.health.borrow_and_update() == Health::Serving;
-        let machine_services = self.machine_services.borrow_and_update();
-        let known = service.is_empty()
-            || service == "conclave.machine.v1.Machine"
-            || machine_services.contains(service);
-        match (known, serving && !closing) {
+        let known = service.is_empty() || self.services.borrow_and_update().contains(service);
+        let status = match (known, serving && !closing) {
             (false, _) => ServingStatus::ServiceUnknown,
             (true, true) => ServingStatus::Serving,
             (true, false) => ServingStatus::NotServing,
-        }
+        };
+        (status, closing)
     }
 
     /// `false`: nothing will change any more.
     async fn changed(&mut self) -> bool {
-        if *self.closing.borrow() {
-            return false;
-        }
         tokio::select! {
             changed = self.health.changed() => changed.is_ok(),
-            changed = self.machine_services.changed() => changed.is_ok(),
+            changed = self.services.changed() => changed.is_ok(),
             changed = self.closing.changed() => changed.is_ok(),
         }
     }
@@ -76,9 +70,9 @@ impl health_server::Health for HealthService {
         request: Request<HealthCheckRequest>,
     ) -> Result<Response<HealthCheckResponse>, Status> {
         let service = request.into_inner().service;
-        match self.clone().status(&service) {
+        match self.clone().status(&service).0 {
             ServingStatus::ServiceUnknown => Err(Status::not_found(format!(
-                "no service {service:?}: ask for the machine's services, or for the empty name"
+                "no service {service:?}: ask for one that reflection lists, or for the empty name"
             ))),
             status => Ok(Response::new(HealthCheckResponse { status: status.into() })),
         }
@@ -95,12 +89,12 @@ impl health_server::Health for HealthService {
         let state = (self.clone(), service, None);
         let changes = stream::unfold(state, |(mut health, service, last)| async move {
             loop {
-                let status = health.status(&service);
+                let (status, last_one) = health.status(&service);
                 if last != Some(status) {
                     let answer = Ok(HealthCheckResponse { status: status.into() });
                     return Some((answer, (health, service, Some(status))));
                 }
-                if !health.changed().await {
+                if last_one || !health.changed().await {
                     return None;
                 }
             }

@@ -22,7 +22,7 @@ use std::{
 
 use http::Request;
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, ToSocketAddrs, tcp::OwnedWriteHalf},
@@ -31,7 +31,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Backend, Options, Shared, call, gather::Gather};
+use super::{Backend, Options, Shared, budget::Share, call, gather::Gather, streams::Streams};
 use crate::{error::Error, types::Caller};
 
 /// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
@@ -73,8 +73,8 @@ pub async fn bind(
     TcpListener::bind(address).await.map_err(|error| Error::listen(port, &text, error))
 }
 
-pub(super) fn http2(options: &Options) -> http2::Builder<TokioExecutor> {
-    let mut builder = http2::Builder::new(TokioExecutor::new());
+pub(super) fn http2(options: &Options) -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(Streams);
     builder
         .timer(TokioTimer::new())
         // gRPC has no use for it, and it changes every second.
@@ -156,12 +156,37 @@ pub(super) struct Connection {
     pub(super) caller: Caller,
     /// The subscriptions that it may still begin.
     pub(super) subscriptions: Arc<Semaphore>,
+    /// What it holds of the node's budgets.
+    pub(super) load: Arc<Load>,
+}
+
+/// What a connection holds of the node's budgets.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    pub(super) calls: Share,
+    pub(super) operators: Share,
+    pub(super) requests: Share,
+    pub(super) answers: Share,
+}
+
+impl Connection {
+    fn new(caller: Caller, subscriptions_max: usize) -> Self {
+        let subscriptions = Arc::new(Semaphore::new(subscriptions_max));
+        Self { caller, subscriptions, load: Arc::default() }
+    }
+}
+
+impl Default for Connection {
+    /// The connection of a request that came over none, which has no subscriptions.
+    fn default() -> Self {
+        Self::new(Caller::default(), 0)
+    }
 }
 
 pub(super) type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
 
 async fn connection<B: Backend>(
-    http2: http2::Builder<TokioExecutor>,
+    http2: http2::Builder<Streams>,
     shared: Arc<Shared<B>>,
     stream: TcpStream,
     peer: SocketAddr,
@@ -174,10 +199,8 @@ async fn connection<B: Backend>(
     let io = tokio::io::join(reader, Gather::new(writer));
     let is_used = Arc::new(AtomicBool::new(true));
     let life = life(is_used.clone(), shared.options);
-    let connection = Connection {
-        caller: Caller(peer.to_string().into()),
-        subscriptions: Arc::new(Semaphore::new(shared.options.subscriptions_per_connection_max)),
-    };
+    let subscriptions_max = shared.options.subscriptions_per_connection_max;
+    let connection = Connection::new(Caller(peer.to_string().into()), subscriptions_max);
     let service = service_fn(move |mut request: Request<Incoming>| {
         request.extensions_mut().insert(connection.clone());
         is_used.store(true, Ordering::Relaxed);

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, Method, header::CONTENT_TYPE};
+use http::{HeaderMap, HeaderValue, Method, StatusCode, header::CONTENT_TYPE};
 use tokio::time::Instant;
 
 use crate::{error::Error, types::status::Consistency};
@@ -12,19 +12,24 @@ use crate::{error::Error, types::status::Consistency};
 pub struct Deadlines {
     /// For calls that bring no `grpc-timeout`.
     pub default: Duration,
-    /// Longer ones are shortened to this, so that a client that went away is not waited for.
+    /// Longer ones are shortened to this, or to the default if that is longer, so that a client that went away is not
+    /// waited for.
     pub max: Duration,
 }
 
 /// Longer than any stream lives.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// Whether the request is a gRPC call at all.
-pub(super) fn is_grpc(method: &Method, headers: &HeaderMap) -> bool {
-    method == Method::POST
-        && headers
-            .get(CONTENT_TYPE)
-            .is_some_and(|value| value.as_bytes().starts_with(b"application/grpc"))
+/// The HTTP status of a request that is no gRPC call with protobuf; gRPC-Web and JSON among them.
+pub(super) fn not_grpc(method: &Method, headers: &HeaderMap) -> Option<StatusCode> {
+    if method != Method::POST {
+        return Some(StatusCode::METHOD_NOT_ALLOWED);
+    }
+    let content_type = headers.get(CONTENT_TYPE).map(HeaderValue::as_bytes).unwrap_or_default();
+    let essence = content_type.split(|byte| *byte == b';').next().unwrap_or_default();
+    let known: [&[u8]; 2] = [b"application/grpc", b"application/grpc+proto"];
+    let known = known.iter().any(|known| essence.trim_ascii().eq_ignore_ascii_case(known));
+    (!known).then_some(StatusCode::UNSUPPORTED_MEDIA_TYPE)
 }
 
 /// `conclave-consistency`; linearizable if it is not given.
@@ -76,7 +81,7 @@ pub(super) fn deadline(
             ))
         })?,
     };
-    Ok(now + timeout.min(deadlines.max))
+    Ok(now + timeout.min(deadlines.max.max(deadlines.default)))
 }
 
 fn timeout(text: &str) -> Option<Duration> {

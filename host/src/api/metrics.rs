@@ -6,7 +6,7 @@
 use std::{
     fmt::Write,
     sync::{
-        OnceLock,
+        Arc, OnceLock,
         atomic::{AtomicUsize, Ordering},
     },
 };
@@ -53,7 +53,8 @@ const CODES: [&str; 17] = [
 pub(super) struct Metrics {
     registry: Registry,
     requests: HistogramVec,
-    in_flight: AtomicUsize,
+    /// The calls that are being worked on, of clients and of operators.
+    pub(super) in_flight: [Arc<AtomicUsize>; 2],
     pub(super) connections: IntGauge,
     pub(super) connections_refused: IntCounter,
     pub(super) unknown_methods: IntCounter,
@@ -88,7 +89,7 @@ impl Metrics {
         registry.register(Box::new(connections.clone()))?;
         registry.register(Box::new(connections_refused.clone()))?;
         registry.register(Box::new(unknown_methods.clone()))?;
-        let in_flight = AtomicUsize::new(0);
+        let in_flight = Default::default();
         Ok(Self {
             registry,
             requests,
@@ -116,7 +117,8 @@ impl Metrics {
             Metric::gauge(
                 "conclave_requests_in_flight",
                 "Calls that are being worked on.",
-                self.in_flight.load(Ordering::Relaxed) as f64,
+                self.in_flight.iter().map(|calls| calls.load(Ordering::Relaxed)).sum::<usize>()
+                    as f64,
             ),
             ready_metric(ready),
         ];
@@ -228,25 +230,17 @@ impl MethodMetrics {
     }
 }
 
-/// A call that is being worked on. It is counted when this is dropped: as given up by the caller, unless
+/// A call, from its first byte to its answer. It is counted when this is dropped: as given up by the caller, unless
 /// it was answered.
 pub(super) struct Flight<'a> {
-    metrics: &'a Metrics,
     method: &'a MethodMetrics,
     began: Instant,
     code: Code,
 }
 
 impl<'a> Flight<'a> {
-    /// `None`: there are as many calls as the node works on at once.
-    pub(super) fn begin(
-        metrics: &'a Metrics,
-        method: &'a MethodMetrics,
-        began: Instant,
-        calls_max: usize,
-    ) -> (Self, bool) {
-        let others = metrics.in_flight.fetch_add(1, Ordering::Relaxed);
-        (Self { metrics, method, began, code: Code::Cancelled }, others < calls_max)
+    pub(super) fn begin(method: &'a MethodMetrics, began: Instant) -> Self {
+        Self { method, began, code: Code::Cancelled }
     }
 
     pub(super) fn answered(&mut self, code: Code) {
@@ -256,7 +250,6 @@ impl<'a> Flight<'a> {
 
 impl Drop for Flight<'_> {
     fn drop(&mut self) {
-        self.metrics.in_flight.fetch_sub(1, Ordering::Relaxed);
         self.method.record(self.code, self.began.elapsed().as_secs_f64());
     }
 }

@@ -21,7 +21,9 @@
 //! The layer rests on [`Backend`] and sees nothing of Raft, storage or the engine.
 
 mod admin;
+mod answer;
 mod backend;
+mod budget;
 mod call;
 #[cfg(any(test, feature = "fuzz"))]
 pub mod fuzz;
@@ -40,6 +42,7 @@ mod replica;
 mod shape;
 mod startup;
 mod status;
+mod streams;
 mod subscription;
 mod table;
 
@@ -61,8 +64,10 @@ pub use self::{
     startup::{Startup, refuse_calls},
 };
 use self::{
+    budget::{Budget, Reserved},
     health::{HealthService, Names},
-    message::Budget,
+    listeners::Connection,
+    message::LARGE_BYTES,
     metrics::Metrics,
     reflection::Reflection,
     table::Table,
@@ -80,8 +85,12 @@ pub struct Options {
     pub large_requests_bytes_max: usize,
     /// The same for answers, until their readers have taken them.
     pub large_answers_bytes_max: usize,
-    /// Calls that are worked on at once; with 64 KiB each it bounds what small requests hold.
+    /// Calls that are worked on at once, or whose answers have not been sent; with 64 KiB each it bounds what small
+    /// requests and answers hold.
     pub calls_in_flight_max: usize,
+    /// Calls of the cluster service and of health that are worked on beside them, so that a node that is busy can be
+    /// looked after.
+    pub operator_calls_max: usize,
     /// Connections on the client port; more are closed.
     pub connections_max: usize,
     /// A connection that has begun no call for so long is closed, once its calls have ended; none: never.
@@ -93,6 +102,8 @@ pub struct Options {
     /// Subscriptions at once on one connection. Fewer than [`Options::streams_per_connection_max`], so that other
     /// calls find room beside them.
     pub subscriptions_per_connection_max: usize,
+    /// How long a request may take to arrive, and an answer to be read, beside a second for each 64 KiB of it.
+    pub transfer_time: Duration,
     /// How long a connection may take to say that it speaks HTTP/2.
     pub preface_timeout: Duration,
     /// How long calls may go on once the node stops.
@@ -110,11 +121,13 @@ impl Default for Options {
             large_requests_bytes_max: 256 * 1024 * 1024,
             large_answers_bytes_max: 256 * 1024 * 1024,
             calls_in_flight_max: 16 * 1024,
+            operator_calls_max: 256,
             connections_max: 4096,
             connection_idle: Some(Duration::from_secs(1800)),
             connection_age: None,
             streams_per_connection_max: 1024,
             subscriptions_per_connection_max: 512,
+            transfer_time: Duration::from_secs(10),
             preface_timeout: Duration::from_secs(5),
             drain: Duration::from_secs(5),
         }
@@ -134,16 +147,67 @@ struct Shared<B> {
     backend: Arc<B>,
     options: Options,
     metrics: Metrics,
+    calls: Budget,
+    operators: Budget,
     requests: Budget,
     answers: Budget,
     table: ArcSwap<Table>,
     reflection: ArcSwap<Reflection>,
     health: HealthServer<HealthService>,
-    machine_services: watch::Sender<Names>,
+    services: watch::Sender<Names>,
     /// Becomes true once: the node stops.
     closing: watch::Sender<bool>,
     /// The principal of callers that did not say who they are.
     anonymous: Arc<str>,
+}
+
+impl<B> Shared<B> {
+    /// The slot of a call. Operators have some of their own for when there are no others.
+    fn admit(&self, connection: &Connection, operator: bool) -> Result<Reserved, Error> {
+        let load = &connection.load;
+        let slot = self.calls.reserve(&load.calls, 1, self.connections());
+        let slot = slot.or_else(|| {
+            let own =
+                operator.then(|| self.operators.reserve(&load.operators, 1, self.connections()));
+            own.flatten()
+        });
+        slot.ok_or_else(|| {
+            Error::busy(format!(
+                "this node works on {} calls, or this connection has more than its share of them: try again in a \
+                 moment, or use another node",
+                self.calls.most()
+            ))
+        })
+    }
+
+    fn reserve_request(&self, connection: &Connection, bytes: usize) -> Result<Reserved, Error> {
+        let reserved = self.requests.reserve(&connection.load.requests, bytes, self.connections());
+        reserved.ok_or_else(|| no_room("requests", &self.requests))
+    }
+
+    fn grow_request(&self, reserved: &mut Reserved, bytes: usize) -> Result<(), Error> {
+        match self.requests.grow(reserved, bytes, self.connections()) {
+            true => Ok(()),
+            false => Err(no_room("requests", &self.requests)),
+        }
+    }
+
+    fn reserve_answer(&self, connection: &Connection, bytes: usize) -> Result<Reserved, Error> {
+        let reserved = self.answers.reserve(&connection.load.answers, bytes, self.connections());
+        reserved.ok_or_else(|| no_room("answers", &self.answers))
+    }
+
+    fn connections(&self) -> usize {
+        usize::try_from(self.metrics.connections.get()).unwrap_or(1)
+    }
+}
+
+fn no_room(kind: &str, budget: &Budget) -> Error {
+    Error::busy(format!(
+        "{kind} of more than {LARGE_BYTES} bytes hold all of the {} bytes of memory that this node gives them, or this \
+         connection has more than its share: try again in a moment",
+        budget.most()
+    ))
 }
 
 impl<B: Backend> Api<B> {
@@ -153,18 +217,20 @@ impl<B: Backend> Api<B> {
         let metrics = Metrics::new()?;
         let table = Table::build(backend.machine(), &metrics)?;
         let reflection = Reflection::build(&table)?;
-        let (machine_services, names) = watch::channel(Arc::new(table.machine_services.clone()));
+        let (services, names) = watch::channel(Arc::new(table.services.clone()));
         let (closing, closed) = watch::channel(false);
         Ok(Self(Arc::new(Shared {
             health: HealthService::server(backend.health(), names, closed),
             backend,
             options,
-            metrics,
-            requests: Budget::new("requests", options.large_requests_bytes_max),
-            answers: Budget::new("answers", options.large_answers_bytes_max),
+            calls: Budget::new(options.calls_in_flight_max, metrics.in_flight[0].clone()),
+            operators: Budget::new(options.operator_calls_max, metrics.in_flight[1].clone()),
+            requests: Budget::new(options.large_requests_bytes_max, Arc::default()),
+            answers: Budget::new(options.large_answers_bytes_max, Arc::default()),
             table: ArcSwap::from_pointee(table),
             reflection: ArcSwap::from_pointee(reflection),
-            machine_services,
+            metrics,
+            services,
             closing,
             anonymous: Arc::from(""),
         })))
@@ -174,10 +240,10 @@ impl<B: Backend> Api<B> {
     pub fn set_machine(&self, machine: Arc<MachineInfo>) -> Result<(), Error> {
         let table = Table::build(machine, &self.0.metrics)?;
         let reflection = Reflection::build(&table)?;
-        let names = Arc::new(table.machine_services.clone());
+        let names = Arc::new(table.services.clone());
         self.0.table.store(Arc::new(table));
         self.0.reflection.store(Arc::new(reflection));
-        self.0.machine_services.send_replace(names);
+        self.0.services.send_replace(names);
         Ok(())
     }
 

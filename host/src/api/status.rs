@@ -1,4 +1,4 @@
-//! The one table from our errors to gRPC. `docs/errors.md` describes it for callers, row by row.
+//! The one table from our errors to gRPC. `docs/clients.md` describes it for callers, row by row.
 //!
 //! Clients retry UNAVAILABLE by themselves, so it is kept for calls that certainly had no effect and that may succeed
 //! soon, here or at another node: among them those that a node refuses because a queue is full, or because of an
@@ -24,7 +24,10 @@ const TRAP: HeaderName = HeaderName::from_static("conclave-trap");
 /// `unknown`: the command may or may not have been applied. `not-applied`: it never will be.
 const OUTCOME: HeaderName = HeaderName::from_static("conclave-outcome");
 
-/// Longer texts are cut: percent-encoded they still fit the 16 KiB of headers that clients take.
+/// Encodings of requests that this node reads: none (gRPC's compression.md asks for the header when it refuses one).
+const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
+
+/// A longer text is cut. It counts as it is sent, percent-encoded: gRPC's clients take 8 KiB of headers.
 const MESSAGE_BYTES_MAX: usize = 4096;
 
 /// The gRPC code of an error.
@@ -39,12 +42,22 @@ pub(super) fn code(error: &Error) -> Code {
         ErrorKind::Lost(_) => Code::Unknown,
         ErrorKind::Limit(_) => Code::ResourceExhausted,
         ErrorKind::Gone(_) => Code::OutOfRange,
-        ErrorKind::UnknownMethod(_) | ErrorKind::Unsupported(_) => Code::Unimplemented,
+        ErrorKind::UnknownMethod(_) | ErrorKind::Unsupported(_) | ErrorKind::Compressed(_) => {
+            Code::Unimplemented
+        }
         ErrorKind::Invalid(_) => Code::InvalidArgument,
         ErrorKind::Refused(_) => Code::FailedPrecondition,
         ErrorKind::Failure(failure) => machine_code(failure.code),
-        ErrorKind::Trap(_) | ErrorKind::Fault(_) | ErrorKind::Listen { .. } => Code::Internal,
+        ErrorKind::Trap(_)
+        | ErrorKind::Fault(_)
+        | ErrorKind::Malformed(_)
+        | ErrorKind::Listen { .. } => Code::Internal,
     }
+}
+
+/// Whether the error has a code after which a command may have been applied, and this one was not.
+fn hides_no_effect(error: &Error) -> bool {
+    error.is_retryable() || matches!(error.kind(), ErrorKind::Malformed(_))
 }
 
 fn machine_code(code: types::Code) -> Code {
@@ -65,8 +78,11 @@ impl From<&Error> for Status {
         }
         if error.is_unknown_outcome() {
             headers.insert(OUTCOME, HeaderValue::from_static("unknown"));
-        } else if code(error) == Code::Unavailable {
+        } else if hides_no_effect(error) {
             headers.insert(OUTCOME, HeaderValue::from_static("not-applied"));
+        }
+        if matches!(error.kind(), ErrorKind::Compressed(_)) {
+            headers.insert(ACCEPT_ENCODING, HeaderValue::from_static("identity"));
         }
         if let Some(index) = error.index() {
             headers.insert(INDEX, index_value(index));
@@ -95,10 +111,34 @@ pub(super) fn address_value(address: &str) -> Option<HeaderValue> {
     if address.is_empty() { None } else { HeaderValue::from_str(address).ok() }
 }
 
+/// The trailers of a stream that ends with an error.
+pub(super) fn trailers(error: &Error) -> HeaderMap {
+    let mut trailers = HeaderMap::new();
+    if Status::from(error).add_header(&mut trailers).is_err() {
+        // Its text cannot be a header.
+        trailers.insert(Status::GRPC_STATUS, (code(error) as i32).into());
+    }
+    trailers
+}
+
 fn cut(mut text: String) -> String {
-    if text.len() > MESSAGE_BYTES_MAX {
-        text.truncate(text.floor_char_boundary(MESSAGE_BYTES_MAX));
+    let mut encoded = 0;
+    let end = text.char_indices().find(|(_, character)| {
+        encoded += encoded_bytes(*character);
+        encoded > MESSAGE_BYTES_MAX
+    });
+    if let Some((at, _)) = end {
+        text.truncate(at);
         text.push('…');
     }
     text
+}
+
+/// The bytes that a character takes in `grpc-message`. Unlike the specification, tonic encodes some of ASCII's too.
+fn encoded_bytes(character: char) -> usize {
+    match character {
+        '"' | '#' | '%' | '<' | '>' | '`' | '?' | '{' | '}' => 3,
+        '!'..='~' => 1,
+        _ => 3 * character.len_utf8(),
+    }
 }

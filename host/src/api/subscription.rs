@@ -38,10 +38,9 @@ use tonic::{Code, Status};
 
 use super::{
     Backend, Events, Shared, Subscribed,
+    answer::{self, Answer},
     call::{self, GRPC, name_leader, not_grpc},
-    listeners::Connection,
-    message::{self, Answer},
-    metadata,
+    message, metadata,
     metrics::Flight,
     status,
     table::Method,
@@ -68,19 +67,12 @@ pub(super) async fn serve<B: Backend>(
     request: Request<Incoming>,
 ) -> Response<Answer> {
     let (parts, mut body) = request.into_parts();
-    if !metadata::is_grpc(&parts.method, &parts.headers) {
-        return not_grpc();
+    if let Some(status) = metadata::not_grpc(&parts.method, &parts.headers) {
+        return not_grpc(status, &mut body).await;
     }
     let began = Instant::now();
-    let calls_max = shared.options.calls_in_flight_max;
-    let (mut flight, admitted) = Flight::begin(&shared.metrics, &method.metrics, began, calls_max);
-    let feed = if admitted {
-        begin(&shared, method, &parts, &mut body, began).await
-    } else {
-        Err(Error::busy(format!(
-            "this node works on {calls_max} calls, as many as it takes at once: try again in a moment"
-        )))
-    };
+    let mut flight = Flight::begin(&method.metrics, began);
+    let feed = begin(&shared, method, &parts, &mut body, began).await;
     let mut response = match feed {
         Ok(feed) => {
             flight.answered(Code::Ok);
@@ -121,17 +113,17 @@ async fn begin<B: Backend>(
     let consistency = metadata::consistency(&parts.headers)?;
     let resume = metadata::from_index(&parts.headers)?;
     let progress = progress_interval(&parts.headers)?;
-    let connection = parts.extensions.get::<Connection>();
-    let place =
-        connection.map(|connection| Arc::clone(&connection.subscriptions).try_acquire_owned());
-    let place = place.transpose().map_err(|_| {
+    let connection = call::connection(parts);
+    let place = Arc::clone(&connection.subscriptions).try_acquire_owned().map_err(|_| {
         Error::busy(format!(
             "this connection has {} subscriptions, as many as it may: use another connection, or another node",
             options.subscriptions_per_connection_max
         ))
     })?;
-    let message = message::read(body, options.request_bytes_max, &shared.requests);
+    let message =
+        message::read(body, &parts.headers, options.request_bytes_max, shared, &connection);
     let message = timeout_at(deadline, message).await.map_err(|_| Error::deadline())??;
+    let _slot = shared.admit(&connection, false)?;
     method.check_request(&message.bytes)?;
     let call = Call {
         method: method.name.clone(),
@@ -155,7 +147,7 @@ async fn begin<B: Backend>(
         closing: shared.closing.subscribe(),
         health: shared.backend.health(),
         ends,
-        _place: place,
+        _place: Some(place),
     })
 }
 
@@ -176,7 +168,7 @@ fn progress_interval(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
 fn progress_message(index: u64) -> Result<Bytes, Error> {
     let mut message = Vec::with_capacity(15);
     prost::encoding::uint64::encode(PROGRESS_FIELD, &index, &mut message);
-    message::frame(&message)
+    answer::frame(&message)
 }
 
 /// What one subscriber is sent, as it takes it.
@@ -245,12 +237,12 @@ impl Feed {
     /// What can be sent at once: messages that wait, up to the size of a frame, or how far the subscriber has come.
     fn ready(&mut self) -> Result<Option<Bytes>, Error> {
         if let Some(first) = self.messages.pop_front() {
-            let first = message::frame(&first)?;
+            let first = answer::frame(&first)?;
             let is_small =
                 |message: &Bytes, frame: &BytesMut| frame.len() + message.len() < FRAME_BYTES;
             let mut frame = BytesMut::from(first);
             while let Some(next) = self.messages.pop_front_if(|next| is_small(next, &frame)) {
-                frame.extend_from_slice(&message::frame(&next)?);
+                frame.extend_from_slice(&answer::frame(&next)?);
             }
             return Ok(Some(frame.freeze()));
         }
@@ -283,11 +275,7 @@ async fn not_serving(health: &mut watch::Receiver<Health>) -> Error {
 }
 
 fn trailers(error: &Error, index: u64) -> HeaderMap {
-    let mut trailers = HeaderMap::new();
-    if Status::from(error).add_header(&mut trailers).is_err() {
-        // Its text cannot be a header.
-        trailers.insert(Status::GRPC_STATUS, (status::code(error) as i32).into());
-    }
+    let mut trailers = status::trailers(error);
     trailers.insert(status::INDEX, status::index_value(index));
     trailers
 }

@@ -85,8 +85,6 @@ pub(super) struct Table {
     pub(super) machine: Arc<MachineInfo>,
     /// The full names of all services, in order.
     pub(super) services: BTreeSet<String>,
-    /// Those of the machine among them.
-    pub(super) machine_services: BTreeSet<String>,
     /// By path, with the leading slash.
     methods: HashMap<Box<str>, Arc<Method>>,
 }
@@ -106,14 +104,14 @@ impl Table {
                 }),
             );
         }
-        let mut machine_services = BTreeSet::new();
+        let mut services: BTreeSet<_> = HOST_SERVICES.map(str::to_owned).into();
         for (name, kind, request) in machine_methods(&machine)? {
             let service = name.split('/').next().unwrap_or_default();
             if HOST_SERVICES.contains(&service) {
                 tracing::warn!(method = %name, "the machine's method is hidden by the host's own service");
                 continue;
             }
-            machine_services.insert(service.to_owned());
+            services.insert(service.to_owned());
             methods.insert(
                 path_of(&name),
                 Arc::new(Method {
@@ -124,9 +122,7 @@ impl Table {
                 }),
             );
         }
-        let mut services = machine_services.clone();
-        services.extend(HOST_SERVICES.map(str::to_owned));
-        Ok(Self { machine, services, machine_services, methods })
+        Ok(Self { machine, services, methods })
     }
 
     /// The method that is served under the path.

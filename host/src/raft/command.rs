@@ -11,7 +11,7 @@ use std::{
 use openraft::{async_runtime::WatchReceiver, error::ClientWriteError, error::RaftError};
 use tokio::{
     sync::oneshot,
-    time::{Instant, sleep, timeout, timeout_at},
+    time::{Instant, sleep, sleep_until, timeout, timeout_at},
 };
 use tonic::Code;
 
@@ -30,12 +30,14 @@ use crate::{
     },
 };
 
+/// The time that is left for a leader's answer, at most, when it ends a call at the deadline.
+const ANSWER_TIME: Duration = Duration::from_millis(50);
 /// How long a leader that has been superseded may still take to answer.
 const ANSWER_GRACE: Duration = Duration::from_millis(200);
 
 impl Replica {
-    /// Puts a call into the log, through the leader if that is another node. Waits out an election,
-    /// as far as the deadline allows: a refusal because nobody leads is final for no call.
+    /// Puts a call into the log, through the leader if that is another node. Retries through an election until the
+    /// deadline. An error says that the outcome is unknown only if the call may have been proposed.
     pub async fn command(
         &self,
         call: Call,
@@ -59,7 +61,9 @@ impl Replica {
                     if (error.is_not_leader() || error.is_no_quorum())
                         && Instant::now() < patience.min(deadline) =>
                 {
-                    self.leader_changed().await;
+                    if timeout_at(deadline, self.leader_changed()).await.is_err() {
+                        return Err(Error::deadline());
+                    }
                 }
                 result => return result,
             }
@@ -103,12 +107,18 @@ impl Replica {
         let client = tokio::select! {
             client = peer.client(Lane::Control) => client,
             _ = self.superseded(leader) => return Err(Error::no_quorum()),
+            () = sleep_until(deadline) => return Err(Error::deadline()),
         };
         let mut client = client.map_err(|error| {
             tracing::debug!(%error, "cannot forward");
             Error::no_quorum()
         })?;
-        let timeout_ms = deadline.saturating_duration_since(Instant::now()).as_millis() as u64;
+        let left = deadline.saturating_duration_since(Instant::now());
+        if left.is_zero() {
+            return Err(Error::deadline());
+        }
+        // A leader that ends in time can still say whether it has proposed the call.
+        let timeout_ms = (left - (left / 20).min(ANSWER_TIME)).as_millis() as u64;
         let caller = caller.0.to_string();
         let request = ForwardRequest { call: Some(call_to_wire(call)), timeout_ms, caller };
         let answer = tokio::select! {
@@ -147,14 +157,17 @@ impl Replica {
         caller: &Caller,
         deadline: Instant,
     ) -> Result<Applied, Error> {
-        self.settle_limits(deadline).await?;
-        // Before the slot: calls that are slowed down must not take the place of others.
         let limiter = self.0.command_limiter.clone();
-        let turn = limiter.admit(&call, caller, &self.0.worker, deadline).await?;
-        let slot = self.0.slot()?;
-        self.0.admission.wait(call.bytes(), deadline).await?;
+        let prepared = timeout_at(deadline, async {
+            self.settle_limits(deadline).await?;
+            // Before the slot: calls that are slowed down must not take the place of others.
+            let turn = limiter.admit(&call, caller, &self.0.worker, deadline).await?;
+            let slot = self.0.slot()?;
+            self.0.admission.wait(call.bytes(), deadline).await?;
+            Ok::<_, Error>((turn, slot, self.stamp().await))
+        });
+        let (turn, slot, time_ms) = prepared.await.map_err(|_| Error::deadline())??;
         let (method, caller) = (call.method.clone(), caller.clone());
-        let time_ms = self.stamp().await;
         let done = move |applied: Option<&Applied>| {
             drop(slot);
             if let Some(Applied { outcome: Some(Outcome::Trap(_)), .. }) = applied {
@@ -211,6 +224,9 @@ impl Replica {
         done: impl FnOnce(Option<&Applied>) + Send + 'static,
     ) -> Result<Applied, Error> {
         self.0.check_running()?;
+        if deadline <= Instant::now() {
+            return Err(Error::deadline());
+        }
         let proposal = self.0.leadership.propose()?;
         let raft = self.0.raft.clone();
         let write = async move {

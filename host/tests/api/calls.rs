@@ -91,7 +91,8 @@ async fn a_request_over_the_limit_is_told_the_limit() {
 
 #[tokio::test]
 async fn more_calls_than_the_node_takes_at_once_are_told_so() {
-    let node = Node::with(Options { calls_in_flight_max: 2, ..Options::default() }).await;
+    // One connection may have half of them, and its share of the rest.
+    let node = Node::with(Options { calls_in_flight_max: 4, ..Options::default() }).await;
     node.script(Script::Hang);
     let channel = node.channel().await;
     let put = || {
@@ -105,6 +106,10 @@ async fn more_calls_than_the_node_takes_at_once_are_told_so() {
     let status = put().await.unwrap().unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert_eq!(metadata(status.metadata(), "conclave-outcome"), Some("not-applied"));
+    // Another connection is served.
+    let script = std::mem::replace(&mut *node.fake.script.lock().unwrap(), Script::Echo);
+    node.call("/kv.v1.KV/Put", PUT).await.unwrap();
+    node.script(script);
     // Callers that go away make room.
     for call in hanging {
         call.abort();
@@ -169,7 +174,7 @@ async fn a_deadline_that_passes_says_whether_the_outcome_is_known() {
 
     let status = call_with_timeout(node.client, "/kv.v1.KV/Get", "100m", GET).await;
     assert_eq!(status.code(), Code::DeadlineExceeded, "{status}");
-    assert_eq!(metadata(status.metadata(), "conclave-outcome"), None);
+    assert_eq!(metadata(status.metadata(), "conclave-outcome"), Some("not-applied"));
 
     let status = call_with_timeout(node.client, "/kv.v1.KV/Put", "soon", PUT).await;
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
@@ -184,6 +189,21 @@ async fn without_a_timeout_the_default_holds_and_a_long_one_is_cut() {
     node.script(Script::Hang);
     let status = node.call("/kv.v1.KV/Put", PUT).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
+    // A default that is longer than the longest holds too.
+    let mut options = Options::default();
+    options.deadlines.default = Duration::from_millis(300);
+    options.deadlines.max = Duration::from_millis(100);
+    let patient = Node::with(options).await;
+    patient.script(Script::Hang);
+    let began = std::time::Instant::now();
+    patient.call("/kv.v1.KV/Put", PUT).await.unwrap_err();
+    assert!(began.elapsed() >= Duration::from_millis(300));
+    // A time that has passed before the call could be served ends it before it is proposed.
+    let before = node.fake.seen.lock().unwrap().len();
+    let status = call_with_timeout(node.client, "/kv.v1.KV/Put", "1n", PUT).await;
+    assert_eq!(status.code(), Code::DeadlineExceeded);
+    assert_eq!(metadata(status.metadata(), "conclave-outcome"), Some("not-applied"));
+    assert_eq!(node.fake.seen.lock().unwrap().len(), before);
     let status = call_with_timeout(node.client, "/kv.v1.KV/Put", "1H", PUT).await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
 }

@@ -15,7 +15,7 @@ fn leader(address: &str) -> Option<Leader> {
 /// What an error has to look like: code, a part of the text, leader, outcome.
 type Row = (fn() -> Error, Code, &'static str, Option<&'static str>, Option<&'static str>);
 
-const TABLE: [Row; 16] = [
+const TABLE: [Row; 18] = [
     (
         || Error::not_leader(leader("client:2")),
         Code::Unavailable,
@@ -34,7 +34,13 @@ const TABLE: [Row; 16] = [
         None,
         Some("not-applied"),
     ),
-    (Error::deadline, Code::DeadlineExceeded, "before the call had any effect", None, None),
+    (
+        Error::deadline,
+        Code::DeadlineExceeded,
+        "before the call had any effect",
+        None,
+        Some("not-applied"),
+    ),
     (
         Error::deadline_outcome_unknown,
         Code::DeadlineExceeded,
@@ -59,6 +65,8 @@ const TABLE: [Row; 16] = [
     ),
     (|| Error::unknown_method("no x"), Code::Unimplemented, "no x", None, None),
     (|| Error::unsupported("not yet"), Code::Unimplemented, "not yet", None, None),
+    (|| Error::compressed("with gzip"), Code::Unimplemented, "with gzip", None, None),
+    (|| Error::malformed("no frame"), Code::Internal, "no frame", None, Some("not-applied")),
     (|| Error::refused("not ready"), Code::FailedPrecondition, "not ready", None, None),
     (|| Error::invalid("bad field"), Code::InvalidArgument, "bad field", None, None),
     (|| Error::fault("disk is broken"), Code::Internal, "disk is broken", None, None),
@@ -128,15 +136,22 @@ async fn a_failure_carries_the_machines_code_and_words() {
     }
 }
 
-/// A machine's text can be as long as it likes; clients give up on headers that are.
+/// A machine's text can be as long as it likes; clients give up on headers that are. The length is what is sent, which
+/// for `é` is six bytes.
 #[tokio::test]
 async fn a_long_text_is_cut() {
     let node = Node::start().await;
-    let failure = Failure { code: MachineCode::Internal, message: "é".repeat(1_000_000) };
-    node.script(Script::Outcome(Outcome::Failure(failure)));
-    let status = node.call("/kv.v1.KV/Put", PUT).await.unwrap_err();
-    assert_eq!(status.code(), Code::Internal, "{status}");
-    assert!(status.message().ends_with("é…"));
+    for (text, most) in [("é", 4096 / 6), ("a", 4096), ("%", 4096 / 3), ("字", 4096 / 9)] {
+        let failure = Failure { code: MachineCode::Internal, message: text.repeat(1_000_000) };
+        node.script(Script::Outcome(Outcome::Failure(failure)));
+        let status = node.call("/kv.v1.KV/Put", PUT).await.unwrap_err();
+        assert_eq!(status.code(), Code::Internal, "{status}");
+        assert_eq!(status.message(), format!("{}…", text.repeat(most)));
+        let failure = Failure { code: MachineCode::Internal, message: text.repeat(most) };
+        node.script(Script::Outcome(Outcome::Failure(failure)));
+        let status = node.call("/kv.v1.KV/Put", PUT).await.unwrap_err();
+        assert_eq!(status.message(), text.repeat(most));
+    }
 }
 
 #[test]

@@ -27,7 +27,14 @@ async fn checks_and_watches_follow_the_replica() {
     let mut client = HealthClient::new(node.channel().await);
     let mut watch = client.watch(request("kv.v1.KV")).await.unwrap().into_inner();
     assert_eq!(next(&mut watch).await, Some(ServingStatus::Serving));
-    for service in ["", "kv.v1.KV", "conclave.machine.v1.Machine"] {
+    for service in [
+        "",
+        "kv.v1.KV",
+        "conclave.machine.v1.Machine",
+        "conclave.cluster.v1.Cluster",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+    ] {
         let answer = client.check(request(service)).await.unwrap().into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
     }
@@ -56,6 +63,39 @@ async fn a_watch_follows_the_machine() {
     node.api.set_machine(Arc::new(counter())).unwrap();
     assert_eq!(next(&mut kv).await, Some(ServingStatus::ServiceUnknown));
     assert_eq!(next(&mut counters).await, Some(ServingStatus::Serving));
+}
+
+#[tokio::test]
+async fn a_watch_ends_at_its_deadline() {
+    let node = Node::start().await;
+    let mut client = HealthClient::new(node.channel().await);
+    let mut watching = tonic::Request::new(request(""));
+    watching.metadata_mut().insert("grpc-timeout", "100m".parse().unwrap());
+    let mut watch = client.watch(watching).await.unwrap().into_inner();
+    assert_eq!(next(&mut watch).await, Some(ServingStatus::Serving));
+    let ended = timeout(Duration::from_secs(5), watch.message()).await.expect("it goes on");
+    assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
+}
+
+/// However busy the node is with calls.
+#[tokio::test]
+async fn a_busy_node_answers_checks() {
+    let options = conclave::api::Options { calls_in_flight_max: 2, ..Default::default() };
+    let node = Node::with(options).await;
+    node.script(crate::fake::Script::Hang);
+    let channel = node.channel().await;
+    let mut hanging = Vec::new();
+    for _ in 0..4 {
+        let put = tonic::Request::new(bytes::Bytes::from_static(crate::fake::PUT));
+        let put = crate::fake::call(channel.clone(), "/kv.v1.KV/Put", put);
+        hanging.push(tokio::spawn(put));
+    }
+    while !hanging.iter().any(|put| put.is_finished()) {
+        tokio::time::sleep(Duration::from_millis(5)).await;
+    }
+    let mut client = HealthClient::new(channel);
+    let answer = client.check(request("")).await.unwrap().into_inner();
+    assert_eq!(answer.status(), ServingStatus::Serving);
 }
 
 #[tokio::test]

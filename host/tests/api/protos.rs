@@ -21,3 +21,17 @@ pub const COUNTER: &str = r#"
     message AddRequest { int64 by = 1; }
     message AddResponse { int64 value = 1; }
 "#;
+
+/// Everything that has a name.
+pub const EXTENDED: &str = r#"
+    syntax = "proto2";
+    package ext.v1;
+    service Ext { rpc Do(Base) returns (Base); }
+    message Base { extensions 100 to 200; enum Kind { PUT = 0; } }
+    extend Base { optional string note = 100; }
+    message Holder {
+      extend Base { optional int32 inner = 101; }
+      oneof choice { string text = 1; }
+    }
+    enum Top { TOP = 0; }
+"#;

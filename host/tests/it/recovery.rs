@@ -213,6 +213,12 @@ async fn without_a_majority_nothing_is_promised() {
         other => Err(format!("{other:?}")),
     })
     .await;
+    // Without a leader nothing is proposed, so a deadline that passes leaves nothing in doubt.
+    let hasty = conclave_client::Client::builder()
+        .endpoints([cluster.node(leader).client.clone()])
+        .deadline(std::time::Duration::from_millis(300));
+    let refused = put(&hasty.build().unwrap(), "key", "after").await.unwrap_err();
+    assert!(refused.not_applied(), "{refused:?}");
     cluster.start_node(others[0]);
     put(&client, "key", "again").await.unwrap();
     assert_eq!(get(&client, "key").await.unwrap(), "again");
