@@ -4,6 +4,7 @@ use std::path::Path;
 
 use clap::Args;
 use conclave_client::{CallOptions, Client, Method, MethodKind};
+use prost_reflect::{FieldDescriptor, Kind, MessageDescriptor};
 use serde_json::{Value, json};
 
 use super::{
@@ -28,7 +29,10 @@ Examples:
   conclave call kv.v1.KV/Get '{\"key\": \"color\"}' --stale
   conclave call kv.v1.KV/Batch @batch.json
   conclave call kv.v1.KV/Watch '{\"prefix\": \"app/\"}'
-  jq -n '{key: \"color\"}' | conclave call kv.v1.KV/Get -")]
+  jq -n '{key: \"color\"}' | conclave call kv.v1.KV/Get -
+
+With --list --json: [{\"name\", \"kind\"}]. With --describe --json: {\"name\", \"kind\", \"request\", \"response\"}, a message as
+{\"name\", \"fields\": [{\"name\", \"number\", \"type\", \"repeated\", \"oneof\" (null if none)}]}")]
 pub struct Arguments {
     /// package.Service/Method
     #[arg(required_unless_present_any = ["list", "describe"])]
@@ -71,7 +75,10 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     }
     if let Some(name) = &arguments.describe {
         let method = client.method(name).await.map_err(|error| remote.failed(&error))?;
-        describe(&method, output);
+        match remote.json {
+            true => output.value(&described(&method)),
+            false => describe(&method, output),
+        }
         return Ok(());
     }
     let request = request(arguments.request.as_deref())?;
@@ -166,37 +173,62 @@ fn describe(method: &Method, output: &mut Output) {
     }
 }
 
-/// One line a field: its name in JSON, its type, and with which others it excludes itself.
-fn fields(message: &prost_reflect::MessageDescriptor) -> Vec<String> {
+/// A method for scripts.
+fn described(method: &Method) -> Value {
+    let message = |message: &MessageDescriptor| {
+        let fields = message.fields().map(|field| {
+            json!({
+                "name": field.json_name(),
+                "number": field.number(),
+                "type": type_name(&field),
+                "repeated": field.is_list(),
+                "oneof": one_of(&field),
+            })
+        });
+        json!({"name": message.full_name(), "fields": fields.collect::<Vec<_>>()})
+    };
+    json!({
+        "name": method.name(),
+        "kind": kind(method),
+        "request": message(&method.request()),
+        "response": message(&method.response()),
+    })
+}
+
+fn type_name(field: &FieldDescriptor) -> String {
+    match field.kind() {
+        Kind::Message(message) => message.full_name().to_owned(),
+        Kind::Enum(values) => {
+            let names: Vec<_> = values.values().map(|value| value.name().to_owned()).collect();
+            names.join("|")
+        }
+        Kind::Bytes => "bytes (base64)".to_owned(),
+        scalar => format!("{scalar:?}").to_lowercase(),
+    }
+}
+
+/// The name of the group of fields of which one is set.
+fn one_of(field: &FieldDescriptor) -> Option<String> {
+    // `optional` is a oneof of its own in the descriptor, of no interest to a reader.
+    field
+        .containing_oneof()
+        .filter(|group| !group.is_synthetic())
+        .map(|group| group.name().to_owned())
+}
+
+/// One line per field: its name in JSON, its type, and with which others it excludes itself.
+fn fields(message: &MessageDescriptor) -> Vec<String> {
     let rows: Vec<_> = message
         .fields()
         .map(|field| {
-            let kind = prost_reflect::Kind::clone(&field.kind());
-            let name = match kind {
-                prost_reflect::Kind::Message(message) => message.full_name().to_owned(),
-                prost_reflect::Kind::Enum(values) => {
-                    let names: Vec<_> = values.values().map(|v| v.name().to_owned()).collect();
-                    names.join("|")
-                }
-                prost_reflect::Kind::Bytes => "bytes (base64)".to_owned(),
-                scalar => format!("{scalar:?}").to_lowercase(),
-            };
             let many = if field.is_list() { "repeated " } else { "" };
-            let one_of = field
-                .containing_oneof()
-                .filter(|_| !field.supports_presence() || !field_is_optional(&field))
-                .map(|group| format!("one of {}", group.name()))
-                .unwrap_or_default();
-            vec![field.json_name().to_owned(), format!("{many}{name}"), one_of]
+            let group = one_of(&field).map(|group| format!("one of {group}"));
+            let name = type_name(&field);
+            vec![field.json_name().to_owned(), format!("{many}{name}"), group.unwrap_or_default()]
         })
         .collect();
     match rows.is_empty() {
         true => vec!["no fields".to_owned()],
         false => table(&rows),
     }
-}
-
-/// `optional` is a oneof of its own in the descriptor, of no interest to a reader.
-fn field_is_optional(field: &prost_reflect::FieldDescriptor) -> bool {
-    field.field_descriptor_proto().proto3_optional()
 }

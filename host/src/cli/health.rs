@@ -83,9 +83,12 @@ async fn ask(endpoint: &str, timeout: Duration) -> Result {
         Ok(true) => Ok(()),
         Ok(false) => {
             let message = format!("{endpoint} does not serve: its log says why");
-            Err(Failed::Failure { code: "NOT_SERVING", message })
+            Err(Failed::Failure { code: "NOT_SERVING", message, outcome: None })
         }
-        Err(error) => Err(Failed::Failure { code: "UNAVAILABLE", message: error.to_string() }),
+        Err(error) => {
+            let message = error.to_string();
+            Err(Failed::Failure { code: "UNAVAILABLE", message, outcome: None })
+        }
     }
 }
 

@@ -4,8 +4,8 @@
 //! and `dev` know of nodes as processes, and `new`, `build`, `inspect`, `check` and `replay` of no cluster at all),
 //! hands what it has to say to [`output`] and returns. It never prints and never exits by itself. Results go to
 //! stdout, everything else to stderr, so that scripts can read the one and people the other. The exit code is 0
-//! for success, 1 for a failure,
-//! 2 for wrong usage or configuration and 3 when `kv get` finds no such key.
+//! for success, 1 for a failure, 2 for wrong usage or configuration, 3 when `kv get` finds no such key, 4 if it is unknown
+//! whether a write was applied and 5 if a call certainly had no effect and can be sent again.
 //!
 //! Caveats: values given as arguments are visible in the process list; `kv put KEY -` and `--file`
 //! are not.
@@ -48,6 +48,8 @@ pub enum Failed {
         code: &'static str,
         /// For people.
         message: String,
+        /// Whether a call had an effect, if that is in question.
+        outcome: Option<Outcome>,
     },
     /// The arguments do not make sense together.
     Usage(String),
@@ -58,7 +60,7 @@ pub enum Failed {
 impl Failed {
     /// A failure of this program's own, without an answer from a node.
     pub fn local(message: impl Into<String>) -> Self {
-        Self::Failure { code: "FAILED", message: message.into() }
+        Self::Failure { code: "FAILED", message: message.into(), outcome: None }
     }
 
     /// Says so, and gives the process's exit code.
@@ -70,9 +72,35 @@ impl Failed {
     /// The process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
+            Self::Failure { outcome: Some(Outcome::Unknown), .. } => 4,
+            // A trap has no effect either, and would come again.
+            Self::Failure { code: "UNAVAILABLE" | "DEADLINE_EXCEEDED", outcome, .. }
+                if outcome.is_some() =>
+            {
+                5
+            }
             Self::Failure { .. } => 1,
             Self::Usage(_) => 2,
             Self::NotFound(_) => 3,
+        }
+    }
+}
+
+/// Whether a call that failed had an effect.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// It had none, and never will.
+    NotApplied,
+    /// It had one, or may still have.
+    Unknown,
+}
+
+impl Outcome {
+    /// As the nodes name it in `conclave-outcome`.
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::NotApplied => "not-applied",
+            Self::Unknown => "unknown",
         }
     }
 }
@@ -102,7 +130,16 @@ Write a machine:
   conclave dev --module my-counter/target/my-counter.wasm --watch
   conclave module push my-counter/target/my-counter.wasm    to a cluster that runs
 
-Exit codes: 0 success, 1 failure, 2 wrong usage or configuration, 3 no such key (kv get)."
+Exit codes:
+  0  success
+  1  failure
+  2  wrong usage or configuration
+  3  no such key (kv get)
+  4  unknown outcome: the write may have been applied, so read the state before sending it again
+  5  no effect: no node could serve the call in time, so it can be sent again
+
+With --json errors are {\"error\": {\"code\", \"message\", \"outcome\" (not-applied or unknown; absent if the call was
+answered)}} on standard error."
 )]
 struct Cli {
     #[command(subcommand)]

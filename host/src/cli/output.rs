@@ -6,6 +6,7 @@
 #![allow(clippy::print_stdout, reason = "the command line's only place that prints")]
 
 use std::{
+    borrow::Cow,
     future::pending,
     io::{self, ErrorKind, IsTerminal, Write},
     sync::Arc,
@@ -115,19 +116,22 @@ impl Output {
 
     /// A remark for people, on stderr.
     pub fn remark(&mut self, text: impl AsRef<str>) {
-        let _ = writeln!(io::stderr().lock(), "{}", text.as_ref());
+        let _ = writeln!(io::stderr().lock(), "{}", printable(text.as_ref()));
     }
 
     /// Why the verb did not succeed: one line on stderr.
     pub fn failed(&mut self, failed: &Failed) {
         let (code, message) = match failed {
-            Failed::Failure { code, message } => (*code, message),
+            Failed::Failure { code, message, .. } => (*code, message),
             Failed::Usage(message) => ("USAGE", message),
             Failed::NotFound(message) => ("NOT_FOUND", message),
         };
         if self.json {
-            let error = json!({"error": {"code": code, "message": message}});
-            self.remark(error.to_string());
+            let mut error = json!({"code": code, "message": message});
+            if let Failed::Failure { outcome: Some(outcome), .. } = failed {
+                error["outcome"] = outcome.name().into();
+            }
+            let _ = writeln!(io::stderr().lock(), "{}", json!({ "error": error }));
         } else {
             self.remark(format!("conclave: {}", message.replace('\n', " ")));
         }
@@ -196,8 +200,26 @@ impl Progress {
     }
 }
 
-/// Columns as wide as their widest cell. The first row is the head.
+/// Text from a server as it may go to a terminal: control characters, which could drive it, are escaped.
+pub fn printable(text: &str) -> Cow<'_, str> {
+    let drives = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
+    if !text.contains(drives) {
+        return text.into();
+    }
+    let mut escaped = String::with_capacity(text.len() + 16);
+    for character in text.chars() {
+        match drives(character) {
+            true => escaped.extend(character.escape_default()),
+            false => escaped.push(character),
+        }
+    }
+    escaped.into()
+}
+
+/// Columns as wide as their widest cell. Control characters are escaped. The first row is the head.
 pub fn table(rows: &[Vec<String>]) -> Vec<String> {
+    let cell = |cell: &String| printable(cell).replace(['\n', '\t'], " ");
+    let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(cell).collect()).collect();
     let columns = rows.iter().map(Vec::len).max().unwrap_or(0);
     let widths: Vec<usize> = (0..columns)
         .map(|at| rows.iter().filter_map(|row| row.get(at)).map(|c| c.chars().count()).max())
@@ -215,6 +237,13 @@ pub fn table(rows: &[Vec<String>]) -> Vec<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_characters_are_escaped_and_other_text_is_not() {
+        assert_eq!(printable("grün\n\tü"), "grün\n\tü");
+        assert_eq!(printable("a\u{1b}[2Jb\r\u{9b}"), "a\\u{1b}[2Jb\\r\\u{9b}");
+        assert_eq!(table(&[vec!["a\u{7}\nb".to_owned()]]), ["a\\u{7} b"]);
+    }
 
     #[test]
     fn columns_are_aligned_and_lines_end_with_text() {

@@ -5,7 +5,7 @@ use std::{io::Read, path::Path, time::Duration};
 use clap::{Args, ValueEnum};
 use conclave_client::{Client, Consistency, Error};
 
-use super::{Failed, Result};
+use super::{Failed, Outcome, Result};
 
 /// A request on stdin or in a file may be this large; nodes refuse far smaller ones.
 const INPUT_BYTES_MAX: u64 = 1 << 30;
@@ -25,16 +25,15 @@ pub struct Remote {
     )]
     pub endpoints: Vec<String>,
 
-    /// How long a call may take with all its retries: 500ms, 10s, 2m
+    /// How long a call may take with all its retries: 500ms, 10s, 2m [default: 10s; 1m to 5m for verbs that take long]
     #[arg(
         long,
         value_name = "DURATION",
         value_parser = duration,
-        default_value = "10s",
         global = true,
         help_heading = "Cluster"
     )]
-    pub timeout: Duration,
+    pub timeout: Option<Duration>,
 
     /// Results and errors as JSON, for scripts
     #[arg(long, global = true, help_heading = "Cluster")]
@@ -85,44 +84,57 @@ impl Remote {
 
     /// A client that reads as fresh as asked.
     pub fn client_reading(&self, consistency: Consistency) -> Result<Client> {
-        Client::builder()
-            .endpoints(self.endpoints.clone())
-            .deadline(self.timeout)
-            .consistency(consistency)
-            .build()
-            .map_err(|error| Failed::Usage(error.to_string()))
+        let mut client =
+            Client::builder().endpoints(self.endpoints.clone()).consistency(consistency);
+        if let Some(timeout) = self.timeout {
+            client = client.deadline(timeout).long_deadline(timeout);
+        }
+        client.build().map_err(|error| Failed::Usage(error.to_string()))
     }
 
     /// A client's error as the user reads it, with what to do next.
     pub fn failed(&self, error: &Error) -> Failed {
         // A write of unknown outcome says by itself what to do.
-        let next = if error.outcome_unknown() {
-            ""
-        } else if error.is_unavailable() || error.is_deadline() {
-            "; is the cluster up (`conclave dev` starts one), and are --endpoints right?"
-        } else {
-            ""
+        let next = match error.is_unreachable() && !error.outcome_unknown() {
+            true => "; is the cluster up (`conclave dev` starts one), and are --endpoints right?",
+            false => "",
         };
-        Failed::Failure { code: error.code_name(), message: format!("{error}{next}") }
+        let (code, outcome) = (error.code_name(), outcome(error));
+        Failed::Failure { code, message: format!("{error}{next}"), outcome }
     }
 }
 
-/// Reads `500ms`, `10s`, `2m` or a plain number of seconds.
-pub fn duration(text: &str) -> std::result::Result<Duration, String> {
-    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
-    let seconds_each = match &text[digits.len()..] {
-        "ms" => 0.001,
-        "" | "s" => 1.0,
-        "m" => 60.0,
-        "h" => 3600.0,
-        unit => return Err(format!("{unit:?} is no unit: use ms, s, m or h")),
-    };
-    let number: f64 = digits.parse().map_err(|_| format!("{text:?} is no duration: 10s"))?;
-    let seconds = number * seconds_each;
-    if !(0.001..=86_400.0).contains(&seconds) {
-        return Err("a duration lies between 1ms and 24h".to_owned());
+/// Whether the call had an effect, as far as that is in question.
+pub fn outcome(error: &Error) -> Option<Outcome> {
+    match (error.outcome_unknown(), error.not_applied()) {
+        (true, _) => Some(Outcome::Unknown),
+        (false, true) => Some(Outcome::NotApplied),
+        (false, false) => None,
     }
-    Ok(Duration::from_secs_f64(seconds))
+}
+
+/// Reads a time to wait: `500ms`, `10s`, `1m 30s` or a plain number of seconds.
+pub fn duration(text: &str) -> std::result::Result<Duration, String> {
+    between(text, "24h", Duration::from_secs(24 * 3600))
+}
+
+/// Reads a time to live: as [`duration`], and longer.
+pub fn lifetime(text: &str) -> std::result::Result<Duration, String> {
+    between(text, "100 years", Duration::from_secs(100 * 366 * 24 * 3600))
+}
+
+fn between(text: &str, most: &str, max: Duration) -> std::result::Result<Duration, String> {
+    let read = match text.parse() {
+        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|cause| cause.to_string()),
+        Err(_) => humantime::parse_duration(text).map_err(|cause| cause.to_string()),
+    };
+    let read = read.map_err(|cause| {
+        format!("{text:?} is no duration ({cause}): write it as 500ms, 10s, 1h30m or 7d")
+    })?;
+    match (Duration::from_millis(1)..=max).contains(&read) {
+        true => Ok(read),
+        false => Err(format!("a duration lies between 1ms and {most}")),
+    }
 }
 
 /// All of stdin.
@@ -155,13 +167,22 @@ mod tests {
 
     #[test]
     fn durations_read_as_people_write_them() {
-        for (text, milliseconds) in
-            [("250ms", 250), ("10s", 10_000), ("1.5", 1500), ("2m", 120_000)]
-        {
+        for (text, milliseconds) in [
+            ("250ms", 250),
+            ("10s", 10_000),
+            ("1.5", 1500),
+            ("2m", 120_000),
+            ("1m 30s", 90_000),
+            ("1.5h", 5_400_000),
+        ] {
             assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
         }
-        for bad in ["", "s", "10x", "0s", "-1s", "25h", "NaN", "infs", "1 s"] {
+        for bad in ["", "s", "10x", "0s", "-1s", "-1", "25h", "NaN", "inf", "infs", "1e300"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
+        for (text, hours) in [("48h", 48), ("7d", 168), ("1y", 8766)] {
+            assert_eq!(lifetime(text), Ok(Duration::from_secs(hours * 3600)), "{text}");
+        }
+        assert!(lifetime("101y").is_err());
     }
 }

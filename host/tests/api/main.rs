@@ -18,3 +18,4 @@ mod ports;
 mod protos;
 mod reflection;
 mod subscriptions;
+mod verbs;

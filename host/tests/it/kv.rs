@@ -104,3 +104,19 @@ async fn keys_expire_by_themselves() {
     is_gone_everywhere(&cluster, "third").await;
     assert_eq!(get(&client, "stays").await.unwrap(), "text");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_may_live_for_days_and_says_so() {
+    let cluster = Cluster::start().await;
+    let put = cluster.verb(&["kv", "put", "key", "text", "--ttl", "7d"]);
+    assert!(put.status.success(), "{put:?}");
+    let get = cluster.verb(&["kv", "get", "key"]);
+    assert_eq!(get.stdout, b"text\n");
+    let remark = String::from_utf8(get.stderr).unwrap();
+    assert!(remark.contains("expires in 6days 23h"), "{remark}");
+    let get = cluster.verb(&["kv", "get", "key", "--json"]);
+    let get: serde_json::Value = serde_json::from_slice(&get.stdout).unwrap();
+    assert!(get["expires_at_ms"].as_u64().unwrap() > 0, "{get}");
+    let raw = cluster.verb(&["kv", "get", "key", "--raw"]);
+    assert_eq!((raw.stdout, raw.stderr), (b"text".to_vec(), Vec::new()));
+}

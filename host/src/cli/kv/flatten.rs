@@ -2,59 +2,70 @@
 //!
 //! `{"a": {"b": [true, "x"]}}` becomes `a/b/0 = true` and `a/b/1 = x`. Inside a document's own key `~`
 //! is written `~0` and `/` is written `~1`, as in JSON Pointer, so that two places never share a key.
-//! Strings are their own text, everything else is its JSON. An empty object or array is kept as `{}`
+//! Strings are their own text, everything else is as the document has it, numbers to the last digit. An empty object or array is kept as `{}`
 //! or `[]`, for otherwise nothing would tell that it was there.
 //!
 //! Caveats: what was an array and what an object with the keys 0, 1, 2 looks the same afterwards, and
 //! so do the number 1 and the string "1".
 
-use serde_json::Value;
+use std::collections::BTreeMap;
+
+use serde_json::{Error, value::RawValue};
 
 /// The document's leaves in order, each key beginning with `prefix`. A document without any member
 /// has no leaves; one that is a bare string, number or literal has one, under `prefix` itself.
-pub(crate) fn flatten(document: Value, prefix: &str) -> Vec<(String, String)> {
+pub(crate) fn flatten(document: &RawValue, prefix: &str) -> Result<Vec<(String, String)>, Error> {
     let mut leaves = Vec::new();
-    match document {
-        Value::Object(members) => {
+    match members(document)? {
+        Some(members) => {
             for (name, value) in members {
-                descend(&mut leaves, format!("{prefix}{}", escape(&name)), value);
+                descend(&mut leaves, format!("{prefix}{name}"), value)?;
             }
         }
-        Value::Array(items) => {
-            for (at, value) in items.into_iter().enumerate() {
-                descend(&mut leaves, format!("{prefix}{at}"), value);
-            }
-        }
-        scalar => leaves.push((prefix.to_owned(), text(scalar))),
+        None => leaves.push((prefix.to_owned(), text(document)?)),
     }
-    leaves
+    Ok(leaves)
 }
 
-/// The parser's own limit of nesting (128) bounds the recursion.
-fn descend(leaves: &mut Vec<(String, String)>, key: String, value: Value) {
-    match value {
-        Value::Object(members) if !members.is_empty() => {
+/// The parser's own limit of nesting (128) bounds the recursion: the whole document has passed it.
+fn descend(leaves: &mut Vec<(String, String)>, key: String, value: &RawValue) -> Result<(), Error> {
+    match members(value)? {
+        Some(members) if !members.is_empty() => {
             for (name, value) in members {
-                descend(leaves, format!("{key}/{}", escape(&name)), value);
+                descend(leaves, format!("{key}/{name}"), value)?;
             }
         }
-        Value::Array(items) if !items.is_empty() => {
-            for (at, value) in items.into_iter().enumerate() {
-                descend(leaves, format!("{key}/{at}"), value);
-            }
-        }
-        leaf => leaves.push((key, text(leaf))),
+        Some(_) if value.get().starts_with('{') => leaves.push((key, "{}".to_owned())),
+        Some(_) => leaves.push((key, "[]".to_owned())),
+        None => leaves.push((key, text(value)?)),
     }
+    Ok(())
+}
+
+/// The members of an object by their names, or of an array by their places. `None`: the value has none. A name that comes
+/// twice has its last value.
+fn members(value: &RawValue) -> Result<Option<Vec<(String, &RawValue)>>, Error> {
+    Ok(match value.get().as_bytes().first() {
+        Some(b'{') => {
+            let members: BTreeMap<String, &RawValue> = serde_json::from_str(value.get())?;
+            Some(members.into_iter().map(|(name, value)| (escape(&name), value)).collect())
+        }
+        Some(b'[') => {
+            let items: Vec<&RawValue> = serde_json::from_str(value.get())?;
+            Some(items.into_iter().enumerate().map(|(at, item)| (at.to_string(), item)).collect())
+        }
+        _ => None,
+    })
 }
 
 fn escape(name: &str) -> String {
     name.replace('~', "~0").replace('/', "~1")
 }
 
-fn text(leaf: Value) -> String {
-    match leaf {
-        Value::String(text) => text,
-        other => other.to_string(),
+fn text(leaf: &RawValue) -> Result<String, Error> {
+    match leaf.get().starts_with('"') {
+        true => serde_json::from_str(leaf.get()),
+        false => Ok(leaf.get().to_owned()),
     }
 }
 
@@ -63,12 +74,38 @@ mod tests {
     use std::collections::BTreeSet;
 
     use proptest::prelude::*;
-    use serde_json::{Map, json};
+    use serde_json::{Map, Value, json};
 
     use super::*;
 
     fn pairs(document: Value, prefix: &str) -> Vec<(String, String)> {
-        flatten(document, prefix)
+        written(&document.to_string(), prefix)
+    }
+
+    fn written(document: &str, prefix: &str) -> Vec<(String, String)> {
+        flatten(serde_json::from_str(document).unwrap(), prefix).unwrap()
+    }
+
+    fn leaf_text(leaf: Value) -> String {
+        match leaf {
+            Value::String(text) => text,
+            other => other.to_string(),
+        }
+    }
+
+    #[test]
+    fn numbers_are_what_the_document_says() {
+        let document = r#" { "a" : 1.10, "b": [ 123456789012345678901234567890, 1e2, -0.0 ], "c": { }, "d": [ ] } "#;
+        let expected = [
+            ("a", "1.10"),
+            ("b/0", "123456789012345678901234567890"),
+            ("b/1", "1e2"),
+            ("b/2", "-0.0"),
+            ("c", "{}"),
+            ("d", "[]"),
+        ];
+        assert_eq!(written(document, ""), owned(&expected));
+        assert_eq!(written(r#"{"a": 1, "a": "\u00fc\n"}"#, ""), owned(&[("a", "ü\n")]));
     }
 
     fn owned(pairs: &[(&str, &str)]) -> Vec<(String, String)> {
@@ -140,7 +177,7 @@ mod tests {
             Value::Array(items) if !items.is_empty() => Value::Object(
                 items.iter().enumerate().map(|(at, v)| (at.to_string(), survives(v))).collect(),
             ),
-            leaf => Value::String(text(leaf.clone())),
+            leaf => Value::String(leaf_text(leaf.clone())),
         }
     }
 
@@ -172,7 +209,7 @@ mod tests {
     proptest! {
         #[test]
         fn nothing_is_lost_and_no_key_is_used_twice(document in any_document()) {
-            let leaves = flatten(document.clone(), "");
+            let leaves = pairs(document.clone(), "");
             let keys: BTreeSet<_> = leaves.iter().map(|(key, _)| key).collect();
             prop_assert_eq!(keys.len(), leaves.len());
             prop_assert_eq!(unflatten(&leaves), survives(&document));

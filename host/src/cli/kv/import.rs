@@ -10,7 +10,7 @@ use std::{path::PathBuf, time::Instant};
 use clap::Args;
 use conclave_client::{Code, Error, Kv, proto::kv::BatchRequest};
 use futures::{StreamExt, stream};
-use serde_json::{Value, json};
+use serde_json::{json, value::RawValue};
 
 use super::{
     batches::{Pair, batches},
@@ -20,7 +20,7 @@ use super::{
 use crate::cli::{
     Failed, Result,
     output::{Output, Progress},
-    remote::{Remote, file, stdin},
+    remote::{self, Remote, file, stdin},
 };
 
 /// Enough to keep the leader's disk busy while answers travel, few enough not to queue.
@@ -35,7 +35,7 @@ const NAMED_MAX: usize = 20;
 /// Write a JSON document of any shape as keys and values
 ///
 /// {"a": {"b": [1, "x"]}} becomes a/b/0 = 1 and a/b/1 = x. Strings are written as they are, anything
-/// else as JSON text; an empty object or array is kept as {} or []. Inside a document's own key, ~ is
+/// else as it stands in the document, numbers to the last digit; an empty object or array is kept as {} or []. Inside a document's own key, ~ is
 /// written ~0 and / is written ~1. Keys that were there before are overwritten, others left alone.
 /// Run it again after an interruption: it starts over and ends the same. Let nobody else write these keys
 /// meanwhile: a batch whose answer was lost is sent again.
@@ -46,7 +46,10 @@ Examples:
   conclave kv import config.json --prefix app/
   curl -s https://example.org/config.json | conclave kv import - --prefix app/
 
-Exit code 0 says that every key was written.")]
+Exit code 0 says that every key was written. After 1000 refused keys the import ends.
+
+With --json: {\"keys\", \"written\", \"bytes\", \"seconds\", \"refused\": [{\"key\", \"why\"}], \"not_tried\" (keys
+that were not sent, or whose batch failed, when the import ended)}")]
 pub(super) struct Import {
     /// The JSON file, - for stdin
     file: PathBuf,
@@ -66,11 +69,13 @@ impl Import {
             true => stdin()?,
             false => file(&self.file)?,
         };
-        let document: Value = serde_json::from_slice(&bytes).map_err(|cause| {
+        let leaves = serde_json::from_slice::<&RawValue>(&bytes)
+            .and_then(|document| flatten(document, &self.prefix));
+        let leaves = leaves.map_err(|cause| {
             Failed::local(format!("{} is not JSON: {cause}", self.file.display()))
         })?;
         drop(bytes);
-        let (pairs, refused) = acceptable(flatten(document, &self.prefix));
+        let (pairs, refused) = acceptable(leaves);
         let total = pairs.len() + refused.len();
         let kv = remote.client()?.kv().retry_unknown(true);
         let began = Instant::now();
@@ -199,6 +204,7 @@ impl Report {
 
     fn tell(self, total: usize, seconds: f64, remote: &Remote, output: &mut Output) -> Result {
         let rate = self.written as f64 / seconds.max(0.001);
+        let not_tried = total - self.written - self.refused.len();
         if remote.json {
             let refused: Vec<_> = self
                 .refused
@@ -206,6 +212,7 @@ impl Report {
                 .map(|refused| json!({"key": refused.key, "why": refused.why}))
                 .collect();
             output.value(&json!({
+                "not_tried": not_tried,
                 "keys": total,
                 "written": self.written,
                 "bytes": self.bytes,
@@ -227,6 +234,7 @@ impl Report {
         if let Some((_, key, error)) = self.stopped {
             return Err(Failed::Failure {
                 code: error.code_name(),
+                outcome: remote::outcome(&error),
                 message: format!(
                     "stopped; the first key not written is {:?}: {error}; run the import again, it starts over and ends the same",
                     shortened(&key)
@@ -235,14 +243,24 @@ impl Report {
         }
         match self.refused.first() {
             None => Ok(()),
-            Some(Refused { key, why }) => Err(Failed::Failure {
-                code: "INVALID_ARGUMENT",
-                message: format!(
-                    "{} of {total} keys were not written; the first is {:?}: {why}",
-                    total - self.written,
-                    shortened(key)
-                ),
-            }),
+            Some(Refused { key, why }) => {
+                let ended = match not_tried {
+                    0 => String::new(),
+                    count => format!(
+                        "; the import ended after {} of them, and {count} more keys were not tried",
+                        self.refused.len()
+                    ),
+                };
+                Err(Failed::Failure {
+                    code: "INVALID_ARGUMENT",
+                    outcome: None,
+                    message: format!(
+                        "{} of {total} keys were refused; the first is {:?}: {why}{ended}",
+                        self.refused.len(),
+                        shortened(key)
+                    ),
+                })
+            }
         }
     }
 }
@@ -268,6 +286,21 @@ mod tests {
         assert_eq!(kept, [("fine".to_owned(), String::new())]);
         assert!(refused[0].why.contains("empty") && refused[1].why.contains("4097 bytes"));
         assert_eq!(shortened(&long).len(), 103);
+    }
+
+    #[test]
+    fn an_import_that_ends_early_says_how_many_keys_were_not_tried() {
+        let refused = |at: usize| Refused { key: format!("key-{at}"), why: "no".to_owned() };
+        let report =
+            |count| Report { refused: (0..count).map(refused).collect(), ..Report::default() };
+        let remote = Remote { endpoints: Vec::new(), timeout: None, json: true };
+        let tell = |count, total| {
+            let told = report(count).tell(total, 1.0, &remote, &mut Output::new());
+            let Err(Failed::Failure { message, .. }) = told else { panic!("it did not fail") };
+            message
+        };
+        assert!(tell(1000, 3000).contains("2000 more keys were not tried"));
+        assert!(!tell(2, 2).contains("not tried"));
     }
 
     #[test]

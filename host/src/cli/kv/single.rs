@@ -1,6 +1,9 @@
 //! `conclave kv put|get|delete`: single keys.
 
-use std::path::PathBuf;
+use std::{
+    path::PathBuf,
+    time::{Duration, SystemTime, UNIX_EPOCH},
+};
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use clap::Args;
@@ -12,7 +15,7 @@ use serde_json::{Value, json};
 use crate::cli::{
     Failed, Result,
     output::Output,
-    remote::{Freshness, Remote, duration, file, stdin},
+    remote::{Freshness, Remote, file, lifetime, stdin},
 };
 
 /// Set a key to a value
@@ -25,7 +28,8 @@ Examples:
   conclave kv put app/color green
   conclave kv put app/tls.key --file tls.key
   pass show db | conclave kv put app/db/password -
-  conclave kv put session/42 alice --ttl 10m")]
+  conclave kv put session/42 alice --ttl 10m
+  conclave kv put app/license abc --ttl 30d")]
 pub(super) struct Put {
     /// The key
     key: String,
@@ -38,9 +42,9 @@ pub(super) struct Put {
     #[arg(long, conflicts_with = "value")]
     file: Option<PathBuf>,
 
-    /// Remove the key by itself after this time
-    #[arg(long, value_name = "DURATION", value_parser = duration)]
-    ttl: Option<std::time::Duration>,
+    /// Expire the key after this duration: 10m, 1h30m, 7d, 1y
+    #[arg(long, value_name = "DURATION", value_parser = lifetime)]
+    ttl: Option<Duration>,
 }
 
 impl Put {
@@ -78,7 +82,7 @@ pub(super) fn put_operation(key: &str, text: &str) -> Operation {
 /// Print a key's value
 ///
 /// Text is printed with a newline after it. A value that is not text is refused unless --raw or
-/// --json is given.
+/// --json is given. When the key expires is said on standard error.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -113,6 +117,9 @@ impl Get {
             output.value(&as_json(&found, true));
             return Ok(());
         }
+        if let Some(left) = time_left(&found).filter(|_| !self.raw) {
+            output.remark(format!("expires in {}", humantime::format_duration(left)));
+        }
         match (self.raw, &found.content) {
             (_, None) => {}
             (true, Some(key_value::Content::Text(text))) => output.bytes(text.as_bytes()),
@@ -133,6 +140,13 @@ impl Get {
     }
 }
 
+/// How long a key still lives, by this computer's clock. `None`: it does not expire.
+fn time_left(found: &KeyValue) -> Option<Duration> {
+    let expires = UNIX_EPOCH + Duration::from_millis(found.expires_at_ms);
+    let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
+    (found.expires_at_ms != 0).then_some(Duration::from_secs(left.as_secs()))
+}
+
 /// A key with its value as `text` or, if it is not text, as `value` in base64.
 pub(super) fn as_json(found: &KeyValue, with_value: bool) -> Value {
     let mut json = json!({
@@ -141,6 +155,9 @@ pub(super) fn as_json(found: &KeyValue, with_value: bool) -> Value {
         "mod_revision": found.mod_revision,
         "version": found.version,
     });
+    if found.expires_at_ms != 0 {
+        json["expires_at_ms"] = found.expires_at_ms.into();
+    }
     match &found.content {
         _ if !with_value => {}
         Some(key_value::Content::Text(text)) => json["text"] = json!(text),
