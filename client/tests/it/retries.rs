@@ -213,7 +213,7 @@ async fn a_write_goes_round_a_node_that_is_frozen() {
     }
     let error = client(&frozen.address, 1500).call_raw(SAY, "").await.unwrap_err();
     assert!(error.is_unreachable() && error.not_applied(), "{error:?}");
-    assert!(error.to_string().contains("no connection within 1 s"), "{error}");
+    assert!(error.to_string().contains("no connection within"), "{error}");
 }
 
 /// Goal: one attempt of a call that takes long has all its time, and the time is the caller's.

@@ -216,7 +216,7 @@ async fn without_a_majority_nothing_is_promised() {
     // Without a leader nothing is proposed, so a deadline that passes leaves nothing in doubt.
     let hasty = conclave_client::Client::builder()
         .endpoints([cluster.node(leader).client.clone()])
-        .deadline(std::time::Duration::from_millis(300));
+        .deadline(Duration::from_millis(300));
     let refused = put(&hasty.build().unwrap(), "key", "after").await.unwrap_err();
     assert!(refused.not_applied(), "{refused:?}");
     cluster.start_node(others[0]);
