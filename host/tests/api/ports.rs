@@ -327,12 +327,13 @@ async fn answers_that_nobody_reads_are_bounded() {
 #[tokio::test]
 async fn unread_large_answers_are_given_up() {
     let options = Options {
-        large_answers_bytes_max: 100 << 10,
+        large_answers_bytes_max: 200 << 10,
         transfer_time: Duration::from_millis(100),
         ..Options::default()
     };
     let node = Node::with(options).await;
-    node.script(Script::Answer(Ok(Bytes::from(vec![7; 70 << 10]))));
+    // More than the two pieces that the connection takes.
+    node.script(Script::Answer(Ok(Bytes::from(vec![7; 130 << 10]))));
     for window in [0, 1] {
         let io = TokioIo::new(TcpStream::connect(node.client).await.unwrap());
         let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
