@@ -24,9 +24,6 @@ use crate::{
     retry::{self, Failure, LEADER},
 };
 
-/// The time that is left for a node's answer, at most, when it ends a call at the deadline.
-const ANSWER_TIME: Duration = Duration::from_millis(50);
-
 /// A client of one cluster. Clones share its connections.
 #[derive(Clone)]
 pub struct Client {
@@ -246,8 +243,6 @@ fn metadata(consistency: Consistency, options: &CallOptions, limit: Duration) ->
     if options.read && consistency != Consistency::Linearizable {
         metadata.insert("conclave-consistency", MetadataValue::from_static(consistency.name()));
     }
-    // A node that ends in time can still say whether it has proposed the call.
-    let limit = limit - (limit / 20).min(ANSWER_TIME);
     // gRPC allows eight digits: milliseconds last for a day.
     let milliseconds = limit.as_millis().clamp(1, 99_999_999);
     if let Ok(timeout) = MetadataValue::try_from(format!("{milliseconds}m")) {

@@ -17,6 +17,9 @@ pub struct Deadlines {
     pub max: Duration,
 }
 
+/// How long before its deadline a call ends, at most.
+const ANSWER_TIME_MAX: Duration = Duration::from_millis(50);
+
 /// Longer than any stream lives.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
@@ -81,7 +84,9 @@ pub(super) fn deadline(
             ))
         })?,
     };
-    Ok(now + timeout.min(deadlines.max.max(deadlines.default)))
+    // A caller waits as long as it says, and the answer takes a while: it says whether the call was proposed.
+    let answer_time = (timeout / 20).min(ANSWER_TIME_MAX);
+    Ok(now + (timeout - answer_time).min(deadlines.max.max(deadlines.default)))
 }
 
 fn timeout(text: &str) -> Option<Duration> {

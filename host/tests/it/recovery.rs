@@ -213,12 +213,6 @@ async fn without_a_majority_nothing_is_promised() {
         other => Err(format!("{other:?}")),
     })
     .await;
-    // Without a leader nothing is proposed, so a deadline that passes leaves nothing in doubt.
-    let hasty = conclave_client::Client::builder()
-        .endpoints([cluster.node(leader).client.clone()])
-        .deadline(Duration::from_millis(300));
-    let refused = put(&hasty.build().unwrap(), "key", "after").await.unwrap_err();
-    assert!(refused.not_applied(), "{refused:?}");
     cluster.start_node(others[0]);
     put(&client, "key", "again").await.unwrap();
     assert_eq!(get(&client, "key").await.unwrap(), "again");
@@ -248,4 +242,26 @@ async fn a_node_that_lost_its_data_is_refused() {
             .any(|node| node.id == 1 && node.applied == 0 || node.role == "unreachable"),
         "{status:?}"
     );
+}
+
+/// Without a leader nothing is proposed, so a deadline that passes leaves nothing in doubt.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deadline_that_passes_without_a_leader_leaves_nothing_in_doubt() {
+    let mut cluster = Cluster::start().await;
+    put(&cluster.client(), "key", "before").await.unwrap();
+    let leader = cluster.leader().await;
+    let others: Vec<u64> = (1..=3).filter(|id| *id != leader).collect();
+    cluster.kill(leader);
+    cluster.kill(others[0]);
+    let endpoint = [cluster.node(others[1]).client.clone()];
+    let client = conclave_client::Client::builder().endpoints(endpoint.clone()).build().unwrap();
+    eventually("health says so", async || match client.is_serving().await {
+        Ok(false) => Ok(()),
+        other => Err(format!("{other:?}")),
+    })
+    .await;
+    let hasty = conclave_client::Client::builder().endpoints(endpoint);
+    let hasty = hasty.deadline(Duration::from_millis(400)).build().unwrap();
+    let refused = put(&hasty, "key", "after").await.unwrap_err();
+    assert!(refused.not_applied(), "{refused:?}");
 }
