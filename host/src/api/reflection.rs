@@ -3,7 +3,7 @@
 //! Contract:
 //! * A question without an answer gets an `error_response`, and the stream continues.
 //! * A symbol is the full name of a service, method, message, field, oneof, enum, enum value or extension. The name of an
-//!   enum's value lies in the scope of its enum, as in protobuf.
+//!   enum's value lies in the scope of its enum, as in protobuf; in the enum itself it is found too.
 //! * A file comes with its imports, each once per stream, as the bytes of the component's descriptor set: with options
 //!   that this host does not know.
 //! * The host's files have their canonical names and come first. A component's file of the same name is not served, and
@@ -113,6 +113,8 @@ impl Reflection {
         let name = found.full_name();
         self.symbol(name, at);
         for value in found.values() {
+            // As grpcurl names it, up to version 1.8.
+            self.symbol(&format!("{name}.{}", value.name()), at);
             match name.rsplit_once('.') {
                 Some((scope, _)) => self.symbol(&format!("{scope}.{}", value.name()), at),
                 None => self.symbol(value.name(), at),

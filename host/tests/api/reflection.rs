@@ -141,6 +141,7 @@ async fn files_with_any_name_and_all_kinds_of_symbols_are_found() {
             "ext.v1.Base",
             "ext.v1.Base.Kind",
             "ext.v1.Base.PUT",
+            "ext.v1.Base.Kind.PUT",
             "ext.v1.TOP",
             "ext.v1.note",
             "ext.v1.Holder.inner",

@@ -128,8 +128,10 @@ fn symbols(pool: &DescriptorPool) -> BTreeSet<String> {
     }
     for values in pool.all_enums() {
         found.insert(values.full_name().to_owned());
-        let scope = values.full_name().rsplit_once('.').map_or("", |(scope, _)| scope).to_owned();
-        found.extend(values.values().map(|value| format!("{scope}.{}", value.name())));
+        // As this grpcurl names them. In protobuf they lie in the scope of the enum.
+        found.extend(
+            values.values().map(|value| format!("{}.{}", values.full_name(), value.name())),
+        );
     }
     for service in pool.services() {
         found.insert(service.full_name().to_owned());
@@ -152,7 +154,7 @@ async fn grpcurl_lists_describes_and_calls_everything() {
     let client = Client::builder().endpoints([address]).build().unwrap();
     let method = client.methods().await.unwrap().remove(0);
     let symbols = symbols(method.request().parent_pool());
-    assert!(symbols.contains("kv.v1.WatchResponse.PUT"), "{symbols:?}");
+    assert!(symbols.contains("kv.v1.WatchResponse.Kind.PUT"), "{symbols:?}");
     assert!(symbols.contains("conclave.cluster.v1.Cluster.Verify"), "{symbols:?}");
     for symbol in symbols.iter().filter(|symbol| !symbol.starts_with("google.protobuf.")) {
         let described = run(&grpcurl, &[address, "describe", symbol]);
