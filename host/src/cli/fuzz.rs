@@ -7,7 +7,7 @@ use super::kv::flatten::flatten;
 /// A JSON document for `conclave kv import`: two places never share a key.
 pub fn json_import(data: &[u8]) {
     let Ok(document) = serde_json::from_slice(data) else { return };
-    let leaves = flatten(document, "p/");
+    let Ok(leaves) = flatten(document, "p/") else { return };
     let keys: HashSet<_> = leaves.iter().map(|(key, _)| key).collect();
     assert_eq!(keys.len(), leaves.len(), "{leaves:?}");
     assert!(leaves.iter().all(|(key, _)| key.starts_with("p/")));

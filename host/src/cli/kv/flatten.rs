@@ -10,7 +10,11 @@
 
 use std::collections::BTreeMap;
 
+use serde::de::Error as _;
 use serde_json::{Error, value::RawValue};
+
+/// Documents are nested no deeper than the parser takes them otherwise. A raw value may be.
+const DEPTH_MAX: usize = 128;
 
 /// The document's leaves in order, each key beginning with `prefix`. A document without any member
 /// has no leaves; one that is a bare string, number or literal has one, under `prefix` itself.
@@ -19,7 +23,7 @@ pub(crate) fn flatten(document: &RawValue, prefix: &str) -> Result<Vec<(String, 
     match members(document)? {
         Some(members) => {
             for (name, value) in members {
-                descend(&mut leaves, format!("{prefix}{name}"), value)?;
+                descend(&mut leaves, format!("{prefix}{name}"), value, 1)?;
             }
         }
         None => leaves.push((prefix.to_owned(), text(document)?)),
@@ -27,12 +31,19 @@ pub(crate) fn flatten(document: &RawValue, prefix: &str) -> Result<Vec<(String, 
     Ok(leaves)
 }
 
-/// The parser's own limit of nesting (128) bounds the recursion: the whole document has passed it.
-fn descend(leaves: &mut Vec<(String, String)>, key: String, value: &RawValue) -> Result<(), Error> {
+fn descend(
+    leaves: &mut Vec<(String, String)>,
+    key: String,
+    value: &RawValue,
+    depth: usize,
+) -> Result<(), Error> {
+    if depth > DEPTH_MAX {
+        return Err(Error::custom(format!("it is nested more than {DEPTH_MAX} deep")));
+    }
     match members(value)? {
         Some(members) if !members.is_empty() => {
             for (name, value) in members {
-                descend(leaves, format!("{key}/{name}"), value)?;
+                descend(leaves, format!("{key}/{name}"), value, depth + 1)?;
             }
         }
         Some(_) if value.get().starts_with('{') => leaves.push((key, "{}".to_owned())),
@@ -133,6 +144,15 @@ mod tests {
             ("p/n", "18446744073709551615"),
         ];
         assert_eq!(pairs(document, "p/"), owned(&expected));
+    }
+
+    #[test]
+    fn a_document_that_is_nested_without_end_is_refused() {
+        let nested = |depth: usize| "[".repeat(depth) + &"]".repeat(depth);
+        assert_eq!(written(&nested(DEPTH_MAX), "").len(), 1);
+        let deep = nested(100_000);
+        let error = flatten(serde_json::from_str(&deep).unwrap(), "").unwrap_err();
+        assert!(error.to_string().contains("128 deep"), "{error}");
     }
 
     #[test]
