@@ -75,15 +75,13 @@ pub(super) fn deadline(
     now: Instant,
     deadlines: Deadlines,
 ) -> Result<Instant, Error> {
-    let timeout = match headers.get("grpc-timeout") {
-        None => deadlines.default,
-        Some(value) => value.to_str().ok().and_then(timeout).ok_or_else(|| {
-            Error::invalid(format!(
-                "grpc-timeout is {:?}: use up to eight digits and one of H, M, S, m, u, n",
-                String::from_utf8_lossy(value.as_bytes())
-            ))
-        })?,
-    };
+    let Some(value) = headers.get("grpc-timeout") else { return Ok(now + deadlines.default) };
+    let timeout = value.to_str().ok().and_then(timeout).ok_or_else(|| {
+        Error::invalid(format!(
+            "grpc-timeout is {:?}: use up to eight digits and one of H, M, S, m, u, n",
+            String::from_utf8_lossy(value.as_bytes())
+        ))
+    })?;
     // A caller waits as long as it says, and the answer takes a while: it says whether the call was proposed.
     let answer_time = (timeout / 20).min(ANSWER_TIME_MAX);
     Ok(now + (timeout - answer_time).min(deadlines.max.max(deadlines.default)))
