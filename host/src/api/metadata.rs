@@ -63,7 +63,7 @@ pub(super) fn from_index(headers: &HeaderMap) -> Result<Option<u64>, Error> {
 /// When a stream is to end: never, unless its caller says so.
 pub(super) fn stream_deadline(headers: &HeaderMap, now: Instant) -> Result<Option<Instant>, Error> {
     if headers.contains_key("grpc-timeout") {
-        let unbounded = Deadlines { default: Duration::MAX, max: FOREVER };
+        let unbounded = Deadlines { default: FOREVER, max: FOREVER };
         return deadline(headers, now, unbounded).map(Some);
     }
     Ok(None)
