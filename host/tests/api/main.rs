@@ -18,4 +18,5 @@ mod ports;
 mod protos;
 mod reflection;
 mod subscriptions;
+mod transfers;
 mod verbs;
