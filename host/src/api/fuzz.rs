@@ -1,5 +1,5 @@
 //! Fuzz targets of the client port.
-#![allow(clippy::expect_used, reason = "constants")]
+#![allow(clippy::expect_used, clippy::panic, reason = "constants, and what is to be found")]
 
 use std::sync::LazyLock;
 

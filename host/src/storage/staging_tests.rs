@@ -199,8 +199,9 @@ fn check(staging: &Staging, tree: &Memory, model: &Model) {
     // The mark says what the tree has, and nothing in it is newer.
     let values = tree.values.borrow();
     let newest = values.values().map(|value| format::split_value(value.clone()).unwrap().0).max();
-    let parts = values.iter().filter(|(key, _)| format::parse_part_key(key).is_some());
-    let last_pack = parts.last().map(|(_, value)| PackHead::parse(value.clone()).unwrap().sequence);
+    let mut parts = values.iter().filter(|(key, _)| format::parse_part_key(key).is_some());
+    let last_pack =
+        parts.next_back().map(|(_, value)| PackHead::parse(value.clone()).unwrap().sequence);
     let mark = staging.mark();
     assert_eq!(mark.records, sum);
     assert_eq!(mark.last_pack, last_pack.unwrap_or_default());

@@ -114,8 +114,9 @@ impl Seats {
 
     pub(super) fn remove(&mut self, range: &TopicRange, seat: &Arc<Seat>) {
         let prefix = range.common_prefix();
-        let seats = self.by_prefix.get_mut(prefix);
-        let seats = seats.expect("a watcher has its seat as long as it lives");
+        let Some(seats) = self.by_prefix.get_mut(prefix) else {
+            unreachable!("a watcher has its seat as long as it lives");
+        };
         seats.retain(|(_, other)| !Arc::ptr_eq(other, seat));
         if seats.is_empty() {
             self.by_prefix.remove(prefix);

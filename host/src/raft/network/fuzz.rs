@@ -68,7 +68,6 @@ pub fn peer_message_seeds() -> Vec<Vec<u8>> {
         previous: Some(log_id_to_wire(&LogId::new_term_index(3, 0))),
         entries: entries().iter().map(entry_to_wire).collect(),
         leader_commit: Some(log_id_to_wire(&LogId::new_term_index(3, 1))),
-        ..wire::AppendRequest::default()
     };
     let request = wire::VoteRequest {
         vote: Some(vote_to_wire(&vote(false))),
