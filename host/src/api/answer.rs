@@ -27,7 +27,7 @@ use crate::error::Error;
 /// A slower reader, or writer, is given up.
 pub(super) const BYTES_PER_SECOND_MIN: usize = 64 * 1024;
 /// A large answer's piece. The connection asks for one at a time, when there is room to send it.
-const PIECE_BYTES: usize = 64 * 1024;
+pub(super) const PIECE_BYTES: usize = 64 * 1024;
 
 /// How long a message of so many bytes may take.
 pub(super) fn transfer_time(bytes: usize, least: Duration) -> Duration {

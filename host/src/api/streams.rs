@@ -16,13 +16,18 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 thread_local! {
-    /// The end of the stream that is being polled on this thread.
-    static ENDS: Cell<Option<Instant>> = const { Cell::new(None) };
+    /// What the stream that is being polled on this thread says of its end.
+    static ENDS: Cell<Option<Option<Instant>>> = const { Cell::new(None) };
 }
 
 /// Ends the stream in which this is called at that time, unless its answer has been sent.
 pub(super) fn answered(ends: Instant) {
-    ENDS.set(Some(ends));
+    ENDS.set(Some(Some(ends)));
+}
+
+/// Lifts the time that [`answered`] has set for the stream in which this is called: it has nothing to send.
+pub(super) fn waits() {
+    ENDS.set(Some(None));
 }
 
 /// Runs streams.
@@ -53,7 +58,12 @@ impl<F: Future<Output = ()>> Future for Stream<F> {
         if this.stream.poll(cx).is_ready() {
             return Poll::Ready(());
         }
-        *this.ends = ENDS.take().or(*this.ends);
+        if let Some(ends) = ENDS.take() {
+            *this.ends = ends;
+            if let (Some(ends), Some(timer)) = (ends, &mut *this.timer) {
+                timer.as_mut().reset(ends);
+            }
+        }
         let Some(ends) = *this.ends else { return Poll::Pending };
         let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(ends)));
         if timer.as_mut().poll(cx).is_ready() {
@@ -86,6 +96,25 @@ mod tests {
         });
         let waits = timeout(Duration::from_millis(60), &mut dropped);
         assert!(waits.await.is_err(), "it has no answer yet");
+        answer.send(()).unwrap();
+        assert!(timeout(Duration::from_secs(20), dropped).await.unwrap().is_err());
+    }
+
+    #[tokio::test]
+    async fn a_stream_that_waits_does_not_end_and_another_answer_has_a_time_of_its_own() {
+        let (held, mut dropped) = oneshot::channel::<()>();
+        let (answer, asked) = oneshot::channel::<()>();
+        Streams.execute(async move {
+            answered(Instant::now() + Duration::from_millis(20));
+            tokio::task::yield_now().await;
+            waits();
+            asked.await.unwrap();
+            answered(Instant::now() + Duration::from_millis(20));
+            pending::<()>().await;
+            drop(held);
+        });
+        let waits = timeout(Duration::from_millis(100), &mut dropped);
+        assert!(waits.await.is_err(), "it has nothing to send");
         answer.send(()).unwrap();
         assert!(timeout(Duration::from_secs(20), dropped).await.unwrap().is_err());
     }

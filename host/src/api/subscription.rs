@@ -26,7 +26,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures::{StreamExt as _, stream};
+use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
 use http::{HeaderMap, Request, Response, header::CONTENT_TYPE, request::Parts};
 use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
@@ -38,11 +38,13 @@ use tonic::{Code, Status};
 
 use super::{
     Backend, Events, Shared, Subscribed,
-    answer::{self, Answer},
+    answer::{self, Answer, PIECE_BYTES, transfer_time},
+    budget::Reserved,
     call::{self, GRPC, name_leader, not_grpc},
-    message, metadata,
+    message::{self, LARGE_BYTES},
+    metadata,
     metrics::Flight,
-    status,
+    status, streams,
     table::Method,
 };
 use crate::{
@@ -76,6 +78,7 @@ pub(super) async fn serve<B: Backend>(
     let mut response = match feed {
         Ok(feed) => {
             flight.answered(Code::Ok);
+            feed.hands_over(feed.messages.iter().map(Bytes::len).sum());
             let (index, progress) = (feed.index, feed.progress);
             let frames = stream::unfold(feed, async |mut feed| {
                 let frame = feed.next().await?;
@@ -135,6 +138,8 @@ async fn begin<B: Backend>(
     let begun = timeout_at(deadline, begun).await.map_err(|_| Error::deadline())??;
     let Subscribed { index, result } = begun;
     let subscription = result.map_err(|failure| Error::failure(failure).at_index(index))?;
+    let bytes = subscription.initial.iter().map(Bytes::len).sum();
+    let memory = (bytes > LARGE_BYTES).then(|| shared.reserve_answer(&connection, bytes));
     // A subscription that goes on has seen what came before.
     let index = resume.unwrap_or(index);
     Ok(Feed {
@@ -143,10 +148,13 @@ async fn begin<B: Backend>(
         progress,
         told: Instant::now(),
         messages: subscription.initial.into(),
+        rest: Bytes::new(),
         events: Some(subscription.events),
         closing: shared.closing.subscribe(),
-        health: shared.backend.health(),
+        not_serving: not_serving(shared.backend.health()).boxed(),
         ends,
+        memory: memory.transpose()?,
+        transfer_time: options.transfer_time,
         _place: Some(place),
     })
 }
@@ -182,11 +190,18 @@ struct Feed {
     /// When it was sent anything last.
     told: Instant,
     messages: VecDeque<Bytes>,
+    /// The rest of a frame of which a piece was handed over.
+    rest: Bytes,
     /// `None`: the trailers were sent.
     events: Option<Events>,
     closing: watch::Receiver<bool>,
-    health: watch::Receiver<Health>,
+    /// Ready when the node has not served for so long that its subscriptions end.
+    not_serving: BoxFuture<'static, Error>,
     ends: Option<Instant>,
+    /// Reserved for the messages that come first, until all of them have been handed over.
+    memory: Option<Reserved>,
+    /// How long a reader may take, beside the time for the size.
+    transfer_time: Duration,
     /// The subscription's place among those of its connection.
     _place: Option<OwnedSemaphorePermit>,
 }
@@ -198,10 +213,13 @@ impl Feed {
                 Ok(None) => {}
                 Ok(Some(framed)) => {
                     self.told = Instant::now();
+                    self.hands_over(framed.len());
                     return Some(Frame::data(framed));
                 }
                 Err(error) => break error,
             }
+            self.memory = None;
+            streams::waits();
             let events = self.events.as_mut()?;
             let ends = self.ends;
             let ended = async {
@@ -215,7 +233,7 @@ impl Feed {
                 // The sender lives as long as the port.
                 _ = self.closing.wait_for(|closing| *closing) => break Error::shutting_down(),
                 () = ended => break Error::deadline(),
-                error = not_serving(&mut self.health) => break error,
+                error = &mut self.not_serving => break error,
                 next = events.next() => match next {
                     Some(Ok((index, messages))) => {
                         self.sending = index;
@@ -234,8 +252,22 @@ impl Feed {
 }
 
 impl Feed {
+    /// The reader takes so many bytes in time, or the stream ends: what it holds does not wait for ever.
+    fn hands_over(&self, bytes: usize) {
+        streams::answered(Instant::now() + transfer_time(bytes, self.transfer_time));
+    }
+
     /// What can be sent at once: messages that wait, up to the size of a frame, or how far the subscriber has come.
     fn ready(&mut self) -> Result<Option<Bytes>, Error> {
+        if self.rest.is_empty() {
+            self.rest = self.next_frame()?.unwrap_or_default();
+        }
+        // The connection takes pieces beyond the window of its reader: a large frame is not one of them.
+        let piece = self.rest.split_to(self.rest.len().min(PIECE_BYTES));
+        Ok(Some(piece).filter(|piece| !piece.is_empty()))
+    }
+
+    fn next_frame(&mut self) -> Result<Option<Bytes>, Error> {
         if let Some(first) = self.messages.pop_front() {
             let first = answer::frame(&first)?;
             let is_small =
@@ -258,7 +290,7 @@ impl Feed {
 }
 
 /// Waits until the node has not served for [`NOT_SERVING_TIME_MAX`], and returns why.
-async fn not_serving(health: &mut watch::Receiver<Health>) -> Error {
+async fn not_serving(mut health: watch::Receiver<Health>) -> Error {
     loop {
         let stopped = health.wait_for(|health| *health != Health::Serving).await.is_ok();
         if !stopped {
@@ -296,10 +328,13 @@ mod tests {
             progress: None,
             told: Instant::now(),
             messages: vec![message; 1_000].into(),
+            rest: Bytes::new(),
             events: None,
             closing: watch::channel(false).1,
-            health: watch::channel(Health::Serving).1,
+            not_serving: std::future::pending().boxed(),
             ends: None,
+            memory: None,
+            transfer_time: Duration::ZERO,
             _place: None,
         };
         let mut frames = Vec::new();
@@ -310,10 +345,11 @@ mod tests {
         assert_eq!((bytes, feed.index), (1_000 * 105, 2));
         assert!(frames.iter().all(|frame| frame.len() <= FRAME_BYTES && frame.len() % 105 == 0));
         assert_eq!(frames.len(), bytes.div_ceil(FRAME_BYTES));
-        // A large one has a frame of its own.
+        // A large one is by itself, in pieces.
         feed.messages =
-            vec![Bytes::from(vec![7; FRAME_BYTES * 2]), Bytes::from_static(b"x")].into();
-        assert_eq!(feed.ready().unwrap().unwrap().len(), FRAME_BYTES * 2 + 5);
-        assert_eq!(feed.ready().unwrap().unwrap().len(), 6);
+            vec![Bytes::from(vec![7; PIECE_BYTES * 2]), Bytes::from_static(b"x")].into();
+        for expected in [PIECE_BYTES, PIECE_BYTES, 5, 6] {
+            assert_eq!(feed.ready().unwrap().unwrap().len(), expected);
+        }
     }
 }

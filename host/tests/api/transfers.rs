@@ -193,20 +193,22 @@ async fn unread_large_answers_are_given_up() {
     let node = Node::with(options).await;
     // More than the two pieces that the connection takes.
     node.script(Script::Answer(Ok(Bytes::from(vec![7; 130 << 10]))));
-    for window in [0, 1] {
+    let cases = [("Get", 0), ("Get", 1), ("Watch", 0), ("Watch", 1)];
+    for (method, window) in cases {
         let io = TokioIo::new(TcpStream::connect(node.client).await.unwrap());
         let builder = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .initial_stream_window_size(window)
             .clone();
         let (mut client, connection) = builder.handshake(io).await.unwrap();
         let connection = tokio::spawn(connection);
-        let request = http::Request::post("http://x/kv.v1.KV/Get")
+        let request = http::Request::post(format!("http://x/kv.v1.KV/{method}"))
             .header("content-type", "application/grpc")
             .body(http_body_util::Full::new(Bytes::from_static(b"\0\0\0\0\x03\x0a\x01k")))
             .unwrap();
         let unread = client.send_request(request).await.unwrap();
-        let status = node.call("/kv.v1.KV/Get", GET).await.unwrap_err();
-        assert_eq!(status.code(), Code::Unavailable, "{status}");
+        let refused = node.call("/kv.v1.KV/Get", GET).await.map(drop);
+        let refused = refused.expect_err(&format!("{method}, window {window}"));
+        assert_eq!(refused.code(), Code::Unavailable, "{refused}");
         let mut made_room = false;
         for _ in 0..500 {
             made_room = node.call("/kv.v1.KV/Get", GET).await.is_ok();
@@ -215,7 +217,7 @@ async fn unread_large_answers_are_given_up() {
             }
             sleep(Duration::from_millis(20)).await;
         }
-        assert!(made_room, "window {window}");
+        assert!(made_room, "{method}, window {window}");
         drop((unread, client));
         connection.abort();
     }
