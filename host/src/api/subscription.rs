@@ -6,11 +6,12 @@
 //! 2. A call with `conclave-from-index: N` goes on: no initial messages, and every event after N. Any node
 //!    serves it, once it has applied N, for as long as the events are in its memory; OUT_OF_RANGE otherwise.
 //! 3. A call with `conclave-progress-ms: N` also gets a message when it got none for N milliseconds, or up to a second
-//!    later. It has the field 536870911 alone, a varint: the index up to which every message was sent. Decoders that do not know the field see
-//!    an empty message. The leading metadata repeat `conclave-progress-ms`.
+//!    later. It has the field 536870911 alone, a varint: the index up to which every message was sent. Decoders that do not
+//!    know the field see an empty message. The leading metadata repeat `conclave-progress-ms`.
 //! 4. A stream ends by its caller's `grpc-timeout`, or with an error: UNAVAILABLE when the node stops or has not
 //!    served for two seconds (it is cut off from its peers, for example; another node continues), OUT_OF_RANGE when the
-//!    caller reads more slowly than events are dropped from memory. Trailing metadata then carry `conclave-index`: every
+//!    caller reads more slowly than events are dropped from memory. It is reset when a caller does not read for the time
+//!    that an answer has. Trailing metadata then carry `conclave-index`: every
 //!    message up to it was sent.
 //!
 //! Messages that are ready together leave in one DATA frame: clients close connections that bring thousands of tiny
