@@ -234,7 +234,8 @@ impl Report {
         if let Some((_, key, error)) = self.stopped {
             return Err(Failed::Failure {
                 code: error.code_name(),
-                outcome: remote::outcome(&error),
+                // Some keys were written: the whole has had an effect.
+                outcome: remote::outcome(&error).filter(|_| self.written == 0),
                 message: format!(
                     "stopped; the first key not written is {:?}: {error}; run the import again, it starts over and ends the same",
                     shortened(&key)
