@@ -105,7 +105,7 @@ impl Subscription {
 
     /// The log's index up to which every event has been received, as far as the node has said: every ten seconds, and at
     /// the end. What a subscription resumes from, if it is greater than the index of the last event; a subscription
-    /// without events would otherwise resume from where it began, which nodes do not keep for ever.
+    /// without events would otherwise resume from where it began, which nodes do not keep without end.
     pub fn reached(&self) -> Option<u64> {
         self.reached
     }

@@ -12,14 +12,14 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// What all connections may hold together of one thing: calls or bytes.
+/// A limit for all connections together: of calls or of bytes.
 #[derive(Debug)]
 pub(super) struct Budget {
     most: usize,
     used: Arc<AtomicUsize>,
 }
 
-/// What one connection holds of a [`Budget`].
+/// The part of a [`Budget`] that one connection holds.
 pub(super) type Share = Arc<AtomicUsize>;
 
 /// A part of a budget that is in use.

@@ -156,11 +156,11 @@ pub(super) struct Connection {
     pub(super) caller: Caller,
     /// The subscriptions that it may still begin.
     pub(super) subscriptions: Arc<Semaphore>,
-    /// What it holds of the node's budgets.
+    /// Its parts of the node's budgets.
     pub(super) load: Arc<Load>,
 }
 
-/// What a connection holds of the node's budgets.
+/// The parts of the node's budgets that a connection holds.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     pub(super) calls: Share,

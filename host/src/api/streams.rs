@@ -16,7 +16,7 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 thread_local! {
-    /// What the stream that is being polled on this thread says of its end.
+    /// The end that the stream polled on this thread has set, if it has set or lifted one.
     static ENDS: Cell<Option<Option<Instant>>> = const { Cell::new(None) };
 }
 

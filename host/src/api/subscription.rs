@@ -253,12 +253,12 @@ impl Feed {
 }
 
 impl Feed {
-    /// The reader takes so many bytes in time, or the stream ends: what it holds does not wait for ever.
+    /// The reader takes so many bytes in time, or the stream ends: its memory is not held without end.
     fn hands_over(&self, bytes: usize) {
         streams::answered(Instant::now() + transfer_time(bytes, self.transfer_time));
     }
 
-    /// What can be sent at once: messages that wait, up to the size of a frame, or how far the subscriber has come.
+    /// The bytes that can be sent at once: messages that wait, up to the size of a frame, or how far the subscriber has come.
     fn ready(&mut self) -> Result<Option<Bytes>, Error> {
         if self.rest.is_empty() {
             self.rest = self.next_frame()?.unwrap_or_default();

@@ -55,7 +55,7 @@ pub struct Config {
     pub timing: Timing,
     /// What a request and a machine may use.
     pub limits: Limits,
-    /// What clients' connections may use.
+    /// The limits of clients' connections.
     pub connections: ConnectionLimits,
     /// When a snapshot is taken.
     pub snapshot: SnapshotPolicy,

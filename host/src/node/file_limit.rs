@@ -40,7 +40,7 @@ pub(super) fn connections_max(configured: Option<usize>, members: usize) -> usiz
     wanted.min(room)
 }
 
-/// What a limit of `files` leaves for clients: at least an eighth of it.
+/// The connections that a limit of `files` leaves for clients: at least an eighth of it.
 fn room(files: u64, members: usize) -> usize {
     let own = OWN_FILES + FILES_PER_MEMBER * members as u64;
     usize::try_from(files.saturating_sub(own).max(files / 8)).unwrap_or(usize::MAX)

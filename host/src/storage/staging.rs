@@ -1,4 +1,4 @@
-//! What one batch changes in the tree.
+//! The changes of one batch to the tree.
 //!
 //! [`Staging`] turns the storage thread's work into keys and values, and keeps what the tree will have once they are applied:
 //! the packs of the log, the records and the mark. It does not read clocks, seal, write or sync. What it needs of a tree is
@@ -64,7 +64,7 @@ impl Staging {
         }
     }
 
-    /// What the tree has once everything that is staged is applied.
+    /// The mark of the tree once everything that is staged is applied.
     pub(super) fn mark(&self) -> &Mark {
         &self.mark
     }
@@ -191,7 +191,7 @@ impl Staging {
                 let taken = self.pack.push(&encoded, entry.log_id.index);
                 assert!(taken, "an empty pack took no entry");
             }
-            // One huge entry must not keep its buffer for ever.
+            // The buffer of one huge entry is given back.
             encoded.shrink_to(format::PACK_BYTES_MAX);
             self.encoded = encoded;
         }

@@ -73,7 +73,7 @@ impl Memory {
     }
 }
 
-/// What the tree should have.
+/// The expected content of the tree.
 #[derive(Default)]
 struct Model {
     log: Vec<LogId>,

@@ -25,6 +25,7 @@ pub mod hostile;
 pub mod invariants;
 pub mod late_answers;
 pub mod linearizability;
+pub mod program;
 pub mod proxy;
 pub mod random;
 pub mod restart;

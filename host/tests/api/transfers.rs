@@ -103,7 +103,7 @@ async fn small_answers_that_are_not_read_are_bounded() {
     assert_eq!(refused.headers()["conclave-outcome"], "not-applied");
     node.call("/kv.v1.KV/Put", PUT).await.unwrap();
     assert_eq!(metric(&node, "conclave_requests_in_flight").await, 2.0);
-    // Whoever looks after the node has slots of its own.
+    // Operators' calls have slots of their own.
     for _ in 0..8 {
         node.call("/conclave.cluster.v1.Cluster/Status", b"").await.unwrap();
     }

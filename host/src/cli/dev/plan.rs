@@ -25,7 +25,7 @@ pub(super) const PORT_BASE_MAX: i64 = 65_535 - 2 * PORTS_APART as i64 - NODES_MA
 pub(super) const LOCK: &str = "dev.lock";
 /// The cluster's description.
 const PLAN: &str = "cluster.json";
-/// What a directory may hold that no cluster is in yet.
+/// The names that a directory without a cluster may hold.
 const OWN_FILES: [&str; 3] = [LOCK, "master.key", ".gitignore"];
 
 /// A development cluster.

@@ -12,6 +12,7 @@ use anyhow::{Context as _, Result};
 use clap::Parser;
 use conclave_testing::{
     chaos::{self, Figures, Run, Setup},
+    program,
     schedule::Schedule,
     timeline,
     workload::Plan,
@@ -66,19 +67,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = runtime
-        .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(run(&arguments)));
-    match result {
-        Ok(0) => ExitCode::SUCCESS,
-        Ok(_) => ExitCode::FAILURE,
-        Err(error) => {
-            println!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    program::run(async { Ok(run(&arguments).await? == 0) })
 }
 
 /// The number of runs with violations.

@@ -3,9 +3,12 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
-use conclave_testing::hostile::{self, Plan, attack::Attack};
+use conclave_testing::{
+    hostile::{self, Plan, attack::Attack},
+    program,
+};
 
 /// Run hostile clients against a cluster, and check that ordinary clients stay fast and succeed
 #[derive(Debug, Parser)]
@@ -26,19 +29,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = runtime
-        .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(run(&arguments)));
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            println!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    program::run(run(&arguments))
 }
 
 /// Whether the run passes.

@@ -3,9 +3,12 @@
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 use clap::Parser;
-use conclave_testing::restart::{self, Restarts};
+use conclave_testing::{
+    program,
+    restart::{self, Restarts},
+};
 
 /// Measure how long a restart takes, and how long a node is without a standby after a trap
 #[derive(Debug, Parser)]
@@ -29,18 +32,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = runtime
-        .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(run(&arguments)));
-    match result {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            println!("error: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    program::run(async { run(&arguments).await.map(|()| true) })
 }
 
 async fn run(arguments: &Arguments) -> Result<()> {

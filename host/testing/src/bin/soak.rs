@@ -11,11 +11,14 @@ use std::{
 
 use anyhow::{Context as _, Result};
 use clap::Parser;
-use conclave_testing::soak::{
-    self, Plan,
-    page::{self, Subject},
-    plot,
-    sample::Sample,
+use conclave_testing::{
+    program,
+    soak::{
+        self, Plan,
+        page::{self, Subject},
+        plot,
+        sample::Sample,
+    },
 };
 
 /// Run a cluster under a steady load and check that its memory, descriptors and disk space stay bounded
@@ -55,19 +58,7 @@ struct Arguments {
 
 fn main() -> ExitCode {
     let arguments = Arguments::parse();
-    let runtime =
-        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
-    let result = runtime
-        .context("cannot start the runtime")
-        .and_then(|runtime| runtime.block_on(run(&arguments)));
-    match result {
-        Ok(true) => ExitCode::SUCCESS,
-        Ok(false) => ExitCode::FAILURE,
-        Err(error) => {
-            println!("error: {error:#}");
-            ExitCode::from(2)
-        }
-    }
+    program::run(run(&arguments))
 }
 
 /// Whether the run passes.

@@ -1,4 +1,4 @@
-//! What hostile clients do, each to all nodes and at a bounded rate.
+//! The attacks of hostile clients, each on all nodes and at a bounded rate.
 
 use std::{
     sync::{
@@ -76,7 +76,7 @@ impl Attack {
         Self::IdleAdminConnections,
     ];
 
-    /// What is counted.
+    /// The things that are counted, for the report.
     pub fn describe(self) -> &'static str {
         match self {
             Self::UnreadAnswers => "large answers that were asked for and not read",
@@ -103,7 +103,7 @@ impl Attackers {
     pub(super) async fn stop(self) -> Vec<Arc<AtomicU64>> {
         self.stopping.store(true, Ordering::Relaxed);
         for task in self.tasks {
-            // What it holds is let go with it.
+            // Its connections are closed with it.
             task.abort();
             let _ = task.await;
         }
@@ -152,7 +152,7 @@ struct Attacker {
     random: Random,
 }
 
-/// What an attacker holds open.
+/// The connections and streams that an attacker holds open.
 #[derive(Default)]
 struct Held {
     connections: Vec<JoinHandle<()>>,

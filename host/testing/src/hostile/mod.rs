@@ -25,7 +25,7 @@ use crate::{
     soak::sample::Sample,
 };
 
-/// What an ordinary call may take in the 99th percentile.
+/// The most that the 99th percentile of ordinary calls may be.
 pub const P99_MAX: Duration = Duration::from_millis(100);
 /// The memory of one node.
 pub const RESIDENT_BYTES_MAX: u64 = 2 << 30;
@@ -51,7 +51,7 @@ pub struct Plan {
 /// The outcome of a run.
 #[derive(Debug)]
 pub struct Run {
-    /// What must not be. Empty: the run passes.
+    /// Faults that were found. Empty: the run passes.
     pub failures: Vec<String>,
     /// For people.
     pub report: String,

@@ -33,7 +33,7 @@ const PROBE_INTERVAL: Duration = Duration::from_secs(1);
 const PROBES_FAILED_MAX: u32 = 2;
 const FAILURES_MAX: usize = 20;
 
-/// What the clients saw.
+/// The times and failures of the clients' calls.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Measured {
     times: Vec<Duration>,
