@@ -2,7 +2,7 @@
 //! a crash may come, the log has no hole.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
-use std::cell::RefCell;
+use std::{cell::RefCell, collections::HashSet};
 
 use proptest::prelude::*;
 
@@ -13,19 +13,26 @@ use crate::{storage::format::PackHead, types::raft::Payload};
 #[derive(Default)]
 struct Memory {
     values: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
+    /// The log as the work staged so far leaves it.
+    expected: RefCell<Vec<LogId>>,
 }
 
 impl Target for Memory {
     fn apply(&self, changes: Changes) -> io::Result<()> {
         assert!(!changes.is_empty(), "a step without changes");
+        let before = self.log();
         for (key, value) in changes {
             match value {
                 Some(value) => drop(self.values.borrow_mut().insert(key, value)),
                 None => drop(self.values.borrow_mut().remove(&key)),
             }
         }
-        // Here a crash may come: the log has no hole.
-        self.log();
+        // Here a crash may come: the log has no hole, and every entry that stays.
+        let after: HashSet<_> = self.log().into_iter().map(|log_id| log_id.index).collect();
+        let expected: HashSet<_> = self.expected.borrow().iter().map(LogId::to_string).collect();
+        for log_id in before.iter().filter(|log_id| expected.contains(&log_id.to_string())) {
+            assert!(after.contains(&log_id.index), "{log_id} is lost in between");
+        }
         Ok(())
     }
 
@@ -144,6 +151,7 @@ fn run(steps: Vec<Step>) {
                 model.log.truncate(model.log.len() * share as usize / 1_000);
                 model.term += 1;
                 let after = model.next().checked_sub(1);
+                tree.expected.replace(model.log.clone());
                 staging.stage(Work::Truncate(after), &tree).unwrap();
             }
             Step::Purge(share) => {
@@ -176,6 +184,7 @@ fn run(steps: Vec<Step>) {
             }
             Step::Reseal => {}
             Step::Finish => {
+                tree.expected.replace(model.log.clone());
                 staging.finish(&tree).unwrap();
                 check(&staging, &tree, &model);
             }
