@@ -28,7 +28,7 @@ use crate::{
     late_answers,
     proxy::{Link, Part, Shape},
     schedule::{Event, Fault, Schedule, Target},
-    workload::{KEYS_LAST, SINGLE_KEYS},
+    workload::{KEYS_LAST, KEYS_OF_FAULTS, SINGLE_KEYS},
 };
 
 /// The limit of one call: as low as it may be, so that a call can reach it quickly. The clients' calls take a few
@@ -325,7 +325,7 @@ impl Nemesis {
     /// Puts a key that no client uses, and waits until a node has applied that. The entry's index.
     async fn put_of_its_own(&self, id: u64) -> Result<u64> {
         let client = self.cluster.client()?;
-        let put = put(format!("diverge-{id}"), "x".to_owned());
+        let put = put(format!("{KEYS_OF_FAULTS}diverge-{id}"), "x".to_owned());
         let index = loop {
             let options = CallOptions::write().deadline(Duration::from_secs(1));
             let request = put.encode_to_vec();

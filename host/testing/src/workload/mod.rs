@@ -29,7 +29,7 @@ use crate::{
 
 pub use self::{
     call::{call, method_of},
-    watching::{Change, Segment, Watched},
+    watching::{Change, KEYS_OF_FAULTS, Segment, Watched},
 };
 
 /// How long the same keys are used.

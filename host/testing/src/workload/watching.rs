@@ -26,6 +26,8 @@ use crate::{
 const RETRY: Duration = Duration::from_millis(100);
 /// The key whose put ends the watches.
 const MARK: &str = "mark";
+/// Keys that begin with it are put by faults. Their values are not of the workload, and watches leave them out.
+pub const KEYS_OF_FAULTS: &str = "fault-";
 
 /// One change of one key.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -178,6 +180,9 @@ async fn follow<'a>(
             continue;
         }
         let Some(record) = &message.kv else { continue };
+        if record.key.starts_with(KEYS_OF_FAULTS) {
+            continue;
+        }
         let put = match message.kind() {
             Kind::Put => call::seen(record).ok(),
             Kind::Delete => None,
