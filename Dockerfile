@@ -54,7 +54,7 @@ FROM ${RUST} AS builder
 RUN rustup target add wasm32-unknown-unknown
 WORKDIR /source
 COPY . .
-RUN cargo build --locked --release --package conclave --bin conclave
+RUN cargo build --locked --release --package conclave-cli --bin conclave
 
 FROM base AS runtime
 COPY --from=builder /source/target/release/conclave /usr/local/bin/conclave

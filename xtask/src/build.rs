@@ -72,7 +72,7 @@ pub(crate) fn build_programs(workspace: &Workspace, release: bool) -> Command {
 pub(crate) fn build_bench_programs(workspace: &Workspace) -> Command {
     let mut build = cargo();
     build.current_dir(&workspace.root).args(["build", "--release", "--workspace"]);
-    build.args(["--features", "conclave/bench"]);
+    build.args(["--features", "conclave-cli/bench"]);
     build.args(["--example", "apply_cost", "--example", "native_node"]);
     build
 }

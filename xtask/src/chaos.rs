@@ -317,7 +317,7 @@ mod tests {
             };
             let (module, function) = test.split_once("::").unwrap();
             let source =
-                fs::read_to_string(root.join(format!("host/tests/it/{module}.rs"))).unwrap();
+                fs::read_to_string(root.join(format!("host/cli/tests/it/{module}.rs"))).unwrap();
             assert!(
                 source.contains(&format!("async fn {function}()")),
                 "{}: {test}",

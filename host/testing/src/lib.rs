@@ -19,6 +19,8 @@
 pub mod chaos;
 pub mod clock;
 pub mod cluster;
+pub mod components;
+pub mod counters;
 pub mod disk;
 pub mod history;
 pub mod hostile;
@@ -32,4 +34,5 @@ pub mod restart;
 pub mod schedule;
 pub mod soak;
 pub mod timeline;
+pub mod wat;
 pub mod workload;

@@ -27,7 +27,7 @@ fn every_planted_bug_applies_to_the_tree() {
         assert!(
             checked.status.success(),
             "{} does not apply any more: change it with the code that it patches, or remove it with its row in \
-             host/tests/README.md\n{}",
+             host/testing/README.md\n{}",
             path.display(),
             String::from_utf8_lossy(&checked.stderr)
         );

@@ -81,6 +81,6 @@ mod tests {
             assert!(watched.contains(&root.join(path)), "{path} is not in {watched:?}");
         }
         assert!(watched.iter().all(|path| path.exists()));
-        assert!(!watched.contains(&root.join("host/src")));
+        assert!(!watched.contains(&root.join("host/machine/src")));
     }
 }

@@ -1,0 +1,182 @@
+//! The admin port: metrics and probes, over plain HTTP/1.1, for programs inside the fence.
+//!
+//! `/metrics` is Prometheus' text. `/livez` says that the process answers; it stays 200 while there is no
+//! quorum, since a restart would not help. `/readyz` follows the replica's health and says why not. The port answers
+//! from the node's first second on: until the replica is there `/readyz` names the step that the start has reached.
+//!
+//! Contract: a new connection is always served. When there are too many the oldest one is closed, so connections that
+//! send nothing, or do not read their answers, cannot keep probes out.
+
+use std::{
+    collections::VecDeque,
+    convert::Infallible,
+    future::Future,
+    pin::pin,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http::{HeaderValue, Method, Request, Response, StatusCode, header};
+use http_body_util::Full;
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::{AbortHandle, JoinSet},
+    time::{sleep, timeout},
+};
+
+use super::{Api, Backend, Shared, Startup, listeners, metrics};
+use conclave_types::status::{Health, NotServing};
+
+/// Scrapers and probes are few.
+pub(super) const CONNECTIONS_MAX: usize = 64;
+/// A request's headers arrive within this time, and so does the next request on a connection that is kept.
+const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
+/// A connection is used for so long; its client opens another. It bounds how long an answer that is not read is kept.
+const AGE_MAX: Duration = Duration::from_secs(60);
+const BUFFER_BYTES_MAX: usize = 16 * 1024;
+/// Pages are made in memory; a peer that does not read them is not waited for.
+const DRAIN: Duration = Duration::from_millis(500);
+
+/// The admin port of one node. A clone is another handle to the same.
+pub struct Admin<B>(Arc<State<B>>);
+
+impl<B> Clone for Admin<B> {
+    fn clone(&self) -> Self {
+        Self(self.0.clone())
+    }
+}
+
+struct State<B> {
+    startup: Startup,
+    /// Set once the replica runs.
+    api: OnceLock<Arc<Shared<B>>>,
+}
+
+impl<B: Backend> Admin<B> {
+    /// The port of a node that starts.
+    pub fn new(startup: Startup) -> Self {
+        Self(Arc::new(State { startup, api: OnceLock::new() }))
+    }
+
+    /// The node has started: from now on the pages are its own.
+    pub fn started(&self, api: &Api<B>) {
+        // A second start of one node is a bug without consequences here.
+        let _ = self.0.api.set(api.0.clone());
+    }
+
+    /// Serves metrics and probes on the listener until `shutdown`; best stopped last.
+    pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
+        let mut http1 = http1::Builder::new();
+        http1
+            .timer(TokioTimer::new())
+            .header_read_timeout(HEADERS_TIMEOUT)
+            .max_buf_size(BUFFER_BYTES_MAX);
+        let (closing, closed) = watch::channel(false);
+        let mut connections = JoinSet::new();
+        // In the order in which they were accepted.
+        let mut by_age = VecDeque::<AbortHandle>::new();
+        let mut shutdown = pin!(shutdown);
+        loop {
+            let (stream, peer) = tokio::select! {
+                () = &mut shutdown => break,
+                Some(_) = connections.join_next() => continue,
+                accepted = listeners::accept(&listener) => accepted,
+            };
+            by_age.retain(|connection| !connection.is_finished());
+            if by_age.len() >= CONNECTIONS_MAX
+                && let Some(oldest) = by_age.pop_front()
+            {
+                tracing::debug!(%peer, "closing the oldest connection to the admin port for a new one");
+                oldest.abort();
+            }
+            let (state, http1, closed) = (self.0.clone(), http1.clone(), closed.clone());
+            by_age.push_back(connections.spawn(async move {
+                if let Err(error) = connection(state, &http1, stream, closed).await {
+                    tracing::debug!(%peer, %error, "connection to the admin port ended");
+                }
+            }));
+        }
+        drop(listener);
+        closing.send_replace(true);
+        // Answers that are being written get a moment; connections that are kept alive do not.
+        let drained = timeout(DRAIN, async { while connections.join_next().await.is_some() {} });
+        if drained.await.is_err() {
+            let connections = connections.len();
+            tracing::debug!(connections, "closing connections to the admin port");
+        }
+    }
+}
+
+async fn connection<B: Backend>(
+    state: Arc<State<B>>,
+    http1: &http1::Builder,
+    stream: TcpStream,
+    mut closed: watch::Receiver<bool>,
+) -> hyper::Result<()> {
+    let service = service_fn(move |request: Request<Incoming>| {
+        let answer = state.answer(request.method(), request.uri().path());
+        async move { Ok::<_, Infallible>(answer) }
+    });
+    let mut served = pin!(http1.serve_connection(TokioIo::new(stream), service));
+    tokio::select! {
+        biased;
+        ended = &mut served => return ended,
+        _ = closed.wait_for(|closed| *closed) => {}
+        () = sleep(AGE_MAX) => {}
+    }
+    served.as_mut().graceful_shutdown();
+    // A peer that does not read is not waited for.
+    timeout(HEADERS_TIMEOUT, served).await.unwrap_or(Ok(()))
+}
+
+impl<B: Backend> State<B> {
+    fn answer(&self, method: &Method, path: &str) -> Response<Full<Bytes>> {
+        if !matches!(*method, Method::GET | Method::HEAD) {
+            return page(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
+        }
+        match path {
+            "/metrics" => page(StatusCode::OK, self.metrics()),
+            "/livez" => page(StatusCode::OK, "ok\n".to_owned()),
+            "/readyz" => match self.not_ready() {
+                None => page(StatusCode::OK, "ready\n".to_owned()),
+                Some(why) => page(StatusCode::SERVICE_UNAVAILABLE, format!("not ready: {why}\n")),
+            },
+            _ => page(StatusCode::NOT_FOUND, "try /metrics, /livez or /readyz\n".to_owned()),
+        }
+    }
+
+    /// The reason why the node is not ready. `None`: it is.
+    fn not_ready(&self) -> Option<String> {
+        let Some(api) = self.api.get() else { return Some(self.startup.to_string()) };
+        let health = if *api.closing.borrow() {
+            Health::NotServing(NotServing::ShuttingDown)
+        } else {
+            api.backend.health().borrow().clone()
+        };
+        match health {
+            Health::Serving => None,
+            Health::NotServing(why) => Some(why.to_string()),
+        }
+    }
+
+    fn metrics(&self) -> String {
+        let Some(api) = self.api.get() else { return metrics::page_of_start() };
+        let ready = self.not_ready().is_none();
+        api.metrics.page(&api.backend.node_status(), ready, api.backend.metrics())
+    }
+}
+
+fn page(status: StatusCode, text: String) -> Response<Full<Bytes>> {
+    let mut response = Response::new(Full::new(Bytes::from(text)));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    // The version is that of Prometheus' text format; others read it as plain text.
+    let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
+    headers.insert(header::CONTENT_TYPE, text);
+    headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+    response
+}

@@ -1,0 +1,350 @@
+//! From a path to an answer.
+//!
+//! Every unary method, the machine's and the host's, takes the same way: found in the table, read up to the limit, admitted
+//! as one of the node's calls, checked, called until its deadline, framed. What streams (health, reflection) is
+//! left to tonic, and subscriptions to [`subscription`]. A request that has not arrived whole takes no slot, and neither
+//! does one that was refused. An answer carries `conclave-index`, if it rests on one, and `conclave-leader`, if there
+//! is one, whether it is a yes or a no.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{
+    StreamExt as _,
+    future::{Ready, ready},
+    stream::{self, BoxStream},
+};
+use http::{
+    HeaderValue, Request, Response, StatusCode,
+    header::{ALLOW, CONTENT_TYPE},
+    request::Parts,
+};
+use hyper::body::{Body, Incoming};
+use tokio::time::{Instant, timeout, timeout_at};
+use tonic::{Code, Status, Streaming, server::StreamingService};
+use tonic_prost::ProstCodec;
+use tonic_reflection::pb::v1::{ServerReflectionRequest, ServerReflectionResponse};
+use tower::Service;
+
+use super::{
+    Backend, MethodKind, Shared,
+    answer::{Answer, Bounded},
+    budget::Reserved,
+    generic,
+    listeners::Connection,
+    message::{self, LARGE_BYTES},
+    metadata,
+    metrics::Flight,
+    modules,
+    reflection::Sent,
+    status, subscription,
+    table::{Method, Target},
+};
+use conclave_types::{Call, Caller, Outcome, error::Error};
+
+/// What is dropped of a refused request, and for how long, before its stream is reset.
+const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
+const DISCARD_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// A question of reflection names one symbol or file.
+const QUESTION_BYTES_MAX: usize = 64 * 1024;
+/// A stream of reflection on which nothing is asked for so long ends.
+const QUESTION_PAUSE_MAX: Duration = Duration::from_secs(300);
+
+/// Nothing above this layer fails: an error is an answer too.
+pub(super) type Outgoing = Result<Response<Answer>, std::convert::Infallible>;
+
+pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
+
+/// What a call gave.
+pub(super) struct Served {
+    pub(super) response: Bytes,
+    pub(super) index: Option<u64>,
+}
+
+/// Serves one request of the client port.
+pub(super) async fn serve<B: Backend>(
+    shared: Arc<Shared<B>>,
+    request: Request<Incoming>,
+) -> Outgoing {
+    let method = shared.table.load().get(request.uri().path()).cloned();
+    match method {
+        Some(method) if method.target == Target::Machine(MethodKind::Subscription) => {
+            Ok(subscription::serve(shared, &method, request).await)
+        }
+        Some(method) => Ok(unary(&shared, &method, request).await),
+        None => elsewhere(&shared, request).await,
+    }
+}
+
+async fn unary<B: Backend>(
+    shared: &Shared<B>,
+    method: &Method,
+    request: Request<Incoming>,
+) -> Response<Answer> {
+    let (parts, mut body) = request.into_parts();
+    if let Some(status) = metadata::not_grpc(&parts.method, &parts.headers) {
+        return not_grpc(status, &mut body).await;
+    }
+    let connection = connection(&parts);
+    let began = Instant::now();
+    let mut flight = Flight::begin(&method.metrics, began);
+    let served = call(shared, method, &parts, &connection, &mut body, began).await;
+    let framed =
+        served.and_then(|(served, slot)| framed(shared, method, &connection, served, slot));
+    let mut response = match framed {
+        Ok((message, index)) => {
+            flight.answered(Code::Ok);
+            let mut response = Response::new(message);
+            let headers = response.headers_mut();
+            headers.reserve(3);
+            headers.insert(CONTENT_TYPE, GRPC);
+            if let Some(index) = index {
+                headers.insert(status::INDEX, status::index_value(index));
+            }
+            response
+        }
+        Err(error) => {
+            flight.answered(status::code(&error));
+            tracing::debug!(method = %method.name, %error, "call refused");
+            status::to_status(&error).into_http()
+        }
+    };
+    name_leader(shared, &mut response);
+    if !body.is_end_stream() {
+        let rest = message::discard(&mut body, DISCARD_BYTES_MAX);
+        if timeout(DISCARD_TIME_MAX, rest).await.is_err() {
+            tracing::debug!(method = %method.name, "the caller goes on sending what was refused");
+        }
+    }
+    response
+}
+
+/// Says who leads, if it is known and the answer does not say yet.
+pub(super) fn name_leader<B: Backend>(shared: &Shared<B>, response: &mut Response<Answer>) {
+    if let Some(leader) = shared.backend.leader()
+        && !response.headers().contains_key(status::LEADER)
+        && let Some(address) = status::address_value(&leader.client_address)
+    {
+        response.headers_mut().insert(status::LEADER, address);
+    }
+}
+
+/// Reads, admits and serves a call. Returns its slot with what it gave.
+async fn call<B: Backend>(
+    shared: &Shared<B>,
+    method: &Method,
+    parts: &Parts,
+    connection: &Connection,
+    body: &mut Incoming,
+    began: Instant,
+) -> Result<(Served, Reserved), Error> {
+    let options = &shared.options;
+    let mut deadlines = options.deadlines;
+    if matches!(
+        method.target,
+        Target::Snapshot | Target::Verify | Target::SetTime | Target::Upgrade(_)
+    ) {
+        // As long as the state, or a module, is large.
+        deadlines.default = deadlines.max;
+    }
+    let deadline = metadata::deadline(&parts.headers, began, deadlines)?;
+    let bytes_max = match method.target {
+        Target::Machine(_) => options.request_bytes_max,
+        // A piece of a module, whatever the machine's own requests may have.
+        Target::Upgrade(_) => modules::PIECE_BYTES_MAX + generic::ENVELOPE_BYTES_MAX,
+        _ => options.request_bytes_max + generic::ENVELOPE_BYTES_MAX,
+    };
+    let message = message::read(body, &parts.headers, bytes_max, shared, connection);
+    let message = timeout_at(deadline, message).await.map_err(|_| Error::deadline())??;
+    if deadline <= Instant::now() {
+        return Err(Error::deadline());
+    }
+    let operator = !matches!(method.target, Target::Machine(_) | Target::Apply | Target::Query);
+    let slot = shared.admit(connection, operator)?;
+    let request = message.bytes.clone();
+    let served = match method.target {
+        Target::Machine(kind) => {
+            let name = method.name.clone();
+            machine(shared, Some(method), kind, name, request, parts, deadline).await
+        }
+        Target::Apply => generic::apply(shared, request, parts, deadline).await,
+        Target::Query => generic::query(shared, request, parts, deadline).await,
+        Target::Describe => generic::describe(shared),
+        Target::Status => generic::status(shared, deadline).await,
+        Target::Snapshot => generic::snapshot(shared, deadline).await,
+        Target::Verify => generic::verify(shared, deadline).await,
+        Target::SetTime => generic::set_time(shared, request, deadline).await,
+        Target::SetLimits => generic::set_limits(shared, request, deadline).await,
+        Target::Upgrade(verb) => modules::serve(shared, verb, request, deadline).await,
+    };
+    Ok((served?, slot))
+}
+
+/// Frames an answer, if there is room for it. A command has been applied by now: without room its answer
+/// is lost, and it must not look like a call that had no effect.
+fn framed<B: Backend>(
+    shared: &Shared<B>,
+    method: &Method,
+    connection: &Connection,
+    Served { response, index }: Served,
+    slot: Reserved,
+) -> Result<(Answer, Option<u64>), Error> {
+    let applied = matches!(method.target, Target::Apply | Target::Machine(MethodKind::Command));
+    let large = response.len() > LARGE_BYTES;
+    let memory = large.then(|| shared.reserve_answer(connection, response.len())).transpose();
+    let least = shared.options.transfer_time;
+    match memory.and_then(|memory| Answer::message(&response, slot, memory, least)) {
+        Ok(answer) => Ok((answer, index)),
+        Err(error) if applied => {
+            let lost = Error::lost("there was no room for the answer").with_source(error);
+            Err(lost.at_index(index.unwrap_or_default()))
+        }
+        Err(error) => Err(error),
+    }
+}
+
+/// The connection of a request, which every request of the port brings.
+pub(super) fn connection(parts: &Parts) -> Connection {
+    parts.extensions.get::<Connection>().cloned().unwrap_or_default()
+}
+
+/// The caller, as the connection noted it.
+pub(super) fn caller(parts: &Parts) -> Caller {
+    connection(parts).caller
+}
+
+/// Calls the machine. A method that the descriptor does not know is passed on unchecked.
+pub(super) async fn machine<B: Backend>(
+    shared: &Shared<B>,
+    method: Option<&Method>,
+    kind: MethodKind,
+    name: Arc<str>,
+    request: Bytes,
+    parts: &Parts,
+    deadline: Instant,
+) -> Result<Served, Error> {
+    if let Some(method) = method {
+        method.check_request(&request)?;
+    }
+    let call = Call { method: name, request, principal: shared.anonymous.clone() };
+    let caller = caller(parts);
+    match kind {
+        MethodKind::Command => {
+            let applied = timeout_at(deadline, shared.backend.command(call, &caller, deadline));
+            let applied = applied.await.map_err(|_| Error::deadline_outcome_unknown())??;
+            let index = Some(applied.index);
+            match applied.outcome {
+                Some(Outcome::Reply(reply)) => Ok(Served { response: reply.response, index }),
+                Some(Outcome::Failure(failure)) => {
+                    Err(Error::failure(failure).at_index(applied.index))
+                }
+                Some(Outcome::Trap(trap)) => Err(Error::trap(trap).at_index(applied.index)),
+                None => Err(Error::fault(
+                    "the log holds another entry in the call's place: report this",
+                )),
+            }
+        }
+        MethodKind::Query => {
+            let consistency = metadata::consistency(&parts.headers)?;
+            let answered =
+                timeout_at(deadline, shared.backend.query(call, &caller, consistency, deadline));
+            let answered = answered.await.map_err(|_| Error::deadline())??;
+            let index = answered.index;
+            match answered.result {
+                Ok(response) => Ok(Served { response, index: Some(index) }),
+                Err(failure) => Err(Error::failure(failure).at_index(index)),
+            }
+        }
+        MethodKind::Subscription => {
+            Err(Error::fault("a subscription was called as a unary method"))
+        }
+    }
+}
+
+/// Serves health and reflection, and refuses methods that are not served.
+async fn elsewhere<B: Backend>(shared: &Shared<B>, request: Request<Incoming>) -> Outgoing {
+    if let Some(status) = metadata::not_grpc(request.method(), request.headers()) {
+        return Ok(not_grpc(status, &mut request.into_body()).await);
+    }
+    let (parts, body) = request.into_parts();
+    let path = parts.uri.path();
+    let health = path.starts_with("/grpc.health.v1.Health/");
+    if !health && !REFLECTION.contains(&path) {
+        shared.metrics.unknown_methods.inc();
+        return Ok(status::to_status(&shared.table.load().unknown(path)).into_http());
+    }
+    let began = Instant::now();
+    let admitted = metadata::stream_deadline(&parts.headers, began)
+        .and_then(|ends| Ok((ends, shared.admit(&connection(&parts), health)?)));
+    let (ends, slot) = match admitted {
+        Ok(admitted) => admitted,
+        Err(error) => return Ok(status::to_status(&error).into_http()),
+    };
+    let request = Request::from_parts(parts, body);
+    let answer = async {
+        if health {
+            let Ok(answer) = shared.health.clone().call(request).await;
+            return answer;
+        }
+        let codec = ProstCodec::<ServerReflectionResponse, ServerReflectionRequest>::default();
+        let mut grpc =
+            tonic::server::Grpc::new(codec).max_decoding_message_size(QUESTION_BYTES_MAX);
+        grpc.streaming(Questions(shared), request).await
+    };
+    // Until it has read the request, if that is one message.
+    let arrives = began + shared.options.transfer_time;
+    match timeout_at(ends.unwrap_or(arrives).min(arrives), answer).await {
+        Ok(answer) => {
+            Ok(answer.map(|body| Answer::Bounded(Box::new(Bounded::new(body, ends, slot)))))
+        }
+        Err(_) => Ok(status::to_status(&Error::deadline()).into_http()),
+    }
+}
+
+/// Both versions have the same messages.
+const REFLECTION: [&str; 2] = [
+    "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
+];
+
+/// The method of reflection, for tonic.
+struct Questions<'a, B>(&'a Shared<B>);
+
+impl<B: Backend> StreamingService<ServerReflectionRequest> for Questions<'_, B> {
+    type Response = ServerReflectionResponse;
+    type ResponseStream = BoxStream<'static, Result<ServerReflectionResponse, Status>>;
+    type Future = Ready<Result<tonic::Response<Self::ResponseStream>, Status>>;
+
+    fn call(
+        &mut self,
+        questions: tonic::Request<Streaming<ServerReflectionRequest>>,
+    ) -> Self::Future {
+        let reflection = self.0.reflection.load_full();
+        let closing = self.0.closing.subscribe();
+        let state = (questions.into_inner(), reflection, closing, Sent::new());
+        let answers = stream::unfold(state, async |mut state| {
+            let (questions, reflection, closing, sent) = &mut state;
+            let question = tokio::select! {
+                biased;
+                // The sender lives as long as the port.
+                _ = closing.wait_for(|closing| *closing) => return None,
+                question = timeout(QUESTION_PAUSE_MAX, questions.message()) => question.ok()?,
+            };
+            let answer = question.transpose()?.map(|question| reflection.answer(question, sent));
+            Some((answer, state))
+        });
+        ready(Ok(tonic::Response::new(answers.boxed())))
+    }
+}
+
+/// Refuses what is no gRPC call. A little of what it sends is read first, since some clients take a reset for the answer.
+pub(super) async fn not_grpc(status: StatusCode, body: &mut Incoming) -> Response<Answer> {
+    let _ = timeout(DISCARD_TIME_MAX, message::discard(body, LARGE_BYTES)).await;
+    let mut response = Response::new(Answer::Empty);
+    *response.status_mut() = status;
+    if status == StatusCode::METHOD_NOT_ALLOWED {
+        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
+    }
+    response
+}

@@ -1,0 +1,302 @@
+//! The client port: gRPC over HTTP/2 without TLS.
+//!
+//! The listener belongs to the caller, who binds it early (a port in use is found before anything is
+//! opened) and says when to stop. Every connection is bounded: it must bring HTTP/2's preface in time,
+//! answer pings, and keep to its share of streams, windows and headers. Garbage costs one task for a few
+//! seconds. Requests are handed to [`call::serve`] as hyper reads them, with no layers between.
+//!
+//! hyper is used directly, not through tonic's server: that boxes the service, the request's body and the
+//! response's for every call and has no bound on the time before the preface.
+
+use std::{
+    future::{Future, pending},
+    io,
+    net::SocketAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http::Request;
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
+    net::{TcpListener, TcpStream, ToSocketAddrs, tcp::OwnedWriteHalf},
+    sync::{Semaphore, watch},
+    task::JoinSet,
+    time::{sleep, timeout},
+};
+
+use super::{Backend, Options, Shared, budget::Share, call, gather::Gather, streams::Streams};
+use conclave_types::{Caller, error::Error};
+
+/// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
+const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+
+const HTTP1_ANSWER: &str = "HTTP/1.1 505 HTTP Version Not Supported\r\n\
+    content-type: text/plain\r\nconnection: close\r\n\r\n\
+    This port speaks gRPC (HTTP/2 without TLS): try grpcurl -plaintext. \
+    Metrics are on the admin port.\n";
+
+/// A request of up to this size arrives in one frame and is not copied.
+const FRAME_BYTES_MAX: u32 = 64 * 1024;
+/// What one call, and one connection, may send before it is read. Together with the number of
+/// connections this bounds what they hold in memory.
+const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
+const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
+/// What one call's answer may queue before it is sent.
+const SEND_BUFFER_BYTES: usize = 256 * 1024;
+/// All of a call's metadata.
+const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
+/// Calls that a client cancels before they are looked at: more in a row is an attack (CVE-2023-44487).
+const PENDING_RESETS_MAX: usize = 128;
+/// Streams reset because the client broke the protocol, before its connection is closed.
+const ERROR_RESETS_MAX: usize = 1024;
+/// A silent peer is asked this often, and given up after this long.
+const PING_INTERVAL: Duration = Duration::from_secs(20);
+const PING_TIMEOUT: Duration = Duration::from_secs(20);
+/// After a failed accept (out of files, mostly), so that the loop does not spin.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
+/// How long a client that is sent away may take to read why.
+const FAREWELL_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// Listens for the `client`, `peer` or `admin` port. An error names the address and the flag to change.
+pub async fn bind(
+    address: impl ToSocketAddrs + ToString,
+    port: &str,
+) -> Result<TcpListener, Error> {
+    let text = address.to_string();
+    TcpListener::bind(address).await.map_err(|error| Error::listen(port, &text, error))
+}
+
+pub(super) fn http2(options: &Options) -> http2::Builder<Streams> {
+    let mut builder = http2::Builder::new(Streams);
+    builder
+        .timer(TokioTimer::new())
+        // gRPC has no use for it, and it changes every second.
+        .auto_date_header(false)
+        .max_concurrent_streams(options.streams_per_connection_max)
+        .initial_stream_window_size(STREAM_WINDOW_BYTES)
+        .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
+        .max_frame_size(FRAME_BYTES_MAX)
+        .max_send_buf_size(SEND_BUFFER_BYTES)
+        .max_header_list_size(HEADER_LIST_BYTES_MAX)
+        .max_pending_accept_reset_streams(PENDING_RESETS_MAX)
+        .max_local_error_reset_streams(ERROR_RESETS_MAX)
+        .keep_alive_interval(PING_INTERVAL)
+        .keep_alive_timeout(PING_TIMEOUT);
+    builder
+}
+
+/// Serves the client port until `shutdown`, then lets calls end within [`Options::drain`].
+pub(super) async fn serve_client<B: Backend>(
+    shared: Arc<Shared<B>>,
+    listener: TcpListener,
+    shutdown: impl Future<Output = ()>,
+) {
+    let http2 = http2(&shared.options);
+    let connections_max = shared.options.connections_max;
+    let mut connections = JoinSet::new();
+    let mut shutdown = pin!(shutdown);
+    loop {
+        let (stream, peer) = tokio::select! {
+            () = &mut shutdown => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = accept(&listener) => accepted,
+        };
+        if connections.len() >= connections_max {
+            shared.metrics.connections_refused.inc();
+            tracing::warn!(%peer, connections_max, "closing a connection: there are too many");
+            continue;
+        }
+        let http2 = http2.clone();
+        let shared = shared.clone();
+        connections.spawn(async move {
+            shared.metrics.connections.inc();
+            let closing = shared.closing.subscribe();
+            if let Err(error) = connection(http2, shared.clone(), stream, peer, closing).await {
+                tracing::debug!(%peer, %error, "connection ended");
+            }
+            shared.metrics.connections.dec();
+        });
+    }
+    drop(listener);
+    shared.closing.send_replace(true);
+    let drained =
+        timeout(shared.options.drain, async { while connections.join_next().await.is_some() {} });
+    if drained.await.is_err() {
+        tracing::warn!(
+            connections = connections.len(),
+            "closing connections whose calls did not end"
+        );
+        shared.metrics.connections.set(0);
+    }
+}
+
+/// The next connection; an error is logged and does not end the port.
+pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
+    loop {
+        match listener.accept().await {
+            Ok(accepted) => return accepted,
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted; trying again");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+/// The connection of a request.
+#[derive(Clone, Debug)]
+pub(super) struct Connection {
+    pub(super) caller: Caller,
+    /// The subscriptions that it may still begin.
+    pub(super) subscriptions: Arc<Semaphore>,
+    /// Its parts of the node's budgets.
+    pub(super) load: Arc<Load>,
+}
+
+/// The parts of the node's budgets that a connection holds.
+#[derive(Debug, Default)]
+pub(super) struct Load {
+    pub(super) calls: Share,
+    pub(super) operators: Share,
+    pub(super) requests: Share,
+    pub(super) answers: Share,
+}
+
+impl Connection {
+    fn new(caller: Caller, subscriptions_max: usize) -> Self {
+        let subscriptions = Arc::new(Semaphore::new(subscriptions_max));
+        Self { caller, subscriptions, load: Arc::default() }
+    }
+}
+
+impl Default for Connection {
+    /// The connection of a request that came over none, which has no subscriptions.
+    fn default() -> Self {
+        Self::new(Caller::default(), 0)
+    }
+}
+
+pub(super) type ConnectionError = Box<dyn std::error::Error + Send + Sync>;
+
+async fn connection<B: Backend>(
+    http2: http2::Builder<Streams>,
+    shared: Arc<Shared<B>>,
+    stream: TcpStream,
+    peer: SocketAddr,
+    mut closing: watch::Receiver<bool>,
+) -> Result<(), ConnectionError> {
+    let (reader, writer) =
+        open(stream, shared.options.preface_timeout).await.inspect_err(|_| {
+            shared.metrics.connections_refused.inc();
+        })?;
+    let io = tokio::io::join(reader, Gather::new(writer));
+    let is_used = Arc::new(AtomicBool::new(true));
+    let life = life(is_used.clone(), shared.options);
+    let subscriptions_max = shared.options.subscriptions_per_connection_max;
+    let connection = Connection::new(Caller(peer.to_string().into()), subscriptions_max);
+    let service = service_fn(move |mut request: Request<Incoming>| {
+        request.extensions_mut().insert(connection.clone());
+        is_used.store(true, Ordering::Relaxed);
+        call::serve(shared.clone(), request)
+    });
+    let mut served = pin!(http2.serve_connection(TokioIo::new(io), service));
+    tokio::select! {
+        biased;
+        ended = &mut served => return Ok(ended?),
+        // An error means that the node is gone; that is a reason to stop too.
+        _ = closing.wait_for(|closing| *closing) => {}
+        () = life => {}
+    }
+    served.as_mut().graceful_shutdown();
+    Ok(served.await?)
+}
+
+/// Ends when a connection is to be closed: at its age limit, or when it has begun no call for the idle limit. No clock is
+/// read per call, so a connection may be idle for up to twice the limit.
+async fn life(is_used: Arc<AtomicBool>, options: Options) {
+    let age = async {
+        match options.connection_age {
+            // Clients that came at once, after a restart, do not leave at once.
+            Some(age) => sleep(age.mul_f64(1.1 - 0.2 * rand::random::<f64>())).await,
+            None => pending().await,
+        }
+    };
+    let idle = async {
+        match options.connection_idle {
+            Some(idle) => {
+                while is_used.swap(false, Ordering::Relaxed) {
+                    sleep(idle).await;
+                }
+            }
+            None => pending().await,
+        }
+    };
+    tokio::select! {
+        () = age => {}
+        () = idle => {}
+    }
+}
+
+/// Prepares a connection for HTTP/2: its client has sent the preface, which the reader yields again for hyper.
+pub(super) async fn open(
+    mut stream: TcpStream,
+    preface_timeout: Duration,
+) -> Result<(impl AsyncRead, OwnedWriteHalf), ConnectionError> {
+    // Answers are small, and late if the kernel waits for more.
+    stream.set_nodelay(true)?;
+    match timeout(preface_timeout, read_preface(&mut stream)).await {
+        Ok(read) => read?,
+        Err(_) => return Err("it brought no HTTP/2 preface in time".into()),
+    }
+    let (reader, writer) = stream.into_split();
+    Ok((PREFACE.chain(reader), writer))
+}
+
+/// Takes the preface off the stream, or says why the connection is not one for this port.
+async fn read_preface(stream: &mut TcpStream) -> io::Result<()> {
+    let mut read = [0; PREFACE.len()];
+    let mut length = 0;
+    while length < read.len() {
+        let received = stream.read(&mut read[length..]).await?;
+        if received == 0 {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        length += received;
+        let read = &read[..length];
+        if PREFACE.starts_with(read) {
+            continue;
+        }
+        const HTTP1: [&[u8]; 6] = [b"GET ", b"POST", b"PUT ", b"HEAD", b"DELE", b"OPTI"];
+        if HTTP1.iter().any(|method| read.starts_with(method)) {
+            send_away(stream).await;
+            return Err(io::Error::other("it spoke HTTP/1 to the gRPC port"));
+        }
+        let tls = read.starts_with(&[0x16, 3]);
+        return Err(io::Error::other(if tls {
+            "it spoke TLS, and this port is served without"
+        } else {
+            "it did not speak HTTP/2"
+        }));
+    }
+    Ok(())
+}
+
+/// Answers an HTTP/1 client. What it still sends is read, since closing over unread bytes resets the
+/// connection and may take the answer with it.
+async fn send_away(stream: &mut TcpStream) {
+    let farewell = async {
+        stream.write_all(HTTP1_ANSWER.as_bytes()).await?;
+        stream.shutdown().await?;
+        let mut rest = stream.take(64 * 1024);
+        tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
+    };
+    // The client may be gone; it was sent away either way.
+    let _ = timeout(FAREWELL_TIME_MAX, farewell).await;
+}

@@ -1,0 +1,112 @@
+//! The first seconds of a node: what its ports answer before there is a replica.
+//!
+//! A start compiles the component, restores a snapshot and replays the log, which may take minutes. Meanwhile the admin
+//! port answers probes, with the step that the start has reached ([`super::Admin`]), and the client port refuses calls
+//! at once, so that clients go to another node.
+
+use std::{
+    convert::Infallible,
+    fmt,
+    pin::pin,
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use super::status;
+use bytes::Bytes;
+use http::{Request, Response};
+use http_body_util::Empty;
+use hyper::{body::Incoming, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    net::{TcpListener, TcpStream},
+    sync::watch,
+    task::JoinSet,
+    time::{Instant, timeout},
+};
+
+use super::{Options, listeners};
+use conclave_types::error::Error;
+
+/// Once the node has started, connections may take so long to notice that they must be opened again.
+const DRAIN: Duration = Duration::from_millis(200);
+
+/// The step that a start has reached. Clones share it.
+#[derive(Clone, Debug)]
+pub struct Startup(Arc<Mutex<(&'static str, Instant)>>);
+
+impl Startup {
+    /// Begins with the first step.
+    pub fn new(step: &'static str) -> Self {
+        Self(Arc::new(Mutex::new((step, Instant::now()))))
+    }
+
+    /// Begins the next step.
+    pub fn step(&self, step: &'static str) {
+        *self.0.lock().unwrap_or_else(PoisonError::into_inner) = (step, Instant::now());
+    }
+}
+
+impl fmt::Display for Startup {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (step, began) = *self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        write!(f, "starting: {step}, {} s", began.elapsed().as_secs())
+    }
+}
+
+/// Refuses all calls on the client port until `started`. The listener is used on afterwards.
+pub async fn refuse_calls(
+    listener: &TcpListener,
+    startup: &Startup,
+    options: &Options,
+    started: impl Future<Output = ()>,
+) {
+    let (closing, closed) = watch::channel(false);
+    let mut connections = JoinSet::new();
+    let mut started = pin!(started);
+    loop {
+        let (stream, peer) = tokio::select! {
+            () = &mut started => break,
+            Some(_) = connections.join_next() => continue,
+            accepted = listeners::accept(listener) => accepted,
+        };
+        if connections.len() < options.connections_max {
+            let (startup, options, closed) = (startup.clone(), *options, closed.clone());
+            connections.spawn(async move {
+                if let Err(error) = refuse(stream, startup, options, closed).await {
+                    tracing::debug!(%peer, %error, "connection ended");
+                }
+            });
+        }
+    }
+    closing.send_replace(true);
+    // The rest is closed.
+    let _ = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
+}
+
+async fn refuse(
+    stream: TcpStream,
+    startup: Startup,
+    options: Options,
+    mut closed: watch::Receiver<bool>,
+) -> Result<(), listeners::ConnectionError> {
+    let (reader, writer) = listeners::open(stream, options.preface_timeout).await?;
+    let service = service_fn(move |_: Request<Incoming>| {
+        let refusal = refusal(&startup);
+        async move { Ok::<_, Infallible>(refusal) }
+    });
+    let io = TokioIo::new(tokio::io::join(reader, writer));
+    let mut served = pin!(listeners::http2(&options).serve_connection(io, service));
+    tokio::select! {
+        biased;
+        ended = &mut served => return Ok(ended?),
+        _ = closed.wait_for(|closed| *closed) => {}
+    }
+    served.as_mut().graceful_shutdown();
+    Ok(served.await?)
+}
+
+fn refusal(startup: &Startup) -> Response<Empty<Bytes>> {
+    let error = Error::busy(format!("this node is {startup}: send the call to another node"));
+    status::to_status(&error).into_http()
+}

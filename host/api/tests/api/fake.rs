@@ -1,0 +1,434 @@
+//! A scripted replica, the ports over it, and a client that speaks bytes.
+
+use std::{
+    future::pending,
+    net::SocketAddr,
+    str::FromStr,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+};
+
+use bytes::{Buf, BufMut, Bytes};
+use conclave_api::{
+    Admin, Api, Backend, MachineInfo, MethodKind, MethodSpec, Metric, Options, Startup, Subscribed,
+    Subscription, bind,
+};
+use conclave_types::{
+    Applied, Call, Caller, Digest, Failure, ModuleId, Outcome, Reply,
+    error::Error,
+    limits::{ClusterLimits, LimitsChange},
+    status::{
+        Answered, ClusterStatus, Consistency, Health, Leader, LimitsSet, NodeStatus, Role, TimeSet,
+        Verification, Verified,
+    },
+};
+use http::uri::PathAndQuery;
+use http_body_util::Full;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{
+    net::TcpStream,
+    sync::{broadcast, watch},
+    task::JoinHandle,
+    time::Instant,
+};
+use tokio_stream::{StreamExt as _, wrappers::BroadcastStream};
+use tonic::{
+    Request, Response, Status,
+    codec::{Codec, DecodeBuf, Decoder, EncodeBuf, Encoder},
+    transport::{Channel, Endpoint},
+};
+
+use crate::protos::{COUNTER, KV};
+
+/// `PutRequest { key: "k", value: "v" }`
+pub const PUT: &[u8] = b"\x0a\x01k\x12\x01v";
+/// `GetRequest { key: "k" }`
+pub const GET: &[u8] = b"\x0a\x01k";
+
+struct Fixed(&'static str);
+
+impl protox::file::FileResolver for Fixed {
+    fn open_file(&self, name: &str) -> Result<protox::file::File, protox::Error> {
+        protox::file::File::from_source(name, self.0)
+    }
+}
+
+/// A machine of one file.
+pub fn machine(file: &str, proto: &'static str, methods: &[(&str, MethodKind)]) -> MachineInfo {
+    let mut compiler = protox::Compiler::with_file_resolver(Fixed(proto));
+    compiler.include_imports(true).open_file(file).unwrap();
+    MachineInfo {
+        name: file.to_owned(),
+        version: "1.2.3".to_owned(),
+        state_version: 4,
+        module_id: ModuleId([7; 32]),
+        methods: methods
+            .iter()
+            .map(|(name, kind)| MethodSpec { name: Arc::from(*name), kind: *kind })
+            .collect(),
+        descriptor_set: compiler.encode_file_descriptor_set().into(),
+    }
+}
+
+pub fn kv() -> MachineInfo {
+    machine(
+        "kv/v1/kv.proto",
+        KV,
+        &[
+            ("kv.v1.KV/Put", MethodKind::Command),
+            ("kv.v1.KV/Get", MethodKind::Query),
+            ("kv.v1.KV/Watch", MethodKind::Subscription),
+        ],
+    )
+}
+
+pub fn counter() -> MachineInfo {
+    machine("counter/v1/counter.proto", COUNTER, &[("counter.v1.Counter/Add", MethodKind::Command)])
+}
+
+/// What the replica does with every call.
+pub enum Script {
+    /// Answers with the request.
+    Echo,
+    Outcome(Outcome),
+    Answer(Result<Bytes, Failure>),
+    Refuse(fn() -> Error),
+    Hang,
+}
+
+pub struct Fake {
+    pub script: Mutex<Script>,
+    pub seen: Mutex<Vec<(Call, Option<Consistency>)>>,
+    /// Whether calls are written down in `seen`.
+    pub records: AtomicBool,
+    pub index: AtomicU64,
+    pub leader: Mutex<Option<Leader>>,
+    pub health: watch::Sender<Health>,
+    /// What subscribers are told: an entry's index and messages; none, that they are too slow.
+    pub events: broadcast::Sender<(u64, Option<Vec<Bytes>>)>,
+    /// Where the last subscription went on from.
+    pub resumed: Mutex<Option<u64>>,
+}
+
+impl Fake {
+    fn record(&self, call: &Call, consistency: Option<Consistency>) {
+        if self.records.load(Ordering::Relaxed) {
+            self.seen.lock().unwrap().push((call.clone(), consistency));
+        }
+    }
+
+    fn next_index(&self) -> u64 {
+        self.index.fetch_add(1, Ordering::Relaxed) + 1
+    }
+
+    pub fn node(&self) -> NodeStatus {
+        NodeStatus {
+            role: Role::Leader,
+            term: 3,
+            leader: Some(1),
+            last_log: 12,
+            committed: 11,
+            applied: 10,
+            module: Some(ModuleId([7; 32])),
+            engine: "engine".to_owned(),
+            ..NodeStatus::unreachable(1, "client:1".to_owned(), "peer:1".to_owned())
+        }
+    }
+}
+
+impl Backend for Fake {
+    async fn command(
+        &self,
+        call: Call,
+        _caller: &Caller,
+        _deadline: Instant,
+    ) -> Result<Applied, Error> {
+        self.record(&call, None);
+        let outcome = match &*self.script.lock().unwrap() {
+            Script::Refuse(error) => Err(error()),
+            Script::Outcome(outcome) => Ok(Some(outcome.clone())),
+            Script::Hang => Ok(None),
+            _ => Ok(Some(Outcome::Reply(Reply { response: call.request, ..Reply::default() }))),
+        }?;
+        if outcome.is_none() {
+            pending::<()>().await;
+        }
+        Ok(Applied { index: self.next_index(), outcome })
+    }
+
+    async fn query(
+        &self,
+        call: Call,
+        _caller: &Caller,
+        consistency: Consistency,
+        _deadline: Instant,
+    ) -> Result<Answered, Error> {
+        self.record(&call, Some(consistency));
+        let result = match &*self.script.lock().unwrap() {
+            Script::Refuse(error) => Err(error()),
+            Script::Answer(result) => Ok(Some(result.clone())),
+            Script::Hang => Ok(None),
+            _ => Ok(Some(Ok(call.request))),
+        }?;
+        match result {
+            Some(result) => Ok(Answered { index: self.next_index(), result }),
+            None => pending().await,
+        }
+    }
+
+    async fn subscribe(
+        &self,
+        call: Call,
+        _caller: &Caller,
+        consistency: Consistency,
+        resume: Option<u64>,
+        _deadline: Instant,
+    ) -> Result<Subscribed, Error> {
+        self.record(&call, Some(consistency));
+        *self.resumed.lock().unwrap() = resume;
+        let result = match &*self.script.lock().unwrap() {
+            Script::Refuse(error) => Err(error()),
+            Script::Answer(result) => Ok(result.clone()),
+            _ => Ok(Ok(call.request)),
+        }?;
+        let events =
+            BroadcastStream::new(self.events.subscribe()).map(|event| match event.unwrap() {
+                (index, Some(messages)) => Ok((index, messages)),
+                (index, None) => Err(Error::gone(format!("after {index}"))),
+            });
+        let result = result.map(|first| Subscription {
+            initial: if resume.is_some() { Vec::new() } else { vec![first] },
+            events: Box::pin(events),
+        });
+        Ok(Subscribed { index: self.index.load(Ordering::Relaxed), result })
+    }
+
+    async fn snapshot_now(&self) -> Result<u64, Error> {
+        Ok(10)
+    }
+
+    async fn set_time(&self, time_ms: u64, _deadline: Instant) -> Result<TimeSet, Error> {
+        match time_ms {
+            0 => Err(Error::refused("the log's time never goes back")),
+            _ => Ok(TimeSet { index: 7, before_ms: 1, time_ms }),
+        }
+    }
+
+    async fn set_limits(
+        &self,
+        change: LimitsChange,
+        _deadline: Instant,
+    ) -> Result<LimitsSet, Error> {
+        let limits = ClusterLimits::GENESIS.changed(&change, 1024);
+        let limits = limits.map_err(|error| Error::invalid(error.to_string()))?;
+        Ok(LimitsSet { index: 8, limits })
+    }
+
+    async fn verify(&self, _deadline: Instant) -> Result<Verification, Error> {
+        let found = Verified { digest: Digest([1; 32]), state: [2; 32], bytes: 3 };
+        let nodes = vec![(1, Ok(found)), (2, Ok(found)), (3, Err("it is away".to_owned()))];
+        Ok(Verification { index: 9, nodes })
+    }
+
+    async fn cluster_status(&self) -> ClusterStatus {
+        ClusterStatus {
+            cluster_id: "test".to_owned(),
+            leader: Some(1),
+            term: 3,
+            answered_by: 1,
+            nodes: vec![
+                self.node(),
+                NodeStatus::unreachable(2, "client:2".to_owned(), "peer:2".to_owned()),
+            ],
+            limits: LimitsSet { index: 5, limits: ClusterLimits::GENESIS },
+        }
+    }
+
+    fn node_status(&self) -> NodeStatus {
+        self.node()
+    }
+
+    fn leader(&self) -> Option<Leader> {
+        self.leader.lock().unwrap().clone()
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.health.subscribe()
+    }
+
+    fn machine(&self) -> Arc<MachineInfo> {
+        Arc::new(kv())
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        vec![
+            Metric::counter("conclave_machine_traps_total", "Traps by kind.", 1)
+                .label("kind", "panic"),
+        ]
+    }
+}
+
+/// A node without Raft. Its ports close when it is dropped.
+pub struct Node {
+    pub fake: Arc<Fake>,
+    pub api: Api<Fake>,
+    pub client: SocketAddr,
+    pub admin: SocketAddr,
+    pub stop: Option<watch::Sender<()>>,
+    pub served: Option<JoinHandle<()>>,
+}
+
+impl Node {
+    pub async fn start() -> Self {
+        Self::with(Options::default()).await
+    }
+
+    pub async fn with(options: Options) -> Self {
+        let fake = Arc::new(Fake {
+            script: Mutex::new(Script::Echo),
+            seen: Mutex::default(),
+            records: AtomicBool::new(true),
+            index: AtomicU64::new(0),
+            leader: Mutex::new(Some(Leader { node_id: 1, client_address: "client:1".into() })),
+            health: watch::channel(Health::Serving).0,
+            events: broadcast::channel(64).0,
+            resumed: Mutex::new(None),
+        });
+        let api = Api::new(fake.clone(), options).unwrap();
+        let listener = bind("127.0.0.1:0", "client").await.unwrap();
+        let admin_listener = bind("127.0.0.1:0", "admin").await.unwrap();
+        let client = listener.local_addr().unwrap();
+        let admin = admin_listener.local_addr().unwrap();
+        let (stop, mut stopped) = watch::channel(());
+        let serving = api.clone();
+        let served = tokio::spawn(async move {
+            let stopped = async move { while stopped.changed().await.is_ok() {} };
+            serving.serve_client(listener, stopped).await;
+        });
+        let serving = Admin::new(Startup::new("testing"));
+        serving.started(&api);
+        let mut stopped = stop.subscribe();
+        tokio::spawn(async move {
+            let stopped = async move { while stopped.changed().await.is_ok() {} };
+            serving.serve(admin_listener, stopped).await;
+        });
+        Self { fake, api, client, admin, stop: Some(stop), served: Some(served) }
+    }
+
+    pub fn script(&self, script: Script) {
+        *self.fake.script.lock().unwrap() = script;
+    }
+
+    pub async fn channel(&self) -> Channel {
+        channel(self.client).await
+    }
+
+    /// One call with a client of its own.
+    pub async fn call(
+        &self,
+        path: &'static str,
+        request: &[u8],
+    ) -> Result<Response<Bytes>, Status> {
+        self.send(path, Request::new(Bytes::copy_from_slice(request))).await
+    }
+
+    pub async fn send(
+        &self,
+        path: &'static str,
+        request: Request<Bytes>,
+    ) -> Result<Response<Bytes>, Status> {
+        call(self.channel().await, path, request).await
+    }
+}
+
+pub async fn channel(address: SocketAddr) -> Channel {
+    Endpoint::from_str(&format!("http://{address}")).unwrap().connect().await.unwrap()
+}
+
+pub async fn call(
+    channel: Channel,
+    path: &'static str,
+    request: Request<Bytes>,
+) -> Result<Response<Bytes>, Status> {
+    let mut client = tonic::client::Grpc::new(channel);
+    client.ready().await.unwrap();
+    client.unary(request, PathAndQuery::from_static(path), Raw).await
+}
+
+/// A POST over plain HTTP/2, below any gRPC client: those put in timers and checks of their own.
+pub async fn post(
+    address: SocketAddr,
+    path: &str,
+    headers: &[(&str, &str)],
+    body: Bytes,
+) -> http::Response<hyper::body::Incoming> {
+    let io = TokioIo::new(TcpStream::connect(address).await.unwrap());
+    let (mut client, connection) =
+        hyper::client::conn::http2::handshake(TokioExecutor::new(), io).await.unwrap();
+    tokio::spawn(connection);
+    let mut request = http::Request::post(format!("http://x{path}"));
+    for (name, value) in headers {
+        request = request.header(*name, *value);
+    }
+    client.send_request(request.body(Full::new(body)).unwrap()).await.unwrap()
+}
+
+/// A call with a timeout that only the server minds; the answer's status.
+pub async fn call_with_timeout(
+    address: SocketAddr,
+    path: &str,
+    timeout: &str,
+    request: &[u8],
+) -> Status {
+    let headers = [("content-type", "application/grpc"), ("grpc-timeout", timeout)];
+    let mut framed = vec![0];
+    framed.extend((request.len() as u32).to_be_bytes());
+    framed.extend(request);
+    let response = post(address, path, &headers, framed.into()).await;
+    Status::from_header_map(response.headers()).unwrap()
+}
+
+/// Messages as they are.
+#[derive(Clone, Copy)]
+pub struct Raw;
+
+impl Codec for Raw {
+    type Encode = Bytes;
+    type Decode = Bytes;
+    type Encoder = Self;
+    type Decoder = Self;
+
+    fn encoder(&mut self) -> Self {
+        Self
+    }
+
+    fn decoder(&mut self) -> Self {
+        Self
+    }
+}
+
+impl Encoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn encode(&mut self, item: Bytes, buffer: &mut EncodeBuf<'_>) -> Result<(), Status> {
+        buffer.put(item);
+        Ok(())
+    }
+}
+
+impl Decoder for Raw {
+    type Item = Bytes;
+    type Error = Status;
+
+    fn decode(&mut self, buffer: &mut DecodeBuf<'_>) -> Result<Option<Bytes>, Status> {
+        Ok(Some(buffer.copy_to_bytes(buffer.remaining())))
+    }
+}
+
+/// The value of a piece of metadata.
+pub fn metadata<'a>(metadata: &'a tonic::metadata::MetadataMap, name: &str) -> Option<&'a str> {
+    metadata.get(name).map(|value| value.to_str().unwrap())
+}

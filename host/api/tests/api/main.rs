@@ -1,0 +1,21 @@
+//! The client port and the admin port, over a replica that is scripted: real sockets, real clients.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    unreachable_pub,
+    reason = "tests"
+)]
+
+mod bench;
+mod calls;
+mod errors;
+mod fake;
+mod fake_modules;
+mod health;
+mod modules;
+mod ports;
+mod protos;
+mod reflection;
+mod subscriptions;
+mod transfers;

@@ -1,0 +1,85 @@
+//! Whether queries leave everything as it was.
+
+use super::{Bench, cuts, different, live};
+use crate::{
+    calls::{Step, moments},
+    finding::{Finding, Stop, compare, compare_states, place, show},
+    player::{Answer, Player, timed},
+};
+
+/// Questions that are asked at each place.
+const QUESTIONS_MAX: usize = 16;
+
+/// Leaves the queries out, and asks them again and again.
+pub(super) fn queries(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
+    let asked = different(steps, Step::is_query, QUESTIONS_MAX);
+    if asked.is_empty() {
+        return Ok("no queries in this log".to_owned());
+    }
+    let Some(with) = live(bench.module, steps)? else { return Ok(String::new()) };
+    without(bench, steps, &with)?;
+    let places = again(bench, steps, &asked)?;
+    let count = steps.iter().filter(|step| step.is_query()).count();
+    Ok(format!(
+        "{count} queries left out; {} of them asked twice at each of {places} places",
+        asked.len()
+    ))
+}
+
+/// The commands' answers and the end are the same without the queries.
+fn without(bench: &Bench<'_>, steps: &[Step], with: &super::Live) -> Result<(), Stop> {
+    let mut player = Player::start(bench.module)?;
+    let commands = timed(steps).filter(|(step, _)| !step.is_query());
+    let without = player.play(commands)?;
+    let mut answers = without.answers.into_iter();
+    for (at, _) in steps.iter().enumerate().filter(|(_, step)| !step.is_query()) {
+        let left = with.played.answers.get(at..=at).unwrap_or_default();
+        let right: Vec<_> = answers.next().into_iter().collect();
+        let log = (steps, bench.vocabulary);
+        compare(log, at, ("with queries before", left), ("without", &right))?;
+    }
+    let end = player.save(steps.len())?;
+    let what = || "the snapshots at the end differ".to_owned();
+    compare_states(what, steps.len(), ("with queries", &with.end), ("without", &end))
+}
+
+/// Asked twice, a query says the same, and the state is as before. How many places were tried.
+fn again(bench: &Bench<'_>, steps: &[Step], asked: &[Step]) -> Result<usize, Stop> {
+    let mut player = Player::start(bench.module)?;
+    let places = cuts(steps.len(), bench.cuts_max);
+    let all = moments(steps);
+    for at in 0..=steps.len() {
+        let now = at.checked_sub(1).and_then(|last| all.get(last)).copied();
+        if let Some(moment) = now.filter(|_| places.contains(&at)) {
+            let before = player.save(at)?;
+            for question in asked {
+                let Some(call) = question.call() else { continue };
+                let first = player.ask(call, moment)?;
+                if let Answer::Trapped(_) = first {
+                    // A question of later may trap here, which is for `traps` to say.
+                    return Ok(places.len());
+                }
+                let second = player.ask(call, moment)?;
+                if first != second {
+                    let name = &call.method;
+                    let what =
+                        format!("{} {name} says something else when it is asked again", place(at));
+                    let sides = [("first", &first), ("again", &second)]
+                        .map(|(name, answer)| (name, show(answer, question, bench.vocabulary)));
+                    // The question itself may come later in the log.
+                    return Err(Stop::Found(Finding::new(what, steps.len()).with(sides)));
+                }
+            }
+            let after = player.save(at)?;
+            let what = || format!("{}, queries change the snapshot", place(at));
+            let sides = (("before", &before[..]), ("after", &after[..]));
+            compare_states(what, steps.len(), sides.0, sides.1)?;
+        }
+        if let (Some(step), Some(moment)) = (steps.get(at), all.get(at))
+            && let Answer::Trapped(_) = player.step(step, *moment)?
+        {
+            break;
+        }
+    }
+    Ok(places.len())
+}

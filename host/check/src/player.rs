@@ -1,0 +1,229 @@
+//! Instances that steps are played on, and what they answer.
+
+use bytes::Bytes;
+
+use super::{
+    calls::{Action, Step, moments},
+    finding::{Finding, Stop, place},
+};
+use conclave_machine::{
+    AnswerSize, Broke, Fault, Lone, Module, Moment, OpenSnapshot, SNAPSHOT_CHUNK_BYTES_MAX,
+};
+use conclave_types::{Call, Failure, Outcome, Trap};
+
+/// What a step gave.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Answer {
+    /// Of an entry. Never a trap.
+    Applied(Outcome),
+    /// Of a query.
+    Told(Result<Bytes, Failure>),
+    /// The machine broke. The instance is gone.
+    Trapped(Trap),
+}
+
+impl Answer {
+    /// Whether the machine said no.
+    pub(super) fn refused(&self) -> bool {
+        matches!(self, Self::Applied(Outcome::Failure(_)) | Self::Told(Err(_)))
+    }
+}
+
+/// One instance. After a trap it must be dropped.
+pub(super) struct Player {
+    lone: Lone,
+    state_version: u32,
+}
+
+/// Everything that a played log gave.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Played {
+    /// One a step; the last one may be a trap, and then steps after it were not played.
+    pub(super) answers: Vec<Answer>,
+    /// What each took.
+    pub(super) fuel: Vec<u64>,
+}
+
+impl Played {
+    /// Whether it came to its end.
+    pub(super) fn whole(&self) -> bool {
+        !matches!(self.answers.last(), Some(Answer::Trapped(_)))
+    }
+}
+
+impl Player {
+    /// In the initial state.
+    pub(super) fn start(module: &Module) -> Result<Self, Stop> {
+        let lone = Lone::start(module).map_err(|broke| stop(broke, "while it is started", 0))?;
+        Ok(Self { lone, state_version: module.state_version() })
+    }
+
+    /// In a saved state. `at`: how many steps led to it.
+    pub(super) fn restored(module: &Module, state: &[u8], at: usize) -> Result<Self, Stop> {
+        let mut player = Self::start(module)?;
+        player.restore(state, SNAPSHOT_CHUNK_BYTES_MAX, at)?;
+        Ok(player)
+    }
+
+    /// Makes one step.
+    pub(super) fn step(&mut self, step: &Step, moment: Moment) -> Result<Answer, Fault> {
+        let answer = match &step.action {
+            Action::Apply(call) => self.lone.apply(moment, Some(call)).map(Answer::Applied),
+            Action::Tick => self.lone.apply(moment, None).map(Answer::Applied),
+            Action::Query(call) => self.lone.query(moment, call).map(Answer::Told),
+        };
+        trapped(answer)
+    }
+
+    /// Asks a question that is no step.
+    pub(super) fn ask(&mut self, call: &Call, moment: Moment) -> Result<Answer, Fault> {
+        trapped(self.lone.query(moment, call).map(Answer::Told))
+    }
+
+    /// Plays steps up to the end, or the first trap.
+    pub(super) fn play<'a>(
+        &mut self,
+        steps: impl IntoIterator<Item = (&'a Step, Moment)>,
+    ) -> Result<Played, Fault> {
+        let mut played = Played::default();
+        for (step, moment) in steps {
+            let answer = self.step(step, moment)?;
+            let trapped = matches!(answer, Answer::Trapped(_));
+            played.answers.push(answer);
+            played.fuel.push(self.lone.fuel_used());
+            if trapped {
+                break;
+            }
+        }
+        Ok(played)
+    }
+
+    /// The state's bytes, read in pieces of at most `bytes_max`.
+    pub(super) fn save_in(&mut self, bytes_max: usize, at: usize) -> Result<Vec<u8>, Stop> {
+        let snapshot = self.open(at)?;
+        let bytes = self.read_rest(snapshot, bytes_max, at)?;
+        self.close(snapshot, at)?;
+        Ok(bytes)
+    }
+
+    /// The state's bytes, as a node reads them. `at`: how many steps led to it.
+    pub(super) fn save(&mut self, at: usize) -> Result<Vec<u8>, Stop> {
+        self.save_in(SNAPSHOT_CHUNK_BYTES_MAX, at)
+    }
+
+    /// Captures the state.
+    pub(super) fn open(&mut self, at: usize) -> Result<OpenSnapshot, Stop> {
+        self.lone.snapshot().map_err(|broke| stop(broke, "while a snapshot is taken", at))
+    }
+
+    /// The next piece.
+    pub(super) fn read(
+        &mut self,
+        snapshot: OpenSnapshot,
+        bytes_max: usize,
+        at: usize,
+    ) -> Result<Bytes, Stop> {
+        let read = self.lone.read(snapshot, bytes_max);
+        read.map_err(|broke| stop(broke, "while a snapshot is read", at))
+    }
+
+    /// All that is left.
+    pub(super) fn read_rest(
+        &mut self,
+        snapshot: OpenSnapshot,
+        bytes_max: usize,
+        at: usize,
+    ) -> Result<Vec<u8>, Stop> {
+        let mut bytes = Vec::new();
+        loop {
+            let piece = self.read(snapshot, bytes_max, at)?;
+            if piece.is_empty() {
+                return Ok(bytes);
+            }
+            bytes.extend_from_slice(&piece);
+        }
+    }
+
+    /// Lets go of a snapshot.
+    pub(super) fn close(&mut self, snapshot: OpenSnapshot, at: usize) -> Result<(), Stop> {
+        self.lone.close(snapshot).map_err(|broke| stop(broke, "while a snapshot is dropped", at))
+    }
+
+    /// Puts a saved state of any component in place of this one. The failure is the machine's.
+    pub(super) fn take(
+        &mut self,
+        state_version: u32,
+        state: &[u8],
+        bytes_max: usize,
+    ) -> Result<Result<(), Failure>, Broke> {
+        self.lone.restore(state_version, state, bytes_max)
+    }
+
+    /// Puts a saved state in place of this one.
+    pub(super) fn restore(
+        &mut self,
+        state: &[u8],
+        bytes_max: usize,
+        at: usize,
+    ) -> Result<(), Stop> {
+        let restored = self.take(self.state_version, state, bytes_max);
+        let restored = restored.map_err(|broke| stop(broke, "while a snapshot is restored", at))?;
+        restored.map_err(|failure| {
+            let what = format!(
+                "the snapshot {}, handed over in pieces of at most {bytes_max} bytes, is not restored: {}",
+                place(at),
+                failure.message
+            );
+            Stop::Found(Finding::new(what, at))
+        })
+    }
+
+    /// The fuel that the last call took.
+    pub(super) fn fuel_used(&self) -> u64 {
+        self.lone.fuel_used()
+    }
+
+    /// The fuel that all calls took.
+    pub(super) fn fuel_used_in_all(&self) -> u64 {
+        self.lone.fuel_used_in_all()
+    }
+
+    /// The size of the last answer, also of one that was refused because it is too large.
+    pub(super) fn answer_size(&self) -> AnswerSize {
+        self.lone.answer_size()
+    }
+
+    /// The linear memory that the instance holds.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.lone.memory_bytes()
+    }
+
+    /// What the machine said last of an error.
+    pub(super) fn last_words(&mut self) -> Option<String> {
+        self.lone.last_words()
+    }
+}
+
+/// Steps with their moments.
+pub(super) fn timed(steps: &[Step]) -> impl Iterator<Item = (&Step, Moment)> {
+    steps.iter().zip(moments(steps))
+}
+
+fn trapped(answer: Result<Answer, Broke>) -> Result<Answer, Fault> {
+    match answer {
+        Ok(answer) => Ok(answer),
+        Err(Broke::Trap(trap)) => Ok(Answer::Trapped(trap)),
+        Err(Broke::Fault(fault)) => Err(fault),
+    }
+}
+
+/// A trap outside of a step is no outcome: a node cannot go on.
+fn stop(broke: Broke, when: &str, at: usize) -> Stop {
+    match broke {
+        Broke::Trap(trap) => Stop::Found(Finding::new(
+            format!("{} the machine traps {when}: {}", place(at), trap.message),
+            at,
+        )),
+        Broke::Fault(fault) => Stop::Fault(fault),
+    }
+}

@@ -1,0 +1,198 @@
+//! From a log that shows something to a small one that still does.
+//!
+//! Method: what comes after the finding is cut off. Then delta debugging (Zeller and Hildebrandt 2002)
+//! without its second half: parts of the log are left out, in halves, quarters, and so on down to
+//! single steps, for as long as something is still found. Last, requests are made simpler, field by
+//! field. All of it ends after a given time with the smallest log so far.
+
+use std::time::{Duration, Instant};
+
+use prost::Message;
+use prost_reflect::{DynamicMessage, Value};
+
+use super::{
+    calls::{Action, Step},
+    finding::{Finding, Stop},
+    vocabulary::Vocabulary,
+};
+use conclave_machine::Fault;
+use conclave_types::Call;
+
+/// A log, and what is found with it.
+pub(super) struct Smallest {
+    pub(super) steps: Vec<Step>,
+    pub(super) finding: Finding,
+}
+
+/// The way of looking.
+pub(super) type Probe<'a> = dyn FnMut(&[Step]) -> Result<(), Stop> + 'a;
+
+struct Shrinker<'a, 'b> {
+    probe: &'a mut Probe<'b>,
+    smallest: Smallest,
+    deadline: Instant,
+}
+
+/// Makes a log smaller with which `probe` finds something.
+pub(super) fn shrink(
+    steps: &[Step],
+    finding: Finding,
+    vocabulary: &Vocabulary,
+    time: Duration,
+    probe: &mut Probe<'_>,
+) -> Result<Smallest, Fault> {
+    let smallest = Smallest { steps: steps.to_vec(), finding };
+    let mut shrinker = Shrinker { probe, smallest, deadline: Instant::now() + time };
+    shrinker.cut_end()?;
+    let mut part = shrinker.smallest.steps.len().div_ceil(2);
+    while part > 0 {
+        let left_out = shrinker.leave_out(part)?;
+        // At single steps, until none can be spared: one may have been needed for another only.
+        part = if left_out && part == 1 { 1 } else { part / 2 };
+    }
+    shrinker.simplify(vocabulary)?;
+    Ok(shrinker.smallest)
+}
+
+impl Shrinker<'_, '_> {
+    /// Whether something is found with these steps too; then they are the smallest so far.
+    fn try_out(&mut self, steps: Vec<Step>) -> Result<bool, Fault> {
+        if Instant::now() >= self.deadline {
+            return Ok(false);
+        }
+        match (self.probe)(&steps) {
+            Ok(()) => Ok(false),
+            Err(Stop::Fault(fault)) => Err(fault),
+            Err(Stop::Found(finding)) => {
+                self.smallest = Smallest { steps, finding };
+                Ok(true)
+            }
+        }
+    }
+
+    fn cut_end(&mut self) -> Result<(), Fault> {
+        let needed = self.smallest.finding.steps;
+        if let Some(steps) = self.smallest.steps.get(..needed)
+            && needed < self.smallest.steps.len()
+        {
+            let steps = steps.to_vec();
+            self.try_out(steps)?;
+        }
+        Ok(())
+    }
+
+    /// Leaves out each part of so many steps that can be spared. Whether there was any.
+    fn leave_out(&mut self, part: usize) -> Result<bool, Fault> {
+        let mut spared = false;
+        // From the end: what was shown there needs what came before.
+        let mut end = self.smallest.steps.len();
+        while end > 0 {
+            let from = end.saturating_sub(part);
+            let mut steps = self.smallest.steps.clone();
+            steps.drain(from..end.min(steps.len()));
+            spared |= self.try_out(steps)?;
+            end = from.min(self.smallest.steps.len());
+        }
+        Ok(spared)
+    }
+
+    fn simplify(&mut self, vocabulary: &Vocabulary) -> Result<(), Fault> {
+        for at in 0..self.smallest.steps.len() {
+            // Each round makes the request smaller, so this ends.
+            loop {
+                let Some(step) = self.smallest.steps.get(at).cloned() else { break };
+                let mut simpler = false;
+                for step in simpler_steps(&step, vocabulary) {
+                    let mut steps = self.smallest.steps.clone();
+                    if let Some(place) = steps.get_mut(at) {
+                        *place = step;
+                    }
+                    if self.try_out(steps)? {
+                        simpler = true;
+                        break;
+                    }
+                }
+                if !simpler {
+                    break;
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+/// The same step with less in its request.
+fn simpler_steps(step: &Step, vocabulary: &Vocabulary) -> Vec<Step> {
+    let Some(call) = step.call() else { return Vec::new() };
+    let message =
+        vocabulary.method(&call.method).and_then(|method| method.request_message(&call.request));
+    let mut requests = Vec::new();
+    if let Some(message) = message {
+        simpler_messages(&message, &mut |simpler| requests.push(simpler.encode_to_vec()));
+    }
+    let shorter = |request: &Vec<u8>| request.len() < call.request.len();
+    let calls = requests
+        .into_iter()
+        .filter(shorter)
+        .map(|request| Call { request: request.into(), ..call.clone() });
+    let nobody =
+        (!call.principal.is_empty()).then(|| Call { principal: "".into(), ..call.clone() });
+    calls
+        .chain(nobody)
+        .map(|call| Step {
+            time_ms: step.time_ms,
+            action: match &step.action {
+                Action::Query(_) => Action::Query(call),
+                Action::Apply(_) | Action::Tick => Action::Apply(call),
+            },
+        })
+        .collect()
+}
+
+/// Hands over each message that is this one with one field less, or less in one field.
+fn simpler_messages(message: &DynamicMessage, give: &mut dyn FnMut(DynamicMessage)) {
+    for (field, value) in message.fields() {
+        let mut without = message.clone();
+        without.clear_field(&field);
+        give(without);
+        simpler_values(value, &mut |simpler| {
+            let mut message = message.clone();
+            if message.try_set_field(&field, simpler).is_ok() {
+                give(message);
+            }
+        });
+    }
+}
+
+fn simpler_values(value: &Value, give: &mut dyn FnMut(Value)) {
+    match value {
+        Value::String(text) if text.chars().count() > 1 => {
+            give(Value::String(text.chars().take(1).collect()));
+            let half = text.floor_char_boundary(text.len() / 2);
+            give(Value::String(text.get(..half).unwrap_or_default().to_owned()));
+        }
+        Value::Bytes(bytes) if bytes.len() > 1 => {
+            give(Value::Bytes(bytes.slice(..1)));
+            give(Value::Bytes(bytes.slice(..bytes.len() / 2)));
+        }
+        Value::List(values) if values.len() > 1 => {
+            let (left, right) = values.split_at(values.len() / 2);
+            give(Value::List(left.to_vec()));
+            give(Value::List(right.to_vec()));
+            for at in 0..values.len() {
+                let mut values = values.clone();
+                values.remove(at);
+                give(Value::List(values));
+            }
+        }
+        Value::List(values) => {
+            for value in values {
+                simpler_values(value, &mut |simpler| give(Value::List(vec![simpler])));
+            }
+        }
+        Value::Message(message) => {
+            simpler_messages(message, &mut |simpler| give(Value::Message(simpler)));
+        }
+        _ => {}
+    }
+}

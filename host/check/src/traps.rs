@@ -1,0 +1,183 @@
+//! Steps that trap: which, with how little, and whether they do so everywhere.
+//!
+//! A trap is an outcome, not a breach: it is rolled back and answered on every replica alike. So one
+//! that is alike is a warning, with a log that shows it. One that depends on the instance or on the engine
+//! is a failure.
+
+use std::time::Duration;
+
+use super::{
+    calls::{Step, moments},
+    checks::Bench,
+    finding::{Finding, Stop},
+    player::{Answer, Player, timed},
+    report::{Checked, Verdict},
+    shrink::shrink,
+    survey::{Survey, Trapped},
+};
+use conclave_machine::{Fault, Module};
+use conclave_types::{Trap, TrapKind};
+
+const NAME: &str = "traps";
+const MEANING: &str = "no call traps; what traps does so everywhere, and is rolled back";
+/// Kinds of traps that are looked at closely.
+const KINDS_MAX: usize = 6;
+
+/// Looks at what trapped.
+pub(super) fn traps(
+    bench: &Bench<'_>,
+    survey: &Survey,
+    shrink_for: Duration,
+) -> Result<Checked, Fault> {
+    let mut kinds: Vec<&Trapped> = Vec::new();
+    for trapped in &survey.traps {
+        let same = |known: &&Trapped| {
+            known.trap.kind == trapped.trap.kind && known.step.name() == trapped.step.name()
+        };
+        if !kinds.iter().any(same) {
+            kinds.push(trapped);
+        }
+    }
+    if kinds.is_empty() {
+        let said = format!("none in {} steps", survey.calm.len());
+        return Ok(Checked::new(NAME, MEANING, Verdict::Ok, said));
+    }
+    let mut said = Vec::new();
+    let mut log = Vec::new();
+    for trapped in kinds.iter().take(KINDS_MAX) {
+        let steps = smallest(bench.module, survey, trapped, bench, shrink_for / KINDS_MAX as u32)?;
+        said.push(describe(trapped, steps.len()));
+        match everywhere(bench, &steps, &trapped.trap) {
+            Ok(()) => {}
+            Err(Stop::Fault(fault)) => return Err(fault),
+            Err(Stop::Found(finding)) => {
+                let mut checked = Checked::new(NAME, MEANING, Verdict::Failed, said.join("; "));
+                checked.advice = "Whether a call traps must follow from the state and the call alone. Memory \
+                                  that was not initialized, an address, or a limit that is almost reached \
+                                  decides here."
+                    .to_owned();
+                checked.finding = Some(finding);
+                checked.log = steps;
+                return Ok(checked);
+            }
+        }
+        if log.is_empty() {
+            log = steps;
+        }
+    }
+    if kinds.len() > KINDS_MAX {
+        said.push(format!("and {} more", kinds.len() - KINDS_MAX));
+    }
+    let mut checked = Checked::new(NAME, MEANING, Verdict::Warned, said.join("; "));
+    checked.advice = advice(kinds.first().map(|trapped| trapped.trap.kind)).to_owned();
+    checked.log = log;
+    Ok(checked)
+}
+
+fn describe(trapped: &Trapped, steps: usize) -> String {
+    let words = trapped.words.as_ref().map(|words| format!(" ({words})")).unwrap_or_default();
+    let before = match steps {
+        0 | 1 => "at once".to_owned(),
+        2 => "after 1 other step".to_owned(),
+        _ => format!("after {} other steps", steps - 1),
+    };
+    format!("{}{words}, {before}", trapped.trap.message)
+}
+
+fn advice(kind: Option<TrapKind>) -> &'static str {
+    match kind {
+        Some(TrapKind::FuelExhausted) => {
+            "A node rolls the call back and answers it with an error, after seconds of work on every \
+             replica. Bound what one call does: a limit on lists and ranges, and a failure beyond it."
+        }
+        Some(TrapKind::MemoryExhausted) => {
+            "A node rolls the call back, but replicas may not agree on which call is the first that does \
+             not fit. Count what the state holds, and answer RESOURCE_EXHAUSTED well before."
+        }
+        Some(TrapKind::StackExhausted) => {
+            "A node rolls the call back. Recursion follows the request or the state: use a loop, or a limit."
+        }
+        _ => {
+            "A node rolls the call back and answers it with an error, so nothing breaks. But the caller learns \
+             little: answer with a failure, such as INVALID_ARGUMENT, that says what was wrong."
+        }
+    }
+}
+
+/// The smallest log whose last step traps so, and none before it.
+fn smallest(
+    module: &Module,
+    survey: &Survey,
+    trapped: &Trapped,
+    bench: &Bench<'_>,
+    time: Duration,
+) -> Result<Vec<Step>, Fault> {
+    let mut steps = survey.calm.get(..trapped.after).unwrap_or_default().to_vec();
+    steps.push(trapped.step.clone());
+    let last = trapped.step.name().to_owned();
+    let kind = trapped.trap.kind;
+    let mut probe = |steps: &[Step]| {
+        if steps.last().map(Step::name) != Some(&last) {
+            return Ok(());
+        }
+        match trap_of(&mut Player::start(module)?, steps)? {
+            Some(trap) if trap.kind == kind => {
+                Err(Stop::Found(Finding::new(trap.message, steps.len())))
+            }
+            _ => Ok(()),
+        }
+    };
+    let finding = Finding::new(trapped.trap.message.clone(), steps.len());
+    Ok(shrink(&steps, finding, bench.vocabulary, time, &mut probe)?.steps)
+}
+
+/// The trap that the last step ends in. `None`: it does not, or an earlier one does.
+fn trap_of(player: &mut Player, steps: &[Step]) -> Result<Option<Trap>, Stop> {
+    let played = player.play(timed(steps))?;
+    Ok(match played.answers.last() {
+        Some(Answer::Trapped(trap)) if played.answers.len() == steps.len() => Some(trap.clone()),
+        _ => None,
+    })
+}
+
+/// The last step traps again: on another instance, on one that was restored before it, and in the other
+/// engine; and a restored machine is, before it, what it was, which is what a node rolls back to.
+fn everywhere(bench: &Bench<'_>, steps: &[Step], trap: &Trap) -> Result<(), Stop> {
+    let count = steps.len();
+    let Some(before) = count.checked_sub(1) else { return Ok(()) };
+    same(trap, trap_of(&mut Player::start(bench.module)?, steps)?, "on another instance", count)?;
+
+    let all = moments(steps);
+    let mut player = Player::start(bench.module)?;
+    player.play(timed(steps.get(..before).unwrap_or_default()))?;
+    let state = player.save(before)?;
+    let mut restored = Player::restored(bench.module, &state, before)?;
+    if restored.save(before)? != state {
+        let what = "the state that the trap is rolled back to is another one once it was restored";
+        return Err(Stop::Found(Finding::new(what, count)));
+    }
+    if let (Some(step), Some(moment)) = (steps.last(), all.last()) {
+        let answer = restored.step(step, *moment)?;
+        let again = match answer {
+            Answer::Trapped(trap) => Some(trap),
+            _ => None,
+        };
+        same(trap, again, "restored before it", count)?;
+    }
+    // Frames of the interpreter have another size, and using up the fuel takes it a minute.
+    if matches!(trap.kind, TrapKind::Panic | TrapKind::Fault | TrapKind::BadAnswer) {
+        same(trap, trap_of(&mut Player::start(bench.second)?, steps)?, "interpreted", count)?;
+    }
+    Ok(())
+}
+
+fn same(trap: &Trap, again: Option<Trap>, how: &str, steps: usize) -> Result<(), Stop> {
+    if again.as_ref() == Some(trap) {
+        return Ok(());
+    }
+    let again = again.map_or_else(|| "no trap".to_owned(), |trap| trap.message);
+    let what = format!("step {steps} does not trap in the same way {how}");
+    Err(Stop::Found(
+        Finding::new(what, steps).with([("at first", trap.message.clone()), (how, again)]),
+    ))
+}

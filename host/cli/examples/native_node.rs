@@ -1,0 +1,67 @@
+//! `conclave`, with nodes whose key-value store is not a component but compiled into the node: what
+//! `cargo xtask bench` holds nodes of WebAssembly against, end to end.
+//!
+//! It serves nobody else: what is written is in the log, but in no snapshot.
+//!
+//! `cargo run --release --workspace --example native_node --features conclave/bench -- dev --data-dir DIR`
+
+use std::process::ExitCode;
+
+use bytes::Bytes;
+use conclave_cli as cli;
+use conclave_machine::{
+    Moment,
+    bench::{Native, run_natively},
+};
+use conclave_sdk::{Context, Machine};
+use conclave_types::{Call, Code, Event, Failure, Outcome, Reply};
+use guest_kv::Kv;
+use tikv_jemallocator::Jemalloc;
+
+/// As in the binary.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
+
+struct Store(Kv);
+
+/// The machine's words for what the host says.
+fn guest(moment: Moment, call: &Call) -> (Context, conclave_sdk::Call) {
+    let Moment { index, time_ms, seed } = moment;
+    let context = Context { index, time_ms, seed, principal: call.principal.to_string() };
+    (context, conclave_sdk::Call::new(&*call.method, &*call.request))
+}
+
+/// The load that is measured makes none, so its code may be lost.
+fn failure(failure: &conclave_sdk::Failure) -> Failure {
+    Failure { code: Code::Internal, message: format!("{failure:?}") }
+}
+
+impl Native for Store {
+    fn apply(&mut self, moment: Moment, call: &Call) -> Outcome {
+        let (context, call) = guest(moment, call);
+        match self.0.apply(&context, &call) {
+            Ok(reply) => {
+                let event = |event: conclave_sdk::Event| Event {
+                    topic: Bytes::from(event.topic),
+                    payload: Bytes::from(event.payload),
+                };
+                Outcome::Reply(Reply {
+                    response: Bytes::from(reply.response),
+                    events: reply.events.into_iter().map(event).collect(),
+                    wake_at_ms: self.0.wake_at(),
+                })
+            }
+            Err(error) => Outcome::Failure(failure(&error)),
+        }
+    }
+
+    fn query(&mut self, moment: Moment, call: &Call) -> Result<Bytes, Failure> {
+        let (context, call) = guest(moment, call);
+        self.0.query(&context, &call).map(Bytes::from).map_err(|error| failure(&error))
+    }
+}
+
+fn main() -> ExitCode {
+    run_natively(|| Box::new(Store(Kv::default())));
+    cli::main()
+}

@@ -1,0 +1,258 @@
+//! A component from Python, as componentize-py makes it.
+//!
+//! Everything that is installed goes below the target directory: a virtual environment with
+//! componentize-py, and the project's own dependencies in pure Python, which end in the component. The
+//! interpreter imports WASI, which a node serves as far as it depends on the log alone
+//! (`machine/wasi`): so `print` reaches the node's log, and what asks for the time gets the entry's.
+
+use std::{
+    ffi::OsStr,
+    fmt::Write as _,
+    fs, io,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+};
+
+use anyhow::{Context as _, anyhow, bail};
+use base64::{Engine as _, engine::general_purpose::STANDARD};
+use prost::Message as _;
+
+use super::{Built, failed, project::Project};
+use crate::{Result, new, output::Output};
+
+/// The release that was tried. Its interpreter is [`PYTHON_VERSION`].
+const COMPONENTIZE_PY: &str = "componentize-py==0.25.1";
+/// What dependencies must be made for.
+const PYTHON_VERSION: &str = "3.14";
+/// The module that the component is made of: it imports the project's `machine.py`.
+const APP: &str = "conclave_sdk.component";
+/// What descriptor sets are kept in.
+pub(super) const DESCRIPTOR_SET_FILE: &str = "descriptor_set.py";
+/// Where an interpreter, the component's too, keeps what it has compiled: beside the sources.
+pub(crate) const BYTECODE_DIR: &str = "__pycache__";
+/// Base64 in a line: a multiple of 4, so that each line stands by itself.
+const LINE_BYTES: usize = 96;
+
+pub(super) fn build(
+    project: &Project,
+    target_dir: &Path,
+    file: &Path,
+    output: &mut Output,
+) -> Result<Built> {
+    write_descriptor_set(&project.dir)?;
+    let tools = Tools { dir: target_dir.join("python") };
+    let mut build = || {
+        if tools.install(&dependencies(project), output)? {
+            // This run compiles all packages, and what the compiler leaves behind in memory is in the
+            // component: 28 MB of it. The next finds them compiled, and gives 19 MB.
+            componentize(project, &tools, file)?;
+        }
+        componentize(project, &tools, file)
+    };
+    build().map_err(|error| failed(&error))
+}
+
+/// Compiles what is in `proto/` for `machine.py`.
+pub(crate) fn write_descriptor_set(project: &Path) -> Result {
+    let write = || -> anyhow::Result<()> {
+        let proto = project.join("proto");
+        let mut files = Vec::new();
+        proto_files(&proto, &mut files)
+            .with_context(|| format!("cannot read {}", proto.display()))?;
+        files.sort();
+        // Only protox's `Debug` says where.
+        let mut set = protox::compile(&files, [&proto])
+            .map_err(|error| anyhow!("cannot compile the protobuf: {error:?}"))?;
+        // The component need not carry the comments.
+        for file in &mut set.file {
+            file.source_code_info = None;
+        }
+        let path = project.join(DESCRIPTOR_SET_FILE);
+        let source = descriptor_source(&set.encode_to_vec());
+        if fs::read_to_string(&path).is_ok_and(|old| old == source) {
+            return Ok(());
+        }
+        fs::write(&path, source).with_context(|| format!("cannot write {}", path.display()))
+    };
+    write().map_err(|error| failed(&error))
+}
+
+fn proto_files(dir: &Path, files: &mut Vec<PathBuf>) -> io::Result<()> {
+    for entry in fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_dir() {
+            proto_files(&path, files)?;
+        } else if path.extension() == Some(OsStr::new("proto")) {
+            files.push(path);
+        }
+    }
+    Ok(())
+}
+
+fn descriptor_source(set: &[u8]) -> String {
+    let mut source = "\"\"\"Made of proto/ by `conclave build`; not to be edited.\"\"\"\n\n\
+                      import base64\n\nDESCRIPTOR_SET = base64.b64decode(\n"
+        .to_owned();
+    let text = STANDARD.encode(set);
+    for line in text.as_bytes().chunks(LINE_BYTES) {
+        // Writing to a string cannot fail, and base64 is ASCII.
+        let _ = writeln!(source, "    \"{}\"", String::from_utf8_lossy(line));
+    }
+    source + ")\n"
+}
+
+/// What the project's manifest names, for pip.
+fn dependencies(project: &Project) -> Vec<String> {
+    let dependencies =
+        project.manifest.get("project").and_then(|table| table.get("dependencies")?.as_array());
+    let dependencies = dependencies.into_iter().flatten();
+    dependencies.filter_map(|dependency| dependency.as_str().map(str::to_owned)).collect()
+}
+
+/// What is installed for a build, in a directory of its own.
+struct Tools {
+    dir: PathBuf,
+}
+
+impl Tools {
+    fn program(&self, name: &str) -> PathBuf {
+        self.dir.join("venv/bin").join(name)
+    }
+
+    fn packages(&self) -> PathBuf {
+        self.dir.join("packages")
+    }
+
+    /// Installs what is not there yet, and says whether there was anything. What is there is written
+    /// down once it all is.
+    fn install(&self, dependencies: &[String], output: &mut Output) -> anyhow::Result<bool> {
+        let wanted = format!("{COMPONENTIZE_PY}\n{PYTHON_VERSION}\n{}\n", dependencies.join("\n"));
+        let installed = self.dir.join("installed");
+        if fs::read_to_string(&installed).is_ok_and(|there| there == wanted) {
+            return Ok(false);
+        }
+        if self.dir.exists() {
+            fs::remove_dir_all(&self.dir)
+                .with_context(|| format!("cannot remove {}", self.dir.display()))?;
+        }
+        output.remark(format!("installing {COMPONENTIZE_PY} into {}", self.dir.display()));
+        let mut venv = Command::new("python3");
+        run(venv.args(["-m", "venv"]).arg(self.dir.join("venv"))).context(
+            "building in Python needs python3 with venv, 3.10 or newer; on Debian: \
+             `apt-get install python3 python3-venv`",
+        )?;
+        let mut install = self.pip();
+        run(install.arg(COMPONENTIZE_PY))
+            .with_context(|| format!("pip cannot install {COMPONENTIZE_PY} from PyPI"))?;
+        if !dependencies.is_empty() {
+            output.remark(format!("installing {}", dependencies.join(", ")));
+            let mut install = self.pip();
+            install.arg("--target").arg(self.packages());
+            install.args(["--python-version", PYTHON_VERSION, "--only-binary=:all:"]);
+            install.args(["--platform", "any", "--implementation", "py", "--abi", "none"]);
+            run(install.args(dependencies)).context(
+                "pip cannot install the project's dependencies from PyPI; a component takes \
+                 packages in pure Python only",
+            )?;
+        }
+        fs::create_dir_all(self.packages())
+            .and_then(|()| fs::write(&installed, wanted))
+            .with_context(|| format!("cannot write {}", installed.display()))?;
+        Ok(true)
+    }
+
+    fn pip(&self) -> Command {
+        let mut pip = Command::new(self.program("python"));
+        pip.args(["-m", "pip", "install", "--quiet", "--disable-pip-version-check"]);
+        pip
+    }
+}
+
+/// Where the contract lies: in the project's own `conclave_sdk`, or, for a project that has none, in the
+/// one that this binary carries, which is written beside the other packages.
+fn contract(project: &Path, tools: &Tools) -> anyhow::Result<PathBuf> {
+    const PLACE: &str = "conclave_sdk/wit";
+    if project.join("conclave_sdk").is_dir() {
+        return Ok(project.join(PLACE));
+    }
+    let packages = tools.packages();
+    for (place, text) in new::python_sdk() {
+        let path = packages.join(place);
+        let directory = path.parent().unwrap_or(&packages);
+        fs::create_dir_all(directory)
+            .and_then(|()| fs::write(&path, text))
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    Ok(packages.join(PLACE))
+}
+
+fn componentize(project: &Project, tools: &Tools, file: &Path) -> anyhow::Result<Built> {
+    if let Some(directory) = file.parent() {
+        fs::create_dir_all(directory)
+            .with_context(|| format!("cannot create {}", directory.display()))?;
+    }
+    let dir = if project.dir.as_os_str().is_empty() { Path::new(".") } else { &project.dir };
+    let partial = file.with_extension("partial");
+    let wit = contract(dir, tools)?;
+    let mut command = Command::new(tools.program("componentize-py"));
+    command.arg("--wit-path").arg(wit).args(["--world", "machine"]);
+    command.args(["componentize", "--output"]).arg(&partial);
+    command.arg("--python-path").arg(dir).arg("--python-path").arg(tools.packages()).arg(APP);
+    // It would look for packages in whatever environment it is started from.
+    command.env("VIRTUAL_ENV", tools.dir.join("venv"));
+    // It is written in Rust, and its own backtrace would hide the one of the machine.
+    command.env("RUST_LIB_BACKTRACE", "0");
+    run(&mut command).context("cannot make the machine a component; the reason is above")?;
+    let built = check(&partial);
+    match &built {
+        Ok(_) => fs::rename(&partial, file),
+        Err(_) => fs::remove_file(&partial),
+    }
+    .with_context(|| format!("cannot write {}", file.display()))?;
+    built
+}
+
+fn check(component: &Path) -> anyhow::Result<Built> {
+    let bytes = fs::read(component)
+        .with_context(|| format!("cannot read the component {}", component.display()))?;
+    let imports = conclave_build::imports(&bytes)?;
+    Ok(Built { size_bytes: bytes.len() as u64, imports, changed: true })
+}
+
+/// Runs a command whose messages are for whoever waits for the build.
+fn run(command: &mut Command) -> anyhow::Result<()> {
+    let program = command.get_program().display().to_string();
+    let status = command
+        .stdin(Stdio::null())
+        .stdout(Stdio::from(io::stderr()))
+        .status()
+        .with_context(|| format!("cannot run {program}"))?;
+    if !status.success() {
+        bail!("{program} failed ({status})");
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_descriptor_set_is_python_that_says_where_it_comes_from() {
+        let source = descriptor_source(&[0xff; 100]);
+        assert!(source.starts_with("\"\"\"Made of proto/"), "{source}");
+        assert!(source.ends_with("\"\n)\n"), "{source}");
+        assert!(source.lines().all(|line| line.len() <= LINE_BYTES + 6), "{source}");
+    }
+
+    #[test]
+    fn protobuf_that_does_not_compile_says_where() {
+        let dir = tempfile::tempdir().unwrap();
+        let proto = dir.path().join("proto/deep");
+        fs::create_dir_all(&proto).unwrap();
+        fs::write(proto.join("a.proto"), "syntax = \"proto3\";\nmessage {}\n").unwrap();
+        let error = format!("{:?}", write_descriptor_set(dir.path()).unwrap_err());
+        assert!(error.contains("a.proto:2"), "{error}");
+        assert!(!dir.path().join(DESCRIPTOR_SET_FILE).exists());
+    }
+}

@@ -1,0 +1,354 @@
+//! `conclave check`: whether a machine keeps the contract.
+
+mod recorded;
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use clap::Args;
+use serde_json::{Value, json};
+
+use self::recorded::Recorded;
+use super::{
+    Failed, Result,
+    output::{Output, table},
+};
+use conclave_check as check;
+use conclave_check::{CheckError, Checked, Options, Report, Source, Subject, Verdict};
+use conclave_types::modules::Change;
+
+/// A file of calls that is larger is checked in parts.
+const CALLS_BYTES_MAX: u64 = 1 << 30;
+
+/// Check that a machine keeps the contract
+///
+/// Replicas agree only if a machine is a pure function of the log, and if its snapshot holds all of its
+/// state. This runs a component in ways that must come to the same end, and compares: the log twice; in
+/// machine code and in wasmtime's interpreter; with its memory stirred; cut, saved and restored at many
+/// places and in pieces of all sizes; restored over another state; with independent calls exchanged;
+/// with and without queries. It also looks for calls that fail and change something, lost timers, traps, leaks, floats, and
+/// calls that come near a limit.
+///
+/// For each check that fails it says what differs and what to do, and shows the smallest log of calls that
+/// it found to show it. Such a log can be given back with --calls.
+///
+/// The calls are made up from the machine's descriptor, the same for the same seed, or come from a file: a
+/// JSON object a line, with "method", and "request" (as for `conclave call`) or "request_base64". Optional
+/// are "time_ms", "principal" and "kind": command, query or tick. A machine without a descriptor needs
+/// a file. Calls are shown as they are, secrets included.
+///
+/// Or they are those that a cluster was asked, in their order and with their times: --data-dir takes what the log of a
+/// stopped node still has. Queries are in no log.
+///
+/// With --from it tests an upgrade: the calls are played on that component, its snapshots are restored into FILE at several
+/// places, and both continue. It reports a snapshot that is refused, a trap in the migration, a state that replicas could
+/// disagree about afterwards, changes that break clients, answers that differ, and whether a rollback is possible.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  conclave check target/my-counter.wasm
+  conclave check target/my-counter.wasm --generate 5000 --seed 7
+  conclave check target/my-counter.wasm --calls calls.jsonl
+  conclave check target/my-counter.wasm --data-dir /var/lib/conclave --master-key-file master.key
+  conclave check target/my-counter.wasm --save smallest.jsonl || cat smallest.jsonl
+  conclave check target/new.wasm --from target/old.wasm      whether one can take the place of the other
+  conclave check target/my-counter.wasm --json | jq -r '.checks[] | select(.verdict != \"ok\") | .name'
+  conclave check                              the key-value store that this program carries
+
+A line of calls:
+  {\"method\": \"my_counter.v1.MyCounter/Add\", \"request\": {\"name\": \"pear\", \"amount\": 3}}
+  {\"kind\": \"tick\", \"time_ms\": 1750000060000}
+
+Exit codes: 0 no check failed, 1 one did or a component is no machine, 2 wrong usage or calls.")]
+pub struct Arguments {
+    /// The component [default: the key-value store]
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// Test the upgrade from this component to FILE, instead of FILE itself
+    #[arg(long, value_name = "OLD")]
+    from: Option<PathBuf>,
+
+    /// Make up so many calls from the machine's descriptor
+    #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    generate: u32,
+
+    /// Another seed makes other calls
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    seed: u64,
+
+    /// Take the calls from a file, a JSON object a line
+    #[arg(long, value_name = "FILE", conflicts_with_all = ["generate", "seed"])]
+    calls: Option<PathBuf>,
+
+    #[command(flatten)]
+    recorded: Recorded,
+
+    /// Leave a check out; may be given again
+    #[arg(long, value_name = "CHECK")]
+    skip: Vec<String>,
+
+    /// How long to look for a smaller log, for each check that fails
+    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=3600))]
+    shrink: u64,
+
+    /// Write the smallest log of the first check that fails, or else warns, to a file
+    #[arg(long, value_name = "FILE")]
+    save: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
+    output.set_json(arguments.json);
+    let (name, component) = component(arguments.file.as_deref())?;
+    let old = arguments.from.as_deref().map(|path| self::component(Some(path))).transpose()?;
+    let source = match &arguments.calls {
+        Some(path) => Source::Given(calls(path)?),
+        None if arguments.recorded.is_wanted() => {
+            Source::Recorded(arguments.recorded.steps(output).await?)
+        }
+        None => Source::Generated {
+            count: usize::try_from(arguments.generate).unwrap_or(usize::MAX),
+            seed: arguments.seed,
+        },
+    };
+    let options = Options {
+        source,
+        skip: arguments.skip.clone(),
+        shrink_for: Duration::from_secs(arguments.shrink),
+    };
+    let subject = Subject::load(component).map_err(|error| failed(&error, &name, None))?;
+    let calls = arguments.calls.as_ref().or(arguments.recorded.data_dir.as_ref());
+    // The log of an upgrade is the old component's.
+    let name = old.as_ref().map_or(&name, |(old, _)| old);
+    let failed = |error| failed(&error, name, calls.map(PathBuf::as_path));
+    let mut progress = None;
+    let mut tell = |now: check::Progress| {
+        let bar = progress.get_or_insert_with(|| output.progress(now.total as u64, "checks"));
+        if now.done > 0 {
+            bar.advance(1);
+        }
+    };
+    let report = match &old {
+        Some((_, old)) => check::check_upgrade(old.clone(), &subject, &options, &mut tell),
+        None => check::check(&subject, &options, &mut tell),
+    };
+    if let Some(bar) = progress {
+        bar.finish();
+    }
+    let report = report.map_err(failed)?;
+    if arguments.json {
+        output.value(&value(&report));
+    } else {
+        for line in lines(&report) {
+            output.line(line);
+        }
+    }
+    if let Some(path) = &arguments.save {
+        save(&report, path, output)?;
+    }
+    verdict(&report)
+}
+
+fn component(file: Option<&Path>) -> Result<(String, Bytes)> {
+    let Some(path) = file else {
+        return Ok(("the key-value store".to_owned(), Bytes::from_static(crate::DEFAULT_MACHINE)));
+    };
+    let bytes =
+        fs::read(path).map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))?;
+    Ok((path.display().to_string(), Bytes::from(bytes)))
+}
+
+fn calls(path: &Path) -> Result<Bytes> {
+    let refuse = |cause: String| Failed::local(format!("{}: {cause}", path.display()));
+    let size = fs::metadata(path).map_err(|cause| refuse(cause.to_string()))?.len();
+    if size > CALLS_BYTES_MAX {
+        return Err(refuse(format!(
+            "it has {size} bytes; check a part of at most {CALLS_BYTES_MAX}"
+        )));
+    }
+    Ok(Bytes::from(fs::read(path).map_err(|cause| refuse(cause.to_string()))?))
+}
+
+/// What the arguments say wrongly is wrong usage; anything else a failure.
+fn failed(error: &CheckError, name: &str, calls: Option<&Path>) -> Failed {
+    match (error, calls) {
+        (CheckError::Calls { .. } | CheckError::NoCalls, Some(calls)) => {
+            Failed::Usage(format!("{}: {error}", calls.display()))
+        }
+        (CheckError::NothingToCall, _) => Failed::Usage(format!("{name}: {error}")),
+        (CheckError::NoSuchCheck { .. }, _) => Failed::Usage(error.to_string()),
+        _ => Failed::local(format!("{name}: {error}")),
+    }
+}
+
+fn verdict(report: &Report) -> Result {
+    let failed: Vec<_> = report.failed().map(|checked| checked.name).collect();
+    match failed[..] {
+        [] => Ok(()),
+        _ => {
+            let failed = failed.join(", ");
+            Err(Failed::local(match &report.from {
+                Some(old) => {
+                    let (old, new) = (
+                        named(&old.machine, &old.version),
+                        named(&report.machine, &report.version),
+                    );
+                    format!("{new} cannot take the place of {old}: {failed}")
+                }
+                None => format!("{} does not keep the contract: {failed}", report.machine),
+            }))
+        }
+    }
+}
+
+/// Writes the smallest log that there is something to say of.
+fn save(report: &Report, path: &Path, output: &mut Output) -> Result {
+    let first = |verdict| {
+        let mut checks = report.checks.iter();
+        checks.find(|checked| checked.verdict == verdict && !checked.log.is_empty())
+    };
+    let Some(checked) = first(Verdict::Failed).or_else(|| first(Verdict::Warned)) else {
+        output.remark("there is no log to save: no check has one to show");
+        return Ok(());
+    };
+    let mut text = format!("# {}: {}\n", checked.name, checked.said.replace(char::is_control, " "));
+    for line in report.lines(&checked.log) {
+        text.push_str(&line);
+        text.push('\n');
+    }
+    fs::write(path, text).map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))?;
+    output.remark(format!("the smallest log of {} is in {}", checked.name, path.display()));
+    Ok(())
+}
+
+fn named(machine: &str, version: &str) -> String {
+    format!("{machine} {version}")
+}
+
+fn lines(report: &Report) -> Vec<String> {
+    let (commands, queries, ticks) = report.calls;
+    let source = match report.seed {
+        Some(seed) => format!("made up with seed {seed}"),
+        None => "as given".to_owned(),
+    };
+    let name = named(&report.machine, &report.version);
+    let mut lines = Vec::new();
+    lines.extend(
+        report.from.as_ref().map(|old| {
+            format!("from {}, module {}", named(&old.machine, &old.version), old.module)
+        }),
+    );
+    let to = if lines.is_empty() { "" } else { "to " };
+    lines.extend([
+        format!("{to}{name}, module {}", report.module),
+        format!(
+            "{commands} commands, {queries} queries and {ticks} ticks, {source}; {} were refused",
+            report.refused
+        ),
+    ]);
+    if report.subscriptions > 0 {
+        lines.push(format!("{} methods stream, and were not called", report.subscriptions));
+    }
+    lines.push(String::new());
+    let rows: Vec<_> = report
+        .checks
+        .iter()
+        .map(|checked| {
+            let verdict = match checked.verdict {
+                Verdict::Failed => "FAILED",
+                other => other.name(),
+            };
+            vec![verdict.to_owned(), checked.name.to_owned(), checked.said.clone()]
+        })
+        .collect();
+    lines.extend(table(&rows));
+    if report.failed().count() > 1 {
+        lines.push(String::new());
+        lines.push(
+            "Begin with the first that failed: what breaks it breaks some of the others."
+                .to_owned(),
+        );
+    }
+    let remarkable = report.checks.iter().filter(|checked| !checked.advice.is_empty());
+    for checked in remarkable {
+        lines.extend(details(checked, report));
+    }
+    lines
+}
+
+/// What a check means, what was found, what to do, and with which calls.
+fn details(checked: &Checked, report: &Report) -> Vec<String> {
+    let mut lines = vec![
+        String::new(),
+        format!("{} {}", checked.name, checked.verdict.name()),
+        format!("  holds:   {}", checked.meaning),
+    ];
+    lines.push(format!("  found:   {}", checked.said));
+    if let Some(finding) = checked.finding.as_ref().filter(|finding| finding.what != checked.said) {
+        lines.push(format!("           {}", finding.what));
+    }
+    for (name, text) in checked.finding.iter().flat_map(|finding| &finding.sides) {
+        lines.push(format!("           {name}: {text}"));
+    }
+    lines.push(format!("  to do:   {}", checked.advice));
+    if !checked.log.is_empty() {
+        let count = checked.log.len();
+        let steps = if count == 1 { "1 step" } else { &format!("{count} steps") };
+        lines.push(format!("  with:    {steps}, for --calls"));
+        lines.extend(report.lines(&checked.log));
+    }
+    lines
+}
+
+fn value(report: &Report) -> Value {
+    let (commands, queries, ticks) = report.calls;
+    let checks: Vec<_> = report.checks.iter().map(|checked| check_value(checked, report)).collect();
+    json!({
+        "name": report.machine,
+        "version": report.version,
+        "module": report.module,
+        "calls": {"commands": commands, "queries": queries, "ticks": ticks, "refused": report.refused, "seed": report.seed},
+        "ok": report.failed().next().is_none(),
+        "checks": checks,
+        "from": report.from.as_ref().map(|old| json!({
+            "name": old.machine,
+            "version": old.version,
+            "module": old.module,
+            "state_version": old.state_version,
+        })),
+        "changes": report.changes.iter().map(change_value).collect::<Vec<_>>(),
+    })
+}
+
+fn change_value(change: &Change) -> Value {
+    json!({"subject": change.subject, "text": change.text, "breaking": change.breaking})
+}
+
+fn check_value(checked: &Checked, report: &Report) -> Value {
+    let log: Vec<Value> = report
+        .lines(&checked.log)
+        .iter()
+        .filter_map(|line| serde_json::from_str(line).ok())
+        .collect();
+    let sides = checked.finding.iter().flat_map(|finding| &finding.sides);
+    let sides: Vec<_> = sides.map(|(name, text)| json!({"name": name, "gave": text})).collect();
+    json!({
+        "name": checked.name,
+        "verdict": checked.verdict.name(),
+        "meaning": checked.meaning,
+        "said": checked.said,
+        "found": checked.finding.as_ref().map(|finding| &finding.what),
+        "sides": sides,
+        "advice": checked.advice,
+        "log": log,
+    })
+}

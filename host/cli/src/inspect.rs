@@ -1,0 +1,192 @@
+//! `conclave inspect`: what a component is, and whether a node would serve it.
+
+use std::{collections::BTreeMap, fs, path::PathBuf};
+
+use bytes::Bytes;
+use clap::Args;
+use serde_json::{Value, json};
+
+use super::{
+    Failed, Result,
+    output::{Output, table},
+};
+use conclave_machine::{Engine, Limits, Memory, MethodKind, Module};
+
+/// Show what a machine's component is
+///
+/// Loads it as a node would, with a node's default limits: it is compiled, started once and asked what
+/// it is. So a file that a node would refuse is refused here, with the same reason. The module id is
+/// the SHA-256 of the file. Methods are those of the machine's descriptor set; a machine without one
+/// is called with raw bytes.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  conclave inspect target/my-counter.wasm
+  conclave inspect                            the key-value store that this program carries
+  conclave inspect target/my-counter.wasm --json | jq -r .module")]
+pub struct Arguments {
+    /// The component [default: the key-value store]
+    #[arg(value_name = "FILE")]
+    file: Option<PathBuf>,
+
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+/// Runs the verb.
+pub fn run(arguments: Arguments, output: &mut Output) -> Result {
+    output.set_json(arguments.json);
+    let (name, component) = match &arguments.file {
+        Some(path) => {
+            let bytes = fs::read(path)
+                .map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))?;
+            (path.display().to_string(), Bytes::from(bytes))
+        }
+        None => ("the key-value store".to_owned(), Bytes::from_static(crate::DEFAULT_MACHINE)),
+    };
+    let engine =
+        Engine::new(&Limits::default()).map_err(|error| Failed::local(error.to_string()))?;
+    let module = Module::load(&engine, component)
+        .map_err(|error| Failed::local(format!("{name}: {error}")))?;
+    if arguments.json {
+        output.value(&value(&module));
+    } else {
+        for line in lines(&module) {
+            output.line(line);
+        }
+    }
+    Ok(())
+}
+
+fn value(module: &Module) -> Value {
+    let (description, memory) = (module.description(), module.memory());
+    let methods: Vec<_> = module
+        .methods()
+        .iter()
+        .map(|method| json!({"name": &*method.name, "kind": kind(method.kind)}))
+        .collect();
+    json!({
+        "module": module.id().to_string(),
+        "name": description.name,
+        "version": description.version,
+        "state_version": description.state_version,
+        "restores": description.restores,
+        "size_bytes": module.bytes().len(),
+        "imports": module.imports(),
+        "memory": {
+            "started_bytes": memory.started_bytes,
+            "declared_bytes_max": memory.declared_bytes_max,
+            "bytes_max": bytes_max(module),
+        },
+        "methods": methods,
+    })
+}
+
+fn lines(module: &Module) -> Vec<String> {
+    let description = module.description();
+    let restores: Vec<_> = description.restores.iter().map(u32::to_string).collect();
+    let mut rows = vec![
+        row("name", description.name.clone()),
+        row("version", description.version.clone()),
+        row("module", module.id().to_string()),
+        row("size", size(module.bytes().len())),
+        row("state version", description.state_version.to_string()),
+        row("restores", restores.join(", ")),
+    ];
+    let packages = packages(module.imports());
+    rows.extend(
+        packages
+            .into_iter()
+            .enumerate()
+            .map(|(number, package)| row(if number == 0 { "imports" } else { "" }, package)),
+    );
+    rows.push(row("memory", memory(module)));
+    let mut lines = table(&rows);
+    lines.push(String::new());
+    if module.methods().is_empty() {
+        lines.push("It describes no methods: it is called with raw bytes.".to_owned());
+        return lines;
+    }
+    let mut methods = vec![row("METHOD", "KIND".to_owned())];
+    methods.extend(
+        module.methods().iter().map(|method| row(&method.name, kind(method.kind).to_owned())),
+    );
+    lines.extend(table(&methods));
+    lines
+}
+
+/// The imports, a line a package: `wasi:clocks@0.2.9 monotonic-clock, wall-clock`.
+fn packages(imports: &[String]) -> Vec<String> {
+    let mut packages = BTreeMap::<String, Vec<&str>>::new();
+    for import in imports {
+        let (path, version) = import.split_once('@').unwrap_or((import, ""));
+        let (package, interface) = path.split_once('/').unwrap_or((path, ""));
+        let package = [package, version].join(if version.is_empty() { "" } else { "@" });
+        packages.entry(package).or_default().push(interface);
+    }
+    if packages.is_empty() {
+        return vec!["nothing".to_owned()];
+    }
+    packages
+        .into_iter()
+        .map(|(package, interfaces)| format!("{package} {}", interfaces.join(", ")))
+        .collect()
+}
+
+fn row(name: &str, value: String) -> Vec<String> {
+    vec![name.to_owned(), value]
+}
+
+/// What an instance may hold on a node with the default limits.
+fn bytes_max(module: &Module) -> usize {
+    module.memory().declared_bytes_max.min(module.engine().limits().cluster.memory_bytes_max)
+}
+
+fn memory(module: &Module) -> String {
+    let Memory { started_bytes, declared_bytes_max } = module.memory();
+    let bytes_max = bytes_max(module);
+    let whose = match declared_bytes_max == bytes_max {
+        true => "as it declares",
+        false => "as a node allows: memory-bytes-max",
+    };
+    format!("{} once started, at most {} ({whose})", size(started_bytes), size(bytes_max))
+}
+
+fn size(bytes: usize) -> String {
+    const KIB: usize = 1 << 10;
+    const MIB: usize = 1 << 20;
+    match bytes {
+        0..KIB => format!("{bytes} bytes"),
+        KIB..MIB => format!("{:.1} KiB", bytes as f64 / KIB as f64),
+        _ => format!("{:.1} MiB", bytes as f64 / MIB as f64),
+    }
+}
+
+fn kind(kind: MethodKind) -> &'static str {
+    match kind {
+        MethodKind::Command => "command",
+        MethodKind::Query => "query",
+        MethodKind::Subscription => "subscription",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn imports_are_a_line_a_package() {
+        assert_eq!(packages(&[]), ["nothing"]);
+        let imports = ["wasi:io/poll@0.2.9", "wasi:io/error@0.2.9", "conclave:fsm/log@0.1.0"];
+        let lines = packages(&imports.map(str::to_owned));
+        assert_eq!(lines, ["conclave:fsm@0.1.0 log", "wasi:io@0.2.9 poll, error"]);
+    }
+
+    #[test]
+    fn sizes_are_for_people() {
+        assert_eq!(size(1023), "1023 bytes");
+        assert_eq!(size(1536), "1.5 KiB");
+        assert_eq!(size(1 << 30), "1024.0 MiB");
+    }
+}

@@ -1,0 +1,75 @@
+//! The project of a machine in Python.
+
+use super::{File, Name};
+
+/// The SDK's package and the contract, as their files in this repository (`build.rs`).
+const SDK: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/python_sdk.rs"));
+
+const TEMPLATE: [(&str, &str); 7] = [
+    (".gitignore", include_str!("../../../../sdk/templates/python/gitignore")),
+    ("README.md", include_str!("../../../../sdk/templates/python/README.md")),
+    ("machine.py", include_str!("../../../../sdk/templates/python/machine.py")),
+    (
+        "proto/my_machine/v1/my_machine.proto",
+        include_str!("../../../../sdk/templates/rust/proto/my_machine/v1/my_machine.proto"),
+    ),
+    ("pyproject.toml", include_str!("../../../../sdk/templates/python/pyproject.toml")),
+    ("tests/__init__.py", ""),
+    (
+        "tests/test_contract.py",
+        include_str!("../../../../sdk/templates/python/tests/test_contract.py"),
+    ),
+];
+
+/// The package `conclave_sdk`, with the contract in it so that the two stay together.
+pub(crate) fn sdk() -> impl Iterator<Item = File> {
+    SDK.iter().map(|(place, text)| {
+        let place = match place.strip_prefix("sdk/python/") {
+            Some(place) => place.to_owned(),
+            None => format!("conclave_sdk/{place}"),
+        };
+        (place, (*text).to_owned())
+    })
+}
+
+/// The project's files, but for the descriptor set that is made of its protobuf.
+pub(super) fn project(name: &Name) -> Vec<File> {
+    let own = TEMPLATE.iter().map(|(place, text)| {
+        (name.instead_of_the_templates(place), name.instead_of_the_templates(text))
+    });
+    own.chain(sdk()).collect()
+}
+
+/// What to do with it next.
+pub(super) fn commands(name: &Name) -> [String; 3] {
+    [
+        "conclave build".to_owned(),
+        "PYTHONPATH=target/python/packages python3 -m unittest".to_owned(),
+        format!("conclave dev --module target/{}.wasm --watch", name.kebab()),
+    ]
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+
+    #[test]
+    fn a_project_has_its_own_name_everywhere_and_brings_the_sdk() {
+        let files = project(&Name::of(Path::new("my-lock")).unwrap());
+        for (place, text) in &files {
+            for template in ["my-machine", "my_machine", "MyMachine"] {
+                assert!(!text.contains(template), "{place} says {template}");
+            }
+        }
+        for place in [
+            "conclave_sdk/testing.py",
+            "conclave_sdk/wit/fsm.wit",
+            "conclave_sdk/LICENSE",
+            "proto/my_lock/v1/my_lock.proto",
+        ] {
+            assert!(files.iter().any(|(file, _)| file == place), "{place}");
+        }
+    }
+}

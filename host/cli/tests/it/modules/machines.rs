@@ -1,0 +1,131 @@
+//! Machines that count, and what the tests do with them.
+
+use std::path::PathBuf;
+
+use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+use bytes::Bytes;
+use conclave_client::{CallOptions, Client, Consistency, Error, proto::cluster::Module};
+use conclave_types::ModuleId;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+
+use crate::harness::{Cluster, Setup, call, eventually};
+use conclave_testing::{counters::version, wat::Wat};
+
+/// Counts by one; state version 1, and knows 2.
+pub(super) fn first() -> Wat {
+    version("first", 1, 1, &[1, 2])
+}
+
+/// Counts by one; state version 2, and knows 1.
+pub(super) fn second() -> Wat {
+    version("second", 1, 2, &[1, 2])
+}
+
+/// Counts by one; state version 1 again, and does not know 2.
+pub(super) fn narrow() -> Wat {
+    version("narrow", 1, 1, &[1])
+}
+
+/// A component with so many bytes more, which say nothing.
+pub(super) fn padded(component: &[u8], bytes: usize) -> Bytes {
+    let mut padded = component.to_vec();
+    let name = b"\x07padding";
+    // A custom section: its kind, and its size in LEB128, five bytes long.
+    padded.push(0);
+    let mut size = name.len() + bytes;
+    for position in 0..5 {
+        let more = if position < 4 { 0x80 } else { 0 };
+        padded.push((size & 0x7f) as u8 | more);
+        size >>= 7;
+    }
+    padded.extend_from_slice(name);
+    // Nothing that compresses or repeats, so that a piece in the wrong place shows.
+    let mut state = 7_u32;
+    padded.extend((0..bytes).map(|_| {
+        state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
+        (state >> 24) as u8
+    }));
+    padded.into()
+}
+
+/// A cluster that is begun with a machine, and the directory that has its component.
+pub(super) async fn cluster_of(machine: &Wat, flags: &[&str]) -> (Cluster, TempDir) {
+    let dir = TempDir::new().unwrap();
+    let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
+    let module = Some(write(&dir, "genesis.wasm", &machine.component()));
+    (Cluster::start_with(Setup { module, flags }).await, dir)
+}
+
+/// A file with a component.
+pub(super) fn write(dir: &TempDir, name: &str, component: &[u8]) -> PathBuf {
+    let path = dir.path().join(name);
+    std::fs::write(&path, component).unwrap();
+    path
+}
+
+/// Counts once.
+pub(super) async fn count(client: &Client) -> Result<(), Error> {
+    let options = CallOptions::write();
+    apply(client, options).await.map(drop)
+}
+
+pub(super) async fn apply(client: &Client, options: CallOptions) -> Result<Value, Error> {
+    call(client, "conclave.machine.v1.Machine/Apply", json!({"method": "any"}), options).await
+}
+
+/// What has been counted, as this client's nodes see it.
+pub(super) async fn counted(client: &Client, consistency: Consistency) -> i64 {
+    let options = CallOptions::read().consistency(consistency);
+    let request = json!({"method": "any"});
+    let answer = call(client, "conclave.machine.v1.Machine/Query", request, options).await.unwrap();
+    let words = BASE64.decode(answer["response"].as_str().unwrap()).unwrap();
+    i64::from_le_bytes(words[..8].try_into().unwrap())
+}
+
+/// Every node has counted the same, and runs this module.
+pub(super) async fn all_agree(cluster: &Cluster, module: &str) -> i64 {
+    cluster.caught_up(&[1, 2, 3]).await;
+    let mut numbers = Vec::new();
+    for id in 1..=3 {
+        // Its own reader answers, once it has come so far.
+        numbers.push(counted(&cluster.client_of(id), Consistency::Linearizable).await);
+    }
+    assert!(numbers.iter().all(|number| *number == numbers[0]), "{numbers:?}");
+    for node in cluster.client().status().await.unwrap().nodes {
+        assert_eq!(node.module, module, "node {}", node.id);
+    }
+    numbers[0]
+}
+
+/// Pushes a component.
+pub(super) async fn push(client: &Client, component: Bytes) -> Result<Module, Error> {
+    let id = ModuleId::of(&component).0;
+    client.push_module(id, component, |_| {}).await
+}
+
+/// Pushes a component and waits until every node is ready for it; its id.
+pub(super) async fn push_ready(client: &Client, component: Bytes) -> String {
+    let module = push(client, component).await.unwrap();
+    ready(client, &module.id).await;
+    module.id
+}
+
+/// Waits until every node is ready for a module.
+pub(super) async fn ready(client: &Client, id: &str) {
+    eventually("every node is ready", async || {
+        let modules = client.modules().await.map_err(|error| error.to_string())?;
+        let module = modules.iter().find(|module| module.id == id).ok_or("it is not there")?;
+        match module.nodes.iter().all(|node| node.state == "ready") {
+            true => Ok(()),
+            false => Err(format!("{:?}", module.nodes)),
+        }
+    })
+    .await;
+}
+
+/// The active module's id.
+pub(super) async fn active(client: &Client) -> String {
+    let modules = client.modules().await.unwrap();
+    modules.into_iter().find(|module| module.active).unwrap().id
+}

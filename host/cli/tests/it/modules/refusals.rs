@@ -1,0 +1,180 @@
+//! Whatever is handed in as a module: a clear refusal, nothing in the log, and the cluster goes on.
+
+use std::process::Output;
+
+use tempfile::TempDir;
+
+use super::machines::*;
+use crate::harness::{Cluster, conclave, eventually};
+use conclave_testing::{counters::version, wat::Wat};
+
+/// A component of nothing but this.
+fn component(text: &str) -> Vec<u8> {
+    wat::parse_str(text).unwrap()
+}
+
+fn module(cluster: &Cluster, arguments: &[&str]) -> Output {
+    let endpoints: Vec<_> = cluster.nodes.iter().map(|node| node.client.clone()).collect();
+    let mut command = conclave();
+    command.arg("module").args(arguments).args(["--endpoints", &endpoints.join(",")]);
+    command.output().unwrap()
+}
+
+fn text(output: &Output) -> String {
+    let (out, err) = (&output.stdout, &output.stderr);
+    format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
+}
+
+/// Each name of the contract with another version. The names have one length, so the bytes stay whole.
+fn of_contract(component: &[u8], version: &str) -> Vec<u8> {
+    let (from, to) = (b"@0.1.0", version.as_bytes());
+    assert_eq!(from.len(), to.len());
+    let mut changed = component.to_vec();
+    let places: Vec<_> = changed
+        .windows(from.len())
+        .enumerate()
+        .filter(|(_, window)| window == from)
+        .map(|(at, _)| at)
+        .collect();
+    assert!(!places.is_empty());
+    for at in places {
+        changed[at..at + to.len()].copy_from_slice(to);
+    }
+    changed
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_no_module_is_refused_and_the_cluster_goes_on() {
+    let (mut cluster, dir) = cluster_of(&first(), &[]).await;
+    let client = cluster.client();
+    count(&client).await.unwrap();
+    let machine = first().component();
+    let clash =
+        descriptor("package conclave.cluster.v1; service Cluster { rpc Status(M) returns (M); }");
+    let streams = descriptor("package t.v1; service S { rpc A(stream M) returns (M); }");
+    let cases: Vec<(&str, Vec<u8>, &str)> = vec![
+        ("empty", Vec::new(), "empty"),
+        ("text", b"(module)".to_vec(), "WebAssembly text"),
+        ("elf", b"\x7fELF and so on".to_vec(), "native program"),
+        ("noise", vec![0xa5; 100_000], "not WebAssembly"),
+        ("core", component("(module)"), "core WebAssembly module"),
+        ("world", component("(component)"), "does not export conclave:fsm/fsm@0.1.0"),
+        ("contract", of_contract(&machine, "@0.9.0"), "built against conclave:fsm/"),
+        ("cut", machine[..machine.len() / 2].to_vec(), "does not compile"),
+        ("huge", vec![0; 200 << 20], "209715200 bytes; the limit is 67108864"),
+        (
+            "import",
+            component("(component (import \"wasi:http/types@0.2.0\" (instance)))"),
+            "wasi:http/types@0.2.0",
+        ),
+        (
+            "descriptor",
+            Wat { descriptor_set: vec![0xff; 40], ..first() }.component().to_vec(),
+            "descriptor set cannot be served",
+        ),
+        ("clash", Wat { descriptor_set: clash, ..first() }.component().to_vec(), "the host's own"),
+        (
+            "streams",
+            Wat { descriptor_set: streams, ..first() }.component().to_vec(),
+            "streams from the client",
+        ),
+        (
+            "traps",
+            Wat { describe: "unreachable", ..first() }.component().to_vec(),
+            "traps when it is started",
+        ),
+    ];
+    let before = client.status().await.unwrap().nodes[0].last_log;
+    for (name, bytes, says) in cases {
+        let path = write(&dir, &format!("{name}.wasm"), &bytes);
+        let output = module(&cluster, &["push", path.to_str().unwrap()]);
+        let told = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{name}: {told}");
+        assert!(told.contains(says), "{name}: {told:?} does not say {says:?}");
+    }
+    assert_eq!(client.status().await.unwrap().nodes[0].last_log, before, "nothing was logged");
+    assert_eq!(client.modules().await.unwrap().len(), 1);
+    count(&client).await.unwrap();
+    for id in 1..=3 {
+        cluster.assert_running(id);
+        assert!(!cluster.log_tail(id).contains("panicked"));
+    }
+    let genesis = active(&client).await;
+    assert_eq!(all_agree(&cluster, &genesis).await, 2);
+}
+
+fn descriptor(body: &str) -> Vec<u8> {
+    struct Source(String);
+    impl protox::file::FileResolver for Source {
+        fn open_file(&self, name: &str) -> Result<protox::file::File, protox::Error> {
+            protox::file::File::from_source(name, &self.0)
+        }
+    }
+    let mut compiler = protox::Compiler::with_file_resolver(Source(format!(
+        "syntax = \"proto3\"; {body} message M {{}}"
+    )));
+    compiler.open_file("t.proto").unwrap();
+    compiler.encode_file_descriptor_set()
+}
+
+/// The steps on the command line, their answers to people and to scripts, and their refusals.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_command_line_leads_through_an_upgrade() {
+    let (cluster, _genesis) = cluster_of(&first(), &[]).await;
+    let client = cluster.client();
+    count(&client).await.unwrap();
+    let dir = TempDir::new().unwrap();
+    let path = write(&dir, "second.wasm", &second().component());
+    let run = |arguments: &[&str]| {
+        let output = module(&cluster, arguments);
+        (output.status.code(), text(&output))
+    };
+    let refused = |arguments: &[&str], says: &str| {
+        let (code, told) = run(arguments);
+        assert!(code == Some(1) && told.contains(says), "{arguments:?}: {told:?}, not {says:?}");
+    };
+    refused(&["activate", "123456"], "conclave module push");
+    refused(&["activate", "12"], "at least the first 6 digits");
+    refused(&["rollback"], "nothing to roll back to");
+    refused(&["push", "/no/such/file.wasm"], "/no/such/file.wasm");
+
+    let (code, told) = run(&["push", path.to_str().unwrap()]);
+    assert!(code == Some(0) && told.contains("the cluster has second"), "{told}");
+    let id = told.split_once('(').unwrap().1[..12].to_owned();
+    assert!(told.contains(&format!("conclave module activate {id}")), "{told}");
+    let (code, again) = run(&["push", path.to_str().unwrap(), "--json"]);
+    let again: serde_json::Value = serde_json::from_str(&again).unwrap();
+    assert_eq!((code, again["name"].as_str()), (Some(0), Some("second")));
+    let (code, told) = run(&["rehearse", &id]);
+    assert!(code == Some(0) && told.contains("node 3: ready"), "{told}");
+    let (code, told) = run(&["diff", &id]);
+    assert!(code == Some(0) && told.contains("state version 1 → 2"), "{told}");
+    let (code, told) = run(&["list"]);
+    assert!(code == Some(0) && told.contains("1 ready, 2 ready, 3 ready"), "{told}");
+    let (code, told) = run(&["activate", &id]);
+    assert!(code == Some(0) && told.contains("is active since index"), "{told}");
+
+    // The way back is shut if the module before does not know the state.
+    let narrow = version("third", 1, 2, &[2]).component();
+    let third = push_ready(&client, narrow).await;
+    client.activate_module(&third, false).await.unwrap();
+    let path = write(&dir, "narrow.wasm", &super::machines::narrow().component());
+    let (_, told) = run(&["push", path.to_str().unwrap(), "--json"]);
+    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
+    let narrow = told["module"].as_str().unwrap().to_owned();
+    eventually("it has been rehearsed", async || {
+        let modules = client.modules().await.map_err(|error| error.to_string())?;
+        let found = modules.into_iter().find(|module| module.id == narrow).unwrap();
+        let failed = found.nodes.iter().all(|node| node.state == "failed");
+        if failed { Ok(()) } else { Err(format!("{:?}", found.nodes)) }
+    })
+    .await;
+    refused(&["activate", &narrow], "restores versions [1] only");
+    let (code, told) = run(&["list"]);
+    assert!(
+        code == Some(0) && told.contains("on node 2: failed: the state has version 2"),
+        "{told}"
+    );
+    count(&client).await.unwrap();
+    assert_eq!(all_agree(&cluster, &third).await, 2);
+}

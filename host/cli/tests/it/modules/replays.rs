@@ -1,0 +1,60 @@
+//! A replay goes on with the modules that the log activates, where it does.
+
+use serde_json::{Value, json};
+
+use super::machines::*;
+use crate::replay::replayed;
+
+/// What the machine of the time answers to a query: what it has counted, and its step.
+fn answered(at: &Value) -> (i64, i64) {
+    use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
+    let text = at["answers"][0]["answer"]["response"]["base64"].as_str().unwrap();
+    let words = BASE64.decode(text).unwrap();
+    let word = |at: usize| i64::from_le_bytes(words[at..at + 8].try_into().unwrap());
+    (word(0), word(8))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replay_runs_the_modules_of_the_time() {
+    let (mut cluster, dir) = cluster_of(&first(), &[]).await;
+    let client = cluster.client();
+    let genesis = active(&client).await;
+    for _ in 0..3 {
+        count(&client).await.unwrap();
+    }
+    let module = push_ready(&client, second().component()).await;
+    let activated = client.activate_module(&module, false).await.unwrap().index;
+    for _ in 0..2 {
+        count(&client).await.unwrap();
+    }
+    assert_eq!(all_agree(&cluster, &module).await, 5);
+    for id in 1..=3 {
+        cluster.stop(id);
+    }
+    let query = ["--query", "any", "{}"];
+    let at = |to: u64, more: &[&str]| {
+        replayed(&cluster, 1, &[&["--to", &to.to_string()][..], &query, more].concat())
+    };
+    let whole = replayed(&cluster, 1, &query);
+    let last = whole["index"].as_u64().unwrap();
+    assert_eq!((answered(&whole), &whole["modules"][0]), ((5, 1), &json!(module)), "{whole}");
+    let before = at(activated - 1, &[]);
+    assert_eq!((answered(&before), &before["modules"][0]), ((3, 1), &json!(genesis)), "{before}");
+    let after = at(activated, &[]);
+    assert_eq!((answered(&after), &after["modules"][0]), ((3, 1), &json!(module)), "{after}");
+
+    let shown = replayed(&cluster, 1, &["--show", &activated.to_string()]);
+    let entry = &shown["shown"][0];
+    assert_eq!((&entry["kind"], &entry["activates"]), (&json!("activation"), &json!(module)));
+    assert_eq!((&entry["module"], &entry["outcome"]["reply"]), (&json!(genesis), &json!(true)));
+
+    // One that counts by ten goes through the whole log, whatever was activated.
+    let tens = conclave_testing::counters::version("tens", 10, 1, &[1]);
+    let tens = write(&dir, "tens.wasm", &tens.component());
+    // From the first entry on, so that the replay does not begin with a snapshot of the second.
+    let other = at(last, &["--entries", "1..", "--module", tens.to_str().unwrap()]);
+    assert_eq!(answered(&other), (50, 10), "{other}");
+    let compared = at(last, &["--entries", "1..", "--module", tens.to_str().unwrap(), "--compare"]);
+    // The ticks that an activation asks for are no difference.
+    assert_eq!(compared["different"], json!(5), "{compared}");
+}

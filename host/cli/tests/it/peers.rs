@@ -1,0 +1,463 @@
+//! The peer port, where a test speaks as one of the members.
+
+use std::{
+    fs,
+    time::{Duration, Instant},
+};
+
+use conclave_proto::raft::{
+    AppendRequest, Checkpoint, CompareClocksRequest, Entry, FetchSnapshotRequest, HandshakeRequest,
+    LogId, Member, Membership, SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, Standing,
+    StoredMembership, StoredModule, TransferLeaderRequest, Vote, VoteRequest, Voters,
+    raft_client::RaftClient, snapshot_part::Part, snapshot_progress::Progress,
+};
+use conclave_raft::network::PROTOCOL_VERSION;
+use conclave_types::ModuleId;
+use tokio::time::timeout;
+use tonic::{Code, Request, Status, transport::Channel};
+
+use crate::harness::{Cluster, PATIENCE, Setup, eventually, files, get, put};
+
+/// A member's side of a connection to another.
+struct Pretender {
+    client: RaftClient<Channel>,
+    from: u64,
+    to: u64,
+}
+
+impl Pretender {
+    /// Introduces itself with what the identity file of node `like` says.
+    async fn introduce(cluster: &Cluster, from: u64, like: u64, to: u64) -> Result<Self, Status> {
+        Self::introduce_with_lease(cluster, from, like, to, 0).await
+    }
+
+    async fn introduce_with_lease(
+        cluster: &Cluster,
+        from: u64,
+        like: u64,
+        to: u64,
+        lease_ms: u64,
+    ) -> Result<Self, Status> {
+        let identity = fs::read(cluster.node(like).data_dir.join("identity")).unwrap();
+        let address = format!("http://{}", cluster.node(to).peer);
+        let mut client = eventually("the peer port listens", async || {
+            RaftClient::connect(address.clone()).await.map_err(|error| error.to_string())
+        })
+        .await;
+        let hello = HandshakeRequest {
+            cluster_id: "test".into(),
+            node_id: from,
+            target_node_id: to,
+            incarnation: identity[18..34].to_vec().into(),
+            module_id: identity[34..66].to_vec().into(),
+            engine_fingerprint: String::new(),
+            protocol_version: PROTOCOL_VERSION,
+            lease_ms,
+            // A member that has taken part in a later term has lost nothing.
+            standing: Some(Standing {
+                process: 1,
+                vote: Some(Vote { term: 50, node_id: from, committed: false }),
+                last_log_id: None,
+            }),
+        };
+        client.handshake(hello).await?;
+        Ok(Self { client, from, to })
+    }
+
+    async fn member(cluster: &Cluster, from: u64, to: u64) -> Self {
+        Self::introduce(cluster, from, from, to).await.unwrap()
+    }
+
+    fn request<T>(&self, message: T) -> Request<T> {
+        let mut request = Request::new(message);
+        let metadata = request.metadata_mut();
+        metadata.insert("conclave-cluster", "test".parse().unwrap());
+        metadata.insert("conclave-from", self.from.to_string().parse().unwrap());
+        metadata.insert("conclave-to", self.to.to_string().parse().unwrap());
+        request
+    }
+
+    /// Sends a snapshot, and waits for what becomes of it.
+    async fn install(&mut self, parts: Vec<Part>) -> Result<(), Status> {
+        let parts = parts.into_iter().map(|part| SnapshotPart { part: Some(part) });
+        let request = self.request(futures::stream::iter(parts.collect::<Vec<_>>()));
+        let mut answers = self.client.install_snapshot(request).await?.into_inner();
+        while let Some(answer) = answers.message().await? {
+            if let Some(Progress::Done(_)) = answer.progress {
+                return Ok(());
+            }
+        }
+        Err(Status::internal("the answers ended"))
+    }
+
+    /// Whether its vote is given to one with more than anybody can have, if it is answered in a while.
+    async fn elects_me(&mut self, pre_vote: bool, leadership_transfer: bool) -> Option<bool> {
+        let request = self.request(VoteRequest {
+            vote: Some(Vote { term: 100, node_id: self.from, committed: false }),
+            last_log_id: Some(LogId { term: 100, index: 1_000_000 }),
+            leadership_transfer,
+            pre_vote,
+        });
+        let answer = timeout(Duration::from_secs(2), self.client.vote(request)).await.ok()?;
+        Some(answer.unwrap().into_inner().granted)
+    }
+}
+
+/// A leader answers lease reads for as long as its followers elect nobody else. One that has just been
+/// restarted must not forget that. One that led itself has nobody to wait for.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_restarted_follower_elects_nobody_for_a_lease() {
+    let flags = ["--election-min-ms=35000", "--election-max-ms=60000"];
+    let setup = Setup { flags: flags.map(str::to_owned).into(), ..Setup::default() };
+    let mut cluster = Cluster::start_with(setup).await;
+    put(&cluster.client(), "key", "text").await.unwrap();
+    cluster.caught_up(&[1, 2, 3]).await;
+    let leader = cluster.leader().await;
+    let (follower, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
+    for id in [leader, follower] {
+        cluster.kill(id);
+    }
+    for id in [leader, follower] {
+        cluster.start_node(id);
+    }
+    let mut at_follower = Pretender::member(&cluster, other, follower).await;
+    assert_eq!(at_follower.elects_me(true, false).await, None, "it still owes the leader a lease");
+    assert_eq!(at_follower.elects_me(false, false).await, None);
+    let mut at_leader = Pretender::member(&cluster, other, leader).await;
+    assert_eq!(at_leader.elects_me(true, false).await, Some(true));
+    assert_eq!(at_follower.elects_me(false, true).await, Some(true), "the leader's own wish");
+}
+
+/// After a restart of all nodes no node knows how long the cluster was down, until a leader has found it out. The
+/// followers learn the log's time from the leader as soon as they know it, not at their next comparison of clocks a
+/// second later: if the leader fell silent first, its successor would have to find out again.
+#[tokio::test(flavor = "multi_thread")]
+async fn restarted_followers_know_the_time_of_the_log_as_soon_as_a_leader_is_known() {
+    const SOON: Duration = Duration::from_millis(500);
+    const POLL: Duration = Duration::from_millis(5);
+    let mut cluster = Cluster::start().await;
+    put(&cluster.client(), "key", "text").await.unwrap();
+    for round in 1..=4 {
+        for id in 1..=3 {
+            cluster.kill(id);
+        }
+        for id in 1..=3 {
+            cluster.start_node(id);
+        }
+        let mut peers = Vec::new();
+        for (from, to) in [(2, 1), (3, 2), (1, 3)] {
+            peers.push(Pretender::member(&cluster, from, to).await);
+        }
+        let begun = Instant::now();
+        let (mut led_since, mut known) = (None, [None; 3]);
+        while known.contains(&None) {
+            assert!(begun.elapsed() < PATIENCE, "round {round}: {led_since:?} {known:?}");
+            for (at, peer) in peers.iter_mut().enumerate() {
+                let request = peer.request(CompareClocksRequest {});
+                // A connection of the node's own replaces the one that the test made.
+                let Ok(answer) = peer.client.compare_clocks(request).await else { continue };
+                let clock = answer.into_inner();
+                if clock.leads {
+                    led_since.get_or_insert_with(Instant::now);
+                }
+                if clock.log_time_us != 0 {
+                    known[at].get_or_insert_with(Instant::now);
+                }
+            }
+            tokio::time::sleep(POLL).await;
+        }
+        let led_since = led_since.unwrap();
+        for (at, known) in known.into_iter().flatten().enumerate() {
+            let after = known.saturating_duration_since(led_since);
+            eprintln!("round {round}: node {} knows the log's time after {after:?}", at + 1);
+            assert!(after < SOON, "round {round}: node {} knew it after {after:?}", at + 1);
+        }
+    }
+}
+
+/// Whatever a member sends, it is refused before it has had any effect, and the node goes on.
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_member_would_send_is_refused() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    put(&client, "key", "before").await.unwrap();
+    let refused = Pretender::introduce(&cluster, 9, 2, 1).await.err().unwrap();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(refused.message().contains("none of this cluster's members"), "{refused}");
+
+    let refused = Pretender::introduce_with_lease(&cluster, 2, 2, 1, 700).await.err().unwrap();
+    assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
+    assert!(refused.message().contains("election_max_ms of 1400"), "{refused}");
+
+    let mut pretender = Pretender::member(&cluster, 2, 1).await;
+    let elected = Some(Vote { term: 1, node_id: 2, committed: true });
+    let end = Some(LogId { term: 1, index: u64::MAX });
+    let last_of_all = Some(Vote { term: u64::MAX, node_id: 2, committed: true });
+    let refusals = [
+        AppendRequest { vote: last_of_all, ..AppendRequest::default() },
+        AppendRequest { vote: elected, previous: end, ..AppendRequest::default() },
+        AppendRequest { vote: elected, leader_commit: end, ..AppendRequest::default() },
+        AppendRequest {
+            vote: Some(Vote { term: 100, node_id: 2, committed: false }),
+            ..AppendRequest::default()
+        },
+    ];
+    for message in refusals {
+        let request = pretender.request(message);
+        assert_invalid(pretender.client.heartbeat(request).await);
+    }
+    assert_appends_are_refused(&cluster, &mut pretender).await;
+    // A snapshot that openraft could not install, of a leader that is ahead of everybody.
+    let identity = fs::read(cluster.node(2).data_dir.join("identity")).unwrap();
+    let header = SnapshotHeader {
+        cluster_id: "test".into(),
+        last_log_id: Some(LogId { term: 100, index: 1_000_000 }),
+        module_id: identity[34..66].to_vec().into(),
+        ..SnapshotHeader::default()
+    };
+    let vote = Some(Vote { term: 100, node_id: 2, committed: true });
+    // The whole of one, of a later term but before what is committed: openraft asserts that it is not.
+    let mut earlier = header_with(&cluster, conclave_cli::DEFAULT_MACHINE);
+    earlier.last_log_id = Some(LogId { term: 100, index: 1 });
+    earlier.membership.as_mut().unwrap().log_id = Some(LogId { term: 1, index: 0 });
+    for header in [header, earlier] {
+        let start = SnapshotStart { vote, header: Some(header), ..SnapshotStart::default() };
+        assert_invalid(pretender.install(vec![Part::Start(start)]).await);
+    }
+    let votes = [
+        Vote { term: 100, node_id: 2, committed: true },
+        Vote { term: 100, node_id: 1, committed: false },
+        Vote { term: 100, node_id: 3, committed: false },
+    ];
+    for pre_vote in [false, true] {
+        for vote in votes {
+            let message = VoteRequest { vote: Some(vote), pre_vote, ..VoteRequest::default() };
+            let request = pretender.request(message);
+            assert_invalid(pretender.client.vote(request).await);
+        }
+        // A candidate of term 100 has no entry of term 101.
+        let request = pretender.request(VoteRequest {
+            vote: Some(Vote { term: 100, node_id: 2, committed: false }),
+            last_log_id: Some(LogId { term: 101, index: 1_000_000 }),
+            pre_vote,
+            ..VoteRequest::default()
+        });
+        assert_invalid(pretender.client.vote(request).await);
+    }
+    let request = pretender.request(TransferLeaderRequest {
+        from: Some(Vote { term: 100, node_id: 1, committed: true }),
+        to_node_id: 1,
+        ..TransferLeaderRequest::default()
+    });
+    assert_invalid(pretender.client.transfer_leader(request).await);
+
+    cluster.assert_running(1);
+    put(&client, "key", "after").await.unwrap();
+    timeout(PATIENCE, cluster.caught_up(&[1, 2, 3])).await.unwrap();
+}
+
+/// Appends that would poison the log on disk, or replace what is committed. None is answered.
+async fn assert_appends_are_refused(cluster: &Cluster, pretender: &mut Pretender) {
+    let status = cluster.client_of(1).status().await.unwrap();
+    let committed = status.nodes.iter().find(|node| node.id == 1).unwrap().committed;
+    let elected = Some(Vote { term: 100, node_id: 2, committed: true });
+    let last = Some(LogId { term: status.term, index: committed });
+    let id = |term, index| Some(LogId { term, index });
+    let entry = |term, index| Entry { log_id: id(term, index), payload: None };
+    let append = |previous, entries: &[Entry]| AppendRequest {
+        vote: elected,
+        previous,
+        entries: entries.to_vec(),
+        ..AppendRequest::default()
+    };
+    let next = committed + 1;
+    let cases = [
+        ("falling terms", append(last, &[entry(99, next), entry(98, next + 1)])),
+        ("a term lower than before", append(id(99, next), &[entry(98, next + 1)])),
+        ("a term after the vote's", append(last, &[entry(101, next)])),
+        ("a gap", append(last, &[entry(100, next + 1)])),
+        ("a previous entry after the vote", append(id(101, next), &[])),
+        (
+            "a commit after the vote",
+            AppendRequest { leader_commit: id(101, next), ..append(last, &[]) },
+        ),
+        (
+            "another's vote",
+            AppendRequest {
+                vote: Some(Vote { term: 100, node_id: 3, committed: true }),
+                ..append(last, &[])
+            },
+        ),
+        (
+            "this node's vote",
+            AppendRequest {
+                vote: Some(Vote { term: 100, node_id: 1, committed: true }),
+                ..append(last, &[])
+            },
+        ),
+        ("a committed entry replaced", append(None, &[entry(100, 0)])),
+        ("another committed entry", append(id(100, committed), &[])),
+    ];
+    for (what, message) in cases {
+        let request = pretender.request(futures::stream::iter([message]));
+        let answer = pretender.client.append(request).await;
+        let answer = match answer {
+            Ok(mut answers) => answers.get_mut().message().await,
+            Err(status) => Err(status),
+        };
+        assert!(!matches!(answer, Ok(Some(_))), "{what}: {answer:?}");
+    }
+    assert_eq!(
+        cluster.client_of(1).status().await.unwrap().term,
+        status.term,
+        "nothing had an effect"
+    );
+}
+
+/// Of a leader that is ahead of everybody, with a module whose bytes these are.
+fn header_with(cluster: &Cluster, module: &[u8]) -> SnapshotHeader {
+    let last_log_id = Some(LogId { term: 100, index: 1_000_000 });
+    let members = cluster.nodes.iter().map(|node| Member {
+        node_id: node.id,
+        peer_address: node.peer.clone(),
+        client_address: node.client.clone(),
+    });
+    let membership = Membership {
+        configs: vec![Voters { node_ids: vec![1, 2, 3] }],
+        members: members.collect(),
+    };
+    let module_id = bytes::Bytes::from(ModuleId::of(module).0.to_vec());
+    SnapshotHeader {
+        cluster_id: "test".into(),
+        last_log_id,
+        membership: Some(StoredMembership { log_id: last_log_id, membership: Some(membership) }),
+        module_id: module_id.clone(),
+        modules: vec![StoredModule {
+            module_id,
+            bytes: module.len() as u64,
+            ..StoredModule::default()
+        }],
+        digest: vec![7; 32].into(),
+        ..SnapshotHeader::default()
+    }
+}
+
+/// The parts of a snapshot, with an end that fits.
+fn parts(header: SnapshotHeader, chunks: &[&[u8]]) -> Vec<Part> {
+    let vote = Some(Vote { term: 100, node_id: 2, committed: true });
+    let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
+    let start = SnapshotStart { vote, header: Some(header), bytes, ..SnapshotStart::default() };
+    let mut parts = vec![Part::Start(start), Part::Offset(0)];
+    parts.extend(chunks.iter().map(|chunk| Part::Chunk(chunk.to_vec().into())));
+    let all = chunks.concat();
+    let blake3 = blake3::hash(&all).as_bytes().to_vec().into();
+    parts.push(Part::End(SnapshotEnd { bytes: all.len() as u64, blake3 }));
+    parts
+}
+
+/// A snapshot that is not what it says is refused by name, before it takes anything's place: the node has its
+/// state, its vote and its snapshot as before, and nothing of the other lies in its directory.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_that_is_not_what_it_says_is_refused() {
+    let mut cluster = Cluster::start().await;
+    let client = cluster.client();
+    put(&client, "key", "before").await.unwrap();
+    cluster.caught_up(&[1, 2, 3]).await;
+    cluster.client_of(1).snapshot().await.unwrap();
+    let snapshots = cluster.node(1).data_dir.join("snapshots");
+    let own = files(&snapshots);
+    assert_eq!(own.len(), 1);
+    let term = client.status().await.unwrap().term;
+
+    let kv = conclave_cli::DEFAULT_MACHINE;
+    let (module, state) = (&kv[..100_000], &b"state"[..]);
+    let header = header_with(&cluster, module);
+    let with = |change: &dyn Fn(&mut SnapshotHeader)| {
+        let mut header = header.clone();
+        change(&mut header);
+        parts(header, &[module, state])
+    };
+    let without_end = |mut parts: Vec<Part>| {
+        parts.pop();
+        parts
+    };
+    let again = parts(header.clone(), &[module, state]);
+    let (first, second) = module.split_at(50_000);
+    let cases = [
+        ("no component", parts(header.clone(), &[module, state]), "whose state the snapshot is"),
+        ("noise", parts(header.clone(), &[&vec![9; 100_000], state]), "are not its own"),
+        ("changed order", parts(header.clone(), &[second, first, state]), "are not its own"),
+        ("half a module", parts(header.clone(), &[first]), "some of their bytes are missing"),
+        ("no border", parts(header.clone(), &[first, &[second, state].concat()]), "bytes of two"),
+        ("nothing at all", parts(header.clone(), &[]), "some of their bytes are missing"),
+        (
+            "another active one",
+            with(&|header| header.module_id = vec![1; 32].into()),
+            "is not among them",
+        ),
+        ("half an id", with(&|header| header.module_id = vec![1; 5].into()), "module"),
+        ("too many", with(&|header| header.modules[0].bytes = u64::MAX), "more than a cluster"),
+        ("cut off", without_end(again.clone()), "broke off before its end"),
+        ("cut off in a module", again[..2].to_vec(), "broke off before its end"),
+        (
+            "two headers",
+            [&without_end(again.clone())[..], &again[..1]].concat(),
+            "a snapshot has one header",
+        ),
+        (
+            "damaged on its way",
+            [&without_end(again.clone())[..], &parts(header.clone(), &[module])[3..]].concat(),
+            "damaged on its way",
+        ),
+        ("no offset", [&again[..1], &again[2..]].concat(), "out of order"),
+        (
+            "an offset that was not offered",
+            [&again[..1], &[Part::Offset(7)][..], &again[2..]].concat(),
+            "continues where it was not asked to",
+        ),
+        (
+            "a state that the machine refuses when it has all of it",
+            parts(SnapshotHeader { state_version: 2, ..header_with(&cluster, kv) }, &[kv, state]),
+            "restore-writer.finish: the machine refuses",
+        ),
+        ("no header", again[1..].to_vec(), "must begin with its header"),
+    ];
+    let mut pretender = Pretender::member(&cluster, 2, 1).await;
+    for (what, parts, says) in cases {
+        let refused = pretender.install(parts).await.err();
+        let refused = refused.unwrap_or_else(|| panic!("{what}: it was not refused"));
+        assert!(refused.message().contains(says), "{what}: {refused}");
+        eventually("nothing is left of it", async || {
+            let mut found = files(&snapshots);
+            // What broke off may be continued, and the next one takes its place.
+            let left =
+                found.extract_if(.., |path| path.extension().is_some_and(|end| end == "tmp"));
+            assert!(left.count() <= 1);
+            if found == own { Ok(()) } else { Err(format!("{what}: {found:?}")) }
+        })
+        .await;
+    }
+    let digest = vec![1; 3].into();
+    let checkpoint = Checkpoint { index: 5, digest, version: 2, begins: false };
+    for checkpoint in [None, Some(checkpoint)] {
+        let message = FetchSnapshotRequest { checkpoint, index_min: u64::MAX };
+        let request = pretender.request(message);
+        assert_invalid(pretender.client.fetch_snapshot(request).await);
+    }
+
+    cluster.assert_running(1);
+    assert!(!cluster.log_tail(1).contains("panicked"));
+    assert_eq!(client.status().await.unwrap().term, term);
+    put(&client, "key", "after").await.unwrap();
+    timeout(PATIENCE, cluster.caught_up(&[1, 2, 3])).await.unwrap();
+    assert_eq!(get(&cluster.client_of(1), "key").await.unwrap(), "after");
+    cluster.stop(1);
+    cluster.start_node(1);
+    timeout(PATIENCE, cluster.caught_up(&[1, 2, 3])).await.unwrap();
+    assert_eq!(files(&snapshots), own, "a restart leaves nothing of them");
+}
+
+fn assert_invalid<T>(answer: Result<T, Status>) {
+    let refused = answer.err().unwrap();
+    assert_eq!(refused.code(), Code::InvalidArgument, "{refused}");
+}

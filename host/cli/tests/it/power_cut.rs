@@ -1,0 +1,298 @@
+//! A power cut: what was written but not synced is lost, or only some of it is there.
+//!
+//! No file system here forgets on request. So a node runs under a system-call trace, which tells what it wrote
+//! to which file and what it synced when; from that are made the directories that a disk could hold if the
+//! power failed at some moment, see [`disk`]. On each of them a node must start, and have every put that had
+//! been acknowledged by then.
+
+mod disk;
+mod metadata;
+mod trace;
+
+use std::{
+    fs::{self, File},
+    path::{Path, PathBuf},
+    process::{Child, Command, Stdio},
+    sync::{Arc, Mutex},
+    time::Duration,
+};
+
+use conclave_client::Client;
+use conclave_types::ModuleId;
+use futures::StreamExt;
+use tokio::task::JoinSet;
+
+use self::disk::{Dice, Disk, Unsynced};
+use crate::{
+    durability::{NO_STRACE, now, strace_works},
+    harness::{Cluster, Setup, conclave, eventually, free_address, get, put, skip},
+};
+
+const WRITERS: usize = 4;
+const PUTS: usize = 120;
+/// Each writer's own: a put replaces an older one.
+const KEYS: usize = 5;
+/// The number of moments, spread over the run; each makes a directory on which a node is started.
+const CUTS: usize = 34;
+/// The sync of the log that fails, if one is to fail.
+const FAILED_SYNC: &str = "inject=fdatasync:error=EIO:when=70";
+
+/// A put: of which key, when it was sent and when its answer came.
+struct Put {
+    key: String,
+    number: usize,
+    acknowledged: f64,
+}
+
+/// Most are small, some so large that sled's segments fill up and are used again.
+fn text(number: usize) -> String {
+    let bytes = if number.is_multiple_of(3) { 300_000 } else { 200 };
+    format!("{number}:{}", "x".repeat(bytes))
+}
+
+/// The first life of the node ends in the middle of its work; the second begins on what the first left in the kernel's
+/// memory.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_puts_survive_a_power_cut_at_any_moment() {
+    check_cuts(End::Killed).await;
+}
+
+/// After a sync that failed nothing is acknowledged, and a restart loses nothing that was.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_puts_survive_a_power_cut_after_a_failed_sync() {
+    check_cuts(End::FailedSync).await;
+}
+
+/// How the first life ends.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum End {
+    Killed,
+    FailedSync,
+}
+
+async fn check_cuts(first_end: End) {
+    if !strace_works() {
+        return skip("acknowledged puts survive a power cut", NO_STRACE);
+    }
+    let flags = ["--snapshot-entries=100", "--keep-entries=0"].map(str::to_owned).into();
+    let mut cluster = Cluster::prepared(Setup { module: None, flags });
+    cluster.nodes.truncate(1);
+    let puts = traced_puts(&mut cluster, first_end).await;
+    let trace = fs::read_to_string(cluster.dir.path().join("trace")).unwrap();
+    let (events, times) = trace::read(&trace, &cluster.node(1).data_dir);
+    drop(trace);
+    let disk = Disk::new(&cluster.node(1).data_dir, &events);
+    let images = moments(&events, times.len()).into_iter().enumerate().map(|(number, cut)| {
+        let unsynced = match number % 6 {
+            0 | 2 | 4 => Unsynced::Nothing,
+            1 | 3 => Unsynced::Some(number as u64),
+            _ => Unsynced::Everything,
+        };
+        (cut, unsynced)
+    });
+    let cluster = &cluster;
+    let checks = images.enumerate().map(|(number, (cut, unsynced))| {
+        let (disk, puts, at) = (&disk, &puts, times[cut]);
+        async move {
+            let image = cluster.dir.path().join(format!("cut-{number}"));
+            disk.image(cut, unsynced, &image);
+            let what = format!("cut at line {cut} of the trace, of the unsynced {unsynced:?}");
+            let node = Restarted::start(cluster, &image);
+            node.has(puts, at, &what).await;
+            drop(node);
+            fs::remove_dir_all(&image).unwrap();
+        }
+    });
+    futures::stream::iter(checks).buffer_unordered(2).collect::<()>().await;
+}
+
+/// Some at random, some between a write and the end of the sync that makes it durable, and the last.
+fn moments(events: &[trace::Event], lines: usize) -> Vec<usize> {
+    let mut dice = Dice::new(7);
+    let syncs: Vec<_> =
+        events.iter().filter(|event| matches!(event.call, trace::Call::Sync(_))).collect();
+    let mut moments: Vec<usize> = (0..CUTS)
+        .map(|number| {
+            // Spread, so that every stretch of the run has its own.
+            let sync = syncs[(number * syncs.len() + dice.below(syncs.len())) / CUTS];
+            if dice.below(2) == 0 { sync.ended } else { sync.ended + 1 + dice.below(6) }
+        })
+        .map(|line| line.min(lines - 1))
+        .collect();
+    moments.push(lines - 1);
+    moments
+}
+
+/// Starts node 1 under the trace. A second life continues the trace and the log of the first.
+fn start_traced(cluster: &mut Cluster) {
+    start_traced_with(cluster, &[]);
+}
+
+fn start_traced_with(cluster: &mut Cluster, arguments: &[&str]) {
+    let node = cluster.command(1);
+    let mut strace = Command::new("strace");
+    strace.args(trace::ARGUMENTS).args(["-e", trace::CALLS, "--seccomp-bpf"]).args(arguments);
+    strace.args(["-A", "-o"]).arg(cluster.dir.path().join("trace"));
+    strace.arg(node.get_program()).args(node.get_args());
+    let log = File::options().create(true).append(true).open(&cluster.node(1).log).unwrap();
+    strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
+    cluster.run(1, strace);
+}
+
+/// Kills the traced node.
+fn stop_traced(cluster: &mut Cluster) {
+    // strace does not hand on a signal; the node's own number is in its lock.
+    let pid = fs::read_to_string(cluster.node(1).data_dir.join("lock")).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+    cluster.ended(1);
+}
+
+/// Runs the node under the trace, with puts, in two lives.
+async fn traced_puts(cluster: &mut Cluster, first_end: End) -> Vec<Put> {
+    let puts = Arc::<Mutex<Vec<Put>>>::default();
+    let arguments: &[&str] = match first_end {
+        End::Killed => &[],
+        End::FailedSync => &["-e", FAILED_SYNC],
+    };
+    start_traced_with(cluster, arguments);
+    cluster.serving().await;
+    let writers = write(cluster, &puts, 0, PUTS);
+    match first_end {
+        End::Killed => {
+            let half = WRITERS * PUTS / 2;
+            eventually("half of the puts are done", async || match puts.lock().unwrap().len() {
+                done if done >= half => Ok(()),
+                done => Err(format!("{done} of {half}")),
+            })
+            .await;
+        }
+        End::FailedSync => {
+            eventually("a sync fails", async || {
+                let log = fs::read_to_string(&cluster.node(1).log).unwrap();
+                if log.contains("Input/output error") { Ok(()) } else { Err(log) }
+            })
+            .await;
+        }
+    }
+    stop_traced(cluster);
+    let begun = writers.join_all().await.into_iter().max().unwrap();
+    assert!(begun < PUTS, "the first life ended after all of its puts");
+
+    start_traced(cluster);
+    cluster.serving().await;
+    another_component(cluster).await;
+    let ends = write(cluster, &puts, begun, PUTS).join_all().await;
+    assert_eq!(ends, [PUTS; WRITERS]);
+    stop_traced(cluster);
+    std::mem::take(&mut puts.lock().unwrap())
+}
+
+/// Puts by several clients at once, from a number on. Each ends with the number after its last try: at the first error,
+/// or at the end.
+fn write(cluster: &Cluster, puts: &Arc<Mutex<Vec<Put>>>, from: usize, to: usize) -> JoinSet<usize> {
+    let client = cluster.client();
+    let writers = (0..WRITERS).map(|writer| {
+        let (client, puts) = (client.clone(), Arc::clone(puts));
+        async move {
+            for number in from..to {
+                let key = format!("{writer}/{}", number % KEYS);
+                if put(&client, &key, &text(number)).await.is_err() {
+                    return number + 1;
+                }
+                puts.lock().unwrap().push(Put { key, number, acknowledged: now() });
+            }
+            to
+        }
+    });
+    writers.collect()
+}
+
+/// Pushes and activates another component: the key-value store with a few bytes behind it that say nothing.
+async fn another_component(cluster: &Cluster) {
+    let mut component = conclave_cli::DEFAULT_MACHINE.to_vec();
+    // A custom section: its kind, its size, its name.
+    component.extend_from_slice(b"\0\x06\x05other");
+    let id = ModuleId::of(&component);
+    let client = cluster.client();
+    client.push_module(id.0, component.into(), |_| {}).await.unwrap();
+    let endpoint = &cluster.node(1).client;
+    // The node rehearses it first.
+    eventually("the component is active", async || {
+        let mut activate = conclave();
+        activate.args(["module", "activate", &id.to_string(), "--endpoints", endpoint]);
+        let done = activate.output().unwrap();
+        let said = String::from_utf8_lossy(&done.stderr).into_owned();
+        if done.status.success() { Ok(()) } else { Err(said) }
+    })
+    .await;
+}
+
+/// A node on an image.
+struct Restarted {
+    child: Child,
+    client: Client,
+    log: PathBuf,
+}
+
+impl Restarted {
+    fn start(cluster: &Cluster, image: &Path) -> Self {
+        let log = image.with_extension("log");
+        let [client, peer, admin] = [(); 3].map(|()| free_address());
+        let mut flags = cluster.serve_flags(1);
+        let mut set = |name: &str, value: String| {
+            let at = flags.iter().position(|flag| flag == name).unwrap();
+            flags[at + 1] = value;
+        };
+        set("--data-dir", image.display().to_string());
+        set("--listen-client", client.clone());
+        set("--listen-peer", peer.clone());
+        set("--listen-admin", admin);
+        set("--member", format!("1={peer},{client}"));
+        let mut serve = conclave();
+        serve.arg("serve").args(flags).stdin(Stdio::null()).stdout(Stdio::null());
+        let child = serve.stderr(File::create(&log).unwrap()).spawn().unwrap();
+        // Impatient: in between it is looked whether the node has ended.
+        let client = Client::builder().endpoints([client]).follow_leader(false);
+        Self { child, client: client.deadline(Duration::from_secs(5)).build().unwrap(), log }
+    }
+
+    /// Every key has what was put last before the cut, or later.
+    async fn has(&self, puts: &[Put], cut: f64, what: &str) {
+        let log = || fs::read_to_string(&self.log).unwrap();
+        for writer in 0..WRITERS {
+            for key in (0..KEYS).map(|key| format!("{writer}/{key}")) {
+                let found = eventually(what, async || {
+                    // It says so when it refuses the directory.
+                    assert!(self.runs(), "{what}: it ended: {}", log());
+                    get(&self.client, &key).await.or_else(|error| match error.is_not_found() {
+                        true => Ok(String::new()),
+                        false => Err(error.to_string()),
+                    })
+                })
+                .await;
+                let number = found.split_once(':').map(|(number, _)| number.parse().unwrap());
+                assert!(number.is_none_or(|number| found == text(number)), "{what}: {key}");
+                let acknowledged = puts.iter().filter(|put| put.key == key);
+                let last = acknowledged.filter(|put| put.acknowledged < cut).map(|put| put.number);
+                let last = last.max();
+                assert!(number >= last, "{what}: {key} has {number:?}, not {last:?}\n{}", log());
+            }
+        }
+    }
+
+    fn runs(&self) -> bool {
+        let pid = rustix::process::Pid::from_child(&self.child);
+        let options = rustix::process::WaitIdOptions::EXITED
+            | rustix::process::WaitIdOptions::NOHANG
+            | rustix::process::WaitIdOptions::NOWAIT;
+        rustix::process::waitid(rustix::process::WaitId::Pid(pid), options).unwrap().is_none()
+    }
+}
+
+impl Drop for Restarted {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}

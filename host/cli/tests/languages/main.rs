@@ -1,0 +1,210 @@
+//! Machines of other languages: each is compiled from its source by that language's own compiler, and must be a
+//! function of the log, though its standard library asks for the time and for chance.
+//!
+//! All are the same raffle. `Enter` gives a name a ticket; `Draw` takes a name by chance and answers with it and the
+//! time; `Unsorted` does what no machine should, and answers in a hash table's order; `Panic` clears the state and
+//! ends. The compilers are fetched at pinned versions, below the target directory, where they stay;
+//! where that cannot be, the test says so and is skipped.
+
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "tests: a failure is a panic"
+)]
+
+mod go;
+#[path = "../../../machine/tests/machine/history.rs"]
+#[allow(dead_code, reason = "the tests of the machine layer use all of it")]
+mod history;
+mod javascript;
+mod rust;
+#[path = "../../../machine/tests/machine/support.rs"]
+#[allow(dead_code, reason = "the tests of the machine layer use all of it")]
+mod support;
+mod toolchains;
+
+use std::{
+    fs,
+    io::Write,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    sync::Arc,
+};
+
+use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
+use conclave_machine::{Engine, Module};
+use conclave_types::{Call, Outcome, TrapKind};
+use serde_json::{Value, json};
+
+use crate::{
+    history::MemoryHistory,
+    support::{Node, limits, trap_kind},
+};
+
+/// Why a compiler is not to be had here.
+type Missing = String;
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// What is fetched and compiled stays here from run to run.
+fn scratch() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).join("languages")
+}
+
+/// Says so, also in a run that passes: libtest keeps back what the print macros write.
+fn skip(what: &str, why: &str) {
+    let line = format!("skipped: {what}: {}\n", why.trim_end());
+    let _ = std::io::stderr().write_all(line.as_bytes());
+}
+
+/// A copy of a project, so that building writes nothing into this repository.
+fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).unwrap();
+    for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
+        let place = to.join(entry.file_name());
+        match entry.path().is_dir() {
+            true if entry.file_name() == "target" => {}
+            true => copy(&entry.path(), &place),
+            false => drop(fs::copy(entry.path(), place).unwrap()),
+        }
+    }
+}
+
+fn conclave() -> Command {
+    Command::new(env!("CARGO_BIN_EXE_conclave"))
+}
+
+/// Runs a command that must succeed.
+fn run(command: &mut Command) -> Output {
+    let output = command.output().unwrap();
+    let said = [&output.stdout[..], &output.stderr].concat();
+    assert!(output.status.success(), "{command:?}\n{}", String::from_utf8_lossy(&said));
+    output
+}
+
+fn call(method: &str, request: &str) -> Call {
+    Call {
+        method: format!("raffle.v1.Raffle/{method}").into(),
+        request: request.as_bytes().to_vec().into(),
+        principal: "".into(),
+    }
+}
+
+fn answer(outcome: Outcome) -> String {
+    match outcome {
+        Outcome::Reply(reply) => String::from_utf8(reply.response.to_vec()).unwrap(),
+        other => panic!("{other:?}"),
+    }
+}
+
+async fn ask(node: &Node, method: &str) -> String {
+    let answered = node.worker.query(call(method, ""), node.index).await.unwrap();
+    String::from_utf8(answered.result.unwrap().to_vec()).unwrap()
+}
+
+const NAMES: [&str; 9] =
+    ["ada", "alan", "barbara", "edsger", "grace", "john", "ken", "niklaus", "tony"];
+
+/// Goal: the machine is what it says, the same on nodes that lived through the log and on a restored one, and
+/// `conclave check` finds nothing, but for the order of a hash table.
+async fn assert_is_a_function_of_the_log(component: &Path) {
+    let module =
+        Module::load(&Engine::new(&limits()).unwrap(), fs::read(component).unwrap().into());
+    let module = module.unwrap();
+    let mut lived = Node::start_with(module.clone());
+    let mut again = Node::start_with(module.clone());
+    for name in NAMES.into_iter().chain(NAMES) {
+        let entered = lived.apply(call("Enter", name)).await;
+        assert_eq!(entered, again.apply(call("Enter", name)).await);
+    }
+    let refused = lived.apply(call("Enter", "")).await;
+    assert!(matches!(refused, Outcome::Failure(_)), "{refused:?}");
+    assert_eq!(refused, again.apply(call("Enter", "")).await);
+
+    let mut drawn = Vec::new();
+    for _ in 0..4 {
+        let winner = answer(lived.apply(call("Draw", "")).await);
+        assert_eq!(winner, answer(again.apply(call("Draw", "")).await));
+        let (name, at_ms) = winner.split_once(' ').unwrap();
+        assert_eq!(at_ms, (lived.index * 10).to_string(), "the entry's time");
+        drawn.push(name.to_owned());
+    }
+    assert_ne!(drawn, NAMES[..4], "by chance, and not in order");
+    assert!(drawn.iter().all(|name| NAMES.contains(&name.as_str())), "{drawn:?}");
+
+    let saved = lived.snapshot().await;
+    assert_eq!(saved, again.snapshot().await);
+    let history = Arc::new(MemoryHistory::new());
+    history.install(saved.clone());
+    let mut restored = Node::start_from(module, history, Some(saved.state()));
+    let names = ask(&lived, "Names").await;
+    assert_eq!(names.split(' ').count(), NAMES.len() - drawn.len());
+    assert_eq!(names, ask(&restored, "Names").await);
+    let trapped = lived.apply(call("Panic", "")).await;
+    assert_eq!(trap_kind(&trapped), TrapKind::Panic, "{trapped:?}");
+    assert_eq!(trapped, restored.apply(call("Panic", "")).await);
+    assert_eq!(names, ask(&lived, "Names").await, "a trap leaves no trace");
+    for (method, request) in [("Enter", "donald"), ("Draw", ""), ("Enter", "ada"), ("Draw", "")] {
+        let outcome = lived.apply(call(method, request)).await;
+        answer(outcome.clone());
+        assert_eq!(outcome, restored.apply(call(method, request)).await, "{method}");
+    }
+    assert_eq!(lived.snapshot().await.bytes, restored.snapshot().await.bytes);
+    assert_eq!((lived.worker.fault(), restored.worker.fault()), (None, None));
+    assert_passes_its_checks(component);
+}
+
+/// `conclave inspect` and `conclave check`, on calls of every kind.
+fn assert_passes_its_checks(component: &Path) {
+    let inspected = run(conclave().arg("inspect").arg(component).arg("--json"));
+    let inspected: Value = serde_json::from_slice(&inspected.stdout).unwrap();
+    assert_eq!(inspected["name"], "raffle");
+    let imports = inspected["imports"].as_array().unwrap();
+    let imported =
+        |name: &str| imports.iter().any(|import| import.as_str().unwrap().starts_with(name));
+    assert!(imported("wasi:clocks/wall-clock@0.2."), "{imports:?}");
+    assert!(imported("wasi:cli/stdout@0.2."), "{imports:?}");
+
+    let line = |(at, method, request): (usize, &str, &str)| {
+        let kind = if method == "Names" { "query" } else { "command" };
+        let method = format!("raffle.v1.Raffle/{method}");
+        let request = BASE64.encode(request);
+        let time_ms = 1_750_000_000_000 + 17 * at as u64;
+        json!({"method": method, "kind": kind, "request_base64": request, "time_ms": time_ms})
+            .to_string()
+    };
+    let mut log = Vec::new();
+    for (at, name) in NAMES.into_iter().cycle().take(45).enumerate() {
+        log.push(line((at, "Enter", name)));
+        match at % 6 {
+            2 => log.push(line((at, "Names", ""))),
+            5 => log.push(line((at, "Draw", ""))),
+            _ => {}
+        }
+    }
+    let file = component.with_extension("calls");
+    let check = |log: &[String]| {
+        fs::write(&file, log.join("\n")).unwrap();
+        let mut check = conclave();
+        check
+            .arg("check")
+            .arg(component)
+            .arg("--calls")
+            .arg(&file)
+            .args(["--shrink", "0", "--json"]);
+        let output = check.output().unwrap();
+        serde_json::from_slice::<Value>(&output.stdout).unwrap_or_else(|_| panic!("{output:?}"))
+    };
+    let report = check(&log);
+    assert_eq!(report["ok"], true, "{report:#}");
+
+    log.push(line((45, "Unsorted", "")));
+    let report = check(&log);
+    let found =
+        report["checks"].as_array().unwrap().iter().find(|check| check["name"] == "restore");
+    assert_eq!(found.unwrap()["verdict"], "failed", "{report:#}");
+}

@@ -1,0 +1,140 @@
+//! What WebAssembly costs, and what the host adds: the same puts applied by the key-value store natively, by
+//! two bare instances of its component at once, and by a node's worker, head and reader, with and without what the
+//! host does for custom machines at every entry: the digest of its outcome, events, ticks and WASI's moment.
+//!
+//! All in turn, several times over; the figures are medians.
+//!
+//! `cargo run --release --workspace --features conclave/bench --example apply_cost`
+#![allow(clippy::expect_used, clippy::print_stdout, reason = "a program for the terminal")]
+
+use std::{
+    sync::{Arc, Barrier},
+    time::Instant,
+};
+
+use bytes::Bytes;
+use conclave::node::DEFAULT_MACHINE;
+use conclave_machine::{
+    Engine, Entry, History, HistoryError, Limits, Lone, Module, Moment, SavedState, Work, Worker,
+    bench::leave_out_features,
+};
+use conclave_sdk::{Context, Machine, prost::Message};
+use conclave_types::{Call, Trap};
+use guest_kv::{
+    Kv,
+    pb::{PutRequest, put_request::Content},
+};
+
+const PUTS: u64 = 200_000;
+const KEYS: u64 = 20_000;
+const BATCH: u64 = 64;
+const ROUNDS: usize = 11;
+
+fn put(number: u64) -> Vec<u8> {
+    let key = format!("bench/{:08}", number.wrapping_mul(7919) % KEYS);
+    PutRequest { key, ttl_ms: 0, content: Some(Content::Value(vec![7; 256])) }.encode_to_vec()
+}
+
+fn natively() -> f64 {
+    let calls: Vec<_> = (0..PUTS)
+        .map(|number| conclave_sdk::Call { method: "kv.v1.KV/Put".into(), request: put(number) })
+        .collect();
+    let mut kv = Kv::default();
+    let begun = Instant::now();
+    for (index, call) in calls.iter().enumerate() {
+        let context =
+            Context { index: index as u64 + 1, time_ms: 1, seed: 1, principal: String::new() };
+        kv.apply(&context, call).expect("a put");
+    }
+    begun.elapsed().as_secs_f64() * 1e6 / PUTS as f64
+}
+
+/// Nothing traps here, so nothing is ever rebuilt.
+struct Nothing;
+
+impl History for Nothing {
+    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
+        Ok(None)
+    }
+    fn entries(&self, from: u64, _: u64) -> Result<Vec<Entry>, HistoryError> {
+        Err(HistoryError::Gap(from))
+    }
+    fn record_trap(&self, _: u64, _: &Trap) {}
+    fn trapped(&self, _: u64) -> Option<Trap> {
+        None
+    }
+}
+
+fn call(number: u64) -> Call {
+    Call { method: "kv.v1.KV/Put".into(), request: put(number).into(), principal: "".into() }
+}
+
+/// Two instances at once, as a node's are, which share caches and perhaps a core.
+fn by_instances(module: &Module) -> f64 {
+    let calls: Vec<_> = (0..PUTS).map(call).collect();
+    let ready = Barrier::new(2);
+    let apply_all = || {
+        Lone::with_stack(&Limits::default(), || {
+            let mut instance = Lone::start(module).expect("an instance");
+            ready.wait();
+            let begun = Instant::now();
+            for (index, call) in (1..).zip(&calls) {
+                let moment = Moment { index, time_ms: 1, seed: 1 };
+                instance.apply(moment, Some(call)).expect("a put");
+            }
+            begun.elapsed().as_secs_f64() * 1e6 / PUTS as f64
+        })
+        .expect("a thread")
+    };
+    std::thread::scope(|scope| {
+        let other = scope.spawn(apply_all);
+        let this = apply_all();
+        this.max(other.join().expect("it does not panic"))
+    })
+}
+
+async fn by_a_worker(module: &Module) -> f64 {
+    let worker = Worker::start(module.clone(), [7; 32], Arc::new(Nothing), None).expect("a worker");
+    let entry =
+        |index| (index, Some(Entry { index, time_ms: 1, work: Work::Call(call(index)) }), None);
+    let batches: Vec<Vec<_>> = (0..PUTS / BATCH)
+        .map(|batch| (batch * BATCH + 1..=(batch + 1) * BATCH).map(entry).collect())
+        .collect();
+    let begun = Instant::now();
+    for batch in batches {
+        worker.apply(batch).await.expect("applied");
+    }
+    while worker.applied() < PUTS / BATCH * BATCH {
+        tokio::task::yield_now().await;
+    }
+    begun.elapsed().as_secs_f64() * 1e6 / PUTS as f64
+}
+
+fn median(mut rounds: Vec<f64>) -> f64 {
+    rounds.sort_by(f64::total_cmp);
+    rounds[rounds.len() / 2]
+}
+
+#[tokio::main]
+async fn main() {
+    let engine = Engine::new(&Limits::default()).expect("an engine");
+    let module = Module::load(&engine, Bytes::from_static(DEFAULT_MACHINE)).expect("the machine");
+    let mut rounds = [const { Vec::new() }; 4];
+    for _ in 0..ROUNDS {
+        rounds[0].push(natively());
+        rounds[1].push(by_instances(&module));
+        leave_out_features(true);
+        rounds[2].push(by_a_worker(&module).await);
+        leave_out_features(false);
+        rounds[3].push(by_a_worker(&module).await);
+    }
+    let [native, instances, bare, worker] = rounds.map(median);
+    println!("one put of 256 bytes among {KEYS} keys");
+    println!("  natively                {native:>6.2} µs");
+    println!("  two bare instances      {instances:>6.2} µs, {:.2} times that", instances / native);
+    println!("  a worker without them   {bare:>6.2} µs");
+    println!(
+        "  a node's worker         {worker:>6.2} µs: digests, events, ticks and WASI add {:.0} %",
+        (worker / bare - 1.0) * 100.0
+    );
+}

@@ -1,0 +1,227 @@
+//! Compiling, in a bounded way, and compiled code that outlives the process.
+//!
+//! # Contract
+//! 1. Compiled code is native code that runs as it is: wasmtime's `Component::deserialize` is unsafe and checks little. It is
+//!    called only with what a [`CompiledCode`] returns. That trait is unsafe to implement: its implementation vouches that
+//!    this node, or one that shares its keys, serialized these bytes, and that none has changed. Storage can,
+//!    because it authenticates each file.
+//! 2. Kept code is a help. Without it, and if wasmtime refuses it (another version, target, processor or set of options),
+//!    the component is compiled.
+//! 3. Compiling takes at most half of the processors, or one, and its threads have a low priority, so that heartbeats, the log and
+//!    applying go first.
+//!
+//! # Caveats
+//! A component that is being compiled is not interrupted: compiling is bounded by the component's size.
+
+use std::{
+    any::Any,
+    num::NonZeroUsize,
+    sync::atomic::{AtomicU64, Ordering},
+    thread,
+};
+
+use wasmtime::component::Component;
+
+use super::error::LoadError;
+use conclave_types::ModuleId;
+
+/// The nice value of threads that compile: they yield to all others of the computer. 19 is the lowest.
+const NICE: i32 = 10;
+
+/// Where compiled code is kept, for the next start or for the other nodes of this computer.
+///
+/// `engine` names all that compiled code depends on but the component.
+///
+/// # Safety
+/// [`CompiledCode::get`] returns bytes that [`CompiledCode::put`] was given for the same component and engine by a process
+/// that holds the same secret, complete and unchanged, whatever happened to the medium. The bytes are run.
+#[allow(unsafe_code, reason = "the implementation vouches for code that is run as it is")]
+pub unsafe trait CompiledCode: Send + Sync {
+    /// Waits until no other process compiles this component, and keeps it so until the result is dropped.
+    fn turn(&self, component: ModuleId) -> Option<Box<dyn Any>>;
+
+    /// The code of a component, if there is any.
+    fn get(&self, component: ModuleId, engine: &str) -> Option<Vec<u8>>;
+
+    /// Keeps the code of a component.
+    fn put(&self, component: ModuleId, engine: &str, code: &[u8]);
+}
+
+/// How components come to compiled code.
+#[derive(Clone, Copy, Default)]
+pub struct Compiling<'a> {
+    /// Where compiled code is kept.
+    pub kept: Option<&'a dyn CompiledCode>,
+    /// Whether a node serves meanwhile: then at most half of the processors are used.
+    pub beside_a_node: bool,
+}
+
+/// How often an engine has compiled a component, and loaded kept code instead.
+#[derive(Debug, Default)]
+pub(super) struct Counters {
+    compiled: AtomicU64,
+    loaded: AtomicU64,
+}
+
+impl Counters {
+    pub(super) fn read(&self) -> [u64; 2] {
+        [&self.compiled, &self.loaded].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+/// The compiled component. `name` is the engine's, see [`CompiledCode`].
+pub(super) fn component(
+    engine: &wasmtime::Engine,
+    name: &str,
+    (id, bytes): (ModuleId, &[u8]),
+    how: Compiling<'_>,
+    counters: &Counters,
+) -> Result<Component, LoadError> {
+    // Held until the code is there.
+    let _turn = how.kept.and_then(|kept| kept.turn(id));
+    if let Some(component) = how.kept.and_then(|kept| load(engine, name, id, kept)) {
+        counters.loaded.fetch_add(1, Ordering::Relaxed);
+        return Ok(component);
+    }
+    let component = compile(engine, bytes, how.beside_a_node)?;
+    counters.compiled.fetch_add(1, Ordering::Relaxed);
+    if let Some(kept) = how.kept {
+        keep(name, id, &component, kept);
+    }
+    Ok(component)
+}
+
+/// Keeps the code of a compiled component.
+pub(super) fn keep(name: &str, id: ModuleId, component: &Component, kept: &dyn CompiledCode) {
+    match component.serialize() {
+        Ok(code) => kept.put(id, name, &code),
+        Err(error) => tracing::warn!(component = %id, %error, "compiled code cannot be kept"),
+    }
+}
+
+fn load(
+    engine: &wasmtime::Engine,
+    name: &str,
+    id: ModuleId,
+    kept: &dyn CompiledCode,
+) -> Option<Component> {
+    let code = kept.get(id, name)?;
+    #[allow(unsafe_code, reason = "compiled code can only be loaded so")]
+    // SAFETY: `CompiledCode` vouches that these are the bytes that `Component::serialize` gave for this component, complete
+    // and unchanged. wasmtime itself refuses code of another version, target, processor or set of options.
+    let component = unsafe { Component::deserialize(engine, code) };
+    component
+        .inspect_err(|error| {
+            tracing::info!(component = %id, error = format!("{error:#}"), "kept code is not for this engine: it is compiled again");
+        })
+        .ok()
+}
+
+/// Compiles on threads of their own, which end with it.
+fn compile(
+    engine: &wasmtime::Engine,
+    bytes: &[u8],
+    beside_a_node: bool,
+) -> Result<Component, LoadError> {
+    let processors = thread::available_parallelism().map_or(1, NonZeroUsize::get);
+    let threads = if beside_a_node { (processors / 2).max(1) } else { processors };
+    let compile =
+        || Component::new(engine, bytes).map_err(|error| LoadError::Compile(format!("{error:#}")));
+    let pool = rayon::ThreadPoolBuilder::new()
+        .num_threads(threads)
+        .thread_name(|number| format!("compile-{number}"))
+        .start_handler(|_| lower_priority())
+        .build();
+    match pool {
+        // wasmtime's own parallel loops run in the pool of the thread that calls it.
+        Ok(pool) => pool.install(compile),
+        Err(error) => {
+            tracing::warn!(%error, "no threads to compile with: it is done on the caller's");
+            compile()
+        }
+    }
+}
+
+/// Of this thread: on Linux, each has a nice value of its own. One that is lower already stays.
+fn lower_priority() {
+    use rustix::process::{getpriority_process, setpriority_process};
+    let lower = |nice: i32| if nice < NICE { setpriority_process(None, NICE) } else { Ok(()) };
+    if cfg!(target_os = "linux")
+        && let Err(error) = getpriority_process(None).and_then(lower)
+    {
+        tracing::debug!(%error, "components are compiled at the usual priority");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "a test")]
+
+    use std::{collections::HashMap, sync::Mutex};
+
+    use super::*;
+    use crate::{Engine, Limits};
+
+    const ID: ModuleId = ModuleId([1; 32]);
+
+    /// Code in memory.
+    #[derive(Default)]
+    struct Memory(Mutex<HashMap<(ModuleId, String), Vec<u8>>>);
+
+    #[allow(unsafe_code, reason = "see `CompiledCode`")]
+    // SAFETY: it returns what it was given.
+    unsafe impl CompiledCode for Memory {
+        fn turn(&self, _: ModuleId) -> Option<Box<dyn Any>> {
+            None
+        }
+
+        fn get(&self, component: ModuleId, engine: &str) -> Option<Vec<u8>> {
+            self.0.lock().unwrap().get(&(component, engine.to_owned())).cloned()
+        }
+
+        fn put(&self, component: ModuleId, engine: &str, code: &[u8]) {
+            self.0.lock().unwrap().insert((component, engine.to_owned()), code.to_vec());
+        }
+    }
+
+    /// Compiled and loaded, by a new engine of the given kind.
+    fn get(engine: &Engine, name: &str, kept: &Memory) -> [u64; 2] {
+        let counters = Counters::default();
+        let bytes = wat::parse_str("(component)").unwrap();
+        let how = Compiling { kept: Some(kept), beside_a_node: true };
+        component(engine.inner(), name, (ID, &bytes), how, &counters).unwrap();
+        counters.read()
+    }
+
+    #[test]
+    fn kept_code_is_loaded_and_code_for_another_engine_is_compiled_again() {
+        let kept = Memory::default();
+        let new = || Engine::new(&Limits::default()).unwrap();
+        assert_eq!(get(&new(), "a", &kept), [1, 0]);
+        assert_eq!(get(&new(), "a", &kept), [0, 1], "another process");
+        assert_eq!(get(&new(), "b", &kept), [1, 0], "another engine");
+        // wasmtime itself refuses what another engine has left under this name, and the new code takes its place.
+        let other = Engine::interpreter(&Limits::default()).unwrap();
+        assert_eq!(get(&other, "a", &kept), [1, 0]);
+        assert_eq!(get(&other, "a", &kept), [0, 1]);
+    }
+
+    /// The nice value that the kernel has for this thread.
+    #[cfg(target_os = "linux")]
+    fn nice_of_this_thread() -> i64 {
+        let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();
+        stat.rsplit_once(')').unwrap().1.split_ascii_whitespace().nth(16).unwrap().parse().unwrap()
+    }
+
+    #[cfg(target_os = "linux")]
+    #[test]
+    fn only_the_threads_that_compile_have_a_low_priority() {
+        let before = nice_of_this_thread();
+        let lowered = thread::spawn(|| {
+            lower_priority();
+            nice_of_this_thread()
+        });
+        assert_eq!(lowered.join().unwrap(), i64::from(NICE).max(before));
+        assert_eq!(nice_of_this_thread(), before);
+    }
+}

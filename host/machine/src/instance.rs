@@ -1,0 +1,431 @@
+//! One instance of a machine: its store, its limits, and typed calls into it.
+//!
+//! An instance runs on one thread at a time and is called synchronously. After a call that returned
+//! [`Broken`] it must be dropped: wasmtime locks a store whose guest trapped, and a reply that was
+//! refused for its size has already changed the state. A query whose answer is too large fails, and the instance
+//! goes on.
+
+mod moving;
+
+use bytes::Bytes;
+use wasmtime::{Store, WasmBacktrace};
+
+use super::{
+    bindings::{
+        Machine, MachinePre,
+        conclave::fsm::types::{
+            Call as WireCall, Code as WireCode, Context as WireContext, Event as WireEvent,
+            Failure as WireFailure,
+        },
+        exports::conclave::fsm::fsm::Guest,
+    },
+    engine::Engine,
+    error::Fault,
+    guest_log::GuestLog,
+    history::Remains,
+    limits::{Limiter, Limits, SNAPSHOT_READ_BYTES},
+    trap::{About, Broken, METHOD_BYTES_MAX, classify},
+    wasi::Wasi,
+};
+use conclave_types::{
+    Call, Code, Event, Failure, Outcome, Reply, TrapKind,
+    limits::{ClusterLimits, EVENT_OVERHEAD_BYTES},
+};
+
+/// What wasmtime keeps for us beside the guest.
+pub(super) struct State {
+    limiter: Limiter,
+    pub(super) log: GuestLog,
+    pub(super) wasi: Wasi,
+}
+
+/// What an entry, or a query, brings along beside the call.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Moment {
+    /// The log index of the entry; for a query that of the last entry applied.
+    pub index: u64,
+    /// The machine's time, in milliseconds since the Unix epoch.
+    pub time_ms: u64,
+    /// A number that looks random and is a function of the cluster and the index.
+    pub seed: u64,
+}
+
+/// What a machine answers to a subscriber.
+#[derive(Debug)]
+pub(super) struct Subscription {
+    pub(super) from_topic: Vec<u8>,
+    /// Empty: no end.
+    pub(super) to_topic: Vec<u8>,
+    pub(super) initial: Vec<Bytes>,
+}
+
+/// See the module's page.
+pub(super) struct Instance {
+    store: Store<State>,
+    machine: Machine,
+    limits: Limits,
+    fuel_used: u64,
+    fuel_used_in_all: u64,
+    /// Of the last call that answered, also if the answer was refused for its size.
+    answer: AnswerSize,
+    /// Of the call that broke it.
+    backtrace: Vec<String>,
+    #[cfg(feature = "bench")]
+    native: Option<Box<dyn super::bench::Native>>,
+}
+
+/// What a failure's message is cut to. From the contract in `wit/`.
+pub(super) const FAILURE_BYTES_MAX: usize = 4096;
+/// Handles that a guest may hold. It makes a few: one a snapshot being read.
+const HANDLES_MAX: usize = 1_000;
+
+impl Instance {
+    /// A fresh instance, in the machine's initial state. `role` names it in the node's log; `cluster` are the limits
+    /// of the entry that it stands at;
+    /// `interrupted` is asked when the engine's epoch moves, and ends a call that is under way.
+    pub(super) fn new(
+        engine: &Engine,
+        pre: &MachinePre<State>,
+        role: &'static str,
+        cluster: ClusterLimits,
+        interrupted: impl Fn() -> bool + Send + Sync + 'static,
+    ) -> Result<Self, Broken> {
+        let limits = Limits { cluster, ..engine.limits().clone() };
+        let state = State {
+            limiter: Limiter::new(&limits),
+            log: GuestLog::new(role, &limits),
+            wasi: Wasi::new(),
+        };
+        let mut store = Store::new(engine.inner(), state);
+        store.limiter(|state| &mut state.limiter);
+        store.set_hostcall_fuel(limits.transfer_bytes_max());
+        store.set_max_component_handles(HANDLES_MAX);
+        store.set_epoch_deadline(1);
+        store.epoch_deadline_callback(move |_| {
+            Ok(if interrupted() {
+                wasmtime::UpdateDeadline::Interrupt
+            } else {
+                wasmtime::UpdateDeadline::Continue(1)
+            })
+        });
+        let fuel = limits.cluster.fuel_per_state_call;
+        let about = About { method: "instantiate", fuel, limits: &limits };
+        store.set_fuel(fuel).map_err(|error| classify(&error, false, &about))?;
+        let machine = pre.instantiate(&mut store).map_err(|error| {
+            let denied = store.data().limiter.denied();
+            if denied {
+                return Broken::Trap(about.trap(TrapKind::MemoryExhausted, ""));
+            }
+            classify(&error, denied, &about)
+        })?;
+        let mut instance = Self {
+            store,
+            machine,
+            limits,
+            fuel_used: 0,
+            fuel_used_in_all: 0,
+            answer: AnswerSize::default(),
+            backtrace: Vec::new(),
+            #[cfg(feature = "bench")]
+            native: super::bench::native(),
+        };
+        // What a runtime does in its first call, such as seeding a generator, it does here, where every
+        // instance sees the same.
+        instance.describe()?;
+        Ok(instance)
+    }
+
+    /// The limits of the entry that it stands at.
+    pub(super) fn cluster_limits(&self) -> ClusterLimits {
+        self.limits.cluster
+    }
+
+    /// Other limits, for all calls from now on.
+    pub(super) fn set_cluster_limits(&mut self, limits: ClusterLimits) {
+        self.limits.cluster = limits;
+        self.set_memory_bytes_max(limits.memory_bytes_max);
+        self.store.set_hostcall_fuel(self.limits.transfer_bytes_max());
+    }
+
+    /// Applies one entry: a call, or without one a tick. `Err`: a trap or a fault, and the instance is
+    /// unusable.
+    pub(super) fn run(&mut self, moment: Moment, call: Option<&Call>) -> Result<Outcome, Broken> {
+        #[cfg(feature = "bench")]
+        if let (Some(native), Some(call)) = (&mut self.native, call) {
+            return Ok(native.apply(moment, call));
+        }
+        self.store.data_mut().wasi.begin(moment);
+        let fuel = self.limits.cluster.fuel_per_call;
+        let (about, answer) = match call {
+            Some(call) => {
+                let (context, wire) = arguments(moment, call);
+                let about = (&*call.method, fuel);
+                (about, self.call(about, |guest, store| guest.call_apply(store, context, wire))?)
+            }
+            None => {
+                let context = context(moment, "");
+                let about = ("tick", fuel);
+                (about, Ok(self.call(about, |guest, store| guest.call_tick(store, context))?))
+            }
+        };
+        match answer {
+            Ok(reply) => {
+                self.answer = AnswerSize {
+                    response_bytes: reply.response.len(),
+                    event_bytes: reply.events.iter().map(counted_bytes).sum(),
+                };
+                self.check_size(about)?;
+                let event = |event: WireEvent| Event {
+                    topic: Bytes::from(event.topic),
+                    payload: Bytes::from(event.payload),
+                };
+                Ok(Outcome::Reply(Reply {
+                    response: Bytes::from(reply.response),
+                    events: reply.events.into_iter().map(event).collect(),
+                    wake_at_ms: reply.wake_at_ms,
+                }))
+            }
+            Err(wire) => Ok(Outcome::Failure(failure(wire))),
+        }
+    }
+
+    /// Answers a query.
+    pub(super) fn query(
+        &mut self,
+        moment: Moment,
+        call: &Call,
+    ) -> Result<Result<Bytes, Failure>, Broken> {
+        #[cfg(feature = "bench")]
+        if let Some(native) = &mut self.native {
+            return Ok(native.query(moment, call));
+        }
+        self.store.data_mut().wasi.begin(moment);
+        let (context, wire) = arguments(moment, call);
+        let about = (&*call.method, self.limits.cluster.fuel_per_query);
+        match self.ask(about, |guest, store| guest.call_query(store, context, wire))? {
+            Ok(response) => {
+                self.answer.response_bytes = response.len();
+                Ok(self.check_answer(about.0).map(|()| Bytes::from(response)))
+            }
+            Err(wire) => Ok(Err(failure(wire))),
+        }
+    }
+
+    /// Begins a subscription.
+    pub(super) fn subscribe(
+        &mut self,
+        moment: Moment,
+        call: &Call,
+    ) -> Result<Result<Subscription, Failure>, Broken> {
+        self.store.data_mut().wasi.begin(moment);
+        let (context, wire) = arguments(moment, call);
+        let about = (&*call.method, self.limits.cluster.fuel_per_query);
+        match self.ask(about, |guest, store| guest.call_subscribe(store, context, wire))? {
+            Ok(wire) => {
+                let bytes = wire.initial.iter().map(Vec::len).sum::<usize>();
+                self.answer.response_bytes = bytes + wire.from_topic.len() + wire.to_topic.len();
+                Ok(self.check_answer(about.0).map(|()| Subscription {
+                    from_topic: wire.from_topic,
+                    to_topic: wire.to_topic,
+                    initial: wire.initial.into_iter().map(Bytes::from).collect(),
+                }))
+            }
+            Err(wire) => Ok(Err(failure(wire))),
+        }
+    }
+
+    /// What the machine says of itself.
+    pub(super) fn describe(
+        &mut self,
+    ) -> Result<super::bindings::conclave::fsm::types::Description, Broken> {
+        let about = ("describe", self.limits.cluster.fuel_per_state_call);
+        self.call(about, |guest, store| guest.call_describe(store))
+    }
+
+    /// The fuel that the last call took.
+    pub(super) fn fuel_used(&self) -> u64 {
+        self.fuel_used
+    }
+
+    /// The fuel that all calls took.
+    pub(super) fn fuel_used_in_all(&self) -> u64 {
+        self.fuel_used_in_all
+    }
+
+    /// The size of the last answer.
+    pub(super) fn answer_size(&self) -> AnswerSize {
+        self.answer
+    }
+
+    /// The trap report of an instance that broke.
+    pub(super) fn remains(&mut self) -> Remains {
+        Remains { last_words: self.take_error(), backtrace: std::mem::take(&mut self.backtrace) }
+    }
+
+    /// The linear memory that the instance holds.
+    pub(super) fn memory_bytes(&self) -> usize {
+        self.store.data().limiter.memory_bytes()
+    }
+
+    /// What the types of its memories allow it at most.
+    pub(super) fn memory_bytes_declared(&self) -> usize {
+        self.store.data().limiter.memory_bytes_declared()
+    }
+
+    /// Whether the machine's lines go to the node's log.
+    pub(super) fn mute(&mut self, muted: bool) {
+        self.store.data_mut().log.mute(muted);
+    }
+
+    /// Keeps the last error that the machine writes.
+    pub(super) fn keep_errors(&mut self) {
+        self.store.data_mut().log.keep_errors();
+    }
+
+    /// The last error that was kept.
+    pub(super) fn take_error(&mut self) -> Option<String> {
+        self.store.data_mut().log.take_error()
+    }
+
+    /// Another role for the same instance: a reader becomes the head.
+    pub(super) fn set_role(&mut self, role: &'static str) {
+        let log = &mut self.store.data_mut().log;
+        log.set_role(role);
+        log.mute(false);
+    }
+
+    /// Every call goes through here: fresh fuel before, the classification after.
+    fn call<R>(
+        &mut self,
+        (method, fuel): (&str, u64),
+        body: impl FnOnce(&Guest, &mut Store<State>) -> wasmtime::Result<R>,
+    ) -> Result<R, Broken> {
+        self.store.data_mut().limiter.begin_call();
+        self.answer = AnswerSize::default();
+        let result = self
+            .store
+            .set_fuel(fuel)
+            .and_then(|()| body(self.machine.conclave_fsm_fsm(), &mut self.store));
+        self.fuel_used = fuel.saturating_sub(self.store.get_fuel().unwrap_or(0));
+        self.fuel_used_in_all = self.fuel_used_in_all.saturating_add(self.fuel_used);
+        self.store.data_mut().end_call();
+        result.map_err(|error| {
+            tracing::debug!(method, ?error, "a call of the machine failed");
+            self.backtrace = error.downcast_ref().map(frames).unwrap_or_default();
+            let about = About { method, fuel, limits: &self.limits };
+            classify(&error, self.store.data().limiter.denied(), &about)
+        })
+    }
+
+    /// As [`Self::call`], for queries and subscriptions. More may be transferred than is answered: if the answer is
+    /// known to be too large only after the call has returned, the instance is intact.
+    fn ask<R>(
+        &mut self,
+        about: (&str, u64),
+        body: impl FnOnce(&Guest, &mut Store<State>) -> wasmtime::Result<R>,
+    ) -> Result<R, Broken> {
+        self.store.set_hostcall_fuel(self.limits.query_transfer_bytes_max());
+        let answer = self.call(about, body);
+        self.store.set_hostcall_fuel(self.limits.transfer_bytes_max());
+        answer
+    }
+
+    fn set_memory_bytes_max(&mut self, bytes: usize) {
+        self.limits.cluster.memory_bytes_max = bytes;
+        self.store.data_mut().limiter.set_memory_bytes_max(bytes);
+    }
+
+    /// Fails a query whose answer is larger than the limit. It changed nothing, so the instance is kept.
+    fn check_answer(&self, method: &str) -> Result<(), Failure> {
+        let AnswerSize { response_bytes, .. } = self.answer;
+        let ClusterLimits { response_bytes_max, .. } = self.limits.cluster;
+        if response_bytes <= response_bytes_max {
+            return Ok(());
+        }
+        let message = format!(
+            "{}: the response has {response_bytes} bytes; at most {response_bytes_max} are allowed \
+             (response_bytes_max): ask for less at once",
+            super::cut(method, METHOD_BYTES_MAX)
+        );
+        Err(Failure { code: Code::ResourceExhausted, message })
+    }
+
+    /// Refuses an answer that is larger than the limits. Response and events have a limit each.
+    fn check_size(&self, (method, fuel): (&str, u64)) -> Result<(), Broken> {
+        let AnswerSize { response_bytes, event_bytes } = self.answer;
+        let ClusterLimits { response_bytes_max, event_bytes_max, .. } = self.limits.cluster;
+        let detail = if response_bytes > response_bytes_max {
+            format!(
+                "the response has {response_bytes} bytes; at most {response_bytes_max} are allowed"
+            )
+        } else if event_bytes > event_bytes_max {
+            format!("the events count {event_bytes} bytes; at most {event_bytes_max} are allowed")
+        } else {
+            return Ok(());
+        };
+        let about = About { method, fuel, limits: &self.limits };
+        Err(Broken::Trap(about.trap(TrapKind::BadAnswer, &detail)))
+    }
+}
+
+/// The bytes of an answer, as they count towards its two limits.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct AnswerSize {
+    /// The response, or the initial messages of a subscription.
+    pub response_bytes: usize,
+    /// Topics, payloads and a constant for each event.
+    pub event_bytes: usize,
+}
+
+/// The bytes of an event, as they count towards the limit. The constant covers what wasmtime counts for its
+/// vectors, so an answer within its limits can always be transferred.
+fn counted_bytes(event: &WireEvent) -> usize {
+    const { assert!(size_of::<WireEvent>() <= EVENT_OVERHEAD_BYTES) };
+    event.topic.len() + event.payload.len() + EVENT_OVERHEAD_BYTES
+}
+
+/// As wasmtime words it, which also demangles, but without the heading.
+fn frames(backtrace: &WasmBacktrace) -> Vec<String> {
+    backtrace.to_string().lines().skip(1).map(|line| line.trim_end().to_owned()).collect()
+}
+
+impl Broken {
+    /// As a fault, where a trap is no outcome but a reason to stop: while a state is restored.
+    pub(super) fn into_fault(self, what: &str) -> Fault {
+        match self {
+            Self::Trap(trap) => {
+                Fault::new(format!("{what}: {} ({})", trap.message, trap.kind.name()))
+            }
+            Self::Fault(fault) => Fault::new(format!("{what}: {fault}")),
+            Self::Interrupted => Fault::new(format!("{what}: the machine is shutting down")),
+        }
+    }
+}
+
+fn arguments(moment: Moment, call: &Call) -> (WireContext<'_>, WireCall<'_>) {
+    let wire = WireCall { method: &call.method, request: &call.request };
+    (context(moment, &call.principal), wire)
+}
+
+fn context(moment: Moment, principal: &str) -> WireContext<'_> {
+    let Moment { index, time_ms, seed } = moment;
+    WireContext { index, time_ms, seed, principal }
+}
+
+fn failure(wire: WireFailure) -> Failure {
+    let code = match wire.code {
+        WireCode::InvalidArgument => Code::InvalidArgument,
+        WireCode::NotFound => Code::NotFound,
+        WireCode::AlreadyExists => Code::AlreadyExists,
+        WireCode::PermissionDenied => Code::PermissionDenied,
+        WireCode::FailedPrecondition => Code::FailedPrecondition,
+        WireCode::Aborted => Code::Aborted,
+        WireCode::OutOfRange => Code::OutOfRange,
+        WireCode::Unimplemented => Code::Unimplemented,
+        WireCode::ResourceExhausted => Code::ResourceExhausted,
+        WireCode::Internal => Code::Internal,
+    };
+    let mut message = wire.message;
+    message.truncate(super::cut(&message, FAILURE_BYTES_MAX).len());
+    Failure { code, message }
+}

@@ -1,0 +1,53 @@
+//! `wasi:cli`: a program without arguments, variables and a terminal, whose output goes to the node's log.
+
+use wasmtime::component::Resource;
+
+use super::{
+    Definitions, io, provide,
+    wire::{Input, Output, TerminalInput, TerminalOutput},
+};
+use crate::trap::Refusal;
+use conclave_types::TrapKind;
+
+pub(super) fn define(
+    to: &mut Definitions<'_>,
+    interface: &str,
+    name: &str,
+) -> wasmtime::Result<bool> {
+    match (interface, name) {
+        ("environment", "get-environment") => {
+            provide(to, name, |_, ()| Ok((Vec::<(String, String)>::new(),)))?;
+        }
+        ("environment", "get-arguments") => {
+            provide(to, name, |_, ()| Ok((Vec::<String>::new(),)))?;
+        }
+        ("environment", "initial-cwd") => provide(to, name, |_, ()| Ok((None::<String>,)))?,
+        ("exit", "exit") => {
+            provide(to, name, |_, (status,): (Result<(), ()>,)| exit(u8::from(status.is_err())))?;
+        }
+        ("exit", "exit-with-code") => provide(to, name, |_, (code,): (u8,)| exit(code))?,
+        ("stdin", "get-stdin") => {
+            provide(to, name, |_, ()| Ok((Resource::<Input>::new_own(0),)))?;
+        }
+        ("stdout", "get-stdout") => {
+            provide(to, name, |_, ()| Ok((Resource::<Output>::new_own(io::STDOUT),)))?;
+        }
+        ("stderr", "get-stderr") => {
+            provide(to, name, |_, ()| Ok((Resource::<Output>::new_own(io::STDERR),)))?;
+        }
+        ("terminal-stdin", "get-terminal-stdin") => {
+            provide(to, name, |_, ()| Ok((None::<Resource<TerminalInput>>,)))?;
+        }
+        ("terminal-stdout", "get-terminal-stdout") | ("terminal-stderr", "get-terminal-stderr") => {
+            provide(to, name, |_, ()| Ok((None::<Resource<TerminalOutput>>,)))?;
+        }
+        _ => return Ok(false),
+    }
+    Ok(true)
+}
+
+/// A machine has no end of its own: what exits leaves its memory as it was in mid-call.
+fn exit(code: u8) -> wasmtime::Result<()> {
+    let message = format!("the machine exited with code {code}");
+    Err(Refusal { kind: TrapKind::Panic, message }.into())
+}

@@ -1,0 +1,357 @@
+//! What happened, for those who watch.
+//!
+//! # Contract
+//! 1. The newest events are kept in memory, in the order of the log: all of those after an index, the
+//!    *floor*, up to the entry that the reader has applied last.
+//! 2. A watcher sees each event after its place whose topic lies in its range, once and in order, or is told
+//!    that one of them is not kept any more. It never waits for another watcher, and nothing waits for it.
+//! 3. An entry's events are noted once, when the reader applies it first: a reader that is rebuilt applies
+//!    entries again.
+//! 4. An event wakes only the watchers in whose range its topic lies. A watcher that has missed none of its events
+//!    is never behind the floor, however many others have been dropped meanwhile.
+//!
+//! # Caveat
+//! A reader that is built from this node's own snapshot has not seen what happened before: the floor moves there,
+//! and watchers behind it end. If another node's state takes the place of this one's, all watchers end, because
+//! what they were sent may be no part of the cluster's history.
+
+use std::{
+    collections::VecDeque,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+};
+
+use bytes::Bytes;
+
+use super::{
+    seats::{Seat, Seats, TopicRange},
+    shared::{End, Shared},
+};
+use crate::{bench, error::WatchError};
+use conclave_types::{Event, Outcome};
+
+/// What is kept: a watcher that resumes after a lost connection should find its place, and with events of a
+/// kilobyte this is a second of the fastest writes that a cluster takes.
+const KEPT_BYTES_MAX: usize = 16 << 20;
+/// What an event takes beside its bytes, about.
+const EVENT_BYTES: usize = 96;
+/// The bytes of events that a watcher takes at once; more if one entry has more. A subscriber that does not read
+/// holds that much.
+const TAKEN_BYTES: usize = 64 << 10;
+
+/// The events of one entry.
+struct Noted {
+    index: u64,
+    events: Vec<Event>,
+}
+
+impl Noted {
+    fn bytes(&self) -> usize {
+        self.events.iter().map(|event| bytes_of(&event.topic, &event.payload)).sum()
+    }
+}
+
+fn bytes_of(topic: &[u8], payload: &[u8]) -> usize {
+    topic.len() + payload.len() + EVENT_BYTES
+}
+
+#[derive(Default)]
+struct Kept {
+    /// All events after this index are kept.
+    floor: u64,
+    /// The last entry that was noted.
+    reached: u64,
+    noted: VecDeque<Noted>,
+    bytes: usize,
+    seats: Seats,
+}
+
+/// See the module's page.
+#[derive(Default)]
+pub(super) struct Events {
+    kept: Mutex<Kept>,
+    /// Their number, without the lock.
+    watchers: AtomicUsize,
+}
+
+impl Events {
+    fn lock(&self) -> MutexGuard<'_, Kept> {
+        self.kept.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Notes that the reader has applied an entry. Only one that it has not applied before counts.
+    pub(super) fn note(&self, index: u64, outcome: Option<Outcome>) {
+        if bench::bare() {
+            return;
+        }
+        let mut kept = self.lock();
+        if index <= kept.reached {
+            return;
+        }
+        kept.reached = index;
+        let Some(Outcome::Reply(reply)) = outcome else { return };
+        if reply.events.is_empty() {
+            return;
+        }
+        for event in &reply.events {
+            kept.seats.of_topic(&event.topic).for_each(|seat| seat.happened(index));
+        }
+        let noted = Noted { index, events: reply.events };
+        kept.bytes += noted.bytes();
+        kept.noted.push_back(noted);
+        // The newest entry stays, also if it is larger alone.
+        while kept.bytes > KEPT_BYTES_MAX
+            && kept.noted.len() > 1
+            && let Some(oldest) = kept.noted.pop_front()
+        {
+            kept.bytes -= oldest.bytes();
+            kept.floor = oldest.index;
+        }
+    }
+
+    /// Another node's state takes the place of the reader's, and is at `index`. No event is kept, also if the reader
+    /// had reached the same index: its events may be those of a state machine that had diverged.
+    pub(super) fn reset(&self, index: u64) {
+        let mut kept = self.lock();
+        kept.begin_at(index);
+        kept.end_watchers();
+    }
+
+    /// Ends all watchers that there are.
+    pub(super) fn end_watchers(&self) {
+        self.lock().end_watchers();
+    }
+
+    /// The reader stands at `index`, without having applied what lies before it.
+    pub(super) fn skip_to(&self, index: u64) {
+        let mut kept = self.lock();
+        if index <= kept.reached {
+            return;
+        }
+        let missed = kept.reached + 1;
+        kept.begin_at(index);
+        for seat in kept.seats.all() {
+            seat.happened(missed);
+        }
+    }
+
+    /// Watchers look whether they end.
+    pub(super) fn wake(&self) {
+        for seat in self.lock().seats.all() {
+            seat.wake();
+        }
+    }
+
+    /// Watchers at present.
+    pub(super) fn watchers(&self) -> usize {
+        self.watchers.load(Ordering::Relaxed)
+    }
+
+    /// Whether there are watchers.
+    pub(super) fn is_watched(&self) -> bool {
+        self.watchers() > 0
+    }
+}
+
+impl Kept {
+    fn begin_at(&mut self, index: u64) {
+        self.noted.clear();
+        (self.floor, self.reached, self.bytes) = (index, index, 0);
+    }
+
+    fn end_watchers(&self) {
+        for seat in self.seats.all() {
+            seat.replace();
+        }
+    }
+}
+
+/// Events as they happen: each whose topic lies in the range of a subscription.
+pub struct Watcher {
+    shared: Arc<Shared>,
+    range: TopicRange,
+    seat: Arc<Seat>,
+    /// Everything up to here has been taken.
+    place: u64,
+    taken: VecDeque<(u64, Vec<Bytes>)>,
+}
+
+impl Watcher {
+    /// Watches what happens after `place`, which the reader has reached. An empty `to_topic` is no limit.
+    ///
+    /// # Errors
+    /// What happened after it is not kept any more.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        place: u64,
+        from_topic: Vec<u8>,
+        to_topic: Vec<u8>,
+    ) -> Result<Self, WatchError> {
+        let range = TopicRange { from: from_topic, to: to_topic };
+        let seat = Arc::<Seat>::default();
+        let mut kept = shared.events.lock();
+        if place < kept.floor {
+            return Err(WatchError::Gone { index: place, floor: kept.floor });
+        }
+        let begin = kept.noted.partition_point(|noted| noted.index <= place);
+        let mut later = kept.noted.range(begin..);
+        let first = later.find(|noted| range.has_any_of(&noted.events));
+        seat.set_pending(first.map_or(0, |noted| noted.index));
+        kept.seats.insert(range.clone(), Arc::clone(&seat));
+        shared.events.watchers.fetch_add(1, Ordering::Relaxed);
+        drop(kept);
+        Ok(Self { shared, range, seat, place, taken: VecDeque::new() })
+    }
+
+    /// The next entry that brought about events of the range: its index, and their payloads. May be dropped
+    /// at any await.
+    ///
+    /// # Errors
+    /// This watcher has ended, and why.
+    pub async fn next(&mut self) -> Result<(u64, Vec<Bytes>), WatchError> {
+        let seat = Arc::clone(&self.seat);
+        loop {
+            self.check_state()?;
+            if let Some(next) = self.taken.pop_front() {
+                return Ok(next);
+            }
+            match self.shared.check() {
+                Ok(()) => {}
+                Err(End::Stopped) => return Err(WatchError::Stopped),
+                Err(End::Fault(fault)) => return Err(WatchError::Fault(fault)),
+            }
+            self.take()?;
+            if self.taken.is_empty() {
+                seat.woken().await;
+            }
+        }
+    }
+
+    /// An index up to which [`Watcher::next`] has given everything, or would wait. `None`: it would not wait.
+    ///
+    /// # Errors
+    /// As for [`Watcher::next`].
+    pub fn place(&mut self) -> Result<Option<u64>, WatchError> {
+        self.check_state()?;
+        if self.taken.is_empty() {
+            self.take()?;
+        }
+        Ok(self.taken.is_empty().then_some(self.place))
+    }
+
+    fn check_state(&self) -> Result<(), WatchError> {
+        match self.seat.is_replaced() {
+            true => Err(WatchError::Replaced { index: self.place }),
+            false => Ok(()),
+        }
+    }
+
+    fn take(&mut self) -> Result<(), WatchError> {
+        let kept = self.shared.events.lock();
+        self.check_state()?;
+        let pending = self.seat.pending();
+        if pending == 0 {
+            self.place = self.place.max(kept.reached);
+            return Ok(());
+        }
+        if pending <= kept.floor {
+            return Err(WatchError::Gone { index: self.place, floor: kept.floor });
+        }
+        let mut bytes = 0;
+        let begin = kept.noted.partition_point(|noted| noted.index < pending);
+        for noted in kept.noted.range(begin..) {
+            if !self.range.has_any_of(&noted.events) {
+                continue;
+            }
+            if bytes > TAKEN_BYTES {
+                self.seat.set_pending(noted.index);
+                return Ok(());
+            }
+            let events = noted.events.iter().filter(|event| self.range.contains(&event.topic));
+            let payloads: Vec<_> = events.map(|event| event.payload.clone()).collect();
+            bytes += payloads.iter().map(|payload| bytes_of(&[], payload)).sum::<usize>();
+            self.taken.push_back((noted.index, payloads));
+            self.place = noted.index;
+        }
+        self.seat.set_pending(0);
+        self.place = self.place.max(kept.reached);
+        Ok(())
+    }
+}
+
+impl Drop for Watcher {
+    fn drop(&mut self) {
+        self.shared.events.lock().seats.remove(&self.range, &self.seat);
+        self.shared.events.watchers.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl std::fmt::Debug for Watcher {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Watcher({})", self.place)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use conclave_types::Reply;
+
+    fn outcome(payload_bytes: usize) -> Option<Outcome> {
+        let event =
+            Event { topic: Bytes::from_static(b"a"), payload: vec![0; payload_bytes].into() };
+        Some(Outcome::Reply(Reply { events: vec![event], ..Reply::default() }))
+    }
+
+    fn indexes(events: &Events) -> Vec<u64> {
+        events.lock().noted.iter().map(|noted| noted.index).collect()
+    }
+
+    #[test]
+    fn an_entry_is_noted_once_and_the_oldest_make_room() {
+        let events = Events::default();
+        events.note(2, outcome(10));
+        events.note(3, None);
+        events.note(2, outcome(10));
+        assert_eq!((indexes(&events), events.lock().floor), (vec![2], 0));
+        events.note(5, outcome(KEPT_BYTES_MAX / 2));
+        events.note(6, outcome(KEPT_BYTES_MAX / 2));
+        assert_eq!((indexes(&events), events.lock().floor), (vec![6], 5));
+        // More than there is room for: the newest entry stays until the next one.
+        events.note(7, outcome(KEPT_BYTES_MAX));
+        assert_eq!((indexes(&events), events.lock().floor), (vec![7], 6));
+        events.note(8, outcome(10));
+        assert_eq!((indexes(&events), events.lock().floor), (vec![8], 7));
+    }
+
+    /// A node that is repaired while the cluster is idle stands where the peer's state is.
+    #[test]
+    fn a_reset_drops_the_events_up_to_the_same_index() {
+        let events = Events::default();
+        events.note(2, outcome(10));
+        events.skip_to(2);
+        assert_eq!(indexes(&events), [2], "a rebuilt reader keeps them");
+        events.reset(2);
+        assert!(indexes(&events).is_empty());
+        let (floor, reached) = {
+            let kept = events.lock();
+            (kept.floor, kept.reached)
+        };
+        assert_eq!((floor, reached), (2, 2));
+        events.note(2, outcome(10));
+        events.note(3, outcome(10));
+        assert_eq!(indexes(&events), [3]);
+    }
+
+    #[test]
+    fn what_was_not_applied_here_is_not_kept() {
+        let events = Events::default();
+        events.note(2, outcome(10));
+        events.skip_to(1);
+        assert_eq!(indexes(&events), [2]);
+        events.skip_to(9);
+        assert_eq!((indexes(&events), events.lock().floor), (vec![], 9));
+    }
+}

@@ -1,0 +1,377 @@
+//! The thread that applies committed entries, in the order of the log.
+
+mod activation;
+mod queries;
+
+use std::sync::{
+    Arc,
+    atomic::Ordering,
+    mpsc::{RecvTimeoutError, sync_channel},
+};
+use std::time::Duration;
+
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+
+use super::{
+    BatchItem,
+    digest::{Digests, OutcomeHash},
+    inbox::{Finished, Prepared, Promotion, Step},
+    restored::{Commit, Restored},
+    shared::{End, Shared},
+};
+use crate::{
+    clock::Clock,
+    error::Fault,
+    history::{Entry, Work},
+    instance::{Instance, Moment},
+    module::Module,
+    trap::Broken,
+};
+use conclave_types::{Call, Digest, Outcome, Reply, Trap, limits::ClusterLimits};
+
+/// What the head is asked to do.
+pub(super) enum Job {
+    /// Apply entries. The permit is the room that they take in the queue.
+    Apply { batch: Vec<BatchItem>, _room: OwnedSemaphorePermit },
+    /// Continue from another state that both instances have accepted.
+    Adopt { restored: Box<Restored>, commit: Commit, reply: oneshot::Sender<Result<(), Fault>> },
+    /// Tell the digest at an index, once the head has applied it.
+    Digest { index: u64, reply: oneshot::Sender<Option<Digest>> },
+    /// Begin the digest again.
+    BeginDigest { index: u64, digest: Digest },
+    /// Answer queries, because there is no standby.
+    AnswerQueries,
+    /// Look whether to stop.
+    Stop,
+}
+
+/// Finished entries go to the reader once they are so many, so that it works while the head does.
+const HANDOVER_COUNT: usize = 64;
+/// Or once they are so large.
+const HANDOVER_BYTES: usize = 1 << 20;
+
+pub(super) struct Head {
+    shared: Arc<Shared>,
+    /// Absent only between a trap and the promotion of the reader.
+    instance: Option<Instance>,
+    /// What the instance is one of.
+    module: Module,
+    clock: Clock,
+    digests: Digests,
+    /// Questions for the digest at an index that the head may not have reached yet.
+    asked: Vec<(u64, oneshot::Sender<Option<Digest>>)>,
+    finished: Vec<Finished>,
+    finished_bytes: usize,
+}
+
+impl Head {
+    pub(super) fn new(shared: Arc<Shared>, prepared: Prepared, digests: Digests) -> Self {
+        let Prepared { instance, module, clock } = prepared;
+        let (instance, finished) = (Some(instance), Vec::new());
+        let asked = Vec::new();
+        Self { shared, instance, module, clock, digests, asked, finished, finished_bytes: 0 }
+    }
+
+    pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
+        // Queries are left, so the thread must not wait for the next job.
+        let mut queries_left = false;
+        loop {
+            let job = if queries_left {
+                match jobs.try_recv() {
+                    Ok(job) => job,
+                    Err(mpsc::error::TryRecvError::Empty) => Job::AnswerQueries,
+                    Err(mpsc::error::TryRecvError::Disconnected) => return,
+                }
+            } else {
+                let Some(job) = jobs.blocking_recv() else { return };
+                job
+            };
+            let done = self.shared.check().and_then(|()| self.carry_out(job));
+            match done.and_then(|()| self.answer_queries()) {
+                Ok(more) => queries_left = more,
+                Err(End::Stopped) => return,
+                Err(End::Fault(fault)) => return self.shared.fail(fault),
+            }
+        }
+    }
+
+    fn carry_out(&mut self, job: Job) -> Result<(), End> {
+        match job {
+            Job::Apply { batch, _room } => return self.apply_batch(batch),
+            Job::Adopt { restored, commit, reply } => {
+                // The caller may have given up by now.
+                let _ = reply.send(self.adopt(*restored, commit));
+            }
+            Job::Digest { index, reply } => {
+                self.asked.retain(|(_, reply)| !reply.is_closed());
+                self.asked.push((index, reply));
+                self.answer_digests();
+            }
+            Job::BeginDigest { index, digest } => {
+                self.digests = Digests::new(index, digest);
+                self.shared.keeps_digest.store(true, Ordering::Release);
+            }
+            Job::AnswerQueries | Job::Stop => {}
+        }
+        Ok(())
+    }
+
+    fn apply_batch(&mut self, batch: Vec<BatchItem>) -> Result<(), End> {
+        for (index, entry, done) in batch {
+            self.shared.check()?;
+            let after = self.clock.index();
+            if index < after || (index == after && index > 0) {
+                return Err(Fault::new(format!(
+                    "entry {index} was handed to the machine after entry {after}"
+                ))
+                .into());
+            }
+            let (step, outcome, hash) = match entry {
+                None => {
+                    self.clock.skip_to(index);
+                    (Step::Skip { time_ms: self.clock.time_ms() }, None, None)
+                }
+                Some(entry) => {
+                    let activated = match &entry.work {
+                        Work::Activate(module) => Some(module.id()),
+                        Work::Call(_) | Work::Tick | Work::SetLimits(_) => None,
+                    };
+                    let (step, outcome) = self.apply_entry(entry)?;
+                    let hash = match activated {
+                        Some(module) => {
+                            OutcomeHash::of_activation(module, matches!(outcome, Outcome::Reply(_)))
+                        }
+                        None => OutcomeHash::of(&outcome),
+                    };
+                    (step, Some(outcome), Some(hash))
+                }
+            };
+            if let Some(hash) = hash {
+                self.digests.push(index, hash);
+            }
+            let finished = Finished { after, index, step, outcome: hash };
+            self.finished_bytes += finished.bytes();
+            self.finished.push(finished);
+            self.shared.applied.store(index, Ordering::Release);
+            if !self.asked.is_empty() {
+                self.answer_digests();
+            }
+            if let (Some(outcome), Some(done)) = (outcome, done) {
+                done(outcome);
+            }
+            if self.finished.len() >= HANDOVER_COUNT || self.finished_bytes >= HANDOVER_BYTES {
+                self.hand_over()?;
+                self.answer_queries()?;
+            }
+        }
+        self.hand_over()?;
+        if let Some(instance) = &self.instance {
+            self.shared
+                .counters
+                .head_memory_bytes
+                .store(instance.memory_bytes() as u64, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    fn apply_entry(&mut self, entry: Entry) -> Result<(Step, Outcome), End> {
+        let Entry { index, time_ms, work } = entry;
+        let before = self.clock.clone();
+        let moment = self.clock.advance(index, time_ms);
+        match work {
+            Work::Call(call) => self.apply_call(&before, moment, Some(call)),
+            Work::Tick => self.apply_call(&before, moment, None),
+            Work::Activate(module) => self.activate(&before, moment, module),
+            Work::SetLimits(limits) => self.set_limits(moment, limits),
+        }
+    }
+
+    /// Other limits hold from the next entry on. The state machine does not see it.
+    fn set_limits(
+        &mut self,
+        moment: Moment,
+        limits: ClusterLimits,
+    ) -> Result<(Step, Outcome), End> {
+        let Some(instance) = &mut self.instance else {
+            return Err(Fault::new("the head has no instance").into());
+        };
+        instance.set_cluster_limits(limits);
+        let outcome = Outcome::Reply(Reply { response: limits.to_bytes(), ..Reply::default() });
+        Ok((Step::SetLimits { moment, limits }, outcome))
+    }
+
+    /// A call, or without one a tick.
+    fn apply_call(
+        &mut self,
+        before: &Clock,
+        moment: Moment,
+        call: Option<Call>,
+    ) -> Result<(Step, Outcome), End> {
+        let index = moment.index;
+        let trap = match self.shared.history.trapped(index) {
+            Some(trap) => {
+                self.shared.counters.traps_replayed.fetch_add(1, Ordering::Relaxed);
+                trap
+            }
+            None => {
+                let Some(instance) = &mut self.instance else {
+                    return Err(Fault::new("the head has no instance").into());
+                };
+                // What it said in calls before is not said of this one.
+                instance.take_error();
+                let result = instance.run(moment, call.as_ref());
+                self.shared.counters.fuel.fetch_add(instance.fuel_used(), Ordering::Relaxed);
+                match result {
+                    Ok(outcome) => {
+                        self.shared.counters.outcome(&outcome);
+                        self.shared.note_wish(&outcome);
+                        return Ok((Step::Apply { moment, call }, outcome));
+                    }
+                    Err(Broken::Interrupted) => return Err(End::Stopped),
+                    Err(Broken::Fault(fault)) => {
+                        return Err(Fault::new(format!("applying entry {index}: {fault}")).into());
+                    }
+                    Err(Broken::Trap(trap)) => {
+                        if let Some(call) = &call {
+                            self.shared.absence.note_trapped(&call.method);
+                        }
+                        self.roll_back(before, index, &trap)?;
+                        trap
+                    }
+                }
+            }
+        };
+        let outcome = Outcome::Trap(trap);
+        self.shared.counters.outcome(&outcome);
+        Ok((Step::Skip { time_ms: moment.time_ms }, outcome))
+    }
+
+    /// Entry `index` trapped: goes on with the reader's instance, as it is after the entry before.
+    fn roll_back(&mut self, before: &Clock, index: u64, trap: &Trap) -> Result<(), End> {
+        tracing::warn!(
+            index,
+            kind = trap.kind.name(),
+            message = trap.message,
+            "an entry trapped and is rolled back"
+        );
+        if let Some(instance) = &mut self.instance {
+            self.shared.history.record_remains(index, instance.remains());
+        }
+        self.shared.history.record_trap(index, trap);
+        self.hand_over()?;
+        self.promote(before.index())
+    }
+
+    /// Replaces the instance, which trapped, by the reader's, as that is after `index`.
+    fn promote(&mut self, index: u64) -> Result<(), End> {
+        let (reply, promoted) = sync_channel(1);
+        {
+            let mut queue = self.shared.inbox.lock();
+            if queue.ended {
+                return Err(self.ended());
+            }
+            queue.promotion = Some(Promotion { index, reply, broken: self.instance.take() });
+            self.shared.inbox.wake_reader(&mut queue);
+        }
+        // The reader answers, or ends and drops the request with its queue.
+        let instance = loop {
+            match promoted.recv_timeout(Duration::from_millis(100)) {
+                Ok(instance) => break instance,
+                Err(RecvTimeoutError::Timeout) => self.shared.check()?,
+                Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
+            }
+        };
+        self.instance = Some(instance);
+        self.shared.counters.promotions.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// Gives the reader what has been finished. Waits for room, unless the reader is catching up.
+    fn hand_over(&mut self) -> Result<(), End> {
+        if self.finished.is_empty() {
+            return Ok(());
+        }
+        let bytes_max = self.shared.engine.limits().queue_bytes_max;
+        let inbox = &self.shared.inbox;
+        let mut queue = inbox.lock();
+        while !queue.catching_up && queue.finished_bytes > bytes_max && !queue.ended {
+            self.shared.check()?;
+            inbox.wake_reader(&mut queue);
+            queue = inbox.wait_for_room(queue);
+        }
+        if queue.ended {
+            drop(queue);
+            return Err(self.ended());
+        }
+        queue.push(&mut self.finished, self.finished_bytes, bytes_max);
+        self.finished_bytes = 0;
+        self.shared
+            .counters
+            .reader_queue_bytes
+            .store(queue.finished_bytes as u64, Ordering::Relaxed);
+        inbox.wake_for_entries(&mut queue, self.shared.events.is_watched());
+        Ok(())
+    }
+
+    /// Answers the questions for digests up to where the head stands.
+    fn answer_digests(&mut self) {
+        let reached = self.clock.index();
+        for (index, reply) in self.asked.extract_if(.., |(index, _)| *index <= reached) {
+            // The caller may have given up by now.
+            let _ = reply.send(self.digests.at(index));
+        }
+    }
+
+    /// Replaces both instances, or neither. `commit` makes the state the one that a rebuild begins from; it
+    /// runs here so that a rebuild does not skip entries that are still queued before.
+    fn adopt(&mut self, restored: Restored, commit: Commit) -> Result<(), Fault> {
+        let Restored { head, reader, module, clock, digest } = restored;
+        let (index, applied) = (clock.index(), self.clock.index());
+        let digests = Digests::of(index, digest);
+        if index < applied {
+            return Err(Fault::new(format!(
+                "the state at index {index} is older than the machine's, at {applied}"
+            )));
+        }
+        commit().map_err(|error| {
+            Fault::new(format!("the state at index {index} cannot be installed: {error}"))
+        })?;
+        let mut queue = self.shared.inbox.lock();
+        if queue.ended {
+            return Err(self.shared.end());
+        }
+        queue.finished.clear();
+        queue.finished_bytes = 0;
+        queue.pushed = index;
+        let (reader_module, reader_clock) = (module.clone(), clock.clone());
+        queue.replacement =
+            Some(Prepared { instance: reader, module: reader_module, clock: reader_clock });
+        self.shared.inbox.wake_reader(&mut queue);
+        drop(queue);
+        self.instance = Some(head);
+        self.become_of(module);
+        self.clock = clock;
+        self.shared.keeps_digest.store(digests.is_kept(), Ordering::Release);
+        self.digests = digests;
+        self.shared.applied.store(index, Ordering::Release);
+        self.answer_digests();
+        self.shared.wish.send_replace(Some(0));
+        self.shared.counters.restores.fetch_add(1, Ordering::Relaxed);
+        Ok(())
+    }
+
+    /// From now on the instance is one of this module, for all to see.
+    fn become_of(&mut self, module: Module) {
+        self.module = module;
+        self.shared.active.send_if_modified(|active| {
+            std::mem::replace(active, self.module.clone()) != self.module
+        });
+    }
+
+    fn ended(&self) -> End {
+        match self.shared.check() {
+            Err(end) => end,
+            Ok(()) => Fault::new("the reader has ended").into(),
+        }
+    }
+}

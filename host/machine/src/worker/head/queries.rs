@@ -1,0 +1,88 @@
+//! The primary answers queries while there is no standby, between two batches of entries.
+
+use std::sync::atomic::Ordering;
+
+use super::Head;
+use crate::{
+    error::QueryError,
+    trap::Broken,
+    worker::{
+        Answered,
+        inbox::{Ask, Question},
+        shared::End,
+    },
+};
+
+/// The queries of one turn: all entries wait for them.
+const TURN_COUNT: usize = 64;
+/// Fuel after which entries have their turn: some ten milliseconds, and one more query.
+const TURN_FUEL: u64 = 15_000_000;
+
+impl Head {
+    /// Answers some queries, if there is no standby. True: more are waiting.
+    pub(super) fn answer_queries(&mut self) -> Result<bool, End> {
+        if self.shared.absence.is_over() {
+            return Ok(false);
+        }
+        let absence = &self.shared.absence;
+        let (mut questions, mut more) = {
+            let mut queue = self.shared.inbox.lock();
+            queue.primary_asked = false;
+            if !queue.primary_answers || queue.promotion.is_some() {
+                return Ok(false);
+            }
+            queue.serve(self.clock.index());
+            queue.take_queries(TURN_COUNT, |call| !absence.has_trapped(&call.method))
+        };
+        let mut fuel = 0;
+        while fuel < TURN_FUEL
+            && let Some(question) = questions.pop_front()
+        {
+            fuel += self.answer_query(question)?;
+        }
+        if !questions.is_empty() {
+            more = true;
+            let mut queue = self.shared.inbox.lock();
+            while let Some(question) = questions.pop_back() {
+                queue.ready.push_front(question);
+            }
+            // There may be a standby by now.
+            self.shared.inbox.wake_reader(&mut queue);
+        }
+        Ok(more)
+    }
+
+    /// Answers one query and returns the fuel that it took.
+    fn answer_query(&mut self, question: Question) -> Result<u64, End> {
+        let Question { call, ask: Ask::Query(reply), .. } = question else { return Ok(0) };
+        let Some(instance) = &mut self.instance else { return Ok(0) };
+        if reply.is_closed() {
+            return Ok(0);
+        }
+        let now = self.clock.now();
+        self.shared.counters.queries.fetch_add(1, Ordering::Relaxed);
+        let result = instance.query(now, &call);
+        let fuel = instance.fuel_used();
+        match result {
+            // The caller may have given up, here and below.
+            Ok(result) => _ = reply.send(Ok(Answered { index: now.index, result })),
+            Err(Broken::Trap(trap)) => {
+                tracing::warn!(
+                    kind = trap.kind.name(),
+                    message = trap.message,
+                    method = &*call.method,
+                    "a query trapped on the primary, which is replaced: writes wait for a new standby"
+                );
+                self.shared.counters.query_traps.fetch_add(1, Ordering::Relaxed);
+                self.shared.absence.note_trapped(&call.method);
+                let _ = reply.send(Err(QueryError::Trap(trap)));
+                self.promote(now.index)?;
+            }
+            Err(Broken::Interrupted) => return Err(End::Stopped),
+            Err(broken @ Broken::Fault(_)) => {
+                return Err(broken.into_fault("answering a query on the primary").into());
+            }
+        }
+        Ok(fuel)
+    }
+}

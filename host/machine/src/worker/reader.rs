@@ -1,0 +1,488 @@
+//! The thread that follows the head, answers queries and writes snapshots.
+//!
+//! Its loop takes a little of everything in turn, so that no kind of work waits for another to run
+//! dry: a promotion, snapshots to begin, some entries, queries, one piece of one snapshot.
+//!
+//! After entries it naps for a few milliseconds, unless there is other work, so that one wake-up of its thread
+//! serves several entries. A query, a subscription, a snapshot or a promotion wakes it.
+
+mod absence;
+mod activation;
+mod questions;
+mod streams;
+
+use std::{
+    collections::{HashMap, VecDeque},
+    sync::{Arc, atomic::Ordering},
+};
+
+use wasmtime::component::ResourceAny;
+
+use super::{
+    digest::OutcomeHash,
+    inbox::{Finished, Prepared, Promotion, Question, Queue, ReadRequest, SnapshotRequest, Step},
+    shared::{End, Restore, Shared},
+};
+use crate::{
+    clock::Clock,
+    error::{Fault, HistoryError, QueryError},
+    history::{Entry, Work},
+    instance::{Instance, Moment},
+    module::Module,
+    trap::Broken,
+};
+use conclave_types::{Call, Outcome, Trap, TrapKind, limits::ClusterLimits};
+
+/// Entries and queries of one turn: a millisecond or two of work each, about what a piece of a
+/// snapshot takes, so that neither starves the other.
+const TURN_COUNT: usize = 256;
+/// How often in a row a build may find that the log was purged under it.
+const GAPS_MAX: u32 = 5;
+
+pub(super) struct Reader {
+    shared: Arc<Shared>,
+    /// Absent after a trap or a promotion, until it has been built.
+    instance: Option<Instance>,
+    /// What the instance is one of.
+    module: Module,
+    clock: Clock,
+    streams: HashMap<u64, OpenStream>,
+    next_stream: u64,
+    gaps: u32,
+    /// The index of the state of another node that was adopted last. A snapshot of this node up to there is older.
+    adopted_at: u64,
+    /// The instance that was replaced, to be dropped outside of the lock.
+    retired: Option<Instance>,
+    /// The last turn had entries, so that more may follow soon.
+    followed: bool,
+}
+
+/// A snapshot that is being read.
+#[derive(Clone, Copy)]
+struct OpenStream {
+    snapshot: ResourceAny,
+    /// The bytes read so far.
+    bytes: usize,
+}
+
+/// What one turn does, as taken from the queue.
+#[derive(Default)]
+struct Turn {
+    promotion: Option<Promotion>,
+    snapshots: Vec<SnapshotRequest>,
+    closed: Vec<u64>,
+    queries: VecDeque<Question>,
+    read: Option<ReadRequest>,
+    entries: Vec<Finished>,
+    /// Read the history up to here.
+    gap: Option<u64>,
+}
+
+impl Turn {
+    fn is_empty(&self) -> bool {
+        self.promotion.is_none()
+            && self.snapshots.is_empty()
+            && self.closed.is_empty()
+            && self.queries.is_empty()
+            && self.read.is_none()
+            && self.entries.is_empty()
+            && self.gap.is_none()
+    }
+}
+
+impl Reader {
+    pub(super) fn new(shared: Arc<Shared>, prepared: Prepared) -> Self {
+        let Prepared { instance, module, clock } = prepared;
+        Self {
+            shared,
+            instance: Some(instance),
+            module,
+            adopted_at: clock.index(),
+            clock,
+            streams: HashMap::new(),
+            next_stream: 0,
+            gaps: 0,
+            retired: None,
+            followed: false,
+        }
+    }
+
+    pub(super) fn run(mut self) {
+        let end = loop {
+            let done = self.turn().or_else(|end| match end {
+                // The primary works without a standby.
+                End::Fault(fault) if self.shared.fault().is_none() => self.rest(fault),
+                end => Err(end),
+            });
+            if let Err(end) = done {
+                break end;
+            }
+        };
+        if let End::Fault(fault) = end {
+            self.shared.fail(fault);
+        }
+    }
+
+    fn turn(&mut self) -> Result<(), End> {
+        self.shared.check()?;
+        if self.instance.is_none() {
+            self.begin_absence();
+            if !self.replaced() {
+                self.build()?;
+            }
+        }
+        let turn = self.take()?;
+        if let Some(promotion) = turn.promotion {
+            self.promote(promotion)?;
+        }
+        for stream in turn.closed {
+            self.close(stream)?;
+        }
+        for request in turn.snapshots {
+            self.begin_snapshot(request)?;
+        }
+        if let Some(to) = turn.gap {
+            self.catch_up(to)?;
+        }
+        self.followed = !turn.entries.is_empty();
+        for finished in turn.entries {
+            self.follow(finished)?;
+        }
+        self.answer_some(turn.queries)?;
+        if let Some(request) = turn.read {
+            self.read(request)?;
+        }
+        Ok(())
+    }
+
+    /// Waits for work and takes some.
+    fn take(&mut self) -> Result<Turn, End> {
+        let shared = Arc::clone(&self.shared);
+        let mut queue = shared.inbox.lock();
+        loop {
+            shared.check()?;
+            self.adopt(&mut queue);
+            if self.succeed(&mut queue) {
+                // Releasing a large memory takes long.
+                drop(queue);
+                self.retired = None;
+                queue = shared.inbox.lock();
+                continue;
+            }
+            let turn = self.take_now(&mut queue)?;
+            if !turn.is_empty() {
+                return Ok(turn);
+            }
+            let naps = std::mem::take(&mut self.followed);
+            queue = shared.inbox.wait_for_work(queue, naps);
+        }
+    }
+
+    fn take_now(&mut self, queue: &mut Queue) -> Result<Turn, End> {
+        let mut turn = Turn::default();
+        let applied = self.clock.index();
+        queue.serve(applied);
+        turn.closed = std::mem::take(&mut queue.closed);
+        turn.read = queue.reads.pop_front();
+        if !queue.snapshots.is_empty() {
+            // A request that nobody waits for would hold the reader at its index.
+            queue.snapshots.retain(|request| !request.reply.is_closed());
+            let due = |request: &mut SnapshotRequest| request.index <= applied;
+            turn.snapshots = queue.snapshots.extract_if(.., due).collect();
+        }
+        if let Some(promotion) = &queue.promotion {
+            if applied > promotion.index {
+                return Err(Fault::new(format!(
+                    "the entry after {} trapped, and the newest snapshot is already at {applied}: restart the node to go on from it",
+                    promotion.index
+                ))
+                .into());
+            }
+            if applied == promotion.index {
+                turn.promotion = queue.promotion.take();
+                return Ok(turn);
+            }
+        }
+        turn.gap = queue.gap(applied).map(|to| to.min(queue.boundary()));
+        queue.catching_up = turn.gap.is_some();
+        self.end_absence(queue);
+        // An older state than the one that was served last is shown to no caller. And all writes wait for a
+        // promotion, so no query is answered before it.
+        if applied >= queue.serving && queue.promotion.is_none() && !queue.primary_answers {
+            let count = queue.ready.len().min(TURN_COUNT);
+            turn.queries = queue.ready.drain(..count).collect();
+        }
+        if turn.gap.is_none() && turn.snapshots.is_empty() {
+            queue.take(applied, TURN_COUNT, &mut turn.entries);
+            let counters = &self.shared.counters;
+            counters.reader_queue_bytes.store(queue.finished_bytes as u64, Ordering::Relaxed);
+            self.shared.inbox.made_room();
+        }
+        Ok(turn)
+    }
+
+    /// Goes on with the instance that a restore has prepared.
+    fn adopt(&mut self, queue: &mut Queue) -> bool {
+        let Some(prepared) = queue.replacement.take() else { return false };
+        self.streams.clear();
+        self.instance = Some(prepared.instance);
+        self.module = prepared.module;
+        self.clock = prepared.clock;
+        self.shared.events.reset(self.clock.index());
+        self.adopted_at = self.clock.index();
+        queue.successor = None;
+        self.shared.absence.replaced();
+        queue.catching_up = false;
+        true
+    }
+
+    fn replaced(&mut self) -> bool {
+        let shared = Arc::clone(&self.shared);
+        let mut queue = shared.inbox.lock();
+        self.adopt(&mut queue) || self.succeed(&mut queue)
+    }
+
+    /// Makes a new instance from the newest snapshot. The entries after it come with the next turns.
+    fn build(&mut self) -> Result<(), End> {
+        self.streams.clear();
+        self.shared.inbox.lock().catching_up = true;
+        self.shared.inbox.made_room();
+        self.shared.counters.reader_builds.fetch_add(1, Ordering::Relaxed);
+        let unreadable =
+            |error: HistoryError| Fault::new(format!("the reader cannot be rebuilt: {error}"));
+        let (instance, module, clock) = match self.shared.history.snapshot().map_err(unreadable)? {
+            None => {
+                let instance = self
+                    .shared
+                    .fresh("reader")
+                    .map_err(|broken| end_of(broken, "starting a reader"))?;
+                (instance, self.shared.initial.clone(), self.shared.clock())
+            }
+            Some(saved) => {
+                let (index, module) = (saved.index, saved.module.clone());
+                match self.shared.restored(["reader"], saved) {
+                    Ok(([instance], clock)) => (instance, module, clock),
+                    Err(Restore::Stopped) => return Err(End::Stopped),
+                    // It was replaced by a newer one while it was read.
+                    Err(Restore::History(HistoryError::Gap(_), _)) => return self.gap(index),
+                    Err(other) => return Err(other.into_fault().into()),
+                }
+            }
+        };
+        tracing::info!(index = clock.index(), "a new reader was built from the history");
+        self.instance = Some(instance);
+        self.module = module;
+        self.clock = clock;
+        self.shared.events.skip_to(self.clock.index());
+        Ok(())
+    }
+
+    /// The log was purged under a build: starts over from the snapshot that allowed it.
+    fn gap(&mut self, index: u64) -> Result<(), End> {
+        self.instance = None;
+        self.gaps += 1;
+        if self.gaps > GAPS_MAX {
+            return Err(Fault::new(format!(
+                "the reader cannot be rebuilt: the log after {index} is gone"
+            ))
+            .into());
+        }
+        Ok(())
+    }
+
+    /// Applies entries of the history, up to `to` or as many as it gives at once.
+    fn catch_up(&mut self, to: u64) -> Result<(), End> {
+        let from = self.clock.index() + 1;
+        let entries = match self.shared.history.entries(from, to) {
+            Ok(entries) => entries,
+            Err(HistoryError::Gap(index)) => return self.gap(index),
+            Err(error) => {
+                return Err(Fault::new(format!("the reader cannot be rebuilt: {error}")).into());
+            }
+        };
+        self.gaps = 0;
+        if entries.is_empty() {
+            self.clock.skip_to(to);
+        }
+        for Entry { index, time_ms, work } in entries {
+            self.shared.check()?;
+            if index <= self.clock.index() || index > to {
+                return Err(Fault::new(format!(
+                    "the history gave entry {index} for {from} to {to}"
+                ))
+                .into());
+            }
+            let moment = self.clock.advance(index, time_ms);
+            self.replay(moment, work)?;
+        }
+        self.publish(None);
+        Ok(())
+    }
+
+    /// Does what the head did at an entry of the history.
+    fn replay(&mut self, moment: Moment, work: Work) -> Result<(), End> {
+        let call = match work {
+            Work::Call(call) => Some(call),
+            Work::Tick => None,
+            Work::Activate(module) => {
+                let known = self.shared.not_activated(moment.index, &self.module, &module);
+                return if known.is_none() { self.activate(moment.index, module) } else { Ok(()) };
+            }
+            Work::SetLimits(limits) => {
+                self.set_limits(limits);
+                return Ok(());
+            }
+        };
+        if self.shared.history.trapped(moment.index).is_none() {
+            self.apply(moment, call.as_ref(), None)?;
+        }
+        Ok(())
+    }
+
+    /// Follows the head over one entry.
+    fn follow(&mut self, finished: Finished) -> Result<(), End> {
+        match finished.step {
+            Step::Apply { moment, call } => {
+                self.clock.follow(moment.index, moment.time_ms);
+                return self.apply(moment, call.as_ref(), finished.outcome);
+            }
+            Step::Activate { moment, module } => {
+                self.clock.follow(moment.index, moment.time_ms);
+                self.activate(moment.index, module)?;
+            }
+            Step::SetLimits { moment, limits } => {
+                self.clock.follow(moment.index, moment.time_ms);
+                self.set_limits(limits);
+            }
+            Step::Skip { time_ms } => self.clock.follow(finished.index, time_ms),
+        }
+        self.publish(None);
+        Ok(())
+    }
+
+    /// An instance that was lost in the middle of a turn gets the limits from the history.
+    fn set_limits(&mut self, limits: ClusterLimits) {
+        if let Some(instance) = &mut self.instance {
+            instance.set_cluster_limits(limits);
+        }
+    }
+
+    /// The reader stands after its clock's entry, whose outcome this is, if the machine saw it.
+    fn publish(&self, outcome: Option<Outcome>) {
+        self.shared.counters.reader_applied.store(self.clock.index(), Ordering::Relaxed);
+        // An instance that was lost on the way comes to these entries again.
+        if self.instance.is_some() {
+            self.shared.events.note(self.clock.index(), outcome);
+        }
+    }
+
+    /// Applies an entry that the head has applied. A different outcome here means that the machine is
+    /// no function of the log.
+    fn apply(
+        &mut self,
+        moment: Moment,
+        call: Option<&Call>,
+        expected: Option<OutcomeHash>,
+    ) -> Result<(), End> {
+        let Some(instance) = &mut self.instance else {
+            // Lost in the middle of a turn: the entry comes again from the history.
+            return Ok(());
+        };
+        instance.mute(true);
+        let result = instance.run(moment, call);
+        instance.mute(false);
+        self.shared
+            .counters
+            .reader_memory_bytes
+            .store(instance.memory_bytes() as u64, Ordering::Relaxed);
+        let index = moment.index;
+        match result {
+            Ok(outcome)
+                if expected.is_none_or(|expected| OutcomeHash::of(&outcome) == expected) =>
+            {
+                self.publish(Some(outcome));
+                Ok(())
+            }
+            Ok(_) => Err(self.diverged(index, "answered otherwise").into()),
+            // A snapshot that is being read keeps what entries overwrite, and they do it for the sake of
+            // that: the head has neither cost. Without snapshots the entry gets a second try.
+            Err(Broken::Trap(Trap {
+                kind: TrapKind::MemoryExhausted | TrapKind::FuelExhausted,
+                message,
+            })) if !self.streams.is_empty() => {
+                tracing::warn!(
+                    index,
+                    message,
+                    "an entry exhausted the reader while a snapshot was read from it: the snapshot is \
+                     lost, and a new reader is built"
+                );
+                self.streams.clear();
+                self.instance = None;
+                Ok(())
+            }
+            // A heap that has seen queries and snapshots is not the primary's heap. A new standby has seen none.
+            Err(Broken::Trap(Trap {
+                kind: TrapKind::MemoryExhausted | TrapKind::FuelExhausted,
+                message,
+            })) => Err(Fault::new(format!(
+                "entry {index} exhausted the standby and not the primary ({message}): such entries are near a limit"
+            ))
+            .into()),
+            Err(Broken::Trap(trap)) => {
+                Err(self.diverged(index, &format!("trapped ({})", trap.message)).into())
+            }
+            Err(broken) => Err(end_of(broken, &format!("applying entry {index} on the reader"))),
+        }
+    }
+
+    /// The head has lost its instance and gets this one.
+    fn promote(&mut self, promotion: Promotion) -> Result<(), End> {
+        // What snapshots still hold would be held for as long as the head lives.
+        self.close_all()?;
+        match self.instance.take() {
+            Some(mut instance) => {
+                instance.set_role("head");
+                // First, so that no caller that was told of the trap finds a standby that is gone.
+                self.begin_absence();
+                // If nobody takes it, the head is ending.
+                let _ = promotion.reply.send(instance);
+                // Writes go on meanwhile.
+                drop(promotion.broken);
+            }
+            // It trapped as the snapshot was let go: the next one is promoted.
+            None => self.shared.inbox.lock().promotion = Some(promotion),
+        }
+        Ok(())
+    }
+}
+
+impl Drop for Reader {
+    /// However the thread ends, nobody waits for it any longer.
+    fn drop(&mut self) {
+        let mut queue = self.shared.inbox.lock();
+        queue.ended = true;
+        let fault = self.shared.fault().cloned();
+        let why = || fault.clone().map_or(QueryError::Stopped, QueryError::Fault);
+        let questions: Vec<Question> = queue.ready.drain(..).collect();
+        for question in questions.into_iter().chain(std::mem::take(&mut queue.waiting)) {
+            question.ask.fail(why());
+        }
+        for request in std::mem::take(&mut queue.snapshots) {
+            let _ = request.reply.send(Err(self.shared.snapshot_end()));
+        }
+        for request in std::mem::take(&mut queue.reads) {
+            let _ = request.reply.send(Err(self.shared.snapshot_end()));
+        }
+        queue.promotion = None;
+        queue.finished.clear();
+        drop(queue);
+        self.shared.inbox.wake_all();
+    }
+}
+
+fn end_of(broken: Broken, what: &str) -> End {
+    match broken {
+        Broken::Interrupted => End::Stopped,
+        other => End::Fault(other.into_fault(what)),
+    }
+}

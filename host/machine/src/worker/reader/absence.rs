@@ -1,0 +1,124 @@
+//! The time without a standby: after a promotion or a trap, until another instance has been built and has caught up.
+
+use std::{sync::atomic::Ordering, time::Instant};
+
+use super::{Reader, TURN_COUNT};
+use crate::{
+    error::{Fault, QueryError, SnapshotError},
+    worker::{inbox::Queue, shared::End},
+};
+
+impl Reader {
+    /// From now on the primary answers queries.
+    pub(super) fn begin_absence(&self) {
+        let mut queue = self.shared.inbox.lock();
+        if !queue.primary_answers {
+            queue.primary_answers = true;
+            self.shared.absence.begin();
+        }
+        self.shared.ask_primary(&mut queue);
+    }
+
+    /// The standby answers queries again, if it is as good as level with the primary. It has to become level first:
+    /// no caller is shown an older state than another was shown before.
+    pub(super) fn end_absence(&self, queue: &mut Queue) {
+        if queue.primary_answers
+            && self.instance.is_some()
+            && queue.promotion.is_none()
+            && !queue.catching_up
+            && queue.finished.len() < TURN_COUNT
+        {
+            queue.primary_answers = false;
+            // A request that the primary has not looked at yet is of no use to the next absence.
+            queue.primary_asked = false;
+            self.shared.absence.end();
+        }
+    }
+
+    /// Continues with the instance that a snapshot was restored into, unless the present one is needed. The entries after
+    /// the snapshot come with the next turns; meanwhile the primary answers queries.
+    pub(super) fn succeed(&mut self, queue: &mut Queue) -> bool {
+        let is_needed = self.instance.is_some()
+            && !(self.streams.is_empty()
+                && queue.promotion.is_none()
+                && queue.snapshots.is_empty()
+                && queue.reads.is_empty());
+        if is_needed {
+            return false;
+        }
+        let Some(successor) = queue.successor.take() else { return false };
+        if successor.clock.index() <= self.adopted_at {
+            return false;
+        }
+        if !queue.primary_answers {
+            queue.primary_answers = true;
+            self.shared.absence.begin();
+        }
+        self.shared.ask_primary(queue);
+        self.retired = self.instance.replace(successor.instance);
+        self.streams.clear();
+        self.module = successor.module;
+        self.clock = successor.clock;
+        self.shared.counters.rotations.fetch_add(1, Ordering::Relaxed);
+        self.shared.events.skip_to(self.clock.index());
+        queue.catching_up = true;
+        true
+    }
+
+    /// Waits, without a standby, before another one is tried.
+    ///
+    /// # Errors
+    /// The primary has trapped, so that there is no instance at all.
+    pub(super) fn rest(&mut self, fault: Fault) -> Result<(), End> {
+        self.instance = None;
+        self.streams.clear();
+        self.gaps = 0;
+        self.begin_absence();
+        let reason = fault.to_string();
+        let pause = self.shared.absence.failed(reason.clone());
+        let shared = std::sync::Arc::clone(&self.shared);
+        let mut queue = shared.inbox.lock();
+        if queue.promotion.is_some() {
+            return Err(fault.into());
+        }
+        tracing::error!(
+            reason,
+            next_attempt_s = pause.as_secs(),
+            "this node has no standby instance: it works, but a trap would stop it"
+        );
+        // The primary must not wait for room.
+        queue.catching_up = true;
+        shared.inbox.made_room();
+        let until = Instant::now() + pause;
+        loop {
+            shared.check()?;
+            let left = until.saturating_duration_since(Instant::now());
+            if left.is_zero() || queue.promotion.is_some() || queue.replacement.is_some() {
+                return Ok(());
+            }
+            for question in queue.take_subscriptions() {
+                question.ask.fail(QueryError::NoStandby(reason.clone()));
+            }
+            for request in queue.snapshots.drain(..) {
+                // The caller may have given up, here and below.
+                let _ = request.reply.send(Err(SnapshotError::NoStandby(reason.clone())));
+            }
+            for request in queue.reads.drain(..) {
+                let _ = request.reply.send(Err(SnapshotError::Lost));
+            }
+            queue.closed.clear();
+            queue = shared.inbox.wait_at_most(queue, left);
+        }
+    }
+
+    /// Notes that the standby disagrees with the primary at an entry.
+    pub(super) fn diverged(&self, index: u64, how: &str) -> Fault {
+        let reason = format!(
+            "the component {} is not deterministic, or one of its queries changes the state: at entry {index} the \
+             primary gave an answer and the standby {how}",
+            self.module.name()
+        );
+        self.shared.absence.disagreed(&reason);
+        Fault::new(reason)
+    }
+}

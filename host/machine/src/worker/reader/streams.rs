@@ -1,0 +1,114 @@
+//! Snapshots that are read from the reader, piece by piece.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use bytes::Bytes;
+
+use super::{OpenStream, Reader, end_of};
+use crate::{
+    carry_over::too_large,
+    error::SnapshotError,
+    instance::Instance,
+    trap::Broken,
+    worker::{
+        inbox::{Chunk, ReadRequest, SnapshotRequest},
+        shared::End,
+        stream::StateStream,
+    },
+};
+
+/// Snapshots that are read at once. One is taken by policy; others are for people.
+const STREAMS_MAX: usize = 4;
+
+impl Reader {
+    /// Captures the state, to be read while entries go on.
+    pub(super) fn begin_snapshot(&mut self, request: SnapshotRequest) -> Result<(), End> {
+        let now = self.clock.now();
+        let answer = if request.index < now.index {
+            Err(SnapshotError::Passed { index: request.index, applied: now.index })
+        } else if self.streams.len() >= STREAMS_MAX {
+            Err(SnapshotError::Busy)
+        } else {
+            self.shared.counters.snapshots.fetch_add(1, Ordering::Relaxed);
+            self.on_instance("taking a snapshot", Instance::snapshot)?.map(|snapshot| {
+                let stream = self.next_stream;
+                self.next_stream += 1;
+                self.streams.insert(stream, OpenStream { snapshot, bytes: 0 });
+                let module = self.module.clone();
+                StateStream::new(Arc::clone(&self.shared), module, stream, now)
+            })
+        };
+        // Wherever the stream is dropped, there or here, that closes it.
+        let _ = request.reply.send(answer);
+        Ok(())
+    }
+
+    /// Gives the next piece of a snapshot.
+    pub(super) fn read(&mut self, request: ReadRequest) -> Result<(), End> {
+        let chunk: Chunk = match self.streams.get(&request.stream).copied() {
+            None => Err(SnapshotError::Lost),
+            Some(OpenStream { snapshot, .. }) => {
+                let chunk = self.on_instance("reading a snapshot", |instance| {
+                    instance.snapshot_read(snapshot)
+                })?;
+                chunk.and_then(|bytes: Bytes| {
+                    self.count(request.stream, bytes.len())?;
+                    Ok((!bytes.is_empty()).then_some(bytes))
+                })
+            }
+        };
+        if !matches!(chunk, Ok(Some(_))) {
+            self.close(request.stream)?;
+        }
+        let _ = request.reply.send(chunk);
+        Ok(())
+    }
+
+    /// Refuses a snapshot that is larger than any state: an endless one would fill the disk.
+    fn count(&mut self, stream: u64, bytes: usize) -> Result<(), SnapshotError> {
+        let Some(instance) = &self.instance else { return Ok(()) };
+        let bytes_max = instance.cluster_limits().memory_bytes_max;
+        let Some(open) = self.streams.get_mut(&stream) else { return Ok(()) };
+        open.bytes += bytes;
+        if open.bytes > bytes_max { Err(SnapshotError::Trap(too_large(bytes_max))) } else { Ok(()) }
+    }
+
+    /// Lets go of all snapshots.
+    pub(super) fn close_all(&mut self) -> Result<(), End> {
+        for stream in self.streams.keys().copied().collect::<Vec<_>>() {
+            self.close(stream)?;
+        }
+        Ok(())
+    }
+
+    /// Lets go of a snapshot.
+    pub(super) fn close(&mut self, stream: u64) -> Result<(), End> {
+        if let Some(OpenStream { snapshot, .. }) = self.streams.remove(&stream) {
+            let dropped = self.on_instance("letting go of a snapshot", |instance| {
+                instance.snapshot_drop(snapshot)
+            })?;
+            if let Err(error) = dropped {
+                tracing::warn!(%error, "a snapshot could not be let go; a new reader is built");
+            }
+        }
+        Ok(())
+    }
+
+    /// A call about snapshots: a trap costs the instance and every snapshot in it.
+    fn on_instance<R>(
+        &mut self,
+        what: &str,
+        call: impl FnOnce(&mut Instance) -> Result<R, Broken>,
+    ) -> Result<Result<R, SnapshotError>, End> {
+        let Some(instance) = &mut self.instance else { return Ok(Err(SnapshotError::Lost)) };
+        match call(instance) {
+            Ok(result) => Ok(Ok(result)),
+            Err(Broken::Trap(trap)) => {
+                self.instance = None;
+                self.streams.clear();
+                Ok(Err(SnapshotError::Trap(trap)))
+            }
+            Err(broken) => Err(end_of(broken, what)),
+        }
+    }
+}

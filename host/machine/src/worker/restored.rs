@@ -1,0 +1,161 @@
+//! A state restored into fresh instances beside the running ones.
+//!
+//! # Contract
+//! 1. Restoring runs on a thread of its own. The running instances apply entries and answer queries
+//!    meanwhile, however long it takes.
+//! 2. A [`Restored`] exists only if the state machine has accepted all of the state, twice: once for
+//!    the primary instance and once for the standby.
+//! 3. Dropping the future of [`Worker::prepare`] or [`Worker::replace_standby`] ends the work within
+//!    moments, also inside of a guest's call.
+//!
+//! # Caveats
+//! It needs the memory of as many more states as it makes instances.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use tokio::{sync::oneshot, task::spawn_blocking};
+
+use super::{
+    Worker,
+    head::Job,
+    inbox::Prepared,
+    shared::{Restore, Shared},
+};
+use crate::{
+    clock::Clock, error::Fault, history::SavedState, instance::Instance, module::Module, thread,
+};
+use conclave_types::Digest;
+
+/// Makes a state the newest one that an instance can be rebuilt from. Called on the head's thread.
+pub(super) type Commit = Box<dyn FnOnce() -> io::Result<()> + Send>;
+
+/// A state that two fresh instances have accepted. See the module's page.
+pub struct Restored {
+    pub(super) head: Instance,
+    pub(super) reader: Instance,
+    pub(super) module: Module,
+    pub(super) clock: Clock,
+    pub(super) digest: Option<Digest>,
+}
+
+impl std::fmt::Debug for Restored {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Restored {{ module: {:?}, index: {} }}", self.module, self.clock.index())
+    }
+}
+
+/// How often a restore is checked for having been cancelled.
+const CANCEL_INTERVAL: Duration = Duration::from_millis(10);
+
+impl Worker {
+    /// Restores a state into two fresh instances. See the module's page.
+    ///
+    /// # Errors
+    /// The state machine does not accept the state, or the state cannot be read.
+    pub async fn prepare(&self, saved: SavedState) -> Result<Restored, Fault> {
+        let (module, digest) = (saved.module.clone(), saved.digest);
+        let ([head, reader], clock) = self.restore_aside(["head", "reader"], saved).await?;
+        Ok(Restored { head, reader, module, clock, digest })
+    }
+
+    /// Restores a snapshot of this node into a fresh instance, which becomes the standby. So the snapshot is known to
+    /// be restorable, and a state machine that behaves differently after a restore shows within one snapshot. The linear
+    /// memory that restoring took, in bytes.
+    ///
+    /// # Errors
+    /// See [`Worker::prepare`].
+    pub async fn replace_standby(&self, saved: SavedState) -> Result<u64, Fault> {
+        let module = saved.module.clone();
+        let ([instance], clock) = self.restore_aside(["reader"], saved).await?;
+        // Linear memory never shrinks.
+        let memory_bytes = instance.memory_bytes() as u64;
+        let mut queue = self.0.shared.inbox.lock();
+        if !queue.ended {
+            queue.successor = Some(Prepared { instance, module, clock });
+            self.0.shared.inbox.wake_reader(&mut queue);
+        }
+        Ok(memory_bytes)
+    }
+
+    /// Continues from a prepared state, no older than the state machine's own, in both instances. In order
+    /// with [`Worker::apply`]. `commit` runs just before.
+    ///
+    /// # Errors
+    /// The state is too old or `commit` has failed, and the worker continues as before; or it had stopped.
+    pub async fn adopt(
+        &self,
+        restored: Restored,
+        commit: impl FnOnce() -> io::Result<()> + Send + 'static,
+    ) -> Result<(), Fault> {
+        let (reply, done) = oneshot::channel();
+        let job = Job::Adopt { restored: Box::new(restored), commit: Box::new(commit), reply };
+        let sent = self.0.jobs.send(job).await;
+        sent.map_err(|_| self.0.shared.end())?;
+        done.await.unwrap_or_else(|_| Err(self.0.shared.end()))
+    }
+
+    /// [`Worker::prepare`] and [`Worker::adopt`] in one.
+    ///
+    /// # Errors
+    /// See there.
+    pub async fn restore(&self, saved: SavedState) -> Result<(), Fault> {
+        let restored = self.prepare(saved).await?;
+        self.adopt(restored, || Ok(())).await
+    }
+
+    async fn restore_aside<const COUNT: usize>(
+        &self,
+        roles: [&'static str; COUNT],
+        saved: SavedState,
+    ) -> Result<([Instance; COUNT], Clock), Fault> {
+        let (shared, cancelled) = (Arc::clone(&self.0.shared), Arc::<AtomicBool>::default());
+        let mut guard = CancelOnDrop { cancelled: Arc::clone(&cancelled), armed: true };
+        let restoring = spawn_blocking(move || run(&shared, roles, saved, &cancelled));
+        let restored = restoring.await;
+        // The instances ask for it for as long as they live: one that was made must not be interrupted.
+        guard.armed = false;
+        restored.map_err(|error| Fault::new(error.to_string()))??.map_err(Restore::into_fault)
+    }
+}
+
+struct CancelOnDrop {
+    cancelled: Arc<AtomicBool>,
+    armed: bool,
+}
+
+impl Drop for CancelOnDrop {
+    fn drop(&mut self) {
+        if self.armed {
+            self.cancelled.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Restores on a thread with a guest's stack, and interrupts it as long as it is to end.
+fn run<const COUNT: usize>(
+    shared: &Shared,
+    roles: [&'static str; COUNT],
+    saved: SavedState,
+    cancelled: &Arc<AtomicBool>,
+) -> Result<Result<([Instance; COUNT], Clock), Restore>, Fault> {
+    std::thread::scope(|scope| {
+        let stack_bytes = shared.engine.limits().thread_stack_bytes();
+        let body = || shared.restored_unless(roles, saved, cancelled);
+        let thread = thread::spawn_scoped(scope, "conclave-restore", stack_bytes, body)?;
+        while !thread.is_finished() {
+            if cancelled.load(Ordering::Relaxed) || shared.stopping() {
+                // A call that began after the last interruption has not seen it.
+                shared.interrupt();
+            }
+            std::thread::park_timeout(CANCEL_INTERVAL);
+        }
+        thread::joined("conclave-restore", thread)
+    })
+}

@@ -1,0 +1,113 @@
+//! What a worker counts, for metrics.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use conclave_types::{Outcome, TrapKind};
+
+/// The counters, as the threads keep them.
+#[derive(Default)]
+pub(super) struct Counters {
+    pub(super) entries: AtomicU64,
+    pub(super) failures: AtomicU64,
+    pub(super) traps: [AtomicU64; TrapKind::ALL.len()],
+    pub(super) traps_replayed: AtomicU64,
+    pub(super) activations: AtomicU64,
+    pub(super) activations_failed: AtomicU64,
+    pub(super) fuel: AtomicU64,
+    pub(super) queries: AtomicU64,
+    pub(super) query_traps: AtomicU64,
+    pub(super) reader_builds: AtomicU64,
+    pub(super) rotations: AtomicU64,
+    pub(super) promotions: AtomicU64,
+    pub(super) snapshots: AtomicU64,
+    pub(super) restores: AtomicU64,
+    pub(super) head_memory_bytes: AtomicU64,
+    pub(super) reader_memory_bytes: AtomicU64,
+    pub(super) reader_applied: AtomicU64,
+    pub(super) reader_queue_bytes: AtomicU64,
+}
+
+/// What a worker has done since it started, and what it holds now.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Stats {
+    /// Entries that the head has applied, whatever came of them.
+    pub entries: u64,
+    /// Of them: those that the machine answered with a failure.
+    pub failures: u64,
+    /// Of them: those that trapped, in the order of [`TrapKind::ALL`].
+    pub traps: [u64; TrapKind::ALL.len()],
+    /// Of the traps: those that the history remembered, which were not run again.
+    pub traps_replayed: u64,
+    /// Of the entries: those that another module went on after.
+    pub activations: u64,
+    /// Those that were to have another module go on, and did not. Counted as failures too.
+    pub activations_failed: u64,
+    /// Fuel that the head's calls took.
+    pub fuel: u64,
+    /// Queries answered, whatever came of them.
+    pub queries: u64,
+    /// Of them: those that trapped.
+    pub query_traps: u64,
+    /// Readers built from the history.
+    pub reader_builds: u64,
+    /// Standbys that were replaced by an instance that a snapshot had been restored into.
+    pub rotations: u64,
+    /// Readers that became the head.
+    pub promotions: u64,
+    /// Snapshots begun.
+    pub snapshots: u64,
+    /// States restored.
+    pub restores: u64,
+    /// Linear memory of the head.
+    pub head_memory_bytes: u64,
+    /// Linear memory of the reader.
+    pub reader_memory_bytes: u64,
+    /// The log index that the head has applied.
+    pub applied: u64,
+    /// The log index that the reader has applied.
+    pub reader_applied: u64,
+    /// What waits for the reader.
+    pub reader_queue_bytes: u64,
+}
+
+impl Counters {
+    /// Counts an entry.
+    pub(super) fn outcome(&self, outcome: &Outcome) {
+        self.entries.fetch_add(1, Relaxed);
+        match outcome {
+            Outcome::Reply(_) => {}
+            Outcome::Failure(_) => _ = self.failures.fetch_add(1, Relaxed),
+            Outcome::Trap(trap) => {
+                let kinds = TrapKind::ALL.iter().zip(&self.traps);
+                kinds
+                    .filter(|(kind, _)| **kind == trap.kind)
+                    .for_each(|(_, count)| _ = count.fetch_add(1, Relaxed));
+            }
+        }
+    }
+
+    pub(super) fn read(&self, applied: u64) -> Stats {
+        let get = |counter: &AtomicU64| counter.load(Relaxed);
+        Stats {
+            entries: get(&self.entries),
+            failures: get(&self.failures),
+            traps: std::array::from_fn(|kind| get(&self.traps[kind])),
+            traps_replayed: get(&self.traps_replayed),
+            activations: get(&self.activations),
+            activations_failed: get(&self.activations_failed),
+            fuel: get(&self.fuel),
+            queries: get(&self.queries),
+            query_traps: get(&self.query_traps),
+            reader_builds: get(&self.reader_builds),
+            rotations: get(&self.rotations),
+            promotions: get(&self.promotions),
+            snapshots: get(&self.snapshots),
+            restores: get(&self.restores),
+            head_memory_bytes: get(&self.head_memory_bytes),
+            reader_memory_bytes: get(&self.reader_memory_bytes),
+            applied,
+            reader_applied: get(&self.reader_applied),
+            reader_queue_bytes: get(&self.reader_queue_bytes),
+        }
+    }
+}

@@ -1,0 +1,103 @@
+//! A snapshot being read from the reader.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{
+    inbox::{Chunk, ReadRequest},
+    shared::Shared,
+};
+use crate::{error::SnapshotError, instance::Moment, module::Module};
+
+/// The machine's state at one index. Its pieces are pulled from the reader one by one, and entries and
+/// queries go on between two of them. Dropping it lets go of the state.
+pub struct StateStream {
+    shared: Arc<Shared>,
+    module: Module,
+    number: u64,
+    index: u64,
+    time_ms: u64,
+    ended: bool,
+}
+
+impl StateStream {
+    /// The reader, which runs this module, has the state of this moment under this number.
+    pub(super) fn new(shared: Arc<Shared>, module: Module, number: u64, moment: Moment) -> Self {
+        let Moment { index, time_ms, .. } = moment;
+        Self { shared, module, number, index, time_ms, ended: false }
+    }
+
+    /// The module whose state it is.
+    pub fn module(&self) -> &Module {
+        &self.module
+    }
+
+    /// The log index after which the state was taken.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// The machine's time then, in milliseconds since the Unix epoch.
+    pub fn time_ms(&self) -> u64 {
+        self.time_ms
+    }
+
+    /// The format of the bytes.
+    pub fn state_version(&self) -> u32 {
+        self.module.state_version()
+    }
+
+    /// The next piece, at most 1 MiB. `None`: that was all. After an error the snapshot is lost, and
+    /// there is no more.
+    pub async fn next(&mut self) -> Option<Result<Bytes, SnapshotError>> {
+        let asked = self.ask()?;
+        let answer = match asked {
+            Ok(receiver) => receiver.await.unwrap_or_else(|_| Err(self.shared.snapshot_end())),
+            Err(error) => Err(error),
+        };
+        self.give(answer)
+    }
+
+    /// As [`StateStream::next`], for a thread of its own.
+    pub fn next_blocking(&mut self) -> Option<Result<Bytes, SnapshotError>> {
+        let asked = self.ask()?;
+        let answer = match asked {
+            Ok(receiver) => {
+                receiver.blocking_recv().unwrap_or_else(|_| Err(self.shared.snapshot_end()))
+            }
+            Err(error) => Err(error),
+        };
+        self.give(answer)
+    }
+
+    fn ask(&self) -> Option<Result<oneshot::Receiver<Chunk>, SnapshotError>> {
+        if self.ended {
+            return None;
+        }
+        let (reply, receiver) = oneshot::channel();
+        let mut queue = self.shared.inbox.lock();
+        if queue.ended {
+            return Some(Err(self.shared.snapshot_end()));
+        }
+        queue.reads.push_back(ReadRequest { stream: self.number, reply });
+        self.shared.inbox.wake_reader(&mut queue);
+        Some(Ok(receiver))
+    }
+
+    fn give(&mut self, answer: Chunk) -> Option<Result<Bytes, SnapshotError>> {
+        self.ended = !matches!(answer, Ok(Some(_)));
+        answer.transpose()
+    }
+}
+
+impl Drop for StateStream {
+    fn drop(&mut self) {
+        if !self.ended {
+            let mut queue = self.shared.inbox.lock();
+            queue.closed.push(self.number);
+            self.shared.inbox.wake_reader(&mut queue);
+        }
+    }
+}

@@ -1,0 +1,100 @@
+//! How a subscription begins: the reader is asked, and its answer and the events after it fit together.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use tokio::sync::oneshot;
+
+use super::{
+    Worker,
+    events::Watcher,
+    inbox::{Ask, Question},
+};
+use crate::{error::QueryError, instance::Subscription};
+use conclave_types::{Call, Failure};
+
+/// The answer to a call that subscribes.
+#[derive(Debug)]
+pub struct Subscribed {
+    /// The log index of the state that `initial` describes: the events after it follow.
+    pub index: u64,
+    /// The machine's answer, or its refusal.
+    pub result: Result<Subscribing, Failure>,
+}
+
+/// What a subscriber gets.
+#[derive(Debug)]
+pub struct Subscribing {
+    /// Response messages that come first. Empty for a subscription that goes on from an index.
+    pub initial: Vec<Bytes>,
+    /// What happens from then on.
+    pub events: Watcher,
+}
+
+/// What the reader says, on its thread.
+pub(super) struct Begun {
+    pub(super) index: u64,
+    pub(super) result: Result<(Subscription, Watcher), Failure>,
+}
+
+impl Worker {
+    /// Begins a subscription at the reader's state, once it has applied `index_min`; or goes on with one
+    /// that has seen everything up to `resume`, without its initial messages, once the reader has applied
+    /// that.
+    ///
+    /// # Errors
+    /// See [`QueryError`]. A machine's own refusal is in [`Subscribed::result`].
+    pub async fn subscribe(
+        &self,
+        call: Call,
+        index_min: u64,
+        resume: Option<u64>,
+    ) -> Result<Subscribed, QueryError> {
+        let shared = &self.0.shared;
+        if shared.events.watchers() >= shared.engine.limits().subscriptions_max {
+            return Err(QueryError::Busy);
+        }
+        let (reply, begun) = oneshot::channel();
+        let index_min = index_min.max(resume.unwrap_or(0));
+        let ask = Ask::Subscribe { resume, reply };
+        self.push(Question { call, index_min, ask })?;
+        let Begun { index, result } =
+            begun.await.unwrap_or_else(|_| Err(QueryError::stopped(shared.fault())))?;
+        let result = result.map(|(subscription, events)| {
+            let initial = if resume.is_some() { Vec::new() } else { subscription.initial };
+            Subscribing { initial, events }
+        });
+        Ok(Subscribed { index, result })
+    }
+
+    /// Puts a question where the reader finds it.
+    pub(super) fn push(&self, question: Question) -> Result<(), QueryError> {
+        let shared = Arc::clone(&self.0.shared);
+        let mut queue = shared.inbox.lock();
+        if queue.ended || shared.check().is_err() {
+            return Err(QueryError::stopped(shared.fault()));
+        }
+        let waiting_max = shared.engine.limits().queries_waiting_max;
+        if queue.ready.len() + queue.waiting.len() >= waiting_max {
+            queue.waiting.retain(|question| !question.ask.is_closed());
+            if queue.ready.len() + queue.waiting.len() >= waiting_max {
+                return Err(QueryError::Busy);
+            }
+        }
+        if question.index_min <= queue.serving {
+            queue.ready.push_back(question);
+            if queue.primary_answers {
+                shared.ask_primary(&mut queue);
+            } else {
+                shared.inbox.wake_reader(&mut queue);
+            }
+        } else {
+            queue.waiting.push(question);
+            // The entries that it waits for may lie there while the standby naps.
+            if !queue.finished.is_empty() {
+                shared.inbox.wake_reader(&mut queue);
+            }
+        }
+        Ok(())
+    }
+}

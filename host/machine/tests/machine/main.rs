@@ -1,0 +1,31 @@
+//! The machine layer at its boundary: real components, a history in memory, and what comes out.
+#![allow(
+    clippy::unwrap_used,
+    clippy::expect_used,
+    clippy::panic,
+    clippy::print_stderr,
+    reason = "tests: a failure is a panic, and the measurements are printed"
+)]
+
+mod activation;
+mod agreement;
+mod answers;
+mod cluster_limits;
+mod faults;
+mod history;
+mod largest;
+mod loading;
+mod measure;
+mod not_activated;
+mod printed;
+mod queries;
+mod rehearsal;
+mod rotation;
+mod snapshots;
+mod standby;
+mod story;
+mod subscriptions;
+mod support;
+mod traps;
+mod versions;
+mod wasi;

@@ -1,0 +1,184 @@
+//! The time without a standby: the primary answers queries until another instance has been built.
+
+use std::{
+    sync::{
+        Arc, Condvar, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use conclave_machine::{Entry, History, HistoryError, QueryError, SavedState, Worker};
+use conclave_types::{Outcome, Trap};
+use tokio::time::timeout;
+
+use crate::{
+    history::MemoryHistory,
+    support::{Node, Number, SEED, add, call, hostile, number},
+};
+
+/// An entry source that can be closed: no standby is built before it is opened again.
+struct Gated {
+    history: Arc<MemoryHistory>,
+    closed: Mutex<bool>,
+    opened: Condvar,
+}
+
+impl Gated {
+    fn close(&self) {
+        *self.closed.lock().unwrap() = true;
+    }
+
+    fn open(&self) {
+        *self.closed.lock().unwrap() = false;
+        self.opened.notify_all();
+    }
+}
+
+impl History for Gated {
+    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
+        let closed = self.closed.lock().unwrap();
+        let long = Duration::from_secs(60);
+        drop(self.opened.wait_timeout_while(closed, long, |closed| *closed).unwrap());
+        self.history.snapshot()
+    }
+    fn entries(&self, from: u64, to: u64) -> Result<Vec<Entry>, HistoryError> {
+        self.history.entries(from, to)
+    }
+    fn record_trap(&self, index: u64, trap: &Trap) {
+        self.history.record_trap(index, trap);
+    }
+    fn trapped(&self, index: u64) -> Option<Trap> {
+        self.history.trapped(index)
+    }
+}
+
+/// A node whose standby cannot be built before the source is opened.
+fn start() -> (Node, Arc<Gated>) {
+    let source = Arc::new(Gated {
+        history: Arc::new(MemoryHistory::new()),
+        closed: Mutex::default(),
+        opened: Condvar::default(),
+    });
+    let worker = Worker::start(hostile(), SEED, source.clone(), None).unwrap();
+    (Node { worker, history: source.history.clone(), index: 0 }, source)
+}
+
+async fn trap(node: &mut Node) {
+    let outcome = node.apply(call("Panic", Number::default())).await;
+    assert!(matches!(outcome, Outcome::Trap(_)), "{outcome:?}");
+}
+
+#[tokio::test]
+async fn the_primary_answers_queries_while_a_standby_is_built() {
+    let (mut node, source) = start();
+    node.add(5).await;
+    source.close();
+    trap(&mut node).await;
+    assert!(!*node.worker.standby().borrow());
+    for value in 6..=500 {
+        assert_eq!(node.add(1).await, value);
+        assert_eq!(node.total().await, value);
+    }
+    assert_eq!(node.worker.stats().queries, 495);
+    // An idle primary answers too.
+    for _ in 0..100 {
+        assert_eq!(node.total().await, 500);
+    }
+    assert!(!*node.worker.standby().borrow());
+    source.open();
+    node.worker.standby().wait_for(|present| *present).await.unwrap();
+    assert_eq!(node.total().await, 500);
+    assert_eq!(node.add(1).await, 501);
+    assert_eq!(node.total().await, 501);
+    let stats = node.worker.stats();
+    assert_eq!((stats.promotions, stats.reader_builds), (1, 1));
+    assert_eq!(node.worker.fault(), None);
+}
+
+/// No caller sees an older state than was shown before, whichever instance answers.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn queries_never_go_back_in_time_across_losses_of_the_standby() {
+    let (mut node, source) = start();
+    let ends = Arc::new(AtomicBool::new(false));
+    let readers: Vec<_> = (0..4)
+        .map(|_| {
+            let (worker, ends) = (node.worker.clone(), ends.clone());
+            tokio::spawn(async move {
+                let (mut last, mut count) = (0, 0_u64);
+                while !ends.load(Ordering::Relaxed) {
+                    let query = worker.query(call("Get", Number::default()), last);
+                    let answered = timeout(Duration::from_secs(30), query).await.unwrap().unwrap();
+                    assert!(answered.index >= last, "{} after {last}", answered.index);
+                    last = answered.index;
+                    count += 1;
+                }
+                count
+            })
+        })
+        .collect();
+    for round in 0..50 {
+        if round % 2 == 0 {
+            // Without a standby the trap would wait for one.
+            node.worker.standby().wait_for(|present| *present).await.unwrap();
+            source.close();
+        }
+        trap(&mut node).await;
+        for _ in 0..20 {
+            drop(node.push(add(1)).await);
+        }
+        source.open();
+    }
+    ends.store(true, Ordering::Relaxed);
+    for reader in readers {
+        assert!(reader.await.unwrap() > 50);
+    }
+    assert_eq!(node.total().await, 1000);
+    assert_eq!((node.worker.fault(), node.worker.standby_problem()), (None, None));
+}
+
+#[tokio::test]
+async fn a_query_that_traps_on_the_primary_is_not_an_outage() {
+    let (mut node, source) = start();
+    node.add(5).await;
+    source.close();
+    trap(&mut node).await;
+    // It is not known to trap, so the primary tries it, and needs a standby itself then.
+    let error = node.query("QueryPanic").await.unwrap_err();
+    assert!(matches!(error, QueryError::Trap(_)), "{error:?}");
+    let adding = node.push(add(1)).await;
+    source.open();
+    assert_eq!(number(&adding.await.unwrap()), 6);
+    assert_eq!(node.total().await, 6);
+    // Now it is known: the primary leaves it to the standby.
+    node.worker.standby().wait_for(|present| *present).await.unwrap();
+    source.close();
+    trap(&mut node).await;
+    let (worker, index) = (node.worker.clone(), node.index);
+    let query =
+        tokio::spawn(
+            async move { worker.query(call("QueryPanic", Number::default()), index).await },
+        );
+    assert_eq!(node.total().await, 6);
+    assert_eq!(node.add(1).await, 7);
+    assert!(!query.is_finished());
+    source.open();
+    assert!(matches!(query.await.unwrap(), Err(QueryError::Trap(_))));
+    assert_eq!(node.worker.stats().promotions, 3);
+    assert_eq!(node.total().await, 7);
+}
+
+#[tokio::test]
+async fn a_snapshot_waits_for_the_standby_that_is_being_built() {
+    let (mut node, source) = start();
+    node.add(5).await;
+    source.close();
+    trap(&mut node).await;
+    let snapshot = node.worker.snapshot(node.index);
+    // Later entries do not get into it.
+    node.add(1).await;
+    source.open();
+    let saved = crate::support::read(snapshot.await.unwrap()).await.unwrap();
+    assert_eq!(saved.index, 2);
+    assert_eq!(node.total().await, 6);
+}

@@ -1,0 +1,225 @@
+//! A node without Raft: entries get the next index, are remembered, and are applied.
+
+use std::{
+    sync::{Arc, LazyLock},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use conclave_machine::{
+    Answered, Engine, Entry, Limits, Module, QueryError, SavedState, SnapshotError, StateStream,
+    Work, Worker,
+};
+use conclave_testing::components;
+#[allow(unused_imports, reason = "of the tests that share this file only some build")]
+pub(crate) use conclave_testing::components::build;
+use conclave_types::{Call, Digest, Outcome, TrapKind, limits::ClusterLimits};
+use prost::Message;
+use tokio::sync::oneshot;
+
+use crate::history::{MemoryHistory, Saved};
+
+/// What the hostile machine adds before it misbehaves.
+pub(crate) const MARK: i64 = 1000;
+pub(crate) const SEED: [u8; 32] = [42; 32];
+
+#[derive(Clone, PartialEq, Message)]
+pub(crate) struct Number {
+    #[prost(int64, tag = "1")]
+    pub(crate) value: i64,
+}
+
+pub(crate) static HOSTILE: LazyLock<Bytes> = LazyLock::new(components::hostile);
+
+/// The limits of the tests: those of the product, but for a smaller memory, so that a machine that
+/// fills it does not take the computer's.
+pub(crate) fn limits() -> Limits {
+    let cluster = ClusterLimits { memory_bytes_max: 256 << 20, ..ClusterLimits::GENESIS };
+    Limits { cluster, ..Limits::default() }
+}
+
+/// The same with other limits of the cluster.
+pub(crate) fn with(change: impl FnOnce(&mut ClusterLimits)) -> Limits {
+    let mut limits = limits();
+    change(&mut limits.cluster);
+    limits
+}
+
+static MODULE: LazyLock<Module> =
+    LazyLock::new(|| Module::load(&Engine::new(&limits()).unwrap(), HOSTILE.clone()).unwrap());
+
+pub(crate) fn hostile() -> Module {
+    MODULE.clone()
+}
+
+pub(crate) fn call(method: &str, request: impl Message) -> Call {
+    Call {
+        method: format!("hostile.v1.Hostile/{method}").into(),
+        request: request.encode_to_vec().into(),
+        principal: "".into(),
+    }
+}
+
+pub(crate) fn add(value: i64) -> Call {
+    call("Add", Number { value })
+}
+
+pub(crate) struct Node {
+    pub(crate) worker: Worker,
+    pub(crate) history: Arc<MemoryHistory>,
+    pub(crate) index: u64,
+}
+
+impl Node {
+    pub(crate) fn start() -> Self {
+        Self::start_with(hostile())
+    }
+
+    pub(crate) fn start_with(module: Module) -> Self {
+        Self::start_from(module, Arc::new(MemoryHistory::new()), None)
+    }
+
+    pub(crate) fn start_from(
+        module: Module,
+        history: Arc<MemoryHistory>,
+        at: Option<SavedState>,
+    ) -> Self {
+        let index = at.as_ref().map_or(0, |saved| saved.index);
+        let worker = Worker::start(module, SEED, history.clone(), at).unwrap();
+        Self { worker, history, index }
+    }
+
+    /// Hands over one entry; the outcome comes later.
+    pub(crate) async fn push(&mut self, call: Call) -> oneshot::Receiver<Outcome> {
+        self.index += 1;
+        let entry = Entry { index: self.index, time_ms: self.index * 10, work: Work::Call(call) };
+        self.push_entry(entry).await
+    }
+
+    /// Another module is to go on after this entry.
+    pub(crate) async fn push_module(&mut self, module: &Module) -> oneshot::Receiver<Outcome> {
+        self.index += 1;
+        let work = Work::Activate(module.clone());
+        self.push_entry(Entry { index: self.index, time_ms: self.index * 10, work }).await
+    }
+
+    pub(crate) async fn activate(&mut self, module: &Module) -> Outcome {
+        self.push_module(module)
+            .await
+            .await
+            .unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fault()))
+    }
+
+    /// Other limits hold after this entry.
+    pub(crate) async fn set_limits(&mut self, limits: ClusterLimits) -> Outcome {
+        self.index += 1;
+        let work = Work::SetLimits(limits);
+        let entry = Entry { index: self.index, time_ms: self.index * 10, work };
+        self.push_entry(entry).await.await.unwrap()
+    }
+
+    pub(crate) async fn push_entry(&mut self, entry: Entry) -> oneshot::Receiver<Outcome> {
+        self.index = entry.index;
+        self.history.append(entry.clone());
+        let (send, receive) = oneshot::channel();
+        let done = Box::new(move |outcome| _ = send.send(outcome));
+        self.worker.apply(vec![(self.index, Some(entry), Some(done))]).await.unwrap();
+        receive
+    }
+
+    /// An entry that no machine sees.
+    pub(crate) async fn push_blank(&mut self) {
+        self.index += 1;
+        self.worker.apply(vec![(self.index, None, None)]).await.unwrap();
+    }
+
+    pub(crate) async fn apply(&mut self, call: Call) -> Outcome {
+        self.push(call)
+            .await
+            .await
+            .unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fault()))
+    }
+
+    pub(crate) async fn add(&mut self, value: i64) -> i64 {
+        number(&self.apply(add(value)).await)
+    }
+
+    /// A linearizable query: it sees every entry that was handed over.
+    pub(crate) async fn query(&self, method: &str) -> Result<Answered, QueryError> {
+        let query = self.worker.query(call(method, Number::default()), self.index);
+        tokio::time::timeout(Duration::from_secs(60), query).await.expect("a query is answered")
+    }
+
+    pub(crate) async fn total(&self) -> i64 {
+        let answered = self.query("Get").await.unwrap();
+        assert!(answered.index >= self.index);
+        Number::decode(answered.result.unwrap()).unwrap().value
+    }
+
+    /// A query that traps on the primary, because there is no standby, has the next standby promoted, also after the
+    /// query was answered. A snapshot in that standby is lost, and is begun again, as a node does.
+    pub(crate) async fn snapshot(&self) -> Saved {
+        for _ in 0..20 {
+            let opened = self.worker.snapshot(self.index).await;
+            let saved = match opened {
+                Ok(stream) => read(stream).await,
+                Err(error) => Err(error),
+            };
+            match saved {
+                Err(SnapshotError::Lost) => {}
+                saved => return Saved { digest: Some(self.digest().await), ..saved.unwrap() },
+            }
+        }
+        panic!("every snapshot is lost: {:?}", self.worker.stats());
+    }
+
+    /// The digest over all entries so far.
+    pub(crate) async fn digest(&self) -> Digest {
+        self.worker.digest_at(self.index).await.unwrap().expect("the newest digest is known")
+    }
+
+    /// Waits for what happens behind a caller's back.
+    pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !condition(self) {
+            assert!(Instant::now() < deadline, "{what}: {:?}", self.worker.stats());
+            tokio::time::sleep(Duration::from_millis(2)).await;
+        }
+    }
+}
+
+impl Drop for Node {
+    fn drop(&mut self) {
+        self.worker.shutdown();
+    }
+}
+
+pub(crate) async fn read(mut stream: StateStream) -> Result<Saved, SnapshotError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = stream.next().await {
+        bytes.extend_from_slice(&chunk?);
+    }
+    Ok(Saved {
+        module: stream.module().clone(),
+        index: stream.index(),
+        time_ms: stream.time_ms(),
+        limits: stream.module().engine().limits().cluster,
+        state_version: stream.state_version(),
+        digest: None,
+        bytes,
+    })
+}
+
+pub(crate) fn number(outcome: &Outcome) -> i64 {
+    match outcome {
+        Outcome::Reply(reply) => Number::decode(reply.response.clone()).unwrap().value,
+        other => panic!("no reply: {other:?}"),
+    }
+}
+
+pub(crate) fn trap_kind(outcome: &Outcome) -> TrapKind {
+    match outcome {
+        Outcome::Trap(trap) => trap.kind,
+        other => panic!("no trap: {other:?}"),
+    }
+}

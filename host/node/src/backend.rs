@@ -1,0 +1,340 @@
+//! The layer's backend in a node: the replica.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use futures::{StreamExt as _, stream};
+use tokio::{
+    sync::watch,
+    time::{Instant, timeout},
+};
+
+use conclave_api::{
+    Backend, MachineInfo, MethodKind, MethodSpec, Metric, Subscribed, Subscription, Upgrades,
+};
+use conclave_machine as machine;
+use conclave_machine::{WatchError, Watcher};
+use conclave_raft as raft;
+use conclave_raft::Replica;
+use conclave_types::{
+    Applied, Call, Caller, ModuleId, TrapKind,
+    error::Error,
+    limits::LimitsChange,
+    modules::{Activated, Difference, ModulePart, ModuleStatus, Permissions, Pushed},
+    status::{
+        Answered, ClockStatus, ClusterStatus, Consistency, Health, Leader, LimitsSet, NodeStatus,
+        TimeSet, Verification,
+    },
+};
+
+/// The replica, as the ports see it.
+#[derive(Clone)]
+pub(crate) struct ReplicaBackend(pub(crate) Replica);
+
+impl Backend for ReplicaBackend {
+    async fn command(
+        &self,
+        call: Call,
+        caller: &Caller,
+        deadline: Instant,
+    ) -> Result<Applied, Error> {
+        self.0.command(call, caller, deadline).await
+    }
+
+    async fn query(
+        &self,
+        call: Call,
+        caller: &Caller,
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> Result<Answered, Error> {
+        self.0.unless_disk_hangs(self.0.query(call, caller, consistency, deadline)).await
+    }
+
+    async fn subscribe(
+        &self,
+        call: Call,
+        caller: &Caller,
+        consistency: Consistency,
+        resume: Option<u64>,
+        deadline: Instant,
+    ) -> Result<Subscribed, Error> {
+        let begun = self.0.subscribe(call, caller, consistency, resume, deadline);
+        let begun = self.0.unless_disk_hangs(begun).await?;
+        let result = begun.result.map(|machine::Subscribing { initial, events }| {
+            let events = stream::unfold(events, |mut events| async {
+                let next = next_or_place(&mut events).await.map_err(raft::watch_ended);
+                Some((next, events))
+            });
+            Subscription { initial, events: events.boxed() }
+        });
+        Ok(Subscribed { index: begun.index, result })
+    }
+
+    async fn snapshot_now(&self) -> Result<u64, Error> {
+        self.0.snapshot_now().await
+    }
+
+    async fn verify(&self, deadline: Instant) -> Result<Verification, Error> {
+        self.0.verify(deadline).await
+    }
+
+    async fn set_time(&self, time_ms: u64, deadline: Instant) -> Result<TimeSet, Error> {
+        self.0.set_time(time_ms, deadline).await
+    }
+
+    async fn set_limits(
+        &self,
+        change: LimitsChange,
+        deadline: Instant,
+    ) -> Result<LimitsSet, Error> {
+        self.0.set_limits(change, deadline).await
+    }
+
+    async fn cluster_status(&self) -> ClusterStatus {
+        self.0.cluster_status().await
+    }
+
+    fn node_status(&self) -> NodeStatus {
+        self.0.node_status()
+    }
+
+    fn leader(&self) -> Option<Leader> {
+        self.0.leader()
+    }
+
+    fn health(&self) -> watch::Receiver<Health> {
+        self.0.health()
+    }
+
+    fn machine(&self) -> Arc<MachineInfo> {
+        let module = self.0.worker().module();
+        let description = module.description();
+        let methods = module.methods().iter().map(|method| MethodSpec {
+            name: method.name.clone(),
+            kind: match method.kind {
+                machine::MethodKind::Command => MethodKind::Command,
+                machine::MethodKind::Query => MethodKind::Query,
+                machine::MethodKind::Subscription => MethodKind::Subscription,
+            },
+        });
+        Arc::new(MachineInfo {
+            name: description.name.clone(),
+            version: description.version.clone(),
+            state_version: description.state_version,
+            module_id: module.id(),
+            methods: methods.collect(),
+            descriptor_set: module.descriptor_set().clone(),
+        })
+    }
+
+    fn metrics(&self) -> Vec<Metric> {
+        let (stats, module) = (self.0.worker().stats(), self.0.worker().module());
+        let description = module.description();
+        let mut metrics = vec![
+            Metric::gauge(
+                "conclave_machine_info",
+                "The active machine; the number is always 1.",
+                1.0,
+            )
+            .label("module", module.id().to_string())
+            .label("name", description.name.clone())
+            .label("version", description.version.clone()),
+            Metric::counter(
+                "conclave_machine_applied_total",
+                "Entries that the machine applied.",
+                stats.entries,
+            ),
+            Metric::counter(
+                "conclave_machine_queries_total",
+                "Queries that the machine answered.",
+                stats.queries,
+            ),
+            Metric::counter(
+                "conclave_machine_rebuilds_total",
+                "Instances of the machine that were built again after a trap.",
+                stats.reader_builds,
+            ),
+        ];
+        metrics.extend([
+            Metric::gauge(
+                "conclave_standby",
+                "Whether there is a standby instance of the state machine; without one, a trap stops writes until there is.",
+                f64::from(u8::from(*self.0.worker().standby().borrow())),
+            ),
+            Metric::gauge(
+                "conclave_standby_build_seconds",
+                "The time that the last standby instance took until it answered queries.",
+                self.0.worker().standby_build_time().as_secs_f64(),
+            ),
+            Metric::gauge(
+                "conclave_snapshot_restored_bytes",
+                "The linear memory that restoring the last snapshot took; 0: none was taken since the start.",
+                self.0.snapshot_restored_bytes() as f64,
+            ),
+            Metric::gauge(
+                "conclave_snapshot_failing",
+                "Whether the last snapshot could not be taken; the log grows meanwhile, and the status says why.",
+                f64::from(u8::from(self.0.snapshot_failure().is_some())),
+            ),
+        ]);
+        let [compiled, loaded] = self.0.compilations();
+        metrics.extend([
+            Metric::counter(
+                "conclave_components_compiled_total",
+                "Components that this node compiled since it started.",
+                compiled,
+            ),
+            Metric::counter(
+                "conclave_components_loaded_total",
+                "Components whose compiled code was kept and loaded instead.",
+                loaded,
+            ),
+        ]);
+        let (disk_hung, transfers) = self.0.fitness();
+        metrics.extend([
+            Metric::gauge(
+                "conclave_log_live_bytes",
+                "Bytes of the entries that the log has; the log takes more on the disk.",
+                self.0.log_live_bytes() as f64,
+            ),
+            Metric::gauge(
+                "conclave_disk_hung_seconds",
+                "How long the disk has not completed a write, once that is longer than an election takes; 0 otherwise.",
+                disk_hung.as_secs_f64(),
+            ),
+            Metric::counter(
+                "conclave_raft_transfers_total",
+                "Times that this node had another one take over its leadership.",
+                transfers,
+            ),
+            Metric::gauge(
+                "conclave_raft_lag_entries",
+                "Entries that the leader has committed and that are not applied here.",
+                self.0.lag() as f64,
+            ),
+        ]);
+        let ([equal, diverged, healed, undecided, withheld], quarantined) = self.0.agreement();
+        metrics.extend([
+            Metric::gauge(
+                "conclave_diverged",
+                "Whether this node's machine differs from the others', so that it answers nobody.",
+                f64::from(u8::from(quarantined)),
+            ),
+            Metric::counter(
+                "conclave_divergences_total",
+                "Checkpoints that this node's machine did not agree with.",
+                diverged,
+            ),
+            Metric::counter(
+                "conclave_divergences_healed_total",
+                "Times that this node's machine was replaced by a peer's state.",
+                healed,
+            ),
+            Metric::counter(
+                "conclave_checkpoints_equal_total",
+                "Checkpoints that this node's machine agreed with.",
+                equal,
+            ),
+            Metric::counter(
+                "conclave_checkpoints_undecided_total",
+                "Checkpoints that this node did not propose because no majority of the voters agreed.",
+                undecided,
+            ),
+            Metric::counter(
+                "conclave_snapshots_withheld_total",
+                "Times that a peer needed a snapshot and was sent none, because this node's state differs from other \
+                 voters' and no majority decides, or is being repaired.",
+                withheld,
+            ),
+        ]);
+        metrics.extend(clock_metrics(self.0.clock()));
+        for (kind, count) in TrapKind::ALL.into_iter().zip(stats.traps) {
+            let metric = Metric::counter(
+                "conclave_machine_traps_total",
+                "Calls that trapped and were rolled back.",
+                count,
+            );
+            metrics.push(metric.label("trap", kind.name()));
+        }
+        metrics
+    }
+}
+
+impl Upgrades for ReplicaBackend {
+    async fn push_module(&self, piece: ModulePart, deadline: Instant) -> Result<Pushed, Error> {
+        self.0.push_module(piece, deadline).await
+    }
+
+    async fn list_modules(&self) -> Vec<ModuleStatus> {
+        self.0.list_modules().await
+    }
+
+    async fn find_module(&self, beginning: &str, deadline: Instant) -> Result<ModuleId, Error> {
+        self.0.find_module(beginning, deadline).await
+    }
+
+    async fn rehearse_module(
+        &self,
+        module: ModuleId,
+        deadline: Instant,
+    ) -> Result<ModuleStatus, Error> {
+        self.0.rehearse_module(module, deadline).await
+    }
+
+    async fn diff_module(&self, module: ModuleId) -> Result<Difference, Error> {
+        self.0.diff_module(module).await
+    }
+
+    async fn activate_module(
+        &self,
+        module: ModuleId,
+        permissions: &Permissions,
+        deadline: Instant,
+    ) -> Result<Activated, Error> {
+        self.0.activate_module(module, permissions, deadline).await
+    }
+
+    async fn rollback_module(
+        &self,
+        from: ModuleId,
+        permissions: &Permissions,
+        deadline: Instant,
+    ) -> Result<Activated, Error> {
+        self.0.rollback_module(from, permissions, deadline).await
+    }
+}
+
+/// The clocks as metrics. An unknown value has no line.
+fn clock_metrics(clock: ClockStatus) -> impl Iterator<Item = Metric> {
+    let seconds = |ms: i64| ms as f64 / 1e3;
+    let offset = clock.offset_ms.map(|ms| {
+        let help = "This node's clock minus that of a majority of the voters.";
+        Metric::gauge("conclave_clock_offset_seconds", help, seconds(ms))
+    });
+    let log_offset = clock.log_offset_ms.map(|ms| {
+        let help = "The log's time minus the clock of a majority of the voters.";
+        Metric::gauge("conclave_log_time_offset_seconds", help, seconds(ms))
+    });
+    let alarm = Metric::gauge(
+        "conclave_clock_alarm",
+        "Whether something is wrong with the clocks: the status says what.",
+        f64::from(u8::from(!clock.alarm.is_empty())),
+    );
+    [offset, log_offset, Some(alarm)].into_iter().flatten()
+}
+
+/// How often a subscription without events says how far it has come.
+const PLACE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The next events, or how far the log has come without any.
+async fn next_or_place(events: &mut Watcher) -> Result<(u64, Vec<Bytes>), WatchError> {
+    loop {
+        if let Ok(next) = timeout(PLACE_INTERVAL, events.next()).await {
+            return next;
+        }
+        if let Some(place) = events.place()? {
+            return Ok((place, Vec::new()));
+        }
+    }
+}

@@ -1,0 +1,471 @@
+//! One node: the only place that wires the layers together.
+
+mod file_limit;
+mod recover;
+
+use std::{
+    fs,
+    future::Future,
+    path::Path,
+    pin::{Pin, pin},
+    sync::Arc,
+    time::Duration,
+};
+
+use bytes::Bytes;
+pub use file_limit::raise_file_limit;
+pub use recover::{replace_component, trap_entry};
+use tokio::{net::TcpListener, sync::watch, time::timeout};
+
+use crate::backend::ReplicaBackend;
+use crate::{
+    config::{Config, MasterKeySource, ModuleSource, StoppedNode},
+    replay,
+};
+use conclave_api as api;
+use conclave_api::{Admin, Api, Backend, Startup};
+use conclave_crypto::MasterKey;
+use conclave_machine as machine;
+use conclave_machine::{Engine, Module, Worker};
+use conclave_raft as raft;
+use conclave_raft::{KeptCode, LocalHistory, Modules, Replica, supervise::Supervisor};
+use conclave_storage as storage;
+use conclave_storage::{CompiledStore, Identity, Storage};
+use conclave_types::{ModuleId, error::Error};
+
+/// A step of a start.
+const COMPILING: &str = "loading the component, which compiles it if no compiled code is kept";
+
+/// How long Raft, the machine and the log may take to stop.
+const STOP_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// How long calls of peers may take to end.
+const PEERS_TIME_MAX: Duration = Duration::from_millis(500);
+
+/// Runs a node until `shutdown`. Fails with what is wrong if it cannot start, and leaves the data
+/// directory as it was. A start ends at `shutdown` too; what it does at that moment runs to its end in the background.
+pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
+    run_with(config, || (), shutdown).await
+}
+
+/// As [`run`]; calls `started` once nothing can go wrong any more that the configuration decides.
+pub async fn run_with(
+    config: Config,
+    started: impl FnOnce(),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    run_replica(config, |_| started(), shutdown).await
+}
+
+async fn run_replica(
+    config: Config,
+    started: impl FnOnce(&Replica),
+    shutdown: impl Future<Output = ()>,
+) -> Result<(), Error> {
+    let clients = api::bind(config.listen_client, "client").await?;
+    let peers = api::bind(config.listen_peer, "peer").await?;
+    let admin_listener = api::bind(config.listen_admin, "admin").await?;
+    let startup = Startup::new("opening the data directory");
+    let admin = Admin::new(startup.clone());
+    // The admin port answers before there is a replica, and after it has stopped.
+    let tasks = Supervisor::default();
+    let (stop_admin, admin_stopped) = watch::channel(false);
+    let admin_port = tasks.spawn("admin port", {
+        let admin = admin.clone();
+        async move { admin.serve(admin_listener, until(admin_stopped)).await }
+    });
+    let mut shutdown = pin!(shutdown);
+    let result = tokio::select! {
+        result = run_ports(&config, (clients, peers), &startup, &admin, started, shutdown.as_mut()) => result,
+        fatal = tasks.failed() => Err(Error::fault(fatal)),
+    };
+    stop_admin.send_replace(true);
+    let _ = admin_port.await;
+    result
+}
+
+async fn run_ports(
+    config: &Config,
+    (clients, peers): (TcpListener, TcpListener),
+    startup: &Startup,
+    admin: &Admin<ReplicaBackend>,
+    started: impl FnOnce(&Replica),
+    mut shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), Error> {
+    let options = port_options(config);
+    let starting = start_behind(config, &options, &clients, startup, shutdown.as_mut());
+    let Some(replica) = starting.await? else {
+        tracing::info!("stopping before the node has started");
+        return Ok(());
+    };
+    started(&replica);
+    let result = tokio::select! {
+        result = serve(options, (clients, peers), &replica, admin, shutdown) => result,
+        // A bug in this node. Nothing can be relied on, so calls under way are not waited for.
+        fatal = replica.failed() => Err(fatal),
+    };
+    let stopped = timeout(STOP_TIME_MAX, replica.shutdown());
+    if stopped.await.is_err() {
+        tracing::warn!(within = ?STOP_TIME_MAX, "the replica did not stop in time");
+    }
+    result
+}
+
+/// Starts the replica, while the client port refuses calls. `None`: `shutdown` came first.
+async fn start_behind(
+    config: &Config,
+    options: &api::Options,
+    clients: &TcpListener,
+    startup: &Startup,
+    shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<Option<Replica>, Error> {
+    let (begin, begun) = watch::channel(false);
+    let mut refusing = pin!(api::refuse_calls(clients, startup, options, until(begun)));
+    let replica = tokio::select! {
+        biased;
+        () = shutdown => return Ok(None),
+        replica = start(config, startup) => replica?,
+        // It ends after `begin` only.
+        () = &mut refusing => return Err(Error::fault("the client port ended: report this")),
+    };
+    begin.send_replace(true);
+    refusing.await;
+    Ok(Some(replica))
+}
+
+/// Ends when the channel says so, or when its sender is gone.
+async fn until(mut stopped: watch::Receiver<bool>) {
+    let _ = stopped.wait_for(|stop| *stop).await;
+}
+
+async fn start(config: &Config, startup: &Startup) -> Result<Replica, Error> {
+    // Compiling the machine and reading the log keep a thread busy for a while.
+    let opening = tokio::task::spawn_blocking({
+        let (config, startup) = (config.clone(), startup.clone());
+        move || open(&config, &startup)
+    });
+    let options = opening.await.map_err(|error| Error::fault(error.to_string()))??;
+    startup.step("restoring the snapshot and replaying the log");
+    Replica::start(options).await
+}
+
+fn port_options(config: &Config) -> api::Options {
+    let members = config.members.len();
+    api::Options {
+        deadlines: api::Deadlines {
+            default: config.timing.request_timeout,
+            ..api::Options::default().deadlines
+        },
+        request_bytes_max: config.limits.request_bytes_max,
+        connections_max: file_limit::connections_max(config.connections.max, members),
+        connection_idle: config.connections.idle,
+        connection_age: config.connections.age,
+        subscriptions_per_connection_max: config.connections.subscriptions_each,
+        ..api::Options::default()
+    }
+}
+
+/// Everything below Raft: keys, storage, the machine.
+fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
+    let master_key = master_key(&config.master_key)?;
+    let limits = machine::Limits {
+        subscriptions_max: config.connections.subscriptions,
+        ..machine::Limits::default()
+    };
+    let engine = Engine::new(&limits).map_err(startup)?;
+    let given = component(config)?;
+    let shared = config
+        .compile_cache
+        .clone()
+        .map(|dir| CompiledStore::shared(dir, &master_key, &config.cluster_id).map(KeptCode::new));
+    let shared = shared.transpose().map_err(startup)?;
+    // A directory is made only for a module that is served.
+    let loaded = match Storage::made_for(&config.data_dir).map_err(startup)? {
+        Some(_) => None,
+        None => {
+            progress.step(COMPILING);
+            Some(load(config, &engine, given.clone(), shared.as_ref())?)
+        }
+    };
+    progress.step("reading the log");
+    let storage = Storage::open(storage::Options {
+        dir: config.data_dir.clone(),
+        cluster_id: config.cluster_id.clone(),
+        node_id: config.node_id,
+        module_id: ModuleId::of(&given),
+        module: given.clone(),
+        master_key,
+    })
+    .map_err(startup)?;
+    let Storage { identity, genesis, log, snapshots, compiled, .. } = storage;
+    let is_shared = shared.is_some();
+    let kept = shared.unwrap_or_else(|| KeptCode::new(compiled));
+    let genesis = match loaded {
+        Some(module) => {
+            // It was compiled before there was a directory for it.
+            if !is_shared {
+                module.keep_code(&kept);
+            }
+            module
+        }
+        None => {
+            progress.step(COMPILING);
+            begun_with(config, &engine, (given, genesis), &kept)?
+        }
+    };
+    progress.step("starting the state machine");
+    let seed = seed(&identity);
+    let modules = Modules::new(genesis.clone(), seed, kept);
+    let history =
+        LocalHistory::open(log.clone(), snapshots.clone(), modules.clone()).map_err(startup)?;
+    tracing::info!(
+        node = identity.node_id,
+        cluster = identity.cluster_id,
+        machine = genesis.description().name,
+        begun_with = %genesis.id(),
+        "starting"
+    );
+    let worker = Worker::start(genesis, seed, history.clone(), None).map_err(startup)?;
+    Ok(raft::Options {
+        identity,
+        engine: engine.fingerprint().to_owned(),
+        modules,
+        worker,
+        log,
+        snapshots,
+        history,
+        members: config.members.clone(),
+        timing: config.timing,
+        limits: config.limits,
+        snapshot: config.snapshot,
+        checkpoint_interval: config.checkpoint_interval,
+    })
+}
+
+/// The module that a directory was made for, whichever one the node was started with.
+fn begun_with(
+    config: &Config,
+    engine: &Engine,
+    (given, genesis): (Bytes, Bytes),
+    kept: &KeptCode,
+) -> Result<Module, Error> {
+    if given == genesis {
+        return load(config, engine, genesis, Some(kept));
+    }
+    // One that was named is looked at all the same: a wrong file is a mistake.
+    if !matches!(config.module, Some(ModuleSource::Default(_))) {
+        load(config, engine, given.clone(), Some(kept))?;
+    }
+    tracing::info!(
+        given = %ModuleId::of(&given),
+        "this node has data, so it continues with the cluster's module and not with the one that it was started with: \
+         `conclave module push` brings another one to the cluster"
+    );
+    Module::load_with(engine, genesis, kept.compiling(false)).map_err(startup)
+}
+
+/// The module that the node was started with.
+fn load(
+    config: &Config,
+    engine: &Engine,
+    component: Bytes,
+    kept: Option<&KeptCode>,
+) -> Result<Module, Error> {
+    let how = kept.map(|kept| kept.compiling(false)).unwrap_or_default();
+    Module::load_with(engine, component, how).map_err(|error| {
+        let name = config.module.as_ref().map(ToString::to_string).unwrap_or_default();
+        Error::invalid(format!("{name}: {error}")).with_source(error)
+    })
+}
+
+/// Opens a stopped node's directory for a replay, which happens in `copy`, an empty directory of the caller's.
+/// Blocking. `stop` is asked now and then.
+pub fn open_replay(
+    stopped: &StoppedNode,
+    copy: &Path,
+    stop: impl Fn() -> bool,
+) -> Result<replay::Source, Error> {
+    let dir = &stopped.data_dir;
+    let key = master_key(&stopped.master_key)?;
+    // What is wrong with the copy is wrong with the original.
+    let named = |error| {
+        let text = startup(error).to_string();
+        Error::fault(text.replace(&*copy.to_string_lossy(), &dir.to_string_lossy()))
+    };
+    let storage = Storage::open_copy(dir, copy, key, stop).map_err(named)?;
+    let Storage { identity, genesis, log, snapshots, compiled, .. } = storage;
+    let kept = KeptCode::new(compiled);
+    let snapshot = snapshots.latest().map_err(named)?;
+    let engine = Engine::new(&machine::Limits::default()).map_err(startup)?;
+    let genesis = Module::load_with(&engine, genesis, kept.compiling(false)).map_err(startup)?;
+    let seed = seed(&identity);
+    let modules = Modules::new(genesis.clone(), seed, kept);
+    Ok(replay::Source::new(replay::Parts { identity, log, snapshot, modules, genesis, seed }))
+}
+
+/// For the machine's randomness: the same on every node.
+fn seed(identity: &Identity) -> [u8; 32] {
+    *blake3::hash(identity.cluster_id.as_bytes()).as_bytes()
+}
+
+/// Why a node does not start, with what was found wrong.
+fn startup(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text = format!("{text}: {cause_text}");
+        }
+        source = cause.source();
+    }
+    Error::fault(text)
+}
+
+fn component(config: &Config) -> Result<Bytes, Error> {
+    let path = match &config.module {
+        None => return Err(Error::invalid("no component: set Config::module")),
+        Some(ModuleSource::Bytes(bytes) | ModuleSource::Default(bytes)) => {
+            return Ok(bytes.clone());
+        }
+        Some(ModuleSource::File(path)) => path,
+    };
+    let bytes = fs::read(path).map_err(|error| {
+        Error::invalid(format!("cannot read the module {}: {error}", path.display()))
+    })?;
+    Ok(Bytes::from(bytes))
+}
+
+fn master_key(source: &MasterKeySource) -> Result<MasterKey, Error> {
+    match source {
+        MasterKeySource::File(path) => MasterKey::from_file(path).map_err(startup),
+        MasterKeySource::Value(value) => {
+            MasterKey::from_text(value, "the environment variable CONCLAVE_MASTER_KEY")
+                .map_err(startup)
+        }
+    }
+}
+
+/// Serves the methods of whichever machine is active.
+async fn follow_machine(api: Api<ReplicaBackend>, replica: Replica) {
+    let mut machine = replica.machine();
+    // The machine may have changed before this began to watch.
+    machine.mark_changed();
+    while machine.changed().await.is_ok() {
+        let module = machine.borrow_and_update().id();
+        match api.set_machine(ReplicaBackend(replica.clone()).machine()) {
+            Ok(()) => tracing::info!(%module, "serving the machine's methods"),
+            // It was loaded, so its descriptor was read before.
+            Err(error) => {
+                tracing::error!(%module, %error, "the methods of the machine before are served")
+            }
+        }
+    }
+}
+
+/// Serves the client port and the peer port until `shutdown`.
+async fn serve(
+    options: api::Options,
+    (clients, peers): (TcpListener, TcpListener),
+    replica: &Replica,
+    admin: &Admin<ReplicaBackend>,
+    shutdown: Pin<&mut impl Future<Output = ()>>,
+) -> Result<(), Error> {
+    let api = Api::new(Arc::new(ReplicaBackend(replica.clone())), options)?;
+    admin.started(&api);
+    let tasks = replica.supervisor();
+    let following = tasks.spawn("methods", follow_machine(api.clone(), replica.clone()));
+    let (stop, stopped) = watch::channel(false);
+    let (stop_peers, peers_stopped) = watch::channel(false);
+    let mut peers = tasks
+        .spawn("peer port", api::serve_peers(peers, replica.peer_service(), until(peers_stopped)));
+    let clients = tasks.spawn("client port", async move {
+        api.serve_client(clients, until(stopped)).await;
+    });
+    shutdown.await;
+    tracing::info!("stopping");
+    // A leader has another node lead first, while it still answers.
+    replica.retire().await;
+    following.abort();
+    // Clients first: what they still wait for needs the peers.
+    stop.send_replace(true);
+    let _ = clients.await;
+    replica.close_peers();
+    stop_peers.send_replace(true);
+    if timeout(PEERS_TIME_MAX, &mut peers).await.is_err() {
+        peers.abort();
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::config::Settings;
+
+    fn free_address() -> std::net::SocketAddr {
+        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
+    }
+
+    /// A node of one, in this process. The key stands in a file, as settings have no secrets.
+    fn config(dir: &Path) -> Config {
+        let key = dir.join("master.key");
+        let [client, peer, admin] = [(); 3].map(|()| free_address());
+        fs::write(&key, std::array::from_fn::<u8, 32, _>(|at| at as u8)).unwrap();
+        let settings = Settings {
+            node_id: Some(1),
+            cluster_id: Some("test".into()),
+            data_dir: Some(dir.join("data")),
+            master_key_file: Some(key),
+            listen_client: Some(client.to_string()),
+            listen_peer: Some(peer.to_string()),
+            listen_admin: Some(admin.to_string()),
+            members: vec![format!("1={peer},{client}")],
+            ..Settings::default()
+        };
+        Config::load(settings).unwrap()
+    }
+
+    /// Limits that the configuration accepts are accepted by the engine, all together.
+    #[test]
+    fn limits_at_their_ends_can_be_set_together() {
+        let limits = |end: fn(u64, u64) -> u64| {
+            let pick = |least, most| Some(end(least, most));
+            let bytes = |least, most| pick(least, most).map(|bytes| bytes as usize);
+            let settings = Settings {
+                node_id: Some(1),
+                cluster_id: Some("test".into()),
+                data_dir: Some("/tmp/none".into()),
+                master_key_file: Some("/tmp/key".into()),
+                members: vec!["1=127.0.0.1:7201,127.0.0.1:7101".into()],
+                request_bytes_max: bytes(1024, 16 << 20),
+                response_bytes_max: bytes(4 << 20, 64 << 20),
+                event_bytes_max: bytes(8 << 20, 64 << 20),
+                fuel_per_call: pick(1_000_000, 1_000_000_000_000),
+                fuel_per_query: pick(1_000_000, 1_000_000_000_000),
+                memory_bytes_max: bytes(16 << 20, (4 << 30) - (64 << 10)),
+                commands_in_flight_max: bytes(1, 1_000_000),
+                ..Settings::default()
+            };
+            Config::from_settings(settings, None).unwrap().limits
+        };
+        for limits in [limits(u64::min), limits(u64::max)] {
+            let cluster = limits.configured();
+            Engine::new(&machine::Limits { cluster, ..machine::Limits::default() }).unwrap();
+        }
+    }
+
+    /// A task that panics ends the node with an error that names it, whichever part of the node it belongs to.
+    #[tokio::test(flavor = "multi_thread")]
+    async fn node_ends_when_one_of_its_tasks_panics() {
+        let dir = tempfile::tempdir().unwrap();
+        let break_a_task = |replica: &Replica| {
+            replica.supervisor().spawn("a task", async { panic!("broken") });
+        };
+        let running = run_replica(config(dir.path()), break_a_task, std::future::pending());
+        let ended = timeout(Duration::from_secs(60), running).await.expect("the node ends");
+        let error = ended.unwrap_err();
+        assert!(error.to_string().contains("the task a task panicked: broken"), "{error}");
+    }
+}

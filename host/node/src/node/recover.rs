@@ -1,0 +1,50 @@
+//! The ways out of a state that no node can start with, on the directory of a stopped node.
+
+use bytes::Bytes;
+
+use super::{master_key, seed, startup};
+use crate::config::StoppedNode;
+use conclave_machine::{Engine, Limits, Module};
+use conclave_raft as raft;
+use conclave_raft::{KeptCode, Modules, NotRecovered, Replaced, Skipped};
+use conclave_storage::Storage;
+use conclave_types::error::Error;
+
+/// Records an entry of the log as trapped, so that this node never applies it. Blocking.
+///
+/// # Errors
+/// The directory cannot be opened, or the entry is none that a replay would come to.
+pub fn trap_entry(stopped: &StoppedNode, index: u64, uncommitted: bool) -> Result<Skipped, Error> {
+    let storage = open(stopped)?;
+    let skipped = raft::skip_entry(&storage.log, &storage.snapshots, index, uncommitted);
+    skipped.map_err(not_recovered)
+}
+
+/// Makes another component the active one of the newest snapshot, and all entries after that are applied by it.
+/// Blocking, for as long as compiling it and restoring the state takes.
+///
+/// # Errors
+/// The directory cannot be opened, there is no snapshot, or the component does not accept its state.
+pub fn replace_component(stopped: &StoppedNode, component: Bytes) -> Result<Replaced, Error> {
+    let engine = Engine::new(&Limits::default()).map_err(startup)?;
+    let component = Module::load(&engine, component);
+    let component = component.map_err(|error| Error::invalid(format!("the component: {error}")))?;
+    let Storage { identity, genesis, log, snapshots, compiled, .. } = open(stopped)?;
+    let (seed, kept) = (seed(&identity), KeptCode::new(compiled));
+    let genesis = Module::load_with(&engine, genesis, kept.compiling(false)).map_err(startup)?;
+    let modules = Modules::new(genesis, seed, kept);
+    let replaced = raft::replace_component(&log, &snapshots, &modules, &component, seed);
+    replaced.map_err(not_recovered)
+}
+
+fn open(stopped: &StoppedNode) -> Result<Storage, Error> {
+    let key = master_key(&stopped.master_key)?;
+    Storage::open_stopped(&stopped.data_dir, key).map_err(startup)
+}
+
+fn not_recovered(error: NotRecovered) -> Error {
+    match error {
+        NotRecovered::Refused(why) => Error::invalid(why),
+        NotRecovered::Io(error) => startup(error),
+    }
+}

@@ -1,0 +1,85 @@
+//! What the instances of a replay are rebuilt from: the state that it began with, and the log since.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use super::source::Start;
+use conclave_machine::{Entry, History, HistoryError, Module, Remains, SavedState, Work};
+use conclave_raft::{Modules, saved_state};
+use conclave_storage::LogStore;
+use conclave_types::Trap;
+
+/// Entries handed out at once, by their size.
+const REPLAY_BYTES_MAX: usize = 4 << 20;
+
+/// The history of one [`Player`](super::Player). Knows only the traps of its own replay.
+pub(super) struct ReplayHistory {
+    pub(super) log: LogStore,
+    pub(super) modules: Arc<Modules>,
+    pub(super) start: Start,
+    /// Takes the place of the modules of the time.
+    pub(super) other: Option<Module>,
+    pub(super) traps: Mutex<BTreeMap<u64, Trap>>,
+    pub(super) remains: Mutex<BTreeMap<u64, Remains>>,
+}
+
+fn unreadable(error: impl std::fmt::Display) -> HistoryError {
+    HistoryError::Unreadable(error.to_string())
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl ReplayHistory {
+    /// What was left behind at an entry; once.
+    pub(super) fn take_remains(&self, index: u64) -> Option<Remains> {
+        lock(&self.remains).remove(&index)
+    }
+
+    /// The other module is no part of the log, and stays.
+    fn is_seen(&self, entry: &Entry) -> bool {
+        self.other.is_none() || !matches!(entry.work, Work::Activate(_))
+    }
+}
+
+impl History for ReplayHistory {
+    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
+        let Start::Snapshot(file) = &self.start else { return Ok(None) };
+        let (mut saved, _) = saved_state(file, &self.modules).map_err(unreadable)?;
+        if let Some(other) = &self.other {
+            saved.module = other.clone();
+        }
+        Ok(Some(saved))
+    }
+
+    fn entries(&self, from: u64, to: u64) -> Result<Vec<Entry>, HistoryError> {
+        let mut found = Vec::new();
+        let mut next = from;
+        while next <= to && found.is_empty() {
+            let entries = self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(unreadable)?;
+            match entries.first() {
+                Some(first) if first.log_id.index == next => {}
+                _ => return Err(HistoryError::Gap(next)),
+            }
+            next += entries.len() as u64;
+            let entries = entries.into_iter().filter_map(|entry| self.modules.machine_entry(entry));
+            found.extend(entries.filter(|entry| self.is_seen(entry)));
+        }
+        Ok(found)
+    }
+
+    fn record_trap(&self, index: u64, trap: &Trap) {
+        lock(&self.traps).insert(index, trap.clone());
+    }
+
+    fn trapped(&self, index: u64) -> Option<Trap> {
+        lock(&self.traps).get(&index).cloned()
+    }
+
+    fn record_remains(&self, index: u64, remains: Remains) {
+        lock(&self.remains).insert(index, remains);
+    }
+}

@@ -1,0 +1,309 @@
+//! Applies the log again, as far as it is asked to.
+//!
+//! What becomes of an entry is what `raft/state_machine.rs` makes of it on a node; there is no leader here to
+//! be answered and no disk to be waited for.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex},
+};
+
+use tokio::{sync::oneshot, task::spawn_blocking};
+
+use super::{
+    error::Error,
+    history::ReplayHistory,
+    seen::{Kind, Seen},
+    source::{Begun, Source, Start},
+};
+use conclave_machine as machine;
+use conclave_machine::{Answered, BatchItem, Done, Fault, Module, Work, Worker};
+use conclave_raft::{registry::Registry, skipped_entries};
+use conclave_storage::{
+    Extent,
+    raft_types::{Entry, Payload},
+};
+use conclave_types::{
+    Call, Command, CommandKind, NodeId, Outcome, Reply,
+    modules::{Activation, ModuleCommand, ModulePart},
+};
+
+/// Entries read and applied at once, by their size. All of them are in memory, with their outcomes.
+const BATCH_BYTES_MAX: usize = 1 << 20;
+/// And by their number, so that whoever watches hears of them soon.
+const BATCH_ENTRIES_MAX: u64 = 4096;
+
+/// One replay. Dropped, its threads end.
+pub struct Player {
+    history: Arc<ReplayHistory>,
+    worker: Worker,
+    registry: Registry,
+    voters: BTreeSet<NodeId>,
+    /// What runs now.
+    module: Module,
+    /// The last index that was applied.
+    index: u64,
+    /// The next one to be read.
+    next: u64,
+}
+
+impl Drop for Player {
+    /// Nothing of it reads the log any more, which may be about to be removed.
+    fn drop(&mut self) {
+        self.worker.shutdown();
+    }
+}
+
+/// Entries on their way to the machine.
+#[derive(Default)]
+struct Batch {
+    items: Vec<BatchItem>,
+    waiting: Vec<(Seen, Option<oneshot::Receiver<Outcome>>)>,
+}
+
+impl Player {
+    /// Begins where the source can, with the module of the time, or with `other` in place of whatever the log
+    /// says.
+    ///
+    /// # Errors
+    /// The state cannot be read or restored, or the other module does not take it.
+    pub async fn start(
+        source: &Source,
+        start: Start,
+        other: Option<Module>,
+    ) -> Result<Self, Error> {
+        let Begun { mut saved, registry, voters, module } = source.begin(&start)?;
+        if let (Some(saved), Some(other)) = (&mut saved, &other) {
+            let description = other.description();
+            if !description.restores.contains(&saved.state_version) {
+                return Err(Error::StateVersion {
+                    index: saved.index,
+                    found: saved.state_version,
+                    name: description.name.clone(),
+                    restores: description.restores.clone(),
+                });
+            }
+            saved.module = other.clone();
+        }
+        let module = other.clone().unwrap_or(module);
+        let index = start.index();
+        let next = match &start {
+            // The first entry has index 0, and no machine sees it; of an empty log there is nothing to be read.
+            Start::Genesis => match source.parts.log.extent() {
+                Extent { last: Some(_), first, .. } => first,
+                Extent { last: None, .. } => 1,
+            },
+            Start::Snapshot(_) => index + 1,
+        };
+        let initial = other.clone().unwrap_or_else(|| source.parts.genesis.clone());
+        let history = Arc::new(ReplayHistory {
+            log: source.parts.log.clone(),
+            modules: source.parts.modules.clone(),
+            start,
+            other,
+            // Others are found again.
+            traps: Mutex::new(skipped_entries(&source.parts.log)?),
+            remains: Mutex::new(BTreeMap::new()),
+        });
+        let (seed, of_worker) = (source.parts.seed, history.clone());
+        let worker = spawn_blocking(move || Worker::start(initial, seed, of_worker, saved)).await;
+        let worker = worker
+            .map_err(|error| Fault::new(error.to_string()))
+            .and_then(|worker| worker)
+            .map_err(|fault| Error::Fault { index, fault })?;
+        Ok(Self { history, worker, registry, voters, module, index, next })
+    }
+
+    /// The last index that was applied.
+    pub fn index(&self) -> u64 {
+        self.index
+    }
+
+    /// What runs now.
+    pub fn module(&self) -> &Module {
+        &self.module
+    }
+
+    /// Applies the next entries, some of those up to `to`, and says what came of each. Empty: there are no more.
+    ///
+    /// # Errors
+    /// The log cannot be read, or the machine stops, as it would on a node.
+    pub async fn advance(&mut self, to: u64) -> Result<Vec<Seen>, Error> {
+        if self.next > to {
+            return Ok(Vec::new());
+        }
+        let end = to.min(self.next.saturating_add(BATCH_ENTRIES_MAX - 1));
+        let entries = self.history.log.entries(self.next..end + 1, BATCH_BYTES_MAX)?;
+        if entries.first().is_none_or(|first| first.log_id.index != self.next) {
+            return Err(Error::Gap(self.next));
+        }
+        let mut seen = Vec::with_capacity(entries.len());
+        let mut batch = Batch::default();
+        for entry in entries {
+            self.next = entry.log_id.index + 1;
+            match self.prepare(entry, &mut batch) {
+                None => {}
+                Some((pending, activation)) => {
+                    self.flush(&mut batch, &mut seen).await?;
+                    self.activate(pending, activation, &mut batch).await?;
+                    self.flush(&mut batch, &mut seen).await?;
+                    self.module = self.worker.module();
+                }
+            }
+        }
+        self.flush(&mut batch, &mut seen).await?;
+        Ok(seen)
+    }
+
+    /// Asks the machine, as it is after the last entry.
+    ///
+    /// # Errors
+    /// There is no answer; a machine's own refusal is one.
+    pub async fn query(&self, call: Call) -> Result<Answered, Error> {
+        Ok(self.worker.query(call, self.index).await?)
+    }
+
+    /// Puts an entry into the batch, but for an activation: what comes after has to wait for that.
+    fn prepare(&mut self, entry: Entry, batch: &mut Batch) -> Option<(Seen, Activation)> {
+        let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
+        let module = self.module.clone();
+        let seen = |kind, time_ms, outcome| Seen {
+            index,
+            term,
+            kind,
+            time_ms,
+            module,
+            outcome,
+            remains: None,
+        };
+        match entry.payload {
+            Payload::Blank => batch.pass(seen(Kind::Blank, None, None)),
+            Payload::Membership(membership) => {
+                self.voters = membership.voter_ids().collect();
+                let voters = self.voters.iter().copied().collect();
+                batch.pass(seen(Kind::Membership { voters }, None, None));
+            }
+            Payload::Normal(Command { time_ms, kind }) => {
+                let time = Some(time_ms);
+                match kind {
+                    CommandKind::Call(call) => {
+                        let seen = seen(Kind::Call(call.clone()), time, None);
+                        batch.work(seen, time_ms, Work::Call(call));
+                    }
+                    CommandKind::Tick => {
+                        batch.work(seen(Kind::Tick, time, None), time_ms, Work::Tick)
+                    }
+                    CommandKind::SetTime => {
+                        batch.work(seen(Kind::SetTime, time, None), time_ms, Work::Tick)
+                    }
+                    CommandKind::SetLimits(limits) => {
+                        let seen = seen(Kind::SetLimits(limits), time, None);
+                        batch.work(seen, time_ms, Work::SetLimits(limits));
+                    }
+                    CommandKind::Module(ModuleCommand::Part(part)) => {
+                        let outcome = self.part(index, &part);
+                        batch.pass(seen(kind_of(&part), time, Some(outcome)));
+                    }
+                    CommandKind::Module(ModuleCommand::Activate(activation)) => {
+                        let kind = Kind::Activation { module: activation.module };
+                        return Some((seen(kind, time, None), activation));
+                    }
+                    CommandKind::Checkpoint(_) => batch.pass(seen(Kind::Checkpoint, time, None)),
+                    CommandKind::Verify => batch.pass(seen(Kind::Verify, time, None)),
+                }
+            }
+        }
+        None
+    }
+
+    fn part(&mut self, index: u64, part: &ModulePart) -> Outcome {
+        match self.registry.apply_part(index, part) {
+            Ok(_) => Outcome::Reply(Reply::default()),
+            Err(failure) => Outcome::Failure(failure),
+        }
+    }
+
+    /// Puts an activation into the batch, which is empty, and notes what comes of it.
+    async fn activate(
+        &mut self,
+        mut pending: Seen,
+        activation: Activation,
+        batch: &mut Batch,
+    ) -> Result<(), Error> {
+        if self.history.other.is_some() {
+            batch.pass(pending);
+            return Ok(());
+        }
+        let (index, id) = (pending.index, activation.module);
+        let bytes = match self.registry.check(&activation, &self.voters) {
+            Ok(known) => known.bytes.clone(),
+            Err(failure) => {
+                pending.outcome = Some(Outcome::Failure(failure));
+                batch.pass(pending);
+                return Ok(());
+            }
+        };
+        let modules = self.history.modules.clone();
+        let compiled = spawn_blocking(move || modules.compile(id, &bytes)).await;
+        let compiled = compiled.map_err(std::io::Error::other)?;
+        let module =
+            compiled.map_err(|source| Error::Module { index, module: id.to_string(), source })?;
+        self.history.modules.note_activation(index, module.clone());
+        let time_ms = pending.time_ms.unwrap_or_default();
+        batch.work(pending, time_ms, Work::Activate(module));
+        Ok(())
+    }
+
+    /// Has the batch applied, and waits for what comes of it.
+    async fn flush(&mut self, batch: &mut Batch, seen: &mut Vec<Seen>) -> Result<(), Error> {
+        let Batch { items, waiting } = std::mem::take(batch);
+        let stopped = |index, fault: Option<Fault>, worker: &Worker| {
+            let why = || worker.fault().unwrap_or_else(|| "it shut down".to_owned());
+            Error::Fault { index, fault: fault.unwrap_or_else(|| Fault::new(why())) }
+        };
+        if let Err(fault) = self.worker.apply(items).await {
+            return Err(stopped(self.index, Some(fault), &self.worker));
+        }
+        for (mut one, outcome) in waiting {
+            if let Some(outcome) = outcome {
+                let outcome = outcome.await.map_err(|_| stopped(self.index, None, &self.worker))?;
+                one.remains = self.history.take_remains(one.index);
+                if let (Kind::Activation { module }, Outcome::Reply(_)) = (&one.kind, &outcome) {
+                    self.registry.activate(one.index, *module);
+                }
+                one.outcome = Some(outcome);
+            }
+            self.index = one.index;
+            seen.push(one);
+        }
+        Ok(())
+    }
+}
+
+fn kind_of(part: &ModulePart) -> Kind {
+    Kind::ModulePart {
+        module: part.module,
+        at: part.at,
+        bytes: part.bytes.len() as u64,
+        total_bytes: part.total_bytes,
+    }
+}
+
+impl Batch {
+    /// No machine sees it, but that its index has passed.
+    fn pass(&mut self, seen: Seen) {
+        self.items.push((seen.index, None, None));
+        self.waiting.push((seen, None));
+    }
+
+    fn work(&mut self, seen: Seen, time_ms: u64, work: Work) {
+        let index = seen.index;
+        let (sender, outcome) = oneshot::channel();
+        let done: Done = Box::new(move |outcome| {
+            // Nobody may wait for it any more.
+            let _ = sender.send(outcome);
+        });
+        self.items.push((index, Some(machine::Entry { index, time_ms, work }), Some(done)));
+        self.waiting.push((seen, Some(outcome)));
+    }
+}

@@ -1,0 +1,86 @@
+//! One entry of the log as a replay saw it.
+
+use conclave_machine::{Module, Remains};
+use conclave_types::{Call, ModuleId, Outcome, limits::ClusterLimits};
+
+/// One entry of the log, and what came of it.
+#[derive(Debug)]
+pub struct Seen {
+    /// Its log index.
+    pub index: u64,
+    /// The term of the leader that proposed it.
+    pub term: u64,
+    /// What it is.
+    pub kind: Kind,
+    /// Milliseconds since the Unix epoch on the proposing leader's clock. Nothing for what Raft itself proposes.
+    pub time_ms: Option<u64>,
+    /// The module that was active before it.
+    pub module: Module,
+    /// What came of it. Nothing for what no machine sees.
+    pub outcome: Option<Outcome>,
+    /// What a trapped instance left behind.
+    pub remains: Option<Remains>,
+}
+
+/// What an entry is.
+#[derive(Clone, Debug)]
+pub enum Kind {
+    /// A new leader's first entry.
+    Blank,
+    /// From here on these are the voters.
+    Membership {
+        /// Their numbers.
+        voters: Vec<u64>,
+    },
+    /// A call of the machine.
+    Call(Call),
+    /// The machine is woken.
+    Tick,
+    /// A piece of a module on its way to all nodes.
+    ModulePart {
+        /// Which.
+        module: ModuleId,
+        /// Where in it the piece begins.
+        at: u64,
+        /// The piece's size.
+        bytes: u64,
+        /// The module's.
+        total_bytes: u64,
+    },
+    /// Another module is to go on.
+    Activation {
+        /// Which.
+        module: ModuleId,
+    },
+    /// The digest of a majority, for every replica to compare its own with.
+    Checkpoint,
+    /// Every replica hashes its state.
+    Verify,
+    /// An operator has set the log's time; the machine's tick is called.
+    SetTime,
+    /// Other limits hold from the next entry on.
+    SetLimits(ClusterLimits),
+}
+
+impl Kind {
+    /// The name, as people and programs are told it.
+    pub fn name(&self) -> &'static str {
+        match self {
+            Self::Blank => "blank",
+            Self::Checkpoint => "checkpoint",
+            Self::Verify => "verify",
+            Self::SetTime => "set-time",
+            Self::SetLimits(_) => "set-limits",
+            Self::Membership { .. } => "membership",
+            Self::Call(_) => "call",
+            Self::Tick => "tick",
+            Self::ModulePart { .. } => "module-part",
+            Self::Activation { .. } => "activation",
+        }
+    }
+
+    /// Whether its outcome is the machine's own.
+    pub fn is_machines(&self) -> bool {
+        matches!(self, Self::Call(_) | Self::Tick)
+    }
+}

@@ -1,0 +1,32 @@
+//! Compiles the protobuf files.
+use std::{
+    env,
+    error::Error,
+    fs,
+    path::{Path, PathBuf},
+};
+
+use prost_build::Config;
+
+const CLIENT: [&str; 2] =
+    ["conclave/machine/v1/machine.proto", "conclave/cluster/v1/cluster.proto"];
+const PEER: [&str; 2] = ["conclave/raft/v1/entry.proto", "conclave/raft/v1/raft.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    protobuf(&out)
+}
+
+fn protobuf(out: &Path) -> Result<(), Box<dyn Error>> {
+    println!("cargo::rerun-if-changed=conclave");
+    let client = protox::compile(CLIENT, ["."])?;
+    fs::write(out.join("client_descriptor.bin"), prost::Message::encode_to_vec(&client))?;
+    let peer = protox::compile(PEER, ["."])?;
+    for set in [client, peer] {
+        let mut config = Config::new();
+        // Requests and entries are shared, not copied, on their way through the layers.
+        config.bytes(["."]);
+        tonic_prost_build::configure().compile_fds_with_config(set, config)?;
+    }
+    Ok(())
+}

@@ -1,0 +1,271 @@
+//! Between our types and their protobuf bytes, on disk and between peers.
+//!
+//! Everything that comes in is checked: a peer or a disk may hold anything.
+
+use std::sync::Arc;
+
+use crate::raft as wire;
+use conclave_types::{
+    Call, Checkpoint, Code, Command, CommandKind, Digest, Failure, ModuleId, NodeId, Trap,
+    TrapKind,
+    limits::ClusterLimits,
+    modules::{About, Activation, ModuleCommand, ModulePart, PART_BYTES_MAX},
+};
+
+/// Bytes that are protobuf, but not of the shape that they should have.
+#[derive(Debug, thiserror::Error)]
+#[error("malformed {message}: {reason}")]
+pub struct Malformed {
+    message: &'static str,
+    reason: String,
+    newer: bool,
+}
+
+impl Malformed {
+    /// The message that is malformed, and why.
+    pub fn new(message: &'static str, reason: impl Into<String>) -> Self {
+        Self { message, reason: reason.into(), newer: false }
+    }
+
+    /// Whether this version does not know the kind of the message, so that a newer one has written it.
+    pub fn is_newer(&self) -> bool {
+        self.newer
+    }
+}
+
+/// The error for a field that is not there.
+pub fn missing(message: &'static str, field: &'static str) -> Malformed {
+    Malformed::new(message, format!("{field} is missing"))
+}
+
+/// To the wire.
+pub fn call_to_wire(call: &Call) -> wire::Call {
+    wire::Call {
+        method: call.method.to_string(),
+        request: call.request.clone(),
+        principal: call.principal.to_string(),
+    }
+}
+
+/// From the wire.
+pub fn call_from_wire(call: wire::Call) -> Call {
+    Call {
+        method: Arc::from(call.method),
+        request: call.request,
+        principal: Arc::from(call.principal),
+    }
+}
+
+/// To the wire.
+pub fn command_to_wire(command: &Command) -> wire::Command {
+    let kind = match &command.kind {
+        CommandKind::Call(call) => wire::command::Kind::Call(call_to_wire(call)),
+        CommandKind::Tick => wire::command::Kind::Tick(wire::Tick {}),
+        CommandKind::Checkpoint(checkpoint) => {
+            wire::command::Kind::Checkpoint(checkpoint_to_wire(checkpoint))
+        }
+        CommandKind::Verify => wire::command::Kind::Verify(wire::Verify {}),
+        CommandKind::SetTime => wire::command::Kind::SetTime(wire::SetTime {}),
+        CommandKind::SetLimits(limits) => {
+            wire::command::Kind::SetLimits(cluster_limits_to_wire(limits))
+        }
+        CommandKind::Module(ModuleCommand::Part(part)) => {
+            wire::command::Kind::ModulePart(part_to_wire(part))
+        }
+        CommandKind::Module(ModuleCommand::Activate(activation)) => {
+            wire::command::Kind::ActivateModule(activation_to_wire(activation))
+        }
+    };
+    wire::Command { time_ms: command.time_ms, kind: Some(kind) }
+}
+
+/// From the wire.
+pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
+    let kind = match command.kind {
+        Some(wire::command::Kind::Call(call)) => CommandKind::Call(call_from_wire(call)),
+        Some(wire::command::Kind::Tick(wire::Tick {})) => CommandKind::Tick,
+        Some(wire::command::Kind::Checkpoint(checkpoint)) => {
+            CommandKind::Checkpoint(checkpoint_from_wire(&checkpoint)?)
+        }
+        Some(wire::command::Kind::Verify(wire::Verify {})) => CommandKind::Verify,
+        Some(wire::command::Kind::SetTime(wire::SetTime {})) => CommandKind::SetTime,
+        Some(wire::command::Kind::SetLimits(limits)) => {
+            CommandKind::SetLimits(cluster_limits_from_wire(&limits)?)
+        }
+        Some(wire::command::Kind::ModulePart(part)) => {
+            CommandKind::Module(ModuleCommand::Part(part_from_wire(part)?))
+        }
+        Some(wire::command::Kind::ActivateModule(activation)) => {
+            CommandKind::Module(ModuleCommand::Activate(activation_from_wire(&activation)?))
+        }
+        None => {
+            return Err(Malformed {
+                message: "command",
+                reason: "its kind is unknown".into(),
+                newer: true,
+            });
+        }
+    };
+    Ok(Command { time_ms: command.time_ms, kind })
+}
+
+/// To the wire.
+pub fn cluster_limits_to_wire(limits: &ClusterLimits) -> wire::ClusterLimits {
+    let ClusterLimits { fuel_per_call, fuel_per_query, fuel_per_state_call, .. } = *limits;
+    wire::ClusterLimits {
+        memory_bytes_max: limits.memory_bytes_max as u64,
+        fuel_per_call,
+        fuel_per_query,
+        fuel_per_state_call,
+        response_bytes_max: limits.response_bytes_max as u64,
+        event_bytes_max: limits.event_bytes_max as u64,
+    }
+}
+
+/// From the wire.
+pub fn cluster_limits_from_wire(limits: &wire::ClusterLimits) -> Result<ClusterLimits, Malformed> {
+    let malformed = |error: &dyn std::fmt::Display| Malformed::new("limits", error.to_string());
+    let bytes = |value: u64| usize::try_from(value).map_err(|error| malformed(&error));
+    let read = ClusterLimits {
+        memory_bytes_max: bytes(limits.memory_bytes_max)?,
+        fuel_per_call: limits.fuel_per_call,
+        fuel_per_query: limits.fuel_per_query,
+        fuel_per_state_call: limits.fuel_per_state_call,
+        response_bytes_max: bytes(limits.response_bytes_max)?,
+        event_bytes_max: bytes(limits.event_bytes_max)?,
+    };
+    read.check().map_err(|error| malformed(&error))?;
+    Ok(read)
+}
+
+/// To the wire.
+pub fn checkpoint_to_wire(checkpoint: &Checkpoint) -> wire::Checkpoint {
+    wire::Checkpoint {
+        index: checkpoint.index,
+        digest: checkpoint.digest.0.to_vec().into(),
+        version: checkpoint.version,
+        begins: checkpoint.begins,
+    }
+}
+
+/// From the wire.
+pub fn checkpoint_from_wire(checkpoint: &wire::Checkpoint) -> Result<Checkpoint, Malformed> {
+    let digest = digest_from_wire(&checkpoint.digest)?;
+    let digest = digest.ok_or_else(|| missing("checkpoint", "digest"))?;
+    let wire::Checkpoint { index, version, begins, .. } = *checkpoint;
+    Ok(Checkpoint { index, digest, version, begins })
+}
+
+/// From the wire. Absent: what was written before there were digests.
+pub fn digest_from_wire(bytes: &[u8]) -> Result<Option<Digest>, Malformed> {
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    let digest = bytes.try_into().map(|digest| Some(Digest(digest)));
+    digest.map_err(|_| Malformed::new("digest", format!("{} bytes", bytes.len())))
+}
+
+/// From the wire.
+pub fn module_id_from_wire(bytes: &[u8]) -> Result<ModuleId, Malformed> {
+    let id = bytes.try_into().map(ModuleId);
+    id.map_err(|_| Malformed::new("module id", format!("{} bytes", bytes.len())))
+}
+
+fn module_id_to_wire(id: &ModuleId) -> bytes::Bytes {
+    id.0.to_vec().into()
+}
+
+fn part_to_wire(part: &ModulePart) -> wire::ModulePart {
+    wire::ModulePart {
+        module_id: module_id_to_wire(&part.module),
+        total_bytes: part.total_bytes,
+        at: part.at,
+        bytes: part.bytes.clone(),
+        about: part.about.as_ref().map(about_to_wire),
+    }
+}
+
+fn part_from_wire(part: wire::ModulePart) -> Result<ModulePart, Malformed> {
+    if part.bytes.len() > PART_BYTES_MAX {
+        let reason = format!("{} bytes; the limit is {PART_BYTES_MAX}", part.bytes.len());
+        return Err(Malformed::new("module part", reason));
+    }
+    Ok(ModulePart {
+        module: module_id_from_wire(&part.module_id)?,
+        total_bytes: part.total_bytes,
+        at: part.at,
+        bytes: part.bytes,
+        about: part.about.as_ref().map(about_from_wire),
+    })
+}
+
+/// To the wire.
+pub fn about_to_wire(about: &About) -> wire::ModuleAbout {
+    wire::ModuleAbout {
+        name: about.name.to_string(),
+        version: about.version.to_string(),
+        state_version: about.state_version,
+    }
+}
+
+/// From the wire.
+pub fn about_from_wire(about: &wire::ModuleAbout) -> About {
+    About {
+        name: Arc::from(&*about.name),
+        version: Arc::from(&*about.version),
+        state_version: about.state_version,
+    }
+}
+
+fn activation_to_wire(activation: &Activation) -> wire::ActivateModule {
+    wire::ActivateModule {
+        module_id: module_id_to_wire(&activation.module),
+        from_module_id: module_id_to_wire(&activation.from),
+        voters: activation.voters.iter().copied().collect::<Vec<NodeId>>(),
+    }
+}
+
+fn activation_from_wire(activation: &wire::ActivateModule) -> Result<Activation, Malformed> {
+    Ok(Activation {
+        module: module_id_from_wire(&activation.module_id)?,
+        from: module_id_from_wire(&activation.from_module_id)?,
+        voters: activation.voters.iter().copied().collect(),
+    })
+}
+
+/// To the wire.
+pub fn failure_to_wire(failure: &Failure) -> wire::Failure {
+    wire::Failure { code: failure.code as i32, message: failure.message.clone() }
+}
+
+/// From the wire. A code that no machine may use becomes `Internal`.
+pub fn failure_from_wire(failure: wire::Failure) -> Failure {
+    Failure { code: code_from_wire(failure.code), message: failure.message }
+}
+
+fn code_from_wire(code: i32) -> Code {
+    const CODES: [Code; 10] = [
+        Code::InvalidArgument,
+        Code::NotFound,
+        Code::AlreadyExists,
+        Code::PermissionDenied,
+        Code::ResourceExhausted,
+        Code::FailedPrecondition,
+        Code::Aborted,
+        Code::OutOfRange,
+        Code::Unimplemented,
+        Code::Internal,
+    ];
+    CODES.into_iter().find(|known| *known as i32 == code).unwrap_or(Code::Internal)
+}
+
+/// To the wire.
+pub fn trap_to_wire(trap: &Trap) -> wire::Trap {
+    wire::Trap { name: trap.kind.name().to_owned(), message: trap.message.clone() }
+}
+
+/// From the wire. The name of a trap that this version does not know becomes `fault`.
+pub fn trap_from_wire(trap: wire::Trap) -> Trap {
+    let known = TrapKind::ALL.into_iter().find(|kind| kind.name() == trap.name);
+    Trap { kind: known.unwrap_or(TrapKind::Fault), message: trap.message }
+}

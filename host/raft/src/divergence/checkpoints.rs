@@ -1,0 +1,236 @@
+//! Proposes the digest that a majority of the voters has, for everybody to compare their own with.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Weak, atomic::Ordering},
+    time::Duration,
+};
+
+use futures::future::join_all;
+use openraft::async_runtime::WatchReceiver;
+use tokio::time::{Instant, sleep, timeout};
+
+use super::lineage::{Testimony, Verdict, decide};
+use crate::{Inner, Replica, network::peer::Lane};
+use conclave_proto::{
+    convert::digest_from_wire,
+    raft::{DigestRequest, DigestResponse},
+};
+use conclave_storage::raft_types::Member;
+use conclave_types::{Checkpoint, CommandKind, DIGEST_VERSION, Digest, NodeId};
+
+/// A voter that has not answered by then has no say.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+/// For so long a voter waits until it has applied what it is asked about.
+const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
+const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+
+/// A node's answer to the question for its digest at an index.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Heard {
+    Digest(Testimony),
+    /// It has none that others could have, as its state comes from a snapshot of another version.
+    Without,
+    /// It is not there yet, does not know any more, is of another version, or did not answer.
+    Nothing,
+}
+
+/// The voters' answers.
+#[derive(Default)]
+pub(super) struct Digests {
+    pub(super) answers: BTreeMap<NodeId, Testimony>,
+    /// Some voter has none.
+    pub(super) without: bool,
+}
+
+/// Proposes checkpoints while this node leads, until the replica is gone.
+pub(crate) async fn run(replica: Weak<Inner>, interval: Duration) {
+    loop {
+        sleep(interval).await;
+        let Some(replica) = replica.upgrade().map(Replica) else { return };
+        if replica.0.is_leader() && replica.0.fault().is_none() {
+            replica.checkpoint().await;
+        } else {
+            replica.0.divergence.set_disputed(false);
+        }
+    }
+}
+
+impl Replica {
+    /// Asks all voters and proposes what most of them have, if there is anything new.
+    async fn checkpoint(&self) {
+        let voters = self.voters();
+        if voters.len() < 2 {
+            return; // Nobody to compare with.
+        }
+        let index = self.0.worker.applied();
+        if !self.0.worker.keeps_digest() {
+            return self.begin_digests().await;
+        }
+        let Ok(Some(own)) = self.0.worker.digest_at(index).await else { return };
+        if self.0.divergence.last_equal().is_some_and(|last| last.digest == own) {
+            return; // Nothing has come since.
+        }
+        let Digests { answers, without } = self.digests(&voters, index).await;
+        if without {
+            return self.begin_digests().await;
+        }
+        let digest = match decide(&self.voter_sets(), &answers) {
+            Verdict::Decided(digest) => digest,
+            Verdict::Unopposed => {
+                self.0.divergence.set_disputed(false);
+                tracing::debug!(index, ?answers, "too few independent digests for a checkpoint");
+                return;
+            }
+            Verdict::Disputed => {
+                self.0.divergence.set_disputed(true);
+                self.0.divergence.counts.undecided.fetch_add(1, Ordering::Relaxed);
+                tracing::error!(
+                    index,
+                    ?answers,
+                    "the replicas disagree on the outcomes of entries, and no majority of independent replicas \
+                     decides. Start the voters that are down. If all are up, compare the states with `conclave \
+                     cluster verify`, and rebuild the node that is wrong under a new id"
+                );
+                return;
+            }
+        };
+        self.0.divergence.set_disputed(false);
+        for (node, other) in &answers {
+            if other.digest != digest {
+                tracing::warn!(node, index, "a node's machine has diverged from the majority's");
+            }
+        }
+        let (version, begins) = (DIGEST_VERSION, false);
+        self.propose_checkpoint(Checkpoint { index, digest, version, begins }).await;
+    }
+
+    /// Has every replica's digest begin again: some come from snapshots of another version of Conclave, so they could
+    /// never be equal.
+    async fn begin_digests(&self) {
+        let index = self.0.worker.applied();
+        let digest = Digest(*blake3::hash(&index.to_le_bytes()).as_bytes());
+        tracing::info!("the digests of all replicas begin again");
+        let (version, begins) = (DIGEST_VERSION, true);
+        self.propose_checkpoint(Checkpoint { index, digest, version, begins }).await;
+    }
+
+    async fn propose_checkpoint(&self, checkpoint: Checkpoint) {
+        let kind = CommandKind::Checkpoint(checkpoint);
+        let deadline = Instant::now() + self.0.timing.request_timeout;
+        if let Err(error) = self.propose_kind(kind, deadline).await {
+            tracing::debug!(%error, "no checkpoint");
+        }
+    }
+
+    /// The sets of voters: one, or two while the membership changes.
+    pub(crate) fn voter_sets(&self) -> Vec<BTreeSet<NodeId>> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        metrics.membership_config.membership().get_joint_config().clone()
+    }
+
+    /// The voters' digests at an index, of those that know theirs.
+    pub(super) async fn digests(&self, voters: &[(NodeId, Member)], index: u64) -> Digests {
+        let asked = voters.iter().map(|(node_id, member)| async move {
+            let answer = async {
+                match *node_id == self.0.node_id() {
+                    true => self.digest_here(index).await,
+                    false => self.digest_there(*node_id, member, index).await,
+                }
+            };
+            (*node_id, timeout(ASK_TIMEOUT, answer).await.unwrap_or(Heard::Nothing))
+        });
+        let mut digests = Digests::default();
+        for (node_id, heard) in join_all(asked).await {
+            match heard {
+                Heard::Digest(testimony) => _ = digests.answers.insert(node_id, testimony),
+                Heard::Without => digests.without = true,
+                Heard::Nothing => {}
+            }
+        }
+        digests
+    }
+
+    async fn digest_there(&self, node_id: NodeId, member: &Member, index: u64) -> Heard {
+        let peer = self.0.peers.peer(node_id, member);
+        let Ok(mut client) = peer.client(Lane::Control).await else { return Heard::Nothing };
+        let answer = client.digest(DigestRequest { index }).await;
+        let answer = match answer.map_err(|status| peer.failed(Lane::Control, status)) {
+            Ok(answer) => answer.into_inner(),
+            Err(error) => {
+                tracing::debug!(%error, "no digest");
+                return Heard::Nothing;
+            }
+        };
+        heard_from_wire(node_id, &answer)
+    }
+
+    /// This node's digest at an index, once it has applied it.
+    pub(crate) async fn digest_here(&self, index: u64) -> Heard {
+        let until = Instant::now() + APPLY_TIMEOUT;
+        while self.0.worker.applied() < index {
+            if Instant::now() >= until {
+                return Heard::Nothing;
+            }
+            sleep(LOOK_INTERVAL).await;
+        }
+        if self.0.fault().is_some() {
+            return Heard::Nothing;
+        }
+        // The origin first: a state that is restored in between counts as the older one's, which only errs on the
+        // side of too few votes if both are copies, and the digest of the newer is not known before its index.
+        let origin = self.0.divergence.origin();
+        let keeps = self.0.worker.keeps_digest();
+        match self.0.worker.digest_at(index).await {
+            Ok(Some(digest)) => Heard::Digest(Testimony { digest, origin }),
+            Ok(None) if !keeps => Heard::Without,
+            _ => Heard::Nothing,
+        }
+    }
+}
+
+/// To the wire.
+pub(crate) fn heard_to_wire(heard: Heard) -> DigestResponse {
+    let answer = DigestResponse { version: DIGEST_VERSION, ..DigestResponse::default() };
+    match heard {
+        Heard::Digest(Testimony { digest, origin }) => {
+            DigestResponse { digest: digest.0.to_vec().into(), origin, ..answer }
+        }
+        Heard::Without => DigestResponse { without: true, ..answer },
+        Heard::Nothing => answer,
+    }
+}
+
+/// From the wire. A node of another version says nothing that could be compared.
+fn heard_from_wire(node_id: NodeId, answer: &DigestResponse) -> Heard {
+    if answer.version != DIGEST_VERSION {
+        return Heard::Nothing;
+    }
+    match digest_from_wire(&answer.digest) {
+        Ok(Some(digest)) => {
+            let origin = if answer.origin == 0 { node_id } else { answer.origin };
+            Heard::Digest(Testimony { digest, origin })
+        }
+        Ok(None) if answer.without => Heard::Without,
+        _ => Heard::Nothing,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_digest_of_another_version_is_no_answer() {
+        let testimony = Testimony { digest: Digest([3; 32]), origin: 2 };
+        for heard in [Heard::Digest(testimony), Heard::Without, Heard::Nothing] {
+            assert_eq!(heard_from_wire(1, &heard_to_wire(heard)), heard);
+        }
+        let other = DigestResponse { version: 1, ..heard_to_wire(Heard::Digest(testimony)) };
+        assert_eq!(heard_from_wire(1, &other), Heard::Nothing);
+        let anonymous = DigestResponse { origin: 0, ..heard_to_wire(Heard::Digest(testimony)) };
+        let own = Testimony { origin: 1, ..testimony };
+        assert_eq!(heard_from_wire(1, &anonymous), Heard::Digest(own));
+    }
+}

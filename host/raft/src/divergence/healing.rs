@@ -1,0 +1,246 @@
+//! Ends a quarantine: fetches a healthy peer's snapshot and puts it in the machine's place.
+//!
+//! openraft takes no part in it. It ignores a snapshot that does not reach beyond what it knows to be
+//! committed, and the log of a node in quarantine goes on, so that every snapshot soon lies behind. The log
+//! itself is sound: after the snapshot the machine gets from there what it missed, in
+//! [`StateMachine::begin_healing`](crate::state_machine::StateMachine::begin_healing).
+
+use std::{io, sync::Weak, time::Duration};
+
+use openraft::async_runtime::WatchReceiver;
+use tokio::{
+    task::spawn_blocking,
+    time::{Instant, sleep, timeout},
+};
+use tonic::Status;
+
+use super::{Quarantine, checkpoints::Heard};
+use crate::{Inner, Replica, network::peer::Lane, snapshot};
+use conclave_proto::{
+    convert::checkpoint_to_wire,
+    raft::{FetchSnapshotRequest, SnapshotPart, SnapshotStart, snapshot_part::Part},
+};
+use conclave_storage::{
+    SnapshotFile,
+    convert::vote_from_wire,
+    raft_types::{LogId, Member, Vote},
+};
+use conclave_types::{Checkpoint, NodeId, error::Error};
+
+/// Whether the replica is still there is looked at this often.
+const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+/// Before a healing that failed is tried again.
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
+/// For so long a peer waits until its machine is as far as it is asked to be, and a node until its log is as
+/// far as the snapshot that it was given.
+const REACH_TIMEOUT: Duration = Duration::from_secs(10);
+/// How often a healing looks whether its entries have been applied.
+const APPLY_INTERVAL: Duration = Duration::from_millis(1);
+
+/// Heals this node whenever it is in quarantine, until the replica is gone.
+pub(crate) async fn run(replica: Weak<Inner>) {
+    loop {
+        let Some(divergence) = replica.upgrade().map(|inner| inner.divergence.clone()) else {
+            return;
+        };
+        let mut refusing = divergence.watch();
+        let Some(quarantine) = divergence.quarantine() else {
+            let _ = timeout(LOOK_INTERVAL, refusing.changed()).await;
+            continue;
+        };
+        let Some(inner) = replica.upgrade() else { return };
+        if inner.is_leader() {
+            Replica(inner.clone()).hand_over_leadership(&quarantine).await;
+        }
+        drop(inner);
+        let pause = divergence.pause();
+        if !pause.is_zero() {
+            sleep(pause.min(LOOK_INTERVAL)).await;
+            continue;
+        }
+        let Some(inner) = replica.upgrade() else { return };
+        if let Err(error) = Replica(inner).heal(&quarantine).await {
+            tracing::warn!(error, "this node's machine is not healed yet");
+            sleep(RETRY_INTERVAL).await;
+        }
+    }
+}
+
+impl Replica {
+    /// Transfers leadership to a voter whose digest is the majority's. If none takes over, this node continues to
+    /// lead, and is healed as the leader.
+    async fn hand_over_leadership(&self, quarantine: &Quarantine) {
+        let Checkpoint { index, digest, .. } = quarantine.checkpoint;
+        let mut others = self.voters();
+        others.retain(|(node_id, _)| *node_id != self.0.node_id());
+        let answers = self.digests(&others, index).await.answers;
+        let agrees = |node_id: NodeId| {
+            answers.get(&node_id).is_some_and(|testimony| testimony.digest == digest)
+        };
+        match self.transfer_leadership(agrees).await {
+            Ok(to) => tracing::warn!(to, "leadership transferred: this node has diverged"),
+            Err(why) => tracing::warn!(
+                why,
+                "no voter takes over: this node has diverged and continues to lead"
+            ),
+        }
+    }
+
+    /// Fetches a snapshot and has it put in place.
+    async fn heal(&self, quarantine: &Quarantine) -> Result<(), String> {
+        let leader = self.0.leader().map(|(node_id, _)| node_id);
+        let mut others = self.voters();
+        others.retain(|(node_id, _)| *node_id != self.0.node_id());
+        // The leader is at work for sure.
+        others.sort_by_key(|(node_id, _)| (Some(*node_id) != leader, *node_id));
+        let mut reasons = Vec::new();
+        for (node_id, member) in others {
+            // Ends with the replica: the data directory stays locked for as long as this runs.
+            let fetched = tokio::select! {
+                fetched = self.fetch(node_id, &member, quarantine) => fetched,
+                () = self.stopped() => return Err("this node stops".to_owned()),
+            };
+            match fetched {
+                Ok(file) => return self.put_in_place(file).await,
+                Err(reason) => reasons.push(format!("node {node_id}: {reason}")),
+            }
+        }
+        Err(format!("no healthy peer gave its snapshot: {}", reasons.join("; ")))
+    }
+
+    /// Waits until openraft has stopped.
+    async fn stopped(&self) {
+        let mut metrics = self.0.raft.metrics();
+        while metrics.borrow_watched().running_state.is_ok() && metrics.changed().await.is_ok() {}
+    }
+
+    async fn fetch(
+        &self,
+        node_id: NodeId,
+        member: &Member,
+        quarantine: &Quarantine,
+    ) -> Result<SnapshotFile, String> {
+        let peer = self.0.peers.peer(node_id, member);
+        let client = peer.client(Lane::Snapshot).await;
+        let mut client = client.map_err(|error| error.to_string())?;
+        let index_min = quarantine.at.max(self.0.worker.applied());
+        let checkpoint = Some(checkpoint_to_wire(&quarantine.checkpoint));
+        let failed = |status: Status| peer.failed(Lane::Snapshot, status).to_string();
+        let answer = client.fetch_snapshot(FetchSnapshotRequest { checkpoint, index_min }).await;
+        let mut parts = answer.map_err(failed)?.into_inner();
+        let Some(SnapshotPart { part: Some(Part::Start(start)) }) =
+            parts.message().await.map_err(failed)?
+        else {
+            return Err("it sent a snapshot without a header".to_owned());
+        };
+        let SnapshotStart { vote, header, .. } = start;
+        let (vote, mut header) = (vote.ok_or("no vote")?, header.ok_or("no header")?);
+        snapshot::note_origin(&mut header, node_id);
+        snapshot::check_header(&header, &self.0.local.identity)?;
+        snapshot::check_coverage(&header, &vote_from_wire(&vote))?;
+        let index = header.last_log_id.as_ref().map_or(0, |log_id| log_id.index);
+        if index < index_min {
+            return Err(format!("its snapshot reaches {index}, and {index_min} is needed"));
+        }
+        if snapshot::digest(&header)?.is_none() {
+            return Err("its snapshot has no digest of this version's".to_owned());
+        }
+        tracing::info!(from = node_id, index, "receiving a snapshot to heal with");
+        snapshot::receive(header, parts, self.0.snapshots.clone())
+            .await
+            .map_err(|status| status.message().to_owned())
+    }
+
+    /// Waits until the log has what the snapshot covers, and replaces the machine's state.
+    async fn put_in_place(&self, file: SnapshotFile) -> Result<(), String> {
+        let index = file.index();
+        let applied = |metrics: &openraft::RaftMetrics<_>| {
+            metrics.last_applied.as_ref().map_or(0, |log_id: &LogId| log_id.index)
+        };
+        let until = Instant::now() + REACH_TIMEOUT;
+        let mut metrics = self.0.raft.metrics();
+        while applied(&metrics.borrow_watched()) < index {
+            if Instant::now() >= until {
+                return Err(format!("this node's log has yet to reach {index}"));
+            }
+            let _ = timeout(LOOK_INTERVAL, metrics.changed()).await;
+        }
+        // A restart begins with the file and continues in the log, so the log must reach it on disk too.
+        self.0.log.synced(index).await.map_err(|error| error.to_string())?;
+        let accepted = snapshot::accept(&file, &self.0.worker, &self.0.modules).await;
+        let accepted = accepted.map_err(|error| error.to_string())?;
+        let begun = self.0.raft.with_state_machine(move |machine| {
+            Box::pin(async move { machine.begin_healing(file, accepted).await })
+        });
+        let begun: io::Result<()> = begun.await.map_err(|fatal| fatal.to_string())?;
+        begun.map_err(|error| error.to_string())?;
+        // A turn is short: between two of them openraft's own calls have theirs.
+        loop {
+            let step = self
+                .0
+                .raft
+                .with_state_machine(|machine| Box::pin(async move { machine.heal().await }));
+            let step: io::Result<Option<u64>> = step.await.map_err(|fatal| fatal.to_string())?;
+            let Some(reached) = step.map_err(|error| error.to_string())? else { return Ok(()) };
+            while self.0.worker.applied() < reached {
+                if let Some(fault) = self.0.worker.fault() {
+                    return Err(fault);
+                }
+                sleep(APPLY_INTERVAL).await;
+            }
+        }
+    }
+
+    /// A snapshot of this node's for a peer that has diverged, if this node agreed with the checkpoint that
+    /// the peer did not agree with.
+    pub(crate) async fn snapshot_for(
+        &self,
+        checkpoint: Checkpoint,
+        index_min: u64,
+        to: NodeId,
+    ) -> Result<(Vote, SnapshotFile), Error> {
+        if let Some(why) = self.0.fault() {
+            return Err(Error::stopped(why));
+        }
+        if !self.agreed_with(checkpoint).await {
+            return Err(Error::refused(format!(
+                "this node cannot tell whether it agreed with the checkpoint at {}: ask another, or again after \
+                 the next",
+                checkpoint.index
+            )));
+        }
+        let until = Instant::now() + REACH_TIMEOUT;
+        while self.0.worker.applied() < index_min {
+            if Instant::now() >= until {
+                return Err(Error::refused(format!("this node has yet to apply {index_min}")));
+            }
+            sleep(Duration::from_millis(5)).await;
+        }
+        let mut file = self.newest_snapshot().await?;
+        if file.as_ref().is_none_or(|file| file.index() < index_min) {
+            self.snapshot_now().await?;
+            file = self.newest_snapshot().await?;
+        }
+        let file = file.filter(|file| file.index() >= index_min);
+        let file = file.ok_or_else(|| Error::busy("the snapshot is being taken: try again"))?;
+        self.may_give(&file, to).await.map_err(Error::refused)?;
+        let vote = self.0.raft.metrics().borrow_watched().vote;
+        Ok((vote, file))
+    }
+
+    async fn agreed_with(&self, checkpoint: Checkpoint) -> bool {
+        let later = self.0.divergence.last_equal();
+        later.is_some_and(|last| last.index >= checkpoint.index)
+            || matches!(
+                self.digest_here(checkpoint.index).await,
+                Heard::Digest(own) if own.digest == checkpoint.digest
+            )
+    }
+
+    async fn newest_snapshot(&self) -> Result<Option<SnapshotFile>, Error> {
+        let snapshots = self.0.snapshots.clone();
+        let newest = spawn_blocking(move || snapshots.latest()).await;
+        let newest = newest.map_err(|error| Error::fault(error.to_string()))?;
+        newest.map_err(|error| Error::fault(error.to_string()))
+    }
+}

@@ -1,0 +1,91 @@
+//! Calls and answers between a node and the leader, and their bytes.
+
+use conclave_proto::{
+    convert::{failure_from_wire, failure_to_wire, trap_from_wire, trap_to_wire},
+    raft as wire,
+    raft::refusal::Reason,
+};
+use conclave_types::{
+    Applied, Outcome, Reply,
+    error::{Error, ErrorKind},
+    status::Leader,
+};
+
+/// To the wire.
+pub(super) fn result_to_wire(result: Result<Applied, Error>) -> wire::ForwardResponse {
+    use wire::{applied::Outcome as Wire, forward_response::Result as Answer};
+    let result = match result {
+        Ok(applied) => Answer::Applied(wire::Applied {
+            index: applied.index,
+            outcome: applied.outcome.map(|outcome| match outcome {
+                Outcome::Reply(reply) => Wire::Response(reply.response),
+                Outcome::Failure(failure) => Wire::Failure(failure_to_wire(&failure)),
+                Outcome::Trap(trap) => Wire::Trap(trap_to_wire(&trap)),
+            }),
+        }),
+        Err(error) => Answer::Refusal(refusal_to_wire(&error)),
+    };
+    wire::ForwardResponse { result: Some(result) }
+}
+
+/// From the wire.
+pub(super) fn result_from_wire(response: wire::ForwardResponse) -> Result<Applied, Error> {
+    use wire::{applied::Outcome as Wire, forward_response::Result as Answer};
+    match response.result {
+        Some(Answer::Applied(applied)) => Ok(Applied {
+            index: applied.index,
+            outcome: applied.outcome.map(|outcome| match outcome {
+                Wire::Response(response) => Outcome::Reply(Reply { response, ..Reply::default() }),
+                Wire::Failure(failure) => Outcome::Failure(failure_from_wire(failure)),
+                Wire::Trap(trap) => Outcome::Trap(trap_from_wire(trap)),
+            }),
+        }),
+        Some(Answer::Refusal(refusal)) => Err(refusal_from_wire(refusal)),
+        None => Err(Error::fault("the leader answered without a result")),
+    }
+}
+
+/// To the wire.
+pub(super) fn refusal_to_wire(error: &Error) -> wire::Refusal {
+    let reason = match error.kind() {
+        ErrorKind::NotLeader { .. } => Reason::NotLeader,
+        ErrorKind::NoQuorum => Reason::NoQuorum,
+        ErrorKind::Deadline { outcome_unknown: false } => Reason::Deadline,
+        ErrorKind::Deadline { outcome_unknown: true } => Reason::DeadlineOutcomeUnknown,
+        ErrorKind::Lost(_) => Reason::Lost,
+        ErrorKind::Limit(_) => Reason::Limit,
+        ErrorKind::Busy(_) => Reason::Busy,
+        ErrorKind::ShuttingDown | ErrorKind::Stopped(_) => Reason::ShuttingDown,
+        _ => Reason::Fault,
+    };
+    let leader = error.leader();
+    wire::Refusal {
+        reason: reason.into(),
+        message: match error.kind() {
+            ErrorKind::Lost(why) => why.clone(),
+            _ => error.to_string(),
+        },
+        leader_node_id: leader.map_or(0, |leader| leader.node_id),
+        leader_client_address: leader
+            .map(|leader| leader.client_address.to_string())
+            .unwrap_or_default(),
+    }
+}
+
+/// From the wire.
+pub(super) fn refusal_from_wire(refusal: wire::Refusal) -> Error {
+    match refusal.reason() {
+        Reason::NotLeader => Error::not_leader((refusal.leader_node_id != 0).then(|| Leader {
+            node_id: refusal.leader_node_id,
+            client_address: refusal.leader_client_address.into(),
+        })),
+        Reason::NoQuorum => Error::no_quorum(),
+        Reason::Deadline => Error::deadline(),
+        Reason::DeadlineOutcomeUnknown => Error::deadline_outcome_unknown(),
+        Reason::Lost => Error::lost(refusal.message),
+        Reason::Limit => Error::limit(refusal.message),
+        Reason::Busy => Error::busy(refusal.message),
+        Reason::ShuttingDown => Error::shutting_down(),
+        Reason::Fault | Reason::Unspecified => Error::fault(refusal.message),
+    }
+}

@@ -1,0 +1,155 @@
+//! What the machine's instances are rebuilt from: the newest snapshot, the log after it, and which of its
+//! entries trapped.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use bytes::Bytes;
+use prost::Message;
+
+use super::{
+    modules::Modules,
+    recover::SKIPPED,
+    snapshot::{saved_state, unreadable},
+};
+use conclave_machine as machine;
+use conclave_machine::{History, HistoryError, SavedState};
+use conclave_proto::convert::{trap_from_wire, trap_to_wire};
+use conclave_storage::{LogStore, SnapshotStore};
+use conclave_types::Trap;
+
+/// What an instance of the machine can be rebuilt from: the newest snapshot and the log after it.
+pub struct LocalHistory {
+    log: LogStore,
+    snapshots: SnapshotStore,
+    modules: Arc<Modules>,
+    traps: Mutex<Traps>,
+}
+
+/// The traps since the newest snapshot but one, so that replaying the log need not run into them again. A
+/// replay may have begun from the older one before the newest was there.
+#[derive(Default)]
+struct Traps {
+    by_index: BTreeMap<u64, Trap>,
+    newest_snapshot: u64,
+}
+
+/// Entries handed out at once, by their size.
+const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
+const TRAP_PREFIX: &str = "trap/";
+
+/// The name of the record of an entry's trap.
+pub(super) fn trap_record(index: u64) -> String {
+    format!("{TRAP_PREFIX}{index:020}")
+}
+
+/// The traps that were recorded.
+pub(super) fn recorded_traps(log: &LogStore) -> io::Result<BTreeMap<u64, Trap>> {
+    let mut traps = BTreeMap::new();
+    for (name, record) in log.list_records(TRAP_PREFIX)? {
+        let index = name.strip_prefix(TRAP_PREFIX).and_then(|index| index.parse().ok());
+        let trap = conclave_proto::raft::Trap::decode(Bytes::from(record)).ok();
+        if let (Some(index), Some(trap)) = (index, trap) {
+            traps.insert(index, trap_from_wire(trap));
+        }
+    }
+    Ok(traps)
+}
+
+impl Traps {
+    /// The traps that are forgotten with this new snapshot.
+    fn snapshot_taken(&mut self, index: u64) -> impl Iterator<Item = u64> + use<> {
+        let covered = std::mem::replace(&mut self.newest_snapshot, index);
+        let later = self.by_index.split_off(&(covered + 1));
+        std::mem::replace(&mut self.by_index, later).into_keys()
+    }
+}
+
+impl LocalHistory {
+    /// Reads the traps that were recorded.
+    pub fn open(
+        log: LogStore,
+        snapshots: SnapshotStore,
+        modules: Arc<Modules>,
+    ) -> io::Result<Arc<Self>> {
+        let traps = Traps { by_index: recorded_traps(&log)?, ..Traps::default() };
+        for (index, trap) in &traps.by_index {
+            if trap.message == SKIPPED {
+                tracing::warn!(index, "{SKIPPED}");
+            }
+        }
+        Ok(Arc::new(Self { log, snapshots, modules, traps: Mutex::new(traps) }))
+    }
+
+    /// Notes that there is a new snapshot, and forgets the traps that the one before it covers.
+    pub(super) fn snapshot_taken(&self, index: u64) {
+        let mut traps = self.traps();
+        for index in traps.snapshot_taken(index) {
+            if let Err(error) = self.log.put_record(&trap_record(index), None) {
+                tracing::warn!(%error, "cannot forget a trap");
+            }
+        }
+    }
+
+    fn traps(&self) -> MutexGuard<'_, Traps> {
+        self.traps.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl History for LocalHistory {
+    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
+        let file = self.snapshots.latest().map_err(unreadable)?;
+        let saved = file.as_ref().map(|file| saved_state(file, &self.modules));
+        let saved = saved.transpose().map_err(unreadable)?;
+        Ok(saved.map(|(saved, _)| saved))
+    }
+
+    fn entries(&self, from: u64, to: u64) -> Result<Vec<machine::Entry>, HistoryError> {
+        let mut found = Vec::new();
+        let mut next = from;
+        while next <= to && found.is_empty() {
+            let entries = self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(unreadable)?;
+            match entries.first() {
+                Some(first) if first.log_id.index == next => {}
+                _ => return Err(HistoryError::Gap(next)),
+            }
+            next += entries.len() as u64;
+            found.extend(entries.into_iter().filter_map(|entry| self.modules.machine_entry(entry)));
+        }
+        Ok(found)
+    }
+
+    fn record_trap(&self, index: u64, trap: &Trap) {
+        self.traps().by_index.insert(index, trap.clone());
+        let record = trap_to_wire(trap).encode_to_vec();
+        if let Err(error) = self.log.put_record(&trap_record(index), Some(record)) {
+            // Not lost: a replay runs into the trap again.
+            tracing::warn!(index, %error, "cannot record a trap");
+        }
+    }
+
+    fn trapped(&self, index: u64) -> Option<Trap> {
+        self.traps().by_index.get(&index).cloned()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use conclave_types::TrapKind;
+
+    /// A replay that began from the snapshot before the newest still needs the traps in between.
+    #[test]
+    fn traps_are_kept_for_one_more_snapshot() {
+        let mut traps = Traps::default();
+        for index in [5, 15] {
+            let trap = Trap { kind: TrapKind::Panic, message: "x".into() };
+            traps.by_index.insert(index, trap);
+        }
+        let forgotten = [10, 20, 30].map(|index| traps.snapshot_taken(index).collect::<Vec<_>>());
+        assert_eq!(forgotten, [vec![], vec![5], vec![15]]);
+    }
+}

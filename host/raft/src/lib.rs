@@ -1,0 +1,505 @@
+//! The replica: openraft, bound to the log on disk, the machine and the peers.
+//!
+//! [`Replica`] is what the layers above see: commands, queries, status, health. Below it:
+//! [`state_machine`] hands committed entries to the machine, [`snapshot`] moves snapshots,
+//! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait, by
+//! [`confirmation`] or [`lease`],
+//! [`health`] watches, [`disk`] watches the disk, [`leadership`] transfers leadership away from a node that must not lead,
+//! [`limits`] sets the limits that decide outcomes, [`time`] keeps the log's time by the clock of [`boot_time`], [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
+//! electing too early, [`divergence`] finds and heals a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`recover`] helps a stopped node that cannot start, [`modules`] brings, tries and
+//! activates others.
+//!
+//! Contract: a command is answered only after a majority has it on stable storage and the machine has
+//! applied it here or on the leader. A linearizable query sees every command that was acknowledged
+//! before it was sent, whichever node answers it.
+//!
+//! Caveats: without exactly-once sessions a command that is sent again after a lost answer is applied
+//! again; [`conclave_types::error::Error::is_unknown_outcome`] tells. Membership does not change after
+//! the cluster has been initialized.
+
+mod boot_time;
+mod bootstrap;
+mod command;
+mod confirmation;
+mod disk;
+mod divergence;
+mod forward;
+#[doc(hidden)]
+pub mod fuzz;
+mod health;
+mod history;
+mod hold;
+mod leadership;
+mod lease;
+mod limits;
+mod modules;
+pub mod network;
+mod options;
+mod read;
+mod recover;
+pub mod registry;
+pub mod settings;
+mod snapshot;
+mod state_machine;
+mod status;
+pub mod supervise;
+mod ticks;
+mod time;
+pub mod timing;
+mod trap_limiter;
+
+use std::{
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError, Weak,
+        atomic::{AtomicBool, AtomicUsize},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use openraft::{RaftLogReader, async_runtime::WatchReceiver};
+use tokio::sync::{oneshot, watch};
+
+pub use self::read::watch_ended;
+use self::{
+    confirmation::Confirmation,
+    disk::DiskWatch,
+    divergence::Divergence,
+    hold::Hold,
+    leadership::Leadership,
+    lease::Lease,
+    network::{
+        NetworkFactory, OwnReplica, heartbeats,
+        local::{self, Local},
+        peers::Peers,
+        service::PeerService,
+        standing::Standing,
+    },
+    read::{ReadIndex, ReadRequests},
+    snapshot::{Admission, Raft, Receiving, Transfers},
+    state_machine::{Applied, Building, StateMachine},
+    time::Time,
+    trap_limiter::TrapLimiter,
+};
+pub use self::{
+    history::LocalHistory,
+    modules::{KeptCode, Modules},
+    options::Options,
+    recover::{NotRecovered, Replaced, Skipped, replace_component, skip_entry, skipped_entries},
+    snapshot::{saved_state, voters},
+};
+use crate::{
+    settings::{Limits, Member as InitialMember, SnapshotPolicy},
+    supervise::Supervisor,
+    timing::Timing,
+};
+use conclave_machine::{Module, Worker};
+use conclave_proto::raft::raft_server::RaftServer;
+use conclave_storage::{
+    LogStore, SnapshotStore,
+    raft_types::{Member, TypeConfig},
+};
+use conclave_types::{
+    NodeId,
+    error::Error,
+    status::{ClockStatus, Health, Leader, NotServing},
+};
+
+/// How long a stop waits for entries that are being applied.
+const STATE_MACHINE_TIME_MAX: Duration = Duration::from_secs(1);
+
+/// One node's part of the cluster. Cloning it gives another handle to the same.
+#[derive(Clone)]
+pub struct Replica(Arc<Inner>);
+
+struct Inner {
+    raft: Raft,
+    worker: Worker,
+    modules: Arc<Modules>,
+    applied: Arc<Mutex<Applied>>,
+    history: Arc<LocalHistory>,
+    local: Arc<Local>,
+    peers: Arc<Peers>,
+    log: LogStore,
+    disk: DiskWatch,
+    snapshots: SnapshotStore,
+    building: Arc<Building>,
+    transfers: Arc<Transfers>,
+    receiving: Receiving,
+    admission: Admission,
+    divergence: Arc<Divergence>,
+    time: Arc<Time>,
+    members: Vec<InitialMember>,
+    timing: Timing,
+    limits: Limits,
+    /// The log has limits, or this node has none to put there.
+    limits_settled: AtomicBool,
+    /// One change of limits at a time.
+    limits_turn: Arc<tokio::sync::Mutex<()>>,
+    reads: ReadIndex,
+    confirmation: Confirmation,
+    lease: Arc<Lease>,
+    hold: Hold,
+    leadership: Leadership,
+    supervisor: Supervisor,
+    health: watch::Sender<Health>,
+    /// When a leader was last heard of.
+    leader_heard: Mutex<Instant>,
+    commands_in_flight: Arc<AtomicUsize>,
+    command_limiter: Arc<TrapLimiter>,
+    query_limiter: TrapLimiter,
+}
+
+impl Replica {
+    /// Restores the machine from the newest snapshot and the log, and joins the cluster. Nothing is
+    /// served until the peer service listens.
+    pub async fn start(options: Options) -> Result<Self, Error> {
+        let Options { identity, timing, limits, snapshot, members, log, snapshots, .. } = options;
+        let disk = DiskWatch::new(log.clone(), timing.election_max);
+        let supervisor = Supervisor::default();
+        let building = Arc::new(Building::new(supervisor.clone()));
+        let checkpoints = options.checkpoint_interval;
+        let unreadable = |error| Error::fault(format!("cannot start from the log: {error}"));
+        let vote = log.clone().read_vote().await.map_err(unreadable)?;
+        let standing =
+            Standing::new(vote, snapshot::last_log_id(&log, &snapshots).map_err(unreadable)?);
+        let local =
+            Local::open(identity, options.engine, timing, standing, log.clone(), disk.clone());
+        let local = Arc::new(local.map_err(unreadable)?);
+        let peers = Arc::new(Peers::new(local.clone(), supervisor.clone()));
+        let divergence =
+            Divergence::open(log.clone(), local.identity.node_id, checkpoints.is_some())
+                .map_err(unreadable)?;
+        let divergence = Arc::new(divergence);
+        let time = Arc::new(Time::new(local.identity.node_id));
+        let machine = StateMachine::new(
+            options.worker.clone(),
+            log.clone(),
+            snapshots.clone(),
+            local.identity.clone(),
+            options.modules.clone(),
+            building.clone(),
+            divergence.clone(),
+            time.clone(),
+            limits.cluster,
+        );
+        let (applied, transfers) = (machine.shared(), machine.transfers());
+        let longest = hold::longest_lease(&log, timing.lease()).map_err(unreadable)?;
+        let hold = Hold::new(vote, local.identity.node_id, longest);
+        let own_replica = OwnReplica::default();
+        let lease = Arc::new(Lease::new(timing.lease()));
+        let raft = openraft::Raft::new(
+            local.identity.node_id,
+            options::raft_config(&local.identity.cluster_id, timing, snapshot)?,
+            NetworkFactory {
+                peers: peers.clone(),
+                lease: lease.clone(),
+                transfers: transfers.clone(),
+                replica: own_replica.clone(),
+            },
+            log.clone(),
+            machine,
+        )
+        .await
+        .map_err(|error| Error::fault(format!("cannot start from the log: {error}")))?;
+
+        let (reads, read_requests) = ReadIndex::new();
+        let (health, _) = watch::channel(Health::NotServing(NotServing::Starting));
+        let replica = Self(Arc::new(Inner {
+            raft,
+            worker: options.worker,
+            modules: options.modules,
+            applied,
+            history: options.history.clone(),
+            local,
+            peers,
+            log,
+            disk,
+            snapshots,
+            building,
+            transfers: transfers.clone(),
+            receiving: Receiving::default(),
+            admission: Admission::default(),
+            divergence,
+            time,
+            members,
+            timing,
+            limits,
+            limits_settled: AtomicBool::new(false),
+            limits_turn: Arc::default(),
+            reads,
+            confirmation: Confirmation::new(supervisor.clone()),
+            lease,
+            hold,
+            leadership: Leadership::new(),
+            supervisor,
+            health,
+            leader_heard: Mutex::new(Instant::now()),
+            commands_in_flight: Arc::default(),
+            command_limiter: Arc::default(),
+            query_limiter: TrapLimiter::default(),
+        }));
+        let _ = own_replica.set(Arc::downgrade(&replica.0));
+        replica.0.connect_to_members();
+        replica.run_tasks(read_requests, snapshot, options.history, checkpoints, transfers);
+        Ok(replica)
+    }
+
+    /// Starts the background tasks. A panic in one is a fatal error of the node.
+    fn run_tasks(
+        &self,
+        reads: ReadRequests,
+        snapshot: SnapshotPolicy,
+        history: Arc<LocalHistory>,
+        checkpoints: Option<Duration>,
+        transfers: Arc<Transfers>,
+    ) {
+        let weak = || Arc::downgrade(&self.0);
+        let tasks = &self.0.supervisor;
+        tasks.spawn("heartbeats", heartbeats::run(weak()));
+        let local = Arc::downgrade(&self.0.local);
+        tasks.spawn("acknowledgements", local::write_acknowledged(local));
+        tasks.spawn("read rounds", read::serve(weak(), reads));
+        tasks.spawn("vote hold-off", hold::release(weak()));
+        tasks.spawn("leadership", leadership::run(weak()));
+        tasks.spawn("health", health::watch(weak()));
+        tasks.spawn("snapshot offers", snapshot::hand_over(weak()));
+        tasks.spawn("damaged snapshots", snapshot::replace_damaged(weak(), transfers));
+        tasks.spawn("kept log", snapshot::keep_log(weak(), snapshot));
+        tasks.spawn("snapshot policy", snapshot::watch_growth(weak(), snapshot, history));
+        tasks.spawn("clocks", time::run(weak()));
+        tasks.spawn("ticks", ticks::run(weak(), self.0.worker.wish()));
+        if let Some(interval) = checkpoints {
+            tasks.spawn("checkpoints", divergence::run_checkpoints(weak(), interval));
+        }
+        tasks.spawn("healing", divergence::run_healing(weak()));
+        tasks.spawn("modules", modules::run(weak()));
+        tasks.spawn("bootstrap", bootstrap::run(self.clone()));
+        tasks.spawn("panics", watch_panics(weak()));
+    }
+
+    /// Waits for a fatal error of this node: a panic in a background task, in Raft's core, or on a thread of the
+    /// storage or the machine.
+    pub async fn failed(&self) -> Error {
+        Error::fault(self.0.supervisor.failed().await)
+    }
+
+    /// The supervisor of this node's background tasks.
+    pub fn supervisor(&self) -> &Supervisor {
+        &self.0.supervisor
+    }
+
+    /// How long the disk has not completed a write, if it counts as hung; and how often leadership was transferred.
+    pub fn fitness(&self) -> (Duration, u64) {
+        (self.0.disk.hung_for().unwrap_or_default(), self.0.transfers())
+    }
+
+    /// Entries that are committed as far as this node knows, and not applied here.
+    pub fn lag(&self) -> u64 {
+        let (committed, applied) = self.0.progress();
+        committed.saturating_sub(applied)
+    }
+
+    /// How often this node compiled a component since it started, and how often it loaded kept code instead.
+    pub fn compilations(&self) -> [u64; 2] {
+        self.0.modules.compilations()
+    }
+
+    /// The bytes of the entries that the log has.
+    pub fn log_live_bytes(&self) -> u64 {
+        self.0.log.live_bytes()
+    }
+
+    /// The service for the peer port.
+    pub fn peer_service(&self) -> RaftServer<PeerService> {
+        RaftServer::new(PeerService::new(self.clone(), self.0.local.clone()))
+            .max_decoding_message_size(network::MESSAGE_BYTES_MAX)
+            .max_encoding_message_size(network::MESSAGE_BYTES_MAX)
+    }
+
+    /// The machine that this node runs, with every change.
+    pub fn machine(&self) -> watch::Receiver<Module> {
+        self.0.worker.modules()
+    }
+
+    /// The machine's worker, for its counters.
+    pub fn worker(&self) -> &Worker {
+        &self.0.worker
+    }
+
+    /// Checkpoints that were equal, divergences, those that were healed, digests without a majority, and snapshots
+    /// that were not given to a peer, since this node started; and whether it is in quarantine now.
+    pub fn agreement(&self) -> ([u64; 5], bool) {
+        (self.0.divergence.counted(), self.0.divergence.quarantine().is_some())
+    }
+
+    /// This node's clock beside those of the others.
+    pub fn clock(&self) -> ClockStatus {
+        self.0.time.status()
+    }
+
+    /// Whether this node serves, with every change.
+    pub fn health(&self) -> watch::Receiver<Health> {
+        self.0.health.subscribe()
+    }
+
+    /// The leader, as far as this node knows. A leader that has lost its majority, or whose disk hangs, does not
+    /// name itself.
+    pub fn leader(&self) -> Option<Leader> {
+        let (node_id, member) = self.0.leader()?;
+        if node_id == self.0.node_id() && !self.0.leads() {
+            return None;
+        }
+        Some(Leader { node_id, client_address: Arc::from(member.client_address) })
+    }
+
+    /// Stops taking part. What was acknowledged is on disk already.
+    pub async fn shutdown(&self) {
+        self.0.set_stopping();
+        self.close_peers();
+        self.0.modules.stop();
+        if let Err(error) = self.0.raft.shutdown().await {
+            tracing::warn!(%error, "Raft did not stop cleanly");
+        }
+        // openraft's state machine task outlives its core until it has done what it was given.
+        let until = Instant::now() + STATE_MACHINE_TIME_MAX;
+        while Arc::strong_count(&self.0.applied) > 1 && Instant::now() < until {
+            tokio::time::sleep(Duration::from_millis(1)).await;
+        }
+        self.0.peers.stop();
+        if let Err(error) = self.0.local.write_acknowledged() {
+            tracing::warn!(%error, "the acknowledgements of the peers were not written");
+        }
+        // Both wait for threads, which may wait for a disk that hangs.
+        let (worker, log) = (self.0.worker.clone(), self.0.log.clone());
+        let (done, stopped) = oneshot::channel::<()>();
+        let stop = move || {
+            worker.shutdown();
+            log.shutdown();
+            drop(done);
+        };
+        match thread::Builder::new().name("stop".to_owned()).spawn(stop) {
+            Ok(_) => drop(stopped.await),
+            Err(error) => tracing::warn!(%error, "cannot start a thread that stops the others"),
+        }
+    }
+
+    fn hear_leader(&self) {
+        self.0.hear_leader();
+    }
+
+    fn raft(&self) -> &Raft {
+        &self.0.raft
+    }
+
+    /// Returns once this node may help to elect a leader.
+    async fn votes_freely(&self) {
+        self.0.hold.over().await;
+        self.0.peers.settled().await;
+    }
+
+    fn log(&self) -> &LogStore {
+        &self.0.log
+    }
+
+    fn peers(&self) -> &Peers {
+        &self.0.peers
+    }
+
+    /// Whether the node is a member, or is to be one of the first.
+    fn is_member(&self, node_id: NodeId) -> bool {
+        let metrics = self.0.raft.metrics();
+        let known = metrics.borrow_watched().membership_config.get_node(&node_id).is_some();
+        known || self.0.members.iter().any(|member| member.node_id == node_id)
+    }
+
+    async fn is_initialized(&self) -> bool {
+        // In a task of its own: openraft logs an error if the answer to its core's work is not awaited.
+        let raft = self.0.raft.clone();
+        let asked = tokio::spawn(async move { raft.is_initialized().await.unwrap_or(true) });
+        asked.await.unwrap_or(true)
+    }
+}
+
+impl Inner {
+    fn node_id(&self) -> NodeId {
+        self.local.identity.node_id
+    }
+
+    /// Begins to connect to every other member, so that each learns at once of this node's start.
+    fn connect_to_members(&self) {
+        let mut members: BTreeMap<NodeId, Member> = bootstrap::initial_members(&self.members);
+        {
+            let metrics = self.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let nodes = metrics.membership_config.nodes();
+            members.extend(nodes.map(|(node_id, member)| (*node_id, member.clone())));
+        }
+        members.remove(&self.node_id());
+        for (node_id, member) in &members {
+            self.peers.peer(*node_id, member);
+        }
+    }
+
+    /// Notes that a leader has just been heard of.
+    fn hear_leader(&self) {
+        *self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    /// For how long no leader has been heard of.
+    fn leader_silence(&self) -> Duration {
+        self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    fn applied(&self) -> MutexGuard<'_, Applied> {
+        self.applied.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this node leads and its disk answers.
+    fn is_leader(&self) -> bool {
+        self.raft.is_leader() && !self.disk.is_hung()
+    }
+
+    fn leader(&self) -> Option<(NodeId, Member)> {
+        let metrics = self.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let node_id = metrics.current_leader?;
+        let member = metrics.membership_config.get_node(&node_id)?;
+        Some((node_id, member.clone()))
+    }
+}
+
+/// Reports panics that happen outside of the supervised tasks, until one has or the replica is gone.
+async fn watch_panics(replica: Weak<Inner>) {
+    let Some(inner) = replica.upgrade() else { return };
+    let (mut metrics, mut storage) = (inner.raft.server_metrics(), inner.log.panicked());
+    let mut machine = inner.worker.panicked();
+    drop(inner);
+    let reason = tokio::select! {
+        // The sender goes with Raft's core.
+        () = async { while metrics.changed().await.is_ok() {} } => {
+            let Some(inner) = replica.upgrade() else { return };
+            if inner.is_stopping() {
+                return;
+            }
+            match inner.raft.with_raft_state(|_| ()).await {
+                Err(fatal @ openraft::error::Fatal::Panicked) => format!("Raft's core: {fatal}"),
+                // It was shut down, or the store failed, which health and status report.
+                _ => return,
+            }
+        }
+        reason = first(&mut storage) => reason,
+        reason = first(&mut machine) => reason,
+    };
+    if let Some(inner) = replica.upgrade() {
+        inner.supervisor.report(reason);
+    }
+}
+
+async fn first(panicked: &mut watch::Receiver<Option<String>>) -> String {
+    match panicked.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+        Ok(Some(reason)) => reason,
+        _ => std::future::pending().await,
+    }
+}

@@ -1,0 +1,274 @@
+//! Proposes that another module goes on with the state, once all is ready for it.
+
+use std::collections::BTreeSet;
+
+use tokio::time::Instant;
+
+use super::ask::difference;
+use crate::{Replica, registry::Registry};
+use conclave_types::{
+    CommandKind, ModuleId, NodeId, Outcome,
+    error::Error,
+    modules::{Activated, Activation, Change, ModuleCommand, Permissions, Readiness},
+};
+
+/// Changes that a refusal lists; `conclave module diff` shows them all.
+const LISTED_MAX: usize = 10;
+
+impl Replica {
+    /// Makes a module the active one. One that is active already is answered as such, so that whoever lost
+    /// the answer may ask again.
+    pub async fn activate_module(
+        &self,
+        module: ModuleId,
+        permissions: &Permissions,
+        deadline: Instant,
+    ) -> Result<Activated, Error> {
+        self.check_leader()?;
+        let registry = self.fresh_registry(deadline).await?;
+        if registry.active() == module {
+            return Ok(activated(&registry));
+        }
+        self.replace(&registry, module, permissions, deadline).await
+    }
+
+    /// Goes back from the active module to the one before. `from` is the module that the caller saw active:
+    /// if it is the one before by now, somebody has rolled back already.
+    pub async fn rollback_module(
+        &self,
+        from: ModuleId,
+        permissions: &Permissions,
+        deadline: Instant,
+    ) -> Result<Activated, Error> {
+        self.check_leader()?;
+        let registry = self.fresh_registry(deadline).await?;
+        let previous = registry.previous().ok_or_else(|| {
+            Error::refused(
+                "there is nothing to roll back to: no module but the first was ever active",
+            )
+        })?;
+        if previous == from {
+            return Ok(activated(&registry));
+        }
+        if registry.active() != from {
+            return Err(Error::refused(format!(
+                "module {from} is not the active one, that is {}: look at `conclave module list`",
+                registry.active()
+            )));
+        }
+        self.replace(&registry, previous, permissions, deadline).await
+    }
+
+    async fn replace(
+        &self,
+        registry: &Registry,
+        module: ModuleId,
+        permissions: &Permissions,
+        deadline: Instant,
+    ) -> Result<Activated, Error> {
+        let from = registry.active();
+        let (old, new) =
+            (self.compiled(registry, from).await?, self.compiled(registry, module).await?);
+        let difference = difference(&old, &new);
+        if !difference.restores {
+            return Err(Error::refused(format!(
+                "{} {} cannot go on with the state: it is of version {}, and the module restores \
+                 versions {:?} only. Writes are never undone: push a module that restores it",
+                new.description().name,
+                new.description().version,
+                difference.from_state_version,
+                new.description().restores
+            )));
+        }
+        let nodes = self.ask_voters(module, None).await;
+        check_ready(module, from, &nodes, &permissions.without)?;
+        if !permissions.allow_breaking {
+            check_breaking(module, &difference.changes)?;
+        }
+        let voters: BTreeSet<NodeId> = nodes.into_iter().map(|(node_id, _)| node_id).collect();
+        tracing::info!(%module, %from, "proposing to activate a module");
+        let activation = Activation { module, from, voters };
+        let command = CommandKind::Module(ModuleCommand::Activate(activation));
+        let applied = self.propose_kind(command, deadline).await?;
+        match applied.outcome {
+            Some(Outcome::Reply(_)) => {
+                Ok(Activated { module, previous: from, index: applied.index })
+            }
+            Some(Outcome::Failure(failure)) => Err(Error::failure(failure).at_index(applied.index)),
+            Some(Outcome::Trap(trap)) => Err(Error::trap(trap).at_index(applied.index)),
+            None => Err(Error::fault("an activation was not answered as one")),
+        }
+    }
+}
+
+/// What is active, as the answer to who asked for just that.
+fn activated(registry: &Registry) -> Activated {
+    let module = registry.active();
+    Activated {
+        module,
+        previous: registry.previous().unwrap_or(module),
+        index: registry.get(&module).map_or(0, |known| known.activated_index),
+    }
+}
+
+/// Refuses unless every voter has rehearsed the module with the state of the active one. The voters in `without` are
+/// excused, if they are not known to fail and a majority is ready. Such a voter compiles the module when it comes to
+/// the activation in its log.
+fn check_ready(
+    module: ModuleId,
+    from: ModuleId,
+    nodes: &[(NodeId, Readiness)],
+    without: &BTreeSet<NodeId>,
+) -> Result<(), Error> {
+    let short = short(module);
+    let voters: BTreeSet<NodeId> = nodes.iter().map(|(node_id, _)| *node_id).collect();
+    if let Some(stranger) = without.iter().find(|node_id| !voters.contains(node_id)) {
+        return Err(Error::refused(format!(
+            "node {stranger} is no voter: the voters are {voters:?}"
+        )));
+    }
+    let (left, needed) = (voters.len() - without.len(), voters.len() / 2 + 1);
+    if !without.is_empty() && left < needed {
+        return Err(Error::refused(format!(
+            "module {short} is not activated: without nodes {without:?} {left} of {} voters are left, and {needed} must \
+             be ready, or no entry after the activation could be applied by a majority",
+            voters.len()
+        )));
+    }
+    let mut reasons = Vec::new();
+    let mut waits = false;
+    for (node_id, readiness) in nodes {
+        if without.contains(node_id) && !matches!(readiness, Readiness::Failed(_)) {
+            continue;
+        }
+        let why = match readiness {
+            Readiness::Ready(rehearsed) if rehearsed.from == from => continue,
+            Readiness::Ready(_) | Readiness::Preparing | Readiness::Active => {
+                waits = true;
+                "it is still being rehearsed".to_owned()
+            }
+            Readiness::Absent => {
+                waits = true;
+                "it has yet to arrive".to_owned()
+            }
+            Readiness::Failed(why) => why.clone(),
+            Readiness::Unreachable(why) => format!("not reached ({why})"),
+        };
+        reasons.push(format!("node {node_id}: {why}"));
+    }
+    if nodes.is_empty() {
+        return Err(Error::no_quorum());
+    }
+    if reasons.is_empty() {
+        return Ok(());
+    }
+    let next = match waits {
+        true => format!("; `conclave module rehearse {short}` waits until they are"),
+        false
+            if nodes
+                .iter()
+                .any(|(_, readiness)| matches!(readiness, Readiness::Unreachable(_))) =>
+        {
+            "; a node that is down can be left out with --without NODE".to_owned()
+        }
+        false => String::new(),
+    };
+    Err(Error::refused(format!(
+        "module {short} is not activated, because not every voter is ready: {}{next}",
+        reasons.join("; ")
+    )))
+}
+
+fn check_breaking(module: ModuleId, changes: &[Change]) -> Result<(), Error> {
+    let breaking: Vec<_> = changes.iter().filter(|change| change.breaking).collect();
+    if breaking.is_empty() {
+        return Ok(());
+    }
+    let listed = breaking.iter().take(LISTED_MAX);
+    let listed: Vec<_> =
+        listed.map(|change| format!("{} {}", change.subject, change.text)).collect();
+    let more = match breaking.len().saturating_sub(LISTED_MAX) {
+        0 => String::new(),
+        more => format!("; and {more} more"),
+    };
+    Err(Error::refused(format!(
+        "module {} is not activated, because clients of the active one may fail: {}{more}. \
+         `conclave module diff` shows all changes, --allow-breaking activates it all the same",
+        short(module),
+        listed.join("; ")
+    )))
+}
+
+fn short(module: ModuleId) -> String {
+    hex::encode(&module.0[..6])
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use conclave_types::modules::Rehearsed;
+
+    const OLD: ModuleId = ModuleId([1; 32]);
+    const NEW: ModuleId = ModuleId([2; 32]);
+
+    fn ready(from: ModuleId) -> Readiness {
+        Readiness::Ready(Rehearsed { from, carry_over_ms: 1, entries: 1 })
+    }
+
+    #[test]
+    fn each_voter_must_be_ready_with_the_state_of_the_active_module() {
+        let check = |third: Readiness| {
+            let nodes = [(1, ready(OLD)), (2, ready(OLD)), (3, third)];
+            check_ready(NEW, OLD, &nodes, &BTreeSet::new()).map_err(|error| error.to_string())
+        };
+        assert!(check(ready(OLD)).is_ok());
+        let stale = check(ready(NEW)).unwrap_err();
+        assert!(stale.contains("node 3: it is still being rehearsed"), "{stale}");
+        assert!(stale.contains("conclave module rehearse 020202020202"), "{stale}");
+        let failed = check(Readiness::Failed("entry 7 traps".into())).unwrap_err();
+        assert!(failed.ends_with("not every voter is ready: node 3: entry 7 traps"), "{failed}");
+        let away = check(Readiness::Unreachable("refused".into())).unwrap_err();
+        assert!(away.contains("node 3: not reached (refused)"), "{away}");
+        assert!(check(Readiness::Absent).is_err() && check(Readiness::Preparing).is_err());
+        assert!(away.contains("--without NODE"), "{away}");
+        assert!(check_ready(NEW, OLD, &[], &BTreeSet::new()).is_err(), "there must be voters");
+    }
+
+    #[test]
+    fn a_voter_that_is_down_can_be_left_out_if_a_majority_is_ready() {
+        let away = || Readiness::Unreachable("refused".into());
+        let check = |nodes: &[(NodeId, Readiness)], without: &[NodeId]| {
+            let without = without.iter().copied().collect();
+            check_ready(NEW, OLD, nodes, &without).map_err(|error| error.to_string())
+        };
+        let one_away = [(1, ready(OLD)), (2, ready(OLD)), (3, away())];
+        assert!(check(&one_away, &[]).is_err());
+        assert!(check(&one_away, &[3]).is_ok());
+        // The others must be ready.
+        let unready = check(&one_away, &[2]).unwrap_err();
+        assert!(unready.contains("node 3: not reached"), "{unready}");
+        let two_away = [(1, ready(OLD)), (2, away()), (3, away())];
+        let few = check(&two_away, &[2, 3]).unwrap_err();
+        assert!(few.contains("1 of 3 voters are left, and 2 must be ready"), "{few}");
+        let stranger = check(&one_away, &[4]).unwrap_err();
+        assert!(stranger.contains("node 4 is no voter"), "{stranger}");
+        // It would fail there too.
+        let failed = [(1, ready(OLD)), (2, ready(OLD)), (3, Readiness::Failed("traps".into()))];
+        assert!(check(&failed, &[3]).unwrap_err().contains("node 3: traps"));
+    }
+
+    #[test]
+    fn breaking_changes_are_listed_up_to_an_end() {
+        let change = |breaking, n: usize| Change {
+            subject: format!("s{n}"),
+            text: "is gone".into(),
+            breaking,
+        };
+        assert!(check_breaking(NEW, &[change(false, 1)]).is_ok());
+        let many: Vec<_> = (0..LISTED_MAX + 3).map(|n| change(true, n)).collect();
+        let error = check_breaking(NEW, &many).unwrap_err().to_string();
+        assert!(error.contains("s0 is gone; s1") && error.contains("and 3 more"), "{error}");
+        assert!(error.contains("--allow-breaking"), "{error}");
+    }
+}

@@ -1,0 +1,240 @@
+//! How far the nodes are with a module.
+
+use std::time::Duration;
+
+use futures::future::join_all;
+use openraft::async_runtime::WatchReceiver;
+use tokio::time::{Instant, sleep, timeout};
+
+use crate::{Replica, network::peer::Lane, registry::Registry};
+use conclave_machine::{Module, diff};
+use conclave_proto::{
+    convert::module_id_from_wire,
+    raft::{ModuleStatusRequest, ModuleStatusResponse, module_status_response::State},
+};
+use conclave_storage::raft_types::Member;
+use conclave_types::{
+    ModuleId, NodeId,
+    error::Error,
+    modules::{Difference, ModuleStatus, Readiness, Rehearsed},
+};
+
+/// A node that was just started applies what it lacks.
+const APPLIED_PAUSE: Duration = Duration::from_millis(10);
+/// A voter that has not answered by then counts as unreachable.
+const ASK_TIMEOUT: Duration = Duration::from_secs(2);
+
+impl Replica {
+    /// What the log says of modules, as far as this node has applied it.
+    pub(crate) fn registry(&self) -> Registry {
+        self.0.applied().registry.clone()
+    }
+
+    /// What the log says of modules by now: everything that was acknowledged before.
+    pub(super) async fn fresh_registry(&self, deadline: Instant) -> Result<Registry, Error> {
+        let index = self.read_index_waiting(deadline).await?;
+        while self.0.applied().meta.last_log_id.is_none_or(|log_id| log_id.index < index) {
+            if let Some(why) = self.0.fault() {
+                return Err(Error::stopped(why));
+            }
+            if Instant::now() >= deadline {
+                return Err(Error::deadline());
+            }
+            sleep(APPLIED_PAUSE).await;
+        }
+        Ok(self.registry())
+    }
+
+    /// The voters, with their addresses.
+    pub(crate) fn voters(&self) -> Vec<(NodeId, Member)> {
+        let metrics = self.0.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let voters = membership.voter_ids().filter_map(|node_id| {
+            membership.get_node(&node_id).map(|member| (node_id, member.clone()))
+        });
+        voters.collect()
+    }
+
+    /// Asks all voters at once; within the default time, or as long as a rehearsal takes.
+    pub(super) async fn ask_voters(
+        &self,
+        module: ModuleId,
+        rehearse: Option<Instant>,
+    ) -> Vec<(NodeId, Readiness)> {
+        let within = rehearse
+            .map_or(ASK_TIMEOUT, |deadline| deadline.saturating_duration_since(Instant::now()));
+        let voters = self.voters();
+        let asked = voters.iter().map(|(node_id, member)| async move {
+            let own = *node_id == self.0.node_id();
+            let answer = async {
+                match (own, rehearse.is_some()) {
+                    (true, false) => Ok(self.readiness(module)),
+                    (true, true) => Ok(self.rehearse_here(module).await),
+                    (false, rehearse) => self.ask_one(*node_id, member, module, rehearse).await,
+                }
+            };
+            let readiness = match timeout(within, answer).await {
+                Ok(Ok(readiness)) => readiness,
+                Ok(Err(why)) => Readiness::Unreachable(why),
+                Err(_) => Readiness::Unreachable(format!(
+                    "no answer within {} s",
+                    within.as_secs_f32().round()
+                )),
+            };
+            (*node_id, readiness)
+        });
+        join_all(asked).await
+    }
+
+    async fn ask_one(
+        &self,
+        node_id: NodeId,
+        member: &Member,
+        module: ModuleId,
+        rehearse: bool,
+    ) -> Result<Readiness, String> {
+        // A rehearsal is long, and heartbeats must not wait behind anything.
+        let lane = if rehearse { Lane::Snapshot } else { Lane::Control };
+        let peer = self.0.peers.peer(node_id, member);
+        let mut client = peer.client(lane).await.map_err(|error| error.to_string())?;
+        let request = ModuleStatusRequest { module_id: module.0.to_vec().into(), rehearse };
+        let answer = client.module_status(request).await;
+        let answer = answer.map_err(|status| peer.failed(lane, status).to_string())?;
+        status_from_wire(&answer.into_inner())
+    }
+
+    /// A module that the cluster has, and how far the voters are with it.
+    pub(super) async fn module_status(&self, id: ModuleId) -> ModuleStatus {
+        let nodes = self.ask_voters(id, None).await;
+        self.with_nodes(id, nodes)
+    }
+
+    pub(super) fn with_nodes(&self, id: ModuleId, nodes: Vec<(NodeId, Readiness)>) -> ModuleStatus {
+        let registry = self.registry();
+        let known = registry.get(&id);
+        ModuleStatus {
+            id,
+            bytes: known.map_or(0, |known| known.bytes.len() as u64),
+            about: known.map(|known| known.about.clone()).unwrap_or_default(),
+            index: known.map_or(0, |known| known.index),
+            activated_index: known.map_or(0, |known| known.activated_index),
+            active: registry.active() == id,
+            previous: registry.previous() == Some(id),
+            nodes,
+        }
+    }
+
+    /// All modules that the cluster has: the active one first, then the newest. Without a leader, those that
+    /// this node knows of.
+    pub async fn list_modules(&self) -> Vec<ModuleStatus> {
+        let registry = self.fresh_registry(Instant::now() + ASK_TIMEOUT).await;
+        let registry = registry.unwrap_or_else(|_| self.registry());
+        let mut ids: Vec<_> = registry.modules().map(|(id, known)| (known.index, id)).collect();
+        ids.sort_by_key(|(index, id)| (*id != registry.active(), u64::MAX - index));
+        join_all(ids.into_iter().map(|(_, id)| self.module_status(id))).await
+    }
+
+    /// The module whose id begins like this.
+    pub async fn find_module(&self, beginning: &str, deadline: Instant) -> Result<ModuleId, Error> {
+        const LEAST: usize = 6;
+        let beginning = beginning.to_ascii_lowercase();
+        let registry = self.fresh_registry(deadline).await?;
+        let mut found = registry
+            .modules()
+            .map(|(id, _)| id)
+            .filter(|id| id.to_string().starts_with(&beginning));
+        match (beginning.len() >= LEAST, found.next(), found.next()) {
+            (false, ..) => Err(Error::invalid(format!(
+                "{beginning:?} names no module: give at least the first {LEAST} digits of its id"
+            ))),
+            (true, Some(id), None) => Ok(id),
+            (true, None, _) => Err(Error::refused(format!(
+                "the cluster has no module {beginning}: `conclave module list` shows those that it \
+                 has, `conclave module push` brings one"
+            ))),
+            (true, Some(one), Some(other)) => Err(Error::invalid(format!(
+                "{beginning} may be {one} or {other}: give more of the id"
+            ))),
+        }
+    }
+
+    /// Makes every voter rehearse a module, and waits for all of them.
+    pub async fn rehearse_module(
+        &self,
+        id: ModuleId,
+        deadline: Instant,
+    ) -> Result<ModuleStatus, Error> {
+        let nodes = self.ask_voters(id, Some(deadline)).await;
+        Ok(self.with_nodes(id, nodes))
+    }
+
+    /// What would change for clients if a module were active.
+    pub async fn diff_module(&self, id: ModuleId) -> Result<Difference, Error> {
+        let registry = self.registry();
+        let from = self.compiled(&registry, registry.active()).await?;
+        let to = self.compiled(&registry, id).await?;
+        Ok(difference(&from, &to))
+    }
+
+    pub(super) async fn compiled(
+        &self,
+        registry: &Registry,
+        id: ModuleId,
+    ) -> Result<Module, Error> {
+        let bytes = registry.get(&id).map(|known| known.bytes.clone());
+        let bytes = bytes.ok_or_else(|| Error::refused(format!("there is no module {id}")))?;
+        let modules = self.0.modules.clone();
+        let compiling = tokio::task::spawn_blocking(move || modules.compile(id, &bytes));
+        let compiled = compiling.await.map_err(|error| Error::fault(error.to_string()))?;
+        compiled.map_err(|error| Error::fault(format!("module {id} on this node: {error}")))
+    }
+}
+
+pub(super) fn difference(from: &Module, to: &Module) -> Difference {
+    Difference {
+        from: from.id(),
+        to: to.id(),
+        from_state_version: from.state_version(),
+        to_state_version: to.state_version(),
+        restores: to.description().restores.contains(&from.state_version()),
+        changes: diff::compare(from.descriptor_set(), to.descriptor_set()),
+    }
+}
+
+/// To the wire.
+pub(crate) fn status_to_wire(readiness: &Readiness) -> ModuleStatusResponse {
+    let mut answer = ModuleStatusResponse::default();
+    let state = match readiness {
+        Readiness::Absent | Readiness::Unreachable(_) => State::Absent,
+        Readiness::Preparing => State::Preparing,
+        Readiness::Active => State::Active,
+        Readiness::Failed(reason) => {
+            answer.reason.clone_from(reason);
+            State::Failed
+        }
+        Readiness::Ready(rehearsed) => {
+            answer.from_module_id = rehearsed.from.0.to_vec().into();
+            answer.carry_over_ms = rehearsed.carry_over_ms;
+            answer.entries = rehearsed.entries;
+            State::Ready
+        }
+    };
+    answer.set_state(state);
+    answer
+}
+
+fn status_from_wire(answer: &ModuleStatusResponse) -> Result<Readiness, String> {
+    Ok(match answer.state() {
+        State::Absent => Readiness::Absent,
+        State::Preparing => Readiness::Preparing,
+        State::Active => Readiness::Active,
+        State::Failed => Readiness::Failed(answer.reason.clone()),
+        State::Ready => Readiness::Ready(Rehearsed {
+            from: module_id_from_wire(&answer.from_module_id).map_err(|error| error.to_string())?,
+            carry_over_ms: answer.carry_over_ms,
+            entries: answer.entries,
+        }),
+        State::Unspecified => return Err("it answered without a state".to_owned()),
+    })
+}

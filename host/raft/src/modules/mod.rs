@@ -1,0 +1,201 @@
+//! The life of an upgrade on a node: bring a module to all nodes, try it there, activate it.
+//!
+//! What the log says of modules is [`crate::registry::Registry`]; this is what a node makes of it.
+//! [`push`] puts a module into the log, [`rehearsals`] tries each on this node's state, [`ask`] hears how
+//! far the others are, [`activate`] proposes the change, once all are ready. [`Modules`] has what they
+//! share: the compiled modules, which activations there were, and what the rehearsals found.
+//!
+//! # Contract
+//! - **An activation that is in the log can be applied by every node** that has the log up to it: the bytes
+//!   are in the log or in a snapshot before it, and it was proposed only after every voter had compiled
+//!   them and tried them on its own state.
+//! - Whether it succeeds is decided when it is applied, by the registry and the machine, the same on every
+//!   node. What was found before is a courtesy to operators and no part of the state.
+//! - **The history knows every module that it meets**: the snapshot's is in the snapshot, and which entries
+//!   activated what is kept here until no replay begins before them.
+//!
+//! # Caveats
+//! A module that was ready and does not compile when it is activated is a fault of this node, and it stops
+//! applying: the others have gone on with the module. A start loads the compiled code that the run before
+//! kept; without it, it compiles what it needs.
+
+mod activate;
+mod ask;
+mod kept;
+mod push;
+mod rehearsals;
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use bytes::Bytes;
+use tokio::sync::Notify;
+
+pub use self::kept::KeptCode;
+pub(super) use self::{ask::status_to_wire, push::part_to_wire, rehearsals::run};
+use self::{push::Stage, rehearsals::Tried};
+use crate::registry::Registry;
+use conclave_machine as machine;
+use conclave_machine::{Engine, Fault, LoadError, Module, Work};
+use conclave_storage::raft_types::{Entry, Payload};
+use conclave_types::{
+    CommandKind, ModuleId,
+    modules::{About, ModuleCommand},
+};
+
+/// What a node knows of modules beside the registry.
+pub struct Modules {
+    engine: Engine,
+    /// For the machine's randomness: the same on every node.
+    seed: [u8; 32],
+    /// The module that the log begins with.
+    genesis: Module,
+    /// Where compiled code is kept for the next start.
+    kept: KeptCode,
+    compiled: Mutex<BTreeMap<ModuleId, Module>>,
+    /// One module is compiled at a time: it takes all processors as it is.
+    compiling: Mutex<()>,
+    activations: Mutex<Activations>,
+    tried: Mutex<BTreeMap<ModuleId, Tried>>,
+    /// One rehearsal at a time: each needs the memory of one more state.
+    rehearsing: Mutex<()>,
+    stage: Stage,
+    /// Notified when the registry has changed.
+    pub(super) changed: Notify,
+    stopping: AtomicBool,
+}
+
+/// Which entries were handed to the machine as activations. Those that the registry refused were not, and a
+/// replay must not try them.
+#[derive(Default)]
+struct Activations {
+    by_index: BTreeMap<u64, Module>,
+    newest_snapshot: u64,
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What a module says of itself, for the log.
+pub(super) fn about(module: &Module) -> About {
+    let description = module.description();
+    About {
+        name: Arc::from(&*description.name),
+        version: Arc::from(&*description.version),
+        state_version: description.state_version,
+    }
+}
+
+impl Modules {
+    /// Of a node whose log begins with this module.
+    pub fn new(genesis: Module, seed: [u8; 32], kept: KeptCode) -> Arc<Self> {
+        let compiled = BTreeMap::from([(genesis.id(), genesis.clone())]);
+        Arc::new(Self {
+            engine: genesis.engine().clone(),
+            seed,
+            genesis,
+            kept,
+            compiled: Mutex::new(compiled),
+            compiling: Mutex::default(),
+            activations: Mutex::default(),
+            tried: Mutex::default(),
+            rehearsing: Mutex::default(),
+            stage: Stage::default(),
+            changed: Notify::new(),
+            stopping: AtomicBool::new(false),
+        })
+    }
+
+    /// What the log begins with.
+    pub fn begin(&self) -> Registry {
+        let genesis = &self.genesis;
+        Registry::begin(genesis.id(), genesis.bytes().clone(), about(genesis))
+    }
+
+    /// How often this node compiled a component since it started, and how often it loaded kept code instead.
+    pub(super) fn compilations(&self) -> [u64; 2] {
+        self.engine.compilations()
+    }
+
+    /// The module with these bytes, compiled now if it was not before: blocking, for seconds.
+    pub fn compile(&self, id: ModuleId, bytes: &Bytes) -> Result<Module, LoadError> {
+        let known = || lock(&self.compiled).get(&id).cloned();
+        if let Some(module) = known() {
+            return Ok(module);
+        }
+        let _turn = lock(&self.compiling);
+        if let Some(module) = known() {
+            return Ok(module);
+        }
+        let module = Module::load_with(&self.engine, bytes.clone(), self.kept.compiling(true))?;
+        if module.id() != id {
+            let fault = Fault::new(format!("module {} was to be {id}", module.id()));
+            return Err(LoadError::Fault(fault));
+        }
+        lock(&self.compiled).insert(id, module.clone());
+        Ok(module)
+    }
+
+    /// Notes that an entry is handed to the machine as an activation. Before it is handed over.
+    pub fn note_activation(&self, index: u64, module: Module) {
+        lock(&self.activations).by_index.insert(index, module);
+    }
+
+    /// What the machine sees of an entry that was applied before.
+    pub fn machine_entry(&self, entry: Entry) -> Option<machine::Entry> {
+        let index = entry.log_id.index;
+        let Payload::Normal(command) = entry.payload else { return None };
+        let work = match command.kind {
+            CommandKind::Call(call) => Work::Call(call),
+            CommandKind::Tick | CommandKind::SetTime => Work::Tick,
+            CommandKind::SetLimits(limits) => Work::SetLimits(limits),
+            CommandKind::Module(ModuleCommand::Part(_))
+            | CommandKind::Checkpoint(_)
+            | CommandKind::Verify => return None,
+            CommandKind::Module(ModuleCommand::Activate(_)) => {
+                Work::Activate(lock(&self.activations).by_index.get(&index).cloned()?)
+            }
+        };
+        Some(machine::Entry { index, time_ms: command.time_ms, work })
+    }
+
+    /// Notes that there is a new snapshot, and forgets the activations that the one before it covers: a
+    /// replay may have begun from that one.
+    pub(super) fn snapshot_taken(&self, index: u64, registry: &Registry) {
+        {
+            let mut activations = lock(&self.activations);
+            let covered = std::mem::replace(&mut activations.newest_snapshot, index);
+            activations.by_index = activations.by_index.split_off(&(covered + 1));
+        }
+        self.forget(registry);
+    }
+
+    /// The modules whose code is needed: the cluster's, the one that the log begins with, and one that is being pushed.
+    fn needed(&self, registry: &Registry) -> BTreeSet<ModuleId> {
+        let known = registry.modules().map(|(id, _)| id);
+        known.chain([self.genesis.id()]).chain(self.stage.module()).collect()
+    }
+
+    /// Drops the compiled code of what the cluster has forgotten.
+    fn forget(&self, registry: &Registry) {
+        let needed = self.needed(registry);
+        lock(&self.compiled).retain(|id, _| needed.contains(id));
+        lock(&self.tried).retain(|id, _| registry.get(id).is_some());
+    }
+
+    /// Ends what is under way.
+    pub(super) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
+        self.changed.notify_waiters();
+    }
+
+    fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,352 @@
+//! This node, as its peers know it, and what it remembers of them.
+//!
+//! Two facts about each peer are kept on disk:
+//!
+//! * its *incarnation*: a peer with another one has a new data directory, and has lost its log and votes;
+//! * what it has *acknowledged* to this node as its leader: a vote, and the highest log id under it. A peer
+//!   whose process started with less has an old copy of its data directory. It could elect a leader
+//!   without entries that were committed with its help, so it is refused and stops.
+//!
+//! See [`super::standing`] for what counts as less.
+//!
+//! The memory is exact while this process runs. It is written and synced every 200 ms, with a batch of the log
+//! if there is one. So at worst this node forgets what a peer acknowledged in the last 200 ms, and the time
+//! of two syncs, before this node was killed or lost its power.
+
+use std::{
+    collections::HashMap,
+    io,
+    sync::{Mutex, MutexGuard, PoisonError, Weak},
+    time::Duration,
+};
+
+use prost::Message;
+use tokio::{sync::watch, time::sleep};
+
+use super::standing::{Acknowledged, Standing};
+use crate::{disk::DiskWatch, timing::Timing};
+use conclave_proto::raft as wire;
+use conclave_storage::{
+    Identity, LogStore, Pace,
+    raft_types::{LogId, Vote},
+};
+use conclave_types::NodeId;
+
+/// How often new acknowledgements are written.
+const WRITE_INTERVAL: Duration = Duration::from_millis(200);
+/// The metadata entry that says that this directory is an old copy, and why.
+const LOST: &str = "lost";
+
+#[derive(Clone, Copy)]
+struct Remembered {
+    acknowledged: Acknowledged,
+    written: bool,
+}
+
+/// This node, as it introduces itself, and what it remembers of its peers.
+pub struct Local {
+    /// From the data directory.
+    pub identity: Identity,
+    /// The engine's fingerprint.
+    pub engine: String,
+    /// The limits of the round trips to the peers.
+    pub timing: Timing,
+    /// The vote and the log that this process started with.
+    pub standing: Standing,
+    /// Where the peers are remembered.
+    log: LogStore,
+    /// Whether this node's disk answers.
+    pub(super) disk: DiskWatch,
+    /// The incarnations of peers that were met before the cluster was initialized.
+    met: Mutex<HashMap<NodeId, Vec<u8>>>,
+    /// The peers' engines, as last seen.
+    engines: Mutex<HashMap<NodeId, String>>,
+    acknowledged: Mutex<HashMap<NodeId, Remembered>>,
+    /// Why this node must not take part any more.
+    lost: watch::Sender<Option<String>>,
+}
+
+fn incarnation_record(node_id: NodeId) -> String {
+    format!("peer/{node_id}/incarnation")
+}
+
+fn acknowledged_record(node_id: NodeId) -> String {
+    format!("peer/{node_id}/acknowledged")
+}
+
+impl Local {
+    /// Reads what is remembered of the peers.
+    ///
+    /// # Errors
+    /// The metadata is malformed, or a peer has found this directory to be an old copy.
+    pub fn open(
+        identity: Identity,
+        engine: String,
+        timing: Timing,
+        standing: Standing,
+        log: LogStore,
+        disk: DiskWatch,
+    ) -> io::Result<Self> {
+        if let Some(reason) = log.get_record(LOST)? {
+            return Err(io::Error::other(String::from_utf8_lossy(&reason).into_owned()));
+        }
+        let mut acknowledged = HashMap::new();
+        for (name, value) in log.list_records("peer/")? {
+            let Some(node_id) = name
+                .strip_prefix("peer/")
+                .and_then(|rest| rest.strip_suffix("/acknowledged"))
+                .and_then(|node_id| node_id.parse().ok())
+            else {
+                continue;
+            };
+            let known = wire::Acknowledged::decode(&value[..]).ok();
+            let known = known.as_ref().and_then(Acknowledged::from_wire).ok_or_else(|| {
+                io::Error::new(io::ErrorKind::InvalidData, format!("record {name} is malformed"))
+            })?;
+            acknowledged.insert(node_id, Remembered { acknowledged: known, written: true });
+        }
+        Ok(Self {
+            identity,
+            engine,
+            timing,
+            standing,
+            log,
+            disk,
+            met: Mutex::default(),
+            engines: Mutex::default(),
+            acknowledged: Mutex::new(acknowledged),
+            lost: watch::Sender::new(None),
+        })
+    }
+
+    /// See [`LogStore::voted_term`].
+    pub(super) fn voted_term(&self) -> u64 {
+        self.log.voted_term()
+    }
+
+    pub(super) fn pace(&self) -> Pace {
+        self.log.pace()
+    }
+
+    /// The incarnation with which a node id was met is remembered for good once the cluster is initialized:
+    /// the same id with another data directory is a node that lost its log, and with it the votes that it
+    /// gave. Before, there are no votes to lose, and a directory may be made again.
+    fn recognise(&self, node_id: NodeId, incarnation: &[u8]) -> Result<(), String> {
+        let record = incarnation_record(node_id);
+        // Two peers that introduce themselves by the same id at once are met one after the other.
+        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = self.log.get_record(&record).map_err(|error| error.to_string())?;
+        if known.is_none() && !self.is_initialized() {
+            met.insert(node_id, incarnation.to_vec());
+            return Ok(());
+        }
+        match known.as_ref().or_else(|| met.get(&node_id)) {
+            Some(known) if known != incarnation => {
+                return Err(format!(
+                    "node {node_id} came back with another data directory than the one it joined \
+                     with, so it has lost its log and its votes: put its newest data directory back. The cluster \
+                     works without it while a majority of the members runs"
+                ));
+            }
+            _ => {}
+        }
+        if known.is_none() {
+            let written = self.log.put_record(&record, Some(incarnation.to_vec()));
+            written.map_err(|error| error.to_string())?;
+        }
+        Ok(())
+    }
+
+    /// Remembers the peers that were met before the cluster was initialized, once it is.
+    fn write_met(&self) -> io::Result<()> {
+        let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
+        if met.is_empty() || !self.is_initialized() {
+            return Ok(());
+        }
+        for (node_id, incarnation) in met.drain() {
+            let record = incarnation_record(node_id);
+            if self.log.get_record(&record)?.is_none() {
+                self.log.put_record(&record, Some(incarnation))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Warns once of each other engine that a peer has.
+    pub(super) fn compare_engine(&self, node_id: NodeId, theirs: &str) {
+        let mut known = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
+        let known = known.entry(node_id).or_insert_with(|| self.engine.clone());
+        if known == theirs {
+            return;
+        }
+        theirs.clone_into(known);
+        if theirs != self.engine {
+            tracing::warn!(
+                node = node_id,
+                theirs,
+                ours = self.engine,
+                "engines differ, because of another processor, version or limit: calls that reach a limit may have \
+                 other outcomes there"
+            );
+        }
+    }
+
+    /// Checks what a peer says of itself, at either end of a handshake.
+    pub fn check(
+        &self,
+        node_id: NodeId,
+        incarnation: &[u8],
+        module_id: &[u8],
+        lease_ms: u64,
+    ) -> Result<(), String> {
+        // A leader's lease reads rest on how long its followers keep their votes back.
+        let lease = self.lease_ms();
+        if lease_ms != 0 && lease_ms != lease {
+            return Err(format!(
+                "node {node_id} has an election_max_ms of {}, node {} of {}: give every node the same",
+                lease_ms.saturating_mul(2),
+                self.identity.node_id,
+                lease.saturating_mul(2)
+            ));
+        }
+        if module_id != self.identity.module_id.0 {
+            return Err(format!(
+                "node {node_id} was begun with module {}, this node with {}: begin every node of a cluster \
+                 with the same module (--module); later ones come through `conclave module push`",
+                hex::encode(module_id),
+                self.identity.module_id
+            ));
+        }
+        self.recognise(node_id, incarnation)
+    }
+
+    /// Whether this node has an entry of the cluster's log, or had one.
+    fn is_initialized(&self) -> bool {
+        self.log.extent().last.is_some()
+    }
+
+    pub(super) fn lease_ms(&self) -> u64 {
+        self.timing.lease().as_millis() as u64
+    }
+
+    fn remembered(&self) -> MutexGuard<'_, HashMap<NodeId, Remembered>> {
+        self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Refuses a peer whose process started with less than it had acknowledged to this node.
+    pub(super) fn check_standing(
+        &self,
+        node_id: NodeId,
+        standing: &wire::Standing,
+    ) -> Result<(), String> {
+        let Some(known) = self.remembered().get(&node_id).map(|known| known.acknowledged) else {
+            return Ok(());
+        };
+        let standing = Standing::from_wire(standing);
+        if !known.is_lost_by(&standing) {
+            return Ok(());
+        }
+        let text = |last: Option<LogId>| match last {
+            Some(last) => format!("entry {} of term {}", last.index, last.leader_id.term),
+            None => "an empty log".to_owned(),
+        };
+        let term = |vote: Option<Vote>| vote.map_or(0, |vote| vote.leader_id.term);
+        Err(format!(
+            "node {node_id} has an old copy of its data directory: it acknowledged {} to node {} in term {}, but \
+             started with {} and a vote of term {}. It must not take part, because it could elect a leader \
+             without acknowledged writes. Stop it and put its newest data directory back. The cluster works \
+             without it while a majority of the members runs",
+            text(known.last),
+            self.identity.node_id,
+            term(Some(known.vote)),
+            text(standing.last),
+            term(standing.vote),
+        ))
+    }
+
+    /// Notes what a peer has confirmed to have on stable storage, to this node as the leader with `vote`.
+    pub(super) fn note_acknowledged(
+        &self,
+        node_id: NodeId,
+        vote: Vote,
+        last: Option<LogId>,
+        process: u64,
+    ) {
+        let later = Acknowledged { vote, last, process };
+        let mut remembered = self.remembered();
+        match remembered.get_mut(&node_id) {
+            Some(known) => {
+                if known.acknowledged.advance(later) {
+                    known.written = false;
+                }
+            }
+            None => {
+                remembered.insert(node_id, Remembered { acknowledged: later, written: false });
+            }
+        }
+    }
+
+    /// Whether a peer has acknowledged this index to this node as the leader with `vote`.
+    pub(super) fn has_acknowledged(&self, node_id: NodeId, vote: &Vote, index: u64) -> bool {
+        self.remembered().get(&node_id).is_some_and(|known| {
+            known.acknowledged.vote == *vote
+                && known.acknowledged.last.is_some_and(|last| last.index >= index)
+        })
+    }
+
+    /// Has what is new of the peers written and synced.
+    pub(crate) fn write_acknowledged(&self) -> io::Result<()> {
+        self.write_met()?;
+        let mut is_new = false;
+        for (node_id, known) in self.remembered().iter_mut().filter(|(_, known)| !known.written) {
+            let value = known.acknowledged.to_wire().encode_to_vec();
+            self.log.put_record(&acknowledged_record(*node_id), Some(value))?;
+            known.written = true;
+            is_new = true;
+        }
+        if is_new { self.log.sync_records() } else { Ok(()) }
+    }
+
+    /// Why this node must not take part any more, if a peer has found that its data directory is an old
+    /// copy.
+    pub(crate) fn lost(&self) -> Option<String> {
+        self.lost.borrow().clone()
+    }
+
+    /// The same, with every change.
+    pub(crate) fn watch_lost(&self) -> watch::Receiver<Option<String>> {
+        self.lost.subscribe()
+    }
+
+    /// Notes on disk that a peer remembers more of this node than its data directory holds. From now on this
+    /// process neither sends nor answers, and the directory is not started from again.
+    pub(super) fn condemn(&self, by: NodeId, reason: &str) {
+        let first = self.lost.send_if_modified(|lost| {
+            let first = lost.is_none();
+            if first {
+                *lost = Some(format!("refused by node {by}: {reason}"));
+            }
+            first
+        });
+        if !first {
+            return;
+        }
+        let reason = self.lost().unwrap_or_default();
+        tracing::error!(reason, "this node stops taking part");
+        if let Err(error) = self.log.put_record(LOST, Some(reason.into_bytes())) {
+            tracing::error!(%error, "cannot note that this data directory is an old copy");
+        }
+    }
+}
+
+/// Writes new acknowledgements every 200 ms, until the replica is gone.
+pub(crate) async fn write_acknowledged(local: Weak<Local>) {
+    loop {
+        sleep(WRITE_INTERVAL).await;
+        let Some(local) = local.upgrade() else { return };
+        // A store that has failed says so itself.
+        if local.write_acknowledged().is_err() {
+            return;
+        }
+    }
+}

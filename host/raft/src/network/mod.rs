@@ -1,0 +1,92 @@
+//! What nodes say to each other, over gRPC on the peer port.
+//!
+//! [`peers`] holds the connections, one [`peer`] each with its [`connection`]s, [`backoff`] paces their retries, [`local`] is what this node tells its peers
+//! and remembers of them by their [`standing`], [`client`] speaks for openraft, [`heartbeats`] has it send heartbeats, [`service`]
+//! answers, [`message`] checks what peers send.
+//!
+//! Contract: no request is answered, and no answer believed, before both sides have checked that they
+//! belong to the same cluster, are the nodes that they mean, and still have the data directory that
+//! they had when they first met. Traffic is not encrypted: the peer port belongs on a private network.
+
+mod backoff;
+pub mod client;
+mod connection;
+#[doc(hidden)]
+pub mod fuzz;
+pub(super) mod heartbeats;
+pub mod local;
+mod message;
+mod pacing;
+pub mod peer;
+pub mod peers;
+pub mod service;
+pub(super) mod standing;
+
+use std::sync::{Arc, OnceLock, Weak};
+
+use openraft::RaftNetworkFactory;
+
+use self::{client::PeerNetwork, peer::Lane, peers::Peers};
+use super::{Inner, lease::Lease, snapshot::Transfers};
+use conclave_storage::raft_types::{Member, TypeConfig};
+use conclave_types::NodeId;
+
+/// The version of the protocol between peers. Nodes of different versions do not talk to each other.
+/// Version 2 added modules to the log and to snapshots. Version 3 added the confirmation of leaders.
+pub const PROTOCOL_VERSION: u32 = 3;
+
+/// The largest message between peers: one log entry of the largest request with room to spare, or a
+/// batch of smaller ones.
+pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
+
+/// Metadata on every request between peers: the cluster, the caller, and whom it means to reach.
+pub const CLUSTER_HEADER: &str = "conclave-cluster";
+/// See [`CLUSTER_HEADER`].
+pub const FROM_HEADER: &str = "conclave-from";
+/// See [`CLUSTER_HEADER`].
+pub const TO_HEADER: &str = "conclave-to";
+
+/// Metadata on refusals of a node that stops: the request had no effect.
+pub const REFUSED_HEADER: &str = "conclave-refused";
+
+/// This node's replica, once there is one: openraft's connections are made before it.
+pub(super) type OwnReplica = Arc<OnceLock<Weak<Inner>>>;
+
+/// Makes openraft's connections.
+#[derive(Clone)]
+pub struct NetworkFactory {
+    pub(super) peers: Arc<Peers>,
+    pub(super) lease: Arc<Lease>,
+    pub(super) transfers: Arc<Transfers>,
+    pub(super) replica: OwnReplica,
+}
+
+impl NetworkFactory {
+    fn network(&self, target: NodeId, member: &Member, lane: Lane) -> PeerNetwork {
+        PeerNetwork::new(
+            self.peers.peer(target, member),
+            lane,
+            self.lease.clone(),
+            self.transfers.clone(),
+            self.replica.clone(),
+        )
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
+    type Network = PeerNetwork;
+
+    async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
+        self.network(target, member, Lane::Log)
+    }
+
+    /// A lane of its own: a heartbeat that waits behind a large append starts an election.
+    async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
+        self.network(target, member, Lane::Control)
+    }
+
+    /// A lane of its own: a snapshot is long.
+    async fn new_snapshot_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
+        self.network(target, member, Lane::Snapshot)
+    }
+}

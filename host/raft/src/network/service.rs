@@ -1,0 +1,443 @@
+//! Answers the other members.
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    sync::{Arc, Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use futures::{StreamExt, stream::BoxStream};
+use openraft::raft::{StreamAppendError, StreamAppendResult};
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{
+    Code, Request, Response, Status, Streaming,
+    metadata::{MetadataMap, MetadataValue},
+};
+
+use super::{
+    CLUSTER_HEADER, FROM_HEADER, PROTOCOL_VERSION, REFUSED_HEADER, TO_HEADER,
+    backoff::Problem,
+    local::Local,
+    message::{self, log_id, malformed, required},
+};
+use crate::{Replica, divergence, forward, modules, snapshot, status};
+use conclave_proto::{
+    convert::{call_from_wire, checkpoint_from_wire, module_id_from_wire},
+    raft as wire,
+};
+use conclave_storage::{
+    convert::{log_id_to_wire, vote_to_wire},
+    raft_types::TypeConfig,
+};
+use conclave_types::{Caller, NodeId};
+
+/// The peer port's one service.
+#[derive(Clone)]
+pub struct PeerService {
+    replica: Replica,
+    local: Arc<Local>,
+    /// The peers that have introduced themselves to this process.
+    greeted: Arc<Mutex<BTreeSet<NodeId>>>,
+    /// The peers that this process refuses, and why.
+    refused: Arc<Mutex<BTreeMap<NodeId, Problem>>>,
+}
+
+impl PeerService {
+    /// Answers for this replica.
+    pub fn new(replica: Replica, local: Arc<Local>) -> Self {
+        Self { replica, local, greeted: Arc::default(), refused: Arc::default() }
+    }
+
+    /// Refuses a caller that is of another cluster, means another node, or has not introduced itself; and
+    /// every caller once this node's directory is known to be an old copy.
+    fn admit(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
+        if let Some(reason) = self.local.lost() {
+            return Err(Status::unavailable(reason));
+        }
+        self.identify(metadata)
+    }
+
+    fn identify(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
+        self.check_open()?;
+        let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
+        let number = |name| text(name).and_then(|text| text.parse::<NodeId>().ok());
+        self.check_target(text(CLUSTER_HEADER), number(TO_HEADER))?;
+        let from = number(FROM_HEADER)
+            .ok_or_else(|| Status::permission_denied("the peer port is for members only"))?;
+        let greeted = self.greeted.lock().unwrap_or_else(PoisonError::into_inner).contains(&from);
+        // A member that was removed must introduce itself again, and is refused then.
+        if greeted && self.replica.is_member(from) {
+            Ok(from)
+        } else {
+            Err(Status::permission_denied("a handshake must come first"))
+        }
+    }
+
+    /// Refuses requests once this node stops.
+    fn check_open(&self) -> Result<(), Status> {
+        if !self.replica.is_closed_for_peers() {
+            return Ok(());
+        }
+        let mut metadata = MetadataMap::new();
+        metadata.insert(REFUSED_HEADER, MetadataValue::from_static("1"));
+        Err(Status::with_metadata(Code::Unavailable, "this node is shutting down", metadata))
+    }
+
+    /// Checks what a peer says of itself.
+    fn check(&self, hello: &wire::HandshakeRequest) -> Result<(), Status> {
+        if hello.protocol_version != PROTOCOL_VERSION {
+            return Err(Status::permission_denied(format!(
+                "this node speaks version {PROTOCOL_VERSION} of the peers' protocol, not {}",
+                hello.protocol_version
+            )));
+        }
+        if !self.replica.is_member(hello.node_id) {
+            return Err(Status::permission_denied(format!(
+                "node {} is none of this cluster's members",
+                hello.node_id
+            )));
+        }
+        self.local
+            .check(hello.node_id, &hello.incarnation, &hello.module_id, hello.lease_ms)
+            .map_err(Status::permission_denied)?;
+        let standing = hello.standing.unwrap_or_default();
+        self.local.check_standing(hello.node_id, &standing).map_err(Status::data_loss)
+    }
+
+    /// Notes that a peer is refused, and logs it once, then once per minute.
+    fn refuse(&self, node_id: NodeId, status: &Status) {
+        self.greeted.lock().unwrap_or_else(PoisonError::into_inner).remove(&node_id);
+        // A caller that is not a member can claim any name, so only a few are kept.
+        const REFUSED_MAX: usize = 64;
+        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
+        if refused.len() >= REFUSED_MAX && !refused.contains_key(&node_id) {
+            return;
+        }
+        let reason = status.message();
+        let problem = refused.entry(node_id).or_default();
+        if let Some(attempts) = problem.occurred(reason, true, Instant::now()) {
+            tracing::warn!(node = node_id, attempts, reason, "peer refused");
+        }
+    }
+
+    fn check_target(&self, cluster_id: Option<&str>, to: Option<NodeId>) -> Result<(), Status> {
+        let identity = &self.local.identity;
+        match cluster_id {
+            Some(cluster_id) if cluster_id == identity.cluster_id => {}
+            Some(cluster_id) => {
+                return Err(Status::permission_denied(format!(
+                    "this node belongs to cluster {}, not to {cluster_id}",
+                    identity.cluster_id
+                )));
+            }
+            None => return Err(Status::permission_denied("the peer port is for members only")),
+        }
+        if to == Some(identity.node_id) {
+            Ok(())
+        } else {
+            let message =
+                format!("this is node {}: check the members' addresses", identity.node_id);
+            Err(Status::permission_denied(message))
+        }
+    }
+}
+
+/// Reports of a snapshot's progress that wait to be sent: a newer one says more.
+const REPORTS_WAITING: usize = 2;
+
+fn append_to_wire(result: StreamAppendResult<TypeConfig>, process: u64) -> wire::AppendResponse {
+    use wire::append_response::Result as Answer;
+    let result = match result {
+        Ok(log_id) => {
+            Answer::Matched(wire::Matched { log_id: log_id.as_ref().map(log_id_to_wire) })
+        }
+        Err(StreamAppendError::Conflict(log_id)) => Answer::Conflict(log_id_to_wire(&log_id)),
+        Err(StreamAppendError::HigherVote(vote)) => Answer::HigherVote(vote_to_wire(&vote)),
+    };
+    wire::AppendResponse { result: Some(result), process }
+}
+
+/// What openraft says once it has stopped.
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("this node has stopped: {error}"))
+}
+
+#[tonic::async_trait]
+impl wire::raft_server::Raft for PeerService {
+    type AppendStream = BoxStream<'static, Result<wire::AppendResponse, Status>>;
+
+    async fn handshake(
+        &self,
+        request: Request<wire::HandshakeRequest>,
+    ) -> Result<Response<wire::HandshakeResponse>, Status> {
+        self.check_open()?;
+        let hello = request.into_inner();
+        self.check_target(Some(&hello.cluster_id), Some(hello.target_node_id))?;
+        self.check(&hello).inspect_err(|status| self.refuse(hello.node_id, status))?;
+        self.greeted.lock().unwrap_or_else(PoisonError::into_inner).insert(hello.node_id);
+        self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(&hello.node_id);
+        self.replica.peers().contacted(hello.node_id, hello.standing.unwrap_or_default().process);
+        let identity = &self.local.identity;
+        Ok(Response::new(wire::HandshakeResponse {
+            incarnation: identity.incarnation.to_vec().into(),
+            module_id: identity.module_id.0.to_vec().into(),
+            engine_fingerprint: self.local.engine.clone(),
+            initialized: self.replica.is_initialized().await,
+            standing: Some(self.local.standing.to_wire()),
+            lease_ms: self.local.lease_ms(),
+        }))
+    }
+
+    async fn ping(
+        &self,
+        request: Request<wire::PingRequest>,
+    ) -> Result<Response<wire::PingResponse>, Status> {
+        self.identify(request.metadata())?;
+        Ok(Response::new(wire::PingResponse {}))
+    }
+
+    async fn append(
+        &self,
+        request: Request<Streaming<wire::AppendRequest>>,
+    ) -> Result<Response<Self::AppendStream>, Status> {
+        let from = self.admit(request.metadata())?;
+        // A request that cannot be understood ends the stream: what follows builds on it.
+        let (replica, local) = (self.replica.clone(), self.local.clone());
+        let closed = Box::pin(self.replica.peers_closed());
+        let requests = request.into_inner().take_until(closed).scan((), move |(), request| {
+            let (replica, local) = (replica.clone(), local.clone());
+            async move {
+                let checked = async {
+                    let request = request?;
+                    if let Some(reason) = local.lost() {
+                        return Err(Status::unavailable(reason));
+                    }
+                    let request = message::append(request, from)?;
+                    replica.check_disk(Some(&request.vote))?;
+                    message::check_against_log(&request, replica.log()).await?;
+                    Ok(request)
+                };
+                let checked = checked.await.inspect_err(|status: &Status| {
+                    tracing::debug!(from, error = status.message(), "an append stream ended");
+                });
+                checked.ok()
+            }
+        });
+        let answers = self.replica.raft().stream_append(requests);
+        let (replica, process) = (self.replica.clone(), self.local.standing.process());
+        let answers = answers.map(move |answer| {
+            if matches!(&answer, Ok(result) if !matches!(result, Err(StreamAppendError::HigherVote(_)))) {
+                replica.hear_leader();
+            }
+            answer.map(|result| append_to_wire(result, process)).map_err(stopped)
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<wire::AppendRequest>,
+    ) -> Result<Response<wire::AppendResponse>, Status> {
+        let from = self.admit(request.metadata())?;
+        let request = message::append(request.into_inner(), from)?;
+        message::check_against_log(&request, self.replica.log()).await?;
+        if !request.entries.is_empty() {
+            return Err(Status::invalid_argument("a heartbeat brings no entries"));
+        }
+        self.replica.check_disk(Some(&request.vote))?;
+        let previous = request.prev_log_id;
+        let answer = self.replica.raft().append_entries(request).await.map_err(stopped)?;
+        let result = answer.into_stream_result(previous, None);
+        if !matches!(result, Err(StreamAppendError::HigherVote(_))) {
+            self.replica.hear_leader();
+        }
+        Ok(Response::new(append_to_wire(result, self.local.standing.process())))
+    }
+
+    async fn vote(
+        &self,
+        request: Request<wire::VoteRequest>,
+    ) -> Result<Response<wire::VoteResponse>, Status> {
+        let from = self.admit(request.metadata())?;
+        self.replica.check_disk(None)?;
+        let message = request.into_inner();
+        let request = message::vote_request(&message, from)?;
+        if !message.leadership_transfer {
+            self.replica.votes_freely().await;
+        }
+        let raft = self.replica.raft();
+        let answer =
+            if message.pre_vote { raft.pre_vote(request).await } else { raft.vote(request).await };
+        let answer = answer.map_err(stopped)?;
+        Ok(Response::new(wire::VoteResponse {
+            vote: Some(vote_to_wire(&answer.vote)),
+            granted: answer.vote_granted,
+            last_log_id: answer.last_log_id.as_ref().map(log_id_to_wire),
+        }))
+    }
+
+    async fn digest(
+        &self,
+        request: Request<wire::DigestRequest>,
+    ) -> Result<Response<wire::DigestResponse>, Status> {
+        self.admit(request.metadata())?;
+        let digest = self.replica.digest_here(request.into_inner().index).await;
+        Ok(Response::new(divergence::digest_to_wire(digest)))
+    }
+
+    type FetchSnapshotStream = BoxStream<'static, Result<wire::SnapshotPart, Status>>;
+
+    async fn fetch_snapshot(
+        &self,
+        request: Request<wire::FetchSnapshotRequest>,
+    ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
+        let to = self.admit(request.metadata())?;
+        let wire::FetchSnapshotRequest { checkpoint, index_min } = request.into_inner();
+        let checkpoint = required(checkpoint, "checkpoint")?;
+        let checkpoint = checkpoint_from_wire(&checkpoint).map_err(malformed)?;
+        let found = self.replica.snapshot_for(checkpoint, index_min, to).await;
+        let (vote, file) = found.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        tracing::info!(to, index = file.index(), "sending a snapshot to a node that has diverged");
+        Ok(Response::new(self.replica.send_snapshot(vote, file).map(Ok).boxed()))
+    }
+
+    async fn verify_state(
+        &self,
+        request: Request<wire::VerifyStateRequest>,
+    ) -> Result<Response<wire::VerifyStateResponse>, Status> {
+        self.admit(request.metadata())?;
+        let found = self.replica.verify_here(request.into_inner().index).await;
+        Ok(Response::new(divergence::verified_to_wire(found)))
+    }
+
+    async fn compare_clocks(
+        &self,
+        request: Request<wire::CompareClocksRequest>,
+    ) -> Result<Response<wire::CompareClocksResponse>, Status> {
+        self.admit(request.metadata())?;
+        Ok(Response::new(self.replica.clock_for_peer()))
+    }
+
+    type InstallSnapshotStream = ReceiverStream<Result<wire::SnapshotProgress, Status>>;
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<wire::SnapshotPart>>,
+    ) -> Result<Response<Self::InstallSnapshotStream>, Status> {
+        let from = self.admit(request.metadata())?;
+        let mut parts = request.into_inner();
+        let Some(wire::SnapshotPart { part: Some(wire::snapshot_part::Part::Start(start)) }) =
+            parts.message().await?
+        else {
+            return Err(Status::invalid_argument("a snapshot must begin with its header"));
+        };
+        let vote = message::leader_vote(start.vote, from)?;
+        self.replica.check_disk(Some(&vote))?;
+        let mut header = required(start.header, "header")?;
+        snapshot::note_origin(&mut header, from);
+        snapshot::check_header(&header, &self.local.identity)
+            .map_err(Status::failed_precondition)?;
+        log_id(header.last_log_id)?;
+        snapshot::check_coverage(&header, &vote).map_err(Status::invalid_argument)?;
+        tracing::info!(from, bytes = start.bytes, "receiving a snapshot");
+        let wire::SnapshotStart { file_id, bytes, .. } = start;
+        let offered = snapshot::Offered { vote, header, file_id, bytes, parts };
+        let (reports, answers) = mpsc::channel(REPORTS_WAITING);
+        let replica = self.replica.clone();
+        // A task of its own: what has been received outlives the connection.
+        let receiving = async move { replica.receive_snapshot(offered, reports).await };
+        self.replica.supervisor().spawn("snapshot receiver", receiving);
+        Ok(Response::new(ReceiverStream::new(answers)))
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<wire::TransferLeaderRequest>,
+    ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
+        let from = self.admit(request.metadata())?;
+        let message = request.into_inner();
+        if !self.replica.may_take_over() {
+            return Ok(Response::new(wire::TransferLeaderResponse { accepted: false }));
+        }
+        let request = openraft::raft::TransferLeaderRequest::<TypeConfig>::new(
+            message::leader_vote(message.from, from)?,
+            message.to_node_id,
+            log_id(message.last_log_id)?,
+        );
+        let answer = self.replica.raft().handle_transfer_leader(request).await.map_err(stopped)?;
+        Ok(Response::new(wire::TransferLeaderResponse { accepted: answer.is_ok() }))
+    }
+
+    async fn forward(
+        &self,
+        request: Request<wire::ForwardRequest>,
+    ) -> Result<Response<wire::ForwardResponse>, Status> {
+        self.admit(request.metadata())?;
+        let message = request.into_inner();
+        let call = call_from_wire(required(message.call, "call")?);
+        let deadline = tokio::time::Instant::now() + Duration::from_millis(message.timeout_ms);
+        let caller = Caller(message.caller.into());
+        let result = self.replica.propose(call, &caller, deadline).await;
+        Ok(Response::new(forward::result_to_wire(result)))
+    }
+
+    async fn read_index(
+        &self,
+        request: Request<wire::ReadIndexRequest>,
+    ) -> Result<Response<wire::ReadIndexResponse>, Status> {
+        let from = self.admit(request.metadata())?;
+        self.replica.check_disk(None)?;
+        let result = match self.replica.read_index_as_leader().await {
+            Ok(index) => {
+                self.replica.peers().want_commit(from, index);
+                wire::read_index_response::Result::Index(index)
+            }
+            Err(error) => {
+                wire::read_index_response::Result::Refusal(forward::refusal_to_wire(&error))
+            }
+        };
+        Ok(Response::new(wire::ReadIndexResponse { result: Some(result) }))
+    }
+
+    type ConfirmLeaderStream = BoxStream<'static, Result<wire::ConfirmLeaderResponse, Status>>;
+
+    async fn confirm_leader(
+        &self,
+        request: Request<Streaming<wire::ConfirmLeaderRequest>>,
+    ) -> Result<Response<Self::ConfirmLeaderStream>, Status> {
+        self.admit(request.metadata())?;
+        let local = self.local.clone();
+        let requests = request.into_inner().take_until(Box::pin(self.replica.peers_closed()));
+        let answers = requests.map(move |request| {
+            let wire::ConfirmLeaderRequest { round } = request?;
+            match local.lost() {
+                Some(reason) => Err(Status::unavailable(reason)),
+                None => Ok(wire::ConfirmLeaderResponse { round, term: local.voted_term() }),
+            }
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn node_status(
+        &self,
+        request: Request<wire::NodeStatusRequest>,
+    ) -> Result<Response<wire::NodeStatusResponse>, Status> {
+        self.identify(request.metadata())?;
+        Ok(Response::new(status::to_wire(&self.replica.node_status())))
+    }
+
+    async fn module_status(
+        &self,
+        request: Request<wire::ModuleStatusRequest>,
+    ) -> Result<Response<wire::ModuleStatusResponse>, Status> {
+        self.admit(request.metadata())?;
+        let wire::ModuleStatusRequest { module_id, rehearse } = request.into_inner();
+        let module = module_id_from_wire(&module_id).map_err(malformed)?;
+        let readiness = match rehearse {
+            true => self.replica.rehearse_here(module).await,
+            false => self.replica.readiness(module),
+        };
+        Ok(Response::new(modules::status_to_wire(&readiness)))
+    }
+}

@@ -1,0 +1,370 @@
+//! Linearizable reads on any node, by read index (Ongaro's thesis, section 6.4).
+//!
+//! A read asks how far the log was committed when it arrived, waits until its own node's machine has
+//! applied that much, and is answered from there. One round to a majority ([`super::confirmation`]) answers for
+//! every read that was waiting when it began. A lease read at the leader needs no round ([`super::lease`]).
+
+use std::sync::{Arc, Weak};
+
+use openraft::async_runtime::WatchReceiver;
+use tokio::{
+    sync::{mpsc, oneshot},
+    task::yield_now,
+    time::{Instant, timeout, timeout_at},
+};
+
+use super::{
+    Inner, Replica,
+    confirmation::ROUND_TIMEOUT,
+    forward,
+    network::peer::{Lane, Peer},
+};
+use conclave_machine::{QueryError, Subscribed, WatchError};
+use conclave_proto::raft::{ReadIndexRequest, Refusal, read_index_response};
+use conclave_storage::raft_types::{LogId, Member, StoredMembership};
+use conclave_types::{
+    Call, Caller, NodeId,
+    error::Error,
+    status::{Answered, Consistency},
+};
+
+/// Reads that wait for a read index at once.
+const WAITING_MAX: usize = 65_536;
+/// Turns that the other tasks get before a round begins. Each lets what has arrived be read and what is
+/// ready be answered, so that more reads share the round, which costs two nodes a call each. A read that is
+/// alone finds next to nothing to wait for.
+const TURNS_BEFORE_ROUND: usize = 4;
+
+type Answer = oneshot::Sender<Result<u64, Refusal>>;
+pub(super) type ReadRequests = mpsc::Receiver<Answer>;
+
+/// A leader's state as openraft had it at one moment.
+struct Leading {
+    term: u64,
+    /// Covers everything that was acknowledged before that moment.
+    read_index: u64,
+    membership: Arc<StoredMembership>,
+}
+
+/// Where reads queue for the next round.
+pub(super) struct ReadIndex(mpsc::Sender<Answer>);
+
+impl ReadIndex {
+    pub(super) fn new() -> (Self, mpsc::Receiver<Answer>) {
+        let (sender, receiver) = mpsc::channel(WAITING_MAX);
+        (Self(sender), receiver)
+    }
+
+    async fn next(&self) -> Result<u64, Error> {
+        let (answer, answered) = oneshot::channel();
+        self.0.send(answer).await.map_err(|_| Error::shutting_down())?;
+        let result = answered.await.map_err(|_| Error::shutting_down())?;
+        result.map_err(forward::refusal_from_wire)
+    }
+}
+
+/// Makes the rounds, one at a time, until the replica is gone. A second one beside it would spare a read
+/// the rest of the round that it finds under way, and halve how many reads share a round.
+pub(super) async fn serve(replica: Weak<Inner>, mut waiting: mpsc::Receiver<Answer>) {
+    let mut answers = Vec::new();
+    while waiting.recv_many(&mut answers, WAITING_MAX).await > 0 {
+        for _ in 0..TURNS_BEFORE_ROUND {
+            yield_now().await;
+        }
+        while let Ok(answer) = waiting.try_recv() {
+            answers.push(answer);
+        }
+        let Some(replica) = replica.upgrade().map(Replica) else { return };
+        let result = match timeout(ROUND_TIMEOUT, replica.read_index()).await {
+            Ok(result) => result.map_err(|error| forward::refusal_to_wire(&error)),
+            Err(_) => Err(forward::refusal_to_wire(&Error::no_quorum())),
+        };
+        for answer in answers.drain(..) {
+            let _ = answer.send(result.clone());
+        }
+    }
+}
+
+impl Replica {
+    /// Asks the machine. A lease is only asked of the leader itself; elsewhere a lease read is a
+    /// linearizable one.
+    pub async fn query(
+        &self,
+        call: Call,
+        caller: &Caller,
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> Result<Answered, Error> {
+        let answer = async {
+            let turn = self.0.query_limiter.admit(&call, caller, &self.0.worker, deadline).await?;
+            let index = self.index_to_wait_for(consistency, deadline).await?;
+            let (replica, method, caller) = (self.clone(), call.method.clone(), caller.clone());
+            let answer = async move {
+                let _turn = turn;
+                let method = call.method.clone();
+                let answer = timeout_at(deadline, replica.0.worker.query(call, index)).await;
+                let answer = answer.map_err(|_| Error::deadline())?;
+                answer.map_err(|error| replica.query_failed(error, &method, &caller))
+            };
+            self.to_its_end(&method, answer).await
+        };
+        let answer = timeout_at(deadline, answer).await.map_err(|_| Error::deadline())??;
+        // It may have been found meanwhile that the machine which answered has diverged.
+        if let Some(why) = self.0.divergence.why() {
+            return Err(Error::stopped(why));
+        }
+        Ok(Answered { index: answer.index, result: answer.result })
+    }
+
+    /// Begins a subscription on this node's machine, or goes on with one that has seen everything up to
+    /// `resume`.
+    pub async fn subscribe(
+        &self,
+        call: Call,
+        caller: &Caller,
+        consistency: Consistency,
+        resume: Option<u64>,
+        deadline: Instant,
+    ) -> Result<Subscribed, Error> {
+        let begun = async {
+            let turn = self.0.query_limiter.admit(&call, caller, &self.0.worker, deadline).await?;
+            let index = self.index_to_wait_for(consistency, deadline).await?;
+            if let Some(resume) = resume {
+                self.has_reached(resume, index, deadline).await?;
+            }
+            let (replica, method, caller) = (self.clone(), call.method.clone(), caller.clone());
+            let begun = async move {
+                let _turn = turn;
+                let method = call.method.clone();
+                let begun = replica.0.worker.subscribe(call, index, resume);
+                let begun = timeout_at(deadline, begun).await.map_err(|_| Error::deadline())?;
+                begun.map_err(|error| replica.query_failed(error, &method, &caller))
+            };
+            self.to_its_end(&method, begun).await
+        };
+        let begun = timeout_at(deadline, begun).await.map_err(|_| Error::deadline())??;
+        // As for a query. A subscription that begins before the quarantine is ended by it.
+        if let Some(why) = self.0.divergence.why() {
+            return Err(Error::stopped(why));
+        }
+        Ok(begun)
+    }
+
+    /// Refuses to resume from an index that the cluster has not reached. `read_index` is one that it has.
+    async fn has_reached(
+        &self,
+        resume: u64,
+        read_index: u64,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        if resume <= read_index {
+            return Ok(());
+        }
+        // It is low if a stale answer was asked for.
+        let read_index = self.read_index_waiting(deadline).await?;
+        if resume <= read_index {
+            return Ok(());
+        }
+        Err(Error::gone(format!(
+            "the cluster has not reached index {resume}, only {read_index}: the index is not from this cluster, or \
+             from before its data was replaced. Subscribe again, without an index to resume from"
+        )))
+    }
+
+    /// Waits for the answer to a query. If the method has trapped lately, the query runs to its end even if its caller
+    /// gives up: otherwise a caller that cancels its calls would not be limited.
+    async fn to_its_end<T: Send + 'static>(
+        &self,
+        method: &str,
+        query: impl Future<Output = Result<T, Error>> + Send + 'static,
+    ) -> Result<T, Error> {
+        match self.0.worker.has_trapped(method) {
+            true => self.0.supervisor.finish("query", query).await,
+            false => query.await,
+        }
+    }
+
+    fn query_failed(&self, error: QueryError, method: &Arc<str>, caller: &Caller) -> Error {
+        if let QueryError::Trap(_) = error {
+            self.0.query_limiter.trapped(method, caller);
+        }
+        failed(error)
+    }
+
+    /// How far this node's machine must have come before it answers.
+    async fn index_to_wait_for(
+        &self,
+        consistency: Consistency,
+        deadline: Instant,
+    ) -> Result<u64, Error> {
+        if let Some(why) = self.0.fault() {
+            return Err(Error::stopped(why));
+        }
+        match consistency {
+            Consistency::Stale => Ok(0),
+            Consistency::Lease if self.0.is_leader() => match self.leased_index().await {
+                Some(index) => Ok(index),
+                None => self.read_index_waiting(deadline).await,
+            },
+            Consistency::Lease | Consistency::Linearizable => {
+                self.read_index_waiting(deadline).await
+            }
+        }
+    }
+
+    /// The read index, waiting out an election.
+    pub(super) async fn read_index_waiting(&self, deadline: Instant) -> Result<u64, Error> {
+        let patience = (Instant::now() + self.0.timing.election_max * 3).min(deadline);
+        loop {
+            match self.0.reads.next().await {
+                Err(error)
+                    if (error.is_not_leader() || error.is_no_quorum())
+                        && Instant::now() < patience =>
+                {
+                    self.leader_changed().await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// One round: as the leader to a majority, otherwise to the leader. Ends early when another node leads: a
+    /// leader that is silent, and not gone, would hold the round until its time limit.
+    async fn read_index(&self) -> Result<u64, Error> {
+        let Some((leader, member)) = self.0.leader() else { return Err(Error::no_quorum()) };
+        let round = async {
+            match leader == self.0.node_id() {
+                true => self.confirmed_index().await,
+                false => self.leaders_index(leader, &member).await,
+            }
+        };
+        tokio::select! {
+            result = round => result,
+            () = self.leader_is_not(leader) => Err(Error::not_leader(self.leader())),
+        }
+    }
+
+    /// Asks the leader.
+    async fn leaders_index(&self, leader: NodeId, member: &Member) -> Result<u64, Error> {
+        let peer = self.0.peers.peer(leader, member);
+        let client = peer.client(Lane::Control).await;
+        let mut client = client.map_err(|_| Error::no_quorum())?;
+        let answer = client.read_index(ReadIndexRequest {}).await;
+        let answer = answer.map_err(|status| {
+            tracing::debug!(error = %peer.failed(Lane::Control, status), "no read index");
+            Error::no_quorum()
+        })?;
+        match answer.into_inner().result {
+            Some(read_index_response::Result::Index(index)) => Ok(index),
+            Some(read_index_response::Result::Refusal(refusal)) => {
+                Err(forward::refusal_from_wire(refusal))
+            }
+            None => Err(Error::fault("the leader answered without a result")),
+        }
+    }
+
+    /// Returns once another node leads, or none, as far as this node knows.
+    async fn leader_is_not(&self, leader: NodeId) {
+        let mut metrics = self.0.raft.server_metrics();
+        while metrics.borrow_watched().current_leader == Some(leader) {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// For a follower that asks: joins the leader's own rounds.
+    pub(super) async fn read_index_as_leader(&self) -> Result<u64, Error> {
+        if self.0.is_leader() { self.0.reads.next().await } else { Err(Error::not_leader(None)) }
+    }
+
+    /// The leader's read index, once a majority has confirmed that it led when the round began. The voters are
+    /// asked while openraft is asked: the order of the two does not matter, as both are asked after the reads
+    /// of this round have arrived.
+    async fn confirmed_index(&self) -> Result<u64, Error> {
+        let own = self.0.node_id();
+        let (voters, needed) = self.voters_to_confirm();
+        let round = self.0.confirmation.begin(voters, needed);
+        let Leading { term, read_index, membership } = self.leading().await?;
+        let membership = membership.membership();
+        match self.0.confirmation.wait(round, term, membership, own).await {
+            true => Ok(read_index),
+            false => Err(Error::not_leader(None)),
+        }
+    }
+
+    /// The other voters, and how many of them make a majority together with this node. In a joint configuration
+    /// all of them are needed.
+    fn voters_to_confirm(&self) -> (Vec<Arc<Peer>>, usize) {
+        let own = self.0.node_id();
+        let metrics = self.0.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let membership = metrics.membership_config.membership();
+        let others = membership.voter_ids().filter(|voter| *voter != own);
+        let others = others.filter_map(|voter| {
+            membership.get_node(&voter).map(|member| self.0.peers.peer(voter, member))
+        });
+        let others: Vec<_> = others.collect();
+        let needed = match &membership.get_joint_config()[..] {
+            [voters] => voters.len() / 2 + usize::from(!voters.contains(&own)),
+            _ => others.len(),
+        };
+        (others, needed)
+    }
+
+    /// The leader's read index, if its lease is valid.
+    async fn leased_index(&self) -> Option<u64> {
+        let Leading { term, read_index, membership } = self.leading().await.ok()?;
+        let lease = &self.0.lease;
+        lease.is_valid(term, membership.membership(), self.0.node_id()).then_some(read_index)
+    }
+
+    /// This node's state as the leader, from openraft's own task and not from metrics, which lag behind it.
+    async fn leading(&self) -> Result<Leading, Error> {
+        let own = self.0.node_id();
+        let leading = self.0.raft_state(move |state| {
+            let vote = *state.vote_ref();
+            let term = vote.leader_id.term;
+            let of_term = |log_id: &LogId| log_id.committed_leader_id().term == term;
+            // Until an entry of the leader's own term is committed it does not know how far the log is
+            // committed (Ongaro's thesis, section 6.4). Its first entry, which it appends as soon as it is
+            // elected, comes after everything that is.
+            let committed = state.local_committed().filter(|log_id| of_term(log_id));
+            let read_index = committed.or_else(|| state.log_ids.last().filter(|id| of_term(id)));
+            let leads = vote.committed && vote.leader_id.voted_for == own;
+            let membership = state.membership_state.effective().clone();
+            read_index.filter(|_| leads).map(|log_id| Leading {
+                term,
+                read_index: log_id.index,
+                membership,
+            })
+        });
+        match leading.await {
+            Ok(Some(leading)) => Ok(leading),
+            Ok(None) => Err(Error::not_leader(self.leader())),
+            Err(fatal) => Err(self.0.stopped(fatal)),
+        }
+    }
+}
+
+/// Why a subscription is over.
+pub fn watch_ended(error: WatchError) -> Error {
+    match error {
+        WatchError::Gone { .. } | WatchError::Replaced { .. } => Error::gone(error.to_string()),
+        WatchError::Fault(fault) => Error::stopped(fault.to_string()),
+        WatchError::Stopped => Error::shutting_down(),
+    }
+}
+
+fn failed(error: QueryError) -> Error {
+    match error {
+        QueryError::Trap(trap) => Error::trap(trap),
+        QueryError::Fault(fault) => Error::stopped(fault.to_string()),
+        QueryError::Stopped => Error::shutting_down(),
+        error @ QueryError::NoStandby(_) => Error::busy(error.to_string()),
+        QueryError::Busy => Error::busy(
+            "too many queries or subscriptions are waiting on this node: try again, or another node",
+        ),
+        QueryError::Watch(error) => watch_ended(error),
+    }
+}

@@ -1,0 +1,200 @@
+//! The ways out of a state that no node can start with, on the directory of a stopped node.
+//!
+//! Neither is part of the log, so an operator does the same on every node. A node on which it was forgotten, or done
+//! differently, ends in another state than the others: the consistency checks find that, and repair the minority.
+
+use std::{collections::BTreeMap, io, sync::Arc};
+
+use prost::Message;
+
+use super::{
+    history::{recorded_traps, trap_record},
+    modules::{Modules, about},
+    snapshot::{header, saved_state},
+};
+use crate::registry::Registry;
+use conclave_machine::{Module, Rehearsal, rehearse};
+use conclave_proto::convert::trap_to_wire;
+use conclave_storage::{
+    LogStore, SnapshotStore,
+    raft_types::{LogId, Payload},
+};
+use conclave_types::{Command, CommandKind, Trap, TrapKind, modules::ModuleCommand};
+
+/// Why a directory cannot be changed as an operator has asked.
+#[derive(Debug, thiserror::Error)]
+pub enum NotRecovered {
+    /// The request does not fit the directory.
+    #[error("{0}")]
+    Refused(String),
+    /// The directory cannot be read or written.
+    #[error(transparent)]
+    Io(#[from] io::Error),
+}
+
+fn refused(why: String) -> NotRecovered {
+    NotRecovered::Refused(why)
+}
+
+/// An entry that an operator has had recorded as trapped.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its index.
+    pub index: u64,
+    /// The method that it calls, or what else it is.
+    pub subject: String,
+    /// It had trapped before, so nothing has changed.
+    pub was_recorded: bool,
+}
+
+/// The trap of an entry that an operator has had skipped. The same text on every node.
+pub(super) const SKIPPED: &str =
+    "an operator had the entry skipped (conclave recover --trap-entry)";
+
+/// The entries that an operator has had skipped.
+///
+/// # Errors
+/// The records cannot be read.
+pub fn skipped_entries(log: &LogStore) -> io::Result<BTreeMap<u64, Trap>> {
+    let mut traps = recorded_traps(log)?;
+    traps.retain(|_, trap| trap.message == SKIPPED);
+    Ok(traps)
+}
+
+/// Records an entry as trapped, so that replays answer it without running it, and waits until that is on disk. The log
+/// is shut down with it.
+///
+/// # Errors
+/// No replay would come to it: it is not in the log, a snapshot covers it, no state machine sees it, or it may not be
+/// committed.
+pub fn skip_entry(
+    log: &LogStore,
+    snapshots: &SnapshotStore,
+    index: u64,
+    uncommitted: bool,
+) -> Result<Skipped, NotRecovered> {
+    let covered = snapshots.latest().map_err(io::Error::other)?.map_or(0, |file| file.index());
+    let extent = log.extent();
+    let at = |log_id: Option<LogId>| log_id.map_or(0, |log_id| log_id.index);
+    let (last, committed) = (at(extent.last), at(extent.committed));
+    if index <= covered && covered > 0 {
+        return Err(refused(format!(
+            "entry {index} is part of the newest snapshot, which reaches {covered}: a restart does not apply it again"
+        )));
+    }
+    if index > last {
+        return Err(refused(format!("the log ends at entry {last}, before {index}")));
+    }
+    if index > committed && !uncommitted {
+        return Err(refused(format!(
+            "entry {index} may not be committed, and another leader may have put another one in its place: this node \
+             knows entries up to {committed} to be committed. If the nodes stop while they apply this very entry, give \
+             --uncommitted"
+        )));
+    }
+    let entry = log.entries(index..index + 1, usize::MAX)?.into_iter().next();
+    let entry = entry.ok_or_else(|| refused(format!("entry {index} is not in the log")))?;
+    let subject = subject(&entry.payload).ok_or_else(|| {
+        refused(format!(
+            "entry {index} is none that a state machine applies: see `conclave replay --entries`"
+        ))
+    })?;
+    let name = trap_record(index);
+    let was_recorded = log.get_record(&name)?.is_some();
+    if !was_recorded {
+        let trap = Trap { kind: TrapKind::Fault, message: SKIPPED.to_owned() };
+        log.put_record(&name, Some(trap_to_wire(&trap).encode_to_vec()))?;
+        close(log)?;
+    }
+    Ok(Skipped { index, subject, was_recorded })
+}
+
+/// The part of an entry that a state machine sees. `None`: nothing.
+fn subject(payload: &Payload) -> Option<String> {
+    let Payload::Normal(Command { kind, .. }) = payload else { return None };
+    match kind {
+        CommandKind::Call(call) => Some(call.method.to_string()),
+        CommandKind::Tick | CommandKind::SetTime => Some("tick".to_owned()),
+        CommandKind::Module(ModuleCommand::Activate(activation)) => {
+            Some(format!("activation of component {}", activation.module))
+        }
+        CommandKind::Module(ModuleCommand::Part(_))
+        | CommandKind::Checkpoint(_)
+        | CommandKind::Verify
+        | CommandKind::SetLimits(_) => None,
+    }
+}
+
+/// Writes and syncs the records, and waits for it.
+fn close(log: &LogStore) -> io::Result<()> {
+    log.sync_records()?;
+    log.shutdown();
+    log.poisoned().map_or(Ok(()), |why| Err(io::Error::other(why)))
+}
+
+/// The result of exchanging a component.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Replaced {
+    /// The index of the snapshot, from which on the other component is the active one.
+    pub index: u64,
+    /// The time and memory that restoring the state took.
+    pub rehearsal: Rehearsal,
+}
+
+/// Makes `component` the active one of the newest snapshot, as if it had been activated at the snapshot's index. The
+/// entries after that are applied by it, also those that trapped before. The state must be restorable into the
+/// component. The log is shut down with it.
+///
+/// # Errors
+/// There is no snapshot, the component does not accept its state, or the directory cannot be written.
+pub fn replace_component(
+    log: &LogStore,
+    snapshots: &SnapshotStore,
+    modules: &Arc<Modules>,
+    component: &Module,
+    seed: [u8; 32],
+) -> Result<Replaced, NotRecovered> {
+    let file = snapshots.latest().map_err(io::Error::other)?.ok_or_else(|| {
+        refused(
+            "there is no snapshot in this directory, so the state begins with the component that the cluster was begun \
+             with, and all entries of the log: only single entries can be skipped (--trap-entry)"
+                .to_owned(),
+        )
+    })?;
+    let index = file.index();
+    let mut header = header(&file)?;
+    let mut chunks = file.read().map_err(io::Error::other)?;
+    let registry = Registry::read(&header, &mut chunks).map_err(io::Error::other)?;
+    let mut registry = registry.unwrap_or_else(|| modules.begin());
+    if registry.active() == component.id() {
+        return Err(refused(format!(
+            "component {} is the active one of the snapshot at index {index} already",
+            component.id()
+        )));
+    }
+    let mut saved = saved_state(&file, modules)?.0;
+    saved.module = component.clone();
+    let rehearsal = rehearse(component, seed, saved, std::iter::empty(), || false);
+    let rehearsal = rehearsal.map_err(|error| refused(format!("the component: {error}")))?;
+    registry.replace(index, component.id(), component.bytes().clone(), about(component));
+    registry.describe(&mut header);
+    let mut writer =
+        snapshots.create(file.term(), index, &header.encode_to_vec()).map_err(io::Error::other)?;
+    for chunk in registry.chunks() {
+        writer.write(&chunk).map_err(io::Error::other)?;
+    }
+    for chunk in chunks {
+        writer.write(&chunk.map_err(io::Error::other)?).map_err(io::Error::other)?;
+    }
+    let written = writer.finish().map_err(io::Error::other)?;
+    // The other component computes these entries, on every node. After a crash in between they are found to trap again,
+    // or are applied.
+    for (trapped, trap) in recorded_traps(log)? {
+        if trap.message != SKIPPED {
+            log.put_record(&trap_record(trapped), None)?;
+        }
+    }
+    close(log)?;
+    snapshots.install(&written).map_err(io::Error::other)?;
+    Ok(Replaced { index, rehearsal })
+}

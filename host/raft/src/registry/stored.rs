@@ -1,0 +1,217 @@
+//! The registry in a snapshot: its facts in the header, its bytes in chunks before the machine's.
+
+use std::collections::BTreeMap;
+
+use bytes::{Bytes, BytesMut};
+
+use super::{BYTES_MAX, Known, MODULES_MAX, Registry, Upload};
+use conclave_proto::{
+    convert::{about_from_wire, about_to_wire, module_id_from_wire},
+    raft as wire,
+};
+use conclave_types::{ModuleId, modules::MODULE_BYTES_MAX};
+
+/// Why the modules in a snapshot cannot be read.
+#[derive(Debug, thiserror::Error)]
+#[error("the snapshot's modules: {0}")]
+pub struct Unreadable(String);
+
+fn unreadable(reason: impl std::fmt::Display) -> Unreadable {
+    Unreadable(reason.to_string())
+}
+
+fn id_to_wire(id: &ModuleId) -> Bytes {
+    id.0.to_vec().into()
+}
+
+impl Registry {
+    /// Writes what it knows into a snapshot's header.
+    pub fn describe(&self, header: &mut wire::SnapshotHeader) {
+        header.module_id = id_to_wire(&self.active);
+        header.previous_module_id = self.previous.as_ref().map(id_to_wire).unwrap_or_default();
+        header.modules = self.known.iter().map(|(id, known)| stored(id, known)).collect();
+        header.upload = self.upload.as_ref().map(|upload| wire::StoredUpload {
+            module_id: id_to_wire(&upload.module),
+            total_bytes: upload.total_bytes,
+            received_bytes: upload.received_bytes,
+            about: Some(about_to_wire(&upload.about)),
+        });
+    }
+
+    /// The bytes that belong before the machine's, in pieces none of which has bytes of two modules.
+    pub fn chunks(&self) -> Vec<Bytes> {
+        let modules = self.known.values().map(|known| known.bytes.clone());
+        let upload = self.upload.iter().flat_map(|upload| upload.pieces.iter().cloned());
+        modules.chain(upload).collect()
+    }
+
+    /// Reads it back, and leaves `chunks` where the machine's bytes begin. `None`: the snapshot was made
+    /// before there were modules in snapshots.
+    ///
+    /// # Errors
+    /// What is there is not what the header says.
+    pub fn read<E: std::fmt::Display>(
+        header: &wire::SnapshotHeader,
+        mut chunks: impl Iterator<Item = Result<Bytes, E>>,
+    ) -> Result<Option<Self>, Unreadable> {
+        if header.modules.is_empty() {
+            return Ok(None);
+        }
+        let total = header.modules.iter().map(|module| module.bytes);
+        let total = total.fold(0_u64, u64::saturating_add);
+        if header.modules.len() > MODULES_MAX || total > BYTES_MAX {
+            return Err(unreadable("there are more than a cluster can have"));
+        }
+        let id = |bytes: &[u8]| module_id_from_wire(bytes).map_err(unreadable);
+        let mut known = BTreeMap::new();
+        for module in &header.modules {
+            let name = id(&module.module_id)?;
+            let bytes = gather(&mut chunks, module.bytes)?;
+            if ModuleId::of(&bytes) != name {
+                return Err(unreadable(format!("the bytes of module {name} are not its own")));
+            }
+            let about = module.about.as_ref().map(about_from_wire).unwrap_or_default();
+            let (index, activated_index) = (module.index, module.activated_index);
+            known.insert(name, Known { bytes, about, index, activated_index });
+        }
+        let active = id(&header.module_id)?;
+        let previous = match header.previous_module_id.is_empty() {
+            true => None,
+            false => Some(id(&header.previous_module_id)?),
+        };
+        if !previous.iter().chain([&active]).all(|id| known.contains_key(id))
+            || previous == Some(active)
+        {
+            return Err(unreadable("the active one, or the one before, is not among them"));
+        }
+        let upload = header.upload.as_ref().map(|upload| {
+            let (total, received) = (upload.total_bytes, upload.received_bytes);
+            if total > MODULE_BYTES_MAX as u64 || received >= total {
+                return Err(unreadable("the unfinished one has a size that it cannot have"));
+            }
+            let about = upload.about.as_ref().map(about_from_wire).unwrap_or_default();
+            let mut read = Upload::new(id(&upload.module_id)?, total, about);
+            read.push(gather(&mut chunks, received)?);
+            Ok(read)
+        });
+        Ok(Some(Self { known, active, previous, upload: upload.transpose()? }))
+    }
+}
+
+fn stored(id: &ModuleId, known: &Known) -> wire::StoredModule {
+    wire::StoredModule {
+        module_id: id_to_wire(id),
+        bytes: known.bytes.len() as u64,
+        about: Some(about_to_wire(&known.about)),
+        index: known.index,
+        activated_index: known.activated_index,
+    }
+}
+
+/// The next so many bytes.
+fn gather<E: std::fmt::Display>(
+    chunks: &mut impl Iterator<Item = Result<Bytes, E>>,
+    length: u64,
+) -> Result<Bytes, Unreadable> {
+    let length = usize::try_from(length).map_err(unreadable)?;
+    let mut bytes = BytesMut::with_capacity(length);
+    while bytes.len() < length {
+        let chunk = chunks.next().ok_or_else(|| unreadable("some of their bytes are missing"))?;
+        bytes.extend_from_slice(&chunk.map_err(unreadable)?);
+    }
+    match bytes.len() == length {
+        true => Ok(bytes.freeze()),
+        false => Err(unreadable("a chunk has bytes of two of them")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use conclave_types::modules::{About, ModulePart};
+
+    type Chunks = std::vec::IntoIter<Result<Bytes, String>>;
+
+    /// Two modules, the second active, and half of a third.
+    fn registry() -> Registry {
+        let about = |name: &str| About { name: name.into(), version: "1".into(), state_version: 3 };
+        let first = Bytes::from_static(b"the first");
+        let mut registry = Registry::begin(ModuleId::of(&first), first, about("first"));
+        for (content, end, index) in [(&b"second"[..], 6, 5), (b"the third", 4, 6)] {
+            let part = ModulePart {
+                module: ModuleId::of(content),
+                total_bytes: content.len() as u64,
+                at: 0,
+                bytes: Bytes::copy_from_slice(&content[..end]),
+                about: Some(about("pushed")),
+            };
+            registry.apply_part(index, &part).unwrap();
+        }
+        registry.activate(7, ModuleId::of(b"second"));
+        registry
+    }
+
+    fn written(registry: &Registry) -> (wire::SnapshotHeader, Vec<Bytes>) {
+        let mut header = wire::SnapshotHeader::default();
+        registry.describe(&mut header);
+        (header, registry.chunks())
+    }
+
+    fn all(chunks: Vec<Bytes>) -> Chunks {
+        chunks.into_iter().map(Ok).collect::<Vec<_>>().into_iter()
+    }
+
+    #[test]
+    fn what_is_written_is_read_and_the_machines_bytes_are_left() {
+        let registry = registry();
+        let (header, mut chunks) = written(&registry);
+        chunks.push(Bytes::from_static(b"the machine's"));
+        let mut chunks = all(chunks);
+        let read = Registry::read(&header, &mut chunks).unwrap().unwrap();
+        assert_eq!(chunks.next().unwrap().unwrap(), &b"the machine's"[..]);
+        assert_eq!((read.active(), read.previous()), (registry.active(), registry.previous()));
+        assert!(read.modules().eq(registry.modules()));
+        // The upload goes on where it was, and is hashed as if nothing had come between.
+        let mut read = read;
+        let rest = ModulePart {
+            module: ModuleId::of(b"the third"),
+            total_bytes: 9,
+            at: 4,
+            bytes: Bytes::from_static(b"third"),
+            about: None,
+        };
+        assert!(read.apply_part(9, &rest).unwrap().whole);
+    }
+
+    #[test]
+    fn a_snapshot_of_before_has_none() {
+        let header = wire::SnapshotHeader::default();
+        assert!(Registry::read(&header, all(vec![])).unwrap().is_none());
+    }
+
+    #[test]
+    fn what_does_not_fit_the_header_is_refused() {
+        let (header, chunks) = written(&registry());
+        let refused = |header: &wire::SnapshotHeader, chunks: Vec<Bytes>| {
+            assert!(Registry::read(header, all(chunks)).is_err());
+        };
+        refused(&header, chunks[..1].to_vec());
+        refused(&header, vec![Bytes::from_static(b"something else entirely")]);
+        let mut changed = chunks.clone();
+        changed[0] = Bytes::from(vec![0; changed[0].len()]);
+        refused(&header, changed);
+        let with = |change: fn(&mut wire::SnapshotHeader)| {
+            let mut header = header.clone();
+            change(&mut header);
+            header
+        };
+        refused(&with(|header| header.module_id = vec![1; 32].into()), chunks.clone());
+        refused(&with(|header| header.module_id = vec![1; 5].into()), chunks.clone());
+        let twice = |header: &mut wire::SnapshotHeader| {
+            header.previous_module_id = header.module_id.clone();
+        };
+        refused(&with(twice), chunks.clone());
+        refused(&with(|header| header.modules[0].bytes = u64::MAX), chunks);
+    }
+}

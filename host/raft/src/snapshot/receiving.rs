@@ -1,0 +1,357 @@
+//! The follower's side of a snapshot transfer.
+//!
+//! # Contract
+//! - What has arrived when a connection breaks is kept, sealed, under a temporary name. The next transfer of
+//!   the same snapshot continues after it. The same: the sender's file id, the number of bytes and the
+//!   header, which names cluster and log position; and the sender compares the hash of the bytes.
+//! - At most one such file is kept, for [`KEPT_FOR`], and not beyond the end of the process.
+//! - The state is restored into fresh instances before openraft hears of the snapshot. A snapshot that the
+//!   state machine refuses has no effect.
+
+use std::{
+    io,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use openraft::async_runtime::WatchReceiver;
+use prost::Message;
+use tokio::{
+    sync::{Mutex, mpsc, watch},
+    task::spawn_blocking,
+    time::{MissedTickBehavior, interval},
+};
+use tonic::{Status, Streaming};
+
+use super::{Accepted, check_committed, opened, saved_state};
+use crate::Replica;
+use conclave_proto::raft::{
+    SnapshotEnd, SnapshotHeader, SnapshotOffer, SnapshotPart, SnapshotProgress, SnapshotResponse,
+    snapshot_part::Part, snapshot_progress::Progress,
+};
+use conclave_storage::{
+    SnapshotFile, SnapshotStore, SnapshotWriter,
+    convert::{log_id_from_wire, vote_to_wire},
+    raft_types::{LogId, Vote},
+};
+
+/// For so long a broken transfer can be continued.
+const KEPT_FOR: Duration = Duration::from_secs(600);
+/// How often progress is reported.
+const REPORT_INTERVAL: Duration = Duration::from_millis(500);
+
+/// The snapshot transfers that a node receives.
+pub(crate) struct Receiving {
+    /// The remainder of the last transfer. Locked while one is running.
+    left: Mutex<Option<Partial>>,
+    /// Counts transfers: one that is running gives way to a newer one.
+    newest: watch::Sender<u64>,
+}
+
+impl Default for Receiving {
+    fn default() -> Self {
+        Self { left: Mutex::default(), newest: watch::Sender::new(0) }
+    }
+}
+
+/// Which snapshot it is.
+#[derive(PartialEq)]
+struct Subject {
+    file_id: Bytes,
+    bytes: u64,
+    header: Bytes,
+}
+
+/// The part of a snapshot that has arrived.
+struct Partial {
+    subject: Subject,
+    file: Stage,
+    bytes: u64,
+    hash: blake3::Hasher,
+    at: Instant,
+}
+
+enum Stage {
+    Open(SnapshotWriter),
+    Whole(SnapshotFile),
+}
+
+/// A snapshot that a leader offers.
+pub(crate) struct Offered {
+    pub(crate) vote: Vote,
+    pub(crate) header: SnapshotHeader,
+    pub(crate) file_id: Bytes,
+    pub(crate) bytes: u64,
+    pub(crate) parts: Streaming<SnapshotPart>,
+}
+
+type Reports = mpsc::Sender<Result<SnapshotProgress, Status>>;
+
+impl Receiving {
+    /// Removes what no transfer has continued for long.
+    pub(crate) fn expire(&self) {
+        if let Ok(mut left) = self.left.try_lock() {
+            left.take_if(|partial| partial.at.elapsed() > KEPT_FOR);
+        }
+    }
+}
+
+impl Replica {
+    /// Receives a snapshot, restores it and installs it. Reports on the way, and at the end.
+    pub(crate) async fn receive_snapshot(self, offered: Offered, reports: Reports) {
+        let report = match self.received(offered, &reports).await {
+            Ok(vote) => {
+                let vote = Some(vote_to_wire(&vote));
+                Ok(progress(Progress::Done(SnapshotResponse { vote })))
+            }
+            Err(status) => Err(status),
+        };
+        // The leader may have given up.
+        let _ = reports.send(report).await;
+    }
+
+    async fn received(&self, offered: Offered, reports: &Reports) -> Result<Vote, Status> {
+        let own = self.0.raft.metrics().borrow_watched().vote;
+        if own > offered.vote {
+            return Ok(own); // The sender does not lead any more.
+        }
+        let last = offered.header.last_log_id.as_ref().map(log_id_from_wire);
+        self.check_committed(last).await?;
+        let receiving = &self.0.receiving;
+        let mut number = 0;
+        receiving.newest.send_modify(|newest| {
+            *newest += 1;
+            number = *newest;
+        });
+        let mut left = receiving.left.lock().await;
+        let subject = Subject {
+            file_id: offered.file_id,
+            bytes: offered.bytes,
+            header: offered.header.encode_to_vec().into(),
+        };
+        let position = offered.header.last_log_id.as_ref();
+        let position = position.map_or((0, 0), |log_id| (log_id.term, log_id.index));
+        let partial = match left.take().filter(|partial| partial.subject == subject) {
+            Some(partial) => partial,
+            None => Partial::begin(&self.0.snapshots, subject, position).await?,
+        };
+        let transfer = Transfer {
+            reports,
+            number,
+            newest: receiving.newest.subscribe(),
+            work: Arc::new(AtomicU64::new(0)),
+        };
+        let (partial, result) =
+            transfer.receive(&self.0.snapshots, partial, offered.parts, position).await;
+        if let Err(status) = result {
+            *left = partial;
+            return Err(status);
+        }
+        let Some(Partial { subject, file: Stage::Whole(file), bytes, hash, .. }) = partial else {
+            return Err(Status::internal("a snapshot was received and is not whole"));
+        };
+        let accepting = accept(file.clone(), self, transfer.work.clone());
+        let accepted = match transfer.reporting(accepting).await {
+            Ok(accepted) => accepted,
+            // The leader gave up waiting: what it sent is good for another attempt.
+            Err(status) => {
+                let file = Stage::Whole(file);
+                *left = Some(Partial { subject, file, bytes, hash, at: Instant::now() });
+                return Err(status);
+            }
+        };
+        let accepted = accepted.map_err(|error| Status::failed_precondition(error.to_string()))?;
+        // Entries may have been committed since.
+        self.check_committed(last).await?;
+        let mut snapshot = opened(file).map_err(|error| Status::internal(error.to_string()))?;
+        snapshot.snapshot.accepted = Some(Box::new(accepted));
+        let installing = self.0.raft.install_full_snapshot(offered.vote, snapshot);
+        let answer = transfer.reporting(installing).await?;
+        Ok(answer.map_err(stopped)?.vote)
+    }
+
+    async fn check_committed(&self, last: Option<LogId>) -> Result<(), Status> {
+        let committed = self.0.raft_state(|state| state.local_committed().copied());
+        let committed = committed.await.map_err(stopped)?;
+        last.map_or(Ok(()), |last| check_committed(last, committed))
+            .map_err(Status::invalid_argument)
+    }
+}
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("this node has stopped: {error}"))
+}
+
+fn progress(progress: Progress) -> SnapshotProgress {
+    SnapshotProgress { progress: Some(progress) }
+}
+
+/// [`super::accept`], which counts the bytes.
+async fn accept(
+    file: SnapshotFile,
+    replica: &Replica,
+    work: Arc<AtomicU64>,
+) -> io::Result<Accepted> {
+    let modules = replica.0.modules.clone();
+    let reading = spawn_blocking(move || saved_state(&file, &modules));
+    let (mut saved, registry) = reading.await.map_err(io::Error::other)??;
+    saved.chunks = Box::new(saved.chunks.inspect(move |chunk| {
+        work.fetch_add(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64), Ordering::Relaxed);
+    }));
+    let state = replica.0.worker.prepare(saved).await.map_err(io::Error::other)?;
+    Ok(Accepted { state, registry })
+}
+
+impl Partial {
+    async fn begin(
+        snapshots: &SnapshotStore,
+        subject: Subject,
+        (term, index): (u64, u64),
+    ) -> Result<Self, Status> {
+        let (snapshots, header) = (snapshots.clone(), subject.header.clone());
+        let creating = spawn_blocking(move || snapshots.create(term, index, &header));
+        let writer = creating.await.map_err(|error| Status::internal(error.to_string()))?;
+        let writer = writer.map_err(|error| Status::internal(error.to_string()))?;
+        let (file, hash) = (Stage::Open(writer), blake3::Hasher::new());
+        Ok(Self { subject, file, bytes: 0, hash, at: Instant::now() })
+    }
+
+    fn offer(&self) -> SnapshotOffer {
+        let blake3 = self.hash.finalize().as_bytes().to_vec().into();
+        SnapshotOffer { bytes: self.bytes, blake3 }
+    }
+
+    /// Writes a chunk. Blocking.
+    fn write(&mut self, chunk: &Bytes) -> Result<(), Status> {
+        let Stage::Open(writer) = &mut self.file else {
+            return Err(Status::invalid_argument("bytes came after the end of the snapshot"));
+        };
+        writer.write(chunk).map_err(|error| Status::internal(error.to_string()))?;
+        self.bytes += chunk.len() as u64;
+        self.hash.update(chunk);
+        self.at = Instant::now();
+        Ok(())
+    }
+
+    /// Makes the file whole if the end is that of what was received. Blocking.
+    fn finish(mut self, end: &SnapshotEnd) -> Result<Self, Status> {
+        if end.bytes != self.bytes || end.blake3 != self.hash.finalize().as_bytes().as_slice() {
+            return Err(Status::data_loss("the snapshot was damaged on its way"));
+        }
+        if let Stage::Open(writer) = self.file {
+            let file = writer.finish().map_err(|error| Status::internal(error.to_string()))?;
+            self.file = Stage::Whole(file);
+        }
+        Ok(self)
+    }
+}
+
+/// One attempt.
+struct Transfer<'a> {
+    reports: &'a Reports,
+    /// A transfer with a higher number is newer.
+    number: u64,
+    newest: watch::Receiver<u64>,
+    /// Bytes written to the file, and to instances.
+    work: Arc<AtomicU64>,
+}
+
+impl Transfer<'_> {
+    fn report(&self) {
+        let work = self.work.load(Ordering::Relaxed);
+        // If the leader is gone, that is seen where its parts or its interest are waited for.
+        let _ = self.reports.try_send(Ok(progress(Progress::Work(work))));
+    }
+
+    /// Waits for something and reports meanwhile.
+    ///
+    /// # Errors
+    /// The leader went away, or began a newer transfer.
+    async fn reporting<T>(&self, work: impl Future<Output = T>) -> Result<T, Status> {
+        let (mut work, number) = (std::pin::pin!(work), self.number);
+        let mut newest = self.newest.clone();
+        let mut ticks = interval(REPORT_INTERVAL);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            tokio::select! {
+                done = &mut work => return Ok(done),
+                _ = ticks.tick() => self.report(),
+                _ = newest.wait_for(|newest| *newest > number) => {
+                    return Err(Status::aborted("a newer transfer has begun"));
+                }
+                () = self.reports.closed() => {
+                    return Err(Status::cancelled("the leader went away"));
+                }
+            }
+        }
+    }
+
+    /// Receives all of a snapshot. What can be continued is given back, whatever happens.
+    async fn receive(
+        &self,
+        snapshots: &SnapshotStore,
+        mut partial: Partial,
+        mut parts: Streaming<SnapshotPart>,
+        position: (u64, u64),
+    ) -> (Option<Partial>, Result<(), Status>) {
+        let mut begun = false;
+        if self.reports.send(Ok(progress(Progress::Offer(partial.offer())))).await.is_err() {
+            return (Some(partial), Err(Status::cancelled("the leader went away")));
+        }
+        loop {
+            let part = match self.reporting(parts.message()).await.and_then(|part| part) {
+                Ok(Some(SnapshotPart { part: Some(part) })) => part,
+                Ok(Some(SnapshotPart { part: None })) => {
+                    return (None, Err(Status::invalid_argument("a part of a snapshot is empty")));
+                }
+                Ok(None) => {
+                    let status = Status::aborted("the snapshot broke off before its end");
+                    return (Some(partial), Err(status));
+                }
+                Err(status) => return (Some(partial), Err(status)),
+            };
+            let step = match part {
+                Part::Offset(offset) if !begun => {
+                    begun = true;
+                    if offset == 0 && partial.bytes > 0 {
+                        let again = Partial::begin(snapshots, partial.subject, position).await;
+                        again.map(|again| (again, false))
+                    } else if offset == partial.bytes {
+                        self.work.store(offset, Ordering::Relaxed);
+                        Ok((partial, false))
+                    } else {
+                        Err(Status::invalid_argument(
+                            "the snapshot continues where it was not asked to",
+                        ))
+                    }
+                }
+                Part::Chunk(chunk) if begun => {
+                    self.work.fetch_add(chunk.len() as u64, Ordering::Relaxed);
+                    blocking(move || partial.write(&chunk).map(|()| (partial, false))).await
+                }
+                Part::End(end) if begun => {
+                    blocking(move || partial.finish(&end).map(|partial| (partial, true))).await
+                }
+                Part::Start(_) => Err(Status::invalid_argument("a snapshot has one header")),
+                Part::Offset(_) | Part::Chunk(_) | Part::End(_) => {
+                    Err(Status::invalid_argument("the parts of the snapshot are out of order"))
+                }
+            };
+            match step {
+                Ok((next, false)) => partial = next,
+                Ok((whole, true)) => return (Some(whole), Ok(())),
+                Err(status) => return (None, Err(status)),
+            }
+        }
+    }
+}
+
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, Status> + Send + 'static,
+) -> Result<T, Status> {
+    spawn_blocking(work).await.map_err(|error| Status::internal(error.to_string()))?
+}

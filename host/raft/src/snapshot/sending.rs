@@ -1,0 +1,298 @@
+//! The leader's side of a snapshot transfer.
+//!
+//! # Contract
+//! - A transfer ends when the follower reports no progress for the stall timeout. openraft then tries
+//!   again.
+//! - A transfer that broke off is continued at the byte where the follower stands, with the same file,
+//!   also if there is a newer one by now: [`Transfers::resumable`] gives openraft that file again.
+//! - A file that turns out to be damaged is named in the log once and replaced by a new snapshot of this
+//!   node's own state. Until then it is offered to no follower.
+
+use std::{
+    collections::BTreeMap,
+    io,
+    path::PathBuf,
+    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    time::{Duration, Instant},
+};
+
+use tokio::{
+    sync::{Notify, mpsc},
+    task::spawn_blocking,
+    time::{sleep, timeout},
+};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::Status;
+
+use super::{PARTS_IN_FLIGHT, start};
+use crate::{
+    Inner,
+    network::peer::{Lane, Peer, PeerError},
+};
+use conclave_proto::raft::{
+    SnapshotEnd, SnapshotOffer, SnapshotPart, snapshot_part::Part, snapshot_progress::Progress,
+};
+use conclave_storage::{SnapshotFile, convert::vote_from_wire, raft_types::Vote};
+use conclave_types::NodeId;
+
+/// A state machine may do all its work in the last call of a restore, which reports no progress. A call of a
+/// restore may take so many stall timeouts.
+const RESTORE_STALLS: u32 = 10;
+/// A transfer that broke off is continued with its file for so long, and the log after it kept.
+const RESUME_WITHIN: Duration = Duration::from_secs(60);
+/// After a snapshot was installed, openraft knows where the follower stands within this time.
+const FOLLOW_WITHIN: Duration = Duration::from_secs(5);
+/// Before a damaged snapshot whose replacement failed is tried again.
+const REPLACE_INTERVAL: Duration = Duration::from_secs(10);
+
+/// The snapshots that this node is sending.
+#[derive(Default)]
+pub(crate) struct Transfers {
+    state: Mutex<State>,
+    /// Notified when a damaged file has been found.
+    found_damage: Notify,
+}
+
+#[derive(Default)]
+struct State {
+    by_target: BTreeMap<NodeId, Transfer>,
+    /// The file that was found to be damaged, until another has taken its place.
+    damaged: Option<([u8; 16], PathBuf)>,
+}
+
+struct Transfer {
+    file: SnapshotFile,
+    /// When the follower has last made progress.
+    moved: Instant,
+    /// The follower has installed it.
+    done: bool,
+}
+
+impl Transfer {
+    fn is_over(&self) -> bool {
+        self.moved.elapsed() > if self.done { FOLLOW_WITHIN } else { RESUME_WITHIN }
+    }
+}
+
+impl Transfers {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The file of a transfer that is running or may be continued. The newest, if there are several.
+    pub(crate) fn resumable(&self) -> Option<SnapshotFile> {
+        let mut state = self.state();
+        state.by_target.retain(|_, transfer| !transfer.is_over());
+        let open = state.by_target.values().filter(|transfer| !transfer.done);
+        let files = open.map(|transfer| &transfer.file);
+        files.max_by_key(|file| file.index()).cloned()
+    }
+
+    /// The lowest index of a snapshot that is being sent or was just installed. The log after it is going to be
+    /// needed.
+    pub(crate) fn lowest(&self) -> Option<u64> {
+        let mut state = self.state();
+        state.by_target.retain(|_, transfer| !transfer.is_over());
+        state.by_target.values().map(|transfer| transfer.file.index()).min()
+    }
+
+    fn begin(&self, target: NodeId, file: &SnapshotFile) {
+        let transfer = Transfer { file: file.clone(), moved: Instant::now(), done: false };
+        self.state().by_target.insert(target, transfer);
+    }
+
+    fn moved(&self, target: NodeId, done: bool) {
+        if let Some(transfer) = self.state().by_target.get_mut(&target) {
+            (transfer.moved, transfer.done) = (Instant::now(), done);
+        }
+    }
+
+    /// Whether this file is known to be damaged.
+    fn is_damaged(&self, file: &SnapshotFile) -> bool {
+        self.state().damaged.as_ref().is_some_and(|(id, _)| *id == file.id())
+    }
+
+    /// Notes that a file is damaged.
+    pub(crate) fn damaged(&self, file: &SnapshotFile, reason: &dyn std::fmt::Display) {
+        let mut state = self.state();
+        state.by_target.retain(|_, transfer| transfer.file.id() != file.id());
+        if state.damaged.as_ref().is_some_and(|(id, _)| *id == file.id()) {
+            return;
+        }
+        state.damaged = Some((file.id(), file.path().to_owned()));
+        drop(state);
+        tracing::error!(
+            path = %file.path().display(),
+            %reason,
+            "a snapshot on this node's disk is damaged; a new one is built from the running state and replaces it"
+        );
+        self.found_damage.notify_one();
+    }
+}
+
+/// Why a snapshot was not transferred.
+pub(crate) enum Failure {
+    /// The network or the follower said no.
+    Peer(PeerError),
+    /// Nothing came of it, and why.
+    Ended(String),
+    /// Not to be tried again at once.
+    NotNow(String),
+}
+
+/// Sends a snapshot to a follower and waits until the follower has installed it. Returns the follower's vote.
+/// Ends if the follower makes no progress for `stall`.
+pub(crate) async fn offer(
+    peer: &Peer,
+    transfers: &Arc<Transfers>,
+    vote: Vote,
+    file: SnapshotFile,
+    stall: Duration,
+) -> Result<Vote, Failure> {
+    if transfers.is_damaged(&file) {
+        return Err(Failure::NotNow("the snapshot is damaged and being replaced".to_owned()));
+    }
+    let failed = |status: Status| Failure::Peer(peer.failed(Lane::Snapshot, status));
+    let ended = |reason: &str| Failure::Ended(reason.to_owned());
+    let stalled = |after: Duration| {
+        Failure::Ended(format!(
+            "node {} has made no progress with the snapshot for {} s",
+            peer.node_id,
+            after.as_secs()
+        ))
+    };
+    let mut client = peer.client(Lane::Snapshot).await.map_err(Failure::Peer)?;
+    let (parts, stream) = mpsc::channel(PARTS_IN_FLIGHT);
+    let first = start(vote, &file).map_err(|error| Failure::Ended(error.to_string()))?;
+    let _ = parts.send(first).await;
+    let answers = timeout(stall, client.install_snapshot(ReceiverStream::new(stream))).await;
+    let mut answers = answers.map_err(|_| stalled(stall))?.map_err(failed)?.into_inner();
+    let offered = timeout(stall, answers.message()).await.map_err(|_| stalled(stall))?;
+    let offered = match offered.map_err(failed)?.and_then(|answer| answer.progress) {
+        Some(Progress::Offer(offered)) => offered,
+        Some(Progress::Done(done)) => return vote_of(done.vote),
+        Some(Progress::Work(_)) | None => return Err(ended("the follower made no offer")),
+    };
+    transfers.begin(peer.node_id, &file);
+    tracing::info!(
+        to = peer.node_id,
+        index = file.index(),
+        from = offered.bytes,
+        "sending a snapshot"
+    );
+    let mut sending = spawn_blocking({
+        let (file, transfers) = (file.clone(), transfers.clone());
+        move || send_chunks(&file, Some(offered), &parts, &transfers)
+    });
+    let (mut work, mut sent, mut moved) = (0, false, Instant::now());
+    loop {
+        // Once the follower has all bytes, what it reports is how far they are restored.
+        let within = if work >= file.bytes() { stall * RESTORE_STALLS } else { stall };
+        let answer = tokio::select! {
+            done = &mut sending, if !sent => {
+                sent = true;
+                match done {
+                    Ok(Ok(())) => continue,
+                    // The follower's own reason says more than that it went away.
+                    Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => continue,
+                    Ok(Err(error)) => return Err(Failure::Ended(error.to_string())),
+                    Err(error) => return Err(Failure::Ended(error.to_string())),
+                }
+            }
+            answer = timeout(within.saturating_sub(moved.elapsed()), answers.message()) => answer,
+        };
+        let answer = answer.map_err(|_| stalled(within))?.map_err(failed)?;
+        match answer.and_then(|answer| answer.progress) {
+            Some(Progress::Work(now)) if now > work => {
+                (work, moved) = (now, Instant::now());
+                transfers.moved(peer.node_id, false);
+            }
+            // The last call of a restore may take long; the log is kept meanwhile.
+            Some(Progress::Work(_)) => transfers.moved(peer.node_id, false),
+            Some(Progress::Done(done)) => {
+                transfers.moved(peer.node_id, true);
+                return vote_of(done.vote);
+            }
+            Some(Progress::Offer(_)) => return Err(ended("the follower made a second offer")),
+            None => return Err(ended("the follower ended the transfer without an answer")),
+        }
+    }
+}
+
+fn vote_of(vote: Option<conclave_proto::raft::Vote>) -> Result<Vote, Failure> {
+    let vote = vote.ok_or_else(|| {
+        Failure::Ended("the follower answered a snapshot without its vote".to_owned())
+    })?;
+    Ok(vote_from_wire(&vote))
+}
+
+/// Sends the chunks of a file and its end; after what was offered, if that is how the file begins. Blocking.
+pub(super) fn send_chunks(
+    file: &SnapshotFile,
+    offered: Option<SnapshotOffer>,
+    parts: &mpsc::Sender<SnapshotPart>,
+    transfers: &Transfers,
+) -> io::Result<()> {
+    let read = |error: conclave_storage::Error| {
+        transfers.damaged(file, &error);
+        io::Error::other(error)
+    };
+    let send = |part| {
+        parts
+            .blocking_send(SnapshotPart { part: Some(part) })
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the receiver went away"))
+    };
+    let mut chunks = file.read().map_err(read)?;
+    let (mut bytes, mut hash) = (0, blake3::Hasher::new());
+    if let Some(offered) = offered {
+        while bytes < offered.bytes
+            && let Some(chunk) = chunks.next()
+        {
+            let chunk = chunk.map_err(read)?;
+            bytes += chunk.len() as u64;
+            hash.update(&chunk);
+        }
+        if bytes != offered.bytes || hash.finalize().as_bytes()[..] != offered.blake3[..] {
+            (bytes, hash) = (0, blake3::Hasher::new());
+            chunks = file.read().map_err(read)?;
+        }
+        send(Part::Offset(bytes))?;
+    }
+    for chunk in chunks {
+        let chunk = chunk.map_err(read)?;
+        bytes += chunk.len() as u64;
+        hash.update(&chunk);
+        send(Part::Chunk(chunk))?;
+    }
+    send(Part::End(SnapshotEnd { bytes, blake3: hash.finalize().as_bytes().to_vec().into() }))
+}
+
+/// Has a new snapshot built in the place of one that is damaged, until the replica is gone.
+pub(crate) async fn replace_damaged(replica: Weak<Inner>, transfers: Arc<Transfers>) {
+    loop {
+        // Looked at again now and then: whether the replica is gone, and whether a build has failed.
+        let _ = timeout(REPLACE_INTERVAL, transfers.found_damage.notified()).await;
+        let Some(inner) = replica.upgrade() else { return };
+        let Some((id, path)) = transfers.state().damaged.clone() else { continue };
+        let snapshots = inner.snapshots.clone();
+        let newest = spawn_blocking(move || snapshots.latest()).await;
+        if matches!(newest, Ok(Ok(Some(file))) if file.id() != id) {
+            tracing::info!(path = %path.display(), "the damaged snapshot has been replaced");
+            transfers.state().damaged = None;
+            continue;
+        }
+        let building = inner.building.clone();
+        let built = building.ready.notified();
+        let begun =
+            inner.raft.with_state_machine(|machine| Box::pin(async move { machine.build_anew() }));
+        if begun.await.is_err() {
+            return;
+        }
+        drop(inner);
+        let _ = timeout(REPLACE_INTERVAL, built).await;
+        if building.failure().is_some() {
+            sleep(REPLACE_INTERVAL).await;
+        }
+        transfers.found_damage.notify_one();
+    }
+}

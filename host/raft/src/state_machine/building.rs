@@ -1,0 +1,248 @@
+//! Snapshots of the machine on their way to disk, and what openraft is told of them.
+
+use std::{
+    io,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use openraft::RaftSnapshotBuilder;
+use tokio::{sync::Notify, task::spawn_blocking};
+
+use super::{Applied, StateMachine};
+use crate::{
+    divergence::Divergence,
+    modules::Modules,
+    snapshot::{self, OpenSnapshot, SnapshotData},
+    supervise::Supervisor,
+};
+use conclave_machine::{SnapshotError, Worker};
+use conclave_storage::{Identity, SnapshotFile, SnapshotStore, raft_types::TypeConfig};
+use conclave_types::{Trap, TrapKind};
+
+impl StateMachine {
+    /// Has a snapshot built, if none is under way and the state may be kept.
+    pub(crate) fn build_anew(&self) {
+        if !self.divergence.is_stopped() && self.building.begin() {
+            self.build();
+        }
+    }
+
+    /// Writes the state as it is now to a file, in the background.
+    pub(super) fn build(&self) {
+        let building = self.building.clone();
+        let source = Source {
+            worker: self.worker.clone(),
+            snapshots: self.snapshots.clone(),
+            identity: self.identity.clone(),
+            modules: self.modules.clone(),
+            applied: self.applied.clone(),
+            divergence: self.divergence.clone(),
+            building: self.building.clone(),
+        };
+        self.building.supervisor.spawn("snapshot", async move {
+            for attempt in 1.. {
+                match source.save().await {
+                    Ok(file) => return building.finished(Ok(file)),
+                    Err(error) if error.kind() == io::ErrorKind::InvalidData => {
+                        return building.finished(Err(error));
+                    }
+                    Err(error) if attempt < attempts_max(&error) => {
+                        tracing::info!(%error, "a snapshot is begun again");
+                        let pause = BUILD_PAUSE_MIN.saturating_mul(1 << (attempt - 1).min(10));
+                        tokio::time::sleep(pause.min(BUILD_PAUSE_MAX)).await;
+                    }
+                    Err(error) => return building.finished(Err(error)),
+                }
+            }
+        });
+    }
+}
+
+/// The source of a snapshot.
+struct Source {
+    worker: Worker,
+    snapshots: SnapshotStore,
+    identity: Identity,
+    modules: Arc<Modules>,
+    applied: Arc<Mutex<Applied>>,
+    divergence: Arc<Divergence>,
+    building: Arc<Building>,
+}
+
+impl Source {
+    async fn save(&self) -> io::Result<SnapshotFile> {
+        let (state, index, applied, origin) = {
+            // With the lock held no later entry can be handed over before the reader has noted the request.
+            let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
+            let index = applied.meta.last_log_id.map_or(0, |log_id| log_id.index);
+            (self.worker.snapshot(index), index, applied.clone(), self.divergence.origin())
+        };
+        // Entries up to `index` may still wait for this node's disk. Both wait for them.
+        let (state, digest) = tokio::join!(state, self.worker.digest_at(index));
+        let (state, digest) = (state.map_err(io::Error::other)?, digest.map_err(io::Error::other)?);
+        if digest.is_none() && self.worker.keeps_digest() {
+            let why = format!("the machine is too far past {index} to know its digest there");
+            return Err(io::Error::other(why));
+        }
+        let saved =
+            snapshot::save(&self.snapshots, &self.identity, &applied, state, digest, origin);
+        let file = saved.await?;
+        self.check_restorable(&file).await?;
+        if self.divergence.is_stopped() {
+            return Err(io::Error::other(
+                "the machine has diverged meanwhile, so its state is not kept",
+            ));
+        }
+        let snapshots = self.snapshots.clone();
+        let installing = spawn_blocking(move || snapshots.install(&file));
+        installing.await.map_err(io::Error::other)?.map_err(io::Error::other)
+    }
+
+    /// The log before a snapshot is purged. Only one that the machine is known to accept may be all that is
+    /// left of the state.
+    async fn check_restorable(&self, file: &SnapshotFile) -> io::Result<()> {
+        let (whole, modules) = (file.clone(), self.modules.clone());
+        let reading = spawn_blocking(move || snapshot::saved_state(&whole, &modules));
+        let (saved, _) = reading.await.map_err(io::Error::other)??;
+        let memory_bytes = self.worker.replace_standby(saved).await.map_err(|fault| {
+            let reason = format!("the state machine does not accept its own snapshot: {fault}");
+            io::Error::new(io::ErrorKind::InvalidData, reason)
+        })?;
+        self.building.restored_bytes.store(memory_bytes, Ordering::Relaxed);
+        Ok(())
+    }
+}
+
+/// A snapshot on its way to disk.
+///
+/// For openraft an error while a snapshot is built ends the node, and a machine may trap over its own
+/// snapshot. So openraft is told that there is none yet, until the file is whole: then `ready` is
+/// notified, whoever listens makes openraft ask again, and it is handed the file. A snapshot that
+/// fails costs only that the log is kept longer.
+#[derive(Default)]
+pub(crate) struct Building {
+    state: Mutex<BuildState>,
+    /// Notified when a file is whole, and when it has failed for good.
+    pub ready: Notify,
+    /// Why the last one failed, if it did.
+    failure: Mutex<Option<String>>,
+    /// The linear memory that restoring the last one took; 0: none was restored yet.
+    restored_bytes: AtomicU64,
+    /// The index of the last one that was handed over.
+    handed_over: AtomicU64,
+    /// Runs what the state machine does in the background.
+    pub(super) supervisor: Supervisor,
+}
+
+#[derive(Default)]
+enum BuildState {
+    #[default]
+    Idle,
+    Running,
+    Whole(SnapshotFile),
+}
+
+/// The attempts at one snapshot.
+const BUILD_ATTEMPTS: u32 = 5;
+/// The same, while its standby is lost each time: calls that trap can take it away many times in a row.
+const BUILD_ATTEMPTS_LOST: u32 = 20;
+/// The pause after the first attempt. Each further one doubles it.
+const BUILD_PAUSE_MIN: Duration = Duration::from_millis(200);
+const BUILD_PAUSE_MAX: Duration = Duration::from_secs(5);
+
+/// The number of attempts after an error.
+fn attempts_max(error: &io::Error) -> u32 {
+    let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<SnapshotError>());
+    match cause {
+        Some(SnapshotError::Lost) => BUILD_ATTEMPTS_LOST,
+        // A snapshot without end, for example: the next attempt would write as much again.
+        Some(SnapshotError::Trap(Trap { kind: TrapKind::BadAnswer, .. })) => 1,
+        _ => BUILD_ATTEMPTS,
+    }
+}
+
+impl Building {
+    pub(crate) fn new(supervisor: Supervisor) -> Self {
+        Self { supervisor, ..Self::default() }
+    }
+
+    fn finished(&self, result: io::Result<SnapshotFile>) {
+        let (state, failure) = match result {
+            Ok(file) => (BuildState::Whole(file), None),
+            Err(error) => {
+                tracing::error!(%error, "no snapshot was taken; the log is kept");
+                (BuildState::Idle, Some(error.to_string()))
+            }
+        };
+        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
+        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
+        self.ready.notify_waiters();
+    }
+
+    /// Why the last snapshot failed, if it did.
+    pub(crate) fn failure(&self) -> Option<String> {
+        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The linear memory that restoring the last one took, in bytes; 0: none was restored yet.
+    pub(crate) fn restored_bytes(&self) -> u64 {
+        self.restored_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Whether a file waits to be handed over.
+    pub(crate) fn is_whole(&self) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(*state, BuildState::Whole(_))
+    }
+
+    /// Whether nothing is on its way that openraft has yet to hear of, nor has it been handed a
+    /// snapshot up to `index`.
+    pub(crate) fn wants(&self, index: u64) -> bool {
+        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        matches!(*state, BuildState::Idle) && self.handed_over.load(Ordering::Relaxed) < index
+    }
+
+    /// Notes that a snapshot is begun. False: one is on its way.
+    fn begin(&self) -> bool {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        let idle = matches!(*state, BuildState::Idle);
+        if idle {
+            *state = BuildState::Running;
+        }
+        idle
+    }
+
+    /// Takes the file if it is whole; says whether one is to be begun otherwise.
+    pub(super) fn take_or_begin(&self) -> Result<SnapshotFile, bool> {
+        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
+        match std::mem::replace(&mut *state, BuildState::Running) {
+            BuildState::Idle => Err(true),
+            BuildState::Running => Err(false),
+            BuildState::Whole(file) => {
+                *state = BuildState::Idle;
+                self.handed_over.store(file.index(), Ordering::Relaxed);
+                Ok(file)
+            }
+        }
+    }
+}
+
+/// A snapshot whose file is whole, or failing that the newest there is.
+pub(crate) struct FinishedSnapshot(pub(super) Option<SnapshotFile>, pub(super) SnapshotStore);
+
+impl RaftSnapshotBuilder<TypeConfig> for FinishedSnapshot {
+    type SnapshotData = SnapshotData;
+
+    async fn build_snapshot(&mut self) -> io::Result<OpenSnapshot> {
+        let file = match self.0.take() {
+            Some(file) => Some(file),
+            None => self.1.latest().map_err(io::Error::other)?,
+        };
+        let file = file.ok_or_else(|| io::Error::other("there is no snapshot yet"))?;
+        snapshot::opened(file)
+    }
+}

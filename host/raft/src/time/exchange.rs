@@ -1,0 +1,232 @@
+//! Compares this node's clock with the members', and lets the leader stamp entries.
+
+use std::{sync::Weak, time::Duration};
+
+use futures::{StreamExt, stream::FuturesUnordered};
+use openraft::async_runtime::WatchReceiver;
+use tokio::time::{Instant, timeout};
+
+use super::{Compared, Evidence, Nanos, Offset, Reading, State, Time, log_clock};
+use crate::{Inner, Replica, network::peer::Lane};
+use conclave_proto::raft::{CompareClocksRequest, CompareClocksResponse};
+use conclave_storage::raft_types::Member;
+use conclave_types::{CommandKind, NodeId, error::Error, status::TimeSet};
+
+/// Between two comparisons with every member.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// Before a leader that did not know the log's time is asked again.
+const RETRY_INTERVAL: Duration = Duration::from_millis(100);
+/// A peer that has not answered by then is not compared with this time.
+const ASK_TIMEOUT: Duration = Duration::from_millis(500);
+const NANOS_PER_MICRO: Nanos = 1_000;
+/// No operator means a later time: the year 2200.
+const SET_MS_MAX: u64 = 7_258_118_400_000;
+
+/// Compares the clocks until the replica is gone: at intervals, and as soon as another leader becomes known. A node
+/// that follows the leader's pace can continue the log's time at once when that leader falls silent.
+pub(crate) async fn run(replica: Weak<Inner>) {
+    loop {
+        let Some(replica) = replica.upgrade().map(Replica) else { return };
+        let mut metrics = replica.0.raft.server_metrics();
+        let before = metrics.borrow_and_update().current_leader;
+        replica.compare_clocks(|_| false).await;
+        let leads = replica.0.is_leader();
+        if leads {
+            // Also without writes: timers that are due after a downtime wait for it.
+            replica.stamp().await;
+        }
+        replica.0.leadership.set_clock_fault(replica.0.time.check());
+        let pause = pause(before.is_some() && !leads, replica.0.time.follows());
+        drop(replica);
+        let another_leads = async {
+            loop {
+                let leader = metrics.borrow_and_update().current_leader;
+                if leader.is_some() && leader != before {
+                    return;
+                }
+                if metrics.changed().await.is_err() {
+                    // Raft has stopped.
+                    std::future::pending::<()>().await;
+                }
+            }
+        };
+        let _ = timeout(pause, another_leads).await;
+    }
+}
+
+/// How long a node waits before it compares the clocks again. A leader that was just elected may have been asked
+/// before it knew the log's time.
+fn pause(has_leader: bool, follows: bool) -> Duration {
+    if has_leader && !follows { RETRY_INTERVAL } else { INTERVAL }
+}
+
+impl Replica {
+    /// The time for an entry that this node proposes as the leader.
+    pub(crate) async fn stamp(&self) -> u64 {
+        let time = &self.0.time;
+        if let Some(stamp_ms) = time.stamp_ms() {
+            return stamp_ms;
+        }
+        // In a task of its own: the call that needs the stamp may be cancelled, and calls with short deadlines would
+        // otherwise begin again without end.
+        let replica = self.clone();
+        let settled =
+            self.0.supervisor.spawn("log-time", async move { replica.settle_time().await });
+        let _ = settled.await;
+        time.stamp_ms().unwrap_or_else(|| time.now_ms())
+    }
+
+    /// Finds out the log's time from the members' clocks, once for all callers.
+    async fn settle_time(&self) {
+        let time = &self.0.time;
+        let _turn = time.settling.lock().await;
+        let asked = time.state().settled_at;
+        let recent = |at| Reading::now().boot.saturating_sub(at) < INTERVAL;
+        if time.stamp_ms().is_none() && !asked.is_some_and(recent) {
+            let own = self.0.node_id();
+            self.compare_clocks(|state| state.is_decided(own, Reading::now())).await;
+            time.settle();
+        }
+    }
+
+    /// Asks every member for its clock, all at once. Does not wait for the other answers once they are `enough`.
+    async fn compare_clocks(&self, enough: impl Fn(&mut State) -> bool) {
+        let (voters, members) = {
+            let metrics = self.0.raft.metrics();
+            let metrics = metrics.borrow_watched();
+            let membership = metrics.membership_config.membership();
+            let members: Vec<(NodeId, Member)> =
+                membership.nodes().map(|(id, member)| (*id, member.clone())).collect();
+            (membership.get_joint_config().clone(), members)
+        };
+        self.0.time.state().voters = voters;
+        let others = members.iter().filter(|(id, _)| *id != self.0.node_id());
+        let asked = others.map(|(id, member)| timeout(ASK_TIMEOUT, self.compare_with(*id, member)));
+        let mut asked: FuturesUnordered<_> = asked.collect();
+        while asked.next().await.is_some() {
+            if enough(&mut self.0.time.state()) {
+                return;
+            }
+        }
+    }
+
+    async fn compare_with(&self, node_id: NodeId, member: &Member) {
+        let peer = self.0.peers.peer(node_id, member);
+        let Ok(mut client) = peer.client(Lane::Control).await else { return };
+        let sent = Reading::now();
+        let answer = match client.compare_clocks(CompareClocksRequest {}).await {
+            Ok(answer) => answer.into_inner(),
+            Err(status) => {
+                tracing::debug!(error = %peer.failed(Lane::Control, status), "no clock");
+                return;
+            }
+        };
+        let received = Reading::now();
+        let round_trip = received.boot.saturating_sub(sent.boot);
+        let follows = answer.leads && self.0.leader().is_some_and(|(leader, _)| leader == node_id);
+        self.0.time.note(node_id, sent, round_trip, &answer, follows);
+    }
+
+    /// This node's clock, for a peer.
+    pub(crate) fn clock_for_peer(&self) -> CompareClocksResponse {
+        let leads = self.0.is_leader();
+        let now = Reading::now();
+        let mut state = self.0.time.state();
+        let log_time = state.clock.advance(now.boot, None);
+        let micros = |nanos: Nanos| u64::try_from(nanos / NANOS_PER_MICRO).unwrap_or(u64::MAX);
+        CompareClocksResponse {
+            wall_us: micros(now.wall),
+            log_time_us: if state.clock.is_known() { micros(log_time) } else { 0 },
+            leads,
+        }
+    }
+
+    /// Sets the log's time, by an operator's word: an entry of the log, which every later leader continues from.
+    pub async fn set_time(&self, time_ms: u64, deadline: Instant) -> Result<TimeSet, Error> {
+        self.check_leader()?;
+        let before_ms = self.stamp().await;
+        if time_ms > SET_MS_MAX {
+            return Err(Error::invalid(format!(
+                "the time {time_ms} ms after 1970 lies beyond the year 2200: give milliseconds since the Unix epoch"
+            )));
+        }
+        if time_ms <= before_ms {
+            return Err(Error::refused(format!(
+                "the log's time is {before_ms} ms, and never goes back: {time_ms} ms is {} ms before it. It continues \
+                 at its pace, is slewed towards the majority's clocks, and ttls keep their lengths",
+                before_ms - time_ms
+            )));
+        }
+        tracing::warn!(before_ms, time_ms, "an operator sets the log's time");
+        let applied = self.propose_at(time_ms, CommandKind::SetTime, deadline).await?;
+        self.0.time.set(time_ms);
+        Ok(TimeSet { index: applied.index, before_ms, time_ms })
+    }
+}
+
+impl Time {
+    fn note(
+        &self,
+        node_id: NodeId,
+        sent: Reading,
+        round_trip: Duration,
+        answer: &CompareClocksResponse,
+        follows: bool,
+    ) {
+        let half = round_trip / 2;
+        let nanos = |micros: u64| Nanos::from(micros) * NANOS_PER_MICRO;
+        let at = sent.boot + half;
+        let log_time = (answer.log_time_us != 0).then(|| nanos(answer.log_time_us));
+        let offset = Offset::measured(sent.wall, round_trip, nanos(answer.wall_us));
+        let mut state = self.state();
+        state.compared.insert(node_id, Compared { at, offset, log_time });
+        if let Some(log_time) = log_time
+            && follows
+        {
+            state.clock.follow(at, log_time);
+        }
+    }
+
+    /// Decides what the log's time is, for a leader that does not know its pace.
+    fn settle(&self) {
+        let now = Reading::now();
+        let mut state = self.state();
+        state.settled_at = Some(now.boot);
+        let followed = state
+            .fresh(now)
+            .filter_map(|(_, one)| Some(one.log_time? + now.boot.saturating_sub(one.at).as_nanos()))
+            .max();
+        state.refresh(self.node_id, now);
+        let majority = state.majority_wall(now);
+        let before = state.clock.advance(now.boot, None);
+        state.clock.settle(now.boot, Evidence { followed, majority, wall: now.wall });
+        let after = state.clock.advance(now.boot, None);
+        let known = state.clock.is_known();
+        drop(state);
+        let (before_ms, after_ms) = (log_clock::ms_of_nanos(before), log_clock::ms_of_nanos(after));
+        match known {
+            true => tracing::info!(before_ms, after_ms, "the log's time continues"),
+            false => tracing::warn!(
+                before_ms,
+                "no majority of the voters' clocks agrees: the log's time continues from its last entry"
+            ),
+        }
+    }
+
+    fn set(&self, time_ms: u64) {
+        let now = Reading::now();
+        self.state().clock.set(now.boot, log_clock::nanos_of_ms(time_ms));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn follower_asks_soon_again_until_its_leader_knows_the_time_of_the_log() {
+        assert_eq!(pause(true, false), RETRY_INTERVAL);
+        assert_eq!(pause(true, true), INTERVAL);
+        assert_eq!(pause(false, false), INTERVAL, "a new leader ends the pause");
+    }
+}

@@ -1,0 +1,362 @@
+//! What opening a tree finds, and whether it is what was acknowledged.
+//!
+//! Everything is read once and opened: the log since the last snapshot is bounded. Refused by name:
+//! a value that does not open, a hole between purged and last, a value older than what follows it or
+//! than what the mark promises.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::{Bytes, BytesMut};
+
+use super::{
+    Error,
+    error::Reason,
+    format::{self, Pack, PackHead},
+    mark::{Mark, record_sum},
+    sizes::Sizes,
+    state::entry_bytes,
+    tree::Tree,
+};
+use crate::raft_types::{LogId, Vote};
+use conclave_crypto as crypto;
+use conclave_crypto::KeyId;
+use conclave_proto::raft as wire;
+
+/// What the tree holds.
+#[derive(Default)]
+pub(super) struct Recovered {
+    /// How far the tree has got: what a mark written now would say.
+    pub(super) mark: Mark,
+    pub(super) vote: Option<Vote>,
+    pub(super) committed: Option<LogId>,
+    /// Whether the log holds the committed entry itself.
+    pub(super) holds_committed: bool,
+    pub(super) purged: Option<LogId>,
+    /// The last entry's id; the purged one's if there is none.
+    pub(super) last: Option<LogId>,
+    /// All packs, also those that wait for removal.
+    pub(super) packs: VecDeque<Pack>,
+    /// Names, sequence numbers, values.
+    pub(super) records: BTreeMap<String, (u64, Bytes)>,
+    /// Data keys under which something is sealed.
+    pub(super) key_ids: BTreeSet<KeyId>,
+    /// The same, but for the log's entries, which a purge removes in time.
+    pub(super) small_key_ids: BTreeSet<KeyId>,
+    /// The sizes of the entries.
+    pub(super) sizes: Sizes,
+    /// The size of all values.
+    pub(super) live_bytes: u64,
+    birth: Option<Bytes>,
+}
+
+/// A pack that is being read part by part.
+struct Open {
+    first: u64,
+    head: PackHead,
+    body: BytesMut,
+    parts_read: u16,
+}
+
+/// Reads all of the tree and checks it.
+pub(super) fn check(tree: &Tree, incarnation: &[u8], mark: &Mark) -> Result<Recovered, Error> {
+    let log = tree.dir().display().to_string();
+    let mut found = Recovered::default();
+    // The packs come first in the tree, but which of them count hangs on this.
+    if let Some((_, body)) = get_meta(tree, format::PURGED)? {
+        found.purged = format::decode_log_id(body)
+            .map_err(|reason| Error::damaged("the purged log id", reason))?;
+    }
+    found.last = found.purged;
+    // Known before the entries are read, one of which must be it.
+    if let Some((_, body)) = get_meta(tree, format::COMMITTED)? {
+        found.committed = format::decode_log_id(body)
+            .map_err(|reason| Error::damaged("the committed log id", reason))?;
+    }
+    let mut pack: Option<Open> = None;
+    for item in tree.scan() {
+        let (key, sealed) = item.map_err(|error| Error::unreadable(&log, tree.dir(), error))?;
+        let what = describe(&key);
+        let plaintext = tree.open_value(&key, &sealed);
+        let plaintext = plaintext.map_err(|error| Error::unreadable(&what, tree.dir(), error))?;
+        found.key_ids.extend(crypto::key_id_of(&sealed));
+        found.live_bytes += (key.len() + sealed.len()) as u64;
+        if let Some((first, part)) = format::parse_part_key(&key) {
+            let whole = found.take_part(pack.take(), first, part, plaintext);
+            pack = whole.map_err(|reason| Error::unusable(&what, reason))?;
+            continue;
+        }
+        found.small_key_ids.extend(crypto::key_id_of(&sealed));
+        found.take_value(&key, plaintext).map_err(|reason| Error::unusable(&what, reason))?;
+    }
+    if pack.is_some() {
+        return Err(Error::damaged(&log, "the last pack of entries lacks a part"));
+    }
+    if found.birth.as_deref() != Some(incarnation) {
+        return Err(Error::damaged(&log, "it was made for another directory, or is empty"));
+    }
+    found.mark.last_pack = found.packs.back().map_or(0, |pack| pack.sequence);
+    for (name, (sequence, _)) in &found.records {
+        found.mark.records = found.mark.records.wrapping_add(record_sum(name, *sequence));
+    }
+    compare(&found.mark, mark).map_err(|reason| Error::damaged(&log, reason))?;
+    Ok(found)
+}
+
+/// Whether a tree that got as far as `found` can be the one that had got as far as `mark`.
+fn compare(found: &Mark, mark: &Mark) -> Result<(), String> {
+    if found.sequence < mark.sequence {
+        return Err(format!(
+            "its newest value has sequence number {}, and {} had been made durable: \
+             acknowledged writes are lost",
+            found.sequence, mark.sequence
+        ));
+    }
+    let older = |what: &str| Err(format!("{what} is older than what had been made durable"));
+    if found.vote < mark.vote {
+        return older("the vote");
+    }
+    if found.committed < mark.committed {
+        return older("the committed log id");
+    }
+    if found.purged < mark.purged {
+        return older("the purged log id");
+    }
+    if found.truncated < mark.truncated {
+        return older("the note on the last truncation");
+    }
+    // The last pack becomes older only if later ones were truncated or purged since.
+    let removed = found.truncated > mark.sequence || found.purged > mark.sequence;
+    if found.last_pack < mark.last_pack && !removed {
+        return older("the last entry");
+    }
+    // With nothing written since, all must be as it was.
+    if found.sequence == mark.sequence && found.records != mark.records {
+        return older("a record");
+    }
+    Ok(())
+}
+
+impl Recovered {
+    /// Takes a part; gives back the pack if it wants more.
+    fn take_part(
+        &mut self,
+        open: Option<Open>,
+        first: u64,
+        part: u16,
+        plaintext: Vec<u8>,
+    ) -> Result<Option<Open>, Reason> {
+        let pack = match open {
+            None if part == 0 => {
+                let mut head = PackHead::parse(plaintext)?;
+                let body = BytesMut::from(std::mem::take(&mut head.body));
+                Open { first, head, body, parts_read: 1 }
+            }
+            Some(mut pack) if pack.first == first && pack.parts_read == part => {
+                let (sequence, rest) = format::split_value(plaintext)?;
+                if sequence != pack.head.sequence + u64::from(part) {
+                    return Err("its parts were not written together".into());
+                }
+                pack.body.extend_from_slice(&rest);
+                pack.parts_read += 1;
+                pack
+            }
+            _ => return Err("a part of it is missing".into()),
+        };
+        if pack.parts_read < pack.head.parts {
+            return Ok(Some(pack));
+        }
+        self.take_pack(pack)?;
+        Ok(None)
+    }
+
+    fn take_pack(
+        &mut self,
+        Open { first, mut head, body, parts_read }: Open,
+    ) -> Result<(), Reason> {
+        head.body = body.freeze();
+        let (sequence, previous) = (head.sequence, head.previous);
+        let entries = head.decode(first)?;
+        let Some(last) = entries.last().map(|entry| entry.log_id) else {
+            return Err("it is empty".into());
+        };
+        let newest = sequence + u64::from(parts_read) - 1;
+        self.mark.sequence = self.mark.sequence.max(newest);
+        let pack = Pack { first, last: last.index, parts: parts_read, sequence };
+        let before = self.packs.back().copied();
+        self.packs.push_back(pack);
+        let purged_to = self.purged.map(|purged| purged.index);
+        if purged_to.is_some_and(|purged| pack.last <= purged) {
+            // It waits for removal.
+            return Ok(());
+        }
+        // Does it follow what was there before it?
+        let reaches_purged = purged_to.is_some_and(|purged| first <= purged + 1);
+        if !reaches_purged {
+            match before {
+                None if previous == 0 => {}
+                Some(before) if before.last + 1 == first && before.sequence == previous => {}
+                Some(before) if before.last + 1 == first => {
+                    let reason =
+                        format!("entry {} before it is not the one it followed", before.last);
+                    return Err(reason.into());
+                }
+                Some(before) => {
+                    return Err(format!("entry {} before it is missing", before.last + 1).into());
+                }
+                None => return Err("the entries before it are missing".into()),
+            }
+        }
+        for entry in &entries {
+            // Entries that are purged already are only still there.
+            if purged_to.is_some_and(|purged| entry.log_id.index <= purged) {
+                continue;
+            }
+            if self.last.is_some_and(|last| entry.log_id.leader_id < last.leader_id) {
+                let index = entry.log_id.index;
+                return Err(format!("the term of entry {index} is lower than before it").into());
+            }
+            self.sizes.append(entry.log_id.index, entry_bytes(entry) as u64);
+            self.last = Some(entry.log_id);
+            self.holds_committed |= self.last == self.committed;
+        }
+        Ok(())
+    }
+
+    fn take_value(&mut self, key: &[u8], plaintext: Vec<u8>) -> Result<(), Reason> {
+        let (sequence, body) = format::split_value(plaintext)?;
+        self.mark.sequence = self.mark.sequence.max(sequence);
+        match key {
+            format::BIRTH => self.birth = Some(body),
+            format::VOTE => {
+                let vote: wire::Vote =
+                    prost::Message::decode(body).map_err(|error| error.to_string())?;
+                self.vote = Some(crate::convert::vote_from_wire(&vote));
+                self.mark.vote = sequence;
+            }
+            format::COMMITTED => self.mark.committed = sequence,
+            format::PURGED => self.mark.purged = sequence,
+            format::REMOVED => {}
+            format::TRUNCATED => self.mark.truncated = sequence,
+            [format::RECORD, name @ ..] => {
+                let name = str::from_utf8(name).map_err(|error| error.to_string())?;
+                self.records.insert(name.to_owned(), (sequence, body));
+            }
+            _ => return Err(Reason::Newer("no such value is known".into())),
+        }
+        Ok(())
+    }
+}
+
+/// A single value by its key, opened.
+fn get_meta(tree: &Tree, key: &[u8]) -> Result<Option<(u64, Bytes)>, Error> {
+    let plaintext = tree.get(key);
+    let plaintext =
+        plaintext.map_err(|error| Error::unreadable(describe(key), tree.dir(), error))?;
+    plaintext
+        .map(format::split_value)
+        .transpose()
+        .map_err(|reason| Error::damaged(describe(key), reason))
+}
+
+/// A key, for people.
+fn describe(key: &[u8]) -> String {
+    if let Some((first, _)) = format::parse_part_key(key) {
+        return format!("log entry {first}");
+    }
+    match key {
+        [format::META, name @ ..] => format!("the log's record of {}", name.escape_ascii()),
+        [format::RECORD, name @ ..] => format!("record {}", name.escape_ascii()),
+        _ => format!("the log's value at {}", key.escape_ascii()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use std::sync::Arc;
+
+    use super::*;
+    use crate::{Disk, Identity, Keys, LOG_DIR, Options, Storage, tree::Batch};
+    use conclave_crypto::MasterKey;
+    use conclave_types::ModuleId;
+
+    /// A program that was rolled back must not condemn the data of a newer one.
+    #[test]
+    fn a_value_of_a_newer_version_is_not_called_damage() {
+        let dir = tempfile::tempdir().unwrap();
+        let module = Bytes::from_static(b"module");
+        let options = || Options {
+            dir: dir.path().to_owned(),
+            cluster_id: "c".into(),
+            node_id: 1,
+            module_id: ModuleId::of(&module),
+            module: module.clone(),
+            master_key: MasterKey::from_bytes([7; 32]),
+        };
+        drop(Storage::open(options()).unwrap());
+        {
+            let identity = Identity::read(dir.path()).unwrap().unwrap();
+            let keys = Keys::open(dir.path(), identity, options().master_key).unwrap();
+            let tree = Tree::open(&dir.path().join(LOG_DIR), keys, Arc::new(Disk)).unwrap();
+            let mut batch = Batch::default();
+            let key = b"mfuture".to_vec();
+            let sealed = tree.seal(&key, &format::value(1_000, b"text")).unwrap();
+            batch.insert(key, sealed);
+            tree.apply(batch).unwrap();
+            tree.sync().unwrap();
+        }
+        let error = Storage::open(options()).err().unwrap();
+        assert!(matches!(error, Error::Newer { .. }), "{error}");
+        let error = error.to_string();
+        assert!(error.contains("newer version") && !error.contains("damaged"), "{error}");
+    }
+
+    #[test]
+    fn an_unknown_command_is_of_a_newer_version_and_a_missing_field_is_not() {
+        let newer =
+            conclave_proto::convert::command_from_wire(wire::Command::default()).unwrap_err();
+        assert!(matches!(Reason::from(newer), Reason::Newer(_)));
+        let broken = crate::convert::entry_from_wire(wire::Entry::default()).unwrap_err();
+        assert!(matches!(Reason::from(broken), Reason::Damaged(_)));
+    }
+
+    const MARK: Mark = Mark {
+        sequence: 50,
+        vote: 10,
+        committed: 20,
+        purged: 30,
+        truncated: 40,
+        last_pack: 50,
+        records: 7,
+    };
+
+    #[test]
+    fn a_tree_that_lost_something_is_found_out() {
+        compare(&MARK, &MARK).unwrap();
+        for older in [
+            Mark { sequence: 49, ..MARK },
+            Mark { vote: 9, ..MARK },
+            Mark { committed: 19, ..MARK },
+            Mark { purged: 29, ..MARK },
+            Mark { truncated: 39, ..MARK },
+            Mark { last_pack: 48, ..MARK },
+            Mark { records: 8, ..MARK },
+        ] {
+            assert!(compare(&older, &MARK).is_err(), "{older:?}");
+        }
+    }
+
+    #[test]
+    fn a_mark_that_stayed_behind_is_no_damage() {
+        let later = Mark { sequence: 90, ..MARK };
+        for legal in [
+            Mark { records: 8, ..later },
+            Mark { vote: 60, last_pack: 70, ..later },
+            Mark { truncated: 80, last_pack: 45, ..later },
+            Mark { purged: 80, last_pack: 0, ..later },
+        ] {
+            compare(&legal, &MARK).unwrap();
+        }
+        assert!(compare(&Mark { last_pack: 45, ..later }, &MARK).is_err());
+    }
+}

@@ -1,0 +1,194 @@
+//! Rebuilding the tree by copy.
+//!
+//! sled keeps space for far longer than what lay in it. A tree that has grown out of proportion is
+//! copied into a new one at open, and the two change places in one step of the file system's. A
+//! crash leaves one whole tree under the right name, and something beside it to be removed. Where it
+//! cannot be done, for want of space or on a file system that exchanges no names, the old tree serves
+//! on: nothing is wrong with it.
+
+use std::{path::Path, sync::Arc};
+
+use rustix::fs::{CWD, RenameFlags, renameat_with};
+
+use super::{
+    Error, Keys, Medium,
+    check::Recovered,
+    files,
+    tree::{Batch, Tree},
+};
+
+/// Below this a tree is never rebuilt: a few of sled's segments of 16 MiB, which it always has.
+const DISK_BYTES_MIN: u64 = 512 << 20;
+
+/// A tree is rebuilt when it takes this many times what is in it.
+const AMPLIFICATION_MAX: u64 = 4;
+
+/// How much is copied as one.
+const BATCH_VALUES: usize = 32;
+
+/// What the new tree is called while it is made, and the old one while it is removed.
+pub(super) const OTHER: &str = "log.rebuild";
+
+/// Removes what an interrupted rebuilding left.
+pub(super) fn remove_leftover(log_dir: &Path) -> Result<(), Error> {
+    files::remove_dir(&log_dir.with_file_name(OTHER))
+}
+
+/// Rebuilds the tree if it takes far more than it holds.
+pub(super) fn compact(
+    tree: Tree,
+    recovered: &Recovered,
+    keys: &Keys,
+    medium: Arc<dyn Medium>,
+) -> Result<Tree, Error> {
+    let disk_bytes = tree.disk_bytes();
+    if disk_bytes < DISK_BYTES_MIN || disk_bytes / AMPLIFICATION_MAX < recovered.live_bytes {
+        return Ok(tree);
+    }
+    tracing::info!(disk_bytes, live_bytes = recovered.live_bytes, "the log is rebuilt");
+    rebuild(tree, keys, medium)
+}
+
+fn rebuild(tree: Tree, keys: &Keys, medium: Arc<dyn Medium>) -> Result<Tree, Error> {
+    let log_dir = tree.dir().to_owned();
+    let other_dir = log_dir.with_file_name(OTHER);
+    if let Err(error) = copy_to(&other_dir, &tree, keys, Arc::clone(&medium)) {
+        give_up(&log_dir, &error);
+        return Ok(tree);
+    }
+    drop(tree);
+    match exchange(&log_dir, &other_dir) {
+        Ok(()) => {
+            files::sync_dir(log_dir.parent().unwrap_or(Path::new(".")))?;
+            remove_leftover(&log_dir)?;
+        }
+        Err(error) => give_up(&log_dir, &error),
+    }
+    Tree::open(&log_dir, keys.clone(), medium)
+}
+
+/// The tree is as it was; only what was made beside it goes.
+fn give_up(log_dir: &Path, error: &Error) {
+    tracing::warn!(%error, "the log is not rebuilt and keeps its size; the next start tries again");
+    if let Err(error) = remove_leftover(log_dir) {
+        tracing::warn!(%error, "what was made of a new log stays");
+    }
+}
+
+fn exchange(log_dir: &Path, other_dir: &Path) -> Result<(), Error> {
+    renameat_with(CWD, log_dir, CWD, other_dir, RenameFlags::EXCHANGE)
+        .map_err(|error| Error::io("cannot put the rebuilt log into", log_dir)(error.into()))
+}
+
+fn copy_to(
+    other_dir: &Path,
+    tree: &Tree,
+    keys: &Keys,
+    medium: Arc<dyn Medium>,
+) -> Result<(), Error> {
+    let other = Tree::create(other_dir, keys.clone(), medium)?;
+    copy(tree, &other).map_err(Error::io("cannot copy the log to", other_dir))
+}
+
+/// Values are copied as they are: they are bound to their keys, not to the tree.
+fn copy(from: &Tree, to: &Tree) -> std::io::Result<()> {
+    let mut batch = Batch::default();
+    for (number, item) in from.scan().enumerate() {
+        let (key, sealed) = item?;
+        batch.insert(key.to_vec(), sealed.to_vec());
+        if number % BATCH_VALUES == 0 {
+            to.apply(std::mem::take(&mut batch))?;
+        }
+    }
+    if !batch.is_empty() {
+        to.apply(batch)?;
+    }
+    to.sync()
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+    use crate::{Disk, Identity, LOG_DIR, Options, Storage};
+    use conclave_crypto::MasterKey;
+    use conclave_types::ModuleId;
+
+    /// No room for a copy.
+    struct Full;
+
+    impl Medium for Full {
+        fn sync(&self, _: &std::fs::File) -> std::io::Result<()> {
+            Err(std::io::ErrorKind::StorageFull.into())
+        }
+    }
+
+    fn options(dir: &Path) -> Options {
+        let module = bytes::Bytes::from_static(b"module");
+        Options {
+            dir: dir.to_owned(),
+            cluster_id: "c".into(),
+            node_id: 1,
+            module_id: ModuleId::of(&module),
+            module,
+            master_key: MasterKey::from_bytes([7; 32]),
+        }
+    }
+
+    fn tree(dir: &Path) -> (Tree, Keys) {
+        let identity = Identity::read(dir).unwrap().unwrap();
+        let keys = Keys::open(dir, identity, options(dir).master_key).unwrap();
+        (Tree::open(&dir.join(LOG_DIR), keys.clone(), Arc::new(Disk)).unwrap(), keys)
+    }
+
+    /// A tree that cannot be rebuilt is as good as it was.
+    #[test]
+    fn a_tree_that_cannot_be_rebuilt_serves_on() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        let storage = Storage::open(options(dir)).unwrap();
+        storage.log.put_record("record", Some(b"value".to_vec())).unwrap();
+        drop(storage);
+        let (old, keys) = tree(dir);
+        let count = old.scan().count();
+        let old = rebuild(old, &keys, Arc::new(Full)).unwrap();
+        assert_eq!(old.scan().count(), count);
+        assert!(!dir.join(OTHER).exists());
+        // Nothing is there to exchange with, as on a file system that cannot.
+        assert!(exchange(old.dir(), &dir.join(OTHER)).is_err());
+        drop((old, keys));
+        let storage = Storage::open(options(dir)).unwrap();
+        assert_eq!(storage.log.get_record("record").unwrap().unwrap(), b"value");
+    }
+
+    /// A rebuilt tree has what the old one had, takes less, and leaves nothing beside it. What a
+    /// crash in the middle leaves is removed by the next open.
+    #[test]
+    fn a_rebuilt_tree_is_the_same_and_smaller() {
+        let dir = tempfile::tempdir().unwrap();
+        let dir = dir.path();
+        // Each life writes all records again. Within one life the storage thread may write the last of them only.
+        let mut records = Vec::new();
+        for life in 0..40_u8 {
+            let storage = Storage::open(options(dir)).unwrap();
+            for name in 0..10 {
+                let value = vec![life; 100_000];
+                storage.log.put_record(&format!("record {name}"), Some(value)).unwrap();
+            }
+            records = storage.log.list_records("").unwrap();
+        }
+
+        let (tree, keys) = tree(dir);
+        let before = tree.disk_bytes();
+        let tree = rebuild(tree, &keys, Arc::new(Disk)).unwrap();
+        let after = tree.disk_bytes();
+        assert!(after < before, "{before} to {after}");
+        drop((tree, keys));
+        assert!(!dir.join(OTHER).exists());
+        std::fs::create_dir(dir.join(OTHER)).unwrap();
+        std::fs::write(dir.join(OTHER).join("db"), "half").unwrap();
+        let storage = Storage::open(options(dir)).unwrap();
+        assert!(storage.log.list_records("").unwrap() == records);
+        assert!(!dir.join(OTHER).exists());
+    }
+}

@@ -1,0 +1,31 @@
+//! Fuzz targets of what is read from the disk, behind its seal.
+
+use super::format::{PackBuilder, PackHead, encode_entry, split_value};
+use crate::raft_types::{Entry, LogId};
+
+/// The first part of a pack of log entries. What is decoded is consecutive and encoded to the same again.
+pub fn log_pack(data: &[u8]) {
+    let Ok(head) = PackHead::parse(data.to_vec()) else { return };
+    let Ok(entries) = head.decode(1) else { return };
+    for (entry, index) in entries.iter().zip(1..) {
+        assert_eq!(entry.log_id.index, index);
+        let mut encoded = Vec::new();
+        encode_entry(entry, &mut encoded);
+        let again = super::format::decode_entry(encoded.into());
+        assert!(again.is_ok_and(|again| again == *entry), "entry {index} is encoded to another");
+    }
+}
+
+/// Packs of some entries.
+pub fn log_pack_seeds() -> Vec<Vec<u8>> {
+    let mut builder = PackBuilder::default();
+    let mut encoded = Vec::new();
+    for index in 1..=3 {
+        let log_id = LogId::new_term_index(2, index);
+        encode_entry(&Entry { log_id, payload: openraft::EntryPayload::Blank }, &mut encoded);
+        builder.push(&encoded, index);
+    }
+    let (_, values) = builder.finish(0, &mut 7);
+    debug_assert!(values.iter().all(|value| split_value(value.clone()).is_ok()));
+    values
+}

@@ -1,0 +1,99 @@
+//! The module that the cluster was begun with.
+//!
+//! The log up to the first snapshot rests on it, and a newer program may carry another default machine, so
+//! each node keeps it from its first start on. All other components are in the log and in snapshots.
+//!
+//! ```text
+//! 0   8  magic "CNCLVGEN"
+//! 8   2  version, 1
+//! then, up to the end, pieces of 1 MiB, the last one shorter:
+//!     4  length of the envelope
+//!     n  sealed: the piece, bound to its number
+//! ```
+//! What was cut, exchanged or left out is found out by the hash of the whole, which is the module id in
+//! `identity`. A file that is sealed under an older data key is written anew at the next start, so that it
+//! keeps no key alive.
+
+use std::path::{Path, PathBuf};
+
+use bytes::{BufMut, Bytes, BytesMut};
+
+use super::{Error, Identity, Keys, files};
+use conclave_crypto as crypto;
+use conclave_crypto::OVERHEAD_BYTES;
+use conclave_types::{ModuleId, modules::MODULE_BYTES_MAX};
+
+const MAGIC: &[u8; 8] = b"CNCLVGEN";
+const VERSION: u16 = 1;
+const PLACE: &str = "genesis";
+const PIECE_BYTES: usize = 1 << 20;
+/// The largest module with what each of its pieces adds.
+const FILE_BYTES_MAX: u64 = (MODULE_BYTES_MAX + (MODULE_BYTES_MAX / PIECE_BYTES + 2) * 64) as u64;
+
+const FILE: &str = "genesis";
+
+fn path(dir: &Path) -> PathBuf {
+    dir.join(FILE)
+}
+
+/// Writes it, durably.
+pub(super) fn write(dir: &Path, keys: &Keys, module: &[u8]) -> Result<(), Error> {
+    let mut file = BytesMut::with_capacity(module.len() + 4096);
+    file.put_slice(MAGIC);
+    file.put_u16(VERSION);
+    for (number, piece) in (0_u32..).zip(module.chunks(PIECE_BYTES)) {
+        let sealed = keys.seal(PLACE, &number.to_be_bytes(), piece)?;
+        // A piece is at most a mebibyte.
+        file.put_u32(sealed.len() as u32);
+        file.put_slice(&sealed);
+    }
+    files::write_atomically(&path(dir), &file)
+}
+
+/// Reads it.
+///
+/// # Errors
+/// The file is missing or damaged, or holds another component than the one that the directory was made for.
+pub(super) fn open(dir: &Path, keys: &Keys, identity: &Identity) -> Result<Bytes, Error> {
+    let path = path(dir);
+    let damaged = |reason: &str| Error::damaged(path.display().to_string(), reason);
+    let file = files::read_small(&path, FILE_BYTES_MAX)?.ok_or_else(|| damaged("it is missing"))?;
+    let (module, stale) = decode(&file, &path, keys)?;
+    if ModuleId::of(&module) != identity.module_id {
+        return Err(damaged("it is not the component that the directory was made for"));
+    }
+    if stale {
+        write(dir, keys, &module)?;
+    }
+    Ok(module)
+}
+
+/// The module, and whether a piece of it is sealed under another key than the active one.
+fn decode(file: &[u8], path: &Path, keys: &Keys) -> Result<(Bytes, bool), Error> {
+    let damaged = |reason: &str| Error::damaged(path.display().to_string(), reason);
+    let (magic, rest) = file.split_first_chunk::<8>().ok_or(damaged("it is too short"))?;
+    if magic != MAGIC {
+        return Err(damaged("it does not begin as it should"));
+    }
+    let (version, mut rest) = rest.split_first_chunk().ok_or(damaged("it is too short"))?;
+    let found = u16::from_be_bytes(*version);
+    if found > VERSION {
+        return Err(Error::Version { path: path.to_owned(), found, known: VERSION });
+    }
+    let (mut module, mut stale) = (BytesMut::with_capacity(file.len()), false);
+    let mut number = 0_u32;
+    while !rest.is_empty() {
+        let (length, after) = rest.split_first_chunk().ok_or(damaged("it was cut short"))?;
+        let length = u32::from_be_bytes(*length) as usize;
+        if length > after.len() || length > PIECE_BYTES + OVERHEAD_BYTES {
+            return Err(damaged("it was cut short"));
+        }
+        let (sealed, after) = after.split_at(length);
+        let piece = keys.open_sealed(PLACE, &number.to_be_bytes(), sealed);
+        module.put_slice(&piece.map_err(|error| damaged(&error.to_string()))?);
+        stale |= crypto::key_id_of(sealed) != Some(keys.active());
+        rest = after;
+        number += 1;
+    }
+    Ok((module.freeze(), stale))
+}

@@ -1,0 +1,148 @@
+//! Whose directory it is.
+//!
+//! ```text
+//! 0   8  magic "CNCLVNID"
+//! 8   2  version, 1
+//! 10  8  node id
+//! 18 16  incarnation: random, drawn when the directory was made
+//! 34 32  module id: the module that the cluster was begun with
+//! 66  2  n, the length of the cluster id
+//! 68  n  cluster id, UTF-8
+//!    32  BLAKE3 of all before
+//! ```
+//! The file is readable without a key, so that a mix-up of directories is named before a key is
+//! asked for. It cannot be forged all the same: the keyring is bound to every byte of it.
+
+use std::path::Path;
+
+use super::{Error, files};
+use conclave_types::{ModuleId, NodeId};
+
+const MAGIC: &[u8; 8] = b"CNCLVNID";
+const VERSION: u16 = 1;
+const FILE_BYTES_MAX: u64 = 4096;
+
+/// Whose directory it is. Written once, never changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Identity {
+    /// The cluster.
+    pub cluster_id: String,
+    /// The node in it.
+    pub node_id: NodeId,
+    /// Random, drawn when the directory was made: a directory made anew for the same node differs.
+    pub incarnation: [u8; 16],
+    /// The module that the cluster was begun with.
+    pub module_id: ModuleId,
+}
+
+impl Identity {
+    pub(super) const FILE: &str = "identity";
+
+    pub(super) fn encode(&self) -> Vec<u8> {
+        let mut file = Vec::new();
+        file.extend_from_slice(MAGIC);
+        file.extend_from_slice(&VERSION.to_be_bytes());
+        file.extend_from_slice(&self.node_id.to_be_bytes());
+        file.extend_from_slice(&self.incarnation);
+        file.extend_from_slice(&self.module_id.0);
+        // Config allows far less; what does not fit here makes a file that is refused when read.
+        let length = u16::try_from(self.cluster_id.len()).unwrap_or(u16::MAX);
+        file.extend_from_slice(&length.to_be_bytes());
+        file.extend_from_slice(self.cluster_id.as_bytes());
+        let check = blake3::hash(&file);
+        file.extend_from_slice(check.as_bytes());
+        file
+    }
+
+    /// Nothing if the directory has none.
+    pub(super) fn read(dir: &Path) -> Result<Option<Self>, Error> {
+        let path = dir.join(Self::FILE);
+        let Some(file) = files::read_small(&path, FILE_BYTES_MAX)? else { return Ok(None) };
+        Self::decode(&file, &path).map(Some)
+    }
+
+    fn decode(file: &[u8], path: &Path) -> Result<Self, Error> {
+        let damaged = |reason| Error::damaged(path.display().to_string(), reason);
+        let (body, check) = file.split_last_chunk::<32>().ok_or(damaged("it is too short"))?;
+        let (magic, rest) = body.split_first_chunk::<8>().ok_or(damaged("it is too short"))?;
+        if magic != MAGIC {
+            return Err(damaged("it does not begin as an identity"));
+        }
+        let (version, rest) = rest.split_first_chunk().ok_or(damaged("it is too short"))?;
+        let found = u16::from_be_bytes(*version);
+        if found > VERSION {
+            return Err(Error::Version { path: path.to_owned(), found, known: VERSION });
+        }
+        if blake3::hash(body) != *check {
+            return Err(damaged("its check sum is wrong"));
+        }
+        let short = || damaged("it is too short");
+        let (node_id, rest) = rest.split_first_chunk().ok_or_else(short)?;
+        let (incarnation, rest) = rest.split_first_chunk().ok_or_else(short)?;
+        let (module_id, rest) = rest.split_first_chunk().ok_or_else(short)?;
+        let (length, cluster_id) = rest.split_first_chunk().ok_or_else(short)?;
+        if cluster_id.len() != usize::from(u16::from_be_bytes(*length)) {
+            return Err(short());
+        }
+        let cluster_id =
+            str::from_utf8(cluster_id).map_err(|_| damaged("the cluster id is no text"))?;
+        Ok(Self {
+            cluster_id: cluster_id.to_owned(),
+            node_id: NodeId::from_be_bytes(*node_id),
+            incarnation: *incarnation,
+            module_id: ModuleId(*module_id),
+        })
+    }
+
+    /// Refuses a directory that is not what the configuration says.
+    pub(super) fn check(&self, dir: &Path, cluster_id: &str, node_id: NodeId) -> Result<(), Error> {
+        let respects = [
+            ("cluster", self.cluster_id.clone(), cluster_id.to_owned()),
+            ("node", self.node_id.to_string(), node_id.to_string()),
+        ];
+        for (what, found, expected) in respects {
+            if found != expected {
+                return Err(Error::Foreign { dir: dir.to_owned(), what, found, expected });
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    #![allow(clippy::unwrap_used, reason = "tests")]
+    use super::*;
+
+    fn identity() -> Identity {
+        Identity {
+            cluster_id: "blue".into(),
+            node_id: 3,
+            incarnation: [7; 16],
+            module_id: ModuleId([9; 32]),
+        }
+    }
+
+    /// The golden identity: what version 1 wrote must be read for ever.
+    #[test]
+    fn the_format_is_version_1() {
+        let golden = "434e434c564e4944000100000000000000030707070707070707070707070707070709090909\
+                      0909090909090909090909090909090909090909090909090909090900\
+                      04626c7565";
+        let golden = golden.replace(char::is_whitespace, "");
+        let file = identity().encode();
+        assert_eq!(hex::encode(&file[..file.len() - 32]), golden);
+        assert_eq!(Identity::decode(&file, Path::new("identity")).unwrap(), identity());
+    }
+
+    #[test]
+    fn any_change_is_refused() {
+        let file = identity().encode();
+        for at in 0..file.len() {
+            let mut changed = file.clone();
+            changed[at] ^= 1;
+            assert!(Identity::decode(&changed, Path::new("identity")).is_err(), "byte {at}");
+            assert!(Identity::decode(&file[..at], Path::new("identity")).is_err());
+        }
+    }
+}

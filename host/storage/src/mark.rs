@@ -1,0 +1,132 @@
+//! The mark: what the tree must at least have.
+//!
+//! sled takes damage at the end of its log for a write that a crash cut short, and opens without
+//! what came after it: acknowledged entries and votes could be gone and nobody would know. So after
+//! every sync the storage thread notes, in a file of its own, how far the tree had got. That note is
+//! not synced: if the power fails it may be old, and then promises less than there is; it never
+//! promises more, because it is written after the sync.
+//!
+//! The file has two slots, written in turn, each in a sector of its own, so that a write cut short
+//! leaves the other. A slot is a sealed envelope, bound to its number, of seven big-endian 64-bit
+//! numbers: the fields of [`Mark`] in their order.
+
+use std::{
+    fs::File,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+};
+
+use super::{Error, Keys, files};
+use conclave_crypto::OVERHEAD_BYTES;
+
+const PLACE: &str = "mark";
+const SLOT_BYTES: u64 = 4096;
+const FIELDS: usize = 7;
+const SEALED_BYTES: usize = FIELDS * 8 + OVERHEAD_BYTES;
+
+/// Sequence numbers of what the tree has. Zero: it has none.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Mark {
+    /// The newest of all values.
+    pub(super) sequence: u64,
+    pub(super) vote: u64,
+    pub(super) committed: u64,
+    pub(super) purged: u64,
+    pub(super) truncated: u64,
+    pub(super) last_pack: u64,
+    /// A sum over all records, see [`record_sum`].
+    pub(super) records: u64,
+}
+
+/// What a record adds to the sum over all records.
+pub(super) fn record_sum(name: &str, sequence: u64) -> u64 {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(&sequence.to_be_bytes()).update(name.as_bytes());
+    let mut sum = [0; 8];
+    hasher.finalize_xof().fill(&mut sum);
+    u64::from_be_bytes(sum)
+}
+
+impl Mark {
+    fn encode(&self) -> Vec<u8> {
+        let Self { sequence, vote, committed, purged, truncated, last_pack, records } = *self;
+        [sequence, vote, committed, purged, truncated, last_pack, records]
+            .map(u64::to_be_bytes)
+            .concat()
+    }
+
+    fn decode(bytes: &[u8]) -> Option<Self> {
+        let (fields, []) = bytes.as_chunks::<8>() else { return None };
+        let fields: [_; FIELDS] = fields.try_into().ok()?;
+        let [sequence, vote, committed, purged, truncated, last_pack, records] =
+            fields.map(u64::from_be_bytes);
+        Some(Self { sequence, vote, committed, purged, truncated, last_pack, records })
+    }
+}
+
+/// The file that holds the mark.
+pub(super) struct MarkFile {
+    path: PathBuf,
+    file: File,
+    keys: Keys,
+    next_slot: u8,
+}
+
+impl MarkFile {
+    pub(super) const FILE: &str = "mark";
+
+    /// A new file, durable, but for its name.
+    pub(super) fn create(dir: &Path, keys: Keys, mark: &Mark) -> Result<(), Error> {
+        let path = dir.join(Self::FILE);
+        let file = files::create(&path)?;
+        let mut mark_file = Self { path, file, keys, next_slot: 0 };
+        mark_file.write(mark)?;
+        mark_file.sync()
+    }
+
+    /// The newest mark that is whole.
+    pub(super) fn open(dir: &Path, keys: Keys) -> Result<(Self, Mark), Error> {
+        let path = dir.join(Self::FILE);
+        let file = match File::options().read(true).write(true).open(&path) {
+            Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
+                return Err(Error::Missing { path });
+            }
+            opened => opened.map_err(Error::io("cannot open", &path))?,
+        };
+        let mut newest: Option<(u8, Mark)> = None;
+        let mut reason = "it is empty".to_owned();
+        for slot in 0..2 {
+            let mut sealed = [0; SEALED_BYTES];
+            match file.read_exact_at(&mut sealed, u64::from(slot) * SLOT_BYTES) {
+                // The second slot of a young file.
+                Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => continue,
+                read => read.map_err(Error::io("cannot read", &path))?,
+            }
+            match keys.open_sealed(PLACE, &[slot], &sealed).map(|bytes| Mark::decode(&bytes)) {
+                Ok(Some(mark)) => {
+                    if newest.is_none_or(|(_, other)| mark.sequence > other.sequence) {
+                        newest = Some((slot, mark));
+                    }
+                }
+                Ok(None) => reason = "it is malformed".to_owned(),
+                Err(error) => reason = error.to_string(),
+            }
+        }
+        let (slot, mark) =
+            newest.ok_or_else(|| Error::damaged(path.display().to_string(), reason))?;
+        Ok((Self { path, file, keys, next_slot: 1 - slot }, mark))
+    }
+
+    pub(super) fn write(&mut self, mark: &Mark) -> Result<(), Error> {
+        let sealed = self.keys.seal(PLACE, &[self.next_slot], &mark.encode())?;
+        self.file
+            .write_all_at(&sealed, u64::from(self.next_slot) * SLOT_BYTES)
+            .map_err(Error::io("cannot write", &self.path))?;
+        self.next_slot = 1 - self.next_slot;
+        Ok(())
+    }
+
+    pub(super) fn sync(&self) -> Result<(), Error> {
+        self.file.sync_all().map_err(Error::io("cannot sync", &self.path))
+    }
+}

@@ -1,0 +1,270 @@
+//! Reading a snapshot.
+
+use std::{
+    fmt,
+    fs::File,
+    io,
+    os::unix::fs::FileExt,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
+
+use bytes::Bytes;
+
+use super::{
+    CHUNK_BYTES_MAX,
+    format::{
+        self, END_BYTES, END_RECORD_BYTES, FRAME_BYTES, Kind, MAGIC, PREAMBLE_BYTES, Preamble,
+        VERSION,
+    },
+};
+use crate::{Error, Keys, files};
+use conclave_crypto as crypto;
+use conclave_crypto::{KeyId, OVERHEAD_BYTES};
+
+/// A whole snapshot. Cloning shares. Readable also after a newer one has taken its place.
+#[derive(Clone)]
+pub struct SnapshotFile {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    path: PathBuf,
+    /// Not installed: the file goes with this.
+    temporary: bool,
+    file: File,
+    file_bytes: u64,
+    preamble: Preamble,
+    term: u64,
+    index: u64,
+    keys: Keys,
+    header: Bytes,
+    /// Where the first chunk's record begins.
+    chunks_at: u64,
+    chunks: u64,
+    bytes: u64,
+    key_ids: (KeyId, KeyId),
+}
+
+impl SnapshotFile {
+    /// Authenticates the header and the end.
+    pub(super) fn open(path: &Path, keys: &Keys) -> Result<Self, Error> {
+        let position = format::parse_name(path).ok_or_else(|| Error::Snapshot {
+            path: path.into(),
+            reason: "its name is none that a snapshot has".into(),
+        })?;
+        Self::open_as(path, position, keys, false)
+    }
+
+    /// The same for a file that is not installed yet. It is removed when the last clone is gone.
+    pub(super) fn open_temporary(
+        path: &Path,
+        position: (u64, u64),
+        keys: &Keys,
+    ) -> Result<Self, Error> {
+        Self::open_as(path, position, keys, true)
+    }
+
+    fn open_as(
+        path: &Path,
+        (term, index): (u64, u64),
+        keys: &Keys,
+        temporary: bool,
+    ) -> Result<Self, Error> {
+        let damaged = |reason: &str| Error::Snapshot { path: path.into(), reason: reason.into() };
+        let file = File::open(path).map_err(Error::io("cannot open", path))?;
+        let file_bytes = file.metadata().map_err(Error::io("cannot read", path))?.len();
+        let mut bytes = [0; PREAMBLE_BYTES];
+        file.read_exact_at(&mut bytes, 0).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => damaged("it is too short"),
+            _ => Error::io("cannot read", path)(error),
+        })?;
+        if bytes[..8] != *MAGIC {
+            return Err(damaged("it does not begin as a snapshot"));
+        }
+        let found = u16::from_be_bytes([bytes[8], bytes[9]]);
+        if found > VERSION {
+            return Err(Error::Version { path: path.into(), found, known: VERSION });
+        }
+        let mut file_id = [0; 16];
+        file_id.copy_from_slice(&bytes[10..26]);
+        let preamble = Preamble::new(found, file_id, term, index);
+        if preamble.0 != bytes {
+            return Err(damaged("it is not the snapshot that its name says"));
+        }
+        let mut inner = Inner {
+            path: path.to_owned(),
+            temporary,
+            file,
+            file_bytes,
+            preamble,
+            term,
+            index,
+            keys: keys.clone(),
+            header: Bytes::new(),
+            chunks_at: 0,
+            chunks: 0,
+            bytes: 0,
+            key_ids: (KeyId(0), KeyId(0)),
+        };
+        let (header, first_key) = inner.read_record(PREAMBLE_BYTES as u64, Kind::Header, 0)?;
+        inner.chunks_at = (PREAMBLE_BYTES + FRAME_BYTES + OVERHEAD_BYTES + header.len()) as u64;
+        inner.header = header;
+        let last_key = inner.read_end()?;
+        inner.key_ids = (first_key, last_key);
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// What the writer was given at the beginning.
+    pub fn header(&self) -> &Bytes {
+        &self.inner.header
+    }
+
+    /// The term of the last entry that it covers.
+    pub fn term(&self) -> u64 {
+        self.inner.term
+    }
+
+    /// The index of the last entry that it covers.
+    pub fn index(&self) -> u64 {
+        self.inner.index
+    }
+
+    /// How many bytes its chunks have together.
+    pub fn bytes(&self) -> u64 {
+        self.inner.bytes
+    }
+
+    /// The random id of this file. No other file has it, also none with the same contents.
+    pub fn id(&self) -> [u8; 16] {
+        self.inner.preamble.file_id()
+    }
+
+    /// Where it is; a newer one may have replaced it.
+    pub fn path(&self) -> &Path {
+        &self.inner.path
+    }
+
+    /// Its chunks, from the first.
+    pub fn read(&self) -> Result<SnapshotReader, Error> {
+        let at = self.inner.chunks_at;
+        Ok(SnapshotReader { inner: Arc::clone(&self.inner), at, chunks: 0, bytes: 0, ended: false })
+    }
+
+    /// Whether it waits to be installed, under a name that counts for nothing.
+    pub(super) fn is_temporary(&self) -> bool {
+        self.inner.temporary
+    }
+
+    /// The data keys under which it may be sealed: these two and all between.
+    pub(crate) fn key_ids(&self) -> std::ops::RangeInclusive<u32> {
+        let (first, last) = self.inner.key_ids;
+        first.0..=last.0
+    }
+}
+
+impl Drop for Inner {
+    fn drop(&mut self) {
+        if self.temporary {
+            // Once it is installed it has another name, and nothing is there.
+            let _ = files::remove(&self.path);
+        }
+    }
+}
+
+impl fmt::Debug for SnapshotFile {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("SnapshotFile").field(&self.inner.path).finish()
+    }
+}
+
+impl Inner {
+    fn damaged(&self, reason: impl Into<String>) -> Error {
+        Error::Snapshot { path: self.path.clone(), reason: reason.into() }
+    }
+
+    fn read_at(&self, at: u64, bytes: &mut [u8]) -> Result<(), Error> {
+        self.file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
+            io::ErrorKind::UnexpectedEof => self.damaged("it was cut short"),
+            _ => Error::io("cannot read", &self.path)(error),
+        })
+    }
+
+    /// The kind and the length of the envelope at a place.
+    fn read_frame(&self, at: u64) -> Result<(u8, usize), Error> {
+        let mut frame = [0; FRAME_BYTES];
+        self.read_at(at, &mut frame)?;
+        let [kind, length @ ..] = frame;
+        Ok((kind, u32::from_be_bytes(length) as usize))
+    }
+
+    fn read_record(&self, at: u64, kind: Kind, sequence: u64) -> Result<(Bytes, KeyId), Error> {
+        let (found, length) = self.read_frame(at)?;
+        let allowed = OVERHEAD_BYTES..=OVERHEAD_BYTES + CHUNK_BYTES_MAX;
+        if found != kind as u8 || !allowed.contains(&length) {
+            return Err(self.damaged(format!("at byte {at} is no record that belongs there")));
+        }
+        let mut sealed = vec![0; length];
+        self.read_at(at + FRAME_BYTES as u64, &mut sealed)?;
+        let key = self.preamble.key(kind, sequence);
+        let key_id = crypto::key_id_of(&sealed).unwrap_or(KeyId(0));
+        let opened = self.keys.open_sealed(format::PLACE, &key, &sealed);
+        let opened = opened.map_err(|error| self.damaged(format!("at byte {at}: {error}")))?;
+        Ok((opened.into(), key_id))
+    }
+
+    /// The last record of the file, which has one size. It tells how many chunks lie before it.
+    fn read_end(&mut self) -> Result<KeyId, Error> {
+        let at = self.file_bytes.checked_sub(END_RECORD_BYTES as u64);
+        let at = at.filter(|at| *at >= self.chunks_at);
+        let at = at.ok_or_else(|| self.damaged("it was cut short"))?;
+        let (end, key_id) = self.read_record(at, Kind::End, 0)?;
+        let (counts, []) = end.as_chunks::<8>() else {
+            return Err(self.damaged("its end is malformed"));
+        };
+        let [chunks, bytes] = counts else { return Err(self.damaged("its end is malformed")) };
+        debug_assert_eq!(end.len(), END_BYTES);
+        self.chunks = u64::from_be_bytes(*chunks);
+        self.bytes = u64::from_be_bytes(*bytes);
+        Ok(key_id)
+    }
+}
+
+/// The chunks of a snapshot, each authenticated. After an error there is nothing more.
+pub struct SnapshotReader {
+    inner: Arc<Inner>,
+    at: u64,
+    chunks: u64,
+    bytes: u64,
+    ended: bool,
+}
+
+impl SnapshotReader {
+    fn read_next(&mut self) -> Result<Option<Bytes>, Error> {
+        let Inner { file_bytes, chunks, bytes, .. } = &*self.inner;
+        if self.at + END_RECORD_BYTES as u64 == *file_bytes {
+            if (self.chunks, self.bytes) == (*chunks, *bytes) {
+                return Ok(None);
+            }
+            return Err(self.inner.damaged("chunks are missing"));
+        }
+        let (chunk, _) = self.inner.read_record(self.at, Kind::Chunk, self.chunks)?;
+        self.at += (FRAME_BYTES + OVERHEAD_BYTES + chunk.len()) as u64;
+        self.chunks += 1;
+        self.bytes += chunk.len() as u64;
+        Ok(Some(chunk))
+    }
+}
+
+impl Iterator for SnapshotReader {
+    type Item = Result<Bytes, Error>;
+
+    fn next(&mut self) -> Option<Self::Item> {
+        if self.ended {
+            return None;
+        }
+        let chunk = self.read_next().transpose();
+        self.ended = !matches!(chunk, Some(Ok(_)));
+        chunk
+    }
+}

@@ -1,0 +1,246 @@
+//! The changes of one batch to the tree.
+//!
+//! [`Staging`] turns the storage thread's work into keys and values, and keeps what the tree will have once they are applied:
+//! the packs of the log, the records and the mark. It does not read clocks, seal, write or sync. What it needs of a tree is
+//! [`Target`], so a test compares it with a model.
+
+use std::{
+    collections::{BTreeMap, VecDeque},
+    io,
+};
+
+use bytes::Bytes;
+
+use super::{
+    check::Recovered,
+    format::{self, Pack, PackBuilder},
+    mark::Mark,
+    ops::Work,
+    state::change_record_sum,
+};
+use crate::raft_types::{Entry, LogId, Vote};
+
+/// How many packs one batch removes: each costs some 10 µs, and a caller may wait for the batch.
+const PURGED_PACKS_MAX: usize = 64;
+
+/// Keys with their new plaintext values; without one the key is removed.
+pub(super) type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
+
+/// The tree that changes are for.
+pub(super) trait Target {
+    /// Applies changes as one: a crash leaves all or none.
+    fn apply(&self, changes: Changes) -> io::Result<()>;
+    /// The plaintext value of a key.
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
+    /// The entries of the pack that begins at this index.
+    fn read_pack(&self, first: u64) -> io::Result<Vec<Entry>>;
+}
+
+/// See the module's page.
+pub(super) struct Staging {
+    mark: Mark,
+    packs: VecDeque<Pack>,
+    records: BTreeMap<String, u64>,
+    purged: Option<LogId>,
+    changes: Changes,
+    pack: PackBuilder,
+    encoded: Vec<u8>,
+}
+
+impl Staging {
+    pub(super) fn new(recovered: Recovered) -> Self {
+        let records = recovered.records.into_iter();
+        Self {
+            mark: recovered.mark,
+            packs: recovered.packs,
+            records: records.map(|(name, (sequence, _))| (name, sequence)).collect(),
+            purged: recovered.purged,
+            changes: Vec::new(),
+            pack: PackBuilder::default(),
+            encoded: Vec::new(),
+        }
+    }
+
+    /// The mark of the tree once everything that is staged is applied.
+    pub(super) fn mark(&self) -> &Mark {
+        &self.mark
+    }
+
+    /// Stages one piece of work. A truncation is applied at once, as it may need what was staged before it.
+    pub(super) fn stage(&mut self, work: Work, target: &impl Target) -> io::Result<()> {
+        match work {
+            Work::Append(entries) => self.stage_entries(&entries),
+            Work::Vote(vote) => self.stage_vote(&vote),
+            Work::Truncate(after) => return self.stage_truncation(after, target),
+            Work::Purge(to) => {
+                // An entry that follows a purge beyond the end does not follow those before it.
+                self.stage_pack();
+                self.purged = Some(to);
+                self.stage_purged();
+            }
+        }
+        Ok(())
+    }
+
+    pub(super) fn stage_committed(&mut self, committed: Option<LogId>) {
+        self.stage_pack();
+        let committed = format::encode_log_id(committed.as_ref());
+        self.mark.committed = self.stage_value(format::COMMITTED.to_vec(), &committed);
+    }
+
+    pub(super) fn stage_records(&mut self, records: BTreeMap<String, Option<Bytes>>) {
+        self.stage_pack();
+        for (name, value) in records {
+            let key = format::record_key(&name);
+            let old = self.records.get(&name).copied();
+            let new = match value {
+                Some(value) => Some(self.stage_value(key, &value)),
+                None => {
+                    self.changes.push((key, None));
+                    self.stage_value(format::REMOVED.to_vec(), b"");
+                    None
+                }
+            };
+            self.mark.records = change_record_sum(self.mark.records, &name, old, new);
+            match new {
+                Some(sequence) => self.records.insert(name, sequence),
+                None => self.records.remove(&name),
+            };
+        }
+    }
+
+    /// Whether there are packs that a purge covers.
+    pub(super) fn purgeable(&self) -> bool {
+        let purged = self.purged.map(|purged| purged.index);
+        self.packs.front().is_some_and(|pack| Some(pack.last) <= purged)
+    }
+
+    /// Removes some of the packs that are purged, if there are any, and applies everything.
+    pub(super) fn finish(&mut self, target: &impl Target) -> io::Result<()> {
+        self.stage_pack();
+        if self.purgeable() {
+            for _ in 0..PURGED_PACKS_MAX {
+                if !self.purgeable() {
+                    break;
+                }
+                if let Some(pack) = self.packs.pop_front() {
+                    self.stage_removal(pack);
+                }
+            }
+            if self.packs.is_empty() {
+                self.mark.last_pack = 0;
+            }
+            // Again, so that the note is never older than a removal.
+            self.stage_purged();
+        }
+        self.apply(target)
+    }
+
+    /// Writes the small values again, to be sealed under the active key, so that older keys come out of use.
+    pub(super) fn reseal(&mut self, target: &impl Target) -> io::Result<()> {
+        let malformed = |reason| io::Error::new(io::ErrorKind::InvalidData, reason);
+        for key in format::METAS {
+            let Some(plaintext) = target.get(key)? else { continue };
+            let (_, body) = format::split_value(plaintext).map_err(malformed)?;
+            let sequence = self.stage_value(key.to_vec(), &body);
+            match key {
+                format::VOTE => self.mark.vote = sequence,
+                format::COMMITTED => self.mark.committed = sequence,
+                format::PURGED => self.mark.purged = sequence,
+                format::TRUNCATED => self.mark.truncated = sequence,
+                _ => {}
+            }
+        }
+        for (name, old) in std::mem::take(&mut self.records) {
+            let key = format::record_key(&name);
+            let Some(plaintext) = target.get(&key)? else { continue };
+            let (_, body) = format::split_value(plaintext).map_err(malformed)?;
+            let new = self.stage_value(key, &body);
+            self.mark.records = change_record_sum(self.mark.records, &name, Some(old), Some(new));
+            self.records.insert(name, new);
+        }
+        Ok(())
+    }
+
+    fn apply(&mut self, target: &impl Target) -> io::Result<()> {
+        let changes = std::mem::take(&mut self.changes);
+        if changes.is_empty() { Ok(()) } else { target.apply(changes) }
+    }
+
+    /// Stages one value and gives its sequence number.
+    fn stage_value(&mut self, key: Vec<u8>, body: &[u8]) -> u64 {
+        self.mark.sequence += 1;
+        self.changes.push((key, Some(format::value(self.mark.sequence, body))));
+        self.mark.sequence
+    }
+
+    fn stage_vote(&mut self, vote: &Vote) {
+        let vote = prost::Message::encode_to_vec(&crate::convert::vote_to_wire(vote));
+        self.mark.vote = self.stage_value(format::VOTE.to_vec(), &vote);
+    }
+
+    fn stage_entries(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            let mut encoded = std::mem::take(&mut self.encoded);
+            format::encode_entry(entry, &mut encoded);
+            if !self.pack.push(&encoded, entry.log_id.index) {
+                self.stage_pack();
+                let taken = self.pack.push(&encoded, entry.log_id.index);
+                assert!(taken, "an empty pack took no entry");
+            }
+            // The buffer of one huge entry is given back.
+            encoded.shrink_to(format::PACK_BYTES_MAX);
+            self.encoded = encoded;
+        }
+    }
+
+    fn stage_pack(&mut self) {
+        if self.pack.is_empty() {
+            return;
+        }
+        let (pack, values) = self.pack.finish(self.mark.last_pack, &mut self.mark.sequence);
+        for (part, value) in (0..pack.parts).zip(values) {
+            self.changes.push((format::part_key(pack.first, part), Some(value)));
+        }
+        self.mark.last_pack = pack.sequence;
+        self.packs.push_back(pack);
+    }
+
+    /// Removes the packs after `after`, and writes again the one that it cuts through.
+    fn stage_truncation(&mut self, after: Option<u64>, target: &impl Target) -> io::Result<()> {
+        // What is staged must be in the tree, to be read back.
+        self.stage_pack();
+        self.apply(target)?;
+        let next = after.map_or(0, |after| after + 1);
+        let mut cut = None;
+        while let Some(pack) = self.packs.pop_back_if(|pack| pack.last >= next) {
+            self.stage_removal(pack);
+            cut = (pack.first < next).then_some(pack);
+        }
+        self.mark.last_pack = self.packs.back().map_or(0, |pack| pack.sequence);
+        if let Some(pack) = cut {
+            let entries = target.read_pack(pack.first)?;
+            let kept = entries.iter().take_while(|entry| entry.log_id.index < next);
+            self.stage_entries(&kept.cloned().collect::<Vec<_>>());
+            self.stage_pack();
+        }
+        self.mark.truncated = self.stage_value(format::TRUNCATED.to_vec(), &next.to_be_bytes());
+        // As one: a crash leaves the log as it was before, or as it should be now.
+        self.apply(target)
+    }
+
+    fn stage_removal(&mut self, pack: Pack) {
+        for part in 0..pack.parts {
+            self.changes.push((format::part_key(pack.first, part), None));
+        }
+    }
+
+    fn stage_purged(&mut self) {
+        let purged = format::encode_log_id(self.purged.as_ref());
+        self.mark.purged = self.stage_value(format::PURGED.to_vec(), &purged);
+    }
+}
+
+#[cfg(test)]
+#[path = "staging_tests.rs"]
+mod tests;

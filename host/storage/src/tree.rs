@@ -1,0 +1,293 @@
+//! The encrypted tree: the only file that names sled.
+//!
+//! # Contract
+//!
+//! - What [`Tree::apply`] was given is readable when it returns, all of it or, after a crash, none.
+//! - What was applied before [`Tree::sync`] is on stable storage when that returns. sled's own
+//!   `flush` is not enough: on Linux it ends in `sync_file_range`, which flushes neither the device's
+//!   cache nor the file's size. So a sync is a flush and an `fdatasync` on a descriptor of our own.
+//! - Values are sealed envelopes bound to their keys. sled and the disk see keys and sizes.
+//!
+//! # Caveats
+//!
+//! sled asserts where it should return errors, and calls itself corrupt only sometimes: every way in
+//! is guarded against its panics. It may also open after damage with *less* than was written; what
+//! recovery makes of that is `check.rs`'s matter.
+
+use std::{
+    fs::{self, File, TryLockError},
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    path::{Path, PathBuf},
+    sync::Arc,
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{Error, Keys, Medium, files};
+use conclave_crypto::KeyId;
+
+/// Values above a quarter of a segment go to blob files, which sled never syncs, and a leaf of some
+/// 17 values is written as one. 16 MiB is the largest segment that sled takes; with values of at most
+/// [`VALUE_BYTES_MAX`] no leaf ever gets there.
+const SEGMENT_BYTES: usize = 16 << 20;
+
+/// The largest value, sealed: 17 of them stay below a quarter of a segment.
+pub(super) const VALUE_BYTES_MAX: usize = 240 << 10;
+
+/// The log is read from memory, but for peers that lag; so sled's own cache can be small. Its real
+/// memory is a multiple of this.
+const CACHE_BYTES: u64 = 4 << 20;
+
+/// sled's background thread also collects garbage: it stays on, at sled's default pace.
+const FLUSHER_MS: u64 = 500;
+
+/// How long a tree that was closed may take to let go of its file.
+const CLOSING_TIME_MAX: Duration = Duration::from_secs(10);
+
+/// Where the values are sealed for.
+const PLACE: &str = "log";
+
+/// Changes to be applied as one.
+#[derive(Default)]
+pub(super) struct Batch {
+    writes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
+}
+
+impl Batch {
+    /// `sealed` comes from [`Tree::seal`] with the same key.
+    pub(super) fn insert(&mut self, key: Vec<u8>, sealed: Vec<u8>) {
+        debug_assert!(sealed.len() <= VALUE_BYTES_MAX);
+        self.writes.push((key, Some(sealed)));
+    }
+
+    pub(super) fn remove(&mut self, key: Vec<u8>) {
+        self.writes.push((key, None));
+    }
+
+    pub(super) fn is_empty(&self) -> bool {
+        self.writes.is_empty()
+    }
+}
+
+/// The tree of the log, the vote and the records.
+pub(super) struct Tree {
+    db: sled::Db,
+    /// Our own descriptor of sled's file, for the sync that counts.
+    file: File,
+    medium: Arc<dyn Medium>,
+    keys: Keys,
+    dir: PathBuf,
+}
+
+impl Tree {
+    /// Makes an empty tree. What is in the directory is removed first.
+    pub(super) fn create(dir: &Path, keys: Keys, medium: Arc<dyn Medium>) -> Result<Self, Error> {
+        files::remove_dir(dir)?;
+        files::create_dir(dir)?;
+        let tree = Self::open_any(dir, keys, medium)?;
+        // sled syncs neither its files' names nor its configuration.
+        tree.sync().map_err(Error::io("cannot sync", dir))?;
+        for name in ["conf", "db"] {
+            let path = dir.join(name);
+            let synced = File::open(&path).and_then(|file| file.sync_all());
+            synced.map_err(Error::io("cannot sync", &path))?;
+        }
+        files::sync_dir(dir)?;
+        Ok(tree)
+    }
+
+    /// Opens what [`Self::create`] made.
+    pub(super) fn open(dir: &Path, keys: Keys, medium: Arc<dyn Medium>) -> Result<Self, Error> {
+        for name in ["conf", "db"] {
+            // sled would make them anew, and forget everything.
+            let path = dir.join(name);
+            match fs::metadata(&path) {
+                Ok(metadata) if metadata.len() > 0 => {}
+                Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                    return Err(Error::io("cannot read", &path)(error));
+                }
+                _ => return Err(Error::Missing { path }),
+            }
+        }
+        let unreadable = Error::io("cannot read directory", dir);
+        let names: io::Result<Vec<_>> =
+            fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
+        for path in names.map_err(unreadable)? {
+            // sled was interrupted while it wrote a snapshot of its page table, and would take this
+            // for a whole one.
+            if path.extension().is_some_and(|extension| extension == "generating") {
+                files::remove(&path)?;
+            }
+        }
+        forget_what_is_not_on_disk(&dir.join("db"), &*medium)?;
+        files::sync_dir(dir)?;
+        Self::open_any(dir, keys, medium)
+    }
+
+    fn open_any(dir: &Path, keys: Keys, medium: Arc<dyn Medium>) -> Result<Self, Error> {
+        wait_until_closed(dir, CLOSING_TIME_MAX)?;
+        let db = guard(|| {
+            sled::Config::default()
+                .path(dir)
+                .segment_size(SEGMENT_BYTES)
+                .cache_capacity(CACHE_BYTES)
+                .flush_every_ms(Some(FLUSHER_MS))
+                .mode(sled::Mode::LowSpace)
+                .use_compression(false)
+                .open()
+        })
+        .map_err(|error| Error::unreadable(format!("the log in {}", dir.display()), dir, error))?;
+        let path = dir.join("db");
+        let file = File::options().read(true).write(true).open(&path);
+        let file = file.map_err(Error::io("cannot open", &path))?;
+        Ok(Self { db, file, medium, keys, dir: dir.to_owned() })
+    }
+
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
+    pub(super) fn active_key(&self) -> KeyId {
+        self.keys.active()
+    }
+
+    pub(super) fn seal(&self, key: &[u8], plaintext: &[u8]) -> io::Result<Vec<u8>> {
+        Ok(self.keys.seal(PLACE, key, plaintext)?)
+    }
+
+    /// A value, opened.
+    pub(super) fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let sealed = guard(|| self.db.get(key))?;
+        sealed.map(|sealed| self.open_value(key, &sealed)).transpose()
+    }
+
+    /// The last key that is at most `key` and begins with `prefix`.
+    pub(super) fn last_key_up_to(&self, prefix: u8, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        let from: &[u8] = &[prefix];
+        let last = guard(|| self.db.range(from..=key).next_back().transpose())?;
+        Ok(last.map(|(key, _)| key.to_vec()))
+    }
+
+    /// All that is there, in the order of the keys: key and value as it lies there.
+    pub(super) fn scan(&self) -> impl Iterator<Item = io::Result<(sled::IVec, sled::IVec)>> {
+        let mut items = self.db.iter();
+        std::iter::from_fn(move || guard(|| items.next().transpose()).transpose())
+    }
+
+    pub(super) fn open_value(&self, key: &[u8], sealed: &[u8]) -> io::Result<Vec<u8>> {
+        self.keys
+            .open_sealed(PLACE, key, sealed)
+            .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+    }
+
+    /// Applies a batch. Not durable before a [`Self::sync`].
+    pub(super) fn apply(&self, batch: Batch) -> io::Result<()> {
+        let mut writes = batch.writes;
+        if writes.len() == 1
+            && let Some((key, value)) = writes.pop()
+        {
+            // One write needs no batch, which in sled costs two more messages in its log.
+            return guard(|| match value {
+                Some(value) => self.db.insert(key, value),
+                None => self.db.remove(key),
+            })
+            .map(drop);
+        }
+        let mut batch = sled::Batch::default();
+        for (key, value) in writes {
+            match value {
+                Some(value) => batch.insert(key, value),
+                None => batch.remove(key),
+            }
+        }
+        guard(|| self.db.apply_batch(batch))
+    }
+
+    /// Makes what was applied durable.
+    pub(super) fn sync(&self) -> io::Result<()> {
+        guard(|| self.db.flush())?;
+        self.medium.sync(&self.file)
+    }
+
+    /// Bytes on disk.
+    pub(super) fn disk_bytes(&self) -> u64 {
+        guard(|| self.db.size_on_disk()).unwrap_or(0)
+    }
+}
+
+/// Syncs a file that an earlier process wrote, and drops the kernel's copy of it, so that what is read from now on is on
+/// the disk. After a sync that failed the kernel takes its pages for written and serves them from memory (Rebello et
+/// al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
+fn forget_what_is_not_on_disk(path: &Path, medium: &dyn Medium) -> Result<(), Error> {
+    let file = File::options().read(true).write(true).open(path);
+    let file = file.map_err(Error::io("cannot open", path))?;
+    medium.sync(&file).map_err(Error::io("cannot sync", path))?;
+    // A hint: file systems without a page cache refuse it.
+    let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
+    Ok(())
+}
+
+/// sled locks its file, and its threads may hold that a moment longer than the last handle was there. So a tree
+/// that is opened again, as a new one is, waits for them. The directory's own lock keeps other nodes out; whoever
+/// else holds the file longer has it in use.
+fn wait_until_closed(dir: &Path, limit: Duration) -> Result<(), Error> {
+    // What is wrong with the file, sled says.
+    let Ok(file) = File::open(dir.join("db")) else { return Ok(()) };
+    let began = Instant::now();
+    while let Err(TryLockError::WouldBlock) = file.try_lock() {
+        if began.elapsed() >= limit {
+            return Err(Error::InUse { dir: dir.to_owned(), pid: None });
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    Ok(())
+}
+
+/// Runs something of sled's, and makes an error of a panic.
+fn guard<T>(call: impl FnOnce() -> sled::Result<T>) -> io::Result<T> {
+    match catch_unwind(AssertUnwindSafe(call)) {
+        Ok(result) => result.map_err(io::Error::from),
+        Err(panic) => {
+            let reason = panic
+                .downcast_ref::<String>()
+                .map(String::as_str)
+                .or_else(|| panic.downcast_ref::<&str>().copied());
+            let reason = reason.unwrap_or("no reason given");
+            Err(io::Error::new(io::ErrorKind::InvalidData, format!("sled gave up: {reason}")))
+        }
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+    use crate::{Disk, Identity};
+    use conclave_crypto::MasterKey;
+    use conclave_types::ModuleId;
+
+    #[test]
+    fn a_tree_that_is_still_being_closed_is_waited_for() {
+        let dir = tempfile::tempdir().unwrap();
+        let module_id = ModuleId([1; 32]);
+        let identity =
+            Identity { cluster_id: "c".into(), node_id: 1, incarnation: [3; 16], module_id };
+        let keys = Keys::create(dir.path(), identity, MasterKey::from_bytes([7; 32])).unwrap();
+        let log = dir.path().join("log");
+        drop(Tree::create(&log, keys.clone(), Arc::new(Disk)).unwrap());
+        wait_until_closed(&log, CLOSING_TIME_MAX).unwrap();
+        let file = File::open(log.join("db")).unwrap();
+        file.try_lock().unwrap();
+        let refused = wait_until_closed(&log, Duration::from_millis(20));
+        assert!(matches!(refused, Err(Error::InUse { .. })), "{refused:?}");
+        let closing = thread::spawn(move || {
+            thread::sleep(Duration::from_millis(300));
+            drop(file);
+        });
+        let began = Instant::now();
+        Tree::open(&log, keys, Arc::new(Disk)).unwrap();
+        assert!(began.elapsed() >= Duration::from_millis(250));
+        closing.join().unwrap();
+    }
+}

@@ -1,0 +1,289 @@
+//! The storage thread: the one writer, and group commit.
+//!
+//! It takes everything that waits in its queue, applies it to the tree as one batch, syncs once, and
+//! then answers everybody. While it syncs, the next batch gathers. What nobody waits for (the
+//! committed index, records) lies in [`super::state::Lazy`] and rides along with the next batch, or is
+//! applied without a sync after [`LINGER`].
+//!
+//! Order: the queue is the order in which votes and log changes were made, and sled recovers a prefix
+//! of what it was given; so a vote and the log never change places. What rides along comes after what
+//! it rides with, because the committed index may speak of it.
+
+use std::{
+    io,
+    panic::{AssertUnwindSafe, catch_unwind},
+    sync::{
+        Arc,
+        mpsc::{Receiver, RecvTimeoutError},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::{
+    check::Recovered,
+    crowd::Crowd,
+    mark::MarkFile,
+    ops::{Op, Waiting, Work},
+    reader,
+    staging::{Changes, Staging, Target},
+    state::{Lazy, Shared},
+    tree::{Batch, Tree},
+};
+use crate::raft_types::Entry;
+
+/// How long something lazy waits for a batch to ride along with. The committed index, which moves with
+/// every batch and only spares a restart some questions, is written no more often than this.
+const LINGER: Duration = Duration::from_millis(200);
+
+/// How many bytes of entries go into one batch. What is left in the queue makes the next one: this
+/// bounds how long a vote can wait behind entries.
+const BATCH_BYTES_MAX: usize = 8 << 20;
+
+pub(super) struct Writer {
+    shared: Arc<Shared>,
+    tree: Arc<Tree>,
+    mark_file: MarkFile,
+    queue: Receiver<Op>,
+    crowd: Crowd,
+    staging: Staging,
+    /// When the committed index was staged last.
+    committed_at: Option<Instant>,
+    /// Small values are sealed under data keys that are not active any more.
+    reseals: bool,
+}
+
+impl Target for Tree {
+    fn apply(&self, changes: Changes) -> io::Result<()> {
+        let mut batch = Batch::default();
+        for (key, value) in changes {
+            match value {
+                Some(value) => {
+                    let sealed = self.seal(&key, &value)?;
+                    batch.insert(key, sealed);
+                }
+                None => batch.remove(key),
+            }
+        }
+        Tree::apply(self, batch)
+    }
+
+    fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
+        Tree::get(self, key)
+    }
+
+    fn read_pack(&self, first: u64) -> io::Result<Vec<Entry>> {
+        reader::read_pack(self, first)
+    }
+}
+
+impl Writer {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        tree: Arc<Tree>,
+        mark_file: MarkFile,
+        recovered: Recovered,
+        queue: Receiver<Op>,
+    ) -> Self {
+        let active = tree.active_key();
+        let reseals = recovered.small_key_ids.iter().any(|key_id| *key_id != active);
+        Self {
+            shared,
+            tree,
+            mark_file,
+            queue,
+            crowd: Crowd::default(),
+            staging: Staging::new(recovered),
+            committed_at: None,
+            reseals,
+        }
+    }
+
+    /// Runs until [`Op::Shutdown`], or until all senders are dropped.
+    pub(super) fn run(mut self) {
+        loop {
+            let (ops, ends) = self.gather();
+            self.shared.progress.begin();
+            self.shared.batches.send_replace(self.crowd.is_there());
+            let (began, entries) = (Instant::now(), ops.iter().map(Op::entries).sum());
+            let lazy = std::mem::take(&mut self.shared.lock().lazy);
+            let urgent =
+                ops.iter().any(|op| !matches!(op, Op::Purge(_) | Op::Wake | Op::Shutdown)) || ends;
+            let mut waiting = Vec::with_capacity(ops.len());
+            let result = match self.shared.check_poisoned() {
+                Err(error) => {
+                    waiting.extend(ops.into_iter().filter_map(Waiting::of));
+                    Err(error)
+                }
+                Ok(()) => {
+                    let commit = || self.commit(ops, lazy, urgent, ends, &mut waiting);
+                    let result = catch_unwind(AssertUnwindSafe(commit))
+                        .unwrap_or_else(|panic| Err(self.shared.panicked(&*panic)));
+                    result.inspect_err(|error| self.shared.poison(error))
+                }
+            };
+            self.crowd.note(entries, began.elapsed());
+            self.answer(waiting, &result);
+            if result.is_ok() && urgent {
+                self.write_mark(ends);
+            }
+            self.shared.progress.end();
+            if ends {
+                return;
+            }
+        }
+    }
+
+    /// Waits for work and takes what there is. True: this is the end.
+    fn gather(&mut self) -> (Vec<Op>, bool) {
+        let mut ops = Vec::new();
+        let mut bytes = 0;
+        let mut ends = false;
+        let mut next = self.wait();
+        if let Ok(Op::Append { entries, .. }) = &next {
+            thread::sleep(self.crowd.pause(entries.len()));
+        }
+        loop {
+            match next {
+                Ok(Op::Shutdown) | Err(RecvTimeoutError::Disconnected) => ends = true,
+                Ok(op) => {
+                    if let Op::Append { bytes: more, .. } = &op {
+                        bytes += more;
+                    }
+                    ops.push(op);
+                }
+                Err(RecvTimeoutError::Timeout) => {}
+            }
+            if ends || bytes >= BATCH_BYTES_MAX {
+                return (ops, ends);
+            }
+            match self.queue.try_recv() {
+                Ok(op) => next = Ok(op),
+                Err(_) => return (ops, ends),
+            }
+        }
+    }
+
+    fn wait(&mut self) -> Result<Op, RecvTimeoutError> {
+        match self.queue.recv_timeout(LINGER) {
+            Err(RecvTimeoutError::Timeout) => {}
+            received => return received,
+        }
+        {
+            let mut state = self.shared.lock();
+            let purges = self.staging.purgeable() && self.shared.poisoned().is_none();
+            if !state.lazy.is_empty() || purges {
+                return Err(RecvTimeoutError::Timeout);
+            }
+            state.parked = true;
+        }
+        let received = self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected);
+        self.shared.lock().parked = false;
+        // Woken for something lazy: let it linger, somebody urgent may come.
+        match received {
+            Ok(Op::Wake) => self.queue.recv_timeout(LINGER),
+            received => received,
+        }
+    }
+
+    fn commit(
+        &mut self,
+        ops: Vec<Op>,
+        lazy: Lazy,
+        urgent: bool,
+        ends: bool,
+        waiting: &mut Vec<Waiting>,
+    ) -> io::Result<()> {
+        // Whatever happens below, everybody who waits is answered.
+        let mut work = Vec::with_capacity(ops.len());
+        for op in ops {
+            match op {
+                Op::Append { entries, bytes, epoch, flushed } => {
+                    let to = entries.last().map(|entry| entry.log_id.index + 1);
+                    waiting.push(Waiting::Append { bytes, epoch, to, flushed });
+                    work.push(Work::Append(entries));
+                }
+                Op::Vote(vote, done) => {
+                    waiting.push(Waiting::Vote(vote, done));
+                    work.push(Work::Vote(vote));
+                }
+                Op::Truncate(after) => work.push(Work::Truncate(after)),
+                Op::Purge(to) => work.push(Work::Purge(to)),
+                Op::Wake | Op::Sync | Op::Shutdown => {}
+            }
+        }
+        let tree = &*self.tree;
+        if std::mem::take(&mut self.reseals) {
+            self.staging.reseal(tree)?;
+        }
+        for work in work {
+            self.staging.stage(work, tree)?;
+        }
+        self.stage_lazy(lazy, urgent && !ends);
+        self.staging.finish(&*self.tree)?;
+        if urgent {
+            self.shared.progress.begin();
+            self.tree.sync()?;
+        }
+        Ok(())
+    }
+
+    /// Writes the mark after the answers, which do not wait for it: an older mark promises less.
+    fn write_mark(&mut self, ends: bool) {
+        let mut written = self.mark_file.write(self.staging.mark());
+        if ends {
+            written = written.and_then(|()| self.mark_file.sync());
+        }
+        if let Err(error) = written {
+            self.shared.poison(error);
+        }
+    }
+
+    fn answer(&self, waiting: Vec<Waiting>, result: &io::Result<()>) {
+        if result.is_ok() {
+            let mut state = self.shared.lock();
+            let now = state.epoch;
+            for waiting in &waiting {
+                match waiting {
+                    // After a truncation the end means nothing; what comes next tells.
+                    Waiting::Append { bytes, epoch, to, .. } => {
+                        state.written(to.filter(|_| *epoch == now), *bytes);
+                    }
+                    Waiting::Vote(vote, _) => state.vote = Some(*vote),
+                }
+            }
+        }
+        self.shared.written.notify_waiters();
+        // The newest first: it completes the older ones too, and openraft's forwarder sleeps for a timer tick
+        // after each further completion.
+        for waiting in waiting.into_iter().rev() {
+            let result = match result {
+                Ok(()) => Ok(()),
+                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+            };
+            match waiting {
+                Waiting::Append { flushed, .. } => flushed.io_completed(result),
+                // Whoever asked may have gone.
+                Waiting::Vote(_, done) => drop(done.send(result)),
+            }
+        }
+    }
+
+    /// `hurried`: a caller waits for the batch, and a single value needs no batch of sled's.
+    fn stage_lazy(&mut self, lazy: Lazy, hurried: bool) {
+        let recent = self.committed_at.is_some_and(|at| at.elapsed() < LINGER);
+        if let Some(committed) = lazy.committed {
+            if hurried && recent {
+                self.shared.lock().lazy.committed.get_or_insert(committed);
+            } else {
+                self.committed_at = Some(Instant::now());
+                self.staging.stage_committed(committed);
+            }
+        }
+        self.staging.stage_records(lazy.records);
+    }
+}
+
+#[cfg(test)]
+#[path = "writer_tests.rs"]
+mod tests;

@@ -1,0 +1,86 @@
+//! What a crash in the middle of a batch may leave.
+#![allow(clippy::unwrap_used, reason = "tests")]
+
+use std::{path::Path, sync::mpsc};
+
+use openraft::storage::IOFlushed;
+
+use super::*;
+use crate::{
+    Disk, Identity, Keys, check, format,
+    mark::Mark,
+    raft_types::{LogId, Payload},
+};
+use conclave_crypto::MasterKey;
+use conclave_types::ModuleId;
+
+fn entries(term: u64, indexes: std::ops::Range<u64>) -> Op {
+    let blank =
+        |index| Entry { log_id: LogId::new_term_index(term, index), payload: Payload::Blank };
+    let entries = indexes.map(blank).collect();
+    Op::Append { entries, bytes: 0, epoch: 0, flushed: IOFlushed::noop() }
+}
+
+fn writer(dir: &Path) -> Writer {
+    let incarnation = [3; 16];
+    let module_id = ModuleId([1; 32]);
+    let identity = Identity { cluster_id: "c".into(), node_id: 1, incarnation, module_id };
+    let keys = Keys::create(dir, identity, MasterKey::from_bytes([7; 32])).unwrap();
+    let tree = Tree::create(&dir.join("log"), keys.clone(), Arc::new(Disk)).unwrap();
+    crate::birth(&tree, &incarnation).unwrap();
+    MarkFile::create(dir, keys.clone(), &Mark::default()).unwrap();
+    let (mark_file, mark) = MarkFile::open(dir, keys).unwrap();
+    let recovered = check::check(&tree, &incarnation, &mark).unwrap();
+    let shared = Arc::new(Shared::new(&recovered));
+    Writer::new(shared, Arc::new(tree), mark_file, recovered, mpsc::channel().1)
+}
+
+impl Writer {
+    fn commit_all(&mut self, ops: Vec<Op>, committed: Option<LogId>) -> io::Result<()> {
+        let lazy = Lazy { committed: committed.map(Some), ..Lazy::default() };
+        self.commit(ops, lazy, true, false, &mut Vec::new())
+    }
+}
+
+/// The committed index comes after the truncation and the entries that it may speak of: were it there
+/// first, it would after a crash name the entries that were to be truncated.
+#[test]
+fn what_rides_along_is_never_there_first() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = writer(dir.path());
+    writer.commit_all(vec![entries(1, 0..11)], None).unwrap();
+    // The pack that the truncation cuts through is gone: it fails as late as it can.
+    let mut batch = Batch::default();
+    batch.remove(format::part_key(0, 0));
+    Tree::apply(&writer.tree, batch).unwrap();
+    let ops = vec![Op::Truncate(Some(7)), entries(2, 8..9)];
+    let committed = LogId::new_term_index(2, 8);
+    writer.commit_all(ops, Some(committed)).unwrap_err();
+    assert!(Tree::get(&writer.tree, format::COMMITTED).unwrap().is_none());
+}
+
+/// What follows on a purge alone is never there without it, wherever in a batch it comes.
+#[test]
+fn a_purge_keeps_its_place_in_the_queue() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = writer(dir.path());
+    writer.commit_all(vec![entries(1, 0..11)], None).unwrap();
+    let purge = Op::Purge(LogId::new_term_index(2, 50));
+    let ops = vec![Op::Truncate(Some(7)), purge, entries(2, 51..60), Op::Truncate(Some(55))];
+    writer.commit_all(ops, None).unwrap();
+    let found = check::check(&writer.tree, &[3; 16], &Mark::default()).unwrap();
+    assert_eq!(found.purged, Some(LogId::new_term_index(2, 50)));
+    assert_eq!(found.last, Some(LogId::new_term_index(2, 55)));
+}
+
+/// A snapshot that covers entries which still wait for the disk: they, the purge and what follows it are one batch.
+#[test]
+fn entries_on_both_sides_of_a_purge_are_not_one_pack() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut writer = writer(dir.path());
+    let purge = Op::Purge(LogId::new_term_index(2, 50));
+    writer.commit_all(vec![entries(1, 0..11), purge, entries(2, 51..60)], None).unwrap();
+    let found = check::check(&writer.tree, &[3; 16], &Mark::default()).unwrap();
+    assert_eq!(found.purged, Some(LogId::new_term_index(2, 50)));
+    assert_eq!(found.last, Some(LogId::new_term_index(2, 59)));
+}

@@ -1,0 +1,316 @@
+//! The data directory as a whole: whose it is, who has it open, what may be in it.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path};
+
+use conclave_crypto::MasterKey;
+use conclave_storage::{Error, Options, Storage, raft_types::Vote};
+use conclave_types::ModuleId;
+use openraft::{RaftLogReader, storage::RaftLogStorage};
+
+use crate::support::*;
+
+fn refusal(options: Options) -> String {
+    match Storage::open(options) {
+        Ok(_) => panic!("opened"),
+        Err(error) => error.to_string(),
+    }
+}
+
+/// Name and content of every file, but for the lock's.
+fn image(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
+    let files = files(dir).into_iter().filter(|path| !path.ends_with("lock"));
+    files.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
+}
+
+#[test]
+fn a_second_opening_is_told_who_has_it() {
+    let (dir, storage) = fresh();
+    let error = refusal(options(dir.path()));
+    assert!(error.contains("in use"), "{error}");
+    assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
+    let snapshots = storage.snapshots.clone();
+    drop(storage);
+    assert!(refusal(options(dir.path())).contains("in use"), "a part is still held");
+    drop(snapshots);
+    open(dir.path());
+}
+
+/// A file system of its own has `lost+found`, and backup tools leave files.
+#[tokio::test(flavor = "multi_thread")]
+async fn foreign_names_among_the_snapshots_are_ignored() {
+    let (dir, storage) = fresh();
+    drop(storage);
+    let snapshots = dir.path().join("snapshots");
+    fs::create_dir(snapshots.join("lost+found")).unwrap();
+    fs::write(snapshots.join(".nfs0001"), b"x").unwrap();
+    let storage = open(dir.path());
+    assert!(storage.snapshots.latest().unwrap().is_none());
+    drop(storage);
+    // A snapshot whose name is damaged may be the only one.
+    fs::write(snapshots.join("1-x.snap"), b"x").unwrap();
+    let error = refusal(options(dir.path()));
+    assert!(error.contains("1-x.snap") && error.contains("damaged"), "{error}");
+}
+
+/// Leftovers of interrupted writes take room, and are removed.
+#[test]
+fn leftovers_of_interrupted_writes_are_removed() {
+    let (dir, storage) = fresh();
+    drop(storage);
+    for name in ["keyring.tmp", "genesis.tmp", "identity.tmp"] {
+        fs::write(dir.path().join(name), b"half").unwrap();
+    }
+    drop(open(dir.path()));
+    assert!(files(dir.path()).iter().all(|path| path.extension() != Some("tmp".as_ref())));
+}
+
+/// A directory that another user owns is not damaged.
+#[test]
+fn missing_permissions_are_named_as_such() {
+    let (dir, storage) = fresh();
+    drop(storage);
+    let keyring = dir.path().join("keyring");
+    fs::set_permissions(&keyring, fs::Permissions::from_mode(0o000)).unwrap();
+    if fs::File::open(&keyring).is_ok() {
+        // The superuser reads everything.
+        return;
+    }
+    let error = refusal(options(dir.path()));
+    assert!(error.contains("user that the node runs as") && !error.contains("damaged"), "{error}");
+}
+
+/// A directory of somebody else's, or a wrong key: refused by name, and nothing is written.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_mix_up_is_named_and_changes_nothing() {
+    let (dir, storage) = fresh();
+    append(&storage.log, vec![entry(1, 0, 100)]).await.unwrap();
+    drop(storage);
+    let before = image(dir.path());
+    let ours = || options(dir.path());
+    let cases = [
+        (Options { cluster_id: "other".into(), ..ours() }, "cluster"),
+        (Options { node_id: 2, ..ours() }, "node 1"),
+        (Options { master_key: MasterKey::generate().unwrap(), ..ours() }, "wrong master key"),
+    ];
+    for (options, expected) in cases {
+        let error = refusal(options);
+        assert!(error.contains(expected), "{error}");
+        assert!(image(dir.path()) == before, "{expected}: something was written");
+    }
+    assert_eq!(all(&open(dir.path()).log).len(), 1);
+}
+
+/// A newer program carries another default machine. The cluster goes on with its own.
+#[test]
+fn a_directory_keeps_the_module_that_it_was_made_for() {
+    let (dir, storage) = fresh();
+    assert!(storage.genesis == module());
+    drop(storage);
+    assert_eq!(Storage::made_for(dir.path()).unwrap(), Some(ModuleId::of(&module())));
+    let other = bytes::Bytes::from_static(b"another");
+    let other = Options { module_id: ModuleId::of(&other), module: other, ..options(dir.path()) };
+    let storage = Storage::open(other.clone()).unwrap();
+    assert!(storage.genesis == module());
+    assert_eq!(storage.identity.module_id, ModuleId::of(&module()));
+    // Whatever happens to the file is found out; one of before there was one is made of what is given.
+    drop(storage);
+    let path = dir.path().join("genesis");
+    let whole = fs::read(&path).unwrap();
+    let (first, second) = (14 + (1 << 20) + 33, 14 + 2 * ((1 << 20) + 37) - 4);
+    for damaged in [
+        &[][..],
+        &whole[..9],
+        &whole[..first],
+        &whole[..whole.len() - 1],
+        &[&whole[..10], &whole[first..second], &whole[10..first]].concat(),
+        &whole.iter().enumerate().map(|(at, byte)| byte ^ u8::from(at == 99)).collect::<Vec<_>>(),
+    ] {
+        fs::write(&path, damaged).unwrap();
+        let error = refusal(options(dir.path()));
+        assert!(error.contains("genesis") && error.contains("damaged"), "{error}");
+    }
+    fs::remove_file(&path).unwrap();
+    let error = refusal(other);
+    assert!(error.contains("belongs to module"), "{error}");
+    assert!(open(dir.path()).genesis == module());
+    assert!(fs::read(&path).unwrap().starts_with(b"CNCLVGEN\x00\x01"));
+}
+
+/// A data key that nothing but this file used would otherwise be kept, or forgotten, with it.
+#[test]
+fn the_module_survives_rotations_of_the_data_key() {
+    let (dir, storage) = fresh();
+    drop(storage);
+    for _ in 0..4 {
+        let storage = open(dir.path());
+        storage.keys.rotate().unwrap();
+        drop(storage);
+        assert!(open(dir.path()).genesis == module());
+    }
+    assert!(open(dir.path()).keys.status().len() <= 2, "old keys are forgotten");
+}
+
+#[test]
+fn a_newer_format_is_not_touched() {
+    for file in ["identity", "keyring", "genesis"] {
+        let (dir, storage) = fresh();
+        drop(storage);
+        let path = dir.path().join(file);
+        let mut content = fs::read(&path).unwrap();
+        content[9] = 9;
+        fs::write(&path, content).unwrap();
+        let error = refusal(options(dir.path()));
+        assert!(error.contains("version 9"), "{error}");
+    }
+}
+
+#[test]
+fn only_the_owner_may_look() {
+    let parent = tempfile::tempdir().unwrap();
+    let dir = parent.path().join("a/b");
+    let storage = open(&dir);
+    for dir in [dir.clone(), parent.path().join("a"), dir.join("snapshots")] {
+        assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700, "{dir:?}");
+    }
+    for name in ["identity", "keyring", "genesis", "mark", "lock"] {
+        assert_eq!(fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777, 0o600);
+    }
+    drop(storage);
+    // One that somebody opened to others is closed again: sled's files are made as umask has it.
+    fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
+    open(&dir);
+    assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
+}
+
+#[test]
+fn a_directory_with_something_else_in_it_is_left_alone() {
+    let dir = tempfile::tempdir().unwrap();
+    fs::write(dir.path().join("thesis.txt"), "dear").unwrap();
+    assert!(refusal(options(dir.path())).contains("thesis.txt"));
+    assert_eq!(fs::read(dir.path().join("thesis.txt")).unwrap(), b"dear");
+}
+
+/// Whatever is missing is named; sled would make its files anew.
+#[test]
+fn a_missing_part_is_named() {
+    for name in ["keyring", "mark", "log", "log/db", "log/conf", "snapshots", "identity"] {
+        let (dir, storage) = fresh();
+        drop(storage);
+        let path = dir.path().join(name);
+        if path.is_dir() {
+            fs::remove_dir_all(&path).unwrap()
+        } else {
+            fs::remove_file(&path).unwrap()
+        }
+        let error = Storage::open(options(dir.path())).err().expect(name);
+        let named =
+            matches!(&error, Error::Missing { path } if path.to_string_lossy().contains(name));
+        assert!(named || matches!(error, Error::NotEmpty { .. }), "{name}: {error}");
+    }
+}
+
+/// A crash while the directory is made, wherever, leaves one that can be made again.
+#[test]
+fn an_unfinished_directory_is_made_anew() {
+    let (dir, storage) = fresh();
+    drop(storage);
+    for missing in [
+        &["identity"][..],
+        &["identity", "mark"],
+        &["identity", "mark", "log/db"],
+        &["identity", "mark", "log", "keyring", "snapshots"],
+    ] {
+        let crashed = copy(dir.path());
+        for name in missing {
+            let path = crashed.path().join(name);
+            if path.is_dir() {
+                fs::remove_dir_all(path).unwrap()
+            } else {
+                fs::remove_file(path).unwrap()
+            }
+        }
+        fs::write(crashed.path().join("creating"), "").unwrap();
+        drop(open(crashed.path()));
+        assert!(!crashed.path().join("creating").exists());
+        drop(open(crashed.path()));
+    }
+}
+
+/// Once the identity is there, the directory counts, and must not be made anew.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_finished_directory_is_never_made_anew() {
+    let (dir, storage) = fresh();
+    storage.log.clone().save_vote(&Vote::new(4, 1)).await.unwrap();
+    drop(storage);
+    fs::write(dir.path().join("creating"), "").unwrap();
+    assert_eq!(open(dir.path()).log.read_vote().await.unwrap(), Some(Vote::new(4, 1)));
+}
+
+/// sled interrupted while writing its page table takes the rest of the file for a whole one.
+#[test]
+fn what_sled_left_half_written_is_removed() {
+    let (dir, storage) = fresh();
+    drop(storage);
+    let leftover = dir.path().join("log/snap.FFFFFFFFFFFFFFFF.generating");
+    fs::write(&leftover, "half").unwrap();
+    open(dir.path());
+    assert!(!leftover.exists());
+}
+
+/// Nothing that was put in can be found in any file.
+#[tokio::test(flavor = "multi_thread")]
+async fn no_file_shows_plaintext() {
+    const NEEDLE: &[u8] = b"SEVENTEEN-PURPLE-ELEPHANTS";
+    let (dir, storage) = fresh();
+    for index in 0..50 {
+        let request = NEEDLE.repeat(1 + 700 * (index as usize % 20));
+        append(&storage.log, vec![entry_of(1, index, request)]).await.unwrap();
+    }
+    storage.log.put_record("name", Some(NEEDLE.to_vec())).unwrap();
+    let mut writer = storage.snapshots.create(1, 3, NEEDLE).unwrap();
+    writer.write(&NEEDLE.repeat(1000)).unwrap();
+    writer.commit().unwrap();
+    storage.log.shutdown();
+    drop(storage);
+    let mut bytes = 0;
+    for (path, content) in image(dir.path()) {
+        bytes += content.len();
+        // Also no part of it, and not the method's name either.
+        for needle in [&NEEDLE[..8], &NEEDLE[8..18], b"kv.v1.KV"] {
+            let found = content.windows(needle.len()).any(|window| window == needle);
+            assert!(!found, "{} shows plaintext", path.display());
+        }
+    }
+    assert!(bytes > 1_000_000, "the test looked at something");
+}
+
+/// Rotated keys go on opening; a start forgets those that nothing needs; another master key takes
+/// over, and the old one is out.
+#[tokio::test(flavor = "multi_thread")]
+async fn keys_rotate_and_the_master_key_changes() {
+    let (dir, storage) = fresh();
+    let mut log = storage.log.clone();
+    append(&log, vec![entry(1, 0, 100)]).await.unwrap();
+    log.save_vote(&Vote::new(4, 1)).await.unwrap();
+    assert_eq!(storage.keys.rotate().unwrap().0, 2);
+    append(&log, vec![entry(1, 1, 100)]).await.unwrap();
+    assert_eq!(storage.keys.rotate().unwrap().0, 3);
+    append(&log, vec![entry(1, 2, 100)]).await.unwrap();
+    let new = MasterKey::generate().unwrap();
+    storage.keys.rekey(new.clone()).unwrap();
+    assert_eq!(storage.keys.master_key_id(), new.id());
+    drop((log, storage));
+    assert!(refusal(options(dir.path())).contains("wrong master key"));
+    let ours = || Options { master_key: new.clone(), ..options(dir.path()) };
+    let storage = Storage::open(ours()).unwrap();
+    assert_eq!(all(&storage.log).len(), 3);
+    assert_eq!(storage.keys.status().len(), 3, "all are in use");
+    // What is old is written anew or purged in time; then the next start forgets its keys.
+    storage.log.clone().purge(log_id(1, 2)).await.unwrap();
+    append(&storage.log, vec![entry(1, 3, 100)]).await.unwrap();
+    drop(storage);
+    let storage = Storage::open(ours()).unwrap();
+    let ids: Vec<_> = storage.keys.status().iter().map(|key| key.id.0).collect();
+    assert_eq!(ids, [2, 3]);
+    assert_eq!(storage.log.clone().read_vote().await.unwrap(), Some(Vote::new(4, 1)));
+}

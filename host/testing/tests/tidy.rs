@@ -1,0 +1,209 @@
+//! Rules about the source that the compiler does not check: which crate depends on what, supervised tasks, and the
+//! length of files.
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
+
+use std::{
+    collections::BTreeSet,
+    fs,
+    path::{Path, PathBuf},
+    process::Command,
+};
+
+/// A longer file is split.
+const LINES_MAX: usize = 500;
+
+/// Libraries that only some crates use.
+const KEPT_APART: [&str; 9] = [
+    "aes-gcm",
+    "clap",
+    "conclave-build",
+    "hyper",
+    "openraft",
+    "sled",
+    "tonic",
+    "wasmparser",
+    "wasmtime",
+];
+
+struct Crate {
+    /// A folder of `host`.
+    folder: &'static str,
+    /// The crates of `host` that it depends on, by folder.
+    sees: &'static [&'static str],
+    /// Those of [`KEPT_APART`] that it depends on.
+    uses: &'static [&'static str],
+}
+
+/// The table of crates in reading order: `sees` only ever names crates above. A new edge is a decision.
+const CRATES: [Crate; 10] = [
+    Crate { folder: "types", sees: &[], uses: &[] },
+    Crate { folder: "proto", sees: &["types"], uses: &["tonic"] },
+    Crate { folder: "crypto", sees: &[], uses: &["aes-gcm"] },
+    Crate { folder: "machine", sees: &["types"], uses: &["wasmparser", "wasmtime"] },
+    Crate { folder: "check", sees: &["types", "machine"], uses: &["wasmparser"] },
+    Crate { folder: "storage", sees: &["types", "proto", "crypto"], uses: &["openraft", "sled"] },
+    Crate {
+        folder: "raft",
+        sees: &["types", "proto", "machine", "storage"],
+        uses: &["openraft", "tonic"],
+    },
+    Crate { folder: "api", sees: &["types", "proto"], uses: &["hyper", "tonic"] },
+    Crate {
+        folder: "node",
+        sees: &["types", "crypto", "machine", "storage", "raft", "api"],
+        // For the settings, with the feature `command-line`.
+        uses: &["clap"],
+    },
+    Crate {
+        folder: "cli",
+        // `check`, `inspect` and `replay` use components without a node, and the fuzz targets are all here.
+        sees: &["types", "machine", "check", "storage", "raft", "api", "node"],
+        uses: &["clap", "conclave-build"],
+    },
+];
+
+fn root() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
+}
+
+/// The name of the crate in a folder of `host`.
+fn package(folder: &str) -> String {
+    if folder == "node" { "conclave".to_owned() } else { format!("conclave-{folder}") }
+}
+
+/// The names in a manifest's section `[dependencies]`.
+fn dependencies(manifest: &str) -> BTreeSet<String> {
+    let section = manifest.split("\n[dependencies]\n").nth(1).unwrap_or_default();
+    let lines = section.lines().take_while(|line| !line.starts_with('['));
+    let names = lines.filter(|line| line.starts_with(|c: char| c.is_ascii_lowercase()));
+    names.map(|line| line.split(['.', ' ', '=']).next().unwrap().to_owned()).collect()
+}
+
+/// The dependencies that the table does not allow.
+fn violations(of: &Crate, manifest: &str) -> Vec<String> {
+    let allowed: BTreeSet<_> = of.sees.iter().map(|folder| package(folder)).collect();
+    let ours: BTreeSet<_> = CRATES.iter().map(|other| package(other.folder)).collect();
+    let is_violation = |name: &String| {
+        let is_kept_apart = KEPT_APART.contains(&name.as_str());
+        (ours.contains(name) && !allowed.contains(name))
+            || (is_kept_apart && !of.uses.contains(&name.as_str()))
+    };
+    dependencies(manifest).into_iter().filter(is_violation).collect()
+}
+
+#[test]
+fn each_crate_depends_only_on_what_the_table_allows() {
+    for of in &CRATES {
+        let path = root().join("host").join(of.folder).join("Cargo.toml");
+        let found = violations(of, &fs::read_to_string(&path).unwrap());
+        assert!(found.is_empty(), "{}: {found:?}", path.display());
+    }
+}
+
+#[test]
+fn the_table_has_every_crate_and_no_cycle() {
+    let mut above = BTreeSet::new();
+    for of in &CRATES {
+        for seen in of.sees {
+            assert!(above.contains(seen), "{} sees {seen}, which is not above it", of.folder);
+        }
+        above.insert(of.folder);
+    }
+    let folders = fs::read_dir(root().join("host")).unwrap().map(|entry| entry.unwrap().path());
+    let crates = folders.filter(|folder| folder.join("src").is_dir());
+    let names = crates.map(|folder| folder.file_name().unwrap().to_string_lossy().into_owned());
+    let all: BTreeSet<_> = names.filter(|name| name != "testing").collect();
+    assert_eq!(
+        all,
+        above.into_iter().map(str::to_owned).collect(),
+        "folders of host, and the table"
+    );
+}
+
+#[test]
+fn a_planted_dependency_is_found() {
+    let machine = CRATES.iter().find(|of| of.folder == "machine").unwrap();
+    for (line, expected) in [
+        ("conclave-storage.workspace = true", "conclave-storage"),
+        ("sled = { workspace = true }", "sled"),
+        ("conclave.workspace = true", "conclave"),
+    ] {
+        let manifest =
+            format!("[package]\n\n[dependencies]\nbytes.workspace = true\n{line}\n\n[lints]\n");
+        assert_eq!(violations(machine, &manifest), [expected]);
+    }
+    let allowed = "[package]\n\n[dependencies]\nconclave-types.workspace = true\nwasmtime.workspace = true\n\n\
+                   [dev-dependencies]\nconclave-build.workspace = true\n";
+    assert_eq!(violations(machine, allowed), [""; 0]);
+}
+
+/// A program that runs a node compiles no command line, no compiler of components and no client.
+#[test]
+fn node_as_a_library_does_not_depend_on_the_command_line() {
+    let mut tree = Command::new(env!("CARGO"));
+    tree.current_dir(root());
+    tree.args(["tree", "--package", "conclave", "--edges", "normal,build", "--prefix", "none"]);
+    let output = tree.args(["--format", "{p}", "--locked", "--offline"]).output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    let tree = String::from_utf8(output.stdout).unwrap();
+    let crates: BTreeSet<_> = tree.lines().filter_map(|line| line.split(' ').next()).collect();
+    assert!(crates.contains("openraft"), "{tree}");
+    for unwanted in ["clap", "indicatif", "wit-component", "conclave-client", "tracing-subscriber"]
+    {
+        assert!(!crates.contains(unwanted), "a node depends on {unwanted}");
+    }
+}
+
+#[test]
+fn the_client_depends_on_no_crate_of_the_host() {
+    let manifest = fs::read_to_string(root().join("client/Cargo.toml")).unwrap();
+    for of in &CRATES {
+        assert!(!dependencies(&manifest).contains(&package(of.folder)), "{}", of.folder);
+    }
+}
+
+/// A task that panics outside of the supervisor ends unnoticed, and the node continues without it.
+#[test]
+fn all_tasks_of_a_node_are_supervised() {
+    // A task that is awaited, so its panic is the caller's.
+    const AWAITED: [&str; 1] = ["let asked = tokio::spawn(async move { raft.is_initialized()"];
+    // It waits for the node's end and returns its error.
+    const EMBEDDED: &str = "embed.rs";
+    let folders =
+        ["api", "raft", "storage", "node"].map(|of| root().join("host").join(of).join("src"));
+    for file in folders.iter().flat_map(|folder| rust_files(folder)) {
+        if file.ends_with(EMBEDDED) || file.ends_with("supervise.rs") {
+            continue;
+        }
+        let text = fs::read_to_string(&file).unwrap();
+        let code = text.split("#[cfg(test)]").next().unwrap();
+        for line in code.lines().filter(|line| line.contains("tokio::spawn(")) {
+            let is_allowed = AWAITED.iter().any(|allowed| line.contains(allowed))
+                || line.trim_start().starts_with("//");
+            assert!(is_allowed, "{}: {}: use the supervisor", file.display(), line.trim());
+        }
+    }
+}
+
+#[test]
+fn no_file_is_too_long() {
+    for file in rust_files(&root()) {
+        let lines = fs::read_to_string(&file).unwrap().lines().count();
+        assert!(lines <= LINES_MAX, "{} has {lines} lines: split it", file.display());
+    }
+}
+
+/// All Rust files below a folder, without what is compiled or generated.
+fn rust_files(folder: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
+        let (path, name) = (entry.path(), entry.file_name());
+        let is_hidden = name.to_string_lossy().starts_with('.');
+        if path.is_dir() && !is_hidden && name != "target" {
+            files.extend(rust_files(&path));
+        } else if path.extension().is_some_and(|extension| extension == "rs") {
+            files.push(path);
+        }
+    }
+    files
+}
