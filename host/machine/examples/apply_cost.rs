@@ -12,8 +12,6 @@ use std::{
     time::Instant,
 };
 
-use bytes::Bytes;
-use conclave::node::DEFAULT_MACHINE;
 use conclave_machine::{
     Engine, Entry, History, HistoryError, Limits, Lone, Module, Moment, SavedState, Work, Worker,
     bench::leave_out_features,
@@ -118,7 +116,8 @@ fn median(mut rounds: Vec<f64>) -> f64 {
 #[tokio::main]
 async fn main() {
     let engine = Engine::new(&Limits::default()).expect("an engine");
-    let module = Module::load(&engine, Bytes::from_static(DEFAULT_MACHINE)).expect("the machine");
+    let module = Module::load(&engine, conclave_testing::components::build("guest-kv"))
+        .expect("the machine");
     let mut rounds = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
         rounds[0].push(natively());
