@@ -33,7 +33,7 @@ pub(crate) struct Dev {
     /// With all optimizations. Compiles wasmtime a second time.
     #[arg(long)]
     release: bool,
-    /// For `conclave dev`, such as `--port-base 8100` or `--module machine.wasm`.
+    /// For `conclave dev`, such as `--port-base 8100` or `--component machine.wasm`.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
     rest: Vec<String>,
 }

@@ -92,13 +92,13 @@ fn story_of(patch: &str) -> Result<Option<String>> {
         // The patch would be looked for by random schedules, which do not find it.
         anyhow::ensure!(
             !first.starts_with("Found by"),
-            "the first line of the patch is `{first}`: write `{STORY}MODULE::TEST`"
+            "the first line of the patch is `{first}`: write `{STORY}COMPONENT::TEST`"
         );
         return Ok(None);
     };
     let test = test.trim();
     let is_name = test.contains("::") && !test.contains(char::is_whitespace);
-    anyhow::ensure!(is_name, "`{test}` is no full name of a test: write `{STORY}MODULE::TEST`");
+    anyhow::ensure!(is_name, "`{test}` is no full name of a test: write `{STORY}COMPONENT::TEST`");
     Ok(Some(test.to_owned()))
 }
 
@@ -315,9 +315,9 @@ mod tests {
             let Some(test) = story_of(&fs::read_to_string(&path).unwrap()).unwrap() else {
                 continue;
             };
-            let (module, function) = test.split_once("::").unwrap();
+            let (component, function) = test.split_once("::").unwrap();
             let source =
-                fs::read_to_string(root.join(format!("host/cli/tests/it/{module}.rs"))).unwrap();
+                fs::read_to_string(root.join(format!("host/cli/tests/it/{component}.rs"))).unwrap();
             assert!(
                 source.contains(&format!("async fn {function}()")),
                 "{}: {test}",

@@ -29,7 +29,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
         .with_context(|| format!("there is no {}", options.directory.display()))?;
     let built =
         steps.run("build the machine", || build(workspace, &directory, options.output.clone()))?;
-    say(&format!("{} kB; run it with `cargo xtask dev --data-dir DIR --module FILE`", {
+    say(&format!("{} kB; run it with `cargo xtask dev --data-dir DIR --component FILE`", {
         built.size_bytes / 1_000
     }));
     result(&built.path.display().to_string());

@@ -1,7 +1,7 @@
 //! Conclave's development commands, run as `cargo xtask <command>`.
 //!
 //! Each does all the set-up that it needs on a fresh machine and says what it does while it does it.
-//! They run other programs and hold little logic; what has logic sits in a module of its own:
+//! They run other programs and hold little logic; what has logic sits in a component of its own:
 //! [`setup`] installs what is missing, [`mod@bench`] drives the benchmark, [`chaos`] the search for faults, [`soak`] a long run, [`hostile`] one with
 //! hostile clients, [`docker`] the image and the
 //! compose cluster. Only [`output`] prints.

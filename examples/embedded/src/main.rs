@@ -12,7 +12,7 @@ use std::{
 use anyhow::Context as _;
 use conclave::{
     Node,
-    config::{Config, ModuleSource, Settings},
+    config::{ComponentSource, Config, Settings},
 };
 use conclave_client::{CallOptions, Client};
 use counter::{AddRequest, Count, GetRequest};
@@ -58,7 +58,7 @@ impl Plan {
             ..Settings::default()
         };
         let mut config = Config::from_settings(settings, Some(self.master_key.clone().into()))?;
-        config.module = Some(ModuleSource::Bytes(MACHINE.into()));
+        config.component = Some(ComponentSource::Bytes(MACHINE.into()));
         Ok(config)
     }
 }

@@ -7,10 +7,10 @@ use futures::stream::BoxStream;
 use tokio::{sync::watch, time::Instant};
 
 use conclave_types::{
-    Applied, Call, Caller, Failure, ModuleId,
+    Applied, Call, Caller, ComponentId, Failure,
+    components::{Activated, ComponentPart, ComponentStatus, Difference, Permissions, Pushed},
     error::Error,
     limits::LimitsChange,
-    modules::{Activated, Difference, ModulePart, ModuleStatus, Permissions, Pushed},
     status::{
         Answered, ClusterStatus, Consistency, Health, Leader, LimitsSet, NodeStatus, TimeSet,
         Verification,
@@ -120,48 +120,48 @@ pub type Events = BoxStream<'static, Result<(u64, Vec<Bytes>), Error>>;
 /// The life of an upgrade. Futures may be dropped at any await, and asked for again: what was done once is
 /// not done twice. The deadline bounds what is proposed; an activation that ran out of time may still come.
 pub trait Upgrades: Send + Sync + 'static {
-    /// Takes in a piece of a module.
-    fn push_module(
+    /// Takes in a piece of a component.
+    fn push_component(
         &self,
-        piece: ModulePart,
+        piece: ComponentPart,
         deadline: Instant,
     ) -> impl Future<Output = Result<Pushed, Error>> + Send;
 
-    /// The modules that the cluster has, and how far the voters are with each.
-    fn list_modules(&self) -> impl Future<Output = Vec<ModuleStatus>> + Send;
+    /// The components that the cluster has, and how far the voters are with each.
+    fn list_components(&self) -> impl Future<Output = Vec<ComponentStatus>> + Send;
 
-    /// The module whose id begins like this.
-    fn find_module(
+    /// The component whose id begins like this.
+    fn find_component(
         &self,
         beginning: &str,
         deadline: Instant,
-    ) -> impl Future<Output = Result<ModuleId, Error>> + Send;
+    ) -> impl Future<Output = Result<ComponentId, Error>> + Send;
 
-    /// Makes every voter rehearse a module; done when all are.
-    fn rehearse_module(
+    /// Makes every voter rehearse a component; done when all are.
+    fn rehearse_component(
         &self,
-        module: ModuleId,
+        component: ComponentId,
         deadline: Instant,
-    ) -> impl Future<Output = Result<ModuleStatus, Error>> + Send;
+    ) -> impl Future<Output = Result<ComponentStatus, Error>> + Send;
 
     /// What would change for clients.
-    fn diff_module(
+    fn diff_component(
         &self,
-        module: ModuleId,
+        component: ComponentId,
     ) -> impl Future<Output = Result<Difference, Error>> + Send;
 
-    /// Makes a module the active one.
-    fn activate_module(
+    /// Makes a component the active one.
+    fn activate_component(
         &self,
-        module: ModuleId,
+        component: ComponentId,
         permissions: &Permissions,
         deadline: Instant,
     ) -> impl Future<Output = Result<Activated, Error>> + Send;
 
-    /// Goes back from the active module, `from`, to the one before.
-    fn rollback_module(
+    /// Goes back from the active component, `from`, to the one before.
+    fn rollback_component(
         &self,
-        from: ModuleId,
+        from: ComponentId,
         permissions: &Permissions,
         deadline: Instant,
     ) -> impl Future<Output = Result<Activated, Error>> + Send;
@@ -177,7 +177,7 @@ pub struct MachineInfo {
     /// The version of its snapshots.
     pub state_version: u32,
     /// Its component.
-    pub module_id: ModuleId,
+    pub component_id: ComponentId,
     /// Every method of its services.
     pub methods: Vec<MethodSpec>,
     /// A serialized `google.protobuf.FileDescriptorSet` with all imports; may be empty.

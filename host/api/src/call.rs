@@ -30,12 +30,11 @@ use super::{
     Backend, MethodKind, Shared,
     answer::{Answer, Bounded},
     budget::Reserved,
-    generic,
+    components, generic,
     listeners::Connection,
     message::{self, LARGE_BYTES},
     metadata,
     metrics::Flight,
-    modules,
     reflection::Sent,
     status, subscription,
     table::{Method, Target},
@@ -145,14 +144,14 @@ async fn call<B: Backend>(
         method.target,
         Target::Snapshot | Target::Verify | Target::SetTime | Target::Upgrade(_)
     ) {
-        // As long as the state, or a module, is large.
+        // As long as the state, or a component, is large.
         deadlines.default = deadlines.max;
     }
     let deadline = metadata::deadline(&parts.headers, began, deadlines)?;
     let bytes_max = match method.target {
         Target::Machine(_) => options.request_bytes_max,
-        // A piece of a module, whatever the machine's own requests may have.
-        Target::Upgrade(_) => modules::PIECE_BYTES_MAX + generic::ENVELOPE_BYTES_MAX,
+        // A piece of a component, whatever the machine's own requests may have.
+        Target::Upgrade(_) => components::PIECE_BYTES_MAX + generic::ENVELOPE_BYTES_MAX,
         _ => options.request_bytes_max + generic::ENVELOPE_BYTES_MAX,
     };
     let message = message::read(body, &parts.headers, bytes_max, shared, connection);
@@ -176,7 +175,7 @@ async fn call<B: Backend>(
         Target::Verify => generic::verify(shared, deadline).await,
         Target::SetTime => generic::set_time(shared, request, deadline).await,
         Target::SetLimits => generic::set_limits(shared, request, deadline).await,
-        Target::Upgrade(verb) => modules::serve(shared, verb, request, deadline).await,
+        Target::Upgrade(verb) => components::serve(shared, verb, request, deadline).await,
     };
     Ok((served?, slot))
 }

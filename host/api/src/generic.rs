@@ -104,7 +104,7 @@ pub(super) fn describe<B: Backend>(shared: &Shared<B>) -> Result<Served, Error> 
         name: machine.name.clone(),
         version: machine.version.clone(),
         state_version: machine.state_version,
-        module_id: machine.module_id.to_string(),
+        component_id: machine.component_id.to_string(),
         methods: methods.collect(),
     };
     Ok(encode(&description, None))
@@ -221,7 +221,7 @@ fn node_to_wire(node: NodeStatus) -> cluster::Node {
         applied: node.applied,
         snapshot: node.snapshot,
         purged: node.purged,
-        module: node.module.map(|module| module.to_string()).unwrap_or_default(),
+        component: node.component.map(|component| component.to_string()).unwrap_or_default(),
         version: node.version,
         client_address: node.client_address,
         peer_address: node.peer_address,

@@ -25,6 +25,7 @@ mod answer;
 mod backend;
 mod budget;
 mod call;
+mod components;
 #[doc(hidden)]
 pub mod fuzz;
 mod gather;
@@ -34,7 +35,6 @@ mod listeners;
 mod message;
 mod metadata;
 mod metrics;
-mod modules;
 mod peers;
 mod process;
 mod reflection;

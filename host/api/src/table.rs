@@ -35,12 +35,12 @@ const HOST_METHODS: [(&str, Target); 14] = [
     ("conclave.cluster.v1.Cluster/Verify", Target::Verify),
     ("conclave.cluster.v1.Cluster/SetTime", Target::SetTime),
     ("conclave.cluster.v1.Cluster/SetLimits", Target::SetLimits),
-    ("conclave.cluster.v1.Cluster/PushModule", Target::Upgrade(Verb::Push)),
-    ("conclave.cluster.v1.Cluster/ListModules", Target::Upgrade(Verb::List)),
-    ("conclave.cluster.v1.Cluster/RehearseModule", Target::Upgrade(Verb::Rehearse)),
-    ("conclave.cluster.v1.Cluster/DiffModule", Target::Upgrade(Verb::Diff)),
-    ("conclave.cluster.v1.Cluster/ActivateModule", Target::Upgrade(Verb::Activate)),
-    ("conclave.cluster.v1.Cluster/RollbackModule", Target::Upgrade(Verb::Rollback)),
+    ("conclave.cluster.v1.Cluster/PushComponent", Target::Upgrade(Verb::Push)),
+    ("conclave.cluster.v1.Cluster/ListComponents", Target::Upgrade(Verb::List)),
+    ("conclave.cluster.v1.Cluster/RehearseComponent", Target::Upgrade(Verb::Rehearse)),
+    ("conclave.cluster.v1.Cluster/DiffComponent", Target::Upgrade(Verb::Diff)),
+    ("conclave.cluster.v1.Cluster/ActivateComponent", Target::Upgrade(Verb::Activate)),
+    ("conclave.cluster.v1.Cluster/RollbackComponent", Target::Upgrade(Verb::Rollback)),
 ];
 
 /// What a method does.
@@ -169,8 +169,8 @@ fn machine_methods(machine: &MachineInfo) -> Result<Vec<MachineMethod>, Error> {
     }
     let pool = DescriptorPool::decode(machine.descriptor_set.clone()).map_err(|error| {
         Error::fault(format!(
-            "the descriptor set of machine {} is damaged: {error}; build the module again",
-            machine.module_id
+            "the descriptor set of machine {} is damaged: {error}; build the component again",
+            machine.component_id
         ))
     })?;
     let mut shapes = Shapes::default();
@@ -183,9 +183,9 @@ fn machine_methods(machine: &MachineInfo) -> Result<Vec<MachineMethod>, Error> {
         let shape = input.and_then(|input| shapes.add(&pool, input.full_name()));
         let Some(shape) = shape else {
             return Err(Error::fault(format!(
-                "machine {} lists the method {name}, and its descriptor set does not: build the module \
+                "machine {} lists the method {name}, and its descriptor set does not: build the component \
                  again",
-                machine.module_id
+                machine.component_id
             )));
         };
         found.push((name, kind, shape));

@@ -71,7 +71,7 @@ impl Largest {
 
 /// Looks at the sizes of answers.
 pub(super) fn answers(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Stop> {
-    let limits = bench.module.engine().limits();
+    let limits = bench.component.engine().limits();
     let mut probe = Probe::new(bench, survey)?;
     for method in bench.vocabulary.methods() {
         for request in well(survey, method) {
@@ -226,7 +226,7 @@ impl<'a> Probe<'a> {
         let mut probe = Self {
             bench,
             survey,
-            player: Player::start(bench.module)?,
+            player: Player::start(bench.component)?,
             clock: Clock::default(),
             time_ms: survey.calm.last().map_or(0, |step| step.time_ms),
             responses: Largest::default(),
@@ -240,7 +240,7 @@ impl<'a> Probe<'a> {
 
     /// Plays the log on a new instance.
     fn start(&mut self) -> Result<(), Stop> {
-        self.player = Player::start(self.bench.module)?;
+        self.player = Player::start(self.bench.component)?;
         self.clock = Clock::default();
         for step in &self.survey.calm {
             let moment = self.clock.advance(step);

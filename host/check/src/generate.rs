@@ -12,7 +12,7 @@ use super::{
     values::Values,
     vocabulary::{Method, Vocabulary},
 };
-use conclave_machine::{MethodKind, Module};
+use conclave_machine::{Component, MethodKind};
 use conclave_types::{Call, Outcome, TrapKind};
 
 /// Earlier requests that are made again, as they were or changed in one field.
@@ -22,7 +22,7 @@ const TRAPS_A_METHOD: usize = 12;
 
 /// Calls the machine so many times, and gives what was seen.
 pub(super) fn generate(
-    module: &Module,
+    component: &Component,
     vocabulary: &Vocabulary,
     count: usize,
     seed: u64,
@@ -36,7 +36,7 @@ pub(super) fn generate(
         requests: Vec::new(),
         trapped: Vec::new(),
     };
-    let mut survey = Survey::new(module)?;
+    let mut survey = Survey::new(component)?;
     for _ in 0..count {
         let Some(step) = generator.step().filter(|_| survey.goes_on()) else { break };
         let answer = survey.push(step.clone())?;

@@ -49,7 +49,7 @@ pub use report::{Checked, Origin, Report, Verdict};
 pub use upgrade::{check_upgrade, upgrade_names};
 
 use checks::{About, Bench, CHECKS, Check, different};
-use conclave_machine::{Engine, Fault, Limits, Lone, Module};
+use conclave_machine::{Component, Engine, Fault, Limits, Lone};
 use finding::Stop;
 use survey::Survey;
 use vocabulary::Vocabulary;
@@ -96,9 +96,9 @@ pub struct Options {
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// As a node runs it.
-    pub module: Module,
+    pub component: Component,
     /// For the interpreter.
-    pub second: Module,
+    pub second: Component,
 }
 
 impl Subject {
@@ -106,11 +106,11 @@ impl Subject {
     ///
     /// # Errors
     /// No node would serve it.
-    pub fn load(component: Bytes) -> Result<Self, CheckError> {
+    pub fn load(bytes: Bytes) -> Result<Self, CheckError> {
         let limits = Limits::default();
-        let module = Module::load(&Engine::new(&limits)?, component.clone())?;
-        let second = Module::load(&Engine::interpreter(&limits)?, component)?;
-        Ok(Self { module, second })
+        let component = Component::load(&Engine::new(&limits)?, bytes.clone())?;
+        let second = Component::load(&Engine::interpreter(&limits)?, bytes)?;
+        Ok(Self { component, second })
     }
 }
 
@@ -141,7 +141,7 @@ pub fn check(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Report, CheckError> {
     check_names(&options.skip, names())?;
-    let limits = subject.module.engine().limits().clone();
+    let limits = subject.component.engine().limits().clone();
     Lone::with_stack(&limits, || checked(subject, options, progress))?
 }
 
@@ -164,16 +164,16 @@ fn checked(
 ) -> Result<Report, CheckError> {
     let total = names().count() + 1;
     let mut tell = |next, done| progress(Progress { next, done, total });
-    let vocabulary = Vocabulary::of(&subject.module);
+    let vocabulary = Vocabulary::of(&subject.component);
     tell("calls", 0);
-    let survey = survey(&subject.module, options, &vocabulary)?;
-    let mut report = report(&subject.module, options, &vocabulary, &survey);
+    let survey = survey(&subject.component, options, &vocabulary)?;
+    let mut report = report(&subject.component, options, &vocabulary, &survey);
     let mut steps = survey.calm.clone();
     let mut bench = bench(subject, &vocabulary, &survey);
     let skipped = |name: &str| options.skip.iter().any(|skipped| skipped == name);
     tell("features", 1);
     report.checks.push(or_skipped(skipped("features"), "features", || {
-        Ok(features::features(subject.module.bytes()))
+        Ok(features::features(subject.component.bytes()))
     })?);
     for check in &CHECKS {
         tell(check.about.name, report.checks.len() + 1);
@@ -224,7 +224,7 @@ fn or_found(name: &'static str, checked: Result<Checked, Stop>) -> Result<Checke
 
 /// Makes or reads the calls, and plays them once.
 fn survey(
-    module: &Module,
+    component: &Component,
     options: &Options,
     vocabulary: &Vocabulary,
 ) -> Result<Survey, CheckError> {
@@ -232,9 +232,11 @@ fn survey(
         Source::Generated { .. } if vocabulary.methods().is_empty() => {
             return Err(CheckError::NothingToCall);
         }
-        Source::Generated { count, seed } => generate::generate(module, vocabulary, *count, *seed),
-        Source::Given(text) => played(module, calls::parse(text, vocabulary)?),
-        Source::Recorded(steps) => played(module, steps.clone()),
+        Source::Generated { count, seed } => {
+            generate::generate(component, vocabulary, *count, *seed)
+        }
+        Source::Given(text) => played(component, calls::parse(text, vocabulary)?),
+        Source::Recorded(steps) => played(component, steps.clone()),
     };
     let survey = surveyed.map_err(Stop::into_fault)?;
     match survey.calm.is_empty() && survey.traps.is_empty() {
@@ -243,8 +245,8 @@ fn survey(
     }
 }
 
-fn played(module: &Module, steps: Vec<Step>) -> Result<Survey, Stop> {
-    let mut survey = Survey::new(module)?;
+fn played(component: &Component, steps: Vec<Step>) -> Result<Survey, Stop> {
+    let mut survey = Survey::new(component)?;
     for step in steps {
         if !survey.goes_on() {
             break;
@@ -264,7 +266,7 @@ fn cuts_max(survey: &Survey) -> usize {
 fn bench<'a>(subject: &'a Subject, vocabulary: &'a Vocabulary, survey: &Survey) -> Bench<'a> {
     let applied = |step: &Step| !step.is_query();
     Bench {
-        module: &subject.module,
+        component: &subject.component,
         second: &subject.second,
         vocabulary,
         questions: different(&survey.calm, Step::is_query, QUESTIONS_MAX),
@@ -274,7 +276,12 @@ fn bench<'a>(subject: &'a Subject, vocabulary: &'a Vocabulary, survey: &Survey) 
     }
 }
 
-fn report(module: &Module, options: &Options, vocabulary: &Vocabulary, survey: &Survey) -> Report {
+fn report(
+    component: &Component,
+    options: &Options,
+    vocabulary: &Vocabulary,
+    survey: &Survey,
+) -> Report {
     let steps = survey.calm.iter().chain(survey.traps.iter().map(|trapped| &trapped.step));
     let mut calls = (0, 0, 0);
     for step in steps {
@@ -284,11 +291,11 @@ fn report(module: &Module, options: &Options, vocabulary: &Vocabulary, survey: &
             Action::Tick => calls.2 += 1,
         }
     }
-    let description = module.description();
+    let description = component.description();
     Report {
         machine: description.name.clone(),
         version: description.version.clone(),
-        module: module.id().to_string(),
+        component: component.id().to_string(),
         from: None,
         changes: Vec::new(),
         calls,

@@ -7,7 +7,7 @@ use super::{
     finding::{Finding, Stop, place},
 };
 use conclave_machine::{
-    AnswerSize, Broke, Fault, Lone, Module, Moment, OpenSnapshot, SNAPSHOT_CHUNK_BYTES_MAX,
+    AnswerSize, Broke, Component, Fault, Lone, Moment, OpenSnapshot, SNAPSHOT_CHUNK_BYTES_MAX,
 };
 use conclave_types::{Call, Failure, Outcome, Trap};
 
@@ -53,14 +53,14 @@ impl Played {
 
 impl Player {
     /// In the initial state.
-    pub(super) fn start(module: &Module) -> Result<Self, Stop> {
-        let lone = Lone::start(module).map_err(|broke| stop(broke, "while it is started", 0))?;
-        Ok(Self { lone, state_version: module.state_version() })
+    pub(super) fn start(component: &Component) -> Result<Self, Stop> {
+        let lone = Lone::start(component).map_err(|broke| stop(broke, "while it is started", 0))?;
+        Ok(Self { lone, state_version: component.state_version() })
     }
 
     /// In a saved state. `at`: how many steps led to it.
-    pub(super) fn restored(module: &Module, state: &[u8], at: usize) -> Result<Self, Stop> {
-        let mut player = Self::start(module)?;
+    pub(super) fn restored(component: &Component, state: &[u8], at: usize) -> Result<Self, Stop> {
+        let mut player = Self::start(component)?;
         player.restore(state, SNAPSHOT_CHUNK_BYTES_MAX, at)?;
         Ok(player)
     }

@@ -5,8 +5,8 @@ use super::{
     finding::Finding,
     vocabulary::Vocabulary,
 };
-use conclave_machine::Module;
-use conclave_types::modules::Change;
+use conclave_machine::Component;
+use conclave_types::components::Change;
 
 /// How a check ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -71,19 +71,19 @@ pub struct Origin {
     /// Its version, for people.
     pub version: String,
     /// The component's hash.
-    pub module: String,
+    pub component: String,
     /// The format of its snapshots.
     pub state_version: u32,
 }
 
 impl Origin {
-    pub(super) fn of(module: &Module) -> Self {
-        let description = module.description();
+    pub(super) fn of(component: &Component) -> Self {
+        let description = component.description();
         Self {
             machine: description.name.clone(),
             version: description.version.clone(),
-            module: module.id().to_string(),
-            state_version: module.state_version(),
+            component: component.id().to_string(),
+            state_version: component.state_version(),
         }
     }
 }
@@ -96,7 +96,7 @@ pub struct Report {
     /// Its version, for people.
     pub version: String,
     /// The component's hash.
-    pub module: String,
+    pub component: String,
     /// Of an upgrade: the component that it begins with.
     pub from: Option<Origin>,
     /// Of an upgrade: the changes of the services, those that break clients first.

@@ -8,7 +8,7 @@ use super::{
     finding::Stop,
     player::{Answer, Player},
 };
-use conclave_machine::Module;
+use conclave_machine::Component;
 use conclave_types::Trap;
 
 /// Steps that may trap, each of which costs playing the log again. Far more than anybody reads.
@@ -29,7 +29,7 @@ pub(super) struct Trapped {
 
 /// Plays a log on one instance, and goes on after a trap as a node does.
 pub(super) struct Survey {
-    module: Module,
+    component: Component,
     player: Player,
     clock: Clock,
     /// The steps that did not trap.
@@ -46,11 +46,11 @@ pub(super) struct Survey {
 
 impl Survey {
     /// Of an empty log.
-    pub(super) fn new(module: &Module) -> Result<Self, Stop> {
-        let player = Player::start(module)?;
+    pub(super) fn new(component: &Component) -> Result<Self, Stop> {
+        let player = Player::start(component)?;
         let memory_bytes = (player.memory_bytes(), player.memory_bytes());
         Ok(Self {
-            module: module.clone(),
+            component: component.clone(),
             player,
             clock: Clock::default(),
             calm: Vec::new(),
@@ -87,7 +87,7 @@ impl Survey {
 
     /// The instance is gone. Another one lives through the same log.
     fn rebuild(&mut self) -> Result<(), Stop> {
-        self.player = Player::start(&self.module)?;
+        self.player = Player::start(&self.component)?;
         let mut clock = Clock::default();
         for step in &self.calm {
             let moment = clock.advance(step);

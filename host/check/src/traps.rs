@@ -15,7 +15,7 @@ use super::{
     shrink::shrink,
     survey::{Survey, Trapped},
 };
-use conclave_machine::{Fault, Module};
+use conclave_machine::{Component, Fault};
 use conclave_types::{Trap, TrapKind};
 
 const NAME: &str = "traps";
@@ -45,7 +45,8 @@ pub(super) fn traps(
     let mut said = Vec::new();
     let mut log = Vec::new();
     for trapped in kinds.iter().take(KINDS_MAX) {
-        let steps = smallest(bench.module, survey, trapped, bench, shrink_for / KINDS_MAX as u32)?;
+        let steps =
+            smallest(bench.component, survey, trapped, bench, shrink_for / KINDS_MAX as u32)?;
         said.push(describe(trapped, steps.len()));
         match everywhere(bench, &steps, &trapped.trap) {
             Ok(()) => {}
@@ -106,7 +107,7 @@ fn advice(kind: Option<TrapKind>) -> &'static str {
 
 /// The smallest log whose last step traps so, and none before it.
 fn smallest(
-    module: &Module,
+    component: &Component,
     survey: &Survey,
     trapped: &Trapped,
     bench: &Bench<'_>,
@@ -120,7 +121,7 @@ fn smallest(
         if steps.last().map(Step::name) != Some(&last) {
             return Ok(());
         }
-        match trap_of(&mut Player::start(module)?, steps)? {
+        match trap_of(&mut Player::start(component)?, steps)? {
             Some(trap) if trap.kind == kind => {
                 Err(Stop::Found(Finding::new(trap.message, steps.len())))
             }
@@ -145,13 +146,18 @@ fn trap_of(player: &mut Player, steps: &[Step]) -> Result<Option<Trap>, Stop> {
 fn everywhere(bench: &Bench<'_>, steps: &[Step], trap: &Trap) -> Result<(), Stop> {
     let count = steps.len();
     let Some(before) = count.checked_sub(1) else { return Ok(()) };
-    same(trap, trap_of(&mut Player::start(bench.module)?, steps)?, "on another instance", count)?;
+    same(
+        trap,
+        trap_of(&mut Player::start(bench.component)?, steps)?,
+        "on another instance",
+        count,
+    )?;
 
     let all = moments(steps);
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     player.play(timed(steps.get(..before).unwrap_or_default()))?;
     let state = player.save(before)?;
-    let mut restored = Player::restored(bench.module, &state, before)?;
+    let mut restored = Player::restored(bench.component, &state, before)?;
     if restored.save(before)? != state {
         let what = "the state that the trap is rolled back to is another one once it was restored";
         return Err(Stop::Found(Finding::new(what, count)));

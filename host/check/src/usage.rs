@@ -17,7 +17,7 @@ const NAMED_MAX: usize = 2;
 
 /// Fuel by method.
 pub(super) fn fuel(bench: &Bench<'_>, survey: &Survey) -> Checked {
-    let limits = bench.module.engine().limits();
+    let limits = bench.component.engine().limits();
     let mut methods: BTreeMap<(&str, bool), Vec<u64>> = BTreeMap::new();
     for (step, fuel) in survey.calm.iter().zip(&survey.fuel) {
         methods.entry((step.name(), step.is_query())).or_default().push(*fuel);
@@ -61,15 +61,15 @@ pub(super) fn fuel(bench: &Bench<'_>, survey: &Survey) -> Checked {
 
 /// Linear memory: at the beginning, at the end, and of a restored instance.
 pub(super) fn memory(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Stop> {
-    let limit = bench.module.engine().limits().cluster.memory_bytes_max;
-    let limit = limit.min(bench.module.memory().declared_bytes_max);
+    let limit = bench.component.engine().limits().cluster.memory_bytes_max;
+    let limit = limit.min(bench.component.memory().declared_bytes_max);
     let (started, ended) = survey.memory_bytes;
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     let whole = player.play(timed(&survey.calm))?.whole();
     let restored = match whole {
         true => {
             let state = player.save(survey.calm.len())?;
-            let restored = Player::restored(bench.module, &state, survey.calm.len())?;
+            let restored = Player::restored(bench.component, &state, survey.calm.len())?;
             format!("{} once restored from {}", size(restored.memory_bytes()), size(state.len()))
         }
         false => "not restored".to_owned(),

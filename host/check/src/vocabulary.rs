@@ -7,7 +7,7 @@ use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor};
 use serde::de::DeserializeSeed;
 use serde_json::Value;
 
-use conclave_machine::{MethodKind, Module};
+use conclave_machine::{Component, MethodKind};
 
 /// A unary method of the machine's services.
 #[derive(Clone, Debug)]
@@ -29,13 +29,13 @@ pub(super) struct Vocabulary {
 }
 
 impl Vocabulary {
-    /// Reads the descriptor set, which loading the module has checked.
-    pub(super) fn of(module: &Module) -> Self {
-        let Ok(pool) = DescriptorPool::decode(&module.descriptor_set()[..]) else {
+    /// Reads the descriptor set, which loading the component has checked.
+    pub(super) fn of(component: &Component) -> Self {
+        let Ok(pool) = DescriptorPool::decode(&component.descriptor_set()[..]) else {
             return Self::default();
         };
         let mut vocabulary = Self::default();
-        for spec in module.methods() {
+        for spec in component.methods() {
             let Some((service, name)) = spec.name.split_once('/') else { continue };
             let method = pool
                 .get_service_by_name(service)

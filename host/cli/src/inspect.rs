@@ -10,12 +10,12 @@ use super::{
     Failed, Result,
     output::{Output, table},
 };
-use conclave_machine::{Engine, Limits, Memory, MethodKind, Module};
+use conclave_machine::{Component, Engine, Limits, Memory, MethodKind};
 
 /// Show what a machine's component is
 ///
 /// Loads it as a node would, with a node's default limits: it is compiled, started once and asked what
-/// it is. So a file that a node would refuse is refused here, with the same reason. The module id is
+/// it is. So a file that a node would refuse is refused here, with the same reason. The component id is
 /// the SHA-256 of the file. Methods are those of the machine's descriptor set; a machine without one
 /// is called with raw bytes.
 #[derive(Args, Debug)]
@@ -23,7 +23,7 @@ use conclave_machine::{Engine, Limits, Memory, MethodKind, Module};
 Examples:
   conclave inspect target/my-counter.wasm
   conclave inspect                            the key-value store that this program carries
-  conclave inspect target/my-counter.wasm --json | jq -r .module")]
+  conclave inspect target/my-counter.wasm --json | jq -r .component")]
 pub struct Arguments {
     /// The component [default: the key-value store]
     #[arg(value_name = "FILE")]
@@ -47,70 +47,70 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
     };
     let engine =
         Engine::new(&Limits::default()).map_err(|error| Failed::local(error.to_string()))?;
-    let module = Module::load(&engine, component)
+    let component = Component::load(&engine, component)
         .map_err(|error| Failed::local(format!("{name}: {error}")))?;
     if arguments.json {
-        output.value(&value(&module));
+        output.value(&value(&component));
     } else {
-        for line in lines(&module) {
+        for line in lines(&component) {
             output.line(line);
         }
     }
     Ok(())
 }
 
-fn value(module: &Module) -> Value {
-    let (description, memory) = (module.description(), module.memory());
-    let methods: Vec<_> = module
+fn value(component: &Component) -> Value {
+    let (description, memory) = (component.description(), component.memory());
+    let methods: Vec<_> = component
         .methods()
         .iter()
         .map(|method| json!({"name": &*method.name, "kind": kind(method.kind)}))
         .collect();
     json!({
-        "module": module.id().to_string(),
+        "component": component.id().to_string(),
         "name": description.name,
         "version": description.version,
         "state_version": description.state_version,
         "restores": description.restores,
-        "size_bytes": module.bytes().len(),
-        "imports": module.imports(),
+        "size_bytes": component.bytes().len(),
+        "imports": component.imports(),
         "memory": {
             "started_bytes": memory.started_bytes,
             "declared_bytes_max": memory.declared_bytes_max,
-            "bytes_max": bytes_max(module),
+            "bytes_max": bytes_max(component),
         },
         "methods": methods,
     })
 }
 
-fn lines(module: &Module) -> Vec<String> {
-    let description = module.description();
+fn lines(component: &Component) -> Vec<String> {
+    let description = component.description();
     let restores: Vec<_> = description.restores.iter().map(u32::to_string).collect();
     let mut rows = vec![
         row("name", description.name.clone()),
         row("version", description.version.clone()),
-        row("module", module.id().to_string()),
-        row("size", size(module.bytes().len())),
+        row("component", component.id().to_string()),
+        row("size", size(component.bytes().len())),
         row("state version", description.state_version.to_string()),
         row("restores", restores.join(", ")),
     ];
-    let packages = packages(module.imports());
+    let packages = packages(component.imports());
     rows.extend(
         packages
             .into_iter()
             .enumerate()
             .map(|(number, package)| row(if number == 0 { "imports" } else { "" }, package)),
     );
-    rows.push(row("memory", memory(module)));
+    rows.push(row("memory", memory(component)));
     let mut lines = table(&rows);
     lines.push(String::new());
-    if module.methods().is_empty() {
+    if component.methods().is_empty() {
         lines.push("It describes no methods: it is called with raw bytes.".to_owned());
         return lines;
     }
     let mut methods = vec![row("METHOD", "KIND".to_owned())];
     methods.extend(
-        module.methods().iter().map(|method| row(&method.name, kind(method.kind).to_owned())),
+        component.methods().iter().map(|method| row(&method.name, kind(method.kind).to_owned())),
     );
     lines.extend(table(&methods));
     lines
@@ -139,13 +139,13 @@ fn row(name: &str, value: String) -> Vec<String> {
 }
 
 /// What an instance may hold on a node with the default limits.
-fn bytes_max(module: &Module) -> usize {
-    module.memory().declared_bytes_max.min(module.engine().limits().cluster.memory_bytes_max)
+fn bytes_max(component: &Component) -> usize {
+    component.memory().declared_bytes_max.min(component.engine().limits().cluster.memory_bytes_max)
 }
 
-fn memory(module: &Module) -> String {
-    let Memory { started_bytes, declared_bytes_max } = module.memory();
-    let bytes_max = bytes_max(module);
+fn memory(component: &Component) -> String {
+    let Memory { started_bytes, declared_bytes_max } = component.memory();
+    let bytes_max = bytes_max(component);
     let whose = match declared_bytes_max == bytes_max {
         true => "as it declares",
         false => "as a node allows: memory-bytes-max",

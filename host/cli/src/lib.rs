@@ -14,6 +14,7 @@ pub mod build;
 pub mod call;
 pub mod check;
 pub mod cluster;
+pub mod component;
 pub mod dev;
 #[doc(hidden)]
 pub mod fuzz;
@@ -23,7 +24,6 @@ pub mod health;
 pub mod inspect;
 pub mod key;
 pub mod kv;
-pub mod module;
 pub mod new;
 pub mod output;
 pub mod recover;
@@ -133,8 +133,8 @@ Write a machine:
   conclave new my-counter                  a project that builds and passes its tests
   conclave build my-counter                a component
   conclave check my-counter/target/my-counter.wasm
-  conclave dev --module my-counter/target/my-counter.wasm --watch
-  conclave module push my-counter/target/my-counter.wasm    to a cluster that runs
+  conclave dev --component my-counter/target/my-counter.wasm --watch
+  conclave component push my-counter/target/my-counter.wasm    to a cluster that runs
 
 Exit codes:
   0  success
@@ -162,7 +162,7 @@ enum Verb {
     Call(call::Arguments),
     Kv(kv::Arguments),
     Key(key::Arguments),
-    Module(module::Arguments),
+    Component(component::Arguments),
     New(new::Arguments),
     Build(build::Arguments),
     Inspect(inspect::Arguments),
@@ -229,7 +229,7 @@ impl Verb {
             Self::Call(arguments) => call::run(arguments, output).await,
             Self::Kv(arguments) => kv::run(arguments, output).await,
             Self::Key(arguments) => key::run(arguments, output),
-            Self::Module(arguments) => module::run(arguments, output).await,
+            Self::Component(arguments) => component::run(arguments, output).await,
             Self::New(arguments) => new::run(arguments, output),
             Self::Build(arguments) => build::run(arguments, output),
             Self::Inspect(arguments) => inspect::run(arguments, output),

@@ -28,7 +28,7 @@ use conclave::{
 ///
 /// A node on which this was forgotten ends in another state than the others. The consistency checks find that and repair
 /// the minority from the majority. `conclave replay` shows on a copy of the directory at which entry a node stops, and with
-/// `--module` what another component makes of the log.
+/// `--component` what another component makes of the log.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:

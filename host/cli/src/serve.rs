@@ -8,7 +8,7 @@ use super::{Failed, Result, output::Output, signals};
 use crate::{DEFAULT_MACHINE, telemetry};
 use bytes::Bytes;
 use conclave::{
-    config::{Config, LogFormat, ModuleSource, Settings},
+    config::{ComponentSource, Config, LogFormat, Settings},
     node,
 };
 
@@ -44,7 +44,7 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     let mut config =
         Config::load(arguments.settings).map_err(|error| Failed::Usage(error.to_string()))?;
-    config.module.get_or_insert(ModuleSource::Default(Bytes::from_static(DEFAULT_MACHINE)));
+    config.component.get_or_insert(ComponentSource::Default(Bytes::from_static(DEFAULT_MACHINE)));
     // The log's readers get the reason for the end as they get everything else.
     output.set_json(config.log_format == LogFormat::Json);
     let _log = telemetry::start(config.log_format).map_err(Failed::Usage)?;

@@ -23,7 +23,7 @@ Examples:
   conclave status --json | jq .leader
 
 With --json: {\"cluster_id\", \"leader\" (null if none), \"term\", \"answered_by\", \"nodes\": [{\"id\", \"role\",
-\"applied\", \"committed\", \"last_log\", \"snapshot\", \"purged\", \"module\", \"version\", \"client\", \"peer\",
+\"applied\", \"committed\", \"last_log\", \"snapshot\", \"purged\", \"component\", \"version\", \"client\", \"peer\",
 \"engine\", \"fault\" (null if none), \"divergences\", \"divergence\" (the last one that was healed, null if none),
 \"clock\" (null if unreachable): {\"offset_ms\" (the node's clock minus the majority's), \"log_time_ms\",
 \"log_offset_ms\" (the log's time minus the majority's clock), \"alarm\" (null if none)},
@@ -48,7 +48,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
         id => format!("leader {id}"),
     };
     output.line(format!("cluster {}: {leader}, term {}", status.cluster_id, status.term));
-    let head = ["ID", "ROLE", "APPLIED", "LOG", "SNAPSHOT", "MODULE", "CLIENT", "FAULT"];
+    let head = ["ID", "ROLE", "APPLIED", "LOG", "SNAPSHOT", "COMPONENT", "CLIENT", "FAULT"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(status.nodes.iter().map(row));
     for line in table(&rows) {
@@ -88,9 +88,9 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
 fn row(node: &Node) -> Vec<String> {
     let reached = node.role != "unreachable";
     let number = |number: u64| if reached { number.to_string() } else { "-".to_owned() };
-    let module: String = match node.module.is_empty() {
+    let component: String = match node.component.is_empty() {
         true => "-".to_owned(),
-        false => node.module.chars().take(12).collect(),
+        false => node.component.chars().take(12).collect(),
     };
     vec![
         node.id.to_string(),
@@ -98,7 +98,7 @@ fn row(node: &Node) -> Vec<String> {
         number(node.applied),
         number(node.last_log),
         number(node.snapshot),
-        module,
+        component,
         node.client_address.clone(),
         node.fault.clone(),
     ]
@@ -134,7 +134,7 @@ fn node_as_json(node: &Node) -> Value {
         "applied": node.applied,
         "snapshot": node.snapshot,
         "purged": node.purged,
-        "module": node.module,
+        "component": node.component,
         "version": node.version,
         "client": node.client_address,
         "peer": node.peer_address,

@@ -19,7 +19,7 @@
 //!
 //! # Caveats
 //!
-//! Lengths are not hidden. Plaintext buffers are not wiped. This module does no I/O but for reading
+//! Lengths are not hidden. Plaintext buffers are not wiped. This component does no I/O but for reading
 //! the master key, and knows nothing of the rest of Conclave.
 
 mod envelope;

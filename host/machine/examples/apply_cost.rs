@@ -13,8 +13,8 @@ use std::{
 };
 
 use conclave_machine::{
-    Engine, Entry, History, HistoryError, Limits, Lone, Module, Moment, SavedState, Work, Worker,
-    bench::leave_out_features,
+    Component, Engine, Entry, History, HistoryError, Limits, Lone, Moment, SavedState, Work,
+    Worker, bench::leave_out_features,
 };
 use conclave_sdk::{Context, Machine, prost::Message};
 use conclave_types::{Call, Trap};
@@ -68,12 +68,12 @@ fn call(number: u64) -> Call {
 }
 
 /// Two instances at once, as a node's are, which share caches and perhaps a core.
-fn by_instances(module: &Module) -> f64 {
+fn by_instances(component: &Component) -> f64 {
     let calls: Vec<_> = (0..PUTS).map(call).collect();
     let ready = Barrier::new(2);
     let apply_all = || {
         Lone::with_stack(&Limits::default(), || {
-            let mut instance = Lone::start(module).expect("an instance");
+            let mut instance = Lone::start(component).expect("an instance");
             ready.wait();
             let begun = Instant::now();
             for (index, call) in (1..).zip(&calls) {
@@ -91,8 +91,9 @@ fn by_instances(module: &Module) -> f64 {
     })
 }
 
-async fn by_a_worker(module: &Module) -> f64 {
-    let worker = Worker::start(module.clone(), [7; 32], Arc::new(Nothing), None).expect("a worker");
+async fn by_a_worker(component: &Component) -> f64 {
+    let worker =
+        Worker::start(component.clone(), [7; 32], Arc::new(Nothing), None).expect("a worker");
     let entry =
         |index| (index, Some(Entry { index, time_ms: 1, work: Work::Call(call(index)) }), None);
     let batches: Vec<Vec<_>> = (0..PUTS / BATCH)
@@ -116,16 +117,16 @@ fn median(mut rounds: Vec<f64>) -> f64 {
 #[tokio::main]
 async fn main() {
     let engine = Engine::new(&Limits::default()).expect("an engine");
-    let module = Module::load(&engine, conclave_testing::components::build("guest-kv"))
+    let component = Component::load(&engine, conclave_testing::components::build("guest-kv"))
         .expect("the machine");
     let mut rounds = [const { Vec::new() }; 4];
     for _ in 0..ROUNDS {
         rounds[0].push(natively());
-        rounds[1].push(by_instances(&module));
+        rounds[1].push(by_instances(&component));
         leave_out_features(true);
-        rounds[2].push(by_a_worker(&module).await);
+        rounds[2].push(by_a_worker(&component).await);
         leave_out_features(false);
-        rounds[3].push(by_a_worker(&module).await);
+        rounds[3].push(by_a_worker(&component).await);
     }
     let [native, instances, bare, worker] = rounds.map(median);
     println!("one put of 256 bytes among {KEYS} keys");

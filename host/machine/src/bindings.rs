@@ -1,4 +1,4 @@
-//! What `wit/` says, as Rust. Nothing else is in this module, and nothing outside the layer sees it.
+//! What `wit/` says, as Rust. Nothing else is in this file, and nothing outside the layer sees it.
 #![allow(
     missing_docs,
     clippy::all,

@@ -1,4 +1,4 @@
-//! From a module to the next: its state, piece by piece, into a fresh instance of the other.
+//! From a component to the next: its state, piece by piece, into a fresh instance of the other.
 //!
 //! # Contract
 //! 1. Whether it succeeds, and why not, is a function of the log, like an outcome: the bytes of a
@@ -26,7 +26,7 @@ use std::{
 use wasmtime::component::ResourceAny;
 
 use super::{
-    error::Fault, instance::Instance, limits::SNAPSHOT_READ_BYTES, module::Module,
+    component::Component, error::Fault, instance::Instance, limits::SNAPSHOT_READ_BYTES,
     restoring::Restoring, thread, trap::Broken,
 };
 use conclave_types::{Trap, TrapKind};
@@ -75,20 +75,20 @@ enum Piece {
     End,
 }
 
-/// A fresh instance of `module` with the state of `old`, which is of `state_version`: one that the
-/// module restores.
+/// A fresh instance of `component` with the state of `old`, which is of `state_version`: one that the
+/// component restores.
 pub(super) fn carry_over(
     old: &mut Instance,
     state_version: u32,
-    module: &Module,
+    component: &Component,
     role: &'static str,
     stop: &Arc<AtomicBool>,
 ) -> Result<Instance, NotCarried> {
     let snapshot = old.snapshot().map_err(NotCarried::of_old)?;
     let limits = old.cluster_limits();
     let restoring =
-        Restoring::begin(module, state_version, role, limits, stop).map_err(NotCarried::of_new);
-    let carried = restoring.and_then(|restoring| stream(old, snapshot, restoring, module, stop));
+        Restoring::begin(component, state_version, role, limits, stop).map_err(NotCarried::of_new);
+    let carried = restoring.and_then(|restoring| stream(old, snapshot, restoring, component, stop));
     match carried {
         Err(NotCarried::Refused { trap, old_broke: false }) => match old.snapshot_drop(snapshot) {
             Ok(()) => Err(NotCarried::Refused { trap, old_broke: false }),
@@ -103,10 +103,10 @@ fn stream(
     old: &mut Instance,
     snapshot: ResourceAny,
     restoring: Restoring,
-    module: &Module,
+    component: &Component,
     stop: &AtomicBool,
 ) -> Result<Instance, NotCarried> {
-    let stack_bytes = module.engine().limits().thread_stack_bytes();
+    let stack_bytes = component.engine().limits().thread_stack_bytes();
     let (pieces, received) = sync_channel(PIECES_IN_FLIGHT);
     scope(|scope| {
         let body = move || write(restoring, received);

@@ -23,7 +23,7 @@ use std::{
 use wasmtime::component::Component;
 
 use super::error::LoadError;
-use conclave_types::ModuleId;
+use conclave_types::ComponentId;
 
 /// The nice value of threads that compile: they yield to all others of the computer. 19 is the lowest.
 const NICE: i32 = 10;
@@ -38,13 +38,13 @@ const NICE: i32 = 10;
 #[allow(unsafe_code, reason = "the implementation vouches for code that is run as it is")]
 pub unsafe trait CompiledCode: Send + Sync {
     /// Waits until no other process compiles this component, and keeps it so until the result is dropped.
-    fn turn(&self, component: ModuleId) -> Option<Box<dyn Any>>;
+    fn turn(&self, component: ComponentId) -> Option<Box<dyn Any>>;
 
     /// The code of a component, if there is any.
-    fn get(&self, component: ModuleId, engine: &str) -> Option<Vec<u8>>;
+    fn get(&self, component: ComponentId, engine: &str) -> Option<Vec<u8>>;
 
     /// Keeps the code of a component.
-    fn put(&self, component: ModuleId, engine: &str, code: &[u8]);
+    fn put(&self, component: ComponentId, engine: &str, code: &[u8]);
 }
 
 /// How components come to compiled code.
@@ -73,7 +73,7 @@ impl Counters {
 pub(super) fn component(
     engine: &wasmtime::Engine,
     name: &str,
-    (id, bytes): (ModuleId, &[u8]),
+    (id, bytes): (ComponentId, &[u8]),
     how: Compiling<'_>,
     counters: &Counters,
 ) -> Result<Component, LoadError> {
@@ -92,7 +92,7 @@ pub(super) fn component(
 }
 
 /// Keeps the code of a compiled component.
-pub(super) fn keep(name: &str, id: ModuleId, component: &Component, kept: &dyn CompiledCode) {
+pub(super) fn keep(name: &str, id: ComponentId, component: &Component, kept: &dyn CompiledCode) {
     match component.serialize() {
         Ok(code) => kept.put(id, name, &code),
         Err(error) => tracing::warn!(component = %id, %error, "compiled code cannot be kept"),
@@ -102,7 +102,7 @@ pub(super) fn keep(name: &str, id: ModuleId, component: &Component, kept: &dyn C
 fn load(
     engine: &wasmtime::Engine,
     name: &str,
-    id: ModuleId,
+    id: ComponentId,
     kept: &dyn CompiledCode,
 ) -> Option<Component> {
     let code = kept.get(id, name)?;
@@ -162,24 +162,24 @@ mod tests {
     use super::*;
     use crate::{Engine, Limits};
 
-    const ID: ModuleId = ModuleId([1; 32]);
+    const ID: ComponentId = ComponentId([1; 32]);
 
     /// Code in memory.
     #[derive(Default)]
-    struct Memory(Mutex<HashMap<(ModuleId, String), Vec<u8>>>);
+    struct Memory(Mutex<HashMap<(ComponentId, String), Vec<u8>>>);
 
     #[allow(unsafe_code, reason = "see `CompiledCode`")]
     // SAFETY: it returns what it was given.
     unsafe impl CompiledCode for Memory {
-        fn turn(&self, _: ModuleId) -> Option<Box<dyn Any>> {
+        fn turn(&self, _: ComponentId) -> Option<Box<dyn Any>> {
             None
         }
 
-        fn get(&self, component: ModuleId, engine: &str) -> Option<Vec<u8>> {
+        fn get(&self, component: ComponentId, engine: &str) -> Option<Vec<u8>> {
             self.0.lock().unwrap().get(&(component, engine.to_owned())).cloned()
         }
 
-        fn put(&self, component: ModuleId, engine: &str, code: &[u8]) {
+        fn put(&self, component: ComponentId, engine: &str, code: &[u8]) {
             self.0.lock().unwrap().insert((component, engine.to_owned()), code.to_vec());
         }
     }

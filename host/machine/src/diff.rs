@@ -14,13 +14,13 @@ use prost_reflect::{
     MethodDescriptor, prost_types::method_options::IdempotencyLevel,
 };
 
-use conclave_types::{modules::Change, services};
+use conclave_types::{components::Change, services};
 
 /// Changes that are told; a machine that has nothing in common with the other would give thousands.
 pub const CHANGES_MAX: usize = 200;
 
 /// Compares two serialized descriptor sets, of the active machine and of the one that is to follow. The
-/// breaking changes come first. A set that cannot be read counts as empty: no module has one.
+/// breaking changes come first. A set that cannot be read counts as empty: no component has one.
 pub fn compare(from: &[u8], to: &[u8]) -> Vec<Change> {
     let pool = |set: &[u8]| DescriptorPool::decode(set).unwrap_or_default();
     let (from, to) = (methods(&pool(from)), methods(&pool(to)));

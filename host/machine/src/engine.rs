@@ -25,7 +25,7 @@ use super::{
     limits::Limits,
     wasi,
 };
-use conclave_types::ModuleId;
+use conclave_types::ComponentId;
 
 /// The wasmtime that the lock file pins; it exports only its major version. A test holds the two
 /// together.
@@ -110,7 +110,7 @@ impl Engine {
     /// Compiles a component, or loads its kept code.
     pub(super) fn compile(
         &self,
-        id: ModuleId,
+        id: ComponentId,
         component: &[u8],
         how: Compiling<'_>,
     ) -> Result<Component, LoadError> {

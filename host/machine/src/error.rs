@@ -47,8 +47,8 @@ pub enum Error {
 /// Why a component is not served. Each message tells the machine's author what to change.
 #[derive(Debug, Error)]
 pub enum LoadError {
-    /// Larger than a module may be.
-    #[error("the module has {bytes} bytes; the limit is {bytes_max}")]
+    /// Larger than a component may be.
+    #[error("the component has {bytes} bytes; the limit is {bytes_max}")]
     TooLarge {
         /// Its size.
         bytes: usize,
@@ -63,7 +63,7 @@ pub enum LoadError {
     },
     /// A core module.
     #[error(
-        "this is a core WebAssembly module, not a component: `conclave build FILE` makes one of it"
+        "this is a core WebAssembly component, not a component: `conclave build FILE` makes one of it"
     )]
     CoreModule,
     /// Composed of components.
@@ -113,8 +113,8 @@ pub enum LoadError {
     /// It traps when asked what it is.
     #[error("the machine traps when it is started and described: {} ({})", .0.message, .0.kind.name())]
     Traps(Trap),
-    /// This node's fault, not the module's.
-    #[error("the module could not be tried: {0}")]
+    /// This node's fault, not the component's.
+    #[error("the component could not be tried: {0}")]
     Fault(#[from] Fault),
 }
 
@@ -211,7 +211,7 @@ pub enum SnapshotError {
         applied: u64,
     },
     /// The instance that held the snapshot is gone: it became the head, or trapped, or was restored, or
-    /// another module went on.
+    /// another component went on.
     #[error("the instance that held the snapshot is gone; take another")]
     Lost,
     /// The machine trapped while taking or reading it.

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{error::HistoryError, module::Module};
+use super::{component::Component, error::HistoryError};
 use conclave_types::{Call, Digest, Trap, limits::ClusterLimits};
 
 /// One entry of the log that the machine sees.
@@ -24,15 +24,15 @@ pub enum Work {
     Call(Call),
     /// A call of the machine's `tick`: the time that it asked to be woken at has come.
     Tick,
-    /// From the next entry on another module goes on with the state. Its outcome is a reply without a
-    /// response, or a failure with `FailedPrecondition` that says why the old module goes on.
-    Activate(Module),
+    /// From the next entry on another component goes on with the state. Its outcome is a reply without a
+    /// response, or a failure with `FailedPrecondition` that says why the old component goes on.
+    Activate(Component),
     /// From the next entry on other limits hold. Its outcome is a reply with the limits.
     SetLimits(ClusterLimits),
 }
 
 impl Work {
-    /// What it brings along, in bytes. A module is not counted: it is shared with whoever resolved it.
+    /// What it brings along, in bytes. A component is not counted: it is shared with whoever resolved it.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Call(call) => call.bytes(),
@@ -43,8 +43,8 @@ impl Work {
 
 /// A machine's state, as its snapshot holds it.
 pub struct SavedState {
-    /// The module whose state it is, which also restores it.
-    pub module: Module,
+    /// The component whose state it is, which also restores it.
+    pub component: Component,
     /// The log index after which it was taken.
     pub index: u64,
     /// The machine's time then, in milliseconds since the Unix epoch.
@@ -72,8 +72,11 @@ pub struct Remains {
 
 impl std::fmt::Debug for SavedState {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { module, index, time_ms, .. } = self;
-        write!(f, "SavedState {{ module: {module:?}, index: {index}, time_ms: {time_ms}, .. }}")
+        let Self { component, index, time_ms, .. } = self;
+        write!(
+            f,
+            "SavedState {{ component: {component:?}, index: {index}, time_ms: {time_ms}, .. }}"
+        )
     }
 }
 
@@ -85,7 +88,7 @@ impl std::fmt::Debug for SavedState {
 /// 2. Called from the worker's threads; may block for as long as a disk takes.
 /// 3. What `record_trap` was told, `trapped` gives back at once, and after a restart if it can. A
 ///    record that was lost costs time only: the entry traps again, and an activation fails again.
-/// 4. Every module comes from the worker's engine.
+/// 4. Every component comes from the worker's engine.
 pub trait History: Send + Sync + 'static {
     /// The newest whole snapshot. `None`: the machine that the worker was started with began empty,
     /// before index 1.

@@ -59,7 +59,7 @@ pub(super) struct Subscription {
     pub(super) initial: Vec<Bytes>,
 }
 
-/// See the module's page.
+/// See the page of this file.
 pub(super) struct Instance {
     store: Store<State>,
     machine: Machine,

@@ -1,7 +1,7 @@
 //! Runs replicated state machines that are WebAssembly components.
 //!
 //! # Purpose
-//! [`Engine`] compiles, [`Module::load`] finds out whether a component is a machine, and [`Worker`]
+//! [`Engine`] compiles, [`Component::load`] finds out whether a component is a machine, and [`Worker`]
 //! runs the two instances of it that a node keeps: the **head**, which applies committed entries in
 //! the order of the log, and the **reader**, which follows it, answers queries and writes snapshots.
 //! [`Lone`] is one instance by itself, for whoever examines a machine without a node.
@@ -12,10 +12,10 @@
 //! 2. What is no outcome is a [`Fault`]: the worker applies nothing any more and says why.
 //! 3. A guest sees nothing of this node: what it may import of WASI is a function of the log (`wasi`).
 //! 4. Everything ends: fuel bounds calls, limits bound memory, stack and answers, queues are bounded.
-//! 5. Modules change at one entry of the log, and all modules of a worker come from one engine.
+//! 5. Components change at one entry of the log, and all components of a worker come from one engine.
 //! 6. What entries bring about, a watcher sees once and in order, on any node ([`Worker::subscribe`]).
-//! 7. This layer knows nothing of Raft, disks or networks, nor of how modules get into the log. It gets
-//!    entries, with the modules that they name, and a [`History`] to rebuild instances from. The one
+//! 7. This layer knows nothing of Raft, disks or networks, nor of how components get into the log. It gets
+//!    entries, with the components that they name, and a [`History`] to rebuild instances from. The one
 //!    exception is compiled code that is kept, which helps and is never needed ([`CompiledCode`]).
 //!
 //! # How a trap is rolled back
@@ -41,21 +41,21 @@
 //! A snapshot of this node is restored into a fresh instance before it counts, and that instance becomes
 //! the reader ([`Worker::replace_standby`]).
 //!
-//! # How another module goes on
-//! At an entry that activates a module, the head streams its own snapshot into a fresh instance of that
-//! module, piece by piece, and drops the old one; the reader does the same with its own state when it
+//! # How another component goes on
+//! At an entry that activates a component, the head streams its own snapshot into a fresh instance of that
+//! component, piece by piece, and drops the old one; the reader does the same with its own state when it
 //! comes to the entry. So writes wait for one carry-over, linearizable queries for two, and nothing is
-//! held but instances and some pieces of 256 KiB. If the new module does not take the state, the old
+//! held but instances and some pieces of 256 KiB. If the new component does not take the state, the old
 //! instances go on as they are. If the old one breaks over its own snapshot, that is rolled back like a
 //! trap. Either is an outcome, [`Outcome::Failure`](conclave_types::Outcome::Failure), and recorded like
 //! a trap. [`rehearse`] finds most of that out before.
 //!
 //! # Caveats
-//! - A node needs twice the memory of the state, three times while it activates a module or checks that a
+//! - A node needs twice the memory of the state, three times while it activates a component or checks that a
 //!   snapshot can be restored, and four times while it restores one from a peer; once more for a
 //!   rehearsal.
 //! - A snapshot under way is lost when its reader becomes the head, or traps, or goes on with another
-//!   module; take another.
+//!   component; take another.
 //! - Limits depend on the layout of the guest's heap, which a restored instance has differently.
 //!   They are set so high that only runaway calls meet them, and machines whose state grows have to
 //!   stop well before (`limits.rs`).
@@ -70,6 +70,7 @@ mod bindings;
 mod carry_over;
 mod clock;
 mod compiled;
+mod component;
 mod composition;
 mod descriptor_scan;
 mod descriptors;
@@ -83,7 +84,6 @@ mod history;
 mod instance;
 mod limits;
 mod lone;
-mod module;
 mod rehearsal;
 mod restoring;
 mod thread;
@@ -92,6 +92,7 @@ mod wasi;
 mod worker;
 
 pub use compiled::{CompiledCode, Compiling};
+pub use component::{Component, Description, Memory};
 pub use descriptors::{MethodKind, MethodSpec};
 pub use engine::Engine;
 pub use error::{Error, Fault, HistoryError, LoadError, QueryError, SnapshotError, WatchError};
@@ -99,7 +100,6 @@ pub use history::{Entry, History, Remains, SavedState, Work};
 pub use instance::{AnswerSize, Moment};
 pub use limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX};
 pub use lone::{Broke, Lone, OpenSnapshot};
-pub use module::{Description, Memory, Module};
 pub use rehearsal::{NotReady, Rehearsal, rehearse};
 pub use worker::{
     Answered, BatchItem, Done, Restored, StateStream, Stats, Subscribed, Subscribing, Watcher,

@@ -58,8 +58,8 @@ pub struct Limits {
     /// Subscriptions at once. Default 10,000; more are refused with `Busy`. Each holds 64 KiB or the events of one
     /// entry, if its reader is slow.
     pub subscriptions_max: usize,
-    /// A module's component, in bytes. Default 64 MiB: Python's is 18 MB, JavaScript's 12 MB.
-    pub module_bytes_max: usize,
+    /// A component's component, in bytes. Default 64 MiB: Python's is 18 MB, JavaScript's 12 MB.
+    pub component_bytes_max: usize,
     /// Lines that the machine may write to the node's log at once. Default 100.
     pub log_lines_burst: u32,
     /// Lines per second that it may write in the long run. Default 5: of 4 KiB each, 1.8 GB per day.
@@ -75,7 +75,7 @@ impl Default for Limits {
             queue_bytes_max: 32 * MIB,
             queries_waiting_max: 4096,
             subscriptions_max: 10_000,
-            module_bytes_max: 64 * MIB,
+            component_bytes_max: 64 * MIB,
             log_lines_burst: 100,
             log_lines_per_second: 5,
         }
@@ -131,8 +131,8 @@ impl Limits {
         check("queries_waiting_max", self.queries_waiting_max as u64, 1, 1 << 20, "1 to 2^20")?;
         check("subscriptions_max", self.subscriptions_max as u64, 1, 1 << 20, "1 to 2^20")?;
         check(
-            "module_bytes_max",
-            self.module_bytes_max as u64,
+            "component_bytes_max",
+            self.component_bytes_max as u64,
             1 << 10,
             1 << 30,
             "1 KiB to 1 GiB",

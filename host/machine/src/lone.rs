@@ -16,10 +16,10 @@ use bytes::Bytes;
 use wasmtime::component::ResourceAny;
 
 use super::{
+    component::Component,
     error::Fault,
     instance::{AnswerSize, Instance, Moment},
     limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX},
-    module::Module,
     trap::Broken,
 };
 use conclave_types::{Call, Failure, Outcome, Trap};
@@ -42,7 +42,7 @@ impl From<Broken> for Broke {
     }
 }
 
-/// See the module's page.
+/// See the page of this file.
 pub struct Lone {
     instance: Instance,
 }
@@ -74,9 +74,9 @@ impl Lone {
     ///
     /// # Errors
     /// The machine broke while it was started.
-    pub fn start(module: &Module) -> Result<Self, Broke> {
+    pub fn start(component: &Component) -> Result<Self, Broke> {
         let mut instance =
-            module.instance("lone", module.engine().limits().cluster, &Arc::default())?;
+            component.instance("lone", component.engine().limits().cluster, &Arc::default())?;
         instance.mute(true);
         instance.keep_errors();
         Ok(Self { instance })

@@ -1,4 +1,4 @@
-//! Trying a module on real data before it is activated: a saved state is restored into it, and entries
+//! Trying a component on real data before it is activated: a saved state is restored into it, and entries
 //! of the log are applied after it.
 //!
 //! # Contract
@@ -8,7 +8,7 @@
 //!
 //! # Caveats
 //! - It needs the memory of one more state.
-//! - A module that is ready may still fail where the state is by now another one. An activation then
+//! - A component that is ready may still fail where the state is by now another one. An activation then
 //!   has the outcome "not activated".
 
 use std::{
@@ -24,24 +24,24 @@ use thiserror::Error;
 use super::{
     carry_over::too_large,
     clock::Clock,
+    component::Component,
     error::{Fault, HistoryError},
     history::{Entry, SavedState, Work},
     instance::Instance,
-    module::Module,
     restoring::Restoring,
     thread,
     trap::Broken,
 };
 use conclave_types::{Outcome, Trap};
 
-/// What a module did that is ready.
+/// What a component did that is ready.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rehearsal {
     /// The log index that it came to.
     pub index: u64,
     /// Entries applied.
     pub entries: u64,
-    /// Of them: those that the module answered with a failure.
+    /// Of them: those that the component answered with a failure.
     pub failures: u64,
     /// How long restoring the state took.
     pub restore_time: Duration,
@@ -51,11 +51,11 @@ pub struct Rehearsal {
     pub memory_bytes: u64,
     /// Fuel that the entries took.
     pub fuel: u64,
-    /// The size of the snapshot that the module took at the end.
+    /// The size of the snapshot that the component took at the end.
     pub snapshot_bytes: u64,
 }
 
-/// Why a module is not ready. Each message tells who pushed it what to change.
+/// Why a component is not ready. Each message tells who pushed it what to change.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NotReady {
     /// It does not restore the state's version.
@@ -85,8 +85,8 @@ pub enum NotReady {
         /// What happened.
         trap: Trap,
     },
-    /// The entries reach past an activation, so the state is not of the module that wrote it.
-    #[error("entry {0} activates a module: rehearse from a snapshot taken after it")]
+    /// The entries reach past an activation, so the state is not of the component that wrote it.
+    #[error("entry {0} activates a component: rehearse from a snapshot taken after it")]
     Activation(u64),
     /// The state or the entries cannot be read.
     #[error("{0}")]
@@ -94,41 +94,41 @@ pub enum NotReady {
     /// `stop` said so.
     #[error("the rehearsal was stopped")]
     Stopped,
-    /// This node's fault, not the module's.
-    #[error("the module could not be rehearsed: {0}")]
+    /// This node's fault, not the component's.
+    #[error("the component could not be rehearsed: {0}")]
     Fault(#[from] Fault),
 }
 
 /// How often `stop` is asked.
 const STOP_EVERY: Duration = Duration::from_millis(10);
 
-/// Restores `saved` into the module, applies `entries`, which follow it, and takes a snapshot. Leave
+/// Restores `saved` into the component, applies `entries`, which follow it, and takes a snapshot. Leave
 /// out entries that are known to have trapped: one that traps is a reason not to be ready. `seed` is
 /// the worker's. Blocks until it is done or `stop` says that it is enough.
 ///
 /// # Errors
 /// Why it is not ready.
 pub fn rehearse(
-    module: &Module,
+    component: &Component,
     seed: [u8; 32],
     saved: SavedState,
     entries: impl Iterator<Item = Result<Entry, HistoryError>> + Send,
     stop: impl Fn() -> bool,
 ) -> Result<Rehearsal, NotReady> {
-    if let Some(why) = module.refuses(saved.state_version) {
+    if let Some(why) = component.refuses(saved.state_version) {
         return Err(NotReady::StateVersion(why));
     }
     let stopped = Arc::new(AtomicBool::new(false));
-    let stage = Stage { module, seed, stop: Arc::clone(&stopped) };
+    let stage = Stage { component, seed, stop: Arc::clone(&stopped) };
     std::thread::scope(|scope| {
-        let stack_bytes = module.engine().limits().thread_stack_bytes();
+        let stack_bytes = component.engine().limits().thread_stack_bytes();
         let body = move || stage.run(saved, entries);
         let thread = thread::spawn_scoped(scope, "conclave-rehearse", stack_bytes, body)?;
         while !thread.is_finished() {
             if stopped.load(Ordering::Relaxed) || stop() {
                 stopped.store(true, Ordering::Relaxed);
                 // A call that is under way asks now. One that began meanwhile asks the next time.
-                module.engine().inner().increment_epoch();
+                component.engine().inner().increment_epoch();
             }
             std::thread::park_timeout(STOP_EVERY);
         }
@@ -138,7 +138,7 @@ pub fn rehearse(
 
 /// What a rehearsal works with.
 struct Stage<'a> {
-    module: &'a Module,
+    component: &'a Component,
     seed: [u8; 32],
     stop: Arc<AtomicBool>,
 }
@@ -190,7 +190,7 @@ impl Stage<'_> {
         let index = saved.index;
         let broken = |broken| not_ready(broken, |trap| NotReady::Restore { index, trap });
         let mut restoring = Restoring::begin(
-            self.module,
+            self.component,
             saved.state_version,
             "rehearsal",
             saved.limits,

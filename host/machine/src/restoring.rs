@@ -7,7 +7,9 @@ use std::sync::{
 
 use wasmtime::component::ResourceAny;
 
-use super::{instance::Instance, limits::SNAPSHOT_CHUNK_BYTES_MAX, module::Module, trap::Broken};
+use super::{
+    component::Component, instance::Instance, limits::SNAPSHOT_CHUNK_BYTES_MAX, trap::Broken,
+};
 use conclave_types::{Failure, Trap, TrapKind, limits::ClusterLimits};
 
 /// An instance that is being given a state. It is handed out once it has all of it.
@@ -20,9 +22,9 @@ pub(super) struct Restoring {
 }
 
 impl Restoring {
-    /// Begins. The caller has made sure that the module restores this version.
+    /// Begins. The caller has made sure that the component restores this version.
     pub(super) fn begin(
-        module: &Module,
+        component: &Component,
         state_version: u32,
         role: &'static str,
         limits: ClusterLimits,
@@ -30,18 +32,18 @@ impl Restoring {
     ) -> Result<Self, Broken> {
         let stop = Arc::clone(stop);
         let interrupted = move || stop.load(Ordering::Relaxed);
-        Self::interruptible(module, state_version, role, limits, interrupted)
+        Self::interruptible(component, state_version, role, limits, interrupted)
     }
 
     /// The same with a condition of the caller's that ends a call which is running.
     pub(super) fn interruptible(
-        module: &Module,
+        component: &Component,
         state_version: u32,
         role: &'static str,
         limits: ClusterLimits,
         interrupted: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Self, Broken> {
-        let mut instance = module.interruptible(role, limits, interrupted)?;
+        let mut instance = component.interruptible(role, limits, interrupted)?;
         let writer = instance.restore(state_version)?;
         let writer = writer.map_err(|failure| refused("restore", &failure))?;
         Ok(Self { instance, writer })

@@ -17,10 +17,10 @@ use conclave_machine::{WatchError, Watcher};
 use conclave_raft as raft;
 use conclave_raft::Replica;
 use conclave_types::{
-    Applied, Call, Caller, ModuleId, TrapKind,
+    Applied, Call, Caller, ComponentId, TrapKind,
+    components::{Activated, ComponentPart, ComponentStatus, Difference, Permissions, Pushed},
     error::Error,
     limits::LimitsChange,
-    modules::{Activated, Difference, ModulePart, ModuleStatus, Permissions, Pushed},
     status::{
         Answered, ClockStatus, ClusterStatus, Consistency, Health, Leader, LimitsSet, NodeStatus,
         TimeSet, Verification,
@@ -108,9 +108,9 @@ impl Backend for ReplicaBackend {
     }
 
     fn machine(&self) -> Arc<MachineInfo> {
-        let module = self.0.worker().module();
-        let description = module.description();
-        let methods = module.methods().iter().map(|method| MethodSpec {
+        let component = self.0.worker().component();
+        let description = component.description();
+        let methods = component.methods().iter().map(|method| MethodSpec {
             name: method.name.clone(),
             kind: match method.kind {
                 machine::MethodKind::Command => MethodKind::Command,
@@ -122,22 +122,22 @@ impl Backend for ReplicaBackend {
             name: description.name.clone(),
             version: description.version.clone(),
             state_version: description.state_version,
-            module_id: module.id(),
+            component_id: component.id(),
             methods: methods.collect(),
-            descriptor_set: module.descriptor_set().clone(),
+            descriptor_set: component.descriptor_set().clone(),
         })
     }
 
     fn metrics(&self) -> Vec<Metric> {
-        let (stats, module) = (self.0.worker().stats(), self.0.worker().module());
-        let description = module.description();
+        let (stats, component) = (self.0.worker().stats(), self.0.worker().component());
+        let description = component.description();
         let mut metrics = vec![
             Metric::gauge(
                 "conclave_machine_info",
                 "The active machine; the number is always 1.",
                 1.0,
             )
-            .label("module", module.id().to_string())
+            .label("component", component.id().to_string())
             .label("name", description.name.clone())
             .label("version", description.version.clone()),
             Metric::counter(
@@ -262,46 +262,54 @@ impl Backend for ReplicaBackend {
 }
 
 impl Upgrades for ReplicaBackend {
-    async fn push_module(&self, piece: ModulePart, deadline: Instant) -> Result<Pushed, Error> {
-        self.0.push_module(piece, deadline).await
-    }
-
-    async fn list_modules(&self) -> Vec<ModuleStatus> {
-        self.0.list_modules().await
-    }
-
-    async fn find_module(&self, beginning: &str, deadline: Instant) -> Result<ModuleId, Error> {
-        self.0.find_module(beginning, deadline).await
-    }
-
-    async fn rehearse_module(
+    async fn push_component(
         &self,
-        module: ModuleId,
+        piece: ComponentPart,
         deadline: Instant,
-    ) -> Result<ModuleStatus, Error> {
-        self.0.rehearse_module(module, deadline).await
+    ) -> Result<Pushed, Error> {
+        self.0.push_component(piece, deadline).await
     }
 
-    async fn diff_module(&self, module: ModuleId) -> Result<Difference, Error> {
-        self.0.diff_module(module).await
+    async fn list_components(&self) -> Vec<ComponentStatus> {
+        self.0.list_components().await
     }
 
-    async fn activate_module(
+    async fn find_component(
         &self,
-        module: ModuleId,
+        beginning: &str,
+        deadline: Instant,
+    ) -> Result<ComponentId, Error> {
+        self.0.find_component(beginning, deadline).await
+    }
+
+    async fn rehearse_component(
+        &self,
+        component: ComponentId,
+        deadline: Instant,
+    ) -> Result<ComponentStatus, Error> {
+        self.0.rehearse_component(component, deadline).await
+    }
+
+    async fn diff_component(&self, component: ComponentId) -> Result<Difference, Error> {
+        self.0.diff_component(component).await
+    }
+
+    async fn activate_component(
+        &self,
+        component: ComponentId,
         permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
-        self.0.activate_module(module, permissions, deadline).await
+        self.0.activate_component(component, permissions, deadline).await
     }
 
-    async fn rollback_module(
+    async fn rollback_component(
         &self,
-        from: ModuleId,
+        from: ComponentId,
         permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
-        self.0.rollback_module(from, permissions, deadline).await
+        self.0.rollback_component(from, permissions, deadline).await
     }
 }
 

@@ -18,7 +18,7 @@
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
 //! use conclave::{
 //!     Node,
-//!     config::{Config, ModuleSource, Settings},
+//!     config::{Config, ComponentSource, Settings},
 //! };
 //!
 //! let settings = Settings {
@@ -30,7 +30,7 @@
 //!     ..Settings::default()
 //! };
 //! let mut config = Config::from_settings(settings, None)?;
-//! config.module = Some(ModuleSource::File("target/counter.wasm".into()));
+//! config.component = Some(ComponentSource::File("target/counter.wasm".into()));
 //! let node = Node::start(config).await?;
 //! // Calls go to 127.0.0.1:7101, with conclave-client or any other client of gRPC.
 //! node.stop().await?;
@@ -58,7 +58,7 @@ pub struct Node {
 
 impl Node {
     /// Starts a node. Fails with what is wrong: a port that is taken, a key that does not fit the data, a
-    /// module that is none; the data directory is left as it was.
+    /// component that is none; the data directory is left as it was.
     pub async fn start(config: Config) -> Result<Self, Error> {
         let client_address = config.listen_client;
         let (stop, stopped) = oneshot::channel::<()>();

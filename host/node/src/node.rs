@@ -19,19 +19,19 @@ use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 use crate::backend::ReplicaBackend;
 use crate::{
-    config::{Config, MasterKeySource, ModuleSource, StoppedNode},
+    config::{ComponentSource, Config, MasterKeySource, StoppedNode},
     replay,
 };
 use conclave_api as api;
 use conclave_api::{Admin, Api, Backend, Startup};
 use conclave_crypto::MasterKey;
 use conclave_machine as machine;
-use conclave_machine::{Engine, Module, Worker};
+use conclave_machine::{Component, Engine, Worker};
 use conclave_raft as raft;
-use conclave_raft::{KeptCode, LocalHistory, Modules, Replica, supervise::Supervisor};
+use conclave_raft::{Components, KeptCode, LocalHistory, Replica, supervise::Supervisor};
 use conclave_storage as storage;
 use conclave_storage::{CompiledStore, Identity, Storage};
-use conclave_types::{ModuleId, error::Error};
+use conclave_types::{ComponentId, error::Error};
 
 /// A step of a start.
 const COMPILING: &str = "loading the component, which compiles it if no compiled code is kept";
@@ -179,7 +179,7 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
         .clone()
         .map(|dir| CompiledStore::shared(dir, &master_key, &config.cluster_id).map(KeptCode::new));
     let shared = shared.transpose().map_err(startup)?;
-    // A directory is made only for a module that is served.
+    // A directory is made only for a component that is served.
     let loaded = match Storage::made_for(&config.data_dir).map_err(startup)? {
         Some(_) => None,
         None => {
@@ -192,8 +192,8 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
         dir: config.data_dir.clone(),
         cluster_id: config.cluster_id.clone(),
         node_id: config.node_id,
-        module_id: ModuleId::of(&given),
-        module: given.clone(),
+        component_id: ComponentId::of(&given),
+        component: given.clone(),
         master_key,
     })
     .map_err(startup)?;
@@ -201,12 +201,12 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
     let is_shared = shared.is_some();
     let kept = shared.unwrap_or_else(|| KeptCode::new(compiled));
     let genesis = match loaded {
-        Some(module) => {
+        Some(component) => {
             // It was compiled before there was a directory for it.
             if !is_shared {
-                module.keep_code(&kept);
+                component.keep_code(&kept);
             }
-            module
+            component
         }
         None => {
             progress.step(COMPILING);
@@ -215,9 +215,9 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
     };
     progress.step("starting the state machine");
     let seed = seed(&identity);
-    let modules = Modules::new(genesis.clone(), seed, kept);
+    let components = Components::new(genesis.clone(), seed, kept);
     let history =
-        LocalHistory::open(log.clone(), snapshots.clone(), modules.clone()).map_err(startup)?;
+        LocalHistory::open(log.clone(), snapshots.clone(), components.clone()).map_err(startup)?;
     tracing::info!(
         node = identity.node_id,
         cluster = identity.cluster_id,
@@ -229,7 +229,7 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
     Ok(raft::Options {
         identity,
         engine: engine.fingerprint().to_owned(),
-        modules,
+        components,
         worker,
         log,
         snapshots,
@@ -242,38 +242,38 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
     })
 }
 
-/// The module that a directory was made for, whichever one the node was started with.
+/// The component that a directory was made for, whichever one the node was started with.
 fn begun_with(
     config: &Config,
     engine: &Engine,
     (given, genesis): (Bytes, Bytes),
     kept: &KeptCode,
-) -> Result<Module, Error> {
+) -> Result<Component, Error> {
     if given == genesis {
         return load(config, engine, genesis, Some(kept));
     }
     // One that was named is looked at all the same: a wrong file is a mistake.
-    if !matches!(config.module, Some(ModuleSource::Default(_))) {
+    if !matches!(config.component, Some(ComponentSource::Default(_))) {
         load(config, engine, given.clone(), Some(kept))?;
     }
     tracing::info!(
-        given = %ModuleId::of(&given),
-        "this node has data, so it continues with the cluster's module and not with the one that it was started with: \
-         `conclave module push` brings another one to the cluster"
+        given = %ComponentId::of(&given),
+        "this node has data, so it continues with the cluster's component and not with the one that it was started with: \
+         `conclave component push` brings another one to the cluster"
     );
-    Module::load_with(engine, genesis, kept.compiling(false)).map_err(startup)
+    Component::load_with(engine, genesis, kept.compiling(false)).map_err(startup)
 }
 
-/// The module that the node was started with.
+/// The component that the node was started with.
 fn load(
     config: &Config,
     engine: &Engine,
     component: Bytes,
     kept: Option<&KeptCode>,
-) -> Result<Module, Error> {
+) -> Result<Component, Error> {
     let how = kept.map(|kept| kept.compiling(false)).unwrap_or_default();
-    Module::load_with(engine, component, how).map_err(|error| {
-        let name = config.module.as_ref().map(ToString::to_string).unwrap_or_default();
+    Component::load_with(engine, component, how).map_err(|error| {
+        let name = config.component.as_ref().map(ToString::to_string).unwrap_or_default();
         Error::invalid(format!("{name}: {error}")).with_source(error)
     })
 }
@@ -297,10 +297,10 @@ pub fn open_replay(
     let kept = KeptCode::new(compiled);
     let snapshot = snapshots.latest().map_err(named)?;
     let engine = Engine::new(&machine::Limits::default()).map_err(startup)?;
-    let genesis = Module::load_with(&engine, genesis, kept.compiling(false)).map_err(startup)?;
+    let genesis = Component::load_with(&engine, genesis, kept.compiling(false)).map_err(startup)?;
     let seed = seed(&identity);
-    let modules = Modules::new(genesis.clone(), seed, kept);
-    Ok(replay::Source::new(replay::Parts { identity, log, snapshot, modules, genesis, seed }))
+    let components = Components::new(genesis.clone(), seed, kept);
+    Ok(replay::Source::new(replay::Parts { identity, log, snapshot, components, genesis, seed }))
 }
 
 /// For the machine's randomness: the same on every node.
@@ -323,15 +323,15 @@ fn startup(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 }
 
 fn component(config: &Config) -> Result<Bytes, Error> {
-    let path = match &config.module {
-        None => return Err(Error::invalid("no component: set Config::module")),
-        Some(ModuleSource::Bytes(bytes) | ModuleSource::Default(bytes)) => {
+    let path = match &config.component {
+        None => return Err(Error::invalid("no component: set Config::component")),
+        Some(ComponentSource::Bytes(bytes) | ComponentSource::Default(bytes)) => {
             return Ok(bytes.clone());
         }
-        Some(ModuleSource::File(path)) => path,
+        Some(ComponentSource::File(path)) => path,
     };
     let bytes = fs::read(path).map_err(|error| {
-        Error::invalid(format!("cannot read the module {}: {error}", path.display()))
+        Error::invalid(format!("cannot read the component {}: {error}", path.display()))
     })?;
     Ok(Bytes::from(bytes))
 }
@@ -352,12 +352,12 @@ async fn follow_machine(api: Api<ReplicaBackend>, replica: Replica) {
     // The machine may have changed before this began to watch.
     machine.mark_changed();
     while machine.changed().await.is_ok() {
-        let module = machine.borrow_and_update().id();
+        let component = machine.borrow_and_update().id();
         match api.set_machine(ReplicaBackend(replica.clone()).machine()) {
-            Ok(()) => tracing::info!(%module, "serving the machine's methods"),
+            Ok(()) => tracing::info!(%component, "serving the machine's methods"),
             // It was loaded, so its descriptor was read before.
             Err(error) => {
-                tracing::error!(%module, %error, "the methods of the machine before are served")
+                tracing::error!(%component, %error, "the methods of the machine before are served")
             }
         }
     }

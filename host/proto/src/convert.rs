@@ -6,10 +6,10 @@ use std::sync::Arc;
 
 use crate::raft as wire;
 use conclave_types::{
-    Call, Checkpoint, Code, Command, CommandKind, Digest, Failure, ModuleId, NodeId, Trap,
+    Call, Checkpoint, Code, Command, CommandKind, ComponentId, Digest, Failure, NodeId, Trap,
     TrapKind,
+    components::{About, Activation, ComponentCommand, ComponentPart, PART_BYTES_MAX},
     limits::ClusterLimits,
-    modules::{About, Activation, ModuleCommand, ModulePart, PART_BYTES_MAX},
 };
 
 /// Bytes that are protobuf, but not of the shape that they should have.
@@ -69,11 +69,11 @@ pub fn command_to_wire(command: &Command) -> wire::Command {
         CommandKind::SetLimits(limits) => {
             wire::command::Kind::SetLimits(cluster_limits_to_wire(limits))
         }
-        CommandKind::Module(ModuleCommand::Part(part)) => {
-            wire::command::Kind::ModulePart(part_to_wire(part))
+        CommandKind::Component(ComponentCommand::Part(part)) => {
+            wire::command::Kind::ComponentPart(part_to_wire(part))
         }
-        CommandKind::Module(ModuleCommand::Activate(activation)) => {
-            wire::command::Kind::ActivateModule(activation_to_wire(activation))
+        CommandKind::Component(ComponentCommand::Activate(activation)) => {
+            wire::command::Kind::ActivateComponent(activation_to_wire(activation))
         }
     };
     wire::Command { time_ms: command.time_ms, kind: Some(kind) }
@@ -92,11 +92,11 @@ pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
         Some(wire::command::Kind::SetLimits(limits)) => {
             CommandKind::SetLimits(cluster_limits_from_wire(&limits)?)
         }
-        Some(wire::command::Kind::ModulePart(part)) => {
-            CommandKind::Module(ModuleCommand::Part(part_from_wire(part)?))
+        Some(wire::command::Kind::ComponentPart(part)) => {
+            CommandKind::Component(ComponentCommand::Part(part_from_wire(part)?))
         }
-        Some(wire::command::Kind::ActivateModule(activation)) => {
-            CommandKind::Module(ModuleCommand::Activate(activation_from_wire(&activation)?))
+        Some(wire::command::Kind::ActivateComponent(activation)) => {
+            CommandKind::Component(ComponentCommand::Activate(activation_from_wire(&activation)?))
         }
         None => {
             return Err(Malformed {
@@ -166,18 +166,18 @@ pub fn digest_from_wire(bytes: &[u8]) -> Result<Option<Digest>, Malformed> {
 }
 
 /// From the wire.
-pub fn module_id_from_wire(bytes: &[u8]) -> Result<ModuleId, Malformed> {
-    let id = bytes.try_into().map(ModuleId);
-    id.map_err(|_| Malformed::new("module id", format!("{} bytes", bytes.len())))
+pub fn component_id_from_wire(bytes: &[u8]) -> Result<ComponentId, Malformed> {
+    let id = bytes.try_into().map(ComponentId);
+    id.map_err(|_| Malformed::new("component id", format!("{} bytes", bytes.len())))
 }
 
-fn module_id_to_wire(id: &ModuleId) -> bytes::Bytes {
+fn component_id_to_wire(id: &ComponentId) -> bytes::Bytes {
     id.0.to_vec().into()
 }
 
-fn part_to_wire(part: &ModulePart) -> wire::ModulePart {
-    wire::ModulePart {
-        module_id: module_id_to_wire(&part.module),
+fn part_to_wire(part: &ComponentPart) -> wire::ComponentPart {
+    wire::ComponentPart {
+        component_id: component_id_to_wire(&part.component),
         total_bytes: part.total_bytes,
         at: part.at,
         bytes: part.bytes.clone(),
@@ -185,13 +185,13 @@ fn part_to_wire(part: &ModulePart) -> wire::ModulePart {
     }
 }
 
-fn part_from_wire(part: wire::ModulePart) -> Result<ModulePart, Malformed> {
+fn part_from_wire(part: wire::ComponentPart) -> Result<ComponentPart, Malformed> {
     if part.bytes.len() > PART_BYTES_MAX {
         let reason = format!("{} bytes; the limit is {PART_BYTES_MAX}", part.bytes.len());
-        return Err(Malformed::new("module part", reason));
+        return Err(Malformed::new("component part", reason));
     }
-    Ok(ModulePart {
-        module: module_id_from_wire(&part.module_id)?,
+    Ok(ComponentPart {
+        component: component_id_from_wire(&part.component_id)?,
         total_bytes: part.total_bytes,
         at: part.at,
         bytes: part.bytes,
@@ -200,8 +200,8 @@ fn part_from_wire(part: wire::ModulePart) -> Result<ModulePart, Malformed> {
 }
 
 /// To the wire.
-pub fn about_to_wire(about: &About) -> wire::ModuleAbout {
-    wire::ModuleAbout {
+pub fn about_to_wire(about: &About) -> wire::ComponentAbout {
+    wire::ComponentAbout {
         name: about.name.to_string(),
         version: about.version.to_string(),
         state_version: about.state_version,
@@ -209,7 +209,7 @@ pub fn about_to_wire(about: &About) -> wire::ModuleAbout {
 }
 
 /// From the wire.
-pub fn about_from_wire(about: &wire::ModuleAbout) -> About {
+pub fn about_from_wire(about: &wire::ComponentAbout) -> About {
     About {
         name: Arc::from(&*about.name),
         version: Arc::from(&*about.version),
@@ -217,18 +217,18 @@ pub fn about_from_wire(about: &wire::ModuleAbout) -> About {
     }
 }
 
-fn activation_to_wire(activation: &Activation) -> wire::ActivateModule {
-    wire::ActivateModule {
-        module_id: module_id_to_wire(&activation.module),
-        from_module_id: module_id_to_wire(&activation.from),
+fn activation_to_wire(activation: &Activation) -> wire::ActivateComponent {
+    wire::ActivateComponent {
+        component_id: component_id_to_wire(&activation.component),
+        from_component_id: component_id_to_wire(&activation.from),
         voters: activation.voters.iter().copied().collect::<Vec<NodeId>>(),
     }
 }
 
-fn activation_from_wire(activation: &wire::ActivateModule) -> Result<Activation, Malformed> {
+fn activation_from_wire(activation: &wire::ActivateComponent) -> Result<Activation, Malformed> {
     Ok(Activation {
-        module: module_id_from_wire(&activation.module_id)?,
-        from: module_id_from_wire(&activation.from_module_id)?,
+        component: component_id_from_wire(&activation.component_id)?,
+        from: component_id_from_wire(&activation.from_component_id)?,
         voters: activation.voters.iter().copied().collect(),
     })
 }

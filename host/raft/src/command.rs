@@ -179,7 +179,7 @@ impl Replica {
         kind: CommandKind,
         deadline: Instant,
     ) -> Result<Applied, Error> {
-        if matches!(kind, CommandKind::Module(_)) {
+        if matches!(kind, CommandKind::Component(_)) {
             self.settle_limits(deadline).await?;
         }
         let time_ms = self.stamp().await;

@@ -13,7 +13,7 @@ use conclave_storage::{
     convert::{log_id_to_wire, membership_to_wire, snapshot_meta_from_wire},
     raft_types::LogId,
 };
-use conclave_types::{ModuleId, limits::ClusterLimits};
+use conclave_types::{ComponentId, limits::ClusterLimits};
 
 /// The header of a snapshot and the chunks after it, the first byte of which says how long the header is.
 pub fn snapshot_header(data: &[u8]) {
@@ -36,18 +36,18 @@ pub fn snapshot_header(data: &[u8]) {
 /// A header with one component, and its bytes.
 pub fn snapshot_header_seeds() -> Vec<Vec<u8>> {
     let component = b"component";
-    let id = Bytes::from(ModuleId::of(component).0.to_vec());
+    let id = Bytes::from(ComponentId::of(component).0.to_vec());
     let header = wire::SnapshotHeader {
         last_log_id: Some(log_id_to_wire(&LogId::new_term_index(3, 9))),
         membership: Some(wire::StoredMembership {
             log_id: Some(log_id_to_wire(&LogId::new_term_index(3, 1))),
             membership: Some(membership_to_wire(&membership())),
         }),
-        module_id: id.clone(),
-        modules: vec![wire::StoredModule {
-            module_id: id,
+        component_id: id.clone(),
+        components: vec![wire::StoredComponent {
+            component_id: id,
             bytes: component.len() as u64,
-            ..wire::StoredModule::default()
+            ..wire::StoredComponent::default()
         }],
         limits: Some(cluster_limits_to_wire(&ClusterLimits::GENESIS)),
         ..wire::SnapshotHeader::default()

@@ -11,7 +11,7 @@ use bytes::Bytes;
 use prost::Message;
 
 use super::{
-    modules::Modules,
+    components::Components,
     recover::SKIPPED,
     snapshot::{saved_state, unreadable},
 };
@@ -25,7 +25,7 @@ use conclave_types::Trap;
 pub struct LocalHistory {
     log: LogStore,
     snapshots: SnapshotStore,
-    modules: Arc<Modules>,
+    components: Arc<Components>,
     traps: Mutex<Traps>,
 }
 
@@ -73,7 +73,7 @@ impl LocalHistory {
     pub fn open(
         log: LogStore,
         snapshots: SnapshotStore,
-        modules: Arc<Modules>,
+        components: Arc<Components>,
     ) -> io::Result<Arc<Self>> {
         let traps = Traps { by_index: recorded_traps(&log)?, ..Traps::default() };
         for (index, trap) in &traps.by_index {
@@ -81,7 +81,7 @@ impl LocalHistory {
                 tracing::warn!(index, "{SKIPPED}");
             }
         }
-        Ok(Arc::new(Self { log, snapshots, modules, traps: Mutex::new(traps) }))
+        Ok(Arc::new(Self { log, snapshots, components, traps: Mutex::new(traps) }))
     }
 
     /// Notes that there is a new snapshot, and forgets the traps that the one before it covers.
@@ -102,7 +102,7 @@ impl LocalHistory {
 impl History for LocalHistory {
     fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
         let file = self.snapshots.latest().map_err(unreadable)?;
-        let saved = file.as_ref().map(|file| saved_state(file, &self.modules));
+        let saved = file.as_ref().map(|file| saved_state(file, &self.components));
         let saved = saved.transpose().map_err(unreadable)?;
         Ok(saved.map(|(saved, _)| saved))
     }
@@ -117,7 +117,9 @@ impl History for LocalHistory {
                 _ => return Err(HistoryError::Gap(next)),
             }
             next += entries.len() as u64;
-            found.extend(entries.into_iter().filter_map(|entry| self.modules.machine_entry(entry)));
+            found.extend(
+                entries.into_iter().filter_map(|entry| self.components.machine_entry(entry)),
+            );
         }
         Ok(found)
     }

@@ -6,7 +6,7 @@
 //! [`confirmation`] or [`lease`],
 //! [`health`] watches, [`disk`] watches the disk, [`leadership`] transfers leadership away from a node that must not lead,
 //! [`limits`] sets the limits that decide outcomes, [`time`] keeps the log's time by the clock of [`boot_time`], [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
-//! electing too early, [`divergence`] finds and heals a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`recover`] helps a stopped node that cannot start, [`modules`] brings, tries and
+//! electing too early, [`divergence`] finds and heals a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`recover`] helps a stopped node that cannot start, [`components`] brings, tries and
 //! activates others.
 //!
 //! Contract: a command is answered only after a majority has it on stable storage and the machine has
@@ -20,6 +20,7 @@
 mod boot_time;
 mod bootstrap;
 mod command;
+mod components;
 mod confirmation;
 mod disk;
 mod divergence;
@@ -32,7 +33,6 @@ mod hold;
 mod leadership;
 mod lease;
 mod limits;
-mod modules;
 pub mod network;
 mod options;
 mod read;
@@ -62,6 +62,13 @@ use openraft::{RaftLogReader, async_runtime::WatchReceiver};
 use tokio::sync::{oneshot, watch};
 
 pub use self::read::watch_ended;
+pub use self::{
+    components::{Components, KeptCode},
+    history::LocalHistory,
+    options::Options,
+    recover::{NotRecovered, Replaced, Skipped, replace_component, skip_entry, skipped_entries},
+    snapshot::{saved_state, voters},
+};
 use self::{
     confirmation::Confirmation,
     disk::DiskWatch,
@@ -82,19 +89,12 @@ use self::{
     time::Time,
     trap_limiter::TrapLimiter,
 };
-pub use self::{
-    history::LocalHistory,
-    modules::{KeptCode, Modules},
-    options::Options,
-    recover::{NotRecovered, Replaced, Skipped, replace_component, skip_entry, skipped_entries},
-    snapshot::{saved_state, voters},
-};
 use crate::{
     settings::{Limits, Member as InitialMember, SnapshotPolicy},
     supervise::Supervisor,
     timing::Timing,
 };
-use conclave_machine::{Module, Worker};
+use conclave_machine::{Component, Worker};
 use conclave_proto::raft::raft_server::RaftServer;
 use conclave_storage::{
     LogStore, SnapshotStore,
@@ -116,7 +116,7 @@ pub struct Replica(Arc<Inner>);
 struct Inner {
     raft: Raft,
     worker: Worker,
-    modules: Arc<Modules>,
+    components: Arc<Components>,
     applied: Arc<Mutex<Applied>>,
     history: Arc<LocalHistory>,
     local: Arc<Local>,
@@ -178,7 +178,7 @@ impl Replica {
             log.clone(),
             snapshots.clone(),
             local.identity.clone(),
-            options.modules.clone(),
+            options.components.clone(),
             building.clone(),
             divergence.clone(),
             time.clone(),
@@ -209,7 +209,7 @@ impl Replica {
         let replica = Self(Arc::new(Inner {
             raft,
             worker: options.worker,
-            modules: options.modules,
+            components: options.components,
             applied,
             history: options.history.clone(),
             local,
@@ -274,7 +274,7 @@ impl Replica {
             tasks.spawn("checkpoints", divergence::run_checkpoints(weak(), interval));
         }
         tasks.spawn("healing", divergence::run_healing(weak()));
-        tasks.spawn("modules", modules::run(weak()));
+        tasks.spawn("components", components::run(weak()));
         tasks.spawn("bootstrap", bootstrap::run(self.clone()));
         tasks.spawn("panics", watch_panics(weak()));
     }
@@ -303,7 +303,7 @@ impl Replica {
 
     /// How often this node compiled a component since it started, and how often it loaded kept code instead.
     pub fn compilations(&self) -> [u64; 2] {
-        self.0.modules.compilations()
+        self.0.components.compilations()
     }
 
     /// The bytes of the entries that the log has.
@@ -319,8 +319,8 @@ impl Replica {
     }
 
     /// The machine that this node runs, with every change.
-    pub fn machine(&self) -> watch::Receiver<Module> {
-        self.0.worker.modules()
+    pub fn machine(&self) -> watch::Receiver<Component> {
+        self.0.worker.components()
     }
 
     /// The machine's worker, for its counters.
@@ -358,7 +358,7 @@ impl Replica {
     pub async fn shutdown(&self) {
         self.0.set_stopping();
         self.close_peers();
-        self.0.modules.stop();
+        self.0.components.stop();
         if let Err(error) = self.0.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not stop cleanly");
         }

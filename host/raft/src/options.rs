@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use openraft::StepDownPolicy;
 
-use super::{LocalHistory, Modules};
+use super::{Components, LocalHistory};
 use crate::{
     settings::{Limits, Member, SnapshotPolicy},
     timing::Timing,
@@ -19,8 +19,8 @@ pub struct Options {
     pub identity: Identity,
     /// The engine's fingerprint.
     pub engine: String,
-    /// The modules that the node has compiled.
-    pub modules: Arc<Modules>,
+    /// The components that the node has compiled.
+    pub components: Arc<Components>,
     /// The machine.
     pub worker: Worker,
     /// The log.

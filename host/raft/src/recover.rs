@@ -8,18 +8,18 @@ use std::{collections::BTreeMap, io, sync::Arc};
 use prost::Message;
 
 use super::{
+    components::{Components, about},
     history::{recorded_traps, trap_record},
-    modules::{Modules, about},
     snapshot::{header, saved_state},
 };
 use crate::registry::Registry;
-use conclave_machine::{Module, Rehearsal, rehearse};
+use conclave_machine::{Component, Rehearsal, rehearse};
 use conclave_proto::convert::trap_to_wire;
 use conclave_storage::{
     LogStore, SnapshotStore,
     raft_types::{LogId, Payload},
 };
-use conclave_types::{Command, CommandKind, Trap, TrapKind, modules::ModuleCommand};
+use conclave_types::{Command, CommandKind, Trap, TrapKind, components::ComponentCommand};
 
 /// Why a directory cannot be changed as an operator has asked.
 #[derive(Debug, thiserror::Error)]
@@ -115,10 +115,10 @@ fn subject(payload: &Payload) -> Option<String> {
     match kind {
         CommandKind::Call(call) => Some(call.method.to_string()),
         CommandKind::Tick | CommandKind::SetTime => Some("tick".to_owned()),
-        CommandKind::Module(ModuleCommand::Activate(activation)) => {
-            Some(format!("activation of component {}", activation.module))
+        CommandKind::Component(ComponentCommand::Activate(activation)) => {
+            Some(format!("activation of component {}", activation.component))
         }
-        CommandKind::Module(ModuleCommand::Part(_))
+        CommandKind::Component(ComponentCommand::Part(_))
         | CommandKind::Checkpoint(_)
         | CommandKind::Verify
         | CommandKind::SetLimits(_) => None,
@@ -150,8 +150,8 @@ pub struct Replaced {
 pub fn replace_component(
     log: &LogStore,
     snapshots: &SnapshotStore,
-    modules: &Arc<Modules>,
-    component: &Module,
+    components: &Arc<Components>,
+    component: &Component,
     seed: [u8; 32],
 ) -> Result<Replaced, NotRecovered> {
     let file = snapshots.latest().map_err(io::Error::other)?.ok_or_else(|| {
@@ -165,15 +165,15 @@ pub fn replace_component(
     let mut header = header(&file)?;
     let mut chunks = file.read().map_err(io::Error::other)?;
     let registry = Registry::read(&header, &mut chunks).map_err(io::Error::other)?;
-    let mut registry = registry.unwrap_or_else(|| modules.begin());
+    let mut registry = registry.unwrap_or_else(|| components.begin());
     if registry.active() == component.id() {
         return Err(refused(format!(
             "component {} is the active one of the snapshot at index {index} already",
             component.id()
         )));
     }
-    let mut saved = saved_state(&file, modules)?.0;
-    saved.module = component.clone();
+    let mut saved = saved_state(&file, components)?.0;
+    saved.component = component.clone();
     let rehearsal = rehearse(component, seed, saved, std::iter::empty(), || false);
     let rehearsal = rehearsal.map_err(|error| refused(format!("the component: {error}")))?;
     registry.replace(index, component.id(), component.bytes().clone(), about(component));

@@ -8,7 +8,7 @@
 //!
 //! # Caveats
 //! The bytes of all components are held in memory, up to [`BYTES_MAX`] together, and are part of each
-//! snapshot. Whether a component can run is not known here: `modules` finds that out before it
+//! snapshot. Whether a component can run is not known here: `components` finds that out before it
 //! proposes an activation.
 
 mod stored;
@@ -19,33 +19,33 @@ use bytes::{Bytes, BytesMut};
 use sha2::{Digest, Sha256};
 
 use conclave_types::{
-    Code, Failure, ModuleId, NodeId,
-    modules::{About, Activation, MODULE_BYTES_MAX, ModulePart},
+    Code, ComponentId, Failure, NodeId,
+    components::{About, Activation, COMPONENT_BYTES_MAX, ComponentPart},
 };
 
 pub use self::stored::Unreadable;
 
-/// Modules that a cluster has at once. When there is no room the oldest one gives way that is neither active
+/// Components that a cluster has at once. When there is no room the oldest one gives way that is neither active
 /// nor the one before.
-pub const MODULES_MAX: usize = 8;
+pub const COMPONENTS_MAX: usize = 8;
 
 /// Their bytes together: the active one, the one before and a new one always fit, whatever their sizes.
-pub const BYTES_MAX: u64 = 3 * MODULE_BYTES_MAX as u64;
+pub const BYTES_MAX: u64 = 3 * COMPONENT_BYTES_MAX as u64;
 
-/// The modules of a cluster, as the log has it.
+/// The components of a cluster, as the log has it.
 ///
-/// Invariants: the active module and the one before are known, and differ; a known module's bytes have the
-/// hash that it is named by; there are at most [`MODULES_MAX`] and [`BYTES_MAX`] bytes; of an upload less
+/// Invariants: the active component and the one before are known, and differ; a known component's bytes have the
+/// hash that it is named by; there are at most [`COMPONENTS_MAX`] and [`BYTES_MAX`] bytes; of an upload less
 /// than all has come.
 #[derive(Clone, Debug)]
 pub struct Registry {
-    pub(super) known: BTreeMap<ModuleId, Known>,
-    pub(super) active: ModuleId,
-    pub(super) previous: Option<ModuleId>,
+    pub(super) known: BTreeMap<ComponentId, Known>,
+    pub(super) active: ComponentId,
+    pub(super) previous: Option<ComponentId>,
     pub(super) upload: Option<Upload>,
 }
 
-/// A module that the cluster has.
+/// A component that the cluster has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
     /// The component.
@@ -58,10 +58,10 @@ pub struct Known {
     pub activated_index: u64,
 }
 
-/// A module of which a part has come.
+/// A component of which a part has come.
 #[derive(Clone, Debug)]
 pub(super) struct Upload {
-    pub(super) module: ModuleId,
+    pub(super) component: ComponentId,
     pub(super) total_bytes: u64,
     pub(super) about: About,
     pub(super) pieces: Vec<Bytes>,
@@ -74,14 +74,14 @@ pub(super) struct Upload {
 pub struct PartApplied {
     /// Where the next piece is to begin.
     pub next_at: u64,
-    /// The cluster has the module.
+    /// The cluster has the component.
     pub whole: bool,
 }
 
 impl Upload {
-    pub(super) fn new(module: ModuleId, total_bytes: u64, about: About) -> Self {
+    pub(super) fn new(component: ComponentId, total_bytes: u64, about: About) -> Self {
         let (pieces, hasher) = (Vec::new(), Sha256::new());
-        Self { module, total_bytes, about, pieces, received_bytes: 0, hasher }
+        Self { component, total_bytes, about, pieces, received_bytes: 0, hasher }
     }
 
     pub(super) fn push(&mut self, piece: Bytes) {
@@ -92,7 +92,7 @@ impl Upload {
 
     fn finish(self) -> Option<Bytes> {
         let hash: [u8; 32] = self.hasher.finalize().into();
-        if ModuleId(hash) != self.module {
+        if ComponentId(hash) != self.component {
             return None;
         }
         let mut bytes = BytesMut::with_capacity(self.received_bytes as usize);
@@ -110,72 +110,72 @@ fn not_activated(why: impl std::fmt::Display) -> Failure {
 }
 
 impl Registry {
-    /// Of a cluster that begins with this module.
-    pub fn begin(module: ModuleId, bytes: Bytes, about: About) -> Self {
+    /// Of a cluster that begins with this component.
+    pub fn begin(component: ComponentId, bytes: Bytes, about: About) -> Self {
         let known = Known { bytes, about, index: 0, activated_index: 0 };
-        let known = BTreeMap::from([(module, known)]);
-        Self { known, active: module, previous: None, upload: None }
+        let known = BTreeMap::from([(component, known)]);
+        Self { known, active: component, previous: None, upload: None }
     }
 
-    /// The module that the cluster runs.
-    pub fn active(&self) -> ModuleId {
+    /// The component that the cluster runs.
+    pub fn active(&self) -> ComponentId {
         self.active
     }
 
-    /// The module that it ran before.
-    pub fn previous(&self) -> Option<ModuleId> {
+    /// The component that it ran before.
+    pub fn previous(&self) -> Option<ComponentId> {
         self.previous
     }
 
-    /// A module that the cluster has.
-    pub fn get(&self, module: &ModuleId) -> Option<&Known> {
-        self.known.get(module)
+    /// A component that the cluster has.
+    pub fn get(&self, component: &ComponentId) -> Option<&Known> {
+        self.known.get(component)
     }
 
-    /// All modules that the cluster has.
-    pub fn modules(&self) -> impl Iterator<Item = (ModuleId, &Known)> {
+    /// All components that the cluster has.
+    pub fn components(&self) -> impl Iterator<Item = (ComponentId, &Known)> {
         self.known.iter().map(|(id, known)| (*id, known))
     }
 
-    /// Where a module's next piece is to begin.
-    pub fn next_at(&self, module: &ModuleId) -> u64 {
-        let upload = self.upload.as_ref().filter(|upload| upload.module == *module);
+    /// Where a component's next piece is to begin.
+    pub fn next_at(&self, component: &ComponentId) -> u64 {
+        let upload = self.upload.as_ref().filter(|upload| upload.component == *component);
         upload.map_or(0, |upload| upload.received_bytes)
     }
 
     /// Takes in a piece. One that does not follow what has come changes nothing and is told where to go on, so
     /// a piece that is proposed twice, or by two leaders, does no harm.
     ///
-    /// One module comes at a time. The first piece of another takes its place: what was left half way is not
+    /// One component comes at a time. The first piece of another takes its place: what was left half way is not
     /// waited for.
     ///
     /// # Errors
     /// The piece cannot be one, or the whole does not have the hash that it is named by.
-    pub fn apply_part(&mut self, index: u64, part: &ModulePart) -> Result<PartApplied, Failure> {
-        let ModulePart { module, total_bytes, at, bytes, about } = part;
-        if self.known.contains_key(module) {
+    pub fn apply_part(&mut self, index: u64, part: &ComponentPart) -> Result<PartApplied, Failure> {
+        let ComponentPart { component, total_bytes, at, bytes, about } = part;
+        if self.known.contains_key(component) {
             return Ok(PartApplied { next_at: *total_bytes, whole: true });
         }
-        if *total_bytes == 0 || *total_bytes > MODULE_BYTES_MAX as u64 {
+        if *total_bytes == 0 || *total_bytes > COMPONENT_BYTES_MAX as u64 {
             return Err(invalid(format!(
-                "a module of {total_bytes} bytes: the limit is {MODULE_BYTES_MAX}"
+                "a component of {total_bytes} bytes: the limit is {COMPONENT_BYTES_MAX}"
             )));
         }
         let end = at.checked_add(bytes.len() as u64).filter(|end| end <= total_bytes);
         let (Some(end), false) = (end, bytes.is_empty()) else {
             return Err(invalid(format!("{part:?} does not lie in its {total_bytes} bytes")));
         };
-        let continues = self
-            .upload
-            .as_ref()
-            .is_some_and(|upload| upload.module == *module && upload.total_bytes == *total_bytes);
+        let continues = self.upload.as_ref().is_some_and(|upload| {
+            upload.component == *component && upload.total_bytes == *total_bytes
+        });
         if *at == 0 && !continues {
             let about = about.clone().ok_or_else(|| {
-                invalid("the first piece of a module does not say what it is".to_owned())
+                invalid("the first piece of a component does not say what it is".to_owned())
             })?;
-            self.upload = Some(Upload::new(*module, *total_bytes, about));
+            self.upload = Some(Upload::new(*component, *total_bytes, about));
         }
-        let Some(upload) = self.upload.as_mut().filter(|upload| upload.module == *module) else {
+        let Some(upload) = self.upload.as_mut().filter(|upload| upload.component == *component)
+        else {
             return Ok(PartApplied { next_at: 0, whole: false });
         };
         if *at != upload.received_bytes {
@@ -192,11 +192,11 @@ impl Registry {
     /// The upload is whole.
     fn take_in(&mut self, index: u64) -> Result<(), Failure> {
         let Some(upload) = self.upload.take() else { return Ok(()) };
-        let (module, about) = (upload.module, upload.about.clone());
+        let (component, about) = (upload.component, upload.about.clone());
         let bytes = upload.finish().ok_or_else(|| {
-            invalid(format!("the pieces do not make module {module}: push it again"))
+            invalid(format!("the pieces do not make component {component}: push it again"))
         })?;
-        self.insert(module, Known { bytes, about, index, activated_index: 0 });
+        self.insert(component, Known { bytes, about, index, activated_index: 0 });
         Ok(())
     }
 
@@ -204,7 +204,7 @@ impl Registry {
         self.known.values().map(|known| known.bytes.len() as u64).sum()
     }
 
-    /// Forgets the oldest module that may be forgotten.
+    /// Forgets the oldest component that may be forgotten.
     fn give_way(&mut self) -> bool {
         let may_go =
             self.known.iter().filter(|(id, _)| **id != self.active && Some(**id) != self.previous);
@@ -222,19 +222,19 @@ impl Registry {
         activation: &Activation,
         voters: &BTreeSet<NodeId>,
     ) -> Result<&Known, Failure> {
-        let Activation { module, from, voters: ready } = activation;
-        let known = self.known.get(module).ok_or_else(|| {
-            not_activated(format!("the cluster does not have module {module}: push it first"))
+        let Activation { component, from, voters: ready } = activation;
+        let known = self.known.get(component).ok_or_else(|| {
+            not_activated(format!("the cluster does not have component {component}: push it first"))
         })?;
         if *from != self.active {
             return Err(not_activated(format!(
-                "module {from} was to be replaced, but {} is active by now: look at the \
+                "component {from} was to be replaced, but {} is active by now: look at the \
                  difference to that one and activate again",
                 self.active
             )));
         }
-        if *module == self.active {
-            return Err(not_activated(format!("module {module} is active already")));
+        if *component == self.active {
+            return Err(not_activated(format!("component {component} is active already")));
         }
         if ready != voters {
             return Err(not_activated(format!(
@@ -247,31 +247,32 @@ impl Registry {
 
     /// Another component is the active one, as if it had been brought and activated at this index. By an operator's word,
     /// on a stopped node.
-    pub fn replace(&mut self, index: u64, module: ModuleId, bytes: Bytes, about: About) {
-        if !self.known.contains_key(&module) {
-            self.insert(module, Known { bytes, about, index, activated_index: 0 });
+    pub fn replace(&mut self, index: u64, component: ComponentId, bytes: Bytes, about: About) {
+        if !self.known.contains_key(&component) {
+            self.insert(component, Known { bytes, about, index, activated_index: 0 });
         }
-        self.activate(index, module);
+        self.activate(index, component);
     }
 
     /// Takes in a component, and forgets others to make room.
-    fn insert(&mut self, module: ModuleId, known: Known) {
-        while self.known.len() >= MODULES_MAX || self.bytes() + known.bytes.len() as u64 > BYTES_MAX
+    fn insert(&mut self, component: ComponentId, known: Known) {
+        while self.known.len() >= COMPONENTS_MAX
+            || self.bytes() + known.bytes.len() as u64 > BYTES_MAX
         {
             if !self.give_way() {
                 break;
             }
         }
-        self.known.insert(module, known);
+        self.known.insert(component, known);
     }
 
-    /// The state has been carried over: the module is active from this index on. It must be known.
-    pub fn activate(&mut self, index: u64, module: ModuleId) {
-        if let Some(known) = self.known.get_mut(&module)
-            && module != self.active
+    /// The state has been carried over: the component is active from this index on. It must be known.
+    pub fn activate(&mut self, index: u64, component: ComponentId) {
+        if let Some(known) = self.known.get_mut(&component)
+            && component != self.active
         {
             known.activated_index = index;
-            self.previous = Some(std::mem::replace(&mut self.active, module));
+            self.previous = Some(std::mem::replace(&mut self.active, component));
         }
     }
 }

@@ -1,6 +1,6 @@
 #![allow(clippy::unwrap_used, reason = "tests")]
 use super::*;
-use conclave_types::modules::PART_BYTES_MAX;
+use conclave_types::components::PART_BYTES_MAX;
 
 fn about(name: &str) -> About {
     About { name: name.into(), version: "1".into(), state_version: 1 }
@@ -8,15 +8,15 @@ fn about(name: &str) -> About {
 
 fn begun() -> Registry {
     let bytes = Bytes::from_static(b"the first");
-    Registry::begin(ModuleId::of(&bytes), bytes, about("first"))
+    Registry::begin(ComponentId::of(&bytes), bytes, about("first"))
 }
 
-/// A module's pieces, `size` bytes each.
-fn pieces(content: &[u8], size: usize) -> Vec<ModulePart> {
-    let module = ModuleId::of(content);
+/// A component's pieces, `size` bytes each.
+fn pieces(content: &[u8], size: usize) -> Vec<ComponentPart> {
+    let component = ComponentId::of(content);
     let at = (0..).step_by(size);
-    let pieces = content.chunks(size).zip(at).map(|(piece, at)| ModulePart {
-        module,
+    let pieces = content.chunks(size).zip(at).map(|(piece, at)| ComponentPart {
+        component,
         total_bytes: content.len() as u64,
         at,
         bytes: Bytes::copy_from_slice(piece),
@@ -25,30 +25,30 @@ fn pieces(content: &[u8], size: usize) -> Vec<ModulePart> {
     pieces.collect()
 }
 
-fn push(registry: &mut Registry, index: u64, content: &[u8]) -> ModuleId {
+fn push(registry: &mut Registry, index: u64, content: &[u8]) -> ComponentId {
     let applied = registry.apply_part(index, &pieces(content, content.len())[0]).unwrap();
     assert!(applied.whole);
-    ModuleId::of(content)
+    ComponentId::of(content)
 }
 
-fn activation(registry: &Registry, module: ModuleId, voters: &[NodeId]) -> Activation {
-    Activation { module, from: registry.active(), voters: voters.iter().copied().collect() }
+fn activation(registry: &Registry, component: ComponentId, voters: &[NodeId]) -> Activation {
+    Activation { component, from: registry.active(), voters: voters.iter().copied().collect() }
 }
 
 #[test]
-fn a_module_comes_in_pieces() {
+fn a_component_comes_in_pieces() {
     let mut registry = begun();
     let pieces = pieces(b"abcdefgh", 3);
     let applied: Vec<_> =
         pieces.iter().map(|piece| registry.apply_part(7, piece).unwrap()).collect();
     let expected = [(3, false), (6, false), (8, true)];
     assert_eq!(applied, expected.map(|(next_at, whole)| PartApplied { next_at, whole }));
-    let known = registry.get(&ModuleId::of(b"abcdefgh")).unwrap();
+    let known = registry.get(&ComponentId::of(b"abcdefgh")).unwrap();
     assert_eq!(
         (&known.bytes[..], known.index, &*known.about.name),
         (&b"abcdefgh"[..], 7, "pushed")
     );
-    assert_eq!(registry.active(), ModuleId::of(b"the first"), "nothing else has changed");
+    assert_eq!(registry.active(), ComponentId::of(b"the first"), "nothing else has changed");
 }
 
 /// A leader that takes over, or an answer that is lost, sends pieces again.
@@ -75,8 +75,8 @@ fn a_wrong_whole_is_dropped() {
     assert_eq!(registry.apply_part(7, &pieces[0]).unwrap().next_at, 3);
     let failure = registry.apply_part(8, &pieces[1]).unwrap_err();
     assert!(failure.message.contains("push it again"), "{failure:?}");
-    assert_eq!(registry.next_at(&pieces[0].module), 0);
-    assert!(registry.get(&pieces[0].module).is_none());
+    assert_eq!(registry.next_at(&pieces[0].component), 0);
+    assert!(registry.get(&pieces[0].component).is_none());
 }
 
 #[test]
@@ -84,12 +84,12 @@ fn what_cannot_be_a_piece_is_refused() {
     let mut registry = begun();
     let good = pieces(b"abcdef", 3).remove(0);
     for bad in [
-        ModulePart { total_bytes: MODULE_BYTES_MAX as u64 + 1, ..good.clone() },
-        ModulePart { total_bytes: 0, ..good.clone() },
-        ModulePart { bytes: Bytes::new(), ..good.clone() },
-        ModulePart { at: 4, ..good.clone() },
-        ModulePart { at: u64::MAX, ..good.clone() },
-        ModulePart { about: None, ..good.clone() },
+        ComponentPart { total_bytes: COMPONENT_BYTES_MAX as u64 + 1, ..good.clone() },
+        ComponentPart { total_bytes: 0, ..good.clone() },
+        ComponentPart { bytes: Bytes::new(), ..good.clone() },
+        ComponentPart { at: 4, ..good.clone() },
+        ComponentPart { at: u64::MAX, ..good.clone() },
+        ComponentPart { about: None, ..good.clone() },
     ] {
         assert_eq!(
             registry.apply_part(7, &bad).unwrap_err().code,
@@ -100,9 +100,9 @@ fn what_cannot_be_a_piece_is_refused() {
     assert!(registry.upload.is_none());
 }
 
-/// Half of a module is no reason to keep another out; whoever is displaced learns it with its next piece.
+/// Half of a component is no reason to keep another out; whoever is displaced learns it with its next piece.
 #[test]
-fn a_new_module_takes_the_place_of_an_unfinished_one() {
+fn a_new_component_takes_the_place_of_an_unfinished_one() {
     let mut registry = begun();
     let (first, second) = (pieces(b"abcdef", 3), pieces(b"ghijkl", 3));
     registry.apply_part(7, &first[0]).unwrap();
@@ -121,23 +121,23 @@ fn the_oldest_gives_way_but_never_what_is_needed() {
     let second = push(&mut registry, 10, b"second");
     registry.activate(11, second);
     let pushed: Vec<_> = (20..30).map(|index| push(&mut registry, index, &[index as u8])).collect();
-    let kept: BTreeSet<_> = registry.modules().map(|(id, _)| id).collect();
-    let newest = pushed[pushed.len() - (MODULES_MAX - 2)..].iter().copied();
+    let kept: BTreeSet<_> = registry.components().map(|(id, _)| id).collect();
+    let newest = pushed[pushed.len() - (COMPONENTS_MAX - 2)..].iter().copied();
     assert_eq!(kept, newest.chain([first, second]).collect());
 }
 
 /// Three of the largest fit, so that a push never fails for want of room.
 #[test]
-fn modules_of_the_largest_size_fit_beside_what_is_needed() {
+fn components_of_the_largest_size_fit_beside_what_is_needed() {
     let mut registry = begun();
     let mut push_large = |index: u64| {
-        let content = vec![index as u8; MODULE_BYTES_MAX];
+        let content = vec![index as u8; COMPONENT_BYTES_MAX];
         let mut last = None;
         for piece in pieces(&content, PART_BYTES_MAX) {
             last = Some(registry.apply_part(index, &piece).unwrap());
         }
         assert!(last.unwrap().whole);
-        let id = ModuleId::of(&content);
+        let id = ComponentId::of(&content);
         registry.activate(index, id);
         assert!(registry.bytes() <= BYTES_MAX);
         (id, registry.known.len())
@@ -160,7 +160,7 @@ fn activation_checks_that_nothing_has_changed() {
         assert!(failure.message.starts_with("not activated: "), "{failure:?}");
         assert!(failure.message.contains(expected), "{failure:?}");
     };
-    let unknown = Activation { module: ModuleId([1; 32]), ..good.clone() };
+    let unknown = Activation { component: ComponentId([1; 32]), ..good.clone() };
     refused(&registry, &unknown, "push it first");
     refused(&registry, &activation(&registry, second, &[1, 2]), "are {1, 2, 3} by now");
     refused(&registry, &activation(&registry, first, &[1, 2, 3]), "already");

@@ -33,8 +33,8 @@ pub(super) use self::{
 };
 use super::{
     Inner, LocalHistory, Replica,
+    components::Components,
     limits::LimitsInForce,
-    modules::Modules,
     state_machine::{Applied, StateMachine},
 };
 use crate::{registry::Registry, settings::SnapshotPolicy};
@@ -79,10 +79,10 @@ pub(super) type OpenSnapshot = SnapshotOf<TypeConfig, SnapshotData>;
 pub(super) async fn accept(
     file: &SnapshotFile,
     worker: &Worker,
-    modules: &Arc<Modules>,
+    components: &Arc<Components>,
 ) -> io::Result<Accepted> {
-    let (file, modules) = (file.clone(), modules.clone());
-    let reading = spawn_blocking(move || saved_state(&file, &modules));
+    let (file, components) = (file.clone(), components.clone());
+    let reading = spawn_blocking(move || saved_state(&file, &components));
     let (saved, registry) = reading.await.map_err(io::Error::other)??;
     let state = worker.prepare(saved).await.map_err(io::Error::other)?;
     Ok(Accepted { state, registry })
@@ -102,28 +102,33 @@ pub(super) fn opened(file: SnapshotFile) -> io::Result<OpenSnapshot> {
     Ok(Snapshot { meta, snapshot: SnapshotData { file, accepted: None } })
 }
 
-/// What a snapshot holds: the machine's state, with its module, compiled if it was not, and the registry.
+/// What a snapshot holds: the machine's state, with its component, compiled if it was not, and the registry.
 /// Blocking.
-pub fn saved_state(file: &SnapshotFile, modules: &Modules) -> io::Result<(SavedState, Registry)> {
+pub fn saved_state(
+    file: &SnapshotFile,
+    components: &Components,
+) -> io::Result<(SavedState, Registry)> {
     let invalid = |error: String| io::Error::new(io::ErrorKind::InvalidData, error);
     let header = header(file)?;
     let mut chunks = file.read().map_err(io::Error::other)?;
     let registry = Registry::read(&header, &mut chunks);
     let registry = match registry.map_err(|error| invalid(error.to_string()))? {
         Some(registry) => registry,
-        None => modules.begin(),
+        None => components.begin(),
     };
     let active = registry.active();
-    if header.module_id != active.0.as_slice() {
-        let found = hex::encode(&header.module_id);
-        return Err(invalid(format!("the snapshot is of module {found}, which it does not have")));
+    if header.component_id != active.0.as_slice() {
+        let found = hex::encode(&header.component_id);
+        return Err(invalid(format!(
+            "the snapshot is of component {found}, which it does not have"
+        )));
     }
     let bytes = registry.get(&active).map(|known| known.bytes.clone()).unwrap_or_default();
-    let module = modules.compile(active, &bytes).map_err(|error| {
-        io::Error::other(format!("module {active}, whose state the snapshot is: {error}"))
+    let component = components.compile(active, &bytes).map_err(|error| {
+        io::Error::other(format!("component {active}, whose state the snapshot is: {error}"))
     })?;
     let saved = SavedState {
-        module,
+        component,
         index: header.last_log_id.as_ref().map_or(0, |log_id| log_id.index),
         time_ms: header.time_ms,
         limits: LimitsInForce::read(&header).map_err(|error| invalid(error.to_string()))?.limits,
@@ -214,7 +219,7 @@ pub(super) fn check_committed(last: LogId, committed: Option<LogId>) -> Result<(
     }
 }
 
-/// Writes the modules and the machine's state to a file, which is nobody's newest snapshot yet.
+/// Writes the components and the machine's state to a file, which is nobody's newest snapshot yet.
 pub(super) async fn save(
     snapshots: &SnapshotStore,
     identity: &Identity,
@@ -224,9 +229,9 @@ pub(super) async fn save(
     origin: NodeId,
 ) -> io::Result<SnapshotFile> {
     let Applied { meta, registry, limits } = applied;
-    if state.module().id() != registry.active() {
+    if state.component().id() != registry.active() {
         // Most often an activation came in between.
-        return Err(io::Error::other("another module has become active meanwhile"));
+        return Err(io::Error::other("another component has become active meanwhile"));
     }
     let mut header = SnapshotHeader {
         cluster_id: identity.cluster_id.clone(),
@@ -246,9 +251,9 @@ pub(super) async fn save(
         let snapshots = snapshots.clone();
         move || write(&snapshots, &header, received)
     });
-    let mut modules = registry.chunks().into_iter();
+    let mut components = registry.chunks().into_iter();
     loop {
-        let chunk = match modules.next() {
+        let chunk = match components.next() {
             Some(chunk) => chunk,
             None => match state.next().await {
                 Some(chunk) => chunk.map_err(io::Error::other)?,
@@ -409,7 +414,7 @@ pub(super) async fn watch_growth(
         if index != last_index {
             (at_last, last_index, last_time) = (appended, index, Instant::now());
             history.snapshot_taken(index);
-            inner.modules.snapshot_taken(index, &inner.applied().registry);
+            inner.components.snapshot_taken(index, &inner.applied().registry);
         }
         let new_entries = applied.saturating_sub(index);
         let is_due = policy.interval.is_some_and(|interval| last_time.elapsed() >= interval)

@@ -28,24 +28,24 @@ use tokio::{sync::oneshot, task::spawn_blocking};
 use self::agreement::Healing;
 pub(super) use self::building::{Building, FinishedSnapshot};
 use super::{
+    components::{Components, part_to_wire},
     divergence::Divergence,
     limits::LimitsInForce,
-    modules::{Modules, part_to_wire},
     snapshot::{self, Accepted, OpenSnapshot, SnapshotData, Transfers},
     time::Time,
 };
 use crate::registry::Registry;
 use conclave_machine as machine;
-use conclave_machine::{BatchItem, Done, Module, Restored, Work, Worker};
+use conclave_machine::{BatchItem, Component, Done, Restored, Work, Worker};
 use conclave_storage::{
     Identity, LogStore, SnapshotFile, SnapshotStore,
     raft_types::{LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
 };
 use conclave_types as types;
 use conclave_types::{
-    Checkpoint, Command, CommandKind, ModuleId, Outcome, Reply,
+    Checkpoint, Command, CommandKind, ComponentId, Outcome, Reply,
+    components::{Activation, ComponentCommand, ComponentPart},
     limits::LimitsChange,
-    modules::{Activation, ModuleCommand, ModulePart},
 };
 
 /// Entries handed to the machine at once. One hand-over costs two thread switches, so a few hundred
@@ -57,7 +57,7 @@ const BATCH_ENTRIES_MAX: usize = 256;
 pub(super) struct Applied {
     /// How far, and who the members are.
     pub(super) meta: SnapshotMeta,
-    /// What the log says of modules, up to there.
+    /// What the log says of components, up to there.
     pub(super) registry: Registry,
     /// The limits that hold there.
     pub(super) limits: LimitsInForce,
@@ -69,7 +69,7 @@ pub(super) struct StateMachine {
     log: LogStore,
     snapshots: SnapshotStore,
     identity: Identity,
-    modules: Arc<Modules>,
+    components: Arc<Components>,
     applied: Arc<Mutex<Applied>>,
     building: Arc<Building>,
     divergence: Arc<Divergence>,
@@ -87,7 +87,7 @@ pub(super) struct StateMachine {
 enum Step {
     /// The machine's work, or nothing but that its index has passed.
     Work(BatchItem),
-    /// Another module may go on from here. What comes next has to wait for it.
+    /// Another component may go on from here. What comes next has to wait for it.
     Activate(PendingActivation),
     /// The machine's digest is compared with the majority's.
     Compare(PendingEntry, Checkpoint),
@@ -119,7 +119,7 @@ impl StateMachine {
         log: LogStore,
         snapshots: SnapshotStore,
         identity: Identity,
-        modules: Arc<Modules>,
+        components: Arc<Components>,
         building: Arc<Building>,
         divergence: Arc<Divergence>,
         time: Arc<Time>,
@@ -127,7 +127,7 @@ impl StateMachine {
     ) -> Self {
         let applied = Applied {
             meta: SnapshotMeta::default(),
-            registry: modules.begin(),
+            registry: components.begin(),
             limits: LimitsInForce::default(),
         };
         let applied = Arc::new(Mutex::new(applied));
@@ -136,7 +136,7 @@ impl StateMachine {
             log,
             snapshots,
             identity,
-            modules,
+            components,
             applied,
             building,
             divergence,
@@ -189,10 +189,10 @@ impl StateMachine {
                         (None, Some((time_ms, Work::SetLimits(limits))))
                     }
                     CommandKind::Tick | CommandKind::SetTime => (None, Some((time_ms, Work::Tick))),
-                    CommandKind::Module(ModuleCommand::Part(part)) => {
+                    CommandKind::Component(ComponentCommand::Part(part)) => {
                         (Some(self.part(&mut applied.registry, index, &part)), None)
                     }
-                    CommandKind::Module(ModuleCommand::Activate(activation)) => {
+                    CommandKind::Component(ComponentCommand::Activate(activation)) => {
                         return Step::Activate(PendingActivation {
                             log_id,
                             time_ms,
@@ -242,11 +242,11 @@ impl StateMachine {
         }
     }
 
-    fn part(&self, registry: &mut Registry, index: u64, part: &ModulePart) -> Outcome {
+    fn part(&self, registry: &mut Registry, index: u64, part: &ComponentPart) -> Outcome {
         match registry.apply_part(index, part) {
             Ok(applied) => {
                 if applied.whole {
-                    self.modules.changed.notify_waiters();
+                    self.components.changed.notify_waiters();
                 }
                 Outcome::Reply(Reply { response: part_to_wire(applied), ..Reply::default() })
             }
@@ -292,7 +292,7 @@ impl StateMachine {
     }
 
     /// The log counts as applied up to the activation only once it is known what came of it: a snapshot of
-    /// that index is of the one module or the other.
+    /// that index is of the one component or the other.
     async fn activate(&self, pending: PendingActivation) -> io::Result<()> {
         let PendingActivation { log_id, time_ms, activation, responder } = pending;
         let index = log_id.index;
@@ -301,15 +301,15 @@ impl StateMachine {
             let voters = applied.meta.last_membership.membership().voter_ids().collect();
             applied.registry.check(&activation, &voters).map(|known| known.bytes.clone())
         };
-        let module = activation.module;
+        let component = activation.component;
         let outcome = match found {
             Err(failure) => {
                 self.hand_over(vec![(index, None, None)]).await?;
                 Outcome::Failure(failure)
             }
             Ok(bytes) => {
-                let compiled = self.compiled(module, bytes).await?;
-                self.modules.note_activation(index, compiled.clone());
+                let compiled = self.compiled(component, bytes).await?;
+                self.components.note_activation(index, compiled.clone());
                 let entry = machine::Entry { index, time_ms, work: Work::Activate(compiled) };
                 let (done, outcome) = oneshot::channel();
                 let done: Done = Box::new(move |outcome| {
@@ -327,29 +327,29 @@ impl StateMachine {
             let mut applied = self.applied();
             applied.meta.last_log_id = Some(log_id);
             if matches!(outcome, Outcome::Reply(_)) {
-                applied.registry.activate(index, module);
+                applied.registry.activate(index, component);
             }
         }
         match &outcome {
-            Outcome::Reply(_) => tracing::info!(index, %module, "a module is active"),
-            Outcome::Failure(failure) => tracing::warn!(index, %module, why = failure.message),
-            Outcome::Trap(trap) => tracing::warn!(index, %module, why = trap.message),
+            Outcome::Reply(_) => tracing::info!(index, %component, "a component is active"),
+            Outcome::Failure(failure) => tracing::warn!(index, %component, why = failure.message),
+            Outcome::Trap(trap) => tracing::warn!(index, %component, why = trap.message),
         }
         if let Some(responder) = responder {
             responder.send(types::Applied { index, outcome: Some(outcome) });
         }
-        self.modules.changed.notify_waiters();
+        self.components.changed.notify_waiters();
         Ok(())
     }
 
     /// Every voter had compiled it when the activation was proposed, so that it does not compile here is this
     /// node's own fault. One that was restarted since compiles it now, and applies nothing meanwhile.
-    async fn compiled(&self, id: ModuleId, bytes: Bytes) -> io::Result<Module> {
-        let modules = self.modules.clone();
-        let compiling = spawn_blocking(move || modules.compile(id, &bytes));
+    async fn compiled(&self, id: ComponentId, bytes: Bytes) -> io::Result<Component> {
+        let components = self.components.clone();
+        let compiling = spawn_blocking(move || components.compile(id, &bytes));
         compiling.await.map_err(io::Error::other)?.map_err(|error| {
             io::Error::other(format!(
-                "module {id}, which the cluster has activated, cannot be run here: {error}; start this \
+                "component {id}, which the cluster has activated, cannot be run here: {error}; start this \
                  node with the version of Conclave that the others have"
             ))
         })
@@ -418,7 +418,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let Accepted { state, registry } = match accepted {
             Some(accepted) => *accepted,
             // At a start it is this node's own newest one.
-            None => snapshot::accept(&file, &self.worker, &self.modules).await?,
+            None => snapshot::accept(&file, &self.worker, &self.components).await?,
         };
         self.adopt(file, state).await?;
         self.healing = None;
@@ -432,7 +432,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             self.divergence.resume();
             self.divergence.healed(index);
         }
-        self.modules.changed.notify_waiters();
+        self.components.changed.notify_waiters();
         Ok(())
     }
 

@@ -13,7 +13,7 @@ use conclave_proto::{
 };
 use conclave_storage::raft_types::{LogId, Member};
 use conclave_types::{
-    ModuleId, NodeId,
+    ComponentId, NodeId,
     error::Error,
     limits::ClusterLimits,
     status::{ClockStatus, ClusterStatus, LimitsSet, NodeStatus, PeerLink, Role},
@@ -55,7 +55,7 @@ impl Replica {
             applied: inner.worker.applied(),
             snapshot: index(metrics.snapshot.as_ref()),
             purged: index(metrics.purged.as_ref()),
-            module: Some(inner.worker.module().id()),
+            component: Some(inner.worker.component().id()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             client_address: member.client_address,
             peer_address: member.peer_address,
@@ -175,7 +175,7 @@ fn from_wire(status: NodeStatusResponse, member: &Member) -> NodeStatus {
         applied: status.applied_index,
         snapshot: status.snapshot_index,
         purged: status.purged_index,
-        module: status.module_id.as_ref().try_into().ok().map(ModuleId),
+        component: status.component_id.as_ref().try_into().ok().map(ComponentId),
         version: status.version,
         client_address: member.client_address.clone(),
         peer_address: member.peer_address.clone(),
@@ -246,7 +246,11 @@ pub(super) fn to_wire(status: &NodeStatus) -> NodeStatusResponse {
         applied_index: status.applied,
         snapshot_index: status.snapshot,
         purged_index: status.purged,
-        module_id: status.module.map(|module| module.0.to_vec()).unwrap_or_default().into(),
+        component_id: status
+            .component
+            .map(|component| component.0.to_vec())
+            .unwrap_or_default()
+            .into(),
         engine_fingerprint: status.engine.clone(),
         version: status.version.clone(),
         fault: status.fault.clone(),

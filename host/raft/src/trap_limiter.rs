@@ -58,7 +58,7 @@ impl Standby for Worker {
     }
 }
 
-/// See the module's page.
+/// See the page of this file.
 pub(super) struct TrapLimiter {
     /// How long a caller is limited after its last trap.
     memory: Duration,

@@ -278,19 +278,19 @@ mod tests {
     use super::*;
     use crate::{Disk, Identity, Keys, LOG_DIR, Options, Storage, tree::Batch};
     use conclave_crypto::MasterKey;
-    use conclave_types::ModuleId;
+    use conclave_types::ComponentId;
 
     /// A program that was rolled back must not condemn the data of a newer one.
     #[test]
     fn a_value_of_a_newer_version_is_not_called_damage() {
         let dir = tempfile::tempdir().unwrap();
-        let module = Bytes::from_static(b"module");
+        let component = Bytes::from_static(b"component");
         let options = || Options {
             dir: dir.path().to_owned(),
             cluster_id: "c".into(),
             node_id: 1,
-            module_id: ModuleId::of(&module),
-            module: module.clone(),
+            component_id: ComponentId::of(&component),
+            component: component.clone(),
             master_key: MasterKey::from_bytes([7; 32]),
         };
         drop(Storage::open(options()).unwrap());

@@ -112,7 +112,7 @@ mod tests {
     use super::*;
     use crate::{Disk, Identity, LOG_DIR, Options, Storage};
     use conclave_crypto::MasterKey;
-    use conclave_types::ModuleId;
+    use conclave_types::ComponentId;
 
     /// No room for a copy.
     struct Full;
@@ -124,13 +124,13 @@ mod tests {
     }
 
     fn options(dir: &Path) -> Options {
-        let module = bytes::Bytes::from_static(b"module");
+        let component = bytes::Bytes::from_static(b"component");
         Options {
             dir: dir.to_owned(),
             cluster_id: "c".into(),
             node_id: 1,
-            module_id: ModuleId::of(&module),
-            module,
+            component_id: ComponentId::of(&component),
+            component,
             master_key: MasterKey::from_bytes([7; 32]),
         }
     }

@@ -6,7 +6,7 @@
 //!   is authenticated under a key that only this node has (of a shared directory: its cluster), and is bound to the file
 //!   that it was written into, the component, the engine, its number and the number of all pieces.
 //! - A file is a help and never needed. One that is damaged, foreign, stale or of another version is ignored with a line in
-//!   the log and removed. No error of the disk leaves this module.
+//!   the log and removed. No error of the disk leaves this component.
 //! - One file per component: the newest engine replaces the others. [`CompiledStore::retain`] removes the files of
 //!   components that are not needed any more.
 //! - At a start, files that are sealed under an older data key are sealed again under the active one. They keep no key alive: a
@@ -34,7 +34,7 @@ use std::{
 use super::{Error, Keys, files};
 use conclave_crypto as crypto;
 use conclave_crypto::{Aad, KeyId, Keyring, MasterKey, OVERHEAD_BYTES};
-use conclave_types::ModuleId;
+use conclave_types::ComponentId;
 
 const MAGIC: &[u8; 8] = b"CNCLVCMP";
 const VERSION: u16 = 1;
@@ -73,7 +73,7 @@ const SHARED_KEY: &str = "conclave 2026-11 compiled components";
 
 /// The code of one component by one engine.
 struct Name<'a> {
-    component: ModuleId,
+    component: ComponentId,
     engine: &'a str,
 }
 
@@ -84,12 +84,12 @@ impl Name<'_> {
 }
 
 /// The component and the engine that a file's name has.
-fn parse(path: &Path) -> Option<(ModuleId, String)> {
+fn parse(path: &Path) -> Option<(ComponentId, String)> {
     let name = path.file_name()?.to_str()?.strip_suffix(EXTENSION)?.strip_suffix('.')?;
     let (component, engine) = name.split_once('-')?;
     let mut id = [0; 32];
     hex::decode_to_slice(component, &mut id).ok()?;
-    Some((ModuleId(id), engine.to_owned()))
+    Some((ComponentId(id), engine.to_owned()))
 }
 
 impl CompiledStore {
@@ -119,7 +119,7 @@ impl CompiledStore {
     }
 
     /// Waits until no other process of a shared directory compiles this component. A process that ends gives up its turn.
-    pub fn turn(&self, component: ModuleId) -> Option<File> {
+    pub fn turn(&self, component: ComponentId) -> Option<File> {
         let Sealer::Shared { .. } = self.sealer else { return None };
         let wait = || {
             files::create_dir(&self.dir)?;
@@ -136,7 +136,7 @@ impl CompiledStore {
     }
 
     /// The code of a component by an engine.
-    pub fn get(&self, component: ModuleId, engine: &str) -> Option<Vec<u8>> {
+    pub fn get(&self, component: ComponentId, engine: &str) -> Option<Vec<u8>> {
         let name = Name { component, engine };
         let path = self.dir.join(name.file());
         match self.read(&path, &name) {
@@ -149,7 +149,7 @@ impl CompiledStore {
     }
 
     /// Keeps the code of a component by an engine, in place of what there is of that component.
-    pub fn put(&self, component: ModuleId, engine: &str, code: &[u8]) {
+    pub fn put(&self, component: ComponentId, engine: &str, code: &[u8]) {
         let name = Name { component, engine };
         if let Err(error) = self.write(&name, code) {
             tracing::warn!(%component, %error, "the compiled code of a component is not kept: it is compiled again at the next start");
@@ -164,7 +164,7 @@ impl CompiledStore {
     }
 
     /// Removes the code of all components but these.
-    pub fn retain(&self, keep: impl Fn(&ModuleId) -> bool) {
+    pub fn retain(&self, keep: impl Fn(&ComponentId) -> bool) {
         for path in self.files() {
             if parse(&path).is_some_and(|(component, _)| !keep(&component)) {
                 remove(&path, "the cluster has forgotten the component");
@@ -176,7 +176,7 @@ impl CompiledStore {
         }
     }
 
-    fn lock_file(&self, component: ModuleId) -> PathBuf {
+    fn lock_file(&self, component: ComponentId) -> PathBuf {
         self.dir.join(format!("{component}.lock"))
     }
 

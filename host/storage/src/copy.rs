@@ -43,9 +43,9 @@ impl Storage {
             dir: copy.to_owned(),
             cluster_id: identity.cluster_id,
             node_id: identity.node_id,
-            module_id: identity.module_id,
+            component_id: identity.component_id,
             // Nothing is created.
-            module: bytes::Bytes::new(),
+            component: bytes::Bytes::new(),
             master_key,
         })
     }

@@ -26,7 +26,7 @@ pub enum Error {
         /// Who, if it said so.
         pid: Option<u32>,
     },
-    /// It is another node's or another cluster's; or it was made for another module, before directories held theirs.
+    /// It is another node's or another cluster's; or it was made for another component, before directories held theirs.
     #[error("data directory {} belongs to {what} {found}, and this node is configured for {what} {expected}", dir.display())]
     Foreign {
         /// The directory.

@@ -1,4 +1,4 @@
-//! The module that the cluster was begun with.
+//! The component that the cluster was begun with.
 //!
 //! The log up to the first snapshot rests on it, and a newer program may carry another default machine, so
 //! each node keeps it from its first start on. All other components are in the log and in snapshots.
@@ -10,7 +10,7 @@
 //!     4  length of the envelope
 //!     n  sealed: the piece, bound to its number
 //! ```
-//! What was cut, exchanged or left out is found out by the hash of the whole, which is the module id in
+//! What was cut, exchanged or left out is found out by the hash of the whole, which is the component id in
 //! `identity`. A file that is sealed under an older data key is written anew at the next start, so that it
 //! keeps no key alive.
 
@@ -21,14 +21,15 @@ use bytes::{BufMut, Bytes, BytesMut};
 use super::{Error, Identity, Keys, files};
 use conclave_crypto as crypto;
 use conclave_crypto::OVERHEAD_BYTES;
-use conclave_types::{ModuleId, modules::MODULE_BYTES_MAX};
+use conclave_types::{ComponentId, components::COMPONENT_BYTES_MAX};
 
 const MAGIC: &[u8; 8] = b"CNCLVGEN";
 const VERSION: u16 = 1;
 const PLACE: &str = "genesis";
 const PIECE_BYTES: usize = 1 << 20;
-/// The largest module with what each of its pieces adds.
-const FILE_BYTES_MAX: u64 = (MODULE_BYTES_MAX + (MODULE_BYTES_MAX / PIECE_BYTES + 2) * 64) as u64;
+/// The largest component with what each of its pieces adds.
+const FILE_BYTES_MAX: u64 =
+    (COMPONENT_BYTES_MAX + (COMPONENT_BYTES_MAX / PIECE_BYTES + 2) * 64) as u64;
 
 const FILE: &str = "genesis";
 
@@ -37,11 +38,11 @@ fn path(dir: &Path) -> PathBuf {
 }
 
 /// Writes it, durably.
-pub(super) fn write(dir: &Path, keys: &Keys, module: &[u8]) -> Result<(), Error> {
-    let mut file = BytesMut::with_capacity(module.len() + 4096);
+pub(super) fn write(dir: &Path, keys: &Keys, component: &[u8]) -> Result<(), Error> {
+    let mut file = BytesMut::with_capacity(component.len() + 4096);
     file.put_slice(MAGIC);
     file.put_u16(VERSION);
-    for (number, piece) in (0_u32..).zip(module.chunks(PIECE_BYTES)) {
+    for (number, piece) in (0_u32..).zip(component.chunks(PIECE_BYTES)) {
         let sealed = keys.seal(PLACE, &number.to_be_bytes(), piece)?;
         // A piece is at most a mebibyte.
         file.put_u32(sealed.len() as u32);
@@ -58,17 +59,17 @@ pub(super) fn open(dir: &Path, keys: &Keys, identity: &Identity) -> Result<Bytes
     let path = path(dir);
     let damaged = |reason: &str| Error::damaged(path.display().to_string(), reason);
     let file = files::read_small(&path, FILE_BYTES_MAX)?.ok_or_else(|| damaged("it is missing"))?;
-    let (module, stale) = decode(&file, &path, keys)?;
-    if ModuleId::of(&module) != identity.module_id {
+    let (component, stale) = decode(&file, &path, keys)?;
+    if ComponentId::of(&component) != identity.component_id {
         return Err(damaged("it is not the component that the directory was made for"));
     }
     if stale {
-        write(dir, keys, &module)?;
+        write(dir, keys, &component)?;
     }
-    Ok(module)
+    Ok(component)
 }
 
-/// The module, and whether a piece of it is sealed under another key than the active one.
+/// The component, and whether a piece of it is sealed under another key than the active one.
 fn decode(file: &[u8], path: &Path, keys: &Keys) -> Result<(Bytes, bool), Error> {
     let damaged = |reason: &str| Error::damaged(path.display().to_string(), reason);
     let (magic, rest) = file.split_first_chunk::<8>().ok_or(damaged("it is too short"))?;
@@ -80,7 +81,7 @@ fn decode(file: &[u8], path: &Path, keys: &Keys) -> Result<(Bytes, bool), Error>
     if found > VERSION {
         return Err(Error::Version { path: path.to_owned(), found, known: VERSION });
     }
-    let (mut module, mut stale) = (BytesMut::with_capacity(file.len()), false);
+    let (mut component, mut stale) = (BytesMut::with_capacity(file.len()), false);
     let mut number = 0_u32;
     while !rest.is_empty() {
         let (length, after) = rest.split_first_chunk().ok_or(damaged("it was cut short"))?;
@@ -90,10 +91,10 @@ fn decode(file: &[u8], path: &Path, keys: &Keys) -> Result<(Bytes, bool), Error>
         }
         let (sealed, after) = after.split_at(length);
         let piece = keys.open_sealed(PLACE, &number.to_be_bytes(), sealed);
-        module.put_slice(&piece.map_err(|error| damaged(&error.to_string()))?);
+        component.put_slice(&piece.map_err(|error| damaged(&error.to_string()))?);
         stale |= crypto::key_id_of(sealed) != Some(keys.active());
         rest = after;
         number += 1;
     }
-    Ok((module.freeze(), stale))
+    Ok((component.freeze(), stale))
 }

@@ -5,7 +5,7 @@
 //! 8   2  version, 1
 //! 10  8  node id
 //! 18 16  incarnation: random, drawn when the directory was made
-//! 34 32  module id: the module that the cluster was begun with
+//! 34 32  component id: the component that the cluster was begun with
 //! 66  2  n, the length of the cluster id
 //! 68  n  cluster id, UTF-8
 //!    32  BLAKE3 of all before
@@ -16,7 +16,7 @@
 use std::path::Path;
 
 use super::{Error, files};
-use conclave_types::{ModuleId, NodeId};
+use conclave_types::{ComponentId, NodeId};
 
 const MAGIC: &[u8; 8] = b"CNCLVNID";
 const VERSION: u16 = 1;
@@ -31,8 +31,8 @@ pub struct Identity {
     pub node_id: NodeId,
     /// Random, drawn when the directory was made: a directory made anew for the same node differs.
     pub incarnation: [u8; 16],
-    /// The module that the cluster was begun with.
-    pub module_id: ModuleId,
+    /// The component that the cluster was begun with.
+    pub component_id: ComponentId,
 }
 
 impl Identity {
@@ -44,7 +44,7 @@ impl Identity {
         file.extend_from_slice(&VERSION.to_be_bytes());
         file.extend_from_slice(&self.node_id.to_be_bytes());
         file.extend_from_slice(&self.incarnation);
-        file.extend_from_slice(&self.module_id.0);
+        file.extend_from_slice(&self.component_id.0);
         // Config allows far less; what does not fit here makes a file that is refused when read.
         let length = u16::try_from(self.cluster_id.len()).unwrap_or(u16::MAX);
         file.extend_from_slice(&length.to_be_bytes());
@@ -79,7 +79,7 @@ impl Identity {
         let short = || damaged("it is too short");
         let (node_id, rest) = rest.split_first_chunk().ok_or_else(short)?;
         let (incarnation, rest) = rest.split_first_chunk().ok_or_else(short)?;
-        let (module_id, rest) = rest.split_first_chunk().ok_or_else(short)?;
+        let (component_id, rest) = rest.split_first_chunk().ok_or_else(short)?;
         let (length, cluster_id) = rest.split_first_chunk().ok_or_else(short)?;
         if cluster_id.len() != usize::from(u16::from_be_bytes(*length)) {
             return Err(short());
@@ -90,7 +90,7 @@ impl Identity {
             cluster_id: cluster_id.to_owned(),
             node_id: NodeId::from_be_bytes(*node_id),
             incarnation: *incarnation,
-            module_id: ModuleId(*module_id),
+            component_id: ComponentId(*component_id),
         })
     }
 
@@ -119,7 +119,7 @@ mod tests {
             cluster_id: "blue".into(),
             node_id: 3,
             incarnation: [7; 16],
-            module_id: ModuleId([9; 32]),
+            component_id: ComponentId([9; 32]),
         }
     }
 

@@ -4,7 +4,7 @@
 //! DATA/lock        held while the node runs; tells who
 //! DATA/identity    whose directory this is
 //! DATA/keyring     the data keys, wrapped by the master key
-//! DATA/genesis     the module that the cluster was begun with, sealed
+//! DATA/genesis     the component that the cluster was begun with, sealed
 //! DATA/compiled/   compiled code of components, sealed; without it components are compiled
 //! DATA/mark        how far the log had got: what must be there
 //! DATA/log/        sled: log, vote, committed and purged ids, records; values sealed
@@ -29,7 +29,7 @@
 //! # Caveats
 //!
 //! Calls block on the disk unless they are async. A whole directory put back from an older copy
-//! cannot be told from the newest one, and must never be: it would vote twice. Only this module sees
+//! cannot be told from the newest one, and must never be: it would vote twice. Only this component sees
 //! sled, and only `tree.rs` of it.
 //!
 //! Formats: `docs/disk-format.md`.
@@ -82,7 +82,7 @@ pub use snapshots::{CHUNK_BYTES_MAX, SnapshotFile, SnapshotReader, SnapshotStore
 use self::{check::Recovered, lock::Lock, mark::MarkFile, tree::Tree};
 use crate::raft_types::LogId;
 use conclave_crypto::{KeyId, MasterKey};
-use conclave_types::{ModuleId, NodeId};
+use conclave_types::{ComponentId, NodeId};
 
 /// What it takes to open a data directory.
 #[derive(Clone, Debug)]
@@ -93,10 +93,10 @@ pub struct Options {
     pub cluster_id: String,
     /// The node that it must belong to.
     pub node_id: NodeId,
-    /// The module that a new directory is made for. One that is there already goes on with its own.
-    pub module: Bytes,
+    /// The component that a new directory is made for. One that is there already goes on with its own.
+    pub component: Bytes,
     /// Its name.
-    pub module_id: ModuleId,
+    pub component_id: ComponentId,
     /// The key that opens its keyring.
     pub master_key: MasterKey,
 }
@@ -105,7 +105,7 @@ pub struct Options {
 pub struct Storage {
     /// Whose it is.
     pub identity: Identity,
-    /// The module that the cluster was begun with.
+    /// The component that the cluster was begun with.
     pub genesis: Bytes,
     /// The log, the vote, records.
     pub log: LogStore,
@@ -138,9 +138,9 @@ const CREATING: &str = "creating";
 const LOG_DIR: &str = "log";
 
 impl Storage {
-    /// Which module a directory was made for; nothing if it is yet to be made. Looks at nothing else.
-    pub fn made_for(dir: &Path) -> Result<Option<ModuleId>, Error> {
-        Ok(Identity::read(dir)?.map(|identity| identity.module_id))
+    /// Which component a directory was made for; nothing if it is yet to be made. Looks at nothing else.
+    pub fn made_for(dir: &Path) -> Result<Option<ComponentId>, Error> {
+        Ok(Identity::read(dir)?.map(|identity| identity.component_id))
     }
 
     /// Opens a data directory, or makes it; refuses it if it is not the one, or not whole. Blocking,
@@ -156,16 +156,16 @@ impl Storage {
     pub fn open_stopped(dir: &Path, master_key: MasterKey) -> Result<Self, Error> {
         let no_node = || Error::NoNode { dir: dir.to_owned() };
         let identity = Identity::read(dir)?.ok_or_else(no_node)?;
-        let Identity { cluster_id, node_id, module_id, .. } = identity;
+        let Identity { cluster_id, node_id, component_id, .. } = identity;
         // Nothing is created.
-        let (dir, module) = (dir.to_owned(), Bytes::new());
-        Self::open(Options { dir, cluster_id, node_id, module, module_id, master_key })
+        let (dir, component) = (dir.to_owned(), Bytes::new());
+        Self::open(Options { dir, cluster_id, node_id, component, component_id, master_key })
     }
 
     /// The same on another medium.
     #[doc(hidden)]
     pub fn open_on(options: Options, medium: Arc<dyn Medium>) -> Result<Self, Error> {
-        let Options { dir, cluster_id, node_id, module, module_id, master_key } = options;
+        let Options { dir, cluster_id, node_id, component, component_id, master_key } = options;
         files::create_dir(&dir)?;
         files::restrict_dir(&dir)?;
         let lock = Arc::new(Lock::take(&dir)?);
@@ -174,8 +174,8 @@ impl Storage {
             None => {
                 let incarnation = incarnation(&dir)?;
                 let identity =
-                    Identity { cluster_id: cluster_id.clone(), node_id, incarnation, module_id };
-                create(&dir, &identity, &module, &master_key, &medium)?;
+                    Identity { cluster_id: cluster_id.clone(), node_id, incarnation, component_id };
+                create(&dir, &identity, &component, &master_key, &medium)?;
                 identity
             }
         };
@@ -216,7 +216,7 @@ fn incarnation(dir: &Path) -> Result<[u8; 16], Error> {
 fn create(
     dir: &Path,
     identity: &Identity,
-    module: &[u8],
+    component: &[u8],
     master_key: &MasterKey,
     medium: &Arc<dyn Medium>,
 ) -> Result<(), Error> {
@@ -242,7 +242,7 @@ fn create(
     files::create_dir(&snapshots)?;
     files::remove_dir(&dir.join(CompiledStore::DIR))?;
     let keys = Keys::create(dir, identity.clone(), master_key.clone())?;
-    genesis::write(dir, &keys, module)?;
+    genesis::write(dir, &keys, component)?;
     let tree = Tree::create(&dir.join(LOG_DIR), keys.clone(), Arc::clone(medium))?;
     let born = birth(&tree, &identity.incarnation).and_then(|()| tree.sync());
     born.map_err(Error::io("cannot write", tree.dir()))?;
@@ -293,13 +293,13 @@ impl Options {
     /// The options of a node in a test, with a known key.
     #[doc(hidden)]
     pub fn for_test(dir: &Path) -> Self {
-        let module = Bytes::from_static(b"module");
+        let component = Bytes::from_static(b"component");
         Self {
             dir: dir.to_owned(),
             cluster_id: "test".into(),
             node_id: 1,
-            module_id: ModuleId::of(&module),
-            module,
+            component_id: ComponentId::of(&component),
+            component,
             master_key: MasterKey::from_bytes([7; 32]),
         }
     }

@@ -5,7 +5,7 @@ use std::collections::VecDeque;
 /// Sizes are known at the first entry after so many bytes. A gibibyte of log takes 256 KiB of memory here.
 const STEP_BYTES: u64 = 64 << 10;
 
-/// See the module's page.
+/// See the page of this file.
 #[derive(Clone, Default)]
 pub(super) struct Sizes {
     /// An index, and the bytes of all entries before it since counting began. Both grow.

@@ -36,7 +36,7 @@ pub(super) trait Target {
     fn read_pack(&self, first: u64) -> io::Result<Vec<Entry>>;
 }
 
-/// See the module's page.
+/// See the page of this file.
 pub(super) struct Staging {
     mark: Mark,
     packs: VecDeque<Pack>,

@@ -265,14 +265,14 @@ mod tests {
     use super::*;
     use crate::{Disk, Identity};
     use conclave_crypto::MasterKey;
-    use conclave_types::ModuleId;
+    use conclave_types::ComponentId;
 
     #[test]
     fn a_tree_that_is_still_being_closed_is_waited_for() {
         let dir = tempfile::tempdir().unwrap();
-        let module_id = ModuleId([1; 32]);
+        let component_id = ComponentId([1; 32]);
         let identity =
-            Identity { cluster_id: "c".into(), node_id: 1, incarnation: [3; 16], module_id };
+            Identity { cluster_id: "c".into(), node_id: 1, incarnation: [3; 16], component_id };
         let keys = Keys::create(dir.path(), identity, MasterKey::from_bytes([7; 32])).unwrap();
         let log = dir.path().join("log");
         drop(Tree::create(&log, keys.clone(), Arc::new(Disk)).unwrap());

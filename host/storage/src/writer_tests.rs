@@ -12,7 +12,7 @@ use crate::{
     raft_types::{LogId, Payload},
 };
 use conclave_crypto::MasterKey;
-use conclave_types::ModuleId;
+use conclave_types::ComponentId;
 
 fn entries(term: u64, indexes: std::ops::Range<u64>) -> Op {
     let blank =
@@ -23,8 +23,8 @@ fn entries(term: u64, indexes: std::ops::Range<u64>) -> Op {
 
 fn writer(dir: &Path) -> Writer {
     let incarnation = [3; 16];
-    let module_id = ModuleId([1; 32]);
-    let identity = Identity { cluster_id: "c".into(), node_id: 1, incarnation, module_id };
+    let component_id = ComponentId([1; 32]);
+    let identity = Identity { cluster_id: "c".into(), node_id: 1, incarnation, component_id };
     let keys = Keys::create(dir, identity, MasterKey::from_bytes([7; 32])).unwrap();
     let tree = Tree::create(&dir.join("log"), keys.clone(), Arc::new(Disk)).unwrap();
     crate::birth(&tree, &incarnation).unwrap();

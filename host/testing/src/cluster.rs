@@ -194,8 +194,8 @@ impl Cluster {
         for member in &self.nodes {
             flag("--member", format!("{}={},{}", member.id, member.peer, member.client));
         }
-        if let Some(module) = &self.options.module {
-            flag("--module", module.display().to_string());
+        if let Some(component) = &self.options.component {
+            flag("--component", component.display().to_string());
         }
         flags.extend(self.options.flags.iter().cloned());
         flags

@@ -71,7 +71,7 @@ pub async fn with_keys(binary: &Path, keys: u64, rounds: u32) -> Result<Restarts
 pub async fn with_component(binary: &Path, component: &Path, rounds: u32) -> Result<Restarts> {
     // On few processors three nodes would compile at the same time, and that would be measured.
     let mut options = Options::new(binary).nodes(1);
-    options.module = Some(component.to_owned());
+    options.component = Some(component.to_owned());
     measure(options, LIMIT, 0, rounds).await
 }
 

@@ -1,12 +1,12 @@
 //! The words that the layers share.
 //!
 //! This file is plain data: calls, commands, outcomes. [`limits`] has the limits of a cluster and their defaults,
-//! [`modules`] the log's entries about components, [`services`] the services of a component's descriptor set,
+//! [`components`] the log's entries about components, [`services`] the services of a component's descriptor set,
 //! [`status`] the status of nodes, and [`error`] the one public error.
 
+pub mod components;
 pub mod error;
 pub mod limits;
-pub mod modules;
 pub mod services;
 pub mod status;
 
@@ -14,16 +14,16 @@ use std::{fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use self::{limits::ClusterLimits, modules::ModuleCommand};
+use self::{components::ComponentCommand, limits::ClusterLimits};
 
 /// A member's number in its cluster. Never zero, never reused.
 pub type NodeId = u64;
 
 /// A machine's component, named by the SHA-256 of its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ModuleId(pub [u8; 32]);
+pub struct ComponentId(pub [u8; 32]);
 
-impl ModuleId {
+impl ComponentId {
     /// The name of the component with these bytes.
     pub fn of(component: &[u8]) -> Self {
         use sha2::Digest;
@@ -31,13 +31,13 @@ impl ModuleId {
     }
 }
 
-impl fmt::Display for ModuleId {
+impl fmt::Display for ComponentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&hex::encode(self.0))
     }
 }
 
-impl fmt::Debug for ModuleId {
+impl fmt::Debug for ComponentId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }
@@ -118,9 +118,9 @@ pub enum CommandKind {
     Call(Call),
     /// A call of the machine's `tick`: the time that it asked to be woken at has come.
     Tick,
-    /// Something about the cluster's modules, which the host does. A machine notices only that another one
+    /// Something about the cluster's components, which the host does. A machine notices only that another one
     /// goes on with its state.
-    Module(ModuleCommand),
+    Component(ComponentCommand),
     /// What a majority's digest is, for every replica to compare its own with.
     Checkpoint(Checkpoint),
     /// Every replica hashes its state as it is here, for whoever asks.
@@ -149,9 +149,9 @@ impl CommandKind {
     pub fn bytes(&self) -> usize {
         match self {
             Self::Call(call) => call.bytes(),
-            Self::Module(ModuleCommand::Part(part)) => part.bytes.len(),
+            Self::Component(ComponentCommand::Part(part)) => part.bytes.len(),
             Self::Tick
-            | Self::Module(ModuleCommand::Activate(_))
+            | Self::Component(ComponentCommand::Activate(_))
             | Self::Checkpoint(_)
             | Self::Verify
             | Self::SetTime
@@ -285,9 +285,9 @@ impl fmt::Display for Command {
             CommandKind::Verify => f.write_str("verify"),
             CommandKind::SetTime => f.write_str("set time"),
             CommandKind::SetLimits(limits) => write!(f, "set limits {:?}", limits.by_name()),
-            CommandKind::Module(ModuleCommand::Part(part)) => write!(f, "{part:?}"),
-            CommandKind::Module(ModuleCommand::Activate(activation)) => {
-                write!(f, "activate module {}", activation.module)
+            CommandKind::Component(ComponentCommand::Part(part)) => write!(f, "{part:?}"),
+            CommandKind::Component(ComponentCommand::Activate(activation)) => {
+                write!(f, "activate component {}", activation.component)
             }
         }
     }

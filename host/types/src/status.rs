@@ -6,7 +6,7 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 
-use super::{Digest, Failure, ModuleId, NodeId, limits::ClusterLimits};
+use super::{ComponentId, Digest, Failure, NodeId, limits::ClusterLimits};
 
 /// How fresh the state that answers a query has to be.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -185,7 +185,7 @@ pub struct NodeStatus {
     /// Up to which index it has removed the log's beginning.
     pub purged: u64,
     /// The machine that it runs; absent if it could not be asked.
-    pub module: Option<ModuleId>,
+    pub component: Option<ComponentId>,
     /// Its version of Conclave.
     pub version: String,
     /// `host:port` of its client port.
@@ -268,7 +268,7 @@ impl NodeStatus {
             applied: 0,
             snapshot: 0,
             purged: 0,
-            module: None,
+            component: None,
             version: String::new(),
             client_address,
             peer_address,

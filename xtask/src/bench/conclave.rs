@@ -15,20 +15,20 @@ use super::cluster::{Cluster, Node};
 use crate::process::{self, Running};
 
 const NODES: u16 = 3;
-/// A data directory is opened, a module compiled and a leader elected.
+/// A data directory is opened, a component compiled and a leader elected.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 /// Node i listens on base+i, base+100+i and base+200+i.
 const PORT_OFFSETS: [u16; 3] = [0, 100, 200];
 
 /// Starts three nodes, with the data that the directory holds, of the default machine or of this one.
-pub(crate) fn start(binary: &Path, module: Option<&Path>, directory: &Path) -> Result<Cluster> {
-    start_with(binary, module, directory, &[])
+pub(crate) fn start(binary: &Path, component: Option<&Path>, directory: &Path) -> Result<Cluster> {
+    start_with(binary, component, directory, &[])
 }
 
 /// The same, with settings as environment variables.
 pub(crate) fn start_with(
     binary: &Path,
-    module: Option<&Path>,
+    component: Option<&Path>,
     directory: &Path,
     settings: &[(&str, &str)],
 ) -> Result<Cluster> {
@@ -37,8 +37,8 @@ pub(crate) fn start_with(
     let mut command = Command::new(binary);
     command.args(["dev", "--nodes", &NODES.to_string()]).arg("--data-dir").arg(&data);
     command.args(["--port-base", &port_base(directory)?.to_string()]);
-    if let Some(module) = module {
-        command.arg("--module").arg(module);
+    if let Some(component) = component {
+        command.arg("--component").arg(component);
     }
     command.envs(settings.iter().copied());
     let log = directory.join("dev.log");

@@ -1,4 +1,4 @@
-//! How long writes wait while another module is activated.
+//! How long writes wait while another component is activated.
 
 use std::{
     fs,
@@ -25,12 +25,12 @@ use crate::{
 /// The size of the state that the goal is given for.
 const KEYS: u64 = 100_000;
 const CLIENTS: u32 = 64;
-/// Of each measurement. The module is activated in the middle.
+/// Of each measurement. The component is activated in the middle.
 const SECONDS: u32 = 8;
 const REHEARSAL_TIME_MAX: Duration = Duration::from_secs(120);
 
 /// Fills a cluster of its own and upgrades it under load: to the key-value store with a few bytes that say
-/// nothing behind it, which is another module.
+/// nothing behind it, which is another component.
 pub(crate) fn pause(
     workspace: &Workspace,
     load: &Load,
@@ -38,7 +38,7 @@ pub(crate) fn pause(
     steps: &mut Steps,
 ) -> Result<String> {
     let directory = workspace.scratch("bench").join("upgrade");
-    let module = steps.run("build another module", || other_module(workspace))?;
+    let component = steps.run("build another component", || other_component(workspace))?;
     steps.run("measure the pause of an upgrade", || {
         let data = cluster::empty_directory(&directory)?;
         let running = conclave::start(binary, None, &data)?;
@@ -46,10 +46,10 @@ pub(crate) fn pause(
         let endpoints: Vec<_> = running.nodes.iter().map(|node| node.endpoint.as_str()).collect();
         let endpoints = endpoints.join(",");
         let verb = |arguments: &[&str]| verb(binary, &endpoints, arguments);
-        let pushed = verb(&["push", &module.display().to_string()])?;
-        let id = pushed["module"].as_str().context("the push has no module")?.to_owned();
+        let pushed = verb(&["push", &component.display().to_string()])?;
+        let id = pushed["component"].as_str().context("the push has no component")?.to_owned();
         let rehearsed = verb(&["rehearse", &id])?;
-        let carried = rehearsed["module"]["nodes"].as_array().into_iter().flatten();
+        let carried = rehearsed["component"]["nodes"].as_array().into_iter().flatten();
         let carried = carried.filter_map(|node| node["carry_over_ms"].as_u64()).max();
         let without = load.run(&running, Work::Put, CLIENTS, SECONDS)?;
         let with = thread::scope(|scope| -> Result<Figures> {
@@ -66,7 +66,7 @@ pub(crate) fn pause(
         let millis = |figures: &Figures| figures.max_us / 1_000.0;
         say(&format!("{:.0} ms", millis(&with)));
         Ok(format!(
-            "activating a module over {KEYS} keys: the longest put of {CLIENTS} clients took {:.0} ms, and no call failed \
+            "activating a component over {KEYS} keys: the longest put of {CLIENTS} clients took {:.0} ms, and no call failed \
              (without an activation {:.0} ms); the rehearsal carried the state over in {} ms",
             millis(&with),
             millis(&without),
@@ -75,15 +75,15 @@ pub(crate) fn pause(
     })
 }
 
-/// `conclave module ... --json`
+/// `conclave component ... --json`
 fn verb(binary: &Path, endpoints: &str, arguments: &[&str]) -> Result<Value> {
     let mut command = Command::new(binary);
-    command.arg("module").args(arguments).args(["--json", "--endpoints", endpoints]);
+    command.arg("component").args(arguments).args(["--json", "--endpoints", endpoints]);
     let answer = process::capture_within(&mut command, REHEARSAL_TIME_MAX)?;
-    serde_json::from_str(&answer).context("cannot read the answer of `conclave module`")
+    serde_json::from_str(&answer).context("cannot read the answer of `conclave component`")
 }
 
-fn other_module(workspace: &Workspace) -> Result<PathBuf> {
+fn other_component(workspace: &Workspace) -> Result<PathBuf> {
     let built = conclave_build::build_machine(&MachineSpec {
         manifest_dir: workspace.root.join("guest-kv"),
         target_dir: workspace.scratch("machines"),

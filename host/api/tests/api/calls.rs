@@ -236,7 +236,7 @@ async fn the_generic_service_takes_names_and_bytes() {
 
     let machine = client.describe(proto::machine::DescribeRequest {}).await.unwrap().into_inner();
     assert_eq!((&*machine.version, machine.state_version), ("1.2.3", 4));
-    assert_eq!(machine.module_id, "07".repeat(32));
+    assert_eq!(machine.component_id, "07".repeat(32));
     assert_eq!(machine.methods.len(), 3);
 }
 
@@ -248,7 +248,7 @@ async fn the_cluster_service_tells_what_the_replica_knows() {
     assert_eq!((&*status.cluster_id, status.leader, status.term), ("test", 1, 3));
     let roles: Vec<_> = status.nodes.iter().map(|node| (node.id, &*node.role)).collect();
     assert_eq!(roles, [(1, "leader"), (2, "unreachable")]);
-    assert_eq!(status.nodes[0].module, "07".repeat(32));
+    assert_eq!(status.nodes[0].component, "07".repeat(32));
     let answer = client.snapshot(proto::cluster::SnapshotRequest {}).await.unwrap();
     assert_eq!(answer.into_inner().index, 10);
     // Two have the same, and a third has nothing: that is not equal.

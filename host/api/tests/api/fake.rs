@@ -16,7 +16,7 @@ use conclave_api::{
     Subscription, bind,
 };
 use conclave_types::{
-    Applied, Call, Caller, Digest, Failure, ModuleId, Outcome, Reply,
+    Applied, Call, Caller, ComponentId, Digest, Failure, Outcome, Reply,
     error::Error,
     limits::{ClusterLimits, LimitsChange},
     status::{
@@ -63,7 +63,7 @@ pub fn machine(file: &str, proto: &'static str, methods: &[(&str, MethodKind)]) 
         name: file.to_owned(),
         version: "1.2.3".to_owned(),
         state_version: 4,
-        module_id: ModuleId([7; 32]),
+        component_id: ComponentId([7; 32]),
         methods: methods
             .iter()
             .map(|(name, kind)| MethodSpec { name: Arc::from(*name), kind: *kind })
@@ -131,7 +131,7 @@ impl Fake {
             last_log: 12,
             committed: 11,
             applied: 10,
-            module: Some(ModuleId([7; 32])),
+            component: Some(ComponentId([7; 32])),
             engine: "engine".to_owned(),
             ..NodeStatus::unreachable(1, "client:1".to_owned(), "peer:1".to_owned())
         }

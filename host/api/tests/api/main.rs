@@ -9,11 +9,11 @@
 
 mod bench;
 mod calls;
+mod components;
 mod errors;
 mod fake;
-mod fake_modules;
+mod fake_components;
 mod health;
-mod modules;
 mod ports;
 mod protos;
 mod reflection;

@@ -67,7 +67,7 @@ fn exchangeable(commands: &[Step], at: usize) -> bool {
 fn exchange(bench: &Bench<'_>, commands: &[Step], at: usize) -> Result<bool, Stop> {
     let all = moments(commands);
     let play = |order: &[usize], moments: &[Moment]| -> Result<Option<_>, Stop> {
-        let mut player = Player::start(bench.module)?;
+        let mut player = Player::start(bench.component)?;
         let steps = order.iter().filter_map(|&number| commands.get(number));
         let played = player.play(steps.zip(moments.iter().copied()))?;
         if !played.whole() {

@@ -8,7 +8,7 @@ use crate::{
     finding::{Finding, Stop, compare, compare_fuel, compare_states, place},
     player::{Answer, Played, Player, timed},
 };
-use conclave_machine::{Module, Moment, OpenSnapshot};
+use conclave_machine::{Component, Moment, OpenSnapshot};
 use conclave_types::Call;
 
 /// Snapshots that are open at once.
@@ -21,13 +21,13 @@ const INTERPRETED_FUEL_MAX: u64 = 500_000_000;
 /// Plays the log twice.
 pub(super) fn replay(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let names = ("first time", "second time");
-    compare_engines(bench, steps, (bench.module, bench.module), names)?;
+    compare_engines(bench, steps, (bench.component, bench.component), names)?;
     Ok(format!("{} steps, twice", steps.len()))
 }
 
 /// Plays the log in the other engine.
 pub(super) fn interpreter(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
-    let Some(first) = live(bench.module, steps)? else { return Ok(String::new()) };
+    let Some(first) = live(bench.component, steps)? else { return Ok(String::new()) };
     let mut fuel = 0_u64;
     let enough = first.played.fuel.iter().position(|&used| {
         fuel = fuel.saturating_add(used);
@@ -35,7 +35,7 @@ pub(super) fn interpreter(bench: &Bench<'_>, steps: &[Step]) -> Result<String, S
     });
     let played = enough.unwrap_or(steps.len());
     let part = steps.get(..played).unwrap_or(steps);
-    compare_engines(bench, part, (bench.module, bench.second), ("machine code", "interpreter"))?;
+    compare_engines(bench, part, (bench.component, bench.second), ("machine code", "interpreter"))?;
     Ok(match played == steps.len() {
         true => format!("{played} steps"),
         false => format!("the first {played} of {} steps, as it is slow", steps.len()),
@@ -45,11 +45,11 @@ pub(super) fn interpreter(bench: &Bench<'_>, steps: &[Step]) -> Result<String, S
 fn compare_engines(
     bench: &Bench<'_>,
     steps: &[Step],
-    (left, right): (&Module, &Module),
+    (left, right): (&Component, &Component),
     (left_name, right_name): (&'static str, &'static str),
 ) -> Result<(), Stop> {
-    let play = |module| -> Result<(Played, Option<Vec<u8>>, usize), Stop> {
-        let mut player = Player::start(module)?;
+    let play = |component| -> Result<(Played, Option<Vec<u8>>, usize), Stop> {
+        let mut player = Player::start(component)?;
         let played = player.play(timed(steps))?;
         let memory_bytes = player.memory_bytes();
         let end = match played.whole() {
@@ -81,9 +81,9 @@ fn compare_engines(
 /// Plays the log on an instance whose memory is stirred all the while: snapshots are opened, read in
 /// part, held and dropped, and questions of all lengths are asked that no method answers.
 pub(super) fn layout(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
-    let Some(calm) = live(bench.module, steps)? else { return Ok(String::new()) };
+    let Some(calm) = live(bench.component, steps)? else { return Ok(String::new()) };
     let questions = noise_is_harmless(bench)?;
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     let mut open: Vec<(usize, Vec<u8>, OpenSnapshot, Vec<u8>)> = Vec::new();
     let mut checked = 0;
     let all = moments(steps);
@@ -165,7 +165,7 @@ fn noise(salt: usize) -> Call {
 
 /// Whether the machine only shakes its head at it.
 fn noise_is_harmless(bench: &Bench<'_>) -> Result<bool, Stop> {
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     let moment = Moment { index: 0, time_ms: 0, seed: 0 };
     for salt in [0, 1, 2, 3] {
         if let Answer::Trapped(_) = player.ask(&noise(salt), moment)? {

@@ -24,7 +24,7 @@ const QUESTIONS_MAX: usize = 8;
 
 /// Restores the state at the end of the log, snapshots it and asks about it, each many times.
 pub(super) fn leaks(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     let played = player.play(timed(steps))?;
     if !played.whole() {
         return Ok(String::new());
@@ -41,7 +41,7 @@ pub(super) fn leaks(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
         ("round of the same queries", &queries, usize::MAX),
     ] {
         let Some(leaked) = grown.leaked() else { continue };
-        let limit = bench.module.engine().limits().cluster.memory_bytes_max;
+        let limit = bench.component.engine().limits().cluster.memory_bytes_max;
         let what = format!(
             "each {what} leaves about {leaked} bytes behind: the limit of {} is reached after {} of them",
             size(limit),

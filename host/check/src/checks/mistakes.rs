@@ -20,9 +20,9 @@ const PAUSES_MS: [u64; 4] = [1_000, 60_000, 3_600_000, 86_400_000];
 
 /// Compares the state before a call that fails with the one after it, as they are and after a tick.
 pub(super) fn failures(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
-    let Some(live) = live(bench.module, steps)? else { return Ok(String::new()) };
+    let Some(live) = live(bench.component, steps)? else { return Ok(String::new()) };
     let failed = failed(steps, &live);
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     for (at, (step, moment)) in steps.iter().zip(moments(steps)).enumerate() {
         let before = if failed.contains(&at) { Some(player.save(at)?) } else { None };
         player.step(step, moment)?;
@@ -62,9 +62,9 @@ fn failed(steps: &[Step], live: &Live) -> Vec<usize> {
 
 /// Looks for a tick that would change something before the wake-up time.
 pub(super) fn wake_ups(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
-    let Some(live) = live(bench.module, steps)? else { return Ok(String::new()) };
+    let Some(live) = live(bench.component, steps)? else { return Ok(String::new()) };
     let places = cuts(steps.len(), FEW_CUTS);
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     let mut clock = Clock::default();
     let (mut pending, mut drops, mut ticks) = (None, 0, 0);
     for (at, step) in steps.iter().enumerate() {
@@ -150,7 +150,7 @@ fn ticked(
     moment: Moment,
     at: usize,
 ) -> Result<Option<Vec<u8>>, Stop> {
-    let mut player = Player::restored(bench.module, state, at)?;
+    let mut player = Player::restored(bench.component, state, at)?;
     let tick = Step { time_ms: moment.time_ms, action: Action::Tick };
     match player.step(&tick, moment)? {
         Answer::Trapped(_) => Ok(None),

@@ -17,14 +17,14 @@ use super::{
     player::{Player, timed},
     vocabulary::Vocabulary,
 };
-use conclave_machine::Module;
+use conclave_machine::Component;
 
 /// What the checks work on.
 pub(super) struct Bench<'a> {
     /// The machine as a node runs it.
-    pub(super) module: &'a Module,
+    pub(super) component: &'a Component,
     /// The machine in another engine.
-    pub(super) second: &'a Module,
+    pub(super) second: &'a Component,
     pub(super) vocabulary: &'a Vocabulary,
     /// The log's different questions, and its different commands, some of them if there are many.
     pub(super) questions: Vec<Step>,
@@ -188,8 +188,8 @@ struct Live {
 }
 
 /// Plays a log in the simplest way. `None`: it traps.
-fn live(module: &Module, steps: &[Step]) -> Result<Option<Live>, Stop> {
-    let mut player = Player::start(module)?;
+fn live(component: &Component, steps: &[Step]) -> Result<Option<Live>, Stop> {
+    let mut player = Player::start(component)?;
     let played = player.play(timed(steps))?;
     if !played.whole() {
         return Ok(None);

@@ -16,7 +16,7 @@ pub(super) fn queries(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop>
     if asked.is_empty() {
         return Ok("no queries in this log".to_owned());
     }
-    let Some(with) = live(bench.module, steps)? else { return Ok(String::new()) };
+    let Some(with) = live(bench.component, steps)? else { return Ok(String::new()) };
     without(bench, steps, &with)?;
     let places = again(bench, steps, &asked)?;
     let count = steps.iter().filter(|step| step.is_query()).count();
@@ -28,7 +28,7 @@ pub(super) fn queries(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop>
 
 /// The commands' answers and the end are the same without the queries.
 fn without(bench: &Bench<'_>, steps: &[Step], with: &super::Live) -> Result<(), Stop> {
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     let commands = timed(steps).filter(|(step, _)| !step.is_query());
     let without = player.play(commands)?;
     let mut answers = without.answers.into_iter();
@@ -45,7 +45,7 @@ fn without(bench: &Bench<'_>, steps: &[Step], with: &super::Live) -> Result<(), 
 
 /// Asked twice, a query says the same, and the state is as before. How many places were tried.
 fn again(bench: &Bench<'_>, steps: &[Step], asked: &[Step]) -> Result<usize, Stop> {
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     let places = cuts(steps.len(), bench.cuts_max);
     let all = moments(steps);
     for at in 0..=steps.len() {

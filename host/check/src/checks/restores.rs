@@ -39,7 +39,7 @@ struct Saved {
 /// Lives through the log and saves the state at each place.
 fn save_at(bench: &Bench<'_>, steps: &[Step], places: &[usize]) -> Result<Vec<Saved>, Stop> {
     let questions = questions(bench, steps);
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     let all = moments(steps);
     let mut saved = Vec::new();
     for at in 0..=steps.len() {
@@ -112,10 +112,10 @@ fn afterwards(steps: &[Step]) -> [Vec<Step>; 2] {
 }
 
 fn restore_at(bench: &Bench<'_>, steps: &[Step], places: &[usize]) -> Result<String, Stop> {
-    let Some(live) = live(bench.module, steps)? else { return Ok(String::new()) };
+    let Some(live) = live(bench.component, steps)? else { return Ok(String::new()) };
     let saved = save_at(bench, steps, places)?;
     for saved in &saved {
-        let mut player = Player::restored(bench.module, &saved.state, saved.at)?;
+        let mut player = Player::restored(bench.component, &saved.state, saved.at)?;
         goes_on(bench, steps, &live, saved, (&mut player, "restored", saved.at))?;
     }
     let longest = saved.iter().map(|saved| saved.state.len()).max().unwrap_or_default();
@@ -124,10 +124,10 @@ fn restore_at(bench: &Bench<'_>, steps: &[Step], places: &[usize]) -> Result<Str
 
 /// Restores an instance that has lived through the whole log, again and again.
 pub(super) fn restore_over(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
-    let Some(live) = live(bench.module, steps)? else { return Ok(String::new()) };
+    let Some(live) = live(bench.component, steps)? else { return Ok(String::new()) };
     let places = cuts(steps.len(), bench.cuts_max.min(FEW_CUTS));
     let saved = save_at(bench, steps, &places)?;
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     player.play(timed(steps))?;
     for saved in &saved {
         player.restore(&saved.state, PIECES_BYTES[0], saved.at)?;
@@ -196,7 +196,7 @@ fn say(stop: Stop, beginning: &str, needed: usize) -> Stop {
 
 /// Reads and writes snapshots in pieces of all sizes.
 pub(super) fn chunks(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
-    let mut player = Player::start(bench.module)?;
+    let mut player = Player::start(bench.component)?;
     let places = cuts(steps.len(), bench.cuts_max.min(FEW_CUTS));
     let all = moments(steps);
     for at in 0..=steps.len() {
@@ -219,7 +219,7 @@ fn in_all_sizes(bench: &Bench<'_>, player: &mut Player, at: usize) -> Result<(),
         61 => whole.len() <= SMALL_PIECES_BYTES_MAX,
         _ => true,
     });
-    let expected = Player::restored(bench.module, &whole, at)?.save(at)?;
+    let expected = Player::restored(bench.component, &whole, at)?.save(at)?;
     for size in sizes {
         let read = player.save_in(size, at)?;
         let what = || {
@@ -229,7 +229,7 @@ fn in_all_sizes(bench: &Bench<'_>, player: &mut Player, at: usize) -> Result<(),
             )
         };
         compare_states(what, at, ("in one piece", &whole), ("in pieces", &read))?;
-        let mut restored = Player::start(bench.module)?;
+        let mut restored = Player::start(bench.component)?;
         restored.restore(&whole, size, at)?;
         let what = || {
             format!(

@@ -7,7 +7,7 @@ use crate::{
     finding::{Finding, Stop, place},
     player::{Answer, Played, Player},
 };
-use conclave_machine::{Broke, Module};
+use conclave_machine::{Broke, Component};
 
 /// Different queries that are asked right after the migration.
 const QUESTIONS_MAX: usize = 16;
@@ -52,7 +52,7 @@ impl Place {
     pub(super) fn migrated(
         &self,
         upgrade: &Upgrade<'_>,
-        new: &Module,
+        new: &Component,
         bytes_max: usize,
     ) -> Result<Player, Stop> {
         self.taken_by(
@@ -67,13 +67,13 @@ impl Place {
     /// An instance that took a state of another component.
     pub(super) fn taken_by(
         &self,
-        module: &Module,
+        component: &Component,
         state_version: u32,
         state: &[u8],
         bytes_max: usize,
         what: &str,
     ) -> Result<Player, Stop> {
-        let mut player = Player::start(module)?;
+        let mut player = Player::start(component)?;
         let found = |why: String| {
             let what = format!("{what} {} (format {state_version}) {why}", place(self.at));
             Stop::Found(Finding::new(what, self.at))

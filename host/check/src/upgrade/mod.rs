@@ -24,15 +24,15 @@ use super::{
     look, or_skipped, report, survey,
     vocabulary::Vocabulary,
 };
-use conclave_machine::{Fault, Lone, Module, diff};
-use conclave_types::modules::Change;
+use conclave_machine::{Component, Fault, Lone, diff};
+use conclave_types::components::Change;
 
 /// Places of the log at which the upgrade is tried.
 const PLACES_MAX: usize = 12;
 
 /// An upgrade, and the calls around it.
 struct Upgrade<'a> {
-    old: &'a Module,
+    old: &'a Component,
     new: &'a Subject,
     /// Of the old component: the log is in its words.
     vocabulary: &'a Vocabulary,
@@ -94,7 +94,7 @@ const CHECKS: [UpgradeCheck; 5] = [
         about: About {
             name: "rollback",
             meaning: "the old component takes the snapshots of the new one, so the upgrade can be rolled back",
-            advice: "`conclave module rollback` would be refused. Where that matters, release twice: first a version that \
+            advice: "`conclave component rollback` would be refused. Where that matters, release twice: first a version that \
                      reads both formats and writes the old one, then one that writes the new one.",
         },
         probe: probes::rollback,
@@ -117,13 +117,13 @@ pub fn check_upgrade(
     progress: &mut (dyn FnMut(Progress) + Send),
 ) -> Result<Report, CheckError> {
     check_names(&options.skip, upgrade_names())?;
-    let limits = new.module.engine().limits().clone();
-    let old = Module::load(new.module.engine(), old).map_err(CheckError::From)?;
+    let limits = new.component.engine().limits().clone();
+    let old = Component::load(new.component.engine(), old).map_err(CheckError::From)?;
     Lone::with_stack(&limits, || checked(&old, new, options, progress))?
 }
 
 fn checked(
-    old: &Module,
+    old: &Component,
     new: &Subject,
     options: &Options,
     progress: &mut (dyn FnMut(Progress) + Send),
@@ -135,9 +135,9 @@ fn checked(
     let survey = survey(old, options, &vocabulary)?;
     let places_max = cuts_max(&survey).min(PLACES_MAX);
     let upgrade = Upgrade { old, new, vocabulary: &vocabulary, places_max };
-    let mut report = report(&new.module, options, &vocabulary, &survey);
+    let mut report = report(&new.component, options, &vocabulary, &survey);
     report.from = Some(Origin::of(old));
-    report.changes = diff::compare(old.descriptor_set(), new.module.descriptor_set());
+    report.changes = diff::compare(old.descriptor_set(), new.component.descriptor_set());
     tell(CLIENTS.name, 1);
     let skipped = |name: &str| options.skip.iter().any(|skipped| skipped == name);
     let clients = or_skipped(skipped(CLIENTS.name), CLIENTS.name, || Ok(clients(&report.changes)))?;

@@ -24,11 +24,11 @@ const INTERPRETED_STEPS_MAX: usize = 200;
 pub(super) fn migration(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, Stop> {
     let places = places(upgrade, steps)?;
     for place in &places {
-        let mut player = place.migrated(upgrade, &upgrade.new.module, PIECES_BYTES)?;
+        let mut player = place.migrated(upgrade, &upgrade.new.component, PIECES_BYTES)?;
         player.save(place.at)?;
     }
     let longest = places.iter().map(|place| place.state.len()).max().unwrap_or_default();
-    let (old, new) = (upgrade.old.state_version(), upgrade.new.module.state_version());
+    let (old, new) = (upgrade.old.state_version(), upgrade.new.component.state_version());
     let formats = match old == new {
         true => format!("format {old}"),
         false => format!("from format {old} to {new}"),
@@ -46,12 +46,12 @@ pub(super) fn repeated(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, 
         };
         let rest = place.rest(steps);
         let few = rest.get(..INTERPRETED_STEPS_MAX).unwrap_or(&rest);
-        for (how, module, bytes_max, rest) in [
-            ("in small pieces", &upgrade.new.module, small, &rest[..]),
+        for (how, component, bytes_max, rest) in [
+            ("in small pieces", &upgrade.new.component, small, &rest[..]),
             ("by the interpreter", &upgrade.new.second, PIECES_BYTES, few),
         ] {
-            let mut once = place.migrated(upgrade, &upgrade.new.module, PIECES_BYTES)?;
-            let mut again = place.migrated(upgrade, module, bytes_max)?;
+            let mut once = place.migrated(upgrade, &upgrade.new.component, PIECES_BYTES)?;
+            let mut again = place.migrated(upgrade, component, bytes_max)?;
             alike(upgrade, place, rest, (&mut once, "migrated"), (&mut again, how))?;
         }
     }
@@ -62,9 +62,9 @@ pub(super) fn repeated(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, 
 pub(super) fn restore(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, Stop> {
     let places = places(upgrade, steps)?;
     for place in &places {
-        let mut migrated = place.migrated(upgrade, &upgrade.new.module, PIECES_BYTES)?;
+        let mut migrated = place.migrated(upgrade, &upgrade.new.component, PIECES_BYTES)?;
         let state = migrated.save(place.at)?;
-        let mut restored = Player::restored(&upgrade.new.module, &state, place.at)?;
+        let mut restored = Player::restored(&upgrade.new.component, &state, place.at)?;
         let rest = place.rest(steps);
         alike(upgrade, place, &rest, (&mut migrated, "migrated"), (&mut restored, "restored"))?;
     }
@@ -130,7 +130,7 @@ pub(super) fn continues(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String,
     for place in &places {
         let rest = place.rest(steps);
         let mut old = Player::restored(upgrade.old, &place.state, place.at)?;
-        let mut new = place.migrated(upgrade, &upgrade.new.module, PIECES_BYTES)?;
+        let mut new = place.migrated(upgrade, &upgrade.new.component, PIECES_BYTES)?;
         // The questions first: they show what was lost before anything hides it.
         let told = place.ask(&mut new, &questions)?;
         let asked = (&questions[..], &place.told[..], &told[..]);
@@ -180,11 +180,11 @@ fn first_difference(
 pub(super) fn rollback(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, Stop> {
     let places = places(upgrade, steps)?;
     for place in &places {
-        let mut new = place.migrated(upgrade, &upgrade.new.module, PIECES_BYTES)?;
+        let mut new = place.migrated(upgrade, &upgrade.new.component, PIECES_BYTES)?;
         if !place.play(&mut new, &place.rest(steps))?.whole() {
             continue;
         }
-        let (state, version) = (new.save(steps.len())?, upgrade.new.module.state_version());
+        let (state, version) = (new.save(steps.len())?, upgrade.new.component.state_version());
         let what = "with an upgrade, the new component's snapshot";
         let taken = place.taken_by(upgrade.old, version, &state, PIECES_BYTES, what);
         taken.map_err(|stop| match stop {

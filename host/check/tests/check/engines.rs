@@ -4,7 +4,7 @@
 //! another machine stands in for a wrong engine.
 
 use conclave_check::{Subject, check};
-use conclave_machine::{Engine, Limits, Module};
+use conclave_machine::{Component, Engine, Limits};
 
 use super::{checked, failed, generated, said, wrong};
 
@@ -13,9 +13,9 @@ fn an_engine_that_answers_otherwise_is_seen() {
     let limits = Limits::default();
     let engine = Engine::interpreter(&limits).unwrap();
     let subject = Subject {
-        module: Module::load(&Engine::new(&limits).unwrap(), wrong(0)).unwrap(),
+        component: Component::load(&Engine::new(&limits).unwrap(), wrong(0)).unwrap(),
         // Keeps words as they came.
-        second: Module::load(&engine, wrong(6)).unwrap(),
+        second: Component::load(&engine, wrong(6)).unwrap(),
     };
     let report = check(&subject, &generated(300, 1), &mut |_| {}).unwrap();
     assert_eq!(failed(&report), ["interpreter"], "{}", said(&report));

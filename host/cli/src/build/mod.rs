@@ -35,7 +35,7 @@ Examples:
   conclave build
   conclave build machines/lock --output lock.wasm
   conclave build lock.core.wasm --output lock.wasm
-  conclave dev --module \"$(conclave build)\" --watch
+  conclave dev --component \"$(conclave build)\" --watch
 
 What it needs:
   rustup target add wasm32-unknown-unknown            for Rust

@@ -19,7 +19,7 @@ use super::{
 };
 use conclave_check as check;
 use conclave_check::{CheckError, Checked, Options, Report, Source, Subject, Verdict};
-use conclave_types::modules::Change;
+use conclave_types::components::Change;
 
 /// A file of calls that is larger is checked in parts.
 const CALLS_BYTES_MAX: u64 = 1 << 30;
@@ -242,14 +242,12 @@ fn lines(report: &Report) -> Vec<String> {
     };
     let name = named(&report.machine, &report.version);
     let mut lines = Vec::new();
-    lines.extend(
-        report.from.as_ref().map(|old| {
-            format!("from {}, module {}", named(&old.machine, &old.version), old.module)
-        }),
-    );
+    lines.extend(report.from.as_ref().map(|old| {
+        format!("from {}, component {}", named(&old.machine, &old.version), old.component)
+    }));
     let to = if lines.is_empty() { "" } else { "to " };
     lines.extend([
-        format!("{to}{name}, module {}", report.module),
+        format!("{to}{name}, component {}", report.component),
         format!(
             "{commands} commands, {queries} queries and {ticks} ticks, {source}; {} were refused",
             report.refused
@@ -315,14 +313,14 @@ fn value(report: &Report) -> Value {
     json!({
         "name": report.machine,
         "version": report.version,
-        "module": report.module,
+        "component": report.component,
         "calls": {"commands": commands, "queries": queries, "ticks": ticks, "refused": report.refused, "seed": report.seed},
         "ok": report.failed().next().is_none(),
         "checks": checks,
         "from": report.from.as_ref().map(|old| json!({
             "name": old.machine,
             "version": old.version,
-            "module": old.module,
+            "component": old.component,
             "state_version": old.state_version,
         })),
         "changes": report.changes.iter().map(change_value).collect::<Vec<_>>(),

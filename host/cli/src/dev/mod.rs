@@ -46,15 +46,15 @@ use super::{Failed, Result, key, output::Output};
 /// cluster.json (process ids and addresses), node-N.log, the nodes' data and master.key.
 ///
 /// With --watch a machine is written while it runs: after each change of its source it is built, and the cluster
-/// goes on with the new machine and the state that it has, as with `conclave module`. Changes that break clients
+/// goes on with the new machine and the state that it has, as with `conclave component`. Changes that break clients
 /// are shown and allowed. What does not build, or does not take the state, changes nothing, and says why.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   conclave dev
   conclave dev --nodes 5 --data-dir /tmp/five --port-base 8100
-  conclave dev --module target/machine.wasm --reset
-  conclave dev --module target/machine.wasm --watch
+  conclave dev --component target/machine.wasm --reset
+  conclave dev --component target/machine.wasm --watch
 
 To lose a node, and start it again:
   conclave dev status
@@ -78,14 +78,14 @@ pub struct Arguments {
     port_base: Option<u16>,
 
     /// The machine's component that a new cluster begins with; the key-value store if not given. One
-    /// that has data goes on with its own: `conclave module push` brings it another
+    /// that has data goes on with its own: `conclave component push` brings it another
     #[arg(long, value_name = "FILE")]
-    module: Option<PathBuf>,
+    component: Option<PathBuf>,
 
     /// Build the project above FILE whenever a source changes, and upgrade the cluster to it. Without a project
     /// (a Cargo.toml or a pyproject.toml, as for `conclave build`) FILE itself is watched. What .gitignore names
     /// is not, nor what lies outside of the project
-    #[arg(long, requires = "module")]
+    #[arg(long, requires = "component")]
     watch: bool,
 
     /// Remove the cluster that the directory holds, with its data, and start a new one
@@ -105,7 +105,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
         .map_err(|cause| Failed::local(format!("this program cannot find itself: {cause}")))?;
     // From here on a signal ends the children too, not this process alone.
     let mut signals = Signals::new()?;
-    let watched = arguments.module.as_ref().filter(|_| arguments.watch);
+    let watched = arguments.component.as_ref().filter(|_| arguments.watch);
     let mut watch = watched.map(|file| Watch::new(&program, file, &dir)).transpose()?;
     if let Some(watch) = &mut watch {
         output.remark(watch.describe());
@@ -114,11 +114,11 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
             () = signals.next() => return Ok(()),
         }
     }
-    let module = arguments.module.map(|module| absolute(&module)).transpose()?;
+    let component = arguments.component.map(|component| absolute(&component)).transpose()?;
     if arguments.reset {
         reset(&dir)?;
     }
-    let wishes = Wishes { nodes: arguments.nodes, port_base: arguments.port_base, module };
+    let wishes = Wishes { nodes: arguments.nodes, port_base: arguments.port_base, component };
     let plan = Plan::of(&dir, &wishes)?;
     plan.check_ports()?;
     let key_file = dir.join("master.key");
@@ -288,7 +288,7 @@ impl Cluster {
         }
         output.line("  conclave status");
         output.line("  conclave call --list");
-        if plan.module.is_none() {
+        if plan.component.is_none() {
             output.line("  conclave kv put greeting hello");
             output.line("  conclave kv get greeting");
         }

@@ -34,7 +34,7 @@ pub(super) struct Plan {
     pub(super) cluster_id: String,
     pub(super) port_base: u16,
     /// The machine's component; null for the key-value store.
-    pub(super) module: Option<PathBuf>,
+    pub(super) component: Option<PathBuf>,
     pub(super) nodes: Vec<Node>,
 }
 
@@ -56,7 +56,7 @@ pub(super) struct Node {
 pub(super) struct Wishes {
     pub(super) nodes: Option<u64>,
     pub(super) port_base: Option<u16>,
-    pub(super) module: Option<PathBuf>,
+    pub(super) component: Option<PathBuf>,
 }
 
 impl Plan {
@@ -80,8 +80,8 @@ impl Plan {
             }
             Err(cause) => return Err(Failed::local(format!("{}: {cause}", path.display()))),
         };
-        if wishes.module.is_some() {
-            plan.module.clone_from(&wishes.module);
+        if wishes.component.is_some() {
+            plan.component.clone_from(&wishes.component);
         }
         Ok(plan)
     }
@@ -99,7 +99,7 @@ impl Plan {
             log: dir.join(format!("node-{id}.log")),
         };
         let nodes = (1..=wishes.nodes.unwrap_or(3)).map(node).collect();
-        Self { cluster_id, port_base, module: None, nodes }
+        Self { cluster_id, port_base, component: None, nodes }
     }
 
     /// The cluster that `dir` holds.
@@ -172,8 +172,8 @@ impl Plan {
             flag("--member", &format!("{}={},{}", member.id, member.peer, member.client));
         }
         flag("--master-key-file", &dir.join("master.key"));
-        if let Some(module) = &self.module {
-            flag("--module", module);
+        if let Some(component) = &self.component {
+            flag("--component", component);
         }
         flag("--log-format", &"text");
         arguments

@@ -39,7 +39,7 @@ What to do with it:
   cd my-counter
   cargo test                                     or, in Python: python3 -m unittest
   conclave build
-  conclave dev --module target/my-counter.wasm --watch")]
+  conclave dev --component target/my-counter.wasm --watch")]
 pub struct Arguments {
     /// The project's directory, which must not exist; its last part names the machine
     #[arg(value_name = "NAME")]

@@ -45,7 +45,7 @@ pub(super) fn commands(name: &Name) -> [String; 3] {
     [
         "conclave build".to_owned(),
         "PYTHONPATH=target/python/packages python3 -m unittest".to_owned(),
-        format!("conclave dev --module target/{}.wasm --watch", name.kebab()),
+        format!("conclave dev --component target/{}.wasm --watch", name.kebab()),
     ]
 }
 

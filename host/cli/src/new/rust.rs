@@ -36,7 +36,7 @@ pub(super) fn commands(name: &Name) -> [String; 3] {
     [
         "cargo test".to_owned(),
         "conclave build".to_owned(),
-        format!("conclave dev --module target/{}.wasm --watch", name.kebab()),
+        format!("conclave dev --component target/{}.wasm --watch", name.kebab()),
     ]
 }
 

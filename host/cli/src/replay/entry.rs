@@ -44,7 +44,7 @@ pub(super) fn whole(seen: &Seen) -> Value {
         "kind": seen.kind.name(),
         "time_ms": seen.time_ms,
         "time": seen.time_ms.map(time),
-        "module": seen.module.id().to_string(),
+        "component": seen.component.id().to_string(),
         "outcome": outcome(seen),
     });
     match &seen.kind {
@@ -52,17 +52,17 @@ pub(super) fn whole(seen: &Seen) -> Value {
             whole["method"] = json!(&*call.method);
             whole["principal"] = json!(&*call.principal);
             whole["request_bytes"] = json!(call.request.len());
-            let messages = Messages::of(&seen.module);
+            let messages = Messages::of(&seen.component);
             let decoded = messages.request(&call.method, &call.request);
             whole["request"] = decoded.unwrap_or_else(|| raw(&call.request));
         }
         Kind::Membership { voters } => whole["voters"] = json!(voters),
-        Kind::ModulePart { module, at, bytes, total_bytes } => {
+        Kind::ComponentPart { component, at, bytes, total_bytes } => {
             whole["part"] = json!({
-                "module": module.to_string(), "at": at, "bytes": bytes, "total_bytes": total_bytes,
+                "component": component.to_string(), "at": at, "bytes": bytes, "total_bytes": total_bytes,
             });
         }
-        Kind::Activation { module } => whole["activates"] = json!(module.to_string()),
+        Kind::Activation { component } => whole["activates"] = json!(component.to_string()),
         Kind::SetLimits(limits) => {
             let limits = limits.by_name().map(|(name, value)| (name.to_owned(), json!(value)));
             whole["limits"] = Value::Object(limits.into_iter().collect());
@@ -97,7 +97,7 @@ fn reply_of(seen: &Seen, reply: &Reply) -> Value {
         .map(|event| json!({"topic": raw(&event.topic), "payload": raw(&event.payload)}))
         .collect();
     let mut value = match &seen.kind {
-        Kind::Call(Call { method, .. }) => response(&Messages::of(&seen.module), method, bytes),
+        Kind::Call(Call { method, .. }) => response(&Messages::of(&seen.component), method, bytes),
         _ => json!({}),
     };
     if !events.is_empty() {
@@ -132,12 +132,12 @@ pub(super) fn print(seen: &Seen, output: &mut Output) {
     if let Some(time_ms) = seen.time_ms {
         output.line(format!("time       {} ({time_ms} ms)", time(time_ms)));
     }
-    let description = seen.module.description();
+    let description = seen.component.description();
     output.line(format!(
-        "module     {} {} {}",
+        "component     {} {} {}",
         description.name,
         description.version,
-        seen.module.id()
+        seen.component.id()
     ));
     if let Kind::Call(call) = &seen.kind {
         if !call.principal.is_empty() {
@@ -193,10 +193,10 @@ fn subject(kind: &Kind) -> String {
     match kind {
         Kind::Call(call) => call.method.to_string(),
         Kind::Membership { voters } => format!("membership {voters:?}"),
-        Kind::ModulePart { module, at, bytes, total_bytes } => {
-            format!("module-part {module}: bytes {at} to {} of {total_bytes}", at + bytes)
+        Kind::ComponentPart { component, at, bytes, total_bytes } => {
+            format!("component-part {component}: bytes {at} to {} of {total_bytes}", at + bytes)
         }
-        Kind::Activation { module } => format!("activation of module {module}"),
+        Kind::Activation { component } => format!("activation of component {component}"),
         Kind::SetLimits(limits) => {
             let limits = limits.by_name().map(|(name, value)| format!("{name} {value}"));
             format!("set-limits: {}", limits.join(", "))

@@ -19,12 +19,12 @@ use conclave::{
     node,
     replay::Source,
 };
-use conclave_machine::Module;
+use conclave_machine::Component;
 
 /// Replay a stopped node's log to any index, and look there
 ///
 /// The newest snapshot, or the beginning if the log reaches back to it, and the committed entries after it are
-/// applied as the node applied them, with the modules that the log activates. Then queries are answered from
+/// applied as the node applied them, with the components that the log activates. Then queries are answered from
 /// that state. An entry can be shown with its outcome, and one that trapped with a backtrace of the machine.
 ///
 /// Nothing in the directory is changed. Its files are copied into a private directory, sealed as they are, which
@@ -40,8 +40,8 @@ Examples:
   conclave replay --config node.toml --show 117            one of them, with its outcome
   conclave replay --data-dir /var/lib/conclave --master-key-file master.key \\
       --to 116 --query kv.v1.KV/Get '{\"key\": \"color\"}'     the state just before it
-  conclave replay --config node.toml --show 117 --module fixed.wasm
-  conclave replay --config node.toml --module fixed.wasm --compare")]
+  conclave replay --config node.toml --show 117 --component fixed.wasm
+  conclave replay --config node.toml --component fixed.wasm --compare")]
 pub struct Arguments {
     /// The settings of the node: its data_dir and master_key_file count here
     #[arg(long, env = "CONCLAVE_CONFIG", value_name = "FILE")]
@@ -74,10 +74,10 @@ pub struct Arguments {
 
     /// Apply the log with this component instead, from where the replay begins
     #[arg(long, value_name = "FILE.wasm")]
-    module: Option<PathBuf>,
+    component: Option<PathBuf>,
 
-    /// Apply it with the modules of the time as well, and show where the outcomes differ
-    #[arg(long, requires = "module")]
+    /// Apply it with the components of the time as well, and show where the outcomes differ
+    #[arg(long, requires = "component")]
     compare: bool,
 
     /// Show so many of the entries that differ
@@ -103,7 +103,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     let stopped = StoppedNode::load(settings(&arguments));
     let stopped = stopped.map_err(|error| Failed::Usage(error.to_string()))?;
     let queries = plan::queries(&arguments.query)?;
-    let component = arguments.module.as_ref().map(|path| {
+    let component = arguments.component.as_ref().map(|path| {
         let read = fs::read(path).map(Bytes::from);
         read.map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))
     });
@@ -136,7 +136,7 @@ fn settings(arguments: &Arguments) -> Settings {
     }
 }
 
-fn other(source: &Source, component: Bytes) -> Result<Module> {
-    Module::load(source.engine(), component)
-        .map_err(|error| Failed::local(format!("the other module: {error}")))
+fn other(source: &Source, component: Bytes) -> Result<Component> {
+    Component::load(source.engine(), component)
+        .map_err(|error| Failed::local(format!("the other component: {error}")))
 }

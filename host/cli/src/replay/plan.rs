@@ -115,7 +115,7 @@ mod tests {
             (&["--entries", "..60"], (50, 60)),
             (&["--entries", "..", "--show", "60"], (50, 90)),
             (&["--entries", "55..60", "--show", "70"], (54, 70)),
-            (&["--show", "60", "--module", "m", "--compare"], (59, 90)),
+            (&["--show", "60", "--component", "m", "--compare"], (59, 90)),
         ] {
             let plan = plan(line).unwrap();
             assert_eq!((plan.begin, plan.end), expected, "{line:?}");

@@ -5,7 +5,7 @@ use serde_json::{Map, Value, json};
 use super::{Arguments, entry, plan::Plan, private::Stop};
 use crate::{Failed, Result, output::Output};
 use conclave::replay::{Error, Messages, Player, Seen, Source, Start};
-use conclave_machine::{Module, QueryError};
+use conclave_machine::{Component, QueryError};
 use conclave_types::{Call, Outcome};
 
 /// The traps that are told by their index.
@@ -14,7 +14,7 @@ const TRAPS_MAX: usize = 100;
 /// What there is, and what is to be done with it.
 pub(super) struct Session {
     pub(super) source: Source,
-    pub(super) other: Option<Module>,
+    pub(super) other: Option<Component>,
     pub(super) plan: Plan,
     pub(super) stop: Stop,
 }
@@ -31,7 +31,7 @@ struct Tally {
     different: u64,
     differences: Vec<(Seen, Seen)>,
     listed: Vec<Value>,
-    /// The entry that is to be shown, with each module.
+    /// The entry that is to be shown, with each component.
     shown: Vec<Seen>,
 }
 
@@ -62,7 +62,7 @@ impl Session {
         Ok(())
     }
 
-    /// With the modules of the time, with the other one, or with both, in this order.
+    /// With the components of the time, with the other one, or with both, in this order.
     async fn players(&self, start: Start, compare: bool) -> Result<Vec<Player>> {
         let with = |other| Player::start(&self.source, start.clone(), other);
         let mut players = Vec::new();
@@ -119,7 +119,7 @@ impl Session {
         Ok(tally)
     }
 
-    /// Notes what is to be known of an entry; `twin` is the same one with the other module.
+    /// Notes what is to be known of an entry; `twin` is the same one with the other component.
     fn take(
         &self,
         tally: &mut Tally,
@@ -157,7 +157,7 @@ impl Session {
     }
 
     async fn ask(&self, player: &Player, answers: &mut Vec<Value>) -> Result {
-        let messages = Messages::of(player.module());
+        let messages = Messages::of(player.component());
         for query in &self.plan.queries {
             let method = &query.method;
             let request = messages.encode_request(method, &query.request).map_err(Failed::Usage)?;
@@ -175,7 +175,7 @@ impl Session {
             answers.push(json!({
                 "method": method,
                 "index": player.index(),
-                "module": player.module().id().to_string(),
+                "component": player.component().id().to_string(),
                 "answer": answer,
             }));
         }
@@ -207,8 +207,8 @@ impl Session {
         set("index", json!(players.first().map_or(0, Player::index)));
         set("committed", json!(span.committed));
         set("last", json!(span.last));
-        let modules = players.iter().map(|player| player.module().id().to_string());
-        set("modules", json!(modules.collect::<Vec<_>>()));
+        let components = players.iter().map(|player| player.component().id().to_string());
+        set("components", json!(components.collect::<Vec<_>>()));
         set("entries", json!(tally.entries));
         set("replies", json!(tally.replies));
         set("failures", json!(tally.failures));
@@ -244,7 +244,7 @@ impl Session {
             output.line(format!("{:#}", answer["answer"]));
         }
         for (seen, twin) in &tally.differences {
-            output.line(format!("{}; the other module:", entry::line(seen)));
+            output.line(format!("{}; the other component:", entry::line(seen)));
             output.line(format!("  {}", entry::line(twin)));
         }
         if report["different"].is_u64() {
@@ -264,8 +264,8 @@ impl Session {
             text(&report["cluster"]),
             report["index"]
         ));
-        for module in report["modules"].as_array().into_iter().flatten() {
-            output.line(format!("module {}", text(module)));
+        for component in report["components"].as_array().into_iter().flatten() {
+            output.line(format!("component {}", text(component)));
         }
         output.line(format!(
             "{} entries applied: {} replies, {} failures, {} traps",

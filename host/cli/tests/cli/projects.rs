@@ -113,8 +113,8 @@ fn the_default_machine_is_inspected_for_people_and_for_programs() {
     let json: Value = serde_json::from_str(&json).unwrap();
     assert_eq!(json["size_bytes"], conclave_cli::DEFAULT_MACHINE.len());
     assert_eq!((&json["name"], &json["state_version"]), (&"kv".into(), &2.into()));
-    assert!(line("module").ends_with(json["module"].as_str().unwrap()));
-    assert_eq!(json["module"].as_str().unwrap().len(), 64);
+    assert!(line("component").ends_with(json["component"].as_str().unwrap()));
+    assert_eq!(json["component"].as_str().unwrap().len(), 64);
     let memory = &json["memory"];
     assert_eq!(memory["declared_bytes_max"], 4_u64 << 30, "it declares no maximum");
     assert_eq!(memory["bytes_max"], 1 << 30);

@@ -136,7 +136,7 @@ async fn settings_that_cannot_hold() {
     refuses(&and(&["--config", config.to_str().unwrap()]), "heartbeet_ms");
     refuses(&and(&["--config", "/no/such/file.toml"]), "/no/such/file.toml");
     refuses(&and(&["--election-min-ms", "120"]), "2 times heartbeat_ms");
-    refuses(&and(&["--module", "/no/such.wasm"]), "/no/such.wasm");
+    refuses(&and(&["--component", "/no/such.wasm"]), "/no/such.wasm");
     refuses(&with(&free, "--node-id", "9"), "must be among the members");
     refuses(&with(&free, "--master-key-file", "/no/such.key"), "/no/such.key");
     let taken = cluster.node(2).client.clone();
@@ -151,7 +151,7 @@ async fn settings_that_cannot_hold() {
 
     let garbage = dir.join("garbage.wasm");
     fs::write(&garbage, noise(6, 1000)).unwrap();
-    refuses(&and(&["--module", garbage.to_str().unwrap()]), "not WebAssembly");
+    refuses(&and(&["--component", garbage.to_str().unwrap()]), "not WebAssembly");
 
     // The directory of another node, of another cluster, and one that is in use.
     let others = cluster.node(2).data_dir.display().to_string();

@@ -128,7 +128,7 @@ fn three_nodes_with_one_command() {
     assert!(status["leader"].as_u64().unwrap() > 0 && status["term"].as_u64().unwrap() > 0);
     for node in status["nodes"].as_array().unwrap() {
         assert!(node["id"].is_u64() && node["role"].is_string(), "{node}");
-        assert!(node["applied"].is_u64() && node["module"].is_string(), "{node}");
+        assert!(node["applied"].is_u64() && node["component"].is_string(), "{node}");
     }
     let called = run(&endpoints, &["call", "kv.v1.KV/Get", r#"{"key": "greeting"}"#]);
     assert!(called.contains("hello"), "{called}");

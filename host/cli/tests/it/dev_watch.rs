@@ -42,13 +42,13 @@ fn listen(source: impl Read + Send + 'static, said: Sender<String>) {
 }
 
 impl Dev {
-    fn start(data_dir: &Path, base: u16, nodes: u16, module: &Path) -> Self {
+    fn start(data_dir: &Path, base: u16, nodes: u16, component: &Path) -> Self {
         let mut child = conclave()
             .args(["dev", "--nodes", &nodes.to_string(), "--port-base", &base.to_string()])
             .arg("--data-dir")
             .arg(data_dir)
-            .arg("--module")
-            .arg(module)
+            .arg("--component")
+            .arg(component)
             .arg("--watch")
             .env("CARGO_TARGET_DIR", projects::target())
             // As many who write Rust have it.
@@ -280,7 +280,7 @@ async fn without_a_project_the_component_is_watched() {
     assert_eq!(count(&client).await, 131);
     dev.stop();
 
-    // A cluster with data goes on with its own module, and then with the file's.
+    // A cluster with data goes on with its own component, and then with the file's.
     write("thousands", 1000);
     let mut dev = Dev::start(&data, port_base() + 20, 3, &file);
     dev.says(" serves: ");

@@ -66,7 +66,7 @@ pub(crate) async fn start_machine(machine: &Wat, flags: &[&str]) -> (Cluster, Te
     std::fs::write(&path, machine.component()).unwrap();
     let mut flags = vec![format!("--checkpoint-interval-ms={}", INTERVAL.as_millis())];
     flags.extend(more);
-    (Cluster::start_with(Setup { module: Some(path), flags }).await, dir)
+    (Cluster::start_with(Setup { component: Some(path), flags }).await, dir)
 }
 
 fn number(answer: &Value) -> i64 {
@@ -151,7 +151,7 @@ fn assert_equal(cluster: &Cluster) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_module_that_is_no_function_of_the_log_is_found_named_silenced_and_healed() {
+async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_healed() {
     let (mut cluster, dir) = start().await;
     let client = cluster.client();
     let leader = cluster.leader().await;
@@ -257,8 +257,9 @@ async fn a_module_that_is_no_function_of_the_log_is_found_named_silenced_and_hea
     // What went wrong in the cluster shows without one, with the calls that led to it.
     let sound = (1..=3).find(|id| *id != victim).unwrap();
     cluster.stop(sound);
-    let (key, module) = (cluster.dir.path().join("master.key"), dir.path().join("drifting.wasm"));
-    let checked = recorded::check(&cluster, sound, &key, &[module.to_str().unwrap()]);
+    let (key, component) =
+        (cluster.dir.path().join("master.key"), dir.path().join("drifting.wasm"));
+    let checked = recorded::check(&cluster, sound, &key, &[component.to_str().unwrap()]);
     let why = String::from_utf8_lossy(&checked.stderr);
     assert_eq!(checked.status.code(), Some(1), "{why}");
     assert!(
@@ -326,7 +327,7 @@ async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     let path = dir.path().join("drifting.wasm");
     std::fs::write(&path, machine().component()).unwrap();
     let mut options = Options::new(conclave().get_program()).proxied();
-    options.module = Some(path);
+    options.component = Some(path);
     let options = options.flag(format!("--checkpoint-interval-ms={}", INTERVAL.as_millis()));
     let cluster = conclave_testing::cluster::Cluster::start(options).await.unwrap();
     let leader = cluster.leader().await.unwrap();
@@ -457,7 +458,7 @@ async fn snapshot_of_a_disputed_state_is_given_to_no_peer() {
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("drifting.wasm");
     std::fs::write(&path, machine().component()).unwrap();
-    let mut cluster = Cluster::start_with(Setup { module: Some(path), flags }).await;
+    let mut cluster = Cluster::start_with(Setup { component: Some(path), flags }).await;
     let client = cluster.client();
     let leader = cluster.leader().await;
     let (away, healthy) = (leader % 3 + 1, (leader + 1) % 3 + 1);

@@ -47,8 +47,8 @@ fn programs() -> &'static BTreeMap<String, PathBuf> {
 }
 
 /// Three nodes that run the machine.
-async fn serve(module: PathBuf) -> Cluster {
-    Cluster::start_with(Setup { module: Some(module), ..Setup::default() }).await
+async fn serve(component: PathBuf) -> Cluster {
+    Cluster::start_with(Setup { component: Some(component), ..Setup::default() }).await
 }
 
 /// What a program says, given the nodes' addresses.

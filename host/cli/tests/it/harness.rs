@@ -21,7 +21,7 @@ pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 #[derive(Default)]
 pub(crate) struct Setup {
     /// The machine's component; absent: the key-value store.
-    pub module: Option<PathBuf>,
+    pub component: Option<PathBuf>,
     /// More flags for every node.
     pub flags: Vec<String>,
 }
@@ -143,9 +143,9 @@ impl Cluster {
             let peer = member.reached_at.as_ref().unwrap_or(&member.peer);
             flags.push(format!("{}={peer},{}", member.id, member.client));
         }
-        if let Some(module) = &self.setup.module {
-            flags.push("--module".into());
-            flags.push(module.display().to_string());
+        if let Some(component) = &self.setup.component {
+            flags.push("--component".into());
+            flags.push(component.display().to_string());
         }
         flags.extend(self.setup.flags.iter().cloned());
         flags

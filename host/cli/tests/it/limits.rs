@@ -151,7 +151,7 @@ async fn snapshot_that_needs_more_memory_is_taken_after_the_limit_was_raised() {
     let path = dir.path().join("large.wasm");
     std::fs::write(&path, Wat { finish, ..counter }.component()).unwrap();
     let flags = vec!["--memory-bytes-max=16777216".to_owned()];
-    let cluster = Cluster::start_with(Setup { module: Some(path), flags }).await;
+    let cluster = Cluster::start_with(Setup { component: Some(path), flags }).await;
     apply(&cluster.client(), COUNT).await.unwrap();
     let failed = cluster.client_of(1).snapshot().await.unwrap_err();
     assert!(failed.to_string().contains("memory limit of 33554432"), "{failed}");

@@ -12,6 +12,7 @@
 mod bad_input;
 mod chaos;
 mod clocks;
+mod components;
 mod cuts;
 mod dev;
 mod dev_watch;
@@ -27,7 +28,6 @@ mod kv;
 mod leadership;
 mod limits;
 mod link;
-mod modules;
 mod network;
 mod peers;
 mod power_cut;

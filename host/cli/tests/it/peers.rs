@@ -8,11 +8,11 @@ use std::{
 use conclave_proto::raft::{
     AppendRequest, Checkpoint, CompareClocksRequest, Entry, FetchSnapshotRequest, HandshakeRequest,
     LogId, Member, Membership, SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, Standing,
-    StoredMembership, StoredModule, TransferLeaderRequest, Vote, VoteRequest, Voters,
+    StoredComponent, StoredMembership, TransferLeaderRequest, Vote, VoteRequest, Voters,
     raft_client::RaftClient, snapshot_part::Part, snapshot_progress::Progress,
 };
 use conclave_raft::network::PROTOCOL_VERSION;
-use conclave_types::ModuleId;
+use conclave_types::ComponentId;
 use tokio::time::timeout;
 use tonic::{Code, Request, Status, transport::Channel};
 
@@ -49,7 +49,7 @@ impl Pretender {
             node_id: from,
             target_node_id: to,
             incarnation: identity[18..34].to_vec().into(),
-            module_id: identity[34..66].to_vec().into(),
+            component_id: identity[34..66].to_vec().into(),
             engine_fingerprint: String::new(),
             protocol_version: PROTOCOL_VERSION,
             lease_ms,
@@ -212,7 +212,7 @@ async fn what_no_member_would_send_is_refused() {
     let header = SnapshotHeader {
         cluster_id: "test".into(),
         last_log_id: Some(LogId { term: 100, index: 1_000_000 }),
-        module_id: identity[34..66].to_vec().into(),
+        component_id: identity[34..66].to_vec().into(),
         ..SnapshotHeader::default()
     };
     let vote = Some(Vote { term: 100, node_id: 2, committed: true });
@@ -314,8 +314,8 @@ async fn assert_appends_are_refused(cluster: &Cluster, pretender: &mut Pretender
     );
 }
 
-/// Of a leader that is ahead of everybody, with a module whose bytes these are.
-fn header_with(cluster: &Cluster, module: &[u8]) -> SnapshotHeader {
+/// Of a leader that is ahead of everybody, with a component whose bytes these are.
+fn header_with(cluster: &Cluster, component: &[u8]) -> SnapshotHeader {
     let last_log_id = Some(LogId { term: 100, index: 1_000_000 });
     let members = cluster.nodes.iter().map(|node| Member {
         node_id: node.id,
@@ -326,16 +326,16 @@ fn header_with(cluster: &Cluster, module: &[u8]) -> SnapshotHeader {
         configs: vec![Voters { node_ids: vec![1, 2, 3] }],
         members: members.collect(),
     };
-    let module_id = bytes::Bytes::from(ModuleId::of(module).0.to_vec());
+    let component_id = bytes::Bytes::from(ComponentId::of(component).0.to_vec());
     SnapshotHeader {
         cluster_id: "test".into(),
         last_log_id,
         membership: Some(StoredMembership { log_id: last_log_id, membership: Some(membership) }),
-        module_id: module_id.clone(),
-        modules: vec![StoredModule {
-            module_id,
-            bytes: module.len() as u64,
-            ..StoredModule::default()
+        component_id: component_id.clone(),
+        components: vec![StoredComponent {
+            component_id,
+            bytes: component.len() as u64,
+            ..StoredComponent::default()
         }],
         digest: vec![7; 32].into(),
         ..SnapshotHeader::default()
@@ -370,35 +370,35 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
     let term = client.status().await.unwrap().term;
 
     let kv = conclave_cli::DEFAULT_MACHINE;
-    let (module, state) = (&kv[..100_000], &b"state"[..]);
-    let header = header_with(&cluster, module);
+    let (component, state) = (&kv[..100_000], &b"state"[..]);
+    let header = header_with(&cluster, component);
     let with = |change: &dyn Fn(&mut SnapshotHeader)| {
         let mut header = header.clone();
         change(&mut header);
-        parts(header, &[module, state])
+        parts(header, &[component, state])
     };
     let without_end = |mut parts: Vec<Part>| {
         parts.pop();
         parts
     };
-    let again = parts(header.clone(), &[module, state]);
-    let (first, second) = module.split_at(50_000);
+    let again = parts(header.clone(), &[component, state]);
+    let (first, second) = component.split_at(50_000);
     let cases = [
-        ("no component", parts(header.clone(), &[module, state]), "whose state the snapshot is"),
+        ("no component", parts(header.clone(), &[component, state]), "whose state the snapshot is"),
         ("noise", parts(header.clone(), &[&vec![9; 100_000], state]), "are not its own"),
         ("changed order", parts(header.clone(), &[second, first, state]), "are not its own"),
-        ("half a module", parts(header.clone(), &[first]), "some of their bytes are missing"),
+        ("half a component", parts(header.clone(), &[first]), "some of their bytes are missing"),
         ("no border", parts(header.clone(), &[first, &[second, state].concat()]), "bytes of two"),
         ("nothing at all", parts(header.clone(), &[]), "some of their bytes are missing"),
         (
             "another active one",
-            with(&|header| header.module_id = vec![1; 32].into()),
+            with(&|header| header.component_id = vec![1; 32].into()),
             "is not among them",
         ),
-        ("half an id", with(&|header| header.module_id = vec![1; 5].into()), "module"),
-        ("too many", with(&|header| header.modules[0].bytes = u64::MAX), "more than a cluster"),
+        ("half an id", with(&|header| header.component_id = vec![1; 5].into()), "component"),
+        ("too many", with(&|header| header.components[0].bytes = u64::MAX), "more than a cluster"),
         ("cut off", without_end(again.clone()), "broke off before its end"),
-        ("cut off in a module", again[..2].to_vec(), "broke off before its end"),
+        ("cut off in a component", again[..2].to_vec(), "broke off before its end"),
         (
             "two headers",
             [&without_end(again.clone())[..], &again[..1]].concat(),
@@ -406,7 +406,7 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
         ),
         (
             "damaged on its way",
-            [&without_end(again.clone())[..], &parts(header.clone(), &[module])[3..]].concat(),
+            [&without_end(again.clone())[..], &parts(header.clone(), &[component])[3..]].concat(),
             "damaged on its way",
         ),
         ("no offset", [&again[..1], &again[2..]].concat(), "out of order"),

@@ -18,7 +18,7 @@ use std::{
 };
 
 use conclave_client::Client;
-use conclave_types::ModuleId;
+use conclave_types::ComponentId;
 use futures::StreamExt;
 use tokio::task::JoinSet;
 
@@ -75,7 +75,7 @@ async fn check_cuts(first_end: End) {
         return skip("acknowledged puts survive a power cut", NO_STRACE);
     }
     let flags = ["--snapshot-entries=100", "--keep-entries=0"].map(str::to_owned).into();
-    let mut cluster = Cluster::prepared(Setup { module: None, flags });
+    let mut cluster = Cluster::prepared(Setup { component: None, flags });
     cluster.nodes.truncate(1);
     let puts = traced_puts(&mut cluster, first_end).await;
     let trace = fs::read_to_string(cluster.dir.path().join("trace")).unwrap();
@@ -213,14 +213,14 @@ async fn another_component(cluster: &Cluster) {
     let mut component = conclave_cli::DEFAULT_MACHINE.to_vec();
     // A custom section: its kind, its size, its name.
     component.extend_from_slice(b"\0\x06\x05other");
-    let id = ModuleId::of(&component);
+    let id = ComponentId::of(&component);
     let client = cluster.client();
-    client.push_module(id.0, component.into(), |_| {}).await.unwrap();
+    client.push_component(id.0, component.into(), |_| {}).await.unwrap();
     let endpoint = &cluster.node(1).client;
     // The node rehearses it first.
     eventually("the component is active", async || {
         let mut activate = conclave();
-        activate.args(["module", "activate", &id.to_string(), "--endpoints", endpoint]);
+        activate.args(["component", "activate", &id.to_string(), "--endpoints", endpoint]);
         let done = activate.output().unwrap();
         let said = String::from_utf8_lossy(&done.stderr).into_owned();
         if done.status.success() { Ok(()) } else { Err(said) }

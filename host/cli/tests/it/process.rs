@@ -104,7 +104,7 @@ async fn ports_answer_and_signals_are_obeyed_while_a_node_starts() {
     let mut cluster = Cluster::prepared(Setup::default());
     let component = stuck(&cluster);
     let mut command = cluster.command(1);
-    command.arg("--module").arg(&component);
+    command.arg("--component").arg(&component);
     let mut child = command.spawn().unwrap();
     page_says(&cluster, 1, "/readyz", &["503 Service Unavailable", "not ready: starting: "]).await;
     page_says(&cluster, 1, "/livez", &["200 OK"]).await;
@@ -190,7 +190,7 @@ async fn empty_variables_are_unset_and_defaults_are_overridden() {
     fs::write(
         &config,
         format!(
-            "node_id = 1\ndata_dir = {:?}\nlisten_client = {:?}\nlisten_admin = {:?}\nmodule = {component:?}\n\
+            "node_id = 1\ndata_dir = {:?}\nlisten_client = {:?}\nlisten_admin = {:?}\ncomponent = {component:?}\n\
              members = {members:?}\n",
             of("--data-dir"),
             node.client,
@@ -275,7 +275,7 @@ async fn the_limit_of_open_files_is_raised() {
     let serve = cluster.command(1);
     let mut command = Command::new("/bin/sh");
     command.args(["-c", "ulimit -Sn 200; exec \"$0\" \"$@\""]).arg(serve.get_program());
-    command.args(serve.get_args()).arg("--module").arg(stuck(&cluster));
+    command.args(serve.get_args()).arg("--component").arg(stuck(&cluster));
     command.stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
     cluster.run(1, command);
     eventually("the limit is raised", async || match cluster.metric(1, "process_max_fds")? {

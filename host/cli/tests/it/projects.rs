@@ -78,7 +78,7 @@ pub(crate) fn test_python(project: &Path) -> (bool, String) {
 
 /// Three nodes of a machine in Python. Each compiles an interpreter before it serves.
 pub(crate) async fn serve_python(component: PathBuf) -> Cluster {
-    let mut cluster = Cluster::prepared(with_module(component));
+    let mut cluster = Cluster::prepared(with_component(component));
     for id in 1..=3 {
         cluster.start_node(id);
     }
@@ -87,7 +87,7 @@ pub(crate) async fn serve_python(component: PathBuf) -> Cluster {
             tokio::time::sleep(Duration::from_millis(500)).await;
         }
     });
-    compiled.await.expect("the nodes compile the module");
+    compiled.await.expect("the nodes compile the component");
     cluster
 }
 
@@ -113,7 +113,7 @@ async fn a_machine_in_rust_from_nothing() {
     assert_eq!(component, project.join("target/my-counter.wasm"));
     let imports = assert_sound(&component, "my-counter");
     assert!(imports.iter().all(|import| import.starts_with("conclave:fsm/")), "{imports:?}");
-    let cluster = Cluster::start_with(with_module(component)).await;
+    let cluster = Cluster::start_with(with_component(component)).await;
     assert_serves(&cluster, "my_counter.v1.MyCounter").await;
 
     // A test that cannot fail is none: this machine forgets what it was told once it is restored.
@@ -230,8 +230,8 @@ async fn assert_sees_the_log(cluster: &Cluster) {
     }
 }
 
-fn with_module(component: PathBuf) -> Setup {
-    Setup { module: Some(component), ..Setup::default() }
+fn with_component(component: PathBuf) -> Setup {
+    Setup { component: Some(component), ..Setup::default() }
 }
 
 /// It is what it should be, and passes the checks; what it imports.

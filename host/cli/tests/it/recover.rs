@@ -89,7 +89,7 @@ async fn entry_is_skipped_on_stopped_nodes() {
 #[tokio::test(flavor = "multi_thread")]
 async fn node_that_alone_skips_an_entry_is_repaired() {
     let flags = vec!["--checkpoint-interval-ms=300".to_owned()];
-    let mut cluster = Cluster::start_with(Setup { module: None, flags }).await;
+    let mut cluster = Cluster::start_with(Setup { component: None, flags }).await;
     let index = put_at(&cluster, "skipped").await;
     cluster.caught_up(&[1, 2, 3]).await;
     let id = cluster.leader().await % 3 + 1;
@@ -131,7 +131,7 @@ async fn cluster_continues_from_its_snapshots_with_another_component() {
         recover(cluster, id, &[&*arguments[0], &*arguments[1]])
     };
     let mut cluster =
-        Cluster::start_with(Setup { module: Some(one.clone()), flags: Vec::new() }).await;
+        Cluster::start_with(Setup { component: Some(one.clone()), flags: Vec::new() }).await;
     for counted in 1..=3 {
         assert_eq!(apply(&cluster.client(), COUNT).await.unwrap().0, counted);
     }
@@ -168,8 +168,11 @@ async fn cluster_continues_from_its_snapshots_with_another_component() {
     assert_eq!(apply(&cluster.client(), COUNT).await.unwrap().0, 33);
     cluster.caught_up(&[1, 2, 3]).await;
     cluster.assert_equal();
-    let modules = cluster.client().modules().await.unwrap();
-    let active: Vec<_> = modules.iter().filter(|module| module.active).collect();
+    let components = cluster.client().components().await.unwrap();
+    let active: Vec<_> = components.iter().filter(|component| component.active).collect();
     assert_eq!((active.len(), &*active[0].name), (1, "ten"));
-    assert!(modules.iter().any(|module| module.previous && module.name == "one"), "{modules:?}");
+    assert!(
+        components.iter().any(|component| component.previous && component.name == "one"),
+        "{components:?}"
+    );
 }

@@ -193,9 +193,9 @@ fn slow() -> Wat {
 #[tokio::test(flavor = "multi_thread")]
 async fn interrupted_it_ends_at_once_and_leaves_nothing() {
     let dir = TempDir::new().unwrap();
-    let module = dir.path().join("slow.wasm");
-    fs::write(&module, slow().component()).unwrap();
-    let setup = Setup { module: Some(module), flags: Vec::new() };
+    let component = dir.path().join("slow.wasm");
+    fs::write(&component, slow().component()).unwrap();
+    let setup = Setup { component: Some(component), flags: Vec::new() };
     let mut cluster = Cluster::prepared(setup);
     cluster.nodes.truncate(1);
     cluster.start_node(1);
@@ -246,7 +246,7 @@ async fn interrupted_it_ends_at_once_and_leaves_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn before_the_snapshot_there_is_nothing() {
     let flags = vec!["--snapshot-entries=100".into(), "--keep-entries=0".into()];
-    let mut cluster = Cluster::start_with(Setup { module: None, flags }).await;
+    let mut cluster = Cluster::start_with(Setup { component: None, flags }).await;
     let client = cluster.client();
     // The log is purged in pieces of some hundreds.
     for round in 0..700 {
@@ -341,9 +341,9 @@ async fn a_trap_is_shown_with_the_names_of_the_functions_that_led_to_it() {
     let kv = cluster.dir.path().join("kv.wasm");
     fs::write(&kv, conclave_cli::DEFAULT_MACHINE).unwrap();
     let kv = kv.to_str().unwrap();
-    let shown = with(&["--show", &entry("Panic").to_string(), "--module", kv]);
+    let shown = with(&["--show", &entry("Panic").to_string(), "--component", kv]);
     assert!(shown["shown"][0]["outcome"]["failure"].is_string(), "{shown}");
-    let compared = with(&["--module", kv, "--compare", "--differences-max", "2"]);
+    let compared = with(&["--component", kv, "--compare", "--differences-max", "2"]);
     assert_eq!(
         (&compared["compared"], &compared["different"]),
         (&json!(8), &json!(8)),
@@ -351,7 +351,7 @@ async fn a_trap_is_shown_with_the_names_of_the_functions_that_led_to_it() {
     );
     assert_eq!(compared["differences"].as_array().unwrap().len(), 2, "{compared}");
     let own = hostile();
-    let compared = with(&["--module", own.to_str().unwrap(), "--compare"]);
+    let compared = with(&["--component", own.to_str().unwrap(), "--compare"]);
     assert_eq!(compared["different"], json!(0), "{compared}");
-    assert!(refused(&replay(&cluster, 1, &["--module", "/dev/null"])).contains("WebAssembly"));
+    assert!(refused(&replay(&cluster, 1, &["--component", "/dev/null"])).contains("WebAssembly"));
 }

@@ -222,7 +222,7 @@ async fn slow_cluster(flags: &[&str]) -> (Cluster, TempDir) {
     let path = dir.path().join("slow.wasm");
     std::fs::write(&path, slow_to_restore().component()).unwrap();
     let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-    (Cluster::start_with(Setup { module: Some(path), flags }).await, dir)
+    (Cluster::start_with(Setup { component: Some(path), flags }).await, dir)
 }
 
 async fn ask(

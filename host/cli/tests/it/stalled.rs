@@ -34,7 +34,7 @@ type Attempt = (u64, u64, Instant);
 
 #[derive(Clone)]
 struct Silent {
-    module_id: bytes::Bytes,
+    component_id: bytes::Bytes,
     /// Whether it is reachable for entries.
     answers: Arc<AtomicBool>,
     attempts: mpsc::UnboundedSender<Attempt>,
@@ -45,7 +45,7 @@ impl Silent {
     fn handshake(&self) -> Result<Response<HandshakeResponse>, Status> {
         Ok(Response::new(HandshakeResponse {
             incarnation: vec![3; 16].into(),
-            module_id: self.module_id.clone(),
+            component_id: self.component_id.clone(),
             ..HandshakeResponse::default()
         }))
     }
@@ -165,11 +165,11 @@ async fn follower_that_falls_silent_over_a_snapshot_is_tried_again() {
     let flags = ["--snapshot-entries=100", "--keep-entries=0", "--snapshot-stall-ms=1000"];
     let setup = Setup { flags: flags.map(str::to_owned).into(), ..Setup::default() };
     let mut cluster = Cluster::prepared(setup);
-    let module_id = conclave_types::ModuleId::of(conclave_cli::DEFAULT_MACHINE).0.to_vec();
+    let component_id = conclave_types::ComponentId::of(conclave_cli::DEFAULT_MACHINE).0.to_vec();
     let (attempts, mut attempted) = mpsc::unbounded_channel();
     let answers = Arc::<AtomicBool>::default();
     let silent = Silent {
-        module_id: module_id.into(),
+        component_id: component_id.into(),
         answers: answers.clone(),
         attempts,
         received: Arc::default(),

@@ -75,7 +75,7 @@ async fn all_agree(cluster: &Cluster, expected: i64) {
 /// Low enough that a test waits seconds, high enough for every honest call.
 pub(crate) fn setup() -> Setup {
     Setup {
-        module: Some(hostile()),
+        component: Some(hostile()),
         flags: vec!["--fuel-per-call=1000000000".into(), "--memory-bytes-max=301989888".into()],
     }
 }
@@ -186,7 +186,7 @@ async fn traps_of_cancelled_calls_slow_their_caller_down() {
     const FUEL: &str = "--fuel-per-call=300000000";
     const DEADLINE: Duration = Duration::from_millis(20);
     let flags = vec![FUEL.into(), "--memory-bytes-max=301989888".into()];
-    let cluster = Cluster::start_with(Setup { module: Some(hostile()), flags }).await;
+    let cluster = Cluster::start_with(Setup { component: Some(hostile()), flags }).await;
     let client = cluster.client_of(cluster.leader().await);
     let mut errors = Vec::new();
     // The first call finds the methods.

@@ -10,8 +10,8 @@
 
 #[path = "../../../api/tests/api/fake.rs"]
 mod fake;
-#[path = "../../../api/tests/api/fake_modules.rs"]
-mod fake_modules;
+#[path = "../../../api/tests/api/fake_components.rs"]
+mod fake_components;
 #[path = "../../../api/tests/api/protos.rs"]
 mod protos;
 

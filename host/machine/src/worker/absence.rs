@@ -19,7 +19,7 @@ const PAUSE_MAX: Duration = Duration::from_secs(60);
 /// A standby that lived for so long is no repeated loss.
 const STABLE_TIME: Duration = Duration::from_secs(60);
 
-/// See the module's page.
+/// See the page of this file.
 pub(super) struct Absence {
     /// Whether there is a standby.
     present: watch::Sender<bool>,

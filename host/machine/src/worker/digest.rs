@@ -8,7 +8,7 @@ use std::collections::VecDeque;
 use xxhash_rust::xxh3::xxh3_128;
 
 use crate::bench;
-use conclave_types::{Digest, ModuleId, Outcome, TrapKind};
+use conclave_types::{ComponentId, Digest, Outcome, TrapKind};
 
 /// Digests that are kept, to be asked for later: at some 10,000 entries a second, those of more than a
 /// second, which is far more than voters differ by. 40 bytes each.
@@ -123,10 +123,10 @@ impl OutcomeHash {
         Self(xxh3_128(&text).to_le_bytes())
     }
 
-    /// Whether this module was activated. Why it was not, the host says.
-    pub(super) fn of_activation(module: ModuleId, activated: bool) -> Self {
+    /// Whether this component was activated. Why it was not, the host says.
+    pub(super) fn of_activation(component: ComponentId, activated: bool) -> Self {
         let mut text = vec![4, activated.into()];
-        text.extend_from_slice(&module.0);
+        text.extend_from_slice(&component.0);
         Self(xxh3_128(&text).to_le_bytes())
     }
 }
@@ -182,8 +182,8 @@ mod tests {
         ];
         let mut digests: Vec<_> = outcomes.iter().map(OutcomeHash::of).collect();
         digests.extend(TrapKind::ALL.map(|kind| OutcomeHash::of(&trap(kind, "a"))));
-        for (module, activated) in [(1, true), (1, false), (2, true)] {
-            digests.push(OutcomeHash::of_activation(ModuleId([module; 32]), activated));
+        for (component, activated) in [(1, true), (1, false), (2, true)] {
+            digests.push(OutcomeHash::of_activation(ComponentId([component; 32]), activated));
         }
         for (at, digest) in digests.iter().enumerate() {
             assert!(!digests[..at].contains(digest), "{at}");
@@ -212,7 +212,7 @@ mod tests {
         digests.push(1, OutcomeHash::of(&Outcome::Reply(reply)));
         digests.push(2, OutcomeHash::of(&Outcome::Failure(failure)));
         digests.push(3, OutcomeHash::of(&Outcome::Trap(trap)));
-        digests.push(4, OutcomeHash::of_activation(ModuleId([5; 32]), true));
+        digests.push(4, OutcomeHash::of_activation(ComponentId([5; 32]), true));
         assert_eq!(digests.at(4).map(|digest| digest.to_string()).as_deref(), Some(GOLDEN));
     }
 

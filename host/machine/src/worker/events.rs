@@ -68,7 +68,7 @@ struct Kept {
     seats: Seats,
 }
 
-/// See the module's page.
+/// See the page of this file.
 #[derive(Default)]
 pub(super) struct Events {
     kept: Mutex<Kept>,

@@ -21,10 +21,10 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    component::Component,
     error::Fault,
     history::{Entry, Work},
     instance::{Instance, Moment},
-    module::Module,
     trap::Broken,
 };
 use conclave_types::{Call, Digest, Outcome, Reply, Trap, limits::ClusterLimits};
@@ -55,7 +55,7 @@ pub(super) struct Head {
     /// Absent only between a trap and the promotion of the reader.
     instance: Option<Instance>,
     /// What the instance is one of.
-    module: Module,
+    component: Component,
     clock: Clock,
     digests: Digests,
     /// Questions for the digest at an index that the head may not have reached yet.
@@ -66,10 +66,10 @@ pub(super) struct Head {
 
 impl Head {
     pub(super) fn new(shared: Arc<Shared>, prepared: Prepared, digests: Digests) -> Self {
-        let Prepared { instance, module, clock } = prepared;
+        let Prepared { instance, component, clock } = prepared;
         let (instance, finished) = (Some(instance), Vec::new());
         let asked = Vec::new();
-        Self { shared, instance, module, clock, digests, asked, finished, finished_bytes: 0 }
+        Self { shared, instance, component, clock, digests, asked, finished, finished_bytes: 0 }
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
@@ -133,14 +133,15 @@ impl Head {
                 }
                 Some(entry) => {
                     let activated = match &entry.work {
-                        Work::Activate(module) => Some(module.id()),
+                        Work::Activate(component) => Some(component.id()),
                         Work::Call(_) | Work::Tick | Work::SetLimits(_) => None,
                     };
                     let (step, outcome) = self.apply_entry(entry)?;
                     let hash = match activated {
-                        Some(module) => {
-                            OutcomeHash::of_activation(module, matches!(outcome, Outcome::Reply(_)))
-                        }
+                        Some(component) => OutcomeHash::of_activation(
+                            component,
+                            matches!(outcome, Outcome::Reply(_)),
+                        ),
                         None => OutcomeHash::of(&outcome),
                     };
                     (step, Some(outcome), Some(hash))
@@ -181,7 +182,7 @@ impl Head {
         match work {
             Work::Call(call) => self.apply_call(&before, moment, Some(call)),
             Work::Tick => self.apply_call(&before, moment, None),
-            Work::Activate(module) => self.activate(&before, moment, module),
+            Work::Activate(component) => self.activate(&before, moment, component),
             Work::SetLimits(limits) => self.set_limits(moment, limits),
         }
     }
@@ -325,7 +326,7 @@ impl Head {
     /// Replaces both instances, or neither. `commit` makes the state the one that a rebuild begins from; it
     /// runs here so that a rebuild does not skip entries that are still queued before.
     fn adopt(&mut self, restored: Restored, commit: Commit) -> Result<(), Fault> {
-        let Restored { head, reader, module, clock, digest } = restored;
+        let Restored { head, reader, component, clock, digest } = restored;
         let (index, applied) = (clock.index(), self.clock.index());
         let digests = Digests::of(index, digest);
         if index < applied {
@@ -343,13 +344,13 @@ impl Head {
         queue.finished.clear();
         queue.finished_bytes = 0;
         queue.pushed = index;
-        let (reader_module, reader_clock) = (module.clone(), clock.clone());
+        let (reader_component, reader_clock) = (component.clone(), clock.clone());
         queue.replacement =
-            Some(Prepared { instance: reader, module: reader_module, clock: reader_clock });
+            Some(Prepared { instance: reader, component: reader_component, clock: reader_clock });
         self.shared.inbox.wake_reader(&mut queue);
         drop(queue);
         self.instance = Some(head);
-        self.become_of(module);
+        self.become_of(component);
         self.clock = clock;
         self.shared.keeps_digest.store(digests.is_kept(), Ordering::Release);
         self.digests = digests;
@@ -360,11 +361,11 @@ impl Head {
         Ok(())
     }
 
-    /// From now on the instance is one of this module, for all to see.
-    fn become_of(&mut self, module: Module) {
-        self.module = module;
+    /// From now on the instance is one of this component, for all to see.
+    fn become_of(&mut self, component: Component) {
+        self.component = component;
         self.shared.active.send_if_modified(|active| {
-            std::mem::replace(active, self.module.clone()) != self.module
+            std::mem::replace(active, self.component.clone()) != self.component
         });
     }
 

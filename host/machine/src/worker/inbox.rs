@@ -15,9 +15,9 @@ use tokio::sync::oneshot;
 use super::{Answered, digest::OutcomeHash, stream::StateStream, subscribe::Begun};
 use crate::{
     clock::Clock,
+    component::Component,
     error::{QueryError, SnapshotError},
     instance::{Instance, Moment},
-    module::Module,
 };
 use conclave_types::{Call, limits::ClusterLimits};
 
@@ -37,11 +37,11 @@ pub(super) struct Finished {
 pub(super) enum Step {
     /// Apply it, a call or a tick, and find the same outcome.
     Apply { moment: Moment, call: Option<Call> },
-    /// Go on with another module, as the head does.
-    Activate { moment: Moment, module: Module },
+    /// Go on with another component, as the head does.
+    Activate { moment: Moment, component: Component },
     /// Apply other limits from here on.
     SetLimits { moment: Moment, limits: ClusterLimits },
-    /// Nothing but move on: no machine sees it, or it trapped, or the module was not activated.
+    /// Nothing but move on: no machine sees it, or it trapped, or the component was not activated.
     Skip { time_ms: u64 },
 }
 
@@ -124,11 +124,11 @@ pub(super) struct Promotion {
 /// An instance to go on with, what it is one of, and where it stands.
 pub(super) struct Prepared {
     pub(super) instance: Instance,
-    pub(super) module: Module,
+    pub(super) component: Component,
     pub(super) clock: Clock,
 }
 
-/// See the module's page.
+/// See the page of this file.
 #[derive(Default)]
 pub(super) struct Queue {
     pub(super) finished: VecDeque<Finished>,

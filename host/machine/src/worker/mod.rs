@@ -39,9 +39,9 @@ pub use self::{
     subscribe::{Subscribed, Subscribing},
 };
 use super::{
+    component::Component,
     error::{Fault, QueryError, SnapshotError},
     history::{Entry, History, SavedState},
-    module::Module,
     thread,
 };
 use conclave_types::{Call, Digest, Failure, Outcome};
@@ -85,20 +85,20 @@ const JOBS_MAX: usize = 1024;
 const INTERRUPT_EVERY: Duration = Duration::from_millis(5);
 
 impl Worker {
-    /// Starts a machine: from `at`, with the module whose state that is, or from the initial state of
-    /// `initial`, the module that the log begins with. `seed` comes from the cluster's id: the same on
+    /// Starts a machine: from `at`, with the component whose state that is, or from the initial state of
+    /// `initial`, the component that the log begins with. `seed` comes from the cluster's id: the same on
     /// every node. Blocks for as long as the state takes to restore.
     ///
     /// # Errors
     /// The state cannot be restored, or threads cannot be had.
     pub fn start(
-        initial: Module,
+        initial: Component,
         seed: [u8; 32],
         history: Arc<dyn History>,
         at: Option<SavedState>,
     ) -> Result<Self, Fault> {
         let limits = initial.engine().limits().clone();
-        let module = at.as_ref().map_or(&initial, |saved| &saved.module).clone();
+        let component = at.as_ref().map_or(&initial, |saved| &saved.component).clone();
         let digests = match &at {
             Some(saved) => Digests::of(saved.index, saved.digest),
             None => Digests::new(0, Digest::default()),
@@ -122,7 +122,7 @@ impl Worker {
                 }
             })??
         };
-        shared.active.send_replace(module.clone());
+        shared.active.send_replace(component.clone());
         shared.keeps_digest.store(keeps_digest, Ordering::Release);
         shared.applied.store(clock.index(), Ordering::Release);
         shared.events.skip_to(clock.index());
@@ -139,7 +139,7 @@ impl Worker {
         // Weak: the worker ends with the last handle.
         let _ = shared.jobs.set(jobs.downgrade());
         let prepared =
-            |instance| Prepared { instance, module: module.clone(), clock: clock.clone() };
+            |instance| Prepared { instance, component: component.clone(), clock: clock.clone() };
         let head = Head::new(Arc::clone(&shared), prepared(head), digests);
         let reader = Reader::new(Arc::clone(&shared), prepared(reader));
         let threads = vec![
@@ -294,15 +294,15 @@ impl Worker {
         self.0.shared.counters.read(self.applied())
     }
 
-    /// The module that the head runs. Queries for an index at or above its activation are answered by
+    /// The component that the head runs. Queries for an index at or above its activation are answered by
     /// it, or by one after it.
-    pub fn module(&self) -> Module {
+    pub fn component(&self) -> Component {
         self.0.shared.active.borrow().clone()
     }
 
-    /// The module that the head runs, with every change. A change is there before the activation is
+    /// The component that the head runs, with every change. A change is there before the activation is
     /// answered.
-    pub fn modules(&self) -> watch::Receiver<Module> {
+    pub fn components(&self) -> watch::Receiver<Component> {
         self.0.shared.active.subscribe()
     }
 

@@ -25,10 +25,10 @@ use super::{
 };
 use crate::{
     clock::Clock,
+    component::Component,
     error::{Fault, HistoryError, QueryError},
     history::{Entry, Work},
     instance::{Instance, Moment},
-    module::Module,
     trap::Broken,
 };
 use conclave_types::{Call, Outcome, Trap, TrapKind, limits::ClusterLimits};
@@ -44,7 +44,7 @@ pub(super) struct Reader {
     /// Absent after a trap or a promotion, until it has been built.
     instance: Option<Instance>,
     /// What the instance is one of.
-    module: Module,
+    component: Component,
     clock: Clock,
     streams: HashMap<u64, OpenStream>,
     next_stream: u64,
@@ -92,11 +92,11 @@ impl Turn {
 
 impl Reader {
     pub(super) fn new(shared: Arc<Shared>, prepared: Prepared) -> Self {
-        let Prepared { instance, module, clock } = prepared;
+        let Prepared { instance, component, clock } = prepared;
         Self {
             shared,
             instance: Some(instance),
-            module,
+            component,
             adopted_at: clock.index(),
             clock,
             streams: HashMap::new(),
@@ -226,7 +226,7 @@ impl Reader {
         let Some(prepared) = queue.replacement.take() else { return false };
         self.streams.clear();
         self.instance = Some(prepared.instance);
-        self.module = prepared.module;
+        self.component = prepared.component;
         self.clock = prepared.clock;
         self.shared.events.reset(self.clock.index());
         self.adopted_at = self.clock.index();
@@ -250,28 +250,29 @@ impl Reader {
         self.shared.counters.reader_builds.fetch_add(1, Ordering::Relaxed);
         let unreadable =
             |error: HistoryError| Fault::new(format!("the reader cannot be rebuilt: {error}"));
-        let (instance, module, clock) = match self.shared.history.snapshot().map_err(unreadable)? {
-            None => {
-                let instance = self
-                    .shared
-                    .fresh("reader")
-                    .map_err(|broken| end_of(broken, "starting a reader"))?;
-                (instance, self.shared.initial.clone(), self.shared.clock())
-            }
-            Some(saved) => {
-                let (index, module) = (saved.index, saved.module.clone());
-                match self.shared.restored(["reader"], saved) {
-                    Ok(([instance], clock)) => (instance, module, clock),
-                    Err(Restore::Stopped) => return Err(End::Stopped),
-                    // It was replaced by a newer one while it was read.
-                    Err(Restore::History(HistoryError::Gap(_), _)) => return self.gap(index),
-                    Err(other) => return Err(other.into_fault().into()),
+        let (instance, component, clock) =
+            match self.shared.history.snapshot().map_err(unreadable)? {
+                None => {
+                    let instance = self
+                        .shared
+                        .fresh("reader")
+                        .map_err(|broken| end_of(broken, "starting a reader"))?;
+                    (instance, self.shared.initial.clone(), self.shared.clock())
                 }
-            }
-        };
+                Some(saved) => {
+                    let (index, component) = (saved.index, saved.component.clone());
+                    match self.shared.restored(["reader"], saved) {
+                        Ok(([instance], clock)) => (instance, component, clock),
+                        Err(Restore::Stopped) => return Err(End::Stopped),
+                        // It was replaced by a newer one while it was read.
+                        Err(Restore::History(HistoryError::Gap(_), _)) => return self.gap(index),
+                        Err(other) => return Err(other.into_fault().into()),
+                    }
+                }
+            };
         tracing::info!(index = clock.index(), "a new reader was built from the history");
         self.instance = Some(instance);
-        self.module = module;
+        self.component = component;
         self.clock = clock;
         self.shared.events.skip_to(self.clock.index());
         Ok(())
@@ -324,9 +325,13 @@ impl Reader {
         let call = match work {
             Work::Call(call) => Some(call),
             Work::Tick => None,
-            Work::Activate(module) => {
-                let known = self.shared.not_activated(moment.index, &self.module, &module);
-                return if known.is_none() { self.activate(moment.index, module) } else { Ok(()) };
+            Work::Activate(component) => {
+                let known = self.shared.not_activated(moment.index, &self.component, &component);
+                return if known.is_none() {
+                    self.activate(moment.index, component)
+                } else {
+                    Ok(())
+                };
             }
             Work::SetLimits(limits) => {
                 self.set_limits(limits);
@@ -346,9 +351,9 @@ impl Reader {
                 self.clock.follow(moment.index, moment.time_ms);
                 return self.apply(moment, call.as_ref(), finished.outcome);
             }
-            Step::Activate { moment, module } => {
+            Step::Activate { moment, component } => {
                 self.clock.follow(moment.index, moment.time_ms);
-                self.activate(moment.index, module)?;
+                self.activate(moment.index, component)?;
             }
             Step::SetLimits { moment, limits } => {
                 self.clock.follow(moment.index, moment.time_ms);

@@ -29,25 +29,26 @@ use super::{
     shared::{Restore, Shared},
 };
 use crate::{
-    clock::Clock, error::Fault, history::SavedState, instance::Instance, module::Module, thread,
+    clock::Clock, component::Component, error::Fault, history::SavedState, instance::Instance,
+    thread,
 };
 use conclave_types::Digest;
 
 /// Makes a state the newest one that an instance can be rebuilt from. Called on the head's thread.
 pub(super) type Commit = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
-/// A state that two fresh instances have accepted. See the module's page.
+/// A state that two fresh instances have accepted. See the page of this file.
 pub struct Restored {
     pub(super) head: Instance,
     pub(super) reader: Instance,
-    pub(super) module: Module,
+    pub(super) component: Component,
     pub(super) clock: Clock,
     pub(super) digest: Option<Digest>,
 }
 
 impl std::fmt::Debug for Restored {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Restored {{ module: {:?}, index: {} }}", self.module, self.clock.index())
+        write!(f, "Restored {{ component: {:?}, index: {} }}", self.component, self.clock.index())
     }
 }
 
@@ -55,14 +56,14 @@ impl std::fmt::Debug for Restored {
 const CANCEL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Worker {
-    /// Restores a state into two fresh instances. See the module's page.
+    /// Restores a state into two fresh instances. See the page of this file.
     ///
     /// # Errors
     /// The state machine does not accept the state, or the state cannot be read.
     pub async fn prepare(&self, saved: SavedState) -> Result<Restored, Fault> {
-        let (module, digest) = (saved.module.clone(), saved.digest);
+        let (component, digest) = (saved.component.clone(), saved.digest);
         let ([head, reader], clock) = self.restore_aside(["head", "reader"], saved).await?;
-        Ok(Restored { head, reader, module, clock, digest })
+        Ok(Restored { head, reader, component, clock, digest })
     }
 
     /// Restores a snapshot of this node into a fresh instance, which becomes the standby. So the snapshot is known to
@@ -72,13 +73,13 @@ impl Worker {
     /// # Errors
     /// See [`Worker::prepare`].
     pub async fn replace_standby(&self, saved: SavedState) -> Result<u64, Fault> {
-        let module = saved.module.clone();
+        let component = saved.component.clone();
         let ([instance], clock) = self.restore_aside(["reader"], saved).await?;
         // Linear memory never shrinks.
         let memory_bytes = instance.memory_bytes() as u64;
         let mut queue = self.0.shared.inbox.lock();
         if !queue.ended {
-            queue.successor = Some(Prepared { instance, module, clock });
+            queue.successor = Some(Prepared { instance, component, clock });
             self.0.shared.inbox.wake_reader(&mut queue);
         }
         Ok(memory_bytes)

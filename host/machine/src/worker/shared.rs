@@ -18,23 +18,23 @@ use crate::{
     bench,
     carry_over::{NotCarried, carry_over},
     clock::Clock,
+    component::Component,
     engine::Engine,
     error::{Fault, HistoryError, SnapshotError},
     history::{History, SavedState},
     instance::Instance,
-    module::Module,
     restoring::Restoring,
     trap::Broken,
 };
 use conclave_types::{Outcome, Trap};
 
-/// See the module's page.
+/// See the page of this file.
 pub(super) struct Shared {
     pub(super) engine: Engine,
     /// What the log begins with.
-    pub(super) initial: Module,
+    pub(super) initial: Component,
     /// What the head runs.
-    pub(super) active: watch::Sender<Module>,
+    pub(super) active: watch::Sender<Component>,
     pub(super) history: Arc<dyn History>,
     pub(super) inbox: Inbox,
     pub(super) counters: Counters,
@@ -70,7 +70,7 @@ impl From<Fault> for End {
 }
 
 impl Shared {
-    pub(super) fn new(initial: Module, key: [u8; 32], history: Arc<dyn History>) -> Self {
+    pub(super) fn new(initial: Component, key: [u8; 32], history: Arc<dyn History>) -> Self {
         Self {
             engine: initial.engine().clone(),
             active: watch::Sender::new(initial.clone()),
@@ -129,7 +129,7 @@ impl Shared {
         self.inbox.wake_all();
         self.events.wake();
         if is_first {
-            tracing::error!(%fault, module = ?*self.active.borrow(), "the machine stops");
+            tracing::error!(%fault, component = ?*self.active.borrow(), "the machine stops");
         }
     }
 
@@ -166,15 +166,15 @@ impl Shared {
         self.initial.instance(role, self.engine.limits().cluster, &self.stop)
     }
 
-    /// Why this module does not take the place of `old` at this entry, as far as that is known without
+    /// Why this component does not take the place of `old` at this entry, as far as that is known without
     /// trying.
     pub(super) fn not_activated(
         &self,
         index: u64,
-        old: &Module,
-        module: &Module,
+        old: &Component,
+        component: &Component,
     ) -> Option<NotActivated> {
-        let refused = || module.refuses(old.state_version()).map(NotActivated::Refused);
+        let refused = || component.refuses(old.state_version()).map(NotActivated::Refused);
         refused().or_else(|| self.history.trapped(index).map(NotActivated::Recorded))
     }
 
@@ -182,20 +182,20 @@ impl Shared {
     pub(super) fn carry_over(
         &self,
         old: &mut Instance,
-        old_module: &Module,
-        module: &Module,
+        old_component: &Component,
+        component: &Component,
         role: &'static str,
     ) -> Result<Instance, NotCarried> {
-        self.check_engine(module).map_err(NotCarried::Fault)?;
-        carry_over(old, old_module.state_version(), module, role, &self.stop)
+        self.check_engine(component).map_err(NotCarried::Fault)?;
+        carry_over(old, old_component.state_version(), component, role, &self.stop)
     }
 
     /// Instances of other engines are not reached by an interruption, and have other limits.
-    fn check_engine(&self, module: &Module) -> Result<(), Fault> {
-        if module.engine().is(&self.engine) {
+    fn check_engine(&self, component: &Component) -> Result<(), Fault> {
+        if component.engine().is(&self.engine) {
             return Ok(());
         }
-        Err(Fault::new(format!("{module:?} was compiled by another engine than this worker's")))
+        Err(Fault::new(format!("{component:?} was compiled by another engine than this worker's")))
     }
 
     /// A clock that stands at the beginning of the log.
@@ -220,12 +220,12 @@ impl Shared {
         saved: SavedState,
         cancelled: &Arc<AtomicBool>,
     ) -> Result<([Instance; COUNT], Clock), Restore> {
-        let SavedState { module, index, time_ms, limits, state_version, chunks, .. } = saved;
+        let SavedState { component, index, time_ms, limits, state_version, chunks, .. } = saved;
         let what = format!("the state at index {index} cannot be restored");
-        self.check_engine(&module).map_err(Restore::Fault)?;
-        if let Some(why) = module.refuses(state_version) {
+        self.check_engine(&component).map_err(Restore::Fault)?;
+        if let Some(why) = component.refuses(state_version) {
             return Err(Restore::Fault(Fault::new(format!(
-                "{what}: {why}: start the node with the module that it was saved by"
+                "{what}: {why}: start the node with the component that it was saved by"
             ))));
         }
         let broken = |broken: Broken| match broken {
@@ -237,7 +237,8 @@ impl Shared {
             let (stop, cancelled) = (Arc::clone(&self.stop), Arc::clone(cancelled));
             let interrupted =
                 move || stop.load(Ordering::Relaxed) || cancelled.load(Ordering::Relaxed);
-            let begun = Restoring::interruptible(&module, state_version, role, limits, interrupted);
+            let begun =
+                Restoring::interruptible(&component, state_version, role, limits, interrupted);
             restoring.push(begun.map_err(broken)?);
         }
         let stopped = || self.stopping() || cancelled.load(Ordering::Relaxed);
@@ -273,7 +274,7 @@ pub(super) enum Restore {
     History(HistoryError, String),
 }
 
-/// Why a module is not activated at an entry.
+/// Why a component is not activated at an entry.
 pub(super) enum NotActivated {
     /// It does not restore the state's version.
     Refused(String),

@@ -38,9 +38,9 @@ pub struct Stats {
     pub traps: [u64; TrapKind::ALL.len()],
     /// Of the traps: those that the history remembered, which were not run again.
     pub traps_replayed: u64,
-    /// Of the entries: those that another module went on after.
+    /// Of the entries: those that another component went on after.
     pub activations: u64,
-    /// Those that were to have another module go on, and did not. Counted as failures too.
+    /// Those that were to have another component go on, and did not. Counted as failures too.
     pub activations_failed: u64,
     /// Fuel that the head's calls took.
     pub fuel: u64,

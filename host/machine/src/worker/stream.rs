@@ -9,13 +9,13 @@ use super::{
     inbox::{Chunk, ReadRequest},
     shared::Shared,
 };
-use crate::{error::SnapshotError, instance::Moment, module::Module};
+use crate::{component::Component, error::SnapshotError, instance::Moment};
 
 /// The machine's state at one index. Its pieces are pulled from the reader one by one, and entries and
 /// queries go on between two of them. Dropping it lets go of the state.
 pub struct StateStream {
     shared: Arc<Shared>,
-    module: Module,
+    component: Component,
     number: u64,
     index: u64,
     time_ms: u64,
@@ -23,15 +23,20 @@ pub struct StateStream {
 }
 
 impl StateStream {
-    /// The reader, which runs this module, has the state of this moment under this number.
-    pub(super) fn new(shared: Arc<Shared>, module: Module, number: u64, moment: Moment) -> Self {
+    /// The reader, which runs this component, has the state of this moment under this number.
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        component: Component,
+        number: u64,
+        moment: Moment,
+    ) -> Self {
         let Moment { index, time_ms, .. } = moment;
-        Self { shared, module, number, index, time_ms, ended: false }
+        Self { shared, component, number, index, time_ms, ended: false }
     }
 
-    /// The module whose state it is.
-    pub fn module(&self) -> &Module {
-        &self.module
+    /// The component whose state it is.
+    pub fn component(&self) -> &Component {
+        &self.component
     }
 
     /// The log index after which the state was taken.
@@ -46,7 +51,7 @@ impl StateStream {
 
     /// The format of the bytes.
     pub fn state_version(&self) -> u32 {
-        self.module.state_version()
+        self.component.state_version()
     }
 
     /// The next piece, at most 1 MiB. `None`: that was all. After an error the snapshot is lost, and

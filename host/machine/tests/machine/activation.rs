@@ -1,4 +1,4 @@
-//! Another module goes on with the state from one entry on: in head and reader, at the same index on
+//! Another component goes on with the state from one entry on: in head and reader, at the same index on
 //! every replica and in every replay.
 
 use std::{
@@ -6,7 +6,7 @@ use std::{
     sync::{Arc, atomic::Ordering},
 };
 
-use conclave_machine::{Entry, Module, SnapshotError, Work};
+use conclave_machine::{Component, Entry, SnapshotError, Work};
 use conclave_types::Outcome;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
@@ -32,19 +32,19 @@ async fn at_three() -> Node {
 }
 
 #[tokio::test]
-async fn a_module_goes_on_with_the_state_and_everybody_learns_of_it() {
+async fn a_component_goes_on_with_the_state_and_everybody_learns_of_it() {
     let mut node = at_three().await;
-    let mut modules = node.worker.modules();
+    let mut components = node.worker.components();
     let wish = node.worker.wish();
     assert_eq!(seen(&node).await, (3, 1));
-    assert!(!modules.has_changed().unwrap());
+    assert!(!components.has_changed().unwrap());
 
     let activated = node.activate(&TEN).await;
     assert!(is_activated(&activated), "{activated:?}");
-    // Whoever has the answer finds the new module.
-    assert_eq!(node.worker.module(), *TEN);
-    assert!(modules.has_changed().unwrap());
-    assert_eq!(*modules.borrow_and_update(), *TEN);
+    // Whoever has the answer finds the new component.
+    assert_eq!(node.worker.component(), *TEN);
+    assert!(components.has_changed().unwrap());
+    assert_eq!(*components.borrow_and_update(), *TEN);
     // It has not been able to say when it wants to be woken.
     assert_eq!(*wish.borrow(), Some(0));
 
@@ -58,22 +58,22 @@ async fn a_module_goes_on_with_the_state_and_everybody_learns_of_it() {
 }
 
 #[tokio::test]
-async fn a_module_with_another_format_goes_on_and_writes_it() {
+async fn a_component_with_another_format_goes_on_and_writes_it() {
     let mut node = at_three().await;
     let before = node.snapshot().await;
-    assert_eq!((&before.module, before.state_version, saved_number(&before)), (&*ONE, 1, 3));
+    assert_eq!((&before.component, before.state_version, saved_number(&before)), (&*ONE, 1, 3));
     assert!(is_activated(&node.activate(&HUNDRED).await));
     assert_eq!(counted(&node.apply(count()).await), 103);
     let after = node.snapshot().await;
-    assert_eq!((&after.module, after.state_version, saved_number(&after)), (&*HUNDRED, 2, 1103));
+    assert_eq!((&after.component, after.state_version, saved_number(&after)), (&*HUNDRED, 2, 1103));
 
-    // Who is sent that state goes on with its module.
+    // Who is sent that state goes on with its component.
     let mut other = at_three().await;
     let later = Saved { index: 100, ..after };
     other.history.install(later.clone());
     other.worker.restore(later.state()).await.unwrap();
     other.index = 100;
-    assert_eq!(other.worker.module(), *HUNDRED);
+    assert_eq!(other.worker.component(), *HUNDRED);
     assert_eq!(seen(&other).await, (103, 100));
     assert_eq!(counted(&other.apply(count()).await), 203);
     // So does a reader that is rebuilt from it.
@@ -82,7 +82,7 @@ async fn a_module_with_another_format_goes_on_and_writes_it() {
 }
 
 #[tokio::test]
-async fn the_module_before_may_be_activated_again() {
+async fn the_component_before_may_be_activated_again() {
     let mut node = at_three().await;
     for round in 1..=5 {
         assert!(is_activated(&node.activate(&TEN).await));
@@ -96,7 +96,7 @@ async fn the_module_before_may_be_activated_again() {
     assert!(is_activated(&node.activate(&back).await));
     assert_eq!(counted(&node.apply(count()).await), 59);
     assert_eq!(seen(&node).await, (59, 1));
-    // And the module itself again.
+    // And the component itself again.
     assert!(is_activated(&node.activate(&back).await));
     assert_eq!(seen(&node).await, (59, 1));
 }
@@ -132,10 +132,10 @@ async fn two_activations_in_one_batch_and_calls_between_them() {
     assert!([0, 2, 3].iter().all(|activation| is_activated(&finished[*activation])));
 }
 
-/// Every answer is that of the module and the state at the index that it names, and none is older than
+/// Every answer is that of the component and the state at the index that it names, and none is older than
 /// what was asked for.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
-async fn queries_are_answered_by_the_module_of_their_index() {
+async fn queries_are_answered_by_the_component_of_their_index() {
     let mut node = Node::start_with(ONE.clone());
     let mut at_index = BTreeMap::from([(0, (0, 1))]);
     let (mut number, mut step) = (0, 1);
@@ -150,8 +150,8 @@ async fn queries_are_answered_by_the_module_of_their_index() {
                 (index_min, worker.query(count(), index_min).await.unwrap())
             }));
         }
-        let (module, next) = if round % 2 == 0 { (&*TEN, 10) } else { (&*ONE, 1) };
-        drop(node.push_module(module).await);
+        let (component, next) = if round % 2 == 0 { (&*TEN, 10) } else { (&*ONE, 1) };
+        drop(node.push_component(component).await);
         step = next;
         at_index.insert(node.index, (number, step));
         assert_eq!(seen_at(&node, node.index).await, (node.index, number, step));
@@ -172,10 +172,10 @@ async fn an_entry_that_traps_right_before_or_after_an_activation_is_rolled_back(
     let mut node = at_three().await;
     let outcomes = [
         node.push(trap()).await,
-        node.push_module(&TEN).await,
+        node.push_component(&TEN).await,
         node.push(trap()).await,
         node.push(count()).await,
-        node.push_module(&HUNDRED).await,
+        node.push_component(&HUNDRED).await,
         node.push(trap()).await,
         node.push(trap()).await,
         node.push(count()).await,
@@ -191,7 +191,7 @@ async fn an_entry_that_traps_right_before_or_after_an_activation_is_rolled_back(
     assert_eq!((counted(&finished[3]), counted(&finished[7])), (13, 113));
     assert_eq!(seen(&node).await, (113, 100));
     assert_eq!(node.worker.stats().promotions, 4);
-    assert_eq!(node.worker.module(), *HUNDRED);
+    assert_eq!(node.worker.component(), *HUNDRED);
 }
 
 #[tokio::test]
@@ -202,7 +202,7 @@ async fn a_reader_is_rebuilt_across_activations() {
     assert_eq!(counted(&node.apply(count()).await), 13);
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (13, 10));
-    // From a snapshot before the activation, which was written by the module before.
+    // From a snapshot before the activation, which was written by the component before.
     node.history.install(node.snapshot().await);
     assert!(is_activated(&node.activate(&HUNDRED).await));
     assert_eq!(counted(&node.apply(count()).await), 113);
@@ -221,27 +221,27 @@ async fn a_reader_is_rebuilt_across_activations() {
 
 /// A snapshot under way goes with its instance, and the next one is whole.
 #[tokio::test]
-async fn a_snapshot_under_way_does_not_survive_and_the_next_one_is_the_new_modules() {
+async fn a_snapshot_under_way_does_not_survive_and_the_next_one_is_the_new_components() {
     let mut node = at_three().await;
     let stream = node.worker.snapshot(node.index).await.unwrap();
     let asked = node.worker.snapshot(node.index);
     assert!(is_activated(&node.activate(&HUNDRED).await));
     assert_eq!(seen(&node).await, (3, 100));
-    assert_eq!(stream.module(), &*ONE);
+    assert_eq!(stream.component(), &*ONE);
     assert_eq!(read(stream).await.unwrap_err(), SnapshotError::Lost);
     // One that was asked for before is either of the index before, or lost on its way.
     match read(asked.await.unwrap()).await {
-        Ok(saved) => assert_eq!((saved.module, saved.index), (ONE.clone(), 3)),
+        Ok(saved) => assert_eq!((saved.component, saved.index), (ONE.clone(), 3)),
         Err(error) => assert_eq!(error, SnapshotError::Lost),
     }
     let saved = node.snapshot().await;
     assert_eq!(
-        (saved.module.clone(), saved.index, saved_number(&saved)),
+        (saved.component.clone(), saved.index, saved_number(&saved)),
         (HUNDRED.clone(), 4, 1003)
     );
 }
 
-/// What a restart does: the newest snapshot, with whichever module it is of, and the log after it.
+/// What a restart does: the newest snapshot, with whichever component it is of, and the log after it.
 #[tokio::test]
 async fn a_worker_restarts_with_activations_behind_and_before_its_snapshot() {
     let mut first = at_three().await;
@@ -260,14 +260,14 @@ async fn a_worker_restarts_with_activations_behind_and_before_its_snapshot() {
         if let Some(saved) = &at {
             history.install(saved.clone());
         }
-        let started_with = at.as_ref().map_or(&*ONE, |saved| &saved.module).clone();
+        let started_with = at.as_ref().map_or(&*ONE, |saved| &saved.component).clone();
         let mut node = Node::start_from(ONE.clone(), history, at.as_ref().map(Saved::state));
-        assert_eq!(node.worker.module(), started_with);
+        assert_eq!(node.worker.component(), started_with);
         let from = node.index;
         for entry in log.iter().filter(|entry| entry.index > from) {
             assert!(matches!(node.push_entry(entry.clone()).await.await, Ok(Outcome::Reply(_))));
         }
-        assert_eq!(node.worker.module(), *HUNDRED);
+        assert_eq!(node.worker.component(), *HUNDRED);
         assert_eq!(node.snapshot().await, last);
         assert_eq!(seen(&node).await, (113, 100));
     }
@@ -293,7 +293,7 @@ async fn live(seed: u64) {
         ..version("stubborn", 1_000_000, 1, &[1, 2])
     });
     // Which state versions each restores, its own, and its step. The last one takes no state.
-    let modules: [(&Module, &[u32], u32, i64); 5] = [
+    let components: [(&Component, &[u32], u32, i64); 5] = [
         (&ONE, &[1], 1, 1),
         (&TEN, &[1], 1, 10),
         (&HUNDRED, &[1, 2], 2, 100),
@@ -308,29 +308,29 @@ async fn live(seed: u64) {
     for _ in 0..500 {
         match random.random_range(0..100) {
             0..50 => {
-                number += modules[active].3;
+                number += components[active].3;
                 pending.push((node.push(count()).await, Expected::Number(number)));
             }
             50..55 => node.push_blank().await,
             55..62 => pending.push((node.push(trap()).await, Expected::Trap)),
             62..76 => {
-                let next = random.random_range(0..modules.len());
-                let activated = modules[next].1.contains(&modules[active].2);
-                let outcome = node.push_module(modules[next].0).await;
+                let next = random.random_range(0..components.len());
+                let activated = components[next].1.contains(&components[active].2);
+                let outcome = node.push_component(components[next].0).await;
                 pending.push((outcome, Expected::Activated(activated)));
                 if activated {
                     active = next;
                 }
             }
             76..80 => assert!(node.worker.query(trap(), 0).await.is_err()),
-            80..88 => assert_eq!(seen(&node).await, (number, modules[active].3)),
+            80..88 => assert_eq!(seen(&node).await, (number, components[active].3)),
             88..94 => {
                 let index = node.index;
                 let snapshot = node.worker.snapshot(index);
                 if let Ok(stream) = snapshot.await
                     && let Ok(saved) = read(stream).await
                 {
-                    assert_eq!((&saved.module, saved.index), (modules[active].0, index));
+                    assert_eq!((&saved.component, saved.index), (components[active].0, index));
                     node.history.install(saved);
                 }
             }
@@ -355,8 +355,8 @@ async fn live(seed: u64) {
         }
     }
     settle(&mut pending).await;
-    assert_eq!(seen(&node).await, (number, modules[active].3));
-    assert_eq!(node.worker.module(), *modules[active].0);
+    assert_eq!(seen(&node).await, (number, components[active].3));
+    assert_eq!(node.worker.component(), *components[active].0);
     assert_eq!(node.worker.fault(), None);
 }
 

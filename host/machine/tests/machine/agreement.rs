@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use conclave_machine::{Engine, Entry, Module, Work};
+use conclave_machine::{Component, Engine, Entry, Work};
 use conclave_types::{Call, Digest, Outcome};
 
 use crate::support::{Node, Number, add, call, hostile, limits};
@@ -86,7 +86,7 @@ async fn a_history_with_recorded_traps_replays_to_the_same_state() {
 }
 
 /// A machine that answers with what its context says, and traps if it is asked to.
-fn mirror() -> Module {
+fn mirror() -> Component {
     let wat = Wat {
         apply: "(if (local.get 8) (then unreachable))
             (i64.store (i32.const 700) (local.get 0)) (i64.store (i32.const 708) (local.get 1))
@@ -97,7 +97,7 @@ fn mirror() -> Module {
             (i32.store (i32.const 516) (i32.const 700)) (i32.store (i32.const 520) (i32.const 24)) (i32.const 512)",
         ..Wat::default()
     };
-    Module::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap()
+    Component::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap()
 }
 
 fn words(bytes: &[u8]) -> Vec<u64> {

@@ -1,14 +1,14 @@
 //! Answers that break the component ABI: no compiler makes them, and no machine may stop a node with
 //! them. Each is an outcome, in words that are the same everywhere.
 
-use conclave_machine::{Engine, Module, SnapshotError};
+use conclave_machine::{Component, Engine, SnapshotError};
 use conclave_types::{Call, Outcome, TrapKind};
 
 use crate::support::{Node, limits, read, with};
 use conclave_testing::wat::Wat;
 
-fn load(wat: &Wat) -> Module {
-    Module::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap()
+fn load(wat: &Wat) -> Component {
+    Component::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap()
 }
 
 fn raw(request: &'static [u8]) -> Call {
@@ -103,8 +103,8 @@ async fn an_answer_just_above_the_limit_is_rolled_back() {
         (i32.store (i32.const 264) (local.get 7)) (i32.store (i32.const 268) (local.get 8)) (i32.const 256)";
     let limits = with(|limits| limits.response_bytes_max = 64 << 10);
     let wat = Wat { apply, memory: "16", ..Wat::default() };
-    let module = Module::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap();
-    let mut node = Node::start_with(module);
+    let component = Component::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap();
+    let mut node = Node::start_with(component);
     let request = |bytes: usize| Call { request: vec![7; bytes].into(), ..raw(b"") };
     assert!(
         matches!(node.apply(request(64 << 10)).await, Outcome::Reply(reply) if reply.response.len() == 64 << 10)

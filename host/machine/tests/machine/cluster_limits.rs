@@ -1,7 +1,7 @@
 //! Limits that decide outcomes: each entry has those of its index, in whichever instance it is applied.
 
 use bytes::Bytes;
-use conclave_machine::{Engine, Module, Work, rehearse};
+use conclave_machine::{Component, Engine, Work, rehearse};
 use conclave_types::{Call, Outcome, TrapKind, limits::ClusterLimits};
 
 use crate::{
@@ -16,7 +16,7 @@ const COSTLY: &str = "(local.set 9 (i32.const 400000))
     (if (i32.eq (memory.grow (i32.const 64)) (i32.const -1)) (then unreachable))
     (i64.store (i32.const 8) (i64.add (i64.load (i32.const 8)) (i64.const 1))) (i32.const 256)";
 
-fn costly(name: &'static str, limits: ClusterLimits) -> Module {
+fn costly(name: &'static str, limits: ClusterLimits) -> Component {
     load(costly_wat(name), limits)
 }
 
@@ -37,9 +37,9 @@ fn costly_wat(name: &'static str) -> Wat {
     }
 }
 
-fn load(wat: Wat, limits: ClusterLimits) -> Module {
+fn load(wat: Wat, limits: ClusterLimits) -> Component {
     let limits = with(|cluster| *cluster = limits);
-    Module::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap()
+    Component::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap()
 }
 
 fn fuel(fuel_per_call: u64) -> ClusterLimits {
@@ -139,12 +139,15 @@ async fn state_is_restored_with_its_limits() {
     node.set_limits(fuel(PLENTY)).await;
     apply(&mut node).await;
     let saved = Saved { limits: fuel(PLENTY), ..node.snapshot().await };
-    let mut next =
-        Node::start_from(node.worker.module(), node.history.clone(), Some(saved.clone().state()));
+    let mut next = Node::start_from(
+        node.worker.component(),
+        node.history.clone(),
+        Some(saved.clone().state()),
+    );
     assert!(matches!(apply(&mut next).await, Outcome::Reply(_)));
     // And beside a running state.
     let later = Saved { index: 100, ..saved };
-    let mut running = Node::start_with(node.worker.module());
+    let mut running = Node::start_with(node.worker.component());
     running.worker.restore(later.state_in(8)).await.unwrap();
     running.index = 100;
     assert!(matches!(apply(&mut running).await, Outcome::Reply(_)));
@@ -163,15 +166,15 @@ async fn state_that_has_grown_to_the_limit_is_saved_and_restored() {
     let finish = format!("{GROW} {GROW} {}", Wat::default().finish);
     let wat = Wat { snapshot: snapshot.leak(), finish: finish.leak(), ..costly_wat("growing") };
     let limits = ClusterLimits { memory_bytes_max: 16 << 20, ..fuel(PLENTY) };
-    let module = load(wat, limits);
-    let mut node = Node::start_with(module.clone());
+    let component = load(wat, limits);
+    let mut node = Node::start_with(component.clone());
     let mut grown = 0;
     while matches!(apply(&mut node).await, Outcome::Reply(_)) {
         grown += 1;
     }
     assert_eq!((grown, trap_kind(&apply(&mut node).await)), (3, TrapKind::MemoryExhausted));
     let saved = Saved { limits, ..node.snapshot().await };
-    let mut restored = Node::start_from(module, node.history.clone(), Some(saved.state_in(8)));
+    let mut restored = Node::start_from(component, node.history.clone(), Some(saved.state_in(8)));
     assert_eq!((count(&restored).await, restored.worker.fault()), (3, None));
     // More memory than the state may have is for moving it only.
     assert_eq!(trap_kind(&apply(&mut restored).await), TrapKind::MemoryExhausted);
@@ -180,9 +183,9 @@ async fn state_that_has_grown_to_the_limit_is_saved_and_restored() {
 #[tokio::test]
 async fn component_that_is_activated_or_rehearsed_has_the_limits() {
     let mut node = Node::start_with(costly("costly", fuel(LITTLE)));
-    let engine = node.worker.module().engine().clone();
+    let engine = node.worker.component().engine().clone();
     let next = Wat { apply: COSTLY, name: "next", ..Wat::default() }.component();
-    let next = Module::load(&engine, next).unwrap();
+    let next = Component::load(&engine, next).unwrap();
     let before = node.snapshot().await;
     node.set_limits(fuel(PLENTY)).await;
     apply(&mut node).await;

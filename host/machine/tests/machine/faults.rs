@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use conclave_machine::{
-    Engine, Entry, History, HistoryError, Module, QueryError, SavedState, SnapshotError, Work,
+    Component, Engine, Entry, History, HistoryError, QueryError, SavedState, SnapshotError, Work,
     Worker,
 };
 use conclave_types::{Call, Outcome, Trap};
@@ -43,8 +43,8 @@ async fn a_query_that_changes_the_state_is_found_out() {
                 (i32.store (i32.const 520) (i32.const 8)) (i32.const 512)",
         ..Wat::default()
     };
-    let module = Module::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap();
-    let mut node = Node::start_with(module);
+    let component = Component::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap();
+    let mut node = Node::start_with(component);
     let outcome = node.apply(raw()).await;
     assert!(
         matches!(&outcome, Outcome::Reply(reply) if reply.response == 1u64.to_le_bytes()[..]),
@@ -77,8 +77,8 @@ async fn an_entry_that_traps_on_the_standby_alone_costs_the_standby() {
                 (i32.store (i32.const 520) (i32.const 0)) (i32.const 512)",
         ..Wat::default()
     };
-    let module = Module::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap();
-    let mut node = Node::start_with(module);
+    let component = Component::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap();
+    let mut node = Node::start_with(component);
     node.worker.query(raw(), 0).await.unwrap();
     assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
     assert_disagreement(&mut node, "the standby trapped").await;
@@ -140,10 +140,10 @@ async fn a_standby_that_cannot_be_rebuilt_leaves_the_primary_working() {
 #[tokio::test]
 async fn a_state_that_cannot_be_restored_does_not_start() {
     let chunks = Box::new(std::iter::empty());
-    let (module, index, time_ms) = (hostile(), 1, 1);
+    let (component, index, time_ms) = (hostile(), 1, 1);
     let limits = limits().cluster;
     let saved =
-        SavedState { module, index, time_ms, limits, state_version: 1, digest: None, chunks };
+        SavedState { component, index, time_ms, limits, state_version: 1, digest: None, chunks };
     let fault = Worker::start(hostile(), SEED, Arc::new(Unreadable), Some(saved)).err().unwrap();
     assert!(fault.to_string().contains("eight bytes"), "{fault}");
 }

@@ -9,7 +9,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use conclave_machine::{Entry, History, HistoryError, Module, SavedState};
+use conclave_machine::{Component, Entry, History, HistoryError, SavedState};
 use conclave_types::{Digest, Trap, limits::ClusterLimits};
 
 #[derive(Default)]
@@ -34,7 +34,7 @@ struct State {
 /// A snapshot in memory.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Saved {
-    pub(crate) module: Module,
+    pub(crate) component: Component,
     pub(crate) index: u64,
     pub(crate) time_ms: u64,
     pub(crate) limits: ClusterLimits,
@@ -53,7 +53,7 @@ impl Saved {
         let chunks: Vec<_> =
             self.bytes.chunks(chunk_bytes).map(|chunk| Ok(Bytes::copy_from_slice(chunk))).collect();
         SavedState {
-            module: self.module.clone(),
+            component: self.component.clone(),
             index: self.index,
             time_ms: self.time_ms,
             limits: self.limits,

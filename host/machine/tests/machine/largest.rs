@@ -2,7 +2,7 @@
 //! within its limits can always be transferred. Method: the component that the binary carries, with default limits.
 
 use bytes::Bytes;
-use conclave_machine::{Engine, Limits, Lone, Module, Moment};
+use conclave_machine::{Component, Engine, Limits, Lone, Moment};
 use conclave_sdk::limits as contract;
 use conclave_types::{Call, Code, Outcome, Reply, TrapKind, limits};
 use guest_kv::{
@@ -21,15 +21,15 @@ use prost::Message;
 use crate::support::Node;
 use conclave_testing::wat::Wat;
 
-fn module(component: Bytes) -> Module {
-    Module::load(&Engine::new(&Limits::default()).unwrap(), component).unwrap()
+fn component(component: Bytes) -> Component {
+    Component::load(&Engine::new(&Limits::default()).unwrap(), component).unwrap()
 }
 
 /// Runs `body` with an instance of the store.
 fn with_store(body: impl FnOnce(&mut Store) + Send) {
-    let module = module(crate::support::build("guest-kv"));
+    let component = component(crate::support::build("guest-kv"));
     Lone::with_stack(&Limits::default(), || {
-        body(&mut Store { lone: Lone::start(&module).unwrap(), index: 0, time_ms: 0 });
+        body(&mut Store { lone: Lone::start(&component).unwrap(), index: 0, time_ms: 0 });
     })
     .unwrap();
 }
@@ -183,10 +183,10 @@ fn many_small_events_are_transferred_up_to_the_limit() {
     let apply =
         "(i32.store (i32.const 272) (i32.const 0x500000)) (i32.store (i32.const 276) (local.get 8))
         (i32.const 256)";
-    let module = module(Wat { apply, memory: "128", ..Wat::default() }.component());
+    let component = component(Wat { apply, memory: "128", ..Wat::default() }.component());
     let largest = limits::EVENT_BYTES / limits::EVENT_OVERHEAD_BYTES;
     let apply = |count: usize| {
-        let mut lone = Lone::start(&module).unwrap();
+        let mut lone = Lone::start(&component).unwrap();
         let call =
             Call { method: "any".into(), request: vec![0; count].into(), principal: "".into() };
         lone.apply(Moment { index: 1, time_ms: 0, seed: 0 }, Some(&call))
@@ -228,7 +228,7 @@ async fn an_answer_that_is_too_large_fails_and_keeps_the_standby() {
         memory: "256",
         ..Wat::default()
     };
-    let node = Node::start_with(module(wat.component()));
+    let node = Node::start_with(component(wat.component()));
     let call = |bytes: usize| Call {
         method: "any".into(),
         request: (bytes as u32).to_le_bytes().to_vec().into(),

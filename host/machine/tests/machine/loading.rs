@@ -1,7 +1,7 @@
 //! What is no machine is refused when it is loaded, with the reason and what to do.
 
 use bytes::Bytes;
-use conclave_machine::{Engine, Limits, LoadError, MethodKind, Module};
+use conclave_machine::{Component, Engine, Limits, LoadError, MethodKind};
 use conclave_types::TrapKind;
 use prost::Message;
 use prost_types::{
@@ -12,8 +12,8 @@ use prost_types::{
 use crate::support::{HOSTILE, hostile, limits};
 use conclave_testing::wat::Wat;
 
-fn load(component: impl Into<Bytes>) -> Result<Module, LoadError> {
-    Module::load(&Engine::new(&limits()).unwrap(), component.into())
+fn load(component: impl Into<Bytes>) -> Result<Component, LoadError> {
+    Component::load(&Engine::new(&limits()).unwrap(), component.into())
 }
 
 fn refusal(component: impl Into<Bytes>) -> (LoadError, String) {
@@ -29,15 +29,15 @@ fn component(text: &str) -> Bytes {
 
 #[test]
 fn a_machine_is_described_with_its_methods() {
-    let module = hostile();
-    assert_eq!(module.description().name, "hostile");
-    assert_eq!(module.state_version(), 1);
-    assert_eq!(module.bytes(), &*HOSTILE);
+    let component = hostile();
+    assert_eq!(component.description().name, "hostile");
+    assert_eq!(component.state_version(), 1);
+    assert_eq!(component.bytes(), &*HOSTILE);
     let kind =
-        |name: &str| module.methods().iter().find(|method| &*method.name == name).unwrap().kind;
+        |name: &str| component.methods().iter().find(|method| &*method.name == name).unwrap().kind;
     assert_eq!(kind("hostile.v1.Hostile/Add"), MethodKind::Command);
     assert_eq!(kind("hostile.v1.Hostile/Get"), MethodKind::Query);
-    assert_eq!(module.methods().len(), 14);
+    assert_eq!(component.methods().len(), 14);
 }
 
 #[test]
@@ -47,7 +47,7 @@ fn a_hand_made_machine_without_services_is_a_machine() {
 
 #[test]
 fn what_is_no_component_is_refused() {
-    let (error, text) = refusal(wat::parse_str("(module)").unwrap());
+    let (error, text) = refusal(wat::parse_str("(component)").unwrap());
     assert!(matches!(error, LoadError::CoreModule) && text.contains("conclave build"));
     assert!(matches!(refusal(&b"PK\x03\x04"[..]).0, LoadError::NotWasm { .. }));
     assert!(refusal(&b"(component)"[..]).1.contains("text"));
@@ -58,10 +58,10 @@ fn what_is_no_component_is_refused() {
 }
 
 #[test]
-fn a_module_above_the_limit_is_refused() {
-    let engine = Engine::new(&Limits { module_bytes_max: 1024, ..limits() }).unwrap();
+fn a_component_above_the_limit_is_refused() {
+    let engine = Engine::new(&Limits { component_bytes_max: 1024, ..limits() }).unwrap();
     assert!(matches!(
-        Module::load(&engine, HOSTILE.clone()),
+        Component::load(&engine, HOSTILE.clone()),
         Err(LoadError::TooLarge { bytes_max: 1024, .. })
     ));
 }
@@ -209,9 +209,9 @@ fn the_kinds_of_methods_follow_the_descriptor_set() {
             },
         ],
     );
-    let module = load(with_descriptors(set.clone())).unwrap();
+    let component = load(with_descriptors(set.clone())).unwrap();
     let methods: Vec<_> =
-        module.methods().iter().map(|method| (&*method.name, method.kind)).collect();
+        component.methods().iter().map(|method| (&*method.name, method.kind)).collect();
     assert_eq!(
         methods,
         [
@@ -220,7 +220,7 @@ fn the_kinds_of_methods_follow_the_descriptor_set() {
             ("a.v1.S/Watch", MethodKind::Subscription),
         ]
     );
-    assert_eq!(module.descriptor_set(), &set);
+    assert_eq!(component.descriptor_set(), &set);
 }
 
 #[test]

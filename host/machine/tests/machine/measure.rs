@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use conclave_machine::{BatchItem, Engine, Entry, Lone, Module, Moment, Work};
+use conclave_machine::{BatchItem, Component, Engine, Entry, Lone, Moment, Work};
 use conclave_types::{Call, Outcome, TrapKind};
 use prost::Message;
 use tokio::sync::oneshot;
@@ -137,9 +137,9 @@ fn measure_fuel_of_operators() {
             more: "(table $t 10 funcref) (func $one) (elem $t (i32.const 0) $one) (elem declare func $one)".to_owned(),
             ..Wat::default()
         };
-        let module = Module::load(&engine, wat.component()).unwrap();
+        let component = Component::load(&engine, wat.component()).unwrap();
         let took = Lone::with_stack(&limits, || {
-            let mut lone = Lone::start(&module).unwrap();
+            let mut lone = Lone::start(&component).unwrap();
             let started = Instant::now();
             let moment = Moment { index: 1, time_ms: 0, seed: 0 };
             let call = Call { method: "any".into(), request: Bytes::new(), principal: "".into() };
@@ -165,13 +165,13 @@ async fn measure_one(name: &str, component: Bytes) {
     let engine = Engine::new(&limits()).unwrap();
     let made = started.elapsed();
     let bytes = component.len();
-    let module = match Module::load(&engine, component) {
-        Ok(module) => module,
+    let component = match Component::load(&engine, component) {
+        Ok(component) => component,
         Err(error) => return eprintln!("{name}: {error}"),
     };
     let loaded = started.elapsed();
     let after_load = resident_bytes();
-    let node = Node::start_with(module);
+    let node = Node::start_with(component);
     let ran = started.elapsed();
     let answer = node
         .worker
@@ -208,8 +208,8 @@ impl Put {
 #[ignore = "a measurement"]
 async fn measure_key_values() {
     const KEYS: u64 = 100_000;
-    let module = Module::load(&Engine::new(&limits()).unwrap(), build("guest-kv")).unwrap();
-    let mut node = Node::start_with(module);
+    let component = Component::load(&Engine::new(&limits()).unwrap(), build("guest-kv")).unwrap();
+    let mut node = Node::start_with(component);
     let value = Bytes::from(vec![7; 256]);
     for round in ["first", "second"] {
         let (started, cpu_before, fuel_before) =
@@ -259,10 +259,10 @@ async fn measure_key_values() {
 #[ignore = "a measurement"]
 async fn measure_key_values_in_memory() {
     const KEY_BYTES: usize = 9;
-    let module = Module::load(&Engine::new(&limits()).unwrap(), build("guest-kv")).unwrap();
+    let component = Component::load(&Engine::new(&limits()).unwrap(), build("guest-kv")).unwrap();
     for (keys, value_bytes) in [(100_000, 0), (100_000, 64), (50_000, 1000), (1_500, 40_000)] {
         for ttl_ms in [0, 1 << 40] {
-            let mut node = Node::start_with(module.clone());
+            let mut node = Node::start_with(component.clone());
             let empty = node.worker.stats().head_memory_bytes;
             let mut told = Vec::new();
             for round in 0..3 {

@@ -1,9 +1,9 @@
-//! An activation that fails has an outcome, the same everywhere and in every replay, and the module
+//! An activation that fails has an outcome, the same everywhere and in every replay, and the component
 //! before goes on with its state untouched.
 
 use std::{sync::Arc, time::Duration};
 
-use conclave_machine::{Engine, Module};
+use conclave_machine::{Component, Engine};
 use conclave_types::{Code, Outcome};
 
 use crate::{
@@ -20,7 +20,7 @@ use conclave_testing::wat::Wat;
 /// What it is, how it is made of a version that copes, and what is said of it.
 type Way = (&'static str, fn(Wat) -> Wat, &'static str);
 
-/// Ways for the new module not to take a state, and what is said of it.
+/// Ways for the new component not to take a state, and what is said of it.
 const REFUSALS: [Way; 7] = [
     ("restore traps", |wat| Wat { restore: "unreachable", ..wat }, "restore: the machine panicked"),
     (
@@ -62,21 +62,21 @@ fn not_activated(outcome: &Outcome) -> &str {
     }
 }
 
-/// Counts to three, tries the module twice, goes on; and everything again where the log is replayed. Gives
+/// Counts to three, tries the component twice, goes on; and everything again where the log is replayed. Gives
 /// what was said.
-async fn tried(old: &Module, new: &Module) -> String {
+async fn tried(old: &Component, new: &Component) -> String {
     let mut node = Node::start_with(old.clone());
     for number in 1..=3 {
         assert_eq!(counted(&node.apply(count()).await), number);
     }
     let saved = node.snapshot_unless_it_breaks().await;
-    let modules = node.worker.modules();
+    let components = node.worker.components();
     let refused = node.activate(new).await;
     let said = not_activated(&refused).to_owned();
     assert_eq!(node.activate(new).await, refused);
     // Nothing changed, for anybody.
-    assert!(!modules.has_changed().unwrap());
-    assert_eq!(node.worker.module(), *old);
+    assert!(!components.has_changed().unwrap());
+    assert_eq!(node.worker.component(), *old);
     assert_eq!(*node.worker.wish().borrow(), None);
     assert_eq!(seen(&node).await, (3, 1));
     assert_eq!(counted(&node.apply(count()).await), 4);
@@ -136,7 +136,7 @@ async fn a_version_that_is_not_restored_is_refused() {
 }
 
 #[tokio::test]
-async fn a_module_that_does_not_take_the_state_is_not_activated() {
+async fn a_component_that_does_not_take_the_state_is_not_activated() {
     for (what, make, words) in REFUSALS {
         let stubborn = load(&make(version("stubborn", 10, 1, &[1])));
         let said = tried(&ONE, &stubborn).await;
@@ -147,9 +147,9 @@ async fn a_module_that_does_not_take_the_state_is_not_activated() {
     }
 }
 
-/// The old module breaks over its snapshot: its head is lost, and the reader's copy goes on.
+/// The old component breaks over its snapshot: its head is lost, and the reader's copy goes on.
 #[tokio::test]
-async fn a_module_that_breaks_over_its_snapshot_goes_on() {
+async fn a_component_that_breaks_over_its_snapshot_goes_on() {
     let ways: [Way; 3] = [
         (
             "snapshot",
@@ -216,7 +216,7 @@ async fn what_never_ends_is_ended() {
         (limits.memory_bytes_max, limits.fuel_per_state_call) = (1 << 20, 50_000_000);
     });
     let engine = Engine::new(&limits).unwrap();
-    let load = |wat: &Wat| Module::load(&engine, wat.component()).unwrap();
+    let load = |wat: &Wat| Component::load(&engine, wat.component()).unwrap();
     let one = load(&version("one", 1, 1, &[1]));
     let slow = load(&Wat { finish: "(loop (br 0)) unreachable", ..version("slow", 10, 1, &[1]) });
     let said = tried(&one, &slow).await;
@@ -240,14 +240,14 @@ async fn what_never_ends_is_ended() {
 
 /// A failure on the way does not stand in the way of the next one.
 #[tokio::test]
-async fn a_module_is_activated_after_one_that_was_not() {
+async fn a_component_is_activated_after_one_that_was_not() {
     let mut node = Node::start_with(ONE.clone());
     assert_eq!(counted(&node.apply(count()).await), 1);
     let stubborn = load(&Wat { finish: "unreachable", ..version("stubborn", 10, 1, &[1]) });
     let outcomes = [
-        node.push_module(&stubborn).await,
-        node.push_module(&HUNDRED).await,
-        node.push_module(&TEN).await,
+        node.push_component(&stubborn).await,
+        node.push_component(&HUNDRED).await,
+        node.push_component(&TEN).await,
         node.push(count()).await,
     ];
     let mut finished = Vec::new();
@@ -289,12 +289,12 @@ async fn a_recorded_failure_is_not_tried_again() {
 
 /// A fault is none of the machine's doing and no outcome.
 #[tokio::test]
-async fn a_module_of_another_engine_is_a_fault() {
+async fn a_component_of_another_engine_is_a_fault() {
     let mut node = Node::start_with(ONE.clone());
     assert_eq!(counted(&node.apply(count()).await), 1);
     let engine = Engine::new(&limits()).unwrap();
-    let stranger = Module::load(&engine, version("ten", 10, 1, &[1]).component()).unwrap();
-    assert!(node.push_module(&stranger).await.await.is_err());
+    let stranger = Component::load(&engine, version("ten", 10, 1, &[1]).component()).unwrap();
+    assert!(node.push_component(&stranger).await.await.is_err());
     node.until("a fault", |node| node.worker.fault().is_some()).await;
     let fault = node.worker.fault().unwrap();
     assert!(fault.contains("compiled by another engine"), "{fault}");
@@ -307,12 +307,12 @@ async fn a_shutdown_does_not_wait_for_a_long_restore() {
     const BEGUN: &str = "it restores, and will for long";
     let slow = version("slow", 10, 1, &[1]);
     let slow = saying(BEGUN, Wat { finish: "(call $say) (loop (br 0)) unreachable", ..slow });
-    let outcome = node.push_module(&load(&slow)).await;
+    let outcome = node.push_component(&load(&slow)).await;
     node.until(BEGUN, |_| printed().contains(BEGUN)).await;
     let started = std::time::Instant::now();
     node.worker.shutdown();
     assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
     assert!(outcome.await.is_err(), "an interrupted activation has no outcome");
-    assert_eq!((node.worker.fault(), node.worker.module()), (None, ONE.clone()));
+    assert_eq!((node.worker.fault(), node.worker.component()), (None, ONE.clone()));
     assert_eq!(node.history.traps().len(), 0);
 }

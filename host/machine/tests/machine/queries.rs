@@ -8,7 +8,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_machine::{Engine, Limits, Module, QueryError};
+use conclave_machine::{Component, Engine, Limits, QueryError};
 use conclave_types::{Call, Outcome, TrapKind};
 use prost::Message;
 
@@ -115,8 +115,8 @@ async fn a_trap_does_not_wait_for_the_queries_that_came_before_it() {
                 (i32.store (i32.const 520) (i32.const 8)) (i32.const 512)",
         ..Wat::default()
     };
-    let module = Module::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap();
-    let mut node = Node::start_with(module);
+    let component = Component::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap();
+    let mut node = Node::start_with(component);
     let raw = || Call { method: "any".into(), request: Default::default(), principal: "".into() };
     let answered = Arc::new(AtomicUsize::new(0));
     let mut queries = Vec::new();
@@ -160,8 +160,8 @@ async fn a_stale_query_never_sees_an_older_state_than_one_before() {
 #[tokio::test]
 async fn too_many_queries_are_refused_and_those_given_up_make_room() {
     let limits = Limits { queries_waiting_max: 4, ..limits() };
-    let module = Module::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
-    let node = Node::start_with(module);
+    let component = Component::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
+    let node = Node::start_with(component);
     let ask = || node.worker.query(call("Get", Number::default()), 1000);
     let mut waiting: Vec<_> = (0..4).map(|_| Box::pin(ask())).collect();
     for query in &mut waiting {
@@ -177,8 +177,8 @@ async fn too_many_queries_are_refused_and_those_given_up_make_room() {
 async fn a_slow_reader_slows_the_head_down() {
     let limits = with(|limits| limits.fuel_per_query = 4_000_000_000);
     let limits = Limits { queue_bytes_max: 1 << 20, ..limits };
-    let module = Module::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
-    let mut node = Node::start_with(module);
+    let component = Component::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
+    let mut node = Node::start_with(component);
     let worker = node.worker.clone();
     let slow =
         tokio::spawn(async move { worker.query(call("QueryLoop", Number::default()), 0).await });

@@ -1,4 +1,4 @@
-//! A module is tried on a saved state and entries of the log, beside a worker that notices nothing.
+//! A component is tried on a saved state and entries of the log, beside a worker that notices nothing.
 
 use std::{
     sync::{
@@ -37,13 +37,13 @@ fn all(entries: &[Entry]) -> impl Iterator<Item = Result<Entry, HistoryError>> +
 }
 
 #[tokio::test]
-async fn a_module_that_copes_is_ready_and_says_what_it_took() {
+async fn a_component_that_copes_is_ready_and_says_what_it_took() {
     let (mut node, saved, entries) = counted_to_twenty().await;
     let Rehearsal { index, entries: applied, failures, memory_bytes, fuel, snapshot_bytes, .. } =
         rehearse(&HUNDRED, SEED, saved.state(), all(&entries), || false).unwrap();
     assert_eq!((index, applied, failures, snapshot_bytes), (20, 15, 0, 8));
     assert!(memory_bytes >= 2 << 16 && fuel >= 15, "{memory_bytes} {fuel}");
-    // The worker is where it was, and the module may be activated.
+    // The worker is where it was, and the component may be activated.
     assert_eq!(seen(&node).await, (20, 1));
     assert!(is_activated(&node.activate(&HUNDRED).await));
     assert_eq!(counted(&node.apply(count()).await), 120);

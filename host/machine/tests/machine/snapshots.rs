@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use conclave_machine::{Engine, HistoryError, Limits, Module, SavedState, SnapshotError};
+use conclave_machine::{Component, Engine, HistoryError, Limits, SavedState, SnapshotError};
 use conclave_types::{Call, Outcome};
 
 use crate::{
@@ -44,10 +44,10 @@ async fn a_snapshot_is_exactly_at_its_index_while_entries_go_on() {
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_exact_while_its_reader_is_being_rebuilt() {
     let limits = Limits { queue_bytes_max: 1 << 20, ..limits() };
-    let module = Module::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
+    let component = Component::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
     let mut history = MemoryHistory::new();
     history.batch = 7_000;
-    let mut node = Node::start_from(module, Arc::new(history), None);
+    let mut node = Node::start_from(component, Arc::new(history), None);
     for _ in 0..30_000 {
         drop(node.push(add(1)).await);
     }
@@ -104,8 +104,8 @@ async fn an_entry_that_exhausts_the_reader_beside_a_snapshot_costs_the_snapshot_
             ..Wat::default()
         };
         let limits = with(|limits| limits.fuel_per_call = 1_000_000);
-        let module = Module::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap();
-        let mut node = Node::start_with(module);
+        let component = Component::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap();
+        let mut node = Node::start_with(component);
         let raw = || Call { method: "any".into(), request: Bytes::new(), principal: "".into() };
         assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
         let stream = node.worker.snapshot(node.index).await.unwrap();
@@ -239,8 +239,8 @@ async fn entries_go_on_while_a_state_is_restored() {
     let wat =
         Wat { finish: "(call $spin) (i32.const 256)", more: spin.to_owned(), ..Wat::default() };
     let engine = Engine::new(&limits()).unwrap();
-    let module = Module::load(&engine, wat.component()).unwrap();
-    let mut node = Node::start_with(module);
+    let component = Component::load(&engine, wat.component()).unwrap();
+    let mut node = Node::start_with(component);
     let raw = || Call { method: "any".into(), request: Bytes::new(), principal: "".into() };
     node.apply(raw()).await;
     let saved = Saved { index: 10_000_000, bytes: Vec::new(), ..node.snapshot().await };
@@ -263,14 +263,14 @@ async fn entries_go_on_while_a_state_is_restored() {
 
     // A restore that was given up ends, also inside of a call. Its bytes are held until then.
     let wat = Wat { write: wat.finish, finish: Wat::default().finish, ..wat };
-    let module = Module::load(&engine, wat.component()).unwrap();
+    let component = Component::load(&engine, wat.component()).unwrap();
     let held = Arc::new(());
     let (kept, mut bytes) = (held.clone(), Some(Bytes::from_static(b"state")));
     let chunks = std::iter::from_fn(move || {
         let _kept = &kept;
         bytes.take().map(Ok)
     });
-    let state = SavedState { module, chunks: Box::new(chunks), ..saved.state() };
+    let state = SavedState { component, chunks: Box::new(chunks), ..saved.state() };
     let abandoned = node.worker.prepare(state);
     assert!(tokio::time::timeout(Duration::from_millis(100), abandoned).await.is_err());
     assert_eq!(Arc::strong_count(&held), 2, "it runs");
@@ -287,8 +287,8 @@ async fn a_snapshot_without_an_end_ends_at_the_limit_of_memory() {
         ..Wat::default()
     };
     let limits = with(|limits| limits.memory_bytes_max = 1 << 20);
-    let module = Module::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap();
-    let mut node = Node::start_with(module);
+    let component = Component::load(&Engine::new(&limits).unwrap(), wat.component()).unwrap();
+    let mut node = Node::start_with(component);
     let raw = || Call { method: "any".into(), request: Bytes::new(), principal: "".into() };
     node.apply(raw()).await;
     let mut stream = node.worker.snapshot(node.index).await.unwrap();

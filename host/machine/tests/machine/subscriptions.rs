@@ -3,7 +3,9 @@
 
 use std::{sync::LazyLock, time::Duration};
 
-use conclave_machine::{Engine, Entry, Module, QueryError, Subscribed, WatchError, Watcher, Work};
+use conclave_machine::{
+    Component, Engine, Entry, QueryError, Subscribed, WatchError, Watcher, Work,
+};
 use conclave_types::{Call, Outcome};
 use tokio::time::timeout;
 
@@ -12,7 +14,7 @@ use conclave_testing::wat::Wat;
 
 /// Counts. Each entry is an event whose topic and payload are the request; one that begins with `!` traps.
 /// A subscription is to all topics from its request on, and begins with the count. Queries trap.
-static ECHO: LazyLock<Module> = LazyLock::new(|| {
+static ECHO: LazyLock<Component> = LazyLock::new(|| {
     let wat = Wat {
         apply: r#"
           (if (i32.and (i32.ne (local.get 8) (i32.const 0)) (i32.eq (i32.load8_u (local.get 7)) (i32.const 33)))
@@ -32,7 +34,7 @@ static ECHO: LazyLock<Module> = LazyLock::new(|| {
         query: "unreachable",
         ..Wat::default()
     };
-    Module::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap()
+    Component::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap()
 });
 
 fn call(request: impl Into<Vec<u8>>) -> Call {

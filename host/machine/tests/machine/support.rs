@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use conclave_machine::{
-    Answered, Engine, Entry, Limits, Module, QueryError, SavedState, SnapshotError, StateStream,
+    Answered, Component, Engine, Entry, Limits, QueryError, SavedState, SnapshotError, StateStream,
     Work, Worker,
 };
 use conclave_testing::components;
@@ -45,11 +45,11 @@ pub(crate) fn with(change: impl FnOnce(&mut ClusterLimits)) -> Limits {
     limits
 }
 
-static MODULE: LazyLock<Module> =
-    LazyLock::new(|| Module::load(&Engine::new(&limits()).unwrap(), HOSTILE.clone()).unwrap());
+static COMPONENT: LazyLock<Component> =
+    LazyLock::new(|| Component::load(&Engine::new(&limits()).unwrap(), HOSTILE.clone()).unwrap());
 
-pub(crate) fn hostile() -> Module {
-    MODULE.clone()
+pub(crate) fn hostile() -> Component {
+    COMPONENT.clone()
 }
 
 pub(crate) fn call(method: &str, request: impl Message) -> Call {
@@ -75,17 +75,17 @@ impl Node {
         Self::start_with(hostile())
     }
 
-    pub(crate) fn start_with(module: Module) -> Self {
-        Self::start_from(module, Arc::new(MemoryHistory::new()), None)
+    pub(crate) fn start_with(component: Component) -> Self {
+        Self::start_from(component, Arc::new(MemoryHistory::new()), None)
     }
 
     pub(crate) fn start_from(
-        module: Module,
+        component: Component,
         history: Arc<MemoryHistory>,
         at: Option<SavedState>,
     ) -> Self {
         let index = at.as_ref().map_or(0, |saved| saved.index);
-        let worker = Worker::start(module, SEED, history.clone(), at).unwrap();
+        let worker = Worker::start(component, SEED, history.clone(), at).unwrap();
         Self { worker, history, index }
     }
 
@@ -96,15 +96,18 @@ impl Node {
         self.push_entry(entry).await
     }
 
-    /// Another module is to go on after this entry.
-    pub(crate) async fn push_module(&mut self, module: &Module) -> oneshot::Receiver<Outcome> {
+    /// Another component is to go on after this entry.
+    pub(crate) async fn push_component(
+        &mut self,
+        component: &Component,
+    ) -> oneshot::Receiver<Outcome> {
         self.index += 1;
-        let work = Work::Activate(module.clone());
+        let work = Work::Activate(component.clone());
         self.push_entry(Entry { index: self.index, time_ms: self.index * 10, work }).await
     }
 
-    pub(crate) async fn activate(&mut self, module: &Module) -> Outcome {
-        self.push_module(module)
+    pub(crate) async fn activate(&mut self, component: &Component) -> Outcome {
+        self.push_component(component)
             .await
             .await
             .unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fault()))
@@ -200,10 +203,10 @@ pub(crate) async fn read(mut stream: StateStream) -> Result<Saved, SnapshotError
         bytes.extend_from_slice(&chunk?);
     }
     Ok(Saved {
-        module: stream.module().clone(),
+        component: stream.component().clone(),
         index: stream.index(),
         time_ms: stream.time_ms(),
-        limits: stream.module().engine().limits().cluster,
+        limits: stream.component().engine().limits().cluster,
         state_version: stream.state_version(),
         digest: None,
         bytes,

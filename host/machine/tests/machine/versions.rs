@@ -3,7 +3,7 @@
 use std::sync::LazyLock;
 
 use bytes::Bytes;
-use conclave_machine::{Engine, Module};
+use conclave_machine::{Component, Engine};
 use conclave_types::{Call, Outcome};
 
 use crate::support::{Node, limits};
@@ -13,16 +13,16 @@ use conclave_testing::wat::Wat;
 /// All versions of one test run share an engine, as those of a node do.
 pub(crate) static ENGINE: LazyLock<Engine> = LazyLock::new(|| Engine::new(&limits()).unwrap());
 
-pub(crate) fn load(wat: &Wat) -> Module {
-    Module::load(&ENGINE, wat.component()).unwrap()
+pub(crate) fn load(wat: &Wat) -> Component {
+    Component::load(&ENGINE, wat.component()).unwrap()
 }
 
 /// Counts by one.
-pub(crate) static ONE: LazyLock<Module> = LazyLock::new(|| load(&version("one", 1, 1, &[1])));
+pub(crate) static ONE: LazyLock<Component> = LazyLock::new(|| load(&version("one", 1, 1, &[1])));
 /// Counts by ten, in the same format.
-pub(crate) static TEN: LazyLock<Module> = LazyLock::new(|| load(&version("ten", 10, 1, &[1])));
+pub(crate) static TEN: LazyLock<Component> = LazyLock::new(|| load(&version("ten", 10, 1, &[1])));
 /// Counts by a hundred, in another format, and knows the old one.
-pub(crate) static HUNDRED: LazyLock<Module> =
+pub(crate) static HUNDRED: LazyLock<Component> =
     LazyLock::new(|| load(&version("hundred", 100, 2, &[1, 2])));
 
 /// A call that counts, and a query of what was counted.

@@ -3,7 +3,7 @@
 
 use std::sync::Arc;
 
-use conclave_machine::{Engine, Module};
+use conclave_machine::{Component, Engine};
 use conclave_types::{Call, Outcome, TrapKind};
 
 use crate::{
@@ -126,8 +126,8 @@ fn probing() -> Wat {
     }
 }
 
-fn load(wat: &Wat) -> Module {
-    Module::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap()
+fn load(wat: &Wat) -> Component {
+    Component::load(&Engine::new(&limits()).unwrap(), wat.component()).unwrap()
 }
 
 fn call(request: &'static [u8]) -> Call {
@@ -153,9 +153,9 @@ async fn apply(node: &mut Node) -> [Seen; 2] {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn every_interface_shows_the_entry_and_nothing_else() {
-    let module = load(&probing());
-    assert!(module.imports().iter().any(|import| import == "wasi:random/insecure-seed@0.2.3"));
-    let mut node = Node::start_with(module.clone());
+    let component = load(&probing());
+    assert!(component.imports().iter().any(|import| import == "wasi:random/insecure-seed@0.2.3"));
+    let mut node = Node::start_with(component.clone());
     let [first, described] = apply(&mut node).await;
     // The test's entries come ten milliseconds after one another, from zero.
     assert_eq!((first[0], first[1]), (0, 10_000_000), "the wall clock");
@@ -187,8 +187,8 @@ async fn every_interface_shows_the_entry_and_nothing_else() {
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn nodes_agree_whether_they_lived_through_the_log_or_were_restored() {
-    let module = load(&probing());
-    let mut lived = Node::start_with(module.clone());
+    let component = load(&probing());
+    let mut lived = Node::start_with(component.clone());
     let mut first = Vec::new();
     for _ in 0..5 {
         first.push(apply(&mut lived).await);
@@ -196,11 +196,11 @@ async fn nodes_agree_whether_they_lived_through_the_log_or_were_restored() {
     let saved = lived.snapshot().await;
     let history = Arc::new(MemoryHistory::new());
     history.install(saved.clone());
-    let mut restored = Node::start_from(module.clone(), history, Some(saved.state()));
+    let mut restored = Node::start_from(component.clone(), history, Some(saved.state()));
     for _ in 0..3 {
         assert_eq!(apply(&mut lived).await, apply(&mut restored).await);
     }
-    let mut fresh = Node::start_with(module);
+    let mut fresh = Node::start_with(component);
     for expected in first {
         assert_eq!(apply(&mut fresh).await, expected);
     }

@@ -52,7 +52,7 @@ pub struct Config {
     /// Where the master key comes from.
     pub master_key: MasterKeySource,
     /// The component that a new cluster begins with.
-    pub module: Option<ModuleSource>,
+    pub component: Option<ComponentSource>,
     /// Raft's clock.
     pub timing: Timing,
     /// What a request and a machine may use.
@@ -101,7 +101,7 @@ impl fmt::Debug for MasterKeySource {
 
 /// Where a machine's component comes from.
 #[derive(Clone)]
-pub enum ModuleSource {
+pub enum ComponentSource {
     /// A file that holds it.
     File(PathBuf),
     /// The component itself, for a program that carries it.
@@ -111,7 +111,7 @@ pub enum ModuleSource {
     Default(Bytes),
 }
 
-impl fmt::Display for ModuleSource {
+impl fmt::Display for ComponentSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::File(path) => write!(f, "{}", path.display()),
@@ -121,7 +121,7 @@ impl fmt::Display for ModuleSource {
     }
 }
 
-impl fmt::Debug for ModuleSource {
+impl fmt::Debug for ComponentSource {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(self, f)
     }

@@ -98,8 +98,8 @@ settings! {
     master_key_file: PathBuf, "CONCLAVE_MASTER_KEY_FILE", "FILE";
 
     /// The machine's component that a new cluster begins with, the same on every node; a node with data
-    /// goes on with its cluster's, see `conclave module` [default: the key-value store]
-    module: PathBuf, "CONCLAVE_MODULE", "FILE.wasm";
+    /// goes on with its cluster's, see `conclave component` [default: the key-value store]
+    component: PathBuf, "CONCLAVE_COMPONENT", "FILE.wasm";
 
     /// How often a leader shows that it lives [default: 100]
     heartbeat_ms: u64, "CONCLAVE_HEARTBEAT_MS", "MS";

@@ -8,7 +8,7 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    Config, ConfigError, ConnectionLimits, Limits, MasterKeySource, ModuleSource, Settings,
+    ComponentSource, Config, ConfigError, ConnectionLimits, Limits, MasterKeySource, Settings,
     SnapshotPolicy, StoppedNode, Timing, addresses,
     environment::{self, MASTER_KEY_VARIABLE},
     error::invalid,
@@ -54,7 +54,7 @@ impl Config {
             members: addresses::members(&settings.members, node_id)?,
             connections: connections(&settings)?,
             master_key: master_key(settings.master_key_file.clone(), master_key_value)?,
-            module: settings.module.clone().map(ModuleSource::File),
+            component: settings.component.clone().map(ComponentSource::File),
             timing: timing(&settings)?,
             limits: limits(&settings)?,
             snapshot: snapshot_policy(&settings)?,

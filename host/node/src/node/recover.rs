@@ -4,9 +4,9 @@ use bytes::Bytes;
 
 use super::{master_key, seed, startup};
 use crate::config::StoppedNode;
-use conclave_machine::{Engine, Limits, Module};
+use conclave_machine::{Component, Engine, Limits};
 use conclave_raft as raft;
-use conclave_raft::{KeptCode, Modules, NotRecovered, Replaced, Skipped};
+use conclave_raft::{Components, KeptCode, NotRecovered, Replaced, Skipped};
 use conclave_storage::Storage;
 use conclave_types::error::Error;
 
@@ -27,13 +27,13 @@ pub fn trap_entry(stopped: &StoppedNode, index: u64, uncommitted: bool) -> Resul
 /// The directory cannot be opened, there is no snapshot, or the component does not accept its state.
 pub fn replace_component(stopped: &StoppedNode, component: Bytes) -> Result<Replaced, Error> {
     let engine = Engine::new(&Limits::default()).map_err(startup)?;
-    let component = Module::load(&engine, component);
+    let component = Component::load(&engine, component);
     let component = component.map_err(|error| Error::invalid(format!("the component: {error}")))?;
     let Storage { identity, genesis, log, snapshots, compiled, .. } = open(stopped)?;
     let (seed, kept) = (seed(&identity), KeptCode::new(compiled));
-    let genesis = Module::load_with(&engine, genesis, kept.compiling(false)).map_err(startup)?;
-    let modules = Modules::new(genesis, seed, kept);
-    let replaced = raft::replace_component(&log, &snapshots, &modules, &component, seed);
+    let genesis = Component::load_with(&engine, genesis, kept.compiling(false)).map_err(startup)?;
+    let components = Components::new(genesis, seed, kept);
+    let replaced = raft::replace_component(&log, &snapshots, &components, &component, seed);
     replaced.map_err(not_recovered)
 }
 

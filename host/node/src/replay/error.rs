@@ -4,7 +4,7 @@ use std::io;
 
 use conclave_machine::{Fault, LoadError, QueryError};
 
-/// See the module's page.
+/// See the page of this file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -42,7 +42,7 @@ pub enum Error {
         /// The last entry's index.
         last: u64,
     },
-    /// The other module cannot begin where the replay does.
+    /// The other component cannot begin where the replay does.
     #[error(
         "the replay begins with the state of the snapshot at index {index}, which has version {found}, and \
          {name} restores {restores:?} only"
@@ -52,7 +52,7 @@ pub enum Error {
         index: u64,
         /// The version of its state.
         found: u32,
-        /// The module's name.
+        /// The component's name.
         name: String,
         /// What it restores.
         restores: Vec<u32>,
@@ -63,15 +63,15 @@ pub enum Error {
     /// The store cannot be read.
     #[error("{0}")]
     Unreadable(#[from] io::Error),
-    /// A module that the log has cannot be run by this program.
+    /// A component that the log has cannot be run by this program.
     #[error(
-        "module {module}, which the log activates at index {index}, cannot be run here: {source}"
+        "component {component}, which the log activates at index {index}, cannot be run here: {source}"
     )]
-    Module {
+    Component {
         /// Where.
         index: u64,
         /// Which.
-        module: String,
+        component: String,
         /// Why.
         source: LoadError,
     },

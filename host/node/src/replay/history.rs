@@ -6,8 +6,8 @@ use std::{
 };
 
 use super::source::Start;
-use conclave_machine::{Entry, History, HistoryError, Module, Remains, SavedState, Work};
-use conclave_raft::{Modules, saved_state};
+use conclave_machine::{Component, Entry, History, HistoryError, Remains, SavedState, Work};
+use conclave_raft::{Components, saved_state};
 use conclave_storage::LogStore;
 use conclave_types::Trap;
 
@@ -17,10 +17,10 @@ const REPLAY_BYTES_MAX: usize = 4 << 20;
 /// The history of one [`Player`](super::Player). Knows only the traps of its own replay.
 pub(super) struct ReplayHistory {
     pub(super) log: LogStore,
-    pub(super) modules: Arc<Modules>,
+    pub(super) components: Arc<Components>,
     pub(super) start: Start,
-    /// Takes the place of the modules of the time.
-    pub(super) other: Option<Module>,
+    /// Takes the place of the components of the time.
+    pub(super) other: Option<Component>,
     pub(super) traps: Mutex<BTreeMap<u64, Trap>>,
     pub(super) remains: Mutex<BTreeMap<u64, Remains>>,
 }
@@ -39,7 +39,7 @@ impl ReplayHistory {
         lock(&self.remains).remove(&index)
     }
 
-    /// The other module is no part of the log, and stays.
+    /// The other component is no part of the log, and stays.
     fn is_seen(&self, entry: &Entry) -> bool {
         self.other.is_none() || !matches!(entry.work, Work::Activate(_))
     }
@@ -48,9 +48,9 @@ impl ReplayHistory {
 impl History for ReplayHistory {
     fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
         let Start::Snapshot(file) = &self.start else { return Ok(None) };
-        let (mut saved, _) = saved_state(file, &self.modules).map_err(unreadable)?;
+        let (mut saved, _) = saved_state(file, &self.components).map_err(unreadable)?;
         if let Some(other) = &self.other {
-            saved.module = other.clone();
+            saved.component = other.clone();
         }
         Ok(Some(saved))
     }
@@ -65,7 +65,8 @@ impl History for ReplayHistory {
                 _ => return Err(HistoryError::Gap(next)),
             }
             next += entries.len() as u64;
-            let entries = entries.into_iter().filter_map(|entry| self.modules.machine_entry(entry));
+            let entries =
+                entries.into_iter().filter_map(|entry| self.components.machine_entry(entry));
             found.extend(entries.filter(|entry| self.is_seen(entry)));
         }
         Ok(found)

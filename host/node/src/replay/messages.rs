@@ -6,17 +6,17 @@ use prost::Message as _;
 use prost_reflect::{DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor};
 use serde_json::Value;
 
-use conclave_machine::Module;
+use conclave_machine::Component;
 use conclave_types::services;
 
-/// The messages of one module.
+/// The messages of one component.
 pub struct Messages(DescriptorPool);
 
 impl Messages {
-    /// Those of a module; none if it does not describe any.
-    pub fn of(module: &Module) -> Self {
-        // It was read when the module was loaded, so that it cannot fail here.
-        Self(DescriptorPool::decode(module.descriptor_set().as_ref()).unwrap_or_default())
+    /// Those of a component; none if it does not describe any.
+    pub fn of(component: &Component) -> Self {
+        // It was read when the component was loaded, so that it cannot fail here.
+        Self(DescriptorPool::decode(component.descriptor_set().as_ref()).unwrap_or_default())
     }
 
     /// A method's request. Nothing if the method is not described, or the bytes are not its message's.

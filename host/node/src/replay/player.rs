@@ -17,7 +17,7 @@ use super::{
     source::{Begun, Source, Start},
 };
 use conclave_machine as machine;
-use conclave_machine::{Answered, BatchItem, Done, Fault, Module, Work, Worker};
+use conclave_machine::{Answered, BatchItem, Component, Done, Fault, Work, Worker};
 use conclave_raft::{registry::Registry, skipped_entries};
 use conclave_storage::{
     Extent,
@@ -25,7 +25,7 @@ use conclave_storage::{
 };
 use conclave_types::{
     Call, Command, CommandKind, NodeId, Outcome, Reply,
-    modules::{Activation, ModuleCommand, ModulePart},
+    components::{Activation, ComponentCommand, ComponentPart},
 };
 
 /// Entries read and applied at once, by their size. All of them are in memory, with their outcomes.
@@ -40,7 +40,7 @@ pub struct Player {
     registry: Registry,
     voters: BTreeSet<NodeId>,
     /// What runs now.
-    module: Module,
+    component: Component,
     /// The last index that was applied.
     index: u64,
     /// The next one to be read.
@@ -62,17 +62,17 @@ struct Batch {
 }
 
 impl Player {
-    /// Begins where the source can, with the module of the time, or with `other` in place of whatever the log
+    /// Begins where the source can, with the component of the time, or with `other` in place of whatever the log
     /// says.
     ///
     /// # Errors
-    /// The state cannot be read or restored, or the other module does not take it.
+    /// The state cannot be read or restored, or the other component does not take it.
     pub async fn start(
         source: &Source,
         start: Start,
-        other: Option<Module>,
+        other: Option<Component>,
     ) -> Result<Self, Error> {
-        let Begun { mut saved, registry, voters, module } = source.begin(&start)?;
+        let Begun { mut saved, registry, voters, component } = source.begin(&start)?;
         if let (Some(saved), Some(other)) = (&mut saved, &other) {
             let description = other.description();
             if !description.restores.contains(&saved.state_version) {
@@ -83,9 +83,9 @@ impl Player {
                     restores: description.restores.clone(),
                 });
             }
-            saved.module = other.clone();
+            saved.component = other.clone();
         }
-        let module = other.clone().unwrap_or(module);
+        let component = other.clone().unwrap_or(component);
         let index = start.index();
         let next = match &start {
             // The first entry has index 0, and no machine sees it; of an empty log there is nothing to be read.
@@ -98,7 +98,7 @@ impl Player {
         let initial = other.clone().unwrap_or_else(|| source.parts.genesis.clone());
         let history = Arc::new(ReplayHistory {
             log: source.parts.log.clone(),
-            modules: source.parts.modules.clone(),
+            components: source.parts.components.clone(),
             start,
             other,
             // Others are found again.
@@ -111,7 +111,7 @@ impl Player {
             .map_err(|error| Fault::new(error.to_string()))
             .and_then(|worker| worker)
             .map_err(|fault| Error::Fault { index, fault })?;
-        Ok(Self { history, worker, registry, voters, module, index, next })
+        Ok(Self { history, worker, registry, voters, component, index, next })
     }
 
     /// The last index that was applied.
@@ -120,8 +120,8 @@ impl Player {
     }
 
     /// What runs now.
-    pub fn module(&self) -> &Module {
-        &self.module
+    pub fn component(&self) -> &Component {
+        &self.component
     }
 
     /// Applies the next entries, some of those up to `to`, and says what came of each. Empty: there are no more.
@@ -147,7 +147,7 @@ impl Player {
                     self.flush(&mut batch, &mut seen).await?;
                     self.activate(pending, activation, &mut batch).await?;
                     self.flush(&mut batch, &mut seen).await?;
-                    self.module = self.worker.module();
+                    self.component = self.worker.component();
                 }
             }
         }
@@ -166,13 +166,13 @@ impl Player {
     /// Puts an entry into the batch, but for an activation: what comes after has to wait for that.
     fn prepare(&mut self, entry: Entry, batch: &mut Batch) -> Option<(Seen, Activation)> {
         let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
-        let module = self.module.clone();
+        let component = self.component.clone();
         let seen = |kind, time_ms, outcome| Seen {
             index,
             term,
             kind,
             time_ms,
-            module,
+            component,
             outcome,
             remains: None,
         };
@@ -200,12 +200,12 @@ impl Player {
                         let seen = seen(Kind::SetLimits(limits), time, None);
                         batch.work(seen, time_ms, Work::SetLimits(limits));
                     }
-                    CommandKind::Module(ModuleCommand::Part(part)) => {
+                    CommandKind::Component(ComponentCommand::Part(part)) => {
                         let outcome = self.part(index, &part);
                         batch.pass(seen(kind_of(&part), time, Some(outcome)));
                     }
-                    CommandKind::Module(ModuleCommand::Activate(activation)) => {
-                        let kind = Kind::Activation { module: activation.module };
+                    CommandKind::Component(ComponentCommand::Activate(activation)) => {
+                        let kind = Kind::Activation { component: activation.component };
                         return Some((seen(kind, time, None), activation));
                     }
                     CommandKind::Checkpoint(_) => batch.pass(seen(Kind::Checkpoint, time, None)),
@@ -216,7 +216,7 @@ impl Player {
         None
     }
 
-    fn part(&mut self, index: u64, part: &ModulePart) -> Outcome {
+    fn part(&mut self, index: u64, part: &ComponentPart) -> Outcome {
         match self.registry.apply_part(index, part) {
             Ok(_) => Outcome::Reply(Reply::default()),
             Err(failure) => Outcome::Failure(failure),
@@ -234,7 +234,7 @@ impl Player {
             batch.pass(pending);
             return Ok(());
         }
-        let (index, id) = (pending.index, activation.module);
+        let (index, id) = (pending.index, activation.component);
         let bytes = match self.registry.check(&activation, &self.voters) {
             Ok(known) => known.bytes.clone(),
             Err(failure) => {
@@ -243,14 +243,17 @@ impl Player {
                 return Ok(());
             }
         };
-        let modules = self.history.modules.clone();
-        let compiled = spawn_blocking(move || modules.compile(id, &bytes)).await;
+        let components = self.history.components.clone();
+        let compiled = spawn_blocking(move || components.compile(id, &bytes)).await;
         let compiled = compiled.map_err(std::io::Error::other)?;
-        let module =
-            compiled.map_err(|source| Error::Module { index, module: id.to_string(), source })?;
-        self.history.modules.note_activation(index, module.clone());
+        let component = compiled.map_err(|source| Error::Component {
+            index,
+            component: id.to_string(),
+            source,
+        })?;
+        self.history.components.note_activation(index, component.clone());
         let time_ms = pending.time_ms.unwrap_or_default();
-        batch.work(pending, time_ms, Work::Activate(module));
+        batch.work(pending, time_ms, Work::Activate(component));
         Ok(())
     }
 
@@ -268,8 +271,8 @@ impl Player {
             if let Some(outcome) = outcome {
                 let outcome = outcome.await.map_err(|_| stopped(self.index, None, &self.worker))?;
                 one.remains = self.history.take_remains(one.index);
-                if let (Kind::Activation { module }, Outcome::Reply(_)) = (&one.kind, &outcome) {
-                    self.registry.activate(one.index, *module);
+                if let (Kind::Activation { component }, Outcome::Reply(_)) = (&one.kind, &outcome) {
+                    self.registry.activate(one.index, *component);
                 }
                 one.outcome = Some(outcome);
             }
@@ -280,9 +283,9 @@ impl Player {
     }
 }
 
-fn kind_of(part: &ModulePart) -> Kind {
-    Kind::ModulePart {
-        module: part.module,
+fn kind_of(part: &ComponentPart) -> Kind {
+    Kind::ComponentPart {
+        component: part.component,
         at: part.at,
         bytes: part.bytes.len() as u64,
         total_bytes: part.total_bytes,

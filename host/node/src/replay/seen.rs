@@ -1,7 +1,7 @@
 //! One entry of the log as a replay saw it.
 
-use conclave_machine::{Module, Remains};
-use conclave_types::{Call, ModuleId, Outcome, limits::ClusterLimits};
+use conclave_machine::{Component, Remains};
+use conclave_types::{Call, ComponentId, Outcome, limits::ClusterLimits};
 
 /// One entry of the log, and what came of it.
 #[derive(Debug)]
@@ -14,8 +14,8 @@ pub struct Seen {
     pub kind: Kind,
     /// Milliseconds since the Unix epoch on the proposing leader's clock. Nothing for what Raft itself proposes.
     pub time_ms: Option<u64>,
-    /// The module that was active before it.
-    pub module: Module,
+    /// The component that was active before it.
+    pub component: Component,
     /// What came of it. Nothing for what no machine sees.
     pub outcome: Option<Outcome>,
     /// What a trapped instance left behind.
@@ -36,21 +36,21 @@ pub enum Kind {
     Call(Call),
     /// The machine is woken.
     Tick,
-    /// A piece of a module on its way to all nodes.
-    ModulePart {
+    /// A piece of a component on its way to all nodes.
+    ComponentPart {
         /// Which.
-        module: ModuleId,
+        component: ComponentId,
         /// Where in it the piece begins.
         at: u64,
         /// The piece's size.
         bytes: u64,
-        /// The module's.
+        /// The component's.
         total_bytes: u64,
     },
-    /// Another module is to go on.
+    /// Another component is to go on.
     Activation {
         /// Which.
-        module: ModuleId,
+        component: ComponentId,
     },
     /// The digest of a majority, for every replica to compare its own with.
     Checkpoint,
@@ -74,7 +74,7 @@ impl Kind {
             Self::Membership { .. } => "membership",
             Self::Call(_) => "call",
             Self::Tick => "tick",
-            Self::ModulePart { .. } => "module-part",
+            Self::ComponentPart { .. } => "component-part",
             Self::Activation { .. } => "activation",
         }
     }

@@ -3,8 +3,8 @@
 use std::{collections::BTreeSet, io, sync::Arc};
 
 use super::error::Error;
-use conclave_machine::{Engine, Module, SavedState};
-use conclave_raft::{Modules, registry::Registry, saved_state, voters};
+use conclave_machine::{Component, Engine, SavedState};
+use conclave_raft::{Components, registry::Registry, saved_state, voters};
 use conclave_storage::{Extent, Identity, LogStore, SnapshotFile};
 use conclave_types::NodeId;
 
@@ -16,10 +16,10 @@ pub struct Parts {
     pub log: LogStore,
     /// The newest snapshot.
     pub snapshot: Option<SnapshotFile>,
-    /// The cluster's modules; knows the one that the log begins with.
-    pub modules: Arc<Modules>,
+    /// The cluster's components; knows the one that the log begins with.
+    pub components: Arc<Components>,
     /// That one.
-    pub genesis: Module,
+    pub genesis: Component,
     /// For the machine's randomness: the cluster's.
     pub seed: [u8; 32],
 }
@@ -68,8 +68,8 @@ pub(super) struct Begun {
     pub(super) saved: Option<SavedState>,
     pub(super) registry: Registry,
     pub(super) voters: BTreeSet<NodeId>,
-    /// The module of the time.
-    pub(super) module: Module,
+    /// The component of the time.
+    pub(super) component: Component,
 }
 
 impl Source {
@@ -89,7 +89,7 @@ impl Source {
         self.span
     }
 
-    /// Compiles modules with the limits of the node.
+    /// Compiles components with the limits of the node.
     pub fn engine(&self) -> &Engine {
         self.parts.genesis.engine()
     }
@@ -123,18 +123,18 @@ impl Source {
     }
 
     pub(super) fn begin(&self, start: &Start) -> io::Result<Begun> {
-        let Parts { modules, genesis, .. } = &self.parts;
+        let Parts { components, genesis, .. } = &self.parts;
         match start {
             Start::Genesis => Ok(Begun {
                 saved: None,
-                registry: modules.begin(),
+                registry: components.begin(),
                 voters: BTreeSet::new(),
-                module: genesis.clone(),
+                component: genesis.clone(),
             }),
             Start::Snapshot(file) => {
-                let (saved, registry) = saved_state(file, modules)?;
-                let module = saved.module.clone();
-                Ok(Begun { saved: Some(saved), registry, voters: voters(file)?, module })
+                let (saved, registry) = saved_state(file, components)?;
+                let component = saved.component.clone();
+                Ok(Begun { saved: Some(saved), registry, voters: voters(file)?, component })
             }
         }
     }

@@ -167,7 +167,7 @@ impl Replica {
         }
         // A restart begins with the file and continues in the log, so the log must reach it on disk too.
         self.0.log.synced(index).await.map_err(|error| error.to_string())?;
-        let accepted = snapshot::accept(&file, &self.0.worker, &self.0.modules).await;
+        let accepted = snapshot::accept(&file, &self.0.worker, &self.0.components).await;
         let accepted = accepted.map_err(|error| error.to_string())?;
         let begun = self.0.raft.with_state_machine(move |machine| {
             Box::pin(async move { machine.begin_healing(file, accepted).await })

@@ -196,7 +196,7 @@ impl Local {
         &self,
         node_id: NodeId,
         incarnation: &[u8],
-        module_id: &[u8],
+        component_id: &[u8],
         lease_ms: u64,
     ) -> Result<(), String> {
         // A leader's lease reads rest on how long its followers keep their votes back.
@@ -209,12 +209,12 @@ impl Local {
                 lease.saturating_mul(2)
             ));
         }
-        if module_id != self.identity.module_id.0 {
+        if component_id != self.identity.component_id.0 {
             return Err(format!(
-                "node {node_id} was begun with module {}, this node with {}: begin every node of a cluster \
-                 with the same module (--module); later ones come through `conclave module push`",
-                hex::encode(module_id),
-                self.identity.module_id
+                "node {node_id} was begun with component {}, this node with {}: begin every node of a cluster \
+                 with the same component (--component); later ones come through `conclave component push`",
+                hex::encode(component_id),
+                self.identity.component_id
             ));
         }
         self.recognise(node_id, incarnation)

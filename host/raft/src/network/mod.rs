@@ -32,7 +32,7 @@ use conclave_storage::raft_types::{Member, TypeConfig};
 use conclave_types::NodeId;
 
 /// The version of the protocol between peers. Nodes of different versions do not talk to each other.
-/// Version 2 added modules to the log and to snapshots. Version 3 added the confirmation of leaders.
+/// Version 2 added components to the log and to snapshots. Version 3 added the confirmation of leaders.
 pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The largest message between peers: one log entry of the largest request with room to spare, or a

@@ -271,7 +271,7 @@ impl Peer {
             node_id: identity.node_id,
             target_node_id: self.node_id,
             incarnation: identity.incarnation.to_vec().into(),
-            module_id: identity.module_id.0.to_vec().into(),
+            component_id: identity.component_id.0.to_vec().into(),
             engine_fingerprint: self.local.engine.clone(),
             protocol_version: PROTOCOL_VERSION,
             standing: Some(self.local.standing.to_wire()),
@@ -286,8 +286,12 @@ impl Peer {
             self.call_error(status)
         })?;
         let answer = answer.into_inner();
-        let checked =
-            self.local.check(self.node_id, &answer.incarnation, &answer.module_id, answer.lease_ms);
+        let checked = self.local.check(
+            self.node_id,
+            &answer.incarnation,
+            &answer.component_id,
+            answer.lease_ms,
+        );
         let standing = answer.standing.unwrap_or_default();
         checked.and_then(|()| self.local.check_standing(self.node_id, &standing)).map_err(
             |reason| PeerError::Stranger {

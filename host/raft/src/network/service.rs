@@ -21,9 +21,9 @@ use super::{
     local::Local,
     message::{self, log_id, malformed, required},
 };
-use crate::{Replica, divergence, forward, modules, snapshot, status};
+use crate::{Replica, components, divergence, forward, snapshot, status};
 use conclave_proto::{
-    convert::{call_from_wire, checkpoint_from_wire, module_id_from_wire},
+    convert::{call_from_wire, checkpoint_from_wire, component_id_from_wire},
     raft as wire,
 };
 use conclave_storage::{
@@ -99,7 +99,7 @@ impl PeerService {
             )));
         }
         self.local
-            .check(hello.node_id, &hello.incarnation, &hello.module_id, hello.lease_ms)
+            .check(hello.node_id, &hello.incarnation, &hello.component_id, hello.lease_ms)
             .map_err(Status::permission_denied)?;
         let standing = hello.standing.unwrap_or_default();
         self.local.check_standing(hello.node_id, &standing).map_err(Status::data_loss)
@@ -181,7 +181,7 @@ impl wire::raft_server::Raft for PeerService {
         let identity = &self.local.identity;
         Ok(Response::new(wire::HandshakeResponse {
             incarnation: identity.incarnation.to_vec().into(),
-            module_id: identity.module_id.0.to_vec().into(),
+            component_id: identity.component_id.0.to_vec().into(),
             engine_fingerprint: self.local.engine.clone(),
             initialized: self.replica.is_initialized().await,
             standing: Some(self.local.standing.to_wire()),
@@ -427,17 +427,17 @@ impl wire::raft_server::Raft for PeerService {
         Ok(Response::new(status::to_wire(&self.replica.node_status())))
     }
 
-    async fn module_status(
+    async fn component_status(
         &self,
-        request: Request<wire::ModuleStatusRequest>,
-    ) -> Result<Response<wire::ModuleStatusResponse>, Status> {
+        request: Request<wire::ComponentStatusRequest>,
+    ) -> Result<Response<wire::ComponentStatusResponse>, Status> {
         self.admit(request.metadata())?;
-        let wire::ModuleStatusRequest { module_id, rehearse } = request.into_inner();
-        let module = module_id_from_wire(&module_id).map_err(malformed)?;
+        let wire::ComponentStatusRequest { component_id, rehearse } = request.into_inner();
+        let component = component_id_from_wire(&component_id).map_err(malformed)?;
         let readiness = match rehearse {
-            true => self.replica.rehearse_here(module).await,
-            false => self.replica.readiness(module),
+            true => self.replica.rehearse_here(component).await,
+            false => self.replica.readiness(component),
         };
-        Ok(Response::new(modules::status_to_wire(&readiness)))
+        Ok(Response::new(components::status_to_wire(&readiness)))
     }
 }

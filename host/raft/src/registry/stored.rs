@@ -4,49 +4,49 @@ use std::collections::BTreeMap;
 
 use bytes::{Bytes, BytesMut};
 
-use super::{BYTES_MAX, Known, MODULES_MAX, Registry, Upload};
+use super::{BYTES_MAX, COMPONENTS_MAX, Known, Registry, Upload};
 use conclave_proto::{
-    convert::{about_from_wire, about_to_wire, module_id_from_wire},
+    convert::{about_from_wire, about_to_wire, component_id_from_wire},
     raft as wire,
 };
-use conclave_types::{ModuleId, modules::MODULE_BYTES_MAX};
+use conclave_types::{ComponentId, components::COMPONENT_BYTES_MAX};
 
-/// Why the modules in a snapshot cannot be read.
+/// Why the components in a snapshot cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("the snapshot's modules: {0}")]
+#[error("the snapshot's components: {0}")]
 pub struct Unreadable(String);
 
 fn unreadable(reason: impl std::fmt::Display) -> Unreadable {
     Unreadable(reason.to_string())
 }
 
-fn id_to_wire(id: &ModuleId) -> Bytes {
+fn id_to_wire(id: &ComponentId) -> Bytes {
     id.0.to_vec().into()
 }
 
 impl Registry {
     /// Writes what it knows into a snapshot's header.
     pub fn describe(&self, header: &mut wire::SnapshotHeader) {
-        header.module_id = id_to_wire(&self.active);
-        header.previous_module_id = self.previous.as_ref().map(id_to_wire).unwrap_or_default();
-        header.modules = self.known.iter().map(|(id, known)| stored(id, known)).collect();
+        header.component_id = id_to_wire(&self.active);
+        header.previous_component_id = self.previous.as_ref().map(id_to_wire).unwrap_or_default();
+        header.components = self.known.iter().map(|(id, known)| stored(id, known)).collect();
         header.upload = self.upload.as_ref().map(|upload| wire::StoredUpload {
-            module_id: id_to_wire(&upload.module),
+            component_id: id_to_wire(&upload.component),
             total_bytes: upload.total_bytes,
             received_bytes: upload.received_bytes,
             about: Some(about_to_wire(&upload.about)),
         });
     }
 
-    /// The bytes that belong before the machine's, in pieces none of which has bytes of two modules.
+    /// The bytes that belong before the machine's, in pieces none of which has bytes of two components.
     pub fn chunks(&self) -> Vec<Bytes> {
-        let modules = self.known.values().map(|known| known.bytes.clone());
+        let components = self.known.values().map(|known| known.bytes.clone());
         let upload = self.upload.iter().flat_map(|upload| upload.pieces.iter().cloned());
-        modules.chain(upload).collect()
+        components.chain(upload).collect()
     }
 
     /// Reads it back, and leaves `chunks` where the machine's bytes begin. `None`: the snapshot was made
-    /// before there were modules in snapshots.
+    /// before there were components in snapshots.
     ///
     /// # Errors
     /// What is there is not what the header says.
@@ -54,30 +54,30 @@ impl Registry {
         header: &wire::SnapshotHeader,
         mut chunks: impl Iterator<Item = Result<Bytes, E>>,
     ) -> Result<Option<Self>, Unreadable> {
-        if header.modules.is_empty() {
+        if header.components.is_empty() {
             return Ok(None);
         }
-        let total = header.modules.iter().map(|module| module.bytes);
+        let total = header.components.iter().map(|component| component.bytes);
         let total = total.fold(0_u64, u64::saturating_add);
-        if header.modules.len() > MODULES_MAX || total > BYTES_MAX {
+        if header.components.len() > COMPONENTS_MAX || total > BYTES_MAX {
             return Err(unreadable("there are more than a cluster can have"));
         }
-        let id = |bytes: &[u8]| module_id_from_wire(bytes).map_err(unreadable);
+        let id = |bytes: &[u8]| component_id_from_wire(bytes).map_err(unreadable);
         let mut known = BTreeMap::new();
-        for module in &header.modules {
-            let name = id(&module.module_id)?;
-            let bytes = gather(&mut chunks, module.bytes)?;
-            if ModuleId::of(&bytes) != name {
-                return Err(unreadable(format!("the bytes of module {name} are not its own")));
+        for component in &header.components {
+            let name = id(&component.component_id)?;
+            let bytes = gather(&mut chunks, component.bytes)?;
+            if ComponentId::of(&bytes) != name {
+                return Err(unreadable(format!("the bytes of component {name} are not its own")));
             }
-            let about = module.about.as_ref().map(about_from_wire).unwrap_or_default();
-            let (index, activated_index) = (module.index, module.activated_index);
+            let about = component.about.as_ref().map(about_from_wire).unwrap_or_default();
+            let (index, activated_index) = (component.index, component.activated_index);
             known.insert(name, Known { bytes, about, index, activated_index });
         }
-        let active = id(&header.module_id)?;
-        let previous = match header.previous_module_id.is_empty() {
+        let active = id(&header.component_id)?;
+        let previous = match header.previous_component_id.is_empty() {
             true => None,
-            false => Some(id(&header.previous_module_id)?),
+            false => Some(id(&header.previous_component_id)?),
         };
         if !previous.iter().chain([&active]).all(|id| known.contains_key(id))
             || previous == Some(active)
@@ -86,11 +86,11 @@ impl Registry {
         }
         let upload = header.upload.as_ref().map(|upload| {
             let (total, received) = (upload.total_bytes, upload.received_bytes);
-            if total > MODULE_BYTES_MAX as u64 || received >= total {
+            if total > COMPONENT_BYTES_MAX as u64 || received >= total {
                 return Err(unreadable("the unfinished one has a size that it cannot have"));
             }
             let about = upload.about.as_ref().map(about_from_wire).unwrap_or_default();
-            let mut read = Upload::new(id(&upload.module_id)?, total, about);
+            let mut read = Upload::new(id(&upload.component_id)?, total, about);
             read.push(gather(&mut chunks, received)?);
             Ok(read)
         });
@@ -98,9 +98,9 @@ impl Registry {
     }
 }
 
-fn stored(id: &ModuleId, known: &Known) -> wire::StoredModule {
-    wire::StoredModule {
-        module_id: id_to_wire(id),
+fn stored(id: &ComponentId, known: &Known) -> wire::StoredComponent {
+    wire::StoredComponent {
+        component_id: id_to_wire(id),
         bytes: known.bytes.len() as u64,
         about: Some(about_to_wire(&known.about)),
         index: known.index,
@@ -129,18 +129,18 @@ fn gather<E: std::fmt::Display>(
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use conclave_types::modules::{About, ModulePart};
+    use conclave_types::components::{About, ComponentPart};
 
     type Chunks = std::vec::IntoIter<Result<Bytes, String>>;
 
-    /// Two modules, the second active, and half of a third.
+    /// Two components, the second active, and half of a third.
     fn registry() -> Registry {
         let about = |name: &str| About { name: name.into(), version: "1".into(), state_version: 3 };
         let first = Bytes::from_static(b"the first");
-        let mut registry = Registry::begin(ModuleId::of(&first), first, about("first"));
+        let mut registry = Registry::begin(ComponentId::of(&first), first, about("first"));
         for (content, end, index) in [(&b"second"[..], 6, 5), (b"the third", 4, 6)] {
-            let part = ModulePart {
-                module: ModuleId::of(content),
+            let part = ComponentPart {
+                component: ComponentId::of(content),
                 total_bytes: content.len() as u64,
                 at: 0,
                 bytes: Bytes::copy_from_slice(&content[..end]),
@@ -148,7 +148,7 @@ mod tests {
             };
             registry.apply_part(index, &part).unwrap();
         }
-        registry.activate(7, ModuleId::of(b"second"));
+        registry.activate(7, ComponentId::of(b"second"));
         registry
     }
 
@@ -171,11 +171,11 @@ mod tests {
         let read = Registry::read(&header, &mut chunks).unwrap().unwrap();
         assert_eq!(chunks.next().unwrap().unwrap(), &b"the machine's"[..]);
         assert_eq!((read.active(), read.previous()), (registry.active(), registry.previous()));
-        assert!(read.modules().eq(registry.modules()));
+        assert!(read.components().eq(registry.components()));
         // The upload goes on where it was, and is hashed as if nothing had come between.
         let mut read = read;
-        let rest = ModulePart {
-            module: ModuleId::of(b"the third"),
+        let rest = ComponentPart {
+            component: ComponentId::of(b"the third"),
             total_bytes: 9,
             at: 4,
             bytes: Bytes::from_static(b"third"),
@@ -206,12 +206,12 @@ mod tests {
             change(&mut header);
             header
         };
-        refused(&with(|header| header.module_id = vec![1; 32].into()), chunks.clone());
-        refused(&with(|header| header.module_id = vec![1; 5].into()), chunks.clone());
+        refused(&with(|header| header.component_id = vec![1; 32].into()), chunks.clone());
+        refused(&with(|header| header.component_id = vec![1; 5].into()), chunks.clone());
         let twice = |header: &mut wire::SnapshotHeader| {
-            header.previous_module_id = header.module_id.clone();
+            header.previous_component_id = header.component_id.clone();
         };
         refused(&with(twice), chunks.clone());
-        refused(&with(|header| header.modules[0].bytes = u64::MAX), chunks);
+        refused(&with(|header| header.components[0].bytes = u64::MAX), chunks);
     }
 }

@@ -196,8 +196,8 @@ async fn accept(
     replica: &Replica,
     work: Arc<AtomicU64>,
 ) -> io::Result<Accepted> {
-    let modules = replica.0.modules.clone();
-    let reading = spawn_blocking(move || saved_state(&file, &modules));
+    let components = replica.0.components.clone();
+    let reading = spawn_blocking(move || saved_state(&file, &components));
     let (mut saved, registry) = reading.await.map_err(io::Error::other)??;
     saved.chunks = Box::new(saved.chunks.inspect(move |chunk| {
         work.fetch_add(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64), Ordering::Relaxed);

@@ -156,7 +156,7 @@ impl StateMachine {
         let applied = healing.machine.applied().clone();
         *self.applied() = applied;
         self.divergence.resume();
-        self.modules.changed.notify_waiters();
+        self.components.changed.notify_waiters();
         self.divergence.healed(healing.from);
         Ok(None)
     }
@@ -168,7 +168,7 @@ impl StateMachine {
             log: self.log.clone(),
             snapshots: self.snapshots.clone(),
             identity: self.identity.clone(),
-            modules: self.modules.clone(),
+            components: self.components.clone(),
             applied: Arc::new(Mutex::new(applied)),
             building: self.building.clone(),
             divergence: self.divergence.clone(),

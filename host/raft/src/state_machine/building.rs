@@ -14,8 +14,8 @@ use tokio::{sync::Notify, task::spawn_blocking};
 
 use super::{Applied, StateMachine};
 use crate::{
+    components::Components,
     divergence::Divergence,
-    modules::Modules,
     snapshot::{self, OpenSnapshot, SnapshotData},
     supervise::Supervisor,
 };
@@ -38,7 +38,7 @@ impl StateMachine {
             worker: self.worker.clone(),
             snapshots: self.snapshots.clone(),
             identity: self.identity.clone(),
-            modules: self.modules.clone(),
+            components: self.components.clone(),
             applied: self.applied.clone(),
             divergence: self.divergence.clone(),
             building: self.building.clone(),
@@ -67,7 +67,7 @@ struct Source {
     worker: Worker,
     snapshots: SnapshotStore,
     identity: Identity,
-    modules: Arc<Modules>,
+    components: Arc<Components>,
     applied: Arc<Mutex<Applied>>,
     divergence: Arc<Divergence>,
     building: Arc<Building>,
@@ -105,8 +105,8 @@ impl Source {
     /// The log before a snapshot is purged. Only one that the machine is known to accept may be all that is
     /// left of the state.
     async fn check_restorable(&self, file: &SnapshotFile) -> io::Result<()> {
-        let (whole, modules) = (file.clone(), self.modules.clone());
-        let reading = spawn_blocking(move || snapshot::saved_state(&whole, &modules));
+        let (whole, components) = (file.clone(), self.components.clone());
+        let reading = spawn_blocking(move || snapshot::saved_state(&whole, &components));
         let (saved, _) = reading.await.map_err(io::Error::other)??;
         let memory_bytes = self.worker.replace_standby(saved).await.map_err(|fault| {
             let reason = format!("the state machine does not accept its own snapshot: {fault}");

@@ -29,7 +29,7 @@ pub(super) fn ms_of_nanos(nanos: Nanos) -> u64 {
     u64::try_from(nanos / NANOS_PER_MS).unwrap_or(u64::MAX)
 }
 
-/// See the module's page.
+/// See the page of this file.
 #[derive(Clone, Debug)]
 pub(super) struct LogClock {
     /// The log's time at `at`.

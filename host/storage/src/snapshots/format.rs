@@ -5,7 +5,7 @@ use std::path::Path;
 use conclave_crypto::OVERHEAD_BYTES;
 
 pub(super) const MAGIC: &[u8; 8] = b"CNCLVSNP";
-/// Since version 2 the chunks begin with the cluster's modules. That is the business of the layer above,
+/// Since version 2 the chunks begin with the cluster's components. That is the business of the layer above,
 /// but a program that knows version 1 alone would take them for the machine's bytes.
 pub(super) const VERSION: u16 = 2;
 /// Magic, version, file id, term, index.

@@ -8,12 +8,12 @@ use std::{fs, path::PathBuf};
 
 use conclave_crypto::MasterKey;
 use conclave_storage::{CompiledStore, Options, Storage};
-use conclave_types::ModuleId;
+use conclave_types::ComponentId;
 
 use crate::support::*;
 
-const COMPONENT: ModuleId = ModuleId([1; 32]);
-const OTHER: ModuleId = ModuleId([2; 32]);
+const COMPONENT: ComponentId = ComponentId([1; 32]);
+const OTHER: ComponentId = ComponentId([2; 32]);
 const ENGINE: &str = "0123456789abcdef";
 
 /// Code of so many bytes.
@@ -104,7 +104,7 @@ fn pieces_of_another_file_or_place_give_no_code() {
     assert!(storage.compiled.get(COMPONENT, ENGINE).unwrap() == code);
 
     // The same file for another component or engine.
-    let named = |component: ModuleId, engine: &str| {
+    let named = |component: ComponentId, engine: &str| {
         path.with_file_name(format!("{component}-{engine}.compiled"))
     };
     for (component, engine) in [(OTHER, ENGINE), (COMPONENT, "fedcba9876543210")] {

@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
 use conclave_crypto::MasterKey;
 use conclave_storage::{Error, Options, Storage, raft_types::Vote};
-use conclave_types::ModuleId;
+use conclave_types::ComponentId;
 use openraft::{RaftLogReader, storage::RaftLogStorage};
 
 use crate::support::*;
@@ -102,16 +102,17 @@ async fn a_mix_up_is_named_and_changes_nothing() {
 
 /// A newer program carries another default machine. The cluster goes on with its own.
 #[test]
-fn a_directory_keeps_the_module_that_it_was_made_for() {
+fn a_directory_keeps_the_component_that_it_was_made_for() {
     let (dir, storage) = fresh();
-    assert!(storage.genesis == module());
+    assert!(storage.genesis == component());
     drop(storage);
-    assert_eq!(Storage::made_for(dir.path()).unwrap(), Some(ModuleId::of(&module())));
+    assert_eq!(Storage::made_for(dir.path()).unwrap(), Some(ComponentId::of(&component())));
     let other = bytes::Bytes::from_static(b"another");
-    let other = Options { module_id: ModuleId::of(&other), module: other, ..options(dir.path()) };
+    let other =
+        Options { component_id: ComponentId::of(&other), component: other, ..options(dir.path()) };
     let storage = Storage::open(other.clone()).unwrap();
-    assert!(storage.genesis == module());
-    assert_eq!(storage.identity.module_id, ModuleId::of(&module()));
+    assert!(storage.genesis == component());
+    assert_eq!(storage.identity.component_id, ComponentId::of(&component()));
     // Whatever happens to the file is found out; one of before there was one is made of what is given.
     drop(storage);
     let path = dir.path().join("genesis");
@@ -131,21 +132,21 @@ fn a_directory_keeps_the_module_that_it_was_made_for() {
     }
     fs::remove_file(&path).unwrap();
     let error = refusal(other);
-    assert!(error.contains("belongs to module"), "{error}");
-    assert!(open(dir.path()).genesis == module());
+    assert!(error.contains("belongs to component"), "{error}");
+    assert!(open(dir.path()).genesis == component());
     assert!(fs::read(&path).unwrap().starts_with(b"CNCLVGEN\x00\x01"));
 }
 
 /// A data key that nothing but this file used would otherwise be kept, or forgotten, with it.
 #[test]
-fn the_module_survives_rotations_of_the_data_key() {
+fn the_component_survives_rotations_of_the_data_key() {
     let (dir, storage) = fresh();
     drop(storage);
     for _ in 0..4 {
         let storage = open(dir.path());
         storage.keys.rotate().unwrap();
         drop(storage);
-        assert!(open(dir.path()).genesis == module());
+        assert!(open(dir.path()).genesis == component());
     }
     assert!(open(dir.path()).keys.status().len() <= 2, "old keys are forgotten");
 }

@@ -1,6 +1,6 @@
 //! What any version of a format wrote must be read for ever. A fixture is a data directory: our own files as
 //! they are, and the tree's keys and values, sealed, which are put into a fresh sled. `golden` has version 1 of
-//! everything; `golden-2` has snapshots of version 2, the file `genesis`, and modules in the log.
+//! everything; `golden-2` has snapshots of version 2, the file `genesis`, and components in the log.
 
 use std::{fs, path::PathBuf};
 
@@ -9,8 +9,8 @@ use conclave_storage::{
     raft_types::{Entry, Payload, Vote},
 };
 use conclave_types::{
-    Command, CommandKind, ModuleId,
-    modules::{About, Activation, ModuleCommand, ModulePart},
+    Command, CommandKind, ComponentId,
+    components::{About, Activation, ComponentCommand, ComponentPart},
 };
 use openraft::{RaftLogReader, storage::RaftLogStorage};
 
@@ -22,24 +22,24 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/store").join(name)
 }
 
-/// A piece of a module, and its activation.
-fn module_entries() -> [Entry; 2] {
-    let (module, from) = (ModuleId([8; 32]), ModuleId([9; 32]));
+/// A piece of a component, and its activation.
+fn component_entries() -> [Entry; 2] {
+    let (component, from) = (ComponentId([8; 32]), ComponentId([9; 32]));
     let about = About { name: "name".into(), version: "1.2".into(), state_version: 3 };
-    let part = ModulePart {
-        module,
+    let part = ComponentPart {
+        component,
         total_bytes: 100,
         at: 0,
         bytes: b"piece"[..].into(),
         about: Some(about),
     };
-    let activation = Activation { module, from, voters: [1, 2, 3].into() };
-    [(6, ModuleCommand::Part(part)), (7, ModuleCommand::Activate(activation))].map(
+    let activation = Activation { component, from, voters: [1, 2, 3].into() };
+    [(6, ComponentCommand::Part(part)), (7, ComponentCommand::Activate(activation))].map(
         |(index, command)| Entry {
             log_id: log_id(2, index),
             payload: Payload::Normal(Command {
                 time_ms: index,
-                kind: CommandKind::Module(command),
+                kind: CommandKind::Component(command),
             }),
         },
     )
@@ -51,21 +51,21 @@ fn sled_config() -> sled::Config {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_of_version_1_is_read() {
-    // Of before directories held their module: it was made for what it is started with.
-    let made_for = |options| Options { module_id: ModuleId([5; 32]), ..options };
+    // Of before directories held their component: it was made for what it is started with.
+    let made_for = |options| Options { component_id: ComponentId([5; 32]), ..options };
     is_read("golden", &["identity", "keyring", "mark"], made_for, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_of_version_2_is_read() {
     let files = ["identity", "keyring", "mark", "genesis"];
-    is_read("golden-2", &files, of_small_module, &module_entries()).await;
+    is_read("golden-2", &files, of_small_component, &component_entries()).await;
 }
 
-/// A module that fits a fixture.
-fn of_small_module(options: Options) -> Options {
-    let module = bytes::Bytes::from_static(b"a module");
-    Options { module_id: ModuleId::of(&module), module, ..options }
+/// A component that fits a fixture.
+fn of_small_component(options: Options) -> Options {
+    let component = bytes::Bytes::from_static(b"a component");
+    Options { component_id: ComponentId::of(&component), component, ..options }
 }
 
 async fn is_read(
@@ -88,13 +88,13 @@ async fn is_read(
     }
     drop(db);
     let options = made_for(options(dir.path()));
-    let module = options.module.clone();
+    let component = options.component.clone();
     let storage = Storage::open(options).unwrap();
     let mut log = storage.log.clone();
     let mut expected: Vec<_> = (2..6).map(|index| entry(2, index, 10)).collect();
     expected.extend_from_slice(more);
     assert!(all(&log) == expected);
-    assert!(storage.genesis == module);
+    assert!(storage.genesis == component);
     assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new_committed(2, 1)));
     assert_eq!(log.read_committed().await.unwrap(), Some(log_id(2, 3)));
     assert_eq!(log.get_log_state().await.unwrap().last_purged_log_id, Some(log_id(2, 1)));
@@ -110,13 +110,13 @@ async fn is_read(
 #[ignore = "writes the fixture; run when a new version of a format is made"]
 async fn write_fixture() {
     let dir = tempfile::tempdir().unwrap();
-    let storage = Storage::open(of_small_module(options(dir.path()))).unwrap();
+    let storage = Storage::open(of_small_component(options(dir.path()))).unwrap();
     let mut log = storage.log.clone();
     log.save_vote(&Vote::new_committed(2, 1)).await.unwrap();
     append(&log, (0..4).map(|index| entry(2, index, 10)).collect()).await.unwrap();
     append(&log, (4..9).map(|index| entry(2, index, 10)).collect()).await.unwrap();
     log.truncate_after(Some(log_id(2, 5))).await.unwrap();
-    append(&log, module_entries().to_vec()).await.unwrap();
+    append(&log, component_entries().to_vec()).await.unwrap();
     log.save_committed(Some(log_id(2, 3))).await.unwrap();
     log.purge(log_id(2, 1)).await.unwrap();
     log.put_record("name", Some(b"value".to_vec())).unwrap();
@@ -127,7 +127,7 @@ async fn write_fixture() {
     writer.commit().unwrap();
     drop((log, storage));
     // A record that is removed leaves its trace.
-    let storage = Storage::open(of_small_module(options(dir.path()))).unwrap();
+    let storage = Storage::open(of_small_component(options(dir.path()))).unwrap();
     storage.log.put_record("gone", None).unwrap();
     drop(storage);
     fs::create_dir_all(fixture("golden-2")).unwrap();

@@ -8,26 +8,26 @@ use conclave_storage::{
     LogStore, Options, Storage,
     raft_types::{Entry, LogId, Payload, TypeConfig},
 };
-use conclave_types::{Call, Command, CommandKind, ModuleId};
+use conclave_types::{Call, Command, CommandKind, ComponentId};
 use openraft::{
     storage::{IOFlushed, RaftLogStorage},
     type_config::TypeConfigExt,
 };
 use tempfile::TempDir;
 
-/// What stands for a module: two pieces and a bit.
-pub(crate) fn module() -> Bytes {
+/// What stands for a component: two pieces and a bit.
+pub(crate) fn component() -> Bytes {
     Bytes::from(vec![5; (2 << 20) + 5])
 }
 
 pub(crate) fn options(dir: &Path) -> Options {
-    let module = module();
+    let component = component();
     Options {
         dir: dir.to_owned(),
         cluster_id: "test".into(),
         node_id: 1,
-        module_id: ModuleId::of(&module),
-        module,
+        component_id: ComponentId::of(&component),
+        component,
         master_key: MasterKey::from_bytes(std::array::from_fn(|at| at as u8)),
     }
 }

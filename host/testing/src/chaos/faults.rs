@@ -375,13 +375,13 @@ impl Nemesis {
     async fn upgrade(&self) -> Result<String> {
         let client = self.cluster.client()?;
         let path = self.component.as_ref().context("no other component")?;
-        let modules = client.modules().await?;
-        let target = match modules.iter().find(|module| !module.active) {
-            Some(module) => module.id.clone(),
+        let components = client.components().await?;
+        let target = match components.iter().find(|component| !component.active) {
+            Some(component) => component.id.clone(),
             None => self.push(&client, path).await?,
         };
-        let rehearsed = client.rehearse_module(&target).await?;
-        let activated = client.activate_module(&target, true).await;
+        let rehearsed = client.rehearse_component(&target).await?;
+        let activated = client.activate_component(&target, true).await;
         let activated = match activated {
             Ok(activated) => format!("at index {}", activated.index),
             Err(error) => format!("not: {error}"),
@@ -392,7 +392,7 @@ impl Nemesis {
     async fn push(&self, client: &Client, path: &std::path::Path) -> Result<String> {
         let component = std::fs::read(path)?;
         let id = Sha256::digest(&component).into();
-        Ok(client.push_module(id, component.into(), |_| {}).await?.id)
+        Ok(client.push_component(id, component.into(), |_| {}).await?.id)
     }
 
     /// Which node is meant.

@@ -33,7 +33,7 @@ pub struct Options {
     /// More flags for every node.
     pub flags: Vec<String>,
     /// The initial component. `None`: the key-value store.
-    pub module: Option<PathBuf>,
+    pub component: Option<PathBuf>,
     /// Whether peers reach each other through a [`Network`](crate::proxy::Network).
     pub proxied: bool,
     /// Where the directory of the cluster is made. `None`: where temporary files go.
@@ -47,7 +47,7 @@ impl Options {
             binary: binary.into(),
             nodes: 3,
             flags: Vec::new(),
-            module: None,
+            component: None,
             proxied: false,
             parent: None,
         }

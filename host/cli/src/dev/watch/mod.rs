@@ -1,7 +1,7 @@
 //! The author's loop: a saved source becomes what the running cluster runs, with its state.
 //!
 //! Contract: whatever goes wrong (a build, a component, a rehearsal, an activation) is said, the cluster goes on
-//! with the module that it has, and the next change is a new try. A change during a build leads to another one.
+//! with the component that it has, and the next change is a new try. A change during a build leads to another one.
 //!
 //! Caveats: the files are looked at again and again, which needs nothing of the operating system and is right
 //! in containers and on network disks too. What a project takes from outside of its directory is not watched.
@@ -117,7 +117,7 @@ impl Watch {
             }
         }
         if !self.upgrade(client, output).await {
-            output.remark("the cluster runs this module already");
+            output.remark("the cluster runs this component already");
         }
     }
 
@@ -134,7 +134,7 @@ impl Watch {
 }
 
 const GOES_ON: &str =
-    "the cluster goes on with the module that it has, and the next change is another try";
+    "the cluster goes on with the component that it has, and the next change is another try";
 
 /// Without links, as far as it exists.
 fn real(path: &Path) -> Result<PathBuf> {

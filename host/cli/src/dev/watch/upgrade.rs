@@ -1,17 +1,17 @@
-//! Makes the component in a file the module that the cluster runs: the steps of `conclave module` in a row.
+//! Makes the component in a file the component that the cluster runs: the steps of `conclave component` in a row.
 
 use std::{path::Path, time::Instant};
 
 use bytes::Bytes;
 use conclave_client::{
     Client, Error,
-    proto::cluster::{DiffModuleResponse, Module, RehearseModuleResponse},
+    proto::cluster::{Component, DiffComponentResponse, RehearseComponentResponse},
 };
 use sha2::{Digest, Sha256};
 
-use crate::{module::show, output::Output};
+use crate::{component::show, output::Output};
 
-/// Whether it is another module than the one that ran before.
+/// Whether it is another component than the one that ran before.
 ///
 /// # Errors
 /// Why the one before goes on.
@@ -25,26 +25,27 @@ pub(super) async fn upgrade(
     let id: [u8; 32] = Sha256::digest(&component).into();
     let name = hex::encode(id);
     let began = Instant::now();
-    let modules = client.modules().await.map_err(said)?;
-    if modules.iter().any(|module| module.active && module.id == name) {
+    let components = client.components().await.map_err(said)?;
+    if components.iter().any(|component| component.active && component.id == name) {
         return Ok(false);
     }
     output.remark(format!(
         "bringing {} kB to the nodes, which compile and rehearse it",
         component.len().div_ceil(1000)
     ));
-    let module = client.push_module(id, Bytes::from(component), |_| {}).await.map_err(said)?;
-    let difference = client.diff_module(&name).await.map_err(said)?;
-    check_state(&module, &difference)?;
-    check_rehearsed(&client.rehearse_module(&name).await.map_err(said)?)?;
-    let activated = client.activate_module(&name, true).await.map_err(said)?;
+    let component =
+        client.push_component(id, Bytes::from(component), |_| {}).await.map_err(said)?;
+    let difference = client.diff_component(&name).await.map_err(said)?;
+    check_state(&component, &difference)?;
+    check_rehearsed(&client.rehearse_component(&name).await.map_err(said)?)?;
+    let activated = client.activate_component(&name, true).await.map_err(said)?;
     for change in difference.changes.iter().filter(|change| change.breaking) {
         output.remark(format!("breaking: {} {}", change.subject, change.text));
     }
     output.line(format!(
         "upgraded to {} {} (sha256 {}…) at log index {} in {} ms",
-        module.name,
-        module.version,
+        component.name,
+        component.version,
         show::short(&name),
         activated.index,
         began.elapsed().as_millis()
@@ -56,22 +57,22 @@ fn said(error: Error) -> String {
     error.to_string()
 }
 
-fn check_state(module: &Module, difference: &DiffModuleResponse) -> Result<(), String> {
+fn check_state(component: &Component, difference: &DiffComponentResponse) -> Result<(), String> {
     if difference.restores {
         return Ok(());
     }
     Err(format!(
         "{} {} does not restore the state that the cluster has, of version {}: add that to what it restores, or \
          start anew, without the data, with --reset",
-        module.name, module.version, difference.from_state_version
+        component.name, component.version, difference.from_state_version
     ))
 }
 
-fn check_rehearsed(rehearsed: &RehearseModuleResponse) -> Result<(), String> {
+fn check_rehearsed(rehearsed: &RehearseComponentResponse) -> Result<(), String> {
     if rehearsed.ready {
         return Ok(());
     }
-    let nodes = rehearsed.module.iter().flat_map(|module| &module.nodes);
+    let nodes = rehearsed.component.iter().flat_map(|component| &component.nodes);
     let unready = nodes.filter(|node| node.state != "ready");
     let unready: Vec<_> =
         unready.map(|node| format!("node {} is {}", node.node_id, show::node(node))).collect();
@@ -80,28 +81,28 @@ fn check_rehearsed(rehearsed: &RehearseModuleResponse) -> Result<(), String> {
 
 #[cfg(test)]
 mod tests {
-    use conclave_client::proto::cluster::ModuleNode;
+    use conclave_client::proto::cluster::ComponentNode;
 
     use super::*;
 
     #[test]
     fn who_is_not_ready_is_named_with_the_reason() {
-        let node = |node_id, state: &str, reason: &str| ModuleNode {
+        let node = |node_id, state: &str, reason: &str| ComponentNode {
             node_id,
             state: state.to_owned(),
             reason: reason.to_owned(),
-            ..ModuleNode::default()
+            ..ComponentNode::default()
         };
         let nodes = vec![node(1, "ready", ""), node(2, "failed", "entry 7 traps")];
-        let module = Some(Module { nodes, ..Module::default() });
-        let rehearsed = RehearseModuleResponse { ready: false, module };
+        let component = Some(Component { nodes, ..Component::default() });
+        let rehearsed = RehearseComponentResponse { ready: false, component };
         assert_eq!(check_rehearsed(&rehearsed).unwrap_err(), "node 2 is failed: entry 7 traps");
     }
 
     #[test]
     fn a_state_that_is_not_restored_leads_to_reset() {
-        let difference = DiffModuleResponse { from_state_version: 3, ..Default::default() };
-        let why = check_state(&Module::default(), &difference).unwrap_err();
+        let difference = DiffComponentResponse { from_state_version: 3, ..Default::default() };
+        let why = check_state(&Component::default(), &difference).unwrap_err();
         assert!(why.contains("version 3") && why.contains("--reset"), "{why}");
     }
 }

@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 use conclave_crypto::MasterKey;
 use conclave_proto::raft::Acknowledged;
 use conclave_storage::{LogStore, Options, Storage};
-use conclave_types::ModuleId;
+use conclave_types::ComponentId;
 use prost::Message;
 
 use super::{
@@ -28,13 +28,13 @@ const OTHERS: u64 = 30;
 
 /// The log of node 1 on an image.
 fn open(cluster: &Cluster, image: &Path) -> Storage {
-    let module = bytes::Bytes::from_static(conclave_cli::DEFAULT_MACHINE);
+    let component = bytes::Bytes::from_static(conclave_cli::DEFAULT_MACHINE);
     let options = Options {
         dir: image.to_owned(),
         cluster_id: "test".into(),
         node_id: 1,
-        module_id: ModuleId::of(&module),
-        module,
+        component_id: ComponentId::of(&component),
+        component,
         master_key: MasterKey::from_file(&cluster.dir.path().join("master.key")).unwrap(),
     };
     Storage::open(options).unwrap_or_else(|error| panic!("{}: {error}", image.display()))

@@ -1,4 +1,4 @@
-//! Another module goes on with the state, from one entry on.
+//! Another component goes on with the state, from one entry on.
 //!
 //! Writes wait meanwhile, so the head does nothing here but carry its own state over. The reader does
 //! the same with its own when it comes to the entry.
@@ -9,9 +9,9 @@ use super::Head;
 use crate::{
     carry_over::NotCarried,
     clock::Clock,
+    component::Component,
     error::Fault,
     instance::{FAILURE_BYTES_MAX, Instance, Moment},
-    module::Module,
     worker::{
         inbox::Step,
         shared::{End, NotActivated},
@@ -25,30 +25,30 @@ impl Head {
         &mut self,
         before: &Clock,
         moment: Moment,
-        module: Module,
+        component: Component,
     ) -> Result<(Step, Outcome), End> {
         // The reader catches up while the state is carried over.
         self.hand_over()?;
         let started = Instant::now();
-        let (index, old) = (moment.index, self.module.name());
-        match self.carried(before, index, &module)? {
+        let (index, old) = (moment.index, self.component.name());
+        match self.carried(before, index, &component)? {
             Ok(instance) => {
                 self.instance = Some(instance);
-                self.become_of(module.clone());
+                self.become_of(component.clone());
                 let took_ms = started.elapsed().as_millis() as u64;
-                tracing::info!(index, ?module, old, took_ms, "a module was activated");
+                tracing::info!(index, ?component, old, took_ms, "a component was activated");
                 self.shared.counters.activations.fetch_add(1, Ordering::Relaxed);
-                // What the old module wished says nothing of the new one's wish, so it is asked at once.
+                // What the old component wished says nothing of the new one's wish, so it is asked at once.
                 let outcome = Outcome::Reply(Reply { wake_at_ms: Some(0), ..Reply::default() });
                 self.shared.counters.outcome(&outcome);
                 self.shared.note_wish(&outcome);
-                Ok((Step::Activate { moment, module }, outcome))
+                Ok((Step::Activate { moment, component }, outcome))
             }
             Err(why) => {
-                tracing::warn!(index, ?module, why, "a module was not activated");
+                tracing::warn!(index, ?component, why, "a component was not activated");
                 self.shared.counters.activations_failed.fetch_add(1, Ordering::Relaxed);
                 let mut message =
-                    format!("{} was not activated, and {old} goes on: {why}", module.name());
+                    format!("{} was not activated, and {old} goes on: {why}", component.name());
                 message.truncate(crate::cut(&message, FAILURE_BYTES_MAX).len());
                 let outcome = Outcome::Failure(Failure { code: Code::FailedPrecondition, message });
                 self.shared.counters.outcome(&outcome);
@@ -57,14 +57,14 @@ impl Head {
         }
     }
 
-    /// An instance of the module with the head's state, or why there is none.
+    /// An instance of the component with the head's state, or why there is none.
     fn carried(
         &mut self,
         before: &Clock,
         index: u64,
-        module: &Module,
+        component: &Component,
     ) -> Result<Result<Instance, String>, End> {
-        match self.shared.not_activated(index, &self.module, module) {
+        match self.shared.not_activated(index, &self.component, component) {
             None => {}
             Some(NotActivated::Refused(why)) => return Ok(Err(why)),
             Some(NotActivated::Recorded(trap)) => {
@@ -75,7 +75,7 @@ impl Head {
         let Some(instance) = &mut self.instance else {
             return Err(Fault::new("the head has no instance").into());
         };
-        match self.shared.carry_over(instance, &self.module, module, "head") {
+        match self.shared.carry_over(instance, &self.component, component, "head") {
             Ok(instance) => Ok(Ok(instance)),
             Err(NotCarried::Refused { trap, old_broke }) => {
                 if old_broke {
@@ -87,7 +87,8 @@ impl Head {
             }
             Err(NotCarried::Interrupted) => Err(End::Stopped),
             Err(NotCarried::Fault(fault)) => {
-                Err(Fault::new(format!("activating {module:?} at entry {index}: {fault}")).into())
+                Err(Fault::new(format!("activating {component:?} at entry {index}: {fault}"))
+                    .into())
             }
         }
     }

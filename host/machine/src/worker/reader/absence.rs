@@ -57,7 +57,7 @@ impl Reader {
         self.shared.ask_primary(queue);
         self.retired = self.instance.replace(successor.instance);
         self.streams.clear();
-        self.module = successor.module;
+        self.component = successor.component;
         self.clock = successor.clock;
         self.shared.counters.rotations.fetch_add(1, Ordering::Relaxed);
         self.shared.events.skip_to(self.clock.index());
@@ -116,7 +116,7 @@ impl Reader {
         let reason = format!(
             "the component {} is not deterministic, or one of its queries changes the state: at entry {index} the \
              primary gave an answer and the standby {how}",
-            self.module.name()
+            self.component.name()
         );
         self.shared.absence.disagreed(&reason);
         Fault::new(reason)

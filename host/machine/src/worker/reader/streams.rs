@@ -34,8 +34,8 @@ impl Reader {
                 let stream = self.next_stream;
                 self.next_stream += 1;
                 self.streams.insert(stream, OpenStream { snapshot, bytes: 0 });
-                let module = self.module.clone();
-                StateStream::new(Arc::clone(&self.shared), module, stream, now)
+                let component = self.component.clone();
+                StateStream::new(Arc::clone(&self.shared), component, stream, now)
             })
         };
         // Wherever the stream is dropped, there or here, that closes it.

@@ -1,11 +1,11 @@
-//! Tries each module on this node's state, before it is needed.
+//! Tries each component on this node's state, before it is needed.
 //!
-//! A rehearsal compiles the module, carries the present state over into an instance of it, as the activation
+//! A rehearsal compiles the component, carries the present state over into an instance of it, as the activation
 //! will, and then does the same with the newest snapshot on disk and applies to it the entries of the log
-//! since: what clients really sent. A node that has no snapshot yet, or none of the active module, does without
+//! since: what clients really sent. A node that has no snapshot yet, or none of the active component, does without
 //! the second part; after each activation a snapshot is taken, so that is soon over.
 //!
-//! Each module that the cluster has is rehearsed once in the background, and again whenever another module has
+//! Each component that the cluster has is rehearsed once in the background, and again whenever another component has
 //! become active: also the one before, so that a rollback need not wait.
 
 use std::{
@@ -24,11 +24,11 @@ use tokio::{
 use super::lock;
 use crate::{Inner, LocalHistory, Replica, registry::Registry, snapshot::unreadable};
 use conclave_machine::{
-    Entry, History, HistoryError, Module, NotReady, Rehearsal, SavedState, Work, rehearse,
+    Component, Entry, History, HistoryError, NotReady, Rehearsal, SavedState, Work, rehearse,
 };
 use conclave_types::{
-    ModuleId,
-    modules::{Readiness, Rehearsed},
+    ComponentId,
+    components::{Readiness, Rehearsed},
 };
 
 /// Entries that are applied at most. A snapshot is taken about this often.
@@ -45,23 +45,23 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 /// What a rehearsal found.
 #[derive(Clone, Debug)]
 pub(super) struct Tried {
-    /// The active module then, whose state it was.
-    from: ModuleId,
+    /// The active component then, whose state it was.
+    from: ComponentId,
     result: Result<Rehearsed, String>,
 }
 
 /// Rehearses what has yet to be, and takes a snapshot after each activation, until the replica is gone.
 pub(crate) async fn run(replica: Weak<Inner>) {
     let (mut asked_at, mut cleaned_for) = (0, None);
-    // Until this is applied, the log may hold modules that the registry has yet to learn of.
+    // Until this is applied, the log may hold components that the registry has yet to learn of.
     let replayed_to = replica.upgrade().and_then(|inner| inner.log.extent().last);
     loop {
         let Some(inner) = replica.upgrade() else { return };
-        if inner.modules.is_stopping() {
+        if inner.components.is_stopping() {
             return;
         }
-        let modules = inner.modules.clone();
-        let mut changed = pin!(modules.changed.notified());
+        let components = inner.components.clone();
+        let mut changed = pin!(components.changed.notified());
         // Enlisted before looking, so that no notice is missed.
         changed.as_mut().enable();
         let replica = Replica(inner);
@@ -74,14 +74,14 @@ pub(crate) async fn run(replica: Weak<Inner>) {
                 return;
             }
         }
-        if let Some(module) = next(&replica, &registry) {
-            replica.rehearse_here(module).await;
+        if let Some(component) = next(&replica, &registry) {
+            replica.rehearse_here(component).await;
             continue;
         }
-        let needed = modules.needed(&registry);
+        let needed = components.needed(&registry);
         let applied = replica.0.applied().meta.last_log_id;
         if applied >= replayed_to && cleaned_for.as_ref() != Some(&needed) {
-            let (kept, ids) = (modules.kept.clone(), needed.clone());
+            let (kept, ids) = (components.kept.clone(), needed.clone());
             // Removing a large file takes a while.
             let _ = spawn_blocking(move || kept.retain(|id| ids.contains(id))).await;
             cleaned_for = Some(needed);
@@ -91,10 +91,10 @@ pub(crate) async fn run(replica: Weak<Inner>) {
     }
 }
 
-/// The newest module that has not been tried with the active one's state.
-fn next(replica: &Replica, registry: &Registry) -> Option<ModuleId> {
-    let tried = lock(&replica.0.modules.tried);
-    let untried = registry.modules().filter(|(id, _)| {
+/// The newest component that has not been tried with the active one's state.
+fn next(replica: &Replica, registry: &Registry) -> Option<ComponentId> {
+    let tried = lock(&replica.0.components.tried);
+    let untried = registry.components().filter(|(id, _)| {
         *id != registry.active()
             && tried.get(id).is_none_or(|tried| tried.from != registry.active())
     });
@@ -102,16 +102,16 @@ fn next(replica: &Replica, registry: &Registry) -> Option<ModuleId> {
 }
 
 impl Replica {
-    /// How far this node is with a module.
-    pub(crate) fn readiness(&self, module: ModuleId) -> Readiness {
+    /// How far this node is with a component.
+    pub(crate) fn readiness(&self, component: ComponentId) -> Readiness {
         let registry = self.registry();
-        if registry.active() == module {
+        if registry.active() == component {
             return Readiness::Active;
         }
-        if registry.get(&module).is_none() {
+        if registry.get(&component).is_none() {
             return Readiness::Absent;
         }
-        match lock(&self.0.modules.tried).get(&module) {
+        match lock(&self.0.components.tried).get(&component) {
             Some(Tried { from, result }) if *from == registry.active() => match result {
                 Ok(rehearsed) => Readiness::Ready(*rehearsed),
                 Err(why) => Readiness::Failed(why.clone()),
@@ -120,25 +120,26 @@ impl Replica {
         }
     }
 
-    /// Waits a while for a module that was just pushed: its last piece may yet have to be applied here.
-    async fn arrived(&self, module: ModuleId) {
+    /// Waits a while for a component that was just pushed: its last piece may yet have to be applied here.
+    async fn arrived(&self, component: ComponentId) {
         let until = Instant::now() + ARRIVAL_TIME_MAX;
-        while self.registry().get(&module).is_none() && Instant::now() < until {
+        while self.registry().get(&component).is_none() && Instant::now() < until {
             sleep(PAUSE).await;
         }
     }
 
-    /// Rehearses a module on this node, after whichever is being rehearsed.
-    pub(crate) async fn rehearse_here(&self, module: ModuleId) -> Readiness {
-        self.arrived(module).await;
+    /// Rehearses a component on this node, after whichever is being rehearsed.
+    pub(crate) async fn rehearse_here(&self, component: ComponentId) -> Readiness {
+        self.arrived(component).await;
         let inner = self.0.clone();
         let rehearsing = spawn_blocking(move || {
-            let _turn = lock(&inner.modules.rehearsing);
+            let _turn = lock(&inner.components.rehearsing);
             let registry = inner.applied().registry.clone();
-            let Some(known) = registry.get(&module).filter(|_| registry.active() != module) else {
+            let Some(known) = registry.get(&component).filter(|_| registry.active() != component)
+            else {
                 return;
             };
-            let compiled = inner.modules.compile(module, &known.bytes);
+            let compiled = inner.components.compile(component, &known.bytes);
             let result = match compiled {
                 Ok(compiled) => try_out(&inner, &compiled),
                 Err(error) => Err(error.to_string()),
@@ -149,27 +150,27 @@ impl Replica {
             };
             match &result {
                 Ok(rehearsed) => tracing::info!(
-                    %module,
+                    %component,
                     carry_over_ms = rehearsed.carry_over_ms,
                     entries = rehearsed.entries,
-                    "a module is ready"
+                    "a component is ready"
                 ),
-                Err(why) => tracing::warn!(%module, why, "a module is not ready"),
+                Err(why) => tracing::warn!(%component, why, "a component is not ready"),
             }
-            lock(&inner.modules.tried).insert(module, Tried { from, result });
+            lock(&inner.components.tried).insert(component, Tried { from, result });
         });
         if let Err(error) = rehearsing.await {
             return Readiness::Failed(format!("the rehearsal broke off: {error}"));
         }
-        self.readiness(module)
+        self.readiness(component)
     }
 }
 
 /// Blocking, for as long as the state and the log take.
-fn try_out(inner: &Arc<Inner>, module: &Module) -> Result<Rehearsed, String> {
+fn try_out(inner: &Arc<Inner>, component: &Component) -> Result<Rehearsed, String> {
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
-        match attempt(inner, module) {
+        match attempt(inner, component) {
             Ok(rehearsed) => return Ok(rehearsed),
             Err(NotReady::History(error)) => last = error.to_string(),
             Err(error) => return Err(error.to_string()),
@@ -179,13 +180,13 @@ fn try_out(inner: &Arc<Inner>, module: &Module) -> Result<Rehearsed, String> {
     Err(format!("{last}; rehearse it again"))
 }
 
-fn attempt(inner: &Arc<Inner>, module: &Module) -> Result<Rehearsed, NotReady> {
+fn attempt(inner: &Arc<Inner>, component: &Component) -> Result<Rehearsed, NotReady> {
     let present = present_state(inner)?;
-    let from = present.module.id();
-    let carried = run_through(inner, module, present, iter::empty())?;
+    let from = present.component.id();
+    let carried = run_through(inner, component, present, iter::empty())?;
     let entries = match recent(inner, from)? {
         Some((saved, entries)) => {
-            run_through(inner, module, saved, entries.take(ENTRIES_MAX))?.entries
+            run_through(inner, component, saved, entries.take(ENTRIES_MAX))?.entries
         }
         None => 0,
     };
@@ -195,12 +196,12 @@ fn attempt(inner: &Arc<Inner>, module: &Module) -> Result<Rehearsed, NotReady> {
 
 fn run_through(
     inner: &Inner,
-    module: &Module,
+    component: &Component,
     saved: SavedState,
     entries: impl Iterator<Item = Result<Entry, HistoryError>> + Send,
 ) -> Result<Rehearsal, NotReady> {
-    let stop = || inner.modules.is_stopping() || inner.worker.fault().is_some();
-    rehearse(module, inner.modules.seed, saved, entries, stop)
+    let stop = || inner.components.is_stopping() || inner.worker.fault().is_some();
+    rehearse(component, inner.components.seed, saved, entries, stop)
 }
 
 /// The state as it is now, from the reader.
@@ -213,7 +214,7 @@ fn present_state(inner: &Inner) -> Result<SavedState, HistoryError> {
     };
     let mut state = Handle::current().block_on(state).map_err(unreadable)?;
     Ok(SavedState {
-        module: state.module().clone(),
+        component: state.component().clone(),
         index: state.index(),
         time_ms: state.time_ms(),
         limits,
@@ -226,10 +227,13 @@ fn present_state(inner: &Inner) -> Result<SavedState, HistoryError> {
     })
 }
 
-/// The newest snapshot, if it is of the active module, and what was applied since.
-fn recent(inner: &Inner, active: ModuleId) -> Result<Option<(SavedState, Recent)>, HistoryError> {
+/// The newest snapshot, if it is of the active component, and what was applied since.
+fn recent(
+    inner: &Inner,
+    active: ComponentId,
+) -> Result<Option<(SavedState, Recent)>, HistoryError> {
     let Some(saved) = inner.history.snapshot()? else { return Ok(None) };
-    if saved.module.id() != active {
+    if saved.component.id() != active {
         return Ok(None);
     }
     let entries = Recent {
@@ -254,7 +258,7 @@ impl Recent {
         loop {
             match self.read.next() {
                 Some(entry) if self.history.trapped(entry.index).is_some() => {}
-                // What comes after was meant for another module.
+                // What comes after was meant for another component.
                 Some(entry) if matches!(entry.work, Work::Activate(_)) => {
                     (self.next, self.to) = (1, 0);
                     return Ok(None);

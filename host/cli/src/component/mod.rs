@@ -1,4 +1,4 @@
-//! `conclave module`: other machines for a cluster that runs, one file a step.
+//! `conclave component`: other machines for a cluster that runs, one file a step.
 
 mod activate;
 mod diff;
@@ -14,21 +14,21 @@ use super::{Result, output::Output, remote::Remote};
 
 /// Upgrade the machine that the cluster runs
 ///
-/// A module is a machine's component, named by its SHA-256. It is pushed into the log, so that every node
+/// A component is a machine's component, named by its SHA-256. It is pushed into the log, so that every node
 /// has it; every node rehearses it on its own state; activated, it goes on with the state at one index on
 /// all nodes, while the cluster serves. Writes pause for about as long as the rehearsal took to carry the state
-/// over. If the state cannot be carried over nothing changes. The module before is kept to roll back to.
+/// over. If the state cannot be carried over nothing changes. The component before is kept to roll back to.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
-  conclave module push target/my-machine.wasm       to all nodes; nothing is active yet
-  conclave module list                              which there are, and which nodes are ready
-  conclave module diff 3f8a02                       what clients would notice
-  conclave module rehearse 3f8a02                   try it again on every node, and wait
-  conclave module activate 3f8a02
-  conclave module rollback                          to the one before, with what was written since
+  conclave component push target/my-machine.wasm       to all nodes; nothing is active yet
+  conclave component list                              which there are, and which nodes are ready
+  conclave component diff 3f8a02                       what clients would notice
+  conclave component rehearse 3f8a02                   try it again on every node, and wait
+  conclave component activate 3f8a02
+  conclave component rollback                          to the one before, with what was written since
 
-A module is named by its id, or by the beginning of it: at least six digits.")]
+A component is named by its id, or by the beginning of it: at least six digits.")]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,

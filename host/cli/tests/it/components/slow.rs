@@ -35,12 +35,12 @@ async fn slow_activation_deposes_no_leader() {
     let leader = cluster.leader().await;
     let client = cluster.client_of(leader);
     count(&client).await.unwrap();
-    let module = push_ready(&client, slow().component()).await;
+    let component = push_ready(&client, slow().component()).await;
     let term = client.status().await.unwrap().term;
     let began = Instant::now();
     let activating = tokio::spawn({
-        let (client, module) = (client.clone(), module.clone());
-        async move { client.activate_module(&module, false).await.map(|_| began.elapsed()) }
+        let (client, component) = (client.clone(), component.clone());
+        async move { client.activate_component(&component, false).await.map(|_| began.elapsed()) }
     });
     // One after the other, so that each is a step of the commit index; a connection has room for some hundred.
     let mut writes = JoinSet::new();
@@ -76,5 +76,5 @@ async fn slow_activation_deposes_no_leader() {
     assert!(committed + 300.0 > count as f64, "{committed} of {count} writes were committed");
     let status = client.status().await.unwrap();
     assert_eq!((status.term, status.leader), (term, leader), "{:?}", status.nodes);
-    assert_eq!(all_agree(&cluster, &module).await, 1 + count as i64);
+    assert_eq!(all_agree(&cluster, &component).await, 1 + count as i64);
 }

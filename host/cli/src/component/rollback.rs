@@ -1,4 +1,4 @@
-//! `conclave module rollback`: back to the module before.
+//! `conclave component rollback`: back to the component before.
 
 use clap::Args;
 use conclave_client::Permissions;
@@ -6,19 +6,19 @@ use conclave_client::Permissions;
 use super::show;
 use crate::{Failed, Result, output::Output, remote::Remote};
 
-/// Go back to the module that was active before
+/// Go back to the component that was active before
 ///
 /// It is an activation like any other: the state as it is now is carried over, with all that was written since,
-/// and it is refused if the module before does not restore a state of the active one's version. Writes are
-/// never undone. Rolling back twice leads to the module that was left.
+/// and it is refused if the component before does not restore a state of the active one's version. Writes are
+/// never undone. Rolling back twice leads to the component that was left.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
-  conclave module rollback
-  conclave module rollback --allow-breaking
-  conclave module rollback --without 3")]
+  conclave component rollback
+  conclave component rollback --allow-breaking
+  conclave component rollback --without 3")]
 pub(super) struct Rollback {
-    /// Roll back though clients of the active module may fail
+    /// Roll back though clients of the active component may fail
     #[arg(long)]
     allow_breaking: bool,
 
@@ -31,13 +31,14 @@ pub(super) struct Rollback {
 impl Rollback {
     pub(super) async fn run(self, remote: &Remote, output: &mut Output) -> Result {
         let client = remote.client()?;
-        let modules = client.modules().await.map_err(|error| remote.failed(&error))?;
+        let components = client.components().await.map_err(|error| remote.failed(&error))?;
         // Named, so that a repeated request cannot roll back twice.
-        let active = modules.iter().find(|module| module.active);
-        let active = active.ok_or_else(|| Failed::local("no node said which module is active"))?;
+        let active = components.iter().find(|component| component.active);
+        let active =
+            active.ok_or_else(|| Failed::local("no node said which component is active"))?;
         let permissions =
             Permissions { allow_breaking: self.allow_breaking, without: self.without };
-        let activated = client.rollback_module_with(&active.id, &permissions).await;
+        let activated = client.rollback_component_with(&active.id, &permissions).await;
         let activated = activated.map_err(|error| remote.failed(&error))?;
         show::activated(&activated, remote.json, output);
         Ok(())

@@ -1,4 +1,4 @@
-//! A module: a component that was found to be a machine, compiled and described.
+//! A component: a component that was found to be a machine, compiled and described.
 
 use std::sync::{
     Arc,
@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use bytes::Bytes;
-use wasmtime::component::{Component, Linker, types::ComponentItem};
+use wasmtime::component::{Component as WasmComponent, Linker, types::ComponentItem};
 
 use super::{
     bindings::{MachinePre, conclave::fsm::types::Description as WireDescription},
@@ -22,7 +22,7 @@ use super::{
     wasi,
 };
 use conclave_types::{
-    ModuleId,
+    ComponentId,
     limits::{ClusterLimits, MEMORY_BYTES_MOST},
 };
 
@@ -54,11 +54,11 @@ pub struct Memory {
 /// Invariants: it imports nothing but `conclave:fsm/log` and what it gets of WASI; it exports the whole contract; its
 /// description and descriptor set have been checked; it was instantiated once without a trap.
 #[derive(Clone)]
-pub struct Module(Arc<Inner>);
+pub struct Component(Arc<Inner>);
 
 struct Inner {
     engine: Engine,
-    id: ModuleId,
+    id: ComponentId,
     bytes: Bytes,
     pre: MachinePre<State>,
     imports: Vec<String>,
@@ -73,7 +73,7 @@ const NAME_BYTES_MAX: usize = 64;
 /// State versions that a machine restores. Each is a format that its author still knows.
 const RESTORES_MAX: usize = 1024;
 
-impl Module {
+impl Component {
     /// Validates, compiles, starts and describes a component. Takes seconds for a large one, on this
     /// thread and the compiler's.
     ///
@@ -86,15 +86,15 @@ impl Module {
     /// The same, with a place where compiled code is kept, for example.
     ///
     /// # Errors
-    /// As for [`Module::load`].
+    /// As for [`Component::load`].
     pub fn load_with(
         engine: &Engine,
         component: Bytes,
         how: Compiling<'_>,
     ) -> Result<Self, LoadError> {
-        check_kind(&component, engine.limits().module_bytes_max)?;
+        check_kind(&component, engine.limits().component_bytes_max)?;
         composition::check(&component)?;
-        let id = ModuleId::of(&component);
+        let id = ComponentId::of(&component);
         let compiled = engine.compile(id, &component, how)?;
         let mut linker = Linker::new(engine.inner());
         let imports = check_imports(engine, &compiled, &mut linker)?;
@@ -116,7 +116,7 @@ impl Module {
         })))
     }
 
-    /// Keeps its compiled code, for [`Module::load_with`].
+    /// Keeps its compiled code, for [`Component::load_with`].
     pub fn keep_code(&self, kept: &dyn CompiledCode) {
         compiled::keep(
             self.0.engine.code_name(),
@@ -127,7 +127,7 @@ impl Module {
     }
 
     /// The component's name: its hash.
-    pub fn id(&self) -> ModuleId {
+    pub fn id(&self) -> ComponentId {
         self.0.id
     }
 
@@ -213,20 +213,20 @@ impl Module {
     }
 }
 
-/// Modules are equal if their bytes are.
-impl PartialEq for Module {
+/// Components are equal if their bytes are.
+impl PartialEq for Component {
     fn eq(&self, other: &Self) -> bool {
         self.id() == other.id()
     }
 }
 
-impl Eq for Module {}
+impl Eq for Component {}
 
-impl std::fmt::Debug for Module {
+impl std::fmt::Debug for Component {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(
             f,
-            "Module({} {} {})",
+            "Component({} {} {})",
             self.0.description.name, self.0.description.version, self.0.id
         )
     }
@@ -261,7 +261,7 @@ fn check_kind(component: &[u8], bytes_max: usize) -> Result<(), LoadError> {
 /// is defined on the way.
 fn check_imports(
     engine: &Engine,
-    component: &Component,
+    component: &WasmComponent,
     linker: &mut Linker<State>,
 ) -> Result<Vec<String>, LoadError> {
     let ty = component.component_type();
@@ -302,7 +302,10 @@ fn contract_interface(name: &str) -> Option<(&str, bool)> {
     Some((interface, version.starts_with("0.1.")))
 }
 
-fn link(linker: &mut Linker<State>, component: &Component) -> Result<MachinePre<State>, LoadError> {
+fn link(
+    linker: &mut Linker<State>,
+    component: &WasmComponent,
+) -> Result<MachinePre<State>, LoadError> {
     guest_log::link(linker).map_err(|error| LoadError::Fault(Fault::new(format!("{error:#}"))))?;
     linker
         .instantiate_pre(component)
@@ -332,7 +335,7 @@ fn describe(
         })?;
     described.map_err(|broken| match broken {
         Broken::Trap(trap) => LoadError::Traps(trap),
-        other => LoadError::Fault(other.into_fault("the module could not be described")),
+        other => LoadError::Fault(other.into_fault("the component could not be described")),
     })
 }
 

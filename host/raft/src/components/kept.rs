@@ -4,7 +4,7 @@ use std::any::Any;
 
 use conclave_machine::{CompiledCode, Compiling};
 use conclave_storage::CompiledStore;
-use conclave_types::ModuleId;
+use conclave_types::ComponentId;
 
 /// The compiled code that a node keeps. Cloning shares.
 #[derive(Clone)]
@@ -22,7 +22,7 @@ impl KeptCode {
     }
 
     /// Removes the code of all components but these.
-    pub(super) fn retain(&self, keep: impl Fn(&ModuleId) -> bool) {
+    pub(super) fn retain(&self, keep: impl Fn(&ComponentId) -> bool) {
         self.0.retain(keep);
     }
 }
@@ -32,15 +32,15 @@ impl KeptCode {
 // cluster for a shared directory, and is bound to this file, component and engine, to its number and to the number of all
 // pieces. So these are the bytes that a process with these keys has put.
 unsafe impl CompiledCode for KeptCode {
-    fn turn(&self, component: ModuleId) -> Option<Box<dyn Any>> {
+    fn turn(&self, component: ComponentId) -> Option<Box<dyn Any>> {
         Some(Box::new(self.0.turn(component)?))
     }
 
-    fn get(&self, component: ModuleId, engine: &str) -> Option<Vec<u8>> {
+    fn get(&self, component: ComponentId, engine: &str) -> Option<Vec<u8>> {
         self.0.get(component, engine)
     }
 
-    fn put(&self, component: ModuleId, engine: &str, code: &[u8]) {
+    fn put(&self, component: ComponentId, engine: &str, code: &[u8]) {
         self.0.put(component, engine, code);
     }
 }

@@ -1,9 +1,9 @@
-//! The life of an upgrade on a node: bring a module to all nodes, try it there, activate it.
+//! The life of an upgrade on a node: bring a component to all nodes, try it there, activate it.
 //!
-//! What the log says of modules is [`crate::registry::Registry`]; this is what a node makes of it.
-//! [`push`] puts a module into the log, [`rehearsals`] tries each on this node's state, [`ask`] hears how
-//! far the others are, [`activate`] proposes the change, once all are ready. [`Modules`] has what they
-//! share: the compiled modules, which activations there were, and what the rehearsals found.
+//! What the log says of components is [`crate::registry::Registry`]; this is what a node makes of it.
+//! [`push`] puts a component into the log, [`rehearsals`] tries each on this node's state, [`ask`] hears how
+//! far the others are, [`activate`] proposes the change, once all are ready. [`Components`] has what they
+//! share: the compiled components, which activations there were, and what the rehearsals found.
 //!
 //! # Contract
 //! - **An activation that is in the log can be applied by every node** that has the log up to it: the bytes
@@ -11,12 +11,12 @@
 //!   them and tried them on its own state.
 //! - Whether it succeeds is decided when it is applied, by the registry and the machine, the same on every
 //!   node. What was found before is a courtesy to operators and no part of the state.
-//! - **The history knows every module that it meets**: the snapshot's is in the snapshot, and which entries
+//! - **The history knows every component that it meets**: the snapshot's is in the snapshot, and which entries
 //!   activated what is kept here until no replay begins before them.
 //!
 //! # Caveats
-//! A module that was ready and does not compile when it is activated is a fault of this node, and it stops
-//! applying: the others have gone on with the module. A start loads the compiled code that the run before
+//! A component that was ready and does not compile when it is activated is a fault of this node, and it stops
+//! applying: the others have gone on with the component. A start loads the compiled code that the run before
 //! kept; without it, it compiles what it needs.
 
 mod activate;
@@ -41,27 +41,27 @@ pub(super) use self::{ask::status_to_wire, push::part_to_wire, rehearsals::run};
 use self::{push::Stage, rehearsals::Tried};
 use crate::registry::Registry;
 use conclave_machine as machine;
-use conclave_machine::{Engine, Fault, LoadError, Module, Work};
+use conclave_machine::{Component, Engine, Fault, LoadError, Work};
 use conclave_storage::raft_types::{Entry, Payload};
 use conclave_types::{
-    CommandKind, ModuleId,
-    modules::{About, ModuleCommand},
+    CommandKind, ComponentId,
+    components::{About, ComponentCommand},
 };
 
-/// What a node knows of modules beside the registry.
-pub struct Modules {
+/// What a node knows of components beside the registry.
+pub struct Components {
     engine: Engine,
     /// For the machine's randomness: the same on every node.
     seed: [u8; 32],
-    /// The module that the log begins with.
-    genesis: Module,
+    /// The component that the log begins with.
+    genesis: Component,
     /// Where compiled code is kept for the next start.
     kept: KeptCode,
-    compiled: Mutex<BTreeMap<ModuleId, Module>>,
-    /// One module is compiled at a time: it takes all processors as it is.
+    compiled: Mutex<BTreeMap<ComponentId, Component>>,
+    /// One component is compiled at a time: it takes all processors as it is.
     compiling: Mutex<()>,
     activations: Mutex<Activations>,
-    tried: Mutex<BTreeMap<ModuleId, Tried>>,
+    tried: Mutex<BTreeMap<ComponentId, Tried>>,
     /// One rehearsal at a time: each needs the memory of one more state.
     rehearsing: Mutex<()>,
     stage: Stage,
@@ -74,7 +74,7 @@ pub struct Modules {
 /// replay must not try them.
 #[derive(Default)]
 struct Activations {
-    by_index: BTreeMap<u64, Module>,
+    by_index: BTreeMap<u64, Component>,
     newest_snapshot: u64,
 }
 
@@ -82,9 +82,9 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a module says of itself, for the log.
-pub(super) fn about(module: &Module) -> About {
-    let description = module.description();
+/// What a component says of itself, for the log.
+pub(super) fn about(component: &Component) -> About {
+    let description = component.description();
     About {
         name: Arc::from(&*description.name),
         version: Arc::from(&*description.version),
@@ -92,9 +92,9 @@ pub(super) fn about(module: &Module) -> About {
     }
 }
 
-impl Modules {
-    /// Of a node whose log begins with this module.
-    pub fn new(genesis: Module, seed: [u8; 32], kept: KeptCode) -> Arc<Self> {
+impl Components {
+    /// Of a node whose log begins with this component.
+    pub fn new(genesis: Component, seed: [u8; 32], kept: KeptCode) -> Arc<Self> {
         let compiled = BTreeMap::from([(genesis.id(), genesis.clone())]);
         Arc::new(Self {
             engine: genesis.engine().clone(),
@@ -123,28 +123,29 @@ impl Modules {
         self.engine.compilations()
     }
 
-    /// The module with these bytes, compiled now if it was not before: blocking, for seconds.
-    pub fn compile(&self, id: ModuleId, bytes: &Bytes) -> Result<Module, LoadError> {
+    /// The component with these bytes, compiled now if it was not before: blocking, for seconds.
+    pub fn compile(&self, id: ComponentId, bytes: &Bytes) -> Result<Component, LoadError> {
         let known = || lock(&self.compiled).get(&id).cloned();
-        if let Some(module) = known() {
-            return Ok(module);
+        if let Some(component) = known() {
+            return Ok(component);
         }
         let _turn = lock(&self.compiling);
-        if let Some(module) = known() {
-            return Ok(module);
+        if let Some(component) = known() {
+            return Ok(component);
         }
-        let module = Module::load_with(&self.engine, bytes.clone(), self.kept.compiling(true))?;
-        if module.id() != id {
-            let fault = Fault::new(format!("module {} was to be {id}", module.id()));
+        let component =
+            Component::load_with(&self.engine, bytes.clone(), self.kept.compiling(true))?;
+        if component.id() != id {
+            let fault = Fault::new(format!("component {} was to be {id}", component.id()));
             return Err(LoadError::Fault(fault));
         }
-        lock(&self.compiled).insert(id, module.clone());
-        Ok(module)
+        lock(&self.compiled).insert(id, component.clone());
+        Ok(component)
     }
 
     /// Notes that an entry is handed to the machine as an activation. Before it is handed over.
-    pub fn note_activation(&self, index: u64, module: Module) {
-        lock(&self.activations).by_index.insert(index, module);
+    pub fn note_activation(&self, index: u64, component: Component) {
+        lock(&self.activations).by_index.insert(index, component);
     }
 
     /// What the machine sees of an entry that was applied before.
@@ -155,10 +156,10 @@ impl Modules {
             CommandKind::Call(call) => Work::Call(call),
             CommandKind::Tick | CommandKind::SetTime => Work::Tick,
             CommandKind::SetLimits(limits) => Work::SetLimits(limits),
-            CommandKind::Module(ModuleCommand::Part(_))
+            CommandKind::Component(ComponentCommand::Part(_))
             | CommandKind::Checkpoint(_)
             | CommandKind::Verify => return None,
-            CommandKind::Module(ModuleCommand::Activate(_)) => {
+            CommandKind::Component(ComponentCommand::Activate(_)) => {
                 Work::Activate(lock(&self.activations).by_index.get(&index).cloned()?)
             }
         };
@@ -176,10 +177,10 @@ impl Modules {
         self.forget(registry);
     }
 
-    /// The modules whose code is needed: the cluster's, the one that the log begins with, and one that is being pushed.
-    fn needed(&self, registry: &Registry) -> BTreeSet<ModuleId> {
-        let known = registry.modules().map(|(id, _)| id);
-        known.chain([self.genesis.id()]).chain(self.stage.module()).collect()
+    /// The components whose code is needed: the cluster's, the one that the log begins with, and one that is being pushed.
+    fn needed(&self, registry: &Registry) -> BTreeSet<ComponentId> {
+        let known = registry.components().map(|(id, _)| id);
+        known.chain([self.genesis.id()]).chain(self.stage.component()).collect()
     }
 
     /// Drops the compiled code of what the cluster has forgotten.

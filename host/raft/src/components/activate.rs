@@ -1,4 +1,4 @@
-//! Proposes that another module goes on with the state, once all is ready for it.
+//! Proposes that another component goes on with the state, once all is ready for it.
 
 use std::collections::BTreeSet;
 
@@ -7,36 +7,36 @@ use tokio::time::Instant;
 use super::ask::difference;
 use crate::{Replica, registry::Registry};
 use conclave_types::{
-    CommandKind, ModuleId, NodeId, Outcome,
+    CommandKind, ComponentId, NodeId, Outcome,
+    components::{Activated, Activation, Change, ComponentCommand, Permissions, Readiness},
     error::Error,
-    modules::{Activated, Activation, Change, ModuleCommand, Permissions, Readiness},
 };
 
-/// Changes that a refusal lists; `conclave module diff` shows them all.
+/// Changes that a refusal lists; `conclave component diff` shows them all.
 const LISTED_MAX: usize = 10;
 
 impl Replica {
-    /// Makes a module the active one. One that is active already is answered as such, so that whoever lost
+    /// Makes a component the active one. One that is active already is answered as such, so that whoever lost
     /// the answer may ask again.
-    pub async fn activate_module(
+    pub async fn activate_component(
         &self,
-        module: ModuleId,
+        component: ComponentId,
         permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
         self.check_leader()?;
         let registry = self.fresh_registry(deadline).await?;
-        if registry.active() == module {
+        if registry.active() == component {
             return Ok(activated(&registry));
         }
-        self.replace(&registry, module, permissions, deadline).await
+        self.replace(&registry, component, permissions, deadline).await
     }
 
-    /// Goes back from the active module to the one before. `from` is the module that the caller saw active:
+    /// Goes back from the active component to the one before. `from` is the component that the caller saw active:
     /// if it is the one before by now, somebody has rolled back already.
-    pub async fn rollback_module(
+    pub async fn rollback_component(
         &self,
-        from: ModuleId,
+        from: ComponentId,
         permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
@@ -44,7 +44,7 @@ impl Replica {
         let registry = self.fresh_registry(deadline).await?;
         let previous = registry.previous().ok_or_else(|| {
             Error::refused(
-                "there is nothing to roll back to: no module but the first was ever active",
+                "there is nothing to roll back to: no component but the first was ever active",
             )
         })?;
         if previous == from {
@@ -52,7 +52,7 @@ impl Replica {
         }
         if registry.active() != from {
             return Err(Error::refused(format!(
-                "module {from} is not the active one, that is {}: look at `conclave module list`",
+                "component {from} is not the active one, that is {}: look at `conclave component list`",
                 registry.active()
             )));
         }
@@ -62,37 +62,37 @@ impl Replica {
     async fn replace(
         &self,
         registry: &Registry,
-        module: ModuleId,
+        component: ComponentId,
         permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
         let from = registry.active();
         let (old, new) =
-            (self.compiled(registry, from).await?, self.compiled(registry, module).await?);
+            (self.compiled(registry, from).await?, self.compiled(registry, component).await?);
         let difference = difference(&old, &new);
         if !difference.restores {
             return Err(Error::refused(format!(
-                "{} {} cannot go on with the state: it is of version {}, and the module restores \
-                 versions {:?} only. Writes are never undone: push a module that restores it",
+                "{} {} cannot go on with the state: it is of version {}, and the component restores \
+                 versions {:?} only. Writes are never undone: push a component that restores it",
                 new.description().name,
                 new.description().version,
                 difference.from_state_version,
                 new.description().restores
             )));
         }
-        let nodes = self.ask_voters(module, None).await;
-        check_ready(module, from, &nodes, &permissions.without)?;
+        let nodes = self.ask_voters(component, None).await;
+        check_ready(component, from, &nodes, &permissions.without)?;
         if !permissions.allow_breaking {
-            check_breaking(module, &difference.changes)?;
+            check_breaking(component, &difference.changes)?;
         }
         let voters: BTreeSet<NodeId> = nodes.into_iter().map(|(node_id, _)| node_id).collect();
-        tracing::info!(%module, %from, "proposing to activate a module");
-        let activation = Activation { module, from, voters };
-        let command = CommandKind::Module(ModuleCommand::Activate(activation));
+        tracing::info!(%component, %from, "proposing to activate a component");
+        let activation = Activation { component, from, voters };
+        let command = CommandKind::Component(ComponentCommand::Activate(activation));
         let applied = self.propose_kind(command, deadline).await?;
         match applied.outcome {
             Some(Outcome::Reply(_)) => {
-                Ok(Activated { module, previous: from, index: applied.index })
+                Ok(Activated { component, previous: from, index: applied.index })
             }
             Some(Outcome::Failure(failure)) => Err(Error::failure(failure).at_index(applied.index)),
             Some(Outcome::Trap(trap)) => Err(Error::trap(trap).at_index(applied.index)),
@@ -103,24 +103,24 @@ impl Replica {
 
 /// What is active, as the answer to who asked for just that.
 fn activated(registry: &Registry) -> Activated {
-    let module = registry.active();
+    let component = registry.active();
     Activated {
-        module,
-        previous: registry.previous().unwrap_or(module),
-        index: registry.get(&module).map_or(0, |known| known.activated_index),
+        component,
+        previous: registry.previous().unwrap_or(component),
+        index: registry.get(&component).map_or(0, |known| known.activated_index),
     }
 }
 
-/// Refuses unless every voter has rehearsed the module with the state of the active one. The voters in `without` are
-/// excused, if they are not known to fail and a majority is ready. Such a voter compiles the module when it comes to
+/// Refuses unless every voter has rehearsed the component with the state of the active one. The voters in `without` are
+/// excused, if they are not known to fail and a majority is ready. Such a voter compiles the component when it comes to
 /// the activation in its log.
 fn check_ready(
-    module: ModuleId,
-    from: ModuleId,
+    component: ComponentId,
+    from: ComponentId,
     nodes: &[(NodeId, Readiness)],
     without: &BTreeSet<NodeId>,
 ) -> Result<(), Error> {
-    let short = short(module);
+    let short = short(component);
     let voters: BTreeSet<NodeId> = nodes.iter().map(|(node_id, _)| *node_id).collect();
     if let Some(stranger) = without.iter().find(|node_id| !voters.contains(node_id)) {
         return Err(Error::refused(format!(
@@ -130,7 +130,7 @@ fn check_ready(
     let (left, needed) = (voters.len() - without.len(), voters.len() / 2 + 1);
     if !without.is_empty() && left < needed {
         return Err(Error::refused(format!(
-            "module {short} is not activated: without nodes {without:?} {left} of {} voters are left, and {needed} must \
+            "component {short} is not activated: without nodes {without:?} {left} of {} voters are left, and {needed} must \
              be ready, or no entry after the activation could be applied by a majority",
             voters.len()
         )));
@@ -163,7 +163,7 @@ fn check_ready(
         return Ok(());
     }
     let next = match waits {
-        true => format!("; `conclave module rehearse {short}` waits until they are"),
+        true => format!("; `conclave component rehearse {short}` waits until they are"),
         false
             if nodes
                 .iter()
@@ -174,12 +174,12 @@ fn check_ready(
         false => String::new(),
     };
     Err(Error::refused(format!(
-        "module {short} is not activated, because not every voter is ready: {}{next}",
+        "component {short} is not activated, because not every voter is ready: {}{next}",
         reasons.join("; ")
     )))
 }
 
-fn check_breaking(module: ModuleId, changes: &[Change]) -> Result<(), Error> {
+fn check_breaking(component: ComponentId, changes: &[Change]) -> Result<(), Error> {
     let breaking: Vec<_> = changes.iter().filter(|change| change.breaking).collect();
     if breaking.is_empty() {
         return Ok(());
@@ -192,32 +192,32 @@ fn check_breaking(module: ModuleId, changes: &[Change]) -> Result<(), Error> {
         more => format!("; and {more} more"),
     };
     Err(Error::refused(format!(
-        "module {} is not activated, because clients of the active one may fail: {}{more}. \
-         `conclave module diff` shows all changes, --allow-breaking activates it all the same",
-        short(module),
+        "component {} is not activated, because clients of the active one may fail: {}{more}. \
+         `conclave component diff` shows all changes, --allow-breaking activates it all the same",
+        short(component),
         listed.join("; ")
     )))
 }
 
-fn short(module: ModuleId) -> String {
-    hex::encode(&module.0[..6])
+fn short(component: ComponentId) -> String {
+    hex::encode(&component.0[..6])
 }
 
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
     use super::*;
-    use conclave_types::modules::Rehearsed;
+    use conclave_types::components::Rehearsed;
 
-    const OLD: ModuleId = ModuleId([1; 32]);
-    const NEW: ModuleId = ModuleId([2; 32]);
+    const OLD: ComponentId = ComponentId([1; 32]);
+    const NEW: ComponentId = ComponentId([2; 32]);
 
-    fn ready(from: ModuleId) -> Readiness {
+    fn ready(from: ComponentId) -> Readiness {
         Readiness::Ready(Rehearsed { from, carry_over_ms: 1, entries: 1 })
     }
 
     #[test]
-    fn each_voter_must_be_ready_with_the_state_of_the_active_module() {
+    fn each_voter_must_be_ready_with_the_state_of_the_active_component() {
         let check = |third: Readiness| {
             let nodes = [(1, ready(OLD)), (2, ready(OLD)), (3, third)];
             check_ready(NEW, OLD, &nodes, &BTreeSet::new()).map_err(|error| error.to_string())
@@ -225,7 +225,7 @@ mod tests {
         assert!(check(ready(OLD)).is_ok());
         let stale = check(ready(NEW)).unwrap_err();
         assert!(stale.contains("node 3: it is still being rehearsed"), "{stale}");
-        assert!(stale.contains("conclave module rehearse 020202020202"), "{stale}");
+        assert!(stale.contains("conclave component rehearse 020202020202"), "{stale}");
         let failed = check(Readiness::Failed("entry 7 traps".into())).unwrap_err();
         assert!(failed.ends_with("not every voter is ready: node 3: entry 7 traps"), "{failed}");
         let away = check(Readiness::Unreachable("refused".into())).unwrap_err();

@@ -1,4 +1,4 @@
-//! `conclave module push`: a component to all nodes.
+//! `conclave component push`: a component to all nodes.
 
 use std::path::PathBuf;
 
@@ -17,14 +17,14 @@ use crate::{
 ///
 /// The leader loads it first, as `conclave inspect` does, and refuses what no node would run; then it goes
 /// through the log. Every node compiles and rehearses it in the background. Nothing is active yet. The cluster
-/// keeps eight modules; the oldest one that is neither active nor the one before gives way to a new one.
+/// keeps eight components; the oldest one that is neither active nor the one before gives way to a new one.
 ///
 /// A component that the cluster has already is not sent again, and a push that was interrupted is continued.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
-  conclave build my-machine && conclave module push my-machine/target/my-machine.wasm
-  conclave module push my-machine.wasm --json | jq -r .module")]
+  conclave build my-machine && conclave component push my-machine/target/my-machine.wasm
+  conclave component push my-machine.wasm --json | jq -r .component")]
 pub(super) struct Push {
     /// The component
     #[arg(value_name = "FILE")]
@@ -39,25 +39,25 @@ impl Push {
         let mut sent = 0;
         let pushed = remote
             .client()?
-            .push_module(id, component, |now| {
+            .push_component(id, component, |now| {
                 progress.advance(now.saturating_sub(sent));
                 sent = sent.max(now);
             })
             .await;
         progress.finish();
-        let module = pushed.map_err(|error| remote.failed(&error))?;
+        let component = pushed.map_err(|error| remote.failed(&error))?;
         if remote.json {
-            output.value(&show::as_json(&module));
+            output.value(&show::as_json(&component));
             return Ok(());
         }
-        output.line(format!("the cluster has {}", show::name(&module)));
-        let short = show::short(&module.id);
-        output.remark(match module.active {
+        output.line(format!("the cluster has {}", show::name(&component)));
+        let short = show::short(&component.id);
+        output.remark(match component.active {
             true => "it is active already".to_owned(),
             false => format!(
-                "its nodes rehearse it now: `conclave module rehearse {short}` waits for them, \
-                 `conclave module diff {short}` shows what clients would notice, and then \
-                 `conclave module activate {short}`"
+                "its nodes rehearse it now: `conclave component rehearse {short}` waits for them, \
+                 `conclave component diff {short}` shows what clients would notice, and then \
+                 `conclave component activate {short}`"
             ),
         });
         Ok(())

@@ -1,4 +1,4 @@
-//! Whatever is handed in as a module: a clear refusal, nothing in the log, and the cluster goes on.
+//! Whatever is handed in as a component: a clear refusal, nothing in the log, and the cluster goes on.
 
 use std::process::Output;
 
@@ -13,10 +13,10 @@ fn component(text: &str) -> Vec<u8> {
     wat::parse_str(text).unwrap()
 }
 
-fn module(cluster: &Cluster, arguments: &[&str]) -> Output {
+fn run_verb(cluster: &Cluster, arguments: &[&str]) -> Output {
     let endpoints: Vec<_> = cluster.nodes.iter().map(|node| node.client.clone()).collect();
     let mut command = conclave();
-    command.arg("module").args(arguments).args(["--endpoints", &endpoints.join(",")]);
+    command.arg("component").args(arguments).args(["--endpoints", &endpoints.join(",")]);
     command.output().unwrap()
 }
 
@@ -44,7 +44,7 @@ fn of_contract(component: &[u8], version: &str) -> Vec<u8> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_module_is_refused_and_the_cluster_goes_on() {
+async fn what_is_no_component_is_refused_and_the_cluster_goes_on() {
     let (mut cluster, dir) = cluster_of(&first(), &[]).await;
     let client = cluster.client();
     count(&client).await.unwrap();
@@ -54,10 +54,10 @@ async fn what_is_no_module_is_refused_and_the_cluster_goes_on() {
     let streams = descriptor("package t.v1; service S { rpc A(stream M) returns (M); }");
     let cases: Vec<(&str, Vec<u8>, &str)> = vec![
         ("empty", Vec::new(), "empty"),
-        ("text", b"(module)".to_vec(), "WebAssembly text"),
+        ("text", b"(component)".to_vec(), "WebAssembly text"),
         ("elf", b"\x7fELF and so on".to_vec(), "native program"),
         ("noise", vec![0xa5; 100_000], "not WebAssembly"),
-        ("core", component("(module)"), "core WebAssembly module"),
+        ("core", component("(component)"), "core WebAssembly component"),
         ("world", component("(component)"), "does not export conclave:fsm/fsm@0.1.0"),
         ("contract", of_contract(&machine, "@0.9.0"), "built against conclave:fsm/"),
         ("cut", machine[..machine.len() / 2].to_vec(), "does not compile"),
@@ -87,13 +87,13 @@ async fn what_is_no_module_is_refused_and_the_cluster_goes_on() {
     let before = client.status().await.unwrap().nodes[0].last_log;
     for (name, bytes, says) in cases {
         let path = write(&dir, &format!("{name}.wasm"), &bytes);
-        let output = module(&cluster, &["push", path.to_str().unwrap()]);
+        let output = run_verb(&cluster, &["push", path.to_str().unwrap()]);
         let told = text(&output);
         assert_eq!(output.status.code(), Some(1), "{name}: {told}");
         assert!(told.contains(says), "{name}: {told:?} does not say {says:?}");
     }
     assert_eq!(client.status().await.unwrap().nodes[0].last_log, before, "nothing was logged");
-    assert_eq!(client.modules().await.unwrap().len(), 1);
+    assert_eq!(client.components().await.unwrap().len(), 1);
     count(&client).await.unwrap();
     for id in 1..=3 {
         cluster.assert_running(id);
@@ -126,14 +126,14 @@ async fn the_command_line_leads_through_an_upgrade() {
     let dir = TempDir::new().unwrap();
     let path = write(&dir, "second.wasm", &second().component());
     let run = |arguments: &[&str]| {
-        let output = module(&cluster, arguments);
+        let output = run_verb(&cluster, arguments);
         (output.status.code(), text(&output))
     };
     let refused = |arguments: &[&str], says: &str| {
         let (code, told) = run(arguments);
         assert!(code == Some(1) && told.contains(says), "{arguments:?}: {told:?}, not {says:?}");
     };
-    refused(&["activate", "123456"], "conclave module push");
+    refused(&["activate", "123456"], "conclave component push");
     refused(&["activate", "12"], "at least the first 6 digits");
     refused(&["rollback"], "nothing to roll back to");
     refused(&["push", "/no/such/file.wasm"], "/no/such/file.wasm");
@@ -141,7 +141,7 @@ async fn the_command_line_leads_through_an_upgrade() {
     let (code, told) = run(&["push", path.to_str().unwrap()]);
     assert!(code == Some(0) && told.contains("the cluster has second"), "{told}");
     let id = told.split_once('(').unwrap().1[..12].to_owned();
-    assert!(told.contains(&format!("conclave module activate {id}")), "{told}");
+    assert!(told.contains(&format!("conclave component activate {id}")), "{told}");
     let (code, again) = run(&["push", path.to_str().unwrap(), "--json"]);
     let again: serde_json::Value = serde_json::from_str(&again).unwrap();
     assert_eq!((code, again["name"].as_str()), (Some(0), Some("second")));
@@ -154,17 +154,17 @@ async fn the_command_line_leads_through_an_upgrade() {
     let (code, told) = run(&["activate", &id]);
     assert!(code == Some(0) && told.contains("is active since index"), "{told}");
 
-    // The way back is shut if the module before does not know the state.
+    // The way back is shut if the component before does not know the state.
     let narrow = version("third", 1, 2, &[2]).component();
     let third = push_ready(&client, narrow).await;
-    client.activate_module(&third, false).await.unwrap();
+    client.activate_component(&third, false).await.unwrap();
     let path = write(&dir, "narrow.wasm", &super::machines::narrow().component());
     let (_, told) = run(&["push", path.to_str().unwrap(), "--json"]);
     let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-    let narrow = told["module"].as_str().unwrap().to_owned();
+    let narrow = told["component"].as_str().unwrap().to_owned();
     eventually("it has been rehearsed", async || {
-        let modules = client.modules().await.map_err(|error| error.to_string())?;
-        let found = modules.into_iter().find(|module| module.id == narrow).unwrap();
+        let components = client.components().await.map_err(|error| error.to_string())?;
+        let found = components.into_iter().find(|component| component.id == narrow).unwrap();
         let failed = found.nodes.iter().all(|node| node.state == "failed");
         if failed { Ok(()) } else { Err(format!("{:?}", found.nodes)) }
     })

@@ -33,8 +33,8 @@ async fn restarted_node_compiles_nothing_again() {
         assert_eq!(compilations(&cluster, id).unwrap(), [1.0, 0.0]);
         assert_eq!(kept(&cluster, id).len(), 1);
     }
-    let module = push_ready(&client, second().component()).await;
-    client.activate_module(&module, false).await.unwrap();
+    let component = push_ready(&client, second().component()).await;
+    client.activate_component(&component, false).await.unwrap();
     count(&client).await.unwrap();
     for id in 1..=3 {
         assert_eq!(compilations(&cluster, id).unwrap(), [2.0, 0.0]);
@@ -45,7 +45,7 @@ async fn restarted_node_compiles_nothing_again() {
     cluster.start_node(restarted);
     cluster.serving().await;
     compilations_are(&cluster, restarted, [0.0, 2.0]).await;
-    assert_eq!(all_agree(&cluster, &module).await, 1);
+    assert_eq!(all_agree(&cluster, &component).await, 1);
 
     cluster.kill(restarted);
     let damaged = kept(&cluster, restarted).remove(0);
@@ -57,23 +57,23 @@ async fn restarted_node_compiles_nothing_again() {
     cluster.serving().await;
     compilations_are(&cluster, restarted, [1.0, 1.0]).await;
     count(&client).await.unwrap();
-    assert_eq!(all_agree(&cluster, &module).await, 2);
+    assert_eq!(all_agree(&cluster, &component).await, 2);
     assert_eq!(kept(&cluster, restarted).len(), 2, "it was kept again");
 }
 
 /// The code of a component that the cluster has forgotten is removed, and that of the others stays.
 #[tokio::test(flavor = "multi_thread")]
 async fn code_of_forgotten_components_is_removed() {
-    /// The modules that a cluster has.
-    const MODULES_MAX: usize = 8;
+    /// The components that a cluster has.
+    const COMPONENTS_MAX: usize = 8;
     let (cluster, _dir) = cluster_of(&first(), &[]).await;
     let client = cluster.client();
-    for number in 0..MODULES_MAX + 2 {
+    for number in 0..COMPONENTS_MAX + 2 {
         push_ready(&client, padded(&second().component(), number)).await;
     }
     eventually("what was forgotten is removed", async || {
         let counts: Vec<usize> = (1..=3).map(|id| kept(&cluster, id).len()).collect();
-        if counts == [MODULES_MAX; 3] { Ok(()) } else { Err(format!("{counts:?}")) }
+        if counts == [COMPONENTS_MAX; 3] { Ok(()) } else { Err(format!("{counts:?}")) }
     })
     .await;
     count(&client).await.unwrap();

@@ -1,50 +1,50 @@
-//! The words for modules on their way: what the log says of them, and how far a node is with one.
+//! The words for components on their way: what the log says of them, and how far a node is with one.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
 use bytes::Bytes;
 
-use super::{ModuleId, NodeId};
+use super::{ComponentId, NodeId};
 
-/// The largest piece of a module in one entry of the log: as large as a value of the log's tree, so that
-/// what is written between two pieces waits for one of them and not for the module.
+/// The largest piece of a component in one entry of the log: as large as a value of the log's tree, so that
+/// what is written between two pieces waits for one of them and not for the component.
 pub const PART_BYTES_MAX: usize = 224 << 10;
 
-/// The largest module. What the log accepts must not depend on a node's settings, so this is no setting.
-pub const MODULE_BYTES_MAX: usize = 64 << 20;
+/// The largest component. What the log accepts must not depend on a node's settings, so this is no setting.
+pub const COMPONENT_BYTES_MAX: usize = 64 << 20;
 
-/// What the log says of modules.
+/// What the log says of components.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ModuleCommand {
+pub enum ComponentCommand {
     /// A piece of one.
-    Part(ModulePart),
+    Part(ComponentPart),
     /// Another one is to be active.
     Activate(Activation),
 }
 
-/// A piece of a module on its way to all nodes.
+/// A piece of a component on its way to all nodes.
 #[derive(Clone, PartialEq, Eq)]
-pub struct ModulePart {
+pub struct ComponentPart {
     /// The whole's name.
-    pub module: ModuleId,
+    pub component: ComponentId,
     /// The whole's size.
     pub total_bytes: u64,
     /// Where in it the piece begins.
     pub at: u64,
     /// The piece.
     pub bytes: Bytes,
-    /// With the first piece: what the module says of itself.
+    /// With the first piece: what the component says of itself.
     pub about: Option<About>,
 }
 
-impl fmt::Debug for ModulePart {
+impl fmt::Debug for ComponentPart {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let to = self.at.saturating_add(self.bytes.len() as u64);
-        write!(f, "bytes {} to {to} of module {}", self.at, self.module)
+        write!(f, "bytes {} to {to} of component {}", self.at, self.component)
     }
 }
 
-/// What a module says of itself, for people.
+/// What a component says of itself, for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
     /// Its machine's name.
@@ -55,13 +55,13 @@ pub struct About {
     pub state_version: u32,
 }
 
-/// From an index on another module is to be active, if everything still is as it was found.
+/// From an index on another component is to be active, if everything still is as it was found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Activation {
     /// Which.
-    pub module: ModuleId,
+    pub component: ComponentId,
     /// The one that must be active.
-    pub from: ModuleId,
+    pub from: ComponentId,
     /// The voters when it was proposed: they must be the same.
     pub voters: BTreeSet<NodeId>,
 }
@@ -69,17 +69,17 @@ pub struct Activation {
 /// The permissions of an operator for an activation or a rollback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permissions {
-    /// Clients of the active module may fail.
+    /// Clients of the active component may fail.
     pub allow_breaking: bool,
     /// These voters need not be ready, because they are down.
     pub without: BTreeSet<NodeId>,
 }
 
-/// A module that the cluster has, as a node tells of it.
+/// A component that the cluster has, as a node tells of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModuleStatus {
+pub struct ComponentStatus {
     /// Its name.
-    pub id: ModuleId,
+    pub id: ComponentId,
     /// Its size.
     pub bytes: u64,
     /// What it says of itself.
@@ -96,7 +96,7 @@ pub struct ModuleStatus {
     pub nodes: Vec<(NodeId, Readiness)>,
 }
 
-/// How far a node is with a module.
+/// How far a node is with a component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
     /// It does not have it, or not all of it yet.
@@ -131,7 +131,7 @@ impl Readiness {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rehearsed {
     /// Whose state it was.
-    pub from: ModuleId,
+    pub from: ComponentId,
     /// How long the state took to be carried over, in milliseconds.
     pub carry_over_ms: u64,
     /// How many entries of the log were applied to it.
@@ -149,13 +149,13 @@ pub struct Change {
     pub breaking: bool,
 }
 
-/// One module compared with the active one.
+/// One component compared with the active one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
     /// The active one.
-    pub from: ModuleId,
+    pub from: ComponentId,
     /// The other.
-    pub to: ModuleId,
+    pub to: ComponentId,
     /// The version of the active one's state.
     pub from_state_version: u32,
     /// The version of the other's.
@@ -172,16 +172,16 @@ pub struct Pushed {
     /// Where the next piece is to begin.
     pub next_at: u64,
     /// Once the cluster has it.
-    pub module: Option<ModuleStatus>,
+    pub component: Option<ComponentStatus>,
 }
 
 /// What an activation led to.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Activated {
     /// What is active now.
-    pub module: ModuleId,
+    pub component: ComponentId,
     /// What was active before.
-    pub previous: ModuleId,
+    pub previous: ComponentId,
     /// From which index on.
     pub index: u64,
 }

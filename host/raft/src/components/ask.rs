@@ -1,4 +1,4 @@
-//! How far the nodes are with a module.
+//! How far the nodes are with a component.
 
 use std::time::Duration;
 
@@ -7,16 +7,16 @@ use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, sleep, timeout};
 
 use crate::{Replica, network::peer::Lane, registry::Registry};
-use conclave_machine::{Module, diff};
+use conclave_machine::{Component, diff};
 use conclave_proto::{
-    convert::module_id_from_wire,
-    raft::{ModuleStatusRequest, ModuleStatusResponse, module_status_response::State},
+    convert::component_id_from_wire,
+    raft::{ComponentStatusRequest, ComponentStatusResponse, component_status_response::State},
 };
 use conclave_storage::raft_types::Member;
 use conclave_types::{
-    ModuleId, NodeId,
+    ComponentId, NodeId,
+    components::{ComponentStatus, Difference, Readiness, Rehearsed},
     error::Error,
-    modules::{Difference, ModuleStatus, Readiness, Rehearsed},
 };
 
 /// A node that was just started applies what it lacks.
@@ -25,12 +25,12 @@ const APPLIED_PAUSE: Duration = Duration::from_millis(10);
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Replica {
-    /// What the log says of modules, as far as this node has applied it.
+    /// What the log says of components, as far as this node has applied it.
     pub(crate) fn registry(&self) -> Registry {
         self.0.applied().registry.clone()
     }
 
-    /// What the log says of modules by now: everything that was acknowledged before.
+    /// What the log says of components by now: everything that was acknowledged before.
     pub(super) async fn fresh_registry(&self, deadline: Instant) -> Result<Registry, Error> {
         let index = self.read_index_waiting(deadline).await?;
         while self.0.applied().meta.last_log_id.is_none_or(|log_id| log_id.index < index) {
@@ -59,7 +59,7 @@ impl Replica {
     /// Asks all voters at once; within the default time, or as long as a rehearsal takes.
     pub(super) async fn ask_voters(
         &self,
-        module: ModuleId,
+        component: ComponentId,
         rehearse: Option<Instant>,
     ) -> Vec<(NodeId, Readiness)> {
         let within = rehearse
@@ -69,9 +69,9 @@ impl Replica {
             let own = *node_id == self.0.node_id();
             let answer = async {
                 match (own, rehearse.is_some()) {
-                    (true, false) => Ok(self.readiness(module)),
-                    (true, true) => Ok(self.rehearse_here(module).await),
-                    (false, rehearse) => self.ask_one(*node_id, member, module, rehearse).await,
+                    (true, false) => Ok(self.readiness(component)),
+                    (true, true) => Ok(self.rehearse_here(component).await),
+                    (false, rehearse) => self.ask_one(*node_id, member, component, rehearse).await,
                 }
             };
             let readiness = match timeout(within, answer).await {
@@ -91,29 +91,34 @@ impl Replica {
         &self,
         node_id: NodeId,
         member: &Member,
-        module: ModuleId,
+        component: ComponentId,
         rehearse: bool,
     ) -> Result<Readiness, String> {
         // A rehearsal is long, and heartbeats must not wait behind anything.
         let lane = if rehearse { Lane::Snapshot } else { Lane::Control };
         let peer = self.0.peers.peer(node_id, member);
         let mut client = peer.client(lane).await.map_err(|error| error.to_string())?;
-        let request = ModuleStatusRequest { module_id: module.0.to_vec().into(), rehearse };
-        let answer = client.module_status(request).await;
+        let request =
+            ComponentStatusRequest { component_id: component.0.to_vec().into(), rehearse };
+        let answer = client.component_status(request).await;
         let answer = answer.map_err(|status| peer.failed(lane, status).to_string())?;
         status_from_wire(&answer.into_inner())
     }
 
-    /// A module that the cluster has, and how far the voters are with it.
-    pub(super) async fn module_status(&self, id: ModuleId) -> ModuleStatus {
+    /// A component that the cluster has, and how far the voters are with it.
+    pub(super) async fn component_status(&self, id: ComponentId) -> ComponentStatus {
         let nodes = self.ask_voters(id, None).await;
         self.with_nodes(id, nodes)
     }
 
-    pub(super) fn with_nodes(&self, id: ModuleId, nodes: Vec<(NodeId, Readiness)>) -> ModuleStatus {
+    pub(super) fn with_nodes(
+        &self,
+        id: ComponentId,
+        nodes: Vec<(NodeId, Readiness)>,
+    ) -> ComponentStatus {
         let registry = self.registry();
         let known = registry.get(&id);
-        ModuleStatus {
+        ComponentStatus {
             id,
             bytes: known.map_or(0, |known| known.bytes.len() as u64),
             about: known.map(|known| known.about.clone()).unwrap_or_default(),
@@ -125,33 +130,37 @@ impl Replica {
         }
     }
 
-    /// All modules that the cluster has: the active one first, then the newest. Without a leader, those that
+    /// All components that the cluster has: the active one first, then the newest. Without a leader, those that
     /// this node knows of.
-    pub async fn list_modules(&self) -> Vec<ModuleStatus> {
+    pub async fn list_components(&self) -> Vec<ComponentStatus> {
         let registry = self.fresh_registry(Instant::now() + ASK_TIMEOUT).await;
         let registry = registry.unwrap_or_else(|_| self.registry());
-        let mut ids: Vec<_> = registry.modules().map(|(id, known)| (known.index, id)).collect();
+        let mut ids: Vec<_> = registry.components().map(|(id, known)| (known.index, id)).collect();
         ids.sort_by_key(|(index, id)| (*id != registry.active(), u64::MAX - index));
-        join_all(ids.into_iter().map(|(_, id)| self.module_status(id))).await
+        join_all(ids.into_iter().map(|(_, id)| self.component_status(id))).await
     }
 
-    /// The module whose id begins like this.
-    pub async fn find_module(&self, beginning: &str, deadline: Instant) -> Result<ModuleId, Error> {
+    /// The component whose id begins like this.
+    pub async fn find_component(
+        &self,
+        beginning: &str,
+        deadline: Instant,
+    ) -> Result<ComponentId, Error> {
         const LEAST: usize = 6;
         let beginning = beginning.to_ascii_lowercase();
         let registry = self.fresh_registry(deadline).await?;
         let mut found = registry
-            .modules()
+            .components()
             .map(|(id, _)| id)
             .filter(|id| id.to_string().starts_with(&beginning));
         match (beginning.len() >= LEAST, found.next(), found.next()) {
             (false, ..) => Err(Error::invalid(format!(
-                "{beginning:?} names no module: give at least the first {LEAST} digits of its id"
+                "{beginning:?} names no component: give at least the first {LEAST} digits of its id"
             ))),
             (true, Some(id), None) => Ok(id),
             (true, None, _) => Err(Error::refused(format!(
-                "the cluster has no module {beginning}: `conclave module list` shows those that it \
-                 has, `conclave module push` brings one"
+                "the cluster has no component {beginning}: `conclave component list` shows those that it \
+                 has, `conclave component push` brings one"
             ))),
             (true, Some(one), Some(other)) => Err(Error::invalid(format!(
                 "{beginning} may be {one} or {other}: give more of the id"
@@ -159,18 +168,18 @@ impl Replica {
         }
     }
 
-    /// Makes every voter rehearse a module, and waits for all of them.
-    pub async fn rehearse_module(
+    /// Makes every voter rehearse a component, and waits for all of them.
+    pub async fn rehearse_component(
         &self,
-        id: ModuleId,
+        id: ComponentId,
         deadline: Instant,
-    ) -> Result<ModuleStatus, Error> {
+    ) -> Result<ComponentStatus, Error> {
         let nodes = self.ask_voters(id, Some(deadline)).await;
         Ok(self.with_nodes(id, nodes))
     }
 
-    /// What would change for clients if a module were active.
-    pub async fn diff_module(&self, id: ModuleId) -> Result<Difference, Error> {
+    /// What would change for clients if a component were active.
+    pub async fn diff_component(&self, id: ComponentId) -> Result<Difference, Error> {
         let registry = self.registry();
         let from = self.compiled(&registry, registry.active()).await?;
         let to = self.compiled(&registry, id).await?;
@@ -180,18 +189,18 @@ impl Replica {
     pub(super) async fn compiled(
         &self,
         registry: &Registry,
-        id: ModuleId,
-    ) -> Result<Module, Error> {
+        id: ComponentId,
+    ) -> Result<Component, Error> {
         let bytes = registry.get(&id).map(|known| known.bytes.clone());
-        let bytes = bytes.ok_or_else(|| Error::refused(format!("there is no module {id}")))?;
-        let modules = self.0.modules.clone();
-        let compiling = tokio::task::spawn_blocking(move || modules.compile(id, &bytes));
+        let bytes = bytes.ok_or_else(|| Error::refused(format!("there is no component {id}")))?;
+        let components = self.0.components.clone();
+        let compiling = tokio::task::spawn_blocking(move || components.compile(id, &bytes));
         let compiled = compiling.await.map_err(|error| Error::fault(error.to_string()))?;
-        compiled.map_err(|error| Error::fault(format!("module {id} on this node: {error}")))
+        compiled.map_err(|error| Error::fault(format!("component {id} on this node: {error}")))
     }
 }
 
-pub(super) fn difference(from: &Module, to: &Module) -> Difference {
+pub(super) fn difference(from: &Component, to: &Component) -> Difference {
     Difference {
         from: from.id(),
         to: to.id(),
@@ -203,8 +212,8 @@ pub(super) fn difference(from: &Module, to: &Module) -> Difference {
 }
 
 /// To the wire.
-pub(crate) fn status_to_wire(readiness: &Readiness) -> ModuleStatusResponse {
-    let mut answer = ModuleStatusResponse::default();
+pub(crate) fn status_to_wire(readiness: &Readiness) -> ComponentStatusResponse {
+    let mut answer = ComponentStatusResponse::default();
     let state = match readiness {
         Readiness::Absent | Readiness::Unreachable(_) => State::Absent,
         Readiness::Preparing => State::Preparing,
@@ -214,7 +223,7 @@ pub(crate) fn status_to_wire(readiness: &Readiness) -> ModuleStatusResponse {
             State::Failed
         }
         Readiness::Ready(rehearsed) => {
-            answer.from_module_id = rehearsed.from.0.to_vec().into();
+            answer.from_component_id = rehearsed.from.0.to_vec().into();
             answer.carry_over_ms = rehearsed.carry_over_ms;
             answer.entries = rehearsed.entries;
             State::Ready
@@ -224,14 +233,15 @@ pub(crate) fn status_to_wire(readiness: &Readiness) -> ModuleStatusResponse {
     answer
 }
 
-fn status_from_wire(answer: &ModuleStatusResponse) -> Result<Readiness, String> {
+fn status_from_wire(answer: &ComponentStatusResponse) -> Result<Readiness, String> {
     Ok(match answer.state() {
         State::Absent => Readiness::Absent,
         State::Preparing => Readiness::Preparing,
         State::Active => Readiness::Active,
         State::Failed => Readiness::Failed(answer.reason.clone()),
         State::Ready => Readiness::Ready(Rehearsed {
-            from: module_id_from_wire(&answer.from_module_id).map_err(|error| error.to_string())?,
+            from: component_id_from_wire(&answer.from_component_id)
+                .map_err(|error| error.to_string())?,
             carry_over_ms: answer.carry_over_ms,
             entries: answer.entries,
         }),

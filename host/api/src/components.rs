@@ -1,4 +1,4 @@
-//! The life of an upgrade, on the wire: `PushModule`, `ListModules` and so on of the cluster service.
+//! The life of an upgrade, on the wire: `PushComponent`, `ListComponents` and so on of the cluster service.
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
@@ -11,12 +11,14 @@ use super::{
 };
 use conclave_proto::cluster as wire;
 use conclave_types::{
-    ModuleId, NodeId,
+    ComponentId, NodeId,
+    components::{
+        Activated, Change, ComponentPart, ComponentStatus, Difference, Permissions, Readiness,
+    },
     error::Error,
-    modules::{Activated, Change, Difference, ModulePart, ModuleStatus, Permissions, Readiness},
 };
 
-/// What a client may send of a module at once.
+/// What a client may send of a component at once.
 pub(super) const PIECE_BYTES_MAX: usize = 1 << 20;
 
 pub(super) async fn serve<B: Backend>(
@@ -43,68 +45,73 @@ async fn answer<B: Backend>(
     let backend = &*shared.backend;
     match verb {
         Verb::Push => {
-            let pushed = backend.push_module(piece(decode(request)?)?, deadline).await?;
-            let module = pushed.module.map(module_to_wire);
-            Ok(encode(&wire::PushModuleResponse { next_at: pushed.next_at, module }, None))
+            let pushed = backend.push_component(piece(decode(request)?)?, deadline).await?;
+            let component = pushed.component.map(component_to_wire);
+            Ok(encode(&wire::PushComponentResponse { next_at: pushed.next_at, component }, None))
         }
         Verb::List => {
-            let wire::ListModulesRequest {} = decode(request)?;
-            let modules = backend.list_modules().await.into_iter().map(module_to_wire).collect();
-            Ok(encode(&wire::ListModulesResponse { modules }, None))
+            let wire::ListComponentsRequest {} = decode(request)?;
+            let components =
+                backend.list_components().await.into_iter().map(component_to_wire).collect();
+            Ok(encode(&wire::ListComponentsResponse { components }, None))
         }
         Verb::Rehearse => {
-            let wire::RehearseModuleRequest { module } = decode(request)?;
-            let module = backend.find_module(&module, deadline).await?;
-            let status = backend.rehearse_module(module, deadline).await?;
+            let wire::RehearseComponentRequest { component } = decode(request)?;
+            let component = backend.find_component(&component, deadline).await?;
+            let status = backend.rehearse_component(component, deadline).await?;
             let ready = status
                 .nodes
                 .iter()
                 .all(|(_, readiness)| matches!(readiness, Readiness::Ready(_) | Readiness::Active));
-            let module = Some(module_to_wire(status));
-            Ok(encode(&wire::RehearseModuleResponse { module, ready }, None))
+            let component = Some(component_to_wire(status));
+            Ok(encode(&wire::RehearseComponentResponse { component, ready }, None))
         }
         Verb::Diff => {
-            let wire::DiffModuleRequest { module } = decode(request)?;
-            let module = backend.find_module(&module, deadline).await?;
-            let difference = backend.diff_module(module).await?;
+            let wire::DiffComponentRequest { component } = decode(request)?;
+            let component = backend.find_component(&component, deadline).await?;
+            let difference = backend.diff_component(component).await?;
             Ok(encode(&difference_to_wire(difference), None))
         }
         Verb::Activate => {
-            let wire::ActivateModuleRequest { module, allow_breaking, without } = decode(request)?;
-            let module = backend.find_module(&module, deadline).await?;
+            let wire::ActivateComponentRequest { component, allow_breaking, without } =
+                decode(request)?;
+            let component = backend.find_component(&component, deadline).await?;
             let without = without.into_iter().collect();
             let permissions = Permissions { allow_breaking, without };
-            let activated = backend.activate_module(module, &permissions, deadline).await?;
+            let activated = backend.activate_component(component, &permissions, deadline).await?;
             Ok(activated_to_wire(activated))
         }
         Verb::Rollback => {
-            let wire::RollbackModuleRequest { from, allow_breaking, without } = decode(request)?;
-            let from = backend.find_module(&from, deadline).await?;
+            let wire::RollbackComponentRequest { from, allow_breaking, without } = decode(request)?;
+            let from = backend.find_component(&from, deadline).await?;
             let without = without.into_iter().collect();
             let permissions = Permissions { allow_breaking, without };
-            let activated = backend.rollback_module(from, &permissions, deadline).await?;
+            let activated = backend.rollback_component(from, &permissions, deadline).await?;
             Ok(activated_to_wire(activated))
         }
     }
 }
 
-fn piece(request: wire::PushModuleRequest) -> Result<ModulePart, Error> {
-    let wire::PushModuleRequest { module, total_bytes, at, bytes } = request;
-    let id: Result<[u8; 32], _> = module.as_ref().try_into();
+fn piece(request: wire::PushComponentRequest) -> Result<ComponentPart, Error> {
+    let wire::PushComponentRequest { component, total_bytes, at, bytes } = request;
+    let id: Result<[u8; 32], _> = component.as_ref().try_into();
     let id = id.map_err(|_| {
-        Error::invalid(format!("a module's name is its SHA-256, 32 bytes, not {}", module.len()))
+        Error::invalid(format!(
+            "a component's name is its SHA-256, 32 bytes, not {}",
+            component.len()
+        ))
     })?;
-    Ok(ModulePart { module: ModuleId(id), total_bytes, at, bytes, about: None })
+    Ok(ComponentPart { component: ComponentId(id), total_bytes, at, bytes, about: None })
 }
 
 fn activated_to_wire(activated: Activated) -> Served {
-    let Activated { module, previous, index } = activated;
-    let (module, previous) = (module.to_string(), previous.to_string());
-    encode(&wire::ActivateModuleResponse { module, previous, index }, Some(index))
+    let Activated { component, previous, index } = activated;
+    let (component, previous) = (component.to_string(), previous.to_string());
+    encode(&wire::ActivateComponentResponse { component, previous, index }, Some(index))
 }
 
-fn module_to_wire(status: ModuleStatus) -> wire::Module {
-    wire::Module {
+fn component_to_wire(status: ComponentStatus) -> wire::Component {
+    wire::Component {
         id: status.id.to_string(),
         name: status.about.name.to_string(),
         version: status.about.version.to_string(),
@@ -118,9 +125,9 @@ fn module_to_wire(status: ModuleStatus) -> wire::Module {
     }
 }
 
-fn node_to_wire((node_id, readiness): (NodeId, Readiness)) -> wire::ModuleNode {
+fn node_to_wire((node_id, readiness): (NodeId, Readiness)) -> wire::ComponentNode {
     let state = readiness.name().to_owned();
-    let mut node = wire::ModuleNode { node_id, state, ..wire::ModuleNode::default() };
+    let mut node = wire::ComponentNode { node_id, state, ..wire::ComponentNode::default() };
     match readiness {
         Readiness::Failed(reason) | Readiness::Unreachable(reason) => node.reason = reason,
         Readiness::Ready(rehearsed) => {
@@ -132,12 +139,12 @@ fn node_to_wire((node_id, readiness): (NodeId, Readiness)) -> wire::ModuleNode {
     node
 }
 
-fn difference_to_wire(difference: Difference) -> wire::DiffModuleResponse {
+fn difference_to_wire(difference: Difference) -> wire::DiffComponentResponse {
     let changes = difference.changes.into_iter().map(|change| {
         let Change { subject, text, breaking } = change;
         wire::Change { subject, text, breaking }
     });
-    wire::DiffModuleResponse {
+    wire::DiffComponentResponse {
         from: difference.from.to_string(),
         to: difference.to.to_string(),
         from_state_version: difference.from_state_version,

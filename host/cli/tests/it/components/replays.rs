@@ -1,4 +1,4 @@
-//! A replay goes on with the modules that the log activates, where it does.
+//! A replay goes on with the components that the log activates, where it does.
 
 use serde_json::{Value, json};
 
@@ -15,19 +15,19 @@ fn answered(at: &Value) -> (i64, i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_replay_runs_the_modules_of_the_time() {
+async fn a_replay_runs_the_components_of_the_time() {
     let (mut cluster, dir) = cluster_of(&first(), &[]).await;
     let client = cluster.client();
     let genesis = active(&client).await;
     for _ in 0..3 {
         count(&client).await.unwrap();
     }
-    let module = push_ready(&client, second().component()).await;
-    let activated = client.activate_module(&module, false).await.unwrap().index;
+    let component = push_ready(&client, second().component()).await;
+    let activated = client.activate_component(&component, false).await.unwrap().index;
     for _ in 0..2 {
         count(&client).await.unwrap();
     }
-    assert_eq!(all_agree(&cluster, &module).await, 5);
+    assert_eq!(all_agree(&cluster, &component).await, 5);
     for id in 1..=3 {
         cluster.stop(id);
     }
@@ -37,24 +37,29 @@ async fn a_replay_runs_the_modules_of_the_time() {
     };
     let whole = replayed(&cluster, 1, &query);
     let last = whole["index"].as_u64().unwrap();
-    assert_eq!((answered(&whole), &whole["modules"][0]), ((5, 1), &json!(module)), "{whole}");
+    assert_eq!((answered(&whole), &whole["components"][0]), ((5, 1), &json!(component)), "{whole}");
     let before = at(activated - 1, &[]);
-    assert_eq!((answered(&before), &before["modules"][0]), ((3, 1), &json!(genesis)), "{before}");
+    assert_eq!(
+        (answered(&before), &before["components"][0]),
+        ((3, 1), &json!(genesis)),
+        "{before}"
+    );
     let after = at(activated, &[]);
-    assert_eq!((answered(&after), &after["modules"][0]), ((3, 1), &json!(module)), "{after}");
+    assert_eq!((answered(&after), &after["components"][0]), ((3, 1), &json!(component)), "{after}");
 
     let shown = replayed(&cluster, 1, &["--show", &activated.to_string()]);
     let entry = &shown["shown"][0];
-    assert_eq!((&entry["kind"], &entry["activates"]), (&json!("activation"), &json!(module)));
-    assert_eq!((&entry["module"], &entry["outcome"]["reply"]), (&json!(genesis), &json!(true)));
+    assert_eq!((&entry["kind"], &entry["activates"]), (&json!("activation"), &json!(component)));
+    assert_eq!((&entry["component"], &entry["outcome"]["reply"]), (&json!(genesis), &json!(true)));
 
     // One that counts by ten goes through the whole log, whatever was activated.
     let tens = conclave_testing::counters::version("tens", 10, 1, &[1]);
     let tens = write(&dir, "tens.wasm", &tens.component());
     // From the first entry on, so that the replay does not begin with a snapshot of the second.
-    let other = at(last, &["--entries", "1..", "--module", tens.to_str().unwrap()]);
+    let other = at(last, &["--entries", "1..", "--component", tens.to_str().unwrap()]);
     assert_eq!(answered(&other), (50, 10), "{other}");
-    let compared = at(last, &["--entries", "1..", "--module", tens.to_str().unwrap(), "--compare"]);
+    let compared =
+        at(last, &["--entries", "1..", "--component", tens.to_str().unwrap(), "--compare"]);
     // The ticks that an activation asks for are no difference.
     assert_eq!(compared["different"], json!(5), "{compared}");
 }

@@ -20,33 +20,36 @@ async fn a_live_upgrade_loses_nothing() {
     let load = Load::start(CLIENTS, || cluster.client());
     load.runs(2000).await;
 
-    let module = push_ready(&client, padded(&second().component(), 3 << 20)).await;
-    let rehearsed = client.rehearse_module(&module[..8]).await.unwrap();
+    let component = push_ready(&client, padded(&second().component(), 3 << 20)).await;
+    let rehearsed = client.rehearse_component(&component[..8]).await.unwrap();
     assert!(rehearsed.ready, "{rehearsed:?}");
     load.runs(2000).await;
     let begun = Instant::now();
-    let activated = client.activate_module(&module[..8], false).await.unwrap();
-    assert_eq!((&activated.module, &activated.previous), (&module, &genesis));
+    let activated = client.activate_component(&component[..8], false).await.unwrap();
+    assert_eq!((&activated.component, &activated.previous), (&component, &genesis));
     load.runs(2000).await;
     eprintln!("activation: the longest pause of writes was {:?}", load.longest_pause(begun));
     // Asked again, as by somebody who lost the answer.
-    let again = client.activate_module(&module, false).await.unwrap();
+    let again = client.activate_component(&component, false).await.unwrap();
     assert_eq!(again.index, activated.index);
 
     ready(&client, &genesis).await;
     let begun = Instant::now();
-    let rolled_back = client.rollback_module(&module, false).await.unwrap();
-    assert_eq!((&rolled_back.module, &rolled_back.previous), (&genesis, &module));
-    assert_eq!(client.rollback_module(&module, false).await.unwrap().index, rolled_back.index);
+    let rolled_back = client.rollback_component(&component, false).await.unwrap();
+    assert_eq!((&rolled_back.component, &rolled_back.previous), (&genesis, &component));
+    assert_eq!(
+        client.rollback_component(&component, false).await.unwrap().index,
+        rolled_back.index
+    );
     load.runs(2000).await;
     eprintln!("rollback: the longest pause of writes was {:?}", load.longest_pause(begun));
-    ready(&client, &module).await;
-    client.activate_module(&module, false).await.unwrap();
+    ready(&client, &component).await;
+    client.activate_component(&component, false).await.unwrap();
     load.runs(500).await;
 
     let counts = load.stop().await;
     assert_eq!(counts.unknown, 0, "nothing was lost on the way");
-    assert_eq!(all_agree(&cluster, &module).await, counts.acknowledged);
+    assert_eq!(all_agree(&cluster, &component).await, counts.acknowledged);
     // From snapshots and logs, all at once.
     for id in 1..=3 {
         cluster.kill(id);
@@ -56,12 +59,14 @@ async fn a_live_upgrade_loses_nothing() {
     }
     cluster.serving().await;
     assert_eq!(counted(&client, Consistency::Linearizable).await, counts.acknowledged);
-    assert_eq!(all_agree(&cluster, &module).await, counts.acknowledged);
-    // What is known of modules has survived as well.
-    let modules = client.modules().await.unwrap();
-    assert_eq!(modules.len(), 2);
-    assert!(modules[0].active && modules[0].id == module && modules[0].name == "second");
-    assert!(modules[1].previous && modules[1].id == genesis);
+    assert_eq!(all_agree(&cluster, &component).await, counts.acknowledged);
+    // What is known of components has survived as well.
+    let components = client.components().await.unwrap();
+    assert_eq!(components.len(), 2);
+    assert!(
+        components[0].active && components[0].id == component && components[0].name == "second"
+    );
+    assert!(components[1].previous && components[1].id == genesis);
 }
 
 /// The services, reflection and the description are those of the active machine at once, and what would
@@ -81,8 +86,8 @@ async fn the_api_follows_the_machine_and_breaking_changes_are_asked_for() {
     client.call_raw("t.v1.S/B", Vec::new()).await.unwrap();
     count(&client).await.unwrap();
 
-    let module = push_ready(&client, new.component()).await;
-    let diff = client.diff_module(&module).await.unwrap();
+    let component = push_ready(&client, new.component()).await;
+    let diff = client.diff_component(&component).await.unwrap();
     let told: Vec<_> = diff
         .changes
         .iter()
@@ -91,12 +96,12 @@ async fn the_api_follows_the_machine_and_breaking_changes_are_asked_for() {
     let expected = [("t.v1.S/B", "is not served any more", true), ("t.v1.S/C", "is new", false)];
     assert_eq!(told, expected);
     assert!(diff.restores);
-    let refused = client.activate_module(&module, false).await.unwrap_err();
+    let refused = client.activate_component(&component, false).await.unwrap_err();
     assert_eq!(refused.code_name(), "FAILED_PRECONDITION");
     assert!(refused.message().contains("t.v1.S/B is not served any more"), "{refused}");
     assert!(refused.message().contains("--allow-breaking"), "{refused}");
     let before = active(&client).await;
-    client.activate_module(&module, true).await.unwrap();
+    client.activate_component(&component, true).await.unwrap();
 
     for id in 1..=3 {
         let client = cluster.client_of(id);
@@ -115,9 +120,9 @@ async fn the_api_follows_the_machine_and_breaking_changes_are_asked_for() {
     }
     // The way back breaks clients of the new method.
     ready(&client, &before).await;
-    let refused = client.rollback_module(&module, false).await.unwrap_err();
+    let refused = client.rollback_component(&component, false).await.unwrap_err();
     assert!(refused.message().contains("t.v1.S/C"), "{refused}");
-    client.rollback_module(&module, true).await.unwrap();
+    client.rollback_component(&component, true).await.unwrap();
     assert_eq!(all_agree(&cluster, &before).await, 5);
 }
 
@@ -139,17 +144,17 @@ async fn methods(client: &Client) -> Vec<String> {
 
 /// A newer program carries another default machine. It must not matter to a cluster that runs.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_with_data_goes_on_with_the_clusters_module() {
+async fn a_node_with_data_goes_on_with_the_clusters_component() {
     let mut cluster = Cluster::start_with(Setup::default()).await;
     let client = cluster.client();
     put(&client, "key", "before").await.unwrap();
-    let module = active(&client).await;
+    let component = active(&client).await;
     let other = tempfile::TempDir::new().unwrap();
     let other = write(&other, "other.wasm", &first().component());
     for id in 1..=3 {
         cluster.stop(id);
         let mut command = cluster.command(id);
-        command.arg("--module").arg(&other);
+        command.arg("--component").arg(&other);
         cluster.run(id, command);
         cluster.serving().await;
     }
@@ -157,15 +162,15 @@ async fn a_node_with_data_goes_on_with_the_clusters_module() {
     put(&client, "key", "after").await.unwrap();
     cluster.caught_up(&[1, 2, 3]).await;
     for node in client.status().await.unwrap().nodes {
-        assert_eq!(node.module, module);
+        assert_eq!(node.component, component);
     }
     for id in 1..=3 {
         let log = std::fs::read_to_string(&cluster.node(id).log).unwrap();
-        assert!(log.contains("conclave module push"), "node {id} says how to change it: {log}");
+        assert!(log.contains("conclave component push"), "node {id} says how to change it: {log}");
     }
 }
 
-/// A rehearsal does not only restore: it applies to the newest snapshot what clients have sent since. A module
+/// A rehearsal does not only restore: it applies to the newest snapshot what clients have sent since. A component
 /// that cannot take that is not ready.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rehearsal_applies_what_was_really_sent() {
@@ -180,20 +185,20 @@ async fn a_rehearsal_applies_what_was_really_sent() {
         count(&client).await.unwrap();
     }
     cluster.caught_up(&[1, 2, 3]).await;
-    let module = push_ready(&client, second().component()).await;
-    let rehearsed = client.rehearse_module(&module).await.unwrap().module.unwrap();
+    let component = push_ready(&client, second().component()).await;
+    let rehearsed = client.rehearse_component(&component).await.unwrap().component.unwrap();
     let entries: Vec<_> = rehearsed.nodes.iter().map(|node| node.entries).collect();
     assert_eq!(entries, [5, 5, 5]);
 
     let broken = Wat { apply: "unreachable", ..second() };
     let broken = push(&client, broken.component()).await.unwrap().id;
-    let rehearsed = client.rehearse_module(&broken).await.unwrap();
+    let rehearsed = client.rehearse_component(&broken).await.unwrap();
     assert!(!rehearsed.ready);
-    for node in rehearsed.module.unwrap().nodes {
+    for node in rehearsed.component.unwrap().nodes {
         assert!(node.reason.contains("traps"), "{node:?}");
     }
-    let refused = client.activate_module(&broken, false).await.unwrap_err();
+    let refused = client.activate_component(&broken, false).await.unwrap_err();
     assert!(refused.message().contains("node 3: entry"), "{refused}");
-    client.activate_module(&module, false).await.unwrap();
-    assert_eq!(all_agree(&cluster, &module).await, 6);
+    client.activate_component(&component, false).await.unwrap();
+    assert_eq!(all_agree(&cluster, &component).await, 6);
 }

@@ -3,7 +3,7 @@
 use std::{fs, time::Duration};
 
 use conclave_client::{Client, Consistency, Permissions};
-use conclave_types::ModuleId;
+use conclave_types::ComponentId;
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -13,17 +13,17 @@ use conclave_testing::{counters::version, wat::Wat};
 
 /// A node that is down could come back and lack what it needs: it is refused, by the node's name.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_node_that_is_down_keeps_a_module_from_being_activated() {
+async fn a_node_that_is_down_keeps_a_component_from_being_activated() {
     let (mut cluster, _dir) = cluster_of(&first(), &[]).await;
     let client = cluster.client();
     let genesis = active(&client).await;
     let away = cluster.leader().await % 3 + 1;
     cluster.kill(away);
     // A majority is enough to push.
-    let module = push(&client, second().component()).await.unwrap().id;
+    let component = push(&client, second().component()).await.unwrap().id;
     count(&client).await.unwrap();
     let refused = eventually("the others are ready", async || {
-        let refused = client.activate_module(&module, false).await.unwrap_err();
+        let refused = client.activate_component(&component, false).await.unwrap_err();
         let text = refused.message().to_owned();
         if text.contains("rehearsed") || text.contains("arrive") { Err(text) } else { Ok(refused) }
     })
@@ -31,17 +31,17 @@ async fn a_node_that_is_down_keeps_a_module_from_being_activated() {
     assert_eq!(refused.code_name(), "FAILED_PRECONDITION");
     assert!(refused.message().contains(&format!("node {away}: not reached")), "{refused}");
     assert_eq!(active(&client).await, genesis);
-    let rehearsed = client.rehearse_module(&module).await.unwrap();
+    let rehearsed = client.rehearse_component(&component).await.unwrap();
     assert!(!rehearsed.ready);
 
     cluster.start_node(away);
-    ready(&client, &module).await;
-    client.activate_module(&module, false).await.unwrap();
+    ready(&client, &component).await;
+    client.activate_component(&component, false).await.unwrap();
     count(&client).await.unwrap();
-    assert_eq!(all_agree(&cluster, &module).await, 2);
+    assert_eq!(all_agree(&cluster, &component).await, 2);
 }
 
-/// An operator can leave it out by name. It activates the module when it comes to the entry in its log.
+/// An operator can leave it out by name. It activates the component when it comes to the entry in its log.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_down_can_be_left_out_of_an_activation() {
     let (mut cluster, _dir) = cluster_of(&first(), &[]).await;
@@ -49,19 +49,19 @@ async fn a_node_that_is_down_can_be_left_out_of_an_activation() {
     let genesis = active(&client).await;
     let away = cluster.leader().await % 3 + 1;
     cluster.kill(away);
-    let module = push(&client, second().component()).await.unwrap().id;
+    let component = push(&client, second().component()).await.unwrap().id;
     count(&client).await.unwrap();
     let without = |nodes: &[u64]| Permissions { without: nodes.to_vec(), ..Permissions::default() };
-    eventually("the module is activated", async || {
-        let activated = client.activate_module_with(&module, &without(&[away])).await;
+    eventually("the component is activated", async || {
+        let activated = client.activate_component_with(&component, &without(&[away])).await;
         activated.map(drop).map_err(|error| error.to_string())
     })
     .await;
-    assert_eq!(active(&client).await, module);
+    assert_eq!(active(&client).await, component);
     count(&client).await.unwrap();
     // A rollback is an activation, too.
-    eventually("the first module is active again", async || {
-        let rolled_back = client.rollback_module_with(&module, &without(&[away])).await;
+    eventually("the first component is active again", async || {
+        let rolled_back = client.rollback_component_with(&component, &without(&[away])).await;
         rolled_back.map(drop).map_err(|error| error.to_string())
     })
     .await;
@@ -69,34 +69,34 @@ async fn a_node_that_is_down_can_be_left_out_of_an_activation() {
     count(&client).await.unwrap();
     // Too few would be left.
     let others: Vec<u64> = (1..=3).filter(|id| *id != away).take(1).chain([away]).collect();
-    let refused = client.activate_module_with(&module, &without(&others)).await.unwrap_err();
+    let refused = client.activate_component_with(&component, &without(&others)).await.unwrap_err();
     assert!(refused.message().contains("1 of 3 voters are left"), "{refused}");
     cluster.start_node(away);
     cluster.serving().await;
     assert_eq!(all_agree(&cluster, &genesis).await, 3);
 }
 
-/// Activates these modules in turn until a node was found ready and then stood still before it had applied
+/// Activates these components in turn until a node was found ready and then stood still before it had applied
 /// the activation: only so can it be away at one. The node is left standing.
 async fn activated_without(
     cluster: &Cluster,
     client: &Client,
     away: u64,
-    modules: [&str; 2],
+    components: [&str; 2],
 ) -> String {
     let signal = |signal| {
         let pid = Pid::from_raw(cluster.pid(away) as i32).unwrap();
         kill_process(pid, signal).unwrap();
     };
     for round in 0..40_usize {
-        let module = modules[round % 2];
-        if active(client).await == module {
+        let component = components[round % 2];
+        if active(client).await == component {
             continue;
         }
-        ready(client, module).await;
+        ready(client, component).await;
         let activating = tokio::spawn({
-            let (client, module) = (client.clone(), module.to_owned());
-            async move { client.activate_module(&module, false).await }
+            let (client, component) = (client.clone(), component.to_owned());
+            async move { client.activate_component(&component, false).await }
         });
         tokio::time::sleep(Duration::from_micros(500 * (1 + round as u64 / 2 % 12))).await;
         signal(Signal::STOP);
@@ -105,7 +105,7 @@ async fn activated_without(
         let log = fs::read_to_string(&cluster.node(away).log).unwrap();
         match activated {
             Ok(activated) if !log.contains(&format!("is active index={} ", activated.index)) => {
-                return module.to_owned();
+                return component.to_owned();
             }
             _ => signal(Signal::CONT),
         }
@@ -122,16 +122,16 @@ async fn comes_back(flags: &[&str], calls: usize) {
     count(&client).await.unwrap();
     let second = push_ready(&client, padded(&second().component(), 2 << 20)).await;
     let away = cluster.leader().await % 3 + 1;
-    let module = activated_without(&cluster, &client, away, [&second, &genesis]).await;
+    let component = activated_without(&cluster, &client, away, [&second, &genesis]).await;
     cluster.kill(away);
     for _ in 0..calls {
         count(&client).await.unwrap();
     }
     cluster.start_node(away);
-    assert_eq!(all_agree(&cluster, &module).await, calls as i64 + 1);
+    assert_eq!(all_agree(&cluster, &component).await, calls as i64 + 1);
     // It is a full member of the next upgrade.
     let next = push_ready(&client, version("third", 1, 2, &[1, 2]).component()).await;
-    client.activate_module(&next, false).await.unwrap();
+    client.activate_component(&next, false).await.unwrap();
     count(&client).await.unwrap();
     assert_eq!(all_agree(&cluster, &next).await, calls as i64 + 2);
 }
@@ -162,38 +162,40 @@ async fn a_leader_may_die_in_each_phase() {
     let died = cluster.leader().await;
     let pushing = tokio::spawn({
         let client = client.clone();
-        let id = ModuleId::of(&component).0;
-        async move { client.push_module(id, component, |bytes| _ = sent.send(bytes)).await }
+        let id = ComponentId::of(&component).0;
+        async move { client.push_component(id, component, |bytes| _ = sent.send(bytes)).await }
     });
     while progress.recv().await.expect("it is being pushed") < half {}
     cluster.kill(died);
-    let module = pushing.await.unwrap().unwrap().id;
+    let component = pushing.await.unwrap().unwrap().id;
     let anew = std::iter::from_fn(|| progress.try_recv().ok()).any(|bytes| bytes < half);
-    assert!(anew, "the leader died when the module was in the log already");
+    assert!(anew, "the leader died when the component was in the log already");
     cluster.start_node(died);
     load.runs(200).await;
 
     // While it is rehearsed.
     let rehearsing = tokio::spawn({
-        let (client, module) = (client.clone(), module.clone());
-        async move { client.rehearse_module(&module).await }
+        let (client, component) = (client.clone(), component.clone());
+        async move { client.rehearse_component(&component).await }
     });
     let died = kill_leader(&mut cluster).await;
     let rehearsed = rehearsing.await.unwrap();
     cluster.start_node(died);
     eprintln!("rehearsed while the leader died: {:?}", rehearsed.map(|answer| answer.ready));
-    ready(&client, &module).await;
+    ready(&client, &component).await;
     load.runs(200).await;
 
     // While it is activated: at once, and a little later.
     let genesis = active(&client).await;
-    for (round, target) in [&module, &genesis, &module, &genesis, &module].into_iter().enumerate() {
+    for (round, target) in
+        [&component, &genesis, &component, &genesis, &component].into_iter().enumerate()
+    {
         if active(&client).await != *target {
             ready(&client, target).await;
         }
         let activating = tokio::spawn({
             let (client, target) = (client.clone(), target.clone());
-            async move { client.activate_module(&target, true).await }
+            async move { client.activate_component(&target, true).await }
         });
         tokio::time::sleep(Duration::from_millis(4 * round as u64)).await;
         let died = kill_leader(&mut cluster).await;
@@ -207,11 +209,11 @@ async fn a_leader_may_die_in_each_phase() {
         load.runs(200).await;
         if active(&client).await != *target {
             ready(&client, target).await;
-            client.activate_module(target, true).await.unwrap();
+            client.activate_component(target, true).await.unwrap();
         }
     }
     let counts = load.stop().await;
-    let total = all_agree(&cluster, &module).await;
+    let total = all_agree(&cluster, &component).await;
     let possible = counts.acknowledged..=counts.acknowledged + counts.unknown;
     assert!(possible.contains(&total), "{total} of {counts:?}");
     assert_eq!(counted(&client, Consistency::Linearizable).await, total);
@@ -223,10 +225,10 @@ async fn kill_leader(cluster: &mut Cluster) -> u64 {
     leader
 }
 
-/// A module that takes small numbers only: it is ready while the number is small, and cannot go on when it
-/// is not any more. Every node says so, and the old module goes on on every node.
+/// A component that takes small numbers only: it is ready while the number is small, and cannot go on when it
+/// is not any more. Every node says so, and the old component goes on on every node.
 #[tokio::test(flavor = "multi_thread")]
-async fn a_module_that_traps_over_the_state_is_activated_nowhere() {
+async fn a_component_that_traps_over_the_state_is_activated_nowhere() {
     let picky = second();
     let finish = format!(
         "(if (i64.gt_s (i64.load (i32.const 4000)) (i64.const 50)) (then unreachable)) {}",
@@ -239,22 +241,22 @@ async fn a_module_that_traps_over_the_state_is_activated_nowhere() {
     for _ in 0..10 {
         count(&client).await.unwrap();
     }
-    let module = push_ready(&client, picky.component()).await;
+    let component = push_ready(&client, picky.component()).await;
     for _ in 0..50 {
         count(&client).await.unwrap();
     }
-    let refused = client.activate_module(&module, false).await.unwrap_err();
+    let refused = client.activate_component(&component, false).await.unwrap_err();
     assert_eq!(refused.code_name(), "FAILED_PRECONDITION", "{refused}");
     count(&client).await.unwrap();
     assert_eq!(all_agree(&cluster, &genesis).await, 61);
     for id in 1..=3 {
         let log = fs::read_to_string(&cluster.node(id).log).unwrap();
-        assert!(!log.contains("a module is active"), "node {id}");
+        assert!(!log.contains("a component is active"), "node {id}");
     }
     // The next rehearsal finds it, and says so before anything is proposed.
-    let rehearsed = client.rehearse_module(&module).await.unwrap();
+    let rehearsed = client.rehearse_component(&component).await.unwrap();
     assert!(!rehearsed.ready, "{rehearsed:?}");
-    let refused = client.activate_module(&module, false).await.unwrap_err();
+    let refused = client.activate_component(&component, false).await.unwrap_err();
     assert!(refused.message().contains("not every voter is ready"), "{refused}");
     // Replayed from the log it is the same.
     for id in 1..=3 {

@@ -4,8 +4,8 @@ use std::path::PathBuf;
 
 use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
-use conclave_client::{CallOptions, Client, Consistency, Error, proto::cluster::Module};
-use conclave_types::ModuleId;
+use conclave_client::{CallOptions, Client, Consistency, Error, proto::cluster::Component};
+use conclave_types::ComponentId;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
@@ -53,8 +53,8 @@ pub(super) fn padded(component: &[u8], bytes: usize) -> Bytes {
 pub(super) async fn cluster_of(machine: &Wat, flags: &[&str]) -> (Cluster, TempDir) {
     let dir = TempDir::new().unwrap();
     let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-    let module = Some(write(&dir, "genesis.wasm", &machine.component()));
-    (Cluster::start_with(Setup { module, flags }).await, dir)
+    let component = Some(write(&dir, "genesis.wasm", &machine.component()));
+    (Cluster::start_with(Setup { component, flags }).await, dir)
 }
 
 /// A file with a component.
@@ -83,8 +83,8 @@ pub(super) async fn counted(client: &Client, consistency: Consistency) -> i64 {
     i64::from_le_bytes(words[..8].try_into().unwrap())
 }
 
-/// Every node has counted the same, and runs this module.
-pub(super) async fn all_agree(cluster: &Cluster, module: &str) -> i64 {
+/// Every node has counted the same, and runs this component.
+pub(super) async fn all_agree(cluster: &Cluster, component: &str) -> i64 {
     cluster.caught_up(&[1, 2, 3]).await;
     let mut numbers = Vec::new();
     for id in 1..=3 {
@@ -93,39 +93,40 @@ pub(super) async fn all_agree(cluster: &Cluster, module: &str) -> i64 {
     }
     assert!(numbers.iter().all(|number| *number == numbers[0]), "{numbers:?}");
     for node in cluster.client().status().await.unwrap().nodes {
-        assert_eq!(node.module, module, "node {}", node.id);
+        assert_eq!(node.component, component, "node {}", node.id);
     }
     numbers[0]
 }
 
 /// Pushes a component.
-pub(super) async fn push(client: &Client, component: Bytes) -> Result<Module, Error> {
-    let id = ModuleId::of(&component).0;
-    client.push_module(id, component, |_| {}).await
+pub(super) async fn push(client: &Client, component: Bytes) -> Result<Component, Error> {
+    let id = ComponentId::of(&component).0;
+    client.push_component(id, component, |_| {}).await
 }
 
 /// Pushes a component and waits until every node is ready for it; its id.
 pub(super) async fn push_ready(client: &Client, component: Bytes) -> String {
-    let module = push(client, component).await.unwrap();
-    ready(client, &module.id).await;
-    module.id
+    let component = push(client, component).await.unwrap();
+    ready(client, &component.id).await;
+    component.id
 }
 
-/// Waits until every node is ready for a module.
+/// Waits until every node is ready for a component.
 pub(super) async fn ready(client: &Client, id: &str) {
     eventually("every node is ready", async || {
-        let modules = client.modules().await.map_err(|error| error.to_string())?;
-        let module = modules.iter().find(|module| module.id == id).ok_or("it is not there")?;
-        match module.nodes.iter().all(|node| node.state == "ready") {
+        let components = client.components().await.map_err(|error| error.to_string())?;
+        let component =
+            components.iter().find(|component| component.id == id).ok_or("it is not there")?;
+        match component.nodes.iter().all(|node| node.state == "ready") {
             true => Ok(()),
-            false => Err(format!("{:?}", module.nodes)),
+            false => Err(format!("{:?}", component.nodes)),
         }
     })
     .await;
 }
 
-/// The active module's id.
+/// The active component's id.
 pub(super) async fn active(client: &Client) -> String {
-    let modules = client.modules().await.unwrap();
-    modules.into_iter().find(|module| module.active).unwrap().id
+    let components = client.components().await.unwrap();
+    components.into_iter().find(|component| component.active).unwrap().id
 }

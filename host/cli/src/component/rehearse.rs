@@ -1,0 +1,49 @@
+//! `conclave component rehearse`: try a component on every node, and wait.
+
+use clap::Args;
+use serde_json::json;
+
+use super::show;
+use crate::{Failed, Result, output::Output, remote::Remote};
+
+/// Try a component on every node's real state, and wait for all
+///
+/// Each voter restores its present state into the component, as the activation would, and then its newest snapshot,
+/// and applies the entries of the log since. Nothing that is served is touched. Every component is rehearsed by
+/// itself once it is pushed; this does it again and tells how it went. Fails if a node is not ready.
+#[derive(Args, Debug)]
+#[command(after_long_help = "\
+Examples:
+  conclave component rehearse 3f8a02
+  conclave component rehearse 3f8a02 && conclave component activate 3f8a02")]
+pub(super) struct Rehearse {
+    /// The component's id, or the beginning of it
+    #[arg(value_name = "COMPONENT")]
+    component: String,
+}
+
+impl Rehearse {
+    pub(super) async fn run(self, remote: &Remote, output: &mut Output) -> Result {
+        let answer = remote.client()?.rehearse_component(&self.component).await;
+        let answer = answer.map_err(|error| remote.failed(&error))?;
+        let component = answer.component.unwrap_or_default();
+        if remote.json {
+            let ready = json!({"ready": answer.ready, "component": show::as_json(&component)});
+            output.value(&ready);
+        } else {
+            for node in &component.nodes {
+                output.line(format!("node {}: {}", node.node_id, show::node(node)));
+            }
+        }
+        let short = show::short(&component.id);
+        if !answer.ready {
+            return Err(Failed::local(format!(
+                "not every node is ready for component {short}: mend what they say, and rehearse again"
+            )));
+        }
+        if !remote.json {
+            output.remark(format!("every node is ready: `conclave component activate {short}`"));
+        }
+        Ok(())
+    }
+}
