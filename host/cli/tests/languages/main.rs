@@ -112,11 +112,11 @@ const NAMES: [&str; 9] =
 /// Goal: the machine is what it says, the same on nodes that lived through the log and on a restored one, and
 /// `conclave check` finds nothing, but for the order of a hash table.
 async fn assert_is_a_function_of_the_log(component: &Path) {
-    let component =
+    let loaded =
         Component::load(&Engine::new(&limits()).unwrap(), fs::read(component).unwrap().into());
-    let component = component.unwrap();
-    let mut lived = Node::start_with(component.clone());
-    let mut again = Node::start_with(component.clone());
+    let loaded = loaded.unwrap();
+    let mut lived = Node::start_with(loaded.clone());
+    let mut again = Node::start_with(loaded.clone());
     for name in NAMES.into_iter().chain(NAMES) {
         let entered = lived.apply(call("Enter", name)).await;
         assert_eq!(entered, again.apply(call("Enter", name)).await);
@@ -140,7 +140,7 @@ async fn assert_is_a_function_of_the_log(component: &Path) {
     assert_eq!(saved, again.snapshot().await);
     let history = Arc::new(MemoryHistory::new());
     history.install(saved.clone());
-    let mut restored = Node::start_from(component, history, Some(saved.state()));
+    let mut restored = Node::start_from(loaded, history, Some(saved.state()));
     let names = ask(&lived, "Names").await;
     assert_eq!(names.split(' ').count(), NAMES.len() - drawn.len());
     assert_eq!(names, ask(&restored, "Names").await);
