@@ -207,7 +207,7 @@ pub enum MethodKind {
 /// One sample of the metrics page.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {
-    /// In Prometheus' style: `conclave_machine_traps_total`.
+    /// In Prometheus' style: `conclave_traps_total`.
     pub name: &'static str,
     /// One sentence.
     pub help: &'static str,

@@ -239,7 +239,7 @@ pub(super) async fn machine<B: Backend>(
                     Err(Error::failure(failure).at_index(applied.index))
                 }
                 Some(Outcome::Trap(trap)) => Err(Error::trap(trap).at_index(applied.index)),
-                None => Err(Error::fault(
+                None => Err(Error::fatal(
                     "the log holds another entry in the call's place: report this",
                 )),
             }
@@ -256,7 +256,7 @@ pub(super) async fn machine<B: Backend>(
             }
         }
         MethodKind::Subscription => {
-            Err(Error::fault("a subscription was called as a unary method"))
+            Err(Error::fatal("a subscription was called as a unary method"))
         }
     }
 }

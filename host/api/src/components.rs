@@ -131,7 +131,7 @@ fn node_to_wire((node_id, readiness): (NodeId, Readiness)) -> wire::ComponentNod
     match readiness {
         Readiness::Failed(reason) | Readiness::Unreachable(reason) => node.reason = reason,
         Readiness::Ready(rehearsed) => {
-            node.carry_over_ms = rehearsed.carry_over_ms;
+            node.migration_ms = rehearsed.migration_ms;
             node.entries = rehearsed.entries;
         }
         Readiness::Absent | Readiness::Preparing | Readiness::Active => {}

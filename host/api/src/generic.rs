@@ -226,7 +226,7 @@ fn node_to_wire(node: NodeStatus) -> cluster::Node {
         client_address: node.client_address,
         peer_address: node.peer_address,
         engine: node.engine,
-        fault: node.fault,
+        fatal_error: node.fatal_error,
         divergences: node.divergences,
         divergence: node.divergence,
         clock: node.clock.map(|clock| cluster::Clock {

@@ -175,7 +175,7 @@ impl<B> Shared<B> {
         slot.ok_or_else(|| {
             Error::busy(format!(
                 "this node works on {} calls, or this connection has more than its share of them: try again in a \
-                 moment, or use another node",
+                 context, or use another node",
                 self.calls.most()
             ))
         })
@@ -206,7 +206,7 @@ impl<B> Shared<B> {
 fn no_room(kind: &str, budget: &Budget) -> Error {
     Error::busy(format!(
         "{kind} of more than {LARGE_BYTES} bytes hold all of the {} bytes of memory that this node gives them, or this \
-         connection has more than its share: try again in a moment",
+         connection has more than its share: try again in a context",
         budget.most()
     ))
 }

@@ -64,7 +64,7 @@ impl Metrics {
     /// Fails only if two metrics had one name.
     pub(super) fn new() -> Result<Self, Error> {
         Self::register().map_err(|error| {
-            Error::fault("the metrics could not be set up: report this").with_source(error)
+            Error::fatal("the metrics could not be set up: report this").with_source(error)
         })
     }
 

@@ -62,7 +62,7 @@ impl Reflection {
     /// Fails if a descriptor set is damaged.
     pub(super) fn build(table: &Table) -> Result<Self, Error> {
         let damaged = |error| {
-            Error::fault("the descriptor set of the machine is damaged: build the component again")
+            Error::fatal("the descriptor set of the machine is damaged: build the component again")
                 .with_source(error)
         };
         let mut reflection =

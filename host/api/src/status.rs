@@ -47,7 +47,7 @@ pub(super) fn code(error: &Error) -> Code {
         ErrorKind::Refused(_) => Code::FailedPrecondition,
         ErrorKind::Failure(failure) => machine_code(failure.code),
         ErrorKind::Trap(_)
-        | ErrorKind::Fault(_)
+        | ErrorKind::Fatal(_)
         | ErrorKind::Malformed(_)
         | ErrorKind::Listen { .. } => Code::Internal,
     }

@@ -168,7 +168,7 @@ fn machine_methods(machine: &MachineInfo) -> Result<Vec<MachineMethod>, Error> {
         return Ok(listed().map(|(name, kind)| (name, kind, None)).collect());
     }
     let pool = DescriptorPool::decode(machine.descriptor_set.clone()).map_err(|error| {
-        Error::fault(format!(
+        Error::fatal(format!(
             "the descriptor set of machine {} is damaged: {error}; build the component again",
             machine.component_id
         ))
@@ -182,7 +182,7 @@ fn machine_methods(machine: &MachineInfo) -> Result<Vec<MachineMethod>, Error> {
         });
         let shape = input.and_then(|input| shapes.add(&pool, input.full_name()));
         let Some(shape) = shape else {
-            return Err(Error::fault(format!(
+            return Err(Error::fatal(format!(
                 "machine {} lists the method {name}, and its descriptor set does not: build the component \
                  again",
                 machine.component_id

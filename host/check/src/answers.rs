@@ -243,8 +243,8 @@ impl<'a> Probe<'a> {
         self.player = Player::start(self.bench.component)?;
         self.clock = Clock::default();
         for step in &self.survey.calm {
-            let moment = self.clock.advance(step);
-            let answer = self.player.step(step, moment)?;
+            let context = self.clock.advance(step);
+            let answer = self.player.step(step, context)?;
             self.note(step.name());
             // Other checks say so.
             if let Answer::Trapped(_) = answer {
@@ -288,8 +288,8 @@ impl<'a> Probe<'a> {
         if self.trapped.len() >= TRAPS_MAX {
             return Ok(());
         }
-        let moment = self.clock.advance(step);
-        let answer = self.player.step(step, moment)?;
+        let context = self.clock.advance(step);
+        let answer = self.player.step(step, context)?;
         self.calls += 1;
         self.note(step.name());
         if let Answer::Trapped(trap) = &answer {

@@ -21,7 +21,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use super::{error::CheckError, vocabulary::Vocabulary};
-use conclave_machine::{MethodKind, Moment};
+use conclave_machine::{EntryContext, MethodKind};
 use conclave_types::Call;
 
 /// The time of a log that does not say: one like today's.
@@ -196,24 +196,24 @@ pub(super) fn line(step: &Step, vocabulary: &Vocabulary) -> String {
 
 /// What each step brings along. Queries see the moment of the last entry, so taking them away changes
 /// nothing for the entries.
-pub(super) fn moments(steps: &[Step]) -> Vec<Moment> {
+pub(super) fn contexts(steps: &[Step]) -> Vec<EntryContext> {
     let mut clock = Clock::default();
     steps.iter().map(|step| clock.advance(step)).collect()
 }
 
 /// Gives steps their moments.
 #[derive(Clone, Copy)]
-pub(super) struct Clock(Moment);
+pub(super) struct Clock(EntryContext);
 
 impl Default for Clock {
     fn default() -> Self {
-        Self(Moment { index: 0, time_ms: 0, seed: seed(0) })
+        Self(EntryContext { index: 0, time_ms: 0, seed: seed(0) })
     }
 }
 
 impl Clock {
     /// Moves on to a step.
-    pub(super) fn advance(&mut self, step: &Step) -> Moment {
+    pub(super) fn advance(&mut self, step: &Step) -> EntryContext {
         if !step.is_query() {
             // As in a real log, the first entries are not the machine's, and indexes grow, but not by
             // one: the log also holds entries that no machine sees.
@@ -223,7 +223,7 @@ impl Clock {
                 before => before + 1,
             };
             let time_ms = self.0.time_ms.max(step.time_ms);
-            self.0 = Moment { index, time_ms, seed: seed(index) };
+            self.0 = EntryContext { index, time_ms, seed: seed(index) };
         }
         self.0
     }

@@ -2,7 +2,7 @@
 
 use thiserror::Error;
 
-use conclave_machine::{Error as EngineError, Fault, LoadError};
+use conclave_machine::{Error as EngineError, FatalError, LoadError};
 
 /// Each message tells its reader what to do.
 #[derive(Debug, Error)]
@@ -43,5 +43,5 @@ pub enum CheckError {
     },
     /// This computer's fault, not the machine's.
     #[error("the machine could not be checked: {0}")]
-    Fault(#[from] Fault),
+    Fatal(#[from] FatalError),
 }

@@ -1,7 +1,7 @@
 //! What was found wrong.
 
 use super::{calls::Step, player::Answer, player::Played, vocabulary::Vocabulary};
-use conclave_machine::Fault;
+use conclave_machine::FatalError;
 use conclave_types::{Failure, Outcome};
 
 /// Characters of an answer that are shown.
@@ -15,22 +15,22 @@ pub(super) enum Stop {
     /// It found what it was looking for.
     Found(Finding),
     /// This computer's fault.
-    Fault(Fault),
+    Fatal(FatalError),
 }
 
 impl Stop {
     /// Where nothing is looked for, a finding is as good as a fault.
-    pub(super) fn into_fault(self) -> Fault {
+    pub(super) fn into_fatal(self) -> FatalError {
         match self {
-            Self::Found(finding) => Fault::new(finding.what),
-            Self::Fault(fault) => fault,
+            Self::Found(finding) => FatalError::new(finding.what),
+            Self::Fatal(fatal_error) => fatal_error,
         }
     }
 }
 
-impl From<Fault> for Stop {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
+impl From<FatalError> for Stop {
+    fn from(fatal_error: FatalError) -> Self {
+        Self::Fatal(fatal_error)
     }
 }
 

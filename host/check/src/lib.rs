@@ -49,7 +49,7 @@ pub use report::{Checked, Origin, Report, Verdict};
 pub use upgrade::{check_upgrade, upgrade_names};
 
 use checks::{About, Bench, CHECKS, Check, different};
-use conclave_machine::{Component, Engine, Fault, Limits, Lone};
+use conclave_machine::{Component, Engine, FatalError, Limits, Standalone};
 use finding::Stop;
 use survey::Survey;
 use vocabulary::Vocabulary;
@@ -142,7 +142,7 @@ pub fn check(
 ) -> Result<Report, CheckError> {
     check_names(&options.skip, names())?;
     let limits = subject.component.engine().limits().clone();
-    Lone::with_stack(&limits, || checked(subject, options, progress))?
+    Standalone::with_stack(&limits, || checked(subject, options, progress))?
 }
 
 /// Each name that was given is one of a check.
@@ -206,8 +206,8 @@ fn checked(
 fn or_skipped(
     skipped: bool,
     name: &'static str,
-    run: impl FnOnce() -> Result<Checked, Fault>,
-) -> Result<Checked, Fault> {
+    run: impl FnOnce() -> Result<Checked, FatalError>,
+) -> Result<Checked, FatalError> {
     match skipped {
         true => Ok(Checked::new(name, "", Verdict::Skipped, "not asked for".to_owned())),
         false => run(),
@@ -215,9 +215,9 @@ fn or_skipped(
 }
 
 /// A check that was ended by a breach, which other checks report.
-fn or_found(name: &'static str, checked: Result<Checked, Stop>) -> Result<Checked, Fault> {
+fn or_found(name: &'static str, checked: Result<Checked, Stop>) -> Result<Checked, FatalError> {
     checked.or_else(|stop| match stop {
-        Stop::Fault(fault) => Err(fault),
+        Stop::Fatal(fatal_error) => Err(fatal_error),
         Stop::Found(finding) => Ok(Checked::new(name, "", Verdict::Skipped, finding.what)),
     })
 }
@@ -238,7 +238,7 @@ fn survey(
         Source::Given(text) => played(component, calls::parse(text, vocabulary)?),
         Source::Recorded(steps) => played(component, steps.clone()),
     };
-    let survey = surveyed.map_err(Stop::into_fault)?;
+    let survey = surveyed.map_err(Stop::into_fatal)?;
     match survey.calm.is_empty() && survey.traps.is_empty() {
         true => Err(CheckError::NoCalls),
         false => Ok(survey),
@@ -316,7 +316,7 @@ fn run(
     bench: &Bench<'_>,
     steps: &[Step],
     shrink_for: Duration,
-) -> Result<Checked, Fault> {
+) -> Result<Checked, FatalError> {
     let more = (check.more)(bench);
     let logs: Vec<_> = more.iter().map(Vec::as_slice).chain([steps]).collect();
     let mut probe = |steps: &[Step]| (check.probe)(bench, steps);
@@ -333,13 +333,13 @@ fn look(
     vocabulary: &Vocabulary,
     shrink_for: Duration,
     probe: &mut Probe<'_>,
-) -> Result<Checked, Fault> {
+) -> Result<Checked, FatalError> {
     let mut said = String::new();
     let mut found = None;
     for log in logs {
         match probe(log) {
             Ok(text) => said = text,
-            Err(Stop::Fault(fault)) => return Err(fault),
+            Err(Stop::Fatal(fatal_error)) => return Err(fatal_error),
             Err(Stop::Found(finding)) => {
                 found = Some((log, finding));
                 break;

@@ -3,11 +3,12 @@
 use bytes::Bytes;
 
 use super::{
-    calls::{Action, Step, moments},
+    calls::{Action, Step, contexts},
     finding::{Finding, Stop, place},
 };
 use conclave_machine::{
-    AnswerSize, Broke, Component, Fault, Lone, Moment, OpenSnapshot, SNAPSHOT_CHUNK_BYTES_MAX,
+    AnswerSize, Broke, Component, EntryContext, FatalError, OpenSnapshot, SNAPSHOT_CHUNK_BYTES_MAX,
+    Standalone,
 };
 use conclave_types::{Call, Failure, Outcome, Trap};
 
@@ -31,7 +32,7 @@ impl Answer {
 
 /// One instance. After a trap it must be dropped.
 pub(super) struct Player {
-    lone: Lone,
+    standalone: Standalone,
     state_version: u32,
 }
 
@@ -54,8 +55,9 @@ impl Played {
 impl Player {
     /// In the initial state.
     pub(super) fn start(component: &Component) -> Result<Self, Stop> {
-        let lone = Lone::start(component).map_err(|broke| stop(broke, "while it is started", 0))?;
-        Ok(Self { lone, state_version: component.state_version() })
+        let standalone =
+            Standalone::start(component).map_err(|broke| stop(broke, "while it is started", 0))?;
+        Ok(Self { standalone, state_version: component.state_version() })
     }
 
     /// In a saved state. `at`: how many steps led to it.
@@ -66,31 +68,35 @@ impl Player {
     }
 
     /// Makes one step.
-    pub(super) fn step(&mut self, step: &Step, moment: Moment) -> Result<Answer, Fault> {
+    pub(super) fn step(
+        &mut self,
+        step: &Step,
+        context: EntryContext,
+    ) -> Result<Answer, FatalError> {
         let answer = match &step.action {
-            Action::Apply(call) => self.lone.apply(moment, Some(call)).map(Answer::Applied),
-            Action::Tick => self.lone.apply(moment, None).map(Answer::Applied),
-            Action::Query(call) => self.lone.query(moment, call).map(Answer::Told),
+            Action::Apply(call) => self.standalone.apply(context, Some(call)).map(Answer::Applied),
+            Action::Tick => self.standalone.apply(context, None).map(Answer::Applied),
+            Action::Query(call) => self.standalone.query(context, call).map(Answer::Told),
         };
         trapped(answer)
     }
 
     /// Asks a question that is no step.
-    pub(super) fn ask(&mut self, call: &Call, moment: Moment) -> Result<Answer, Fault> {
-        trapped(self.lone.query(moment, call).map(Answer::Told))
+    pub(super) fn ask(&mut self, call: &Call, context: EntryContext) -> Result<Answer, FatalError> {
+        trapped(self.standalone.query(context, call).map(Answer::Told))
     }
 
     /// Plays steps up to the end, or the first trap.
     pub(super) fn play<'a>(
         &mut self,
-        steps: impl IntoIterator<Item = (&'a Step, Moment)>,
-    ) -> Result<Played, Fault> {
+        steps: impl IntoIterator<Item = (&'a Step, EntryContext)>,
+    ) -> Result<Played, FatalError> {
         let mut played = Played::default();
-        for (step, moment) in steps {
-            let answer = self.step(step, moment)?;
+        for (step, context) in steps {
+            let answer = self.step(step, context)?;
             let trapped = matches!(answer, Answer::Trapped(_));
             played.answers.push(answer);
-            played.fuel.push(self.lone.fuel_used());
+            played.fuel.push(self.standalone.fuel_used());
             if trapped {
                 break;
             }
@@ -113,7 +119,7 @@ impl Player {
 
     /// Captures the state.
     pub(super) fn open(&mut self, at: usize) -> Result<OpenSnapshot, Stop> {
-        self.lone.snapshot().map_err(|broke| stop(broke, "while a snapshot is taken", at))
+        self.standalone.snapshot().map_err(|broke| stop(broke, "while a snapshot is taken", at))
     }
 
     /// The next piece.
@@ -123,7 +129,7 @@ impl Player {
         bytes_max: usize,
         at: usize,
     ) -> Result<Bytes, Stop> {
-        let read = self.lone.read(snapshot, bytes_max);
+        let read = self.standalone.read(snapshot, bytes_max);
         read.map_err(|broke| stop(broke, "while a snapshot is read", at))
     }
 
@@ -146,7 +152,9 @@ impl Player {
 
     /// Lets go of a snapshot.
     pub(super) fn close(&mut self, snapshot: OpenSnapshot, at: usize) -> Result<(), Stop> {
-        self.lone.close(snapshot).map_err(|broke| stop(broke, "while a snapshot is dropped", at))
+        self.standalone
+            .close(snapshot)
+            .map_err(|broke| stop(broke, "while a snapshot is dropped", at))
     }
 
     /// Puts a saved state of any component in place of this one. The failure is the machine's.
@@ -156,7 +164,7 @@ impl Player {
         state: &[u8],
         bytes_max: usize,
     ) -> Result<Result<(), Failure>, Broke> {
-        self.lone.restore(state_version, state, bytes_max)
+        self.standalone.restore(state_version, state, bytes_max)
     }
 
     /// Puts a saved state in place of this one.
@@ -180,40 +188,40 @@ impl Player {
 
     /// The fuel that the last call took.
     pub(super) fn fuel_used(&self) -> u64 {
-        self.lone.fuel_used()
+        self.standalone.fuel_used()
     }
 
     /// The fuel that all calls took.
     pub(super) fn fuel_used_in_all(&self) -> u64 {
-        self.lone.fuel_used_in_all()
+        self.standalone.fuel_used_in_all()
     }
 
     /// The size of the last answer, also of one that was refused because it is too large.
     pub(super) fn answer_size(&self) -> AnswerSize {
-        self.lone.answer_size()
+        self.standalone.answer_size()
     }
 
     /// The linear memory that the instance holds.
     pub(super) fn memory_bytes(&self) -> usize {
-        self.lone.memory_bytes()
+        self.standalone.memory_bytes()
     }
 
     /// What the machine said last of an error.
     pub(super) fn last_words(&mut self) -> Option<String> {
-        self.lone.last_words()
+        self.standalone.last_words()
     }
 }
 
 /// Steps with their moments.
-pub(super) fn timed(steps: &[Step]) -> impl Iterator<Item = (&Step, Moment)> {
-    steps.iter().zip(moments(steps))
+pub(super) fn timed(steps: &[Step]) -> impl Iterator<Item = (&Step, EntryContext)> {
+    steps.iter().zip(contexts(steps))
 }
 
-fn trapped(answer: Result<Answer, Broke>) -> Result<Answer, Fault> {
+fn trapped(answer: Result<Answer, Broke>) -> Result<Answer, FatalError> {
     match answer {
         Ok(answer) => Ok(answer),
         Err(Broke::Trap(trap)) => Ok(Answer::Trapped(trap)),
-        Err(Broke::Fault(fault)) => Err(fault),
+        Err(Broke::Fatal(fatal_error)) => Err(fatal_error),
     }
 }
 
@@ -224,6 +232,6 @@ fn stop(broke: Broke, when: &str, at: usize) -> Stop {
             format!("{} the machine traps {when}: {}", place(at), trap.message),
             at,
         )),
-        Broke::Fault(fault) => Stop::Fault(fault),
+        Broke::Fatal(fatal_error) => Stop::Fatal(fatal_error),
     }
 }

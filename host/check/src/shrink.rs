@@ -15,7 +15,7 @@ use super::{
     finding::{Finding, Stop},
     vocabulary::Vocabulary,
 };
-use conclave_machine::Fault;
+use conclave_machine::FatalError;
 use conclave_types::Call;
 
 /// A log, and what is found with it.
@@ -40,7 +40,7 @@ pub(super) fn shrink(
     vocabulary: &Vocabulary,
     time: Duration,
     probe: &mut Probe<'_>,
-) -> Result<Smallest, Fault> {
+) -> Result<Smallest, FatalError> {
     let smallest = Smallest { steps: steps.to_vec(), finding };
     let mut shrinker = Shrinker { probe, smallest, deadline: Instant::now() + time };
     shrinker.cut_end()?;
@@ -56,13 +56,13 @@ pub(super) fn shrink(
 
 impl Shrinker<'_, '_> {
     /// Whether something is found with these steps too; then they are the smallest so far.
-    fn try_out(&mut self, steps: Vec<Step>) -> Result<bool, Fault> {
+    fn try_out(&mut self, steps: Vec<Step>) -> Result<bool, FatalError> {
         if Instant::now() >= self.deadline {
             return Ok(false);
         }
         match (self.probe)(&steps) {
             Ok(()) => Ok(false),
-            Err(Stop::Fault(fault)) => Err(fault),
+            Err(Stop::Fatal(fatal_error)) => Err(fatal_error),
             Err(Stop::Found(finding)) => {
                 self.smallest = Smallest { steps, finding };
                 Ok(true)
@@ -70,7 +70,7 @@ impl Shrinker<'_, '_> {
         }
     }
 
-    fn cut_end(&mut self) -> Result<(), Fault> {
+    fn cut_end(&mut self) -> Result<(), FatalError> {
         let needed = self.smallest.finding.steps;
         if let Some(steps) = self.smallest.steps.get(..needed)
             && needed < self.smallest.steps.len()
@@ -82,7 +82,7 @@ impl Shrinker<'_, '_> {
     }
 
     /// Leaves out each part of so many steps that can be spared. Whether there was any.
-    fn leave_out(&mut self, part: usize) -> Result<bool, Fault> {
+    fn leave_out(&mut self, part: usize) -> Result<bool, FatalError> {
         let mut spared = false;
         // From the end: what was shown there needs what came before.
         let mut end = self.smallest.steps.len();
@@ -96,7 +96,7 @@ impl Shrinker<'_, '_> {
         Ok(spared)
     }
 
-    fn simplify(&mut self, vocabulary: &Vocabulary) -> Result<(), Fault> {
+    fn simplify(&mut self, vocabulary: &Vocabulary) -> Result<(), FatalError> {
         for at in 0..self.smallest.steps.len() {
             // Each round makes the request smaller, so this ends.
             loop {

@@ -90,9 +90,9 @@ impl Survey {
         self.player = Player::start(&self.component)?;
         let mut clock = Clock::default();
         for step in &self.calm {
-            let moment = clock.advance(step);
+            let context = clock.advance(step);
             // Should this trap, the next step is told so, and the checks of replays say the rest.
-            if let Answer::Trapped(_) = self.player.step(step, moment)? {
+            if let Answer::Trapped(_) = self.player.step(step, context)? {
                 break;
             }
         }

@@ -7,7 +7,7 @@
 use std::time::Duration;
 
 use super::{
-    calls::{Step, moments},
+    calls::{Step, contexts},
     checks::Bench,
     finding::{Finding, Stop},
     player::{Answer, Player, timed},
@@ -15,7 +15,7 @@ use super::{
     shrink::shrink,
     survey::{Survey, Trapped},
 };
-use conclave_machine::{Component, Fault};
+use conclave_machine::{Component, FatalError};
 use conclave_types::{Trap, TrapKind};
 
 const NAME: &str = "traps";
@@ -28,7 +28,7 @@ pub(super) fn traps(
     bench: &Bench<'_>,
     survey: &Survey,
     shrink_for: Duration,
-) -> Result<Checked, Fault> {
+) -> Result<Checked, FatalError> {
     let mut kinds: Vec<&Trapped> = Vec::new();
     for trapped in &survey.traps {
         let same = |known: &&Trapped| {
@@ -50,7 +50,7 @@ pub(super) fn traps(
         said.push(describe(trapped, steps.len()));
         match everywhere(bench, &steps, &trapped.trap) {
             Ok(()) => {}
-            Err(Stop::Fault(fault)) => return Err(fault),
+            Err(Stop::Fatal(fatal_error)) => return Err(fatal_error),
             Err(Stop::Found(finding)) => {
                 let mut checked = Checked::new(NAME, MEANING, Verdict::Failed, said.join("; "));
                 checked.advice = "Whether a call traps must follow from the state and the call alone. Memory \
@@ -112,7 +112,7 @@ fn smallest(
     trapped: &Trapped,
     bench: &Bench<'_>,
     time: Duration,
-) -> Result<Vec<Step>, Fault> {
+) -> Result<Vec<Step>, FatalError> {
     let mut steps = survey.calm.get(..trapped.after).unwrap_or_default().to_vec();
     steps.push(trapped.step.clone());
     let last = trapped.step.name().to_owned();
@@ -153,7 +153,7 @@ fn everywhere(bench: &Bench<'_>, steps: &[Step], trap: &Trap) -> Result<(), Stop
         count,
     )?;
 
-    let all = moments(steps);
+    let all = contexts(steps);
     let mut player = Player::start(bench.component)?;
     player.play(timed(steps.get(..before).unwrap_or_default()))?;
     let state = player.save(before)?;
@@ -162,8 +162,8 @@ fn everywhere(bench: &Bench<'_>, steps: &[Step], trap: &Trap) -> Result<(), Stop
         let what = "the state that the trap is rolled back to is another one once it was restored";
         return Err(Stop::Found(Finding::new(what, count)));
     }
-    if let (Some(step), Some(moment)) = (steps.last(), all.last()) {
-        let answer = restored.step(step, *moment)?;
+    if let (Some(step), Some(context)) = (steps.last(), all.last()) {
+        let answer = restored.step(step, *context)?;
         let again = match answer {
             Answer::Trapped(trap) => Some(trap),
             _ => None,
@@ -171,7 +171,7 @@ fn everywhere(bench: &Bench<'_>, steps: &[Step], trap: &Trap) -> Result<(), Stop
         same(trap, again, "restored before it", count)?;
     }
     // Frames of the interpreter have another size, and using up the fuel takes it a minute.
-    if matches!(trap.kind, TrapKind::Panic | TrapKind::Fault | TrapKind::BadAnswer) {
+    if matches!(trap.kind, TrapKind::Panic | TrapKind::Invalid | TrapKind::BadAnswer) {
         same(trap, trap_of(&mut Player::start(bench.second)?, steps)?, "interpreted", count)?;
     }
     Ok(())

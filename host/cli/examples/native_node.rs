@@ -10,7 +10,7 @@ use std::process::ExitCode;
 use bytes::Bytes;
 use conclave_cli as cli;
 use conclave_machine::{
-    Moment,
+    EntryContext,
     bench::{Native, run_natively},
 };
 use conclave_sdk::{Context, Machine};
@@ -25,8 +25,8 @@ static ALLOCATOR: Jemalloc = Jemalloc;
 struct Store(Kv);
 
 /// The machine's words for what the host says.
-fn guest(moment: Moment, call: &Call) -> (Context, conclave_sdk::Call) {
-    let Moment { index, time_ms, seed } = moment;
+fn guest(context: EntryContext, call: &Call) -> (Context, conclave_sdk::Call) {
+    let EntryContext { index, time_ms, seed } = context;
     let context = Context { index, time_ms, seed, principal: call.principal.to_string() };
     (context, conclave_sdk::Call::new(&*call.method, &*call.request))
 }
@@ -37,8 +37,8 @@ fn failure(failure: &conclave_sdk::Failure) -> Failure {
 }
 
 impl Native for Store {
-    fn apply(&mut self, moment: Moment, call: &Call) -> Outcome {
-        let (context, call) = guest(moment, call);
+    fn apply(&mut self, context: EntryContext, call: &Call) -> Outcome {
+        let (context, call) = guest(context, call);
         match self.0.apply(&context, &call) {
             Ok(reply) => {
                 let event = |event: conclave_sdk::Event| Event {
@@ -55,8 +55,8 @@ impl Native for Store {
         }
     }
 
-    fn query(&mut self, moment: Moment, call: &Call) -> Result<Bytes, Failure> {
-        let (context, call) = guest(moment, call);
+    fn query(&mut self, context: EntryContext, call: &Call) -> Result<Bytes, Failure> {
+        let (context, call) = guest(context, call);
         self.0.query(&context, &call).map(Bytes::from).map_err(|error| failure(&error))
     }
 }

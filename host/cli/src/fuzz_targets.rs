@@ -39,7 +39,11 @@ pub const TARGETS: [Target; 7] = [
         run: raft::fuzz::snapshot_header,
         seeds: raft::fuzz::snapshot_header_seeds,
     },
-    Target { name: "log_pack", run: storage::fuzz::log_pack, seeds: storage::fuzz::log_pack_seeds },
+    Target {
+        name: "log_block",
+        run: storage::fuzz::log_block,
+        seeds: storage::fuzz::log_block_seeds,
+    },
     Target {
         name: "descriptor_set",
         run: machine::fuzz::descriptor_set,

@@ -24,7 +24,7 @@ Examples:
 
 With --json: {\"cluster_id\", \"leader\" (null if none), \"term\", \"answered_by\", \"nodes\": [{\"id\", \"role\",
 \"applied\", \"committed\", \"last_log\", \"snapshot\", \"purged\", \"component\", \"version\", \"client\", \"peer\",
-\"engine\", \"fault\" (null if none), \"divergences\", \"divergence\" (the last one that was healed, null if none),
+\"engine\", \"fatal_error\" (null if none), \"divergences\", \"divergence\" (the last one that was repaired, null if none),
 \"clock\" (null if unreachable): {\"offset_ms\" (the node's clock minus the majority's), \"log_time_ms\",
 \"log_offset_ms\" (the log's time minus the majority's clock), \"alarm\" (null if none)},
 \"links\": [{\"node\", \"connected\", \"round_trip_ms\", \"problem\" (null if none)}],
@@ -48,7 +48,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
         id => format!("leader {id}"),
     };
     output.line(format!("cluster {}: {leader}, term {}", status.cluster_id, status.term));
-    let head = ["ID", "ROLE", "APPLIED", "LOG", "SNAPSHOT", "COMPONENT", "CLIENT", "FAULT"];
+    let head = ["ID", "ROLE", "APPLIED", "LOG", "SNAPSHOT", "COMPONENT", "CLIENT", "FATAL ERROR"];
     let mut rows = vec![head.map(str::to_owned).to_vec()];
     rows.extend(status.nodes.iter().map(row));
     for line in table(&rows) {
@@ -71,7 +71,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     }
     for node in status.nodes.iter().filter(|node| node.divergences > 0) {
         let (id, times, last) = (node.id, node.divergences, &node.divergence);
-        let last = if last.is_empty() { "it is not healed yet" } else { last };
+        let last = if last.is_empty() { "it is not repaired yet" } else { last };
         output.remark(format!(
             "node {id} has diverged {times} times since it started, the last time: {last}"
         ));
@@ -100,7 +100,7 @@ fn row(node: &Node) -> Vec<String> {
         number(node.snapshot),
         component,
         node.client_address.clone(),
-        node.fault.clone(),
+        node.fatal_error.clone(),
     ]
 }
 
@@ -141,7 +141,7 @@ fn node_as_json(node: &Node) -> Value {
         "engine": node.engine,
         "divergences": node.divergences,
         "divergence": (!node.divergence.is_empty()).then_some(&node.divergence),
-        "fault": (!node.fault.is_empty()).then_some(&node.fault),
+        "fatal_error": (!node.fatal_error.is_empty()).then_some(&node.fatal_error),
         "clock": node.clock.as_ref().map(|clock| json!({
             "offset_ms": clock.offset_ms,
             "log_time_ms": clock.log_time_ms,

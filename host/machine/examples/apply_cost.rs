@@ -1,5 +1,5 @@
 //! What WebAssembly costs, and what the host adds: the same puts applied by the key-value store natively, by
-//! two bare instances of its component at once, and by a node's worker, head and reader, with and without what the
+//! two bare instances of its component at once, and by a node's worker, primary and standby, with and without what the
 //! host does for custom machines at every entry: the digest of its outcome, events, ticks and WASI's moment.
 //!
 //! All in turn, several times over; the figures are medians.
@@ -13,8 +13,8 @@ use std::{
 };
 
 use conclave_machine::{
-    Component, Engine, Entry, History, HistoryError, Limits, Lone, Moment, SavedState, Work,
-    Worker, bench::leave_out_features,
+    Component, Engine, Entry, EntryContext, EntrySource, EntrySourceError, Limits, SavedState,
+    Standalone, Work, Worker, bench::leave_out_features,
 };
 use conclave_sdk::{Context, Machine, prost::Message};
 use conclave_types::{Call, Trap};
@@ -50,12 +50,12 @@ fn natively() -> f64 {
 /// Nothing traps here, so nothing is ever rebuilt.
 struct Nothing;
 
-impl History for Nothing {
-    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
+impl EntrySource for Nothing {
+    fn snapshot(&self) -> Result<Option<SavedState>, EntrySourceError> {
         Ok(None)
     }
-    fn entries(&self, from: u64, _: u64) -> Result<Vec<Entry>, HistoryError> {
-        Err(HistoryError::Gap(from))
+    fn entries(&self, from: u64, _: u64) -> Result<Vec<Entry>, EntrySourceError> {
+        Err(EntrySourceError::Gap(from))
     }
     fn record_trap(&self, _: u64, _: &Trap) {}
     fn trapped(&self, _: u64) -> Option<Trap> {
@@ -72,13 +72,13 @@ fn by_instances(component: &Component) -> f64 {
     let calls: Vec<_> = (0..PUTS).map(call).collect();
     let ready = Barrier::new(2);
     let apply_all = || {
-        Lone::with_stack(&Limits::default(), || {
-            let mut instance = Lone::start(component).expect("an instance");
+        Standalone::with_stack(&Limits::default(), || {
+            let mut instance = Standalone::start(component).expect("an instance");
             ready.wait();
             let begun = Instant::now();
             for (index, call) in (1..).zip(&calls) {
-                let moment = Moment { index, time_ms: 1, seed: 1 };
-                instance.apply(moment, Some(call)).expect("a put");
+                let context = EntryContext { index, time_ms: 1, seed: 1 };
+                instance.apply(context, Some(call)).expect("a put");
             }
             begun.elapsed().as_secs_f64() * 1e6 / PUTS as f64
         })

@@ -20,19 +20,19 @@ mod switches {
 
     use bytes::Bytes;
 
-    use super::super::instance::Moment;
+    use super::super::instance::EntryContext;
     use conclave_types::{Call, Failure, Outcome};
 
     /// A machine that is not a component. Snapshots, restores and ticks pass it by.
     pub trait Native: Send {
         /// As a component's `apply`.
-        fn apply(&mut self, moment: Moment, call: &Call) -> Outcome;
+        fn apply(&mut self, context: EntryContext, call: &Call) -> Outcome;
 
         /// As a component's `query`.
         ///
         /// # Errors
         /// The machine's refusal.
-        fn query(&mut self, moment: Moment, call: &Call) -> Result<Bytes, Failure>;
+        fn query(&mut self, context: EntryContext, call: &Call) -> Result<Bytes, Failure>;
     }
 
     /// Makes one in its initial state.

@@ -1,6 +1,6 @@
 //! What an entry brings along beside its call: a function of the log and the cluster alone.
 
-use super::instance::Moment;
+use super::instance::EntryContext;
 
 /// Follows the log and gives each entry its moment.
 #[derive(Clone, Debug)]
@@ -18,7 +18,7 @@ impl Clock {
 
     /// Moves on to an entry that was proposed at `proposed_ms`, and gives its moment. Also for entries that
     /// trap: whether they were run must not show in the time of those after.
-    pub(super) fn advance(&mut self, index: u64, proposed_ms: u64) -> Moment {
+    pub(super) fn advance(&mut self, index: u64, proposed_ms: u64) -> EntryContext {
         self.follow(index, proposed_ms);
         self.now()
     }
@@ -44,8 +44,8 @@ impl Clock {
     }
 
     /// The moment of the last entry, which queries see.
-    pub(super) fn now(&self) -> Moment {
-        Moment { index: self.index, time_ms: self.time_ms, seed: seed(&self.key, self.index) }
+    pub(super) fn now(&self) -> EntryContext {
+        EntryContext { index: self.index, time_ms: self.time_ms, seed: seed(&self.key, self.index) }
     }
 }
 

@@ -14,7 +14,7 @@ use super::{
     composition,
     descriptors::{self, MethodSpec},
     engine::Engine,
-    error::{Fault, LoadError},
+    error::{FatalError, LoadError},
     guest_log,
     instance::{Instance, State},
     thread,
@@ -306,7 +306,8 @@ fn link(
     linker: &mut Linker<State>,
     component: &WasmComponent,
 ) -> Result<MachinePre<State>, LoadError> {
-    guest_log::link(linker).map_err(|error| LoadError::Fault(Fault::new(format!("{error:#}"))))?;
+    guest_log::link(linker)
+        .map_err(|error| LoadError::Fatal(FatalError::new(format!("{error:#}"))))?;
     linker
         .instantiate_pre(component)
         .and_then(MachinePre::new)
@@ -335,7 +336,7 @@ fn describe(
         })?;
     described.map_err(|broken| match broken {
         Broken::Trap(trap) => LoadError::Traps(trap),
-        other => LoadError::Fault(other.into_fault("the component could not be described")),
+        other => LoadError::Fatal(other.into_fatal("the component could not be described")),
     })
 }
 

@@ -378,7 +378,7 @@ mod tests {
 
     #[test]
     fn a_limit_out_of_range_is_refused_by_name() {
-        let cluster = ClusterLimits { memory_bytes_max: 1, ..ClusterLimits::GENESIS };
+        let cluster = ClusterLimits { memory_bytes_max: 1, ..ClusterLimits::DEFAULT };
         let limits = Limits { cluster, ..Limits::default() };
         assert!(Engine::new(&limits).err().unwrap().to_string().contains("memory_bytes_max"));
     }

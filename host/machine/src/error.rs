@@ -9,22 +9,22 @@ use conclave_types::Trap;
 /// Something that is this node's own: the host ran out of memory, the two instances disagree, the
 /// history cannot be read. Never an outcome. A node that met one while applying applies no more.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Fault(String);
+pub struct FatalError(String);
 
-impl Fault {
+impl FatalError {
     /// A fault with a message that says what happened and what to do about it.
     pub fn new(message: impl Into<String>) -> Self {
         Self(message.into())
     }
 }
 
-impl fmt::Display for Fault {
+impl fmt::Display for FatalError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
 }
 
-impl std::error::Error for Fault {}
+impl std::error::Error for FatalError {}
 
 /// Why an engine could not be made.
 #[derive(Debug, Error)]
@@ -115,7 +115,7 @@ pub enum LoadError {
     Traps(Trap),
     /// This node's fault, not the component's.
     #[error("the component could not be tried: {0}")]
-    Fault(#[from] Fault),
+    Fatal(#[from] FatalError),
 }
 
 impl LoadError {
@@ -141,12 +141,12 @@ fn advice(import: &str) -> &'static str {
 /// Why a query has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum QueryError {
-    /// The machine broke on it. The reader is built anew.
+    /// The machine broke on it. The standby is built anew.
     #[error("the query trapped: {}", .0.message)]
     Trap(Trap),
     /// The node does not apply any more, so its state is not to be read.
     #[error("this node's machine has stopped: {0}")]
-    Fault(Fault),
+    Fatal(FatalError),
     /// The worker shuts down.
     #[error("the machine is shutting down")]
     Stopped,
@@ -163,8 +163,8 @@ pub enum QueryError {
 
 impl QueryError {
     /// The worker has ended, by a fault or not.
-    pub(super) fn stopped(fault: Option<&Fault>) -> Self {
-        fault.map_or(Self::Stopped, |fault| Self::Fault(fault.clone()))
+    pub(super) fn stopped(fatal_error: Option<&FatalError>) -> Self {
+        fatal_error.map_or(Self::Stopped, |fatal_error| Self::Fatal(fatal_error.clone()))
     }
 }
 
@@ -193,7 +193,7 @@ pub enum WatchError {
     },
     /// The node does not apply any more.
     #[error("this node's machine has stopped: {0}")]
-    Fault(Fault),
+    Fatal(FatalError),
     /// The worker shuts down.
     #[error("the machine is shutting down")]
     Stopped,
@@ -202,15 +202,15 @@ pub enum WatchError {
 /// Why a snapshot was not taken, or ended early. None of these stops the node: ask again.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SnapshotError {
-    /// The reader has gone past the index.
-    #[error("the state at index {index} is gone: the reader is at {applied}")]
+    /// The standby has gone past the index.
+    #[error("the state at index {index} is gone: the standby is at {applied}")]
     Passed {
         /// The index asked for.
         index: u64,
-        /// Where the reader is.
+        /// Where the standby is.
         applied: u64,
     },
-    /// The instance that held the snapshot is gone: it became the head, or trapped, or was restored, or
+    /// The instance that held the snapshot is gone: it became the primary, or trapped, or was restored, or
     /// another component went on.
     #[error("the instance that held the snapshot is gone; take another")]
     Lost,
@@ -225,7 +225,7 @@ pub enum SnapshotError {
     Busy,
     /// The node does not apply any more.
     #[error("this node's machine has stopped: {0}")]
-    Fault(Fault),
+    Fatal(FatalError),
     /// The worker shuts down.
     #[error("the machine is shutting down")]
     Stopped,
@@ -233,7 +233,7 @@ pub enum SnapshotError {
 
 /// Why the history could not be read.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
-pub enum HistoryError {
+pub enum EntrySourceError {
     /// The entries have been purged meanwhile; there is a newer snapshot to start from.
     #[error("entry {0} has been purged")]
     Gap(u64),

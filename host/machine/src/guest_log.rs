@@ -22,7 +22,7 @@ pub(super) const LINE_BYTES_MAX: usize = 4096;
 /// Where one instance's lines go.
 pub(super) struct GuestLog {
     role: &'static str,
-    /// The reader applies what the head has applied; its lines would be the same ones again.
+    /// The standby applies what the primary has applied; its lines would be the same ones again.
     muted: bool,
     /// Lines that may be written now, refilled at a steady rate.
     budget: LineBudget,

@@ -20,9 +20,9 @@ use super::{
         exports::conclave::fsm::fsm::Guest,
     },
     engine::Engine,
-    error::Fault,
+    entry_source::TrapReport,
+    error::FatalError,
     guest_log::GuestLog,
-    history::Remains,
     limits::{Limiter, Limits, SNAPSHOT_READ_BYTES},
     trap::{About, Broken, METHOD_BYTES_MAX, classify},
     wasi::Wasi,
@@ -41,7 +41,7 @@ pub(super) struct State {
 
 /// What an entry, or a query, brings along beside the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Moment {
+pub struct EntryContext {
     /// The log index of the entry; for a query that of the last entry applied.
     pub index: u64,
     /// The machine's time, in milliseconds since the Unix epoch.
@@ -149,21 +149,25 @@ impl Instance {
 
     /// Applies one entry: a call, or without one a tick. `Err`: a trap or a fault, and the instance is
     /// unusable.
-    pub(super) fn run(&mut self, moment: Moment, call: Option<&Call>) -> Result<Outcome, Broken> {
+    pub(super) fn run(
+        &mut self,
+        context: EntryContext,
+        call: Option<&Call>,
+    ) -> Result<Outcome, Broken> {
         #[cfg(feature = "bench")]
         if let (Some(native), Some(call)) = (&mut self.native, call) {
-            return Ok(native.apply(moment, call));
+            return Ok(native.apply(context, call));
         }
-        self.store.data_mut().wasi.begin(moment);
+        self.store.data_mut().wasi.begin(context);
         let fuel = self.limits.cluster.fuel_per_call;
         let (about, answer) = match call {
             Some(call) => {
-                let (context, wire) = arguments(moment, call);
+                let (context, wire) = arguments(context, call);
                 let about = (&*call.method, fuel);
                 (about, self.call(about, |guest, store| guest.call_apply(store, context, wire))?)
             }
             None => {
-                let context = context(moment, "");
+                let context = wire_context(context, "");
                 let about = ("tick", fuel);
                 (about, Ok(self.call(about, |guest, store| guest.call_tick(store, context))?))
             }
@@ -192,15 +196,15 @@ impl Instance {
     /// Answers a query.
     pub(super) fn query(
         &mut self,
-        moment: Moment,
+        context: EntryContext,
         call: &Call,
     ) -> Result<Result<Bytes, Failure>, Broken> {
         #[cfg(feature = "bench")]
         if let Some(native) = &mut self.native {
-            return Ok(native.query(moment, call));
+            return Ok(native.query(context, call));
         }
-        self.store.data_mut().wasi.begin(moment);
-        let (context, wire) = arguments(moment, call);
+        self.store.data_mut().wasi.begin(context);
+        let (context, wire) = arguments(context, call);
         let about = (&*call.method, self.limits.cluster.fuel_per_query);
         match self.ask(about, |guest, store| guest.call_query(store, context, wire))? {
             Ok(response) => {
@@ -214,11 +218,11 @@ impl Instance {
     /// Begins a subscription.
     pub(super) fn subscribe(
         &mut self,
-        moment: Moment,
+        context: EntryContext,
         call: &Call,
     ) -> Result<Result<Subscription, Failure>, Broken> {
-        self.store.data_mut().wasi.begin(moment);
-        let (context, wire) = arguments(moment, call);
+        self.store.data_mut().wasi.begin(context);
+        let (context, wire) = arguments(context, call);
         let about = (&*call.method, self.limits.cluster.fuel_per_query);
         match self.ask(about, |guest, store| guest.call_subscribe(store, context, wire))? {
             Ok(wire) => {
@@ -258,8 +262,8 @@ impl Instance {
     }
 
     /// The trap report of an instance that broke.
-    pub(super) fn remains(&mut self) -> Remains {
-        Remains { last_words: self.take_error(), backtrace: std::mem::take(&mut self.backtrace) }
+    pub(super) fn trap_report(&mut self) -> TrapReport {
+        TrapReport { last_words: self.take_error(), backtrace: std::mem::take(&mut self.backtrace) }
     }
 
     /// The linear memory that the instance holds.
@@ -287,7 +291,7 @@ impl Instance {
         self.store.data_mut().log.take_error()
     }
 
-    /// Another role for the same instance: a reader becomes the head.
+    /// Another role for the same instance: a standby becomes the primary.
     pub(super) fn set_role(&mut self, role: &'static str) {
         let log = &mut self.store.data_mut().log;
         log.set_role(role);
@@ -391,24 +395,24 @@ fn frames(backtrace: &WasmBacktrace) -> Vec<String> {
 
 impl Broken {
     /// As a fault, where a trap is no outcome but a reason to stop: while a state is restored.
-    pub(super) fn into_fault(self, what: &str) -> Fault {
+    pub(super) fn into_fatal(self, what: &str) -> FatalError {
         match self {
             Self::Trap(trap) => {
-                Fault::new(format!("{what}: {} ({})", trap.message, trap.kind.name()))
+                FatalError::new(format!("{what}: {} ({})", trap.message, trap.kind.name()))
             }
-            Self::Fault(fault) => Fault::new(format!("{what}: {fault}")),
-            Self::Interrupted => Fault::new(format!("{what}: the machine is shutting down")),
+            Self::Fatal(fatal_error) => FatalError::new(format!("{what}: {fatal_error}")),
+            Self::Interrupted => FatalError::new(format!("{what}: the machine is shutting down")),
         }
     }
 }
 
-fn arguments(moment: Moment, call: &Call) -> (WireContext<'_>, WireCall<'_>) {
+fn arguments(context: EntryContext, call: &Call) -> (WireContext<'_>, WireCall<'_>) {
     let wire = WireCall { method: &call.method, request: &call.request };
-    (context(moment, &call.principal), wire)
+    (wire_context(context, &call.principal), wire)
 }
 
-fn context(moment: Moment, principal: &str) -> WireContext<'_> {
-    let Moment { index, time_ms, seed } = moment;
+fn wire_context(context: EntryContext, principal: &str) -> WireContext<'_> {
+    let EntryContext { index, time_ms, seed } = context;
     WireContext { index, time_ms, seed, principal }
 }
 

@@ -10,7 +10,7 @@
 
 use wasmtime::ResourceLimiter;
 
-use super::error::{Error, Fault};
+use super::error::{Error, FatalError};
 use conclave_types::limits::{ClusterLimits, MEMORY_BYTES_MOST};
 
 const MIB: usize = 1 << 20;
@@ -49,11 +49,11 @@ pub struct Limits {
     /// on a stack of their own in linear memory (also 1 MiB), so this is return addresses and spills.
     /// At least 64 KiB, at most 64 MiB.
     pub stack_bytes: usize,
-    /// Entries that wait for the head, and those that the head has finished and the reader has not
+    /// Entries that wait for the primary, and those that the primary has finished and the standby has not
     /// seen, in bytes each. Default 32 MiB: some requests of the largest size, or a second of small
     /// ones. At least 1 MiB.
     pub queue_bytes_max: usize,
-    /// Queries that wait for the reader. Default 4,096; more are refused with `Busy`.
+    /// Queries that wait for the standby. Default 4,096; more are refused with `Busy`.
     pub queries_waiting_max: usize,
     /// Subscriptions at once. Default 10,000; more are refused with `Busy`. Each holds 64 KiB or the events of one
     /// entry, if its reader is slow.
@@ -69,7 +69,7 @@ pub struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            cluster: ClusterLimits::GENESIS,
+            cluster: ClusterLimits::DEFAULT,
             table_elements_max: 1_000_000,
             stack_bytes: MIB,
             queue_bytes_max: 32 * MIB,
@@ -307,7 +307,7 @@ impl ResourceLimiter for Limiter {
 }
 
 fn host_fault(error: &wasmtime::Error) -> wasmtime::Error {
-    wasmtime::Error::new(Fault::new(format!(
+    wasmtime::Error::new(FatalError::new(format!(
         "this node could not give the machine memory that its limit allows: {error:#}. Give the node more memory"
     )))
 }

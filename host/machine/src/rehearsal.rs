@@ -22,12 +22,12 @@ use std::{
 use thiserror::Error;
 
 use super::{
-    carry_over::too_large,
     clock::Clock,
     component::Component,
-    error::{Fault, HistoryError},
-    history::{Entry, SavedState, Work},
+    entry_source::{Entry, SavedState, Work},
+    error::{EntrySourceError, FatalError},
     instance::Instance,
+    migration::too_large,
     restoring::Restoring,
     thread,
     trap::Broken,
@@ -90,13 +90,13 @@ pub enum NotReady {
     Activation(u64),
     /// The state or the entries cannot be read.
     #[error("{0}")]
-    History(#[from] HistoryError),
+    EntrySource(#[from] EntrySourceError),
     /// `stop` said so.
     #[error("the rehearsal was stopped")]
     Stopped,
     /// This node's fault, not the component's.
     #[error("the component could not be rehearsed: {0}")]
-    Fault(#[from] Fault),
+    Fatal(#[from] FatalError),
 }
 
 /// How often `stop` is asked.
@@ -112,7 +112,7 @@ pub fn rehearse(
     component: &Component,
     seed: [u8; 32],
     saved: SavedState,
-    entries: impl Iterator<Item = Result<Entry, HistoryError>> + Send,
+    entries: impl Iterator<Item = Result<Entry, EntrySourceError>> + Send,
     stop: impl Fn() -> bool,
 ) -> Result<Rehearsal, NotReady> {
     if let Some(why) = component.refuses(saved.state_version) {
@@ -147,7 +147,7 @@ impl Stage<'_> {
     fn run(
         &self,
         saved: SavedState,
-        entries: impl Iterator<Item = Result<Entry, HistoryError>>,
+        entries: impl Iterator<Item = Result<Entry, EntrySourceError>>,
     ) -> Result<Rehearsal, NotReady> {
         let mut done = Rehearsal { index: saved.index, ..Rehearsal::default() };
         let mut clock = Clock::new(self.seed, saved.index, saved.time_ms);
@@ -159,7 +159,9 @@ impl Stage<'_> {
             self.check()?;
             let Entry { index, time_ms, work } = entry?;
             if index <= done.index {
-                return Err(Fault::new(format!("entry {index} came after {}", done.index)).into());
+                return Err(
+                    FatalError::new(format!("entry {index} came after {}", done.index)).into()
+                );
             }
             let call = match work {
                 Work::Call(call) => Some(call),
@@ -231,7 +233,7 @@ impl Stage<'_> {
 fn not_ready(broken: Broken, trapped: impl FnOnce(Trap) -> NotReady) -> NotReady {
     match broken {
         Broken::Trap(trap) => trapped(trap),
-        Broken::Fault(fault) => NotReady::Fault(fault),
+        Broken::Fatal(fatal_error) => NotReady::Fatal(fatal_error),
         Broken::Interrupted => NotReady::Stopped,
     }
 }

@@ -3,19 +3,19 @@
 
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 
-use super::error::Fault;
+use super::error::FatalError;
 
 /// Starts a thread with room for a guest's stack.
 pub(super) fn spawn<T: Send + 'static>(
     name: &str,
     stack_bytes: usize,
     body: impl FnOnce() -> T + Send + 'static,
-) -> Result<JoinHandle<T>, Fault> {
+) -> Result<JoinHandle<T>, FatalError> {
     Builder::new()
         .name(name.to_owned())
         .stack_size(stack_bytes)
         .spawn(body)
-        .map_err(|error| Fault::new(format!("cannot start the thread {name}: {error}")))
+        .map_err(|error| FatalError::new(format!("cannot start the thread {name}: {error}")))
 }
 
 /// Starts such a thread within a scope.
@@ -24,16 +24,16 @@ pub(super) fn spawn_scoped<'scope, T: Send + 'scope>(
     name: &str,
     stack_bytes: usize,
     body: impl FnOnce() -> T + Send + 'scope,
-) -> Result<ScopedJoinHandle<'scope, T>, Fault> {
+) -> Result<ScopedJoinHandle<'scope, T>, FatalError> {
     Builder::new()
         .name(name.to_owned())
         .stack_size(stack_bytes)
         .spawn_scoped(scope, body)
-        .map_err(|error| Fault::new(format!("cannot start the thread {name}: {error}")))
+        .map_err(|error| FatalError::new(format!("cannot start the thread {name}: {error}")))
 }
 
 /// What a scoped thread gave.
-pub(super) fn joined<T>(name: &str, thread: ScopedJoinHandle<'_, T>) -> Result<T, Fault> {
+pub(super) fn joined<T>(name: &str, thread: ScopedJoinHandle<'_, T>) -> Result<T, FatalError> {
     thread.join().map_err(|_| panicked(name))
 }
 
@@ -42,10 +42,10 @@ pub(super) fn run<T: Send + 'static>(
     name: &str,
     stack_bytes: usize,
     body: impl FnOnce() -> T + Send + 'static,
-) -> Result<T, Fault> {
+) -> Result<T, FatalError> {
     spawn(name, stack_bytes, body)?.join().map_err(|_| panicked(name))
 }
 
-fn panicked(name: &str) -> Fault {
-    Fault::new(format!("the thread {name} panicked; its message is in the node's log"))
+fn panicked(name: &str) -> FatalError {
+    FatalError::new(format!("the thread {name} panicked; its message is in the node's log"))
 }

@@ -9,7 +9,7 @@
 
 use wasmtime::Trap as Wasm;
 
-use super::{error::Fault, limits::Limits};
+use super::{error::FatalError, limits::Limits};
 use conclave_types::{Trap, TrapKind, limits::ClusterLimits};
 
 /// How a call ended that gave no answer. The instance is unusable afterwards.
@@ -18,7 +18,7 @@ pub(super) enum Broken {
     /// An outcome.
     Trap(Trap),
     /// This node's own.
-    Fault(Fault),
+    Fatal(FatalError),
     /// The worker shuts down.
     Interrupted,
 }
@@ -60,7 +60,7 @@ impl About<'_> {
         let what = match kind {
             TrapKind::Panic if detail.is_empty() => "the machine panicked".to_owned(),
             TrapKind::Panic => detail.to_owned(),
-            TrapKind::Fault => format!("the machine is faulty: {detail}"),
+            TrapKind::Invalid => format!("the machine is faulty: {detail}"),
             TrapKind::FuelExhausted => format!("the call used up its fuel of {}", self.fuel),
             TrapKind::MemoryExhausted => {
                 format!(
@@ -91,8 +91,8 @@ impl About<'_> {
 
 /// Tells what an error means. `denied`: the limiter refused memory or table space during the call.
 pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>) -> Broken {
-    if let Some(fault) = error.downcast_ref::<Fault>() {
-        return Broken::Fault(fault.clone());
+    if let Some(fatal_error) = error.downcast_ref::<FatalError>() {
+        return Broken::Fatal(fatal_error.clone());
     }
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         return Broken::Trap(about.trap(refusal.kind, &refusal.message));
@@ -117,7 +117,7 @@ pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>)
     }
     // Only while a machine is instantiated, by what it consists of.
     if words.starts_with("resource limit exceeded: ") {
-        return Broken::Trap(about.trap(TrapKind::Fault, &Limits::too_many_parts()));
+        return Broken::Trap(about.trap(TrapKind::Invalid, &Limits::too_many_parts()));
     }
     if BAD_ANSWERS.iter().any(|known| words.starts_with(known)) {
         // Without wasmtime's words: they may name handles, whose numbers differ between instances.
@@ -130,7 +130,7 @@ pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>)
 }
 
 fn unknown(error: &wasmtime::Error, about: &About<'_>) -> Broken {
-    Broken::Fault(Fault::new(format!(
+    Broken::Fatal(FatalError::new(format!(
         "the machine failed in {} in a way that is not known to be the same on every node: {error:#}",
         super::cut(about.method, METHOD_BYTES_MAX)
     )))
@@ -156,7 +156,7 @@ fn kind_of(trap: Wasm, denied: bool) -> Option<TrapKind> {
         | Wasm::ArrayOutOfBounds
         | Wasm::CastFailure
         | Wasm::CannotLeaveComponent
-        | Wasm::CannotEnterComponent => TrapKind::Fault,
+        | Wasm::CannotEnterComponent => TrapKind::Invalid,
         // What one component inside the machine handed to another, or to the host.
         Wasm::StringOutOfBounds
         | Wasm::ListOutOfBounds

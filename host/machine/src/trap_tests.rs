@@ -300,6 +300,6 @@ fn a_call_of_a_component_that_may_not_be_entered_is_an_outcome() {
   (core instance $i (instantiate $m (with "" (instance (export "f" (func $f))))))
   (func (export "run") (canon lift (core func $i "run"))))"#);
     let Broken::Trap(trap) = broken else { panic!("{broken:?}") };
-    assert_eq!(trap.kind, TrapKind::Fault);
+    assert_eq!(trap.kind, TrapKind::Invalid);
     assert!(trap.message.contains("may not be entered"), "{}", trap.message);
 }

@@ -133,7 +133,7 @@ impl Backend for ReplicaBackend {
         let description = component.description();
         let mut metrics = vec![
             Metric::gauge(
-                "conclave_machine_info",
+                "conclave_component_info",
                 "The active machine; the number is always 1.",
                 1.0,
             )
@@ -141,19 +141,19 @@ impl Backend for ReplicaBackend {
             .label("name", description.name.clone())
             .label("version", description.version.clone()),
             Metric::counter(
-                "conclave_machine_applied_total",
+                "conclave_entries_applied_total",
                 "Entries that the machine applied.",
                 stats.entries,
             ),
             Metric::counter(
-                "conclave_machine_queries_total",
+                "conclave_queries_total",
                 "Queries that the machine answered.",
                 stats.queries,
             ),
             Metric::counter(
-                "conclave_machine_rebuilds_total",
+                "conclave_standby_builds_total",
                 "Instances of the machine that were built again after a trap.",
-                stats.reader_builds,
+                stats.standby_builds,
             ),
         ];
         metrics.extend([
@@ -214,7 +214,7 @@ impl Backend for ReplicaBackend {
                 self.0.lag() as f64,
             ),
         ]);
-        let ([equal, diverged, healed, undecided, withheld], quarantined) = self.0.agreement();
+        let ([equal, diverged, repaired, undecided, withheld], quarantined) = self.0.agreement();
         metrics.extend([
             Metric::gauge(
                 "conclave_diverged",
@@ -223,22 +223,22 @@ impl Backend for ReplicaBackend {
             ),
             Metric::counter(
                 "conclave_divergences_total",
-                "Checkpoints that this node's machine did not agree with.",
+                "ConsistencyChecks that this node's machine did not agree with.",
                 diverged,
             ),
             Metric::counter(
-                "conclave_divergences_healed_total",
+                "conclave_divergences_repaired_total",
                 "Times that this node's machine was replaced by a peer's state.",
-                healed,
+                repaired,
             ),
             Metric::counter(
-                "conclave_checkpoints_equal_total",
-                "Checkpoints that this node's machine agreed with.",
+                "conclave_consistency_checks_equal_total",
+                "ConsistencyChecks that this node's machine agreed with.",
                 equal,
             ),
             Metric::counter(
-                "conclave_checkpoints_undecided_total",
-                "Checkpoints that this node did not propose because no majority of the voters agreed.",
+                "conclave_consistency_checks_undecided_total",
+                "ConsistencyChecks that this node did not propose because no majority of the voters agreed.",
                 undecided,
             ),
             Metric::counter(
@@ -251,7 +251,7 @@ impl Backend for ReplicaBackend {
         metrics.extend(clock_metrics(self.0.clock()));
         for (kind, count) in TrapKind::ALL.into_iter().zip(stats.traps) {
             let metric = Metric::counter(
-                "conclave_machine_traps_total",
+                "conclave_traps_total",
                 "Calls that trapped and were rolled back.",
                 count,
             );

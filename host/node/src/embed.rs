@@ -76,7 +76,7 @@ impl Node {
             // It ended before it had started.
             Err(_) => Err(match ended(running.await) {
                 Err(error) => error,
-                Ok(()) => Error::fault("the node stopped before it had started"),
+                Ok(()) => Error::fatal("the node stopped before it had started"),
             }),
         }
     }
@@ -92,7 +92,7 @@ impl Node {
         let Some(running) = &mut self.running else { return std::future::pending().await };
         let result = ended(running.await);
         self.running = None;
-        result.err().unwrap_or_else(|| Error::fault("the node stopped by itself: report this"))
+        result.err().unwrap_or_else(|| Error::fatal("the node stopped by itself: report this"))
     }
 
     /// Stops the node: a leader transfers its leadership first, and calls under way are answered.
@@ -106,5 +106,5 @@ impl Node {
 }
 
 fn ended(joined: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
-    joined.unwrap_or_else(|error| Err(Error::fault(format!("the node broke: {error}"))))
+    joined.unwrap_or_else(|error| Err(Error::fatal(format!("the node broke: {error}"))))
 }

@@ -28,7 +28,7 @@ use conclave_crypto::MasterKey;
 use conclave_machine as machine;
 use conclave_machine::{Component, Engine, Worker};
 use conclave_raft as raft;
-use conclave_raft::{Components, KeptCode, LocalHistory, Replica, supervise::Supervisor};
+use conclave_raft::{Components, KeptCode, LocalEntrySource, Replica, supervise::Supervisor};
 use conclave_storage as storage;
 use conclave_storage::{CompiledStore, Identity, Storage};
 use conclave_types::{ComponentId, error::Error};
@@ -77,7 +77,7 @@ async fn run_replica(
     let mut shutdown = pin!(shutdown);
     let result = tokio::select! {
         result = run_ports(&config, (clients, peers), &startup, &admin, started, shutdown.as_mut()) => result,
-        fatal = tasks.failed() => Err(Error::fault(fatal)),
+        fatal = tasks.failed() => Err(Error::fatal(fatal)),
     };
     stop_admin.send_replace(true);
     let _ = admin_port.await;
@@ -126,7 +126,7 @@ async fn start_behind(
         () = shutdown => return Ok(None),
         replica = start(config, startup) => replica?,
         // It ends after `begin` only.
-        () = &mut refusing => return Err(Error::fault("the client port ended: report this")),
+        () = &mut refusing => return Err(Error::fatal("the client port ended: report this")),
     };
     begin.send_replace(true);
     refusing.await;
@@ -144,7 +144,7 @@ async fn start(config: &Config, startup: &Startup) -> Result<Replica, Error> {
         let (config, startup) = (config.clone(), startup.clone());
         move || open(&config, &startup)
     });
-    let options = opening.await.map_err(|error| Error::fault(error.to_string()))??;
+    let options = opening.await.map_err(|error| Error::fatal(error.to_string()))??;
     startup.step("restoring the snapshot and replaying the log");
     Replica::start(options).await
 }
@@ -197,10 +197,10 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
         master_key,
     })
     .map_err(startup)?;
-    let Storage { identity, genesis, log, snapshots, compiled, .. } = storage;
+    let Storage { identity, initial_component, log, snapshots, compiled, .. } = storage;
     let is_shared = shared.is_some();
     let kept = shared.unwrap_or_else(|| KeptCode::new(compiled));
-    let genesis = match loaded {
+    let initial_component = match loaded {
         Some(component) => {
             // It was compiled before there was a directory for it.
             if !is_shared {
@@ -210,22 +210,23 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
         }
         None => {
             progress.step(COMPILING);
-            begun_with(config, &engine, (given, genesis), &kept)?
+            begun_with(config, &engine, (given, initial_component), &kept)?
         }
     };
     progress.step("starting the state machine");
     let seed = seed(&identity);
-    let components = Components::new(genesis.clone(), seed, kept);
-    let history =
-        LocalHistory::open(log.clone(), snapshots.clone(), components.clone()).map_err(startup)?;
+    let components = Components::new(initial_component.clone(), seed, kept);
+    let entry_source = LocalEntrySource::open(log.clone(), snapshots.clone(), components.clone())
+        .map_err(startup)?;
     tracing::info!(
         node = identity.node_id,
         cluster = identity.cluster_id,
-        machine = genesis.description().name,
-        begun_with = %genesis.id(),
+        machine = initial_component.description().name,
+        begun_with = %initial_component.id(),
         "starting"
     );
-    let worker = Worker::start(genesis, seed, history.clone(), None).map_err(startup)?;
+    let worker =
+        Worker::start(initial_component, seed, entry_source.clone(), None).map_err(startup)?;
     Ok(raft::Options {
         identity,
         engine: engine.fingerprint().to_owned(),
@@ -233,12 +234,12 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
         worker,
         log,
         snapshots,
-        history,
+        entry_source,
         members: config.members.clone(),
         timing: config.timing,
         limits: config.limits,
         snapshot: config.snapshot,
-        checkpoint_interval: config.checkpoint_interval,
+        consistency_check_interval: config.consistency_check_interval,
     })
 }
 
@@ -246,11 +247,11 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
 fn begun_with(
     config: &Config,
     engine: &Engine,
-    (given, genesis): (Bytes, Bytes),
+    (given, initial_component): (Bytes, Bytes),
     kept: &KeptCode,
 ) -> Result<Component, Error> {
-    if given == genesis {
-        return load(config, engine, genesis, Some(kept));
+    if given == initial_component {
+        return load(config, engine, initial_component, Some(kept));
     }
     // One that was named is looked at all the same: a wrong file is a mistake.
     if !matches!(config.component, Some(ComponentSource::Default(_))) {
@@ -261,7 +262,7 @@ fn begun_with(
         "this node has data, so it continues with the cluster's component and not with the one that it was started with: \
          `conclave component push` brings another one to the cluster"
     );
-    Component::load_with(engine, genesis, kept.compiling(false)).map_err(startup)
+    Component::load_with(engine, initial_component, kept.compiling(false)).map_err(startup)
 }
 
 /// The component that the node was started with.
@@ -290,17 +291,25 @@ pub fn open_replay(
     // What is wrong with the copy is wrong with the original.
     let named = |error| {
         let text = startup(error).to_string();
-        Error::fault(text.replace(&*copy.to_string_lossy(), &dir.to_string_lossy()))
+        Error::fatal(text.replace(&*copy.to_string_lossy(), &dir.to_string_lossy()))
     };
     let storage = Storage::open_copy(dir, copy, key, stop).map_err(named)?;
-    let Storage { identity, genesis, log, snapshots, compiled, .. } = storage;
+    let Storage { identity, initial_component, log, snapshots, compiled, .. } = storage;
     let kept = KeptCode::new(compiled);
     let snapshot = snapshots.latest().map_err(named)?;
     let engine = Engine::new(&machine::Limits::default()).map_err(startup)?;
-    let genesis = Component::load_with(&engine, genesis, kept.compiling(false)).map_err(startup)?;
+    let initial_component =
+        Component::load_with(&engine, initial_component, kept.compiling(false)).map_err(startup)?;
     let seed = seed(&identity);
-    let components = Components::new(genesis.clone(), seed, kept);
-    Ok(replay::Source::new(replay::Parts { identity, log, snapshot, components, genesis, seed }))
+    let components = Components::new(initial_component.clone(), seed, kept);
+    Ok(replay::Source::new(replay::Parts {
+        identity,
+        log,
+        snapshot,
+        components,
+        initial_component,
+        seed,
+    }))
 }
 
 /// For the machine's randomness: the same on every node.
@@ -319,7 +328,7 @@ fn startup(error: impl std::error::Error + Send + Sync + 'static) -> Error {
         }
         source = cause.source();
     }
-    Error::fault(text)
+    Error::fatal(text)
 }
 
 fn component(config: &Config) -> Result<Bytes, Error> {

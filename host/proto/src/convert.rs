@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use crate::raft as wire;
 use conclave_types::{
-    Call, Checkpoint, Code, Command, CommandKind, ComponentId, Digest, Failure, NodeId, Trap,
+    Call, Code, Command, CommandKind, ComponentId, ConsistencyCheck, Digest, Failure, NodeId, Trap,
     TrapKind,
     components::{About, Activation, ComponentCommand, ComponentPart, PART_BYTES_MAX},
     limits::ClusterLimits,
@@ -61,8 +61,8 @@ pub fn command_to_wire(command: &Command) -> wire::Command {
     let kind = match &command.kind {
         CommandKind::Call(call) => wire::command::Kind::Call(call_to_wire(call)),
         CommandKind::Tick => wire::command::Kind::Tick(wire::Tick {}),
-        CommandKind::Checkpoint(checkpoint) => {
-            wire::command::Kind::Checkpoint(checkpoint_to_wire(checkpoint))
+        CommandKind::ConsistencyCheck(consistency_check) => {
+            wire::command::Kind::ConsistencyCheck(consistency_check_to_wire(consistency_check))
         }
         CommandKind::Verify => wire::command::Kind::Verify(wire::Verify {}),
         CommandKind::SetTime => wire::command::Kind::SetTime(wire::SetTime {}),
@@ -84,8 +84,8 @@ pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
     let kind = match command.kind {
         Some(wire::command::Kind::Call(call)) => CommandKind::Call(call_from_wire(call)),
         Some(wire::command::Kind::Tick(wire::Tick {})) => CommandKind::Tick,
-        Some(wire::command::Kind::Checkpoint(checkpoint)) => {
-            CommandKind::Checkpoint(checkpoint_from_wire(&checkpoint)?)
+        Some(wire::command::Kind::ConsistencyCheck(consistency_check)) => {
+            CommandKind::ConsistencyCheck(consistency_check_from_wire(&consistency_check)?)
         }
         Some(wire::command::Kind::Verify(wire::Verify {})) => CommandKind::Verify,
         Some(wire::command::Kind::SetTime(wire::SetTime {})) => CommandKind::SetTime,
@@ -139,21 +139,23 @@ pub fn cluster_limits_from_wire(limits: &wire::ClusterLimits) -> Result<ClusterL
 }
 
 /// To the wire.
-pub fn checkpoint_to_wire(checkpoint: &Checkpoint) -> wire::Checkpoint {
-    wire::Checkpoint {
-        index: checkpoint.index,
-        digest: checkpoint.digest.0.to_vec().into(),
-        version: checkpoint.version,
-        begins: checkpoint.begins,
+pub fn consistency_check_to_wire(consistency_check: &ConsistencyCheck) -> wire::ConsistencyCheck {
+    wire::ConsistencyCheck {
+        index: consistency_check.index,
+        digest: consistency_check.digest.0.to_vec().into(),
+        version: consistency_check.version,
+        begins: consistency_check.begins,
     }
 }
 
 /// From the wire.
-pub fn checkpoint_from_wire(checkpoint: &wire::Checkpoint) -> Result<Checkpoint, Malformed> {
-    let digest = digest_from_wire(&checkpoint.digest)?;
-    let digest = digest.ok_or_else(|| missing("checkpoint", "digest"))?;
-    let wire::Checkpoint { index, version, begins, .. } = *checkpoint;
-    Ok(Checkpoint { index, digest, version, begins })
+pub fn consistency_check_from_wire(
+    consistency_check: &wire::ConsistencyCheck,
+) -> Result<ConsistencyCheck, Malformed> {
+    let digest = digest_from_wire(&consistency_check.digest)?;
+    let digest = digest.ok_or_else(|| missing("consistency_check", "digest"))?;
+    let wire::ConsistencyCheck { index, version, begins, .. } = *consistency_check;
+    Ok(ConsistencyCheck { index, digest, version, begins })
 }
 
 /// From the wire. Absent: what was written before there were digests.
@@ -267,5 +269,5 @@ pub fn trap_to_wire(trap: &Trap) -> wire::Trap {
 /// From the wire. The name of a trap that this version does not know becomes `fault`.
 pub fn trap_from_wire(trap: wire::Trap) -> Trap {
     let known = TrapKind::ALL.into_iter().find(|kind| kind.name() == trap.name);
-    Trap { kind: known.unwrap_or(TrapKind::Fault), message: trap.message }
+    Trap { kind: known.unwrap_or(TrapKind::Invalid), message: trap.message }
 }

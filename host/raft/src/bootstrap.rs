@@ -8,7 +8,7 @@ use std::{collections::BTreeMap, time::Duration};
 
 use tokio::time::sleep;
 
-use super::{Replica, network::peer::Lane};
+use super::{Replica, network::peer::ConnectionClass};
 use crate::settings::Member as InitialMember;
 use conclave_storage::raft_types::Member;
 use conclave_types::NodeId;
@@ -58,7 +58,8 @@ async fn all_new(replica: &Replica, members: &BTreeMap<NodeId, Member>) -> Resul
             continue;
         }
         let peer = replica.0.peers.peer(*node_id, member);
-        let answer = peer.handshake(Lane::Control).await.map_err(|error| error.to_string())?;
+        let answer =
+            peer.handshake(ConnectionClass::Control).await.map_err(|error| error.to_string())?;
         if answer.initialized {
             return Err(format!(
                 "node {node_id} already belongs to an initialized cluster: this node's data \

@@ -17,7 +17,7 @@ use tonic::Code;
 
 use super::{
     Replica, forward,
-    network::{REFUSED_HEADER, peer::Lane},
+    network::{REFUSED_HEADER, peer::ConnectionClass},
 };
 use conclave_proto::{convert::call_to_wire, raft::ForwardRequest};
 use conclave_storage::raft_types::{Member, TypeConfig};
@@ -39,7 +39,7 @@ impl Replica {
         caller: &Caller,
         deadline: Instant,
     ) -> Result<Applied, Error> {
-        if let Some(why) = self.0.fault() {
+        if let Some(why) = self.0.fatal_error() {
             return Err(Error::stopped(why));
         }
         let patience = Instant::now() + self.0.timing.election_max * 3;
@@ -100,7 +100,7 @@ impl Replica {
         let peer = self.0.peers.peer(leader, member);
         // Until the request is sent, a refusal means that the call had no effect.
         let client = tokio::select! {
-            client = peer.client(Lane::Control) => client,
+            client = peer.client(ConnectionClass::Control) => client,
             _ = self.superseded(leader) => return Err(Error::no_quorum()),
             () = sleep_until(deadline) => return Err(Error::deadline()),
         };
@@ -136,7 +136,7 @@ impl Replica {
             // that stops takes no calls.
             let refused = status.code() == Code::PermissionDenied
                 || status.metadata().get(REFUSED_HEADER).is_some();
-            let error = peer.failed(Lane::Control, status);
+            let error = peer.failed(ConnectionClass::Control, status);
             if refused {
                 return Error::no_quorum();
             }
@@ -267,12 +267,12 @@ impl Replica {
             RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => {
                 Error::lost("another leader took over before the command was committed")
             }
-            RaftError::APIError(error) => Error::fault(error.to_string()),
+            RaftError::APIError(error) => Error::fatal(error.to_string()),
             // Raft ran when the command was handed over, so it may have been proposed before Raft, or
             // the machine that was to answer it, stopped. Called certain not to have been applied, it
             // would be sent again and applied twice.
             RaftError::Fatal(fatal) => {
-                let why = self.0.fault().unwrap_or_else(|| fatal.to_string());
+                let why = self.0.fatal_error().unwrap_or_else(|| fatal.to_string());
                 Error::lost(format!("the leader stopped while it worked on the command ({why})"))
             }
         }
@@ -302,7 +302,7 @@ impl super::Inner {
 
     /// Refuses what has not been proposed yet, once Raft, the store or the machine has stopped.
     fn check_running(&self) -> Result<(), Error> {
-        if let Some(why) = self.fault() {
+        if let Some(why) = self.fatal_error() {
             return Err(Error::stopped(why));
         }
         let state = self.raft.metrics().borrow_watched().running_state.clone();
@@ -335,9 +335,9 @@ impl super::Inner {
     pub(super) fn stopped(&self, fatal: openraft::error::Fatal<TypeConfig>) -> Error {
         match fatal {
             openraft::error::Fatal::Stopped => Error::shutting_down(),
-            fatal => Error::fault(format!(
+            fatal => Error::fatal(format!(
                 "this node has stopped applying: {}; its log says why",
-                self.worker.fault().unwrap_or_else(|| fatal.to_string())
+                self.worker.fatal_error().unwrap_or_else(|| fatal.to_string())
             )),
         }
     }

@@ -30,7 +30,7 @@ use tokio::{
 };
 use tonic::Request;
 
-use super::network::peer::{Lane, Peer, PeerError};
+use super::network::peer::{ConnectionClass, Peer, PeerError};
 use crate::supervise::Supervisor;
 use conclave_proto::raft::{ConfirmLeaderRequest, ConfirmLeaderResponse};
 use conclave_storage::raft_types::Membership;
@@ -232,13 +232,13 @@ async fn ask_on_stream(
     answers: &Answers,
 ) -> Result<(), PeerError> {
     rounds.mark_changed();
-    let mut client = peer.client(Lane::Control).await?;
+    let mut client = peer.client(ConnectionClass::Control).await?;
     let requests = stream::unfold(rounds, |mut rounds| async {
         rounds.changed().await.ok()?;
         let round = rounds.borrow_and_update().number;
         Some((ConfirmLeaderRequest { round }, rounds))
     });
-    let failed = |status| peer.failed(Lane::Control, status);
+    let failed = |status| peer.failed(ConnectionClass::Control, status);
     let answered = client.confirm_leader(Request::new(requests)).await;
     let mut answered = answered.map_err(failed)?.into_inner();
     // A stream to a host that has vanished is silent for long.

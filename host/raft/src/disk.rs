@@ -33,7 +33,7 @@ impl DiskWatch {
     }
 
     /// Why this node refuses calls, if the disk counts as hung.
-    pub(super) fn fault(&self) -> Option<String> {
+    pub(super) fn fatal_error(&self) -> Option<String> {
         self.hung_for().map(|busy| {
             format!(
                 "the disk has not completed a write for {:.1} s: this node serves again when the disk answers",

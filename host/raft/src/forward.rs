@@ -41,7 +41,7 @@ pub(super) fn result_from_wire(response: wire::ForwardResponse) -> Result<Applie
             }),
         }),
         Some(Answer::Refusal(refusal)) => Err(refusal_from_wire(refusal)),
-        None => Err(Error::fault("the leader answered without a result")),
+        None => Err(Error::fatal("the leader answered without a result")),
     }
 }
 
@@ -56,7 +56,7 @@ pub(super) fn refusal_to_wire(error: &Error) -> wire::Refusal {
         ErrorKind::Limit(_) => Reason::Limit,
         ErrorKind::Busy(_) => Reason::Busy,
         ErrorKind::ShuttingDown | ErrorKind::Stopped(_) => Reason::ShuttingDown,
-        _ => Reason::Fault,
+        _ => Reason::Fatal,
     };
     let leader = error.leader();
     wire::Refusal {
@@ -86,6 +86,6 @@ pub(super) fn refusal_from_wire(refusal: wire::Refusal) -> Error {
         Reason::Limit => Error::limit(refusal.message),
         Reason::Busy => Error::busy(refusal.message),
         Reason::ShuttingDown => Error::shutting_down(),
-        Reason::Fault | Reason::Unspecified => Error::fault(refusal.message),
+        Reason::Fatal | Reason::Unspecified => Error::fatal(refusal.message),
     }
 }

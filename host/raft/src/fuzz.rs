@@ -49,7 +49,7 @@ pub fn snapshot_header_seeds() -> Vec<Vec<u8>> {
             bytes: component.len() as u64,
             ..wire::StoredComponent::default()
         }],
-        limits: Some(cluster_limits_to_wire(&ClusterLimits::GENESIS)),
+        limits: Some(cluster_limits_to_wire(&ClusterLimits::DEFAULT)),
         ..wire::SnapshotHeader::default()
     };
     let header = header.encode_to_vec();

@@ -14,7 +14,7 @@ use conclave_types::status::{Health, NotServing};
 
 /// Raft's metrics and a quarantine wake the watcher; what changes without an event, such as the age of the
 /// last contact with a majority, is looked at this often.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// A state that is older than this is too old to be ready: linearizable reads take about as long.
 const AGE_MAX: Duration = Duration::from_secs(3);
@@ -62,10 +62,10 @@ pub(super) async fn watch(replica: Weak<Inner>) {
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() {
                 // Raft's core has ended, so this is ready at once from now on.
-                sleep(LOOK_INTERVAL).await;
+                sleep(POLL_INTERVAL).await;
             },
             _ = refusing.changed() => {}
-            () = sleep(LOOK_INTERVAL) => {}
+            () = sleep(POLL_INTERVAL) => {}
         }
     }
 }
@@ -82,11 +82,11 @@ fn look(inner: &Arc<Inner>) -> Health {
     let metrics = inner.raft.metrics();
     let metrics = metrics.borrow_watched();
     let not_serving = Health::NotServing;
-    if let Some(fault) = inner.fault() {
-        return not_serving(NotServing::Fault(fault));
+    if let Some(fatal_error) = inner.fatal_error() {
+        return not_serving(NotServing::Fatal(fatal_error));
     }
     if let Err(fatal) = &metrics.running_state {
-        return not_serving(NotServing::Fault(format!("Raft has stopped: {fatal}")));
+        return not_serving(NotServing::Fatal(format!("Raft has stopped: {fatal}")));
     }
     let Some(leader) = metrics.current_leader else {
         return not_serving(NotServing::NoLeader);
@@ -113,10 +113,11 @@ fn has_quorum(inner: &Inner, metrics: &openraft::RaftMetrics<super::TypeConfig>)
 
 impl Inner {
     /// Why this node answers nobody, if it does not: it does not apply or store any more, or has diverged.
-    pub(super) fn fault(&self) -> Option<String> {
+    pub(super) fn fatal_error(&self) -> Option<String> {
         let stored = || self.log.poisoned().map(|why| format!("the store failed: {why}"));
-        let fault = self.worker.fault().or_else(stored).or_else(|| self.disk.fault());
-        fault.or_else(|| self.local.lost()).or_else(|| self.divergence.why())
+        let fatal_error =
+            self.worker.fatal_error().or_else(stored).or_else(|| self.disk.fatal_error());
+        fatal_error.or_else(|| self.local.lost()).or_else(|| self.divergence.why())
     }
 
     /// Whether this node leads as far as others can rely on it: its disk answers, and so does a majority.

@@ -32,7 +32,7 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::{Inner, Replica, network::peer::Lane};
+use super::{Inner, Replica, network::peer::ConnectionClass};
 use conclave_proto::raft::TransferLeaderRequest;
 use conclave_storage::{
     convert::{log_id_to_wire, vote_to_wire},
@@ -125,8 +125,8 @@ impl Leadership {
     }
 
     /// Sets or clears a fault of this node's clock: it must not lead until that is cleared.
-    pub(super) fn set_clock_fault(&self, fault: Option<String>) {
-        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = fault;
+    pub(super) fn set_clock_fault(&self, fatal_error: Option<String>) {
+        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = fatal_error;
     }
 
     /// Waits until the disk hangs.
@@ -293,10 +293,12 @@ impl Replica {
             };
             let peer = self.0.peers.peer(node_id, &member);
             let answer = timeout(self.0.timing.election_min, async {
-                let mut client =
-                    peer.client(Lane::Control).await.map_err(|error| error.to_string())?;
+                let mut client = peer
+                    .client(ConnectionClass::Control)
+                    .await
+                    .map_err(|error| error.to_string())?;
                 let answer = client.transfer_leader(request).await;
-                answer.map_err(|status| peer.failed(Lane::Control, status).to_string())
+                answer.map_err(|status| peer.failed(ConnectionClass::Control, status).to_string())
             });
             match answer.await {
                 Ok(Ok(answer)) if answer.get_ref().accepted => {}
@@ -394,7 +396,7 @@ impl Replica {
 
     /// Whether this node may take over leadership from another.
     pub(super) fn may_take_over(&self) -> bool {
-        self.0.unfit().is_none() && self.0.fault().is_none()
+        self.0.unfit().is_none() && self.0.fatal_error().is_none()
     }
 
     /// Refuses a peer's request that openraft's core could answer only after a write, while the disk hangs. A leader
@@ -418,7 +420,7 @@ impl Replica {
         tokio::select! {
             result = call => result,
             () = self.0.leadership.disk_hangs() => {
-                let why = self.0.disk.fault();
+                let why = self.0.disk.fatal_error();
                 Err(Error::stopped(why.unwrap_or_else(|| "the disk did not answer".to_owned())))
             }
         }

@@ -1,7 +1,7 @@
 //! The leader's lease: until when no other leader can have been elected.
 //!
 //! A follower that accepts a message of the leader votes for no other node for one lease after it received
-//! the message ([`crate::timing::Timing::lease`]; [`super::hold`] keeps the promise across a restart). So while a
+//! the message ([`crate::timing::Timing::lease`]; [`super::vote_holdoff`] keeps the promise across a restart). So while a
 //! majority has accepted a heartbeat that was sent less than one lease ago, this node is the only leader, and
 //! answers a read without asking (Ongaro's thesis, section 6.4.1).
 //!

@@ -5,8 +5,8 @@
 //! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait, by
 //! [`confirmation`] or [`lease`],
 //! [`health`] watches, [`disk`] watches the disk, [`leadership`] transfers leadership away from a node that must not lead,
-//! [`limits`] sets the limits that decide outcomes, [`time`] keeps the log's time by the clock of [`boot_time`], [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`hold`] keeps a restarted node from
-//! electing too early, [`divergence`] finds and heals a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`recover`] helps a stopped node that cannot start, [`components`] brings, tries and
+//! [`limits`] sets the limits that decide outcomes, [`time`] keeps the log's time by the clock of [`boot_time`], [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`vote_holdoff`] keeps a restarted node from
+//! electing too early, [`divergence`] finds and repairs a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`recover`] helps a stopped node that cannot start, [`components`] brings, tries and
 //! activates others.
 //!
 //! Contract: a command is answered only after a majority has it on stable storage and the machine has
@@ -24,12 +24,11 @@ mod components;
 mod confirmation;
 mod disk;
 mod divergence;
+mod entry_source;
 mod forward;
 #[doc(hidden)]
 pub mod fuzz;
 mod health;
-mod history;
-mod hold;
 mod leadership;
 mod lease;
 mod limits;
@@ -47,6 +46,7 @@ mod ticks;
 mod time;
 pub mod timing;
 mod trap_limiter;
+mod vote_holdoff;
 
 use std::{
     collections::BTreeMap,
@@ -64,7 +64,7 @@ use tokio::sync::{oneshot, watch};
 pub use self::read::watch_ended;
 pub use self::{
     components::{Components, KeptCode},
-    history::LocalHistory,
+    entry_source::LocalEntrySource,
     options::Options,
     recover::{NotRecovered, Replaced, Skipped, replace_component, skip_entry, skipped_entries},
     snapshot::{saved_state, voters},
@@ -73,7 +73,6 @@ use self::{
     confirmation::Confirmation,
     disk::DiskWatch,
     divergence::Divergence,
-    hold::Hold,
     leadership::Leadership,
     lease::Lease,
     network::{
@@ -88,6 +87,7 @@ use self::{
     state_machine::{Applied, Building, StateMachine},
     time::Time,
     trap_limiter::TrapLimiter,
+    vote_holdoff::VoteHoldoff,
 };
 use crate::{
     settings::{Limits, Member as InitialMember, SnapshotPolicy},
@@ -118,7 +118,7 @@ struct Inner {
     worker: Worker,
     components: Arc<Components>,
     applied: Arc<Mutex<Applied>>,
-    history: Arc<LocalHistory>,
+    entry_source: Arc<LocalEntrySource>,
     local: Arc<Local>,
     peers: Arc<Peers>,
     log: LogStore,
@@ -140,7 +140,7 @@ struct Inner {
     reads: ReadIndex,
     confirmation: Confirmation,
     lease: Arc<Lease>,
-    hold: Hold,
+    hold: VoteHoldoff,
     leadership: Leadership,
     supervisor: Supervisor,
     health: watch::Sender<Health>,
@@ -159,8 +159,8 @@ impl Replica {
         let disk = DiskWatch::new(log.clone(), timing.election_max);
         let supervisor = Supervisor::default();
         let building = Arc::new(Building::new(supervisor.clone()));
-        let checkpoints = options.checkpoint_interval;
-        let unreadable = |error| Error::fault(format!("cannot start from the log: {error}"));
+        let consistency_checks = options.consistency_check_interval;
+        let unreadable = |error| Error::fatal(format!("cannot start from the log: {error}"));
         let vote = log.clone().read_vote().await.map_err(unreadable)?;
         let standing =
             Standing::new(vote, snapshot::last_log_id(&log, &snapshots).map_err(unreadable)?);
@@ -169,7 +169,7 @@ impl Replica {
         let local = Arc::new(local.map_err(unreadable)?);
         let peers = Arc::new(Peers::new(local.clone(), supervisor.clone()));
         let divergence =
-            Divergence::open(log.clone(), local.identity.node_id, checkpoints.is_some())
+            Divergence::open(log.clone(), local.identity.node_id, consistency_checks.is_some())
                 .map_err(unreadable)?;
         let divergence = Arc::new(divergence);
         let time = Arc::new(Time::new(local.identity.node_id));
@@ -185,8 +185,8 @@ impl Replica {
             limits.cluster,
         );
         let (applied, transfers) = (machine.shared(), machine.transfers());
-        let longest = hold::longest_lease(&log, timing.lease()).map_err(unreadable)?;
-        let hold = Hold::new(vote, local.identity.node_id, longest);
+        let longest = vote_holdoff::longest_lease(&log, timing.lease()).map_err(unreadable)?;
+        let hold = VoteHoldoff::new(vote, local.identity.node_id, longest);
         let own_replica = OwnReplica::default();
         let lease = Arc::new(Lease::new(timing.lease()));
         let raft = openraft::Raft::new(
@@ -202,7 +202,7 @@ impl Replica {
             machine,
         )
         .await
-        .map_err(|error| Error::fault(format!("cannot start from the log: {error}")))?;
+        .map_err(|error| Error::fatal(format!("cannot start from the log: {error}")))?;
 
         let (reads, read_requests) = ReadIndex::new();
         let (health, _) = watch::channel(Health::NotServing(NotServing::Starting));
@@ -211,7 +211,7 @@ impl Replica {
             worker: options.worker,
             components: options.components,
             applied,
-            history: options.history.clone(),
+            entry_source: options.entry_source.clone(),
             local,
             peers,
             log,
@@ -242,7 +242,13 @@ impl Replica {
         }));
         let _ = own_replica.set(Arc::downgrade(&replica.0));
         replica.0.connect_to_members();
-        replica.run_tasks(read_requests, snapshot, options.history, checkpoints, transfers);
+        replica.run_tasks(
+            read_requests,
+            snapshot,
+            options.entry_source,
+            consistency_checks,
+            transfers,
+        );
         Ok(replica)
     }
 
@@ -251,8 +257,8 @@ impl Replica {
         &self,
         reads: ReadRequests,
         snapshot: SnapshotPolicy,
-        history: Arc<LocalHistory>,
-        checkpoints: Option<Duration>,
+        entry_source: Arc<LocalEntrySource>,
+        consistency_checks: Option<Duration>,
         transfers: Arc<Transfers>,
     ) {
         let weak = || Arc::downgrade(&self.0);
@@ -261,19 +267,19 @@ impl Replica {
         let local = Arc::downgrade(&self.0.local);
         tasks.spawn("acknowledgements", local::write_acknowledged(local));
         tasks.spawn("read rounds", read::serve(weak(), reads));
-        tasks.spawn("vote hold-off", hold::release(weak()));
+        tasks.spawn("vote hold-off", vote_holdoff::release(weak()));
         tasks.spawn("leadership", leadership::run(weak()));
         tasks.spawn("health", health::watch(weak()));
         tasks.spawn("snapshot offers", snapshot::hand_over(weak()));
         tasks.spawn("damaged snapshots", snapshot::replace_damaged(weak(), transfers));
         tasks.spawn("kept log", snapshot::keep_log(weak(), snapshot));
-        tasks.spawn("snapshot policy", snapshot::watch_growth(weak(), snapshot, history));
+        tasks.spawn("snapshot policy", snapshot::watch_growth(weak(), snapshot, entry_source));
         tasks.spawn("clocks", time::run(weak()));
-        tasks.spawn("ticks", ticks::run(weak(), self.0.worker.wish()));
-        if let Some(interval) = checkpoints {
-            tasks.spawn("checkpoints", divergence::run_checkpoints(weak(), interval));
+        tasks.spawn("ticks", ticks::run(weak(), self.0.worker.wake_at()));
+        if let Some(interval) = consistency_checks {
+            tasks.spawn("consistency_checks", divergence::run_consistency_checks(weak(), interval));
         }
-        tasks.spawn("healing", divergence::run_healing(weak()));
+        tasks.spawn("repair", divergence::run_healing(weak()));
         tasks.spawn("components", components::run(weak()));
         tasks.spawn("bootstrap", bootstrap::run(self.clone()));
         tasks.spawn("panics", watch_panics(weak()));
@@ -282,7 +288,7 @@ impl Replica {
     /// Waits for a fatal error of this node: a panic in a background task, in Raft's core, or on a thread of the
     /// storage or the machine.
     pub async fn failed(&self) -> Error {
-        Error::fault(self.0.supervisor.failed().await)
+        Error::fatal(self.0.supervisor.failed().await)
     }
 
     /// The supervisor of this node's background tasks.
@@ -328,7 +334,7 @@ impl Replica {
         &self.0.worker
     }
 
-    /// Checkpoints that were equal, divergences, those that were healed, digests without a majority, and snapshots
+    /// ConsistencyChecks that were equal, divergences, those that were repaired, digests without a majority, and snapshots
     /// that were not given to a peer, since this node started; and whether it is in quarantine now.
     pub fn agreement(&self) -> ([u64; 5], bool) {
         (self.0.divergence.counted(), self.0.divergence.quarantine().is_some())

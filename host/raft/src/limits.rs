@@ -36,7 +36,7 @@ pub(super) struct LimitsInForce {
 
 impl Default for LimitsInForce {
     fn default() -> Self {
-        Self { limits: ClusterLimits::GENESIS, index: 0 }
+        Self { limits: ClusterLimits::DEFAULT, index: 0 }
     }
 }
 
@@ -58,7 +58,7 @@ impl LimitsInForce {
         Ok(match limits {
             Some(limits) => Self { limits, index: header.limits_index },
             // Written by a version that had the limits in each node's configuration only.
-            None => Self { limits: ClusterLimits::GENESIS, index: covered },
+            None => Self { limits: ClusterLimits::DEFAULT, index: covered },
         })
     }
 
@@ -109,7 +109,7 @@ impl Replica {
             return Ok(LimitsSet { index, limits });
         }
         let stats = self.0.worker.stats();
-        let held = stats.head_memory_bytes.max(stats.reader_memory_bytes);
+        let held = stats.primary_memory_bytes.max(stats.standby_memory_bytes);
         if limits.memory_bytes_max < before.memory_bytes_max
             && limits.memory_bytes_max as u64 <= held
         {
@@ -133,7 +133,7 @@ impl Replica {
         let turn = timeout_at(deadline, self.0.limits_turn.clone().lock_owned());
         let turn = turn.await.map_err(|_| Error::deadline())?;
         let configured = self.0.limits.configured();
-        if configured != ClusterLimits::GENESIS {
+        if configured != ClusterLimits::DEFAULT {
             self.applied_own_term(deadline).await?;
             if self.limits_in_force().index == 0 {
                 let kind = CommandKind::SetLimits(configured);
@@ -178,9 +178,9 @@ mod tests {
             ..SnapshotHeader::default()
         };
         let read = LimitsInForce::read(&header).unwrap();
-        assert_eq!(read, LimitsInForce { limits: ClusterLimits::GENESIS, index: 70 });
+        assert_eq!(read, LimitsInForce { limits: ClusterLimits::DEFAULT, index: 70 });
         let change = LimitsChange { fuel_per_call: Some(5_000_000), ..LimitsChange::default() };
-        let limits = ClusterLimits::GENESIS.changed(&change, 1024).unwrap();
+        let limits = ClusterLimits::DEFAULT.changed(&change, 1024).unwrap();
         let written = LimitsInForce { limits, index: 3 };
         written.write(&mut header);
         assert_eq!(LimitsInForce::read(&header).unwrap(), written);

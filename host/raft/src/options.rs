@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use openraft::StepDownPolicy;
 
-use super::{Components, LocalHistory};
+use super::{Components, LocalEntrySource};
 use crate::{
     settings::{Limits, Member, SnapshotPolicy},
     timing::Timing,
@@ -28,7 +28,7 @@ pub struct Options {
     /// The snapshots.
     pub snapshots: SnapshotStore,
     /// What the worker rebuilds its instances from.
-    pub history: Arc<LocalHistory>,
+    pub entry_source: Arc<LocalEntrySource>,
     /// With whom a new cluster is initialized.
     pub members: Vec<Member>,
     /// Raft's clock.
@@ -38,7 +38,7 @@ pub struct Options {
     /// When snapshots are taken.
     pub snapshot: SnapshotPolicy,
     /// How often the replicas' digests are compared; absent: never.
-    pub checkpoint_interval: Option<Duration>,
+    pub consistency_check_interval: Option<Duration>,
 }
 
 /// openraft's own configuration. Its defaults are for tests; what this product relies on is written
@@ -90,7 +90,7 @@ pub(super) fn raft_config(
         enable_leader_restore: Some(false),
         enable_tick: true,
         enable_heartbeat: true,
-        // See `hold`.
+        // See `vote_holdoff`.
         enable_elect: false,
         ..openraft::Config::default()
     };

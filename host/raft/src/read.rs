@@ -17,7 +17,7 @@ use super::{
     Inner, Replica,
     confirmation::ROUND_TIMEOUT,
     forward,
-    network::peer::{Lane, Peer},
+    network::peer::{ConnectionClass, Peer},
 };
 use conclave_machine::{QueryError, Subscribed, WatchError};
 use conclave_proto::raft::{ReadIndexRequest, Refusal, read_index_response};
@@ -197,7 +197,7 @@ impl Replica {
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<u64, Error> {
-        if let Some(why) = self.0.fault() {
+        if let Some(why) = self.0.fatal_error() {
             return Err(Error::stopped(why));
         }
         match consistency {
@@ -247,11 +247,11 @@ impl Replica {
     /// Asks the leader.
     async fn leaders_index(&self, leader: NodeId, member: &Member) -> Result<u64, Error> {
         let peer = self.0.peers.peer(leader, member);
-        let client = peer.client(Lane::Control).await;
+        let client = peer.client(ConnectionClass::Control).await;
         let mut client = client.map_err(|_| Error::no_quorum())?;
         let answer = client.read_index(ReadIndexRequest {}).await;
         let answer = answer.map_err(|status| {
-            tracing::debug!(error = %peer.failed(Lane::Control, status), "no read index");
+            tracing::debug!(error = %peer.failed(ConnectionClass::Control, status), "no read index");
             Error::no_quorum()
         })?;
         match answer.into_inner().result {
@@ -259,7 +259,7 @@ impl Replica {
             Some(read_index_response::Result::Refusal(refusal)) => {
                 Err(forward::refusal_from_wire(refusal))
             }
-            None => Err(Error::fault("the leader answered without a result")),
+            None => Err(Error::fatal("the leader answered without a result")),
         }
     }
 
@@ -351,7 +351,7 @@ impl Replica {
 pub fn watch_ended(error: WatchError) -> Error {
     match error {
         WatchError::Gone { .. } | WatchError::Replaced { .. } => Error::gone(error.to_string()),
-        WatchError::Fault(fault) => Error::stopped(fault.to_string()),
+        WatchError::Fatal(fatal_error) => Error::stopped(fatal_error.to_string()),
         WatchError::Stopped => Error::shutting_down(),
     }
 }
@@ -359,7 +359,7 @@ pub fn watch_ended(error: WatchError) -> Error {
 fn failed(error: QueryError) -> Error {
     match error {
         QueryError::Trap(trap) => Error::trap(trap),
-        QueryError::Fault(fault) => Error::stopped(fault.to_string()),
+        QueryError::Fatal(fatal_error) => Error::stopped(fatal_error.to_string()),
         QueryError::Stopped => Error::shutting_down(),
         error @ QueryError::NoStandby(_) => Error::busy(error.to_string()),
         QueryError::Busy => Error::busy(

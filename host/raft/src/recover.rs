@@ -9,7 +9,7 @@ use prost::Message;
 
 use super::{
     components::{Components, about},
-    history::{recorded_traps, trap_record},
+    entry_source::{recorded_traps, trap_record},
     snapshot::{header, saved_state},
 };
 use crate::registry::Registry;
@@ -102,7 +102,7 @@ pub fn skip_entry(
     let name = trap_record(index);
     let was_recorded = log.get_record(&name)?.is_some();
     if !was_recorded {
-        let trap = Trap { kind: TrapKind::Fault, message: SKIPPED.to_owned() };
+        let trap = Trap { kind: TrapKind::Invalid, message: SKIPPED.to_owned() };
         log.put_record(&name, Some(trap_to_wire(&trap).encode_to_vec()))?;
         close(log)?;
     }
@@ -119,7 +119,7 @@ fn subject(payload: &Payload) -> Option<String> {
             Some(format!("activation of component {}", activation.component))
         }
         CommandKind::Component(ComponentCommand::Part(_))
-        | CommandKind::Checkpoint(_)
+        | CommandKind::ConsistencyCheck(_)
         | CommandKind::Verify
         | CommandKind::SetLimits(_) => None,
     }

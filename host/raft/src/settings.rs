@@ -31,8 +31,8 @@ impl Limits {
     /// The limits that a new cluster begins with.
     pub fn configured(&self) -> ClusterLimits {
         // Validation has refused everything else.
-        let changed = ClusterLimits::GENESIS.changed(&self.cluster, self.request_bytes_max);
-        changed.unwrap_or(ClusterLimits::GENESIS)
+        let changed = ClusterLimits::DEFAULT.changed(&self.cluster, self.request_bytes_max);
+        changed.unwrap_or(ClusterLimits::DEFAULT)
     }
 }
 

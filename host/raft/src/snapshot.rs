@@ -32,13 +32,13 @@ pub(super) use self::{
     sending::{Failure, Transfers, offer, replace_damaged},
 };
 use super::{
-    Inner, LocalHistory, Replica,
+    Inner, LocalEntrySource, Replica,
     components::Components,
     limits::LimitsInForce,
     state_machine::{Applied, StateMachine},
 };
 use crate::{registry::Registry, settings::SnapshotPolicy};
-use conclave_machine::{HistoryError, Restored, SavedState, StateStream, Worker};
+use conclave_machine::{EntrySourceError, Restored, SavedState, StateStream, Worker};
 use conclave_proto::{
     convert::digest_from_wire,
     raft::{SnapshotHeader, SnapshotPart, SnapshotStart, snapshot_part::Part},
@@ -148,8 +148,8 @@ pub fn voters(file: &SnapshotFile) -> io::Result<BTreeSet<NodeId>> {
     Ok(meta.last_membership.membership().voter_ids().collect())
 }
 
-pub(super) fn unreadable(error: impl std::fmt::Display) -> HistoryError {
-    HistoryError::Unreadable(error.to_string())
+pub(super) fn unreadable(error: impl std::fmt::Display) -> EntrySourceError {
+    EntrySourceError::Unreadable(error.to_string())
 }
 
 /// The end of the log, or of the newest snapshot if that reaches further.
@@ -380,12 +380,12 @@ pub(super) async fn hand_over(replica: Weak<Inner>) {
         }
         drop(inner);
         // Looked at again now and then, so that no notification can be missed for good.
-        let _ = timeout(LOOK_INTERVAL, ready).await;
+        let _ = timeout(POLL_INTERVAL, ready).await;
     }
 }
 
 /// How often the size of the log is looked at.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Takes a snapshot when the log has grown by enough bytes, or when the last one is old enough and there are enough
 /// new entries. By entries openraft does it itself, but for
@@ -394,14 +394,14 @@ const LOOK_INTERVAL: Duration = Duration::from_secs(1);
 pub(super) async fn watch_growth(
     replica: Weak<Inner>,
     policy: SnapshotPolicy,
-    history: Arc<LocalHistory>,
+    entry_source: Arc<LocalEntrySource>,
 ) {
     let (mut at_last, mut last_index, mut asked_at) = (0, 0, 0);
     // A restart counts as a snapshot here: the age of the file is not known, and a node that has just replayed its log
     // has other work.
     let mut last_time = Instant::now();
     loop {
-        tokio::time::sleep(LOOK_INTERVAL).await;
+        tokio::time::sleep(POLL_INTERVAL).await;
         let Some(inner) = replica.upgrade() else { return };
         inner.receiving.expire();
         let appended = inner.log.appended_bytes();
@@ -413,7 +413,7 @@ pub(super) async fn watch_growth(
         };
         if index != last_index {
             (at_last, last_index, last_time) = (appended, index, Instant::now());
-            history.snapshot_taken(index);
+            entry_source.snapshot_taken(index);
             inner.components.snapshot_taken(index, &inner.applied().registry);
         }
         let new_entries = applied.saturating_sub(index);

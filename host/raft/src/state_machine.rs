@@ -25,7 +25,7 @@ use openraft::{
 };
 use tokio::{sync::oneshot, task::spawn_blocking};
 
-use self::agreement::Healing;
+use self::agreement::Repair;
 pub(super) use self::building::{Building, FinishedSnapshot};
 use super::{
     components::{Components, part_to_wire},
@@ -43,7 +43,7 @@ use conclave_storage::{
 };
 use conclave_types as types;
 use conclave_types::{
-    Checkpoint, Command, CommandKind, ComponentId, Outcome, Reply,
+    Command, CommandKind, ComponentId, ConsistencyCheck, Outcome, Reply,
     components::{Activation, ComponentCommand, ComponentPart},
     limits::LimitsChange,
 };
@@ -80,7 +80,7 @@ pub(super) struct StateMachine {
     /// Applies entries although the machine is in quarantine: they follow on a healthy state.
     replays: bool,
     /// A healthy state that has yet to reach the entry that openraft takes the machine to stand at.
-    healing: Option<Healing>,
+    repair: Option<Repair>,
 }
 
 /// What becomes of an entry.
@@ -90,7 +90,7 @@ enum Step {
     /// Another component may go on from here. What comes next has to wait for it.
     Activate(PendingActivation),
     /// The machine's digest is compared with the majority's.
-    Compare(PendingEntry, Checkpoint),
+    Compare(PendingEntry, ConsistencyCheck),
     /// The machine's state is hashed.
     Verify(PendingEntry),
 }
@@ -144,7 +144,7 @@ impl StateMachine {
             configured,
             transfers: Arc::default(),
             replays: false,
-            healing: None,
+            repair: None,
         }
     }
 
@@ -200,10 +200,10 @@ impl StateMachine {
                             responder,
                         });
                     }
-                    CommandKind::Checkpoint(checkpoint) => {
+                    CommandKind::ConsistencyCheck(consistency_check) => {
                         applied.meta.last_log_id = Some(log_id);
                         let pending = PendingEntry { index, time_ms, responder };
-                        return Step::Compare(pending, checkpoint);
+                        return Step::Compare(pending, consistency_check);
                     }
                     CommandKind::Verify => {
                         applied.meta.last_log_id = Some(log_id);
@@ -275,7 +275,9 @@ impl StateMachine {
             match step {
                 Step::Work(_) => {}
                 Step::Activate(pending) => self.activate(pending).await?,
-                Step::Compare(pending, checkpoint) => self.compare(pending, checkpoint).await?,
+                Step::Compare(pending, consistency_check) => {
+                    self.compare(pending, consistency_check).await?
+                }
                 Step::Verify(pending) => self.verify(pending).await?,
             }
         }
@@ -318,7 +320,8 @@ impl StateMachine {
                 });
                 self.hand_over(vec![(index, Some(entry), Some(done))]).await?;
                 outcome.await.map_err(|_| {
-                    let why = self.worker.fault().unwrap_or_else(|| "it shuts down".to_owned());
+                    let why =
+                        self.worker.fatal_error().unwrap_or_else(|| "it shuts down".to_owned());
                     io::Error::other(format!("the machine stopped over an activation: {why}"))
                 })?
             }
@@ -421,7 +424,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             None => snapshot::accept(&file, &self.worker, &self.components).await?,
         };
         self.adopt(file, state).await?;
-        self.healing = None;
+        self.repair = None;
         let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
         *self.applied() = Applied { meta: meta.clone(), registry, limits };
         self.note_limits(&limits);
@@ -430,7 +433,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         // At a start it is this node's own, from before it was found to have diverged.
         if self.divergence.quarantine().is_some_and(|quarantine| index >= quarantine.at) {
             self.divergence.resume();
-            self.divergence.healed(index);
+            self.divergence.repaired(index);
         }
         self.components.changed.notify_waiters();
         Ok(())

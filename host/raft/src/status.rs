@@ -6,7 +6,7 @@ use futures::future::join_all;
 use openraft::{ServerState, async_runtime::WatchReceiver};
 use tokio::time::timeout;
 
-use super::{Replica, limits::LimitsInForce, network::peer::Lane};
+use super::{Replica, limits::LimitsInForce, network::peer::ConnectionClass};
 use conclave_proto::{
     raft as wire,
     raft::{NodeStatusRequest, NodeStatusResponse},
@@ -30,7 +30,7 @@ impl Replica {
     /// What this node knows of itself.
     pub fn node_status(&self) -> NodeStatus {
         let inner = &self.0;
-        let (leads, fault) = (inner.leads(), inner.fault().unwrap_or_default());
+        let (leads, fatal_error) = (inner.leads(), inner.fatal_error().unwrap_or_default());
         let metrics = inner.raft.metrics();
         let metrics = metrics.borrow_watched();
         let member = metrics.membership_config.get_node(&inner.node_id()).cloned();
@@ -60,7 +60,7 @@ impl Replica {
             client_address: member.client_address,
             peer_address: member.peer_address,
             engine: inner.local.engine.clone(),
-            fault,
+            fatal_error,
             divergences,
             divergence,
             clock: Some(inner.time.status()),
@@ -108,11 +108,12 @@ impl Replica {
 
     pub(super) async fn ask(&self, node_id: NodeId, member: &Member) -> Result<NodeStatus, Error> {
         let peer = self.0.peers.peer(node_id, member);
-        let client = peer.client(Lane::Control).await;
-        let mut client = client.map_err(|error| Error::fault(error.to_string()))?;
+        let client = peer.client(ConnectionClass::Control).await;
+        let mut client = client.map_err(|error| Error::fatal(error.to_string()))?;
         let answer = client.node_status(NodeStatusRequest {}).await;
-        let answer = answer
-            .map_err(|status| Error::fault(peer.failed(Lane::Control, status).to_string()))?;
+        let answer = answer.map_err(|status| {
+            Error::fatal(peer.failed(ConnectionClass::Control, status).to_string())
+        })?;
         Ok(from_wire(answer.into_inner(), member))
     }
 
@@ -128,8 +129,8 @@ impl Replica {
 
     /// Takes a snapshot and waits until it is on disk; the index that it reaches.
     pub async fn snapshot_now(&self) -> Result<u64, Error> {
-        const LOOK_INTERVAL: Duration = Duration::from_millis(50);
-        if let Some(why) = self.0.fault() {
+        const POLL_INTERVAL: Duration = Duration::from_millis(50);
+        if let Some(why) = self.0.fatal_error() {
             return Err(Error::stopped(why));
         }
         if self.0.divergence.holds_snapshots() {
@@ -156,9 +157,9 @@ impl Replica {
             }
             tokio::select! {
                 () = ready => if let Some(failure) = self.0.building.failure() {
-                    return Err(Error::fault(format!("no snapshot was taken: {failure}")));
+                    return Err(Error::fatal(format!("no snapshot was taken: {failure}")));
                 },
-                _ = timeout(LOOK_INTERVAL, metrics.changed()) => {}
+                _ = timeout(POLL_INTERVAL, metrics.changed()) => {}
             }
         }
     }
@@ -180,7 +181,7 @@ fn from_wire(status: NodeStatusResponse, member: &Member) -> NodeStatus {
         client_address: member.client_address.clone(),
         peer_address: member.peer_address.clone(),
         engine: status.engine_fingerprint,
-        fault: status.fault,
+        fatal_error: status.fatal_error,
         divergences: status.divergences,
         divergence: status.divergence,
         clock: status.clock.map(clock_from_wire),
@@ -200,7 +201,7 @@ impl super::Inner {
         let in_force = self.applied().limits;
         let limits = in_force.difference(&self.limits.cluster);
         let restore = restore_headroom(self.building.restored_bytes(), &in_force.limits);
-        let growth = growth_headroom(self.worker.stats().head_memory_bytes, &in_force.limits);
+        let growth = growth_headroom(self.worker.stats().primary_memory_bytes, &in_force.limits);
         let headroom = restore.into_iter().chain(growth);
         standby.into_iter().chain(snapshot).chain(limits).chain(headroom).collect()
     }
@@ -253,7 +254,7 @@ pub(super) fn to_wire(status: &NodeStatus) -> NodeStatusResponse {
             .into(),
         engine_fingerprint: status.engine.clone(),
         version: status.version.clone(),
-        fault: status.fault.clone(),
+        fatal_error: status.fatal_error.clone(),
         divergences: status.divergences,
         divergence: status.divergence.clone(),
         clock: status.clock.clone().map(|clock| wire::ClockStatus {
@@ -292,7 +293,7 @@ mod tests {
 
     #[test]
     fn operators_are_warned_while_memory_is_left() {
-        let limits = ClusterLimits { memory_bytes_max: 1 << 29, ..ClusterLimits::GENESIS };
+        let limits = ClusterLimits { memory_bytes_max: 1 << 29, ..ClusterLimits::DEFAULT };
         assert_eq!(restore_headroom(0, &limits), None);
         assert_eq!(restore_headroom(3 << 28, &limits), None);
         assert!(restore_headroom((3 << 28) + 1, &limits).is_some());

@@ -16,7 +16,7 @@ use conclave_types::{Command, CommandKind, Outcome};
 
 /// The log's time is looked at again at least this often, as it may be set; and whether this node leads,
 /// so that after a change of leader a tick may be late by as much.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 /// Between two ticks of a machine that always wants to be woken at once.
 const PAUSE: Duration = Duration::from_millis(10);
 /// Before a tick that could not be proposed is tried again.
@@ -27,10 +27,10 @@ const TRAP_PAUSE_MIN: Duration = Duration::from_secs(1);
 const TRAP_PAUSE_MAX: Duration = Duration::from_secs(60);
 
 /// Until the replica is gone.
-pub(super) async fn run(replica: Weak<Inner>, mut wish: watch::Receiver<Option<u64>>) {
+pub(super) async fn run(replica: Weak<Inner>, mut wake_at: watch::Receiver<Option<u64>>) {
     let mut traps_in_a_row = 0;
     loop {
-        let due_at_ms = *wish.borrow_and_update();
+        let due_at_ms = *wake_at.borrow_and_update();
         let Some(now_ms) = replica.upgrade().map(|inner| inner.time.now_ms()) else { return };
         let left = due_at_ms.map(|at| Duration::from_millis(at.saturating_sub(now_ms)));
         match left {
@@ -42,9 +42,9 @@ pub(super) async fn run(replica: Weak<Inner>, mut wish: watch::Receiver<Option<u
                 sleep(ticked.pause(traps_in_a_row)).await;
             }
             left => {
-                let left = left.unwrap_or(LOOK_INTERVAL).min(LOOK_INTERVAL);
+                let left = left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL);
                 // A new wish is one more reason to look, and so is that nobody has wishes any more.
-                if let Ok(Err(_)) = timeout(left, wish.changed()).await {
+                if let Ok(Err(_)) = timeout(left, wake_at.changed()).await {
                     return;
                 }
             }
@@ -71,7 +71,7 @@ impl Ticked {
                 TRAP_PAUSE_MIN.saturating_mul(1 << doublings).min(TRAP_PAUSE_MAX)
             }
             Self::Failed => RETRY_INTERVAL,
-            Self::NotLeader => LOOK_INTERVAL,
+            Self::NotLeader => POLL_INTERVAL,
         }
     }
 }

@@ -2,7 +2,7 @@
 //!
 //! Everything is read once and opened: the log since the last snapshot is bounded. Refused by name:
 //! a value that does not open, a hole between purged and last, a value older than what follows it or
-//! than what the mark promises.
+//! than what the watermark promises.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -11,11 +11,11 @@ use bytes::{Bytes, BytesMut};
 use super::{
     Error,
     error::Reason,
-    format::{self, Pack, PackHead},
-    mark::{Mark, record_sum},
+    format::{self, Block, BlockHead},
     sizes::Sizes,
     state::entry_bytes,
     tree::Tree,
+    watermark::{Watermark, record_sum},
 };
 use crate::raft_types::{LogId, Vote};
 use conclave_crypto as crypto;
@@ -25,8 +25,8 @@ use conclave_proto::raft as wire;
 /// What the tree holds.
 #[derive(Default)]
 pub(super) struct Recovered {
-    /// How far the tree has got: what a mark written now would say.
-    pub(super) mark: Mark,
+    /// How far the tree has got: what a watermark written now would say.
+    pub(super) watermark: Watermark,
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<LogId>,
     /// Whether the log holds the committed entry itself.
@@ -34,8 +34,8 @@ pub(super) struct Recovered {
     pub(super) purged: Option<LogId>,
     /// The last entry's id; the purged one's if there is none.
     pub(super) last: Option<LogId>,
-    /// All packs, also those that wait for removal.
-    pub(super) packs: VecDeque<Pack>,
+    /// All blocks, also those that wait for removal.
+    pub(super) blocks: VecDeque<Block>,
     /// Names, sequence numbers, values.
     pub(super) records: BTreeMap<String, (u64, Bytes)>,
     /// Data keys under which something is sealed.
@@ -49,19 +49,23 @@ pub(super) struct Recovered {
     birth: Option<Bytes>,
 }
 
-/// A pack that is being read part by part.
+/// A block that is being read part by part.
 struct Open {
     first: u64,
-    head: PackHead,
+    head: BlockHead,
     body: BytesMut,
     parts_read: u16,
 }
 
 /// Reads all of the tree and checks it.
-pub(super) fn check(tree: &Tree, incarnation: &[u8], mark: &Mark) -> Result<Recovered, Error> {
+pub(super) fn check(
+    tree: &Tree,
+    incarnation: &[u8],
+    watermark: &Watermark,
+) -> Result<Recovered, Error> {
     let log = tree.dir().display().to_string();
     let mut found = Recovered::default();
-    // The packs come first in the tree, but which of them count hangs on this.
+    // The blocks come first in the tree, but which of them count hangs on this.
     if let Some((_, body)) = get_meta(tree, format::PURGED)? {
         found.purged = format::decode_log_id(body)
             .map_err(|reason| Error::damaged("the purged log id", reason))?;
@@ -72,7 +76,7 @@ pub(super) fn check(tree: &Tree, incarnation: &[u8], mark: &Mark) -> Result<Reco
         found.committed = format::decode_log_id(body)
             .map_err(|reason| Error::damaged("the committed log id", reason))?;
     }
-    let mut pack: Option<Open> = None;
+    let mut block: Option<Open> = None;
     for item in tree.scan() {
         let (key, sealed) = item.map_err(|error| Error::unreadable(&log, tree.dir(), error))?;
         let what = describe(&key);
@@ -81,63 +85,63 @@ pub(super) fn check(tree: &Tree, incarnation: &[u8], mark: &Mark) -> Result<Reco
         found.key_ids.extend(crypto::key_id_of(&sealed));
         found.live_bytes += (key.len() + sealed.len()) as u64;
         if let Some((first, part)) = format::parse_part_key(&key) {
-            let whole = found.take_part(pack.take(), first, part, plaintext);
-            pack = whole.map_err(|reason| Error::unusable(&what, reason))?;
+            let whole = found.take_part(block.take(), first, part, plaintext);
+            block = whole.map_err(|reason| Error::unusable(&what, reason))?;
             continue;
         }
         found.small_key_ids.extend(crypto::key_id_of(&sealed));
         found.take_value(&key, plaintext).map_err(|reason| Error::unusable(&what, reason))?;
     }
-    if pack.is_some() {
-        return Err(Error::damaged(&log, "the last pack of entries lacks a part"));
+    if block.is_some() {
+        return Err(Error::damaged(&log, "the last block of entries lacks a part"));
     }
     if found.birth.as_deref() != Some(incarnation) {
         return Err(Error::damaged(&log, "it was made for another directory, or is empty"));
     }
-    found.mark.last_pack = found.packs.back().map_or(0, |pack| pack.sequence);
+    found.watermark.last_pack = found.blocks.back().map_or(0, |block| block.sequence);
     for (name, (sequence, _)) in &found.records {
-        found.mark.records = found.mark.records.wrapping_add(record_sum(name, *sequence));
+        found.watermark.records = found.watermark.records.wrapping_add(record_sum(name, *sequence));
     }
-    compare(&found.mark, mark).map_err(|reason| Error::damaged(&log, reason))?;
+    compare(&found.watermark, watermark).map_err(|reason| Error::damaged(&log, reason))?;
     Ok(found)
 }
 
 /// Whether a tree that got as far as `found` can be the one that had got as far as `mark`.
-fn compare(found: &Mark, mark: &Mark) -> Result<(), String> {
-    if found.sequence < mark.sequence {
+fn compare(found: &Watermark, watermark: &Watermark) -> Result<(), String> {
+    if found.sequence < watermark.sequence {
         return Err(format!(
             "its newest value has sequence number {}, and {} had been made durable: \
              acknowledged writes are lost",
-            found.sequence, mark.sequence
+            found.sequence, watermark.sequence
         ));
     }
     let older = |what: &str| Err(format!("{what} is older than what had been made durable"));
-    if found.vote < mark.vote {
+    if found.vote < watermark.vote {
         return older("the vote");
     }
-    if found.committed < mark.committed {
+    if found.committed < watermark.committed {
         return older("the committed log id");
     }
-    if found.purged < mark.purged {
+    if found.purged < watermark.purged {
         return older("the purged log id");
     }
-    if found.truncated < mark.truncated {
+    if found.truncated < watermark.truncated {
         return older("the note on the last truncation");
     }
-    // The last pack becomes older only if later ones were truncated or purged since.
-    let removed = found.truncated > mark.sequence || found.purged > mark.sequence;
-    if found.last_pack < mark.last_pack && !removed {
+    // The last block becomes older only if later ones were truncated or purged since.
+    let removed = found.truncated > watermark.sequence || found.purged > watermark.sequence;
+    if found.last_pack < watermark.last_pack && !removed {
         return older("the last entry");
     }
     // With nothing written since, all must be as it was.
-    if found.sequence == mark.sequence && found.records != mark.records {
+    if found.sequence == watermark.sequence && found.records != watermark.records {
         return older("a record");
     }
     Ok(())
 }
 
 impl Recovered {
-    /// Takes a part; gives back the pack if it wants more.
+    /// Takes a part; gives back the block if it wants more.
     fn take_part(
         &mut self,
         open: Option<Open>,
@@ -145,27 +149,27 @@ impl Recovered {
         part: u16,
         plaintext: Vec<u8>,
     ) -> Result<Option<Open>, Reason> {
-        let pack = match open {
+        let block = match open {
             None if part == 0 => {
-                let mut head = PackHead::parse(plaintext)?;
+                let mut head = BlockHead::parse(plaintext)?;
                 let body = BytesMut::from(std::mem::take(&mut head.body));
                 Open { first, head, body, parts_read: 1 }
             }
-            Some(mut pack) if pack.first == first && pack.parts_read == part => {
+            Some(mut block) if block.first == first && block.parts_read == part => {
                 let (sequence, rest) = format::split_value(plaintext)?;
-                if sequence != pack.head.sequence + u64::from(part) {
+                if sequence != block.head.sequence + u64::from(part) {
                     return Err("its parts were not written together".into());
                 }
-                pack.body.extend_from_slice(&rest);
-                pack.parts_read += 1;
-                pack
+                block.body.extend_from_slice(&rest);
+                block.parts_read += 1;
+                block
             }
             _ => return Err("a part of it is missing".into()),
         };
-        if pack.parts_read < pack.head.parts {
-            return Ok(Some(pack));
+        if block.parts_read < block.head.parts {
+            return Ok(Some(block));
         }
-        self.take_pack(pack)?;
+        self.take_pack(block)?;
         Ok(None)
     }
 
@@ -180,12 +184,12 @@ impl Recovered {
             return Err("it is empty".into());
         };
         let newest = sequence + u64::from(parts_read) - 1;
-        self.mark.sequence = self.mark.sequence.max(newest);
-        let pack = Pack { first, last: last.index, parts: parts_read, sequence };
-        let before = self.packs.back().copied();
-        self.packs.push_back(pack);
+        self.watermark.sequence = self.watermark.sequence.max(newest);
+        let block = Block { first, last: last.index, parts: parts_read, sequence };
+        let before = self.blocks.back().copied();
+        self.blocks.push_back(block);
         let purged_to = self.purged.map(|purged| purged.index);
-        if purged_to.is_some_and(|purged| pack.last <= purged) {
+        if purged_to.is_some_and(|purged| block.last <= purged) {
             // It waits for removal.
             return Ok(());
         }
@@ -224,19 +228,19 @@ impl Recovered {
 
     fn take_value(&mut self, key: &[u8], plaintext: Vec<u8>) -> Result<(), Reason> {
         let (sequence, body) = format::split_value(plaintext)?;
-        self.mark.sequence = self.mark.sequence.max(sequence);
+        self.watermark.sequence = self.watermark.sequence.max(sequence);
         match key {
             format::BIRTH => self.birth = Some(body),
             format::VOTE => {
                 let vote: wire::Vote =
                     prost::Message::decode(body).map_err(|error| error.to_string())?;
                 self.vote = Some(crate::convert::vote_from_wire(&vote));
-                self.mark.vote = sequence;
+                self.watermark.vote = sequence;
             }
-            format::COMMITTED => self.mark.committed = sequence,
-            format::PURGED => self.mark.purged = sequence,
+            format::COMMITTED => self.watermark.committed = sequence,
+            format::PURGED => self.watermark.purged = sequence,
             format::REMOVED => {}
-            format::TRUNCATED => self.mark.truncated = sequence,
+            format::TRUNCATED => self.watermark.truncated = sequence,
             [format::RECORD, name @ ..] => {
                 let name = str::from_utf8(name).map_err(|error| error.to_string())?;
                 self.records.insert(name.to_owned(), (sequence, body));
@@ -320,7 +324,7 @@ mod tests {
         assert!(matches!(Reason::from(broken), Reason::Damaged(_)));
     }
 
-    const MARK: Mark = Mark {
+    const WATERMARK: Watermark = Watermark {
         sequence: 50,
         vote: 10,
         committed: 20,
@@ -332,31 +336,31 @@ mod tests {
 
     #[test]
     fn a_tree_that_lost_something_is_found_out() {
-        compare(&MARK, &MARK).unwrap();
+        compare(&WATERMARK, &WATERMARK).unwrap();
         for older in [
-            Mark { sequence: 49, ..MARK },
-            Mark { vote: 9, ..MARK },
-            Mark { committed: 19, ..MARK },
-            Mark { purged: 29, ..MARK },
-            Mark { truncated: 39, ..MARK },
-            Mark { last_pack: 48, ..MARK },
-            Mark { records: 8, ..MARK },
+            Watermark { sequence: 49, ..WATERMARK },
+            Watermark { vote: 9, ..WATERMARK },
+            Watermark { committed: 19, ..WATERMARK },
+            Watermark { purged: 29, ..WATERMARK },
+            Watermark { truncated: 39, ..WATERMARK },
+            Watermark { last_pack: 48, ..WATERMARK },
+            Watermark { records: 8, ..WATERMARK },
         ] {
-            assert!(compare(&older, &MARK).is_err(), "{older:?}");
+            assert!(compare(&older, &WATERMARK).is_err(), "{older:?}");
         }
     }
 
     #[test]
     fn a_mark_that_stayed_behind_is_no_damage() {
-        let later = Mark { sequence: 90, ..MARK };
+        let later = Watermark { sequence: 90, ..WATERMARK };
         for legal in [
-            Mark { records: 8, ..later },
-            Mark { vote: 60, last_pack: 70, ..later },
-            Mark { truncated: 80, last_pack: 45, ..later },
-            Mark { purged: 80, last_pack: 0, ..later },
+            Watermark { records: 8, ..later },
+            Watermark { vote: 60, last_pack: 70, ..later },
+            Watermark { truncated: 80, last_pack: 45, ..later },
+            Watermark { purged: 80, last_pack: 0, ..later },
         ] {
-            compare(&legal, &MARK).unwrap();
+            compare(&legal, &WATERMARK).unwrap();
         }
-        assert!(compare(&Mark { last_pack: 45, ..later }, &MARK).is_err());
+        assert!(compare(&Watermark { last_pack: 45, ..later }, &WATERMARK).is_err());
     }
 }

@@ -1,7 +1,7 @@
 //! The tree's keys, and what its values hold once opened. `docs/disk-format.md` has the diagrams.
 //!
 //! Every value begins with a *sequence number*, which no other value written to this directory has:
-//! each write takes the next. With it and the mark ([`super::mark`]) a value that is older than it
+//! each write takes the next. With it and the watermark ([`super::mark`]) a value that is older than it
 //! should be is found out, though it opens.
 
 use bytes::{Buf, Bytes};
@@ -24,7 +24,7 @@ pub(super) const BIRTH: &[u8] = b"mbirth";
 pub(super) const VOTE: &[u8] = b"mvote";
 pub(super) const COMMITTED: &[u8] = b"mcommitted";
 pub(super) const PURGED: &[u8] = b"mpurged";
-/// When the log was last truncated, which is the one legal way for its last pack to become older.
+/// When the log was last truncated, which is the one legal way for its last block to become older.
 pub(super) const TRUNCATED: &[u8] = b"mtruncated";
 /// Every such key.
 pub(super) const METAS: [&[u8]; 6] = [BIRTH, VOTE, COMMITTED, PURGED, TRUNCATED, REMOVED];
@@ -34,15 +34,15 @@ pub(super) const REMOVED: &[u8] = b"mremoved";
 
 /// What a sequence number takes.
 const SEQUENCE_BYTES: usize = 8;
-/// What of a value is left for the pack's entries: the first part's header is the longest.
+/// What of a value is left for the block's entries: the first part's header is the longest.
 const PART_BYTES_MAX: usize = VALUE_BYTES_MAX - OVERHEAD_BYTES - SEQUENCE_BYTES - HEAD_BYTES;
-/// Previous pack's sequence number, parts, entries.
+/// Previous block's sequence number, parts, entries.
 const HEAD_BYTES: usize = 8 + 2 + 4;
 
-/// From how many bytes on a pack is full. A larger entry gets a pack of its own, in parts.
-pub(super) const PACK_BYTES_MAX: usize = PART_BYTES_MAX;
+/// From how many bytes on a block is full. A larger entry gets a block of its own, in parts.
+pub(super) const BLOCK_BYTES_MAX: usize = PART_BYTES_MAX;
 
-/// The key of a part of the pack whose first entry has this index.
+/// The key of a part of the block whose first entry has this index.
 pub(super) fn part_key(first: u64, part: u16) -> Vec<u8> {
     let mut key = Vec::with_capacity(11);
     key.push(ENTRIES);
@@ -51,7 +51,7 @@ pub(super) fn part_key(first: u64, part: u16) -> Vec<u8> {
     key
 }
 
-/// What a part's key says: the pack's first index, and which part.
+/// What a part's key says: the block's first index, and which part.
 pub(super) fn parse_part_key(key: &[u8]) -> Option<(u64, u16)> {
     let (prefix, rest) = key.split_first_chunk::<1>()?;
     let (first, part) = rest.split_first_chunk::<8>()?;
@@ -76,37 +76,37 @@ pub(super) fn split_value(plaintext: Vec<u8>) -> Result<(u64, Bytes), &'static s
     Ok((sequence, rest))
 }
 
-/// Entries on their way into one pack.
+/// Entries on their way into one block.
 #[derive(Default)]
-pub(super) struct PackBuilder {
+pub(super) struct BlockBuilder {
     first: u64,
     entries: u32,
     body: Vec<u8>,
 }
 
-/// Where a pack is and what it has.
+/// Where a block is and what it has.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pack {
+pub(super) struct Block {
     pub(super) first: u64,
     pub(super) last: u64,
     pub(super) parts: u16,
     pub(super) sequence: u64,
 }
 
-impl PackBuilder {
+impl BlockBuilder {
     pub(super) fn is_empty(&self) -> bool {
         self.entries == 0
     }
 
-    /// Takes an entry, which follows the ones before, or gives it back if the pack is full.
+    /// Takes an entry, which follows the ones before, or gives it back if the block is full.
     pub(super) fn push(&mut self, encoded: &[u8], index: u64) -> bool {
-        if !self.is_empty() && self.body.len() + 4 + encoded.len() > PACK_BYTES_MAX {
+        if !self.is_empty() && self.body.len() + 4 + encoded.len() > BLOCK_BYTES_MAX {
             return false;
         }
         if self.is_empty() {
             self.first = index;
         }
-        assert!(index == self.first + u64::from(self.entries), "a hole in a pack");
+        assert!(index == self.first + u64::from(self.entries), "a hole in a block");
         // An entry is bounded by the largest request, far below 4 GiB.
         self.body.extend_from_slice(&(encoded.len() as u32).to_be_bytes());
         self.body.extend_from_slice(encoded);
@@ -114,9 +114,9 @@ impl PackBuilder {
         true
     }
 
-    /// The pack's plaintext values, one a part, and leaves the builder empty. Sequence numbers come
+    /// The block's plaintext values, one a part, and leaves the builder empty. Sequence numbers come
     /// from `sequence`, which has the last one taken.
-    pub(super) fn finish(&mut self, previous: u64, sequence: &mut u64) -> (Pack, Vec<Vec<u8>>) {
+    pub(super) fn finish(&mut self, previous: u64, sequence: &mut u64) -> (Block, Vec<Vec<u8>>) {
         let builder = std::mem::take(self);
         let chunks = builder.body.chunks(PART_BYTES_MAX);
         let parts = u16::try_from(chunks.len()).unwrap_or(u16::MAX);
@@ -135,12 +135,12 @@ impl PackBuilder {
             values.push(value);
         }
         let last = builder.first + u64::from(builder.entries).saturating_sub(1);
-        (Pack { first: builder.first, last, parts, sequence: head }, values)
+        (Block { first: builder.first, last, parts, sequence: head }, values)
     }
 }
 
-/// The header of a pack, from its first part.
-pub(super) struct PackHead {
+/// The header of a block, from its first part.
+pub(super) struct BlockHead {
     pub(super) sequence: u64,
     pub(super) previous: u64,
     pub(super) parts: u16,
@@ -148,7 +148,7 @@ pub(super) struct PackHead {
     pub(super) body: Bytes,
 }
 
-impl PackHead {
+impl BlockHead {
     pub(super) fn parse(plaintext: Vec<u8>) -> Result<Self, &'static str> {
         let short = |_| "it is too short";
         let (sequence, mut body) = split_value(plaintext)?;
@@ -161,7 +161,7 @@ impl PackHead {
         Ok(Self { sequence, previous, parts, entries, body })
     }
 
-    /// The entries of a pack that begins at `first`, with the rest of its parts put behind `body`.
+    /// The entries of a block that begins at `first`, with the rest of its parts put behind `body`.
     pub(super) fn decode(self, first: u64) -> Result<Vec<Entry>, Reason> {
         let mut body = self.body;
         let mut entries = Vec::new();

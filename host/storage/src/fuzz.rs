@@ -1,11 +1,11 @@
 //! Fuzz targets of what is read from the disk, behind its seal.
 
-use super::format::{PackBuilder, PackHead, encode_entry, split_value};
+use super::format::{BlockBuilder, BlockHead, encode_entry, split_value};
 use crate::raft_types::{Entry, LogId};
 
-/// The first part of a pack of log entries. What is decoded is consecutive and encoded to the same again.
-pub fn log_pack(data: &[u8]) {
-    let Ok(head) = PackHead::parse(data.to_vec()) else { return };
+/// The first part of a block of log entries. What is decoded is consecutive and encoded to the same again.
+pub fn log_block(data: &[u8]) {
+    let Ok(head) = BlockHead::parse(data.to_vec()) else { return };
     let Ok(entries) = head.decode(1) else { return };
     for (entry, index) in entries.iter().zip(1..) {
         assert_eq!(entry.log_id.index, index);
@@ -17,8 +17,8 @@ pub fn log_pack(data: &[u8]) {
 }
 
 /// Packs of some entries.
-pub fn log_pack_seeds() -> Vec<Vec<u8>> {
-    let mut builder = PackBuilder::default();
+pub fn log_block_seeds() -> Vec<Vec<u8>> {
+    let mut builder = BlockBuilder::default();
     let mut encoded = Vec::new();
     for index in 1..=3 {
         let log_id = LogId::new_term_index(2, index);

@@ -39,18 +39,17 @@ mod compact;
 mod compiled;
 pub mod convert;
 mod copy;
-mod crowd;
 mod error;
 mod files;
 mod format;
 #[doc(hidden)]
 pub mod fuzz;
-mod genesis;
+mod group_commit;
 mod identity;
+mod initial_component;
 mod keys;
 mod lock;
 mod log_store;
-mod mark;
 mod ops;
 pub mod raft_types;
 mod reader;
@@ -59,6 +58,7 @@ mod snapshots;
 mod staging;
 mod state;
 mod tree;
+mod watermark;
 mod writer;
 
 use std::{
@@ -72,14 +72,14 @@ use std::{
 use bytes::Bytes;
 
 pub use compiled::{COMPILED_BYTES_MAX, CompiledStore};
-pub use crowd::Pace;
 pub use error::Error;
+pub use group_commit::BatchWindow;
 pub use identity::Identity;
 pub use keys::Keys;
 pub use log_store::{Extent, LogStore};
 pub use snapshots::{CHUNK_BYTES_MAX, SnapshotFile, SnapshotReader, SnapshotStore, SnapshotWriter};
 
-use self::{check::Recovered, lock::Lock, mark::MarkFile, tree::Tree};
+use self::{check::Recovered, lock::Lock, tree::Tree, watermark::WatermarkFile};
 use crate::raft_types::LogId;
 use conclave_crypto::{KeyId, MasterKey};
 use conclave_types::{ComponentId, NodeId};
@@ -106,7 +106,7 @@ pub struct Storage {
     /// Whose it is.
     pub identity: Identity,
     /// The component that the cluster was begun with.
-    pub genesis: Bytes,
+    pub initial_component: Bytes,
     /// The log, the vote, records.
     pub log: LogStore,
     /// The snapshots.
@@ -182,26 +182,26 @@ impl Storage {
         identity.check(&dir, &cluster_id, node_id)?;
         finish_creation(&dir)?;
         let keys = Keys::open(&dir, identity.clone(), master_key)?;
-        let (mark_file, mark) = MarkFile::open(&dir, keys.clone())?;
+        let (watermark_file, watermark) = WatermarkFile::open(&dir, keys.clone())?;
         files::remove_temporary(&dir)?;
         // Names that an earlier process gave may not be on the disk yet.
         files::sync_dir(&dir)?;
         let log_dir = dir.join(LOG_DIR);
         compact::remove_leftover(&log_dir)?;
         let tree = Tree::open(&log_dir, keys.clone(), Arc::clone(&medium))?;
-        let recovered = check::check(&tree, &identity.incarnation, &mark)?;
-        let genesis = genesis::open(&dir, &keys, &identity)?;
+        let recovered = check::check(&tree, &identity.incarnation, &watermark)?;
+        let initial_component = initial_component::open(&dir, &keys, &identity)?;
         let tree = compact::compact(tree, &recovered, &keys, medium)?;
         let snapshots = SnapshotStore::open(&dir, keys.clone(), Arc::clone(&lock))?;
         let newest = snapshots.latest()?;
         let compiled = CompiledStore::open(&dir, keys.clone());
         retire_unused(&keys, &recovered, newest.as_ref())?;
-        let log = LogStore::start(Arc::new(tree), mark_file, recovered, lock)?;
+        let log = LogStore::start(Arc::new(tree), watermark_file, recovered, lock)?;
         if let Some(newest) = newest {
             log.give_way(LogId::new_term_index(newest.term(), newest.index()))
                 .map_err(Error::io("cannot truncate", &log_dir))?;
         }
-        Ok(Self { identity, genesis, log, snapshots, compiled, keys })
+        Ok(Self { identity, initial_component, log, snapshots, compiled, keys })
     }
 }
 
@@ -236,19 +236,19 @@ fn create(
         files::write_atomically(&creating, b"")?;
     }
     files::remove(&dir.join(Keys::FILE))?;
-    files::remove(&dir.join(MarkFile::FILE))?;
+    files::remove(&dir.join(WatermarkFile::FILE))?;
     let snapshots = dir.join(SnapshotStore::DIR);
     files::remove_dir(&snapshots)?;
     files::create_dir(&snapshots)?;
     files::remove_dir(&dir.join(CompiledStore::DIR))?;
     let keys = Keys::create(dir, identity.clone(), master_key.clone())?;
-    genesis::write(dir, &keys, component)?;
+    initial_component::write(dir, &keys, component)?;
     let tree = Tree::create(&dir.join(LOG_DIR), keys.clone(), Arc::clone(medium))?;
     let born = birth(&tree, &identity.incarnation).and_then(|()| tree.sync());
     born.map_err(Error::io("cannot write", tree.dir()))?;
     drop(tree);
-    let mark = mark::Mark { sequence: 1, ..mark::Mark::default() };
-    MarkFile::create(dir, keys, &mark)?;
+    let watermark = watermark::Watermark { sequence: 1, ..watermark::Watermark::default() };
+    WatermarkFile::create(dir, keys, &watermark)?;
     files::sync_dir(dir)?;
     files::write_atomically(&dir.join(Identity::FILE), &identity.encode())
 }
@@ -280,7 +280,7 @@ fn retire_unused(
     let mut used: BTreeSet<KeyId> = recovered.key_ids.clone();
     used.extend(newest.into_iter().flat_map(SnapshotFile::key_ids).map(KeyId));
     for key in keys.status() {
-        // The one before the active key may still have sealed a slot of the mark.
+        // The one before the active key may still have sealed a slot of the watermark.
         if key.id.0 + 1 < keys.active().0 && !used.contains(&key.id) {
             keys.retire(key.id)?;
             tracing::info!(key_id = %key.id, "a data key with nothing left under it was retired");

@@ -29,13 +29,13 @@ use tokio::{
 use super::{
     Error,
     check::Recovered,
-    crowd::Pace,
+    group_commit::BatchWindow,
     lock::Lock,
-    mark::MarkFile,
     ops::Op,
     reader,
     state::{Shared, State},
     tree::Tree,
+    watermark::WatermarkFile,
     writer::Writer,
 };
 use crate::raft_types::{Entry, LogId, TypeConfig, Vote};
@@ -82,14 +82,19 @@ struct Inner {
 impl LogStore {
     pub(super) fn start(
         tree: Arc<Tree>,
-        mark_file: MarkFile,
+        watermark_file: WatermarkFile,
         recovered: Recovered,
         lock: Arc<Lock>,
     ) -> Result<Self, Error> {
         let shared = Arc::new(Shared::new(&recovered));
         let (queue, receiver) = mpsc::channel();
-        let writer =
-            Writer::new(Arc::clone(&shared), Arc::clone(&tree), mark_file, recovered, receiver);
+        let writer = Writer::new(
+            Arc::clone(&shared),
+            Arc::clone(&tree),
+            watermark_file,
+            recovered,
+            receiver,
+        );
         let thread = thread::Builder::new()
             .name("storage".into())
             .spawn({
@@ -121,8 +126,8 @@ impl LogStore {
     }
 
     /// The pace of this node's own writes, for those who send its log to others.
-    pub fn pace(&self) -> Pace {
-        Pace::new(self.inner.shared.batches.subscribe())
+    pub fn pace(&self) -> BatchWindow {
+        BatchWindow::new(self.inner.shared.batches.subscribe())
     }
 
     /// The entries of a range that the log has, from the first on: as many as are worth `bytes_max`,

@@ -6,7 +6,7 @@ use bytes::BytesMut;
 
 use super::{
     Error,
-    format::{self, PackHead},
+    format::{self, BlockHead},
     state::{Shared, entry_bytes},
     tree::Tree,
 };
@@ -81,9 +81,9 @@ fn attempt(
             }
             tree_end = end.min(state.cache_first);
         }
-        let pack = match read_pack(tree, next) {
-            Ok(pack) => pack,
-            // A pack may vanish or change under a reader. Only if nothing happened is it damage.
+        let block = match read_pack(tree, next) {
+            Ok(block) => block,
+            // A block may vanish or change under a reader. Only if nothing happened is it damage.
             Err(error) => {
                 let state = shared.lock();
                 if next < state.first || epoch != Some(state.epoch) {
@@ -92,7 +92,7 @@ fn attempt(
                 return Err(error);
             }
         };
-        for entry in pack {
+        for entry in block {
             if entry.log_id.index >= tree_end {
                 break;
             }
@@ -118,7 +118,7 @@ fn confirm(
     Ok((epoch == Some(shared.lock().epoch)).then_some(entries))
 }
 
-/// The entries of the pack that holds this index; it holds at least that one.
+/// The entries of the block that holds this index; it holds at least that one.
 pub(super) fn read_pack(tree: &Tree, index: u64) -> io::Result<Vec<Entry>> {
     let damaged = |reason: &dyn ToString| {
         io::Error::from(Error::damaged(format!("log entry {index}"), reason.to_string()))
@@ -132,7 +132,7 @@ pub(super) fn read_pack(tree: &Tree, index: u64) -> io::Result<Vec<Entry>> {
             tree.get(&format::part_key(first, part)).map_err(|error| damaged(&error))?;
         plaintext.ok_or_else(|| damaged(&"a part of it is missing"))
     };
-    let mut head = PackHead::parse(part(0)?).map_err(|reason| damaged(&reason))?;
+    let mut head = BlockHead::parse(part(0)?).map_err(|reason| damaged(&reason))?;
     if head.parts > 1 {
         let mut body = BytesMut::from(std::mem::take(&mut head.body));
         for number in 1..head.parts {

@@ -39,9 +39,9 @@ impl Sizes {
 
     /// The bytes of the entries after `index`, at most one step more than there are.
     pub(super) fn after(&self, index: u64) -> u64 {
-        let at = self.marks.partition_point(|(mark, _)| *mark <= index + 1);
-        let mark = at.checked_sub(1).and_then(|at| self.marks.get(at)).or(self.marks.front());
-        mark.map_or(0, |(_, before)| self.total - before)
+        let at = self.marks.partition_point(|(watermark, _)| *watermark <= index + 1);
+        let watermark = at.checked_sub(1).and_then(|at| self.marks.get(at)).or(self.marks.front());
+        watermark.map_or(0, |(_, before)| self.total - before)
     }
 
     /// The lowest index from which on the entries have at most so many bytes, or a step more than that index.

@@ -1,7 +1,7 @@
 //! The changes of one batch to the tree.
 //!
 //! [`Staging`] turns the storage thread's work into keys and values, and keeps what the tree will have once they are applied:
-//! the packs of the log, the records and the mark. It does not read clocks, seal, write or sync. What it needs of a tree is
+//! the blocks of the log, the records and the watermark. It does not read clocks, seal, write or sync. What it needs of a tree is
 //! [`Target`], so a test compares it with a model.
 
 use std::{
@@ -13,14 +13,14 @@ use bytes::Bytes;
 
 use super::{
     check::Recovered,
-    format::{self, Pack, PackBuilder},
-    mark::Mark,
+    format::{self, Block, BlockBuilder},
     ops::Work,
     state::change_record_sum,
+    watermark::Watermark,
 };
 use crate::raft_types::{Entry, LogId, Vote};
 
-/// How many packs one batch removes: each costs some 10 µs, and a caller may wait for the batch.
+/// How many blocks one batch removes: each costs some 10 µs, and a caller may wait for the batch.
 const PURGED_PACKS_MAX: usize = 64;
 
 /// Keys with their new plaintext values; without one the key is removed.
@@ -32,18 +32,18 @@ pub(super) trait Target {
     fn apply(&self, changes: Changes) -> io::Result<()>;
     /// The plaintext value of a key.
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
-    /// The entries of the pack that begins at this index.
+    /// The entries of the block that begins at this index.
     fn read_pack(&self, first: u64) -> io::Result<Vec<Entry>>;
 }
 
 /// See the page of this file.
 pub(super) struct Staging {
-    mark: Mark,
-    packs: VecDeque<Pack>,
+    watermark: Watermark,
+    blocks: VecDeque<Block>,
     records: BTreeMap<String, u64>,
     purged: Option<LogId>,
     changes: Changes,
-    pack: PackBuilder,
+    block: BlockBuilder,
     encoded: Vec<u8>,
 }
 
@@ -51,19 +51,19 @@ impl Staging {
     pub(super) fn new(recovered: Recovered) -> Self {
         let records = recovered.records.into_iter();
         Self {
-            mark: recovered.mark,
-            packs: recovered.packs,
+            watermark: recovered.watermark,
+            blocks: recovered.blocks,
             records: records.map(|(name, (sequence, _))| (name, sequence)).collect(),
             purged: recovered.purged,
             changes: Vec::new(),
-            pack: PackBuilder::default(),
+            block: BlockBuilder::default(),
             encoded: Vec::new(),
         }
     }
 
-    /// The mark of the tree once everything that is staged is applied.
-    pub(super) fn mark(&self) -> &Mark {
-        &self.mark
+    /// The watermark of the tree once everything that is staged is applied.
+    pub(super) fn watermark(&self) -> &Watermark {
+        &self.watermark
     }
 
     /// Stages one piece of work. A truncation is applied at once, as it may need what was staged before it.
@@ -85,7 +85,7 @@ impl Staging {
     pub(super) fn stage_committed(&mut self, committed: Option<LogId>) {
         self.stage_pack();
         let committed = format::encode_log_id(committed.as_ref());
-        self.mark.committed = self.stage_value(format::COMMITTED.to_vec(), &committed);
+        self.watermark.committed = self.stage_value(format::COMMITTED.to_vec(), &committed);
     }
 
     pub(super) fn stage_records(&mut self, records: BTreeMap<String, Option<Bytes>>) {
@@ -101,7 +101,7 @@ impl Staging {
                     None
                 }
             };
-            self.mark.records = change_record_sum(self.mark.records, &name, old, new);
+            self.watermark.records = change_record_sum(self.watermark.records, &name, old, new);
             match new {
                 Some(sequence) => self.records.insert(name, sequence),
                 None => self.records.remove(&name),
@@ -109,13 +109,13 @@ impl Staging {
         }
     }
 
-    /// Whether there are packs that a purge covers.
+    /// Whether there are blocks that a purge covers.
     pub(super) fn purgeable(&self) -> bool {
         let purged = self.purged.map(|purged| purged.index);
-        self.packs.front().is_some_and(|pack| Some(pack.last) <= purged)
+        self.blocks.front().is_some_and(|block| Some(block.last) <= purged)
     }
 
-    /// Removes some of the packs that are purged, if there are any, and applies everything.
+    /// Removes some of the blocks that are purged, if there are any, and applies everything.
     pub(super) fn finish(&mut self, target: &impl Target) -> io::Result<()> {
         self.stage_pack();
         if self.purgeable() {
@@ -123,12 +123,12 @@ impl Staging {
                 if !self.purgeable() {
                     break;
                 }
-                if let Some(pack) = self.packs.pop_front() {
-                    self.stage_removal(pack);
+                if let Some(block) = self.blocks.pop_front() {
+                    self.stage_removal(block);
                 }
             }
-            if self.packs.is_empty() {
-                self.mark.last_pack = 0;
+            if self.blocks.is_empty() {
+                self.watermark.last_pack = 0;
             }
             // Again, so that the note is never older than a removal.
             self.stage_purged();
@@ -144,10 +144,10 @@ impl Staging {
             let (_, body) = format::split_value(plaintext).map_err(malformed)?;
             let sequence = self.stage_value(key.to_vec(), &body);
             match key {
-                format::VOTE => self.mark.vote = sequence,
-                format::COMMITTED => self.mark.committed = sequence,
-                format::PURGED => self.mark.purged = sequence,
-                format::TRUNCATED => self.mark.truncated = sequence,
+                format::VOTE => self.watermark.vote = sequence,
+                format::COMMITTED => self.watermark.committed = sequence,
+                format::PURGED => self.watermark.purged = sequence,
+                format::TRUNCATED => self.watermark.truncated = sequence,
                 _ => {}
             }
         }
@@ -156,7 +156,8 @@ impl Staging {
             let Some(plaintext) = target.get(&key)? else { continue };
             let (_, body) = format::split_value(plaintext).map_err(malformed)?;
             let new = self.stage_value(key, &body);
-            self.mark.records = change_record_sum(self.mark.records, &name, Some(old), Some(new));
+            self.watermark.records =
+                change_record_sum(self.watermark.records, &name, Some(old), Some(new));
             self.records.insert(name, new);
         }
         Ok(())
@@ -169,75 +170,77 @@ impl Staging {
 
     /// Stages one value and gives its sequence number.
     fn stage_value(&mut self, key: Vec<u8>, body: &[u8]) -> u64 {
-        self.mark.sequence += 1;
-        self.changes.push((key, Some(format::value(self.mark.sequence, body))));
-        self.mark.sequence
+        self.watermark.sequence += 1;
+        self.changes.push((key, Some(format::value(self.watermark.sequence, body))));
+        self.watermark.sequence
     }
 
     fn stage_vote(&mut self, vote: &Vote) {
         let vote = prost::Message::encode_to_vec(&crate::convert::vote_to_wire(vote));
-        self.mark.vote = self.stage_value(format::VOTE.to_vec(), &vote);
+        self.watermark.vote = self.stage_value(format::VOTE.to_vec(), &vote);
     }
 
     fn stage_entries(&mut self, entries: &[Entry]) {
         for entry in entries {
             let mut encoded = std::mem::take(&mut self.encoded);
             format::encode_entry(entry, &mut encoded);
-            if !self.pack.push(&encoded, entry.log_id.index) {
+            if !self.block.push(&encoded, entry.log_id.index) {
                 self.stage_pack();
-                let taken = self.pack.push(&encoded, entry.log_id.index);
-                assert!(taken, "an empty pack took no entry");
+                let taken = self.block.push(&encoded, entry.log_id.index);
+                assert!(taken, "an empty block took no entry");
             }
             // The buffer of one huge entry is given back.
-            encoded.shrink_to(format::PACK_BYTES_MAX);
+            encoded.shrink_to(format::BLOCK_BYTES_MAX);
             self.encoded = encoded;
         }
     }
 
     fn stage_pack(&mut self) {
-        if self.pack.is_empty() {
+        if self.block.is_empty() {
             return;
         }
-        let (pack, values) = self.pack.finish(self.mark.last_pack, &mut self.mark.sequence);
-        for (part, value) in (0..pack.parts).zip(values) {
-            self.changes.push((format::part_key(pack.first, part), Some(value)));
+        let (block, values) =
+            self.block.finish(self.watermark.last_pack, &mut self.watermark.sequence);
+        for (part, value) in (0..block.parts).zip(values) {
+            self.changes.push((format::part_key(block.first, part), Some(value)));
         }
-        self.mark.last_pack = pack.sequence;
-        self.packs.push_back(pack);
+        self.watermark.last_pack = block.sequence;
+        self.blocks.push_back(block);
     }
 
-    /// Removes the packs after `after`, and writes again the one that it cuts through.
+    /// Removes the blocks after `after`, and writes again the one that it cuts through.
     fn stage_truncation(&mut self, after: Option<u64>, target: &impl Target) -> io::Result<()> {
         // What is staged must be in the tree, to be read back.
         self.stage_pack();
         self.apply(target)?;
         let next = after.map_or(0, |after| after + 1);
         let mut cut = None;
-        while let Some(pack) = self.packs.pop_back_if(|pack| pack.last >= next) {
-            self.stage_removal(pack);
-            cut = (pack.first < next).then_some(pack);
+        while let Some(block) = self.blocks.pop_back_if(|block| block.last >= next) {
+            self.stage_removal(block);
+            cut = (block.first < next).then_some(block);
         }
-        self.mark.last_pack = self.packs.back().map_or(0, |pack| pack.sequence);
-        if let Some(pack) = cut {
-            let entries = target.read_pack(pack.first)?;
+        self.watermark.last_pack = self.blocks.back().map_or(0, |block| block.sequence);
+        if let Some(block) = cut {
+            let entries = target.read_pack(block.first)?;
             let kept = entries.iter().take_while(|entry| entry.log_id.index < next);
             self.stage_entries(&kept.cloned().collect::<Vec<_>>());
             self.stage_pack();
         }
-        self.mark.truncated = self.stage_value(format::TRUNCATED.to_vec(), &next.to_be_bytes());
+        self.watermark.truncated =
+            self.stage_value(format::TRUNCATED.to_vec(), &next.to_be_bytes());
         // As one: a crash leaves the log as it was before, or as it should be now.
         self.apply(target)
     }
 
-    fn stage_removal(&mut self, pack: Pack) {
-        for part in 0..pack.parts {
-            self.changes.push((format::part_key(pack.first, part), None));
+    fn stage_removal(&mut self, block: Block) {
+        for part in 0..block.parts {
+            self.changes.push((format::part_key(block.first, part), None));
         }
     }
 
     fn stage_purged(&mut self) {
         let purged = format::encode_log_id(self.purged.as_ref());
-        self.mark.purged = self.stage_value(format::PURGED.to_vec(), &purged);
+        self.watermark.purged = self.stage_value(format::PURGED.to_vec(), &purged);
     }
 }
 

@@ -7,7 +7,7 @@ use std::{cell::RefCell, collections::HashSet};
 use proptest::prelude::*;
 
 use super::*;
-use crate::{format::PackHead, raft_types::Payload};
+use crate::{format::BlockHead, raft_types::Payload};
 
 /// A tree in memory.
 #[derive(Default)]
@@ -41,7 +41,7 @@ impl Target for Memory {
     }
 
     fn read_pack(&self, first: u64) -> io::Result<Vec<Entry>> {
-        let head = PackHead::parse(self.get(&format::part_key(first, 0))?.unwrap()).unwrap();
+        let head = BlockHead::parse(self.get(&format::part_key(first, 0))?.unwrap()).unwrap();
         assert_eq!(head.parts, 1, "these entries are small");
         Ok(head.decode(first).unwrap())
     }
@@ -64,10 +64,10 @@ impl Memory {
         for (key, value) in &*self.values.borrow() {
             let Some((first, part)) = format::parse_part_key(key) else { continue };
             assert_eq!(part, 0);
-            let head = PackHead::parse(value.clone()).unwrap();
+            let head = BlockHead::parse(value.clone()).unwrap();
             assert!(
                 previous.is_none_or(|previous| head.previous == previous),
-                "packs out of order"
+                "blocks out of order"
             );
             previous = Some(head.sequence);
             log.extend(head.decode(first).unwrap().iter().map(|entry| entry.log_id));
@@ -125,12 +125,12 @@ fn step() -> impl Strategy<Value = Step> {
 
 fn empty() -> Staging {
     Staging {
-        mark: Mark::default(),
-        packs: VecDeque::new(),
+        watermark: Watermark::default(),
+        blocks: VecDeque::new(),
         records: BTreeMap::new(),
         purged: None,
         changes: Vec::new(),
-        pack: PackBuilder::default(),
+        block: BlockBuilder::default(),
         encoded: Vec::new(),
     }
 }
@@ -179,7 +179,7 @@ fn run(steps: Vec<Step>) {
                 staging.stage_records([(name, value)].into());
             }
             // As after a start: nothing is staged.
-            Step::Reseal if staging.changes.is_empty() && staging.pack.is_empty() => {
+            Step::Reseal if staging.changes.is_empty() && staging.block.is_empty() => {
                 staging.reseal(&tree).unwrap();
             }
             Step::Reseal => {}
@@ -205,16 +205,16 @@ fn check(staging: &Staging, tree: &Memory, model: &Model) {
         let sequence = value.map(|value| format::split_value(value).unwrap().0);
         sum = change_record_sum(sum, &name, None, sequence);
     }
-    // The mark says what the tree has, and nothing in it is newer.
+    // The watermark says what the tree has, and nothing in it is newer.
     let values = tree.values.borrow();
     let newest = values.values().map(|value| format::split_value(value.clone()).unwrap().0).max();
     let mut parts = values.iter().filter(|(key, _)| format::parse_part_key(key).is_some());
     let last_pack =
-        parts.next_back().map(|(_, value)| PackHead::parse(value.clone()).unwrap().sequence);
-    let mark = staging.mark();
-    assert_eq!(mark.records, sum);
-    assert_eq!(mark.last_pack, last_pack.unwrap_or_default());
-    assert!(newest.unwrap_or_default() <= mark.sequence);
+        parts.next_back().map(|(_, value)| BlockHead::parse(value.clone()).unwrap().sequence);
+    let watermark = staging.watermark();
+    assert_eq!(watermark.records, sum);
+    assert_eq!(watermark.last_pack, last_pack.unwrap_or_default());
+    assert!(newest.unwrap_or_default() <= watermark.sequence);
 }
 
 proptest! {

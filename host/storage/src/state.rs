@@ -15,7 +15,7 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{check::Recovered, mark::record_sum, sizes::Sizes};
+use super::{check::Recovered, sizes::Sizes, watermark::record_sum};
 use crate::raft_types::{Entry, LogId, Payload, Vote};
 use conclave_types::panic_message;
 
@@ -42,7 +42,7 @@ pub(super) struct Shared {
     pub(super) panic: watch::Sender<Option<String>>,
 }
 
-/// When the storage thread began its current step: staging, syncing, or writing the mark.
+/// When the storage thread began its current step: staging, syncing, or writing the watermark.
 ///
 /// A hung disk raises no event, so the start is published and read by a watchdog.
 pub(super) struct Progress {
@@ -173,7 +173,7 @@ impl State {
             purged: recovered.purged,
             first: match recovered.purged {
                 Some(purged) => purged.index + 1,
-                None => recovered.packs.front().map_or(0, |pack| pack.first),
+                None => recovered.blocks.front().map_or(0, |block| block.first),
             },
             last: recovered.last,
             epoch: 0,

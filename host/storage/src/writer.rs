@@ -22,13 +22,13 @@ use std::{
 
 use super::{
     check::Recovered,
-    crowd::Crowd,
-    mark::MarkFile,
+    group_commit::GroupCommit,
     ops::{Op, Waiting, Work},
     reader,
     staging::{Changes, Staging, Target},
     state::{Lazy, Shared},
     tree::{Batch, Tree},
+    watermark::WatermarkFile,
 };
 use crate::raft_types::Entry;
 
@@ -43,9 +43,9 @@ const BATCH_BYTES_MAX: usize = 8 << 20;
 pub(super) struct Writer {
     shared: Arc<Shared>,
     tree: Arc<Tree>,
-    mark_file: MarkFile,
+    watermark_file: WatermarkFile,
     queue: Receiver<Op>,
-    crowd: Crowd,
+    group_commit: GroupCommit,
     staging: Staging,
     /// When the committed index was staged last.
     committed_at: Option<Instant>,
@@ -81,7 +81,7 @@ impl Writer {
     pub(super) fn new(
         shared: Arc<Shared>,
         tree: Arc<Tree>,
-        mark_file: MarkFile,
+        watermark_file: WatermarkFile,
         recovered: Recovered,
         queue: Receiver<Op>,
     ) -> Self {
@@ -90,9 +90,9 @@ impl Writer {
         Self {
             shared,
             tree,
-            mark_file,
+            watermark_file,
             queue,
-            crowd: Crowd::default(),
+            group_commit: GroupCommit::default(),
             staging: Staging::new(recovered),
             committed_at: None,
             reseals,
@@ -104,7 +104,7 @@ impl Writer {
         loop {
             let (ops, ends) = self.gather();
             self.shared.progress.begin();
-            self.shared.batches.send_replace(self.crowd.is_there());
+            self.shared.batches.send_replace(self.group_commit.is_there());
             let (began, entries) = (Instant::now(), ops.iter().map(Op::entries).sum());
             let lazy = std::mem::take(&mut self.shared.lock().lazy);
             let urgent =
@@ -122,10 +122,10 @@ impl Writer {
                     result.inspect_err(|error| self.shared.poison(error))
                 }
             };
-            self.crowd.note(entries, began.elapsed());
+            self.group_commit.note(entries, began.elapsed());
             self.answer(waiting, &result);
             if result.is_ok() && urgent {
-                self.write_mark(ends);
+                self.write_watermark(ends);
             }
             self.shared.progress.end();
             if ends {
@@ -141,7 +141,7 @@ impl Writer {
         let mut ends = false;
         let mut next = self.wait();
         if let Ok(Op::Append { entries, .. }) = &next {
-            thread::sleep(self.crowd.pause(entries.len()));
+            thread::sleep(self.group_commit.pause(entries.len()));
         }
         loop {
             match next {
@@ -228,11 +228,11 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the mark after the answers, which do not wait for it: an older mark promises less.
-    fn write_mark(&mut self, ends: bool) {
-        let mut written = self.mark_file.write(self.staging.mark());
+    /// Writes the watermark after the answers, which do not wait for it: an older mark promises less.
+    fn write_watermark(&mut self, ends: bool) {
+        let mut written = self.watermark_file.write(self.staging.watermark());
         if ends {
-            written = written.and_then(|()| self.mark_file.sync());
+            written = written.and_then(|()| self.watermark_file.sync());
         }
         if let Err(error) = written {
             self.shared.poison(error);

@@ -8,8 +8,8 @@ use openraft::storage::IOFlushed;
 use super::*;
 use crate::{
     Disk, Identity, Keys, check, format,
-    mark::Mark,
     raft_types::{LogId, Payload},
+    watermark::Watermark,
 };
 use conclave_crypto::MasterKey;
 use conclave_types::ComponentId;
@@ -28,11 +28,11 @@ fn writer(dir: &Path) -> Writer {
     let keys = Keys::create(dir, identity, MasterKey::from_bytes([7; 32])).unwrap();
     let tree = Tree::create(&dir.join("log"), keys.clone(), Arc::new(Disk)).unwrap();
     crate::birth(&tree, &incarnation).unwrap();
-    MarkFile::create(dir, keys.clone(), &Mark::default()).unwrap();
-    let (mark_file, mark) = MarkFile::open(dir, keys).unwrap();
-    let recovered = check::check(&tree, &incarnation, &mark).unwrap();
+    WatermarkFile::create(dir, keys.clone(), &Watermark::default()).unwrap();
+    let (watermark_file, watermark) = WatermarkFile::open(dir, keys).unwrap();
+    let recovered = check::check(&tree, &incarnation, &watermark).unwrap();
     let shared = Arc::new(Shared::new(&recovered));
-    Writer::new(shared, Arc::new(tree), mark_file, recovered, mpsc::channel().1)
+    Writer::new(shared, Arc::new(tree), watermark_file, recovered, mpsc::channel().1)
 }
 
 impl Writer {
@@ -49,7 +49,7 @@ fn what_rides_along_is_never_there_first() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = writer(dir.path());
     writer.commit_all(vec![entries(1, 0..11)], None).unwrap();
-    // The pack that the truncation cuts through is gone: it fails as late as it can.
+    // The block that the truncation cuts through is gone: it fails as late as it can.
     let mut batch = Batch::default();
     batch.remove(format::part_key(0, 0));
     Tree::apply(&writer.tree, batch).unwrap();
@@ -68,7 +68,7 @@ fn a_purge_keeps_its_place_in_the_queue() {
     let purge = Op::Purge(LogId::new_term_index(2, 50));
     let ops = vec![Op::Truncate(Some(7)), purge, entries(2, 51..60), Op::Truncate(Some(55))];
     writer.commit_all(ops, None).unwrap();
-    let found = check::check(&writer.tree, &[3; 16], &Mark::default()).unwrap();
+    let found = check::check(&writer.tree, &[3; 16], &Watermark::default()).unwrap();
     assert_eq!(found.purged, Some(LogId::new_term_index(2, 50)));
     assert_eq!(found.last, Some(LogId::new_term_index(2, 55)));
 }
@@ -80,7 +80,7 @@ fn entries_on_both_sides_of_a_purge_are_not_one_pack() {
     let mut writer = writer(dir.path());
     let purge = Op::Purge(LogId::new_term_index(2, 50));
     writer.commit_all(vec![entries(1, 0..11), purge, entries(2, 51..60)], None).unwrap();
-    let found = check::check(&writer.tree, &[3; 16], &Mark::default()).unwrap();
+    let found = check::check(&writer.tree, &[3; 16], &Watermark::default()).unwrap();
     assert_eq!(found.purged, Some(LogId::new_term_index(2, 50)));
     assert_eq!(found.last, Some(LogId::new_term_index(2, 59)));
 }

@@ -443,9 +443,9 @@ impl Cluster {
     }
 
     /// Lets everything work again: links, paused nodes, nodes that do not run.
-    pub fn heal(&self) -> Result<()> {
+    pub fn repair(&self) -> Result<()> {
         if let Some(network) = &self.network {
-            network.heal();
+            network.repair();
         }
         for id in self.ids() {
             match self.is_running(id) {

@@ -63,7 +63,7 @@ pub struct Plan {
 /// write since.
 ///
 /// # Errors
-/// The round could not be made: no other node was elected in time, for example. The links are healed either way.
+/// The round could not be made: no other node was elected in time, for example. The links are repaired either way.
 pub async fn happen(
     cluster: &Arc<Cluster>,
     recorder: &Arc<Recorder>,
@@ -77,7 +77,7 @@ pub async fn happen(
     let happened = timeout(PATIENCE, round.run(plan)).await;
     round.cluster.spare(leader, false);
     round.cluster.resume(leader)?;
-    round.cluster.network()?.around(leader).for_each(|link| link.heal());
+    round.cluster.network()?.around(leader).for_each(|link| link.repair());
     Ok((leader, happened??))
 }
 
@@ -136,7 +136,7 @@ impl Round {
             sleep(plan.between).await;
         }
         sleep(ARRIVAL).await;
-        network.around(leader).for_each(|link| link.heal());
+        network.around(leader).for_each(|link| link.repair());
         while let Some(read) = reads.join_next().await {
             read?;
         }

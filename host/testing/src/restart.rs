@@ -208,5 +208,5 @@ pub async fn after_traps(binary: &Path, keys: u64, rounds: u32) -> Result<Vec<Du
 async fn builds(cluster: &Cluster, id: u64) -> Result<(u64, bool)> {
     let page = metrics(&cluster.node(id).admin).await?;
     let metric = |name| metric(&page, name).with_context(|| format!("no metric {name}"));
-    Ok((metric("conclave_machine_rebuilds_total")?, metric("conclave_standby")? == 1))
+    Ok((metric("conclave_standby_builds_total")?, metric("conclave_standby")? == 1))
 }

@@ -133,7 +133,7 @@ pub struct Rehearsed {
     /// Whose state it was.
     pub from: ComponentId,
     /// How long the state took to be carried over, in milliseconds.
-    pub carry_over_ms: u64,
+    pub migration_ms: u64,
     /// How many entries of the log were applied to it.
     pub entries: u64,
 }

@@ -54,7 +54,7 @@ pub enum ErrorKind {
     /// The machine said no.
     Failure(Failure),
     /// Something in this node is broken.
-    Fault(String),
+    Fatal(String),
     /// This node is about to stop.
     ShuttingDown,
     /// This node has met a fault and serves no calls; this one was refused before it had any effect.
@@ -150,8 +150,8 @@ impl Error {
     }
 
     /// Something in this node is broken. The text says what, and how to mend it.
-    pub fn fault(text: impl Into<String>) -> Self {
-        Self::new(ErrorKind::Fault(text.into()))
+    pub fn fatal(text: impl Into<String>) -> Self {
+        Self::new(ErrorKind::Fatal(text.into()))
     }
 
     /// This node is about to stop.
@@ -288,7 +288,7 @@ impl fmt::Display for Error {
             | ErrorKind::Compressed(text)
             | ErrorKind::Malformed(text)
             | ErrorKind::Refused(text)
-            | ErrorKind::Fault(text) => f.write_str(text),
+            | ErrorKind::Fatal(text) => f.write_str(text),
             ErrorKind::Trap(Trap { kind, message }) => write!(
                 f,
                 "the machine trapped ({}) and the call was rolled back: {message}",

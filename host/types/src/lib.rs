@@ -122,7 +122,7 @@ pub enum CommandKind {
     /// goes on with its state.
     Component(ComponentCommand),
     /// What a majority's digest is, for every replica to compare its own with.
-    Checkpoint(Checkpoint),
+    ConsistencyCheck(ConsistencyCheck),
     /// Every replica hashes its state as it is here, for whoever asks.
     Verify,
     /// An operator has set the log's time to that of this entry. The machine's `tick` is called.
@@ -133,7 +133,7 @@ pub enum CommandKind {
 
 /// The digest of a majority of the voters.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Checkpoint {
+pub struct ConsistencyCheck {
     /// After which entry.
     pub index: u64,
     /// What they have there.
@@ -152,7 +152,7 @@ impl CommandKind {
             Self::Component(ComponentCommand::Part(part)) => part.bytes.len(),
             Self::Tick
             | Self::Component(ComponentCommand::Activate(_))
-            | Self::Checkpoint(_)
+            | Self::ConsistencyCheck(_)
             | Self::Verify
             | Self::SetTime
             | Self::SetLimits(_) => 0,
@@ -191,8 +191,8 @@ pub struct Failure {
 pub enum TrapKind {
     /// The guest panicked or reached `unreachable`.
     Panic,
-    /// A fault of the guest's own: out of bounds, division by zero, a bad indirect call.
-    Fault,
+    /// An invalid operation of the guest: out of bounds, division by zero, a bad indirect call.
+    Invalid,
     /// The call used up its fuel.
     FuelExhausted,
     /// The instance reached its limit of memory or tables.
@@ -207,7 +207,7 @@ impl TrapKind {
     /// All kinds, for tables and conversions.
     pub const ALL: [Self; 6] = [
         Self::Panic,
-        Self::Fault,
+        Self::Invalid,
         Self::FuelExhausted,
         Self::MemoryExhausted,
         Self::StackExhausted,
@@ -218,7 +218,7 @@ impl TrapKind {
     pub fn name(self) -> &'static str {
         match self {
             Self::Panic => "panic",
-            Self::Fault => "fault",
+            Self::Invalid => "invalid",
             Self::FuelExhausted => "fuel-exhausted",
             Self::MemoryExhausted => "memory-exhausted",
             Self::StackExhausted => "stack-exhausted",
@@ -281,7 +281,9 @@ impl fmt::Display for Command {
         match &self.kind {
             CommandKind::Call(call) => write!(f, "{call:?}"),
             CommandKind::Tick => f.write_str("tick"),
-            CommandKind::Checkpoint(Checkpoint { index, .. }) => write!(f, "checkpoint of {index}"),
+            CommandKind::ConsistencyCheck(ConsistencyCheck { index, .. }) => {
+                write!(f, "consistency_check of {index}")
+            }
             CommandKind::Verify => f.write_str("verify"),
             CommandKind::SetTime => f.write_str("set time"),
             CommandKind::SetLimits(limits) => write!(f, "set limits {:?}", limits.by_name()),

@@ -34,7 +34,7 @@ pub const MEMORY_BYTES_MOST: usize = 4096 * MIB - (64 << 10);
 
 /// The limits that decide outcomes: the same on every node at the same entry.
 ///
-/// A cluster begins with [`ClusterLimits::GENESIS`]. Every change is an entry of the log, and a snapshot holds the limits
+/// A cluster begins with [`ClusterLimits::DEFAULT`]. Every change is an entry of the log, and a snapshot holds the limits
 /// of its index, so no entry is ever applied under other limits than the first time. The stack and the tables of a
 /// state machine decide outcomes too; they are constants of a version and part of the engine's fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -115,7 +115,7 @@ const ANSWER_BYTES_MOST: usize = 64 * MIB;
 impl ClusterLimits {
     /// The limits before any entry, and the defaults. Never change them: the log of every cluster rests on them up to
     /// the first change. A newer version that wants other defaults sets them with an entry, as a configuration does.
-    pub const GENESIS: Self = Self {
+    pub const DEFAULT: Self = Self {
         memory_bytes_max: MEMORY_BYTES,
         fuel_per_call: FUEL_PER_CALL,
         fuel_per_query: FUEL_PER_CALL / FUEL_PER_QUERY_DIVISOR,
@@ -258,12 +258,12 @@ mod tests {
     #[test]
     fn a_change_leaves_the_other_limits() {
         let change = LimitsChange { memory_bytes_max: Some(64 * MIB), ..LimitsChange::default() };
-        let changed = ClusterLimits::GENESIS.changed(&change, REQUEST_BYTES).unwrap();
-        let expected = ClusterLimits { memory_bytes_max: 64 * MIB, ..ClusterLimits::GENESIS };
+        let changed = ClusterLimits::DEFAULT.changed(&change, REQUEST_BYTES).unwrap();
+        let expected = ClusterLimits { memory_bytes_max: 64 * MIB, ..ClusterLimits::DEFAULT };
         assert_eq!(changed, expected);
         assert_eq!(change.differences(&changed), []);
         assert_eq!(
-            change.differences(&ClusterLimits::GENESIS),
+            change.differences(&ClusterLimits::DEFAULT),
             [("memory_bytes_max", 64 << 20, 1 << 30)]
         );
     }
@@ -272,7 +272,7 @@ mod tests {
     fn the_fuel_of_queries_follows_that_of_commands_unless_it_is_given() {
         let changed = |fuel_per_call, fuel_per_query| {
             let change = LimitsChange { fuel_per_call, fuel_per_query, ..LimitsChange::default() };
-            let changed = ClusterLimits::GENESIS.changed(&change, REQUEST_BYTES).unwrap();
+            let changed = ClusterLimits::DEFAULT.changed(&change, REQUEST_BYTES).unwrap();
             (changed.fuel_per_call, changed.fuel_per_query)
         };
         assert_eq!(changed(Some(8_000_000), None), (8_000_000, 4_000_000));
@@ -299,7 +299,7 @@ mod tests {
         for (change, request_bytes_max, says) in cases {
             let mut changed = LimitsChange::default();
             change(&mut changed);
-            let refused = ClusterLimits::GENESIS.changed(&changed, *request_bytes_max);
+            let refused = ClusterLimits::DEFAULT.changed(&changed, *request_bytes_max);
             let refused = refused.unwrap_err().to_string();
             assert!(refused.contains(says), "{refused:?} does not say {says:?}");
         }

@@ -71,7 +71,7 @@ pub enum NotServing {
     /// The node is about to stop. This is final.
     ShuttingDown,
     /// The node rejects calls because of a fault: the text names it.
-    Fault(String),
+    Fatal(String),
     /// No leader is known.
     NoLeader,
     /// The leader has not been heard of for two election timeouts.
@@ -93,7 +93,7 @@ impl NotServing {
         match self {
             Self::Starting => "starting",
             Self::ShuttingDown => "shutting-down",
-            Self::Fault(_) => "fault",
+            Self::Fatal(_) => "fatal-error",
             Self::NoLeader => "no-leader",
             Self::LeaderSilent(_) => "leader-silent",
             Self::NoMajority => "no-majority",
@@ -107,7 +107,7 @@ impl fmt::Display for NotServing {
         match self {
             Self::Starting => f.write_str("starting"),
             Self::ShuttingDown => f.write_str("the node is shutting down"),
-            Self::Fault(fault) => f.write_str(fault),
+            Self::Fatal(fatal_error) => f.write_str(fatal_error),
             Self::NoLeader => f.write_str("no leader is known"),
             Self::LeaderSilent(leader) => {
                 write!(f, "leader {leader} has not been heard of for a while")
@@ -195,10 +195,10 @@ pub struct NodeStatus {
     /// Its engine's fingerprint.
     pub engine: String,
     /// Empty while it works; otherwise what is wrong.
-    pub fault: String,
+    pub fatal_error: String,
     /// How often its machine has diverged from the others since it started.
     pub divergences: u64,
-    /// The last time that was healed, for people.
+    /// The last time that was repaired, for people.
     pub divergence: String,
     /// Its clock; absent if it could not be asked.
     pub clock: Option<ClockStatus>,
@@ -273,7 +273,7 @@ impl NodeStatus {
             client_address,
             peer_address,
             engine: String::new(),
-            fault: String::new(),
+            fatal_error: String::new(),
             divergences: 0,
             divergence: String::new(),
             clock: None,

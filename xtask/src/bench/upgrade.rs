@@ -50,7 +50,7 @@ pub(crate) fn pause(
         let id = pushed["component"].as_str().context("the push has no component")?.to_owned();
         let rehearsed = verb(&["rehearse", &id])?;
         let carried = rehearsed["component"]["nodes"].as_array().into_iter().flatten();
-        let carried = carried.filter_map(|node| node["carry_over_ms"].as_u64()).max();
+        let carried = carried.filter_map(|node| node["migration_ms"].as_u64()).max();
         let without = load.run(&running, Work::Put, CLIENTS, SECONDS)?;
         let with = thread::scope(|scope| -> Result<Figures> {
             let activating = scope.spawn(|| {

@@ -58,7 +58,7 @@ async fn what_the_nodes_found_is_told() {
         ask(&node, LIST, &wire::ListComponentsRequest {}).await.unwrap();
     let nodes = &listed.components[0].nodes;
     assert_eq!(
-        (nodes[0].state.as_str(), nodes[0].carry_over_ms, nodes[0].entries),
+        (nodes[0].state.as_str(), nodes[0].migration_ms, nodes[0].entries),
         ("ready", 12, 34)
     );
     assert_eq!((nodes[1].state.as_str(), nodes[1].reason.as_str()), ("failed", "entry 7 traps"));

@@ -68,7 +68,7 @@ const TABLE: [Row; 18] = [
     (|| Error::malformed("no frame"), Code::Internal, "no frame", None, Some("not-applied")),
     (|| Error::refused("not ready"), Code::FailedPrecondition, "not ready", None, None),
     (|| Error::invalid("bad field"), Code::InvalidArgument, "bad field", None, None),
-    (|| Error::fault("disk is broken"), Code::Internal, "disk is broken", None, None),
+    (|| Error::fatal("disk is broken"), Code::Internal, "disk is broken", None, None),
 ];
 
 #[tokio::test]
@@ -155,7 +155,7 @@ async fn a_long_text_is_cut() {
 
 #[test]
 fn sources_are_kept_and_secrets_are_not_there_to_print() {
-    let error = Error::fault("the log cannot be written: free space")
+    let error = Error::fatal("the log cannot be written: free space")
         .with_source(std::io::Error::other("no space"))
         .at_index(7);
     assert_eq!(error.index(), Some(7));

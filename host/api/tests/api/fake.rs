@@ -221,7 +221,7 @@ impl Backend for Fake {
         change: LimitsChange,
         _deadline: Instant,
     ) -> Result<LimitsSet, Error> {
-        let limits = ClusterLimits::GENESIS.changed(&change, 1024);
+        let limits = ClusterLimits::DEFAULT.changed(&change, 1024);
         let limits = limits.map_err(|error| Error::invalid(error.to_string()))?;
         Ok(LimitsSet { index: 8, limits })
     }
@@ -242,7 +242,7 @@ impl Backend for Fake {
                 self.node(),
                 NodeStatus::unreachable(2, "client:2".to_owned(), "peer:2".to_owned()),
             ],
-            limits: LimitsSet { index: 5, limits: ClusterLimits::GENESIS },
+            limits: LimitsSet { index: 5, limits: ClusterLimits::DEFAULT },
         }
     }
 
@@ -263,10 +263,7 @@ impl Backend for Fake {
     }
 
     fn metrics(&self) -> Vec<Metric> {
-        vec![
-            Metric::counter("conclave_machine_traps_total", "Traps by kind.", 1)
-                .label("kind", "panic"),
-        ]
+        vec![Metric::counter("conclave_traps_total", "Traps by kind.", 1).label("kind", "panic")]
     }
 }
 

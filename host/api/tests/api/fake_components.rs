@@ -79,7 +79,7 @@ impl Upgrades for Fake {
 }
 
 fn status() -> ComponentStatus {
-    let rehearsed = Rehearsed { from: ComponentId([7; 32]), carry_over_ms: 12, entries: 34 };
+    let rehearsed = Rehearsed { from: ComponentId([7; 32]), migration_ms: 12, entries: 34 };
     ComponentStatus {
         id: COMPONENT,
         bytes: 6,

@@ -226,7 +226,7 @@ async fn the_admin_port_tells_the_truth() {
         "conclave_raft_is_leader 1",
         "conclave_raft_committed_index 11",
         "conclave_raft_applied_index 10",
-        "conclave_machine_traps_total{kind=\"panic\"} 1",
+        "conclave_traps_total{kind=\"panic\"} 1",
         "conclave_requests_in_flight 0",
         "conclave_ready 1",
     ] {

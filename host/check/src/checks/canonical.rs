@@ -8,11 +8,11 @@
 
 use super::{Bench, cuts};
 use crate::{
-    calls::{Action, Step, moments},
+    calls::{Action, Step, contexts},
     finding::{Stop, compare_states},
     player::{Answer, Player},
 };
-use conclave_machine::Moment;
+use conclave_machine::EntryContext;
 
 /// Commands after an exchange that must be answered alike.
 const AFTER_MAX: usize = 64;
@@ -65,11 +65,11 @@ fn exchangeable(commands: &[Step], at: usize) -> bool {
 
 /// Exchanges the commands at `at` and after it. Whether the states are the same.
 fn exchange(bench: &Bench<'_>, commands: &[Step], at: usize) -> Result<bool, Stop> {
-    let all = moments(commands);
-    let play = |order: &[usize], moments: &[Moment]| -> Result<Option<_>, Stop> {
+    let all = contexts(commands);
+    let play = |order: &[usize], contexts: &[EntryContext]| -> Result<Option<_>, Stop> {
         let mut player = Player::start(bench.component)?;
         let steps = order.iter().filter_map(|&number| commands.get(number));
-        let played = player.play(steps.zip(moments.iter().copied()))?;
+        let played = player.play(steps.zip(contexts.iter().copied()))?;
         if !played.whole() {
             return Ok(None);
         }
@@ -93,7 +93,7 @@ fn exchange(bench: &Bench<'_>, commands: &[Step], at: usize) -> Result<bool, Sto
     if left_state == right_state {
         return Ok(true);
     }
-    let now = all.last().copied().unwrap_or(Moment { index: 0, time_ms: 0, seed: 0 });
+    let now = all.last().copied().unwrap_or(EntryContext { index: 0, time_ms: 0, seed: 0 });
     if !alike(bench, &mut left, &mut right, now)? {
         return Ok(false);
     }
@@ -122,14 +122,14 @@ fn alike(
     bench: &Bench<'_>,
     left: &mut Player,
     right: &mut Player,
-    now: Moment,
+    now: EntryContext,
 ) -> Result<bool, Stop> {
-    let mut moment = now;
+    let mut context = now;
     for step in bench.questions.iter().chain(&bench.commands).chain(&bench.questions) {
         if !step.is_query() {
-            moment.index += 1;
+            context.index += 1;
         }
-        let (left, right) = (left.step(step, moment)?, right.step(step, moment)?);
+        let (left, right) = (left.step(step, context)?, right.step(step, context)?);
         if left != right {
             return Ok(false);
         }

@@ -4,11 +4,11 @@ use bytes::Bytes;
 
 use super::{Bench, cuts, live};
 use crate::{
-    calls::{Step, moments},
+    calls::{Step, contexts},
     finding::{Finding, Stop, compare, compare_fuel, compare_states, place},
     player::{Answer, Played, Player, timed},
 };
-use conclave_machine::{Component, Moment, OpenSnapshot};
+use conclave_machine::{Component, EntryContext, OpenSnapshot};
 use conclave_types::Call;
 
 /// Snapshots that are open at once.
@@ -86,7 +86,7 @@ pub(super) fn layout(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> 
     let mut player = Player::start(bench.component)?;
     let mut open: Vec<(usize, Vec<u8>, OpenSnapshot, Vec<u8>)> = Vec::new();
     let mut checked = 0;
-    let all = moments(steps);
+    let all = contexts(steps);
     let places = cuts(steps.len(), bench.cuts_max);
     let names = ("undisturbed", "disturbed");
     for at in 0..=steps.len() {
@@ -104,14 +104,14 @@ pub(super) fn layout(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> 
             let (snapshot, begun) = begin(&mut player, at)?;
             open.push((at, expected, snapshot, begun));
         }
-        let (Some(step), Some(moment)) = (steps.get(at), all.get(at)) else { continue };
+        let (Some(step), Some(context)) = (steps.get(at), all.get(at)) else { continue };
         if questions {
             for salt in [7, 131, 1031] {
                 // A trap would show in the next step; that there is none was tried.
-                player.ask(&noise(at * salt), *moment)?;
+                player.ask(&noise(at * salt), *context)?;
             }
         }
-        let answer = player.step(step, *moment)?;
+        let answer = player.step(step, *context)?;
         let left = calm.played.answers.get(at..=at).unwrap_or_default();
         let log = (steps, bench.vocabulary);
         compare(log, at, (names.0, left), (names.1, &[answer]))?;
@@ -166,9 +166,9 @@ fn noise(salt: usize) -> Call {
 /// Whether the machine only shakes its head at it.
 fn noise_is_harmless(bench: &Bench<'_>) -> Result<bool, Stop> {
     let mut player = Player::start(bench.component)?;
-    let moment = Moment { index: 0, time_ms: 0, seed: 0 };
+    let context = EntryContext { index: 0, time_ms: 0, seed: 0 };
     for salt in [0, 1, 2, 3] {
-        if let Answer::Trapped(_) = player.ask(&noise(salt), moment)? {
+        if let Answer::Trapped(_) = player.ask(&noise(salt), context)? {
             return Ok(false);
         }
     }

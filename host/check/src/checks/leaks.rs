@@ -2,7 +2,7 @@
 
 use super::{Bench, different};
 use crate::{
-    calls::{Step, moments},
+    calls::{Step, contexts},
     finding::{Finding, Stop},
     player::{Answer, Player, timed},
     usage::size,
@@ -65,14 +65,14 @@ pub(super) fn leaks(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
 /// Asks the log's questions again and again.
 fn ask(player: &mut Player, steps: &[Step]) -> Result<Grown, Stop> {
     let questions = different(steps, Step::is_query, QUESTIONS_MAX);
-    let Some(moment) = moments(steps).last().copied().filter(|_| !questions.is_empty()) else {
+    let Some(context) = contexts(steps).last().copied().filter(|_| !questions.is_empty()) else {
         return Ok(Grown { rounds: 0, memory_bytes: [0; 3] });
     };
     let mut trapped = false;
     grows(player, 0, |player| {
         for call in questions.iter().filter_map(Step::call) {
             // A question of earlier may trap here, which is for `traps` to say.
-            trapped = trapped || matches!(player.ask(call, moment)?, Answer::Trapped(_));
+            trapped = trapped || matches!(player.ask(call, context)?, Answer::Trapped(_));
         }
         Ok(())
     })

@@ -4,11 +4,11 @@
 
 use super::{Bench, Live, cuts, live};
 use crate::{
-    calls::{Action, Clock, Step, moments},
+    calls::{Action, Clock, Step, contexts},
     finding::{Finding, Stop, state_sides},
     player::{Answer, Player},
 };
-use conclave_machine::Moment;
+use conclave_machine::EntryContext;
 use conclave_types::Outcome;
 
 /// Failures of one method that are looked at: a snapshot is taken before each.
@@ -23,17 +23,17 @@ pub(super) fn failures(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop
     let Some(live) = live(bench.component, steps)? else { return Ok(String::new()) };
     let failed = failed(steps, &live);
     let mut player = Player::start(bench.component)?;
-    for (at, (step, moment)) in steps.iter().zip(moments(steps)).enumerate() {
+    for (at, (step, context)) in steps.iter().zip(contexts(steps)).enumerate() {
         let before = if failed.contains(&at) { Some(player.save(at)?) } else { None };
-        player.step(step, moment)?;
+        player.step(step, context)?;
         let Some(before) = before else { continue };
         let after = player.save(at + 1)?;
         if after == before {
             continue;
         }
-        let by_time = ticked(bench, &before, moment, at)?;
+        let by_time = ticked(bench, &before, context, at)?;
         let explained = by_time.as_ref() == Some(&after)
-            || (by_time.is_some() && by_time == ticked(bench, &after, moment, at + 1)?);
+            || (by_time.is_some() && by_time == ticked(bench, &after, context, at + 1)?);
         if explained {
             continue;
         }
@@ -68,20 +68,20 @@ pub(super) fn wake_ups(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop
     let mut clock = Clock::default();
     let (mut pending, mut drops, mut ticks) = (None, 0, 0);
     for (at, step) in steps.iter().enumerate() {
-        let moment = clock.advance(step);
-        player.step(step, moment)?;
+        let context = clock.advance(step);
+        player.step(step, context)?;
         let before: Option<u64> = pending;
         if let Some(Answer::Applied(Outcome::Reply(reply))) = live.played.answers.get(at) {
             pending = reply.wake_at_ms;
         }
         let is_late = |at_ms: &u64| pending.is_none_or(|wake_at_ms| wake_at_ms > *at_ms);
         // A time that has passed shows nothing: a tick now may change something whatever the time.
-        let before = before.filter(|before_ms| *before_ms > moment.time_ms && is_late(before_ms));
+        let before = before.filter(|before_ms| *before_ms > context.time_ms && is_late(before_ms));
         let dropped = before.filter(|_| drops < bench.cuts_max);
         drops += usize::from(dropped.is_some());
         let mut times: Vec<_> = dropped.into_iter().collect();
         if places.contains(&(at + 1)) {
-            times.extend(PAUSES_MS.map(|pause_ms| moment.time_ms.saturating_add(pause_ms)));
+            times.extend(PAUSES_MS.map(|pause_ms| context.time_ms.saturating_add(pause_ms)));
         }
         times.retain(is_late);
         ticks += times.len();
@@ -147,12 +147,12 @@ fn late(
 fn ticked(
     bench: &Bench<'_>,
     state: &[u8],
-    moment: Moment,
+    context: EntryContext,
     at: usize,
 ) -> Result<Option<Vec<u8>>, Stop> {
     let mut player = Player::restored(bench.component, state, at)?;
-    let tick = Step { time_ms: moment.time_ms, action: Action::Tick };
-    match player.step(&tick, moment)? {
+    let tick = Step { time_ms: context.time_ms, action: Action::Tick };
+    match player.step(&tick, context)? {
         Answer::Trapped(_) => Ok(None),
         _ => Ok(Some(player.save(at)?)),
     }

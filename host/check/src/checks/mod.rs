@@ -160,7 +160,7 @@ pub(super) const CHECKS: [Check; 11] = [
     Check {
         about: About {
             name: "failures",
-            meaning: "a call that fails changes nothing, but for what a tick at that moment changes too",
+            meaning: "a call that fails changes nothing, but for what a tick at that context changes too",
             advice: "A failure is an ordinary answer, so the changes that were made before it stay: a caller is told no, and \
                      something happened all the same. Check everything first, then change; or work on a copy, and keep \
                      it on success. A refusal that is meant to change something, such as a count of attempts, is better a reply.",

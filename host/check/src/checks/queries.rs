@@ -2,7 +2,7 @@
 
 use super::{Bench, cuts, different, live};
 use crate::{
-    calls::{Step, moments},
+    calls::{Step, contexts},
     finding::{Finding, Stop, compare, compare_states, place, show},
     player::{Answer, Player, timed},
 };
@@ -47,19 +47,19 @@ fn without(bench: &Bench<'_>, steps: &[Step], with: &super::Live) -> Result<(), 
 fn again(bench: &Bench<'_>, steps: &[Step], asked: &[Step]) -> Result<usize, Stop> {
     let mut player = Player::start(bench.component)?;
     let places = cuts(steps.len(), bench.cuts_max);
-    let all = moments(steps);
+    let all = contexts(steps);
     for at in 0..=steps.len() {
         let now = at.checked_sub(1).and_then(|last| all.get(last)).copied();
-        if let Some(moment) = now.filter(|_| places.contains(&at)) {
+        if let Some(context) = now.filter(|_| places.contains(&at)) {
             let before = player.save(at)?;
             for question in asked {
                 let Some(call) = question.call() else { continue };
-                let first = player.ask(call, moment)?;
+                let first = player.ask(call, context)?;
                 if let Answer::Trapped(_) = first {
                     // A question of later may trap here, which is for `traps` to say.
                     return Ok(places.len());
                 }
-                let second = player.ask(call, moment)?;
+                let second = player.ask(call, context)?;
                 if first != second {
                     let name = &call.method;
                     let what =
@@ -75,8 +75,8 @@ fn again(bench: &Bench<'_>, steps: &[Step], asked: &[Step]) -> Result<usize, Sto
             let sides = (("before", &before[..]), ("after", &after[..]));
             compare_states(what, steps.len(), sides.0, sides.1)?;
         }
-        if let (Some(step), Some(moment)) = (steps.get(at), all.get(at))
-            && let Answer::Trapped(_) = player.step(step, *moment)?
+        if let (Some(step), Some(context)) = (steps.get(at), all.get(at))
+            && let Answer::Trapped(_) = player.step(step, *context)?
         {
             break;
         }

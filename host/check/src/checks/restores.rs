@@ -2,7 +2,7 @@
 
 use super::{Bench, Live, cuts, different, live};
 use crate::{
-    calls::{Action, Step, moments},
+    calls::{Action, Step, contexts},
     finding::{Stop, compare, compare_states, place},
     player::{Answer, Player, timed},
 };
@@ -40,16 +40,16 @@ struct Saved {
 fn save_at(bench: &Bench<'_>, steps: &[Step], places: &[usize]) -> Result<Vec<Saved>, Stop> {
     let questions = questions(bench, steps);
     let mut player = Player::start(bench.component)?;
-    let all = moments(steps);
+    let all = contexts(steps);
     let mut saved = Vec::new();
     for at in 0..=steps.len() {
         if places.contains(&at) {
             let state = player.save(at)?;
             let now = at.checked_sub(1).and_then(|last| all.get(last)).copied();
             let mut told = Vec::new();
-            if let Some(moment) = now {
+            if let Some(context) = now {
                 for call in questions.iter().filter_map(Step::call) {
-                    let answer = player.ask(call, moment)?;
+                    let answer = player.ask(call, context)?;
                     if let Answer::Trapped(_) = answer {
                         // A question of later may trap here, which is for `traps` to say.
                         return Ok(saved);
@@ -59,8 +59,8 @@ fn save_at(bench: &Bench<'_>, steps: &[Step], places: &[usize]) -> Result<Vec<Sa
             }
             saved.push(Saved { at, state, told });
         }
-        if let (Some(step), Some(moment)) = (steps.get(at), all.get(at)) {
-            player.step(step, *moment)?;
+        if let (Some(step), Some(context)) = (steps.get(at), all.get(at)) {
+            player.step(step, *context)?;
         }
     }
     Ok(saved)
@@ -151,12 +151,12 @@ fn goes_on(
     let again = player.save(at)?;
     let what = || format!("{how} {}, the machine gives another snapshot", place(at));
     compare_states(what, needed, ("saved", &saved.state), (how, &again))?;
-    let all = moments(steps);
+    let all = contexts(steps);
     let now = at.checked_sub(1).and_then(|last| all.get(last)).copied();
-    if let Some(moment) = now {
+    if let Some(context) = now {
         for (question, told) in questions(bench, steps).iter().zip(&saved.told) {
             let Some(call) = question.call() else { continue };
-            let answer = player.ask(call, moment)?;
+            let answer = player.ask(call, context)?;
             let told = std::slice::from_ref(told);
             let log = (std::slice::from_ref(question), bench.vocabulary);
             // The question itself may come later in the log.
@@ -190,7 +190,7 @@ fn say(stop: Stop, beginning: &str, needed: usize) -> Stop {
             finding.steps = finding.steps.max(needed);
             Stop::Found(finding)
         }
-        fault => fault,
+        fatal_error => fatal_error,
     }
 }
 
@@ -198,13 +198,13 @@ fn say(stop: Stop, beginning: &str, needed: usize) -> Stop {
 pub(super) fn chunks(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let mut player = Player::start(bench.component)?;
     let places = cuts(steps.len(), bench.cuts_max.min(FEW_CUTS));
-    let all = moments(steps);
+    let all = contexts(steps);
     for at in 0..=steps.len() {
         if places.contains(&at) {
             in_all_sizes(bench, &mut player, at)?;
         }
-        if let (Some(step), Some(moment)) = (steps.get(at), all.get(at))
-            && let Answer::Trapped(_) = player.step(step, *moment)?
+        if let (Some(step), Some(context)) = (steps.get(at), all.get(at))
+            && let Answer::Trapped(_) = player.step(step, *context)?
         {
             return Ok(String::new());
         }

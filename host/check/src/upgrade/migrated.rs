@@ -85,7 +85,7 @@ impl Place {
                 let words = player.last_words().unwrap_or(trap.message);
                 Err(found(format!("makes the component that is to take it trap: {words}")))
             }
-            Err(Broke::Fault(fault)) => Err(Stop::Fault(fault)),
+            Err(Broke::Fatal(fatal_error)) => Err(Stop::Fatal(fatal_error)),
         }
     }
 }

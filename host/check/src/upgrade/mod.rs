@@ -24,7 +24,7 @@ use super::{
     look, or_skipped, report, survey,
     vocabulary::Vocabulary,
 };
-use conclave_machine::{Component, Fault, Lone, diff};
+use conclave_machine::{Component, FatalError, Standalone, diff};
 use conclave_types::components::Change;
 
 /// Places of the log at which the upgrade is tried.
@@ -119,7 +119,7 @@ pub fn check_upgrade(
     check_names(&options.skip, upgrade_names())?;
     let limits = new.component.engine().limits().clone();
     let old = Component::load(new.component.engine(), old).map_err(CheckError::From)?;
-    Lone::with_stack(&limits, || checked(&old, new, options, progress))?
+    Standalone::with_stack(&limits, || checked(&old, new, options, progress))?
 }
 
 fn checked(
@@ -168,7 +168,7 @@ fn one(
     upgrade: &Upgrade<'_>,
     steps: &[Step],
     shrink_for: Duration,
-) -> Result<Checked, Fault> {
+) -> Result<Checked, FatalError> {
     let mut probe = |steps: &[Step]| (check.probe)(upgrade, steps);
     look(&check.about, &[steps], upgrade.vocabulary, shrink_for, &mut probe)
 }

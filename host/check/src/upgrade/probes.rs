@@ -109,7 +109,7 @@ fn alike(
             steps: needed,
             ..finding
         }),
-        fault => fault,
+        fatal_error => fatal_error,
     })?;
     if !whole {
         return Ok(());
@@ -191,7 +191,7 @@ pub(super) fn rollback(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, 
             Stop::Found(finding) => {
                 Stop::Found(Finding { mild: true, steps: steps.len().max(1), ..finding })
             }
-            fault => fault,
+            fatal_error => fatal_error,
         })?;
     }
     Ok(format!("at {} places", places.len()))

@@ -56,7 +56,7 @@ fn why(found: &VerifyResponse) -> String {
     }
     format!(
         "the nodes do not have the same at index {}: the one that differs from the majority has a wrong state. If \
-         its digest differs as well it heals by itself; otherwise replace it by a new node, and look whether the \
+         its digest differs as well it repairs by itself; otherwise replace it by a new node, and look whether the \
          machine is a function of the log alone",
         found.index
     )

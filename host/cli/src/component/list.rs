@@ -22,7 +22,7 @@ Examples:
   conclave component list --json | jq -r '.components[] | select(.active).component'
 
 With --json: {\"components\": [{\"component\", \"name\", \"version\", \"state_version\", \"bytes\", \"index\", \"activated_index\",
-\"active\", \"previous\", \"nodes\": [{\"id\", \"state\", \"reason\" (null if none), \"carry_over_ms\", \"entries\"}]}]}")]
+\"active\", \"previous\", \"nodes\": [{\"id\", \"state\", \"reason\" (null if none), \"migration_ms\", \"entries\"}]}]}")]
 pub(super) struct List {}
 
 impl List {

@@ -20,7 +20,7 @@ pub(crate) fn node(node: &ComponentNode) -> String {
     match node.state.as_str() {
         "ready" => format!(
             "ready: state carried over in {} ms, {} entries applied",
-            node.carry_over_ms, node.entries
+            node.migration_ms, node.entries
         ),
         state if node.reason.is_empty() => state.to_owned(),
         state => format!("{state}: {}", node.reason),
@@ -34,7 +34,7 @@ pub(super) fn as_json(component: &Component) -> Value {
             "id": node.node_id,
             "state": node.state,
             "reason": (!node.reason.is_empty()).then_some(&node.reason),
-            "carry_over_ms": node.carry_over_ms,
+            "migration_ms": node.migration_ms,
             "entries": node.entries,
         })
     });
@@ -76,7 +76,7 @@ mod tests {
     fn a_node_says_what_belongs_to_its_state() {
         let ready = ComponentNode {
             state: "ready".into(),
-            carry_over_ms: 12,
+            migration_ms: 12,
             entries: 34,
             ..ComponentNode::default()
         };

@@ -67,7 +67,7 @@ pub(super) fn whole(seen: &Seen) -> Value {
             let limits = limits.by_name().map(|(name, value)| (name.to_owned(), json!(value)));
             whole["limits"] = Value::Object(limits.into_iter().collect());
         }
-        Kind::Blank | Kind::Tick | Kind::Checkpoint | Kind::Verify | Kind::SetTime => {}
+        Kind::Blank | Kind::Tick | Kind::ConsistencyCheck | Kind::Verify | Kind::SetTime => {}
     }
     whole
 }
@@ -79,12 +79,12 @@ pub(super) fn outcome(seen: &Seen) -> Value {
         Some(Outcome::Reply(reply)) => reply_of(seen, reply),
         Some(Outcome::Failure(refusal)) => failure(refusal),
         Some(Outcome::Trap(trap)) => {
-            let remains = seen.remains.clone().unwrap_or_default();
+            let trap_report = seen.trap_report.clone().unwrap_or_default();
             json!({
                 "trap": trap.kind.name(),
                 "message": trap.message,
-                "last_words": remains.last_words,
-                "backtrace": remains.backtrace,
+                "last_words": trap_report.last_words,
+                "backtrace": trap_report.backtrace,
             })
         }
     }
@@ -164,25 +164,25 @@ pub(super) fn print(seen: &Seen, output: &mut Output) {
         }
         Some(Outcome::Trap(trap)) => {
             output.line(format!("trap       {}: {}", trap.kind.name(), trap.message));
-            print_remains(seen, output);
+            print_trap_report(seen, output);
         }
     }
 }
 
-fn print_remains(seen: &Seen, output: &mut Output) {
-    let remains = seen.remains.clone().unwrap_or_default();
-    if let Some(words) = &remains.last_words {
+fn print_trap_report(seen: &Seen, output: &mut Output) {
+    let trap_report = seen.trap_report.clone().unwrap_or_default();
+    if let Some(words) = &trap_report.last_words {
         output.line(format!("it said    {words}"));
     }
-    if remains.backtrace.is_empty() {
+    if trap_report.backtrace.is_empty() {
         output.line("there is no backtrace: the trap is not in the machine's own code");
         return;
     }
     output.line("backtrace  the innermost call first");
-    for line in &remains.backtrace {
+    for line in &trap_report.backtrace {
         output.line(line);
     }
-    if remains.backtrace.iter().any(|line| line.contains("<wasm function")) {
+    if trap_report.backtrace.iter().any(|line| line.contains("<wasm function")) {
         output.remark(
             "functions without a name: build the machine without stripping it of symbols (strip = \"debuginfo\")",
         );
@@ -201,7 +201,7 @@ fn subject(kind: &Kind) -> String {
             let limits = limits.by_name().map(|(name, value)| format!("{name} {value}"));
             format!("set-limits: {}", limits.join(", "))
         }
-        Kind::Blank | Kind::Tick | Kind::Checkpoint | Kind::Verify | Kind::SetTime => {
+        Kind::Blank | Kind::Tick | Kind::ConsistencyCheck | Kind::Verify | Kind::SetTime => {
             kind.name().to_owned()
         }
     }

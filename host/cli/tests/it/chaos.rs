@@ -130,7 +130,7 @@ async fn a_cut_link_is_silent_and_a_held_link_delivers_late() {
     let successor = cluster.leads(&others).await.unwrap();
     assert!(matches!(put(successor, 3).await, Outcome::Done(_)));
     assert_eq!(network.into(leader).map(|link| link.given()).sum::<u64>(), given);
-    network.heal();
+    network.repair();
     let all: Vec<u64> = cluster.ids().collect();
     cluster.caught_up(&all, cluster::PATIENCE).await.unwrap();
 
@@ -141,7 +141,7 @@ async fn a_cut_link_is_silent_and_a_held_link_delivers_late() {
     link.hold();
     assert!(matches!(put(leader, 4).await, Outcome::Done(_)), "the other follower is enough");
     assert!(link.waiting() > 0);
-    link.heal();
+    link.repair();
     cluster.caught_up(&all, cluster::PATIENCE).await.unwrap();
     cluster::eventually("nothing is held any more", cluster::PATIENCE, async || {
         match link.waiting() {

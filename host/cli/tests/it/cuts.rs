@@ -84,7 +84,7 @@ async fn leader_continues_to_lead(from_leader: bool) {
         assert_eq!(results(&newest), Some(&answer.results));
     }
 
-    link.heal();
+    link.repair();
     cluster.caught_up(&[1, 2, 3], PATIENCE).await.unwrap();
     readiness(&cluster, follower, true).await;
     values += 1;
@@ -129,7 +129,7 @@ async fn a_leader_that_is_not_heard_is_replaced_and_follows() {
         let newest = call(&cluster, successor, Kind::Read, Step::Get("key".into())).await;
         assert_eq!(results(&newest), Some(&answer.results));
     }
-    mute().for_each(|link| link.heal());
+    mute().for_each(|link| link.repair());
     readiness(&cluster, leader, true).await;
     cluster.caught_up(&[1, 2, 3], PATIENCE).await.unwrap();
 }

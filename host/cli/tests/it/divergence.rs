@@ -1,4 +1,4 @@
-//! A replica that does not agree with the others: found within one checkpoint, named, silent, healed.
+//! A replica that does not agree with the others: found within one consistency check, named, silent, repaired.
 //!
 //! Two ways to get one by public means. A machine that keeps something out of its snapshots is no function of
 //! the log: restored from one, a node answers otherwise. And a query that changes the state corrupts one node's
@@ -22,7 +22,7 @@ use crate::{
 };
 use conclave_testing::{counters::version, wat::Wat};
 
-/// Between two checkpoints.
+/// Between two consistency_checks.
 const INTERVAL: Duration = Duration::from_millis(300);
 
 /// What the machine does, by the length of the request.
@@ -64,7 +64,7 @@ pub(crate) async fn start_machine(machine: &Wat, flags: &[&str]) -> (Cluster, Te
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("drifting.wasm");
     std::fs::write(&path, machine.component()).unwrap();
-    let mut flags = vec![format!("--checkpoint-interval-ms={}", INTERVAL.as_millis())];
+    let mut flags = vec![format!("--consistency-check-interval-ms={}", INTERVAL.as_millis())];
     flags.extend(more);
     (Cluster::start_with(Setup { component: Some(path), flags }).await, dir)
 }
@@ -98,19 +98,20 @@ async fn node(cluster: &Cluster, id: u64) -> Result<Node, String> {
 }
 
 /// Waits until a node has diverged so often and serves again.
-pub(crate) async fn healed(cluster: &Cluster, id: u64, times: u64) {
-    eventually("the node is healed", async || {
+pub(crate) async fn repaired(cluster: &Cluster, id: u64, times: u64) {
+    eventually("the node is repaired", async || {
         let node = node(cluster, id).await?;
-        let done = node.divergences == times && node.fault.is_empty() && node.role != "unreachable";
+        let done =
+            node.divergences == times && node.fatal_error.is_empty() && node.role != "unreachable";
         if done { Ok(()) } else { Err(format!("{node:?}")) }
     })
     .await;
 }
 
-/// Waits until a node has agreed with a checkpoint: the leader proposes none without news.
+/// Waits until a node has agreed with a consistency check: the leader proposes none without news.
 async fn agreed(cluster: &Cluster, id: u64) {
-    eventually("the node agrees with a checkpoint", async || {
-        let equal = cluster.metric(id, "conclave_checkpoints_equal_total")?;
+    eventually("the node agrees with a consistency_check", async || {
+        let equal = cluster.metric(id, "conclave_consistency_checks_equal_total")?;
         if equal > 0.0 { Ok(()) } else { Err(format!("{equal:?}")) }
     })
     .await;
@@ -118,7 +119,7 @@ async fn agreed(cluster: &Cluster, id: u64) {
 
 /// Waits until the leader has made so many more checks that no majority decided.
 async fn undecided(cluster: &Cluster, leader: u64, more: f64) {
-    const NAME: &str = "conclave_checkpoints_undecided_total";
+    const NAME: &str = "conclave_consistency_checks_undecided_total";
     let before = cluster.metric(leader, NAME).unwrap();
     eventually("checks stay undecided", async || {
         let now = cluster.metric(leader, NAME)?;
@@ -172,10 +173,10 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
     let begun = Instant::now();
     let (answer, wrong) = apply(&client, HIDDEN).await.unwrap();
     assert!(answer >= 4 || cluster.leader().await == victim);
-    healed(&cluster, victim, 1).await;
+    repaired(&cluster, victim, 1).await;
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     let named = node(&cluster, victim).await.unwrap().divergence;
-    // "up to entry A all was equal, at B it is not": the first checkpoint after the wrong answer.
+    // "up to entry A all was equal, at B it is not": the first consistency check after the wrong answer.
     let numbers: Vec<u64> = named
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
@@ -190,9 +191,9 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
         assert_eq!(query(&cluster.client_of(id), COUNT).await.unwrap(), 1, "node {id}");
     }
 
-    // It forgets again whenever it is healed, which takes longer each time: long enough to look at it.
+    // It forgets again whenever it is repaired, which takes longer each time: long enough to look at it.
     for times in 2..=4 {
-        healed(&cluster, victim, times - 1).await;
+        repaired(&cluster, victim, times - 1).await;
         let others = Client::builder()
             .endpoints(
                 cluster
@@ -212,7 +213,10 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
     }
     let silent = cluster.client_of(victim);
     let status = node(&cluster, victim).await.unwrap();
-    assert!(status.fault.contains("diverged") && status.fault.contains("4. time"), "{status:?}");
+    assert!(
+        status.fatal_error.contains("diverged") && status.fatal_error.contains("4. time"),
+        "{status:?}"
+    );
     eventually("its health is not serving", async || match silent.is_serving().await {
         Ok(false) => Ok(()),
         other => Err(format!("{other:?}")),
@@ -221,7 +225,7 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
     let error = query(&silent, COUNT).await.unwrap_err();
     assert!(error.is_unavailable() && error.to_string().contains("diverged"), "{error}");
     // The others serve, and what they were told is there when it is back; a restart changes nothing, also if
-    // nobody is there who could heal it.
+    // nobody is there who could repair it.
     let (_, last) = apply(&client, COUNT).await.unwrap();
     for id in 1..=3 {
         cluster.kill(id);
@@ -235,16 +239,16 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
     })
     .await;
     assert!(!silent.is_serving().await.unwrap());
-    // It has not found out again, from a checkpoint that its log still has.
+    // It has not found out again, from a consistency check that its log still has.
     let status = silent.status().await.unwrap();
     let own = status.nodes.iter().find(|node| node.id == victim).unwrap();
-    assert!(own.fault.contains("diverged") && own.divergences == 0, "{own:?}");
+    assert!(own.fatal_error.contains("diverged") && own.divergences == 0, "{own:?}");
     for id in (1..=3).filter(|id| *id != victim) {
         cluster.start_node(id);
     }
     eventually("the node is back", async || {
         let node = node(&cluster, victim).await?;
-        let back = node.fault.is_empty() && node.applied >= last;
+        let back = node.fatal_error.is_empty() && node.applied >= last;
         if back { Ok(()) } else { Err(format!("{node:?}")) }
     })
     .await;
@@ -297,16 +301,16 @@ async fn a_corrupted_node_is_found_and_healed_also_if_it_leads() {
     let follower = leader % 3 + 1;
     corrupt(&cluster, follower, 1).await;
     assert_eq!(apply(&client, COUNT).await.unwrap().0, 2, "the leader is sound");
-    healed(&cluster, follower, 1).await;
+    repaired(&cluster, follower, 1).await;
     assert_equal(&cluster);
     assert_eq!(query(&cluster.client_of(follower), COUNT).await.unwrap(), 2);
 
     let leader = cluster.leader().await;
     let before = node(&cluster, leader).await.unwrap().divergences;
     corrupt(&cluster, leader, 3).await;
-    // Until the checkpoint nobody knows.
+    // Until the consistency check nobody knows.
     assert_eq!(apply(&client, COUNT).await.unwrap().0, 1004, "the leader is not");
-    healed(&cluster, leader, before + 1).await;
+    repaired(&cluster, leader, before + 1).await;
     let successor = cluster.leader().await;
     assert_ne!(successor, leader, "it has handed leadership over");
     assert_eq!(apply(&client, COUNT).await.unwrap().0, 5, "the majority was right");
@@ -318,7 +322,7 @@ async fn a_corrupted_node_is_found_and_healed_also_if_it_leads() {
     }
 }
 
-/// A diverged leader whose voters cannot be elected: it continues to lead, is healed, and serves. (openraft's own
+/// A diverged leader whose voters cannot be elected: it continues to lead, is repaired, and serves. (openraft's own
 /// transfer of leadership cannot be taken back: the leader proposed nothing for the rest of its term.)
 #[tokio::test(flavor = "multi_thread")]
 async fn diverged_leader_without_a_successor_is_healed_and_serves() {
@@ -328,7 +332,7 @@ async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     std::fs::write(&path, machine().component()).unwrap();
     let mut options = Options::new(conclave().get_program()).proxied();
     options.component = Some(path);
-    let options = options.flag(format!("--checkpoint-interval-ms={}", INTERVAL.as_millis()));
+    let options = options.flag(format!("--consistency-check-interval-ms={}", INTERVAL.as_millis()));
     let cluster = conclave_testing::cluster::Cluster::start(options).await.unwrap();
     let leader = cluster.leader().await.unwrap();
     let client = cluster.client_of(leader).unwrap();
@@ -345,7 +349,7 @@ async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     }
     apply(&client, TRAP).await.unwrap_err();
     assert_eq!(apply(&client, COUNT).await.unwrap().0, 1002, "it has diverged");
-    eventually("the leader is healed and serves", async || {
+    eventually("the leader is repaired and serves", async || {
         let answer = timeout(Duration::from_secs(5), apply(&client, COUNT)).await;
         let answer = answer.map_err(|_| "no answer".to_owned())?.map_err(|e| e.to_string())?;
         // A diverged one may have answered before it was found.
@@ -355,7 +359,7 @@ async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     let status = cluster.status_of(leader).await.unwrap();
     let own = status.nodes.iter().find(|node| node.id == leader).unwrap();
     assert_eq!((status.leader, own.divergences), (leader, 1), "{own:?}");
-    cluster.network().unwrap().heal();
+    cluster.network().unwrap().repair();
     cluster.caught_up(&[1, 2, 3], PATIENCE).await.unwrap();
 }
 
@@ -407,7 +411,7 @@ async fn a_node_that_returns_decides_which_replica_has_diverged() {
     let error = cluster.client_of(leader).snapshot().await.unwrap_err();
     assert!(error.to_string().contains("disagree"), "{error}");
     cluster.start_node(away);
-    healed(&cluster, leader, 1).await;
+    repaired(&cluster, leader, 1).await;
     for id in [away, healthy] {
         assert_eq!(node(&cluster, id).await.unwrap().divergences, 0, "node {id}");
     }
@@ -442,7 +446,7 @@ async fn a_copy_of_a_diverged_state_does_not_outvote_the_healthy_node() {
     .await;
     undecided(&cluster, leader, 3.0).await;
     let sound = node(&cluster, healthy).await.unwrap();
-    assert!(sound.divergences == 0 && sound.fault.is_empty(), "{sound:?}");
+    assert!(sound.divergences == 0 && sound.fatal_error.is_empty(), "{sound:?}");
     assert_eq!(query(&cluster.client_of(healthy), COUNT).await.unwrap(), 602);
 }
 
@@ -454,7 +458,7 @@ async fn snapshot_of_a_disputed_state_is_given_to_no_peer() {
     const WITHHELD: &str = "conclave_snapshots_withheld_total";
     let [entries, kept] = small_logs();
     // No check within the test.
-    let flags = vec![entries.into(), kept.into(), "--checkpoint-interval-ms=600000".into()];
+    let flags = vec![entries.into(), kept.into(), "--consistency-check-interval-ms=600000".into()];
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("drifting.wasm");
     std::fs::write(&path, machine().component()).unwrap();

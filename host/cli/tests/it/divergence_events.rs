@@ -10,7 +10,7 @@ use prost_types::{
 };
 use tokio::time::timeout;
 
-use crate::divergence::{COUNT, apply, corrupt, healed, machine, start_machine};
+use crate::divergence::{COUNT, apply, corrupt, machine, repaired, start_machine};
 use conclave_testing::wat::Wat;
 
 /// A service with one method that streams.
@@ -84,7 +84,7 @@ async fn events_of_a_diverged_state_machine_end_with_it() {
     }
     // Until the check it passed for sound.
     assert!(seen.is_empty() || seen == [1002], "{seen:?}");
-    healed(&cluster, victim, 1).await;
+    repaired(&cluster, victim, 1).await;
     // One that continues from before is given the right event, or is told to begin again.
     match target.subscribe_raw("w.W/Watch", COUNT, Some(before), &options).await {
         Ok(mut events) => {

@@ -95,21 +95,21 @@ fn text(key: &str) -> String {
     format!("{key} {}", "x".repeat(VALUE_BYTES))
 }
 
-async fn fault(cluster: &Cluster, id: u64) -> Result<String, String> {
+async fn fatal_error(cluster: &Cluster, id: u64) -> Result<String, String> {
     let status = cluster.client().status().await.map_err(|error| error.to_string())?;
     let node = status.nodes.into_iter().find(|node| node.id == id);
-    node.map(|node| node.fault).ok_or_else(|| "no such node".to_owned())
+    node.map(|node| node.fatal_error).ok_or_else(|| "no such node".to_owned())
 }
 
 /// Writes until the node with the full disk says so.
 async fn until_it_says_why(cluster: &Cluster, id: u64, writing: &mut Writing) {
     let why = eventually("the node says why", async || {
         writing.put().await;
-        let fault = fault(cluster, id).await?;
-        if fault.is_empty() {
-            Err(format!("no fault after {} puts", writing.tried))
+        let fatal_error = fatal_error(cluster, id).await?;
+        if fatal_error.is_empty() {
+            Err(format!("no fatal_error after {} puts", writing.tried))
         } else {
-            Ok(fault)
+            Ok(fatal_error)
         }
     })
     .await;
@@ -215,7 +215,7 @@ async fn a_snapshot_that_finds_no_room_fails_alone() {
         assert_eq!(files(&snapshots), Vec::<PathBuf>::new(), "something is left of it");
         put(&client, "after", &round.to_string()).await.unwrap();
         assert_eq!(get(&client, "after").await.unwrap(), round.to_string());
-        assert_eq!(fault(&cluster, 1).await.unwrap(), "");
+        assert_eq!(fatal_error(&cluster, 1).await.unwrap(), "");
     }
     // Also a restart finds nothing that could be taken for one.
     cluster.kill(1);

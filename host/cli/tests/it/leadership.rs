@@ -121,7 +121,7 @@ impl Writer {
 async fn role(cluster: &Cluster, asked: u64, of: u64) -> Result<(String, String), String> {
     let status = cluster.client_of(asked).status().await.map_err(|error| error.to_string())?;
     let node = status.nodes.into_iter().find(|node| node.id == of);
-    node.map(|node| (node.role, node.fault)).ok_or_else(|| "no such node".to_owned())
+    node.map(|node| (node.role, node.fatal_error)).ok_or_else(|| "no such node".to_owned())
 }
 
 /// Issue 9, section 2 (etcd 15247): a leader whose fdatasync hangs went on leading, and nothing was committed.
@@ -170,9 +170,9 @@ async fn a_node_whose_disk_hangs_does_not_lead_until_the_disk_answers() {
     assert!(refused.to_string().contains("the disk has not completed"), "{refused}");
     assert_eq!(metric(&cluster, leader, "conclave_raft_is_leader"), 0.0);
     assert!(metric(&cluster, leader, "conclave_disk_hung_seconds") >= 1.0);
-    let (role, fault) = role(&cluster, rest[0], leader).await.unwrap();
+    let (role, fatal_error) = role(&cluster, rest[0], leader).await.unwrap();
     assert_eq!(role, "follower");
-    assert!(fault.contains("the disk has not completed"), "{fault}");
+    assert!(fatal_error.contains("the disk has not completed"), "{fatal_error}");
     // It is not elected while its disk hangs, also if the new leader stops.
     cluster.stop(successor);
     cluster.start_node(successor);

@@ -121,7 +121,7 @@ async fn limits_change_through_the_log_and_in_no_other_way() {
         let own = cluster.client_of(id).status().await.unwrap();
         assert_eq!(own.limits_index, set["index"].as_u64().unwrap(), "node {id}");
         let own = own.nodes.into_iter().find(|node| node.id == id).unwrap();
-        assert_eq!((own.divergences, &*own.fault), (0, ""), "node {id}");
+        assert_eq!((own.divergences, &*own.fatal_error), (0, ""), "node {id}");
     }
 
     // The log says so.

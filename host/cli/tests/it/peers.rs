@@ -6,10 +6,10 @@ use std::{
 };
 
 use conclave_proto::raft::{
-    AppendRequest, Checkpoint, CompareClocksRequest, Entry, FetchSnapshotRequest, HandshakeRequest,
-    LogId, Member, Membership, SnapshotEnd, SnapshotHeader, SnapshotPart, SnapshotStart, Standing,
-    StoredComponent, StoredMembership, TransferLeaderRequest, Vote, VoteRequest, Voters,
-    raft_client::RaftClient, snapshot_part::Part, snapshot_progress::Progress,
+    AppendRequest, CompareClocksRequest, ConsistencyCheck, Entry, FetchSnapshotRequest,
+    HandshakeRequest, LogId, Member, Membership, SnapshotEnd, SnapshotHeader, SnapshotPart,
+    SnapshotStart, Standing, StoredComponent, StoredMembership, TransferLeaderRequest, Vote,
+    VoteRequest, Voters, raft_client::RaftClient, snapshot_part::Part, snapshot_progress::Progress,
 };
 use conclave_raft::network::PROTOCOL_VERSION;
 use conclave_types::ComponentId;
@@ -438,9 +438,9 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
         .await;
     }
     let digest = vec![1; 3].into();
-    let checkpoint = Checkpoint { index: 5, digest, version: 2, begins: false };
-    for checkpoint in [None, Some(checkpoint)] {
-        let message = FetchSnapshotRequest { checkpoint, index_min: u64::MAX };
+    let consistency_check = ConsistencyCheck { index: 5, digest, version: 2, begins: false };
+    for consistency_check in [None, Some(consistency_check)] {
+        let message = FetchSnapshotRequest { consistency_check, index_min: u64::MAX };
         let request = pretender.request(message);
         assert_invalid(pretender.client.fetch_snapshot(request).await);
     }

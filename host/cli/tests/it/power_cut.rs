@@ -82,7 +82,7 @@ async fn check_cuts(first_end: End) {
     let (events, times) = trace::read(&trace, &cluster.node(1).data_dir);
     drop(trace);
     let disk = Disk::new(&cluster.node(1).data_dir, &events);
-    let images = moments(&events, times.len()).into_iter().enumerate().map(|(number, cut)| {
+    let images = contexts(&events, times.len()).into_iter().enumerate().map(|(number, cut)| {
         let unsynced = match number % 6 {
             0 | 2 | 4 => Unsynced::Nothing,
             1 | 3 => Unsynced::Some(number as u64),
@@ -107,11 +107,11 @@ async fn check_cuts(first_end: End) {
 }
 
 /// Some at random, some between a write and the end of the sync that makes it durable, and the last.
-fn moments(events: &[trace::Event], lines: usize) -> Vec<usize> {
+fn contexts(events: &[trace::Event], lines: usize) -> Vec<usize> {
     let mut dice = Dice::new(7);
     let syncs: Vec<_> =
         events.iter().filter(|event| matches!(event.call, trace::Call::Sync(_))).collect();
-    let mut moments: Vec<usize> = (0..CUTS)
+    let mut contexts: Vec<usize> = (0..CUTS)
         .map(|number| {
             // Spread, so that every stretch of the run has its own.
             let sync = syncs[(number * syncs.len() + dice.below(syncs.len())) / CUTS];
@@ -119,8 +119,8 @@ fn moments(events: &[trace::Event], lines: usize) -> Vec<usize> {
         })
         .map(|line| line.min(lines - 1))
         .collect();
-    moments.push(lines - 1);
-    moments
+    contexts.push(lines - 1);
+    contexts
 }
 
 /// Starts node 1 under the trace. A second life continues the trace and the log of the first.

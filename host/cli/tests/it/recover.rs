@@ -88,7 +88,7 @@ async fn entry_is_skipped_on_stopped_nodes() {
 /// A node that alone skips an entry has another state than the others. The checks find that and repair it.
 #[tokio::test(flavor = "multi_thread")]
 async fn node_that_alone_skips_an_entry_is_repaired() {
-    let flags = vec!["--checkpoint-interval-ms=300".to_owned()];
+    let flags = vec!["--consistency-check-interval-ms=300".to_owned()];
     let mut cluster = Cluster::start_with(Setup { component: None, flags }).await;
     let index = put_at(&cluster, "skipped").await;
     cluster.caught_up(&[1, 2, 3]).await;
@@ -100,7 +100,7 @@ async fn node_that_alone_skips_an_entry_is_repaired() {
     eventually("the node is repaired", async || {
         let status = cluster.client_of(id).status().await.map_err(|error| error.to_string())?;
         let own = status.nodes.into_iter().find(|node| node.id == id).ok_or("unknown")?;
-        let is_repaired = own.divergences == 1 && own.fault.is_empty();
+        let is_repaired = own.divergences == 1 && own.fatal_error.is_empty();
         if is_repaired { Ok(()) } else { Err(format!("{own:?}")) }
     })
     .await;

@@ -147,13 +147,16 @@ async fn the_state_at_any_index_is_there_and_the_directory_stays_as_it_is() {
     let copy = cluster.dir.path().join("copy");
     copy_dir(&data_dir, &copy);
     assert!(replay_of(&copy, &key, &["--entries", ".."]).status.success());
-    let genesis = copy.join("genesis");
-    let mut bytes = fs::read(&genesis).unwrap();
+    let initial_component = copy.join("initial_component");
+    let mut bytes = fs::read(&initial_component).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
-    fs::write(&genesis, bytes).unwrap();
+    fs::write(&initial_component, bytes).unwrap();
     let error = refused(&replay_of(&copy, &key, &[]));
-    assert!(error.contains(&genesis.display().to_string()) && error.contains("damaged"), "{error}");
+    assert!(
+        error.contains(&initial_component.display().to_string()) && error.contains("damaged"),
+        "{error}"
+    );
     // The node goes on as if nothing had been.
     for id in 1..=3 {
         cluster.start_node(id);
@@ -309,7 +312,7 @@ async fn a_trap_is_shown_with_the_names_of_the_functions_that_led_to_it() {
     let total = ["--query", "hostile.v1.Hostile/Get", "{}"];
     for (method, trap, function, before) in [
         ("Panic", "panic", "hostile::panics", "5"),
-        ("DivideByZero", "fault", "hostile::divides_by_zero", "6"),
+        ("DivideByZero", "invalid", "hostile::divides_by_zero", "6"),
         ("Recurse", "stack-exhausted", "hostile::recurses", "7"),
     ] {
         let index = entry(method);

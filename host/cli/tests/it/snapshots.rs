@@ -286,7 +286,7 @@ async fn follower_answers_its_leader_while_it_restores_a_snapshot() {
 /// A node whose state is being replaced has a sound log: with the third node gone, every write needs it.
 #[tokio::test(flavor = "multi_thread")]
 async fn node_under_repair_acknowledges_entries() {
-    let (mut cluster, _dir) = slow_cluster(&["--checkpoint-interval-ms=300"]).await;
+    let (mut cluster, _dir) = slow_cluster(&["--consistency-check-interval-ms=300"]).await;
     let client = cluster.client();
     let leader = cluster.leader().await;
     let (victim, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
@@ -325,7 +325,7 @@ async fn node_under_repair_acknowledges_entries() {
     let writers: Vec<_> = writers.collect();
     eventually("the node is repaired", async || {
         let node = node(&client, victim).await?;
-        if node.fault.is_empty() { Ok(()) } else { Err(format!("{node:?}")) }
+        if node.fatal_error.is_empty() { Ok(()) } else { Err(format!("{node:?}")) }
     })
     .await;
     stop.store(true, Ordering::Relaxed);

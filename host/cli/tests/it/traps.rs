@@ -21,7 +21,7 @@ const TRAPS: [(&str, &str); 6] = [
     ("Allocate", "memory-exhausted"),
     ("Recurse", "stack-exhausted"),
     ("Huge", "bad-answer"),
-    ("DivideByZero", "fault"),
+    ("DivideByZero", "invalid"),
 ];
 
 pub(crate) fn hostile() -> PathBuf {

@@ -14,10 +14,10 @@
     reason = "tests: a failure is a panic"
 )]
 
-mod go;
-#[path = "../../../machine/tests/machine/history.rs"]
+#[path = "../../../machine/tests/machine/entry_source.rs"]
 #[allow(dead_code, reason = "the tests of the machine layer use all of it")]
-mod history;
+mod entry_source;
+mod go;
 mod javascript;
 mod rust;
 #[path = "../../../machine/tests/machine/support.rs"]
@@ -39,7 +39,7 @@ use conclave_types::{Call, Outcome, TrapKind};
 use serde_json::{Value, json};
 
 use crate::{
-    history::MemoryHistory,
+    entry_source::MemorySource,
     support::{Node, limits, trap_kind},
 };
 
@@ -138,9 +138,9 @@ async fn assert_is_a_function_of_the_log(component: &Path) {
 
     let saved = lived.snapshot().await;
     assert_eq!(saved, again.snapshot().await);
-    let history = Arc::new(MemoryHistory::new());
-    history.install(saved.clone());
-    let mut restored = Node::start_from(loaded, history, Some(saved.state()));
+    let entry_source = Arc::new(MemorySource::new());
+    entry_source.install(saved.clone());
+    let mut restored = Node::start_from(loaded, entry_source, Some(saved.state()));
     let names = ask(&lived, "Names").await;
     assert_eq!(names.split(' ').count(), NAMES.len() - drawn.len());
     assert_eq!(names, ask(&restored, "Names").await);
@@ -154,7 +154,7 @@ async fn assert_is_a_function_of_the_log(component: &Path) {
         assert_eq!(outcome, restored.apply(call(method, request)).await, "{method}");
     }
     assert_eq!(lived.snapshot().await.bytes, restored.snapshot().await.bytes);
-    assert_eq!((lived.worker.fault(), restored.worker.fault()), (None, None));
+    assert_eq!((lived.worker.fatal_error(), restored.worker.fatal_error()), (None, None));
     assert_passes_its_checks(component);
 }
 

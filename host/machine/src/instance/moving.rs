@@ -24,7 +24,7 @@ impl Instance {
         snapshot: ResourceAny,
         bytes_max: usize,
     ) -> Result<Bytes, Broken> {
-        let about = ("snapshot-reader.read", self.limits.fuel_per_piece());
+        let about = ("snapshot-standby.read", self.limits.fuel_per_piece());
         let chunk = self.move_state(about, |guest, store| {
             guest.snapshot_reader().call_read(store, snapshot, bytes_max as u32)
         })?;
@@ -39,7 +39,7 @@ impl Instance {
 
     /// Lets go of a captured state.
     pub(crate) fn snapshot_drop(&mut self, snapshot: ResourceAny) -> Result<(), Broken> {
-        let about = ("snapshot-reader.drop", self.limits.cluster.fuel_per_state_call);
+        let about = ("snapshot-standby.drop", self.limits.cluster.fuel_per_state_call);
         self.call(about, |_, store| snapshot.resource_drop(store))
     }
 

@@ -37,7 +37,7 @@ pub(super) fn define(
 }
 
 fn time_ms(context: &Context<'_>) -> u64 {
-    context.data().wasi.moment.time_ms
+    context.data().wasi.context.time_ms
 }
 
 fn nanoseconds(time_ms: u64) -> u64 {

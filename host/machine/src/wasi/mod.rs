@@ -21,7 +21,7 @@
 //! | `wasi:sockets` | no socket can be made, no name be resolved |
 //!
 //! 1. A query sees the time and the seed of the last entry applied, as its `context` does. Every other call
-//!    (instantiation, `describe`, snapshots and restores) sees [`Moment::STILL`]: one moment, for ever.
+//!    (instantiation, `describe`, snapshots and restores) sees [`EntryContext::STILL`]: one moment, for ever.
 //! 2. An instance is described before anything else, so that what a runtime initializes with its first call
 //!    is the same in an instance that lives through the log and in a restored one.
 //! 3. What is not in the table is refused when a component is loaded, by the name of the function.
@@ -57,9 +57,9 @@ use wasmtime::{
 
 use super::{
     bench,
-    error::{Fault, LoadError},
+    error::{FatalError, LoadError},
     guest_log::charge,
-    instance::{Moment, State},
+    instance::{EntryContext, State},
 };
 
 /// Changes with everything here that outcomes depend on; part of the engine's fingerprint.
@@ -73,14 +73,14 @@ const STREAMS: usize = 2;
 
 /// What one instance's WASI remembers.
 pub(super) struct Wasi {
-    moment: Moment,
+    context: EntryContext,
     /// Begun with the first byte that a call asks for.
     random: Option<blake3::OutputReader>,
     /// The beginnings of lines, one for each stream. Empty between calls.
     lines: [Vec<u8>; STREAMS],
 }
 
-impl Moment {
+impl EntryContext {
     /// What calls see that no entry brings about: the first second of the year 2000. Not zero, since
     /// Go's runtime takes a clock that shows zero for a broken one.
     pub(super) const STILL: Self = Self { index: 0, time_ms: 946_684_800_000, seed: 0 };
@@ -88,15 +88,15 @@ impl Moment {
 
 impl Wasi {
     pub(super) fn new() -> Self {
-        Self { moment: Moment::STILL, random: None, lines: Default::default() }
+        Self { context: EntryContext::STILL, random: None, lines: Default::default() }
     }
 
     /// A call begins.
-    pub(super) fn begin(&mut self, moment: Moment) {
+    pub(super) fn begin(&mut self, context: EntryContext) {
         if bench::bare() {
             return;
         }
-        self.moment = moment;
+        self.context = context;
         self.random = None;
     }
 }
@@ -104,7 +104,7 @@ impl Wasi {
 impl State {
     /// A call has ended. What it has printed without an end of line is a line.
     pub(super) fn end_call(&mut self) {
-        self.wasi.begin(Moment::STILL);
+        self.wasi.begin(EntryContext::STILL);
         for stream in 0..STREAMS {
             if !self.wasi.lines[stream].is_empty() {
                 io::end_line(self, stream);
@@ -124,8 +124,9 @@ pub(super) fn link(
 ) -> Result<(), LoadError> {
     let interface = interface(import)?;
     let engine = linker.engine().clone();
-    let fault = |error: wasmtime::Error| LoadError::Fault(Fault::new(format!("{error:#}")));
-    let mut to = linker.instance(import).map_err(fault)?;
+    let fatal_error =
+        |error: wasmtime::Error| LoadError::Fatal(FatalError::new(format!("{error:#}")));
+    let mut to = linker.instance(import).map_err(fatal_error)?;
     for (name, wanted) in wanted.exports(&engine) {
         let known = match wanted.ty {
             ComponentItem::ComponentFunc(_) => function(&mut to, interface, name),
@@ -134,7 +135,7 @@ pub(super) fn link(
             ComponentItem::Type(_) => Ok(true),
             _ => Ok(false),
         };
-        if !known.map_err(fault)? {
+        if !known.map_err(fatal_error)? {
             return Err(LoadError::foreign(&format!("{import}#{name}")));
         }
     }

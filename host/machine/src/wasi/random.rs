@@ -4,7 +4,7 @@
 //! make no keys or tokens of them: its callers bring those along.
 
 use super::{Context, Definitions, charge, provide};
-use crate::{instance::Moment, trap::Refusal};
+use crate::{instance::EntryContext, trap::Refusal};
 use conclave_types::TrapKind;
 
 /// What is asked for at once. Runtimes ask for some bytes, to seed a generator of their own.
@@ -43,7 +43,7 @@ fn bytes(context: &mut Context<'_>, count: u64) -> wasmtime::Result<Vec<u8>> {
     if count > BYTES_MAX {
         let message =
             format!("it asked for {count} random bytes at once, of {BYTES_MAX} that there may be");
-        return Err(Refusal { kind: TrapKind::Fault, message }.into());
+        return Err(Refusal { kind: TrapKind::Invalid, message }.into());
     }
     charge(context, FUEL_PER_BYTE * count)?;
     let mut bytes = vec![0; count as usize];
@@ -53,14 +53,14 @@ fn bytes(context: &mut Context<'_>, count: u64) -> wasmtime::Result<Vec<u8>> {
 
 fn fill(context: &mut Context<'_>, bytes: &mut [u8]) {
     let wasi = &mut context.data_mut().wasi;
-    let moment = wasi.moment;
-    wasi.random.get_or_insert_with(|| stream(moment)).fill(bytes);
+    let context = wasi.context;
+    wasi.random.get_or_insert_with(|| stream(context)).fill(bytes);
 }
 
 /// BLAKE3's output over the seed, little-endian, keyed by a name. Fixed for ever: replays depend on it.
-fn stream(moment: Moment) -> blake3::OutputReader {
+fn stream(context: EntryContext) -> blake3::OutputReader {
     let mut hasher = blake3::Hasher::new_derive_key("conclave 2026-11-21 wasi:random");
-    hasher.update(&moment.seed.to_le_bytes());
+    hasher.update(&context.seed.to_le_bytes());
     hasher.finalize_xof()
 }
 
@@ -72,12 +72,12 @@ mod tests {
     fn the_stream_is_a_function_of_the_seed_and_does_not_change_between_versions() {
         let first = |seed| {
             let mut bytes = [0; 8];
-            stream(Moment { seed, ..Moment::STILL }).fill(&mut bytes);
+            stream(EntryContext { seed, ..EntryContext::STILL }).fill(&mut bytes);
             u64::from_le_bytes(bytes)
         };
         assert_eq!(first(5), GOLDEN);
         assert_ne!(first(6), GOLDEN);
-        let later = Moment { index: 9, time_ms: 9, seed: 5 };
+        let later = EntryContext { index: 9, time_ms: 9, seed: 5 };
         let mut bytes = [0; 8];
         stream(later).fill(&mut bytes);
         assert_eq!(u64::from_le_bytes(bytes), GOLDEN, "of nothing else");

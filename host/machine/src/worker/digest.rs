@@ -80,8 +80,8 @@ fn next(last: Digest, index: u64, outcome: OutcomeHash) -> Digest {
     Digest(*hasher.finalize().as_bytes())
 }
 
-/// What came of one entry, as a number: for the digest, and for the reader to compare its own with the
-/// head's. XXH3 in 128 bits: replicas that differ do so by mistake, and whoever could aim at a collision would
+/// What came of one entry, as a number: for the digest, and for the standby to compare its own with the
+/// primary's. XXH3 in 128 bits: replicas that differ do so by mistake, and whoever could aim at a collision would
 /// only hide his own. A cryptographic hash took a seventh of an apply.
 ///
 /// Nodes of different versions of Conclave compare digests, so what is hashed does not change within a
@@ -134,7 +134,7 @@ impl OutcomeHash {
 fn code(kind: TrapKind) -> u8 {
     match kind {
         TrapKind::Panic => 1,
-        TrapKind::Fault => 2,
+        TrapKind::Invalid => 2,
         TrapKind::FuelExhausted => 3,
         TrapKind::MemoryExhausted => 4,
         TrapKind::StackExhausted => 5,

@@ -2,16 +2,16 @@
 //!
 //! # Contract
 //! 1. The newest events are kept in memory, in the order of the log: all of those after an index, the
-//!    *floor*, up to the entry that the reader has applied last.
+//!    *floor*, up to the entry that the standby has applied last.
 //! 2. A watcher sees each event after its place whose topic lies in its range, once and in order, or is told
 //!    that one of them is not kept any more. It never waits for another watcher, and nothing waits for it.
-//! 3. An entry's events are noted once, when the reader applies it first: a reader that is rebuilt applies
+//! 3. An entry's events are noted once, when the standby applies it first: a standby that is rebuilt applies
 //!    entries again.
 //! 4. An event wakes only the watchers in whose range its topic lies. A watcher that has missed none of its events
 //!    is never behind the floor, however many others have been dropped meanwhile.
 //!
 //! # Caveat
-//! A reader that is built from this node's own snapshot has not seen what happened before: the floor moves there,
+//! A standby that is built from this node's own snapshot has not seen what happened before: the floor moves there,
 //! and watchers behind it end. If another node's state takes the place of this one's, all watchers end, because
 //! what they were sent may be no part of the cluster's history.
 
@@ -81,7 +81,7 @@ impl Events {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that the reader has applied an entry. Only one that it has not applied before counts.
+    /// Notes that the standby has applied an entry. Only one that it has not applied before counts.
     pub(super) fn note(&self, index: u64, outcome: Option<Outcome>) {
         if bench::bare() {
             return;
@@ -111,7 +111,7 @@ impl Events {
         }
     }
 
-    /// Another node's state takes the place of the reader's, and is at `index`. No event is kept, also if the reader
+    /// Another node's state takes the place of the standby's, and is at `index`. No event is kept, also if the standby
     /// had reached the same index: its events may be those of a state machine that had diverged.
     pub(super) fn reset(&self, index: u64) {
         let mut kept = self.lock();
@@ -124,7 +124,7 @@ impl Events {
         self.lock().end_watchers();
     }
 
-    /// The reader stands at `index`, without having applied what lies before it.
+    /// The standby stands at `index`, without having applied what lies before it.
     pub(super) fn skip_to(&self, index: u64) {
         let mut kept = self.lock();
         if index <= kept.reached {
@@ -179,7 +179,7 @@ pub struct Watcher {
 }
 
 impl Watcher {
-    /// Watches what happens after `place`, which the reader has reached. An empty `to_topic` is no limit.
+    /// Watches what happens after `place`, which the standby has reached. An empty `to_topic` is no limit.
     ///
     /// # Errors
     /// What happened after it is not kept any more.
@@ -220,7 +220,7 @@ impl Watcher {
             match self.shared.check() {
                 Ok(()) => {}
                 Err(End::Stopped) => return Err(WatchError::Stopped),
-                Err(End::Fault(fault)) => return Err(WatchError::Fault(fault)),
+                Err(End::Fatal(fatal_error)) => return Err(WatchError::Fatal(fatal_error)),
             }
             self.take()?;
             if self.taken.is_empty() {
@@ -332,7 +332,7 @@ mod tests {
         let events = Events::default();
         events.note(2, outcome(10));
         events.skip_to(2);
-        assert_eq!(indexes(&events), [2], "a rebuilt reader keeps them");
+        assert_eq!(indexes(&events), [2], "a rebuilt standby keeps them");
         events.reset(2);
         assert!(indexes(&events).is_empty());
         let (floor, reached) = {

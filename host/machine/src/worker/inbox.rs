@@ -1,8 +1,8 @@
-//! What waits for the reader, behind one lock.
+//! What waits for the standby, behind one lock.
 //!
-//! The finished entries here are a cache of the log's end: while the reader catches up they may be
-//! thrown away, and it reads them from the history. While it keeps up, the head waits for room
-//! instead, so that a reader cannot fall behind for ever.
+//! The finished entries here are a cache of the log's end: while the standby catches up they may be
+//! thrown away, and it reads them from the history. While it keeps up, the primary waits for room
+//! instead, so that a standby cannot fall behind for ever.
 
 use std::{
     collections::VecDeque,
@@ -17,30 +17,30 @@ use crate::{
     clock::Clock,
     component::Component,
     error::{QueryError, SnapshotError},
-    instance::{Instance, Moment},
+    instance::{EntryContext, Instance},
 };
 use conclave_types::{Call, limits::ClusterLimits};
 
-/// An entry that the head has finished.
+/// An entry that the primary has finished.
 pub(super) struct Finished {
-    /// The index that the head stood at before.
+    /// The index that the primary stood at before.
     pub(super) after: u64,
     /// The index that it stands at now.
     pub(super) index: u64,
-    /// What the reader has to do to follow.
+    /// What the standby has to do to follow.
     pub(super) step: Step,
     /// What came of it, if a machine saw it.
     pub(super) outcome: Option<OutcomeHash>,
 }
 
-/// What the reader has to do to follow the head over an entry.
+/// What the standby has to do to follow the primary over an entry.
 pub(super) enum Step {
     /// Apply it, a call or a tick, and find the same outcome.
-    Apply { moment: Moment, call: Option<Call> },
-    /// Go on with another component, as the head does.
-    Activate { moment: Moment, component: Component },
+    Apply { context: EntryContext, call: Option<Call> },
+    /// Go on with another component, as the primary does.
+    Activate { context: EntryContext, component: Component },
     /// Apply other limits from here on.
-    SetLimits { moment: Moment, limits: ClusterLimits },
+    SetLimits { context: EntryContext, limits: ClusterLimits },
     /// Nothing but move on: no machine sees it, or it trapped, or the component was not activated.
     Skip { time_ms: u64 },
 }
@@ -64,14 +64,14 @@ impl Finished {
     }
 }
 
-/// A call of the reader that waits.
+/// A call of the standby that waits.
 pub(super) struct Question {
     pub(super) call: Call,
     pub(super) index_min: u64,
     pub(super) ask: Ask,
 }
 
-/// What the reader is asked for, and who waits for it.
+/// What the standby is asked for, and who waits for it.
 pub(super) enum Ask {
     /// A query.
     Query(oneshot::Sender<Result<Answered, QueryError>>),
@@ -113,11 +113,11 @@ pub(super) struct ReadRequest {
     pub(super) reply: oneshot::Sender<Chunk>,
 }
 
-/// The head wants the reader's instance, as it is after `index`.
+/// The primary wants the standby's instance, as it is after `index`.
 pub(super) struct Promotion {
     pub(super) index: u64,
     pub(super) reply: std::sync::mpsc::SyncSender<Instance>,
-    /// The instance that trapped. Releasing a large memory takes long, so the reader drops it after its answer.
+    /// The instance that trapped. Releasing a large memory takes long, so the standby drops it after its answer.
     pub(super) broken: Option<Instance>,
 }
 
@@ -133,11 +133,11 @@ pub(super) struct Prepared {
 pub(super) struct Queue {
     pub(super) finished: VecDeque<Finished>,
     pub(super) finished_bytes: usize,
-    /// The index of the last entry that the head has finished.
+    /// The index of the last entry that the primary has finished.
     pub(super) pushed: u64,
-    /// The reader is behind what is kept here, so nobody waits for it.
+    /// The standby is behind what is kept here, so nobody waits for it.
     pub(super) catching_up: bool,
-    /// Queries whose index the reader has reached.
+    /// Queries whose index the standby has reached.
     pub(super) ready: VecDeque<Question>,
     /// Queries whose index it has not.
     pub(super) waiting: Vec<Question>,
@@ -154,7 +154,7 @@ pub(super) struct Queue {
     pub(super) primary_answers: bool,
     /// The primary has been asked to answer queries, and has not begun.
     pub(super) primary_asked: bool,
-    /// The reader has ended; nothing is taken in any more.
+    /// The standby has ended; nothing is taken in any more.
     pub(super) ended: bool,
     sleep: Sleep,
 }
@@ -185,7 +185,7 @@ impl Inbox {
     }
 
     /// Wakes the standby, if it sleeps: a wake-up without need costs a system call.
-    pub(super) fn wake_reader(&self, queue: &mut Queue) {
+    pub(super) fn wake_standby(&self, queue: &mut Queue) {
         if std::mem::take(&mut queue.sleep) != Sleep::Awake {
             self.work.notify_one();
         }
@@ -200,7 +200,7 @@ impl Inbox {
             && queue.finished.len() < NAP_COUNT_MAX
             && queue.finished_bytes < NAP_BYTES_MAX;
         if queue.sleep != Sleep::Napping || !can_wait {
-            self.wake_reader(queue);
+            self.wake_standby(queue);
         }
     }
 
@@ -235,12 +235,12 @@ impl Inbox {
         queue
     }
 
-    /// The head sleeps until the reader has made room.
+    /// The primary sleeps until the standby has made room.
     pub(super) fn wait_for_room<'a>(&self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
         self.room.wait(queue).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The reader has taken entries, or has ended.
+    /// The standby has taken entries, or has ended.
     pub(super) fn made_room(&self) {
         self.room.notify_one();
     }
@@ -254,7 +254,7 @@ impl Inbox {
 }
 
 impl Queue {
-    /// The index that the reader must not go past before somebody has had the state there.
+    /// The index that the standby must not go past before somebody has had the state there.
     pub(super) fn boundary(&self) -> u64 {
         let snapshots = self.snapshots.iter().map(|request| request.index);
         snapshots
@@ -263,7 +263,7 @@ impl Queue {
             .unwrap_or(u64::MAX)
     }
 
-    /// Appends entries. While the reader catches up, the oldest make room: it reads the log anyway.
+    /// Appends entries. While the standby catches up, the oldest make room: it reads the log anyway.
     pub(super) fn push(&mut self, entries: &mut Vec<Finished>, bytes: usize, bytes_max: usize) {
         if let Some(last) = entries.last() {
             self.pushed = last.index;

@@ -4,12 +4,12 @@
 mod absence;
 mod digest;
 mod events;
-mod head;
 mod inbox;
-mod reader;
+mod primary;
 mod restored;
 mod seats;
 mod shared;
+mod standby;
 mod stats;
 mod stream;
 mod subscribe;
@@ -26,10 +26,10 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
 use self::{
     digest::Digests,
-    head::{Head, Job},
     inbox::{Ask, Prepared, Question, SnapshotRequest},
-    reader::Reader,
+    primary::{Job, Primary},
     shared::Shared,
+    standby::Standby,
 };
 pub use self::{
     events::Watcher,
@@ -40,13 +40,13 @@ pub use self::{
 };
 use super::{
     component::Component,
-    error::{Fault, QueryError, SnapshotError},
-    history::{Entry, History, SavedState},
+    entry_source::{Entry, EntrySource, SavedState},
+    error::{FatalError, QueryError, SnapshotError},
     thread,
 };
 use conclave_types::{Call, Digest, Failure, Outcome};
 
-/// Told the outcome of an entry, on the head's thread, right after the entry: keep it short. Dropped
+/// Told the outcome of an entry, on the primary's thread, right after the entry: keep it short. Dropped
 /// without a call if the worker stops before.
 pub type Done = Box<dyn FnOnce(Outcome) + Send>;
 
@@ -71,7 +71,7 @@ pub struct Worker(Arc<Inner>);
 struct Inner {
     shared: Arc<Shared>,
     jobs: mpsc::Sender<Job>,
-    /// Room for entries that wait for the head, in units.
+    /// Room for entries that wait for the primary, in units.
     room: Arc<Semaphore>,
     room_units: u32,
     threads: Mutex<Vec<JoinHandle<()>>>,
@@ -79,7 +79,7 @@ struct Inner {
 
 /// The unit that room for waiting entries is counted in, in bytes.
 const ROOM_UNIT_BYTES: usize = 256;
-/// Batches that wait for the head; their bytes are bounded apart.
+/// Batches that wait for the primary; their bytes are bounded apart.
 const JOBS_MAX: usize = 1024;
 /// How long a call that a shutdown interrupts may take to notice.
 const INTERRUPT_EVERY: Duration = Duration::from_millis(5);
@@ -94,9 +94,9 @@ impl Worker {
     pub fn start(
         initial: Component,
         seed: [u8; 32],
-        history: Arc<dyn History>,
+        entry_source: Arc<dyn EntrySource>,
         at: Option<SavedState>,
-    ) -> Result<Self, Fault> {
+    ) -> Result<Self, FatalError> {
         let limits = initial.engine().limits().clone();
         let component = at.as_ref().map_or(&initial, |saved| &saved.component).clone();
         let digests = match &at {
@@ -104,21 +104,21 @@ impl Worker {
             None => Digests::new(0, Digest::default()),
         };
         let keeps_digest = digests.is_kept();
-        let shared = Arc::new(Shared::new(initial, seed, history));
+        let shared = Arc::new(Shared::new(initial, seed, entry_source));
         let stack_bytes = limits.thread_stack_bytes();
-        let ([head, reader], clock) = {
+        let ([primary, standby], clock) = {
             let shared = Arc::clone(&shared);
             thread::run("conclave-restore", stack_bytes, move || match at {
-                Some(saved) => {
-                    shared.restored(["head", "reader"], saved).map_err(shared::Restore::into_fault)
-                }
+                Some(saved) => shared
+                    .restored(["primary", "standby"], saved)
+                    .map_err(shared::Restore::into_fatal),
                 None => {
                     let fresh = |role| {
                         shared
                             .fresh(role)
-                            .map_err(|broken| broken.into_fault("starting the machine"))
+                            .map_err(|broken| broken.into_fatal("starting the machine"))
                     };
-                    Ok(([fresh("head")?, fresh("reader")?], shared.clock()))
+                    Ok(([fresh("primary")?, fresh("standby")?], shared.clock()))
                 }
             })??
         };
@@ -126,10 +126,16 @@ impl Worker {
         shared.keeps_digest.store(keeps_digest, Ordering::Release);
         shared.applied.store(clock.index(), Ordering::Release);
         shared.events.skip_to(clock.index());
-        shared.wish.send_replace((clock.index() > 0).then_some(0));
-        shared.counters.head_memory_bytes.store(head.memory_bytes() as u64, Ordering::Relaxed);
-        shared.counters.reader_memory_bytes.store(reader.memory_bytes() as u64, Ordering::Relaxed);
-        shared.counters.reader_applied.store(clock.index(), Ordering::Relaxed);
+        shared.wake_at.send_replace((clock.index() > 0).then_some(0));
+        shared
+            .counters
+            .primary_memory_bytes
+            .store(primary.memory_bytes() as u64, Ordering::Relaxed);
+        shared
+            .counters
+            .standby_memory_bytes
+            .store(standby.memory_bytes() as u64, Ordering::Relaxed);
+        shared.counters.standby_applied.store(clock.index(), Ordering::Relaxed);
         {
             let mut queue = shared.inbox.lock();
             queue.pushed = clock.index();
@@ -140,11 +146,11 @@ impl Worker {
         let _ = shared.jobs.set(jobs.downgrade());
         let prepared =
             |instance| Prepared { instance, component: component.clone(), clock: clock.clone() };
-        let head = Head::new(Arc::clone(&shared), prepared(head), digests);
-        let reader = Reader::new(Arc::clone(&shared), prepared(reader));
+        let primary = Primary::new(Arc::clone(&shared), prepared(primary), digests);
+        let standby = Standby::new(Arc::clone(&shared), prepared(standby));
         let threads = vec![
-            spawn(&shared, "conclave-head", stack_bytes, move || head.run(inbox))?,
-            spawn(&shared, "conclave-reader", stack_bytes, move || reader.run())?,
+            spawn(&shared, "conclave-primary", stack_bytes, move || primary.run(inbox))?,
+            spawn(&shared, "conclave-standby", stack_bytes, move || standby.run())?,
         ];
         let room_units =
             u32::try_from(limits.queue_bytes_max / ROOM_UNIT_BYTES).unwrap_or(u32::MAX >> 4);
@@ -157,7 +163,7 @@ impl Worker {
     ///
     /// # Errors
     /// The worker applies nothing any more.
-    pub async fn apply(&self, batch: Vec<BatchItem>) -> Result<(), Fault> {
+    pub async fn apply(&self, batch: Vec<BatchItem>) -> Result<(), FatalError> {
         let Inner { shared, jobs, room, room_units, .. } = &*self.0;
         if batch.is_empty() {
             return Ok(());
@@ -178,18 +184,18 @@ impl Worker {
         jobs.send(Job::Apply { batch, _room: permit }).await.map_err(|_| shared.end())
     }
 
-    /// The log index that the head has applied.
+    /// The log index that the primary has applied.
     pub fn applied(&self) -> u64 {
         self.0.shared.applied.load(Ordering::Acquire)
     }
 
-    /// The digest at an index: of all entries up to there. Waits until the head has applied the index. `None`:
+    /// The digest at an index: of all entries up to there. Waits until the primary has applied the index. `None`:
     /// that is too long ago, or before the state that the machine began from, or
     /// none is kept.
     ///
     /// # Errors
     /// The worker applies nothing any more.
-    pub async fn digest_at(&self, index: u64) -> Result<Option<Digest>, Fault> {
+    pub async fn digest_at(&self, index: u64) -> Result<Option<Digest>, FatalError> {
         let (reply, answer) = oneshot::channel();
         let sent = self.0.jobs.send(Job::Digest { index, reply }).await;
         sent.map_err(|_| self.0.shared.end())?;
@@ -207,15 +213,15 @@ impl Worker {
     ///
     /// # Errors
     /// The worker applies nothing any more.
-    pub async fn begin_digest(&self, index: u64, digest: Digest) -> Result<(), Fault> {
+    pub async fn begin_digest(&self, index: u64, digest: Digest) -> Result<(), FatalError> {
         let sent = self.0.jobs.send(Job::BeginDigest { index, digest }).await;
         sent.map_err(|_| self.0.shared.end())
     }
 
     /// When the machine wants its `tick` called, in its own time, with every change. 0: as soon as
     /// possible.
-    pub fn wish(&self) -> watch::Receiver<Option<u64>> {
-        self.0.shared.wish.subscribe()
+    pub fn wake_at(&self) -> watch::Receiver<Option<u64>> {
+        self.0.shared.wake_at.subscribe()
     }
 
     /// Ends all subscriptions: the state is not to be believed.
@@ -223,17 +229,17 @@ impl Worker {
         self.0.shared.events.end_watchers();
     }
 
-    /// Asks the reader, once it has applied `index_min`. Dropping the future takes the question back.
+    /// Asks the standby, once it has applied `index_min`. Dropping the future takes the question back.
     ///
     /// # Errors
     /// See [`QueryError`]. A machine's own refusal is in [`Answered::result`].
     pub async fn query(&self, call: Call, index_min: u64) -> Result<Answered, QueryError> {
         let (reply, answer) = oneshot::channel();
         self.push(Question { call, index_min, ask: Ask::Query(reply) })?;
-        answer.await.unwrap_or_else(|_| Err(QueryError::stopped(self.0.shared.fault())))
+        answer.await.unwrap_or_else(|_| Err(QueryError::stopped(self.0.shared.fatal_error())))
     }
 
-    /// The state exactly at `index`, the last one handed to [`Worker::apply`]. The reader notes the
+    /// The state exactly at `index`, the last one handed to [`Worker::apply`]. The standby notes the
     /// request before this returns, so later entries may follow at once; await the rest at leisure.
     ///
     /// # Errors
@@ -248,7 +254,7 @@ impl Worker {
             let mut queue = shared.inbox.lock();
             if !queue.ended {
                 queue.snapshots.push(SnapshotRequest { index, reply });
-                shared.inbox.wake_reader(&mut queue);
+                shared.inbox.wake_standby(&mut queue);
             }
         }
         async move {
@@ -260,8 +266,8 @@ impl Worker {
     }
 
     /// Why this node's machine has stopped, if it has.
-    pub fn fault(&self) -> Option<String> {
-        self.0.shared.fault().map(ToString::to_string)
+    pub fn fatal_error(&self) -> Option<String> {
+        self.0.shared.fatal_error().map(ToString::to_string)
     }
 
     /// The message of a panic of the worker's threads, with every change. Nothing is applied after one.
@@ -294,13 +300,13 @@ impl Worker {
         self.0.shared.counters.read(self.applied())
     }
 
-    /// The component that the head runs. Queries for an index at or above its activation are answered by
+    /// The component that the primary runs. Queries for an index at or above its activation are answered by
     /// it, or by one after it.
     pub fn component(&self) -> Component {
         self.0.shared.active.borrow().clone()
     }
 
-    /// The component that the head runs, with every change. A change is there before the activation is
+    /// The component that the primary runs, with every change. A change is there before the activation is
     /// answered.
     pub fn components(&self) -> watch::Receiver<Component> {
         self.0.shared.active.subscribe()
@@ -331,7 +337,7 @@ impl Inner {
     fn stop(&self) {
         self.shared.stop();
         self.room.close();
-        // A full queue wakes the head as well.
+        // A full queue wakes the primary as well.
         let _ = self.jobs.try_send(Job::Stop);
     }
 }
@@ -348,13 +354,13 @@ fn spawn(
     name: &'static str,
     stack_bytes: usize,
     body: impl FnOnce() + Send + 'static,
-) -> Result<JoinHandle<()>, Fault> {
+) -> Result<JoinHandle<()>, FatalError> {
     let shared = Arc::clone(shared);
     thread::spawn(name, stack_bytes, move || {
         if let Err(panic) = catch_unwind(AssertUnwindSafe(body)) {
             let message =
                 format!("the thread {name} panicked: {}", conclave_types::panic_message(&*panic));
-            shared.fail(Fault::new(&message));
+            shared.fail(FatalError::new(&message));
             shared.panic.send_replace(Some(message));
         }
     })

@@ -24,23 +24,23 @@ use tokio::{sync::oneshot, task::spawn_blocking};
 
 use super::{
     Worker,
-    head::Job,
     inbox::Prepared,
+    primary::Job,
     shared::{Restore, Shared},
 };
 use crate::{
-    clock::Clock, component::Component, error::Fault, history::SavedState, instance::Instance,
-    thread,
+    clock::Clock, component::Component, entry_source::SavedState, error::FatalError,
+    instance::Instance, thread,
 };
 use conclave_types::Digest;
 
-/// Makes a state the newest one that an instance can be rebuilt from. Called on the head's thread.
+/// Makes a state the newest one that an instance can be rebuilt from. Called on the primary's thread.
 pub(super) type Commit = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
 /// A state that two fresh instances have accepted. See the page of this file.
 pub struct Restored {
-    pub(super) head: Instance,
-    pub(super) reader: Instance,
+    pub(super) primary: Instance,
+    pub(super) standby: Instance,
     pub(super) component: Component,
     pub(super) clock: Clock,
     pub(super) digest: Option<Digest>,
@@ -60,10 +60,10 @@ impl Worker {
     ///
     /// # Errors
     /// The state machine does not accept the state, or the state cannot be read.
-    pub async fn prepare(&self, saved: SavedState) -> Result<Restored, Fault> {
+    pub async fn prepare(&self, saved: SavedState) -> Result<Restored, FatalError> {
         let (component, digest) = (saved.component.clone(), saved.digest);
-        let ([head, reader], clock) = self.restore_aside(["head", "reader"], saved).await?;
-        Ok(Restored { head, reader, component, clock, digest })
+        let ([primary, standby], clock) = self.restore_aside(["primary", "standby"], saved).await?;
+        Ok(Restored { primary, standby, component, clock, digest })
     }
 
     /// Restores a snapshot of this node into a fresh instance, which becomes the standby. So the snapshot is known to
@@ -72,15 +72,15 @@ impl Worker {
     ///
     /// # Errors
     /// See [`Worker::prepare`].
-    pub async fn replace_standby(&self, saved: SavedState) -> Result<u64, Fault> {
+    pub async fn replace_standby(&self, saved: SavedState) -> Result<u64, FatalError> {
         let component = saved.component.clone();
-        let ([instance], clock) = self.restore_aside(["reader"], saved).await?;
+        let ([instance], clock) = self.restore_aside(["standby"], saved).await?;
         // Linear memory never shrinks.
         let memory_bytes = instance.memory_bytes() as u64;
         let mut queue = self.0.shared.inbox.lock();
         if !queue.ended {
             queue.successor = Some(Prepared { instance, component, clock });
-            self.0.shared.inbox.wake_reader(&mut queue);
+            self.0.shared.inbox.wake_standby(&mut queue);
         }
         Ok(memory_bytes)
     }
@@ -94,7 +94,7 @@ impl Worker {
         &self,
         restored: Restored,
         commit: impl FnOnce() -> io::Result<()> + Send + 'static,
-    ) -> Result<(), Fault> {
+    ) -> Result<(), FatalError> {
         let (reply, done) = oneshot::channel();
         let job = Job::Adopt { restored: Box::new(restored), commit: Box::new(commit), reply };
         let sent = self.0.jobs.send(job).await;
@@ -106,7 +106,7 @@ impl Worker {
     ///
     /// # Errors
     /// See there.
-    pub async fn restore(&self, saved: SavedState) -> Result<(), Fault> {
+    pub async fn restore(&self, saved: SavedState) -> Result<(), FatalError> {
         let restored = self.prepare(saved).await?;
         self.adopt(restored, || Ok(())).await
     }
@@ -115,14 +115,14 @@ impl Worker {
         &self,
         roles: [&'static str; COUNT],
         saved: SavedState,
-    ) -> Result<([Instance; COUNT], Clock), Fault> {
+    ) -> Result<([Instance; COUNT], Clock), FatalError> {
         let (shared, cancelled) = (Arc::clone(&self.0.shared), Arc::<AtomicBool>::default());
         let mut guard = CancelOnDrop { cancelled: Arc::clone(&cancelled), armed: true };
         let restoring = spawn_blocking(move || run(&shared, roles, saved, &cancelled));
         let restored = restoring.await;
         // The instances ask for it for as long as they live: one that was made must not be interrupted.
         guard.armed = false;
-        restored.map_err(|error| Fault::new(error.to_string()))??.map_err(Restore::into_fault)
+        restored.map_err(|error| FatalError::new(error.to_string()))??.map_err(Restore::into_fatal)
     }
 }
 
@@ -145,7 +145,7 @@ fn run<const COUNT: usize>(
     roles: [&'static str; COUNT],
     saved: SavedState,
     cancelled: &Arc<AtomicBool>,
-) -> Result<Result<([Instance; COUNT], Clock), Restore>, Fault> {
+) -> Result<Result<([Instance; COUNT], Clock), Restore>, FatalError> {
     std::thread::scope(|scope| {
         let stack_bytes = shared.engine.limits().thread_stack_bytes();
         let body = || shared.restored_unless(roles, saved, cancelled);

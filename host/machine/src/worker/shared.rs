@@ -1,4 +1,4 @@
-//! What the handle, the head and the reader of one worker share.
+//! What the handle, the primary and the standby of one worker share.
 
 use std::sync::{
     Arc, OnceLock,
@@ -10,19 +10,19 @@ use tokio::sync::{mpsc, watch};
 use super::{
     absence::Absence,
     events::Events,
-    head::Job,
     inbox::{Inbox, Queue},
+    primary::Job,
     stats::Counters,
 };
 use crate::{
     bench,
-    carry_over::{NotCarried, carry_over},
     clock::Clock,
     component::Component,
     engine::Engine,
-    error::{Fault, HistoryError, SnapshotError},
-    history::{History, SavedState},
+    entry_source::{EntrySource, SavedState},
+    error::{EntrySourceError, FatalError, SnapshotError},
     instance::Instance,
+    migration::{NotCarried, migration},
     restoring::Restoring,
     trap::Broken,
 };
@@ -33,9 +33,9 @@ pub(super) struct Shared {
     pub(super) engine: Engine,
     /// What the log begins with.
     pub(super) initial: Component,
-    /// What the head runs.
+    /// What the primary runs.
     pub(super) active: watch::Sender<Component>,
-    pub(super) history: Arc<dyn History>,
+    pub(super) entry_source: Arc<dyn EntrySource>,
     pub(super) inbox: Inbox,
     pub(super) counters: Counters,
     pub(super) events: Events,
@@ -43,16 +43,16 @@ pub(super) struct Shared {
     pub(super) absence: Absence,
     /// The primary's queue.
     pub(super) jobs: OnceLock<mpsc::WeakSender<Job>>,
-    /// The index that the head has applied.
+    /// The index that the primary has applied.
     pub(super) applied: AtomicU64,
-    /// Whether the head keeps digests that other nodes could have.
+    /// Whether the primary keeps digests that other nodes could have.
     pub(super) keeps_digest: AtomicBool,
     /// When the machine wants to be woken. A snapshot does not tell, so after one it is woken as soon
     /// as possible, and says.
-    pub(super) wish: watch::Sender<Option<u64>>,
+    pub(super) wake_at: watch::Sender<Option<u64>>,
     key: [u8; 32],
     stop: Arc<AtomicBool>,
-    fault: OnceLock<Fault>,
+    fatal_error: OnceLock<FatalError>,
     /// Set if one of the two threads panicked, with the panic's message.
     pub(super) panic: watch::Sender<Option<String>>,
 }
@@ -60,22 +60,26 @@ pub(super) struct Shared {
 /// Why a thread of the worker ends.
 pub(super) enum End {
     Stopped,
-    Fault(Fault),
+    Fatal(FatalError),
 }
 
-impl From<Fault> for End {
-    fn from(fault: Fault) -> Self {
-        Self::Fault(fault)
+impl From<FatalError> for End {
+    fn from(fatal_error: FatalError) -> Self {
+        Self::Fatal(fatal_error)
     }
 }
 
 impl Shared {
-    pub(super) fn new(initial: Component, key: [u8; 32], history: Arc<dyn History>) -> Self {
+    pub(super) fn new(
+        initial: Component,
+        key: [u8; 32],
+        entry_source: Arc<dyn EntrySource>,
+    ) -> Self {
         Self {
             engine: initial.engine().clone(),
             active: watch::Sender::new(initial.clone()),
             initial,
-            history,
+            entry_source,
             inbox: Inbox::default(),
             counters: Counters::default(),
             events: Events::default(),
@@ -83,10 +87,10 @@ impl Shared {
             jobs: OnceLock::new(),
             applied: AtomicU64::new(0),
             keeps_digest: AtomicBool::new(true),
-            wish: watch::Sender::new(None),
+            wake_at: watch::Sender::new(None),
             key,
             stop: Arc::new(AtomicBool::new(false)),
-            fault: OnceLock::new(),
+            fatal_error: OnceLock::new(),
             panic: watch::Sender::new(None),
         }
     }
@@ -104,12 +108,12 @@ impl Shared {
     }
 
     /// Each reply replaces the wish of the one before it; what is no reply leaves it.
-    pub(super) fn note_wish(&self, outcome: &Outcome) {
+    pub(super) fn note_wake_up(&self, outcome: &Outcome) {
         if let Outcome::Reply(reply) = outcome
             && !bench::bare()
         {
-            self.wish.send_if_modified(|wish| {
-                std::mem::replace(wish, reply.wake_at_ms) != reply.wake_at_ms
+            self.wake_at.send_if_modified(|wake_at| {
+                std::mem::replace(wake_at, reply.wake_at_ms) != reply.wake_at_ms
             });
         }
     }
@@ -119,17 +123,17 @@ impl Shared {
         self.engine.inner().increment_epoch();
     }
 
-    pub(super) fn fault(&self) -> Option<&Fault> {
-        self.fault.get()
+    pub(super) fn fatal_error(&self) -> Option<&FatalError> {
+        self.fatal_error.get()
     }
 
     /// The worker applies nothing any more. The first fault is the one that counts.
-    pub(super) fn fail(&self, fault: Fault) {
-        let is_first = self.fault.set(fault.clone()).is_ok();
+    pub(super) fn fail(&self, fatal_error: FatalError) {
+        let is_first = self.fatal_error.set(fatal_error.clone()).is_ok();
         self.inbox.wake_all();
         self.events.wake();
         if is_first {
-            tracing::error!(%fault, component = ?*self.active.borrow(), "the machine stops");
+            tracing::error!(%fatal_error, component = ?*self.active.borrow(), "the machine stops");
         }
     }
 
@@ -149,16 +153,19 @@ impl Shared {
         if self.stopping() {
             return Err(End::Stopped);
         }
-        self.fault().map_or(Ok(()), |fault| Err(End::Fault(fault.clone())))
+        self.fatal_error().map_or(Ok(()), |fatal_error| Err(End::Fatal(fatal_error.clone())))
     }
 
     /// Why the worker takes nothing in any more.
-    pub(super) fn end(&self) -> Fault {
-        self.fault().cloned().unwrap_or_else(|| Fault::new("the machine is shutting down"))
+    pub(super) fn end(&self) -> FatalError {
+        self.fatal_error()
+            .cloned()
+            .unwrap_or_else(|| FatalError::new("the machine is shutting down"))
     }
 
     pub(super) fn snapshot_end(&self) -> SnapshotError {
-        self.fault().map_or(SnapshotError::Stopped, |fault| SnapshotError::Fault(fault.clone()))
+        self.fatal_error()
+            .map_or(SnapshotError::Stopped, |fatal_error| SnapshotError::Fatal(fatal_error.clone()))
     }
 
     /// An instance in the initial state of the machine that the log begins with.
@@ -175,27 +182,29 @@ impl Shared {
         component: &Component,
     ) -> Option<NotActivated> {
         let refused = || component.refuses(old.state_version()).map(NotActivated::Refused);
-        refused().or_else(|| self.history.trapped(index).map(NotActivated::Recorded))
+        refused().or_else(|| self.entry_source.trapped(index).map(NotActivated::Recorded))
     }
 
-    /// [`carry_over`](crate::carry_over::carry_over) within this worker.
-    pub(super) fn carry_over(
+    /// [`migration`](crate::migration::migration) within this worker.
+    pub(super) fn migration(
         &self,
         old: &mut Instance,
         old_component: &Component,
         component: &Component,
         role: &'static str,
     ) -> Result<Instance, NotCarried> {
-        self.check_engine(component).map_err(NotCarried::Fault)?;
-        carry_over(old, old_component.state_version(), component, role, &self.stop)
+        self.check_engine(component).map_err(NotCarried::Fatal)?;
+        migration(old, old_component.state_version(), component, role, &self.stop)
     }
 
     /// Instances of other engines are not reached by an interruption, and have other limits.
-    fn check_engine(&self, component: &Component) -> Result<(), Fault> {
+    fn check_engine(&self, component: &Component) -> Result<(), FatalError> {
         if component.engine().is(&self.engine) {
             return Ok(());
         }
-        Err(Fault::new(format!("{component:?} was compiled by another engine than this worker's")))
+        Err(FatalError::new(format!(
+            "{component:?} was compiled by another engine than this worker's"
+        )))
     }
 
     /// A clock that stands at the beginning of the log.
@@ -222,15 +231,15 @@ impl Shared {
     ) -> Result<([Instance; COUNT], Clock), Restore> {
         let SavedState { component, index, time_ms, limits, state_version, chunks, .. } = saved;
         let what = format!("the state at index {index} cannot be restored");
-        self.check_engine(&component).map_err(Restore::Fault)?;
+        self.check_engine(&component).map_err(Restore::Fatal)?;
         if let Some(why) = component.refuses(state_version) {
-            return Err(Restore::Fault(Fault::new(format!(
+            return Err(Restore::Fatal(FatalError::new(format!(
                 "{what}: {why}: start the node with the component that it was saved by"
             ))));
         }
         let broken = |broken: Broken| match broken {
             Broken::Interrupted => Restore::Stopped,
-            other => Restore::Fault(other.into_fault(&what)),
+            other => Restore::Fatal(other.into_fatal(&what)),
         };
         let mut restoring = Vec::with_capacity(COUNT);
         for role in roles {
@@ -246,7 +255,7 @@ impl Shared {
             if stopped() {
                 return Err(Restore::Stopped);
             }
-            let chunk = chunk.map_err(|error| Restore::History(error, what.clone()))?;
+            let chunk = chunk.map_err(|error| Restore::EntrySource(error, what.clone()))?;
             for restoring in &mut restoring {
                 restoring.write(&chunk).map_err(broken)?;
             }
@@ -261,7 +270,7 @@ impl Shared {
         let clock = Clock::new(self.key, index, time_ms);
         match instances.try_into() {
             Ok(instances) => Ok((instances, clock)),
-            Err(_) => Err(Restore::Fault(Fault::new("as many instances as roles"))),
+            Err(_) => Err(Restore::Fatal(FatalError::new("as many instances as roles"))),
         }
     }
 }
@@ -269,9 +278,9 @@ impl Shared {
 /// Why a state was not restored.
 pub(super) enum Restore {
     Stopped,
-    Fault(Fault),
+    Fatal(FatalError),
     /// The saved bytes could not be read; and what for.
-    History(HistoryError, String),
+    EntrySource(EntrySourceError, String),
 }
 
 /// Why a component is not activated at an entry.
@@ -283,11 +292,11 @@ pub(super) enum NotActivated {
 }
 
 impl Restore {
-    pub(super) fn into_fault(self) -> Fault {
+    pub(super) fn into_fatal(self) -> FatalError {
         match self {
-            Self::Stopped => Fault::new("the machine is shutting down"),
-            Self::Fault(fault) => fault,
-            Self::History(error, what) => Fault::new(format!("{what}: {error}")),
+            Self::Stopped => FatalError::new("the machine is shutting down"),
+            Self::Fatal(fatal_error) => fatal_error,
+            Self::EntrySource(error, what) => FatalError::new(format!("{what}: {error}")),
         }
     }
 }

@@ -16,21 +16,21 @@ pub(super) struct Counters {
     pub(super) fuel: AtomicU64,
     pub(super) queries: AtomicU64,
     pub(super) query_traps: AtomicU64,
-    pub(super) reader_builds: AtomicU64,
+    pub(super) standby_builds: AtomicU64,
     pub(super) rotations: AtomicU64,
     pub(super) promotions: AtomicU64,
     pub(super) snapshots: AtomicU64,
     pub(super) restores: AtomicU64,
-    pub(super) head_memory_bytes: AtomicU64,
-    pub(super) reader_memory_bytes: AtomicU64,
-    pub(super) reader_applied: AtomicU64,
-    pub(super) reader_queue_bytes: AtomicU64,
+    pub(super) primary_memory_bytes: AtomicU64,
+    pub(super) standby_memory_bytes: AtomicU64,
+    pub(super) standby_applied: AtomicU64,
+    pub(super) standby_queue_bytes: AtomicU64,
 }
 
 /// What a worker has done since it started, and what it holds now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Entries that the head has applied, whatever came of them.
+    /// Entries that the primary has applied, whatever came of them.
     pub entries: u64,
     /// Of them: those that the machine answered with a failure.
     pub failures: u64,
@@ -42,32 +42,32 @@ pub struct Stats {
     pub activations: u64,
     /// Those that were to have another component go on, and did not. Counted as failures too.
     pub activations_failed: u64,
-    /// Fuel that the head's calls took.
+    /// Fuel that the primary's calls took.
     pub fuel: u64,
     /// Queries answered, whatever came of them.
     pub queries: u64,
     /// Of them: those that trapped.
     pub query_traps: u64,
     /// Readers built from the history.
-    pub reader_builds: u64,
+    pub standby_builds: u64,
     /// Standbys that were replaced by an instance that a snapshot had been restored into.
     pub rotations: u64,
-    /// Readers that became the head.
+    /// Readers that became the primary.
     pub promotions: u64,
     /// Snapshots begun.
     pub snapshots: u64,
     /// States restored.
     pub restores: u64,
-    /// Linear memory of the head.
-    pub head_memory_bytes: u64,
-    /// Linear memory of the reader.
-    pub reader_memory_bytes: u64,
-    /// The log index that the head has applied.
+    /// Linear memory of the primary.
+    pub primary_memory_bytes: u64,
+    /// Linear memory of the standby.
+    pub standby_memory_bytes: u64,
+    /// The log index that the primary has applied.
     pub applied: u64,
-    /// The log index that the reader has applied.
-    pub reader_applied: u64,
-    /// What waits for the reader.
-    pub reader_queue_bytes: u64,
+    /// The log index that the standby has applied.
+    pub standby_applied: u64,
+    /// What waits for the standby.
+    pub standby_queue_bytes: u64,
 }
 
 impl Counters {
@@ -98,16 +98,16 @@ impl Counters {
             fuel: get(&self.fuel),
             queries: get(&self.queries),
             query_traps: get(&self.query_traps),
-            reader_builds: get(&self.reader_builds),
+            standby_builds: get(&self.standby_builds),
             rotations: get(&self.rotations),
             promotions: get(&self.promotions),
             snapshots: get(&self.snapshots),
             restores: get(&self.restores),
-            head_memory_bytes: get(&self.head_memory_bytes),
-            reader_memory_bytes: get(&self.reader_memory_bytes),
+            primary_memory_bytes: get(&self.primary_memory_bytes),
+            standby_memory_bytes: get(&self.standby_memory_bytes),
             applied,
-            reader_applied: get(&self.reader_applied),
-            reader_queue_bytes: get(&self.reader_queue_bytes),
+            standby_applied: get(&self.standby_applied),
+            standby_queue_bytes: get(&self.standby_queue_bytes),
         }
     }
 }

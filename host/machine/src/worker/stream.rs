@@ -1,4 +1,4 @@
-//! A snapshot being read from the reader.
+//! A snapshot being read from the standby.
 
 use std::sync::Arc;
 
@@ -9,9 +9,9 @@ use super::{
     inbox::{Chunk, ReadRequest},
     shared::Shared,
 };
-use crate::{component::Component, error::SnapshotError, instance::Moment};
+use crate::{component::Component, error::SnapshotError, instance::EntryContext};
 
-/// The machine's state at one index. Its pieces are pulled from the reader one by one, and entries and
+/// The machine's state at one index. Its pieces are pulled from the standby one by one, and entries and
 /// queries go on between two of them. Dropping it lets go of the state.
 pub struct StateStream {
     shared: Arc<Shared>,
@@ -23,14 +23,14 @@ pub struct StateStream {
 }
 
 impl StateStream {
-    /// The reader, which runs this component, has the state of this moment under this number.
+    /// The standby, which runs this component, has the state of this moment under this number.
     pub(super) fn new(
         shared: Arc<Shared>,
         component: Component,
         number: u64,
-        moment: Moment,
+        context: EntryContext,
     ) -> Self {
-        let Moment { index, time_ms, .. } = moment;
+        let EntryContext { index, time_ms, .. } = context;
         Self { shared, component, number, index, time_ms, ended: false }
     }
 
@@ -87,7 +87,7 @@ impl StateStream {
             return Some(Err(self.shared.snapshot_end()));
         }
         queue.reads.push_back(ReadRequest { stream: self.number, reply });
-        self.shared.inbox.wake_reader(&mut queue);
+        self.shared.inbox.wake_standby(&mut queue);
         Some(Ok(receiver))
     }
 
@@ -102,7 +102,7 @@ impl Drop for StateStream {
         if !self.ended {
             let mut queue = self.shared.inbox.lock();
             queue.closed.push(self.number);
-            self.shared.inbox.wake_reader(&mut queue);
+            self.shared.inbox.wake_standby(&mut queue);
         }
     }
 }

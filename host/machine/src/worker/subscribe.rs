@@ -1,4 +1,4 @@
-//! How a subscription begins: the reader is asked, and its answer and the events after it fit together.
+//! How a subscription begins: the standby is asked, and its answer and the events after it fit together.
 
 use std::sync::Arc;
 
@@ -31,15 +31,15 @@ pub struct Subscribing {
     pub events: Watcher,
 }
 
-/// What the reader says, on its thread.
+/// What the standby says, on its thread.
 pub(super) struct Begun {
     pub(super) index: u64,
     pub(super) result: Result<(Subscription, Watcher), Failure>,
 }
 
 impl Worker {
-    /// Begins a subscription at the reader's state, once it has applied `index_min`; or goes on with one
-    /// that has seen everything up to `resume`, without its initial messages, once the reader has applied
+    /// Begins a subscription at the standby's state, once it has applied `index_min`; or goes on with one
+    /// that has seen everything up to `resume`, without its initial messages, once the standby has applied
     /// that.
     ///
     /// # Errors
@@ -59,7 +59,7 @@ impl Worker {
         let ask = Ask::Subscribe { resume, reply };
         self.push(Question { call, index_min, ask })?;
         let Begun { index, result } =
-            begun.await.unwrap_or_else(|_| Err(QueryError::stopped(shared.fault())))?;
+            begun.await.unwrap_or_else(|_| Err(QueryError::stopped(shared.fatal_error())))?;
         let result = result.map(|(subscription, events)| {
             let initial = if resume.is_some() { Vec::new() } else { subscription.initial };
             Subscribing { initial, events }
@@ -67,12 +67,12 @@ impl Worker {
         Ok(Subscribed { index, result })
     }
 
-    /// Puts a question where the reader finds it.
+    /// Puts a question where the standby finds it.
     pub(super) fn push(&self, question: Question) -> Result<(), QueryError> {
         let shared = Arc::clone(&self.0.shared);
         let mut queue = shared.inbox.lock();
         if queue.ended || shared.check().is_err() {
-            return Err(QueryError::stopped(shared.fault()));
+            return Err(QueryError::stopped(shared.fatal_error()));
         }
         let waiting_max = shared.engine.limits().queries_waiting_max;
         if queue.ready.len() + queue.waiting.len() >= waiting_max {
@@ -86,13 +86,13 @@ impl Worker {
             if queue.primary_answers {
                 shared.ask_primary(&mut queue);
             } else {
-                shared.inbox.wake_reader(&mut queue);
+                shared.inbox.wake_standby(&mut queue);
             }
         } else {
             queue.waiting.push(question);
             // The entries that it waits for may lie there while the standby naps.
             if !queue.finished.is_empty() {
-                shared.inbox.wake_reader(&mut queue);
+                shared.inbox.wake_standby(&mut queue);
             }
         }
         Ok(())

@@ -1,4 +1,4 @@
-//! Another component goes on with the state from one entry on: in head and reader, at the same index on
+//! Another component goes on with the state from one entry on: in primary and standby, at the same index on
 //! every replica and in every replay.
 
 use std::{
@@ -11,7 +11,7 @@ use conclave_types::Outcome;
 use rand::{RngExt as _, SeedableRng as _, rngs::StdRng};
 
 use crate::{
-    history::{MemoryHistory, Saved},
+    entry_source::{MemorySource, Saved},
     support::{Node, read},
     versions::{
         HUNDRED, ONE, TEN, count, counted, is_activated, load, seen, seen_at, trap, version,
@@ -35,7 +35,7 @@ async fn at_three() -> Node {
 async fn a_component_goes_on_with_the_state_and_everybody_learns_of_it() {
     let mut node = at_three().await;
     let mut components = node.worker.components();
-    let wish = node.worker.wish();
+    let wake_at = node.worker.wake_at();
     assert_eq!(seen(&node).await, (3, 1));
     assert!(!components.has_changed().unwrap());
 
@@ -46,15 +46,15 @@ async fn a_component_goes_on_with_the_state_and_everybody_learns_of_it() {
     assert!(components.has_changed().unwrap());
     assert_eq!(*components.borrow_and_update(), *TEN);
     // It has not been able to say when it wants to be woken.
-    assert_eq!(*wish.borrow(), Some(0));
+    assert_eq!(*wake_at.borrow(), Some(0));
 
     assert_eq!(seen(&node).await, (3, 10));
     assert_eq!(counted(&node.apply(count()).await), 13);
-    assert_eq!(*wish.borrow(), None);
+    assert_eq!(*wake_at.borrow(), None);
     assert_eq!(seen(&node).await, (13, 10));
     let stats = node.worker.stats();
     assert_eq!((stats.activations, stats.activations_failed), (1, 0));
-    assert_eq!((stats.promotions, stats.reader_builds, node.worker.fault()), (0, 0, None));
+    assert_eq!((stats.promotions, stats.standby_builds, node.worker.fatal_error()), (0, 0, None));
 }
 
 #[tokio::test]
@@ -70,13 +70,13 @@ async fn a_component_with_another_format_goes_on_and_writes_it() {
     // Who is sent that state goes on with its component.
     let mut other = at_three().await;
     let later = Saved { index: 100, ..after };
-    other.history.install(later.clone());
+    other.entry_source.install(later.clone());
     other.worker.restore(later.state()).await.unwrap();
     other.index = 100;
     assert_eq!(other.worker.component(), *HUNDRED);
     assert_eq!(seen(&other).await, (103, 100));
     assert_eq!(counted(&other.apply(count()).await), 203);
-    // So does a reader that is rebuilt from it.
+    // So does a standby that is rebuilt from it.
     other.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&other).await, (203, 100));
 }
@@ -115,7 +115,7 @@ async fn two_activations_in_one_batch_and_calls_between_them() {
     let mut outcomes = Vec::new();
     for (index, work) in (4..).zip(work) {
         let entry = Entry { index, time_ms: index, work };
-        node.history.append(entry.clone());
+        node.entry_source.append(entry.clone());
         let (send, receive) = tokio::sync::oneshot::channel();
         let done: conclave_machine::Done = Box::new(move |outcome| _ = send.send(outcome));
         batch.push((index, Some(entry), Some(done)));
@@ -203,18 +203,18 @@ async fn a_reader_is_rebuilt_across_activations() {
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (13, 10));
     // From a snapshot before the activation, which was written by the component before.
-    node.history.install(node.snapshot().await);
+    node.entry_source.install(node.snapshot().await);
     assert!(is_activated(&node.activate(&HUNDRED).await));
     assert_eq!(counted(&node.apply(count()).await), 113);
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (113, 100));
     // From one after it.
-    node.history.install(node.snapshot().await);
+    node.entry_source.install(node.snapshot().await);
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (113, 100));
-    assert_eq!(node.history.snapshot_reads.load(Ordering::Relaxed), 3);
-    assert_eq!((node.worker.stats().reader_builds, node.worker.fault()), (3, None));
-    // Such a reader becomes the head.
+    assert_eq!(node.entry_source.snapshot_reads.load(Ordering::Relaxed), 3);
+    assert_eq!((node.worker.stats().standby_builds, node.worker.fatal_error()), (3, None));
+    // Such a standby becomes the primary.
     assert!(matches!(node.apply(trap()).await, Outcome::Trap(_)));
     assert_eq!(counted(&node.apply(count()).await), 213);
 }
@@ -252,16 +252,16 @@ async fn a_worker_restarts_with_activations_behind_and_before_its_snapshot() {
     assert!(is_activated(&first.activate(&HUNDRED).await));
     assert_eq!(counted(&first.apply(count()).await), 113);
     let last = first.snapshot().await;
-    let log = first.history.all();
+    let log = first.entry_source.all();
     drop(first);
 
     for at in [None, Some(initial), Some(between), Some(last.clone())] {
-        let history = Arc::new(MemoryHistory::new());
+        let entry_source = Arc::new(MemorySource::new());
         if let Some(saved) = &at {
-            history.install(saved.clone());
+            entry_source.install(saved.clone());
         }
         let started_with = at.as_ref().map_or(&*ONE, |saved| &saved.component).clone();
-        let mut node = Node::start_from(ONE.clone(), history, at.as_ref().map(Saved::state));
+        let mut node = Node::start_from(ONE.clone(), entry_source, at.as_ref().map(Saved::state));
         assert_eq!(node.worker.component(), started_with);
         let from = node.index;
         for entry in log.iter().filter(|entry| entry.index > from) {
@@ -331,33 +331,33 @@ async fn live(seed: u64) {
                     && let Ok(saved) = read(stream).await
                 {
                     assert_eq!((&saved.component, saved.index), (components[active].0, index));
-                    node.history.install(saved);
+                    node.entry_source.install(saved);
                 }
             }
             94..97 => {
                 settle(&mut pending).await;
                 let mut saved = node.snapshot().await;
                 saved.index += 10;
-                node.history.install(saved.clone());
+                node.entry_source.install(saved.clone());
                 node.worker.restore(saved.state()).await.unwrap();
                 node.index = saved.index;
             }
             _ => {
                 settle(&mut pending).await;
                 let saved = node.snapshot().await;
-                let history = Arc::clone(&node.history);
-                history.install(saved.clone());
+                let entry_source = Arc::clone(&node.entry_source);
+                entry_source.install(saved.clone());
                 if random.random() {
-                    history.forget_traps();
+                    entry_source.forget_traps();
                 }
-                node = Node::start_from(ONE.clone(), history, Some(saved.state()));
+                node = Node::start_from(ONE.clone(), entry_source, Some(saved.state()));
             }
         }
     }
     settle(&mut pending).await;
     assert_eq!(seen(&node).await, (number, components[active].3));
     assert_eq!(node.worker.component(), *components[active].0);
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.worker.fatal_error(), None);
 }
 
 #[derive(Debug, Clone, Copy, PartialEq)]

@@ -47,10 +47,10 @@ async fn a_replica_that_restarts_in_the_middle_agrees_with_one_that_does_not() {
     let mut first = Node::start();
     let mut outcomes = replay(&mut first, &log[..170]).await;
     let saved = first.snapshot().await;
-    let history = Arc::clone(&first.history);
-    history.install(saved.clone());
+    let entry_source = Arc::clone(&first.entry_source);
+    entry_source.install(saved.clone());
     drop(first);
-    let mut second = Node::start_from(hostile(), history, Some(saved.state()));
+    let mut second = Node::start_from(hostile(), entry_source, Some(saved.state()));
     outcomes.extend(replay(&mut second, &log[170..]).await);
 
     assert_eq!(outcomes, steady_outcomes);
@@ -64,25 +64,25 @@ async fn a_history_with_recorded_traps_replays_to_the_same_state() {
     let mut node = Node::start();
     let outcomes = replay(&mut node, &log).await;
     let saved = node.snapshot().await;
-    let history = Arc::clone(&node.history);
+    let entry_source = Arc::clone(&node.entry_source);
     drop(node);
 
     // With the records, trapped entries are answered from them.
-    let mut again = Node::start_from(hostile(), Arc::clone(&history), None);
+    let mut again = Node::start_from(hostile(), Arc::clone(&entry_source), None);
     assert_eq!(replay(&mut again, &log).await, outcomes);
     assert_eq!(again.snapshot().await, saved);
     let stats = again.worker.stats();
-    assert_eq!((stats.promotions, stats.traps_replayed), (0, history.traps().len() as u64));
+    assert_eq!((stats.promotions, stats.traps_replayed), (0, entry_source.traps().len() as u64));
     drop(again);
 
     // Without, as after a crash that lost them, they trap again, with the same words.
-    let recorded = history.traps();
-    history.forget_traps();
-    let mut again = Node::start_from(hostile(), Arc::clone(&history), None);
+    let recorded = entry_source.traps();
+    entry_source.forget_traps();
+    let mut again = Node::start_from(hostile(), Arc::clone(&entry_source), None);
     assert_eq!(replay(&mut again, &log).await, outcomes);
     assert_eq!(again.snapshot().await, saved);
-    assert_eq!(history.traps(), recorded);
-    assert_eq!(history.all().len(), log.len());
+    assert_eq!(entry_source.traps(), recorded);
+    assert_eq!(entry_source.all().len(), log.len());
 }
 
 /// A machine that answers with what its context says, and traps if it is asked to.
@@ -180,7 +180,7 @@ async fn digest_of_an_entry_that_is_still_to_come_is_waited_for() {
     assert!(futures::poll!(&mut later).is_pending());
     assert_eq!(node.add(1).await, 2);
     tokio::time::sleep(std::time::Duration::from_millis(20)).await;
-    assert!(futures::poll!(&mut later).is_pending(), "the head stands before it");
+    assert!(futures::poll!(&mut later).is_pending(), "the primary stands before it");
     node.push_blank().await;
     node.add(1).await;
     let third = later.await.unwrap().unwrap();

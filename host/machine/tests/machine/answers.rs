@@ -77,7 +77,7 @@ async fn an_answer_that_breaks_the_abi_is_an_outcome() {
         );
         // A worker goes on after it: the same entry traps again.
         assert_eq!(node.apply(raw(b"request")).await, outcome);
-        assert_eq!(node.worker.fault(), None);
+        assert_eq!(node.worker.fatal_error(), None);
     }
 }
 
@@ -135,7 +135,7 @@ async fn a_snapshot_that_traps_costs_the_reader_alone() {
         );
         node.worker.query(raw(b""), 0).await.unwrap();
     }
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.worker.fatal_error(), None);
 }
 
 #[tokio::test]

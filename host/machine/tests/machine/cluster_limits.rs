@@ -5,7 +5,7 @@ use conclave_machine::{Component, Engine, Work, rehearse};
 use conclave_types::{Call, Outcome, TrapKind, limits::ClusterLimits};
 
 use crate::{
-    history::Saved,
+    entry_source::Saved,
     support::{Node, SEED, trap_kind, with},
 };
 use conclave_testing::wat::Wat;
@@ -28,7 +28,7 @@ fn costly_wat(name: &'static str) -> Wat {
                 (i32.store8 (i32.const 512) (i32.const 0)) (i32.store (i32.const 516) (i32.const 8))
                 (i32.store (i32.const 520) (i32.const 8)) (i32.const 512)",
         // Eight bytes once, then the end.
-        snapshot: "(i32.store (i32.const 24) (i32.const 0)) (call $new_reader (i32.const 1))",
+        snapshot: "(i32.store (i32.const 24) (i32.const 0)) (call $new_standby (i32.const 1))",
         read: "(i32.store (i32.const 48) (i32.const 8))
                (i32.store (i32.const 52) (select (i32.const 0) (i32.const 8) (i32.load (i32.const 24))))
                (i32.store (i32.const 24) (i32.const 1)) (i32.const 48)",
@@ -43,7 +43,7 @@ fn load(wat: Wat, limits: ClusterLimits) -> Component {
 }
 
 fn fuel(fuel_per_call: u64) -> ClusterLimits {
-    ClusterLimits { fuel_per_call, memory_bytes_max: 64 << 20, ..ClusterLimits::GENESIS }
+    ClusterLimits { fuel_per_call, memory_bytes_max: 64 << 20, ..ClusterLimits::DEFAULT }
 }
 
 /// Less than a call needs, and more.
@@ -65,9 +65,9 @@ async fn count(node: &Node) -> u64 {
 
 /// Loses the standby and waits for the next one.
 async fn rebuild_standby(node: &Node) {
-    let builds = node.worker.stats().reader_builds;
+    let builds = node.worker.stats().standby_builds;
     node.worker.query(raw(""), node.index).await.unwrap_err();
-    node.until("a standby is built", |node| node.worker.stats().reader_builds > builds).await;
+    node.until("a standby is built", |node| node.worker.stats().standby_builds > builds).await;
     count(node).await;
 }
 
@@ -85,14 +85,14 @@ async fn entry_is_applied_under_the_limits_of_its_index_also_in_a_replay() {
 
     // Without the records of the traps: everything is computed again.
     let mut replay = Node::start_with(costly("costly", fuel(LITTLE)));
-    for entry in node.history.all() {
+    for entry in node.entry_source.all() {
         replay.push_entry(entry).await.await.unwrap();
     }
     assert_eq!((replay.digest().await, count(&replay).await), (digest, 1));
 
     // The limits themselves are part of the digest.
     let mut other = Node::start_with(costly("costly", fuel(LITTLE)));
-    for mut entry in node.history.all() {
+    for mut entry in node.entry_source.all() {
         if entry.work == Work::SetLimits(fuel(PLENTY)) {
             entry.work = Work::SetLimits(fuel(PLENTY + 1));
         }
@@ -112,7 +112,7 @@ async fn memory_follows_the_limits_in_both_instances() {
     assert_eq!(trap_kind(&apply(&mut node).await), TrapKind::MemoryExhausted);
     node.set_limits(memory(64 << 20)).await;
     assert!(matches!(apply(&mut node).await, Outcome::Reply(_)));
-    assert_eq!((count(&node).await, node.worker.fault()), (2, None));
+    assert_eq!((count(&node).await, node.worker.fatal_error()), (2, None));
 }
 
 #[tokio::test]
@@ -121,7 +121,7 @@ async fn standby_that_is_built_from_the_log_gets_its_limits() {
     node.set_limits(fuel(PLENTY)).await;
     assert!(matches!(apply(&mut node).await, Outcome::Reply(_)));
     rebuild_standby(&node).await;
-    assert_eq!((count(&node).await, node.worker.fault()), (1, None));
+    assert_eq!((count(&node).await, node.worker.fatal_error()), (1, None));
     // It becomes the primary.
     let mut trapping = fuel(PLENTY);
     trapping.memory_bytes_max = 5 << 20;
@@ -130,7 +130,7 @@ async fn standby_that_is_built_from_the_log_gets_its_limits() {
     node.set_limits(fuel(PLENTY)).await;
     assert!(matches!(apply(&mut node).await, Outcome::Reply(_)));
     rebuild_standby(&node).await;
-    assert_eq!((count(&node).await, node.worker.fault()), (2, None));
+    assert_eq!((count(&node).await, node.worker.fatal_error()), (2, None));
 }
 
 #[tokio::test]
@@ -141,7 +141,7 @@ async fn state_is_restored_with_its_limits() {
     let saved = Saved { limits: fuel(PLENTY), ..node.snapshot().await };
     let mut next = Node::start_from(
         node.worker.component(),
-        node.history.clone(),
+        node.entry_source.clone(),
         Some(saved.clone().state()),
     );
     assert!(matches!(apply(&mut next).await, Outcome::Reply(_)));
@@ -161,8 +161,9 @@ async fn state_that_has_grown_to_the_limit_is_saved_and_restored() {
     const GROW: &str =
         "(if (i32.eq (memory.grow (i32.mul (i32.const 64) (i32.wrap_i64 (i64.load (i32.const 8)))))
         (i32.const -1)) (then unreachable))";
-    let snapshot =
-        format!("{GROW} (i32.store (i32.const 24) (i32.const 0)) (call $new_reader (i32.const 1))");
+    let snapshot = format!(
+        "{GROW} (i32.store (i32.const 24) (i32.const 0)) (call $new_standby (i32.const 1))"
+    );
     let finish = format!("{GROW} {GROW} {}", Wat::default().finish);
     let wat = Wat { snapshot: snapshot.leak(), finish: finish.leak(), ..costly_wat("growing") };
     let limits = ClusterLimits { memory_bytes_max: 16 << 20, ..fuel(PLENTY) };
@@ -174,8 +175,9 @@ async fn state_that_has_grown_to_the_limit_is_saved_and_restored() {
     }
     assert_eq!((grown, trap_kind(&apply(&mut node).await)), (3, TrapKind::MemoryExhausted));
     let saved = Saved { limits, ..node.snapshot().await };
-    let mut restored = Node::start_from(component, node.history.clone(), Some(saved.state_in(8)));
-    assert_eq!((count(&restored).await, restored.worker.fault()), (3, None));
+    let mut restored =
+        Node::start_from(component, node.entry_source.clone(), Some(saved.state_in(8)));
+    assert_eq!((count(&restored).await, restored.worker.fatal_error()), (3, None));
     // More memory than the state may have is for moving it only.
     assert_eq!(trap_kind(&apply(&mut restored).await), TrapKind::MemoryExhausted);
 }
@@ -189,10 +191,10 @@ async fn component_that_is_activated_or_rehearsed_has_the_limits() {
     let before = node.snapshot().await;
     node.set_limits(fuel(PLENTY)).await;
     apply(&mut node).await;
-    let entries = || node.history.all().into_iter().map(Ok);
+    let entries = || node.entry_source.all().into_iter().map(Ok);
     let rehearsed = rehearse(&next, SEED, before.state(), entries(), || false).unwrap();
     assert_eq!((rehearsed.entries, rehearsed.index), (1, node.index));
     assert!(matches!(node.activate(&next).await, Outcome::Reply(_)));
     assert!(matches!(apply(&mut node).await, Outcome::Reply(_)));
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.worker.fatal_error(), None);
 }

@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use conclave_machine::{
-    Component, Engine, Entry, History, HistoryError, QueryError, SavedState, SnapshotError, Work,
-    Worker,
+    Component, Engine, Entry, EntrySource, EntrySourceError, QueryError, SavedState, SnapshotError,
+    Work, Worker,
 };
 use conclave_types::{Call, Outcome, Trap};
 
@@ -17,18 +17,18 @@ fn raw() -> Call {
 
 /// The node has stopped, and says so wherever it is asked.
 async fn stopped_with(node: &mut Node, words: &str) {
-    node.until("a fault", |node| node.worker.fault().is_some()).await;
-    let fault = node.worker.fault().unwrap();
-    eprintln!("{fault}");
-    assert!(fault.contains(words), "{fault}");
+    node.until("a fault", |node| node.worker.fatal_error().is_some()).await;
+    let fatal_error = node.worker.fatal_error().unwrap();
+    eprintln!("{fatal_error}");
+    assert!(fatal_error.contains(words), "{fatal_error}");
     let refused = node.worker.apply(vec![(node.index + 1, None, None)]).await.unwrap_err();
     assert!(refused.to_string().contains(words), "{refused}");
     let query = node.worker.query(raw(), 0).await;
     assert!(
-        matches!(&query, Err(QueryError::Fault(fault)) if fault.to_string().contains(words)),
+        matches!(&query, Err(QueryError::Fatal(fatal_error)) if fatal_error.to_string().contains(words)),
         "{query:?}"
     );
-    assert!(matches!(node.worker.snapshot(node.index).await, Err(SnapshotError::Fault(_))));
+    assert!(matches!(node.worker.snapshot(node.index).await, Err(SnapshotError::Fatal(_))));
 }
 
 #[tokio::test]
@@ -63,7 +63,7 @@ async fn assert_disagreement(node: &mut Node, words: &str) {
     node.worker.standby().wait_for(|present| *present).await.unwrap();
     assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
     assert_eq!(node.worker.query(raw(), node.index).await.unwrap().index, node.index);
-    assert_eq!((node.worker.fault(), node.worker.stats().promotions), (None, 0));
+    assert_eq!((node.worker.fatal_error(), node.worker.stats().promotions), (None, 0));
     assert_eq!(node.worker.standby_problem(), Some(problem), "an operator must see it");
 }
 
@@ -100,12 +100,12 @@ async fn an_entry_out_of_order_is_a_fault() {
 /// A history that has nothing.
 struct Unreadable;
 
-impl History for Unreadable {
-    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
-        Err(HistoryError::Unreadable("the disk is gone".to_owned()))
+impl EntrySource for Unreadable {
+    fn snapshot(&self) -> Result<Option<SavedState>, EntrySourceError> {
+        Err(EntrySourceError::Unreadable("the disk is gone".to_owned()))
     }
-    fn entries(&self, _: u64, _: u64) -> Result<Vec<Entry>, HistoryError> {
-        Err(HistoryError::Unreadable("the disk is gone".to_owned()))
+    fn entries(&self, _: u64, _: u64) -> Result<Vec<Entry>, EntrySourceError> {
+        Err(EntrySourceError::Unreadable("the disk is gone".to_owned()))
     }
     fn record_trap(&self, _: u64, _: &Trap) {}
     fn trapped(&self, _: u64) -> Option<Trap> {
@@ -117,7 +117,7 @@ impl History for Unreadable {
 #[tokio::test]
 async fn a_standby_that_cannot_be_rebuilt_leaves_the_primary_working() {
     let worker = Worker::start(hostile(), SEED, Arc::new(Unreadable), None).unwrap();
-    let mut node = Node { worker, history: Default::default(), index: 0 };
+    let mut node = Node { worker, entry_source: Default::default(), index: 0 };
     // The trap itself is answered: the standby that there was is promoted.
     assert!(matches!(node.apply(call("Panic", Number::default())).await, Outcome::Trap(_)));
     node.until("a problem", |node| node.worker.standby_problem().is_some()).await;
@@ -131,7 +131,7 @@ async fn a_standby_that_cannot_be_rebuilt_leaves_the_primary_working() {
     assert!(matches!(subscribed, Err(QueryError::NoStandby(_))), "{subscribed:?}");
     let snapshot = node.worker.snapshot(node.index).await;
     assert!(matches!(snapshot, Err(SnapshotError::NoStandby(_))));
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.worker.fatal_error(), None);
     // Now there is no instance at all.
     node.push(call("Panic", Number::default())).await.await.unwrap_err();
     stopped_with(&mut node, "the disk is gone").await;
@@ -144,8 +144,9 @@ async fn a_state_that_cannot_be_restored_does_not_start() {
     let limits = limits().cluster;
     let saved =
         SavedState { component, index, time_ms, limits, state_version: 1, digest: None, chunks };
-    let fault = Worker::start(hostile(), SEED, Arc::new(Unreadable), Some(saved)).err().unwrap();
-    assert!(fault.to_string().contains("eight bytes"), "{fault}");
+    let fatal_error =
+        Worker::start(hostile(), SEED, Arc::new(Unreadable), Some(saved)).err().unwrap();
+    assert!(fatal_error.to_string().contains("eight bytes"), "{fatal_error}");
 }
 
 #[tokio::test]

@@ -2,7 +2,7 @@
 //! within its limits can always be transferred. Method: the component that the binary carries, with default limits.
 
 use bytes::Bytes;
-use conclave_machine::{Component, Engine, Limits, Lone, Moment};
+use conclave_machine::{Component, Engine, EntryContext, Limits, Standalone};
 use conclave_sdk::limits as contract;
 use conclave_types::{Call, Code, Outcome, Reply, TrapKind, limits};
 use guest_kv::{
@@ -28,14 +28,18 @@ fn component(component: Bytes) -> Component {
 /// Runs `body` with an instance of the store.
 fn with_store(body: impl FnOnce(&mut Store) + Send) {
     let component = component(crate::support::build("guest-kv"));
-    Lone::with_stack(&Limits::default(), || {
-        body(&mut Store { lone: Lone::start(&component).unwrap(), index: 0, time_ms: 0 });
+    Standalone::with_stack(&Limits::default(), || {
+        body(&mut Store {
+            standalone: Standalone::start(&component).unwrap(),
+            index: 0,
+            time_ms: 0,
+        });
     })
     .unwrap();
 }
 
 struct Store {
-    lone: Lone,
+    standalone: Standalone,
     index: u64,
     time_ms: u64,
 }
@@ -50,8 +54,8 @@ impl Store {
             principal: "".into(),
         };
         self.index += 1;
-        let moment = Moment { index: self.index, time_ms: self.time_ms, seed: 0 };
-        match self.lone.apply(moment, Some(&call)).expect("no request traps") {
+        let context = EntryContext { index: self.index, time_ms: self.time_ms, seed: 0 };
+        match self.standalone.apply(context, Some(&call)).expect("no request traps") {
             Outcome::Reply(reply) => Ok(reply),
             Outcome::Failure(failure) => Err((failure.code, failure.message)),
             Outcome::Trap(trap) => panic!("{trap:?}"),
@@ -186,12 +190,12 @@ fn many_small_events_are_transferred_up_to_the_limit() {
     let component = component(Wat { apply, memory: "128", ..Wat::default() }.component());
     let largest = limits::EVENT_BYTES / limits::EVENT_OVERHEAD_BYTES;
     let apply = |count: usize| {
-        let mut lone = Lone::start(&component).unwrap();
+        let mut standalone = Standalone::start(&component).unwrap();
         let call =
             Call { method: "any".into(), request: vec![0; count].into(), principal: "".into() };
-        lone.apply(Moment { index: 1, time_ms: 0, seed: 0 }, Some(&call))
+        standalone.apply(EntryContext { index: 1, time_ms: 0, seed: 0 }, Some(&call))
     };
-    Lone::with_stack(&Limits::default(), || {
+    Standalone::with_stack(&Limits::default(), || {
         match apply(largest) {
             Ok(Outcome::Reply(reply)) => assert_eq!(reply.events.len(), largest),
             other => panic!("{other:?}"),
@@ -239,7 +243,7 @@ async fn an_answer_that_is_too_large_fails_and_keeps_the_standby() {
     let largest = limits::RESPONSE_BYTES;
     assert_eq!(query(largest).await.unwrap().len(), largest);
     assert_eq!(subscribe(largest).await.unwrap().initial[0].len(), largest);
-    let builds = node.worker.stats().reader_builds;
+    let builds = node.worker.stats().standby_builds;
     for bytes in [largest + 1, 3 * largest] {
         let refusals = [query(bytes).await.unwrap_err(), subscribe(bytes).await.unwrap_err()];
         for refusal in refusals {
@@ -251,7 +255,7 @@ async fn an_answer_that_is_too_large_fails_and_keeps_the_standby() {
     }
     assert_eq!(query(8).await.unwrap().len(), 8);
     let stats = node.worker.stats();
-    assert_eq!((stats.query_traps, stats.reader_builds), (0, builds));
+    assert_eq!((stats.query_traps, stats.standby_builds), (0, builds));
 }
 
 #[test]

@@ -144,7 +144,7 @@ fn a_machine_of_too_many_parts_is_refused_with_their_limits() {
     let with = |more: String| Wat { more, ..Wat::default() }.component();
     load(with("(memory 0)".repeat(15))).unwrap();
     let (error, text) = refusal(with("(memory 0)".repeat(16)));
-    assert!(matches!(error, LoadError::Traps(trap) if trap.kind == TrapKind::Fault));
+    assert!(matches!(error, LoadError::Traps(trap) if trap.kind == TrapKind::Invalid));
     assert!(text.contains("more than 16 memories"), "{text}");
 }
 

@@ -3,7 +3,7 @@
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use conclave_machine::{BatchItem, Component, Engine, Entry, Lone, Moment, Work};
+use conclave_machine::{BatchItem, Component, Engine, Entry, EntryContext, Standalone, Work};
 use conclave_types::{Call, Outcome, TrapKind};
 use prost::Message;
 use tokio::sync::oneshot;
@@ -11,7 +11,7 @@ use tokio::sync::oneshot;
 use crate::support::{HOSTILE, Node, Number, add, build, call, limits, number, trap_kind, with};
 use conclave_testing::wat::Wat;
 
-const HEAD: &str = "conclave-head";
+const HEAD: &str = "conclave-primary";
 
 fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
@@ -55,16 +55,16 @@ async fn measure_apply_throughput_and_latency() {
     }
     let total = number(&last.unwrap().await.unwrap());
     let took = started.elapsed();
-    node.until("the reader", |node| node.worker.stats().reader_applied == node.index).await;
-    let with_reader = started.elapsed();
+    node.until("the standby", |node| node.worker.stats().standby_applied == node.index).await;
+    let with_standby = started.elapsed();
     let cpu = cpu(HEAD) - cpu_before;
     let stats = node.worker.stats();
     eprintln!(
-        "{total} entries in batches of {BATCH}: {:.0} ns each, {:.0}/s; with the reader {:.0} ns, the head alone {:.0} \
+        "{total} entries in batches of {BATCH}: {:.0} ns each, {:.0}/s; with the standby {:.0} ns, the primary alone {:.0} \
          ns of CPU; {} fuel each",
         took.as_nanos() as f64 / ENTRIES as f64,
         ENTRIES as f64 / took.as_secs_f64(),
-        with_reader.as_nanos() as f64 / ENTRIES as f64,
+        with_standby.as_nanos() as f64 / ENTRIES as f64,
         cpu.as_nanos() as f64 / ENTRIES as f64,
         stats.fuel / ENTRIES
     );
@@ -138,12 +138,12 @@ fn measure_fuel_of_operators() {
             ..Wat::default()
         };
         let component = Component::load(&engine, wat.component()).unwrap();
-        let took = Lone::with_stack(&limits, || {
-            let mut lone = Lone::start(&component).unwrap();
+        let took = Standalone::with_stack(&limits, || {
+            let mut standalone = Standalone::start(&component).unwrap();
             let started = Instant::now();
-            let moment = Moment { index: 1, time_ms: 0, seed: 0 };
+            let context = EntryContext { index: 1, time_ms: 0, seed: 0 };
             let call = Call { method: "any".into(), request: Bytes::new(), principal: "".into() };
-            lone.apply(moment, Some(&call)).unwrap_err();
+            standalone.apply(context, Some(&call)).unwrap_err();
             started.elapsed()
         })
         .unwrap();
@@ -223,7 +223,7 @@ async fn measure_key_values() {
         let outcome = last.unwrap().await.unwrap();
         assert!(matches!(outcome, Outcome::Reply(_)), "{outcome:?}");
         eprintln!(
-            "{round} {KEYS} puts of 256 bytes: {:.0} ns each, the head alone {:.0} ns of CPU, {} fuel each",
+            "{round} {KEYS} puts of 256 bytes: {:.0} ns each, the primary alone {:.0} ns of CPU, {} fuel each",
             started.elapsed().as_nanos() as f64 / KEYS as f64,
             (cpu(HEAD) - cpu_before).as_nanos() as f64 / KEYS as f64,
             (node.worker.stats().fuel - fuel_before) / KEYS,
@@ -244,8 +244,8 @@ async fn measure_key_values() {
     eprintln!(
         "restored in two instances in {:?}; memory {} and {}; resident {} MiB",
         started.elapsed(),
-        stats.head_memory_bytes,
-        stats.reader_memory_bytes,
+        stats.primary_memory_bytes,
+        stats.standby_memory_bytes,
         resident_bytes() >> 20
     );
     let again =
@@ -263,7 +263,7 @@ async fn measure_key_values_in_memory() {
     for (keys, value_bytes) in [(100_000, 0), (100_000, 64), (50_000, 1000), (1_500, 40_000)] {
         for ttl_ms in [0, 1 << 40] {
             let mut node = Node::start_with(component.clone());
-            let empty = node.worker.stats().head_memory_bytes;
+            let empty = node.worker.stats().primary_memory_bytes;
             let mut told = Vec::new();
             for round in 0..3 {
                 let mut held = 0;
@@ -275,8 +275,8 @@ async fn measure_key_values_in_memory() {
                         Put { key: format!("k{key:08}"), value: vec![7; bytes].into(), ttl_ms };
                     drop(node.push(put.call()).await);
                 }
-                node.until("the head", |node| node.worker.applied() == node.index).await;
-                let memory = node.worker.stats().head_memory_bytes - empty;
+                node.until("the primary", |node| node.worker.applied() == node.index).await;
+                let memory = node.worker.stats().primary_memory_bytes - empty;
                 told.push((memory as f64 - held as f64) / keys as f64);
             }
             eprintln!(

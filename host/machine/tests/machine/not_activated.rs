@@ -7,7 +7,7 @@ use conclave_machine::{Component, Engine};
 use conclave_types::{Code, Outcome};
 
 use crate::{
-    history::MemoryHistory,
+    entry_source::MemorySource,
     printed::{printed, saying},
     support::{Node, limits, read, with},
     versions::{
@@ -77,32 +77,32 @@ async fn tried(old: &Component, new: &Component) -> String {
     // Nothing changed, for anybody.
     assert!(!components.has_changed().unwrap());
     assert_eq!(node.worker.component(), *old);
-    assert_eq!(*node.worker.wish().borrow(), None);
+    assert_eq!(*node.worker.wake_at().borrow(), None);
     assert_eq!(seen(&node).await, (3, 1));
     assert_eq!(counted(&node.apply(count()).await), 4);
     assert_eq!(seen(&node).await, (4, 1));
     let stats = node.worker.stats();
     assert_eq!((stats.activations, stats.activations_failed, stats.failures), (0, 2, 2));
-    // A reader that is rebuilt passes it by as well, and so does one that becomes the head.
+    // A standby that is rebuilt passes it by as well, and so does one that becomes the primary.
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (4, 1));
     assert!(matches!(node.apply(trap()).await, Outcome::Trap(_)));
     assert_eq!(counted(&node.apply(count()).await), 5);
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.worker.fatal_error(), None);
 
-    let log = node.history.all();
-    let remembering = Arc::clone(&node.history);
+    let log = node.entry_source.all();
+    let remembering = Arc::clone(&node.entry_source);
     drop(node);
-    for (history, start) in [
+    for (entry_source, start) in [
         (Arc::clone(&remembering), None),
-        (Arc::new(MemoryHistory::new()), None),
-        (Arc::new(MemoryHistory::new()), saved),
+        (Arc::new(MemorySource::new()), None),
+        (Arc::new(MemorySource::new()), saved),
     ] {
         if let Some(saved) = &start {
-            history.install(saved.clone());
+            entry_source.install(saved.clone());
         }
         let at = start.as_ref().map(|saved| saved.state());
-        let mut node = Node::start_from(old.clone(), history, at);
+        let mut node = Node::start_from(old.clone(), entry_source, at);
         let from = node.index;
         let mut refusals = 0;
         for entry in log.iter().filter(|entry| entry.index > from) {
@@ -112,7 +112,7 @@ async fn tried(old: &Component, new: &Component) -> String {
                 refusals += 1;
             }
         }
-        assert_eq!((refusals, seen(&node).await, node.worker.fault()), (2, (5, 1), None));
+        assert_eq!((refusals, seen(&node).await, node.worker.fatal_error()), (2, (5, 1), None));
     }
     assert_eq!(remembering.all().len(), log.len());
     said
@@ -120,7 +120,7 @@ async fn tried(old: &Component, new: &Component) -> String {
 
 impl Node {
     /// Nothing for a machine that cannot be snapshotted.
-    async fn snapshot_unless_it_breaks(&self) -> Option<crate::history::Saved> {
+    async fn snapshot_unless_it_breaks(&self) -> Option<crate::entry_source::Saved> {
         let stream = self.worker.snapshot(self.index).await.ok()?;
         read(stream).await.ok()
     }
@@ -147,7 +147,7 @@ async fn a_component_that_does_not_take_the_state_is_not_activated() {
     }
 }
 
-/// The old component breaks over its snapshot: its head is lost, and the reader's copy goes on.
+/// The old component breaks over its snapshot: its head is lost, and the standby's copy goes on.
 #[tokio::test]
 async fn a_component_that_breaks_over_its_snapshot_goes_on() {
     let ways: [Way; 3] = [
@@ -159,7 +159,7 @@ async fn a_component_that_breaks_over_its_snapshot_goes_on() {
         (
             "read",
             |wat| Wat { read: "unreachable", ..wat },
-            "snapshot-reader.read: the machine panicked",
+            "snapshot-standby.read: the machine panicked",
         ),
         (
             "a large piece",
@@ -168,7 +168,7 @@ async fn a_component_that_breaks_over_its_snapshot_goes_on() {
                 memory: "16",
                 ..wat
             },
-            "snapshot-reader.read: the piece is larger than asked for",
+            "snapshot-standby.read: the piece is larger than asked for",
         ),
     ];
     for (what, make, words) in ways {
@@ -191,9 +191,9 @@ async fn the_reason_does_not_depend_on_who_is_faster() {
     let brittle = load(&Wat { read, memory: "16", ..version("brittle", 1, 1, &[1]) });
     let takes_all = Wat { write: "(i32.const 640)", memory: "16", ..version("x", 10, 1, &[1]) };
     let new: [(Wat, &str); 4] = [
-        (takes_all.clone(), "snapshot-reader.read: the machine panicked"),
+        (takes_all.clone(), "snapshot-standby.read: the machine panicked"),
         (Wat { write: FAILS, ..takes_all.clone() }, "restore-writer.write: the machine refuses"),
-        (Wat { finish: FAILS, ..takes_all.clone() }, "snapshot-reader.read: the machine panicked"),
+        (Wat { finish: FAILS, ..takes_all.clone() }, "snapshot-standby.read: the machine panicked"),
         (Wat { restore: FAILS, ..takes_all.clone() }, "restore: the machine refuses"),
     ];
     for (new, words) in new {
@@ -204,7 +204,7 @@ async fn the_reason_does_not_depend_on_who_is_faster() {
             let outcome = node.activate(&new).await;
             assert!(not_activated(&outcome).contains(words), "{words}: {outcome:?}");
             assert_eq!(counted(&node.apply(count()).await), 2);
-            assert_eq!((seen(&node).await, node.worker.fault()), ((2, 1), None));
+            assert_eq!((seen(&node).await, node.worker.fatal_error()), ((2, 1), None));
         }
     }
 }
@@ -269,13 +269,13 @@ async fn a_recorded_failure_is_not_tried_again() {
     assert_eq!(counted(&node.apply(count()).await), 1);
     let stubborn = load(&Wat { finish: "unreachable", ..version("stubborn", 10, 1, &[1]) });
     let refused = node.activate(&stubborn).await;
-    let mut log = node.history.all();
-    let history = Arc::clone(&node.history);
+    let mut log = node.entry_source.all();
+    let entry_source = Arc::clone(&node.entry_source);
     drop(node);
     // What is in its place now would take the state.
     let willing = load(&version("stubborn", 10, 1, &[1]));
     log[1].work = conclave_machine::Work::Activate(willing);
-    let mut node = Node::start_from(ONE.clone(), history, None);
+    let mut node = Node::start_from(ONE.clone(), entry_source, None);
     let mut last = None;
     for entry in log {
         last = Some(node.push_entry(entry).await.await.unwrap());
@@ -295,9 +295,9 @@ async fn a_component_of_another_engine_is_a_fault() {
     let engine = Engine::new(&limits()).unwrap();
     let stranger = Component::load(&engine, version("ten", 10, 1, &[1]).component()).unwrap();
     assert!(node.push_component(&stranger).await.await.is_err());
-    node.until("a fault", |node| node.worker.fault().is_some()).await;
-    let fault = node.worker.fault().unwrap();
-    assert!(fault.contains("compiled by another engine"), "{fault}");
+    node.until("a fault", |node| node.worker.fatal_error().is_some()).await;
+    let fatal_error = node.worker.fatal_error().unwrap();
+    assert!(fatal_error.contains("compiled by another engine"), "{fatal_error}");
 }
 
 #[tokio::test]
@@ -313,6 +313,6 @@ async fn a_shutdown_does_not_wait_for_a_long_restore() {
     node.worker.shutdown();
     assert!(started.elapsed() < Duration::from_millis(500), "{:?}", started.elapsed());
     assert!(outcome.await.is_err(), "an interrupted activation has no outcome");
-    assert_eq!((node.worker.fault(), node.worker.component()), (None, ONE.clone()));
-    assert_eq!(node.history.traps().len(), 0);
+    assert_eq!((node.worker.fatal_error(), node.worker.component()), (None, ONE.clone()));
+    assert_eq!(node.entry_source.traps().len(), 0);
 }

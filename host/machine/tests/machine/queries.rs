@@ -1,4 +1,4 @@
-//! Queries are asked of the reader: at an index, while entries go on, and a trap costs the reader only.
+//! Queries are asked of the standby: at an index, while entries go on, and a trap costs the standby only.
 
 use std::{
     sync::{
@@ -64,7 +64,7 @@ async fn a_query_that_traps_costs_the_reader_alone_while_entries_go_on() {
     }
     let stats = node.worker.stats();
     assert_eq!((stats.query_traps, stats.promotions), (20, 0));
-    assert!(node.history.traps().is_empty(), "a query is not an entry");
+    assert!(node.entry_source.traps().is_empty(), "a query is not an entry");
 }
 
 #[tokio::test]
@@ -130,7 +130,7 @@ async fn a_trap_does_not_wait_for_the_queries_that_came_before_it() {
         assert!(futures::poll!(&mut query).is_pending());
         queries.push(tokio::spawn(query));
     }
-    // The reader may have found the first alone, but the second came with all others.
+    // The standby may have found the first alone, but the second came with all others.
     node.until("two answers", |_| answered.load(Ordering::SeqCst) >= 2).await;
     let outcome = node.apply(raw()).await;
     assert!(matches!(outcome, Outcome::Trap(_)), "{outcome:?}");
@@ -141,7 +141,7 @@ async fn a_trap_does_not_wait_for_the_queries_that_came_before_it() {
     }
 }
 
-/// A reader that is being rebuilt begins in the past, and nobody is shown that.
+/// A standby that is being rebuilt begins in the past, and nobody is shown that.
 #[tokio::test]
 async fn a_stale_query_never_sees_an_older_state_than_one_before() {
     let mut node = Node::start();
@@ -172,7 +172,7 @@ async fn too_many_queries_are_refused_and_those_given_up_make_room() {
     assert!(futures::poll!(Box::pin(ask())).is_pending());
 }
 
-/// A reader that cannot follow makes the head wait, not the queue grow.
+/// A standby that cannot follow makes the primary wait, not the queue grow.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_reader_slows_the_head_down() {
     let limits = with(|limits| limits.fuel_per_query = 4_000_000_000);
@@ -186,11 +186,11 @@ async fn a_slow_reader_slows_the_head_down() {
     let mut fullest = 0;
     for _ in 0..20_000 {
         drop(node.push(add(1)).await);
-        fullest = fullest.max(node.worker.stats().reader_queue_bytes);
+        fullest = fullest.max(node.worker.stats().standby_queue_bytes);
     }
     assert!(slow.await.unwrap().is_err());
     assert_eq!(node.total().await, 20_000);
     eprintln!("fullest: {fullest} bytes");
     assert!(fullest <= (1 << 20) + (64 << 10), "{fullest}");
-    assert!(fullest > 1 << 19, "the reader was never behind: {fullest}");
+    assert!(fullest > 1 << 19, "the standby was never behind: {fullest}");
 }

@@ -8,11 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_machine::{Entry, HistoryError, NotReady, Rehearsal, Work, rehearse};
+use conclave_machine::{Entry, EntrySourceError, NotReady, Rehearsal, Work, rehearse};
 use conclave_types::TrapKind;
 
 use crate::{
-    history::Saved,
+    entry_source::Saved,
     support::{Node, SEED},
     versions::{FAILS, HUNDRED, ONE, TEN, count, counted, is_activated, load, seen, trap, version},
 };
@@ -28,11 +28,11 @@ async fn counted_to_twenty() -> (Node, Saved, Vec<Entry>) {
     for _ in 0..15 {
         node.apply(count()).await;
     }
-    let entries = node.history.all().split_off(5);
+    let entries = node.entry_source.all().split_off(5);
     (node, saved, entries)
 }
 
-fn all(entries: &[Entry]) -> impl Iterator<Item = Result<Entry, HistoryError>> + Send {
+fn all(entries: &[Entry]) -> impl Iterator<Item = Result<Entry, EntrySourceError>> + Send {
     entries.iter().cloned().map(Ok)
 }
 
@@ -76,19 +76,19 @@ async fn whoever_is_not_ready_says_why() {
 #[tokio::test]
 async fn what_cannot_be_rehearsed_is_said() {
     let (mut node, saved, entries) = counted_to_twenty().await;
-    let unreadable = vec![Ok(entries[0].clone()), Err(HistoryError::Gap(7))];
+    let unreadable = vec![Ok(entries[0].clone()), Err(EntrySourceError::Gap(7))];
     let error = rehearse(&TEN, SEED, saved.state(), unreadable.into_iter(), || false).unwrap_err();
-    assert_eq!(error, NotReady::History(HistoryError::Gap(7)));
+    assert_eq!(error, NotReady::EntrySource(EntrySourceError::Gap(7)));
 
     assert!(is_activated(&node.activate(&TEN).await));
-    let entries = node.history.all().split_off(5);
+    let entries = node.entry_source.all().split_off(5);
     assert!(matches!(entries[15].work, Work::Activate(_)));
     let error = rehearse(&HUNDRED, SEED, saved.state(), all(&entries), || false).unwrap_err();
     assert_eq!(error, NotReady::Activation(21));
 
     let error =
         rehearse(&TEN, SEED, saved.state(), all(&entries[..1]).chain(all(&entries[..1])), || false);
-    assert!(matches!(error, Err(NotReady::Fault(_))), "{error:?}");
+    assert!(matches!(error, Err(NotReady::Fatal(_))), "{error:?}");
 }
 
 /// A stop reaches a call that would go on for minutes, and the worker beside it goes on.

@@ -31,7 +31,7 @@ async fn a_restored_snapshot_becomes_the_standby_and_catches_up() {
     assert_eq!(node.total().await, 2000);
     let stats = node.worker.stats();
     assert_eq!((stats.rotations, stats.promotions), (5, 1));
-    assert_eq!((node.worker.fault(), node.worker.standby_problem()), (None, None));
+    assert_eq!((node.worker.fatal_error(), node.worker.standby_problem()), (None, None));
 }
 
 /// A snapshot of the state that was replaced must not come back.
@@ -48,7 +48,7 @@ async fn a_snapshot_from_before_another_nodes_state_was_adopted_is_not_used() {
     node.index = 10;
     node.worker.replace_standby(old.state()).await.unwrap();
     assert_eq!(node.total().await, 1000);
-    node.history.install(other.snapshot().await);
+    node.entry_source.install(other.snapshot().await);
     assert_eq!(node.add(1).await, 1001);
     assert_eq!(node.total().await, 1001);
     assert_eq!(node.worker.stats().rotations, 0);
@@ -96,5 +96,5 @@ async fn a_state_machine_that_behaves_differently_after_a_restore_is_reported() 
     node.until("a disagreement", |node| node.worker.standby_problem().is_some()).await;
     let problem = node.worker.standby_problem().unwrap();
     assert!(problem.contains("at entry 4") && problem.contains("answered otherwise"), "{problem}");
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.worker.fatal_error(), None);
 }

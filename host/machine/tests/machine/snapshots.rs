@@ -6,11 +6,11 @@ use std::{
 };
 
 use bytes::Bytes;
-use conclave_machine::{Component, Engine, HistoryError, Limits, SavedState, SnapshotError};
+use conclave_machine::{Component, Engine, EntrySourceError, Limits, SavedState, SnapshotError};
 use conclave_types::{Call, Outcome};
 
 use crate::{
-    history::{MemoryHistory, Saved},
+    entry_source::{MemorySource, Saved},
     support::{HOSTILE, Node, Number, add, call, hostile, limits, read, with},
 };
 use conclave_testing::wat::Wat;
@@ -40,20 +40,20 @@ async fn a_snapshot_is_exactly_at_its_index_while_entries_go_on() {
     assert_eq!(node.total().await, 50 * 22);
 }
 
-/// A reader that catches up reads the log in large steps, but stops where somebody wants the state.
+/// A standby that catches up reads the log in large steps, but stops where somebody wants the state.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_exact_while_its_reader_is_being_rebuilt() {
     let limits = Limits { queue_bytes_max: 1 << 20, ..limits() };
     let component = Component::load(&Engine::new(&limits).unwrap(), HOSTILE.clone()).unwrap();
-    let mut history = MemoryHistory::new();
-    history.batch = 7_000;
-    let mut node = Node::start_from(component, Arc::new(history), None);
+    let mut entry_source = MemorySource::new();
+    entry_source.batch = 7_000;
+    let mut node = Node::start_from(component, Arc::new(entry_source), None);
     for _ in 0..30_000 {
         drop(node.push(add(1)).await);
     }
     node.query("QueryPanic").await.unwrap_err();
     let (snapshot, index) = (node.worker.snapshot(node.index), node.index);
-    // More than the queue to the reader holds, so that it has to read these as well.
+    // More than the queue to the standby holds, so that it has to read these as well.
     for _ in 0..10_000 {
         drop(node.push(add(1)).await);
     }
@@ -87,7 +87,7 @@ async fn a_snapshot_is_lost_with_its_reader_and_the_next_one_is_whole() {
     assert_eq!(saved_number(&node.snapshot().await), 5);
 }
 
-/// What a snapshot keeps, the reader holds and the head does not: when that is too much, the snapshot
+/// What a snapshot keeps, the standby holds and the primary does not: when that is too much, the snapshot
 /// goes, and no node.
 #[tokio::test]
 async fn an_entry_that_exhausts_the_reader_beside_a_snapshot_costs_the_snapshot_alone() {
@@ -100,7 +100,7 @@ async fn an_entry_that_exhausts_the_reader_beside_a_snapshot_costs_the_snapshot_
         );
         let wat = Wat {
             apply: apply.leak(),
-            snapshot: "(i32.store (i32.const 16) (i32.const 1)) (call $new_reader (i32.const 1))",
+            snapshot: "(i32.store (i32.const 16) (i32.const 1)) (call $new_standby (i32.const 1))",
             ..Wat::default()
         };
         let limits = with(|limits| limits.fuel_per_call = 1_000_000);
@@ -115,7 +115,7 @@ async fn an_entry_that_exhausts_the_reader_beside_a_snapshot_costs_the_snapshot_
         let answered = node.worker.query(raw(), node.index).await.unwrap();
         assert_eq!(answered.result.unwrap(), 4u64.to_le_bytes()[..]);
         assert_eq!(read(stream).await.unwrap_err(), SnapshotError::Lost);
-        assert_eq!((node.worker.stats().reader_builds, node.worker.fault()), (1, None));
+        assert_eq!((node.worker.stats().standby_builds, node.worker.fatal_error()), (1, None));
     }
 }
 
@@ -131,7 +131,7 @@ async fn snapshots_that_nobody_reads_are_let_go() {
 }
 
 #[tokio::test]
-async fn a_restore_replaces_head_and_reader() {
+async fn a_restore_replaces_head_and_standby() {
     let mut old = Node::start();
     old.add(41).await;
     let saved = old.snapshot().await;
@@ -139,7 +139,7 @@ async fn a_restore_replaces_head_and_reader() {
     let mut node = Node::start();
     node.add(7).await;
     let later = Saved { index: 100, ..saved };
-    node.history.install(later.clone());
+    node.entry_source.install(later.clone());
     node.worker.restore(later.state()).await.unwrap();
     node.index = 100;
     assert_eq!(node.worker.applied(), 100);
@@ -170,14 +170,14 @@ async fn a_restore_that_fails_changes_nothing() {
     );
     let chunks = vec![
         Ok(Bytes::from_static(b"1234")),
-        Err(HistoryError::Unreadable("a bad disk".to_owned())),
+        Err(EntrySourceError::Unreadable("a bad disk".to_owned())),
     ];
     let unreadable = SavedState { chunks: Box::new(chunks.into_iter()), ..whole.state() };
     assert!(node.worker.restore(unreadable).await.unwrap_err().to_string().contains("a bad disk"));
     let old = Saved { index: 0, ..whole };
     assert!(node.worker.restore(old.state()).await.unwrap_err().to_string().contains("older"));
 
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.worker.fatal_error(), None);
     assert_eq!(node.total().await, 7);
     assert_eq!(node.add(1).await, 8);
 }
@@ -188,7 +188,7 @@ async fn a_reader_is_rebuilt_from_a_snapshot_and_the_log_after_it() {
     for _ in 0..30 {
         node.add(1).await;
     }
-    node.history.install(node.snapshot().await);
+    node.entry_source.install(node.snapshot().await);
     for _ in 0..30 {
         node.add(1).await;
     }
@@ -204,14 +204,14 @@ async fn a_log_that_is_purged_under_a_build_sends_it_to_the_newer_snapshot() {
     for _ in 0..10 {
         node.add(1).await;
     }
-    node.history.install(node.snapshot().await);
+    node.entry_source.install(node.snapshot().await);
     for _ in 0..10 {
         node.add(1).await;
     }
-    node.history.install_after_next_read(node.snapshot().await);
+    node.entry_source.install_after_next_read(node.snapshot().await);
     node.query("QueryPanic").await.unwrap_err();
     assert_eq!(node.total().await, 20);
-    assert_eq!(node.history.snapshot_reads.load(Ordering::Relaxed), 2);
+    assert_eq!(node.entry_source.snapshot_reads.load(Ordering::Relaxed), 2);
 }
 
 #[tokio::test]
@@ -219,12 +219,12 @@ async fn a_worker_starts_from_a_saved_state() {
     let mut old = Node::start();
     old.add(12).await;
     let saved = old.snapshot().await;
-    let history = Arc::new(MemoryHistory::new());
-    history.install(saved.clone());
-    let mut node = Node::start_from(hostile(), history, Some(saved.state()));
+    let entry_source = Arc::new(MemorySource::new());
+    entry_source.install(saved.clone());
+    let mut node = Node::start_from(hostile(), entry_source, Some(saved.state()));
     assert_eq!(node.worker.applied(), saved.index);
     // A snapshot does not tell when the machine wants to be woken, so it is asked at once.
-    assert_eq!(*node.worker.wish().borrow(), Some(0));
+    assert_eq!(*node.worker.wake_at().borrow(), Some(0));
     assert_eq!(node.total().await, 12);
     assert_eq!(node.add(1).await, 13);
 }
@@ -258,7 +258,7 @@ async fn entries_go_on_while_a_state_is_restored() {
     let (refused, before) = (Err(std::io::Error::other("a full disk")), node.worker.applied());
     let error = node.worker.adopt(restored, || refused).await.unwrap_err();
     assert!(error.to_string().contains("a full disk"), "{error}");
-    assert_eq!((node.worker.applied(), node.worker.fault()), (before, None));
+    assert_eq!((node.worker.applied(), node.worker.fatal_error()), (before, None));
     node.apply(raw()).await;
 
     // A restore that was given up ends, also inside of a call. Its bytes are held until then.
@@ -304,5 +304,5 @@ async fn a_snapshot_without_an_end_ends_at_the_limit_of_memory() {
     // The instance is intact.
     assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
     node.worker.query(raw(), node.index).await.unwrap();
-    assert_eq!((node.worker.stats().reader_builds, node.worker.fault()), (0, None));
+    assert_eq!((node.worker.stats().standby_builds, node.worker.fatal_error()), (0, None));
 }

@@ -8,18 +8,18 @@ use std::{
     time::Duration,
 };
 
-use conclave_machine::{Entry, History, HistoryError, QueryError, SavedState, Worker};
+use conclave_machine::{Entry, EntrySource, EntrySourceError, QueryError, SavedState, Worker};
 use conclave_types::{Outcome, Trap};
 use tokio::time::timeout;
 
 use crate::{
-    history::MemoryHistory,
+    entry_source::MemorySource,
     support::{Node, Number, SEED, add, call, hostile, number},
 };
 
 /// An entry source that can be closed: no standby is built before it is opened again.
 struct Gated {
-    history: Arc<MemoryHistory>,
+    entry_source: Arc<MemorySource>,
     closed: Mutex<bool>,
     opened: Condvar,
 }
@@ -35,33 +35,33 @@ impl Gated {
     }
 }
 
-impl History for Gated {
-    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
+impl EntrySource for Gated {
+    fn snapshot(&self) -> Result<Option<SavedState>, EntrySourceError> {
         let closed = self.closed.lock().unwrap();
         let long = Duration::from_secs(60);
         drop(self.opened.wait_timeout_while(closed, long, |closed| *closed).unwrap());
-        self.history.snapshot()
+        self.entry_source.snapshot()
     }
-    fn entries(&self, from: u64, to: u64) -> Result<Vec<Entry>, HistoryError> {
-        self.history.entries(from, to)
+    fn entries(&self, from: u64, to: u64) -> Result<Vec<Entry>, EntrySourceError> {
+        self.entry_source.entries(from, to)
     }
     fn record_trap(&self, index: u64, trap: &Trap) {
-        self.history.record_trap(index, trap);
+        self.entry_source.record_trap(index, trap);
     }
     fn trapped(&self, index: u64) -> Option<Trap> {
-        self.history.trapped(index)
+        self.entry_source.trapped(index)
     }
 }
 
 /// A node whose standby cannot be built before the source is opened.
 fn start() -> (Node, Arc<Gated>) {
     let source = Arc::new(Gated {
-        history: Arc::new(MemoryHistory::new()),
+        entry_source: Arc::new(MemorySource::new()),
         closed: Mutex::default(),
         opened: Condvar::default(),
     });
     let worker = Worker::start(hostile(), SEED, source.clone(), None).unwrap();
-    (Node { worker, history: source.history.clone(), index: 0 }, source)
+    (Node { worker, entry_source: source.entry_source.clone(), index: 0 }, source)
 }
 
 async fn trap(node: &mut Node) {
@@ -92,8 +92,8 @@ async fn the_primary_answers_queries_while_a_standby_is_built() {
     assert_eq!(node.add(1).await, 501);
     assert_eq!(node.total().await, 501);
     let stats = node.worker.stats();
-    assert_eq!((stats.promotions, stats.reader_builds), (1, 1));
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!((stats.promotions, stats.standby_builds), (1, 1));
+    assert_eq!(node.worker.fatal_error(), None);
 }
 
 /// No caller sees an older state than was shown before, whichever instance answers.
@@ -130,11 +130,11 @@ async fn queries_never_go_back_in_time_across_losses_of_the_standby() {
         source.open();
     }
     ends.store(true, Ordering::Relaxed);
-    for reader in readers {
-        assert!(reader.await.unwrap() > 50);
+    for standby in readers {
+        assert!(standby.await.unwrap() > 50);
     }
     assert_eq!(node.total().await, 1000);
-    assert_eq!((node.worker.fault(), node.worker.standby_problem()), (None, None));
+    assert_eq!((node.worker.fatal_error(), node.worker.standby_problem()), (None, None));
 }
 
 #[tokio::test]

@@ -47,7 +47,7 @@ async fn live(seed: u64) {
             }
             72..80 => {
                 let (method, kind) =
-                    [("Panic", TrapKind::Panic), ("DivideByZero", TrapKind::Fault)]
+                    [("Panic", TrapKind::Panic), ("DivideByZero", TrapKind::Invalid)]
                         [random.random_range(0..2)];
                 pending
                     .push((node.push(call(method, Number::default())).await, Expected::Trap(kind)));
@@ -66,7 +66,7 @@ async fn live(seed: u64) {
                         i64::from_be_bytes(saved.bytes.clone().try_into().unwrap()),
                         total - 1
                     );
-                    node.history.install(saved);
+                    node.entry_source.install(saved);
                 }
             }
             95..97 => {
@@ -74,7 +74,7 @@ async fn live(seed: u64) {
                 settle(&mut pending).await;
                 let mut saved = node.snapshot().await;
                 saved.index += 10;
-                node.history.install(saved.clone());
+                node.entry_source.install(saved.clone());
                 node.worker.restore(saved.state()).await.unwrap();
                 node.index = saved.index;
             }
@@ -82,18 +82,18 @@ async fn live(seed: u64) {
                 // A restart from the snapshot, without what the records of traps say now and then.
                 settle(&mut pending).await;
                 let saved = node.snapshot().await;
-                let history = Arc::clone(&node.history);
-                history.install(saved.clone());
+                let entry_source = Arc::clone(&node.entry_source);
+                entry_source.install(saved.clone());
                 if random.random() {
-                    history.forget_traps();
+                    entry_source.forget_traps();
                 }
-                node = Node::start_from(hostile(), history, Some(saved.state()));
+                node = Node::start_from(hostile(), entry_source, Some(saved.state()));
             }
         }
     }
     settle(&mut pending).await;
     assert_eq!(node.total().await, total);
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.worker.fatal_error(), None);
 }
 
 async fn settle(pending: &mut Vec<(tokio::sync::oneshot::Receiver<Outcome>, Expected)>) {

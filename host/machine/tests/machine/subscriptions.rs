@@ -78,7 +78,7 @@ async fn what_is_first_and_what_happens_fit_together_whenever_one_subscribes() {
     for count in 1..=ENTRIES {
         drop(node.push(number(count)).await);
         match count % 50 {
-            // At whatever the reader has come to.
+            // At whatever the standby has come to.
             0..4 => {
                 let worker = node.worker.clone();
                 watchers.push(tokio::spawn(async move {
@@ -88,12 +88,12 @@ async fn what_is_first_and_what_happens_fit_together_whenever_one_subscribes() {
                     first
                 }));
             }
-            // The head breaks, and the reader takes its place.
+            // The primary breaks, and the standby takes its place.
             20 => {
                 traps += 1;
                 drop(node.push(call(b"!")).await);
             }
-            // The reader breaks.
+            // The standby breaks.
             40 => _ = node.worker.query(call(b""), 0).await,
             _ => {}
         }
@@ -103,8 +103,8 @@ async fn what_is_first_and_what_happens_fit_together_whenever_one_subscribes() {
         firsts.push(watcher.await.unwrap());
     }
     assert!(firsts.iter().any(|first| *first > 0) && traps > 5, "{firsts:?}");
-    assert!(node.worker.stats().reader_builds > 0);
-    assert_eq!(node.worker.fault(), None);
+    assert!(node.worker.stats().standby_builds > 0);
+    assert_eq!(node.worker.fatal_error(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -167,7 +167,7 @@ async fn a_state_that_another_node_sent_and_a_shutdown_end_subscriptions() {
     let (_, mut events) = begun(subscribe(&node, b"").await);
     let mut saved = node.snapshot().await;
     saved.index += 10;
-    node.history.install(saved.clone());
+    node.entry_source.install(saved.clone());
     node.worker.restore(saved.state()).await.unwrap();
     node.index = saved.index;
     // What lay between was never applied here.
@@ -184,7 +184,7 @@ async fn a_state_that_another_node_sent_and_a_shutdown_end_subscriptions() {
     assert!(node.worker.subscribe(call(b""), 0, None).await.is_err());
 }
 
-/// A diverged node that is repaired while the cluster is idle: the peer's state is of the very index at which the reader
+/// A diverged node that is repaired while the cluster is idle: the peer's state is of the very index at which the standby
 /// stands. Its own events, which may be wrong, must reach no subscriber, whether it watches or resumes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_of_the_same_index_ends_subscriptions_and_drops_the_events_before() {
@@ -196,7 +196,7 @@ async fn a_state_of_the_same_index_ends_subscriptions_and_drops_the_events_befor
     let resumed = node.worker.subscribe(call(b""), node.index, Some(before)).await.unwrap();
     let mut resumed = resumed.result.unwrap().events;
     let saved = node.snapshot().await;
-    node.history.install(saved.clone());
+    node.entry_source.install(saved.clone());
     node.worker.restore(saved.state()).await.unwrap();
     node.worker.query(call(b""), node.index).await.unwrap_err();
     for events in [&mut watching, &mut resumed] {

@@ -17,7 +17,7 @@ use conclave_types::{Call, Digest, Outcome, TrapKind, limits::ClusterLimits};
 use prost::Message;
 use tokio::sync::oneshot;
 
-use crate::history::{MemoryHistory, Saved};
+use crate::entry_source::{MemorySource, Saved};
 
 /// What the hostile machine adds before it misbehaves.
 pub(crate) const MARK: i64 = 1000;
@@ -34,7 +34,7 @@ pub(crate) static HOSTILE: LazyLock<Bytes> = LazyLock::new(components::hostile);
 /// The limits of the tests: those of the product, but for a smaller memory, so that a machine that
 /// fills it does not take the computer's.
 pub(crate) fn limits() -> Limits {
-    let cluster = ClusterLimits { memory_bytes_max: 256 << 20, ..ClusterLimits::GENESIS };
+    let cluster = ClusterLimits { memory_bytes_max: 256 << 20, ..ClusterLimits::DEFAULT };
     Limits { cluster, ..Limits::default() }
 }
 
@@ -66,7 +66,7 @@ pub(crate) fn add(value: i64) -> Call {
 
 pub(crate) struct Node {
     pub(crate) worker: Worker,
-    pub(crate) history: Arc<MemoryHistory>,
+    pub(crate) entry_source: Arc<MemorySource>,
     pub(crate) index: u64,
 }
 
@@ -76,17 +76,17 @@ impl Node {
     }
 
     pub(crate) fn start_with(component: Component) -> Self {
-        Self::start_from(component, Arc::new(MemoryHistory::new()), None)
+        Self::start_from(component, Arc::new(MemorySource::new()), None)
     }
 
     pub(crate) fn start_from(
         component: Component,
-        history: Arc<MemoryHistory>,
+        entry_source: Arc<MemorySource>,
         at: Option<SavedState>,
     ) -> Self {
         let index = at.as_ref().map_or(0, |saved| saved.index);
-        let worker = Worker::start(component, SEED, history.clone(), at).unwrap();
-        Self { worker, history, index }
+        let worker = Worker::start(component, SEED, entry_source.clone(), at).unwrap();
+        Self { worker, entry_source, index }
     }
 
     /// Hands over one entry; the outcome comes later.
@@ -110,7 +110,7 @@ impl Node {
         self.push_component(component)
             .await
             .await
-            .unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fault()))
+            .unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fatal_error()))
     }
 
     /// Other limits hold after this entry.
@@ -123,7 +123,7 @@ impl Node {
 
     pub(crate) async fn push_entry(&mut self, entry: Entry) -> oneshot::Receiver<Outcome> {
         self.index = entry.index;
-        self.history.append(entry.clone());
+        self.entry_source.append(entry.clone());
         let (send, receive) = oneshot::channel();
         let done = Box::new(move |outcome| _ = send.send(outcome));
         self.worker.apply(vec![(self.index, Some(entry), Some(done))]).await.unwrap();
@@ -140,7 +140,7 @@ impl Node {
         self.push(call)
             .await
             .await
-            .unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fault()))
+            .unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fatal_error()))
     }
 
     pub(crate) async fn add(&mut self, value: i64) -> i64 {

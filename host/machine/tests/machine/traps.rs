@@ -17,10 +17,10 @@ use conclave_testing::wat::Wat;
 /// below its memory before the engine's stack is full.
 const WAYS: [(&str, &[TrapKind]); 6] = [
     ("Panic", &[TrapKind::Panic]),
-    ("DivideByZero", &[TrapKind::Fault]),
+    ("DivideByZero", &[TrapKind::Invalid]),
     ("Loop", &[TrapKind::FuelExhausted]),
     ("Allocate", &[TrapKind::MemoryExhausted]),
-    ("Recurse", &[TrapKind::StackExhausted, TrapKind::Fault]),
+    ("Recurse", &[TrapKind::StackExhausted, TrapKind::Invalid]),
     ("Huge", &[TrapKind::BadAnswer]),
 ];
 
@@ -47,8 +47,8 @@ async fn every_class_of_trap_is_rolled_back_and_the_next_entry_is_applied() {
     let stats = node.worker.stats();
     assert_eq!(stats.traps.iter().sum::<u64>(), WAYS.len() as u64);
     assert_eq!(stats.promotions, WAYS.len() as u64);
-    assert_eq!(node.worker.fault(), None);
-    assert_eq!(node.history.traps().len(), WAYS.len());
+    assert_eq!(node.worker.fatal_error(), None);
+    assert_eq!(node.entry_source.traps().len(), WAYS.len());
 }
 
 #[tokio::test]
@@ -81,7 +81,7 @@ async fn a_second_trap_waits_for_the_reader_that_is_being_built() {
     let second = node.push(call("DivideByZero", Number::default())).await;
     let third = node.push(add(0)).await;
     assert_eq!(trap_kind(&first.await.unwrap()), TrapKind::Panic);
-    assert_eq!(trap_kind(&second.await.unwrap()), TrapKind::Fault);
+    assert_eq!(trap_kind(&second.await.unwrap()), TrapKind::Invalid);
     assert_eq!(number(&third.await.unwrap()), 1999 * 1000);
     assert_eq!(node.total().await, 1999 * 1000);
 }
@@ -135,7 +135,7 @@ async fn a_shutdown_does_not_wait_for_a_long_call() {
     eprintln!("shutdown amid a long call: {took:?}");
     assert!(took < Duration::from_millis(500), "{took:?}");
     assert!(outcome.await.is_err(), "an interrupted entry has no outcome");
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.worker.fatal_error(), None);
     assert!(node.worker.apply(vec![(9, None, None)]).await.is_err());
 }
 
@@ -143,17 +143,17 @@ async fn a_shutdown_does_not_wait_for_a_long_call() {
 #[tokio::test]
 async fn a_tick_that_traps_is_rolled_back_and_stays_due() {
     let mut node = Node::start();
-    assert_eq!(*node.worker.wish().borrow(), None);
+    assert_eq!(*node.worker.wake_at().borrow(), None);
     node.add(5).await;
     let outcome = node.apply(call("Wake", Number::default())).await;
     assert!(matches!(outcome, Outcome::Reply(_)), "{outcome:?}");
     let wake_at = Some(node.index * 10);
-    assert_eq!(*node.worker.wish().borrow(), wake_at);
+    assert_eq!(*node.worker.wake_at().borrow(), wake_at);
     let (index, time_ms) = (node.index + 1, (node.index + 1) * 10);
     let tick = Entry { index, time_ms, work: Work::Tick };
     let outcome = node.push_entry(tick).await.await.unwrap();
     assert!(matches!(&outcome, Outcome::Trap(trap) if trap.kind == TrapKind::Panic), "{outcome:?}");
-    assert_eq!(*node.worker.wish().borrow(), wake_at);
+    assert_eq!(*node.worker.wake_at().borrow(), wake_at);
     assert_eq!(node.add(1).await, 6);
     assert_eq!(node.total().await, 6);
 }

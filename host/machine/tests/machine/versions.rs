@@ -47,7 +47,7 @@ pub(crate) fn is_activated(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Reply(reply) if reply.response.is_empty())
 }
 
-/// What the reader says: the index, the number, and the step of the version that answers.
+/// What the standby says: the index, the number, and the step of the version that answers.
 pub(crate) async fn seen_at(node: &Node, index_min: u64) -> (u64, i64, i64) {
     let answered = node.worker.query(count(), index_min).await.unwrap();
     let words = answered.result.unwrap();

@@ -7,7 +7,7 @@ use conclave_machine::{Component, Engine};
 use conclave_types::{Call, Outcome, TrapKind};
 
 use crate::{
-    history::MemoryHistory,
+    entry_source::MemorySource,
     printed::printed,
     support::{Node, limits, trap_kind},
 };
@@ -194,9 +194,9 @@ async fn nodes_agree_whether_they_lived_through_the_log_or_were_restored() {
         first.push(apply(&mut lived).await);
     }
     let saved = lived.snapshot().await;
-    let history = Arc::new(MemoryHistory::new());
-    history.install(saved.clone());
-    let mut restored = Node::start_from(component.clone(), history, Some(saved.state()));
+    let entry_source = Arc::new(MemorySource::new());
+    entry_source.install(saved.clone());
+    let mut restored = Node::start_from(component.clone(), entry_source, Some(saved.state()));
     for _ in 0..3 {
         assert_eq!(apply(&mut lived).await, apply(&mut restored).await);
     }
@@ -204,8 +204,8 @@ async fn nodes_agree_whether_they_lived_through_the_log_or_were_restored() {
     for expected in first {
         assert_eq!(apply(&mut fresh).await, expected);
     }
-    // And the reader, which follows the head, has found no difference.
-    assert_eq!((lived.worker.fault(), restored.worker.fault()), (None, None));
+    // And the standby, which follows the primary, has found no difference.
+    assert_eq!((lived.worker.fatal_error(), restored.worker.fatal_error()), (None, None));
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -238,7 +238,7 @@ async fn what_no_machine_may_do_is_a_trap_and_the_next_entry_is_applied() {
     for (request, kind, words) in [
         (&b"1"[..], TrapKind::Panic, "the machine exited with code 0"),
         (b"22", TrapKind::Panic, "exited with code 7"),
-        (b"333", TrapKind::Fault, "random bytes at once"),
+        (b"333", TrapKind::Invalid, "random bytes at once"),
         (b"4444", TrapKind::FuelExhausted, "fuel"),
         // A handle is leaked with each line, and there may be a thousand.
         (b"55555", TrapKind::BadAnswer, "ABI"),
@@ -250,7 +250,7 @@ async fn what_no_machine_may_do_is_a_trap_and_the_next_entry_is_applied() {
         assert!(trap.message.contains(words), "{trap:?}");
         assert!(matches!(node.apply(call(b"")).await, Outcome::Reply(_)));
     }
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.worker.fatal_error(), None);
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -287,12 +287,13 @@ async fn what_a_machine_prints_is_lines_of_the_log_once_and_not_too_many() {
     let second = "wasi- [2Jtwo\u{fffd}, with no end";
     assert_eq!(log.matches(second).count(), 2, "{log}");
 
-    // More than the hundred of a second; the reader, which applies them too, is silent.
+    // More than the hundred of a second; the standby, which applies them too, is silent.
     for _ in 0..200 {
         node.apply(call(b"wasi-many\n")).await;
     }
-    node.until("the reader follows", |node| node.worker.stats().reader_applied == node.index).await;
+    node.until("the standby follows", |node| node.worker.stats().standby_applied == node.index)
+        .await;
     let many = printed().matches("wasi-many").count();
     assert!((50..=350).contains(&many), "{many} of 400");
-    assert_eq!(node.worker.fault(), None);
+    assert_eq!(node.worker.fatal_error(), None);
 }

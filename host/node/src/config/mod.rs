@@ -63,7 +63,7 @@ pub struct Config {
     pub snapshot: SnapshotPolicy,
     /// How often the leader has the replicas compare what came of their entries; absent: never. Default 10 s,
     /// at least 100 ms.
-    pub checkpoint_interval: Option<Duration>,
+    pub consistency_check_interval: Option<Duration>,
     /// How the node's log looks.
     pub log_format: LogFormat,
     /// A directory of compiled components, which several nodes of one computer share; absent: each compiles for itself.

@@ -183,7 +183,7 @@ settings! {
 
     /// How often the replicas compare what came of their entries, to find one that has diverged; 0 for never
     /// [default: 10000]
-    checkpoint_interval_ms: u64, "CONCLAVE_CHECKPOINT_INTERVAL_MS", "MS";
+    consistency_check_interval_ms: u64, "CONCLAVE_CONSISTENCY_CHECK_INTERVAL_MS", "MS";
 
     /// How the node's log looks, on standard error [default: text]
     log_format: LogFormat, "CONCLAVE_LOG_FORMAT", "FORMAT", [value_enum];

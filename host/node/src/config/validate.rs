@@ -58,7 +58,7 @@ impl Config {
             timing: timing(&settings)?,
             limits: limits(&settings)?,
             snapshot: snapshot_policy(&settings)?,
-            checkpoint_interval: checkpoint_interval(&settings)?,
+            consistency_check_interval: consistency_check_interval(&settings)?,
             log_format: settings.log_format.unwrap_or_default(),
             compile_cache: settings.compile_cache.clone(),
             exit_on_stdin_close: settings.exit_on_stdin_close,
@@ -232,7 +232,7 @@ fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
             1_000_000,
         )?,
     };
-    let changed = ClusterLimits::GENESIS.changed(&limits.cluster, request_bytes_max);
+    let changed = ClusterLimits::DEFAULT.changed(&limits.cluster, request_bytes_max);
     changed.map_err(|LimitError { name, value, rule }| invalid(name, value, rule))?;
     Ok(limits)
 }
@@ -314,13 +314,13 @@ fn connections(settings: &Settings) -> Result<ConnectionLimits, ConfigError> {
     })
 }
 
-fn checkpoint_interval(settings: &Settings) -> Result<Option<Duration>, ConfigError> {
-    match settings.checkpoint_interval_ms.unwrap_or(10_000) {
+fn consistency_check_interval(settings: &Settings) -> Result<Option<Duration>, ConfigError> {
+    match settings.consistency_check_interval_ms.unwrap_or(10_000) {
         0 => Ok(None),
         interval @ 100..=3_600_000 => Ok(Some(Duration::from_millis(interval))),
         interval => {
             let rule = "must be between 100 and 3600000, or 0 for never";
-            Err(invalid("checkpoint_interval_ms", interval, rule))
+            Err(invalid("consistency_check_interval_ms", interval, rule))
         }
     }
 }
@@ -380,7 +380,7 @@ mod tests {
                 "raise event_bytes_max or lower request_bytes_max",
             ),
             (|s| s.snapshot_entries = Some(1), "must be between 100"),
-            (|s| s.checkpoint_interval_ms = Some(1), "or 0 for never"),
+            (|s| s.consistency_check_interval_ms = Some(1), "or 0 for never"),
         ];
         assert!(Config::from_settings(complete(), None).is_ok());
         for (change, says) in cases {

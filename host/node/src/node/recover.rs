@@ -29,10 +29,11 @@ pub fn replace_component(stopped: &StoppedNode, component: Bytes) -> Result<Repl
     let engine = Engine::new(&Limits::default()).map_err(startup)?;
     let component = Component::load(&engine, component);
     let component = component.map_err(|error| Error::invalid(format!("the component: {error}")))?;
-    let Storage { identity, genesis, log, snapshots, compiled, .. } = open(stopped)?;
+    let Storage { identity, initial_component, log, snapshots, compiled, .. } = open(stopped)?;
     let (seed, kept) = (seed(&identity), KeptCode::new(compiled));
-    let genesis = Component::load_with(&engine, genesis, kept.compiling(false)).map_err(startup)?;
-    let components = Components::new(genesis, seed, kept);
+    let initial_component =
+        Component::load_with(&engine, initial_component, kept.compiling(false)).map_err(startup)?;
+    let components = Components::new(initial_component, seed, kept);
     let replaced = raft::replace_component(&log, &snapshots, &components, &component, seed);
     replaced.map_err(not_recovered)
 }

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use conclave_machine::{Fault, LoadError, QueryError};
+use conclave_machine::{FatalError, LoadError, QueryError};
 
 /// See the page of this file.
 #[derive(Debug, thiserror::Error)]
@@ -76,12 +76,12 @@ pub enum Error {
         source: LoadError,
     },
     /// The machine stopped, as it would on a node.
-    #[error("the machine stops after index {index}: {fault}")]
-    Fault {
+    #[error("the machine stops after index {index}: {fatal_error}")]
+    Fatal {
         /// How far it came.
         index: u64,
         /// Why.
-        fault: Fault,
+        fatal_error: FatalError,
     },
     /// A query has no answer.
     #[error("{0}")]

@@ -20,8 +20,8 @@
 //!   instance that was restored from a snapshot.
 
 mod calls;
+mod entry_source;
 mod error;
-mod history;
 mod messages;
 mod player;
 mod seen;

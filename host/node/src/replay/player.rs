@@ -11,13 +11,13 @@ use std::{
 use tokio::{sync::oneshot, task::spawn_blocking};
 
 use super::{
+    entry_source::ReplayEntrySource,
     error::Error,
-    history::ReplayHistory,
     seen::{Kind, Seen},
     source::{Begun, Source, Start},
 };
 use conclave_machine as machine;
-use conclave_machine::{Answered, BatchItem, Component, Done, Fault, Work, Worker};
+use conclave_machine::{Answered, BatchItem, Component, Done, FatalError, Work, Worker};
 use conclave_raft::{registry::Registry, skipped_entries};
 use conclave_storage::{
     Extent,
@@ -35,7 +35,7 @@ const BATCH_ENTRIES_MAX: u64 = 4096;
 
 /// One replay. Dropped, its threads end.
 pub struct Player {
-    history: Arc<ReplayHistory>,
+    entry_source: Arc<ReplayEntrySource>,
     worker: Worker,
     registry: Registry,
     voters: BTreeSet<NodeId>,
@@ -95,23 +95,23 @@ impl Player {
             },
             Start::Snapshot(_) => index + 1,
         };
-        let initial = other.clone().unwrap_or_else(|| source.parts.genesis.clone());
-        let history = Arc::new(ReplayHistory {
+        let initial = other.clone().unwrap_or_else(|| source.parts.initial_component.clone());
+        let entry_source = Arc::new(ReplayEntrySource {
             log: source.parts.log.clone(),
             components: source.parts.components.clone(),
             start,
             other,
             // Others are found again.
             traps: Mutex::new(skipped_entries(&source.parts.log)?),
-            remains: Mutex::new(BTreeMap::new()),
+            trap_report: Mutex::new(BTreeMap::new()),
         });
-        let (seed, of_worker) = (source.parts.seed, history.clone());
+        let (seed, of_worker) = (source.parts.seed, entry_source.clone());
         let worker = spawn_blocking(move || Worker::start(initial, seed, of_worker, saved)).await;
         let worker = worker
-            .map_err(|error| Fault::new(error.to_string()))
+            .map_err(|error| FatalError::new(error.to_string()))
             .and_then(|worker| worker)
-            .map_err(|fault| Error::Fault { index, fault })?;
-        Ok(Self { history, worker, registry, voters, component, index, next })
+            .map_err(|fatal_error| Error::Fatal { index, fatal_error })?;
+        Ok(Self { entry_source, worker, registry, voters, component, index, next })
     }
 
     /// The last index that was applied.
@@ -133,7 +133,7 @@ impl Player {
             return Ok(Vec::new());
         }
         let end = to.min(self.next.saturating_add(BATCH_ENTRIES_MAX - 1));
-        let entries = self.history.log.entries(self.next..end + 1, BATCH_BYTES_MAX)?;
+        let entries = self.entry_source.log.entries(self.next..end + 1, BATCH_BYTES_MAX)?;
         if entries.first().is_none_or(|first| first.log_id.index != self.next) {
             return Err(Error::Gap(self.next));
         }
@@ -174,7 +174,7 @@ impl Player {
             time_ms,
             component,
             outcome,
-            remains: None,
+            trap_report: None,
         };
         match entry.payload {
             Payload::Blank => batch.pass(seen(Kind::Blank, None, None)),
@@ -208,7 +208,9 @@ impl Player {
                         let kind = Kind::Activation { component: activation.component };
                         return Some((seen(kind, time, None), activation));
                     }
-                    CommandKind::Checkpoint(_) => batch.pass(seen(Kind::Checkpoint, time, None)),
+                    CommandKind::ConsistencyCheck(_) => {
+                        batch.pass(seen(Kind::ConsistencyCheck, time, None))
+                    }
                     CommandKind::Verify => batch.pass(seen(Kind::Verify, time, None)),
                 }
             }
@@ -230,7 +232,7 @@ impl Player {
         activation: Activation,
         batch: &mut Batch,
     ) -> Result<(), Error> {
-        if self.history.other.is_some() {
+        if self.entry_source.other.is_some() {
             batch.pass(pending);
             return Ok(());
         }
@@ -243,7 +245,7 @@ impl Player {
                 return Ok(());
             }
         };
-        let components = self.history.components.clone();
+        let components = self.entry_source.components.clone();
         let compiled = spawn_blocking(move || components.compile(id, &bytes)).await;
         let compiled = compiled.map_err(std::io::Error::other)?;
         let component = compiled.map_err(|source| Error::Component {
@@ -251,7 +253,7 @@ impl Player {
             component: id.to_string(),
             source,
         })?;
-        self.history.components.note_activation(index, component.clone());
+        self.entry_source.components.note_activation(index, component.clone());
         let time_ms = pending.time_ms.unwrap_or_default();
         batch.work(pending, time_ms, Work::Activate(component));
         Ok(())
@@ -260,17 +262,20 @@ impl Player {
     /// Has the batch applied, and waits for what comes of it.
     async fn flush(&mut self, batch: &mut Batch, seen: &mut Vec<Seen>) -> Result<(), Error> {
         let Batch { items, waiting } = std::mem::take(batch);
-        let stopped = |index, fault: Option<Fault>, worker: &Worker| {
-            let why = || worker.fault().unwrap_or_else(|| "it shut down".to_owned());
-            Error::Fault { index, fault: fault.unwrap_or_else(|| Fault::new(why())) }
+        let stopped = |index, fatal_error: Option<FatalError>, worker: &Worker| {
+            let why = || worker.fatal_error().unwrap_or_else(|| "it shut down".to_owned());
+            Error::Fatal {
+                index,
+                fatal_error: fatal_error.unwrap_or_else(|| FatalError::new(why())),
+            }
         };
-        if let Err(fault) = self.worker.apply(items).await {
-            return Err(stopped(self.index, Some(fault), &self.worker));
+        if let Err(fatal_error) = self.worker.apply(items).await {
+            return Err(stopped(self.index, Some(fatal_error), &self.worker));
         }
         for (mut one, outcome) in waiting {
             if let Some(outcome) = outcome {
                 let outcome = outcome.await.map_err(|_| stopped(self.index, None, &self.worker))?;
-                one.remains = self.history.take_remains(one.index);
+                one.trap_report = self.entry_source.take_trap_report(one.index);
                 if let (Kind::Activation { component }, Outcome::Reply(_)) = (&one.kind, &outcome) {
                     self.registry.activate(one.index, *component);
                 }

@@ -1,6 +1,6 @@
 //! One entry of the log as a replay saw it.
 
-use conclave_machine::{Component, Remains};
+use conclave_machine::{Component, TrapReport};
 use conclave_types::{Call, ComponentId, Outcome, limits::ClusterLimits};
 
 /// One entry of the log, and what came of it.
@@ -19,7 +19,7 @@ pub struct Seen {
     /// What came of it. Nothing for what no machine sees.
     pub outcome: Option<Outcome>,
     /// What a trapped instance left behind.
-    pub remains: Option<Remains>,
+    pub trap_report: Option<TrapReport>,
 }
 
 /// What an entry is.
@@ -53,7 +53,7 @@ pub enum Kind {
         component: ComponentId,
     },
     /// The digest of a majority, for every replica to compare its own with.
-    Checkpoint,
+    ConsistencyCheck,
     /// Every replica hashes its state.
     Verify,
     /// An operator has set the log's time; the machine's tick is called.
@@ -67,7 +67,7 @@ impl Kind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Blank => "blank",
-            Self::Checkpoint => "checkpoint",
+            Self::ConsistencyCheck => "consistency_check",
             Self::Verify => "verify",
             Self::SetTime => "set-time",
             Self::SetLimits(_) => "set-limits",

@@ -19,7 +19,7 @@ pub struct Parts {
     /// The cluster's components; knows the one that the log begins with.
     pub components: Arc<Components>,
     /// That one.
-    pub genesis: Component,
+    pub initial_component: Component,
     /// For the machine's randomness: the cluster's.
     pub seed: [u8; 32],
 }
@@ -91,7 +91,7 @@ impl Source {
 
     /// Compiles components with the limits of the node.
     pub fn engine(&self) -> &Engine {
-        self.parts.genesis.engine()
+        self.parts.initial_component.engine()
     }
 
     /// The nearest beginning from which the state at `index` can be had.
@@ -123,13 +123,13 @@ impl Source {
     }
 
     pub(super) fn begin(&self, start: &Start) -> io::Result<Begun> {
-        let Parts { components, genesis, .. } = &self.parts;
+        let Parts { components, initial_component, .. } = &self.parts;
         match start {
             Start::Genesis => Ok(Begun {
                 saved: None,
                 registry: components.begin(),
                 voters: BTreeSet::new(),
-                component: genesis.clone(),
+                component: initial_component.clone(),
             }),
             Start::Snapshot(file) => {
                 let (saved, registry) = saved_state(file, components)?;

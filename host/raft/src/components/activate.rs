@@ -96,7 +96,7 @@ impl Replica {
             }
             Some(Outcome::Failure(failure)) => Err(Error::failure(failure).at_index(applied.index)),
             Some(Outcome::Trap(trap)) => Err(Error::trap(trap).at_index(applied.index)),
-            None => Err(Error::fault("an activation was not answered as one")),
+            None => Err(Error::fatal("an activation was not answered as one")),
         }
     }
 }
@@ -213,7 +213,7 @@ mod tests {
     const NEW: ComponentId = ComponentId([2; 32]);
 
     fn ready(from: ComponentId) -> Readiness {
-        Readiness::Ready(Rehearsed { from, carry_over_ms: 1, entries: 1 })
+        Readiness::Ready(Rehearsed { from, migration_ms: 1, entries: 1 })
     }
 
     #[test]

@@ -6,7 +6,7 @@ use futures::future::join_all;
 use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, sleep, timeout};
 
-use crate::{Replica, network::peer::Lane, registry::Registry};
+use crate::{Replica, network::peer::ConnectionClass, registry::Registry};
 use conclave_machine::{Component, diff};
 use conclave_proto::{
     convert::component_id_from_wire,
@@ -34,7 +34,7 @@ impl Replica {
     pub(super) async fn fresh_registry(&self, deadline: Instant) -> Result<Registry, Error> {
         let index = self.read_index_waiting(deadline).await?;
         while self.0.applied().meta.last_log_id.is_none_or(|log_id| log_id.index < index) {
-            if let Some(why) = self.0.fault() {
+            if let Some(why) = self.0.fatal_error() {
                 return Err(Error::stopped(why));
             }
             if Instant::now() >= deadline {
@@ -95,13 +95,13 @@ impl Replica {
         rehearse: bool,
     ) -> Result<Readiness, String> {
         // A rehearsal is long, and heartbeats must not wait behind anything.
-        let lane = if rehearse { Lane::Snapshot } else { Lane::Control };
+        let class = if rehearse { ConnectionClass::Snapshot } else { ConnectionClass::Control };
         let peer = self.0.peers.peer(node_id, member);
-        let mut client = peer.client(lane).await.map_err(|error| error.to_string())?;
+        let mut client = peer.client(class).await.map_err(|error| error.to_string())?;
         let request =
             ComponentStatusRequest { component_id: component.0.to_vec().into(), rehearse };
         let answer = client.component_status(request).await;
-        let answer = answer.map_err(|status| peer.failed(lane, status).to_string())?;
+        let answer = answer.map_err(|status| peer.failed(class, status).to_string())?;
         status_from_wire(&answer.into_inner())
     }
 
@@ -195,8 +195,8 @@ impl Replica {
         let bytes = bytes.ok_or_else(|| Error::refused(format!("there is no component {id}")))?;
         let components = self.0.components.clone();
         let compiling = tokio::task::spawn_blocking(move || components.compile(id, &bytes));
-        let compiled = compiling.await.map_err(|error| Error::fault(error.to_string()))?;
-        compiled.map_err(|error| Error::fault(format!("component {id} on this node: {error}")))
+        let compiled = compiling.await.map_err(|error| Error::fatal(error.to_string()))?;
+        compiled.map_err(|error| Error::fatal(format!("component {id} on this node: {error}")))
     }
 }
 
@@ -224,7 +224,7 @@ pub(crate) fn status_to_wire(readiness: &Readiness) -> ComponentStatusResponse {
         }
         Readiness::Ready(rehearsed) => {
             answer.from_component_id = rehearsed.from.0.to_vec().into();
-            answer.carry_over_ms = rehearsed.carry_over_ms;
+            answer.migration_ms = rehearsed.migration_ms;
             answer.entries = rehearsed.entries;
             State::Ready
         }
@@ -242,7 +242,7 @@ fn status_from_wire(answer: &ComponentStatusResponse) -> Result<Readiness, Strin
         State::Ready => Readiness::Ready(Rehearsed {
             from: component_id_from_wire(&answer.from_component_id)
                 .map_err(|error| error.to_string())?,
-            carry_over_ms: answer.carry_over_ms,
+            migration_ms: answer.migration_ms,
             entries: answer.entries,
         }),
         State::Unspecified => return Err("it answered without a state".to_owned()),

@@ -41,7 +41,7 @@ pub(super) use self::{ask::status_to_wire, push::part_to_wire, rehearsals::run};
 use self::{push::Stage, rehearsals::Tried};
 use crate::registry::Registry;
 use conclave_machine as machine;
-use conclave_machine::{Component, Engine, Fault, LoadError, Work};
+use conclave_machine::{Component, Engine, FatalError, LoadError, Work};
 use conclave_storage::raft_types::{Entry, Payload};
 use conclave_types::{
     CommandKind, ComponentId,
@@ -54,7 +54,7 @@ pub struct Components {
     /// For the machine's randomness: the same on every node.
     seed: [u8; 32],
     /// The component that the log begins with.
-    genesis: Component,
+    initial_component: Component,
     /// Where compiled code is kept for the next start.
     kept: KeptCode,
     compiled: Mutex<BTreeMap<ComponentId, Component>>,
@@ -94,12 +94,12 @@ pub(super) fn about(component: &Component) -> About {
 
 impl Components {
     /// Of a node whose log begins with this component.
-    pub fn new(genesis: Component, seed: [u8; 32], kept: KeptCode) -> Arc<Self> {
-        let compiled = BTreeMap::from([(genesis.id(), genesis.clone())]);
+    pub fn new(initial_component: Component, seed: [u8; 32], kept: KeptCode) -> Arc<Self> {
+        let compiled = BTreeMap::from([(initial_component.id(), initial_component.clone())]);
         Arc::new(Self {
-            engine: genesis.engine().clone(),
+            engine: initial_component.engine().clone(),
             seed,
-            genesis,
+            initial_component,
             kept,
             compiled: Mutex::new(compiled),
             compiling: Mutex::default(),
@@ -114,8 +114,12 @@ impl Components {
 
     /// What the log begins with.
     pub fn begin(&self) -> Registry {
-        let genesis = &self.genesis;
-        Registry::begin(genesis.id(), genesis.bytes().clone(), about(genesis))
+        let initial_component = &self.initial_component;
+        Registry::begin(
+            initial_component.id(),
+            initial_component.bytes().clone(),
+            about(initial_component),
+        )
     }
 
     /// How often this node compiled a component since it started, and how often it loaded kept code instead.
@@ -136,8 +140,9 @@ impl Components {
         let component =
             Component::load_with(&self.engine, bytes.clone(), self.kept.compiling(true))?;
         if component.id() != id {
-            let fault = Fault::new(format!("component {} was to be {id}", component.id()));
-            return Err(LoadError::Fault(fault));
+            let fatal_error =
+                FatalError::new(format!("component {} was to be {id}", component.id()));
+            return Err(LoadError::Fatal(fatal_error));
         }
         lock(&self.compiled).insert(id, component.clone());
         Ok(component)
@@ -157,7 +162,7 @@ impl Components {
             CommandKind::Tick | CommandKind::SetTime => Work::Tick,
             CommandKind::SetLimits(limits) => Work::SetLimits(limits),
             CommandKind::Component(ComponentCommand::Part(_))
-            | CommandKind::Checkpoint(_)
+            | CommandKind::ConsistencyCheck(_)
             | CommandKind::Verify => return None,
             CommandKind::Component(ComponentCommand::Activate(_)) => {
                 Work::Activate(lock(&self.activations).by_index.get(&index).cloned()?)
@@ -180,7 +185,7 @@ impl Components {
     /// The components whose code is needed: the cluster's, the one that the log begins with, and one that is being pushed.
     fn needed(&self, registry: &Registry) -> BTreeSet<ComponentId> {
         let known = registry.components().map(|(id, _)| id);
-        known.chain([self.genesis.id()]).chain(self.stage.component()).collect()
+        known.chain([self.initial_component.id()]).chain(self.stage.component()).collect()
     }
 
     /// Drops the compiled code of what the cluster has forgotten.

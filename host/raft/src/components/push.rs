@@ -162,12 +162,12 @@ impl Replica {
                 )));
             }
             components.compile(id, &bytes).map_err(|error| match error {
-                LoadError::Fault(fault) => Error::fault(fault.to_string()),
+                LoadError::Fatal(fatal_error) => Error::fatal(fatal_error.to_string()),
                 LoadError::TooLarge { .. } => Error::limit(error.to_string()),
                 error => Error::invalid(error.to_string()),
             })
         });
-        loading.await.map_err(|error| Error::fault(error.to_string()))?
+        loading.await.map_err(|error| Error::fatal(error.to_string()))?
     }
 
     async fn propose_component(
@@ -197,7 +197,7 @@ impl Replica {
                     return Err(Error::failure(failure).at_index(applied.index));
                 }
                 Some(Outcome::Trap(_)) | None => {
-                    return Err(Error::fault("a piece of a component was not answered as one"));
+                    return Err(Error::fatal("a piece of a component was not answered as one"));
                 }
             };
             if whole {
@@ -222,7 +222,7 @@ pub(crate) fn part_to_wire(applied: PartApplied) -> Bytes {
 fn part_from_wire(bytes: &Bytes) -> Result<PartApplied, Error> {
     let applied = ComponentPartApplied::decode(bytes.clone());
     let applied =
-        applied.map_err(|error| Error::fault(format!("the answer to a piece: {error}")))?;
+        applied.map_err(|error| Error::fatal(format!("the answer to a piece: {error}")))?;
     Ok(PartApplied { next_at: applied.next_at, whole: applied.whole })
 }
 

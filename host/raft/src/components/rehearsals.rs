@@ -22,9 +22,10 @@ use tokio::{
 };
 
 use super::lock;
-use crate::{Inner, LocalHistory, Replica, registry::Registry, snapshot::unreadable};
+use crate::{Inner, LocalEntrySource, Replica, registry::Registry, snapshot::unreadable};
 use conclave_machine::{
-    Component, Entry, History, HistoryError, NotReady, Rehearsal, SavedState, Work, rehearse,
+    Component, Entry, EntrySource, EntrySourceError, NotReady, Rehearsal, SavedState, Work,
+    rehearse,
 };
 use conclave_types::{
     ComponentId,
@@ -40,7 +41,7 @@ const PAUSE: Duration = Duration::from_millis(200);
 /// A follower is not this far behind.
 const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(5);
 /// The registry is looked at again at least this often.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What a rehearsal found.
 #[derive(Clone, Debug)]
@@ -87,7 +88,7 @@ pub(crate) async fn run(replica: Weak<Inner>) {
             cleaned_for = Some(needed);
         }
         drop(replica);
-        let _ = timeout(LOOK_INTERVAL, changed).await;
+        let _ = timeout(POLL_INTERVAL, changed).await;
     }
 }
 
@@ -151,7 +152,7 @@ impl Replica {
             match &result {
                 Ok(rehearsed) => tracing::info!(
                     %component,
-                    carry_over_ms = rehearsed.carry_over_ms,
+                    migration_ms = rehearsed.migration_ms,
                     entries = rehearsed.entries,
                     "a component is ready"
                 ),
@@ -172,7 +173,7 @@ fn try_out(inner: &Arc<Inner>, component: &Component) -> Result<Rehearsed, Strin
     for _ in 0..ATTEMPTS {
         match attempt(inner, component) {
             Ok(rehearsed) => return Ok(rehearsed),
-            Err(NotReady::History(error)) => last = error.to_string(),
+            Err(NotReady::EntrySource(error)) => last = error.to_string(),
             Err(error) => return Err(error.to_string()),
         }
         std::thread::sleep(PAUSE);
@@ -190,22 +191,22 @@ fn attempt(inner: &Arc<Inner>, component: &Component) -> Result<Rehearsed, NotRe
         }
         None => 0,
     };
-    let carry_over_ms = u64::try_from(carried.restore_time.as_millis()).unwrap_or(u64::MAX);
-    Ok(Rehearsed { from, carry_over_ms, entries })
+    let migration_ms = u64::try_from(carried.restore_time.as_millis()).unwrap_or(u64::MAX);
+    Ok(Rehearsed { from, migration_ms, entries })
 }
 
 fn run_through(
     inner: &Inner,
     component: &Component,
     saved: SavedState,
-    entries: impl Iterator<Item = Result<Entry, HistoryError>> + Send,
+    entries: impl Iterator<Item = Result<Entry, EntrySourceError>> + Send,
 ) -> Result<Rehearsal, NotReady> {
-    let stop = || inner.components.is_stopping() || inner.worker.fault().is_some();
+    let stop = || inner.components.is_stopping() || inner.worker.fatal_error().is_some();
     rehearse(component, inner.components.seed, saved, entries, stop)
 }
 
 /// The state as it is now, from the reader.
-fn present_state(inner: &Inner) -> Result<SavedState, HistoryError> {
+fn present_state(inner: &Inner) -> Result<SavedState, EntrySourceError> {
     let (state, limits) = {
         // With the lock held no later entry can be handed over before the reader has noted the request.
         let applied = inner.applied();
@@ -231,13 +232,13 @@ fn present_state(inner: &Inner) -> Result<SavedState, HistoryError> {
 fn recent(
     inner: &Inner,
     active: ComponentId,
-) -> Result<Option<(SavedState, Recent)>, HistoryError> {
-    let Some(saved) = inner.history.snapshot()? else { return Ok(None) };
+) -> Result<Option<(SavedState, Recent)>, EntrySourceError> {
+    let Some(saved) = inner.entry_source.snapshot()? else { return Ok(None) };
     if saved.component.id() != active {
         return Ok(None);
     }
     let entries = Recent {
-        history: inner.history.clone(),
+        entry_source: inner.entry_source.clone(),
         next: saved.index + 1,
         to: inner.worker.applied(),
         read: Vec::new().into_iter(),
@@ -247,17 +248,17 @@ fn recent(
 
 /// Entries as they were applied, without those that trapped, up to the next activation.
 struct Recent {
-    history: Arc<LocalHistory>,
+    entry_source: Arc<LocalEntrySource>,
     next: u64,
     to: u64,
     read: std::vec::IntoIter<Entry>,
 }
 
 impl Recent {
-    fn read_next(&mut self) -> Result<Option<Entry>, HistoryError> {
+    fn read_next(&mut self) -> Result<Option<Entry>, EntrySourceError> {
         loop {
             match self.read.next() {
-                Some(entry) if self.history.trapped(entry.index).is_some() => {}
+                Some(entry) if self.entry_source.trapped(entry.index).is_some() => {}
                 // What comes after was meant for another component.
                 Some(entry) if matches!(entry.work, Work::Activate(_)) => {
                     (self.next, self.to) = (1, 0);
@@ -266,7 +267,7 @@ impl Recent {
                 Some(entry) => return Ok(Some(entry)),
                 None if self.next > self.to => return Ok(None),
                 None => {
-                    let read = self.history.entries(self.next, self.to)?;
+                    let read = self.entry_source.entries(self.next, self.to)?;
                     self.next = read.last().map_or(self.to, |last| last.index) + 1;
                     self.read = read.into_iter();
                 }
@@ -276,7 +277,7 @@ impl Recent {
 }
 
 impl Iterator for Recent {
-    type Item = Result<Entry, HistoryError>;
+    type Item = Result<Entry, EntrySourceError>;
 
     fn next(&mut self) -> Option<Self::Item> {
         self.read_next().transpose()

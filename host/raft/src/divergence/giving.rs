@@ -4,12 +4,12 @@
 //! needs no memory of earlier leaders. A voter that is down, or behind, answers nothing and stops no snapshot.
 
 use super::{
-    checkpoints::Digests,
+    consistency_checks::Digests,
     lineage::{Testimony, Verdict, decide},
 };
 use crate::{Replica, snapshot};
 use conclave_storage::SnapshotFile;
-use conclave_types::{Checkpoint, Digest, NodeId};
+use conclave_types::{ConsistencyCheck, Digest, NodeId};
 
 impl Replica {
     /// Refuses to give this snapshot to a peer if this node is in quarantine, or if the other voters have other
@@ -61,7 +61,7 @@ impl Replica {
 }
 
 /// Whether a snapshot at this index covers only entries whose outcomes a consistency check has found equal.
-fn is_agreed(index: u64, last_equal: Option<Checkpoint>) -> bool {
+fn is_agreed(index: u64, last_equal: Option<ConsistencyCheck>) -> bool {
     last_equal.is_some_and(|last| index <= last.index)
 }
 
@@ -91,7 +91,7 @@ mod tests {
 
     #[test]
     fn snapshot_up_to_the_last_agreed_check_needs_no_question() {
-        let last = Checkpoint { index: 20, digest: OWN, version: 2, begins: false };
+        let last = ConsistencyCheck { index: 20, digest: OWN, version: 2, begins: false };
         assert!(is_agreed(19, Some(last)) && is_agreed(20, Some(last)));
         assert!(!is_agreed(21, Some(last)), "it covers entries that no check has compared");
         assert!(!is_agreed(0, None), "no check was agreed with since this node started");

@@ -1,9 +1,9 @@
-//! Replicas that do not agree: found, named, silenced and healed.
+//! Replicas that do not agree: found, named, silenced and repaired.
 //!
-//! Every machine keeps a digest of what came of its entries. [`checkpoints`] has the leader put the digest of a
+//! Every machine keeps a digest of what came of its entries. [`consistency_checks`] has the leader put the digest of a
 //! majority into the log now and then; whoever applies such an entry compares. A replica that differs is in
 //! *quarantine*: [`Divergence`] says so to all who would be answered, its machine applies nothing, its log goes
-//! on. [`healing`] brings it a healthy peer's snapshot and ends the quarantine. [`verify`] compares the states
+//! on. [`repair`] brings it a healthy peer's snapshot and ends the quarantine. [`verify`] compares the states
 //! themselves, when somebody asks.
 //!
 //! # Contract
@@ -17,19 +17,19 @@
 //! - A quarantine outlives a restart.
 //!
 //! # Caveats
-//! - Up to a checkpoint a replica that has diverged answers like any other.
+//! - Up to a consistency check a replica that has diverged answers like any other.
 //! - The digest covers outcomes. A state that was damaged before a snapshot, but whose damage shows in no outcome
 //!   until the node that restored it has agreed with a check, counts as two lineages. `cluster verify` finds it.
 //! - Digests of different versions of the algorithm are not compared, and condemn no node. After an upgrade that changes
 //!   it the leader has all digests begin again at one entry.
-//! - If a majority agrees on nothing there is no checkpoint: an error in the log and a metric. If every voter
-//!   differs from what a majority once had, nobody can heal anybody. With an interval of 0 checkpoints are neither
+//! - If a majority agrees on nothing there is no consistency check: an error in the log and a metric. If every voter
+//!   differs from what a majority once had, nobody can repair anybody. With an interval of 0 consistency checks are neither
 //!   proposed nor compared, also those of the past: that serves whatever each node has.
 
-mod checkpoints;
+mod consistency_checks;
 mod giving;
-mod healing;
 mod lineage;
+mod repair;
 mod verify;
 
 use std::{
@@ -47,20 +47,20 @@ use tokio::sync::watch;
 
 use self::verify::Verifications;
 pub(super) use self::{
-    checkpoints::{heard_to_wire as digest_to_wire, run as run_checkpoints},
-    healing::run as run_healing,
+    consistency_checks::{heard_to_wire as digest_to_wire, run as run_consistency_checks},
+    repair::run as run_healing,
     verify::to_wire as verified_to_wire,
 };
 use conclave_proto::{
-    convert::{checkpoint_from_wire, checkpoint_to_wire},
+    convert::{consistency_check_from_wire, consistency_check_to_wire},
     raft as wire,
 };
 use conclave_storage::LogStore;
-use conclave_types::{Checkpoint, Digest, NodeId};
+use conclave_types::{ConsistencyCheck, Digest, NodeId};
 
 /// Where a quarantine is remembered.
 const RECORD: &str = "quarantine";
-/// The pause before a node that has diverged again is healed again: first none, then this, doubled each time.
+/// The pause before a node that has diverged again is repaired again: first none, then this, doubled each time.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(300);
 /// How long a leader takes no snapshots while the voters disagree: the log grows meanwhile. A node that returns within
@@ -89,7 +89,7 @@ pub(super) struct Divergence {
 
 #[derive(Default)]
 struct State {
-    last_equal: Option<Checkpoint>,
+    last_equal: Option<ConsistencyCheck>,
     /// The node whose computation the state is.
     origin: NodeId,
     /// The index of the state that was restored last.
@@ -98,7 +98,7 @@ struct State {
     /// Divergences of late.
     strikes: u32,
     healed_at: Option<Instant>,
-    /// The last divergence that was healed, for people.
+    /// The last divergence that was repaired, for people.
     last: String,
 }
 
@@ -107,7 +107,7 @@ struct State {
 struct Counts {
     equal: AtomicU64,
     diverged: AtomicU64,
-    healed: AtomicU64,
+    repaired: AtomicU64,
     undecided: AtomicU64,
     withheld: AtomicU64,
 }
@@ -115,10 +115,10 @@ struct Counts {
 /// Why this node is silent.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Quarantine {
-    /// Up to this checkpoint the digests were equal; 0: none was compared.
+    /// Up to this consistency check the digests were equal; 0: none was compared.
     pub(super) equal_until: u64,
     /// Where they were not: what a majority has there.
-    pub(super) checkpoint: Checkpoint,
+    pub(super) consistency_check: ConsistencyCheck,
     /// The entry that brought it: the machine has stopped there.
     pub(super) at: u64,
     /// When that was found.
@@ -156,7 +156,7 @@ impl Divergence {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether checkpoints are compared.
+    /// Whether consistency checks are compared.
     pub(super) fn compares(&self) -> bool {
         self.compares
     }
@@ -193,13 +193,13 @@ impl Divergence {
         ))
     }
 
-    /// How often the node diverged, and the last time that was healed, for people.
+    /// How often the node diverged, and the last time that was repaired, for people.
     pub(super) fn past(&self) -> (u64, String) {
         (self.counts.diverged.load(Ordering::Relaxed), self.state().last.clone())
     }
 
-    /// The last checkpoint that this node agreed with since it started.
-    pub(super) fn last_equal(&self) -> Option<Checkpoint> {
+    /// The last consistency check that this node agreed with since it started.
+    pub(super) fn last_equal(&self) -> Option<ConsistencyCheck> {
         self.state().last_equal
     }
 
@@ -240,14 +240,19 @@ impl Divergence {
         }
     }
 
-    /// A checkpoint was applied at index `at`, and this is the node's own digest, if it is still known.
-    pub(super) fn compare(&self, at: u64, checkpoint: Checkpoint, own: Option<Digest>) {
+    /// A consistency check was applied at index `at`, and this is the node's own digest, if it is still known.
+    pub(super) fn compare(
+        &self,
+        at: u64,
+        consistency_check: ConsistencyCheck,
+        own: Option<Digest>,
+    ) {
         let Some(own) = own else { return };
         let mut state = self.state();
-        if own == checkpoint.digest {
-            state.last_equal = Some(checkpoint);
+        if own == consistency_check.digest {
+            state.last_equal = Some(consistency_check);
             // The digest up to the restored state is a copy as well: its agreement says nothing.
-            if checkpoint.index > state.restored_at {
+            if consistency_check.index > state.restored_at {
                 state.origin = self.node_id;
             }
             self.counts.equal.fetch_add(1, Ordering::Relaxed);
@@ -257,8 +262,8 @@ impl Divergence {
             state.strikes = 0;
         }
         state.strikes += 1;
-        let equal_until = state.last_equal.map_or(0, |checkpoint| checkpoint.index);
-        let quarantine = Quarantine { equal_until, checkpoint, at, since: Instant::now() };
+        let equal_until = state.last_equal.map_or(0, |consistency_check| consistency_check.index);
+        let quarantine = Quarantine { equal_until, consistency_check, at, since: Instant::now() };
         state.quarantine = Some(quarantine);
         self.stopped.store(true, Ordering::Release);
         self.refusing.send_replace(true);
@@ -266,7 +271,7 @@ impl Divergence {
         tracing::error!(
             index = at,
             own = %own,
-            majority = %checkpoint.digest,
+            majority = %consistency_check.digest,
             "this node's machine has diverged: {}",
             between(&quarantine)
         );
@@ -277,7 +282,7 @@ impl Divergence {
         }
     }
 
-    /// How long to wait before the quarantine is healed.
+    /// How long to wait before the quarantine is repaired.
     fn pause(&self) -> Duration {
         let state = self.state();
         let Some(since) = state.quarantine.map(|quarantine| quarantine.since) else {
@@ -287,14 +292,14 @@ impl Divergence {
     }
 
     /// A healthy state is in place and has reached the entry that openraft takes the machine to stand at. Calls
-    /// are refused until [`Divergence::healed`].
+    /// are refused until [`Divergence::repaired`].
     pub(super) fn resume(&self) {
         self.stopped.store(false, Ordering::Release);
     }
 
     /// The machine is where the log is. Whether the quarantine is over: what was applied since may have had
-    /// a checkpoint that it differs from as well.
-    pub(super) fn healed(&self, index: u64) -> bool {
+    /// a consistency check that it differs from as well.
+    pub(super) fn repaired(&self, index: u64) -> bool {
         let mut state = self.state();
         if self.is_stopped() {
             return false;
@@ -303,14 +308,14 @@ impl Divergence {
         let took = quarantine.since.elapsed();
         state.healed_at = Some(Instant::now());
         // The state is that of a peer which agreed with it.
-        state.last_equal = Some(quarantine.checkpoint);
+        state.last_equal = Some(quarantine.consistency_check);
         state.last = format!(
-            "{}; healed after {} ms with a peer's state at index {index}",
+            "{}; repaired after {} ms with a peer's state at index {index}",
             between(&quarantine),
             took.as_millis()
         );
         drop(state);
-        self.counts.healed.fetch_add(1, Ordering::Relaxed);
+        self.counts.repaired.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.log.put_record(RECORD, None) {
             tracing::warn!(%error, "cannot forget the quarantine");
         }
@@ -323,11 +328,11 @@ impl Divergence {
         true
     }
 
-    /// Counts, in this order: equal checkpoints, divergences, healed ones, digests without a majority, and snapshots
+    /// Counts, in this order: equal consistency checks, divergences, repaired ones, digests without a majority, and snapshots
     /// that were not given to a peer.
     pub(super) fn counted(&self) -> [u64; 5] {
-        let Counts { equal, diverged, healed, undecided, withheld } = &self.counts;
-        [equal, diverged, healed, undecided, withheld].map(|count| count.load(Ordering::Relaxed))
+        let Counts { equal, diverged, repaired, undecided, withheld } = &self.counts;
+        [equal, diverged, repaired, undecided, withheld].map(|count| count.load(Ordering::Relaxed))
     }
 }
 
@@ -339,17 +344,19 @@ fn pause_before(strikes: u32) -> Duration {
 }
 
 fn between(quarantine: &Quarantine) -> String {
-    let Quarantine { equal_until, checkpoint, .. } = quarantine;
+    let Quarantine { equal_until, consistency_check, .. } = quarantine;
     match equal_until {
-        0 => format!("what came of the entries up to {} differs", checkpoint.index),
-        from => format!("up to entry {from} all was equal, at {} it is not", checkpoint.index),
+        0 => format!("what came of the entries up to {} differs", consistency_check.index),
+        from => {
+            format!("up to entry {from} all was equal, at {} it is not", consistency_check.index)
+        }
     }
 }
 
 fn record(quarantine: &Quarantine) -> Vec<u8> {
-    let Quarantine { equal_until, checkpoint, at, .. } = *quarantine;
-    let checkpoint = Some(checkpoint_to_wire(&checkpoint));
-    wire::Quarantine { equal_until, checkpoint, at }.encode_to_vec()
+    let Quarantine { equal_until, consistency_check, at, .. } = *quarantine;
+    let consistency_check = Some(consistency_check_to_wire(&consistency_check));
+    wire::Quarantine { equal_until, consistency_check, at }.encode_to_vec()
 }
 
 fn quarantine_from_record(record: Vec<u8>) -> io::Result<Quarantine> {
@@ -358,11 +365,11 @@ fn quarantine_from_record(record: Vec<u8>) -> io::Result<Quarantine> {
         io::Error::new(io::ErrorKind::InvalidData, reason)
     };
     let record = wire::Quarantine::decode(Bytes::from(record));
-    let wire::Quarantine { equal_until, checkpoint, at } =
+    let wire::Quarantine { equal_until, consistency_check, at } =
         record.map_err(|error| malformed(error.to_string()))?;
-    let checkpoint = checkpoint_from_wire(&checkpoint.unwrap_or_default())
+    let consistency_check = consistency_check_from_wire(&consistency_check.unwrap_or_default())
         .map_err(|error| malformed(error.to_string()))?;
-    Ok(Quarantine { equal_until, checkpoint, at, since: Instant::now() })
+    Ok(Quarantine { equal_until, consistency_check, at, since: Instant::now() })
 }
 
 #[cfg(test)]
@@ -378,9 +385,10 @@ mod tests {
 
     #[test]
     fn a_quarantine_is_remembered_as_it_was() {
-        let checkpoint =
-            Checkpoint { index: 20, digest: Digest([7; 32]), version: 2, begins: false };
-        let quarantine = Quarantine { equal_until: 10, checkpoint, at: 21, since: Instant::now() };
+        let consistency_check =
+            ConsistencyCheck { index: 20, digest: Digest([7; 32]), version: 2, begins: false };
+        let quarantine =
+            Quarantine { equal_until: 10, consistency_check, at: 21, since: Instant::now() };
         let again = quarantine_from_record(record(&quarantine)).unwrap();
         assert_eq!(Quarantine { since: quarantine.since, ..again }, quarantine);
         assert!(

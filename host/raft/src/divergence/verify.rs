@@ -16,7 +16,7 @@ use tokio::{
     time::{Instant, timeout_at},
 };
 
-use crate::{Replica, network::peer::Lane};
+use crate::{Replica, network::peer::ConnectionClass};
 use conclave_machine::Worker;
 use conclave_proto::{
     convert::digest_from_wire,
@@ -32,7 +32,7 @@ use conclave_types::{
 /// What was found is kept for so many verifications: only the last few are asked for.
 const KEPT_MAX: usize = 8;
 /// Looked at again, should a notification be missed.
-const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Before the deadline of a verification, so that whoever asks hears of those that have answered.
 const MARGIN: Duration = Duration::from_millis(300);
@@ -74,7 +74,7 @@ impl super::Divergence {
             let found = async {
                 let (state, digest) = tokio::join!(state, worker.digest_at(index));
                 let mut state = state.map_err(|error| error.to_string())?;
-                let digest = digest.map_err(|fault| fault.to_string())?;
+                let digest = digest.map_err(|fatal_error| fatal_error.to_string())?;
                 let digest = digest.ok_or("the digest is not known any more")?;
                 let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
                 while let Some(chunk) = state.next().await {
@@ -117,10 +117,10 @@ impl Replica {
             if let Some(found) = self.0.divergence.verifications.get(index) {
                 return found;
             }
-            if let Some(why) = self.0.fault() {
+            if let Some(why) = self.0.fatal_error() {
                 return Err(why);
             }
-            let _ = tokio::time::timeout(LOOK_INTERVAL, added).await;
+            let _ = tokio::time::timeout(POLL_INTERVAL, added).await;
         }
     }
 
@@ -131,9 +131,11 @@ impl Replica {
         index: u64,
     ) -> Result<Verified, String> {
         let peer = self.0.peers.peer(node_id, member);
-        let mut client = peer.client(Lane::Snapshot).await.map_err(|error| error.to_string())?;
+        let mut client =
+            peer.client(ConnectionClass::Snapshot).await.map_err(|error| error.to_string())?;
         let answer = client.verify_state(VerifyStateRequest { index }).await;
-        let answer = answer.map_err(|status| peer.failed(Lane::Snapshot, status).to_string())?;
+        let answer =
+            answer.map_err(|status| peer.failed(ConnectionClass::Snapshot, status).to_string())?;
         from_wire(answer.into_inner())
     }
 }

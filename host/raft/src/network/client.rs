@@ -28,7 +28,7 @@ use tonic::{Code, Request, Status};
 use super::{
     OwnReplica, backoff, message,
     pacing::paced,
-    peer::{Lane, Peer, PeerError},
+    peer::{ConnectionClass, Peer, PeerError},
 };
 use crate::{
     Replica,
@@ -45,7 +45,7 @@ use conclave_storage::{
 /// openraft's network to one peer, on one lane.
 pub struct PeerNetwork {
     peer: Arc<Peer>,
-    lane: Lane,
+    class: ConnectionClass,
     lease: Arc<Lease>,
     transfers: Arc<Transfers>,
     replica: OwnReplica,
@@ -56,12 +56,12 @@ pub struct PeerNetwork {
 impl PeerNetwork {
     pub(super) fn new(
         peer: Arc<Peer>,
-        lane: Lane,
+        class: ConnectionClass,
         lease: Arc<Lease>,
         transfers: Arc<Transfers>,
         replica: OwnReplica,
     ) -> Self {
-        Self { peer, lane, lease, transfers, replica, failures: Arc::default() }
+        Self { peer, class, lease, transfers, replica, failures: Arc::default() }
     }
 
     /// A disputed state is not spread. openraft tries again after a pause.
@@ -84,7 +84,7 @@ impl PeerNetwork {
     }
 
     fn failed(&self, status: Status) -> RPCError<TypeConfig> {
-        rpc_error(self.peer.failed(self.lane, status))
+        rpc_error(self.peer.failed(self.class, status))
     }
 }
 
@@ -150,7 +150,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
     {
         async move {
             self.check_disk()?;
-            if self.lane == Lane::Control {
+            if self.class == ConnectionClass::Control {
                 let Some(request) = input.next().await else { return Ok(stream::empty().boxed()) };
                 let answer = within(option.hard_ttl(), self.heartbeat(request)).await;
                 return Ok(stream::iter([answer]).boxed());
@@ -167,7 +167,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
                     append_to_wire(request)
                 });
             let setup = async {
-                let mut client = self.peer.client(self.lane).await.map_err(rpc_error)?;
+                let mut client = self.peer.client(self.class).await.map_err(rpc_error)?;
                 client.append(Request::new(requests)).await.map_err(|status| self.failed(status))
             };
             // openraft's deadline is one of a heartbeat. A stream that is opened takes up to three round trips,
@@ -252,7 +252,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             last_log_id: request.last_log_id().map(log_id_to_wire),
         };
         let call = async {
-            let mut client = self.peer.client(Lane::Control).await.map_err(rpc_error)?;
+            let mut client = self.peer.client(ConnectionClass::Control).await.map_err(rpc_error)?;
             client.transfer_leader(message).await.map_err(|status| self.failed(status))
         };
         within(option.hard_ttl(), call).await?;
@@ -284,7 +284,7 @@ impl PeerNetwork {
         request: AppendEntriesRequest<TypeConfig>,
     ) -> Result<StreamAppendResult<TypeConfig>, RPCError<TypeConfig>> {
         let vote = request.vote;
-        let mut client = self.peer.client(self.lane).await.map_err(rpc_error)?;
+        let mut client = self.peer.client(self.class).await.map_err(rpc_error)?;
         let (term, sent) = (request.vote.leader_id.term, BootTime::now());
         let answer = client.heartbeat(append_to_wire(request)).await;
         let answer = answer.and_then(|answer| {
@@ -337,7 +337,7 @@ impl PeerNetwork {
             pre_vote,
         };
         let call = async {
-            let mut client = self.peer.client(Lane::Control).await.map_err(rpc_error)?;
+            let mut client = self.peer.client(ConnectionClass::Control).await.map_err(rpc_error)?;
             client.vote(message).await.map_err(|status| self.failed(status))
         };
         let answer = within(option.hard_ttl(), call).await?.into_inner();

@@ -15,7 +15,7 @@ use tonic::{
 use super::{
     CLUSTER_HEADER, FROM_HEADER, MESSAGE_BYTES_MAX, TO_HEADER,
     local::Local,
-    peer::{CONNECT_TIMEOUT, LANES},
+    peer::{CLASSES, CONNECT_TIMEOUT},
 };
 use conclave_proto::raft::raft_client::RaftClient;
 use conclave_types::NodeId;
@@ -90,6 +90,6 @@ impl Connector {
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
             Connection { client, greeted: Arc::default() }
         };
-        LANES.iter().map(connect).collect()
+        CLASSES.iter().map(connect).collect()
     }
 }

@@ -27,7 +27,7 @@ use super::standing::{Acknowledged, Standing};
 use crate::{disk::DiskWatch, timing::Timing};
 use conclave_proto::raft as wire;
 use conclave_storage::{
-    Identity, LogStore, Pace,
+    BatchWindow, Identity, LogStore,
     raft_types::{LogId, Vote},
 };
 use conclave_types::NodeId;
@@ -124,7 +124,7 @@ impl Local {
         self.log.voted_term()
     }
 
-    pub(super) fn pace(&self) -> Pace {
+    pub(super) fn pace(&self) -> BatchWindow {
         self.log.pace()
     }
 

@@ -26,7 +26,7 @@ use std::sync::{Arc, OnceLock, Weak};
 
 use openraft::RaftNetworkFactory;
 
-use self::{client::PeerNetwork, peer::Lane, peers::Peers};
+use self::{client::PeerNetwork, peer::ConnectionClass, peers::Peers};
 use super::{Inner, lease::Lease, snapshot::Transfers};
 use conclave_storage::raft_types::{Member, TypeConfig};
 use conclave_types::NodeId;
@@ -62,10 +62,10 @@ pub struct NetworkFactory {
 }
 
 impl NetworkFactory {
-    fn network(&self, target: NodeId, member: &Member, lane: Lane) -> PeerNetwork {
+    fn network(&self, target: NodeId, member: &Member, class: ConnectionClass) -> PeerNetwork {
         PeerNetwork::new(
             self.peers.peer(target, member),
-            lane,
+            class,
             self.lease.clone(),
             self.transfers.clone(),
             self.replica.clone(),
@@ -77,16 +77,16 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
     type Network = PeerNetwork;
 
     async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
-        self.network(target, member, Lane::Log)
+        self.network(target, member, ConnectionClass::Log)
     }
 
     /// A lane of its own: a heartbeat that waits behind a large append starts an election.
     async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
-        self.network(target, member, Lane::Control)
+        self.network(target, member, ConnectionClass::Control)
     }
 
     /// A lane of its own: a snapshot is long.
     async fn new_snapshot_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
-        self.network(target, member, Lane::Snapshot)
+        self.network(target, member, ConnectionClass::Snapshot)
     }
 }

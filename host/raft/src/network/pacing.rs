@@ -2,7 +2,7 @@
 //!
 //! Two rules reduce the number of messages. Neither changes which entries and which commit index a peer receives:
 //!
-//! * When many clients write, each request carries what this node writes to its own disk as one batch ([`Pace`]).
+//! * When many clients write, each request carries what this node writes to its own disk as one batch ([`BatchWindow`]).
 //! * A request that brings only a newer commit index waits up to [`WITHHELD_MAX`]. The next entries usually follow
 //!   within that time and carry the commit index too, so a single client's writes cost one message each, not two.
 //!
@@ -18,7 +18,7 @@ use futures::{
 use openraft::raft::AppendEntriesRequest;
 use tokio::{sync::watch, time::sleep};
 
-use conclave_storage::{Pace, raft_types::TypeConfig};
+use conclave_storage::{BatchWindow, raft_types::TypeConfig};
 
 /// How long a request without entries waits for entries that follow. A put by a single client takes about half of it.
 const WITHHELD_MAX: Duration = Duration::from_millis(1);
@@ -28,7 +28,7 @@ type Request = AppendEntriesRequest<TypeConfig>;
 /// Paces `input`, the requests of one stream. `wanted` is the commit index that the peer needs for its reads.
 pub(super) fn paced<S>(
     input: S,
-    pace: Pace,
+    pace: BatchWindow,
     wanted: watch::Receiver<u64>,
 ) -> impl Stream<Item = Request> + use<S>
 where
@@ -41,7 +41,7 @@ where
 struct Paced<S> {
     /// openraft's stream panics if it is polled after its end, which is observed while a request is withheld.
     input: Fuse<S>,
-    pace: Pace,
+    pace: BatchWindow,
     wanted: watch::Receiver<u64>,
     /// The commit index of the last request; absent before the first.
     sent_commit: Option<u64>,

@@ -32,7 +32,7 @@ fn begin() -> Begun<impl Stream<Item = Request>> {
     }));
     let (wanted, needed) = watch::channel(0);
     let (batches, _) = watch::channel(false);
-    let mut paced = Box::pin(paced(requests, Pace::new(batches.subscribe()), needed));
+    let mut paced = Box::pin(paced(requests, BatchWindow::new(batches.subscribe()), needed));
     input.unbounded_send(request(None, 5)).unwrap();
     let first = paced.next().now_or_never().flatten();
     assert_eq!(commit_index(&first.unwrap()), 5, "a probe does not wait");

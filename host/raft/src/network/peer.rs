@@ -28,7 +28,7 @@ use super::{
 };
 use crate::{disk::DiskWatch, supervise::Supervisor};
 use conclave_proto::raft::{HandshakeRequest, HandshakeResponse, PingRequest};
-use conclave_storage::Pace;
+use conclave_storage::BatchWindow;
 use conclave_types::{NodeId, status::PeerLink};
 
 /// How long a new connection may take to be made, its handshake or a ping to be answered.
@@ -40,7 +40,7 @@ const ATTEMPT_SPACING: Duration = Duration::from_millis(20);
 
 /// What a connection is for. Each has its own, so that none waits behind another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Lane {
+pub enum ConnectionClass {
     /// Log entries.
     Log,
     /// Heartbeats, votes, forwarded calls, questions.
@@ -49,7 +49,8 @@ pub enum Lane {
     Snapshot,
 }
 
-pub(super) const LANES: [Lane; 3] = [Lane::Log, Lane::Control, Lane::Snapshot];
+pub(super) const CLASSES: [ConnectionClass; 3] =
+    [ConnectionClass::Log, ConnectionClass::Control, ConnectionClass::Snapshot];
 
 /// Why a peer was not reached.
 #[derive(Clone, Debug, thiserror::Error)]
@@ -183,7 +184,7 @@ impl Peer {
     }
 
     /// The pace at which this node writes what it sends.
-    pub(super) fn pace(&self) -> Pace {
+    pub(super) fn pace(&self) -> BatchWindow {
         self.local.pace()
     }
 
@@ -191,9 +192,9 @@ impl Peer {
         self.connections.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn connection(&self, lane: Lane) -> Result<Connection, PeerError> {
+    fn connection(&self, class: ConnectionClass) -> Result<Connection, PeerError> {
         match &self.connector {
-            Ok(_) => Ok(self.connections()[lane as usize].clone()),
+            Ok(_) => Ok(self.connections()[class as usize].clone()),
             Err(reason) => Err(PeerError::Address {
                 node_id: self.node_id,
                 address: self.address.clone(),
@@ -226,8 +227,8 @@ impl Peer {
 
     /// A client of a connection whose other end has been checked. Fails at once while the peer is not
     /// connected; waits while the first attempt is under way.
-    pub async fn client(&self, lane: Lane) -> Result<Client, PeerError> {
-        let connection = self.connection(lane)?;
+    pub async fn client(&self, class: ConnectionClass) -> Result<Client, PeerError> {
+        let connection = self.connection(class)?;
         self.settled().await?;
         if let Some(reason) = self.local.lost() {
             return Err(self.call_error(Status::data_loss(reason)));
@@ -260,8 +261,8 @@ impl Peer {
     }
 
     /// Introduces this node to the peer and checks which node answers.
-    pub async fn handshake(&self, lane: Lane) -> Result<HandshakeResponse, PeerError> {
-        self.greet(&self.connection(lane)?).await
+    pub async fn handshake(&self, class: ConnectionClass) -> Result<HandshakeResponse, PeerError> {
+        self.greet(&self.connection(class)?).await
     }
 
     async fn greet(&self, connection: &Connection) -> Result<HandshakeResponse, PeerError> {
@@ -307,8 +308,8 @@ impl Peer {
 
     /// Notes that a call failed, so that the next one begins with a handshake, and the connection is
     /// checked.
-    pub fn failed(&self, lane: Lane, status: Status) -> PeerError {
-        if let Ok(connection) = self.connection(lane) {
+    pub fn failed(&self, class: ConnectionClass, status: Status) -> PeerError {
+        if let Ok(connection) = self.connection(class) {
             connection.greeted.store(false, Ordering::Release);
         }
         self.wake.notify_one();
@@ -334,7 +335,7 @@ impl Peer {
 
     /// Pings a connected peer, or connects.
     async fn attempt(&self) -> Result<(), PeerError> {
-        let connection = self.connection(Lane::Control)?;
+        let connection = self.connection(ConnectionClass::Control)?;
         if connection.greeted.load(Ordering::Acquire) {
             let began = Instant::now();
             let mut client = connection.client.clone();

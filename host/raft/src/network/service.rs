@@ -23,7 +23,7 @@ use super::{
 };
 use crate::{Replica, components, divergence, forward, snapshot, status};
 use conclave_proto::{
-    convert::{call_from_wire, checkpoint_from_wire, component_id_from_wire},
+    convert::{call_from_wire, component_id_from_wire, consistency_check_from_wire},
     raft as wire,
 };
 use conclave_storage::{
@@ -293,10 +293,11 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<wire::FetchSnapshotRequest>,
     ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
         let to = self.admit(request.metadata())?;
-        let wire::FetchSnapshotRequest { checkpoint, index_min } = request.into_inner();
-        let checkpoint = required(checkpoint, "checkpoint")?;
-        let checkpoint = checkpoint_from_wire(&checkpoint).map_err(malformed)?;
-        let found = self.replica.snapshot_for(checkpoint, index_min, to).await;
+        let wire::FetchSnapshotRequest { consistency_check, index_min } = request.into_inner();
+        let consistency_check = required(consistency_check, "consistency_check")?;
+        let consistency_check =
+            consistency_check_from_wire(&consistency_check).map_err(malformed)?;
+        let found = self.replica.snapshot_for(consistency_check, index_min, to).await;
         let (vote, file) = found.map_err(|error| Status::failed_precondition(error.to_string()))?;
         tracing::info!(to, index = file.index(), "sending a snapshot to a node that has diverged");
         Ok(Response::new(self.replica.send_snapshot(vote, file).map(Ok).boxed()))

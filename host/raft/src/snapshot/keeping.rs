@@ -28,7 +28,7 @@ use conclave_storage::raft_types::LogId;
 use conclave_types::{NodeId, error::Error};
 
 /// How often it is decided what is kept.
-const LOOK_INTERVAL: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// How long a follower may make no progress and still be waited for. With a hung disk a follower answers
 /// heartbeats and takes no entries.
 const PATIENCE: Duration = Duration::from_secs(30);
@@ -92,7 +92,7 @@ fn rate(needed_bytes: u64, policy: SnapshotPolicy) -> Option<u64> {
 pub(crate) async fn keep_log(replica: Weak<Inner>, policy: SnapshotPolicy) {
     let (mut followers, mut slowed, mut asked) = (Followers::default(), false, 0);
     loop {
-        sleep(LOOK_INTERVAL).await;
+        sleep(POLL_INTERVAL).await;
         let Some(inner) = replica.upgrade() else { return };
         let index = |log_id: &Option<LogId>| log_id.as_ref().map_or(0, |log_id| log_id.index);
         let (snapshot, purged, matched) = {

@@ -27,7 +27,7 @@ use tonic::Status;
 use super::{PARTS_IN_FLIGHT, start};
 use crate::{
     Inner,
-    network::peer::{Lane, Peer, PeerError},
+    network::peer::{ConnectionClass, Peer, PeerError},
 };
 use conclave_proto::raft::{
     SnapshotEnd, SnapshotOffer, SnapshotPart, snapshot_part::Part, snapshot_progress::Progress,
@@ -152,7 +152,7 @@ pub(crate) async fn offer(
     if transfers.is_damaged(&file) {
         return Err(Failure::NotNow("the snapshot is damaged and being replaced".to_owned()));
     }
-    let failed = |status: Status| Failure::Peer(peer.failed(Lane::Snapshot, status));
+    let failed = |status: Status| Failure::Peer(peer.failed(ConnectionClass::Snapshot, status));
     let ended = |reason: &str| Failure::Ended(reason.to_owned());
     let stalled = |after: Duration| {
         Failure::Ended(format!(
@@ -161,7 +161,7 @@ pub(crate) async fn offer(
             after.as_secs()
         ))
     };
-    let mut client = peer.client(Lane::Snapshot).await.map_err(Failure::Peer)?;
+    let mut client = peer.client(ConnectionClass::Snapshot).await.map_err(Failure::Peer)?;
     let (parts, stream) = mpsc::channel(PARTS_IN_FLIGHT);
     let first = start(vote, &file).map_err(|error| Failure::Ended(error.to_string()))?;
     let _ = parts.send(first).await;

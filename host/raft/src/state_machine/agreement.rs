@@ -21,16 +21,16 @@ use conclave_storage::{
     raft_types::{Payload, StoredMembership, TypeConfig},
 };
 use conclave_types as types;
-use conclave_types::{Checkpoint, DIGEST_VERSION};
+use conclave_types::{ConsistencyCheck, DIGEST_VERSION};
 
-/// Entries applied in one turn of a healing: some milliseconds of work for the head.
+/// Entries applied in one turn of a repair: some milliseconds of work for the head.
 const REPLAY_BYTES_MAX: usize = 1024 * 1024;
 const REPLAY_COUNT_MAX: u64 = 1024;
 /// Nobody waits any more for a verification that is older: a node that replays its log passes it over.
 const VERIFY_WITHIN: Duration = Duration::from_secs(5 * 60);
 
 /// A healthy state on its way to where openraft takes the machine to stand.
-pub(super) struct Healing {
+pub(super) struct Repair {
     machine: Box<StateMachine>,
     /// The snapshot's index.
     from: u64,
@@ -41,22 +41,23 @@ pub(super) struct Healing {
 
 impl StateMachine {
     /// Compares the machine's digest with the majority's. The head has to come this far first, which no write
-    /// notices: there is a checkpoint in seconds.
+    /// notices: there is a consistency check in seconds.
     pub(super) async fn compare(
         &self,
         pending: PendingEntry,
-        checkpoint: Checkpoint,
+        consistency_check: ConsistencyCheck,
     ) -> io::Result<()> {
         let PendingEntry { index, responder, .. } = pending;
         self.hand_over(vec![(index, None, None)]).await?;
-        let Checkpoint { version, begins, digest, .. } = checkpoint;
+        let ConsistencyCheck { version, begins, digest, .. } = consistency_check;
         if version != DIGEST_VERSION {
             // Of another version of Conclave: its digest says nothing of this one's.
         } else if begins {
             self.worker.begin_digest(index, digest).await.map_err(io::Error::other)?;
         } else if self.divergence.compares() {
-            let own = self.worker.digest_at(checkpoint.index).await.map_err(io::Error::other)?;
-            self.divergence.compare(index, checkpoint, own);
+            let own =
+                self.worker.digest_at(consistency_check.index).await.map_err(io::Error::other)?;
+            self.divergence.compare(index, consistency_check, own);
             if self.divergence.is_stopped() {
                 // After calls are refused, so that no subscription slips through.
                 self.worker.end_watchers();
@@ -83,7 +84,7 @@ impl StateMachine {
     }
 
     /// In quarantine nothing is applied. openraft has to know the members all the same; everything else
-    /// comes again when the machine is healed. Who waits for an outcome learns that it is lost.
+    /// comes again when the machine is repaired. Who waits for an outcome learns that it is lost.
     pub(super) fn pass_over(&self, (entry, _responder): EntryResponder<TypeConfig>) {
         if let Payload::Normal(command) = &entry.payload {
             self.time.observe(command.time_ms);
@@ -97,7 +98,7 @@ impl StateMachine {
     }
 
     /// Puts an accepted snapshot of a peer in the place of the diverged state. Entries are passed over as
-    /// before; [`StateMachine::heal`] applies what the log has after the snapshot. Called by openraft in turn
+    /// before; [`StateMachine::repair`] applies what the log has after the snapshot. Called by openraft in turn
     /// with its own calls.
     ///
     /// The snapshot's file becomes the newest on disk. For a restart that is as good as one that a leader has
@@ -128,36 +129,36 @@ impl StateMachine {
         self.divergence.restored(snapshot::origin(&header), index);
         self.time.observe(header.time_ms);
         let machine = self.replaying(super::Applied { meta, registry, limits });
-        self.healing =
-            Some(Healing { machine: Box::new(machine), from: index, next: index + 1, quarantine });
+        self.repair =
+            Some(Repair { machine: Box::new(machine), from: index, next: index + 1, quarantine });
         Ok(())
     }
 
-    /// Applies some of the entries after the snapshot that a healing began with. With the last of them the
+    /// Applies some of the entries after the snapshot that a repair began with. With the last of them the
     /// machine is again as far as openraft takes it to be, and the quarantine ends. `None`: that is so. Else
     /// the index up to which the entries were handed over: the caller waits until the head has applied
     /// them, so that no turn waits for the head.
-    pub(crate) async fn heal(&mut self) -> io::Result<Option<u64>> {
+    pub(crate) async fn repair(&mut self) -> io::Result<Option<u64>> {
         let seen = self.applied().meta.last_log_id.map_or(0, |log_id| log_id.index);
-        let Some(mut healing) = self.healing.take() else {
+        let Some(mut repair) = self.repair.take() else {
             return Ok(None); // A leader's snapshot has replaced the state, and its index is beyond.
         };
-        if healing.next <= seen {
-            healing.next = healing.machine.replay(healing.next, seen).await?;
-            if self.divergence.quarantine() != Some(healing.quarantine) {
+        if repair.next <= seen {
+            repair.next = repair.machine.replay(repair.next, seen).await?;
+            if self.divergence.quarantine() != Some(repair.quarantine) {
                 return Err(io::Error::other("the peer's state has diverged as well"));
             }
         }
-        if healing.next <= seen {
-            let reached = healing.next - 1;
-            self.healing = Some(healing);
+        if repair.next <= seen {
+            let reached = repair.next - 1;
+            self.repair = Some(repair);
             return Ok(Some(reached));
         }
-        let applied = healing.machine.applied().clone();
+        let applied = repair.machine.applied().clone();
         *self.applied() = applied;
         self.divergence.resume();
         self.components.changed.notify_waiters();
-        self.divergence.healed(healing.from);
+        self.divergence.repaired(repair.from);
         Ok(None)
     }
 
@@ -176,7 +177,7 @@ impl StateMachine {
             configured: self.configured,
             transfers: self.transfers.clone(),
             replays: true,
-            healing: None,
+            repair: None,
         }
     }
 

@@ -108,8 +108,9 @@ impl Source {
         let (whole, components) = (file.clone(), self.components.clone());
         let reading = spawn_blocking(move || snapshot::saved_state(&whole, &components));
         let (saved, _) = reading.await.map_err(io::Error::other)??;
-        let memory_bytes = self.worker.replace_standby(saved).await.map_err(|fault| {
-            let reason = format!("the state machine does not accept its own snapshot: {fault}");
+        let memory_bytes = self.worker.replace_standby(saved).await.map_err(|fatal_error| {
+            let reason =
+                format!("the state machine does not accept its own snapshot: {fatal_error}");
             io::Error::new(io::ErrorKind::InvalidData, reason)
         })?;
         self.building.restored_bytes.store(memory_bytes, Ordering::Relaxed);

@@ -7,7 +7,7 @@ use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, timeout};
 
 use super::{Compared, Evidence, Nanos, Offset, Reading, State, Time, log_clock};
-use crate::{Inner, Replica, network::peer::Lane};
+use crate::{Inner, Replica, network::peer::ConnectionClass};
 use conclave_proto::raft::{CompareClocksRequest, CompareClocksResponse};
 use conclave_storage::raft_types::Member;
 use conclave_types::{CommandKind, NodeId, error::Error, status::TimeSet};
@@ -112,12 +112,12 @@ impl Replica {
 
     async fn compare_with(&self, node_id: NodeId, member: &Member) {
         let peer = self.0.peers.peer(node_id, member);
-        let Ok(mut client) = peer.client(Lane::Control).await else { return };
+        let Ok(mut client) = peer.client(ConnectionClass::Control).await else { return };
         let sent = Reading::now();
         let answer = match client.compare_clocks(CompareClocksRequest {}).await {
             Ok(answer) => answer.into_inner(),
             Err(status) => {
-                tracing::debug!(error = %peer.failed(Lane::Control, status), "no clock");
+                tracing::debug!(error = %peer.failed(ConnectionClass::Control, status), "no clock");
                 return;
             }
         };

@@ -123,7 +123,7 @@ async fn a_changed_byte_in_any_file_is_refused_or_changes_nothing() {
     assert!(refusals > 200, "{refusals} of {tried}: the test damaged something");
 }
 
-/// sled takes a log that was cut for one whose end a crash prevented. The mark does not.
+/// sled takes a log that was cut for one whose end a crash prevented. The watermark does not.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_log_is_refused() {
     let dir = directory().await;

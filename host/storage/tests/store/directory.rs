@@ -57,7 +57,7 @@ async fn foreign_names_among_the_snapshots_are_ignored() {
 fn leftovers_of_interrupted_writes_are_removed() {
     let (dir, storage) = fresh();
     drop(storage);
-    for name in ["keyring.tmp", "genesis.tmp", "identity.tmp"] {
+    for name in ["keyring.tmp", "initial_component.tmp", "identity.tmp"] {
         fs::write(dir.path().join(name), b"half").unwrap();
     }
     drop(open(dir.path()));
@@ -104,18 +104,18 @@ async fn a_mix_up_is_named_and_changes_nothing() {
 #[test]
 fn a_directory_keeps_the_component_that_it_was_made_for() {
     let (dir, storage) = fresh();
-    assert!(storage.genesis == component());
+    assert!(storage.initial_component == component());
     drop(storage);
     assert_eq!(Storage::made_for(dir.path()).unwrap(), Some(ComponentId::of(&component())));
     let other = bytes::Bytes::from_static(b"another");
     let other =
         Options { component_id: ComponentId::of(&other), component: other, ..options(dir.path()) };
     let storage = Storage::open(other.clone()).unwrap();
-    assert!(storage.genesis == component());
+    assert!(storage.initial_component == component());
     assert_eq!(storage.identity.component_id, ComponentId::of(&component()));
     // Whatever happens to the file is found out; one of before there was one is made of what is given.
     drop(storage);
-    let path = dir.path().join("genesis");
+    let path = dir.path().join("initial_component");
     let whole = fs::read(&path).unwrap();
     let (first, second) = (14 + (1 << 20) + 33, 14 + 2 * ((1 << 20) + 37) - 4);
     for damaged in [
@@ -128,12 +128,12 @@ fn a_directory_keeps_the_component_that_it_was_made_for() {
     ] {
         fs::write(&path, damaged).unwrap();
         let error = refusal(options(dir.path()));
-        assert!(error.contains("genesis") && error.contains("damaged"), "{error}");
+        assert!(error.contains("initial_component") && error.contains("damaged"), "{error}");
     }
     fs::remove_file(&path).unwrap();
     let error = refusal(other);
     assert!(error.contains("belongs to component"), "{error}");
-    assert!(open(dir.path()).genesis == component());
+    assert!(open(dir.path()).initial_component == component());
     assert!(fs::read(&path).unwrap().starts_with(b"CNCLVGEN\x00\x01"));
 }
 
@@ -146,14 +146,14 @@ fn the_component_survives_rotations_of_the_data_key() {
         let storage = open(dir.path());
         storage.keys.rotate().unwrap();
         drop(storage);
-        assert!(open(dir.path()).genesis == component());
+        assert!(open(dir.path()).initial_component == component());
     }
     assert!(open(dir.path()).keys.status().len() <= 2, "old keys are forgotten");
 }
 
 #[test]
 fn a_newer_format_is_not_touched() {
-    for file in ["identity", "keyring", "genesis"] {
+    for file in ["identity", "keyring", "initial_component"] {
         let (dir, storage) = fresh();
         drop(storage);
         let path = dir.path().join(file);
@@ -173,7 +173,7 @@ fn only_the_owner_may_look() {
     for dir in [dir.clone(), parent.path().join("a"), dir.join("snapshots")] {
         assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700, "{dir:?}");
     }
-    for name in ["identity", "keyring", "genesis", "mark", "lock"] {
+    for name in ["identity", "keyring", "initial_component", "watermark", "lock"] {
         assert_eq!(fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777, 0o600);
     }
     drop(storage);
@@ -194,7 +194,7 @@ fn a_directory_with_something_else_in_it_is_left_alone() {
 /// Whatever is missing is named; sled would make its files anew.
 #[test]
 fn a_missing_part_is_named() {
-    for name in ["keyring", "mark", "log", "log/db", "log/conf", "snapshots", "identity"] {
+    for name in ["keyring", "watermark", "log", "log/db", "log/conf", "snapshots", "identity"] {
         let (dir, storage) = fresh();
         drop(storage);
         let path = dir.path().join(name);
@@ -217,9 +217,9 @@ fn an_unfinished_directory_is_made_anew() {
     drop(storage);
     for missing in [
         &["identity"][..],
-        &["identity", "mark"],
-        &["identity", "mark", "log/db"],
-        &["identity", "mark", "log", "keyring", "snapshots"],
+        &["identity", "watermark"],
+        &["identity", "watermark", "log/db"],
+        &["identity", "watermark", "log", "keyring", "snapshots"],
     ] {
         let crashed = copy(dir.path());
         for name in missing {

@@ -53,12 +53,12 @@ fn sled_config() -> sled::Config {
 async fn a_directory_of_version_1_is_read() {
     // Of before directories held their component: it was made for what it is started with.
     let made_for = |options| Options { component_id: ComponentId([5; 32]), ..options };
-    is_read("golden", &["identity", "keyring", "mark"], made_for, &[]).await;
+    is_read("golden", &["identity", "keyring", "watermark"], made_for, &[]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_of_version_2_is_read() {
-    let files = ["identity", "keyring", "mark", "genesis"];
+    let files = ["identity", "keyring", "watermark", "initial_component"];
     is_read("golden-2", &files, of_small_component, &component_entries()).await;
 }
 
@@ -94,7 +94,7 @@ async fn is_read(
     let mut expected: Vec<_> = (2..6).map(|index| entry(2, index, 10)).collect();
     expected.extend_from_slice(more);
     assert!(all(&log) == expected);
-    assert!(storage.genesis == component);
+    assert!(storage.initial_component == component);
     assert_eq!(log.read_vote().await.unwrap(), Some(Vote::new_committed(2, 1)));
     assert_eq!(log.read_committed().await.unwrap(), Some(log_id(2, 3)));
     assert_eq!(log.get_log_state().await.unwrap().last_purged_log_id, Some(log_id(2, 1)));
@@ -131,7 +131,7 @@ async fn write_fixture() {
     storage.log.put_record("gone", None).unwrap();
     drop(storage);
     fs::create_dir_all(fixture("golden-2")).unwrap();
-    for name in ["identity", "keyring", "mark", "genesis"] {
+    for name in ["identity", "keyring", "watermark", "initial_component"] {
         fs::copy(dir.path().join(name), fixture("golden-2").join(name)).unwrap();
     }
     fs::copy(dir.path().join("snapshots").join(SNAPSHOT), fixture("golden-2").join("snapshot"))

@@ -84,7 +84,7 @@ async fn what_was_acknowledged_survives_a_kill() {
     assert!(all(&again) == all(&log));
 }
 
-/// A truncation through the middle of a pack keeps its beginning, and what is appended after it
+/// A truncation through the middle of a block keeps its beginning, and what is appended after it
 /// follows; also across restarts.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pack_is_cut_where_it_is_truncated() {
@@ -112,7 +112,7 @@ async fn a_pack_is_cut_where_it_is_truncated() {
     append(&log, vec![entry(4, 0, 1)]).await.unwrap();
 }
 
-/// A purge takes effect at once, inside a pack too, and far beyond the end as after a snapshot from
+/// A purge takes effect at once, inside a block too, and far beyond the end as after a snapshot from
 /// a peer.
 #[tokio::test(flavor = "multi_thread")]
 async fn purges_hold_across_restarts() {

@@ -267,7 +267,7 @@ impl Nemesis {
             }
             sleep(REQUESTS_PAUSE).await;
         }
-        links.iter().for_each(|link| link.heal());
+        links.iter().for_each(|link| link.repair());
         Ok(nodes)
     }
 
@@ -411,14 +411,14 @@ impl Nemesis {
     }
 
     /// Ends all faults.
-    pub(super) fn heal(&self) -> Result<()> {
+    pub(super) fn repair(&self) -> Result<()> {
         for disk in self.disks.iter().flatten() {
             let _ = disk.work();
         }
         for clock in self.clocks.iter().flatten() {
             clock.set(0)?;
         }
-        self.cluster.heal()
+        self.cluster.repair()
     }
 }
 

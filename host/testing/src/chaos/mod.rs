@@ -184,7 +184,7 @@ pub async fn run(setup: &Setup, schedule: &Schedule, seed: u64) -> Result<Run> {
     let faults = happen(&nemesis, schedule, &recorder).await;
 
     let mut violations = Violations::default();
-    nemesis.heal()?;
+    nemesis.repair()?;
     let recovered = recovered(&cluster).await;
     workload.stop().await?;
     let mut watches = Vec::new();
@@ -234,7 +234,7 @@ pub async fn run(setup: &Setup, schedule: &Schedule, seed: u64) -> Result<Run> {
 fn options(setup: &Setup, schedule: &Schedule) -> Options {
     let mut options = Options::new(&setup.binary).nodes(schedule.nodes).proxied();
     options.parent.clone_from(&setup.parent);
-    options = options.flag("--checkpoint-interval-ms=1000");
+    options = options.flag("--consistency-check-interval-ms=1000");
     if schedule.snapshots {
         options = options.flag("--snapshot-entries=400").flag("--keep-entries=100");
     }
@@ -322,7 +322,7 @@ async fn equal(cluster: &Cluster, never_diverged: bool) -> Result<()> {
     let client = cluster.client()?;
     let status = client.status().await?;
     for node in &status.nodes {
-        anyhow::ensure!(node.fault.is_empty(), "node {}: {}", node.id, node.fault);
+        anyhow::ensure!(node.fatal_error.is_empty(), "node {}: {}", node.id, node.fatal_error);
         anyhow::ensure!(
             node.divergences == 0 || !never_diverged,
             "node {} has diverged {} times: {}",

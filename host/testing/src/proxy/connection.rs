@@ -125,11 +125,11 @@ async fn deliver(
             Fault::Hold | Fault::Cut => {
                 // From hold to cut the bytes are lost, from cut to hold they stay lost.
                 let mut lost = fault == Fault::Cut;
-                let healed = shape.wait_for(|shape| {
+                let repaired = shape.wait_for(|shape| {
                     lost |= shape.fault == Fault::Cut;
                     !matches!(shape.fault, Fault::Hold | Fault::Cut)
                 });
-                let Ok(shape) = healed.await.map(|shape| *shape) else { return Ended::Broken };
+                let Ok(shape) = repaired.await.map(|shape| *shape) else { return Ended::Broken };
                 if lost || shape.fault == Fault::Refuse {
                     return Ended::Broken;
                 }

@@ -124,23 +124,23 @@ impl Link {
         }
     }
 
-    /// Holds all bytes until [`Link::heal`].
+    /// Holds all bytes until [`Link::repair`].
     pub fn hold(&self) {
         self.set(|shape| shape.fault = Fault::Hold);
     }
 
-    /// Loses all bytes until [`Link::heal`].
+    /// Loses all bytes until [`Link::repair`].
     pub fn cut(&self) {
         self.set(|shape| shape.fault = Fault::Cut);
     }
 
-    /// Resets all connections until [`Link::heal`].
+    /// Resets all connections until [`Link::repair`].
     pub fn refuse(&self) {
         self.set(|shape| shape.fault = Fault::Refuse);
     }
 
     /// Makes the link carry bytes as on the first day: no fault, no delay, no limit.
-    pub fn heal(&self) {
+    pub fn repair(&self) {
         self.set(|shape| *shape = Shape::default());
     }
 
@@ -290,9 +290,9 @@ impl Network {
     }
 
     /// Heals all links.
-    pub fn heal(&self) {
+    pub fn repair(&self) {
         for link in self.all() {
-            link.heal();
+            link.repair();
         }
     }
 }
@@ -344,7 +344,7 @@ mod tests {
         assert!(!passes(&mut client, &mut server).await);
         assert!(passes(&mut server, &mut client).await);
         assert_eq!((network.link(1, 2).waiting(), network.link(2, 1).waiting()), (1, 0));
-        network.heal();
+        network.repair();
         let mut byte = [0];
         server.read_exact(&mut byte).await.unwrap();
         assert!(passes(&mut client, &mut server).await);
@@ -356,7 +356,7 @@ mod tests {
         network.link(1, 2).cut();
         assert!(!passes(&mut client, &mut server).await);
         assert!(passes(&mut server, &mut client).await);
-        network.heal();
+        network.repair();
         let mut rest = Vec::new();
         let ended = timeout(SOON, server.read_to_end(&mut rest)).await.unwrap();
         assert!(rest.is_empty(), "{ended:?}");
@@ -368,7 +368,7 @@ mod tests {
         let (network, mut client, mut server, _) = connected().await;
         network.link(1, 2).cut();
         tokio::time::sleep(SOON).await;
-        network.heal();
+        network.repair();
         assert!(passes(&mut client, &mut server).await);
     }
 
@@ -391,7 +391,7 @@ mod tests {
         let begun = Instant::now();
         assert!(passes(&mut client, &mut server).await);
         assert!(begun.elapsed() >= Duration::from_millis(50));
-        network.heal();
+        network.repair();
         network.link(1, 2).set(|shape| shape.bytes_per_second = Some(100_000));
         let begun = Instant::now();
         client.write_all(&[0; 10_000]).await.unwrap();

@@ -201,8 +201,8 @@ async fn check_at_the_end(
         let status = cluster.status_of(id).await?;
         let this = status.nodes.iter().find(|node| node.id == id);
         let this = this.with_context(|| format!("node {id} is not in its status"))?;
-        if !this.fault.is_empty() || this.divergences > 0 {
-            failures.push(format!("node {id}: {} {}", this.fault, this.divergence));
+        if !this.fatal_error.is_empty() || this.divergences > 0 {
+            failures.push(format!("node {id}: {} {}", this.fatal_error, this.divergence));
         }
         failures.extend(this.alarms.iter().map(|alarm| format!("node {id}: {alarm}")));
     }

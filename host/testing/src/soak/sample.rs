@@ -101,7 +101,7 @@ async fn usage(cluster: &Cluster, id: u64) -> Result<Usage> {
         applied: metric("conclave_raft_applied_index")?,
         snapshot: metric("conclave_raft_snapshot_index")?,
         purged: metric("conclave_raft_purged_index")?,
-        traps: metric("conclave_machine_traps_total")?,
+        traps: metric("conclave_traps_total")?,
         divergences: metric("conclave_divergences_total")?,
     })
 }

@@ -16,7 +16,7 @@ use conclave_testing::{counters::version, wat::Wat};
 async fn a_node_that_is_down_keeps_a_component_from_being_activated() {
     let (mut cluster, _dir) = cluster_of(&first(), &[]).await;
     let client = cluster.client();
-    let genesis = active(&client).await;
+    let initial_component = active(&client).await;
     let away = cluster.leader().await % 3 + 1;
     cluster.kill(away);
     // A majority is enough to push.
@@ -30,7 +30,7 @@ async fn a_node_that_is_down_keeps_a_component_from_being_activated() {
     .await;
     assert_eq!(refused.code_name(), "FAILED_PRECONDITION");
     assert!(refused.message().contains(&format!("node {away}: not reached")), "{refused}");
-    assert_eq!(active(&client).await, genesis);
+    assert_eq!(active(&client).await, initial_component);
     let rehearsed = client.rehearse_component(&component).await.unwrap();
     assert!(!rehearsed.ready);
 
@@ -46,7 +46,7 @@ async fn a_node_that_is_down_keeps_a_component_from_being_activated() {
 async fn a_node_that_is_down_can_be_left_out_of_an_activation() {
     let (mut cluster, _dir) = cluster_of(&first(), &[]).await;
     let client = cluster.client();
-    let genesis = active(&client).await;
+    let initial_component = active(&client).await;
     let away = cluster.leader().await % 3 + 1;
     cluster.kill(away);
     let component = push(&client, second().component()).await.unwrap().id;
@@ -65,7 +65,7 @@ async fn a_node_that_is_down_can_be_left_out_of_an_activation() {
         rolled_back.map(drop).map_err(|error| error.to_string())
     })
     .await;
-    assert_eq!(active(&client).await, genesis);
+    assert_eq!(active(&client).await, initial_component);
     count(&client).await.unwrap();
     // Too few would be left.
     let others: Vec<u64> = (1..=3).filter(|id| *id != away).take(1).chain([away]).collect();
@@ -73,7 +73,7 @@ async fn a_node_that_is_down_can_be_left_out_of_an_activation() {
     assert!(refused.message().contains("1 of 3 voters are left"), "{refused}");
     cluster.start_node(away);
     cluster.serving().await;
-    assert_eq!(all_agree(&cluster, &genesis).await, 3);
+    assert_eq!(all_agree(&cluster, &initial_component).await, 3);
 }
 
 /// Activates these components in turn until a node was found ready and then stood still before it had applied
@@ -110,7 +110,7 @@ async fn activated_without(
             _ => signal(Signal::CONT),
         }
     }
-    panic!("the node was never away at the right moment");
+    panic!("the node was never away at the right context");
 }
 
 /// A node that was found ready is lost before the activation reaches it. It comes back by the others' log, or
@@ -118,11 +118,11 @@ async fn activated_without(
 async fn comes_back(flags: &[&str], calls: usize) {
     let (mut cluster, _dir) = cluster_of(&first(), flags).await;
     let client = cluster.client();
-    let genesis = active(&client).await;
+    let initial_component = active(&client).await;
     count(&client).await.unwrap();
     let second = push_ready(&client, padded(&second().component(), 2 << 20)).await;
     let away = cluster.leader().await % 3 + 1;
-    let component = activated_without(&cluster, &client, away, [&second, &genesis]).await;
+    let component = activated_without(&cluster, &client, away, [&second, &initial_component]).await;
     cluster.kill(away);
     for _ in 0..calls {
         count(&client).await.unwrap();
@@ -186,9 +186,11 @@ async fn a_leader_may_die_in_each_phase() {
     load.runs(200).await;
 
     // While it is activated: at once, and a little later.
-    let genesis = active(&client).await;
+    let initial_component = active(&client).await;
     for (round, target) in
-        [&component, &genesis, &component, &genesis, &component].into_iter().enumerate()
+        [&component, &initial_component, &component, &initial_component, &component]
+            .into_iter()
+            .enumerate()
     {
         if active(&client).await != *target {
             ready(&client, target).await;
@@ -237,7 +239,7 @@ async fn a_component_that_traps_over_the_state_is_activated_nowhere() {
     let picky = Wat { name: "picky", finish: finish.leak(), ..picky };
     let (mut cluster, _dir) = cluster_of(&first(), &[]).await;
     let client = cluster.client();
-    let genesis = active(&client).await;
+    let initial_component = active(&client).await;
     for _ in 0..10 {
         count(&client).await.unwrap();
     }
@@ -248,7 +250,7 @@ async fn a_component_that_traps_over_the_state_is_activated_nowhere() {
     let refused = client.activate_component(&component, false).await.unwrap_err();
     assert_eq!(refused.code_name(), "FAILED_PRECONDITION", "{refused}");
     count(&client).await.unwrap();
-    assert_eq!(all_agree(&cluster, &genesis).await, 61);
+    assert_eq!(all_agree(&cluster, &initial_component).await, 61);
     for id in 1..=3 {
         let log = fs::read_to_string(&cluster.node(id).log).unwrap();
         assert!(!log.contains("a component is active"), "node {id}");
@@ -265,5 +267,5 @@ async fn a_component_that_traps_over_the_state_is_activated_nowhere() {
         cluster.serving().await;
     }
     count(&client).await.unwrap();
-    assert_eq!(all_agree(&cluster, &genesis).await, 62);
+    assert_eq!(all_agree(&cluster, &initial_component).await, 62);
 }

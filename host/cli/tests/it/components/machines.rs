@@ -53,7 +53,7 @@ pub(super) fn padded(component: &[u8], bytes: usize) -> Bytes {
 pub(super) async fn cluster_of(machine: &Wat, flags: &[&str]) -> (Cluster, TempDir) {
     let dir = TempDir::new().unwrap();
     let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
-    let component = Some(write(&dir, "genesis.wasm", &machine.component()));
+    let component = Some(write(&dir, "initial_component.wasm", &machine.component()));
     (Cluster::start_with(Setup { component, flags }).await, dir)
 }
 

@@ -99,8 +99,8 @@ async fn what_is_no_component_is_refused_and_the_cluster_goes_on() {
         cluster.assert_running(id);
         assert!(!cluster.log_tail(id).contains("panicked"));
     }
-    let genesis = active(&client).await;
-    assert_eq!(all_agree(&cluster, &genesis).await, 2);
+    let initial_component = active(&client).await;
+    assert_eq!(all_agree(&cluster, &initial_component).await, 2);
 }
 
 fn descriptor(body: &str) -> Vec<u8> {
@@ -120,7 +120,7 @@ fn descriptor(body: &str) -> Vec<u8> {
 /// The steps on the command line, their answers to people and to scripts, and their refusals.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_leads_through_an_upgrade() {
-    let (cluster, _genesis) = cluster_of(&first(), &[]).await;
+    let (cluster, _initial_component) = cluster_of(&first(), &[]).await;
     let client = cluster.client();
     count(&client).await.unwrap();
     let dir = TempDir::new().unwrap();

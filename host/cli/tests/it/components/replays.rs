@@ -18,7 +18,7 @@ fn answered(at: &Value) -> (i64, i64) {
 async fn a_replay_runs_the_components_of_the_time() {
     let (mut cluster, dir) = cluster_of(&first(), &[]).await;
     let client = cluster.client();
-    let genesis = active(&client).await;
+    let initial_component = active(&client).await;
     for _ in 0..3 {
         count(&client).await.unwrap();
     }
@@ -41,7 +41,7 @@ async fn a_replay_runs_the_components_of_the_time() {
     let before = at(activated - 1, &[]);
     assert_eq!(
         (answered(&before), &before["components"][0]),
-        ((3, 1), &json!(genesis)),
+        ((3, 1), &json!(initial_component)),
         "{before}"
     );
     let after = at(activated, &[]);
@@ -50,7 +50,10 @@ async fn a_replay_runs_the_components_of_the_time() {
     let shown = replayed(&cluster, 1, &["--show", &activated.to_string()]);
     let entry = &shown["shown"][0];
     assert_eq!((&entry["kind"], &entry["activates"]), (&json!("activation"), &json!(component)));
-    assert_eq!((&entry["component"], &entry["outcome"]["reply"]), (&json!(genesis), &json!(true)));
+    assert_eq!(
+        (&entry["component"], &entry["outcome"]["reply"]),
+        (&json!(initial_component), &json!(true))
+    );
 
     // One that counts by ten goes through the whole log, whatever was activated.
     let tens = conclave_testing::counters::version("tens", 10, 1, &[1]);

@@ -16,7 +16,7 @@ const CLIENTS: usize = 64;
 async fn a_live_upgrade_loses_nothing() {
     let (mut cluster, _dir) = cluster_of(&first(), &["--snapshot-entries=2000"]).await;
     let client = cluster.client();
-    let genesis = active(&client).await;
+    let initial_component = active(&client).await;
     let load = Load::start(CLIENTS, || cluster.client());
     load.runs(2000).await;
 
@@ -26,17 +26,17 @@ async fn a_live_upgrade_loses_nothing() {
     load.runs(2000).await;
     let begun = Instant::now();
     let activated = client.activate_component(&component[..8], false).await.unwrap();
-    assert_eq!((&activated.component, &activated.previous), (&component, &genesis));
+    assert_eq!((&activated.component, &activated.previous), (&component, &initial_component));
     load.runs(2000).await;
     eprintln!("activation: the longest pause of writes was {:?}", load.longest_pause(begun));
     // Asked again, as by somebody who lost the answer.
     let again = client.activate_component(&component, false).await.unwrap();
     assert_eq!(again.index, activated.index);
 
-    ready(&client, &genesis).await;
+    ready(&client, &initial_component).await;
     let begun = Instant::now();
     let rolled_back = client.rollback_component(&component, false).await.unwrap();
-    assert_eq!((&rolled_back.component, &rolled_back.previous), (&genesis, &component));
+    assert_eq!((&rolled_back.component, &rolled_back.previous), (&initial_component, &component));
     assert_eq!(
         client.rollback_component(&component, false).await.unwrap().index,
         rolled_back.index
@@ -66,7 +66,7 @@ async fn a_live_upgrade_loses_nothing() {
     assert!(
         components[0].active && components[0].id == component && components[0].name == "second"
     );
-    assert!(components[1].previous && components[1].id == genesis);
+    assert!(components[1].previous && components[1].id == initial_component);
 }
 
 /// The services, reflection and the description are those of the active machine at once, and what would

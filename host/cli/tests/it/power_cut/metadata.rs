@@ -12,8 +12,9 @@ use conclave_types::ComponentId;
 use prost::Message;
 
 use super::{
+    contexts,
     disk::{Disk, Unsynced},
-    moments, start_traced, stop_traced, trace,
+    start_traced, stop_traced, trace,
 };
 use crate::{
     durability::{NO_STRACE, now, strace_works},
@@ -88,7 +89,7 @@ async fn metadata_of_peers_survives_a_power_cut_whole_and_true() {
     let (events, times) = trace::read(&trace, &cluster.node(1).data_dir);
     let disk = Disk::new(&cluster.node(1).data_dir, &events);
     let (mut present, mut demanded) = (0, 0);
-    for (number, cut) in moments(&events, times.len()).into_iter().enumerate() {
+    for (number, cut) in contexts(&events, times.len()).into_iter().enumerate() {
         let unsynced = match number % 3 {
             0 => Unsynced::Nothing,
             1 => Unsynced::Some(number as u64),

@@ -14,10 +14,10 @@ use tokio::{
 };
 use tonic::Status;
 
-use super::{Quarantine, checkpoints::Heard};
-use crate::{Inner, Replica, network::peer::Lane, snapshot};
+use super::{Quarantine, consistency_checks::Heard};
+use crate::{Inner, Replica, network::peer::ConnectionClass, snapshot};
 use conclave_proto::{
-    convert::checkpoint_to_wire,
+    convert::consistency_check_to_wire,
     raft::{FetchSnapshotRequest, SnapshotPart, SnapshotStart, snapshot_part::Part},
 };
 use conclave_storage::{
@@ -25,16 +25,16 @@ use conclave_storage::{
     convert::vote_from_wire,
     raft_types::{LogId, Member, Vote},
 };
-use conclave_types::{Checkpoint, NodeId, error::Error};
+use conclave_types::{ConsistencyCheck, NodeId, error::Error};
 
 /// Whether the replica is still there is looked at this often.
-const LOOK_INTERVAL: Duration = Duration::from_secs(1);
-/// Before a healing that failed is tried again.
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
+/// Before a repair that failed is tried again.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 /// For so long a peer waits until its machine is as far as it is asked to be, and a node until its log is as
 /// far as the snapshot that it was given.
 const REACH_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a healing looks whether its entries have been applied.
+/// How often a repair looks whether its entries have been applied.
 const APPLY_INTERVAL: Duration = Duration::from_millis(1);
 
 /// Heals this node whenever it is in quarantine, until the replica is gone.
@@ -45,7 +45,7 @@ pub(crate) async fn run(replica: Weak<Inner>) {
         };
         let mut refusing = divergence.watch();
         let Some(quarantine) = divergence.quarantine() else {
-            let _ = timeout(LOOK_INTERVAL, refusing.changed()).await;
+            let _ = timeout(POLL_INTERVAL, refusing.changed()).await;
             continue;
         };
         let Some(inner) = replica.upgrade() else { return };
@@ -55,12 +55,12 @@ pub(crate) async fn run(replica: Weak<Inner>) {
         drop(inner);
         let pause = divergence.pause();
         if !pause.is_zero() {
-            sleep(pause.min(LOOK_INTERVAL)).await;
+            sleep(pause.min(POLL_INTERVAL)).await;
             continue;
         }
         let Some(inner) = replica.upgrade() else { return };
-        if let Err(error) = Replica(inner).heal(&quarantine).await {
-            tracing::warn!(error, "this node's machine is not healed yet");
+        if let Err(error) = Replica(inner).repair(&quarantine).await {
+            tracing::warn!(error, "this node's machine is not repaired yet");
             sleep(RETRY_INTERVAL).await;
         }
     }
@@ -68,9 +68,9 @@ pub(crate) async fn run(replica: Weak<Inner>) {
 
 impl Replica {
     /// Transfers leadership to a voter whose digest is the majority's. If none takes over, this node continues to
-    /// lead, and is healed as the leader.
+    /// lead, and is repaired as the leader.
     async fn hand_over_leadership(&self, quarantine: &Quarantine) {
-        let Checkpoint { index, digest, .. } = quarantine.checkpoint;
+        let ConsistencyCheck { index, digest, .. } = quarantine.consistency_check;
         let mut others = self.voters();
         others.retain(|(node_id, _)| *node_id != self.0.node_id());
         let answers = self.digests(&others, index).await.answers;
@@ -87,7 +87,7 @@ impl Replica {
     }
 
     /// Fetches a snapshot and has it put in place.
-    async fn heal(&self, quarantine: &Quarantine) -> Result<(), String> {
+    async fn repair(&self, quarantine: &Quarantine) -> Result<(), String> {
         let leader = self.0.leader().map(|(node_id, _)| node_id);
         let mut others = self.voters();
         others.retain(|(node_id, _)| *node_id != self.0.node_id());
@@ -121,12 +121,13 @@ impl Replica {
         quarantine: &Quarantine,
     ) -> Result<SnapshotFile, String> {
         let peer = self.0.peers.peer(node_id, member);
-        let client = peer.client(Lane::Snapshot).await;
+        let client = peer.client(ConnectionClass::Snapshot).await;
         let mut client = client.map_err(|error| error.to_string())?;
         let index_min = quarantine.at.max(self.0.worker.applied());
-        let checkpoint = Some(checkpoint_to_wire(&quarantine.checkpoint));
-        let failed = |status: Status| peer.failed(Lane::Snapshot, status).to_string();
-        let answer = client.fetch_snapshot(FetchSnapshotRequest { checkpoint, index_min }).await;
+        let consistency_check = Some(consistency_check_to_wire(&quarantine.consistency_check));
+        let failed = |status: Status| peer.failed(ConnectionClass::Snapshot, status).to_string();
+        let answer =
+            client.fetch_snapshot(FetchSnapshotRequest { consistency_check, index_min }).await;
         let mut parts = answer.map_err(failed)?.into_inner();
         let Some(SnapshotPart { part: Some(Part::Start(start)) }) =
             parts.message().await.map_err(failed)?
@@ -145,7 +146,7 @@ impl Replica {
         if snapshot::digest(&header)?.is_none() {
             return Err("its snapshot has no digest of this version's".to_owned());
         }
-        tracing::info!(from = node_id, index, "receiving a snapshot to heal with");
+        tracing::info!(from = node_id, index, "receiving a snapshot to repair with");
         snapshot::receive(header, parts, self.0.snapshots.clone())
             .await
             .map_err(|status| status.message().to_owned())
@@ -163,7 +164,7 @@ impl Replica {
             if Instant::now() >= until {
                 return Err(format!("this node's log has yet to reach {index}"));
             }
-            let _ = timeout(LOOK_INTERVAL, metrics.changed()).await;
+            let _ = timeout(POLL_INTERVAL, metrics.changed()).await;
         }
         // A restart begins with the file and continues in the log, so the log must reach it on disk too.
         self.0.log.synced(index).await.map_err(|error| error.to_string())?;
@@ -179,34 +180,34 @@ impl Replica {
             let step = self
                 .0
                 .raft
-                .with_state_machine(|machine| Box::pin(async move { machine.heal().await }));
+                .with_state_machine(|machine| Box::pin(async move { machine.repair().await }));
             let step: io::Result<Option<u64>> = step.await.map_err(|fatal| fatal.to_string())?;
             let Some(reached) = step.map_err(|error| error.to_string())? else { return Ok(()) };
             while self.0.worker.applied() < reached {
-                if let Some(fault) = self.0.worker.fault() {
-                    return Err(fault);
+                if let Some(fatal_error) = self.0.worker.fatal_error() {
+                    return Err(fatal_error);
                 }
                 sleep(APPLY_INTERVAL).await;
             }
         }
     }
 
-    /// A snapshot of this node's for a peer that has diverged, if this node agreed with the checkpoint that
+    /// A snapshot of this node's for a peer that has diverged, if this node agreed with the consistency check that
     /// the peer did not agree with.
     pub(crate) async fn snapshot_for(
         &self,
-        checkpoint: Checkpoint,
+        consistency_check: ConsistencyCheck,
         index_min: u64,
         to: NodeId,
     ) -> Result<(Vote, SnapshotFile), Error> {
-        if let Some(why) = self.0.fault() {
+        if let Some(why) = self.0.fatal_error() {
             return Err(Error::stopped(why));
         }
-        if !self.agreed_with(checkpoint).await {
+        if !self.agreed_with(consistency_check).await {
             return Err(Error::refused(format!(
-                "this node cannot tell whether it agreed with the checkpoint at {}: ask another, or again after \
+                "this node cannot tell whether it agreed with the consistency_check at {}: ask another, or again after \
                  the next",
-                checkpoint.index
+                consistency_check.index
             )));
         }
         let until = Instant::now() + REACH_TIMEOUT;
@@ -228,19 +229,19 @@ impl Replica {
         Ok((vote, file))
     }
 
-    async fn agreed_with(&self, checkpoint: Checkpoint) -> bool {
+    async fn agreed_with(&self, consistency_check: ConsistencyCheck) -> bool {
         let later = self.0.divergence.last_equal();
-        later.is_some_and(|last| last.index >= checkpoint.index)
+        later.is_some_and(|last| last.index >= consistency_check.index)
             || matches!(
-                self.digest_here(checkpoint.index).await,
-                Heard::Digest(own) if own.digest == checkpoint.digest
+                self.digest_here(consistency_check.index).await,
+                Heard::Digest(own) if own.digest == consistency_check.digest
             )
     }
 
     async fn newest_snapshot(&self) -> Result<Option<SnapshotFile>, Error> {
         let snapshots = self.0.snapshots.clone();
         let newest = spawn_blocking(move || snapshots.latest()).await;
-        let newest = newest.map_err(|error| Error::fault(error.to_string()))?;
-        newest.map_err(|error| Error::fault(error.to_string()))
+        let newest = newest.map_err(|error| Error::fatal(error.to_string()))?;
+        newest.map_err(|error| Error::fatal(error.to_string()))
     }
 }

@@ -1,4 +1,4 @@
-//! The thread that follows the head, answers queries and writes snapshots.
+//! The thread that follows the primary, answers queries and writes snapshots.
 //!
 //! Its loop takes a little of everything in turn, so that no kind of work waits for another to run
 //! dry: a promotion, snapshots to begin, some entries, queries, one piece of one snapshot.
@@ -26,9 +26,9 @@ use super::{
 use crate::{
     clock::Clock,
     component::Component,
-    error::{Fault, HistoryError, QueryError},
-    history::{Entry, Work},
-    instance::{Instance, Moment},
+    entry_source::{Entry, Work},
+    error::{EntrySourceError, FatalError, QueryError},
+    instance::{EntryContext, Instance},
     trap::Broken,
 };
 use conclave_types::{Call, Outcome, Trap, TrapKind, limits::ClusterLimits};
@@ -39,7 +39,7 @@ const TURN_COUNT: usize = 256;
 /// How often in a row a build may find that the log was purged under it.
 const GAPS_MAX: u32 = 5;
 
-pub(super) struct Reader {
+pub(super) struct Standby {
     shared: Arc<Shared>,
     /// Absent after a trap or a promotion, until it has been built.
     instance: Option<Instance>,
@@ -90,7 +90,7 @@ impl Turn {
     }
 }
 
-impl Reader {
+impl Standby {
     pub(super) fn new(shared: Arc<Shared>, prepared: Prepared) -> Self {
         let Prepared { instance, component, clock } = prepared;
         Self {
@@ -111,15 +111,17 @@ impl Reader {
         let end = loop {
             let done = self.turn().or_else(|end| match end {
                 // The primary works without a standby.
-                End::Fault(fault) if self.shared.fault().is_none() => self.rest(fault),
+                End::Fatal(fatal_error) if self.shared.fatal_error().is_none() => {
+                    self.rest(fatal_error)
+                }
                 end => Err(end),
             });
             if let Err(end) = done {
                 break end;
             }
         };
-        if let End::Fault(fault) = end {
-            self.shared.fail(fault);
+        if let End::Fatal(fatal_error) = end {
+            self.shared.fail(fatal_error);
         }
     }
 
@@ -185,14 +187,14 @@ impl Reader {
         turn.closed = std::mem::take(&mut queue.closed);
         turn.read = queue.reads.pop_front();
         if !queue.snapshots.is_empty() {
-            // A request that nobody waits for would hold the reader at its index.
+            // A request that nobody waits for would hold the standby at its index.
             queue.snapshots.retain(|request| !request.reply.is_closed());
             let due = |request: &mut SnapshotRequest| request.index <= applied;
             turn.snapshots = queue.snapshots.extract_if(.., due).collect();
         }
         if let Some(promotion) = &queue.promotion {
             if applied > promotion.index {
-                return Err(Fault::new(format!(
+                return Err(FatalError::new(format!(
                     "the entry after {} trapped, and the newest snapshot is already at {applied}: restart the node to go on from it",
                     promotion.index
                 ))
@@ -215,7 +217,7 @@ impl Reader {
         if turn.gap.is_none() && turn.snapshots.is_empty() {
             queue.take(applied, TURN_COUNT, &mut turn.entries);
             let counters = &self.shared.counters;
-            counters.reader_queue_bytes.store(queue.finished_bytes as u64, Ordering::Relaxed);
+            counters.standby_queue_bytes.store(queue.finished_bytes as u64, Ordering::Relaxed);
             self.shared.inbox.made_room();
         }
         Ok(turn)
@@ -247,30 +249,33 @@ impl Reader {
         self.streams.clear();
         self.shared.inbox.lock().catching_up = true;
         self.shared.inbox.made_room();
-        self.shared.counters.reader_builds.fetch_add(1, Ordering::Relaxed);
-        let unreadable =
-            |error: HistoryError| Fault::new(format!("the reader cannot be rebuilt: {error}"));
+        self.shared.counters.standby_builds.fetch_add(1, Ordering::Relaxed);
+        let unreadable = |error: EntrySourceError| {
+            FatalError::new(format!("the standby cannot be rebuilt: {error}"))
+        };
         let (instance, component, clock) =
-            match self.shared.history.snapshot().map_err(unreadable)? {
+            match self.shared.entry_source.snapshot().map_err(unreadable)? {
                 None => {
                     let instance = self
                         .shared
-                        .fresh("reader")
-                        .map_err(|broken| end_of(broken, "starting a reader"))?;
+                        .fresh("standby")
+                        .map_err(|broken| end_of(broken, "starting a standby"))?;
                     (instance, self.shared.initial.clone(), self.shared.clock())
                 }
                 Some(saved) => {
                     let (index, component) = (saved.index, saved.component.clone());
-                    match self.shared.restored(["reader"], saved) {
+                    match self.shared.restored(["standby"], saved) {
                         Ok(([instance], clock)) => (instance, component, clock),
                         Err(Restore::Stopped) => return Err(End::Stopped),
                         // It was replaced by a newer one while it was read.
-                        Err(Restore::History(HistoryError::Gap(_), _)) => return self.gap(index),
-                        Err(other) => return Err(other.into_fault().into()),
+                        Err(Restore::EntrySource(EntrySourceError::Gap(_), _)) => {
+                            return self.gap(index);
+                        }
+                        Err(other) => return Err(other.into_fatal().into()),
                     }
                 }
             };
-        tracing::info!(index = clock.index(), "a new reader was built from the history");
+        tracing::info!(index = clock.index(), "a new standby was built from the entry_source");
         self.instance = Some(instance);
         self.component = component;
         self.clock = clock;
@@ -283,8 +288,8 @@ impl Reader {
         self.instance = None;
         self.gaps += 1;
         if self.gaps > GAPS_MAX {
-            return Err(Fault::new(format!(
-                "the reader cannot be rebuilt: the log after {index} is gone"
+            return Err(FatalError::new(format!(
+                "the standby cannot be rebuilt: the log after {index} is gone"
             ))
             .into());
         }
@@ -294,11 +299,13 @@ impl Reader {
     /// Applies entries of the history, up to `to` or as many as it gives at once.
     fn catch_up(&mut self, to: u64) -> Result<(), End> {
         let from = self.clock.index() + 1;
-        let entries = match self.shared.history.entries(from, to) {
+        let entries = match self.shared.entry_source.entries(from, to) {
             Ok(entries) => entries,
-            Err(HistoryError::Gap(index)) => return self.gap(index),
+            Err(EntrySourceError::Gap(index)) => return self.gap(index),
             Err(error) => {
-                return Err(Fault::new(format!("the reader cannot be rebuilt: {error}")).into());
+                return Err(
+                    FatalError::new(format!("the standby cannot be rebuilt: {error}")).into()
+                );
             }
         };
         self.gaps = 0;
@@ -308,27 +315,27 @@ impl Reader {
         for Entry { index, time_ms, work } in entries {
             self.shared.check()?;
             if index <= self.clock.index() || index > to {
-                return Err(Fault::new(format!(
-                    "the history gave entry {index} for {from} to {to}"
+                return Err(FatalError::new(format!(
+                    "the entry_source gave entry {index} for {from} to {to}"
                 ))
                 .into());
             }
-            let moment = self.clock.advance(index, time_ms);
-            self.replay(moment, work)?;
+            let context = self.clock.advance(index, time_ms);
+            self.replay(context, work)?;
         }
         self.publish(None);
         Ok(())
     }
 
-    /// Does what the head did at an entry of the history.
-    fn replay(&mut self, moment: Moment, work: Work) -> Result<(), End> {
+    /// Does what the primary did at an entry of the history.
+    fn replay(&mut self, context: EntryContext, work: Work) -> Result<(), End> {
         let call = match work {
             Work::Call(call) => Some(call),
             Work::Tick => None,
             Work::Activate(component) => {
-                let known = self.shared.not_activated(moment.index, &self.component, &component);
+                let known = self.shared.not_activated(context.index, &self.component, &component);
                 return if known.is_none() {
-                    self.activate(moment.index, component)
+                    self.activate(context.index, component)
                 } else {
                     Ok(())
                 };
@@ -338,25 +345,25 @@ impl Reader {
                 return Ok(());
             }
         };
-        if self.shared.history.trapped(moment.index).is_none() {
-            self.apply(moment, call.as_ref(), None)?;
+        if self.shared.entry_source.trapped(context.index).is_none() {
+            self.apply(context, call.as_ref(), None)?;
         }
         Ok(())
     }
 
-    /// Follows the head over one entry.
+    /// Follows the primary over one entry.
     fn follow(&mut self, finished: Finished) -> Result<(), End> {
         match finished.step {
-            Step::Apply { moment, call } => {
-                self.clock.follow(moment.index, moment.time_ms);
-                return self.apply(moment, call.as_ref(), finished.outcome);
+            Step::Apply { context, call } => {
+                self.clock.follow(context.index, context.time_ms);
+                return self.apply(context, call.as_ref(), finished.outcome);
             }
-            Step::Activate { moment, component } => {
-                self.clock.follow(moment.index, moment.time_ms);
-                self.activate(moment.index, component)?;
+            Step::Activate { context, component } => {
+                self.clock.follow(context.index, context.time_ms);
+                self.activate(context.index, component)?;
             }
-            Step::SetLimits { moment, limits } => {
-                self.clock.follow(moment.index, moment.time_ms);
+            Step::SetLimits { context, limits } => {
+                self.clock.follow(context.index, context.time_ms);
                 self.set_limits(limits);
             }
             Step::Skip { time_ms } => self.clock.follow(finished.index, time_ms),
@@ -372,20 +379,20 @@ impl Reader {
         }
     }
 
-    /// The reader stands after its clock's entry, whose outcome this is, if the machine saw it.
+    /// The standby stands after its clock's entry, whose outcome this is, if the machine saw it.
     fn publish(&self, outcome: Option<Outcome>) {
-        self.shared.counters.reader_applied.store(self.clock.index(), Ordering::Relaxed);
+        self.shared.counters.standby_applied.store(self.clock.index(), Ordering::Relaxed);
         // An instance that was lost on the way comes to these entries again.
         if self.instance.is_some() {
             self.shared.events.note(self.clock.index(), outcome);
         }
     }
 
-    /// Applies an entry that the head has applied. A different outcome here means that the machine is
+    /// Applies an entry that the primary has applied. A different outcome here means that the machine is
     /// no function of the log.
     fn apply(
         &mut self,
-        moment: Moment,
+        context: EntryContext,
         call: Option<&Call>,
         expected: Option<OutcomeHash>,
     ) -> Result<(), End> {
@@ -394,13 +401,13 @@ impl Reader {
             return Ok(());
         };
         instance.mute(true);
-        let result = instance.run(moment, call);
+        let result = instance.run(context, call);
         instance.mute(false);
         self.shared
             .counters
-            .reader_memory_bytes
+            .standby_memory_bytes
             .store(instance.memory_bytes() as u64, Ordering::Relaxed);
-        let index = moment.index;
+        let index = context.index;
         match result {
             Ok(outcome)
                 if expected.is_none_or(|expected| OutcomeHash::of(&outcome) == expected) =>
@@ -410,7 +417,7 @@ impl Reader {
             }
             Ok(_) => Err(self.diverged(index, "answered otherwise").into()),
             // A snapshot that is being read keeps what entries overwrite, and they do it for the sake of
-            // that: the head has neither cost. Without snapshots the entry gets a second try.
+            // that: the primary has neither cost. Without snapshots the entry gets a second try.
             Err(Broken::Trap(Trap {
                 kind: TrapKind::MemoryExhausted | TrapKind::FuelExhausted,
                 message,
@@ -418,8 +425,8 @@ impl Reader {
                 tracing::warn!(
                     index,
                     message,
-                    "an entry exhausted the reader while a snapshot was read from it: the snapshot is \
-                     lost, and a new reader is built"
+                    "an entry exhausted the standby while a snapshot was read from it: the snapshot is \
+                     lost, and a new standby is built"
                 );
                 self.streams.clear();
                 self.instance = None;
@@ -429,27 +436,27 @@ impl Reader {
             Err(Broken::Trap(Trap {
                 kind: TrapKind::MemoryExhausted | TrapKind::FuelExhausted,
                 message,
-            })) => Err(Fault::new(format!(
+            })) => Err(FatalError::new(format!(
                 "entry {index} exhausted the standby and not the primary ({message}): such entries are near a limit"
             ))
             .into()),
             Err(Broken::Trap(trap)) => {
                 Err(self.diverged(index, &format!("trapped ({})", trap.message)).into())
             }
-            Err(broken) => Err(end_of(broken, &format!("applying entry {index} on the reader"))),
+            Err(broken) => Err(end_of(broken, &format!("applying entry {index} on the standby"))),
         }
     }
 
-    /// The head has lost its instance and gets this one.
+    /// The primary has lost its instance and gets this one.
     fn promote(&mut self, promotion: Promotion) -> Result<(), End> {
-        // What snapshots still hold would be held for as long as the head lives.
+        // What snapshots still hold would be held for as long as the primary lives.
         self.close_all()?;
         match self.instance.take() {
             Some(mut instance) => {
-                instance.set_role("head");
+                instance.set_role("primary");
                 // First, so that no caller that was told of the trap finds a standby that is gone.
                 self.begin_absence();
-                // If nobody takes it, the head is ending.
+                // If nobody takes it, the primary is ending.
                 let _ = promotion.reply.send(instance);
                 // Writes go on meanwhile.
                 drop(promotion.broken);
@@ -461,13 +468,13 @@ impl Reader {
     }
 }
 
-impl Drop for Reader {
+impl Drop for Standby {
     /// However the thread ends, nobody waits for it any longer.
     fn drop(&mut self) {
         let mut queue = self.shared.inbox.lock();
         queue.ended = true;
-        let fault = self.shared.fault().cloned();
-        let why = || fault.clone().map_or(QueryError::Stopped, QueryError::Fault);
+        let fatal_error = self.shared.fatal_error().cloned();
+        let why = || fatal_error.clone().map_or(QueryError::Stopped, QueryError::Fatal);
         let questions: Vec<Question> = queue.ready.drain(..).collect();
         for question in questions.into_iter().chain(std::mem::take(&mut queue.waiting)) {
             question.ask.fail(why());
@@ -488,6 +495,6 @@ impl Drop for Reader {
 fn end_of(broken: Broken, what: &str) -> End {
     match broken {
         Broken::Interrupted => End::Stopped,
-        other => End::Fault(other.into_fault(what)),
+        other => End::Fatal(other.into_fatal(what)),
     }
 }

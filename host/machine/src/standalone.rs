@@ -6,9 +6,9 @@
 //!
 //! # Contract
 //! 1. Calls are made on the caller's thread, which needs a stack that holds a guest's: run them inside
-//!    [`Lone::with_stack`].
+//!    [`Standalone::with_stack`].
 //! 2. After a call that ended in [`Broke`] the instance is to be dropped: nothing was rolled back.
-//! 3. The machine's lines go nowhere, but for the last error, which [`Lone::last_words`] gives.
+//! 3. The machine's lines go nowhere, but for the last error, which [`Standalone::last_words`] gives.
 
 use std::sync::Arc;
 
@@ -17,8 +17,8 @@ use wasmtime::component::ResourceAny;
 
 use super::{
     component::Component,
-    error::Fault,
-    instance::{AnswerSize, Instance, Moment},
+    error::FatalError,
+    instance::{AnswerSize, EntryContext, Instance},
     limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX},
     trap::Broken,
 };
@@ -30,20 +30,20 @@ pub enum Broke {
     /// What a node would record as an outcome.
     Trap(Trap),
     /// The host's own: says nothing of the machine.
-    Fault(Fault),
+    Fatal(FatalError),
 }
 
 impl From<Broken> for Broke {
     fn from(broken: Broken) -> Self {
         match broken {
             Broken::Trap(trap) => Self::Trap(trap),
-            other => Self::Fault(other.into_fault("a call of the machine")),
+            other => Self::Fatal(other.into_fatal("a call of the machine")),
         }
     }
 }
 
 /// See the page of this file.
-pub struct Lone {
+pub struct Standalone {
     instance: Instance,
 }
 
@@ -51,7 +51,7 @@ pub struct Lone {
 #[derive(Clone, Copy, Debug)]
 pub struct OpenSnapshot(ResourceAny);
 
-impl Lone {
+impl Standalone {
     /// Runs `body` on a thread with room for a guest's stack, and waits for it.
     ///
     /// # Errors
@@ -59,14 +59,14 @@ impl Lone {
     pub fn with_stack<T: Send>(
         limits: &Limits,
         body: impl FnOnce() -> T + Send,
-    ) -> Result<T, Fault> {
+    ) -> Result<T, FatalError> {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new()
-                .name("conclave-lone".to_owned())
+                .name("conclave-standalone".to_owned())
                 .stack_size(limits.thread_stack_bytes())
                 .spawn_scoped(scope, body)
-                .map_err(|error| Fault::new(format!("cannot start a thread: {error}")))?;
-            thread.join().map_err(|_| Fault::new("the thread panicked; its message is above"))
+                .map_err(|error| FatalError::new(format!("cannot start a thread: {error}")))?;
+            thread.join().map_err(|_| FatalError::new("the thread panicked; its message is above"))
         })
     }
 
@@ -75,8 +75,11 @@ impl Lone {
     /// # Errors
     /// The machine broke while it was started.
     pub fn start(component: &Component) -> Result<Self, Broke> {
-        let mut instance =
-            component.instance("lone", component.engine().limits().cluster, &Arc::default())?;
+        let mut instance = component.instance(
+            "standalone",
+            component.engine().limits().cluster,
+            &Arc::default(),
+        )?;
         instance.mute(true);
         instance.keep_errors();
         Ok(Self { instance })
@@ -86,16 +89,20 @@ impl Lone {
     ///
     /// # Errors
     /// The machine broke.
-    pub fn apply(&mut self, moment: Moment, call: Option<&Call>) -> Result<Outcome, Broke> {
-        Ok(self.instance.run(moment, call)?)
+    pub fn apply(&mut self, context: EntryContext, call: Option<&Call>) -> Result<Outcome, Broke> {
+        Ok(self.instance.run(context, call)?)
     }
 
     /// Asks one query.
     ///
     /// # Errors
     /// The machine broke.
-    pub fn query(&mut self, moment: Moment, call: &Call) -> Result<Result<Bytes, Failure>, Broke> {
-        Ok(self.instance.query(moment, call)?)
+    pub fn query(
+        &mut self,
+        context: EntryContext,
+        call: &Call,
+    ) -> Result<Result<Bytes, Failure>, Broke> {
+        Ok(self.instance.query(context, call)?)
     }
 
     /// Captures the state.

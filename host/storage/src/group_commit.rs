@@ -15,7 +15,7 @@ use std::time::Duration;
 use tokio::{sync::watch, time::timeout};
 
 /// So many entries in a batch are a crowd.
-const CROWD_ENTRIES: usize = 4;
+const GROUP_ENTRIES: usize = 4;
 /// On a slow disk entries gather during the sync anyway.
 const PAUSE_MAX: Duration = Duration::from_millis(1);
 /// Peers do not wait for a disk that is slower than theirs, nor for a batch that does not come.
@@ -23,11 +23,11 @@ const STEP_MAX: Duration = Duration::from_millis(2);
 
 /// What the last batch says of the next.
 #[derive(Default)]
-pub(super) struct Crowd {
+pub(super) struct GroupCommit {
     pause: Duration,
 }
 
-impl Crowd {
+impl GroupCommit {
     /// Whether many write.
     pub(super) fn is_there(&self) -> bool {
         !self.pause.is_zero()
@@ -36,20 +36,20 @@ impl Crowd {
     /// How long to wait once this many entries have come at once. As many as a crowd's are what a leader
     /// has held open already.
     pub(super) fn pause(&self, first: usize) -> Duration {
-        if first < CROWD_ENTRIES { self.pause } else { Duration::ZERO }
+        if first < GROUP_ENTRIES { self.pause } else { Duration::ZERO }
     }
 
     /// A batch had so many entries and took so long.
     pub(super) fn note(&mut self, entries: usize, took: Duration) {
-        self.pause = if entries < CROWD_ENTRIES { Duration::ZERO } else { took.min(PAUSE_MAX) };
+        self.pause = if entries < GROUP_ENTRIES { Duration::ZERO } else { took.min(PAUSE_MAX) };
     }
 }
 
 /// Keeps step with the storage thread while it writes for a crowd.
 #[derive(Debug)]
-pub struct Pace(watch::Receiver<bool>);
+pub struct BatchWindow(watch::Receiver<bool>);
 
-impl Pace {
+impl BatchWindow {
     pub fn new(mut batches: watch::Receiver<bool>) -> Self {
         batches.mark_unchanged();
         Self(batches)
@@ -77,7 +77,7 @@ mod tests {
     #[tokio::test]
     async fn a_crowd_is_followed_batch_by_batch_and_nobody_else_is_waited_for() {
         let batches = watch::Sender::new(false);
-        let mut pace = Pace::new(batches.subscribe());
+        let mut pace = BatchWindow::new(batches.subscribe());
         assert!(pace.step().now_or_never().is_some(), "a few writers are sent at once");
         batches.send_replace(true);
         assert!(pace.step().now_or_never().is_some(), "a batch was begun since");
@@ -89,21 +89,21 @@ mod tests {
         assert!(began.elapsed() >= STEP_MAX, "none came");
         batches.send_replace(false);
         pace.step().await;
-        assert!(pace.step().now_or_never().is_some(), "the crowd has gone");
+        assert!(pace.step().now_or_never().is_some(), "the group_commit has gone");
     }
 
     #[test]
     fn only_a_crowd_waits_and_never_longer_than_a_batch_takes() {
-        let mut crowd = Crowd::default();
-        assert_eq!(crowd.pause(1), Duration::ZERO);
-        crowd.note(1, Duration::from_micros(300));
-        assert_eq!(crowd.pause(1), Duration::ZERO);
-        crowd.note(16, Duration::from_micros(300));
-        assert_eq!(crowd.pause(1), Duration::from_micros(300));
-        assert_eq!(crowd.pause(16), Duration::ZERO, "a leader has waited already");
-        crowd.note(16, Duration::from_millis(30));
-        assert_eq!(crowd.pause(1), PAUSE_MAX);
-        crowd.note(3, Duration::from_micros(300));
-        assert_eq!(crowd.pause(1), Duration::ZERO);
+        let mut group_commit = GroupCommit::default();
+        assert_eq!(group_commit.pause(1), Duration::ZERO);
+        group_commit.note(1, Duration::from_micros(300));
+        assert_eq!(group_commit.pause(1), Duration::ZERO);
+        group_commit.note(16, Duration::from_micros(300));
+        assert_eq!(group_commit.pause(1), Duration::from_micros(300));
+        assert_eq!(group_commit.pause(16), Duration::ZERO, "a leader has waited already");
+        group_commit.note(16, Duration::from_millis(30));
+        assert_eq!(group_commit.pause(1), PAUSE_MAX);
+        group_commit.note(3, Duration::from_micros(300));
+        assert_eq!(group_commit.pause(1), Duration::ZERO);
     }
 }

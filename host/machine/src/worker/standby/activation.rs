@@ -1,12 +1,12 @@
-//! The reader goes on with another component, as the head did.
+//! The standby goes on with another component, as the primary did.
 
 use std::sync::atomic::Ordering;
 
-use super::Reader;
-use crate::{carry_over::NotCarried, component::Component, error::Fault, worker::shared::End};
+use super::Standby;
+use crate::{component::Component, error::FatalError, migration::NotCarried, worker::shared::End};
 use conclave_types::TrapKind;
 
-impl Reader {
+impl Standby {
     /// Entry `index` activated this component. Queries and snapshots wait while the state is carried over.
     /// Snapshots under way are lost: the instance that they are in goes.
     pub(super) fn activate(&mut self, index: u64, component: Component) -> Result<(), End> {
@@ -16,15 +16,15 @@ impl Reader {
             // Lost in the middle of a turn: the entry comes again from the history.
             return Ok(());
         };
-        match self.shared.carry_over(instance, &self.component, &component, "reader") {
+        match self.shared.migration(instance, &self.component, &component, "standby") {
             Ok(instance) => {
                 let memory_bytes = instance.memory_bytes() as u64;
-                self.shared.counters.reader_memory_bytes.store(memory_bytes, Ordering::Relaxed);
+                self.shared.counters.standby_memory_bytes.store(memory_bytes, Ordering::Relaxed);
                 self.instance = Some(instance);
                 self.component = component;
                 Ok(())
             }
-            // Its memory is what the snapshots made of it, which the head's is not. The next reader has
+            // Its memory is what the snapshots made of it, which the primary's is not. The next reader has
             // none of them.
             Err(NotCarried::Refused { trap, old_broke: true })
                 if beside_snapshots
@@ -33,7 +33,7 @@ impl Reader {
                 tracing::warn!(
                     index,
                     message = trap.message,
-                    "the reader was exhausted as another component was activated; a new one is built"
+                    "the standby was exhausted as another component was activated; a new one is built"
                 );
                 self.instance = None;
                 Ok(())
@@ -43,8 +43,8 @@ impl Reader {
                 Err(self.diverged(index, &how).into())
             }
             Err(NotCarried::Interrupted) => Err(End::Stopped),
-            Err(NotCarried::Fault(fault)) => Err(Fault::new(format!(
-                "activating {component:?} at entry {index} on the reader: {fault}"
+            Err(NotCarried::Fatal(fatal_error)) => Err(FatalError::new(format!(
+                "activating {component:?} at entry {index} on the standby: {fatal_error}"
             ))
             .into()),
         }

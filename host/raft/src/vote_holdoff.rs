@@ -45,13 +45,13 @@ fn record_lease(log: &LogStore, lease: Duration) -> io::Result<()> {
 }
 
 /// Until when this node neither votes nor stands for election.
-pub(super) struct Hold {
+pub(super) struct VoteHoldoff {
     until: Instant,
     /// Every other member has been tried as well.
     released: AtomicBool,
 }
 
-impl Hold {
+impl VoteHoldoff {
     /// For a node that starts now and has this vote on disk.
     pub(super) fn new(vote: Option<Vote>, node_id: NodeId, lease: Duration) -> Self {
         let followed =
@@ -110,7 +110,7 @@ mod tests {
 
     #[test]
     fn only_who_followed_somebody_waits() {
-        let waits = |vote| !Hold::new(vote, 1, LEASE).is_over();
+        let waits = |vote| !VoteHoldoff::new(vote, 1, LEASE).is_over();
         assert!(waits(Some(Vote::new_committed(3, 2))));
         assert!(!waits(Some(Vote::new_committed(3, 1))), "it led itself");
         assert!(!waits(Some(Vote::new(3, 2))), "nobody was elected yet");

@@ -26,7 +26,7 @@ use std::{
 use wasmtime::component::ResourceAny;
 
 use super::{
-    component::Component, error::Fault, instance::Instance, limits::SNAPSHOT_READ_BYTES,
+    component::Component, error::FatalError, instance::Instance, limits::SNAPSHOT_READ_BYTES,
     restoring::Restoring, thread, trap::Broken,
 };
 use conclave_types::{Trap, TrapKind};
@@ -45,7 +45,7 @@ pub(super) enum NotCarried {
         old_broke: bool,
     },
     /// This node's own.
-    Fault(Fault),
+    Fatal(FatalError),
     /// The worker shuts down.
     Interrupted,
 }
@@ -54,7 +54,7 @@ impl NotCarried {
     fn of(broken: Broken, old_broke: bool) -> Self {
         match broken {
             Broken::Trap(trap) => Self::Refused { trap, old_broke },
-            Broken::Fault(fault) => Self::Fault(fault),
+            Broken::Fatal(fatal_error) => Self::Fatal(fatal_error),
             Broken::Interrupted => Self::Interrupted,
         }
     }
@@ -77,7 +77,7 @@ enum Piece {
 
 /// A fresh instance of `component` with the state of `old`, which is of `state_version`: one that the
 /// component restores.
-pub(super) fn carry_over(
+pub(super) fn migration(
     old: &mut Instance,
     state_version: u32,
     component: &Component,
@@ -111,12 +111,12 @@ fn stream(
     scope(|scope| {
         let body = move || write(restoring, received);
         let writing = thread::spawn_scoped(scope, "conclave-carry", stack_bytes, body)
-            .map_err(NotCarried::Fault)?;
+            .map_err(NotCarried::Fatal)?;
         let bytes_max = old.cluster_limits().memory_bytes_max;
         let read = read(old, snapshot, bytes_max, stop, pieces);
-        let written = thread::joined("conclave-carry", writing).map_err(NotCarried::Fault)?;
+        let written = thread::joined("conclave-carry", writing).map_err(NotCarried::Fatal)?;
         match (read, written) {
-            (Err(NotCarried::Fault(fault)), _) => Err(NotCarried::Fault(fault)),
+            (Err(NotCarried::Fatal(fatal_error)), _) => Err(NotCarried::Fatal(fatal_error)),
             (Err(NotCarried::Interrupted), _) => Err(NotCarried::Interrupted),
             (read, Err(broken)) => {
                 let old_broke = matches!(read, Err(NotCarried::Refused { old_broke: true, .. }));
@@ -124,9 +124,9 @@ fn stream(
             }
             (Err(refused), Ok(_)) => Err(refused),
             (Ok(()), Ok(Some(instance))) => Ok(instance),
-            (Ok(()), Ok(None)) => {
-                Err(NotCarried::Fault(Fault::new("a state was read to its end and not written")))
-            }
+            (Ok(()), Ok(None)) => Err(NotCarried::Fatal(FatalError::new(
+                "a state was read to its end and not written",
+            ))),
         }
     })
 }
@@ -183,7 +183,7 @@ pub(super) fn too_large(bytes_max: usize) -> Trap {
     Trap {
         kind: TrapKind::BadAnswer,
         message: format!(
-            "snapshot-reader.read: the snapshot has more than {bytes_max} bytes, the memory that a machine may use"
+            "snapshot-standby.read: the snapshot has more than {bytes_max} bytes, the memory that a machine may use"
         ),
     }
 }

@@ -22,20 +22,24 @@ use super::{
 use crate::{
     clock::Clock,
     component::Component,
-    error::Fault,
-    history::{Entry, Work},
-    instance::{Instance, Moment},
+    entry_source::{Entry, Work},
+    error::FatalError,
+    instance::{EntryContext, Instance},
     trap::Broken,
 };
 use conclave_types::{Call, Digest, Outcome, Reply, Trap, limits::ClusterLimits};
 
-/// What the head is asked to do.
+/// What the primary is asked to do.
 pub(super) enum Job {
     /// Apply entries. The permit is the room that they take in the queue.
     Apply { batch: Vec<BatchItem>, _room: OwnedSemaphorePermit },
     /// Continue from another state that both instances have accepted.
-    Adopt { restored: Box<Restored>, commit: Commit, reply: oneshot::Sender<Result<(), Fault>> },
-    /// Tell the digest at an index, once the head has applied it.
+    Adopt {
+        restored: Box<Restored>,
+        commit: Commit,
+        reply: oneshot::Sender<Result<(), FatalError>>,
+    },
+    /// Tell the digest at an index, once the primary has applied it.
     Digest { index: u64, reply: oneshot::Sender<Option<Digest>> },
     /// Begin the digest again.
     BeginDigest { index: u64, digest: Digest },
@@ -45,26 +49,26 @@ pub(super) enum Job {
     Stop,
 }
 
-/// Finished entries go to the reader once they are so many, so that it works while the head does.
+/// Finished entries go to the standby once they are so many, so that it works while the primary does.
 const HANDOVER_COUNT: usize = 64;
 /// Or once they are so large.
 const HANDOVER_BYTES: usize = 1 << 20;
 
-pub(super) struct Head {
+pub(super) struct Primary {
     shared: Arc<Shared>,
-    /// Absent only between a trap and the promotion of the reader.
+    /// Absent only between a trap and the promotion of the standby.
     instance: Option<Instance>,
     /// What the instance is one of.
     component: Component,
     clock: Clock,
     digests: Digests,
-    /// Questions for the digest at an index that the head may not have reached yet.
+    /// Questions for the digest at an index that the primary may not have reached yet.
     asked: Vec<(u64, oneshot::Sender<Option<Digest>>)>,
     finished: Vec<Finished>,
     finished_bytes: usize,
 }
 
-impl Head {
+impl Primary {
     pub(super) fn new(shared: Arc<Shared>, prepared: Prepared, digests: Digests) -> Self {
         let Prepared { instance, component, clock } = prepared;
         let (instance, finished) = (Some(instance), Vec::new());
@@ -90,7 +94,7 @@ impl Head {
             match done.and_then(|()| self.answer_queries()) {
                 Ok(more) => queries_left = more,
                 Err(End::Stopped) => return,
-                Err(End::Fault(fault)) => return self.shared.fail(fault),
+                Err(End::Fatal(fatal_error)) => return self.shared.fail(fatal_error),
             }
         }
     }
@@ -121,7 +125,7 @@ impl Head {
             self.shared.check()?;
             let after = self.clock.index();
             if index < after || (index == after && index > 0) {
-                return Err(Fault::new(format!(
+                return Err(FatalError::new(format!(
                     "entry {index} was handed to the machine after entry {after}"
                 ))
                 .into());
@@ -169,7 +173,7 @@ impl Head {
         if let Some(instance) = &self.instance {
             self.shared
                 .counters
-                .head_memory_bytes
+                .primary_memory_bytes
                 .store(instance.memory_bytes() as u64, Ordering::Relaxed);
         }
         Ok(())
@@ -178,59 +182,62 @@ impl Head {
     fn apply_entry(&mut self, entry: Entry) -> Result<(Step, Outcome), End> {
         let Entry { index, time_ms, work } = entry;
         let before = self.clock.clone();
-        let moment = self.clock.advance(index, time_ms);
+        let context = self.clock.advance(index, time_ms);
         match work {
-            Work::Call(call) => self.apply_call(&before, moment, Some(call)),
-            Work::Tick => self.apply_call(&before, moment, None),
-            Work::Activate(component) => self.activate(&before, moment, component),
-            Work::SetLimits(limits) => self.set_limits(moment, limits),
+            Work::Call(call) => self.apply_call(&before, context, Some(call)),
+            Work::Tick => self.apply_call(&before, context, None),
+            Work::Activate(component) => self.activate(&before, context, component),
+            Work::SetLimits(limits) => self.set_limits(context, limits),
         }
     }
 
     /// Other limits hold from the next entry on. The state machine does not see it.
     fn set_limits(
         &mut self,
-        moment: Moment,
+        context: EntryContext,
         limits: ClusterLimits,
     ) -> Result<(Step, Outcome), End> {
         let Some(instance) = &mut self.instance else {
-            return Err(Fault::new("the head has no instance").into());
+            return Err(FatalError::new("the primary has no instance").into());
         };
         instance.set_cluster_limits(limits);
         let outcome = Outcome::Reply(Reply { response: limits.to_bytes(), ..Reply::default() });
-        Ok((Step::SetLimits { moment, limits }, outcome))
+        Ok((Step::SetLimits { context, limits }, outcome))
     }
 
     /// A call, or without one a tick.
     fn apply_call(
         &mut self,
         before: &Clock,
-        moment: Moment,
+        context: EntryContext,
         call: Option<Call>,
     ) -> Result<(Step, Outcome), End> {
-        let index = moment.index;
-        let trap = match self.shared.history.trapped(index) {
+        let index = context.index;
+        let trap = match self.shared.entry_source.trapped(index) {
             Some(trap) => {
                 self.shared.counters.traps_replayed.fetch_add(1, Ordering::Relaxed);
                 trap
             }
             None => {
                 let Some(instance) = &mut self.instance else {
-                    return Err(Fault::new("the head has no instance").into());
+                    return Err(FatalError::new("the primary has no instance").into());
                 };
                 // What it said in calls before is not said of this one.
                 instance.take_error();
-                let result = instance.run(moment, call.as_ref());
+                let result = instance.run(context, call.as_ref());
                 self.shared.counters.fuel.fetch_add(instance.fuel_used(), Ordering::Relaxed);
                 match result {
                     Ok(outcome) => {
                         self.shared.counters.outcome(&outcome);
-                        self.shared.note_wish(&outcome);
-                        return Ok((Step::Apply { moment, call }, outcome));
+                        self.shared.note_wake_up(&outcome);
+                        return Ok((Step::Apply { context, call }, outcome));
                     }
                     Err(Broken::Interrupted) => return Err(End::Stopped),
-                    Err(Broken::Fault(fault)) => {
-                        return Err(Fault::new(format!("applying entry {index}: {fault}")).into());
+                    Err(Broken::Fatal(fatal_error)) => {
+                        return Err(FatalError::new(format!(
+                            "applying entry {index}: {fatal_error}"
+                        ))
+                        .into());
                     }
                     Err(Broken::Trap(trap)) => {
                         if let Some(call) = &call {
@@ -244,10 +251,10 @@ impl Head {
         };
         let outcome = Outcome::Trap(trap);
         self.shared.counters.outcome(&outcome);
-        Ok((Step::Skip { time_ms: moment.time_ms }, outcome))
+        Ok((Step::Skip { time_ms: context.time_ms }, outcome))
     }
 
-    /// Entry `index` trapped: goes on with the reader's instance, as it is after the entry before.
+    /// Entry `index` trapped: goes on with the standby's instance, as it is after the entry before.
     fn roll_back(&mut self, before: &Clock, index: u64, trap: &Trap) -> Result<(), End> {
         tracing::warn!(
             index,
@@ -256,14 +263,14 @@ impl Head {
             "an entry trapped and is rolled back"
         );
         if let Some(instance) = &mut self.instance {
-            self.shared.history.record_remains(index, instance.remains());
+            self.shared.entry_source.record_trap_report(index, instance.trap_report());
         }
-        self.shared.history.record_trap(index, trap);
+        self.shared.entry_source.record_trap(index, trap);
         self.hand_over()?;
         self.promote(before.index())
     }
 
-    /// Replaces the instance, which trapped, by the reader's, as that is after `index`.
+    /// Replaces the instance, which trapped, by the standby's, as that is after `index`.
     fn promote(&mut self, index: u64) -> Result<(), End> {
         let (reply, promoted) = sync_channel(1);
         {
@@ -272,9 +279,9 @@ impl Head {
                 return Err(self.ended());
             }
             queue.promotion = Some(Promotion { index, reply, broken: self.instance.take() });
-            self.shared.inbox.wake_reader(&mut queue);
+            self.shared.inbox.wake_standby(&mut queue);
         }
-        // The reader answers, or ends and drops the request with its queue.
+        // The standby answers, or ends and drops the request with its queue.
         let instance = loop {
             match promoted.recv_timeout(Duration::from_millis(100)) {
                 Ok(instance) => break instance,
@@ -287,7 +294,7 @@ impl Head {
         Ok(())
     }
 
-    /// Gives the reader what has been finished. Waits for room, unless the reader is catching up.
+    /// Gives the standby what has been finished. Waits for room, unless the standby is catching up.
     fn hand_over(&mut self) -> Result<(), End> {
         if self.finished.is_empty() {
             return Ok(());
@@ -297,7 +304,7 @@ impl Head {
         let mut queue = inbox.lock();
         while !queue.catching_up && queue.finished_bytes > bytes_max && !queue.ended {
             self.shared.check()?;
-            inbox.wake_reader(&mut queue);
+            inbox.wake_standby(&mut queue);
             queue = inbox.wait_for_room(queue);
         }
         if queue.ended {
@@ -308,13 +315,13 @@ impl Head {
         self.finished_bytes = 0;
         self.shared
             .counters
-            .reader_queue_bytes
+            .standby_queue_bytes
             .store(queue.finished_bytes as u64, Ordering::Relaxed);
         inbox.wake_for_entries(&mut queue, self.shared.events.is_watched());
         Ok(())
     }
 
-    /// Answers the questions for digests up to where the head stands.
+    /// Answers the questions for digests up to where the primary stands.
     fn answer_digests(&mut self) {
         let reached = self.clock.index();
         for (index, reply) in self.asked.extract_if(.., |(index, _)| *index <= reached) {
@@ -325,17 +332,17 @@ impl Head {
 
     /// Replaces both instances, or neither. `commit` makes the state the one that a rebuild begins from; it
     /// runs here so that a rebuild does not skip entries that are still queued before.
-    fn adopt(&mut self, restored: Restored, commit: Commit) -> Result<(), Fault> {
-        let Restored { head, reader, component, clock, digest } = restored;
+    fn adopt(&mut self, restored: Restored, commit: Commit) -> Result<(), FatalError> {
+        let Restored { primary, standby, component, clock, digest } = restored;
         let (index, applied) = (clock.index(), self.clock.index());
         let digests = Digests::of(index, digest);
         if index < applied {
-            return Err(Fault::new(format!(
+            return Err(FatalError::new(format!(
                 "the state at index {index} is older than the machine's, at {applied}"
             )));
         }
         commit().map_err(|error| {
-            Fault::new(format!("the state at index {index} cannot be installed: {error}"))
+            FatalError::new(format!("the state at index {index} cannot be installed: {error}"))
         })?;
         let mut queue = self.shared.inbox.lock();
         if queue.ended {
@@ -344,19 +351,22 @@ impl Head {
         queue.finished.clear();
         queue.finished_bytes = 0;
         queue.pushed = index;
-        let (reader_component, reader_clock) = (component.clone(), clock.clone());
-        queue.replacement =
-            Some(Prepared { instance: reader, component: reader_component, clock: reader_clock });
-        self.shared.inbox.wake_reader(&mut queue);
+        let (standby_component, standby_clock) = (component.clone(), clock.clone());
+        queue.replacement = Some(Prepared {
+            instance: standby,
+            component: standby_component,
+            clock: standby_clock,
+        });
+        self.shared.inbox.wake_standby(&mut queue);
         drop(queue);
-        self.instance = Some(head);
+        self.instance = Some(primary);
         self.become_of(component);
         self.clock = clock;
         self.shared.keeps_digest.store(digests.is_kept(), Ordering::Release);
         self.digests = digests;
         self.shared.applied.store(index, Ordering::Release);
         self.answer_digests();
-        self.shared.wish.send_replace(Some(0));
+        self.shared.wake_at.send_replace(Some(0));
         self.shared.counters.restores.fetch_add(1, Ordering::Relaxed);
         Ok(())
     }
@@ -372,7 +382,7 @@ impl Head {
     fn ended(&self) -> End {
         match self.shared.check() {
             Err(end) => end,
-            Ok(()) => Fault::new("the reader has ended").into(),
+            Ok(()) => FatalError::new("the standby has ended").into(),
         }
     }
 }

@@ -1,4 +1,4 @@
-//! The mark: what the tree must at least have.
+//! The watermark: what the tree must at least have.
 //!
 //! sled takes damage at the end of its log for a write that a crash cut short, and opens without
 //! what came after it: acknowledged entries and votes could be gone and nobody would know. So after
@@ -8,7 +8,7 @@
 //!
 //! The file has two slots, written in turn, each in a sector of its own, so that a write cut short
 //! leaves the other. A slot is a sealed envelope, bound to its number, of seven big-endian 64-bit
-//! numbers: the fields of [`Mark`] in their order.
+//! numbers: the fields of [`Watermark`] in their order.
 
 use std::{
     fs::File,
@@ -19,14 +19,14 @@ use std::{
 use super::{Error, Keys, files};
 use conclave_crypto::OVERHEAD_BYTES;
 
-const PLACE: &str = "mark";
+const PLACE: &str = "watermark";
 const SLOT_BYTES: u64 = 4096;
 const FIELDS: usize = 7;
 const SEALED_BYTES: usize = FIELDS * 8 + OVERHEAD_BYTES;
 
 /// Sequence numbers of what the tree has. Zero: it has none.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Mark {
+pub(super) struct Watermark {
     /// The newest of all values.
     pub(super) sequence: u64,
     pub(super) vote: u64,
@@ -47,7 +47,7 @@ pub(super) fn record_sum(name: &str, sequence: u64) -> u64 {
     u64::from_be_bytes(sum)
 }
 
-impl Mark {
+impl Watermark {
     fn encode(&self) -> Vec<u8> {
         let Self { sequence, vote, committed, purged, truncated, last_pack, records } = *self;
         [sequence, vote, committed, purged, truncated, last_pack, records]
@@ -64,28 +64,28 @@ impl Mark {
     }
 }
 
-/// The file that holds the mark.
-pub(super) struct MarkFile {
+/// The file that holds the watermark.
+pub(super) struct WatermarkFile {
     path: PathBuf,
     file: File,
     keys: Keys,
     next_slot: u8,
 }
 
-impl MarkFile {
-    pub(super) const FILE: &str = "mark";
+impl WatermarkFile {
+    pub(super) const FILE: &str = "watermark";
 
     /// A new file, durable, but for its name.
-    pub(super) fn create(dir: &Path, keys: Keys, mark: &Mark) -> Result<(), Error> {
+    pub(super) fn create(dir: &Path, keys: Keys, watermark: &Watermark) -> Result<(), Error> {
         let path = dir.join(Self::FILE);
         let file = files::create(&path)?;
-        let mut mark_file = Self { path, file, keys, next_slot: 0 };
-        mark_file.write(mark)?;
-        mark_file.sync()
+        let mut watermark_file = Self { path, file, keys, next_slot: 0 };
+        watermark_file.write(watermark)?;
+        watermark_file.sync()
     }
 
     /// The newest mark that is whole.
-    pub(super) fn open(dir: &Path, keys: Keys) -> Result<(Self, Mark), Error> {
+    pub(super) fn open(dir: &Path, keys: Keys) -> Result<(Self, Watermark), Error> {
         let path = dir.join(Self::FILE);
         let file = match File::options().read(true).write(true).open(&path) {
             Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
@@ -93,7 +93,7 @@ impl MarkFile {
             }
             opened => opened.map_err(Error::io("cannot open", &path))?,
         };
-        let mut newest: Option<(u8, Mark)> = None;
+        let mut newest: Option<(u8, Watermark)> = None;
         let mut reason = "it is empty".to_owned();
         for slot in 0..2 {
             let mut sealed = [0; SEALED_BYTES];
@@ -102,23 +102,23 @@ impl MarkFile {
                 Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => continue,
                 read => read.map_err(Error::io("cannot read", &path))?,
             }
-            match keys.open_sealed(PLACE, &[slot], &sealed).map(|bytes| Mark::decode(&bytes)) {
-                Ok(Some(mark)) => {
-                    if newest.is_none_or(|(_, other)| mark.sequence > other.sequence) {
-                        newest = Some((slot, mark));
+            match keys.open_sealed(PLACE, &[slot], &sealed).map(|bytes| Watermark::decode(&bytes)) {
+                Ok(Some(watermark)) => {
+                    if newest.is_none_or(|(_, other)| watermark.sequence > other.sequence) {
+                        newest = Some((slot, watermark));
                     }
                 }
                 Ok(None) => reason = "it is malformed".to_owned(),
                 Err(error) => reason = error.to_string(),
             }
         }
-        let (slot, mark) =
+        let (slot, watermark) =
             newest.ok_or_else(|| Error::damaged(path.display().to_string(), reason))?;
-        Ok((Self { path, file, keys, next_slot: 1 - slot }, mark))
+        Ok((Self { path, file, keys, next_slot: 1 - slot }, watermark))
     }
 
-    pub(super) fn write(&mut self, mark: &Mark) -> Result<(), Error> {
-        let sealed = self.keys.seal(PLACE, &[self.next_slot], &mark.encode())?;
+    pub(super) fn write(&mut self, watermark: &Watermark) -> Result<(), Error> {
+        let sealed = self.keys.seal(PLACE, &[self.next_slot], &watermark.encode())?;
         self.file
             .write_all_at(&sealed, u64::from(self.next_slot) * SLOT_BYTES)
             .map_err(Error::io("cannot write", &self.path))?;

@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering;
 
-use super::Head;
+use super::Primary;
 use crate::{
     error::QueryError,
     trap::Broken,
@@ -18,7 +18,7 @@ const TURN_COUNT: usize = 64;
 /// Fuel after which entries have their turn: some ten milliseconds, and one more query.
 const TURN_FUEL: u64 = 15_000_000;
 
-impl Head {
+impl Primary {
     /// Answers some queries, if there is no standby. True: more are waiting.
     pub(super) fn answer_queries(&mut self) -> Result<bool, End> {
         if self.shared.absence.is_over() {
@@ -47,7 +47,7 @@ impl Head {
                 queue.ready.push_front(question);
             }
             // There may be a standby by now.
-            self.shared.inbox.wake_reader(&mut queue);
+            self.shared.inbox.wake_standby(&mut queue);
         }
         Ok(more)
     }
@@ -79,8 +79,8 @@ impl Head {
                 self.promote(now.index)?;
             }
             Err(Broken::Interrupted) => return Err(End::Stopped),
-            Err(broken @ Broken::Fault(_)) => {
-                return Err(broken.into_fault("answering a query on the primary").into());
+            Err(broken @ Broken::Fatal(_)) => {
+                return Err(broken.into_fatal("answering a query on the primary").into());
             }
         }
         Ok(fuel)

@@ -9,13 +9,13 @@ use std::{
 };
 
 use bytes::Bytes;
-use conclave_machine::{Component, Entry, History, HistoryError, SavedState};
+use conclave_machine::{Component, Entry, EntrySource, EntrySourceError, SavedState};
 use conclave_types::{Digest, Trap, limits::ClusterLimits};
 
 #[derive(Default)]
-pub(crate) struct MemoryHistory {
+pub(crate) struct MemorySource {
     state: Mutex<State>,
-    /// How often a snapshot was read: each is a build of a reader.
+    /// How often a snapshot was read: each is a build of a standby.
     pub(crate) snapshot_reads: AtomicU64,
     /// How many entries are given at once; small, so that a batch is a prefix.
     pub(crate) batch: usize,
@@ -64,7 +64,7 @@ impl Saved {
     }
 }
 
-impl MemoryHistory {
+impl MemorySource {
     pub(crate) fn new() -> Self {
         Self { batch: 7, ..Self::default() }
     }
@@ -100,8 +100,8 @@ impl MemoryHistory {
     }
 }
 
-impl History for MemoryHistory {
-    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
+impl EntrySource for MemorySource {
+    fn snapshot(&self) -> Result<Option<SavedState>, EntrySourceError> {
         self.snapshot_reads.fetch_add(1, Ordering::Relaxed);
         let (saved, next) = {
             let mut state = self.state.lock().unwrap();
@@ -113,10 +113,10 @@ impl History for MemoryHistory {
         Ok(saved.map(|saved| saved.state()))
     }
 
-    fn entries(&self, from: u64, to_inclusive: u64) -> Result<Vec<Entry>, HistoryError> {
+    fn entries(&self, from: u64, to_inclusive: u64) -> Result<Vec<Entry>, EntrySourceError> {
         let state = self.state.lock().unwrap();
         if from <= state.purged {
-            return Err(HistoryError::Gap(from));
+            return Err(EntrySourceError::Gap(from));
         }
         Ok(state
             .entries

@@ -11,19 +11,19 @@ use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, sleep, timeout};
 
 use super::lineage::{Testimony, Verdict, decide};
-use crate::{Inner, Replica, network::peer::Lane};
+use crate::{Inner, Replica, network::peer::ConnectionClass};
 use conclave_proto::{
     convert::digest_from_wire,
     raft::{DigestRequest, DigestResponse},
 };
 use conclave_storage::raft_types::Member;
-use conclave_types::{Checkpoint, CommandKind, DIGEST_VERSION, Digest, NodeId};
+use conclave_types::{CommandKind, ConsistencyCheck, DIGEST_VERSION, Digest, NodeId};
 
 /// A voter that has not answered by then has no say.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 /// For so long a voter waits until it has applied what it is asked about.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
-const LOOK_INTERVAL: Duration = Duration::from_millis(5);
+const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
 /// A node's answer to the question for its digest at an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,13 +43,13 @@ pub(super) struct Digests {
     pub(super) without: bool,
 }
 
-/// Proposes checkpoints while this node leads, until the replica is gone.
+/// Proposes consistency checks while this node leads, until the replica is gone.
 pub(crate) async fn run(replica: Weak<Inner>, interval: Duration) {
     loop {
         sleep(interval).await;
         let Some(replica) = replica.upgrade().map(Replica) else { return };
-        if replica.0.is_leader() && replica.0.fault().is_none() {
-            replica.checkpoint().await;
+        if replica.0.is_leader() && replica.0.fatal_error().is_none() {
+            replica.consistency_check().await;
         } else {
             replica.0.divergence.set_disputed(false);
         }
@@ -58,7 +58,7 @@ pub(crate) async fn run(replica: Weak<Inner>, interval: Duration) {
 
 impl Replica {
     /// Asks all voters and proposes what most of them have, if there is anything new.
-    async fn checkpoint(&self) {
+    async fn consistency_check(&self) {
         let voters = self.voters();
         if voters.len() < 2 {
             return; // Nobody to compare with.
@@ -79,7 +79,11 @@ impl Replica {
             Verdict::Decided(digest) => digest,
             Verdict::Unopposed => {
                 self.0.divergence.set_disputed(false);
-                tracing::debug!(index, ?answers, "too few independent digests for a checkpoint");
+                tracing::debug!(
+                    index,
+                    ?answers,
+                    "too few independent digests for a consistency_check"
+                );
                 return;
             }
             Verdict::Disputed => {
@@ -102,7 +106,7 @@ impl Replica {
             }
         }
         let (version, begins) = (DIGEST_VERSION, false);
-        self.propose_checkpoint(Checkpoint { index, digest, version, begins }).await;
+        self.propose_consistency_check(ConsistencyCheck { index, digest, version, begins }).await;
     }
 
     /// Has every replica's digest begin again: some come from snapshots of another version of Conclave, so they could
@@ -112,14 +116,14 @@ impl Replica {
         let digest = Digest(*blake3::hash(&index.to_le_bytes()).as_bytes());
         tracing::info!("the digests of all replicas begin again");
         let (version, begins) = (DIGEST_VERSION, true);
-        self.propose_checkpoint(Checkpoint { index, digest, version, begins }).await;
+        self.propose_consistency_check(ConsistencyCheck { index, digest, version, begins }).await;
     }
 
-    async fn propose_checkpoint(&self, checkpoint: Checkpoint) {
-        let kind = CommandKind::Checkpoint(checkpoint);
+    async fn propose_consistency_check(&self, consistency_check: ConsistencyCheck) {
+        let kind = CommandKind::ConsistencyCheck(consistency_check);
         let deadline = Instant::now() + self.0.timing.request_timeout;
         if let Err(error) = self.propose_kind(kind, deadline).await {
-            tracing::debug!(%error, "no checkpoint");
+            tracing::debug!(%error, "no consistency_check");
         }
     }
 
@@ -154,9 +158,11 @@ impl Replica {
 
     async fn digest_there(&self, node_id: NodeId, member: &Member, index: u64) -> Heard {
         let peer = self.0.peers.peer(node_id, member);
-        let Ok(mut client) = peer.client(Lane::Control).await else { return Heard::Nothing };
+        let Ok(mut client) = peer.client(ConnectionClass::Control).await else {
+            return Heard::Nothing;
+        };
         let answer = client.digest(DigestRequest { index }).await;
-        let answer = match answer.map_err(|status| peer.failed(Lane::Control, status)) {
+        let answer = match answer.map_err(|status| peer.failed(ConnectionClass::Control, status)) {
             Ok(answer) => answer.into_inner(),
             Err(error) => {
                 tracing::debug!(%error, "no digest");
@@ -173,9 +179,9 @@ impl Replica {
             if Instant::now() >= until {
                 return Heard::Nothing;
             }
-            sleep(LOOK_INTERVAL).await;
+            sleep(POLL_INTERVAL).await;
         }
-        if self.0.fault().is_some() {
+        if self.0.fatal_error().is_some() {
             return Heard::Nothing;
         }
         // The origin first: a state that is restored in between counts as the older one's, which only errs on the

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{component::Component, error::HistoryError};
+use super::{component::Component, error::EntrySourceError};
 use conclave_types::{Call, Digest, Trap, limits::ClusterLimits};
 
 /// One entry of the log that the machine sees.
@@ -56,13 +56,13 @@ pub struct SavedState {
     /// The digest then. `None`: it was saved by a version that kept none, or one of another algorithm.
     pub digest: Option<Digest>,
     /// Its bytes, in pieces of any size.
-    pub chunks: Box<dyn Iterator<Item = Result<Bytes, HistoryError>> + Send>,
+    pub chunks: Box<dyn Iterator<Item = Result<Bytes, EntrySourceError>> + Send>,
 }
 
 /// What an instance left behind that trapped. For people who look for the reason: no outcome holds any of it,
 /// since it names addresses, and what the machine said may be secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Remains {
+pub struct TrapReport {
     /// The guest's calls, the innermost first: a line a function, and one below it for its place in the source,
     /// as far as the component has names and debugging information. Empty for a trap outside of the guest.
     pub backtrace: Vec<String>,
@@ -89,21 +89,21 @@ impl std::fmt::Debug for SavedState {
 /// 3. What `record_trap` was told, `trapped` gives back at once, and after a restart if it can. A
 ///    record that was lost costs time only: the entry traps again, and an activation fails again.
 /// 4. Every component comes from the worker's engine.
-pub trait History: Send + Sync + 'static {
+pub trait EntrySource: Send + Sync + 'static {
     /// The newest whole snapshot. `None`: the machine that the worker was started with began empty,
     /// before index 1.
     ///
     /// # Errors
     /// The snapshot cannot be read.
-    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError>;
+    fn snapshot(&self) -> Result<Option<SavedState>, EntrySourceError>;
 
     /// The machine's entries with `from <= index <= to_inclusive`, in order: all of them, or a first
     /// part. Empty: there are none.
     ///
     /// # Errors
-    /// [`HistoryError::Gap`] if entries of the range have been purged: start over with the newer
+    /// [`EntrySourceError::Gap`] if entries of the range have been purged: start over with the newer
     /// snapshot.
-    fn entries(&self, from: u64, to_inclusive: u64) -> Result<Vec<Entry>, HistoryError>;
+    fn entries(&self, from: u64, to_inclusive: u64) -> Result<Vec<Entry>, EntrySourceError>;
 
     /// Remembers that an entry trapped, or that an activation failed, so that replays answer it
     /// without running it.
@@ -115,7 +115,7 @@ pub trait History: Send + Sync + 'static {
 
     /// What the instance left behind that trapped at an entry, told before the entry's outcome. A node
     /// has no use for it.
-    fn record_remains(&self, index: u64, remains: Remains) {
-        let _ = (index, remains);
+    fn record_trap_report(&self, index: u64, trap_report: TrapReport) {
+        let _ = (index, trap_report);
     }
 }

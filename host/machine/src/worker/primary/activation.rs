@@ -1,17 +1,17 @@
 //! Another component goes on with the state, from one entry on.
 //!
-//! Writes wait meanwhile, so the head does nothing here but carry its own state over. The reader does
+//! Writes wait meanwhile, so the primary does nothing here but carry its own state over. The standby does
 //! the same with its own when it comes to the entry.
 
 use std::{sync::atomic::Ordering, time::Instant};
 
-use super::Head;
+use super::Primary;
 use crate::{
-    carry_over::NotCarried,
     clock::Clock,
     component::Component,
-    error::Fault,
-    instance::{FAILURE_BYTES_MAX, Instance, Moment},
+    error::FatalError,
+    instance::{EntryContext, FAILURE_BYTES_MAX, Instance},
+    migration::NotCarried,
     worker::{
         inbox::Step,
         shared::{End, NotActivated},
@@ -19,18 +19,18 @@ use crate::{
 };
 use conclave_types::{Code, Failure, Outcome, Reply};
 
-impl Head {
+impl Primary {
     /// The entry of this moment is an activation.
     pub(super) fn activate(
         &mut self,
         before: &Clock,
-        moment: Moment,
+        context: EntryContext,
         component: Component,
     ) -> Result<(Step, Outcome), End> {
-        // The reader catches up while the state is carried over.
+        // The standby catches up while the state is carried over.
         self.hand_over()?;
         let started = Instant::now();
-        let (index, old) = (moment.index, self.component.name());
+        let (index, old) = (context.index, self.component.name());
         match self.carried(before, index, &component)? {
             Ok(instance) => {
                 self.instance = Some(instance);
@@ -41,8 +41,8 @@ impl Head {
                 // What the old component wished says nothing of the new one's wish, so it is asked at once.
                 let outcome = Outcome::Reply(Reply { wake_at_ms: Some(0), ..Reply::default() });
                 self.shared.counters.outcome(&outcome);
-                self.shared.note_wish(&outcome);
-                Ok((Step::Activate { moment, component }, outcome))
+                self.shared.note_wake_up(&outcome);
+                Ok((Step::Activate { context, component }, outcome))
             }
             Err(why) => {
                 tracing::warn!(index, ?component, why, "a component was not activated");
@@ -52,12 +52,12 @@ impl Head {
                 message.truncate(crate::cut(&message, FAILURE_BYTES_MAX).len());
                 let outcome = Outcome::Failure(Failure { code: Code::FailedPrecondition, message });
                 self.shared.counters.outcome(&outcome);
-                Ok((Step::Skip { time_ms: moment.time_ms }, outcome))
+                Ok((Step::Skip { time_ms: context.time_ms }, outcome))
             }
         }
     }
 
-    /// An instance of the component with the head's state, or why there is none.
+    /// An instance of the component with the primary's state, or why there is none.
     fn carried(
         &mut self,
         before: &Clock,
@@ -73,23 +73,23 @@ impl Head {
             }
         }
         let Some(instance) = &mut self.instance else {
-            return Err(Fault::new("the head has no instance").into());
+            return Err(FatalError::new("the primary has no instance").into());
         };
-        match self.shared.carry_over(instance, &self.component, component, "head") {
+        match self.shared.migration(instance, &self.component, component, "primary") {
             Ok(instance) => Ok(Ok(instance)),
             Err(NotCarried::Refused { trap, old_broke }) => {
                 if old_broke {
                     self.roll_back(before, index, &trap)?;
                 } else {
-                    self.shared.history.record_trap(index, &trap);
+                    self.shared.entry_source.record_trap(index, &trap);
                 }
                 Ok(Err(trap.message))
             }
             Err(NotCarried::Interrupted) => Err(End::Stopped),
-            Err(NotCarried::Fault(fault)) => {
-                Err(Fault::new(format!("activating {component:?} at entry {index}: {fault}"))
-                    .into())
-            }
+            Err(NotCarried::Fatal(fatal_error)) => Err(FatalError::new(format!(
+                "activating {component:?} at entry {index}: {fatal_error}"
+            ))
+            .into()),
         }
     }
 }

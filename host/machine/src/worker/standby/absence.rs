@@ -2,13 +2,13 @@
 
 use std::{sync::atomic::Ordering, time::Instant};
 
-use super::{Reader, TURN_COUNT};
+use super::{Standby, TURN_COUNT};
 use crate::{
-    error::{Fault, QueryError, SnapshotError},
+    error::{FatalError, QueryError, SnapshotError},
     worker::{inbox::Queue, shared::End},
 };
 
-impl Reader {
+impl Standby {
     /// From now on the primary answers queries.
     pub(super) fn begin_absence(&self) {
         let mut queue = self.shared.inbox.lock();
@@ -69,17 +69,17 @@ impl Reader {
     ///
     /// # Errors
     /// The primary has trapped, so that there is no instance at all.
-    pub(super) fn rest(&mut self, fault: Fault) -> Result<(), End> {
+    pub(super) fn rest(&mut self, fatal_error: FatalError) -> Result<(), End> {
         self.instance = None;
         self.streams.clear();
         self.gaps = 0;
         self.begin_absence();
-        let reason = fault.to_string();
+        let reason = fatal_error.to_string();
         let pause = self.shared.absence.failed(reason.clone());
         let shared = std::sync::Arc::clone(&self.shared);
         let mut queue = shared.inbox.lock();
         if queue.promotion.is_some() {
-            return Err(fault.into());
+            return Err(fatal_error.into());
         }
         tracing::error!(
             reason,
@@ -112,13 +112,13 @@ impl Reader {
     }
 
     /// Notes that the standby disagrees with the primary at an entry.
-    pub(super) fn diverged(&self, index: u64, how: &str) -> Fault {
+    pub(super) fn diverged(&self, index: u64, how: &str) -> FatalError {
         let reason = format!(
             "the component {} is not deterministic, or one of its queries changes the state: at entry {index} the \
              primary gave an answer and the standby {how}",
             self.component.name()
         );
         self.shared.absence.disagreed(&reason);
-        Fault::new(reason)
+        FatalError::new(reason)
     }
 }

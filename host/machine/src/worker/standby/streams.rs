@@ -1,14 +1,14 @@
-//! Snapshots that are read from the reader, piece by piece.
+//! Snapshots that are read from the standby, piece by piece.
 
 use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 
-use super::{OpenStream, Reader, end_of};
+use super::{OpenStream, Standby, end_of};
 use crate::{
-    carry_over::too_large,
     error::SnapshotError,
     instance::Instance,
+    migration::too_large,
     trap::Broken,
     worker::{
         inbox::{Chunk, ReadRequest, SnapshotRequest},
@@ -20,7 +20,7 @@ use crate::{
 /// Snapshots that are read at once. One is taken by policy; others are for people.
 const STREAMS_MAX: usize = 4;
 
-impl Reader {
+impl Standby {
     /// Captures the state, to be read while entries go on.
     pub(super) fn begin_snapshot(&mut self, request: SnapshotRequest) -> Result<(), End> {
         let now = self.clock.now();
@@ -88,7 +88,7 @@ impl Reader {
                 instance.snapshot_drop(snapshot)
             })?;
             if let Err(error) = dropped {
-                tracing::warn!(%error, "a snapshot could not be let go; a new reader is built");
+                tracing::warn!(%error, "a snapshot could not be let go; a new standby is built");
             }
         }
         Ok(())

@@ -6,7 +6,9 @@ use std::{
 };
 
 use super::source::Start;
-use conclave_machine::{Component, Entry, History, HistoryError, Remains, SavedState, Work};
+use conclave_machine::{
+    Component, Entry, EntrySource, EntrySourceError, SavedState, TrapReport, Work,
+};
 use conclave_raft::{Components, saved_state};
 use conclave_storage::LogStore;
 use conclave_types::Trap;
@@ -15,28 +17,28 @@ use conclave_types::Trap;
 const REPLAY_BYTES_MAX: usize = 4 << 20;
 
 /// The history of one [`Player`](super::Player). Knows only the traps of its own replay.
-pub(super) struct ReplayHistory {
+pub(super) struct ReplayEntrySource {
     pub(super) log: LogStore,
     pub(super) components: Arc<Components>,
     pub(super) start: Start,
     /// Takes the place of the components of the time.
     pub(super) other: Option<Component>,
     pub(super) traps: Mutex<BTreeMap<u64, Trap>>,
-    pub(super) remains: Mutex<BTreeMap<u64, Remains>>,
+    pub(super) trap_report: Mutex<BTreeMap<u64, TrapReport>>,
 }
 
-fn unreadable(error: impl std::fmt::Display) -> HistoryError {
-    HistoryError::Unreadable(error.to_string())
+fn unreadable(error: impl std::fmt::Display) -> EntrySourceError {
+    EntrySourceError::Unreadable(error.to_string())
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-impl ReplayHistory {
+impl ReplayEntrySource {
     /// What was left behind at an entry; once.
-    pub(super) fn take_remains(&self, index: u64) -> Option<Remains> {
-        lock(&self.remains).remove(&index)
+    pub(super) fn take_trap_report(&self, index: u64) -> Option<TrapReport> {
+        lock(&self.trap_report).remove(&index)
     }
 
     /// The other component is no part of the log, and stays.
@@ -45,8 +47,8 @@ impl ReplayHistory {
     }
 }
 
-impl History for ReplayHistory {
-    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
+impl EntrySource for ReplayEntrySource {
+    fn snapshot(&self) -> Result<Option<SavedState>, EntrySourceError> {
         let Start::Snapshot(file) = &self.start else { return Ok(None) };
         let (mut saved, _) = saved_state(file, &self.components).map_err(unreadable)?;
         if let Some(other) = &self.other {
@@ -55,14 +57,14 @@ impl History for ReplayHistory {
         Ok(Some(saved))
     }
 
-    fn entries(&self, from: u64, to: u64) -> Result<Vec<Entry>, HistoryError> {
+    fn entries(&self, from: u64, to: u64) -> Result<Vec<Entry>, EntrySourceError> {
         let mut found = Vec::new();
         let mut next = from;
         while next <= to && found.is_empty() {
             let entries = self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(unreadable)?;
             match entries.first() {
                 Some(first) if first.log_id.index == next => {}
-                _ => return Err(HistoryError::Gap(next)),
+                _ => return Err(EntrySourceError::Gap(next)),
             }
             next += entries.len() as u64;
             let entries =
@@ -80,7 +82,7 @@ impl History for ReplayHistory {
         lock(&self.traps).get(&index).cloned()
     }
 
-    fn record_remains(&self, index: u64, remains: Remains) {
-        lock(&self.remains).insert(index, remains);
+    fn record_trap_report(&self, index: u64, trap_report: TrapReport) {
+        lock(&self.trap_report).insert(index, trap_report);
     }
 }

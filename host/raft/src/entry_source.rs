@@ -16,13 +16,13 @@ use super::{
     snapshot::{saved_state, unreadable},
 };
 use conclave_machine as machine;
-use conclave_machine::{History, HistoryError, SavedState};
+use conclave_machine::{EntrySource, EntrySourceError, SavedState};
 use conclave_proto::convert::{trap_from_wire, trap_to_wire};
 use conclave_storage::{LogStore, SnapshotStore};
 use conclave_types::Trap;
 
 /// What an instance of the machine can be rebuilt from: the newest snapshot and the log after it.
-pub struct LocalHistory {
+pub struct LocalEntrySource {
     log: LogStore,
     snapshots: SnapshotStore,
     components: Arc<Components>,
@@ -68,7 +68,7 @@ impl Traps {
     }
 }
 
-impl LocalHistory {
+impl LocalEntrySource {
     /// Reads the traps that were recorded.
     pub fn open(
         log: LogStore,
@@ -99,22 +99,22 @@ impl LocalHistory {
     }
 }
 
-impl History for LocalHistory {
-    fn snapshot(&self) -> Result<Option<SavedState>, HistoryError> {
+impl EntrySource for LocalEntrySource {
+    fn snapshot(&self) -> Result<Option<SavedState>, EntrySourceError> {
         let file = self.snapshots.latest().map_err(unreadable)?;
         let saved = file.as_ref().map(|file| saved_state(file, &self.components));
         let saved = saved.transpose().map_err(unreadable)?;
         Ok(saved.map(|(saved, _)| saved))
     }
 
-    fn entries(&self, from: u64, to: u64) -> Result<Vec<machine::Entry>, HistoryError> {
+    fn entries(&self, from: u64, to: u64) -> Result<Vec<machine::Entry>, EntrySourceError> {
         let mut found = Vec::new();
         let mut next = from;
         while next <= to && found.is_empty() {
             let entries = self.log.entries(next..to + 1, REPLAY_BYTES_MAX).map_err(unreadable)?;
             match entries.first() {
                 Some(first) if first.log_id.index == next => {}
-                _ => return Err(HistoryError::Gap(next)),
+                _ => return Err(EntrySourceError::Gap(next)),
             }
             next += entries.len() as u64;
             found.extend(

@@ -1,4 +1,4 @@
-//! What the reader is asked: queries, and where subscriptions begin.
+//! What the standby is asked: queries, and where subscriptions begin.
 
 use std::{
     collections::VecDeque,
@@ -7,10 +7,10 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Reader, end_of};
+use super::{Standby, end_of};
 use crate::{
     error::QueryError,
-    instance::{Moment, Subscription},
+    instance::{EntryContext, Subscription},
     trap::Broken,
     worker::{
         Answered,
@@ -26,7 +26,7 @@ use conclave_types::Failure;
 /// query more. A promotion, for which every write waits, may come in any turn.
 const TURN_FUEL: u64 = 50_000_000;
 
-impl Reader {
+impl Standby {
     /// Answers queries in their order, until they have taken their share of the turn or cost the
     /// instance. The rest goes back to where it came from.
     pub(super) fn answer_some(&mut self, mut questions: VecDeque<Question>) -> Result<(), End> {
@@ -73,7 +73,7 @@ impl Reader {
                 tracing::warn!(
                     kind = trap.kind.name(),
                     message = trap.message,
-                    "a query trapped; a new reader is built"
+                    "a query trapped; a new standby is built"
                 );
                 self.shared.counters.query_traps.fetch_add(1, Ordering::Relaxed);
                 self.shared.absence.note_trapped(&call.method);
@@ -89,7 +89,7 @@ impl Reader {
     /// next has not been noted yet.
     fn begin(
         &self,
-        now: Moment,
+        now: EntryContext,
         resume: Option<u64>,
         result: Result<Subscription, Failure>,
     ) -> Result<Begun, QueryError> {
