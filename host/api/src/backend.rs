@@ -7,7 +7,7 @@ use futures::stream::BoxStream;
 use tokio::{sync::watch, time::Instant};
 
 use conclave_types::{
-    Applied, Call, Caller, ComponentId, Failure,
+    Receipt, Call, Caller, ComponentId, Failure,
     components::{Activated, ComponentPart, ComponentStatus, Difference, Permissions, Pushed},
     error::Error,
     limits::LimitsChange,
@@ -35,7 +35,7 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
         call: Call,
         caller: &Caller,
         deadline: Instant,
-    ) -> impl Future<Output = Result<Applied, Error>> + Send;
+    ) -> impl Future<Output = Result<Receipt, Error>> + Send;
 
     /// Asks the machine. A lease read may be served as a linearizable one.
     fn query(

@@ -161,7 +161,7 @@ fn node_metrics(node: &NodeStatus) -> [Metric; 8] {
         ),
         gauge("conclave_raft_last_log_index", "The last index of the log.", node.last_log),
         gauge("conclave_raft_committed_index", "Known to be committed up to here.", node.committed),
-        gauge("conclave_raft_applied_index", "Applied to the machine up to here.", node.applied),
+        gauge("conclave_raft_applied_index", "Receipt to the machine up to here.", node.applied),
         gauge("conclave_raft_snapshot_index", "The newest snapshot reaches here.", node.snapshot),
         gauge("conclave_raft_purged_index", "The log begins behind this index.", node.purged),
     ]

@@ -191,6 +191,6 @@ mod tests {
     fn write_golden() {
         let ring = Keyring::for_tests(7, [0x11; 32], [0; 8]).reserve(3);
         let file = hex::encode(ring.wrap(&master(9), &AAD).unwrap());
-        std::fs::write("src/crypto/golden_keyring.hex", file + "\n").unwrap();
+        std::fs::write("src/golden_keyring.hex", file + "\n").unwrap();
     }
 }

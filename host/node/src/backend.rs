@@ -17,7 +17,7 @@ use conclave_machine::{WatchError, Watcher};
 use conclave_raft as raft;
 use conclave_raft::Replica;
 use conclave_types::{
-    Applied, Call, Caller, ComponentId, TrapKind,
+    Receipt, Call, Caller, ComponentId, TrapKind,
     components::{Activated, ComponentPart, ComponentStatus, Difference, Permissions, Pushed},
     error::Error,
     limits::LimitsChange,
@@ -37,7 +37,7 @@ impl Backend for ReplicaBackend {
         call: Call,
         caller: &Caller,
         deadline: Instant,
-    ) -> Result<Applied, Error> {
+    ) -> Result<Receipt, Error> {
         self.0.command(call, caller, deadline).await
     }
 

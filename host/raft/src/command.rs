@@ -22,7 +22,7 @@ use super::{
 use conclave_proto::{convert::call_to_wire, raft::ForwardRequest};
 use conclave_storage::raft_types::{Member, TypeConfig};
 use conclave_types::{
-    Applied, Call, Caller, Command, CommandKind, NodeId, Outcome, error::Error, status::Leader,
+    Receipt, Call, Caller, Command, CommandKind, NodeId, Outcome, error::Error, status::Leader,
 };
 
 /// The time that is left for a leader's answer, at most, when it ends a call at the deadline.
@@ -38,7 +38,7 @@ impl Replica {
         call: Call,
         caller: &Caller,
         deadline: Instant,
-    ) -> Result<Applied, Error> {
+    ) -> Result<Receipt, Error> {
         if let Some(why) = self.0.fatal_error() {
             return Err(Error::stopped(why));
         }
@@ -96,7 +96,7 @@ impl Replica {
         call: &Call,
         caller: &Caller,
         deadline: Instant,
-    ) -> Result<Applied, Error> {
+    ) -> Result<Receipt, Error> {
         let peer = self.0.peers.peer(leader, member);
         // Until the request is sent, a refusal means that the call had no effect.
         let client = tokio::select! {
@@ -151,7 +151,7 @@ impl Replica {
         call: Call,
         caller: &Caller,
         deadline: Instant,
-    ) -> Result<Applied, Error> {
+    ) -> Result<Receipt, Error> {
         let limiter = self.0.command_limiter.clone();
         let prepared = timeout_at(deadline, async {
             self.settle_limits(deadline).await?;
@@ -163,9 +163,9 @@ impl Replica {
         });
         let (turn, slot, time_ms) = prepared.await.map_err(|_| Error::deadline())??;
         let (method, caller) = (call.method.clone(), caller.clone());
-        let done = move |applied: Option<&Applied>| {
+        let done = move |applied: Option<&Receipt>| {
             drop(slot);
-            if let Some(Applied { outcome: Some(Outcome::Trap(_)), .. }) = applied {
+            if let Some(Receipt { outcome: Some(Outcome::Trap(_)), .. }) = applied {
                 limiter.trapped(&method, &caller);
             }
             drop(turn);
@@ -178,7 +178,7 @@ impl Replica {
         &self,
         kind: CommandKind,
         deadline: Instant,
-    ) -> Result<Applied, Error> {
+    ) -> Result<Receipt, Error> {
         if matches!(kind, CommandKind::Component(_)) {
             self.settle_limits(deadline).await?;
         }
@@ -193,7 +193,7 @@ impl Replica {
         kind: CommandKind,
         deadline: Instant,
         held: impl Send + 'static,
-    ) -> Result<Applied, Error> {
+    ) -> Result<Receipt, Error> {
         let time_ms = self.stamp().await;
         self.write(time_ms, kind, deadline, move |_| drop(held)).await
     }
@@ -204,7 +204,7 @@ impl Replica {
         time_ms: u64,
         kind: CommandKind,
         deadline: Instant,
-    ) -> Result<Applied, Error> {
+    ) -> Result<Receipt, Error> {
         self.write(time_ms, kind, deadline, |_| ()).await
     }
 
@@ -216,8 +216,8 @@ impl Replica {
         time_ms: u64,
         kind: CommandKind,
         deadline: Instant,
-        done: impl FnOnce(Option<&Applied>) + Send + 'static,
-    ) -> Result<Applied, Error> {
+        done: impl FnOnce(Option<&Receipt>) + Send + 'static,
+    ) -> Result<Receipt, Error> {
         self.0.check_running()?;
         if deadline <= Instant::now() {
             return Err(Error::deadline());

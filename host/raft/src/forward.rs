@@ -6,13 +6,13 @@ use conclave_proto::{
     raft::refusal::Reason,
 };
 use conclave_types::{
-    Applied, Outcome, Reply,
+    Receipt, Outcome, Reply,
     error::{Error, ErrorKind},
     status::Leader,
 };
 
 /// To the wire.
-pub(super) fn result_to_wire(result: Result<Applied, Error>) -> wire::ForwardResponse {
+pub(super) fn result_to_wire(result: Result<Receipt, Error>) -> wire::ForwardResponse {
     use wire::{applied::Outcome as Wire, forward_response::Result as Answer};
     let result = match result {
         Ok(applied) => Answer::Applied(wire::Applied {
@@ -29,10 +29,10 @@ pub(super) fn result_to_wire(result: Result<Applied, Error>) -> wire::ForwardRes
 }
 
 /// From the wire.
-pub(super) fn result_from_wire(response: wire::ForwardResponse) -> Result<Applied, Error> {
+pub(super) fn result_from_wire(response: wire::ForwardResponse) -> Result<Receipt, Error> {
     use wire::{applied::Outcome as Wire, forward_response::Result as Answer};
     match response.result {
-        Some(Answer::Applied(applied)) => Ok(Applied {
+        Some(Answer::Applied(applied)) => Ok(Receipt {
             index: applied.index,
             outcome: applied.outcome.map(|outcome| match outcome {
                 Wire::Response(response) => Outcome::Reply(Reply { response, ..Reply::default() }),

@@ -84,7 +84,7 @@ use self::{
     },
     read::{ReadIndex, ReadRequests},
     snapshot::{Admission, Raft, Receiving, Transfers},
-    state_machine::{Applied, Building, StateMachine},
+    state_machine::{HostState, Building, StateMachine},
     time::Time,
     trap_limiter::TrapLimiter,
     vote_holdoff::VoteHoldoff,
@@ -117,7 +117,7 @@ struct Inner {
     raft: Raft,
     worker: Worker,
     components: Arc<Components>,
-    applied: Arc<Mutex<Applied>>,
+    applied: Arc<Mutex<HostState>>,
     entry_source: Arc<LocalEntrySource>,
     local: Arc<Local>,
     peers: Arc<Peers>,
@@ -458,7 +458,7 @@ impl Inner {
         self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
 
-    fn applied(&self) -> MutexGuard<'_, Applied> {
+    fn applied(&self) -> MutexGuard<'_, HostState> {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 

@@ -35,7 +35,7 @@ use super::{
     Inner, LocalEntrySource, Replica,
     components::Components,
     limits::LimitsInForce,
-    state_machine::{Applied, StateMachine},
+    state_machine::{HostState, StateMachine},
 };
 use crate::{registry::Registry, settings::SnapshotPolicy};
 use conclave_machine::{EntrySourceError, Restored, SavedState, StateStream, Worker};
@@ -223,12 +223,12 @@ pub(super) fn check_committed(last: LogId, committed: Option<LogId>) -> Result<(
 pub(super) async fn save(
     snapshots: &SnapshotStore,
     identity: &Identity,
-    applied: &Applied,
+    applied: &HostState,
     mut state: StateStream,
     digest: Option<Digest>,
     origin: NodeId,
 ) -> io::Result<SnapshotFile> {
-    let Applied { meta, registry, limits } = applied;
+    let HostState { meta, registry, limits } = applied;
     if state.component().id() != registry.active() {
         // Most often an activation came in between.
         return Err(io::Error::other("another component has become active meanwhile"));

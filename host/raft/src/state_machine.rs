@@ -54,7 +54,7 @@ const BATCH_ENTRIES_MAX: usize = 256;
 
 /// What has been applied: handed to the machine, and done by the host itself.
 #[derive(Clone, Debug)]
-pub(super) struct Applied {
+pub(super) struct HostState {
     /// How far, and who the members are.
     pub(super) meta: SnapshotMeta,
     /// What the log says of components, up to there.
@@ -70,7 +70,7 @@ pub(super) struct StateMachine {
     snapshots: SnapshotStore,
     identity: Identity,
     components: Arc<Components>,
-    applied: Arc<Mutex<Applied>>,
+    applied: Arc<Mutex<HostState>>,
     building: Arc<Building>,
     divergence: Arc<Divergence>,
     time: Arc<Time>,
@@ -125,7 +125,7 @@ impl StateMachine {
         time: Arc<Time>,
         configured: LimitsChange,
     ) -> Self {
-        let applied = Applied {
+        let applied = HostState {
             meta: SnapshotMeta::default(),
             registry: components.begin(),
             limits: LimitsInForce::default(),
@@ -149,7 +149,7 @@ impl StateMachine {
     }
 
     /// What has been applied, also for those who only look.
-    pub(super) fn shared(&self) -> Arc<Mutex<Applied>> {
+    pub(super) fn shared(&self) -> Arc<Mutex<HostState>> {
         self.applied.clone()
     }
 
@@ -158,7 +158,7 @@ impl StateMachine {
         self.transfers.clone()
     }
 
-    fn applied(&self) -> MutexGuard<'_, Applied> {
+    fn applied(&self) -> MutexGuard<'_, HostState> {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -218,14 +218,14 @@ impl StateMachine {
             Some((time_ms, work)) => {
                 let done = responder.map(|responder| -> Done {
                     Box::new(move |outcome| {
-                        responder.send(types::Applied { index, outcome: Some(outcome) });
+                        responder.send(types::Receipt { index, outcome: Some(outcome) });
                     })
                 });
                 (index, Some(machine::Entry { index, time_ms, work }), done)
             }
             None => {
                 if let Some(responder) = responder {
-                    responder.send(types::Applied { index, outcome });
+                    responder.send(types::Receipt { index, outcome });
                 }
                 (index, None, None)
             }
@@ -339,7 +339,7 @@ impl StateMachine {
             Outcome::Trap(trap) => tracing::warn!(index, %component, why = trap.message),
         }
         if let Some(responder) = responder {
-            responder.send(types::Applied { index, outcome: Some(outcome) });
+            responder.send(types::Receipt { index, outcome: Some(outcome) });
         }
         self.components.changed.notify_waiters();
         Ok(())
@@ -426,7 +426,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.adopt(file, state).await?;
         self.repair = None;
         let index = meta.last_log_id.map_or(0, |log_id| log_id.index);
-        *self.applied() = Applied { meta: meta.clone(), registry, limits };
+        *self.applied() = HostState { meta: meta.clone(), registry, limits };
         self.note_limits(&limits);
         self.divergence.restored(snapshot::origin(&header), index);
         self.time.observe(header.time_ms);

@@ -74,6 +74,20 @@ pub enum Error {
         /// In this program.
         known: u16,
     },
+    /// An earlier build of Conclave made the directory, with other files.
+    #[error(
+        "{} has format version {found}, and this version of Conclave reads version {known} only; nothing is lost: run \
+         the build that made the directory, or start with a new one",
+        path.display()
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// In the file.
+        found: u16,
+        /// In this program.
+        known: u16,
+    },
     /// A newer Conclave wrote a value.
     #[error(
         "{what} was written by a newer version of Conclave ({reason}); nothing is lost: run that version, or a later one"

@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! 0   8  magic "CNCLVNID"
-//! 8   2  version, 1
+//! 8   2  version, 2
 //! 10  8  node id
 //! 18 16  incarnation: random, drawn when the directory was made
 //! 34 32  component id: the component that the cluster was begun with
@@ -19,7 +19,7 @@ use super::{Error, files};
 use conclave_types::{ComponentId, NodeId};
 
 const MAGIC: &[u8; 8] = b"CNCLVNID";
-const VERSION: u16 = 1;
+const VERSION: u16 = 2;
 const FILE_BYTES_MAX: u64 = 4096;
 
 /// Whose directory it is. Written once, never changed.
@@ -73,6 +73,9 @@ impl Identity {
         if found > VERSION {
             return Err(Error::Version { path: path.to_owned(), found, known: VERSION });
         }
+        if found < VERSION {
+            return Err(Error::Older { path: path.to_owned(), found, known: VERSION });
+        }
         if blake3::hash(body) != *check {
             return Err(damaged("its check sum is wrong"));
         }
@@ -123,10 +126,10 @@ mod tests {
         }
     }
 
-    /// The golden identity: what version 1 wrote must be read for ever.
+    /// The golden identity: every later version reads what version 2 wrote.
     #[test]
-    fn the_format_is_version_1() {
-        let golden = "434e434c564e4944000100000000000000030707070707070707070707070707070709090909\
+    fn the_format_is_version_2() {
+        let golden = "434e434c564e4944000200000000000000030707070707070707070707070707070709090909\
                       0909090909090909090909090909090909090909090909090909090900\
                       04626c7565";
         let golden = golden.replace(char::is_whitespace, "");
@@ -144,5 +147,14 @@ mod tests {
             assert!(Identity::decode(&changed, Path::new("identity")).is_err(), "byte {at}");
             assert!(Identity::decode(&file[..at], Path::new("identity")).is_err());
         }
+    }
+    #[test]
+    fn a_directory_of_an_earlier_build_is_refused_by_its_version() {
+        let mut file = identity().encode();
+        file.truncate(file.len() - 32);
+        file[8..10].copy_from_slice(&1_u16.to_be_bytes());
+        file.extend_from_slice(blake3::hash(&file).as_bytes());
+        let refused = Identity::decode(&file, Path::new("identity")).unwrap_err();
+        assert!(matches!(refused, Error::Older { found: 1, known: 2, .. }), "{refused}");
     }
 }

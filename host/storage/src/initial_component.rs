@@ -25,13 +25,13 @@ use conclave_types::{ComponentId, components::COMPONENT_BYTES_MAX};
 
 const MAGIC: &[u8; 8] = b"CNCLVGEN";
 const VERSION: u16 = 1;
-const PLACE: &str = "initial_component";
+const PLACE: &str = "initial component";
 const PIECE_BYTES: usize = 1 << 20;
 /// The largest component with what each of its pieces adds.
 const FILE_BYTES_MAX: u64 =
     (COMPONENT_BYTES_MAX + (COMPONENT_BYTES_MAX / PIECE_BYTES + 2) * 64) as u64;
 
-const FILE: &str = "initial_component";
+const FILE: &str = "initial-component";
 
 fn path(dir: &Path) -> PathBuf {
     dir.join(FILE)

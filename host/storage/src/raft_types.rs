@@ -4,7 +4,7 @@ use std::fmt;
 
 use openraft::impls::leader_id_std;
 
-use conclave_types::{Applied, Command, NodeId};
+use conclave_types::{Receipt, Command, NodeId};
 
 /// Where a member is reached. Part of the replicated membership.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -25,7 +25,7 @@ openraft::declare_raft_types!(
     /// The types of a Conclave cluster. Leader ids are those of the Raft paper: one leader a term.
     pub TypeConfig:
         D = Command,
-        R = Applied,
+        R = Receipt,
         NodeId = NodeId,
         Node = Member,
         LeaderId = leader_id_std::LeaderId<u64, NodeId>,

@@ -269,7 +269,7 @@ pub enum Outcome {
 
 /// What the proposer of an entry gets once the entry has been applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Applied {
+pub struct Receipt {
     /// The log index.
     pub index: u64,
     /// Absent for entries that no machine sees: blank ones and changes of membership.
@@ -295,7 +295,7 @@ impl fmt::Display for Command {
     }
 }
 
-impl fmt::Display for Applied {
+impl fmt::Display for Receipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match &self.outcome {
             None => "no machine",

@@ -16,7 +16,7 @@ use conclave_api::{
     Subscription, bind,
 };
 use conclave_types::{
-    Applied, Call, Caller, ComponentId, Digest, Failure, Outcome, Reply,
+    Receipt, Call, Caller, ComponentId, Digest, Failure, Outcome, Reply,
     error::Error,
     limits::{ClusterLimits, LimitsChange},
     status::{
@@ -144,7 +144,7 @@ impl Backend for Fake {
         call: Call,
         _caller: &Caller,
         _deadline: Instant,
-    ) -> Result<Applied, Error> {
+    ) -> Result<Receipt, Error> {
         self.record(&call, None);
         let outcome = match &*self.script.lock().unwrap() {
             Script::Refuse(error) => Err(error()),
@@ -155,7 +155,7 @@ impl Backend for Fake {
         if outcome.is_none() {
             pending::<()>().await;
         }
-        Ok(Applied { index: self.next_index(), outcome })
+        Ok(Receipt { index: self.next_index(), outcome })
     }
 
     async fn query(

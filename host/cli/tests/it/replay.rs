@@ -147,7 +147,7 @@ async fn the_state_at_any_index_is_there_and_the_directory_stays_as_it_is() {
     let copy = cluster.dir.path().join("copy");
     copy_dir(&data_dir, &copy);
     assert!(replay_of(&copy, &key, &["--entries", ".."]).status.success());
-    let initial_component = copy.join("initial_component");
+    let initial_component = copy.join("initial-component");
     let mut bytes = fs::read(&initial_component).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;

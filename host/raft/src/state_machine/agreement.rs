@@ -64,7 +64,7 @@ impl StateMachine {
             }
         }
         if let Some(responder) = responder {
-            responder.send(types::Applied { index, outcome: None });
+            responder.send(types::Receipt { index, outcome: None });
         }
         Ok(())
     }
@@ -78,7 +78,7 @@ impl StateMachine {
             self.building.supervisor.spawn("state hash", hashing);
         }
         if let Some(responder) = responder {
-            responder.send(types::Applied { index, outcome: None });
+            responder.send(types::Receipt { index, outcome: None });
         }
         Ok(())
     }
@@ -128,7 +128,7 @@ impl StateMachine {
         self.adopt(file, state).await?;
         self.divergence.restored(snapshot::origin(&header), index);
         self.time.observe(header.time_ms);
-        let machine = self.replaying(super::Applied { meta, registry, limits });
+        let machine = self.replaying(super::HostState { meta, registry, limits });
         self.repair =
             Some(Repair { machine: Box::new(machine), from: index, next: index + 1, quarantine });
         Ok(())
@@ -163,7 +163,7 @@ impl StateMachine {
     }
 
     /// The same machine with an account of its own of what has been applied, which applies also in quarantine.
-    fn replaying(&self, applied: super::Applied) -> Self {
+    fn replaying(&self, applied: super::HostState) -> Self {
         Self {
             worker: self.worker.clone(),
             log: self.log.clone(),

@@ -12,7 +12,7 @@ use std::{
 use openraft::RaftSnapshotBuilder;
 use tokio::{sync::Notify, task::spawn_blocking};
 
-use super::{Applied, StateMachine};
+use super::{HostState, StateMachine};
 use crate::{
     components::Components,
     divergence::Divergence,
@@ -68,7 +68,7 @@ struct Source {
     snapshots: SnapshotStore,
     identity: Identity,
     components: Arc<Components>,
-    applied: Arc<Mutex<Applied>>,
+    applied: Arc<Mutex<HostState>>,
     divergence: Arc<Divergence>,
     building: Arc<Building>,
 }

@@ -115,7 +115,7 @@ fn a_directory_keeps_the_component_that_it_was_made_for() {
     assert_eq!(storage.identity.component_id, ComponentId::of(&component()));
     // Whatever happens to the file is found out; one of before there was one is made of what is given.
     drop(storage);
-    let path = dir.path().join("initial_component");
+    let path = dir.path().join("initial-component");
     let whole = fs::read(&path).unwrap();
     let (first, second) = (14 + (1 << 20) + 33, 14 + 2 * ((1 << 20) + 37) - 4);
     for damaged in [
@@ -128,7 +128,7 @@ fn a_directory_keeps_the_component_that_it_was_made_for() {
     ] {
         fs::write(&path, damaged).unwrap();
         let error = refusal(options(dir.path()));
-        assert!(error.contains("initial_component") && error.contains("damaged"), "{error}");
+        assert!(error.contains("initial-component") && error.contains("damaged"), "{error}");
     }
     fs::remove_file(&path).unwrap();
     let error = refusal(other);
@@ -153,7 +153,7 @@ fn the_component_survives_rotations_of_the_data_key() {
 
 #[test]
 fn a_newer_format_is_not_touched() {
-    for file in ["identity", "keyring", "initial_component"] {
+    for file in ["identity", "keyring", "initial-component"] {
         let (dir, storage) = fresh();
         drop(storage);
         let path = dir.path().join(file);
@@ -173,7 +173,7 @@ fn only_the_owner_may_look() {
     for dir in [dir.clone(), parent.path().join("a"), dir.join("snapshots")] {
         assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700, "{dir:?}");
     }
-    for name in ["identity", "keyring", "initial_component", "watermark", "lock"] {
+    for name in ["identity", "keyring", "initial-component", "watermark", "lock"] {
         assert_eq!(fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777, 0o600);
     }
     drop(storage);

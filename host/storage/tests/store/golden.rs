@@ -1,6 +1,5 @@
-//! What any version of a format wrote must be read for ever. A fixture is a data directory: our own files as
-//! they are, and the tree's keys and values, sealed, which are put into a fresh sled. `golden` has version 1 of
-//! everything; `golden-2` has snapshots of version 2, the file `genesis`, and components in the log.
+//! Every later version must read what this version of the formats wrote. The fixture is a data directory: our own
+//! files as they are, and the tree's keys and values, sealed, which are put into a fresh sled.
 
 use std::{fs, path::PathBuf};
 
@@ -50,16 +49,9 @@ fn sled_config() -> sled::Config {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_directory_of_version_1_is_read() {
-    // Of before directories held their component: it was made for what it is started with.
-    let made_for = |options| Options { component_id: ComponentId([5; 32]), ..options };
-    is_read("golden", &["identity", "keyring", "watermark"], made_for, &[]).await;
-}
-
-#[tokio::test(flavor = "multi_thread")]
-async fn a_directory_of_version_2_is_read() {
-    let files = ["identity", "keyring", "watermark", "initial_component"];
-    is_read("golden-2", &files, of_small_component, &component_entries()).await;
+async fn a_directory_of_this_version_is_read() {
+    let files = ["identity", "keyring", "watermark", "initial-component"];
+    is_read("golden", &files, of_small_component, &component_entries()).await;
 }
 
 /// A component that fits a fixture.
@@ -130,16 +122,16 @@ async fn write_fixture() {
     let storage = Storage::open(of_small_component(options(dir.path()))).unwrap();
     storage.log.put_record("gone", None).unwrap();
     drop(storage);
-    fs::create_dir_all(fixture("golden-2")).unwrap();
-    for name in ["identity", "keyring", "watermark", "initial_component"] {
-        fs::copy(dir.path().join(name), fixture("golden-2").join(name)).unwrap();
+    fs::create_dir_all(fixture("golden")).unwrap();
+    for name in ["identity", "keyring", "watermark", "initial-component"] {
+        fs::copy(dir.path().join(name), fixture("golden").join(name)).unwrap();
     }
-    fs::copy(dir.path().join("snapshots").join(SNAPSHOT), fixture("golden-2").join("snapshot"))
+    fs::copy(dir.path().join("snapshots").join(SNAPSHOT), fixture("golden").join("snapshot"))
         .unwrap();
     let db = sled_config().path(dir.path().join("log")).open().unwrap();
     let lines = db.iter().map(|item| {
         let (key, value) = item.unwrap();
         format!("{} {}\n", hex::encode(key), hex::encode(value))
     });
-    fs::write(fixture("golden-2").join("log.hex"), lines.collect::<String>()).unwrap();
+    fs::write(fixture("golden").join("log.hex"), lines.collect::<String>()).unwrap();
 }

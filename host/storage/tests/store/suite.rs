@@ -7,7 +7,7 @@ use conclave_storage::{
     LogStore,
     raft_types::{LogId, Payload, SnapshotMeta, StoredMembership, TypeConfig},
 };
-use conclave_types::Applied;
+use conclave_types::Receipt;
 use futures::{Stream, StreamExt};
 use openraft::{
     OptionalSend, RaftSnapshotBuilder, StorageError,
@@ -62,7 +62,7 @@ impl RaftStateMachine<TypeConfig> for Machine {
                 state.membership = StoredMembership::new(Some(entry.log_id), membership);
             }
             if let Some(responder) = responder {
-                responder.send(Applied { index: entry.log_id.index, outcome: None });
+                responder.send(Receipt { index: entry.log_id.index, outcome: None });
             }
         }
         Ok(())
