@@ -1,25 +1,34 @@
 //! `test`: the whole suite.
+//!
+//! The test programs run one after another, as with `cargo test`, but started from here: the test harness measures the
+//! time of each test, which cargo does not let through, and the slowest tests are listed at the end.
 
-use anyhow::Result;
+use std::{path::PathBuf, process::Command};
+
+use anyhow::{Context as _, Result, bail};
 use clap::Args;
+use serde_json::Value;
 
 use crate::{
     docker,
-    output::{Steps, skip},
-    process,
+    output::{Steps, result, say, skip},
+    process::{self, Streamed},
     setup::{self, TestTools},
     workspace::{Workspace, cargo},
 };
 
+/// The number of slow tests that are listed.
+const SLOWEST: usize = 20;
+
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Only tests whose name holds this. Leaves out the image.
+    /// Run only tests whose name contains this. Leaves out the image.
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
     /// Leave out the image and the compose cluster.
     #[arg(long)]
     no_docker: bool,
-    /// For the test programs, after `--`: such as `--nocapture` or `--ignored`.
+    /// Arguments for the test programs, after `--`: such as `--nocapture` or `--ignored`.
     #[arg(last = true, value_name = "ARGUMENTS")]
     rest: Vec<String>,
 }
@@ -28,13 +37,15 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     let tools = setup::everything(workspace, steps)?;
     // The binary comes along. Building it by itself would choose other features for some libraries,
     // and compile wasmtime twice.
-    steps.run("build the tests (wasmtime takes several minutes, once)", || {
-        process::run(cargo_test(workspace, &tools).arg("--no-run"))
+    let programs = steps.run("build the tests (wasmtime takes several minutes, once)", || {
+        process::run(cargo_test(workspace).arg("--no-run"))?;
+        programs(workspace)
     })?;
-    steps.run("run the tests", || {
-        let mut test = cargo_test(workspace, &tools);
-        test.arg("--no-fail-fast").args(&options.filter);
-        process::run(test.arg("--").args(&options.rest))
+    steps.run("run the tests", || run_programs(&programs, options, &tools))?;
+    steps.run("run the examples in the documentation", || {
+        let mut test = cargo_test(workspace);
+        test.arg("--doc").arg("--no-fail-fast").args(&options.filter);
+        process::run(&mut test)
     })?;
     if options.filter.is_some() {
         skip("the image and the compose cluster", "only some tests were asked for");
@@ -47,11 +58,116 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     docker::test(workspace, &workspace.binary(false), steps)
 }
 
-fn cargo_test(workspace: &Workspace, tools: &TestTools) -> std::process::Command {
+fn cargo_test(workspace: &Workspace) -> Command {
     let mut command = cargo();
     command.current_dir(&workspace.root).args(["test", "--workspace"]);
-    if let Some(python) = &tools.python {
-        command.env("CONCLAVE_TEST_PYTHON", python);
-    }
     command
+}
+
+/// A program of tests.
+struct Program {
+    /// The package and the target, such as `conclave-cli it`.
+    name: String,
+    executable: PathBuf,
+    /// The folder of its package, in which it runs.
+    package: PathBuf,
+}
+
+/// The test programs that were built, in cargo's order.
+fn programs(workspace: &Workspace) -> Result<Vec<Program>> {
+    let mut list = cargo_test(workspace);
+    let messages = process::capture(list.args(["--no-run", "--message-format", "json"]))?;
+    messages.lines().filter_map(|line| program(line).transpose()).collect()
+}
+
+/// The test program that a message of cargo is about, if it is about one.
+fn program(message: &str) -> Result<Option<Program>> {
+    let message: Value = serde_json::from_str(message).context("a message of cargo")?;
+    let is_test = message["profile"]["test"].as_bool() == Some(true);
+    let Some(executable) = message["executable"].as_str().filter(|_| is_test) else {
+        return Ok(None);
+    };
+    let manifest = PathBuf::from(message["manifest_path"].as_str().unwrap_or_default());
+    let package = manifest.parent().context("a package without a folder")?.to_owned();
+    let folder = package.file_name().unwrap_or_default().to_string_lossy();
+    let name = format!("{folder} {}", message["target"]["name"].as_str().unwrap_or_default());
+    Ok(Some(Program { name, executable: executable.into(), package }))
+}
+
+/// One test that has run.
+#[derive(Debug, PartialEq)]
+struct Test {
+    name: String,
+    seconds: f64,
+}
+
+fn run_programs(programs: &[Program], options: &Options, tools: &TestTools) -> Result<()> {
+    let (mut failed, mut tests) = (Vec::new(), Vec::new());
+    for program in programs {
+        let mut run = Command::new(&program.executable);
+        run.current_dir(&program.package).args(&options.filter);
+        // Times are not stable yet. The variable allows them on a stable compiler, and is for this program alone.
+        run.env("RUSTC_BOOTSTRAP", "1").args(["-Z", "unstable-options", "--report-time"]);
+        run.args(&options.rest);
+        if let Some(python) = &tools.python {
+            run.env("CONCLAVE_TEST_PYTHON", python);
+        }
+        let Streamed { status, lines } = process::stream(&mut run)?;
+        tests.extend(
+            lines
+                .iter()
+                .filter_map(|line| timed(line))
+                .map(|(name, seconds)| Test { name: format!("{} {name}", program.name), seconds }),
+        );
+        if !status.success() {
+            failed.push(format!("{} ({status})", program.name));
+        }
+    }
+    result(&slowest(tests));
+    if !failed.is_empty() {
+        bail!("these programs have failed tests: {}", failed.join(", "));
+    }
+    say("all tests passed");
+    Ok(())
+}
+
+/// The name and the time in a line of the test harness: `test NAME ... ok <1.234s>`.
+fn timed(line: &str) -> Option<(&str, f64)> {
+    let (name, rest) = line.strip_prefix("test ")?.split_once(" ... ")?;
+    let seconds = rest.split_once('<')?.1.strip_suffix("s>")?;
+    Some((name, seconds.parse().ok()?))
+}
+
+/// The slowest tests, as lines.
+fn slowest(mut tests: Vec<Test>) -> String {
+    tests.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
+    let total: f64 = tests.iter().map(|test| test.seconds).sum();
+    let lines = tests.iter().take(SLOWEST);
+    let lines = lines.map(|test| format!("{:8.1} s  {}\n", test.seconds, test.name));
+    format!(
+        "\n{} tests took {total:.0} s together, some of them at the same time; the slowest:\n{}",
+        tests.len(),
+        lines.collect::<String>()
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn lines_of_the_harness_are_read() {
+        assert_eq!(timed("test a::b ... ok <0.123s>"), Some(("a::b", 0.123)));
+        assert_eq!(timed("test a::b ... FAILED <12.000s>"), Some(("a::b", 12.0)));
+        assert_eq!(timed("test a::b ... ignored"), None);
+        assert_eq!(timed("running 3 tests"), None);
+    }
+
+    #[test]
+    fn slowest_tests_come_first() {
+        let test = |name: &str, seconds| Test { name: name.to_owned(), seconds };
+        let text = slowest(vec![test("quick", 0.1), test("slow", 70.25)]);
+        let lines: Vec<_> = text.lines().skip(2).map(str::trim).collect();
+        assert_eq!(lines, ["70.2 s  slow", "0.1 s  quick"]);
+    }
 }

@@ -7,7 +7,7 @@ use futures::stream::BoxStream;
 use tokio::{sync::watch, time::Instant};
 
 use conclave_types::{
-    Receipt, Call, Caller, ComponentId, Failure,
+    Call, Caller, ComponentId, Failure, Receipt,
     components::{Activated, ComponentPart, ComponentStatus, Difference, Permissions, Pushed},
     error::Error,
     limits::LimitsChange,

@@ -17,7 +17,7 @@ use conclave_machine::{WatchError, Watcher};
 use conclave_raft as raft;
 use conclave_raft::Replica;
 use conclave_types::{
-    Receipt, Call, Caller, ComponentId, TrapKind,
+    Call, Caller, ComponentId, Receipt, TrapKind,
     components::{Activated, ComponentPart, ComponentStatus, Difference, Permissions, Pushed},
     error::Error,
     limits::LimitsChange,

@@ -22,7 +22,7 @@ use super::{
 use conclave_proto::{convert::call_to_wire, raft::ForwardRequest};
 use conclave_storage::raft_types::{Member, TypeConfig};
 use conclave_types::{
-    Receipt, Call, Caller, Command, CommandKind, NodeId, Outcome, error::Error, status::Leader,
+    Call, Caller, Command, CommandKind, NodeId, Outcome, Receipt, error::Error, status::Leader,
 };
 
 /// The time that is left for a leader's answer, at most, when it ends a call at the deadline.

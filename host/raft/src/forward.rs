@@ -6,7 +6,7 @@ use conclave_proto::{
     raft::refusal::Reason,
 };
 use conclave_types::{
-    Receipt, Outcome, Reply,
+    Outcome, Receipt, Reply,
     error::{Error, ErrorKind},
     status::Leader,
 };

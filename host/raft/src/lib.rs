@@ -84,7 +84,7 @@ use self::{
     },
     read::{ReadIndex, ReadRequests},
     snapshot::{Admission, Raft, Receiving, Transfers},
-    state_machine::{HostState, Building, StateMachine},
+    state_machine::{Building, HostState, StateMachine},
     time::Time,
     trap_limiter::TrapLimiter,
     vote_holdoff::VoteHoldoff,

@@ -4,7 +4,7 @@ use std::fmt;
 
 use openraft::impls::leader_id_std;
 
-use conclave_types::{Receipt, Command, NodeId};
+use conclave_types::{Command, NodeId, Receipt};
 
 /// Where a member is reached. Part of the replicated membership.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]

@@ -16,7 +16,7 @@ use conclave_api::{
     Subscription, bind,
 };
 use conclave_types::{
-    Receipt, Call, Caller, ComponentId, Digest, Failure, Outcome, Reply,
+    Call, Caller, ComponentId, Digest, Failure, Outcome, Receipt, Reply,
     error::Error,
     limits::{ClusterLimits, LimitsChange},
     status::{

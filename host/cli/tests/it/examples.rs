@@ -29,6 +29,8 @@ fn programs() -> &'static BTreeMap<String, PathBuf> {
     static PROGRAMS: OnceLock<BTreeMap<String, PathBuf>> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
         let mut cargo = Command::new(env!("CARGO"));
+        // `cargo xtask test` sets it for this program alone. With it, dependencies would be compiled once more.
+        cargo.env_remove("RUSTC_BOOTSTRAP");
         // The whole workspace, so that its dependencies have the features that they have in the tests.
         cargo.current_dir(root()).args(["build", "--workspace", "--message-format=json"]);
         cargo.args(

@@ -94,6 +94,8 @@ pub(crate) async fn serve_python(component: PathBuf) -> Cluster {
 /// Its own tests, as its author runs them.
 fn cargo_test(project: &Path) -> Command {
     let mut command = Command::new("cargo");
+    // `cargo xtask test` sets it for this program alone.
+    command.env_remove("RUSTC_BOOTSTRAP");
     command.arg("test").current_dir(project);
     command
 }

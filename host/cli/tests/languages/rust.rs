@@ -37,7 +37,7 @@ fn build() -> Result<PathBuf, Missing> {
     let sysroot = run(rustc.args(["--print", "sysroot"]));
     let sysroot = PathBuf::from(String::from_utf8_lossy(&sysroot.stdout).trim());
     match sysroot.join("lib/rustlib").join(TARGET).is_dir() {
-        true => Ok(compile(Command::new("cargo"), &project)),
+        true => Ok(compile(cargo(), &project)),
         false => by_debian(&project),
     }
 }
@@ -51,6 +51,13 @@ fn compile(mut cargo: Command, project: &Path) -> PathBuf {
     }
     run(&mut cargo);
     target.join(TARGET).join("debug/raffle.wasm")
+}
+
+fn cargo() -> Command {
+    let mut cargo = Command::new("cargo");
+    // `cargo xtask test` sets it for this program alone.
+    cargo.env_remove("RUSTC_BOOTSTRAP");
+    cargo
 }
 
 fn by_debian(project: &Path) -> Result<PathBuf, Missing> {

@@ -4,9 +4,10 @@ use std::{
     net::{SocketAddr, TcpListener},
     path::PathBuf,
     sync::{
-        Mutex, MutexGuard, PoisonError,
+        Condvar, Mutex, PoisonError,
         atomic::{AtomicU32, Ordering},
     },
+    thread::available_parallelism,
 };
 
 use anyhow::Result;
@@ -14,13 +15,28 @@ use anyhow::Result;
 use super::Node;
 use crate::proxy::Network;
 
-/// Held by the test that may have a cluster.
-pub struct Turn(#[allow(dead_code, reason = "held until it is dropped")] MutexGuard<'static, ()>);
+/// The right of one test to have a cluster, until it is dropped.
+pub struct Turn(());
 
-/// Waits until no other test of this program has a cluster: three nodes fill two cores.
+/// Clusters of this program at the moment.
+static CLUSTERS: Mutex<usize> = Mutex::new(0);
+static TURN_ENDED: Condvar = Condvar::new();
+
+/// Waits until there is room for a cluster. Three nodes fill two cores, so a program has one cluster per two cores at a
+/// time.
 pub fn turn() -> Turn {
-    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
-    Turn(ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner))
+    let clusters_max = available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
+    let clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
+    let free = TURN_ENDED.wait_while(clusters, |clusters| *clusters >= clusters_max);
+    *free.unwrap_or_else(PoisonError::into_inner) += 1;
+    Turn(())
+}
+
+impl Drop for Turn {
+    fn drop(&mut self) {
+        *CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner) -= 1;
+        TURN_ENDED.notify_one();
+    }
 }
 
 /// How a cluster is set up.
