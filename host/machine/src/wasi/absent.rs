@@ -1,7 +1,7 @@
-//! `wasi:filesystem` and `wasi:sockets`: everything is there, and nothing can be opened.
+//! `wasi:filesystem` and `wasi:sockets`: all functions are defined, but no file or socket can be opened.
 //!
-//! What acts on a file or a socket needs a handle of it, and no function gives one: such a function is never
-//! called, and a trap if a hand-made component manages to.
+//! Functions that act on a file or a socket need a handle, and no function returns one. So they are
+//! never called; if a hand-made component manages to call one, it traps.
 
 use wasmtime::component::{Resource, WasmStr};
 
@@ -12,7 +12,7 @@ use super::{
 use crate::trap::Refusal;
 use conclave_types::TrapKind;
 
-/// The handles that no function gives.
+/// The resources of which no function returns a handle.
 const NEVER_OPENED: [&str; 7] = [
     "descriptor",
     "directory-entry-stream",
@@ -53,7 +53,7 @@ pub(super) fn define(
                 Ok((Err::<Resource<Addresses>, _>(NetworkError::NameUnresolvable),))
             })?;
         }
-        // These two tell of an error that a stream gave; none does.
+        // These two describe an error that a stream returned. No stream returns one.
         ("types", "filesystem-error-code") | ("network", "network-error-code") => {
             unreachable(to, name)?;
         }
@@ -70,9 +70,10 @@ pub(super) fn define(
     Ok(true)
 }
 
-/// Defines a function that needs a handle which nobody has.
+/// Defines a function that needs a handle which no component can have.
 pub(super) fn unreachable(to: &mut Definitions<'_>, name: &str) -> wasmtime::Result<()> {
-    let message = format!("it called {name}, for which there can be no handle");
+    let message =
+        format!("the state machine called {name}, which needs a handle that no function returns");
     to.func_new(name, move |_, _, _, _| {
         Err(Refusal { kind: TrapKind::BadAnswer, message: message.clone() }.into())
     })

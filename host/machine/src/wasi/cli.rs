@@ -1,4 +1,4 @@
-//! `wasi:cli`: a program without arguments, variables and a terminal, whose output goes to the node's log.
+//! `wasi:cli`: a program without arguments, variables or a terminal, whose output goes to the node's log.
 
 use wasmtime::component::Resource;
 
@@ -46,8 +46,8 @@ pub(super) fn define(
     Ok(true)
 }
 
-/// A machine has no end of its own: what exits leaves its memory as it was in mid-call.
+/// An exit is a trap: it leaves the state machine's memory as it was in the middle of the call.
 fn exit(code: u8) -> wasmtime::Result<()> {
-    let message = format!("the machine exited with code {code}");
+    let message = format!("the state machine exited with code {code}");
     Err(Refusal { kind: TrapKind::Panic, message }.into())
 }

@@ -1,6 +1,6 @@
-//! `wasi:clocks`: the entry's time, on both clocks.
+//! `wasi:clocks`: both clocks show the entry's time.
 //!
-//! The monotonic clock does not go back from entry to entry, as the log's time does not.
+//! The monotonic clock does not go back from entry to entry, because the log's time does not.
 
 use wasmtime::component::Resource;
 
@@ -23,7 +23,7 @@ pub(super) fn define(
         ("monotonic-clock", "resolution") => {
             provide(to, name, |_, ()| Ok((NANOSECONDS_PER_MILLISECOND,)))?;
         }
-        // Nothing waits: whatever one waits for is there.
+        // Waiting takes no time: every pollable is ready at once.
         ("monotonic-clock", "subscribe-instant" | "subscribe-duration") => {
             provide(to, name, |_, (_,): (u64,)| Ok((Resource::<Pollable>::new_own(0),)))?;
         }
@@ -45,7 +45,7 @@ fn nanoseconds(time_ms: u64) -> u64 {
 }
 
 fn datetime(time_ms: u64) -> Datetime {
-    // Less than a second of nanoseconds fits 32 bits.
+    // Fits 32 bits, because it is less than one second.
     let nanoseconds = (time_ms % 1000) as u32 * NANOSECONDS_PER_MILLISECOND as u32;
     Datetime { seconds: time_ms / 1000, nanoseconds }
 }

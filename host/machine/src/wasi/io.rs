@@ -1,4 +1,4 @@
-//! `wasi:io`: streams into the node's log, and waiting that takes no time.
+//! `wasi:io`: output streams into the node's log, and polling that takes no time.
 
 use wasmtime::component::{Resource, WasmList};
 
@@ -12,13 +12,13 @@ use crate::{
     instance::State,
 };
 
-/// The numbers of the two streams that are written to.
+/// The numbers of the two output streams.
 pub(super) const STDOUT: u32 = 0;
 pub(super) const STDERR: u32 = 1;
 
-/// What a stream says it takes at once, and what is looked at of one write.
+/// The number of bytes that a stream reports as writable, and the part of one write that is logged.
 const WRITE_BYTES_MAX: usize = 64 << 10;
-/// The fuel of each thing that is waited for.
+/// The fuel of each pollable in a call of `poll`.
 const FUEL_PER_POLLABLE: u64 = 20;
 
 pub(super) fn define(
@@ -47,7 +47,7 @@ pub(super) fn define(
     Ok(true)
 }
 
-/// A stream that is at its end.
+/// Defines the functions of an input stream, which is always at its end.
 fn input(to: &mut Definitions<'_>, name: &str, method: &str) -> wasmtime::Result<bool> {
     type End<T> = (Result<T, StreamError>,);
     match method {
@@ -78,11 +78,11 @@ fn output(to: &mut Definitions<'_>, name: &str, method: &str) -> wasmtime::Resul
         "flush" | "blocking-flush" => {
             provide(to, name, |_, (_,): (Resource<Output>,)| Ok::<Done<()>, _>((Ok(()),)))?
         }
-        // Nothing that people read.
+        // Zeroes are accepted but not logged.
         "write-zeroes" | "blocking-write-zeroes-and-flush" => {
             provide(to, name, |_, _: (Resource<Output>, u64)| Ok::<Done<()>, _>((Ok(()),)))?;
         }
-        // From the one input that there is, which is at its end.
+        // The only input stream is at its end, so nothing is copied.
         "splice" | "blocking-splice" => {
             provide(to, name, |_, _: (Resource<Output>, Resource<Input>, u64)| {
                 Ok::<Done<u64>, _>((Err(StreamError::Closed),))
@@ -98,7 +98,7 @@ fn ready() -> wasmtime::Result<(Resource<Pollable>,)> {
     Ok((Resource::new_own(0),))
 }
 
-/// Takes bytes for the node's log. What they cost does not depend on whether a line of them gets there.
+/// Writes bytes to the node's log. The fuel charged does not depend on whether a line is logged.
 fn write(
     context: &mut Context<'_>,
     stream: &Resource<Output>,
@@ -124,7 +124,7 @@ fn write(
     Ok(())
 }
 
-/// Hands a line to the node's log.
+/// Passes a line to the node's log.
 pub(super) fn end_line(state: &mut State, stream: usize) {
     let line = std::mem::take(&mut state.wasi.lines[stream]);
     let level = if stream == STDERR as usize { Level::Warn } else { Level::Info };

@@ -1,44 +1,47 @@
-//! WASI 0.2 for machines, without a world behind it.
+//! WASI 0.2 for state machines, without access to the outside world.
 //!
 //! # Purpose
-//! Toolchains that bring a runtime along (Python, Go, JavaScript, Rust for wasm32-wasip2) make components
-//! that import WASI, whether the machine uses it or not. A machine gets as much of it as can be a function
-//! of the log.
+//! Toolchains that include a runtime (Python, Go, JavaScript, Rust for wasm32-wasip2) produce
+//! components that import WASI, even if the state machine does not use it. A state machine gets the
+//! part of WASI that can be a function of the log.
 //!
 //! # Contract
-//! | interface | what a machine finds |
+//! | interface | behaviour |
 //! |---|---|
-//! | `wasi:clocks` | both clocks show the entry's time; it does not pass within a call |
-//! | `wasi:random` | a stream that the entry's `seed` begins, anew with each call; not a secret |
-//! | `wasi:random/insecure-seed` | one constant: what hash tables are seeded with is the same everywhere |
+//! | `wasi:clocks` | both clocks show the entry's time, which does not pass within a call |
+//! | `wasi:random` | a stream derived from the entry's `seed`, restarted for each call; not a secret |
+//! | `wasi:random/insecure-seed` | a constant, so that hash tables have the same seed everywhere |
 //! | `wasi:cli/stdout`, `stderr` | lines of the node's log, limited like those of `conclave:fsm/log` |
-//! | `wasi:cli/stdin` | is at its end |
+//! | `wasi:cli/stdin` | at its end |
 //! | `wasi:cli/environment` | no variables, no arguments |
 //! | `wasi:cli/exit` | a trap |
-//! | `wasi:cli/terminal-*` | there is none |
-//! | `wasi:io/poll` | everything is ready at once: nothing waits |
+//! | `wasi:cli/terminal-*` | no terminal |
+//! | `wasi:io/poll` | every pollable is ready at once |
 //! | `wasi:filesystem` | no directory, so no file can be opened |
-//! | `wasi:sockets` | no socket can be made, no name be resolved |
+//! | `wasi:sockets` | no socket can be created, no name can be resolved |
 //!
-//! 1. A query sees the time and the seed of the last entry applied, as its `context` does. Every other call
-//!    (instantiation, `describe`, snapshots and restores) sees [`EntryContext::STILL`]: one moment, for ever.
-//! 2. An instance is described before anything else, so that what a runtime initializes with its first call
-//!    is the same in an instance that lives through the log and in a restored one.
-//! 3. What is not in the table is refused when a component is loaded, by the name of the function.
+//! 1. A query gets the time and the seed of the last applied entry, as its `context` does.
+//!    All other calls (instantiation, `describe`, snapshots and restores) get the constant
+//!    context [`EntryContext::STILL`].
+//! 2. `describe` is called before anything else. So the state that a runtime initializes in its
+//!    first call is the same in an instance that has applied the log and in a restored one.
+//! 3. A component that imports a function missing from the table is rejected when it is loaded. The
+//!    error names the function.
 //!
 //! # Caveats
-//! - Files and sockets are there, with nothing to open, because toolchains link them into every component;
-//!   a machine that tries gets its language's ordinary error.
-//! - A machine that waits for the clock to move waits until its fuel is used up.
-//! - Generators that are seeded once and go on from call to call, and hash tables that count how many were
-//!   made before them, are state that no snapshot holds: their order and their numbers must not reach an
-//!   answer. The SDK for Python seeds `random` with each entry.
-//! - The stream is fixed for ever: replays depend on it ([`random`] has the test).
+//! - Files and sockets are defined, although none can be opened, because toolchains link them into
+//!   every component. A state machine that tries to open one gets the usual error of its language.
+//! - A state machine that waits for the clock to move waits until its fuel is used up.
+//! - Some state is in no snapshot: random generators that are seeded once and continue from call to
+//!   call, and hash tables that count how many were created before. Their order and their numbers
+//!   must not affect an answer. The SDK for Python seeds `random` for each entry.
+//! - The stream must never change, because replays depend on it ([`random`] has the test).
 //!
 //! # Why not `wasmtime-wasi`
-//! It serves the same interfaces from real clocks, sockets, directories and an executor of tokio's. All of it
-//! would have to be turned off and held off through its releases, and what it forgets to ask us for would be
-//! an outcome that differs between nodes. What is left of WASI without a world fits on these pages.
+//! It serves the same interfaces from real clocks, sockets and directories, and from a tokio
+//! executor. All of that would have to be disabled, and kept disabled through its releases.
+//! Anything overlooked would be an outcome that differs between nodes. The part of WASI that
+//! remains is small enough to implement here.
 
 mod absent;
 mod cli;
@@ -62,27 +65,28 @@ use super::{
     instance::{EntryContext, State},
 };
 
-/// Changes with everything here that outcomes depend on; part of the engine's fingerprint.
+/// The version of this implementation. It must change with every change here that affects outcomes,
+/// and is part of the engine's fingerprint.
 pub(super) const VERSION: u32 = 1;
 
-/// The fuel of a call into the host, by about the time that it takes.
+/// The fuel of a call into the host. It corresponds to the time of the call.
 const FUEL_PER_CALL: u64 = 100;
 
-/// Two streams are written to.
+/// The number of output streams.
 const STREAMS: usize = 2;
 
-/// What one instance's WASI remembers.
+/// The WASI state of one instance.
 pub(super) struct Wasi {
     context: EntryContext,
-    /// Begun with the first byte that a call asks for.
+    /// Created when a call first requests bytes.
     random: Option<blake3::OutputReader>,
-    /// The beginnings of lines, one for each stream. Empty between calls.
+    /// The beginnings of unfinished lines, one per stream. Empty between calls.
     lines: [Vec<u8>; STREAMS],
 }
 
 impl EntryContext {
-    /// What calls see that no entry brings about: the first second of the year 2000. Not zero, since
-    /// Go's runtime takes a clock that shows zero for a broken one.
+    /// The context of calls that no entry causes: the first second of the year 2000. The time is
+    /// not zero because Go's runtime takes a clock that shows zero for a broken one.
     pub(super) const STILL: Self = Self { index: 0, time_ms: 946_684_800_000, seed: 0 };
 }
 
@@ -91,7 +95,7 @@ impl Wasi {
         Self { context: EntryContext::STILL, random: None, lines: Default::default() }
     }
 
-    /// A call begins.
+    /// Sets the context at the beginning of a call.
     pub(super) fn begin(&mut self, context: EntryContext) {
         if bench::bare() {
             return;
@@ -102,7 +106,7 @@ impl Wasi {
 }
 
 impl State {
-    /// A call has ended. What it has printed without an end of line is a line.
+    /// Ends a call. Output without an end of line becomes a line.
     pub(super) fn end_call(&mut self) {
         self.wasi.begin(EntryContext::STILL);
         for stream in 0..STREAMS {
@@ -116,7 +120,7 @@ impl State {
 type Context<'a> = StoreContextMut<'a, State>;
 type Definitions<'a> = LinkerInstance<'a, State>;
 
-/// Defines what a component asks for of `import`, an interface of WASI.
+/// Defines the functions that a component imports from `import`, an interface of WASI.
 pub(super) fn link(
     linker: &mut Linker<State>,
     import: &str,
@@ -131,7 +135,7 @@ pub(super) fn link(
         let known = match wanted.ty {
             ComponentItem::ComponentFunc(_) => function(&mut to, interface, name),
             ComponentItem::Resource(_) => resource(&mut to, name),
-            // Records and the like are compared with ours where functions use them.
+            // Records and similar types are checked where functions use them.
             ComponentItem::Type(_) => Ok(true),
             _ => Ok(false),
         };
@@ -142,7 +146,8 @@ pub(super) fn link(
     Ok(())
 }
 
-/// `cli/stdout`, if the import is of a package and a version that a machine gets.
+/// Returns the interface, such as `cli/stdout`, if the import is of a package and a version
+/// that are served.
 fn interface(import: &str) -> Result<&str, LoadError> {
     let named = import.strip_prefix("wasi:").unwrap_or(import);
     let (interface, version) = named.split_once('@').unwrap_or((named, ""));
@@ -150,7 +155,7 @@ fn interface(import: &str) -> Result<&str, LoadError> {
     if !["cli", "clocks", "filesystem", "io", "random", "sockets"].contains(&package) {
         return Err(LoadError::foreign(import));
     }
-    // A release, not a draft of one.
+    // Only releases are served, not drafts.
     let released = version.strip_prefix("0.2.").is_some_and(|patch| patch.parse::<u32>().is_ok());
     if !released {
         return Err(LoadError::WasiVersion { found: import.to_owned() });
@@ -158,7 +163,7 @@ fn interface(import: &str) -> Result<&str, LoadError> {
     Ok(interface)
 }
 
-/// Defines one function, if it is known.
+/// Defines one function. Returns whether it is known.
 fn function(to: &mut Definitions<'_>, interface: &str, name: &str) -> wasmtime::Result<bool> {
     match interface.split_once('/') {
         Some(("cli", interface)) => cli::define(to, interface, name),
@@ -170,7 +175,7 @@ fn function(to: &mut Definitions<'_>, interface: &str, name: &str) -> wasmtime::
     }
 }
 
-/// Defines a type of handles, if it is known. None of them holds anything in the host.
+/// Defines a resource type. Returns whether it is known. No handle refers to any data in the host.
 fn resource(to: &mut Definitions<'_>, name: &str) -> wasmtime::Result<bool> {
     let ty = match name {
         "pollable" => ResourceType::host::<wire::Pollable>(),
@@ -193,7 +198,7 @@ fn resource(to: &mut Definitions<'_>, name: &str) -> wasmtime::Result<bool> {
     Ok(true)
 }
 
-/// Defines one function, which costs its guest fuel.
+/// Defines one function, and charges the guest fuel for each call.
 fn provide<P, R>(
     to: &mut Definitions<'_>,
     name: &str,

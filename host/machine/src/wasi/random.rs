@@ -1,18 +1,18 @@
 //! `wasi:random`: bytes that look random and are a function of the entry's seed.
 //!
-//! They are no secret. Whoever knows the cluster's id and the entry's index knows them, so a machine must
-//! make no keys or tokens of them: its callers bring those along.
+//! They are not secret: they can be computed from the cluster's id and the entry's index. So a
+//! state machine must not make keys or tokens from them. Its callers have to send those.
 
 use super::{Context, Definitions, charge, provide};
 use crate::{instance::EntryContext, trap::Refusal};
 use conclave_types::TrapKind;
 
-/// What is asked for at once. Runtimes ask for some bytes, to seed a generator of their own.
+/// The maximum number of bytes per call. Runtimes request a few, to seed their own generator.
 const BYTES_MAX: u64 = 1 << 20;
-/// The fuel of a byte: a gigabyte takes a second and a half.
+/// The fuel of a byte: a gigabyte takes one and a half seconds.
 const FUEL_PER_BYTE: u64 = 2;
 
-/// What hash tables begin with: digits of pi, for want of a reason for others.
+/// The seed of hash tables. The digits of pi are an arbitrary choice.
 const HASH_SEED: (u64, u64) = (0x243f_6a88_85a3_08d3, 0x1319_8a2e_0370_7344);
 
 pub(super) fn define(
@@ -31,7 +31,7 @@ pub(super) fn define(
                 Ok((u64::from_le_bytes(bytes),))
             })?;
         }
-        // Asked for once in a language's life, in whichever call comes first: a function of the entry
+        // A runtime requests this once, in whichever call comes first. A function of the entry
         // would differ between instances that began at different entries.
         ("insecure-seed", "insecure-seed") => provide(to, name, |_, ()| Ok((HASH_SEED,)))?,
         _ => return Ok(false),
@@ -42,7 +42,7 @@ pub(super) fn define(
 fn bytes(context: &mut Context<'_>, count: u64) -> wasmtime::Result<Vec<u8>> {
     if count > BYTES_MAX {
         let message =
-            format!("it asked for {count} random bytes at once, of {BYTES_MAX} that there may be");
+            format!("it requested {count} random bytes at once; the limit is {BYTES_MAX}");
         return Err(Refusal { kind: TrapKind::Invalid, message }.into());
     }
     charge(context, FUEL_PER_BYTE * count)?;
@@ -57,7 +57,8 @@ fn fill(context: &mut Context<'_>, bytes: &mut [u8]) {
     wasi.random.get_or_insert_with(|| stream(context)).fill(bytes);
 }
 
-/// BLAKE3's output over the seed, little-endian, keyed by a name. Fixed for ever: replays depend on it.
+/// Returns BLAKE3's output over the little-endian seed, keyed by a name. Never change this:
+/// replays depend on it.
 fn stream(context: EntryContext) -> blake3::OutputReader {
     let mut hasher = blake3::Hasher::new_derive_key("conclave 2026-11-21 wasi:random");
     hasher.update(&context.seed.to_le_bytes());
@@ -83,6 +84,6 @@ mod tests {
         assert_eq!(u64::from_le_bytes(bytes), GOLDEN, "of nothing else");
     }
 
-    /// Written down once.
+    /// The expected bytes, recorded once.
     const GOLDEN: u64 = 6_205_759_581_853_824_383;
 }

@@ -1,17 +1,17 @@
-//! The values of WASI's functions, as the component ABI has them.
+//! The types of WASI's functions, as the component ABI represents them.
 #![allow(unsafe_code, reason = "derived: the component ABI needs it")]
 
 use wasmtime::component::{ComponentType, Lift, Lower, Resource};
 
-/// Something to wait for, which is there.
+/// A pollable, which is always ready.
 pub(super) enum Pollable {}
 /// Standard input.
 pub(super) enum Input {}
-/// Standard output or error; the handle's number tells which.
+/// Standard output or error, distinguished by the handle's number.
 pub(super) enum Output {}
-/// The network that nothing can be done with.
+/// The network, on which every operation fails.
 pub(super) enum Network {}
-// Of the rest no machine ever holds one.
+// No component ever holds a handle of the following types.
 pub(super) enum IoError {}
 pub(super) enum TerminalInput {}
 pub(super) enum TerminalOutput {}
@@ -23,7 +23,7 @@ pub(super) enum IncomingDatagrams {}
 pub(super) enum OutgoingDatagrams {}
 pub(super) enum Addresses {}
 
-/// A moment of the wall clock.
+/// A time of the wall clock.
 #[derive(ComponentType, Lower, Lift, Clone, Copy)]
 #[component(record)]
 pub(super) struct Datetime {
@@ -31,22 +31,22 @@ pub(super) struct Datetime {
     pub(super) nanoseconds: u32,
 }
 
-/// Why a stream does nothing.
+/// The error of a stream operation.
 #[derive(ComponentType, Lower, Lift)]
 #[component(variant)]
 pub(super) enum StreamError {
     #[component(name = "last-operation-failed")]
-    #[allow(dead_code, reason = "the ABI has it; nothing fails here")]
+    #[allow(dead_code, reason = "required by the ABI; nothing fails here")]
     LastOperationFailed(Resource<IoError>),
     #[component(name = "closed")]
     Closed,
 }
 
-/// A family of addresses.
+/// The address family of a socket.
 #[derive(ComponentType, Lower, Lift, Clone, Copy)]
 #[component(enum)]
 #[repr(u8)]
-#[allow(dead_code, reason = "made by the ABI alone")]
+#[allow(dead_code, reason = "only the ABI creates values of it")]
 pub(super) enum AddressFamily {
     #[component(name = "ipv4")]
     V4,
@@ -54,11 +54,11 @@ pub(super) enum AddressFamily {
     V6,
 }
 
-/// Why the network does nothing.
+/// The error of a network operation.
 #[derive(ComponentType, Lower, Lift, Clone, Copy)]
 #[component(enum)]
 #[repr(u8)]
-#[allow(dead_code, reason = "the ABI has them; a machine only ever meets two")]
+#[allow(dead_code, reason = "required by the ABI; only two of them are returned")]
 pub(super) enum NetworkError {
     #[component(name = "unknown")]
     Unknown,

@@ -1,5 +1,5 @@
-//! Whether a worker has a standby: for the primary, which answers queries while there is none, for the limiter of
-//! traps, and for operators.
+//! Tracks whether a worker has a standby. The primary needs this to answer queries meanwhile, the
+//! trap limiter and operators need it too.
 
 use std::{
     collections::HashMap,
@@ -9,17 +9,17 @@ use std::{
 
 use tokio::sync::watch;
 
-/// A method whose call trapped is remembered for so long.
+/// The time for which a method is remembered after one of its calls trapped.
 const TRAPPED_TIME: Duration = Duration::from_secs(60);
-/// The number of methods that are remembered; past it all are forgotten.
+/// The maximum number of remembered methods. Beyond it, all are forgotten.
 const TRAPPED_MAX: usize = 256;
 /// The pause before the second attempt to build a standby. Each further loss doubles it.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(60);
-/// A standby that lived for so long is no repeated loss.
+/// The loss of a standby that lived this long does not count as repeated.
 const STABLE_TIME: Duration = Duration::from_secs(60);
 
-/// See the page of this file.
+/// The absence of the standby. See the module documentation.
 pub(super) struct Absence {
     /// Whether there is a standby.
     present: watch::Sender<bool>,
@@ -28,17 +28,17 @@ pub(super) struct Absence {
 
 #[derive(Default)]
 struct State {
-    /// When the standby was lost.
+    /// The time at which the standby was lost.
     since: Option<Instant>,
-    /// When there was one again.
+    /// The time at which the next standby was ready.
     returned: Option<Instant>,
-    /// The time that the last one took to build and to catch up.
+    /// The time that the last standby took to be built and to catch up.
     took: Duration,
-    /// Losses in a row that the host or the component caused.
+    /// The number of consecutive losses caused by the host or the component.
     failures: u32,
-    /// Why there is none, beyond that one is being built.
+    /// The reason why there is no standby, if it is not just being built.
     reason: Option<String>,
-    /// The last disagreement of the two instances. It stays until both are replaced.
+    /// The last disagreement of the two instances. It is kept until both are replaced.
     disagreement: Option<String>,
     trapped: HashMap<Arc<str>, Instant>,
 }
@@ -54,13 +54,13 @@ impl Absence {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that the standby is gone.
+    /// Records that the standby is gone.
     pub(super) fn begin(&self) {
         self.lock().since.get_or_insert_with(Instant::now);
         self.present.send_if_modified(|present| std::mem::replace(present, false));
     }
 
-    /// Notes that there is one again.
+    /// Records that there is a standby again.
     pub(super) fn end(&self) {
         let mut state = self.lock();
         if let Some(since) = state.since.take() {
@@ -72,7 +72,8 @@ impl Absence {
         self.present.send_if_modified(|present| !std::mem::replace(present, true));
     }
 
-    /// Notes why the standby cannot be built, or was lost, and returns how long to wait before the next attempt.
+    /// Records the reason why the standby cannot be built or was lost. Returns the pause before
+    /// the next attempt.
     pub(super) fn failed(&self, reason: String) -> Duration {
         let mut state = self.lock();
         if state.returned.is_some_and(|returned| returned.elapsed() >= STABLE_TIME) {
@@ -88,32 +89,32 @@ impl Absence {
         }
     }
 
-    /// Notes that the two instances disagree.
+    /// Records that the two instances disagree.
     pub(super) fn disagreed(&self, reason: &str) {
         self.lock().disagreement = Some(reason.to_owned());
     }
 
-    /// Notes that both instances were replaced.
+    /// Records that both instances were replaced.
     pub(super) fn replaced(&self) {
         let mut state = self.lock();
         state.failures = 0;
         state.disagreement = None;
     }
 
-    /// Why there is no standby, or that the last one disagreed with the primary.
+    /// Returns the reason why there is no standby, or the last disagreement with the primary.
     pub(super) fn problem(&self) -> Option<String> {
         let state = self.lock();
         state.reason.clone().or_else(|| state.disagreement.clone())
     }
 
-    /// The time that the last standby took from the loss of the one before to its first query; so far, if there is
-    /// none yet.
+    /// Returns the time from the loss of the previous standby to the first query of the last one.
+    /// If there is none yet, returns the time so far.
     pub(super) fn took(&self) -> Duration {
         let state = self.lock();
         state.since.map_or(state.took, |since| since.elapsed().max(state.took))
     }
 
-    /// Whether there is a standby, with every change.
+    /// Returns a channel that reports whether there is a standby.
     pub(super) fn watch(&self) -> watch::Receiver<bool> {
         self.present.subscribe()
     }
@@ -122,7 +123,7 @@ impl Absence {
         *self.present.borrow()
     }
 
-    /// Notes that a call of this method trapped.
+    /// Records that a call of this method trapped.
     pub(super) fn note_trapped(&self, method: &Arc<str>) {
         let trapped = &mut self.lock().trapped;
         if trapped.len() >= TRAPPED_MAX {
@@ -131,7 +132,7 @@ impl Absence {
         trapped.insert(Arc::clone(method), Instant::now());
     }
 
-    /// Whether a call of this method trapped lately.
+    /// Returns whether a call of this method trapped recently.
     pub(super) fn has_trapped(&self, method: &str) -> bool {
         let trapped = &self.lock().trapped;
         trapped.get(method).is_some_and(|at| at.elapsed() < TRAPPED_TIME)

@@ -1,7 +1,8 @@
-//! The digest: a running hash over what came of every entry that the machine saw.
+//! The digest: a running hash over the outcomes of all entries that the state machine has applied.
 //!
-//! Replicas that agree have the same digest after the same entry, and those that have once disagreed never
-//! have again. It covers outcomes, not the state: one that differs shows as soon as an answer does.
+//! Replicas that agree have the same digest after the same entry. Replicas that have once disagreed
+//! never have the same digest again. The digest covers outcomes, not the state, so a diverged state
+//! is detected only when it affects an answer.
 
 use std::collections::VecDeque;
 
@@ -10,26 +11,28 @@ use xxhash_rust::xxh3::xxh3_128;
 use crate::bench;
 use conclave_types::{ComponentId, Digest, Outcome, TrapKind};
 
-/// Digests that are kept, to be asked for later: at some 10,000 entries a second, those of more than a
-/// second, which is far more than voters differ by. 40 bytes each.
+/// The number of recent digests that are kept, of 40 bytes each. At some 10,000 entries per second
+/// they cover more than one second, far more than the distance between voters.
 const RECENT_MAX: usize = 16_384;
 
-/// The digest after the last entry, and after those before it.
+/// The digest after the last entry, and after recent entries before it.
 pub(super) struct Digests {
-    /// Up to where they reach back: what is kept is known from this index on.
+    /// The oldest index whose digest is known.
     from: (u64, Digest),
     recent: VecDeque<(u64, Digest)>,
-    /// Whether other nodes could have the same.
+    /// Whether the digest is comparable with that of other nodes.
     kept: bool,
 }
 
 impl Digests {
-    /// Of a machine whose state comes without a digest of this version: there is none before one begins.
+    /// Creates the digests of a state machine whose state was saved without a digest of this
+    /// version. There is none until one begins.
     pub(super) fn none(index: u64) -> Self {
         Self { from: (index, Digest::default()), recent: VecDeque::new(), kept: false }
     }
 
-    /// Of a machine that continues after `index`, from a state that was saved with this digest or without one.
+    /// Creates the digests of a state machine that continues after `index`, from a state that was
+    /// saved with this digest or without one.
     pub(super) fn of(index: u64, digest: Option<Digest>) -> Self {
         match digest {
             Some(digest) => Self::new(index, digest),
@@ -42,12 +45,12 @@ impl Digests {
         self.kept
     }
 
-    /// Of a machine that stands after `index`.
+    /// Creates the digests of a state machine that stands after `index`.
     pub(super) fn new(index: u64, digest: Digest) -> Self {
         Self { from: (index, digest), recent: VecDeque::new(), kept: true }
     }
 
-    /// The machine has seen another entry, and this came of it.
+    /// Adds the outcome of another entry.
     pub(super) fn push(&mut self, index: u64, outcome: OutcomeHash) {
         if bench::bare() || !self.kept {
             return;
@@ -61,8 +64,8 @@ impl Digests {
         self.recent.push_back((index, next(last, index, outcome)));
     }
 
-    /// The digest at an index that the machine stands at or has passed. Entries that it does not see leave
-    /// the digest as it is. `None`: too long ago.
+    /// Returns the digest at an index that has been reached. Entries that the state machine does
+    /// not see do not change the digest. `None` if the index is too old.
     pub(super) fn at(&self, index: u64) -> Option<Digest> {
         if index < self.from.0 || !self.kept {
             return None;
@@ -74,24 +77,24 @@ impl Digests {
 }
 
 fn next(last: Digest, index: u64, outcome: OutcomeHash) -> Digest {
-    // Keyed with the last one, it is a single block.
+    // Keyed with the last digest, the input is a single block.
     let mut hasher = blake3::Hasher::new_keyed(&last.0);
     hasher.update(&index.to_le_bytes()).update(&outcome.0);
     Digest(*hasher.finalize().as_bytes())
 }
 
-/// What came of one entry, as a number: for the digest, and for the standby to compare its own with the
-/// primary's. XXH3 in 128 bits: replicas that differ do so by mistake, and whoever could aim at a collision would
-/// only hide his own. A cryptographic hash took a seventh of an apply.
+/// The hash of one entry's outcome, for the digest, and for the standby to compare its own outcome with
+/// the primary's. XXH3 with 128 bits: replicas differ by mistake, and an attacker who could provoke a
+/// collision would only hide their own divergence. A cryptographic hash took a seventh of an apply.
 ///
-/// Nodes of different versions of Conclave compare digests, so what is hashed does not change within a
-/// [`DIGEST_VERSION`](conclave_types::DIGEST_VERSION): numbers, and what the machine itself said. The host's own words may
-/// change with every version, and are left out. Every number is little-endian, and whatever has no fixed length is
-/// preceded by its length.
+/// Nodes of different versions of Conclave compare digests, so the hash input does not change within
+/// a [`DIGEST_VERSION`](conclave_types::DIGEST_VERSION). It consists of numbers and of the state
+/// machine's own messages. The host's messages may change with every version, so they are left out.
+/// Every number is little-endian, and everything of variable length is preceded by its length.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct OutcomeHash([u8; 16]);
 
-/// Enough for most outcomes.
+/// The capacity that suffices for most outcomes.
 const USUAL_BYTES: usize = 512;
 
 impl OutcomeHash {
@@ -117,13 +120,13 @@ impl OutcomeHash {
                 text.extend_from_slice(&(failure.code as i32).to_le_bytes());
                 bytes(&mut text, failure.message.as_bytes());
             }
-            // The message is the host's.
+            // Without the message, because the host writes it.
             Outcome::Trap(trap) => text.extend([3, code(trap.kind)]),
         }
         Self(xxh3_128(&text).to_le_bytes())
     }
 
-    /// Whether this component was activated. Why it was not, the host says.
+    /// Hashes whether this component was activated, without the host's reason.
     pub(super) fn of_activation(component: ComponentId, activated: bool) -> Self {
         let mut text = vec![4, activated.into()];
         text.extend_from_slice(&component.0);
@@ -158,7 +161,7 @@ mod tests {
         Outcome::Reply(Reply { response: Bytes::from_static(response), ..Reply::default() })
     }
 
-    /// Every part of an outcome counts, and none can be mistaken for its neighbour.
+    /// Every part of an outcome affects the hash, and none can be mistaken for its neighbour.
     #[test]
     fn whatever_differs_shows() {
         let event = |topic: &'static [u8], payload: &'static [u8]| {
@@ -188,7 +191,7 @@ mod tests {
         for (at, digest) in digests.iter().enumerate() {
             assert!(!digests[..at].contains(digest), "{at}");
         }
-        // A version of Conclave that words a trap otherwise has not diverged.
+        // A version of Conclave with another text for a trap has not diverged.
         let worded = |message| OutcomeHash::of(&trap(TrapKind::Panic, message));
         assert_eq!(worded("the machine panicked"), worded("the state machine panicked"));
         assert_ne!(
@@ -216,7 +219,7 @@ mod tests {
         assert_eq!(digests.at(4).map(|digest| digest.to_string()).as_deref(), Some(GOLDEN));
     }
 
-    /// Written down once for each [`DIGEST_VERSION`](conclave_types::DIGEST_VERSION).
+    /// The expected digest, recorded once for each [`DIGEST_VERSION`](conclave_types::DIGEST_VERSION).
     const GOLDEN: &str = "b2c0ab176aecc06bdf980554b89a600c99a12174dc15c76faf0cbc2669b564be";
 
     #[test]

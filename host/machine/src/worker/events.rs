@@ -1,19 +1,21 @@
-//! What happened, for those who watch.
+//! Buffer of recent events, read by subscriptions.
 //!
 //! # Contract
-//! 1. The newest events are kept in memory, in the order of the log: all of those after an index, the
-//!    *floor*, up to the entry that the standby has applied last.
-//! 2. A watcher sees each event after its place whose topic lies in its range, once and in order, or is told
-//!    that one of them is not kept any more. It never waits for another watcher, and nothing waits for it.
-//! 3. An entry's events are noted once, when the standby applies it first: a standby that is rebuilt applies
-//!    entries again.
-//! 4. An event wakes only the watchers in whose range its topic lies. A watcher that has missed none of its events
-//!    is never behind the floor, however many others have been dropped meanwhile.
+//! 1. The newest events are kept in memory, in the order of the log: all events after the *oldest
+//!    retained index* up to the last entry that the standby has applied.
+//! 2. A watcher receives each later event whose topic is in its range, once and in order. If one of
+//!    them is no longer kept, it gets an error. A watcher never waits for another, and nothing
+//!    waits for a watcher.
+//! 3. An entry's events are recorded once, when the standby first applies it. A rebuilt standby
+//!    applies entries again.
+//! 4. An event wakes only the watchers whose range contains its topic. A watcher that has taken all of its
+//!    own events is never behind the oldest retained index, however many other events have been dropped.
 //!
 //! # Caveat
-//! A standby that is built from this node's own snapshot has not seen what happened before: the floor moves there,
-//! and watchers behind it end. If another node's state takes the place of this one's, all watchers end, because
-//! what they were sent may be no part of the cluster's history.
+//! A standby that is built from this node's own snapshot has not applied the entries before it. The
+//! oldest retained index then moves to the snapshot's index, and watchers behind it end. If another
+//! node's state replaces the state of this node, all watchers end, because the events that they
+//! received may not be part of the cluster's history.
 
 use std::{
     collections::VecDeque,
@@ -32,13 +34,13 @@ use super::{
 use crate::{bench, error::WatchError};
 use conclave_types::{Event, Outcome};
 
-/// What is kept: a watcher that resumes after a lost connection should find its place, and with events of a
-/// kilobyte this is a second of the fastest writes that a cluster takes.
+/// The maximum size of the kept events. A watcher that resumes after a lost connection should still
+/// find its position. With events of a kilobyte, this is one second of a cluster's fastest writes.
 const KEPT_BYTES_MAX: usize = 16 << 20;
-/// What an event takes beside its bytes, about.
+/// The approximate overhead of an event in bytes.
 const EVENT_BYTES: usize = 96;
-/// The bytes of events that a watcher takes at once; more if one entry has more. A subscriber that does not read
-/// holds that much.
+/// The number of bytes of events that a watcher takes at once, or more if one entry has more. A
+/// subscriber that does not read holds that much.
 const TAKEN_BYTES: usize = 64 << 10;
 
 /// The events of one entry.
@@ -59,20 +61,20 @@ fn bytes_of(topic: &[u8], payload: &[u8]) -> usize {
 
 #[derive(Default)]
 struct Kept {
-    /// All events after this index are kept.
+    /// The oldest retained index: all events after it are kept.
     floor: u64,
-    /// The last entry that was noted.
+    /// The last entry that was recorded.
     reached: u64,
     noted: VecDeque<Noted>,
     bytes: usize,
     seats: Seats,
 }
 
-/// See the page of this file.
+/// The event buffer. See the module documentation.
 #[derive(Default)]
 pub(super) struct Events {
     kept: Mutex<Kept>,
-    /// Their number, without the lock.
+    /// The number of watchers, readable without the lock.
     watchers: AtomicUsize,
 }
 
@@ -81,7 +83,7 @@ impl Events {
         self.kept.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that the standby has applied an entry. Only one that it has not applied before counts.
+    /// Records that the standby has applied an entry. Ignores entries that were applied before.
     pub(super) fn note(&self, index: u64, outcome: Option<Outcome>) {
         if bench::bare() {
             return;
@@ -101,7 +103,7 @@ impl Events {
         let noted = Noted { index, events: reply.events };
         kept.bytes += noted.bytes();
         kept.noted.push_back(noted);
-        // The newest entry stays, also if it is larger alone.
+        // The newest entry is kept even if it alone exceeds the limit.
         while kept.bytes > KEPT_BYTES_MAX
             && kept.noted.len() > 1
             && let Some(oldest) = kept.noted.pop_front()
@@ -111,20 +113,21 @@ impl Events {
         }
     }
 
-    /// Another node's state takes the place of the standby's, and is at `index`. No event is kept, also if the standby
-    /// had reached the same index: its events may be those of a state machine that had diverged.
+    /// Drops all events, because another node's state at `index` replaces the standby's. This also
+    /// applies if the standby had reached the same index: its events may be those of a diverged
+    /// state machine.
     pub(super) fn reset(&self, index: u64) {
         let mut kept = self.lock();
         kept.begin_at(index);
         kept.end_watchers();
     }
 
-    /// Ends all watchers that there are.
+    /// Ends all current watchers.
     pub(super) fn end_watchers(&self) {
         self.lock().end_watchers();
     }
 
-    /// The standby stands at `index`, without having applied what lies before it.
+    /// Moves to `index`, because the standby stands there without having applied the entries before it.
     pub(super) fn skip_to(&self, index: u64) {
         let mut kept = self.lock();
         if index <= kept.reached {
@@ -137,19 +140,19 @@ impl Events {
         }
     }
 
-    /// Watchers look whether they end.
+    /// Wakes all watchers, so that they check whether they have to end.
     pub(super) fn wake(&self) {
         for seat in self.lock().seats.all() {
             seat.wake();
         }
     }
 
-    /// Watchers at present.
+    /// Returns the current number of watchers.
     pub(super) fn watchers(&self) -> usize {
         self.watchers.load(Ordering::Relaxed)
     }
 
-    /// Whether there are watchers.
+    /// Returns whether there are watchers.
     pub(super) fn is_watched(&self) -> bool {
         self.watchers() > 0
     }
@@ -168,21 +171,22 @@ impl Kept {
     }
 }
 
-/// Events as they happen: each whose topic lies in the range of a subscription.
+/// A subscription's stream of events: those whose topic is in its range.
 pub struct Watcher {
     shared: Arc<Shared>,
     range: TopicRange,
     seat: Arc<Seat>,
-    /// Everything up to here has been taken.
+    /// All events up to this index have been taken.
     place: u64,
     taken: VecDeque<(u64, Vec<Bytes>)>,
 }
 
 impl Watcher {
-    /// Watches what happens after `place`, which the standby has reached. An empty `to_topic` is no limit.
+    /// Creates a watcher of the events after `place`, an index that the standby has reached. An
+    /// empty `to_topic` means no end.
     ///
     /// # Errors
-    /// What happened after it is not kept any more.
+    /// Fails if events after `place` are no longer kept.
     pub(super) fn new(
         shared: Arc<Shared>,
         place: u64,
@@ -205,11 +209,10 @@ impl Watcher {
         Ok(Self { shared, range, seat, place, taken: VecDeque::new() })
     }
 
-    /// The next entry that brought about events of the range: its index, and their payloads. May be dropped
-    /// at any await.
+    /// Returns the next entry with events in the range: its index and the payloads. Cancel safe.
     ///
     /// # Errors
-    /// This watcher has ended, and why.
+    /// Returns the reason why this watcher has ended.
     pub async fn next(&mut self) -> Result<(u64, Vec<Bytes>), WatchError> {
         let seat = Arc::clone(&self.seat);
         loop {
@@ -229,10 +232,11 @@ impl Watcher {
         }
     }
 
-    /// An index up to which [`Watcher::next`] has given everything, or would wait. `None`: it would not wait.
+    /// Returns an index up to which [`Watcher::next`] has returned all events, if it would wait
+    /// now. `None` if it would return at once.
     ///
     /// # Errors
-    /// As for [`Watcher::next`].
+    /// Fails as [`Watcher::next`] does.
     pub fn place(&mut self) -> Result<Option<u64>, WatchError> {
         self.check_state()?;
         if self.taken.is_empty() {
@@ -319,14 +323,15 @@ mod tests {
         events.note(5, outcome(KEPT_BYTES_MAX / 2));
         events.note(6, outcome(KEPT_BYTES_MAX / 2));
         assert_eq!((indexes(&events), events.lock().floor), (vec![6], 5));
-        // More than there is room for: the newest entry stays until the next one.
+        // Exceeds the limit: the newest entry stays until the next one comes.
         events.note(7, outcome(KEPT_BYTES_MAX));
         assert_eq!((indexes(&events), events.lock().floor), (vec![7], 6));
         events.note(8, outcome(10));
         assert_eq!((indexes(&events), events.lock().floor), (vec![8], 7));
     }
 
-    /// A node that is repaired while the cluster is idle stands where the peer's state is.
+    /// A node that is repaired while the cluster is idle may already stand at the index of
+    /// the peer's state.
     #[test]
     fn a_reset_drops_the_events_up_to_the_same_index() {
         let events = Events::default();

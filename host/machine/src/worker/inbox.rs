@@ -1,8 +1,8 @@
-//! What waits for the standby, behind one lock.
+//! The queue of work for the standby, behind one lock.
 //!
-//! The finished entries here are a cache of the log's end: while the standby catches up they may be
-//! thrown away, and it reads them from the history. While it keeps up, the primary waits for room
-//! instead, so that a standby cannot fall behind for ever.
+//! The finished entries in it are a cache of the end of the log. While the standby catches up, they
+//! may be dropped, and it reads them from the entry source. While it keeps up, the primary waits
+//! for room instead, so that the standby cannot fall further and further behind.
 
 use std::{
     collections::VecDeque,
@@ -23,36 +23,38 @@ use conclave_types::{Call, limits::ClusterLimits};
 
 /// An entry that the primary has finished.
 pub(super) struct Finished {
-    /// The index that the primary stood at before.
+    /// The index at which the primary stood before.
     pub(super) after: u64,
-    /// The index that it stands at now.
+    /// The index at which it stands now.
     pub(super) index: u64,
-    /// What the standby has to do to follow.
+    /// The work with which the standby follows.
     pub(super) step: Step,
-    /// What came of it, if a machine saw it.
+    /// The hash of the outcome, if the state machine applied the entry.
     pub(super) outcome: Option<OutcomeHash>,
 }
 
-/// What the standby has to do to follow the primary over an entry.
+/// The work with which the standby follows the primary over an entry.
 pub(super) enum Step {
-    /// Apply it, a call or a tick, and find the same outcome.
+    /// Applies a call or a tick, and expects the same outcome.
     Apply { context: EntryContext, call: Option<Call> },
-    /// Go on with another component, as the primary does.
+    /// Changes to another component.
     Activate { context: EntryContext, component: Component },
-    /// Apply other limits from here on.
+    /// Sets other limits from here on.
     SetLimits { context: EntryContext, limits: ClusterLimits },
-    /// Nothing but move on: no machine sees it, or it trapped, or the component was not activated.
+    /// Only advances: the state machine does not see the entry, it trapped, or its component was
+    /// not activated.
     Skip { time_ms: u64 },
 }
 
-/// How long the standby lets entries gather: each wake-up of its thread costs as much as many entries.
+/// The time for which the standby lets entries gather. Each wake-up of its thread costs as much
+/// as many entries.
 const NAP: Duration = Duration::from_millis(5);
-/// It is woken once so many have gathered ...
+/// The number of gathered entries that wakes the standby.
 const NAP_COUNT_MAX: usize = 64;
-/// ... or so many bytes.
+/// The size of gathered entries that wakes the standby.
 const NAP_BYTES_MAX: usize = 1 << 20;
 
-/// What an entry takes beside its request, about.
+/// The approximate overhead of an entry in bytes, beside its request.
 const ENTRY_BYTES: usize = 192;
 
 impl Finished {
@@ -64,23 +66,23 @@ impl Finished {
     }
 }
 
-/// A call of the standby that waits.
+/// A query or subscription that waits for the standby.
 pub(super) struct Question {
     pub(super) call: Call,
     pub(super) index_min: u64,
     pub(super) ask: Ask,
 }
 
-/// What the standby is asked for, and who waits for it.
+/// The kind of question, with the channel of its answer.
 pub(super) enum Ask {
     /// A query.
     Query(oneshot::Sender<Result<Answered, QueryError>>),
-    /// A subscription; with an index, one that goes on after it.
+    /// A subscription. With `resume`, it continues after that index.
     Subscribe { resume: Option<u64>, reply: oneshot::Sender<Result<Begun, QueryError>> },
 }
 
 impl Ask {
-    /// Nobody waits for the answer any more.
+    /// Returns whether the caller has given up.
     pub(super) fn is_closed(&self) -> bool {
         match self {
             Self::Query(reply) => reply.is_closed(),
@@ -88,7 +90,7 @@ impl Ask {
         }
     }
 
-    /// There is no answer.
+    /// Answers with an error.
     pub(super) fn fail(self, error: QueryError) {
         // The caller may have given up.
         match self {
@@ -98,68 +100,70 @@ impl Ask {
     }
 }
 
-/// Somebody wants the state at an index.
+/// A request for a snapshot of the state at an index.
 pub(super) struct SnapshotRequest {
     pub(super) index: u64,
     pub(super) reply: oneshot::Sender<Result<StateStream, SnapshotError>>,
 }
 
-/// What a piece of a snapshot is: `None` at its end.
+/// A piece of a snapshot; `None` at its end.
 pub(super) type Chunk = Result<Option<bytes::Bytes>, SnapshotError>;
 
-/// Somebody wants the next piece of a snapshot.
+/// A request for the next piece of a snapshot.
 pub(super) struct ReadRequest {
     pub(super) stream: u64,
     pub(super) reply: oneshot::Sender<Chunk>,
 }
 
-/// The primary wants the standby's instance, as it is after `index`.
+/// The primary's request for the standby's instance, in its state after `index`.
 pub(super) struct Promotion {
     pub(super) index: u64,
     pub(super) reply: std::sync::mpsc::SyncSender<Instance>,
-    /// The instance that trapped. Releasing a large memory takes long, so the standby drops it after its answer.
+    /// The instance that trapped. Releasing a large memory takes long, so the standby drops it
+    /// after its answer.
     pub(super) broken: Option<Instance>,
 }
 
-/// An instance to go on with, what it is one of, and where it stands.
+/// An instance that is ready for use, with its component and its position in the log.
 pub(super) struct Prepared {
     pub(super) instance: Instance,
     pub(super) component: Component,
     pub(super) clock: Clock,
 }
 
-/// See the page of this file.
+/// The queue. See the module documentation.
 #[derive(Default)]
 pub(super) struct Queue {
     pub(super) finished: VecDeque<Finished>,
     pub(super) finished_bytes: usize,
     /// The index of the last entry that the primary has finished.
     pub(super) pushed: u64,
-    /// The standby is behind what is kept here, so nobody waits for it.
+    /// Whether the standby is behind the entries that are kept here, so that the primary does
+    /// not wait for it.
     pub(super) catching_up: bool,
     /// Queries whose index the standby has reached.
     pub(super) ready: VecDeque<Question>,
-    /// Queries whose index it has not.
+    /// Queries whose index the standby has not reached.
     pub(super) waiting: Vec<Question>,
-    /// The index that queries are answered at.
+    /// The index at which queries are answered.
     pub(super) serving: u64,
     pub(super) snapshots: Vec<SnapshotRequest>,
     pub(super) reads: VecDeque<ReadRequest>,
     pub(super) closed: Vec<u64>,
     pub(super) promotion: Option<Promotion>,
     pub(super) replacement: Option<Prepared>,
-    /// An instance that a snapshot of this node was restored into, to become the standby.
+    /// An instance that was restored from a snapshot of this node, to become the standby.
     pub(super) successor: Option<Prepared>,
-    /// There is no standby: the primary answers queries between batches.
+    /// Whether there is no standby, so that the primary answers queries between batches.
     pub(super) primary_answers: bool,
-    /// The primary has been asked to answer queries, and has not begun.
+    /// Whether the primary has been requested to answer queries, and has not begun.
     pub(super) primary_asked: bool,
-    /// The standby has ended; nothing is taken in any more.
+    /// Whether the standby has ended, so that nothing more is accepted.
     pub(super) ended: bool,
     sleep: Sleep,
 }
 
-/// Whether the standby waits for work, and how.
+/// The ways in which the standby waits for work.
 #[derive(Clone, Copy, Default, PartialEq, Eq)]
 enum Sleep {
     #[default]
@@ -170,7 +174,7 @@ enum Sleep {
     Asleep,
 }
 
-/// The queue and those who wait at it.
+/// The queue and the condition variables for waiting on it.
 #[derive(Default)]
 pub(super) struct Inbox {
     queue: Mutex<Queue>,
@@ -180,19 +184,19 @@ pub(super) struct Inbox {
 
 impl Inbox {
     pub(super) fn lock(&self) -> MutexGuard<'_, Queue> {
-        // No code panics under the lock; were it otherwise, the threads' own guard stops the worker.
+        // No code panics under the lock. If it did, the guard of the threads would stop the worker.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Wakes the standby, if it sleeps: a wake-up without need costs a system call.
+    /// Wakes the standby if it sleeps. An unnecessary wake-up would cost a system call.
     pub(super) fn wake_standby(&self, queue: &mut Queue) {
         if std::mem::take(&mut queue.sleep) != Sleep::Awake {
             self.work.notify_one();
         }
     }
 
-    /// Wakes the standby for entries. A nap is interrupted only if that is `urgent`, a request waits for the entries,
-    /// or many have gathered.
+    /// Wakes the standby for entries. Interrupts a nap only if this is `urgent`, a request waits
+    /// for the entries, or many have gathered.
     pub(super) fn wake_for_entries(&self, queue: &mut Queue, urgent: bool) {
         let can_wait = !urgent
             && queue.waiting.is_empty()
@@ -204,7 +208,7 @@ impl Inbox {
         }
     }
 
-    /// Waits for work. `naps`: entries may gather for a moment.
+    /// Waits for work. With `naps`, waits at most [`NAP`], so that entries gather.
     pub(super) fn wait_for_work<'a>(
         &self,
         mut queue: MutexGuard<'a, Queue>,
@@ -222,7 +226,7 @@ impl Inbox {
         queue
     }
 
-    /// Waits at most so long, or until woken.
+    /// Waits until woken, or until `time` has passed.
     pub(super) fn wait_at_most<'a>(
         &self,
         mut queue: MutexGuard<'a, Queue>,
@@ -235,17 +239,17 @@ impl Inbox {
         queue
     }
 
-    /// The primary sleeps until the standby has made room.
+    /// Blocks the primary until the standby has made room.
     pub(super) fn wait_for_room<'a>(&self, queue: MutexGuard<'a, Queue>) -> MutexGuard<'a, Queue> {
         self.room.wait(queue).unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The standby has taken entries, or has ended.
+    /// Wakes the primary, because the standby has taken entries or has ended.
     pub(super) fn made_room(&self) {
         self.room.notify_one();
     }
 
-    /// Everybody looks again: the worker stops.
+    /// Wakes all threads, because the worker stops.
     pub(super) fn wake_all(&self) {
         let _queue = self.lock();
         self.work.notify_all();
@@ -254,7 +258,8 @@ impl Inbox {
 }
 
 impl Queue {
-    /// The index that the standby must not go past before somebody has had the state there.
+    /// Returns the index that the standby must not pass yet, because a snapshot or a promotion
+    /// needs the state there.
     pub(super) fn boundary(&self) -> u64 {
         let snapshots = self.snapshots.iter().map(|request| request.index);
         snapshots
@@ -263,7 +268,8 @@ impl Queue {
             .unwrap_or(u64::MAX)
     }
 
-    /// Appends entries. While the standby catches up, the oldest make room: it reads the log anyway.
+    /// Appends entries. While the standby catches up, drops the oldest beyond the limit, because
+    /// the standby reads them from the log.
     pub(super) fn push(&mut self, entries: &mut Vec<Finished>, bytes: usize, bytes_max: usize) {
         if let Some(last) = entries.last() {
             self.pushed = last.index;
@@ -276,7 +282,7 @@ impl Queue {
         }
     }
 
-    /// Takes entries that follow on `applied`, up to the boundary, at most `count`.
+    /// Takes at most `count` entries that follow `applied`, up to the boundary.
     pub(super) fn take(&mut self, applied: u64, count: usize, into: &mut Vec<Finished>) {
         let boundary = self.boundary();
         let mut position = applied;
@@ -294,15 +300,16 @@ impl Queue {
         }
     }
 
-    /// Up to where the history has to be read before the kept entries follow on `applied`.
+    /// Returns the index up to which entries must be read from the entry source, because the kept
+    /// ones do not follow `applied`.
     pub(super) fn gap(&self, applied: u64) -> Option<u64> {
         let next = self.finished.iter().find(|next| next.index > applied);
         let known_from = next.map_or(self.pushed, |next| next.after);
         (known_from > applied).then_some(known_from)
     }
 
-    /// Takes at most `count` queries that pass `allowed`, in their order. Subscriptions stay: only the standby notes
-    /// events. True: there may be more.
+    /// Takes at most `count` queries that pass `allowed`, in order, and returns whether there may
+    /// be more. Leaves subscriptions, because only the standby records events.
     pub(super) fn take_queries(
         &mut self,
         count: usize,
@@ -326,7 +333,7 @@ impl Queue {
         (taken, more)
     }
 
-    /// Takes the subscriptions. Only a standby can begin one.
+    /// Takes the subscriptions, which only a standby can begin.
     pub(super) fn take_subscriptions(&mut self) -> Vec<Question> {
         let is_subscription =
             |question: &mut Question| matches!(question.ask, Ask::Subscribe { .. });
@@ -341,7 +348,7 @@ impl Queue {
         taken
     }
 
-    /// Lets queries through whose index has been reached.
+    /// Releases the queries whose index has been reached.
     pub(super) fn serve(&mut self, applied: u64) {
         if applied <= self.serving {
             return;

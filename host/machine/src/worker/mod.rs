@@ -1,5 +1,5 @@
-//! A machine as one node runs it: two instances, two threads, and what passes between them. See the
-//! layer's page for the whole.
+//! The worker of a node: two instances of the state machine, two threads, and the queues between
+//! them. See the crate documentation for the overview.
 
 mod absence;
 mod digest;
@@ -46,51 +46,51 @@ use super::{
 };
 use conclave_types::{Call, Digest, Failure, Outcome};
 
-/// Told the outcome of an entry, on the primary's thread, right after the entry: keep it short. Dropped
-/// without a call if the worker stops before.
+/// Receives the outcome of an entry. Called on the primary's thread right after the entry, so it
+/// must be fast. Dropped without a call if the worker stops before.
 pub type Done = Box<dyn FnOnce(Outcome) + Send>;
 
-/// An index of the log, the entry that the machine sees there (blank entries and changes of membership
-/// have none), and who wants to know what comes of it.
+/// A log index, the entry for the state machine at that index, and the receiver of the outcome.
+/// Blank entries and membership changes have no entry for the state machine.
 pub type BatchItem = (u64, Option<Entry>, Option<Done>);
 
 /// The answer to a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answered {
-    /// The log index of the state that it was asked of.
+    /// The log index of the state that was queried.
     pub index: u64,
-    /// The response message's bytes, or the machine's refusal.
+    /// The bytes of the response message, or the state machine's failure.
     pub result: Result<Bytes, Failure>,
 }
 
-/// The replicated machine of one node. Cheap to clone; the threads end with the last one, or with
-/// [`Worker::shutdown`].
+/// The replicated state machine of one node. Cheap to clone. The threads end when the last clone is
+/// dropped, or with [`Worker::shutdown`].
 #[derive(Clone)]
 pub struct Worker(Arc<Inner>);
 
 struct Inner {
     shared: Arc<Shared>,
     jobs: mpsc::Sender<Job>,
-    /// Room for entries that wait for the primary, in units.
+    /// The room for entries that wait for the primary, in units.
     room: Arc<Semaphore>,
     room_units: u32,
     threads: Mutex<Vec<JoinHandle<()>>>,
 }
 
-/// The unit that room for waiting entries is counted in, in bytes.
+/// The unit of that room, in bytes.
 const ROOM_UNIT_BYTES: usize = 256;
-/// Batches that wait for the primary; their bytes are bounded apart.
+/// The maximum number of batches that wait for the primary. Their bytes are bounded separately.
 const JOBS_MAX: usize = 1024;
-/// How long a call that a shutdown interrupts may take to notice.
+/// The interval at which a shutdown interrupts running calls.
 const INTERRUPT_EVERY: Duration = Duration::from_millis(5);
 
 impl Worker {
-    /// Starts a machine: from `at`, with the component whose state that is, or from the initial state of
-    /// `initial`, the component that the log begins with. `seed` comes from the cluster's id: the same on
-    /// every node. Blocks for as long as the state takes to restore.
+    /// Starts a worker from the saved state `at`, with the component to which it belongs. Without one,
+    /// starts from the initial state of `initial`, the initial component of the log. `seed` is derived
+    /// from the cluster's id and is the same on every node. Blocks while the state is restored.
     ///
     /// # Errors
-    /// The state cannot be restored, or threads cannot be had.
+    /// Fails if the state cannot be restored, or if a thread cannot be started.
     pub fn start(
         initial: Component,
         seed: [u8; 32],
@@ -116,7 +116,7 @@ impl Worker {
                     let fresh = |role| {
                         shared
                             .fresh(role)
-                            .map_err(|broken| broken.into_fatal("starting the machine"))
+                            .map_err(|broken| broken.into_fatal("starting the state machine"))
                     };
                     Ok(([fresh("primary")?, fresh("standby")?], shared.clock()))
                 }
@@ -142,7 +142,7 @@ impl Worker {
             queue.serving = clock.index();
         }
         let (jobs, inbox) = mpsc::channel(JOBS_MAX);
-        // Weak: the worker ends with the last handle.
+        // A weak reference, so that the worker ends with the last handle.
         let _ = shared.jobs.set(jobs.downgrade());
         let prepared =
             |instance| Prepared { instance, component: component.clone(), clock: clock.clone() };
@@ -158,11 +158,11 @@ impl Worker {
         Ok(Self(Arc::new(Inner { shared, jobs, room, room_units, threads: Mutex::new(threads) })))
     }
 
-    /// Hands over entries in the order of the log, and waits for room for them. Returns before they
-    /// are applied: each `Done` tells. Called by one caller at a time.
+    /// Queues entries in the order of the log, and waits for room in the queue. Returns before they
+    /// are applied; each `Done` reports an outcome. Must not be called concurrently.
     ///
     /// # Errors
-    /// The worker applies nothing any more.
+    /// Fails if the worker has stopped.
     pub async fn apply(&self, batch: Vec<BatchItem>) -> Result<(), FatalError> {
         let Inner { shared, jobs, room, room_units, .. } = &*self.0;
         if batch.is_empty() {
@@ -171,7 +171,7 @@ impl Worker {
         let bytes_of = |entry: &Entry| entry.work.bytes();
         let bytes: usize =
             batch.iter().map(|(_, entry, _)| entry.as_ref().map_or(0, bytes_of)).sum();
-        // A batch larger than the whole room waits until it has it to itself.
+        // A batch larger than the whole room waits until the queue is empty.
         let units = u32::try_from(bytes / ROOM_UNIT_BYTES + batch.len())
             .unwrap_or(u32::MAX)
             .min(*room_units);
@@ -184,17 +184,17 @@ impl Worker {
         jobs.send(Job::Apply { batch, _room: permit }).await.map_err(|_| shared.end())
     }
 
-    /// The log index that the primary has applied.
+    /// Returns the log index that the primary has applied.
     pub fn applied(&self) -> u64 {
         self.0.shared.applied.load(Ordering::Acquire)
     }
 
-    /// The digest at an index: of all entries up to there. Waits until the primary has applied the index. `None`:
-    /// that is too long ago, or before the state that the machine began from, or
-    /// none is kept.
+    /// Returns the digest over all entries up to an index. Waits until the primary has applied that
+    /// index. `None` if the index is too old, is before the state from which the state machine
+    /// began, or if no digest is kept.
     ///
     /// # Errors
-    /// The worker applies nothing any more.
+    /// Fails if the worker has stopped.
     pub async fn digest_at(&self, index: u64) -> Result<Option<Digest>, FatalError> {
         let (reply, answer) = oneshot::channel();
         let sent = self.0.jobs.send(Job::Digest { index, reply }).await;
@@ -202,45 +202,46 @@ impl Worker {
         answer.await.map_err(|_| self.0.shared.end())
     }
 
-    /// Whether there are digests to be asked for. Not for a state from a snapshot of another version, until
-    /// [`Worker::begin_digest`].
+    /// Returns whether digests are kept. They are not for a state from a snapshot of another
+    /// version, until [`Worker::begin_digest`] is called.
     pub fn keeps_digest(&self) -> bool {
         self.0.shared.keeps_digest.load(Ordering::Acquire)
     }
 
-    /// From here on, after `index`, the last entry that was handed over, the digest is a running hash that begins with
-    /// this one. In order with [`Worker::apply`].
+    /// Starts the running hash with this digest, after `index`, the last entry that was queued.
+    /// Takes effect in order with [`Worker::apply`].
     ///
     /// # Errors
-    /// The worker applies nothing any more.
+    /// Fails if the worker has stopped.
     pub async fn begin_digest(&self, index: u64, digest: Digest) -> Result<(), FatalError> {
         let sent = self.0.jobs.send(Job::BeginDigest { index, digest }).await;
         sent.map_err(|_| self.0.shared.end())
     }
 
-    /// When the machine wants its `tick` called, in its own time, with every change. 0: as soon as
-    /// possible.
+    /// Returns a channel with the wake-up time, in the state machine's own time. 0 means as
+    /// soon as possible.
     pub fn wake_at(&self) -> watch::Receiver<Option<u64>> {
         self.0.shared.wake_at.subscribe()
     }
 
-    /// Ends all subscriptions: the state is not to be believed.
+    /// Ends all subscriptions, because the state may be wrong.
     pub fn end_watchers(&self) {
         self.0.shared.events.end_watchers();
     }
 
-    /// Asks the standby, once it has applied `index_min`. Dropping the future takes the question back.
+    /// Queries the standby, once it has applied `index_min`. Dropping the future cancels the query.
     ///
     /// # Errors
-    /// See [`QueryError`]. A machine's own refusal is in [`Answered::result`].
+    /// See [`QueryError`]. The state machine's own failure is in [`Answered::result`].
     pub async fn query(&self, call: Call, index_min: u64) -> Result<Answered, QueryError> {
         let (reply, answer) = oneshot::channel();
         self.push(Question { call, index_min, ask: Ask::Query(reply) })?;
         answer.await.unwrap_or_else(|_| Err(QueryError::stopped(self.0.shared.fatal_error())))
     }
 
-    /// The state exactly at `index`, the last one handed to [`Worker::apply`]. The standby notes the
-    /// request before this returns, so later entries may follow at once; await the rest at leisure.
+    /// Takes a snapshot of the state exactly at `index`, the last index passed to
+    /// [`Worker::apply`]. The request is queued before this function returns, so later entries may
+    /// follow immediately; the future can be awaited later.
     ///
     /// # Errors
     /// See [`SnapshotError`].
@@ -265,55 +266,59 @@ impl Worker {
         }
     }
 
-    /// Why this node's machine has stopped, if it has.
+    /// Returns the reason why the worker has stopped, if a fatal error stopped it.
     pub fn fatal_error(&self) -> Option<String> {
         self.0.shared.fatal_error().map(ToString::to_string)
     }
 
-    /// The message of a panic of the worker's threads, with every change. Nothing is applied after one.
+    /// Returns a channel with the message of a panic in one of the worker's threads. Nothing is
+    /// applied after a panic.
     pub fn panicked(&self) -> watch::Receiver<Option<String>> {
         self.0.shared.panic.subscribe()
     }
 
-    /// Whether there is a standby, with every change. While one is built, a second trap would stop all writes.
+    /// Returns a channel that reports whether there is a standby. While one is being built, a
+    /// second trap would stop all writes.
     pub fn standby(&self) -> watch::Receiver<bool> {
         self.0.shared.absence.watch()
     }
 
-    /// The time from the loss of the last standby to the first query of the next one; so far, if there is none yet.
+    /// Returns the time from the loss of the previous standby to the first query of the last one.
+    /// If there is none yet, returns the time so far.
     pub fn standby_build_time(&self) -> Duration {
         self.0.shared.absence.took()
     }
 
-    /// Why there is no standby and none can be built now, or at which entry the last one disagreed with the primary.
+    /// Returns the reason why no standby can be built now, or the entry at which the last one
+    /// disagreed with the primary.
     pub fn standby_problem(&self) -> Option<String> {
         self.0.shared.absence.problem()
     }
 
-    /// Whether a call of this method trapped within the last minute.
+    /// Returns whether a call of this method trapped within the last minute.
     pub fn has_trapped(&self, method: &str) -> bool {
         self.0.shared.absence.has_trapped(method)
     }
 
-    /// What it has done and holds.
+    /// Returns the worker's statistics.
     pub fn stats(&self) -> Stats {
         self.0.shared.counters.read(self.applied())
     }
 
-    /// The component that the primary runs. Queries for an index at or above its activation are answered by
-    /// it, or by one after it.
+    /// Returns the component that the primary runs. Queries at or above the index of its activation
+    /// are answered by it or by a later component.
     pub fn component(&self) -> Component {
         self.0.shared.active.borrow().clone()
     }
 
-    /// The component that the primary runs, with every change. A change is there before the activation is
-    /// answered.
+    /// Returns a channel with the component that the primary runs. It changes before the outcome of
+    /// the activation is reported.
     pub fn components(&self) -> watch::Receiver<Component> {
         self.0.shared.active.subscribe()
     }
 
-    /// Ends both threads, and the calls they are in, and waits for them. Entries that were not applied
-    /// yet are dropped with their `Done`.
+    /// Ends both threads with their running calls, and waits for them. Entries that were not
+    /// applied are dropped with their `Done`.
     pub fn shutdown(&self) {
         self.0.stop();
         let threads =
@@ -323,11 +328,12 @@ impl Worker {
                 continue;
             }
             while !thread.is_finished() {
-                // An instance that was made after the last interruption has not seen it.
+                // An instance that was created after the last interruption has missed it, so
+                // it is repeated.
                 self.0.shared.interrupt();
                 std::thread::sleep(INTERRUPT_EVERY);
             }
-            // A panic has become the worker's fault already.
+            // A panic has already become the worker's fatal error.
             let _ = thread.join();
         }
     }
@@ -348,7 +354,7 @@ impl Drop for Inner {
     }
 }
 
-/// Starts one of the two threads. A panic on it, a bug, stops the worker with a fault.
+/// Starts one of the two threads. A panic on it is a bug, and stops the worker with a fatal error.
 fn spawn(
     shared: &Arc<Shared>,
     name: &'static str,

@@ -1,4 +1,4 @@
-//! The thread that applies committed entries, in the order of the log.
+//! The primary: the thread that applies committed entries, in the order of the log.
 
 mod activation;
 mod queries;
@@ -29,40 +29,41 @@ use crate::{
 };
 use conclave_types::{Call, Digest, Outcome, Reply, Trap, limits::ClusterLimits};
 
-/// What the primary is asked to do.
+/// A request to the primary.
 pub(super) enum Job {
-    /// Apply entries. The permit is the room that they take in the queue.
+    /// Applies entries. The permit is the room that they take in the queue.
     Apply { batch: Vec<BatchItem>, _room: OwnedSemaphorePermit },
-    /// Continue from another state that both instances have accepted.
+    /// Continues from another state, which two new instances have accepted.
     Adopt {
         restored: Box<Restored>,
         commit: Commit,
         reply: oneshot::Sender<Result<(), FatalError>>,
     },
-    /// Tell the digest at an index, once the primary has applied it.
+    /// Reports the digest at an index, once the primary has applied it.
     Digest { index: u64, reply: oneshot::Sender<Option<Digest>> },
-    /// Begin the digest again.
+    /// Starts the digest with another value.
     BeginDigest { index: u64, digest: Digest },
-    /// Answer queries, because there is no standby.
+    /// Answers queries, because there is no standby.
     AnswerQueries,
-    /// Look whether to stop.
+    /// Checks whether the worker has stopped.
     Stop,
 }
 
-/// Finished entries go to the standby once they are so many, so that it works while the primary does.
+/// The number of finished entries after which they are fed to the standby, so that both threads
+/// work in parallel.
 const HANDOVER_COUNT: usize = 64;
-/// Or once they are so large.
+/// The size of finished entries after which they are fed to the standby.
 const HANDOVER_BYTES: usize = 1 << 20;
 
 pub(super) struct Primary {
     shared: Arc<Shared>,
-    /// Absent only between a trap and the promotion of the standby.
+    /// `None` only between a trap and the promotion of the standby.
     instance: Option<Instance>,
-    /// What the instance is one of.
+    /// The component of the instance.
     component: Component,
     clock: Clock,
     digests: Digests,
-    /// Questions for the digest at an index that the primary may not have reached yet.
+    /// Requests for the digest at an index that the primary may not have reached yet.
     asked: Vec<(u64, oneshot::Sender<Option<Digest>>)>,
     finished: Vec<Finished>,
     finished_bytes: usize,
@@ -77,7 +78,7 @@ impl Primary {
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        // Queries are left, so the thread must not wait for the next job.
+        // Whether queries are left. If so, the thread must not block on the next job.
         let mut queries_left = false;
         loop {
             let job = if queries_left {
@@ -103,7 +104,7 @@ impl Primary {
         match job {
             Job::Apply { batch, _room } => return self.apply_batch(batch),
             Job::Adopt { restored, commit, reply } => {
-                // The caller may have given up by now.
+                // The caller may have given up.
                 let _ = reply.send(self.adopt(*restored, commit));
             }
             Job::Digest { index, reply } => {
@@ -126,7 +127,7 @@ impl Primary {
             let after = self.clock.index();
             if index < after || (index == after && index > 0) {
                 return Err(FatalError::new(format!(
-                    "entry {index} was handed to the machine after entry {after}"
+                    "entry {index} reached the state machine after entry {after}"
                 ))
                 .into());
             }
@@ -191,7 +192,7 @@ impl Primary {
         }
     }
 
-    /// Other limits hold from the next entry on. The state machine does not see it.
+    /// Sets the limits that apply from the next entry on. The state machine does not see the entry.
     fn set_limits(
         &mut self,
         context: EntryContext,
@@ -205,7 +206,7 @@ impl Primary {
         Ok((Step::SetLimits { context, limits }, outcome))
     }
 
-    /// A call, or without one a tick.
+    /// Applies a call, or a tick if `call` is `None`.
     fn apply_call(
         &mut self,
         before: &Clock,
@@ -222,7 +223,8 @@ impl Primary {
                 let Some(instance) = &mut self.instance else {
                     return Err(FatalError::new("the primary has no instance").into());
                 };
-                // What it said in calls before is not said of this one.
+                // Discards an error line of earlier calls, so that it does not appear in this
+                // call's trap report.
                 instance.take_error();
                 let result = instance.run(context, call.as_ref());
                 self.shared.counters.fuel.fetch_add(instance.fuel_used(), Ordering::Relaxed);
@@ -254,7 +256,8 @@ impl Primary {
         Ok((Step::Skip { time_ms: context.time_ms }, outcome))
     }
 
-    /// Entry `index` trapped: goes on with the standby's instance, as it is after the entry before.
+    /// Rolls back entry `index`, which trapped: continues with the standby's instance, in its state
+    /// after the previous entry.
     fn roll_back(&mut self, before: &Clock, index: u64, trap: &Trap) -> Result<(), End> {
         tracing::warn!(
             index,
@@ -270,7 +273,7 @@ impl Primary {
         self.promote(before.index())
     }
 
-    /// Replaces the instance, which trapped, by the standby's, as that is after `index`.
+    /// Replaces the instance, which trapped, by the standby's, in its state after `index`.
     fn promote(&mut self, index: u64) -> Result<(), End> {
         let (reply, promoted) = sync_channel(1);
         {
@@ -281,7 +284,7 @@ impl Primary {
             queue.promotion = Some(Promotion { index, reply, broken: self.instance.take() });
             self.shared.inbox.wake_standby(&mut queue);
         }
-        // The standby answers, or ends and drops the request with its queue.
+        // The standby either answers or ends, which drops the request with the queue.
         let instance = loop {
             match promoted.recv_timeout(Duration::from_millis(100)) {
                 Ok(instance) => break instance,
@@ -294,7 +297,7 @@ impl Primary {
         Ok(())
     }
 
-    /// Gives the standby what has been finished. Waits for room, unless the standby is catching up.
+    /// Feeds the finished entries to the standby. Waits for room, unless the standby is catching up.
     fn hand_over(&mut self) -> Result<(), End> {
         if self.finished.is_empty() {
             return Ok(());
@@ -321,24 +324,24 @@ impl Primary {
         Ok(())
     }
 
-    /// Answers the questions for digests up to where the primary stands.
+    /// Answers the requests for digests that the primary has reached.
     fn answer_digests(&mut self) {
         let reached = self.clock.index();
         for (index, reply) in self.asked.extract_if(.., |(index, _)| *index <= reached) {
-            // The caller may have given up by now.
+            // The caller may have given up.
             let _ = reply.send(self.digests.at(index));
         }
     }
 
-    /// Replaces both instances, or neither. `commit` makes the state the one that a rebuild begins from; it
-    /// runs here so that a rebuild does not skip entries that are still queued before.
+    /// Replaces both instances, or neither. `commit` makes the state the one from which a rebuild
+    /// begins. It runs here, so that a rebuild does not skip earlier entries that are still queued.
     fn adopt(&mut self, restored: Restored, commit: Commit) -> Result<(), FatalError> {
         let Restored { primary, standby, component, clock, digest } = restored;
         let (index, applied) = (clock.index(), self.clock.index());
         let digests = Digests::of(index, digest);
         if index < applied {
             return Err(FatalError::new(format!(
-                "the state at index {index} is older than the machine's, at {applied}"
+                "the state at index {index} is older than the state machine's state at index {applied}"
             )));
         }
         commit().map_err(|error| {
@@ -371,7 +374,7 @@ impl Primary {
         Ok(())
     }
 
-    /// From now on the instance is one of this component, for all to see.
+    /// Sets the component of the instance and publishes it.
     fn become_of(&mut self, component: Component) {
         self.component = component;
         self.shared.active.send_if_modified(|active| {

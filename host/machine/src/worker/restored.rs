@@ -1,15 +1,15 @@
-//! A state restored into fresh instances beside the running ones.
+//! Restores a state into new instances beside the running ones.
 //!
 //! # Contract
-//! 1. Restoring runs on a thread of its own. The running instances apply entries and answer queries
-//!    meanwhile, however long it takes.
-//! 2. A [`Restored`] exists only if the state machine has accepted all of the state, twice: once for
-//!    the primary instance and once for the standby.
-//! 3. Dropping the future of [`Worker::prepare`] or [`Worker::replace_standby`] ends the work within
-//!    moments, also inside of a guest's call.
+//! 1. Restoring runs on a separate thread. Meanwhile the running instances apply entries and answer
+//!    queries, however long it takes.
+//! 2. A [`Restored`] exists only if the state machine has accepted the whole state, in two
+//!    instances: one for the primary and one for the standby.
+//! 3. Dropping the future of [`Worker::prepare`] or [`Worker::replace_standby`] ends the work
+//!    within milliseconds, also inside of a guest's call.
 //!
 //! # Caveats
-//! It needs the memory of as many more states as it makes instances.
+//! It needs the memory of one more state per instance that it creates.
 
 use std::{
     io,
@@ -34,10 +34,10 @@ use crate::{
 };
 use conclave_types::Digest;
 
-/// Makes a state the newest one that an instance can be rebuilt from. Called on the primary's thread.
+/// Makes a state the newest one from which an instance can be rebuilt. Called on the primary's thread.
 pub(super) type Commit = Box<dyn FnOnce() -> io::Result<()> + Send>;
 
-/// A state that two fresh instances have accepted. See the page of this file.
+/// A state that two new instances have accepted. See the module documentation.
 pub struct Restored {
     pub(super) primary: Instance,
     pub(super) standby: Instance,
@@ -52,30 +52,30 @@ impl std::fmt::Debug for Restored {
     }
 }
 
-/// How often a restore is checked for having been cancelled.
+/// The interval at which a restore checks whether it has been cancelled.
 const CANCEL_INTERVAL: Duration = Duration::from_millis(10);
 
 impl Worker {
-    /// Restores a state into two fresh instances. See the page of this file.
+    /// Restores a state into two new instances. See the module documentation.
     ///
     /// # Errors
-    /// The state machine does not accept the state, or the state cannot be read.
+    /// Fails if the state machine does not accept the state, or if the state cannot be read.
     pub async fn prepare(&self, saved: SavedState) -> Result<Restored, FatalError> {
         let (component, digest) = (saved.component.clone(), saved.digest);
         let ([primary, standby], clock) = self.restore_aside(["primary", "standby"], saved).await?;
         Ok(Restored { primary, standby, component, clock, digest })
     }
 
-    /// Restores a snapshot of this node into a fresh instance, which becomes the standby. So the snapshot is known to
-    /// be restorable, and a state machine that behaves differently after a restore shows within one snapshot. The linear
-    /// memory that restoring took, in bytes.
+    /// Restores a snapshot of this node into a new instance, which becomes the standby. This checks
+    /// that the snapshot can be restored, and it reveals within one snapshot a state machine that
+    /// behaves differently after a restore. Returns the linear memory that restoring took, in bytes.
     ///
     /// # Errors
     /// See [`Worker::prepare`].
     pub async fn replace_standby(&self, saved: SavedState) -> Result<u64, FatalError> {
         let component = saved.component.clone();
         let ([instance], clock) = self.restore_aside(["standby"], saved).await?;
-        // Linear memory never shrinks.
+        // Linear memory never shrinks, so this is also the peak.
         let memory_bytes = instance.memory_bytes() as u64;
         let mut queue = self.0.shared.inbox.lock();
         if !queue.ended {
@@ -85,11 +85,12 @@ impl Worker {
         Ok(memory_bytes)
     }
 
-    /// Continues from a prepared state, no older than the state machine's own, in both instances. In order
-    /// with [`Worker::apply`]. `commit` runs just before.
+    /// Continues from a prepared state in both instances, in order with [`Worker::apply`]. The
+    /// state must not be older than the current one. `commit` runs just before.
     ///
     /// # Errors
-    /// The state is too old or `commit` has failed, and the worker continues as before; or it had stopped.
+    /// Fails if the state is too old or if `commit` fails; the worker then continues as before.
+    /// Also fails if the worker has stopped.
     pub async fn adopt(
         &self,
         restored: Restored,
@@ -102,10 +103,10 @@ impl Worker {
         done.await.unwrap_or_else(|_| Err(self.0.shared.end()))
     }
 
-    /// [`Worker::prepare`] and [`Worker::adopt`] in one.
+    /// Combines [`Worker::prepare`] and [`Worker::adopt`].
     ///
     /// # Errors
-    /// See there.
+    /// Fails as they do.
     pub async fn restore(&self, saved: SavedState) -> Result<(), FatalError> {
         let restored = self.prepare(saved).await?;
         self.adopt(restored, || Ok(())).await
@@ -120,7 +121,7 @@ impl Worker {
         let mut guard = CancelOnDrop { cancelled: Arc::clone(&cancelled), armed: true };
         let restoring = spawn_blocking(move || run(&shared, roles, saved, &cancelled));
         let restored = restoring.await;
-        // The instances ask for it for as long as they live: one that was made must not be interrupted.
+        // The instances check this flag for their whole life, so a finished restore must not set it.
         guard.armed = false;
         restored.map_err(|error| FatalError::new(error.to_string()))??.map_err(Restore::into_fatal)
     }
@@ -139,7 +140,7 @@ impl Drop for CancelOnDrop {
     }
 }
 
-/// Restores on a thread with a guest's stack, and interrupts it as long as it is to end.
+/// Restores on a thread with a guest's stack. Interrupts it repeatedly once it has been cancelled.
 fn run<const COUNT: usize>(
     shared: &Shared,
     roles: [&'static str; COUNT],
@@ -152,7 +153,7 @@ fn run<const COUNT: usize>(
         let thread = thread::spawn_scoped(scope, "conclave-restore", stack_bytes, body)?;
         while !thread.is_finished() {
             if cancelled.load(Ordering::Relaxed) || shared.stopping() {
-                // A call that began after the last interruption has not seen it.
+                // A call that began after the last interruption has missed it, so it is repeated.
                 shared.interrupt();
             }
             std::thread::park_timeout(CANCEL_INTERVAL);

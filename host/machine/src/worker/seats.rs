@@ -1,4 +1,4 @@
-//! The watchers that an event concerns.
+//! An index from topics to the watchers that they concern.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -12,11 +12,11 @@ use tokio::sync::Notify;
 
 use conclave_types::Event;
 
-/// Topics from one to before another.
+/// A half-open range of topics.
 #[derive(Clone, Debug)]
 pub(super) struct TopicRange {
     pub(super) from: Vec<u8>,
-    /// Empty: no end.
+    /// The exclusive end. Empty means no end.
     pub(super) to: Vec<u8>,
 }
 
@@ -29,21 +29,21 @@ impl TopicRange {
         events.iter().any(|event| self.contains(&event.topic))
     }
 
-    /// Bytes that all topics of the range begin with.
+    /// Returns the bytes with which all topics of the range begin.
     fn common_prefix(&self) -> &[u8] {
         let same = self.from.iter().zip(&self.to).take_while(|(from, to)| from == to);
         &self.from[..same.count()]
     }
 }
 
-/// The state of a watcher that entries change. Changed with the lock on the events held.
+/// The part of a watcher's state that entries change. Changed only with the lock on the events held.
 #[derive(Default)]
 pub(super) struct Seat {
-    /// The first entry with events of the watcher's range that it has not taken. 0: there is none.
+    /// The first entry with events in the watcher's range that it has not taken; 0 if there is none.
     pending: AtomicU64,
-    /// Whether the watcher was ended because another state takes the place of this one.
+    /// Whether the watcher was ended because another state replaced this node's state.
     replaced: AtomicBool,
-    /// Woken when one of the two changes, or when the worker stops.
+    /// Notified when one of the two changes, or when the worker stops.
     changed: Notify,
 }
 
@@ -56,7 +56,7 @@ impl Seat {
         self.pending.store(index, Ordering::Relaxed);
     }
 
-    /// Something that the watcher sees may have happened at this entry.
+    /// Records that an entry may have events for the watcher.
     pub(super) fn happened(&self, index: u64) {
         if self.pending() == 0 {
             self.set_pending(index);
@@ -64,7 +64,7 @@ impl Seat {
         }
     }
 
-    /// Another state takes the place of this one.
+    /// Ends the watcher, because another state replaces this node's state.
     pub(super) fn replace(&self) {
         self.replaced.store(true, Ordering::Relaxed);
         self.wake();
@@ -83,12 +83,12 @@ impl Seat {
     }
 }
 
-/// Seats by the topics that concern them. The ranges of one key and of all keys with a prefix, which most watchers have,
-/// are found by the bytes that they have in common with a topic.
+/// The watchers' seats, indexed by topic. Most watchers have the range of one key, or of all keys
+/// with a prefix. They are found by the bytes that their range has in common with a topic.
 #[derive(Default)]
 pub(super) struct Seats {
     by_prefix: HashMap<Vec<u8>, Vec<(TopicRange, Arc<Seat>)>>,
-    /// The lengths of these prefixes, and how many there are of each.
+    /// The lengths of these prefixes, with the number of prefixes of each length.
     lengths: BTreeMap<usize, usize>,
 }
 
@@ -97,7 +97,7 @@ impl Seats {
         self.by_prefix.values().flatten().map(|(_, seat)| seat)
     }
 
-    /// Those in whose range a topic lies.
+    /// Returns the seats whose range contains a topic.
     pub(super) fn of_topic(&self, topic: &[u8]) -> impl Iterator<Item = &Arc<Seat>> {
         let prefixes = self.lengths.keys().map_while(|length| topic.get(..*length));
         let seats = prefixes.filter_map(|prefix| self.by_prefix.get(prefix)).flatten();
@@ -115,7 +115,7 @@ impl Seats {
     pub(super) fn remove(&mut self, range: &TopicRange, seat: &Arc<Seat>) {
         let prefix = range.common_prefix();
         let Some(seats) = self.by_prefix.get_mut(prefix) else {
-            unreachable!("a watcher has its seat as long as it lives");
+            unreachable!("a watcher keeps its seat until it is dropped");
         };
         seats.retain(|(_, other)| !Arc::ptr_eq(other, seat));
         if seats.is_empty() {
@@ -135,7 +135,7 @@ mod tests {
 
     use super::*;
 
-    /// Topics and edges of ranges that are often related.
+    /// Generates topics and range bounds that are often related.
     fn topic() -> impl Strategy<Value = Vec<u8>> {
         prop::collection::vec(prop::sample::select(&b"ab\x00\xff"[..]), 0..5)
     }

@@ -1,4 +1,4 @@
-//! What the handle, the primary and the standby of one worker share.
+//! The state that a worker's handle, its primary and its standby share.
 
 use std::sync::{
     Arc, OnceLock,
@@ -28,36 +28,36 @@ use crate::{
 };
 use conclave_types::{Outcome, Trap};
 
-/// See the page of this file.
+/// The shared state. See the module documentation.
 pub(super) struct Shared {
     pub(super) engine: Engine,
-    /// What the log begins with.
+    /// The initial component of the log.
     pub(super) initial: Component,
-    /// What the primary runs.
+    /// The component that the primary runs.
     pub(super) active: watch::Sender<Component>,
     pub(super) entry_source: Arc<dyn EntrySource>,
     pub(super) inbox: Inbox,
     pub(super) counters: Counters,
     pub(super) events: Events,
-    /// Whether there is a standby, and why not.
+    /// Whether there is a standby, and the reason if not.
     pub(super) absence: Absence,
     /// The primary's queue.
     pub(super) jobs: OnceLock<mpsc::WeakSender<Job>>,
     /// The index that the primary has applied.
     pub(super) applied: AtomicU64,
-    /// Whether the primary keeps digests that other nodes could have.
+    /// Whether the primary keeps digests that are comparable with those of other nodes.
     pub(super) keeps_digest: AtomicBool,
-    /// When the machine wants to be woken. A snapshot does not tell, so after one it is woken as soon
-    /// as possible, and says.
+    /// The wake-up time of the state machine. It is not part of a snapshot, so after a restore it
+    /// is as soon as possible, and the state machine's next reply sets it.
     pub(super) wake_at: watch::Sender<Option<u64>>,
     key: [u8; 32],
     stop: Arc<AtomicBool>,
     fatal_error: OnceLock<FatalError>,
-    /// Set if one of the two threads panicked, with the panic's message.
+    /// The message of a panic in one of the two threads.
     pub(super) panic: watch::Sender<Option<String>>,
 }
 
-/// Why a thread of the worker ends.
+/// The reasons why a thread of the worker ends.
 pub(super) enum End {
     Stopped,
     Fatal(FatalError),
@@ -99,7 +99,7 @@ impl Shared {
         self.stop.load(Ordering::Relaxed)
     }
 
-    /// Tells both threads to end, and ends the calls they are in.
+    /// Stops both threads and their running calls.
     pub(super) fn stop(&self) {
         self.stop.store(true, Ordering::Relaxed);
         self.interrupt();
@@ -107,7 +107,8 @@ impl Shared {
         self.events.wake();
     }
 
-    /// Each reply replaces the wish of the one before it; what is no reply leaves it.
+    /// Records the wake-up time. Each reply replaces the pending wake-up time; failures and traps
+    /// leave it unchanged.
     pub(super) fn note_wake_up(&self, outcome: &Outcome) {
         if let Outcome::Reply(reply) = outcome
             && !bench::bare()
@@ -118,7 +119,7 @@ impl Shared {
         }
     }
 
-    /// Makes a call that is under way ask whether it should end.
+    /// Makes running calls check whether they should end.
     pub(super) fn interrupt(&self) {
         self.engine.inner().increment_epoch();
     }
@@ -127,17 +128,17 @@ impl Shared {
         self.fatal_error.get()
     }
 
-    /// The worker applies nothing any more. The first fault is the one that counts.
+    /// Stops the worker with a fatal error. Only the first fatal error is kept.
     pub(super) fn fail(&self, fatal_error: FatalError) {
         let is_first = self.fatal_error.set(fatal_error.clone()).is_ok();
         self.inbox.wake_all();
         self.events.wake();
         if is_first {
-            tracing::error!(%fatal_error, component = ?*self.active.borrow(), "the machine stops");
+            tracing::error!(%fatal_error, component = ?*self.active.borrow(), "the state machine stops");
         }
     }
 
-    /// Asks the primary to answer queries, if that is its turn and it has not been asked.
+    /// Requests the primary to answer queries, if there is no standby and no request is pending.
     pub(super) fn ask_primary(&self, queue: &mut Queue) {
         if !queue.primary_answers || queue.primary_asked || queue.ready.is_empty() {
             return;
@@ -148,7 +149,7 @@ impl Shared {
         }
     }
 
-    /// Whether a thread has to end, and why.
+    /// Returns the reason why a thread has to end, if there is one.
     pub(super) fn check(&self) -> Result<(), End> {
         if self.stopping() {
             return Err(End::Stopped);
@@ -156,11 +157,11 @@ impl Shared {
         self.fatal_error().map_or(Ok(()), |fatal_error| Err(End::Fatal(fatal_error.clone())))
     }
 
-    /// Why the worker takes nothing in any more.
+    /// Returns the reason why the worker accepts nothing more.
     pub(super) fn end(&self) -> FatalError {
         self.fatal_error()
             .cloned()
-            .unwrap_or_else(|| FatalError::new("the machine is shutting down"))
+            .unwrap_or_else(|| FatalError::new("the state machine is shutting down"))
     }
 
     pub(super) fn snapshot_end(&self) -> SnapshotError {
@@ -168,13 +169,13 @@ impl Shared {
             .map_or(SnapshotError::Stopped, |fatal_error| SnapshotError::Fatal(fatal_error.clone()))
     }
 
-    /// An instance in the initial state of the machine that the log begins with.
+    /// Creates an instance in the initial state of the log's initial component.
     pub(super) fn fresh(&self, role: &'static str) -> Result<Instance, Broken> {
         self.initial.instance(role, self.engine.limits().cluster, &self.stop)
     }
 
-    /// Why this component does not take the place of `old` at this entry, as far as that is known without
-    /// trying.
+    /// Returns the reason why this component does not replace `old` at this entry, as far as it is
+    /// known without an attempt.
     pub(super) fn not_activated(
         &self,
         index: u64,
@@ -185,7 +186,7 @@ impl Shared {
         refused().or_else(|| self.entry_source.trapped(index).map(NotActivated::Recorded))
     }
 
-    /// [`migration`](crate::migration::migration) within this worker.
+    /// Runs [`migration`](crate::migration::migration) within this worker.
     pub(super) fn migration(
         &self,
         old: &mut Instance,
@@ -197,7 +198,8 @@ impl Shared {
         migration(old, old_component.state_version(), component, role, &self.stop)
     }
 
-    /// Instances of other engines are not reached by an interruption, and have other limits.
+    /// Checks that the component comes from this worker's engine. An interruption does not reach
+    /// instances of other engines, and their limits differ.
     fn check_engine(&self, component: &Component) -> Result<(), FatalError> {
         if component.engine().is(&self.engine) {
             return Ok(());
@@ -207,13 +209,13 @@ impl Shared {
         )))
     }
 
-    /// A clock that stands at the beginning of the log.
+    /// Creates a clock at the beginning of the log.
     pub(super) fn clock(&self) -> Clock {
         Clock::new(self.key, 0, 0)
     }
 
-    /// Fresh instances with a saved state, one for each role, and the clock they stand at. Nothing
-    /// shows before all of them have all of it.
+    /// Creates instances with a saved state, one per role, and their clock. Returns them only when
+    /// all have accepted the whole state.
     pub(super) fn restored<const COUNT: usize>(
         &self,
         roles: [&'static str; COUNT],
@@ -222,7 +224,7 @@ impl Shared {
         self.restored_unless(roles, saved, &Arc::default())
     }
 
-    /// The same, until `cancelled` is set: from then on it ends with [`Restore::Stopped`].
+    /// Does the same until `cancelled` is set; then it returns [`Restore::Stopped`].
     pub(super) fn restored_unless<const COUNT: usize>(
         &self,
         roles: [&'static str; COUNT],
@@ -234,7 +236,7 @@ impl Shared {
         self.check_engine(&component).map_err(Restore::Fatal)?;
         if let Some(why) = component.refuses(state_version) {
             return Err(Restore::Fatal(FatalError::new(format!(
-                "{what}: {why}: start the node with the component that it was saved by"
+                "{what}: {why}: start the node with the component that saved it"
             ))));
         }
         let broken = |broken: Broken| match broken {
@@ -270,31 +272,33 @@ impl Shared {
         let clock = Clock::new(self.key, index, time_ms);
         match instances.try_into() {
             Ok(instances) => Ok((instances, clock)),
-            Err(_) => Err(Restore::Fatal(FatalError::new("as many instances as roles"))),
+            Err(_) => Err(Restore::Fatal(FatalError::new(
+                "the number of restored instances differs from the number of roles",
+            ))),
         }
     }
 }
 
-/// Why a state was not restored.
+/// The reasons why a state was not restored.
 pub(super) enum Restore {
     Stopped,
     Fatal(FatalError),
-    /// The saved bytes could not be read; and what for.
+    /// The saved bytes could not be read. The second field names the operation.
     EntrySource(EntrySourceError, String),
 }
 
-/// Why a component is not activated at an entry.
+/// The reasons why a component is not activated at an entry.
 pub(super) enum NotActivated {
-    /// It does not restore the state's version.
+    /// The component does not restore the state's version.
     Refused(String),
-    /// It was tried before.
+    /// An earlier attempt failed.
     Recorded(Trap),
 }
 
 impl Restore {
     pub(super) fn into_fatal(self) -> FatalError {
         match self {
-            Self::Stopped => FatalError::new("the machine is shutting down"),
+            Self::Stopped => FatalError::new("the state machine is shutting down"),
             Self::Fatal(fatal_error) => fatal_error,
             Self::EntrySource(error, what) => FatalError::new(format!("{what}: {error}")),
         }

@@ -1,10 +1,10 @@
-//! The thread that follows the primary, answers queries and writes snapshots.
+//! The standby: the thread that follows the primary, answers queries and writes snapshots.
 //!
-//! Its loop takes a little of everything in turn, so that no kind of work waits for another to run
-//! dry: a promotion, snapshots to begin, some entries, queries, one piece of one snapshot.
+//! Its loop does a little of each kind of work per turn, so that none waits until another is
+//! finished: a promotion, snapshots to begin, some entries, queries, one piece of one snapshot.
 //!
-//! After entries it naps for a few milliseconds, unless there is other work, so that one wake-up of its thread
-//! serves several entries. A query, a subscription, a snapshot or a promotion wakes it.
+//! After entries it naps for a few milliseconds, unless there is other work, so that one wake-up of
+//! its thread serves several entries. A query, a subscription, a snapshot or a promotion wakes it.
 
 mod absence;
 mod activation;
@@ -33,27 +33,27 @@ use crate::{
 };
 use conclave_types::{Call, Outcome, Trap, TrapKind, limits::ClusterLimits};
 
-/// Entries and queries of one turn: a millisecond or two of work each, about what a piece of a
-/// snapshot takes, so that neither starves the other.
+/// The number of entries and queries per turn. Each kind takes a millisecond or two, about as long
+/// as a piece of a snapshot, so that none starves the others.
 const TURN_COUNT: usize = 256;
-/// How often in a row a build may find that the log was purged under it.
+/// The number of consecutive builds that may fail because the log was purged meanwhile.
 const GAPS_MAX: u32 = 5;
 
 pub(super) struct Standby {
     shared: Arc<Shared>,
-    /// Absent after a trap or a promotion, until it has been built.
+    /// `None` after a trap or a promotion, until a new one has been built.
     instance: Option<Instance>,
-    /// What the instance is one of.
+    /// The component of the instance.
     component: Component,
     clock: Clock,
     streams: HashMap<u64, OpenStream>,
     next_stream: u64,
     gaps: u32,
-    /// The index of the state of another node that was adopted last. A snapshot of this node up to there is older.
+    /// The index of the last adopted state of another node. Snapshots up to that index are obsolete.
     adopted_at: u64,
-    /// The instance that was replaced, to be dropped outside of the lock.
+    /// The replaced instance, to be dropped outside of the lock.
     retired: Option<Instance>,
-    /// The last turn had entries, so that more may follow soon.
+    /// Whether the last turn had entries, so that more may follow soon.
     followed: bool,
 }
 
@@ -61,11 +61,11 @@ pub(super) struct Standby {
 #[derive(Clone, Copy)]
 struct OpenStream {
     snapshot: ResourceAny,
-    /// The bytes read so far.
+    /// The number of bytes read so far.
     bytes: usize,
 }
 
-/// What one turn does, as taken from the queue.
+/// The work of one turn, as taken from the queue.
 #[derive(Default)]
 struct Turn {
     promotion: Option<Promotion>,
@@ -74,7 +74,7 @@ struct Turn {
     queries: VecDeque<Question>,
     read: Option<ReadRequest>,
     entries: Vec<Finished>,
-    /// Read the history up to here.
+    /// The index up to which the entry source must be read.
     gap: Option<u64>,
 }
 
@@ -187,7 +187,7 @@ impl Standby {
         turn.closed = std::mem::take(&mut queue.closed);
         turn.read = queue.reads.pop_front();
         if !queue.snapshots.is_empty() {
-            // A request that nobody waits for would hold the standby at its index.
+            // A request whose caller has given up would hold the standby at its index.
             queue.snapshots.retain(|request| !request.reply.is_closed());
             let due = |request: &mut SnapshotRequest| request.index <= applied;
             turn.snapshots = queue.snapshots.extract_if(.., due).collect();
@@ -195,7 +195,7 @@ impl Standby {
         if let Some(promotion) = &queue.promotion {
             if applied > promotion.index {
                 return Err(FatalError::new(format!(
-                    "the entry after {} trapped, and the newest snapshot is already at {applied}: restart the node to go on from it",
+                    "the entry after {} trapped, and the newest snapshot is already at {applied}: restart the node to continue from it",
                     promotion.index
                 ))
                 .into());
@@ -208,7 +208,7 @@ impl Standby {
         turn.gap = queue.gap(applied).map(|to| to.min(queue.boundary()));
         queue.catching_up = turn.gap.is_some();
         self.end_absence(queue);
-        // An older state than the one that was served last is shown to no caller. And all writes wait for a
+        // No caller may observe an older state than was served before. All writes wait for a
         // promotion, so no query is answered before it.
         if applied >= queue.serving && queue.promotion.is_none() && !queue.primary_answers {
             let count = queue.ready.len().min(TURN_COUNT);
@@ -223,7 +223,7 @@ impl Standby {
         Ok(turn)
     }
 
-    /// Goes on with the instance that a restore has prepared.
+    /// Continues with the instance that a restore has prepared.
     fn adopt(&mut self, queue: &mut Queue) -> bool {
         let Some(prepared) = queue.replacement.take() else { return false };
         self.streams.clear();
@@ -244,7 +244,7 @@ impl Standby {
         self.adopt(&mut queue) || self.succeed(&mut queue)
     }
 
-    /// Makes a new instance from the newest snapshot. The entries after it come with the next turns.
+    /// Builds a new instance from the newest snapshot. The next turns apply the entries after it.
     fn build(&mut self) -> Result<(), End> {
         self.streams.clear();
         self.shared.inbox.lock().catching_up = true;
@@ -267,7 +267,7 @@ impl Standby {
                     match self.shared.restored(["standby"], saved) {
                         Ok(([instance], clock)) => (instance, component, clock),
                         Err(Restore::Stopped) => return Err(End::Stopped),
-                        // It was replaced by a newer one while it was read.
+                        // A newer snapshot replaced it while it was read.
                         Err(Restore::EntrySource(EntrySourceError::Gap(_), _)) => {
                             return self.gap(index);
                         }
@@ -275,7 +275,7 @@ impl Standby {
                     }
                 }
             };
-        tracing::info!(index = clock.index(), "a new standby was built from the entry_source");
+        tracing::info!(index = clock.index(), "a new standby was built from the newest snapshot");
         self.instance = Some(instance);
         self.component = component;
         self.clock = clock;
@@ -283,7 +283,7 @@ impl Standby {
         Ok(())
     }
 
-    /// The log was purged under a build: starts over from the snapshot that allowed it.
+    /// Handles a purge of the log during a build: starts again, from the newer snapshot.
     fn gap(&mut self, index: u64) -> Result<(), End> {
         self.instance = None;
         self.gaps += 1;
@@ -296,7 +296,7 @@ impl Standby {
         Ok(())
     }
 
-    /// Applies entries of the history, up to `to` or as many as it gives at once.
+    /// Applies entries of the entry source, up to `to` or as many as it returns at once.
     fn catch_up(&mut self, to: u64) -> Result<(), End> {
         let from = self.clock.index() + 1;
         let entries = match self.shared.entry_source.entries(from, to) {
@@ -316,7 +316,7 @@ impl Standby {
             self.shared.check()?;
             if index <= self.clock.index() || index > to {
                 return Err(FatalError::new(format!(
-                    "the entry_source gave entry {index} for {from} to {to}"
+                    "the entry source returned entry {index} for the range {from} to {to}"
                 ))
                 .into());
             }
@@ -327,7 +327,7 @@ impl Standby {
         Ok(())
     }
 
-    /// Does what the primary did at an entry of the history.
+    /// Replays an entry of the entry source, as the primary did it.
     fn replay(&mut self, context: EntryContext, work: Work) -> Result<(), End> {
         let call = match work {
             Work::Call(call) => Some(call),
@@ -372,24 +372,24 @@ impl Standby {
         Ok(())
     }
 
-    /// An instance that was lost in the middle of a turn gets the limits from the history.
+    /// Sets other limits. An instance that was lost in this turn gets them from the entry source.
     fn set_limits(&mut self, limits: ClusterLimits) {
         if let Some(instance) = &mut self.instance {
             instance.set_cluster_limits(limits);
         }
     }
 
-    /// The standby stands after its clock's entry, whose outcome this is, if the machine saw it.
+    /// Publishes the position of the standby, and the events of the entry there.
     fn publish(&self, outcome: Option<Outcome>) {
         self.shared.counters.standby_applied.store(self.clock.index(), Ordering::Relaxed);
-        // An instance that was lost on the way comes to these entries again.
+        // If the instance was lost in this turn, these entries are applied again.
         if self.instance.is_some() {
             self.shared.events.note(self.clock.index(), outcome);
         }
     }
 
-    /// Applies an entry that the primary has applied. A different outcome here means that the machine is
-    /// no function of the log.
+    /// Applies an entry that the primary has applied. A different outcome means that the state
+    /// machine is not a function of the log.
     fn apply(
         &mut self,
         context: EntryContext,
@@ -397,7 +397,7 @@ impl Standby {
         expected: Option<OutcomeHash>,
     ) -> Result<(), End> {
         let Some(instance) = &mut self.instance else {
-            // Lost in the middle of a turn: the entry comes again from the history.
+            // The instance was lost in this turn. The entry source returns the entry again.
             return Ok(());
         };
         instance.mute(true);
@@ -416,8 +416,8 @@ impl Standby {
                 Ok(())
             }
             Ok(_) => Err(self.diverged(index, "answered otherwise").into()),
-            // A snapshot that is being read keeps what entries overwrite, and they do it for the sake of
-            // that: the primary has neither cost. Without snapshots the entry gets a second try.
+            // A snapshot that is being read keeps data that entries overwrite, which costs memory and
+            // fuel that the primary does not need. Without snapshots the entry gets a second try.
             Err(Broken::Trap(Trap {
                 kind: TrapKind::MemoryExhausted | TrapKind::FuelExhausted,
                 message,
@@ -432,7 +432,7 @@ impl Standby {
                 self.instance = None;
                 Ok(())
             }
-            // A heap that has seen queries and snapshots is not the primary's heap. A new standby has seen none.
+            // The heap differs from the primary's after queries and snapshots. A new standby has had none.
             Err(Broken::Trap(Trap {
                 kind: TrapKind::MemoryExhausted | TrapKind::FuelExhausted,
                 message,
@@ -447,21 +447,21 @@ impl Standby {
         }
     }
 
-    /// The primary has lost its instance and gets this one.
+    /// Gives the instance to the primary, which has lost its own.
     fn promote(&mut self, promotion: Promotion) -> Result<(), End> {
-        // What snapshots still hold would be held for as long as the primary lives.
+        // Snapshots would hold their memory for as long as the primary lives.
         self.close_all()?;
         match self.instance.take() {
             Some(mut instance) => {
                 instance.set_role("primary");
-                // First, so that no caller that was told of the trap finds a standby that is gone.
+                // First, so that no caller that got the trap's outcome finds a standby that is gone.
                 self.begin_absence();
-                // If nobody takes it, the primary is ending.
+                // If the primary no longer waits, it is ending.
                 let _ = promotion.reply.send(instance);
-                // Writes go on meanwhile.
+                // Writes continue meanwhile.
                 drop(promotion.broken);
             }
-            // It trapped as the snapshot was let go: the next one is promoted.
+            // The instance trapped while a snapshot was released. The next one is promoted.
             None => self.shared.inbox.lock().promotion = Some(promotion),
         }
         Ok(())
@@ -469,7 +469,7 @@ impl Standby {
 }
 
 impl Drop for Standby {
-    /// However the thread ends, nobody waits for it any longer.
+    /// Fails all waiting requests, however the thread ends.
     fn drop(&mut self) {
         let mut queue = self.shared.inbox.lock();
         queue.ended = true;

@@ -1,10 +1,10 @@
-//! What a worker counts, for metrics.
+//! The statistics of a worker, for metrics.
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use conclave_types::{Outcome, TrapKind};
 
-/// The counters, as the threads keep them.
+/// The counters, updated by the threads.
 #[derive(Default)]
 pub(super) struct Counters {
     pub(super) entries: AtomicU64,
@@ -27,46 +27,46 @@ pub(super) struct Counters {
     pub(super) standby_queue_bytes: AtomicU64,
 }
 
-/// What a worker has done since it started, and what it holds now.
+/// The statistics of a worker: counters since its start, and current values.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Stats {
-    /// Entries that the primary has applied, whatever came of them.
+    /// The number of entries that the primary has applied, with any outcome.
     pub entries: u64,
-    /// Of them: those that the machine answered with a failure.
+    /// The number of these entries that the state machine answered with a failure.
     pub failures: u64,
-    /// Of them: those that trapped, in the order of [`TrapKind::ALL`].
+    /// The number of these entries that trapped, in the order of [`TrapKind::ALL`].
     pub traps: [u64; TrapKind::ALL.len()],
-    /// Of the traps: those that the history remembered, which were not run again.
+    /// The number of traps that the entry source had recorded, and which were not run again.
     pub traps_replayed: u64,
-    /// Of the entries: those that another component went on after.
+    /// The number of these entries that activated a component.
     pub activations: u64,
-    /// Those that were to have another component go on, and did not. Counted as failures too.
+    /// The number of entries whose component was not activated. Counted as failures too.
     pub activations_failed: u64,
-    /// Fuel that the primary's calls took.
+    /// The fuel used by the primary's calls.
     pub fuel: u64,
-    /// Queries answered, whatever came of them.
+    /// The number of queries answered, with any result.
     pub queries: u64,
-    /// Of them: those that trapped.
+    /// The number of these queries that trapped.
     pub query_traps: u64,
-    /// Readers built from the history.
+    /// The number of standbys built from the entry source.
     pub standby_builds: u64,
-    /// Standbys that were replaced by an instance that a snapshot had been restored into.
+    /// The number of standbys replaced by an instance that was restored from a snapshot.
     pub rotations: u64,
-    /// Readers that became the primary.
+    /// The number of standbys promoted to primary.
     pub promotions: u64,
-    /// Snapshots begun.
+    /// The number of snapshots begun.
     pub snapshots: u64,
-    /// States restored.
+    /// The number of states restored.
     pub restores: u64,
-    /// Linear memory of the primary.
+    /// The linear memory of the primary, in bytes.
     pub primary_memory_bytes: u64,
-    /// Linear memory of the standby.
+    /// The linear memory of the standby, in bytes.
     pub standby_memory_bytes: u64,
     /// The log index that the primary has applied.
     pub applied: u64,
     /// The log index that the standby has applied.
     pub standby_applied: u64,
-    /// What waits for the standby.
+    /// The size in bytes of the entries that wait for the standby.
     pub standby_queue_bytes: u64,
 }
 

@@ -1,4 +1,4 @@
-//! A snapshot being read from the standby.
+//! A snapshot that is being read from the standby.
 
 use std::sync::Arc;
 
@@ -11,8 +11,8 @@ use super::{
 };
 use crate::{component::Component, error::SnapshotError, instance::EntryContext};
 
-/// The machine's state at one index. Its pieces are pulled from the standby one by one, and entries and
-/// queries go on between two of them. Dropping it lets go of the state.
+/// The state machine's state at one index. Its pieces are pulled from the standby one by one, and
+/// entries and queries continue between two of them. Dropping the stream releases the state.
 pub struct StateStream {
     shared: Arc<Shared>,
     component: Component,
@@ -23,7 +23,8 @@ pub struct StateStream {
 }
 
 impl StateStream {
-    /// The standby, which runs this component, has the state of this moment under this number.
+    /// Creates the stream of a snapshot that the standby, which runs this component, holds
+    /// under this number.
     pub(super) fn new(
         shared: Arc<Shared>,
         component: Component,
@@ -34,28 +35,28 @@ impl StateStream {
         Self { shared, component, number, index, time_ms, ended: false }
     }
 
-    /// The component whose state it is.
+    /// Returns the component to which the state belongs.
     pub fn component(&self) -> &Component {
         &self.component
     }
 
-    /// The log index after which the state was taken.
+    /// Returns the log index after which the state was captured.
     pub fn index(&self) -> u64 {
         self.index
     }
 
-    /// The machine's time then, in milliseconds since the Unix epoch.
+    /// Returns the state machine's time at that index, in milliseconds since the Unix epoch.
     pub fn time_ms(&self) -> u64 {
         self.time_ms
     }
 
-    /// The format of the bytes.
+    /// Returns the version of the format of the bytes.
     pub fn state_version(&self) -> u32 {
         self.component.state_version()
     }
 
-    /// The next piece, at most 1 MiB. `None`: that was all. After an error the snapshot is lost, and
-    /// there is no more.
+    /// Returns the next piece, of at most 1 MiB, or `None` at the end. After an error the snapshot
+    /// is lost, and the stream ends.
     pub async fn next(&mut self) -> Option<Result<Bytes, SnapshotError>> {
         let asked = self.ask()?;
         let answer = match asked {
@@ -65,7 +66,7 @@ impl StateStream {
         self.give(answer)
     }
 
-    /// As [`StateStream::next`], for a thread of its own.
+    /// Does the same as [`StateStream::next`], but blocks the thread.
     pub fn next_blocking(&mut self) -> Option<Result<Bytes, SnapshotError>> {
         let asked = self.ask()?;
         let answer = match asked {

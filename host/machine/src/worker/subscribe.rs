@@ -1,4 +1,5 @@
-//! How a subscription begins: the standby is asked, and its answer and the events after it fit together.
+//! The beginning of a subscription: the standby answers, and the events that follow join its answer
+//! without a gap.
 
 use std::sync::Arc;
 
@@ -16,34 +17,34 @@ use conclave_types::{Call, Failure};
 /// The answer to a call that subscribes.
 #[derive(Debug)]
 pub struct Subscribed {
-    /// The log index of the state that `initial` describes: the events after it follow.
+    /// The log index of the state that `initial` describes. The events after it follow.
     pub index: u64,
-    /// The machine's answer, or its refusal.
+    /// The state machine's answer, or its failure.
     pub result: Result<Subscribing, Failure>,
 }
 
-/// What a subscriber gets.
+/// The content of a subscription.
 #[derive(Debug)]
 pub struct Subscribing {
-    /// Response messages that come first. Empty for a subscription that goes on from an index.
+    /// The initial response messages. Empty for a subscription that resumes after an index.
     pub initial: Vec<Bytes>,
-    /// What happens from then on.
+    /// The events after them.
     pub events: Watcher,
 }
 
-/// What the standby says, on its thread.
+/// The standby's answer, created on its thread.
 pub(super) struct Begun {
     pub(super) index: u64,
     pub(super) result: Result<(Subscription, Watcher), Failure>,
 }
 
 impl Worker {
-    /// Begins a subscription at the standby's state, once it has applied `index_min`; or goes on with one
-    /// that has seen everything up to `resume`, without its initial messages, once the standby has applied
-    /// that.
+    /// Begins a subscription at the standby's state, once it has applied `index_min`. With
+    /// `resume`, continues a subscription that has received everything up to that index, without
+    /// initial messages, once the standby has applied it.
     ///
     /// # Errors
-    /// See [`QueryError`]. A machine's own refusal is in [`Subscribed::result`].
+    /// See [`QueryError`]. The state machine's own failure is in [`Subscribed::result`].
     pub async fn subscribe(
         &self,
         call: Call,
@@ -67,7 +68,7 @@ impl Worker {
         Ok(Subscribed { index, result })
     }
 
-    /// Puts a question where the standby finds it.
+    /// Queues a question for the standby.
     pub(super) fn push(&self, question: Question) -> Result<(), QueryError> {
         let shared = Arc::clone(&self.0.shared);
         let mut queue = shared.inbox.lock();
@@ -90,7 +91,7 @@ impl Worker {
             }
         } else {
             queue.waiting.push(question);
-            // The entries that it waits for may lie there while the standby naps.
+            // The entries that the question waits for may be queued while the standby naps.
             if !queue.finished.is_empty() {
                 shared.inbox.wake_standby(&mut queue);
             }

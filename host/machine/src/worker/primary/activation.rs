@@ -1,7 +1,7 @@
-//! Another component goes on with the state, from one entry on.
+//! The activation of another component on the primary.
 //!
-//! Writes wait meanwhile, so the primary does nothing here but carry its own state over. The standby does
-//! the same with its own when it comes to the entry.
+//! Writes wait meanwhile, so the primary only migrates its own state here. The standby migrates its
+//! state when it reaches the entry.
 
 use std::{sync::atomic::Ordering, time::Instant};
 
@@ -20,14 +20,14 @@ use crate::{
 use conclave_types::{Code, Failure, Outcome, Reply};
 
 impl Primary {
-    /// The entry of this moment is an activation.
+    /// Applies the activation at the entry of this context.
     pub(super) fn activate(
         &mut self,
         before: &Clock,
         context: EntryContext,
         component: Component,
     ) -> Result<(Step, Outcome), End> {
-        // The standby catches up while the state is carried over.
+        // Lets the standby catch up during the migration.
         self.hand_over()?;
         let started = Instant::now();
         let (index, old) = (context.index, self.component.name());
@@ -38,7 +38,8 @@ impl Primary {
                 let took_ms = started.elapsed().as_millis() as u64;
                 tracing::info!(index, ?component, old, took_ms, "a component was activated");
                 self.shared.counters.activations.fetch_add(1, Ordering::Relaxed);
-                // What the old component wished says nothing of the new one's wish, so it is asked at once.
+                // The wake-up time of the old component does not apply to the new one. The new one
+                // is ticked at once, so that it can request its own.
                 let outcome = Outcome::Reply(Reply { wake_at_ms: Some(0), ..Reply::default() });
                 self.shared.counters.outcome(&outcome);
                 self.shared.note_wake_up(&outcome);
@@ -48,7 +49,7 @@ impl Primary {
                 tracing::warn!(index, ?component, why, "a component was not activated");
                 self.shared.counters.activations_failed.fetch_add(1, Ordering::Relaxed);
                 let mut message =
-                    format!("{} was not activated, and {old} goes on: {why}", component.name());
+                    format!("{} was not activated, and {old} continues: {why}", component.name());
                 message.truncate(crate::cut(&message, FAILURE_BYTES_MAX).len());
                 let outcome = Outcome::Failure(Failure { code: Code::FailedPrecondition, message });
                 self.shared.counters.outcome(&outcome);
@@ -57,7 +58,8 @@ impl Primary {
         }
     }
 
-    /// An instance of the component with the primary's state, or why there is none.
+    /// Creates an instance of the component with the primary's state, or returns the reason
+    /// why that failed.
     fn carried(
         &mut self,
         before: &Clock,

@@ -1,4 +1,4 @@
-//! The primary answers queries while there is no standby, between two batches of entries.
+//! Queries on the primary, which answers them between two batches of entries while there is no standby.
 
 use std::sync::atomic::Ordering;
 
@@ -13,13 +13,13 @@ use crate::{
     },
 };
 
-/// The queries of one turn: all entries wait for them.
+/// The maximum number of queries in one turn, during which all entries wait.
 const TURN_COUNT: usize = 64;
-/// Fuel after which entries have their turn: some ten milliseconds, and one more query.
+/// The fuel after which the turn of queries ends: some ten milliseconds, plus one query.
 const TURN_FUEL: u64 = 15_000_000;
 
 impl Primary {
-    /// Answers some queries, if there is no standby. True: more are waiting.
+    /// Answers some queries, if there is no standby. Returns whether more are waiting.
     pub(super) fn answer_queries(&mut self) -> Result<bool, End> {
         if self.shared.absence.is_over() {
             return Ok(false);
@@ -46,13 +46,13 @@ impl Primary {
             while let Some(question) = questions.pop_back() {
                 queue.ready.push_front(question);
             }
-            // There may be a standby by now.
+            // Wakes the standby, if one exists by now, to answer them.
             self.shared.inbox.wake_standby(&mut queue);
         }
         Ok(more)
     }
 
-    /// Answers one query and returns the fuel that it took.
+    /// Answers one query and returns the fuel that it used.
     fn answer_query(&mut self, question: Question) -> Result<u64, End> {
         let Question { call, ask: Ask::Query(reply), .. } = question else { return Ok(0) };
         let Some(instance) = &mut self.instance else { return Ok(0) };
@@ -71,7 +71,7 @@ impl Primary {
                     kind = trap.kind.name(),
                     message = trap.message,
                     method = &*call.method,
-                    "a query trapped on the primary, which is replaced: writes wait for a new standby"
+                    "a query trapped on the primary; it is replaced, and writes wait for a new standby"
                 );
                 self.shared.counters.query_traps.fetch_add(1, Ordering::Relaxed);
                 self.shared.absence.note_trapped(&call.method);

@@ -1,4 +1,5 @@
-//! The time without a standby: after a promotion or a trap, until another instance has been built and has caught up.
+//! The time without a standby: from a promotion or a trap until another instance has been built and
+//! has caught up.
 
 use std::{sync::atomic::Ordering, time::Instant};
 
@@ -9,7 +10,7 @@ use crate::{
 };
 
 impl Standby {
-    /// From now on the primary answers queries.
+    /// Makes the primary answer queries from now on.
     pub(super) fn begin_absence(&self) {
         let mut queue = self.shared.inbox.lock();
         if !queue.primary_answers {
@@ -19,8 +20,8 @@ impl Standby {
         self.shared.ask_primary(&mut queue);
     }
 
-    /// The standby answers queries again, if it is as good as level with the primary. It has to become level first:
-    /// no caller is shown an older state than another was shown before.
+    /// Makes the standby answer queries again, once it has almost caught up with the primary. It
+    /// has to catch up first, so that no caller observes an older state than was served before.
     pub(super) fn end_absence(&self, queue: &mut Queue) {
         if queue.primary_answers
             && self.instance.is_some()
@@ -29,14 +30,14 @@ impl Standby {
             && queue.finished.len() < TURN_COUNT
         {
             queue.primary_answers = false;
-            // A request that the primary has not looked at yet is of no use to the next absence.
+            // A request that the primary has not handled yet must not count in the next absence.
             queue.primary_asked = false;
             self.shared.absence.end();
         }
     }
 
-    /// Continues with the instance that a snapshot was restored into, unless the present one is needed. The entries after
-    /// the snapshot come with the next turns; meanwhile the primary answers queries.
+    /// Continues with an instance that was restored from a snapshot, unless the current one is needed.
+    /// The next turns apply the entries after the snapshot; meanwhile the primary answers queries.
     pub(super) fn succeed(&mut self, queue: &mut Queue) -> bool {
         let is_needed = self.instance.is_some()
             && !(self.streams.is_empty()
@@ -65,10 +66,10 @@ impl Standby {
         true
     }
 
-    /// Waits, without a standby, before another one is tried.
+    /// Pauses without a standby before the next attempt to build one.
     ///
     /// # Errors
-    /// The primary has trapped, so that there is no instance at all.
+    /// Fails if the primary has trapped, because then there is no instance at all.
     pub(super) fn rest(&mut self, fatal_error: FatalError) -> Result<(), End> {
         self.instance = None;
         self.streams.clear();
@@ -84,7 +85,7 @@ impl Standby {
         tracing::error!(
             reason,
             next_attempt_s = pause.as_secs(),
-            "this node has no standby instance: it works, but a trap would stop it"
+            "this node has no standby instance; it keeps working, but a trap would stop it"
         );
         // The primary must not wait for room.
         queue.catching_up = true;
@@ -111,7 +112,7 @@ impl Standby {
         }
     }
 
-    /// Notes that the standby disagrees with the primary at an entry.
+    /// Records that the standby disagrees with the primary at an entry, and returns the error.
     pub(super) fn diverged(&self, index: u64, how: &str) -> FatalError {
         let reason = format!(
             "the component {} is not deterministic, or one of its queries changes the state: at entry {index} the \

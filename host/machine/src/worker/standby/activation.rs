@@ -1,4 +1,4 @@
-//! The standby goes on with another component, as the primary did.
+//! The activation of another component on the standby, after the primary.
 
 use std::sync::atomic::Ordering;
 
@@ -7,13 +7,13 @@ use crate::{component::Component, error::FatalError, migration::NotCarried, work
 use conclave_types::TrapKind;
 
 impl Standby {
-    /// Entry `index` activated this component. Queries and snapshots wait while the state is carried over.
-    /// Snapshots under way are lost: the instance that they are in goes.
+    /// Changes to the component that entry `index` activated. Queries and snapshots wait during the
+    /// state migration. Snapshots in progress are lost with the old instance.
     pub(super) fn activate(&mut self, index: u64, component: Component) -> Result<(), End> {
         let beside_snapshots = !self.streams.is_empty();
         self.close_all()?;
         let Some(instance) = &mut self.instance else {
-            // Lost in the middle of a turn: the entry comes again from the history.
+            // The instance was lost in this turn. The entry source returns the entry again.
             return Ok(());
         };
         match self.shared.migration(instance, &self.component, &component, "standby") {
@@ -24,8 +24,8 @@ impl Standby {
                 self.component = component;
                 Ok(())
             }
-            // Its memory is what the snapshots made of it, which the primary's is not. The next reader has
-            // none of them.
+            // Snapshots have used memory of this instance, but not of the primary's. The next
+            // standby starts without snapshots.
             Err(NotCarried::Refused { trap, old_broke: true })
                 if beside_snapshots
                     && matches!(trap.kind, TrapKind::MemoryExhausted | TrapKind::FuelExhausted) =>
@@ -33,7 +33,7 @@ impl Standby {
                 tracing::warn!(
                     index,
                     message = trap.message,
-                    "the standby was exhausted as another component was activated; a new one is built"
+                    "the activation of another component exhausted the standby; a new standby is built"
                 );
                 self.instance = None;
                 Ok(())

@@ -1,4 +1,4 @@
-//! What the standby is asked: queries, and where subscriptions begin.
+//! Queries and the beginnings of subscriptions on the standby.
 
 use std::{
     collections::VecDeque,
@@ -22,13 +22,13 @@ use crate::{
 };
 use conclave_types::Failure;
 
-/// Fuel after which the queries of a turn make way for the rest of it: some 40 milliseconds, at most one
-/// query more. A promotion, for which every write waits, may come in any turn.
+/// The fuel after which the queries of a turn end: some 40 milliseconds, plus at most one query. A
+/// promotion, for which every write waits, may come in any turn.
 const TURN_FUEL: u64 = 50_000_000;
 
 impl Standby {
-    /// Answers queries in their order, until they have taken their share of the turn or cost the
-    /// instance. The rest goes back to where it came from.
+    /// Answers queries in order, until they have used their share of the turn or the instance is
+    /// lost. Puts the rest back into the queue.
     pub(super) fn answer_some(&mut self, mut questions: VecDeque<Question>) -> Result<(), End> {
         let mut fuel = 0;
         while fuel < TURN_FUEL
@@ -46,7 +46,7 @@ impl Standby {
         Ok(())
     }
 
-    /// Answers one query and says how much fuel that took.
+    /// Answers one query and returns the fuel that it used.
     fn answer(&mut self, question: Question) -> Result<u64, End> {
         let Some(instance) = &mut self.instance else { return Ok(0) };
         if question.ask.is_closed() {
@@ -85,8 +85,8 @@ impl Standby {
         Ok(fuel)
     }
 
-    /// Watches from here on, or from where an earlier subscription has ended. On this thread: what comes
-    /// next has not been noted yet.
+    /// Creates the watcher of a subscription, from here on or from the position of an earlier one.
+    /// Runs on this thread, so no later event has been recorded yet.
     fn begin(
         &self,
         now: EntryContext,
@@ -106,7 +106,7 @@ impl Standby {
     }
 }
 
-/// What an instance gave when it was asked.
+/// The answer of an instance.
 enum Given {
     Answer(Result<Bytes, Failure>),
     Subscription(Result<Subscription, Failure>),

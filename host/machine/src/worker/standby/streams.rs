@@ -17,11 +17,12 @@ use crate::{
     },
 };
 
-/// Snapshots that are read at once. One is taken by policy; others are for people.
+/// The maximum number of snapshots that are read at once. The snapshot policy takes one; the others
+/// are for operators.
 const STREAMS_MAX: usize = 4;
 
 impl Standby {
-    /// Captures the state, to be read while entries go on.
+    /// Captures the state, which is read while entries continue.
     pub(super) fn begin_snapshot(&mut self, request: SnapshotRequest) -> Result<(), End> {
         let now = self.clock.now();
         let answer = if request.index < now.index {
@@ -38,12 +39,12 @@ impl Standby {
                 StateStream::new(Arc::clone(&self.shared), component, stream, now)
             })
         };
-        // Wherever the stream is dropped, there or here, that closes it.
+        // Dropping the stream closes it, at the caller or here.
         let _ = request.reply.send(answer);
         Ok(())
     }
 
-    /// Gives the next piece of a snapshot.
+    /// Returns the next piece of a snapshot.
     pub(super) fn read(&mut self, request: ReadRequest) -> Result<(), End> {
         let chunk: Chunk = match self.streams.get(&request.stream).copied() {
             None => Err(SnapshotError::Lost),
@@ -64,7 +65,7 @@ impl Standby {
         Ok(())
     }
 
-    /// Refuses a snapshot that is larger than any state: an endless one would fill the disk.
+    /// Rejects a snapshot that is larger than any permitted state. An endless one would fill the disk.
     fn count(&mut self, stream: u64, bytes: usize) -> Result<(), SnapshotError> {
         let Some(instance) = &self.instance else { return Ok(()) };
         let bytes_max = instance.cluster_limits().memory_bytes_max;
@@ -73,7 +74,7 @@ impl Standby {
         if open.bytes > bytes_max { Err(SnapshotError::Trap(too_large(bytes_max))) } else { Ok(()) }
     }
 
-    /// Lets go of all snapshots.
+    /// Releases all snapshots.
     pub(super) fn close_all(&mut self) -> Result<(), End> {
         for stream in self.streams.keys().copied().collect::<Vec<_>>() {
             self.close(stream)?;
@@ -81,20 +82,20 @@ impl Standby {
         Ok(())
     }
 
-    /// Lets go of a snapshot.
+    /// Releases a snapshot.
     pub(super) fn close(&mut self, stream: u64) -> Result<(), End> {
         if let Some(OpenStream { snapshot, .. }) = self.streams.remove(&stream) {
-            let dropped = self.on_instance("letting go of a snapshot", |instance| {
+            let dropped = self.on_instance("releasing an open snapshot", |instance| {
                 instance.snapshot_drop(snapshot)
             })?;
             if let Err(error) = dropped {
-                tracing::warn!(%error, "a snapshot could not be let go; a new standby is built");
+                tracing::warn!(%error, "a snapshot could not be released; a new standby is built");
             }
         }
         Ok(())
     }
 
-    /// A call about snapshots: a trap costs the instance and every snapshot in it.
+    /// Runs a call that concerns snapshots. A trap costs the instance and all of its snapshots.
     fn on_instance<R>(
         &mut self,
         what: &str,
