@@ -1,8 +1,10 @@
-//! What WebAssembly costs, and what the host adds: the same puts applied by the key-value store natively, by
-//! two bare instances of its component at once, and by a node's worker, primary and standby, with and without what the
-//! host does for custom machines at every entry: the digest of its outcome, events, ticks and WASI's moment.
+//! Measures the cost of WebAssembly and of the host's own work per entry.
+//! The same puts are applied in three ways: by the key-value store compiled natively, by two bare
+//! instances of its component running at once, and by a node's worker with primary and standby. The
+//! worker runs with and without the work that the host does at every entry for custom state
+//! machines: the digest of its outcome, events, ticks and the entry context of WASI.
 //!
-//! All in turn, several times over; the figures are medians.
+//! The ways alternate over several rounds. The figures are medians.
 //!
 //! `cargo run --release --workspace --features conclave/bench --example apply_cost`
 #![allow(clippy::expect_used, clippy::print_stdout, reason = "a program for the terminal")]
@@ -47,7 +49,7 @@ fn natively() -> f64 {
     begun.elapsed().as_secs_f64() * 1e6 / PUTS as f64
 }
 
-/// Nothing traps here, so nothing is ever rebuilt.
+/// An entry source without entries. Nothing traps here, so no instance is ever rebuilt.
 struct Nothing;
 
 impl EntrySource for Nothing {
@@ -67,7 +69,7 @@ fn call(number: u64) -> Call {
     Call { method: "kv.v1.KV/Put".into(), request: put(number).into(), principal: "".into() }
 }
 
-/// Two instances at once, as a node's are, which share caches and perhaps a core.
+/// Runs two instances at once, as a node does. They share caches and perhaps a core.
 fn by_instances(component: &Component) -> f64 {
     let calls: Vec<_> = (0..PUTS).map(call).collect();
     let ready = Barrier::new(2);

@@ -1,8 +1,8 @@
-//! What `cargo xtask bench` leaves out of a node, to measure what it costs there: WebAssembly, and what the
-//! host does for an entry beside calling the machine.
+//! Switches of `cargo xtask bench` that turn off parts of a node, to measure their cost:
+//! WebAssembly, and the host's work per entry apart from the call of the state machine.
 //!
-//! Compiled in by the feature `bench` alone, which no binary that ships has. Without it every question here is
-//! answered "no" by a constant.
+//! Compiled in only with the feature `bench`, which no shipped binary has. Without it, every switch
+//! is a constant `false`.
 
 #[cfg(not(feature = "bench"))]
 mod switches {
@@ -23,30 +23,30 @@ mod switches {
     use super::super::instance::EntryContext;
     use conclave_types::{Call, Failure, Outcome};
 
-    /// A machine that is not a component. Snapshots, restores and ticks pass it by.
+    /// A state machine that is not a component. It takes no part in snapshots, restores and ticks.
     pub trait Native: Send {
-        /// As a component's `apply`.
+        /// Applies a call, as a component's `apply` does.
         fn apply(&mut self, context: EntryContext, call: &Call) -> Outcome;
 
-        /// As a component's `query`.
+        /// Answers a query, as a component's `query` does.
         ///
         /// # Errors
-        /// The machine's refusal.
+        /// Returns the failure that the state machine answers with.
         fn query(&mut self, context: EntryContext, call: &Call) -> Result<Bytes, Failure>;
     }
 
-    /// Makes one in its initial state.
+    /// Creates a native state machine in its initial state.
     pub type MakeNative = fn() -> Box<dyn Native>;
 
     static NATIVE: OnceLock<MakeNative> = OnceLock::new();
     static BARE: AtomicBool = AtomicBool::new(false);
 
-    /// From now on every instance hands its calls and queries to one of these.
+    /// Makes every instance created from now on pass its calls and queries to a native state machine.
     pub fn run_natively(make: MakeNative) {
         NATIVE.get_or_init(|| make);
     }
 
-    /// Whether workers leave out digests, events, ticks and WASI's moment.
+    /// Sets whether workers leave out digests, events, ticks and the entry context of WASI.
     pub fn leave_out_features(yes: bool) {
         BARE.store(yes, Ordering::Relaxed);
     }

@@ -1,4 +1,4 @@
-//! What `wit/` says, as Rust. Nothing else is in this file, and nothing outside the layer sees it.
+//! Rust bindings generated from `wit/`. They are private to this layer.
 #![allow(
     missing_docs,
     clippy::all,

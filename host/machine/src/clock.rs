@@ -1,8 +1,9 @@
-//! What an entry brings along beside its call: a function of the log and the cluster alone.
+//! The clock of a state machine: it derives each entry's context (index, time, seed) from the log
+//! and the cluster's key alone.
 
 use super::instance::EntryContext;
 
-/// Follows the log and gives each entry its moment.
+/// Follows the log and computes the context of each entry.
 #[derive(Clone, Debug)]
 pub(super) struct Clock {
     key: [u8; 32],
@@ -11,26 +12,28 @@ pub(super) struct Clock {
 }
 
 impl Clock {
-    /// A clock that stands after `index`, at `time_ms`.
+    /// Creates a clock that stands after entry `index`, at `time_ms`.
     pub(super) fn new(key: [u8; 32], index: u64, time_ms: u64) -> Self {
         Self { key, index, time_ms }
     }
 
-    /// Moves on to an entry that was proposed at `proposed_ms`, and gives its moment. Also for entries that
-    /// trap: whether they were run must not show in the time of those after.
+    /// Advances to an entry that was proposed at `proposed_ms`, and returns its context.
+    /// Entries that trap advance the clock too: the time of later entries must not depend on
+    /// whether an earlier one was run.
     pub(super) fn advance(&mut self, index: u64, proposed_ms: u64) -> EntryContext {
         self.follow(index, proposed_ms);
         self.now()
     }
 
-    /// Moves on as another clock did, where the moment is known or not wanted: the seed takes a hash.
+    /// Advances without computing a context, because the caller has it or does not need it. The
+    /// seed costs a hash.
     pub(super) fn follow(&mut self, index: u64, proposed_ms: u64) {
         self.index = index;
-        // Leaders' clocks differ; the machine's time never goes back.
+        // The clocks of leaders differ, but a state machine's time never goes back.
         self.time_ms = self.time_ms.max(proposed_ms);
     }
 
-    /// Moves on over entries that no machine sees.
+    /// Advances over entries that the state machine does not see.
     pub(super) fn skip_to(&mut self, index: u64) {
         self.index = index;
     }
@@ -43,14 +46,14 @@ impl Clock {
         self.time_ms
     }
 
-    /// The moment of the last entry, which queries see.
+    /// Returns the context of the last entry, which queries get.
     pub(super) fn now(&self) -> EntryContext {
         EntryContext { index: self.index, time_ms: self.time_ms, seed: seed(&self.key, self.index) }
     }
 }
 
-/// The first eight bytes, little-endian, of BLAKE3 keyed with the cluster's key over the index,
-/// little-endian. Fixed for ever: replays depend on it.
+/// Computes the seed of an entry: the first eight bytes, read as little-endian, of BLAKE3 over the
+/// little-endian index, keyed with the cluster's key. Never change this: replays depend on it.
 fn seed(key: &[u8; 32], index: u64) -> u64 {
     let hash = blake3::keyed_hash(key, &index.to_le_bytes());
     let mut first = [0; 8];
@@ -78,6 +81,6 @@ mod tests {
         assert_eq!(seed(&[7; 32], 5), GOLDEN);
     }
 
-    /// Written down once.
+    /// The expected seed, recorded once.
     const GOLDEN: u64 = 15_881_417_487_988_671_163;
 }

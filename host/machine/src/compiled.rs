@@ -1,17 +1,18 @@
-//! Compiling, in a bounded way, and compiled code that outlives the process.
+//! Compiles components with bounded resources, and keeps compiled code across processes.
 //!
 //! # Contract
-//! 1. Compiled code is native code that runs as it is: wasmtime's `Component::deserialize` is unsafe and checks little. It is
-//!    called only with what a [`CompiledCode`] returns. That trait is unsafe to implement: its implementation vouches that
-//!    this node, or one that shares its keys, serialized these bytes, and that none has changed. Storage can,
-//!    because it authenticates each file.
-//! 2. Kept code is a help. Without it, and if wasmtime refuses it (another version, target, processor or set of options),
-//!    the component is compiled.
-//! 3. Compiling takes at most half of the processors, or one, and its threads have a low priority, so that heartbeats, the log and
-//!    applying go first.
+//! 1. Compiled code is native code that is executed as it is. wasmtime's `Component::deserialize`
+//!    is unsafe and checks little, so it is called only with bytes that a [`CompiledCode`]
+//!    returned. That trait is unsafe to implement. Its implementation vouches that this node, or
+//!    another that shares its keys, serialized these bytes, and that they are unchanged. Storage
+//!    can vouch for that because it authenticates each file.
+//! 2. Kept code is an optimization. If there is none, or if wasmtime rejects it (another version,
+//!    target, processor or set of options), the component is compiled.
+//! 3. While a node serves, compiling uses at most half of the processors, but at least one. Its
+//!    threads have a low priority, so that heartbeats, the log and applying come first.
 //!
 //! # Caveats
-//! A component that is being compiled is not interrupted: compiling is bounded by the component's size.
+//! Compiling cannot be interrupted. The component's size bounds the time that it takes.
 
 use std::{
     any::Any,
@@ -25,38 +26,41 @@ use wasmtime::component::Component;
 use super::error::LoadError;
 use conclave_types::ComponentId;
 
-/// The nice value of threads that compile: they yield to all others of the computer. 19 is the lowest.
+/// The nice value of compiler threads: they yield to all other threads on the host. 19 is the
+/// lowest priority.
 const NICE: i32 = 10;
 
-/// Where compiled code is kept, for the next start or for the other nodes of this computer.
+/// A store of compiled code, for the next start or for other nodes on the same host.
 ///
-/// `engine` names all that compiled code depends on but the component.
+/// `engine` names everything that compiled code depends on except the component.
 ///
 /// # Safety
-/// [`CompiledCode::get`] returns bytes that [`CompiledCode::put`] was given for the same component and engine by a process
-/// that holds the same secret, complete and unchanged, whatever happened to the medium. The bytes are run.
+/// [`CompiledCode::get`] must return the bytes that [`CompiledCode::put`] was given for the same
+/// component and engine, by a process that holds the same secret. They must be complete and
+/// unchanged, whatever happened to the storage medium. The bytes are executed.
 #[allow(unsafe_code, reason = "the implementation vouches for code that is run as it is")]
 pub unsafe trait CompiledCode: Send + Sync {
-    /// Waits until no other process compiles this component, and keeps it so until the result is dropped.
+    /// Waits until no other process compiles this component, and keeps others waiting until the
+    /// result is dropped.
     fn turn(&self, component: ComponentId) -> Option<Box<dyn Any>>;
 
-    /// The code of a component, if there is any.
+    /// Returns the code of a component, if it is kept.
     fn get(&self, component: ComponentId, engine: &str) -> Option<Vec<u8>>;
 
     /// Keeps the code of a component.
     fn put(&self, component: ComponentId, engine: &str, code: &[u8]);
 }
 
-/// How components come to compiled code.
+/// Options for compiling a component.
 #[derive(Clone, Copy, Default)]
 pub struct Compiling<'a> {
-    /// Where compiled code is kept.
+    /// The store in which compiled code is kept.
     pub kept: Option<&'a dyn CompiledCode>,
-    /// Whether a node serves meanwhile: then at most half of the processors are used.
+    /// Whether a node serves at the same time. If so, at most half of the processors are used.
     pub beside_a_node: bool,
 }
 
-/// How often an engine has compiled a component, and loaded kept code instead.
+/// Counts how often an engine compiled a component, and how often it loaded kept code instead.
 #[derive(Debug, Default)]
 pub(super) struct Counters {
     compiled: AtomicU64,
@@ -69,7 +73,7 @@ impl Counters {
     }
 }
 
-/// The compiled component. `name` is the engine's, see [`CompiledCode`].
+/// Loads the kept code of a component, or compiles it. `name` is the engine's name, see [`CompiledCode`].
 pub(super) fn component(
     engine: &wasmtime::Engine,
     name: &str,
@@ -77,7 +81,7 @@ pub(super) fn component(
     how: Compiling<'_>,
     counters: &Counters,
 ) -> Result<Component, LoadError> {
-    // Held until the code is there.
+    // Held until the code is loaded or compiled.
     let _turn = how.kept.and_then(|kept| kept.turn(id));
     if let Some(component) = how.kept.and_then(|kept| load(engine, name, id, kept)) {
         counters.loaded.fetch_add(1, Ordering::Relaxed);
@@ -91,7 +95,7 @@ pub(super) fn component(
     Ok(component)
 }
 
-/// Keeps the code of a compiled component.
+/// Serializes a compiled component into the store.
 pub(super) fn keep(name: &str, id: ComponentId, component: &Component, kept: &dyn CompiledCode) {
     match component.serialize() {
         Ok(code) => kept.put(id, name, &code),
@@ -106,18 +110,19 @@ fn load(
     kept: &dyn CompiledCode,
 ) -> Option<Component> {
     let code = kept.get(id, name)?;
-    #[allow(unsafe_code, reason = "compiled code can only be loaded so")]
-    // SAFETY: `CompiledCode` vouches that these are the bytes that `Component::serialize` gave for this component, complete
-    // and unchanged. wasmtime itself refuses code of another version, target, processor or set of options.
+    #[allow(unsafe_code, reason = "wasmtime has no safe way to load compiled code")]
+    // SAFETY: `CompiledCode` vouches that these are the bytes that `Component::serialize` returned
+    // for this component, complete and unchanged. wasmtime itself rejects code of another version,
+    // target, processor or set of options.
     let component = unsafe { Component::deserialize(engine, code) };
     component
         .inspect_err(|error| {
-            tracing::info!(component = %id, error = format!("{error:#}"), "kept code is not for this engine: it is compiled again");
+            tracing::info!(component = %id, error = format!("{error:#}"), "the kept code is for another engine; compiling the component again");
         })
         .ok()
 }
 
-/// Compiles on threads of their own, which end with it.
+/// Compiles a component on a temporary pool of threads.
 fn compile(
     engine: &wasmtime::Engine,
     bytes: &[u8],
@@ -133,23 +138,24 @@ fn compile(
         .start_handler(|_| lower_priority())
         .build();
     match pool {
-        // wasmtime's own parallel loops run in the pool of the thread that calls it.
+        // wasmtime's parallel loops run in the pool of the thread that calls it.
         Ok(pool) => pool.install(compile),
         Err(error) => {
-            tracing::warn!(%error, "no threads to compile with: it is done on the caller's");
+            tracing::warn!(%error, "cannot start compiler threads; compiling on the calling thread");
             compile()
         }
     }
 }
 
-/// Of this thread: on Linux, each has a nice value of its own. One that is lower already stays.
+/// Lowers the priority of this thread: on Linux, each thread has its own nice value. A priority
+/// that is already lower is kept.
 fn lower_priority() {
     use rustix::process::{getpriority_process, setpriority_process};
     let lower = |nice: i32| if nice < NICE { setpriority_process(None, NICE) } else { Ok(()) };
     if cfg!(target_os = "linux")
         && let Err(error) = getpriority_process(None).and_then(lower)
     {
-        tracing::debug!(%error, "components are compiled at the usual priority");
+        tracing::debug!(%error, "cannot lower the priority of a compiler thread");
     }
 }
 
@@ -164,12 +170,12 @@ mod tests {
 
     const ID: ComponentId = ComponentId([1; 32]);
 
-    /// Code in memory.
+    /// A store of compiled code in memory.
     #[derive(Default)]
     struct Memory(Mutex<HashMap<(ComponentId, String), Vec<u8>>>);
 
     #[allow(unsafe_code, reason = "see `CompiledCode`")]
-    // SAFETY: it returns what it was given.
+    // SAFETY: `get` returns exactly the bytes that `put` was given.
     unsafe impl CompiledCode for Memory {
         fn turn(&self, _: ComponentId) -> Option<Box<dyn Any>> {
             None
@@ -184,7 +190,7 @@ mod tests {
         }
     }
 
-    /// Compiled and loaded, by a new engine of the given kind.
+    /// Compiles or loads the component with fresh counters, and returns the counters.
     fn get(engine: &Engine, name: &str, kept: &Memory) -> [u64; 2] {
         let counters = Counters::default();
         let bytes = wat::parse_str("(component)").unwrap();
@@ -200,13 +206,14 @@ mod tests {
         assert_eq!(get(&new(), "a", &kept), [1, 0]);
         assert_eq!(get(&new(), "a", &kept), [0, 1], "another process");
         assert_eq!(get(&new(), "b", &kept), [1, 0], "another engine");
-        // wasmtime itself refuses what another engine has left under this name, and the new code takes its place.
+        // wasmtime itself rejects code that another engine has stored under this name. The new
+        // code replaces it.
         let other = Engine::interpreter(&Limits::default()).unwrap();
         assert_eq!(get(&other, "a", &kept), [1, 0]);
         assert_eq!(get(&other, "a", &kept), [0, 1]);
     }
 
-    /// The nice value that the kernel has for this thread.
+    /// Returns the kernel's nice value of this thread.
     #[cfg(target_os = "linux")]
     fn nice_of_this_thread() -> i64 {
         let stat = std::fs::read_to_string("/proc/thread-self/stat").unwrap();

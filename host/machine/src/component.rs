@@ -1,4 +1,4 @@
-//! A component: a component that was found to be a machine, compiled and described.
+//! A component that has been checked, compiled and described, and can be instantiated as a state machine.
 
 use std::sync::{
     Arc,
@@ -26,33 +26,36 @@ use conclave_types::{
     limits::{ClusterLimits, MEMORY_BYTES_MOST},
 };
 
-/// What a machine says of itself.
+/// The description that a state machine gives of itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Description {
-    /// For people.
+    /// The name, for display.
     pub name: String,
-    /// The machine's own version, for people.
+    /// The version of the state machine, for display.
     pub version: String,
-    /// The version of the format that it writes snapshots in.
+    /// The version of the format of the snapshots that it writes.
     pub state_version: u32,
-    /// The versions that it restores. Holds `state_version`.
+    /// The versions of snapshots that it can restore. They include `state_version`.
     pub restores: Vec<u32>,
 }
 
 /// The linear memory of one instance, in bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Memory {
-    /// What it holds once it was started and described.
+    /// The memory held after instantiation and `describe`.
     pub started_bytes: usize,
-    /// What its memories declare as their maximum, together; 4 GiB for one that declares none. A node
-    /// allows at most [`ClusterLimits::memory_bytes_max`] of it.
+    /// The sum of the maxima that its memories declare. A memory without a maximum counts 4 GiB. A
+    /// node grants at most [`ClusterLimits::memory_bytes_max`].
     pub declared_bytes_max: usize,
 }
 
-/// A machine that can be started. Cheap to clone.
+/// A component that can be instantiated as a state machine. Cheap to clone.
 ///
-/// Invariants: it imports nothing but `conclave:fsm/log` and what it gets of WASI; it exports the whole contract; its
-/// description and descriptor set have been checked; it was instantiated once without a trap.
+/// Invariants:
+/// - It imports only `conclave:fsm/log` and the served part of WASI.
+/// - It exports the whole contract.
+/// - Its description and descriptor set have been checked.
+/// - It has been instantiated once without a trap.
 #[derive(Clone)]
 pub struct Component(Arc<Inner>);
 
@@ -68,25 +71,27 @@ struct Inner {
     methods: Vec<MethodSpec>,
 }
 
-/// A machine's name and its version, in bytes each. From the contract in `wit/`.
+/// The maximum length in bytes of a state machine's name, and of its version. Set by the
+/// contract in `wit/`.
 const NAME_BYTES_MAX: usize = 64;
-/// State versions that a machine restores. Each is a format that its author still knows.
+/// The maximum number of state versions that a component restores. Each is a format that its author
+/// still supports.
 const RESTORES_MAX: usize = 1024;
 
 impl Component {
-    /// Validates, compiles, starts and describes a component. Takes seconds for a large one, on this
-    /// thread and the compiler's.
+    /// Validates, compiles, instantiates and describes a component. Takes seconds for a large
+    /// component, on this thread and the compiler's.
     ///
     /// # Errors
-    /// Why it is not served, for its author.
+    /// Fails if the component cannot be served. The error tells its author the reason.
     pub fn load(engine: &Engine, component: Bytes) -> Result<Self, LoadError> {
         Self::load_with(engine, component, Compiling::default())
     }
 
-    /// The same, with a place where compiled code is kept, for example.
+    /// Loads a component with options, for example with a store of compiled code.
     ///
     /// # Errors
-    /// As for [`Component::load`].
+    /// Fails as [`Component::load`] does.
     pub fn load_with(
         engine: &Engine,
         component: Bytes,
@@ -116,7 +121,7 @@ impl Component {
         })))
     }
 
-    /// Keeps its compiled code, for [`Component::load_with`].
+    /// Stores the compiled code in `kept`, for a later [`Component::load_with`].
     pub fn keep_code(&self, kept: &dyn CompiledCode) {
         compiled::keep(
             self.0.engine.code_name(),
@@ -126,52 +131,54 @@ impl Component {
         );
     }
 
-    /// The component's name: its hash.
+    /// Returns the component's id, which is its hash.
     pub fn id(&self) -> ComponentId {
         self.0.id
     }
 
-    /// The component itself.
+    /// Returns the bytes of the component.
     pub fn bytes(&self) -> &Bytes {
         &self.0.bytes
     }
 
-    /// The interfaces that it imports, such as `conclave:fsm/log@0.1.0`.
+    /// Returns the interfaces that it imports, such as `conclave:fsm/log@0.1.0`.
     pub fn imports(&self) -> &[String] {
         &self.0.imports
     }
 
-    /// What an instance needs and may need of memory.
+    /// Returns the memory that an instance holds after its start, and the memory that it declares.
     pub fn memory(&self) -> Memory {
         self.0.memory
     }
 
-    /// What the machine says of itself.
+    /// Returns the description that the state machine gives of itself.
     pub fn description(&self) -> &Description {
         &self.0.description
     }
 
-    /// The methods of its services, in the order of the descriptor set. Empty: called with raw bytes.
+    /// Returns the methods of its services, in the order of the descriptor set. An empty list means
+    /// that it is called with raw bytes.
     pub fn methods(&self) -> &[MethodSpec] {
         &self.0.methods
     }
 
-    /// The serialized `FileDescriptorSet`; may be empty.
+    /// Returns the serialized `FileDescriptorSet`, which may be empty.
     pub fn descriptor_set(&self) -> &Bytes {
         &self.0.descriptor_set
     }
 
-    /// The version of the snapshots it writes.
+    /// Returns the version of the snapshots that it writes.
     pub fn state_version(&self) -> u32 {
         self.0.description.state_version
     }
 
-    /// The engine that compiled it.
+    /// Returns the engine that compiled it.
     pub fn engine(&self) -> &Engine {
         &self.0.engine
     }
 
-    /// An instance in the machine's initial state. See [`Instance::new`]; `stop` interrupts.
+    /// Creates an instance in the initial state. Setting `stop` interrupts its calls,
+    /// see [`Instance::new`].
     pub(super) fn instance(
         &self,
         role: &'static str,
@@ -182,7 +189,7 @@ impl Component {
         self.interruptible(role, limits, move || stop.load(Ordering::Relaxed))
     }
 
-    /// An instance in the initial state that `interrupted` ends, see [`Instance::new`].
+    /// Creates an instance in the initial state. `interrupted` ends its calls, see [`Instance::new`].
     pub(super) fn interruptible(
         &self,
         role: &'static str,
@@ -190,12 +197,12 @@ impl Component {
         interrupted: impl Fn() -> bool + Send + Sync + 'static,
     ) -> Result<Instance, Broken> {
         let mut instance = Instance::new(&self.0.engine, &self.0.pre, role, limits, interrupted)?;
-        // For whoever looks into a trap.
+        // The last error line is part of the trap report.
         instance.keep_errors();
         Ok(instance)
     }
 
-    /// Why it cannot go on with a state of this version.
+    /// Returns the reason why the component cannot restore a state of this version, if it cannot.
     pub(super) fn refuses(&self, state_version: u32) -> Option<String> {
         let restores = &self.0.description.restores;
         (!restores.contains(&state_version)).then(|| {
@@ -206,14 +213,14 @@ impl Component {
         })
     }
 
-    /// Its name and version, for people.
+    /// Returns its name and version, for display.
     pub(super) fn name(&self) -> String {
         let Description { name, version, .. } = &self.0.description;
         if version.is_empty() { name.clone() } else { format!("{name} {version}") }
     }
 }
 
-/// Components are equal if their bytes are.
+/// Two components are equal if their bytes are.
 impl PartialEq for Component {
     fn eq(&self, other: &Self) -> bool {
         self.id() == other.id()
@@ -232,9 +239,9 @@ impl std::fmt::Debug for Component {
     }
 }
 
-/// Tells a component from everything else that people hand in, before the compiler sees it.
+/// Checks that the bytes are a component, before the compiler gets them.
 fn check_kind(component: &[u8], bytes_max: usize) -> Result<(), LoadError> {
-    // The magic number, then a version and a layer of 16 bits each.
+    // The magic number, then the version and the layer, of 16 bits each.
     const CORE: [u8; 8] = *b"\0asm\x01\0\0\0";
     if component.len() > bytes_max {
         return Err(LoadError::TooLarge { bytes: component.len(), bytes_max });
@@ -257,8 +264,8 @@ fn check_kind(component: &[u8], bytes_max: usize) -> Result<(), LoadError> {
     Err(LoadError::NotWasm { hint })
 }
 
-/// The imports, without any that no machine gets: such a one is refused by its name. What there is of WASI
-/// is defined on the way.
+/// Returns the imports, and fails with the name of an import that is not served. Defines the
+/// imported parts of WASI in the linker.
 fn check_imports(
     engine: &Engine,
     component: &WasmComponent,
@@ -295,7 +302,7 @@ fn check_imports(
     })
 }
 
-/// The name of an interface of the contract, and whether its version is one that this host serves.
+/// Returns the name of an interface of the contract, and whether this host serves its version.
 fn contract_interface(name: &str) -> Option<(&str, bool)> {
     let (interface, version) =
         name.strip_prefix("conclave:fsm/")?.split_once('@').unwrap_or((name, ""));
@@ -314,7 +321,7 @@ fn link(
         .map_err(|error| LoadError::NotAMachine(format!("{error:#}")))
 }
 
-/// Asks a throwaway instance what the machine is, and looks at its memory.
+/// Calls `describe` on a temporary instance, and measures its memory.
 fn describe(
     engine: &Engine,
     pre: &MachinePre<State>,
@@ -322,8 +329,9 @@ fn describe(
     let (engine, pre) = (engine.clone(), pre.clone());
     let described =
         thread::run("conclave-load", engine.limits().thread_stack_bytes(), move || {
-            // The cluster's limits may be higher than at its beginning. Whether the component can be activated under
-            // them is found out by its rehearsal.
+            // The cluster's limits may be higher than at its beginning, so the instance gets the
+            // highest. The rehearsal finds out whether the component can be activated under the
+            // actual limits.
             let most =
                 ClusterLimits { memory_bytes_max: MEMORY_BYTES_MOST, ..engine.limits().cluster };
             let mut instance = Instance::new(&engine, &pre, "load", most, || false)?;
@@ -350,7 +358,7 @@ fn check_description(wire: WireDescription) -> Result<(Description, Bytes), Load
             ));
         }
         if text.chars().any(char::is_control) {
-            return refuse(format!("its {what} holds control characters"));
+            return refuse(format!("its {what} contains control characters"));
         }
     }
     if wire.name.is_empty() {
@@ -358,13 +366,13 @@ fn check_description(wire: WireDescription) -> Result<(Description, Bytes), Load
     }
     if wire.restores.len() > RESTORES_MAX {
         return refuse(format!(
-            "it restores {} state versions; the limit is {RESTORES_MAX}",
+            "it lists {} state versions in `restores`; the limit is {RESTORES_MAX}",
             wire.restores.len()
         ));
     }
     if !wire.restores.contains(&wire.state_version) {
         return refuse(format!(
-            "it writes snapshots of state version {}, but restores {:?} only: `restores` must hold the version itself",
+            "it writes snapshots of state version {}, but restores only {:?}: `restores` must include the version itself",
             wire.state_version, wire.restores
         ));
     }

@@ -1,18 +1,18 @@
-//! A look at the parts of a component before it is compiled.
+//! Checks the parts of a component before it is compiled.
 
 use wasmparser::{Encoding, Parser, Payload};
 
 use super::error::LoadError;
 
-/// Refuses a component that contains other components with code of their own.
+/// Rejects a component that contains other components with code of their own.
 ///
-/// The engine translates the strings that pass between two such components and charges no fuel for that: one call could
-/// keep every node busy for hours, and again after each restart. Components without code are the adapters of toolchains
-/// and carry types only.
+/// The engine transcodes the strings that pass between two such components and charges no fuel for
+/// that. One call could keep every node busy for hours, and again after each restart. Nested
+/// components without code are the adapters of toolchains and carry only types.
 pub(super) fn check(component: &[u8]) -> Result<(), LoadError> {
     let mut open = Vec::new();
     for payload in Parser::new(0).parse_all(component) {
-        // The compiler says what is wrong with it.
+        // Leaves the error to the compiler, which reports the reason.
         let Ok(payload) = payload else { return Ok(()) };
         match payload {
             Payload::Version { encoding, .. } => open.push(encoding),

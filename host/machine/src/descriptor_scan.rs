@@ -1,18 +1,22 @@
-//! A look at a serialized `FileDescriptorSet` before it is decoded.
+//! Checks a serialized `FileDescriptorSet` before it is decoded.
 //!
-//! A message of two bytes becomes some hundred bytes of memory when it is decoded, so 4 MiB may become a gigabyte: the
-//! messages are counted first. And prost-reflect panics over a syntax that it does not know, such as an edition, so
-//! that is refused first as well. What does not parse here is left to the decoder, which says why.
+//! Two checks protect the decoder:
+//! - A message of two bytes becomes some hundred bytes of memory when it is decoded, so 4 MiB may
+//!   become a gigabyte. Therefore the messages are counted first.
+//! - prost-reflect panics over a syntax that it does not know, such as an edition. Therefore such a
+//!   syntax is rejected first.
+//!
+//! A set that does not parse here is left to the decoder, which reports the reason.
 
 use super::error::LoadError;
 
-/// The messages that a set may have: files, messages, fields, enums, values, services, methods, options and source
-/// locations together. Decoded they take about a kilobyte each.
+/// The maximum number of messages in a set: files, messages, fields, enums, values, services,
+/// methods, options and source locations together. Each takes about a kilobyte when decoded.
 const PARTS_MAX: usize = 100_000;
-/// The syntaxes that are decoded. Without one a file is proto2.
+/// The syntaxes that the decoder supports. A file without a syntax is proto2.
 const SYNTAXES: [&[u8]; 2] = [b"proto2", b"proto3"];
 
-/// The kinds of messages, as far as their fields hold other messages.
+/// The kinds of messages, distinguished by which of their fields contain other messages.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Part {
     Set,
@@ -20,17 +24,18 @@ enum Part {
     Message,
     Field,
     Enum,
-    /// An enum's value, a method, a oneof or a range: options in field 3, 4 or 2.
+    /// An enum's value, a method, a oneof or a range: field 3, 4 or 2 contains options.
     WithOptions,
     Service,
     SourceInfo,
-    /// Each field of it counts, and is not looked into.
+    /// Options. Each of their fields counts, and their contents are not parsed.
     Options,
     Leaf,
 }
 
 impl Part {
-    /// The message in field `number`. The numbers are those of google/protobuf/descriptor.proto, which never change.
+    /// Returns the kind of message in field `number`. The numbers are those of
+    /// google/protobuf/descriptor.proto, which never change.
     fn in_field(self, number: u64) -> Option<Self> {
         Some(match (self, number) {
             (Self::Set, 1) => Self::File,
@@ -49,7 +54,7 @@ impl Part {
     }
 }
 
-/// Refuses a set that has too many parts or a syntax that is not decoded.
+/// Rejects a set that has too many parts or a syntax that the decoder does not support.
 pub(super) fn check(descriptor_set: &[u8]) -> Result<(), LoadError> {
     let mut parts = 0;
     let mut open = vec![(Part::Set, Fields(descriptor_set))];
@@ -66,7 +71,7 @@ pub(super) fn check(descriptor_set: &[u8]) -> Result<(), LoadError> {
         if part == Part::File && number == 12 && !SYNTAXES.contains(&bytes) {
             let editions = if bytes == b"editions" { " (it declares an edition)" } else { "" };
             return Err(LoadError::Descriptor(format!(
-                "{file} has the syntax {:?}{editions}, which this version does not read: write `syntax = \"proto3\";` \
+                "{file} has the syntax {:?}{editions}, which this version does not support: write `syntax = \"proto3\";` \
                  or `syntax = \"proto2\";` in it",
                 super::cut(&String::from_utf8_lossy(bytes), 64)
             )));
@@ -85,7 +90,8 @@ pub(super) fn check(descriptor_set: &[u8]) -> Result<(), LoadError> {
     Ok(())
 }
 
-/// The fields of a message that have a length: their numbers and bytes. Ends where the message does not parse.
+/// Iterates over the length-delimited fields of a message: their numbers and bytes. Ends where the
+/// message does not parse.
 struct Fields<'a>(&'a [u8]);
 
 impl<'a> Iterator for Fields<'a> {
@@ -101,7 +107,7 @@ impl<'a> Iterator for Fields<'a> {
                     let length = usize::try_from(self.varint()?).ok()?;
                     return Some((tag >> 3, self.take(length)?));
                 }
-                // The beginning or end of a group, whose fields count as those of the message around it.
+                // The beginning or end of a group. Its fields count as fields of the enclosing message.
                 3 | 4 => {}
                 5 => _ = self.take(4)?,
                 _ => return None,
@@ -168,7 +174,7 @@ mod tests {
         }
     }
 
-    /// A file of `count` empty parts in this field.
+    /// Builds a set whose field at the path `fields` holds `count` empty parts.
     fn bomb(fields: &[u8], count: usize) -> Vec<u8> {
         let mut inner: Vec<u8> = [*fields.last().unwrap(), 0].repeat(count);
         for field in fields.iter().rev().skip(1) {
@@ -183,7 +189,8 @@ mod tests {
     #[test]
     fn empty_parts_are_counted_before_they_are_decoded() {
         let tag = |number: u8| number << 3 | 2;
-        // Files, messages, nested messages, fields, enum values, methods, locations, uninterpreted options.
+        // Files, messages, nested messages, fields, enum values, methods, locations,
+        // uninterpreted options.
         for fields in [
             &[1][..],
             &[1, 4],

@@ -1,4 +1,4 @@
-//! The methods that a machine's descriptor set declares.
+//! Reads the methods that a state machine's descriptor set declares.
 
 use std::{collections::BTreeSet, panic::catch_unwind, sync::Arc};
 
@@ -9,36 +9,37 @@ use prost_reflect::{
 use super::{descriptor_scan, error::LoadError};
 use conclave_types::services;
 
-/// One method of the machine's services.
+/// One method of a state machine's services.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MethodSpec {
-    /// `package.Service/Method`.
+    /// The full name, `package.Service/Method`.
     pub name: Arc<str>,
-    /// What the host does with a call of it.
+    /// The kind, which decides how the host serves a call.
     pub kind: MethodKind,
 }
 
-/// What becomes of a call.
+/// The way in which the host serves a call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum MethodKind {
-    /// It goes through the log.
+    /// The call is replicated through the log.
     Command,
-    /// It is asked of one reader.
+    /// The call is answered by one standby instance.
     Query,
-    /// It streams from one reader.
+    /// The call is a stream from one standby instance.
     Subscription,
 }
 
-/// A descriptor set, in bytes. It holds the protobuf of some services, not of all of the world.
+/// The maximum size of a descriptor set in bytes. It holds the protobuf definitions of some
+/// services and their imports.
 const DESCRIPTOR_BYTES_MAX: usize = 4 << 20;
-/// A method's whole name, in bytes. From the contract in `wit/`.
+/// The maximum length of a method's full name in bytes. Set by the contract in `wit/`.
 const METHOD_BYTES_MAX: usize = 256;
-/// Methods of one machine; each becomes a route of the node's server.
+/// The maximum number of methods of one state machine. Each becomes a route of the node's server.
 const METHODS_MAX: usize = 4096;
-/// Packages that are the host's own on the same port.
+/// Packages of the host's own services on the same port.
 const RESERVED: [&str; 2] = ["conclave.", "grpc."];
 
-/// Reads the methods out of a serialized `FileDescriptorSet`.
+/// Reads the methods from a serialized `FileDescriptorSet`.
 pub(super) fn methods(descriptor_set: &[u8]) -> Result<Vec<MethodSpec>, LoadError> {
     let refuse = |why: String| Err(LoadError::Descriptor(why));
     if descriptor_set.is_empty() {
@@ -51,7 +52,7 @@ pub(super) fn methods(descriptor_set: &[u8]) -> Result<Vec<MethodSpec>, LoadErro
         ));
     }
     descriptor_scan::check(descriptor_set)?;
-    // A panic of the library must not end the node that was pushed a component.
+    // A panic of the library must not end the node to which a component is pushed.
     let decoded = catch_unwind(|| DescriptorPool::decode(descriptor_set));
     let pool = match decoded {
         Ok(Ok(pool)) => pool,
@@ -62,7 +63,7 @@ pub(super) fn methods(descriptor_set: &[u8]) -> Result<Vec<MethodSpec>, LoadErro
         }
         Err(_) => {
             return refuse(
-                "prost-reflect panics over it; the message is on standard error. Compile it with another protoc"
+                "the decoder (prost-reflect) panicked over it; its message is on standard error. Compile it with another version of protoc"
                     .to_owned(),
             );
         }
@@ -75,7 +76,7 @@ pub(super) fn methods(descriptor_set: &[u8]) -> Result<Vec<MethodSpec>, LoadErro
             RESERVED.iter().find(|reserved| service_name.starts_with(**reserved))
         {
             return refuse(format!(
-                "service {service_name} lies in package {reserved}*, which is the host's own; rename its package"
+                "service {service_name} is in package {reserved}*, which is reserved for the host's own services; rename its package"
             ));
         }
         for method in service.methods() {
@@ -111,11 +112,13 @@ fn method_spec(service: &str, method: &MethodDescriptor) -> Result<MethodSpec, L
         )));
     }
     if !service.split('.').chain([method.name()]).all(is_identifier) {
-        return Err(LoadError::Descriptor(format!("{name:?} is no name of a method in protobuf")));
+        return Err(LoadError::Descriptor(format!(
+            "{name:?} is not a valid method name in protobuf"
+        )));
     }
     if method.is_client_streaming() {
         return Err(LoadError::Descriptor(format!(
-            "method {name} streams from the client; an entry of the log is one message, so take one, or a repeated field"
+            "method {name} streams from the client, but an entry of the log is one message: take a single message, for example with a repeated field"
         )));
     }
     let idempotency = method

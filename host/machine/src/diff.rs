@@ -1,11 +1,16 @@
-//! What clients would notice if one machine took another's place.
+//! Compares the services of two state machines and lists the changes that clients would notice.
 //!
-//! The measure is the wire: a client that was built for the old descriptor set calls the new machine, and
-//! the other way round nothing is promised. Breaking is a method that is gone or streams differently, a
-//! field whose bytes would be read as something else, and a field or value that is gone without its number
-//! being reserved, since what clients send in it would be dropped without a word. These are buf's rules of
-//! the category WIRE. Names of messages, fields and packages of messages do not travel; what only people
-//! and JSON see is told as a change and breaks nothing.
+//! The measure is the wire format: a client that was built for the old descriptor set calls the new
+//! state machine. The opposite direction is not covered.
+//!
+//! These changes are breaking:
+//! - A method is gone or streams differently.
+//! - A field's bytes would be decoded as something else.
+//! - A field or value is gone without its number being reserved. The data that clients send in it
+//!   would be dropped silently.
+//!
+//! These are buf's rules of the category WIRE. Names of messages, fields and packages of messages are not
+//! part of the wire format. Changes that only people and JSON clients see are listed as not breaking.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -16,11 +21,12 @@ use prost_reflect::{
 
 use conclave_types::{components::Change, services};
 
-/// Changes that are told; a machine that has nothing in common with the other would give thousands.
+/// The maximum number of changes in the list. Two unrelated state machines would give thousands.
 pub const CHANGES_MAX: usize = 200;
 
-/// Compares two serialized descriptor sets, of the active machine and of the one that is to follow. The
-/// breaking changes come first. A set that cannot be read counts as empty: no component has one.
+/// Compares two serialized descriptor sets: that of the active state machine and that of its
+/// successor. The breaking changes come first. A set that cannot be read counts as empty; no loaded
+/// component has such a set.
 pub fn compare(from: &[u8], to: &[u8]) -> Vec<Change> {
     let pool = |set: &[u8]| DescriptorPool::decode(set).unwrap_or_default();
     let (from, to) = (methods(&pool(from)), methods(&pool(to)));
@@ -58,7 +64,7 @@ fn is_query(method: &MethodDescriptor) -> bool {
 #[derive(Default)]
 struct Comparison {
     changes: Vec<Change>,
-    /// Pairs of messages and enums that have been looked at, by their names.
+    /// The pairs of messages and enums that have been compared, by name.
     seen: BTreeSet<(String, String)>,
 }
 
@@ -177,8 +183,9 @@ impl Comparison {
     }
 }
 
-/// Kinds with one encoding can be read as each other. Text and bytes travel alike, but not all bytes are
-/// text, and a decoder refuses a message with a string that is not.
+/// Returns a number that is equal for kinds with the same encoding, which can be decoded as each
+/// other. Text and bytes are encoded alike, but not all bytes are text, and a decoder rejects a
+/// message whose string is not.
 fn encoding(kind: &Kind) -> u8 {
     match kind {
         Kind::Int32 | Kind::Int64 | Kind::Uint32 | Kind::Uint64 | Kind::Bool | Kind::Enum(_) => 0,
@@ -217,7 +224,8 @@ mod tests {
         message M { string a = 1; N n = 2; M next = 3; Colour colour = 4; map<string, int32> m = 5; } \
         message N { int32 x = 1; bytes b = 2; } enum Colour { NONE = 0; RED = 1; }";
 
-    /// `subject text` of each change against [`OLD`], breaking ones with an exclamation mark before.
+    /// Returns `subject text` of each change against [`OLD`]. Breaking changes begin with an
+    /// exclamation mark.
     fn changes(new: &str) -> Vec<String> {
         let changes = compare(&set(OLD), &set(new));
         let told = changes.iter().map(|change| {

@@ -1,11 +1,12 @@
-//! The WebAssembly engine: every option that wasmtime 48 has here, set explicitly, with the reason.
+//! The WebAssembly engine. Every relevant option of wasmtime 48 is set explicitly, with its reason.
 //!
-//! What decides outcomes is part of the [fingerprint](Engine::fingerprint). Nodes with different
-//! fingerprints may replicate together, but their limits may strike at different places.
+//! Everything that decides outcomes is part of the [fingerprint](Engine::fingerprint). Nodes with
+//! different fingerprints can replicate together, but their limits may take effect at different points.
 //!
-//! Code is compiled for the processor that it runs on, so the sizes of stack frames differ between processors, and with
-//! them the depth of recursion at which the stack's limit strikes. It is the one limit that is not portable. The
-//! fingerprint covers the target and its features, so two nodes that may differ say so.
+//! Code is compiled for the processor on which it runs, so the sizes of stack frames differ between
+//! processors. Therefore the depth of recursion at which the stack limit takes effect differs too.
+//! It is the only limit that is not portable. The fingerprint covers the target and its features,
+//! so two nodes that may differ have different fingerprints.
 
 use std::{
     fmt,
@@ -27,11 +28,11 @@ use super::{
 };
 use conclave_types::ComponentId;
 
-/// The wasmtime that the lock file pins; it exports only its major version. A test holds the two
-/// together.
+/// The version of wasmtime in the lock file. wasmtime exports only its major version, so a test
+/// compares this constant with the lock file.
 const WASMTIME_VERSION: &str = "48.0.8";
 
-/// A compiler and runtime for machines. Cheap to clone.
+/// A compiler and runtime for state machines. Cheap to clone.
 #[derive(Clone)]
 pub struct Engine(Arc<Inner>);
 
@@ -44,20 +45,20 @@ struct Inner {
 }
 
 impl Engine {
-    /// An engine that holds machines to these limits.
+    /// Creates an engine that enforces these limits.
     ///
     /// # Errors
-    /// A limit out of its range, or a processor that wasmtime does not serve.
+    /// Fails if a limit is out of its range, or if wasmtime does not support the processor.
     pub fn new(limits: &Limits) -> Result<Self, Error> {
         limits.validate()?;
         Self::of(options(limits), limits)
     }
 
-    /// The same with wasmtime's interpreter, Pulley, in place of machine code: a second opinion on what
-    /// a machine answers, some ten times slower. Nodes never use it.
+    /// Creates an engine that uses wasmtime's interpreter, Pulley, instead of machine code. It gives a
+    /// second opinion on a state machine's answers and is some ten times slower. Nodes never use it.
     ///
     /// # Errors
-    /// As for [`Engine::new`].
+    /// Fails as [`Engine::new`] does.
     pub fn interpreter(limits: &Limits) -> Result<Self, Error> {
         limits.validate()?;
         let mut options = options(limits);
@@ -79,30 +80,31 @@ impl Engine {
         Ok(Self(Arc::new(Inner { engine, limits, fingerprint, code_name, counters })))
     }
 
-    /// The inputs of this engine's outcomes: wasmtime's version, the architecture, and a hash of options, limits,
-    /// what WASI does, and the target and features of the processor that code is compiled for. Equal strings: the same
-    /// outcomes, limits included.
+    /// Returns a string of everything that decides this engine's outcomes: wasmtime's version, the
+    /// architecture, and a hash. The hash covers the options, the limits, the behaviour of WASI,
+    /// and the target and features of the processor for which code is compiled. Engines with equal
+    /// strings give the same outcomes, limits included.
     pub fn fingerprint(&self) -> &str {
         &self.0.fingerprint
     }
 
-    /// What machines of this engine may use.
+    /// Returns the limits of the state machines of this engine.
     pub fn limits(&self) -> &Limits {
         &self.0.limits
     }
 
-    /// Whether the other is a clone of this one. Only then may their machines be mixed.
+    /// Returns whether the other engine is a clone of this one. Only then may their instances be mixed.
     pub(super) fn is(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// How often components were compiled, and how often their kept code was loaded instead.
+    /// Returns how often components were compiled, and how often kept code was loaded instead.
     pub fn compilations(&self) -> [u64; 2] {
         self.0.counters.read()
     }
 
-    /// The name of the code that this engine compiles to, beside the component. It covers less than the fingerprint: code does
-    /// not depend on how much fuel a call gets.
+    /// Returns the name under which compiled code is kept, apart from the component's id. It covers
+    /// less than the fingerprint: code does not depend on the fuel of a call.
     pub(super) fn code_name(&self) -> &str {
         &self.0.code_name
     }
@@ -122,11 +124,14 @@ impl Engine {
     }
 }
 
-/// What machines may be built of. Everything else is off, among it: threads and shared memory
-/// (races), relaxed SIMD (answers that depend on the processor; its deterministic mode had wrong code
-/// as late as June 2026, wasmtime #13702), gc, exceptions, stack switching and function references
-/// (young, and each a source of limits of its own), memory64 (a limit above 4 GiB), component async
-/// (a machine answers when it is called).
+/// The WebAssembly features that components may use. Everything else is off, for these reasons:
+/// - Threads and shared memory: races.
+/// - Relaxed SIMD: its results depend on the processor. Its deterministic mode generated wrong code
+///   as late as June 2026 (wasmtime #13702).
+/// - GC, exceptions, stack switching and function references: they are young, and each brings
+///   limits of its own.
+/// - memory64: a limit above 4 GiB.
+/// - Component async: a state machine answers within the call.
 fn features() -> WasmFeatures {
     WasmFeatures::MUTABLE_GLOBAL
         | WasmFeatures::SATURATING_FLOAT_TO_INT
@@ -145,14 +150,14 @@ fn features() -> WasmFeatures {
         | WasmFeatures::COMPONENT_MODEL
 }
 
-/// A configuration and a record of what was set.
+/// A configuration, and a record of the options set in it.
 struct Options {
     config: Config,
     record: String,
 }
 
 impl Options {
-    /// Sets an option that outcomes depend on, or may.
+    /// Sets an option on which outcomes depend or may depend.
     fn set<V: fmt::Debug>(
         &mut self,
         name: &str,
@@ -167,35 +172,37 @@ impl Options {
 fn options(limits: &Limits) -> Options {
     let mut options = Options { config: Config::new(), record: String::new() };
     let o = &mut options;
-    // Inlining across functions would move where fuel is charged.
+    // Inlining across functions would change where fuel is charged.
     o.set("compiler_inlining", Inlining::No, Config::compiler_inlining);
-    // Calls are synchronous, on threads of their own: 1.4 µs saved on each (wasmtime #14280).
+    // Calls are synchronous, on dedicated threads. This saves 1.4 µs per call (wasmtime #14280).
     o.set("concurrency_support", false, Config::concurrency_support);
-    // The one limit on time that is the same on every node. Measured with `tests/machine/measure.rs`:
-    // fuel takes some 12 % of a small entry's 2 µs, epochs at most 3 %.
+    // Fuel is the only limit on time that is the same on every node. Measured with
+    // `tests/machine/measure.rs`: fuel takes some 12 % of a small entry's 2 µs, epochs at most 3 %.
     o.set("consume_fuel", true, Config::consume_fuel);
-    // The bits of a NaN depend on the processor otherwise.
+    // Without this, the bits of a NaN depend on the processor.
     o.set("cranelift_nan_canonicalization", true, Config::cranelift_nan_canonicalization);
-    // Compiled once, run for months. This and the next also decide how deep a stack reaches.
+    // Code is compiled once and runs for months. This option and the next also decide how deep a
+    // stack reaches.
     o.set("cranelift_opt_level", OptLevel::Speed, Config::cranelift_opt_level);
     o.set(
         "cranelift_regalloc_algorithm",
         RegallocAlgorithm::Backtracking,
         Config::cranelift_regalloc_algorithm,
     );
-    // Only so that a shutdown does not wait for a long call: nothing ticks, the epoch moves when a
-    // worker stops, and stopping is never an outcome.
+    // Only lets a shutdown interrupt a long call. The epoch does not tick; it moves when a worker
+    // stops, and an interruption is never an outcome.
     o.set("epoch_interruption", true, Config::epoch_interruption);
     o.set("max_wasm_stack", limits.stack_bytes, Config::max_wasm_stack);
-    // 32-bit addresses with their offsets reach nothing but the reservation and the guard, so loads
-    // and stores need no check of their bounds.
+    // A 32-bit address with its offset cannot reach beyond the reservation and the guard, so loads
+    // and stores need no bounds check.
     o.set("memory_guard_size", 32 << 20, Config::memory_guard_size);
     o.set("memory_may_move", false, Config::memory_may_move);
-    // Address space, not memory: growth cannot fail for want of a place, which would be an outcome of
-    // one node alone. Two instances a node are 8 GiB of 128 TiB.
+    // Reserves address space, not memory. Growth cannot fail for lack of address space, which would
+    // be an outcome of one node alone. Two instances per node are 8 GiB of 128 TiB.
     o.set("memory_reservation", 4 << 30, Config::memory_reservation);
     o.set("memory_reservation_for_growth", 0, Config::memory_reservation_for_growth);
-    // The costs of instructions. Fuel stands for time, so an instruction that takes longer than a simple one costs more.
+    // The cost of each instruction. Fuel stands for time, so an instruction that takes longer than
+    // a simple one costs more.
     o.set("operator_cost", operator_cost(), Config::operator_cost);
     o.set("relaxed_simd_deterministic", true, Config::relaxed_simd_deterministic);
     o.set("shared_memory", false, Config::shared_memory);
@@ -209,15 +216,15 @@ fn options(limits: &Limits) -> Options {
     options
 }
 
-/// Options that no outcome depends on.
+/// Sets the options on which no outcome depends.
 fn local_options(config: &mut Config) {
     config
-        // For people who debug the compiler, or the adapters between core modules.
+        // For debugging the compiler, or the adapters between core modules.
         .cranelift_debug_verifier(false)
         .debug_adapter_modules(false)
         // DWARF for a native debugger.
         .debug_info(false)
-        // What names a trap's place in the node's log.
+        // Gives the position of a trap in the node's log.
         .generate_address_map(true)
         // Guards against bugs of the compiler.
         .guard_before_linear_memory(true)
@@ -232,16 +239,18 @@ fn local_options(config: &mut Config) {
         // Names and lines of the frames below a trap, for the node's log, if the component has them.
         .wasm_backtrace_details(WasmBacktraceDetails::Enable)
         .wasm_backtrace_max_frames(NonZeroUsize::new(20));
-    // Compiled code is never taken from another wasmtime. This cannot fail for this strategy.
+    // Compiled code of another wasmtime is never accepted. This call cannot fail for this strategy.
     let _ = config.module_version(ModuleVersionStrategy::WasmtimeVersion);
 }
 
-/// The fuel of each instruction: wasmtime's table, in which almost all cost 1, but for those that take longer than a
-/// nanosecond. Measured with `measure_fuel_of_operators` in `tests/machine/measure.rs`.
+/// The fuel of each instruction. It is wasmtime's table, in which almost all instructions cost 1,
+/// except for those that take longer than a nanosecond. Measured with `measure_fuel_of_operators`
+/// in `tests/machine/measure.rs`.
 fn operator_cost() -> OperatorCost {
-    // Functions of the runtime take 15 to 60 ns, also for nothing.
+    // Functions of the runtime take 15 to 60 ns, even if there is nothing to do.
     const RUNTIME_CALL: u8 = 50;
-    // The same, but inlined where the length is known; compilers use it for every copy of a value.
+    // The same functions, but inlined where the length is known. Compilers use them for every
+    // copy of a value.
     const COPY: u8 = 20;
     // Divisions and roots take 3 ns on new processors, and some times that on older ones.
     const DIVISION: u8 = 8;
@@ -286,7 +295,7 @@ fn operator_cost() -> OperatorCost {
     cost
 }
 
-/// Feeds what wasmtime hashes into BLAKE3.
+/// Feeds the data that wasmtime hashes into BLAKE3.
 struct Feed(blake3::Hasher);
 
 impl Hasher for Feed {
@@ -301,7 +310,8 @@ impl Hasher for Feed {
     }
 }
 
-/// All that compiled code depends on: wasmtime's version, target and processor features, and the options.
+/// Returns a hash of everything on which compiled code depends: wasmtime's version, the target, the
+/// processor features and the options.
 fn code_name(engine: &wasmtime::Engine, options: &str) -> String {
     let mut feed = Feed(blake3::Hasher::new());
     feed.write(format!("{WASMTIME_VERSION}\n{options}").as_bytes());
@@ -318,7 +328,7 @@ fn fingerprint(engine: &wasmtime::Engine, options: &str, limits: &Limits) -> Str
     );
     let mut feed = Feed(blake3::Hasher::new());
     feed.write(format!("{options}{outcomes}").as_bytes());
-    // Target and processor features, beside options that are in the record as well.
+    // The target and the processor features. The hash also covers options that are in the record as well.
     engine.precompile_compatibility_hash().hash(&mut feed);
     format!(
         "wasmtime-{WASMTIME_VERSION}/{}/{}",
@@ -354,7 +364,7 @@ mod tests {
         let smaller_queue =
             Limits { queue_bytes_max: limits.queue_bytes_max / 2, ..limits.clone() };
         assert_eq!(fingerprint(&limits), fingerprint(&smaller_queue));
-        // These change through the log, where they are the same for all.
+        // These limits change through the log, so they are the same on all nodes.
         let less_fuel = ClusterLimits { fuel_per_call: 5_000_000, ..limits.cluster };
         let less_fuel = Limits { cluster: less_fuel, ..limits.clone() };
         assert_eq!(fingerprint(&limits), fingerprint(&less_fuel));
@@ -362,13 +372,13 @@ mod tests {
         assert_eq!(code_name(&limits), code_name(&less_fuel), "the code is the same");
     }
 
-    /// Two nodes on different processors.
+    /// Simulates two nodes on different processors.
     #[test]
     fn the_fingerprint_depends_on_the_processors_features() {
         let limits = Limits::default();
         let own = Engine::new(&limits).unwrap();
         let mut plain = options(&limits);
-        // Naming a target turns the inference of features off.
+        // Naming a target turns off the detection of processor features.
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         plain.config.target(&target).unwrap();
         let plain = Engine::of(plain, &limits).unwrap();

@@ -1,38 +1,39 @@
-//! Where an instance can be rebuilt from.
+//! The source from which an instance can be rebuilt: the newest snapshot and the entries after it.
 
 use bytes::Bytes;
 
 use super::{component::Component, error::EntrySourceError};
 use conclave_types::{Call, Digest, Trap, limits::ClusterLimits};
 
-/// One entry of the log that the machine sees.
+/// One entry of the log that the state machine sees.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
-    /// Its log index.
+    /// The log index.
     pub index: u64,
-    /// Milliseconds since the Unix epoch, as the proposing leader stamped them. The worker makes them
-    /// monotone.
+    /// Milliseconds since the Unix epoch, as stamped by the proposing leader. The worker makes
+    /// them monotonic.
     pub time_ms: u64,
-    /// What is to be done.
+    /// The operation that the entry requests.
     pub work: Work,
 }
 
-/// What an entry of the log has for the machine.
+/// The operation that an entry requests of the state machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Work {
-    /// A call of the machine's `apply`.
+    /// A call of the state machine's `apply`.
     Call(Call),
-    /// A call of the machine's `tick`: the time that it asked to be woken at has come.
+    /// A call of the state machine's `tick`: the wake-up time that it requested has come.
     Tick,
-    /// From the next entry on another component goes on with the state. Its outcome is a reply without a
-    /// response, or a failure with `FailedPrecondition` that says why the old component goes on.
+    /// From the next entry on, another component continues with the state. The outcome is a reply
+    /// without a response, or a failure with `FailedPrecondition` and the reason why the old
+    /// component continues.
     Activate(Component),
-    /// From the next entry on other limits hold. Its outcome is a reply with the limits.
+    /// From the next entry on, other limits apply. The outcome is a reply with the limits.
     SetLimits(ClusterLimits),
 }
 
 impl Work {
-    /// What it brings along, in bytes. A component is not counted: it is shared with whoever resolved it.
+    /// Returns the size of the operation in bytes. A component is not counted, because it is shared.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Call(call) => call.bytes(),
@@ -41,32 +42,35 @@ impl Work {
     }
 }
 
-/// A machine's state, as its snapshot holds it.
+/// A state machine's state, as stored in a snapshot.
 pub struct SavedState {
-    /// The component whose state it is, which also restores it.
+    /// The component to which the state belongs, and which restores it.
     pub component: Component,
-    /// The log index after which it was taken.
+    /// The log index after which the snapshot was taken.
     pub index: u64,
-    /// The machine's time then, in milliseconds since the Unix epoch.
+    /// The state machine's time at that index, in milliseconds since the Unix epoch.
     pub time_ms: u64,
-    /// The limits then.
+    /// The cluster's limits at that index.
     pub limits: ClusterLimits,
-    /// The format of its bytes.
+    /// The version of the format of the state's bytes.
     pub state_version: u32,
-    /// The digest then. `None`: it was saved by a version that kept none, or one of another algorithm.
+    /// The digest at that index. `None` if the snapshot was saved by a version that kept no digest
+    /// or used another algorithm.
     pub digest: Option<Digest>,
-    /// Its bytes, in pieces of any size.
+    /// The state's bytes, in chunks of any size.
     pub chunks: Box<dyn Iterator<Item = Result<Bytes, EntrySourceError>> + Send>,
 }
 
-/// What an instance left behind that trapped. For people who look for the reason: no outcome holds any of it,
-/// since it names addresses, and what the machine said may be secret.
+/// The trap report: diagnostics of an instance that trapped, for people who look for the cause. No outcome
+/// contains any of it, because it names addresses, and the state machine's error line may be secret.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TrapReport {
-    /// The guest's calls, the innermost first: a line a function, and one below it for its place in the source,
-    /// as far as the component has names and debugging information. Empty for a trap outside of the guest.
+    /// The guest's call stack, innermost frame first: one line per function, followed by one for
+    /// its position in the source, as far as the component has names and debugging information.
+    /// Empty for a trap outside of the guest.
     pub backtrace: Vec<String>,
-    /// The last error that the machine wrote to its log in this call: what a machine of Rust panics with.
+    /// The last error line that the state machine logged in this call. For a state machine in Rust
+    /// it is the panic message.
     pub last_words: Option<String>,
 }
 
@@ -80,41 +84,40 @@ impl std::fmt::Debug for SavedState {
     }
 }
 
-/// The newest snapshot and the log after it.
+/// Access to the newest snapshot and to the log after it.
 ///
 /// # Contract
-/// 1. Every entry that was handed to [`Worker::apply`](super::Worker::apply) can be read back until a
-///    snapshot at or above it can be.
-/// 2. Called from the worker's threads; may block for as long as a disk takes.
-/// 3. What `record_trap` was told, `trapped` gives back at once, and after a restart if it can. A
-///    record that was lost costs time only: the entry traps again, and an activation fails again.
+/// 1. Every entry that was passed to [`Worker::apply`](super::Worker::apply) can be read until a
+///    snapshot at or above its index can be read.
+/// 2. The methods are called from the worker's threads, and may block for the duration of disk accesses.
+/// 3. A trap passed to `record_trap` is returned by `trapped` immediately, and after a restart if
+///    possible. A lost record costs only time: the entry traps again, and an activation fails again.
 /// 4. Every component comes from the worker's engine.
 pub trait EntrySource: Send + Sync + 'static {
-    /// The newest whole snapshot. `None`: the machine that the worker was started with began empty,
-    /// before index 1.
+    /// Returns the newest complete snapshot. `None` means that the component with which the worker
+    /// was started began with the initial state, before index 1.
     ///
     /// # Errors
-    /// The snapshot cannot be read.
+    /// Fails if the snapshot cannot be read.
     fn snapshot(&self) -> Result<Option<SavedState>, EntrySourceError>;
 
-    /// The machine's entries with `from <= index <= to_inclusive`, in order: all of them, or a first
-    /// part. Empty: there are none.
+    /// Returns the state machine's entries with `from <= index <= to_inclusive`, in order: all of
+    /// them, or a first part. An empty list means that there are none.
     ///
     /// # Errors
-    /// [`EntrySourceError::Gap`] if entries of the range have been purged: start over with the newer
-    /// snapshot.
+    /// Returns [`EntrySourceError::Gap`] if entries of the range have been purged. The caller must
+    /// start again from the newer snapshot.
     fn entries(&self, from: u64, to_inclusive: u64) -> Result<Vec<Entry>, EntrySourceError>;
 
-    /// Remembers that an entry trapped, or that an activation failed, so that replays answer it
-    /// without running it.
+    /// Records that an entry trapped, or that an activation failed. Replays then return the
+    /// recorded trap without running the entry.
     fn record_trap(&self, index: u64, trap: &Trap);
 
-    /// The trap of an entry, if it is known to have trapped, or to be an activation that failed. Asked
-    /// once for every entry: keep it cheap.
+    /// Returns the recorded trap of an entry that trapped, or of an activation that failed. Called
+    /// once per entry, so it must be cheap.
     fn trapped(&self, index: u64) -> Option<Trap>;
 
-    /// What the instance left behind that trapped at an entry, told before the entry's outcome. A node
-    /// has no use for it.
+    /// Receives the trap report of an entry, before the entry's outcome. A node ignores it.
     fn record_trap_report(&self, index: u64, trap_report: TrapReport) {
         let _ = (index, trap_report);
     }

@@ -1,4 +1,4 @@
-//! What can go wrong in this layer, by who has to act on it.
+//! The errors of this layer, grouped by who has to act on them.
 
 use std::fmt;
 
@@ -6,13 +6,14 @@ use thiserror::Error;
 
 use conclave_types::Trap;
 
-/// Something that is this node's own: the host ran out of memory, the two instances disagree, the
-/// history cannot be read. Never an outcome. A node that met one while applying applies no more.
+/// A fatal error, which concerns only this node: the host ran out of memory, the two instances
+/// disagree, or the entry source cannot be read. Never an outcome. After a fatal error while
+/// applying, the node applies no more entries.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FatalError(String);
 
 impl FatalError {
-    /// A fault with a message that says what happened and what to do about it.
+    /// Creates a fatal error. The message names the problem and the remedy.
     pub fn new(message: impl Into<String>) -> Self {
         Self(message.into())
     }
@@ -26,74 +27,74 @@ impl fmt::Display for FatalError {
 
 impl std::error::Error for FatalError {}
 
-/// Why an engine could not be made.
+/// The reasons why an engine cannot be created.
 #[derive(Debug, Error)]
 pub enum Error {
-    /// A limit lies outside of what the layer can keep.
-    #[error("machine limit {name} is {value}, but must be {must}")]
+    /// A limit is out of its range.
+    #[error("the limit {name} is {value}, but must be {must}")]
     Limit {
         /// The field of `Limits`.
         name: &'static str,
-        /// What it was set to.
+        /// The configured value.
         value: u64,
-        /// What would do.
+        /// The permitted range.
         must: &'static str,
     },
-    /// wasmtime refused the options.
-    #[error("the WebAssembly engine does not start: {0}")]
+    /// wasmtime rejected the options.
+    #[error("the WebAssembly engine cannot be created: {0}")]
     Engine(String),
 }
 
-/// Why a component is not served. Each message tells the machine's author what to change.
+/// The reasons why a component is not served. Each message tells the component's author what to change.
 #[derive(Debug, Error)]
 pub enum LoadError {
-    /// Larger than a component may be.
+    /// The component is larger than the limit.
     #[error("the component has {bytes} bytes; the limit is {bytes_max}")]
     TooLarge {
-        /// Its size.
+        /// The component's size in bytes.
         bytes: usize,
-        /// The limit.
+        /// The limit in bytes.
         bytes_max: usize,
     },
-    /// Not WebAssembly.
+    /// The bytes are not WebAssembly.
     #[error("this is not WebAssembly: it does not begin with \\0asm{hint}")]
     NotWasm {
-        /// What it may be instead.
+        /// A guess at what the bytes are.
         hint: &'static str,
     },
-    /// A core module.
+    /// The bytes are a core module, not a component.
     #[error(
-        "this is a core WebAssembly component, not a component: `conclave build FILE` makes one of it"
+        "this is a core WebAssembly module, not a component: convert it with `conclave build FILE`"
     )]
     CoreModule,
-    /// Composed of components.
+    /// The component is composed of other components.
     #[error(
-        "the component contains other components with code of their own: what passes between them is not metered, so one \
+        "the component contains other components with code of their own: data that passes between them is not metered, so one \
          call could stop every node. Link its parts into one component"
     )]
     Composed,
-    /// A component that the engine does not take.
+    /// The engine cannot compile the component.
     #[error("the component does not compile: {0}")]
     Compile(String),
-    /// It asks for more than a machine gets.
+    /// The component imports something that is not served.
     #[error(
-        "the component imports `{name}`, which a machine does not get: a machine is a pure function \
+        "the component imports `{name}`, which is not available: a state machine is a pure function \
          of the log. {}", advice(.name)
     )]
     ForeignImport {
-        /// The import's full name; for one function of an interface, with `#` and the function's.
+        /// The import's full name. For one function of an interface, `#` and the function's name follow.
         name: String,
     },
-    /// It was built against a draft of WASI, or a later one.
+    /// The component was built against a draft of WASI, or against a later version.
     #[error(
-        "the component imports `{found}`, but a machine gets WASI 0.2, as it was released: rebuild it with \
-         a toolchain for that"
+        "the component imports `{found}`, but the host serves only released versions of WASI 0.2: rebuild it with \
+         a toolchain for WASI 0.2"
     )]
     WasiVersion {
         /// The import's full name.
         found: String,
     },
-    /// It was built against another version of the contract.
+    /// The component was built against another version of the contract.
     #[error(
         "the component was built against {found}, but this host serves conclave:fsm 0.1: rebuild it"
     )]
@@ -101,20 +102,20 @@ pub enum LoadError {
         /// The name with the version.
         found: String,
     },
-    /// It does not export what a machine must.
-    #[error("the component is not a machine of conclave:fsm@0.1.0: {0}")]
+    /// The component lacks an export of the contract.
+    #[error("the component does not implement the world `machine` of conclave:fsm@0.1.0: {0}")]
     NotAMachine(String),
-    /// What `describe` says cannot be.
-    #[error("the machine's description cannot be: {0}")]
+    /// The description that `describe` returned is invalid.
+    #[error("the state machine's description is invalid: {0}")]
     Description(String),
     /// The descriptor set cannot be served.
-    #[error("the machine's descriptor set cannot be served: {0}")]
+    #[error("the state machine's descriptor set cannot be served: {0}")]
     Descriptor(String),
-    /// It traps when asked what it is.
-    #[error("the machine traps when it is started and described: {} ({})", .0.message, .0.kind.name())]
+    /// The component traps while it is instantiated or described.
+    #[error("the state machine traps when it is started and described: {} ({})", .0.message, .0.kind.name())]
     Traps(Trap),
-    /// This node's fault, not the component's.
-    #[error("the component could not be tried: {0}")]
+    /// This node failed, not the component.
+    #[error("this node could not load the component: {0}")]
     Fatal(#[from] FatalError),
 }
 
@@ -124,65 +125,69 @@ impl LoadError {
     }
 }
 
-/// What to do about an import.
+/// Returns advice for a component with an import that is not served.
 fn advice(import: &str) -> &'static str {
     if import.starts_with("wasi:http/") {
-        "There is no network: let the program that calls the machine make the requests, and build without \
+        "There is no network: let the program that calls the state machine make the requests, and build without \
          HTTP (ComponentizeJS: `--disable http fetch-event`)"
     } else if import.starts_with("wasi:") {
-        "It may import conclave:fsm/log, and of WASI 0.2 clocks, random, cli and io, with no files and no \
-         sockets. Build without what needs more"
+        "A component may import conclave:fsm/log, and from WASI 0.2 clocks, random, cli and io; files and sockets \
+         cannot be opened. Build without other imports"
     } else {
-        "It may import conclave:fsm/log, and of WASI 0.2 what depends on the log alone. Take the other import \
-         out of the world that it is built for"
+        "A component may import conclave:fsm/log, and the parts of WASI 0.2 that depend only on the log. Remove the \
+         other import from the world for which it is built"
     }
 }
 
-/// Why a query has no answer.
+/// The reasons why a query has no answer.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum QueryError {
-    /// The machine broke on it. The standby is built anew.
+    /// The state machine trapped on the query. The standby is rebuilt.
     #[error("the query trapped: {}", .0.message)]
     Trap(Trap),
-    /// The node does not apply any more, so its state is not to be read.
-    #[error("this node's machine has stopped: {0}")]
+    /// The node applies no more entries, so its state must not be read.
+    #[error("this node's state machine has stopped: {0}")]
     Fatal(FatalError),
     /// The worker shuts down.
-    #[error("the machine is shutting down")]
+    #[error("the state machine is shutting down")]
     Stopped,
-    /// The node has no standby and cannot build one now; and why.
-    #[error("this node has no standby instance now, and only that can begin a subscription: {0}")]
+    /// The node has no standby and cannot build one now, for the given reason.
+    #[error(
+        "this node has no standby instance now, and only a standby can begin a subscription: {0}"
+    )]
     NoStandby(String),
-    /// Too many queries wait already.
-    #[error("too many queries wait for this node's machine; try again or ask another node")]
+    /// Too many queries are waiting.
+    #[error(
+        "too many queries are waiting for this node's state machine; retry, or query another node"
+    )]
     Busy,
-    /// A subscription cannot go on from where it was to.
+    /// The subscription cannot resume at the requested index.
     #[error("{0}")]
     Watch(#[from] WatchError),
 }
 
 impl QueryError {
-    /// The worker has ended, by a fault or not.
+    /// Returns the error for a worker that has stopped, with or without a fatal error.
     pub(super) fn stopped(fatal_error: Option<&FatalError>) -> Self {
         fatal_error.map_or(Self::Stopped, |fatal_error| Self::Fatal(fatal_error.clone()))
     }
 }
 
-/// Why there are no more events for a subscriber.
+/// The reasons why a subscription ends.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum WatchError {
-    /// It was slower than the events, or has been away for too long.
+    /// The subscriber was slower than the events, or was away for too long.
     #[error(
-        "the events after index {index} are not kept any more, only those after {floor}: subscribe anew, \
-         without an index to go on from"
+        "the events after index {index} are no longer kept, only those after {floor}: subscribe again, \
+         without an index to resume from"
     )]
     Gone {
-        /// What the subscriber has seen.
+        /// The index up to which the subscriber has received events.
         index: u64,
-        /// From where on events are kept.
+        /// The oldest retained index: events after it are kept.
         floor: u64,
     },
-    /// The node's state was replaced, or is about to be, because it had diverged from the other nodes'.
+    /// The node's state had diverged from that of the other nodes, and was or will be replaced.
     #[error(
         "this node's state differs from the other nodes' and is replaced: what it sent, up to index {index}, may be \
          wrong: subscribe again, without an index to resume from"
@@ -191,53 +196,54 @@ pub enum WatchError {
         /// The index up to which the subscriber was sent events.
         index: u64,
     },
-    /// The node does not apply any more.
-    #[error("this node's machine has stopped: {0}")]
+    /// The node applies no more entries.
+    #[error("this node's state machine has stopped: {0}")]
     Fatal(FatalError),
     /// The worker shuts down.
-    #[error("the machine is shutting down")]
+    #[error("the state machine is shutting down")]
     Stopped,
 }
 
-/// Why a snapshot was not taken, or ended early. None of these stops the node: ask again.
+/// The reasons why a snapshot was not taken, or ended early. None of them stops the node; the
+/// caller can retry.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum SnapshotError {
-    /// The standby has gone past the index.
-    #[error("the state at index {index} is gone: the standby is at {applied}")]
+    /// The standby has applied entries after the index.
+    #[error("the state at index {index} is gone: the standby is already at {applied}")]
     Passed {
-        /// The index asked for.
+        /// The requested index.
         index: u64,
-        /// Where the standby is.
+        /// The index that the standby has applied.
         applied: u64,
     },
-    /// The instance that held the snapshot is gone: it became the primary, or trapped, or was restored, or
-    /// another component went on.
+    /// The instance that held the snapshot is gone: it was promoted, trapped, or was replaced by a
+    /// restored state or another component.
     #[error("the instance that held the snapshot is gone; take another")]
     Lost,
-    /// The machine trapped while taking or reading it.
-    #[error("the machine trapped while it was snapshotted: {}", .0.message)]
+    /// The state machine trapped while the snapshot was taken or read.
+    #[error("the state machine trapped while its snapshot was taken: {}", .0.message)]
     Trap(Trap),
-    /// The node has no standby and cannot build one now; and why.
+    /// The node has no standby and cannot build one now, for the given reason.
     #[error("this node has no standby instance to take a snapshot from: {0}")]
     NoStandby(String),
     /// Too many snapshots are being read.
     #[error("too many snapshots are being read at once")]
     Busy,
-    /// The node does not apply any more.
-    #[error("this node's machine has stopped: {0}")]
+    /// The node applies no more entries.
+    #[error("this node's state machine has stopped: {0}")]
     Fatal(FatalError),
     /// The worker shuts down.
-    #[error("the machine is shutting down")]
+    #[error("the state machine is shutting down")]
     Stopped,
 }
 
-/// Why the history could not be read.
+/// The reasons why the entry source cannot be read.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum EntrySourceError {
-    /// The entries have been purged meanwhile; there is a newer snapshot to start from.
+    /// The entries have been purged meanwhile. There is a newer snapshot to start from.
     #[error("entry {0} has been purged")]
     Gap(u64),
-    /// Anything else, in the history's own words.
+    /// Any other reason, in the words of the entry source.
     #[error("{0}")]
     Unreadable(String),
 }

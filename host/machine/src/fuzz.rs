@@ -1,10 +1,10 @@
-//! Fuzz targets of what a component says of itself.
+//! Fuzz targets for the data with which a component describes itself.
 
 use prost::Message as _;
 
 use super::descriptors;
 
-/// A descriptor set: it is refused or gives methods that can be served.
+/// Checks that a descriptor set is either rejected or gives methods that can be served.
 pub fn descriptor_set(data: &[u8]) {
     if let Ok(methods) = descriptors::methods(data) {
         for method in methods {
@@ -18,7 +18,7 @@ pub fn descriptor_set(data: &[u8]) {
     }
 }
 
-/// The descriptor set of a small component.
+/// Returns the descriptor set of a small component.
 pub fn descriptor_set_seeds() -> Vec<Vec<u8>> {
     let small = prost_types::FileDescriptorSet {
         file: vec![prost_types::FileDescriptorProto {

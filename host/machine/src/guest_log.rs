@@ -1,7 +1,8 @@
-//! Lines of the machine's for the node's log: its import `log`, and what it prints through WASI.
+//! Log lines of the state machine in the node's log: from its import `log`, and from its
+//! output through WASI.
 //!
-//! A line is no part of the state, so what happens to it here may differ between nodes; what it costs
-//! may not. The host's work costs the guest nothing by itself, so the fuel is charged by hand.
+//! A line is not part of the state, so its handling here may differ between nodes. Its cost may
+//! not. The host's work costs the guest no fuel by itself, so the fuel is charged explicitly.
 
 use std::time::{Duration, Instant};
 
@@ -12,22 +13,24 @@ use wasmtime::{
 
 use super::{bindings::conclave::fsm::log::Level, instance::State, limits::Limits};
 
-/// The fuel of a line: about what the host's part of it takes, a microsecond.
+/// The fuel of a line. It corresponds to the host's time for a line, about a microsecond.
 pub(super) const FUEL_PER_LINE: u64 = 1_000;
-/// The fuel of one of its bytes, which the host may copy and check.
+/// The fuel of one byte of a line, which the host may copy and check.
 pub(super) const FUEL_PER_BYTE: u64 = 1;
-/// What is kept of a line.
+/// The maximum length of a logged line in bytes. The rest is cut off.
 pub(super) const LINE_BYTES_MAX: usize = 4096;
 
-/// Where one instance's lines go.
+/// The log lines of one instance.
 pub(super) struct GuestLog {
     role: &'static str,
-    /// The standby applies what the primary has applied; its lines would be the same ones again.
+    /// Set on the standby: it applies the entries that the primary has applied, so its lines would
+    /// be duplicates.
     muted: bool,
-    /// Lines that may be written now, refilled at a steady rate.
+    /// The lines that may be written now, refilled at a steady rate.
     budget: LineBudget,
     dropped: u64,
-    /// The last line of an error, where somebody wants it: what a machine says when it panics.
+    /// The last error line, if `keeps_errors` is set. It is the panic message of a state
+    /// machine that panics.
     last_error: Option<String>,
     keeps_errors: bool,
 }
@@ -44,12 +47,12 @@ impl GuestLog {
         }
     }
 
-    /// Keeps the last line of an error from here on.
+    /// Keeps the last error line from now on.
     pub(super) fn keep_errors(&mut self) {
         self.keeps_errors = true;
     }
 
-    /// What was kept since this was last asked.
+    /// Takes the error line that was kept since the previous call.
     pub(super) fn take_error(&mut self) -> Option<String> {
         self.last_error.take()
     }
@@ -58,12 +61,12 @@ impl GuestLog {
         self.muted = muted;
     }
 
-    /// Whether nothing is written now.
+    /// Returns whether lines are suppressed.
     pub(super) fn muted(&self) -> bool {
         self.muted
     }
 
-    /// Writes a line, if there is room for one.
+    /// Writes a line, unless the rate limit is reached.
     pub(super) fn line(&mut self, level: Level, line: &str) {
         if self.admit() {
             self.write(level, line);
@@ -74,13 +77,13 @@ impl GuestLog {
         self.role = role;
     }
 
-    /// Whether another line may be written now.
+    /// Returns whether another line may be written now.
     fn admit(&mut self) -> bool {
         if self.muted {
             return false;
         }
         if !self.budget.take(Instant::now()) {
-            // Said at once, because it may take long until another line is written.
+            // Reported immediately, because the next line may be written much later.
             if self.dropped == 0 {
                 tracing::warn!(target: "machine", instance = self.role, "the state machine writes more lines than its limit; some are dropped");
             }
@@ -95,7 +98,7 @@ impl GuestLog {
             let dropped = std::mem::take(&mut self.dropped);
             tracing::warn!(target: "machine", instance = self.role, dropped, "lines of the state machine were dropped before this one");
         }
-        // One line stays one line, whatever the guest puts into it.
+        // Control characters are replaced, so that a line of the guest cannot become several.
         let line = super::cut(line, LINE_BYTES_MAX).replace(char::is_control, " ");
         let instance = self.role;
         match level {
@@ -108,7 +111,7 @@ impl GuestLog {
     }
 }
 
-/// A token bucket: a burst of lines, and after that a steady rate which does not fill a disk.
+/// A token bucket: a burst of lines, then a steady rate that does not fill a disk.
 struct LineBudget {
     lines: u32,
     burst: u32,
@@ -122,7 +125,7 @@ impl LineBudget {
         Self { lines: burst, burst, per_second: limits.log_lines_per_second, refilled: now }
     }
 
-    /// Takes a line out of the budget, if there is one.
+    /// Takes one line out of the budget, if one is left.
     fn take(&mut self, now: Instant) -> bool {
         if self.lines < self.burst && self.per_second > 0 {
             let a_line = Duration::from_secs(1) / self.per_second;
@@ -143,13 +146,13 @@ impl LineBudget {
     }
 }
 
-/// Defines the import.
+/// Defines the import `log`.
 pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     linker.instance("conclave:fsm/log@0.1.0")?.func_wrap(
         "write",
         |mut store: StoreContextMut<'_, State>, (level, message): (Level, WasmStr)| {
-            // Text that is not Unicode is an error here and a trap for the guest: always looked at, so
-            // that it is the same on every node.
+            // Text that is not Unicode is an error here and a trap for the guest. It is always
+            // checked, also when no line is written, so that all nodes behave the same.
             let bytes = message.to_str(&store)?.len();
             charge(&mut store, FUEL_PER_LINE + FUEL_PER_BYTE * bytes as u64)?;
             if level == Level::Error && store.data().log.keeps_errors {
@@ -165,7 +168,7 @@ pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
     )
 }
 
-/// Takes the fuel of what the host does. With none left, the guest traps at its next check.
+/// Charges the fuel of the host's work. If none is left, the guest traps at its next fuel check.
 pub(super) fn charge(store: &mut StoreContextMut<'_, State>, cost: u64) -> wasmtime::Result<()> {
     let left = store.get_fuel()?.saturating_sub(cost);
     store.set_fuel(left)
@@ -188,7 +191,7 @@ mod tests {
         assert_eq!(at(Duration::from_millis(199)), 0);
         assert_eq!(at(Duration::from_millis(201)), 1);
         assert_eq!(at(Duration::from_secs(10)), 49);
-        // A flood of an hour, with a try every 10 ms.
+        // A flood of one hour, with an attempt every 10 ms.
         let flood: usize =
             (1..=360_000).map(|tick| at(Duration::from_millis(10_000 + 10 * tick))).sum();
         assert!((17_990..=18_000).contains(&flood), "{flood}");

@@ -1,9 +1,9 @@
-//! One instance of a machine: its store, its limits, and typed calls into it.
+//! One instance of a state machine: its store, its limits, and typed calls into it.
 //!
 //! An instance runs on one thread at a time and is called synchronously. After a call that returned
-//! [`Broken`] it must be dropped: wasmtime locks a store whose guest trapped, and a reply that was
-//! refused for its size has already changed the state. A query whose answer is too large fails, and the instance
-//! goes on.
+//! [`Broken`] it must be dropped. wasmtime locks a store whose guest trapped, and a reply that was
+//! rejected for its size has already changed the state. A query whose answer is too large fails,
+//! and the instance remains usable.
 
 mod moving;
 
@@ -32,57 +32,57 @@ use conclave_types::{
     limits::{ClusterLimits, EVENT_OVERHEAD_BYTES},
 };
 
-/// What wasmtime keeps for us beside the guest.
+/// The host's data in the wasmtime store, beside the guest.
 pub(super) struct State {
     limiter: Limiter,
     pub(super) log: GuestLog,
     pub(super) wasi: Wasi,
 }
 
-/// What an entry, or a query, brings along beside the call.
+/// The context of an entry or a query, passed beside the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct EntryContext {
-    /// The log index of the entry; for a query that of the last entry applied.
+    /// The log index of the entry; for a query, that of the last applied entry.
     pub index: u64,
-    /// The machine's time, in milliseconds since the Unix epoch.
+    /// The state machine's time, in milliseconds since the Unix epoch.
     pub time_ms: u64,
     /// A number that looks random and is a function of the cluster and the index.
     pub seed: u64,
 }
 
-/// What a machine answers to a subscriber.
+/// A state machine's answer to a subscriber.
 #[derive(Debug)]
 pub(super) struct Subscription {
     pub(super) from_topic: Vec<u8>,
-    /// Empty: no end.
+    /// The exclusive end of the topic range. Empty means no end.
     pub(super) to_topic: Vec<u8>,
     pub(super) initial: Vec<Bytes>,
 }
 
-/// See the page of this file.
+/// One instance. See the module documentation.
 pub(super) struct Instance {
     store: Store<State>,
     machine: Machine,
     limits: Limits,
     fuel_used: u64,
     fuel_used_in_all: u64,
-    /// Of the last call that answered, also if the answer was refused for its size.
+    /// The size of the last call's answer, even if it was rejected for its size.
     answer: AnswerSize,
-    /// Of the call that broke it.
+    /// The backtrace of the call that trapped.
     backtrace: Vec<String>,
     #[cfg(feature = "bench")]
     native: Option<Box<dyn super::bench::Native>>,
 }
 
-/// What a failure's message is cut to. From the contract in `wit/`.
+/// The maximum length of a failure's message in bytes; the rest is cut off. Set by the contract in `wit/`.
 pub(super) const FAILURE_BYTES_MAX: usize = 4096;
-/// Handles that a guest may hold. It makes a few: one a snapshot being read.
+/// The maximum number of handles that a guest may hold. It needs few: one per snapshot being read.
 const HANDLES_MAX: usize = 1_000;
 
 impl Instance {
-    /// A fresh instance, in the machine's initial state. `role` names it in the node's log; `cluster` are the limits
-    /// of the entry that it stands at;
-    /// `interrupted` is asked when the engine's epoch moves, and ends a call that is under way.
+    /// Creates an instance in the initial state. `role` names it in the node's log. `cluster` are
+    /// the limits of the entry at which it stands. `interrupted` is called when the engine's epoch
+    /// moves, and ends a running call if it returns true.
     pub(super) fn new(
         engine: &Engine,
         pre: &MachinePre<State>,
@@ -129,26 +129,26 @@ impl Instance {
             #[cfg(feature = "bench")]
             native: super::bench::native(),
         };
-        // What a runtime does in its first call, such as seeding a generator, it does here, where every
-        // instance sees the same.
+        // A runtime initializes itself in its first call, for example seeds a generator. The call
+        // of `describe` makes that happen here, in the same context for every instance.
         instance.describe()?;
         Ok(instance)
     }
 
-    /// The limits of the entry that it stands at.
+    /// Returns the limits of the entry at which the instance stands.
     pub(super) fn cluster_limits(&self) -> ClusterLimits {
         self.limits.cluster
     }
 
-    /// Other limits, for all calls from now on.
+    /// Sets other limits for all later calls.
     pub(super) fn set_cluster_limits(&mut self, limits: ClusterLimits) {
         self.limits.cluster = limits;
         self.set_memory_bytes_max(limits.memory_bytes_max);
         self.store.set_hostcall_fuel(self.limits.transfer_bytes_max());
     }
 
-    /// Applies one entry: a call, or without one a tick. `Err`: a trap or a fault, and the instance is
-    /// unusable.
+    /// Applies one entry: a call, or a tick if `call` is `None`. On `Err`, the call trapped or
+    /// failed fatally, and the instance is unusable.
     pub(super) fn run(
         &mut self,
         context: EntryContext,
@@ -238,7 +238,7 @@ impl Instance {
         }
     }
 
-    /// What the machine says of itself.
+    /// Returns the description that the state machine gives of itself.
     pub(super) fn describe(
         &mut self,
     ) -> Result<super::bindings::conclave::fsm::types::Description, Broken> {
@@ -246,59 +246,59 @@ impl Instance {
         self.call(about, |guest, store| guest.call_describe(store))
     }
 
-    /// The fuel that the last call took.
+    /// Returns the fuel that the last call used.
     pub(super) fn fuel_used(&self) -> u64 {
         self.fuel_used
     }
 
-    /// The fuel that all calls took.
+    /// Returns the fuel that all calls used.
     pub(super) fn fuel_used_in_all(&self) -> u64 {
         self.fuel_used_in_all
     }
 
-    /// The size of the last answer.
+    /// Returns the size of the last answer.
     pub(super) fn answer_size(&self) -> AnswerSize {
         self.answer
     }
 
-    /// The trap report of an instance that broke.
+    /// Returns the trap report of an instance that trapped.
     pub(super) fn trap_report(&mut self) -> TrapReport {
         TrapReport { last_words: self.take_error(), backtrace: std::mem::take(&mut self.backtrace) }
     }
 
-    /// The linear memory that the instance holds.
+    /// Returns the linear memory that the instance holds, in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
         self.store.data().limiter.memory_bytes()
     }
 
-    /// What the types of its memories allow it at most.
+    /// Returns the memory that the types of its memories allow at most, in bytes.
     pub(super) fn memory_bytes_declared(&self) -> usize {
         self.store.data().limiter.memory_bytes_declared()
     }
 
-    /// Whether the machine's lines go to the node's log.
+    /// Sets whether the state machine's log lines are suppressed.
     pub(super) fn mute(&mut self, muted: bool) {
         self.store.data_mut().log.mute(muted);
     }
 
-    /// Keeps the last error that the machine writes.
+    /// Keeps the last error line that the state machine logs.
     pub(super) fn keep_errors(&mut self) {
         self.store.data_mut().log.keep_errors();
     }
 
-    /// The last error that was kept.
+    /// Takes the last error line that was kept.
     pub(super) fn take_error(&mut self) -> Option<String> {
         self.store.data_mut().log.take_error()
     }
 
-    /// Another role for the same instance: a standby becomes the primary.
+    /// Changes the role of the instance, when a standby becomes the primary.
     pub(super) fn set_role(&mut self, role: &'static str) {
         let log = &mut self.store.data_mut().log;
         log.set_role(role);
         log.mute(false);
     }
 
-    /// Every call goes through here: fresh fuel before, the classification after.
+    /// Runs every call: refills the fuel before, and classifies the result after.
     fn call<R>(
         &mut self,
         (method, fuel): (&str, u64),
@@ -314,15 +314,16 @@ impl Instance {
         self.fuel_used_in_all = self.fuel_used_in_all.saturating_add(self.fuel_used);
         self.store.data_mut().end_call();
         result.map_err(|error| {
-            tracing::debug!(method, ?error, "a call of the machine failed");
+            tracing::debug!(method, ?error, "a call of the state machine failed");
             self.backtrace = error.downcast_ref().map(frames).unwrap_or_default();
             let about = About { method, fuel, limits: &self.limits };
             classify(&error, self.store.data().limiter.denied(), &about)
         })
     }
 
-    /// As [`Self::call`], for queries and subscriptions. More may be transferred than is answered: if the answer is
-    /// known to be too large only after the call has returned, the instance is intact.
+    /// Runs a query or a subscription, as [`Self::call`] does. The transfer limit is higher than
+    /// the limit of the answer. An answer that is found to be too large only after the call has
+    /// returned leaves the instance intact.
     fn ask<R>(
         &mut self,
         about: (&str, u64),
@@ -339,7 +340,8 @@ impl Instance {
         self.store.data_mut().limiter.set_memory_bytes_max(bytes);
     }
 
-    /// Fails a query whose answer is larger than the limit. It changed nothing, so the instance is kept.
+    /// Fails a query whose answer is larger than the limit. The query changed nothing, so the
+    /// instance is kept.
     fn check_answer(&self, method: &str) -> Result<(), Failure> {
         let AnswerSize { response_bytes, .. } = self.answer;
         let ClusterLimits { response_bytes_max, .. } = self.limits.cluster;
@@ -348,13 +350,13 @@ impl Instance {
         }
         let message = format!(
             "{}: the response has {response_bytes} bytes; at most {response_bytes_max} are allowed \
-             (response_bytes_max): ask for less at once",
+             (response_bytes_max): request less at once",
             super::cut(method, METHOD_BYTES_MAX)
         );
         Err(Failure { code: Code::ResourceExhausted, message })
     }
 
-    /// Refuses an answer that is larger than the limits. Response and events have a limit each.
+    /// Rejects an answer that is larger than the limits. Response and events have one limit each.
     fn check_size(&self, (method, fuel): (&str, u64)) -> Result<(), Broken> {
         let AnswerSize { response_bytes, event_bytes } = self.answer;
         let ClusterLimits { response_bytes_max, event_bytes_max, .. } = self.limits.cluster;
@@ -372,36 +374,37 @@ impl Instance {
     }
 }
 
-/// The bytes of an answer, as they count towards its two limits.
+/// The size of an answer, as counted towards its two limits.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct AnswerSize {
-    /// The response, or the initial messages of a subscription.
+    /// The size of the response, or of the initial messages of a subscription.
     pub response_bytes: usize,
-    /// Topics, payloads and a constant for each event.
+    /// The size of topics and payloads, plus a constant per event.
     pub event_bytes: usize,
 }
 
-/// The bytes of an event, as they count towards the limit. The constant covers what wasmtime counts for its
-/// vectors, so an answer within its limits can always be transferred.
+/// Returns the size of an event, as counted towards the limit. The constant covers what wasmtime
+/// counts for the event's vectors, so an answer within its limits can always be transferred.
 fn counted_bytes(event: &WireEvent) -> usize {
     const { assert!(size_of::<WireEvent>() <= EVENT_OVERHEAD_BYTES) };
     event.topic.len() + event.payload.len() + EVENT_OVERHEAD_BYTES
 }
 
-/// As wasmtime words it, which also demangles, but without the heading.
+/// Returns the frames as wasmtime formats them, which also demangles names, without the heading.
 fn frames(backtrace: &WasmBacktrace) -> Vec<String> {
     backtrace.to_string().lines().skip(1).map(|line| line.trim_end().to_owned()).collect()
 }
 
 impl Broken {
-    /// As a fault, where a trap is no outcome but a reason to stop: while a state is restored.
+    /// Converts to a fatal error, where a trap is not an outcome but a reason to stop, such as
+    /// while a state is restored.
     pub(super) fn into_fatal(self, what: &str) -> FatalError {
         match self {
             Self::Trap(trap) => {
                 FatalError::new(format!("{what}: {} ({})", trap.message, trap.kind.name()))
             }
             Self::Fatal(fatal_error) => FatalError::new(format!("{what}: {fatal_error}")),
-            Self::Interrupted => FatalError::new(format!("{what}: the machine is shutting down")),
+            Self::Interrupted => FatalError::new(format!("{what}: the state machine is stopping")),
         }
     }
 }

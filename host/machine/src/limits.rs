@@ -1,12 +1,15 @@
-//! What a machine may use, and the guard that holds it to its memory.
+//! The limits of a state machine, and the limiter that enforces its memory limit.
 //!
-//! Every limit is far above normal use. The heap of an instance that lived through the log has another layout than that
-//! of one that was restored from a snapshot, so a call that comes close to a limit might pass in one and trap in the
-//! other. That is a divergence: within a node the standby finds it, between nodes the consistency checks do. So a state
-//! machine whose state grows should not leave it to these limits to say when it is full. It counts what it holds, by a
-//! rule that only the log decides, and refuses at a fraction of the memory. The key-value store does so at a quarter
-//! (`guest-kv/src/limits.rs`). For those that do not count, calls that move the state have twice the memory of calls
-//! that change it ([`ClusterLimits::state_call_memory_bytes_max`]).
+//! Every limit is far above normal use. The heap of an instance that has applied the whole log has
+//! another layout than that of an instance restored from a snapshot. So a call that comes close to
+//! a limit might succeed in one and trap in the other. That is a divergence: within a node the
+//! standby detects it, between nodes the consistency checks do.
+//!
+//! Therefore a state machine whose state grows should not rely on these limits. It should count
+//! the size of its state, by a rule that depends only on the log, and reject calls at a fraction
+//! of the memory. The key-value store does so at a quarter (`guest-kv/src/limits.rs`). For state
+//! machines that do not count, calls that move the state get twice the memory of calls that change
+//! it ([`ClusterLimits::state_call_memory_bytes_max`]).
 
 use wasmtime::ResourceLimiter;
 
@@ -15,54 +18,60 @@ use conclave_types::limits::{ClusterLimits, MEMORY_BYTES_MOST};
 
 const MIB: usize = 1 << 20;
 
-/// The largest piece of a snapshot that crosses between host and guest. From the contract in `wit/`.
+/// The largest piece of a snapshot that crosses between host and guest. Set by the contract in `wit/`.
 pub const SNAPSHOT_CHUNK_BYTES_MAX: usize = MIB;
 
-/// What is asked for at once when a snapshot is read: the key-value store gives it in a millisecond,
-/// for which queries and entries wait.
+/// The size of one read from a snapshot. The key-value store returns that much in a millisecond,
+/// during which queries and entries wait.
 pub(super) const SNAPSHOT_READ_BYTES: usize = 256 << 10;
 
-/// The fuel of a piece as a fraction of that of a call that moves the whole state. At the default a piece takes
-/// some seconds at most, for which queries wait.
+/// The divisor that gives the fuel of a piece from that of a call that moves the whole state. At
+/// the default, a piece takes some seconds at most, during which queries wait.
 const PIECE_FUEL_DIVISOR: u64 = 20;
-/// The least fuel of a piece: interpreters need some hundred units per byte.
+/// The minimum fuel of a piece: interpreters need some hundred units per byte.
 const PIECE_FUEL_LEAST: u64 = 1_000_000_000;
 
-/// Linear memories of one instance. Each reserves 4 GiB of addresses, of which a process has 128 TiB; a
-/// machine has one, and another for each language runtime that it is composed of.
+/// The maximum number of linear memories of one instance. Each reserves 4 GiB of addresses, and a
+/// process has 128 TiB. A state machine has one memory, and another for each language runtime of
+/// which it is composed.
 const MEMORIES_MAX: usize = 16;
-/// Its tables. The adapters between the core modules of a component have one each.
+/// The maximum number of tables of one instance. The adapters between the core modules of a
+/// component have one each.
 const TABLES_MAX: usize = 256;
-/// Its core instances. A component of Python has some twenty, and one for each native extension.
+/// The maximum number of core instances of one component. A component in Python has some twenty,
+/// and one for each native extension.
 const INSTANCES_MAX: usize = 256;
 
-/// The limits of a state machine. [`Limits::cluster`] changes through the log; the rest is constant while a node runs.
-/// `table_elements_max` and `stack_bytes` decide outcomes and are part of the engine's fingerprint.
+/// The limits of a state machine. [`Limits::cluster`] changes through the log; the rest is constant
+/// while a node runs. `table_elements_max` and `stack_bytes` decide outcomes and are part of the
+/// engine's fingerprint.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The limits before the first entry. An instance has those of the entry that it stands at.
+    /// The limits before the first entry. An instance has the limits of the entry at which it stands.
     pub cluster: ClusterLimits,
-    /// Elements of one instance's tables. Default 1,000,000: a table entry is a function that may be
-    /// called indirectly, and the largest programs have some tens of thousands.
+    /// The maximum number of elements in one instance's tables. Default 1,000,000. A table entry is a
+    /// function that may be called indirectly, and the largest programs have some tens of thousands.
     pub table_elements_max: usize,
-    /// The stack of WebAssembly calls, in bytes. Default 1 MiB: Rust guests keep their large values
-    /// on a stack of their own in linear memory (also 1 MiB), so this is return addresses and spills.
-    /// At least 64 KiB, at most 64 MiB.
+    /// The stack of WebAssembly calls, in bytes. Default 1 MiB, at least 64 KiB, at most 64 MiB.
+    /// Rust guests keep their large values on a separate stack in linear memory (also 1 MiB), so
+    /// this stack holds only return addresses and spills.
     pub stack_bytes: usize,
-    /// Entries that wait for the primary, and those that the primary has finished and the standby has not
-    /// seen, in bytes each. Default 32 MiB: some requests of the largest size, or a second of small
-    /// ones. At least 1 MiB.
+    /// The maximum size in bytes of the entries that wait for the primary, and again of those that
+    /// wait for the standby. Default 32 MiB, at least 1 MiB. The default holds some requests of the
+    /// largest size, or one second of small ones.
     pub queue_bytes_max: usize,
-    /// Queries that wait for the standby. Default 4,096; more are refused with `Busy`.
+    /// The maximum number of queries that wait for the standby. Default 4,096; more are
+    /// rejected with `Busy`.
     pub queries_waiting_max: usize,
-    /// Subscriptions at once. Default 10,000; more are refused with `Busy`. Each holds 64 KiB or the events of one
-    /// entry, if its reader is slow.
+    /// The maximum number of concurrent subscriptions. Default 10,000; more are rejected with
+    /// `Busy`. A subscription whose reader is slow holds 64 KiB, or the events of one entry.
     pub subscriptions_max: usize,
-    /// A component's component, in bytes. Default 64 MiB: Python's is 18 MB, JavaScript's 12 MB.
+    /// The maximum size of a component in bytes. Default 64 MiB: a component in Python has 18 MB,
+    /// one in JavaScript 12 MB.
     pub component_bytes_max: usize,
-    /// Lines that the machine may write to the node's log at once. Default 100.
+    /// The number of lines that the state machine may write to the node's log in a burst. Default 100.
     pub log_lines_burst: u32,
-    /// Lines per second that it may write in the long run. Default 5: of 4 KiB each, 1.8 GB per day.
+    /// The sustained rate of log lines per second. Default 5: with 4 KiB per line, 1.8 GB per day.
     pub log_lines_per_second: u32,
 }
 
@@ -83,7 +92,7 @@ impl Default for Limits {
 }
 
 impl Limits {
-    /// Refuses what the layer cannot keep.
+    /// Checks that every limit is in its range.
     pub(super) fn validate(&self) -> Result<(), Error> {
         let check = |name, value: u64, from: u64, to: u64, must| {
             if (from..=to).contains(&value) {
@@ -114,7 +123,7 @@ impl Limits {
             100_000_000,
             "1 to 100,000,000",
         )?;
-        // Fuel is counted in a signed number.
+        // wasmtime counts fuel in a signed number.
         check("fuel_per_call", fuel_per_call, 1_000_000, 1 << 62, "10^6 to 2^62")?;
         check("fuel_per_query", fuel_per_query, 1_000_000, 1 << 62, "10^6 to 2^62")?;
         check("fuel_per_state_call", fuel_per_state_call, 1_000_000, 1 << 62, "10^6 to 2^62")?;
@@ -147,40 +156,43 @@ impl Limits {
         )
     }
 
-    /// The bytes that one transfer from the guest may take: the largest answer with its events, whatever their
-    /// number, or a piece of a snapshot. wasmtime counts 48 bytes for each event, which
-    /// [`EVENT_OVERHEAD_BYTES`](defaults::EVENT_OVERHEAD_BYTES) covers.
+    /// Returns the number of bytes that one transfer from the guest may take: the largest answer
+    /// with any number of events, or a piece of a snapshot. wasmtime counts 48 bytes per event,
+    /// which [`EVENT_OVERHEAD_BYTES`](defaults::EVENT_OVERHEAD_BYTES) covers.
     pub(super) fn transfer_bytes_max(&self) -> usize {
         (self.cluster.response_bytes_max + self.cluster.event_bytes_max).max(4 * MIB) + 64 * 1024
     }
 
-    /// The same for a query. An answer between the two limits fails and costs nothing else; a larger one costs the
-    /// instance, because the host's memory is bounded too.
+    /// Returns the transfer limit of a query. An answer between the two limits only fails the
+    /// query. A larger one costs the instance, because the host's memory is bounded too.
     pub(super) fn query_transfer_bytes_max(&self) -> usize {
         (16 * self.cluster.response_bytes_max).min(256 * MIB).max(self.transfer_bytes_max())
     }
 
-    /// Fuel of one call that moves a piece of a state, `read` or `write`: a piece has at most 1 MiB.
+    /// Returns the fuel of one call that moves a piece of a state, `read` or `write`. A piece has
+    /// at most 1 MiB.
     pub(super) fn fuel_per_piece(&self) -> u64 {
         let whole = self.cluster.fuel_per_state_call;
         (whole / PIECE_FUEL_DIVISOR).max(PIECE_FUEL_LEAST).min(whole)
     }
 
-    /// What a machine of too many parts is told.
+    /// Returns the message for a component with too many parts.
     pub(super) fn too_many_parts() -> String {
         format!(
             "it has more than {MEMORIES_MAX} memories, {TABLES_MAX} tables or {INSTANCES_MAX} core instances"
         )
     }
 
-    /// The stack of a thread that runs a machine: WebAssembly's, and what the host needs below it.
+    /// Returns the stack size of a thread that runs a state machine: the stack of WebAssembly, and
+    /// that of the host below it.
     pub(super) fn thread_stack_bytes(&self) -> usize {
         self.stack_bytes + 2 * MIB
     }
 }
 
-/// Holds one instance to its limits, and remembers when it hit one: a guest whose allocation is
-/// denied usually aborts with a plain `unreachable`, and only this tells it from a panic.
+/// Enforces the memory and table limits of one instance, and remembers whether it reached one. A
+/// guest whose allocation is denied usually aborts with a plain `unreachable`; only this flag
+/// distinguishes that from a panic.
 pub(super) struct Limiter {
     memory_bytes_max: usize,
     table_elements_max: usize,
@@ -202,28 +214,29 @@ impl Limiter {
         }
     }
 
-    /// Another limit of memory, from the next growth on. What the instance holds already it keeps.
+    /// Sets another memory limit, which applies from the next growth on. The instance keeps the
+    /// memory that it holds.
     pub(super) fn set_memory_bytes_max(&mut self, bytes: usize) {
         self.memory_bytes_max = bytes;
     }
 
-    /// Forgets the denials of the call before.
+    /// Resets the denial flag before a call.
     pub(super) fn begin_call(&mut self) {
         self.denied = false;
     }
 
-    /// Whether memory or table space was denied since the call began.
+    /// Returns whether memory or table space was denied since the call began.
     pub(super) fn denied(&self) -> bool {
         self.denied
     }
 
-    /// What the instance holds.
+    /// Returns the memory that the instance holds, in bytes.
     pub(super) fn memory_bytes(&self) -> usize {
         self.memory_bytes
     }
 
-    /// What the types of the instance's memories allow, together. A memory that declares no maximum
-    /// counts with the 4 GiB that its addresses reach.
+    /// Returns the sum of the maxima that the instance's memories declare. A memory without a
+    /// maximum counts as the 4 GiB that its addresses reach.
     pub(super) fn memory_bytes_declared(&self) -> usize {
         self.memory_bytes_declared
     }
@@ -263,7 +276,7 @@ impl ResourceLimiter for Limiter {
         desired: usize,
         maximum: Option<usize>,
     ) -> wasmtime::Result<bool> {
-        // A memory that is created grows from nothing.
+        // A memory that is being created grows from zero.
         if current == 0 {
             let declared = maximum.unwrap_or(usize::MAX);
             self.memory_bytes_declared = self.memory_bytes_declared.saturating_add(declared);
@@ -275,12 +288,13 @@ impl ResourceLimiter for Limiter {
     }
 
     fn memory_grow_failed(&mut self, error: wasmtime::Error) -> wasmtime::Result<()> {
-        // The one growth that wasmtime refuses before it asks us: past what 32-bit addresses reach.
+        // wasmtime rejects this growth without calling the limiter: a growth past what 32-bit
+        // addresses reach.
         if error.root_cause().to_string() == "memory growth exceeds memory type's limits" {
             self.denied = true;
             return Ok(());
         }
-        // The limit allowed it and the operating system did not: another replica may have it.
+        // The limit allowed the growth but the operating system did not. Another replica may succeed.
         Err(host_fault(&error))
     }
 
@@ -308,6 +322,6 @@ impl ResourceLimiter for Limiter {
 
 fn host_fault(error: &wasmtime::Error) -> wasmtime::Error {
     wasmtime::Error::new(FatalError::new(format!(
-        "this node could not give the machine memory that its limit allows: {error:#}. Give the node more memory"
+        "this node could not allocate memory that the state machine's limit allows: {error:#}. Give the node more memory"
     )))
 }

@@ -1,18 +1,20 @@
-//! From a component to the next: its state, piece by piece, into a fresh instance of the other.
+//! State migration: moves the state of a component into a new instance of its successor, piece by piece.
 //!
 //! # Contract
-//! 1. Whether it succeeds, and why not, is a function of the log, like an outcome: the bytes of a
-//!    snapshot are a function of the state, and they are handed over in pieces that are cut at fixed
-//!    places, however the old instance gave them.
-//! 2. The old instance goes on as before if the new one does not take its state.
-//! 3. What passes is never held whole: a few pieces at most. All of it together is bounded by the memory
-//!    that a machine may use, so that a snapshot without end ends.
+//! 1. Success or failure, with its reason, is a function of the log, like an outcome. The bytes of
+//!    a snapshot are a function of the state. They are written in pieces of a fixed size,
+//!    independent of the pieces in which the old instance returned them.
+//! 2. The old instance continues as before if the new one does not accept its state.
+//! 3. The state is never held in memory as a whole: a few pieces at most. Its total size is bounded
+//!    by the state machine's memory limit, so that an endless snapshot ends.
 //!
 //! # Two threads
-//! Writes wait for a carry-over, and reading a state takes about as long as writing it. So the old
-//! instance is read here while a thread of its own writes into the new one. The one may break while the
-//! other still has pieces from before to refuse, and then the refusal is the reason: it comes first in
-//! the order of the bytes, which is the same on every node, whatever the clocks say.
+//! Writes wait for a migration, and reading a state takes about as long as writing it. Therefore
+//! the calling thread reads the old instance while a second thread writes into the new one.
+//!
+//! The old instance may trap while the new one still has earlier pieces to reject. Then the
+//! rejection is the reason. It comes first in the order of the bytes, which is the same on every
+//! node and independent of timing.
 
 use std::{
     sync::{
@@ -31,20 +33,21 @@ use super::{
 };
 use conclave_types::{Trap, TrapKind};
 
-/// Pieces of 256 KiB between the two threads: enough that neither waits for the other's every piece.
+/// The number of pieces of 256 KiB between the two threads, so that neither waits for each
+/// piece of the other.
 const PIECES_IN_FLIGHT: usize = 4;
 
-/// Why a state was not carried over.
+/// The reasons why a state was not migrated.
 #[derive(Debug)]
 pub(super) enum NotCarried {
-    /// The machines do not agree.
+    /// The new component does not accept the state, or the old one does not provide it.
     Refused {
-        /// What happened, the same on every node.
+        /// The reason, the same on every node.
         trap: Trap,
-        /// Whether the old instance is unusable, or else as before. That may differ between nodes.
+        /// Whether the old instance is unusable; otherwise it is unchanged. May differ between nodes.
         old_broke: bool,
     },
-    /// This node's own.
+    /// An error of this node.
     Fatal(FatalError),
     /// The worker shuts down.
     Interrupted,
@@ -68,15 +71,16 @@ impl NotCarried {
     }
 }
 
-/// What the one thread hands the other.
+/// A message from the reading thread to the writing thread.
 enum Piece {
     Bytes(Vec<u8>),
-    /// That was all. Without it the old instance has broken, and there is nothing to finish.
+    /// The end of the state. If it is missing, the old instance has trapped, and the restore must
+    /// not be finished.
     End,
 }
 
-/// A fresh instance of `component` with the state of `old`, which is of `state_version`: one that the
-/// component restores.
+/// Creates an instance of `component` with the state of `old`. The component must restore
+/// `state_version`, the version of that state.
 pub(super) fn migration(
     old: &mut Instance,
     state_version: u32,
@@ -125,13 +129,14 @@ fn stream(
             (Err(refused), Ok(_)) => Err(refused),
             (Ok(()), Ok(Some(instance))) => Ok(instance),
             (Ok(()), Ok(None)) => Err(NotCarried::Fatal(FatalError::new(
-                "a state was read to its end and not written",
+                "the state was read to its end, but not written completely",
             ))),
         }
     })
 }
 
-/// Reads all of the snapshot. Ends early, and well, if the other thread has ended: it says why.
+/// Reads the whole snapshot. If the writing thread has ended, reading ends early with `Ok`, because
+/// that thread reports the reason.
 fn read(
     old: &mut Instance,
     snapshot: ResourceAny,
@@ -162,12 +167,12 @@ fn read(
         }
     }
     let last = if rest.is_empty() { Ok(()) } else { pieces.send(Piece::Bytes(rest)) };
-    // Nobody listens any more if the new machine has refused a piece.
+    // The writing thread has ended if the new component rejected a piece.
     let _ = last.and_then(|()| pieces.send(Piece::End));
     Ok(())
 }
 
-/// Writes what comes. Nothing comes of it without an end.
+/// Writes the pieces that it receives. Returns `None` if the end of the state is missing.
 fn write(mut restoring: Restoring, pieces: Receiver<Piece>) -> Result<Option<Instance>, Broken> {
     for piece in pieces {
         match piece {
@@ -178,12 +183,12 @@ fn write(mut restoring: Restoring, pieces: Receiver<Piece>) -> Result<Option<Ins
     Ok(None)
 }
 
-/// The trap of a snapshot that is larger than any state.
+/// Creates the trap of a snapshot that is larger than any permitted state.
 pub(super) fn too_large(bytes_max: usize) -> Trap {
     Trap {
         kind: TrapKind::BadAnswer,
         message: format!(
-            "snapshot-standby.read: the snapshot has more than {bytes_max} bytes, the memory that a machine may use"
+            "snapshot-reader.read: the snapshot has more than {bytes_max} bytes, the memory limit of the state machine"
         ),
     }
 }

@@ -1,15 +1,15 @@
-//! Trying a component on real data before it is activated: a saved state is restored into it, and entries
-//! of the log are applied after it.
+//! The rehearsal of a component: a dry run of its activation on real data. A saved state is
+//! restored into it, and later entries of the log are applied.
 //!
 //! # Contract
-//! 1. Nothing outside is touched: a rehearsal has an instance and a thread of its own.
-//! 2. It ends: each call has the limits of any call, and `stop` ends it between two of them and within
-//!    one.
+//! 1. Nothing outside is changed: a rehearsal has its own instance and thread.
+//! 2. It ends: each call has the usual limits, and `stop` ends the rehearsal between two calls
+//!    and within one.
 //!
 //! # Caveats
 //! - It needs the memory of one more state.
-//! - A component that is ready may still fail where the state is by now another one. An activation then
-//!   has the outcome "not activated".
+//! - A component that is ready may still fail on a newer state. The activation then has the outcome
+//!   "not activated".
 
 use std::{
     sync::{
@@ -34,39 +34,39 @@ use super::{
 };
 use conclave_types::{Outcome, Trap};
 
-/// What a component did that is ready.
+/// The result of a rehearsal that succeeded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Rehearsal {
-    /// The log index that it came to.
+    /// The log index that the rehearsal reached.
     pub index: u64,
-    /// Entries applied.
+    /// The number of entries applied.
     pub entries: u64,
-    /// Of them: those that the component answered with a failure.
+    /// The number of those entries that the component answered with a failure.
     pub failures: u64,
-    /// How long restoring the state took.
+    /// The time taken to restore the state.
     pub restore_time: Duration,
-    /// How long the entries took.
+    /// The time taken to apply the entries.
     pub apply_time: Duration,
-    /// Linear memory at the end.
+    /// The linear memory at the end, in bytes.
     pub memory_bytes: u64,
-    /// Fuel that the entries took.
+    /// The fuel used by the entries.
     pub fuel: u64,
-    /// The size of the snapshot that the component took at the end.
+    /// The size of the snapshot that the component took at the end, in bytes.
     pub snapshot_bytes: u64,
 }
 
-/// Why a component is not ready. Each message tells who pushed it what to change.
+/// The reasons why a component is not ready. Each message tells its author what to change.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
 pub enum NotReady {
-    /// It does not restore the state's version.
+    /// The component does not restore the state's version.
     #[error("{0}")]
     StateVersion(String),
-    /// It does not take the state, or breaks over it.
+    /// The component rejects the state, or traps while restoring it.
     #[error("the state at index {index} cannot be restored: {} ({})", .trap.message, .trap.kind.name())]
     Restore {
         /// The index of the state.
         index: u64,
-        /// What happened.
+        /// The trap.
         trap: Trap,
     },
     /// An entry traps.
@@ -74,40 +74,40 @@ pub enum NotReady {
     Entry {
         /// The entry's index.
         index: u64,
-        /// What happened.
+        /// The trap.
         trap: Trap,
     },
-    /// It cannot be snapshotted afterwards.
+    /// The component cannot take a snapshot after the entries.
     #[error("its own state at index {index} cannot be saved: {} ({})", .trap.message, .trap.kind.name())]
     Snapshot {
         /// The index of the state.
         index: u64,
-        /// What happened.
+        /// The trap.
         trap: Trap,
     },
-    /// The entries reach past an activation, so the state is not of the component that wrote it.
+    /// One of the entries activates a component. The entries after it belong to that component.
     #[error("entry {0} activates a component: rehearse from a snapshot taken after it")]
     Activation(u64),
     /// The state or the entries cannot be read.
     #[error("{0}")]
     EntrySource(#[from] EntrySourceError),
-    /// `stop` said so.
+    /// `stop` returned true.
     #[error("the rehearsal was stopped")]
     Stopped,
-    /// This node's fault, not the component's.
+    /// This node failed, not the component.
     #[error("the component could not be rehearsed: {0}")]
     Fatal(#[from] FatalError),
 }
 
-/// How often `stop` is asked.
+/// The interval at which `stop` is called.
 const STOP_EVERY: Duration = Duration::from_millis(10);
 
-/// Restores `saved` into the component, applies `entries`, which follow it, and takes a snapshot. Leave
-/// out entries that are known to have trapped: one that traps is a reason not to be ready. `seed` is
-/// the worker's. Blocks until it is done or `stop` says that it is enough.
+/// Restores `saved` into the component, applies `entries`, which follow it, and takes a snapshot. The
+/// caller must leave out entries that are known to have trapped, because a trap means that the component
+/// is not ready. `seed` is the worker's. Blocks until the rehearsal is done or `stop` returns true.
 ///
 /// # Errors
-/// Why it is not ready.
+/// Returns the reason why the component is not ready.
 pub fn rehearse(
     component: &Component,
     seed: [u8; 32],
@@ -127,7 +127,8 @@ pub fn rehearse(
         while !thread.is_finished() {
             if stopped.load(Ordering::Relaxed) || stop() {
                 stopped.store(true, Ordering::Relaxed);
-                // A call that is under way asks now. One that began meanwhile asks the next time.
+                // Makes a running call check `stop` now. A call that began meanwhile checks it at
+                // the next interval.
                 component.engine().inner().increment_epoch();
             }
             std::thread::park_timeout(STOP_EVERY);
@@ -136,7 +137,7 @@ pub fn rehearse(
     })
 }
 
-/// What a rehearsal works with.
+/// The inputs of a rehearsal.
 struct Stage<'a> {
     component: &'a Component,
     seed: [u8; 32],
@@ -159,9 +160,11 @@ impl Stage<'_> {
             self.check()?;
             let Entry { index, time_ms, work } = entry?;
             if index <= done.index {
-                return Err(
-                    FatalError::new(format!("entry {index} came after {}", done.index)).into()
-                );
+                return Err(FatalError::new(format!(
+                    "the entries are not in order: entry {index} follows {}",
+                    done.index
+                ))
+                .into());
             }
             let call = match work {
                 Work::Call(call) => Some(call),
@@ -206,7 +209,8 @@ impl Stage<'_> {
         restoring.finish().map_err(broken)
     }
 
-    /// Takes a snapshot for nothing but to see it whole: without one a node could not restart.
+    /// Takes a snapshot and reads it completely, only to check that this works. Without a snapshot
+    /// a node could not restart.
     fn save(&self, instance: &mut Instance, index: u64) -> Result<u64, NotReady> {
         let broken = |broken| not_ready(broken, |trap| NotReady::Snapshot { index, trap });
         let bytes_max = instance.cluster_limits().memory_bytes_max;

@@ -1,4 +1,4 @@
-//! A state on its way into a fresh instance.
+//! A restore in progress: a state on its way into a new instance.
 
 use std::sync::{
     Arc,
@@ -12,17 +12,17 @@ use super::{
 };
 use conclave_types::{Failure, Trap, TrapKind, limits::ClusterLimits};
 
-/// An instance that is being given a state. It is handed out once it has all of it.
+/// A new instance that receives a state. The instance is handed out only when the state is complete.
 ///
-/// A machine that does not take a state of a version that it says it restores breaks its word, so its
-/// failure is a [`TrapKind::BadAnswer`] here.
+/// If a state machine rejects a version that it declares to restore, it violates the contract. Its
+/// failure therefore becomes a [`TrapKind::BadAnswer`] here.
 pub(super) struct Restoring {
     instance: Instance,
     writer: ResourceAny,
 }
 
 impl Restoring {
-    /// Begins. The caller has made sure that the component restores this version.
+    /// Begins a restore. The caller has checked that the component restores this version.
     pub(super) fn begin(
         component: &Component,
         state_version: u32,
@@ -35,7 +35,7 @@ impl Restoring {
         Self::interruptible(component, state_version, role, limits, interrupted)
     }
 
-    /// The same with a condition of the caller's that ends a call which is running.
+    /// Begins a restore whose calls also end when the caller's condition becomes true.
     pub(super) fn interruptible(
         component: &Component,
         state_version: u32,
@@ -49,7 +49,7 @@ impl Restoring {
         Ok(Self { instance, writer })
     }
 
-    /// The next bytes, as many as there are.
+    /// Writes the next bytes, of any length.
     pub(super) fn write(&mut self, bytes: &[u8]) -> Result<(), Broken> {
         for piece in bytes.chunks(SNAPSHOT_CHUNK_BYTES_MAX) {
             let written = self.instance.restore_write(self.writer, piece)?;
@@ -58,7 +58,7 @@ impl Restoring {
         Ok(())
     }
 
-    /// That was all of them.
+    /// Finishes the restore after the last bytes, and returns the instance.
     pub(super) fn finish(mut self) -> Result<Instance, Broken> {
         let finished = self.instance.restore_finish(self.writer)?;
         finished.map_err(|failure| refused("restore-writer.finish", &failure))?;
@@ -69,6 +69,6 @@ impl Restoring {
 fn refused(method: &str, failure: &Failure) -> Broken {
     Broken::Trap(Trap {
         kind: TrapKind::BadAnswer,
-        message: format!("{method}: the machine refuses the state: {}", failure.message),
+        message: format!("{method}: the state machine rejects the state: {}", failure.message),
     })
 }

@@ -1,14 +1,15 @@
-//! One instance of a machine by itself: no worker, no history, no rollback.
+//! A single instance of a state machine, without a worker, an entry source or rollback.
 //!
 //! # Purpose
-//! For what examines machines (`conclave check`): it makes the calls that a node would, in any order,
-//! and sees what each took.
+//! For tools that examine state machines (`conclave check`). They can make the calls of a node in
+//! any order, and observe the cost of each.
 //!
 //! # Contract
-//! 1. Calls are made on the caller's thread, which needs a stack that holds a guest's: run them inside
-//!    [`Standalone::with_stack`].
-//! 2. After a call that ended in [`Broke`] the instance is to be dropped: nothing was rolled back.
-//! 3. The machine's lines go nowhere, but for the last error, which [`Standalone::last_words`] gives.
+//! 1. Calls are made on the caller's thread, which needs a stack that is large enough for the
+//!    guest's. Run them inside [`Standalone::with_stack`].
+//! 2. After a call that returned [`Broke`], the instance must be dropped, because nothing was rolled back.
+//! 3. The state machine's log lines are discarded, except for the last error line, which
+//!    [`Standalone::last_words`] returns.
 
 use std::sync::Arc;
 
@@ -24,12 +25,12 @@ use super::{
 };
 use conclave_types::{Call, Failure, Outcome, Trap};
 
-/// How a call ended that gave no answer.
+/// The reasons why a call gave no answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Broke {
-    /// What a node would record as an outcome.
+    /// A trap, which a node would record as an outcome.
     Trap(Trap),
-    /// The host's own: says nothing of the machine.
+    /// An error of the host, which does not concern the state machine.
     Fatal(FatalError),
 }
 
@@ -37,25 +38,25 @@ impl From<Broken> for Broke {
     fn from(broken: Broken) -> Self {
         match broken {
             Broken::Trap(trap) => Self::Trap(trap),
-            other => Self::Fatal(other.into_fatal("a call of the machine")),
+            other => Self::Fatal(other.into_fatal("a call of the state machine")),
         }
     }
 }
 
-/// See the page of this file.
+/// A single instance. See the module documentation.
 pub struct Standalone {
     instance: Instance,
 }
 
-/// A snapshot being read. It belongs to the instance that gave it.
+/// A snapshot being read. It belongs to the instance that created it.
 #[derive(Clone, Copy, Debug)]
 pub struct OpenSnapshot(ResourceAny);
 
 impl Standalone {
-    /// Runs `body` on a thread with room for a guest's stack, and waits for it.
+    /// Runs `body` on a thread whose stack is large enough for a guest, and waits for it.
     ///
     /// # Errors
-    /// There is no such thread to be had, or the body panicked.
+    /// Fails if the thread cannot be started, or if `body` panicked.
     pub fn with_stack<T: Send>(
         limits: &Limits,
         body: impl FnOnce() -> T + Send,
@@ -70,10 +71,10 @@ impl Standalone {
         })
     }
 
-    /// An instance in the machine's initial state.
+    /// Creates an instance in the initial state.
     ///
     /// # Errors
-    /// The machine broke while it was started.
+    /// Fails if the state machine traps while it is started.
     pub fn start(component: &Component) -> Result<Self, Broke> {
         let mut instance = component.instance(
             "standalone",
@@ -85,18 +86,19 @@ impl Standalone {
         Ok(Self { instance })
     }
 
-    /// Applies one entry: a call, or without one a tick. Never gives [`Outcome::Trap`]: that is [`Broke::Trap`] here.
+    /// Applies one entry: a call, or a tick if `call` is `None`. Never returns [`Outcome::Trap`]; a
+    /// trap is [`Broke::Trap`] here.
     ///
     /// # Errors
-    /// The machine broke.
+    /// Fails if the state machine traps.
     pub fn apply(&mut self, context: EntryContext, call: Option<&Call>) -> Result<Outcome, Broke> {
         Ok(self.instance.run(context, call)?)
     }
 
-    /// Asks one query.
+    /// Answers one query.
     ///
     /// # Errors
-    /// The machine broke.
+    /// Fails if the state machine traps.
     pub fn query(
         &mut self,
         context: EntryContext,
@@ -108,34 +110,34 @@ impl Standalone {
     /// Captures the state.
     ///
     /// # Errors
-    /// The machine broke.
+    /// Fails if the state machine traps.
     pub fn snapshot(&mut self) -> Result<OpenSnapshot, Broke> {
         Ok(OpenSnapshot(self.instance.snapshot()?))
     }
 
-    /// The next piece, of at most `bytes_max`; an empty one is the end. More than the contract's bound
-    /// of 1 MiB is never asked for.
+    /// Reads the next piece, of at most `bytes_max`. An empty piece means the end. Never requests
+    /// more than 1 MiB, the limit of the contract.
     ///
     /// # Errors
-    /// The machine broke, or gave more than it was asked for.
+    /// Fails if the state machine traps, or returns more than was requested.
     pub fn read(&mut self, snapshot: OpenSnapshot, bytes_max: usize) -> Result<Bytes, Broke> {
         let bytes_max = bytes_max.clamp(1, SNAPSHOT_CHUNK_BYTES_MAX);
         Ok(self.instance.snapshot_read_at_most(snapshot.0, bytes_max)?)
     }
 
-    /// Lets go of a snapshot.
+    /// Releases a snapshot.
     ///
     /// # Errors
-    /// The machine broke.
+    /// Fails if the state machine traps.
     pub fn close(&mut self, snapshot: OpenSnapshot) -> Result<(), Broke> {
         Ok(self.instance.snapshot_drop(snapshot.0)?)
     }
 
-    /// Replaces the state with a saved one, handed over in pieces of at most `bytes_max`. The inner
-    /// failure is the machine's, which refuses the state.
+    /// Replaces the state with a saved one, written in pieces of at most `bytes_max`. The inner
+    /// failure means that the state machine rejects the state.
     ///
     /// # Errors
-    /// The machine broke.
+    /// Fails if the state machine traps.
     pub fn restore(
         &mut self,
         state_version: u32,
@@ -154,28 +156,28 @@ impl Standalone {
         Ok(self.instance.restore_finish(writer)?)
     }
 
-    /// The fuel that the last call took.
+    /// Returns the fuel that the last call used.
     pub fn fuel_used(&self) -> u64 {
         self.instance.fuel_used()
     }
 
-    /// The fuel that all calls took since the instance was started.
+    /// Returns the fuel that all calls used since the instance was started.
     pub fn fuel_used_in_all(&self) -> u64 {
         self.instance.fuel_used_in_all()
     }
 
-    /// The size of the last answer, also of one that was refused because it is too large.
+    /// Returns the size of the last answer, even if it was rejected because it was too large.
     pub fn answer_size(&self) -> AnswerSize {
         self.instance.answer_size()
     }
 
-    /// The linear memory that the instance holds, in bytes.
+    /// Returns the linear memory that the instance holds, in bytes.
     pub fn memory_bytes(&self) -> usize {
         self.instance.memory_bytes()
     }
 
-    /// The last error that the machine wrote to its log since this was last asked: what it panicked
-    /// with, for a machine that says so.
+    /// Takes the last error line that the state machine logged since the previous call. For many
+    /// state machines it is the panic message.
     pub fn last_words(&mut self) -> Option<String> {
         self.instance.take_error()
     }

@@ -1,11 +1,11 @@
-//! Threads that machines run on. A guest may use its whole stack limit, so the thread below it is
-//! made to hold that; a caller's own thread may not.
+//! Threads that run state machines. A guest may use its whole stack limit, so these threads get a
+//! stack that holds it. A caller's own thread may be too small.
 
 use std::thread::{Builder, JoinHandle, Scope, ScopedJoinHandle};
 
 use super::error::FatalError;
 
-/// Starts a thread with room for a guest's stack.
+/// Starts a thread whose stack is large enough for a guest.
 pub(super) fn spawn<T: Send + 'static>(
     name: &str,
     stack_bytes: usize,
@@ -32,12 +32,12 @@ pub(super) fn spawn_scoped<'scope, T: Send + 'scope>(
         .map_err(|error| FatalError::new(format!("cannot start the thread {name}: {error}")))
 }
 
-/// What a scoped thread gave.
+/// Waits for a scoped thread and returns its result.
 pub(super) fn joined<T>(name: &str, thread: ScopedJoinHandle<'_, T>) -> Result<T, FatalError> {
     thread.join().map_err(|_| panicked(name))
 }
 
-/// Runs a body on such a thread and waits for it.
+/// Runs a closure on such a thread and waits for it.
 pub(super) fn run<T: Send + 'static>(
     name: &str,
     stack_bytes: usize,

@@ -1,33 +1,33 @@
-//! The one table from wasmtime's errors to what they mean: an outcome, the same on every replica, or
-//! a fault of this node.
+//! The table that classifies wasmtime's errors: as an outcome, the same on every replica, or as a
+//! fatal error of this node.
 //!
-//! An error is an outcome only if it is known to be a function of the state and the entry. `Trap` may
-//! grow variants; one that is not in the table is a fault. Errors that lifting and lowering give have
-//! no type of their own in wasmtime 48, so they are known by their words, which the version that is
-//! pinned in the engine's fingerprint fixes; `tests/machine` provokes them, and `trap_tests.rs` compares the table
-//! with wasmtime's source.
+//! An error is an outcome only if it is known to be a function of the state and the entry. wasmtime's
+//! `Trap` may get new variants; a variant that is not in the table is a fatal error. Errors of
+//! lifting and lowering have no types in wasmtime 48, so they are recognized by their text. The text
+//! is fixed by the version, which is part of the engine's fingerprint. `tests/machine` provokes these
+//! errors, and `trap_tests.rs` compares the table with wasmtime's source.
 
 use wasmtime::Trap as Wasm;
 
 use super::{error::FatalError, limits::Limits};
 use conclave_types::{Trap, TrapKind, limits::ClusterLimits};
 
-/// How a call ended that gave no answer. The instance is unusable afterwards.
+/// The reasons why a call gave no answer. The instance is unusable afterwards.
 #[derive(Debug)]
 pub(super) enum Broken {
     /// An outcome.
     Trap(Trap),
-    /// This node's own.
+    /// A fatal error of this node.
     Fatal(FatalError),
     /// The worker shuts down.
     Interrupted,
 }
 
-/// An error of a function that the host gives the guest, known to be the same on every replica.
+/// An error of a function that the host provides to the guest, known to be the same on every replica.
 #[derive(Debug)]
 pub(super) struct Refusal {
     pub(super) kind: TrapKind,
-    /// What the machine did. Ends the trap's message.
+    /// The state machine's mistake, which ends the trap's message.
     pub(super) message: String,
 }
 
@@ -39,32 +39,33 @@ impl std::fmt::Display for Refusal {
 
 impl std::error::Error for Refusal {}
 
-/// What a call was about, for its message and its limits.
+/// The context of a call, for its error message.
 pub(super) struct About<'a> {
-    /// The machine's method, or the function of the contract.
+    /// The method of the state machine, or the function of the contract.
     pub(super) method: &'a str,
-    /// The fuel it had.
+    /// The fuel of the call.
     pub(super) fuel: u64,
-    /// The limits it ran under.
+    /// The limits of the call.
     pub(super) limits: &'a Limits,
 }
 
-/// A method's name is the caller's; what goes into a message is bounded.
+/// The maximum length in bytes of a method's name in a message. The caller chooses the name, so
+/// it may be long.
 pub(super) const METHOD_BYTES_MAX: usize = 256;
 
 impl About<'_> {
-    /// A trap whose message names the method, the class and the limit, and nothing that could differ
-    /// between replicas.
+    /// Creates a trap. Its message names the method, the class and the limit, and contains nothing
+    /// that could differ between replicas.
     pub(super) fn trap(&self, kind: TrapKind, detail: &str) -> Trap {
         let method = super::cut(self.method, METHOD_BYTES_MAX);
         let what = match kind {
-            TrapKind::Panic if detail.is_empty() => "the machine panicked".to_owned(),
+            TrapKind::Panic if detail.is_empty() => "the state machine panicked".to_owned(),
             TrapKind::Panic => detail.to_owned(),
-            TrapKind::Invalid => format!("the machine is faulty: {detail}"),
+            TrapKind::Invalid => format!("the state machine is faulty: {detail}"),
             TrapKind::FuelExhausted => format!("the call used up its fuel of {}", self.fuel),
             TrapKind::MemoryExhausted => {
                 format!(
-                    "the machine reached its memory limit of {} bytes",
+                    "the state machine reached its memory limit of {} bytes",
                     self.limits.cluster.memory_bytes_max
                 )
             }
@@ -76,7 +77,7 @@ impl About<'_> {
         Trap { kind, message: format!("{method}: {what}") }
     }
 
-    /// The trap of an answer that is larger than allowed before its parts can be counted.
+    /// Creates the trap of an answer that is too large for its parts to be counted.
     fn too_large(&self) -> Trap {
         let ClusterLimits { response_bytes_max, event_bytes_max, .. } = self.limits.cluster;
         self.trap(
@@ -89,7 +90,7 @@ impl About<'_> {
     }
 }
 
-/// Tells what an error means. `denied`: the limiter refused memory or table space during the call.
+/// Classifies an error. `denied` means that the limiter denied memory or table space during the call.
 pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>) -> Broken {
     if let Some(fatal_error) = error.downcast_ref::<FatalError>() {
         return Broken::Fatal(fatal_error.clone());
@@ -109,37 +110,38 @@ pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>)
     let is_untyped = NOT_UNICODE.contains(&words.as_str());
     if is_untyped || root.is::<std::str::Utf8Error>() || root.is::<std::char::DecodeUtf16Error>() {
         return Broken::Trap(
-            about.trap(TrapKind::BadAnswer, "the machine handed over text that is not Unicode"),
+            about.trap(TrapKind::BadAnswer, "the state machine passed text that is not Unicode"),
         );
     }
     if words.contains("fuel allocated for hostcalls has been exhausted") {
         return Broken::Trap(about.too_large());
     }
-    // Only while a machine is instantiated, by what it consists of.
+    // Occurs only while a component is instantiated, and depends only on its parts.
     if words.starts_with("resource limit exceeded: ") {
         return Broken::Trap(about.trap(TrapKind::Invalid, &Limits::too_many_parts()));
     }
     if BAD_ANSWERS.iter().any(|known| words.starts_with(known)) {
-        // Without wasmtime's words: they may name handles, whose numbers differ between instances.
-        return Broken::Trap(
-            about
-                .trap(TrapKind::BadAnswer, "what the machine handed over breaks the component ABI"),
-        );
+        // Leaves out wasmtime's text, because it may contain handle numbers, which differ
+        // between instances.
+        return Broken::Trap(about.trap(
+            TrapKind::BadAnswer,
+            "the state machine passed a value that violates the component ABI",
+        ));
     }
     unknown(error, about)
 }
 
 fn unknown(error: &wasmtime::Error, about: &About<'_>) -> Broken {
     Broken::Fatal(FatalError::new(format!(
-        "the machine failed in {} in a way that is not known to be the same on every node: {error:#}",
+        "the state machine failed in {} with an error that may differ between nodes: {error:#}",
         super::cut(about.method, METHOD_BYTES_MAX)
     )))
 }
 
-/// The classes of wasmtime's traps. `None`: not an outcome.
+/// Returns the class of a wasmtime trap. `None` means that it is not an outcome.
 fn kind_of(trap: Wasm, denied: bool) -> Option<TrapKind> {
     Some(match trap {
-        // A guest that is denied memory aborts; so does one that panics.
+        // A guest that is denied memory aborts, and so does one that panics.
         Wasm::UnreachableCodeReached if denied => TrapKind::MemoryExhausted,
         Wasm::UnreachableCodeReached => TrapKind::Panic,
         Wasm::OutOfFuel => TrapKind::FuelExhausted,
@@ -157,7 +159,7 @@ fn kind_of(trap: Wasm, denied: bool) -> Option<TrapKind> {
         | Wasm::CastFailure
         | Wasm::CannotLeaveComponent
         | Wasm::CannotEnterComponent => TrapKind::Invalid,
-        // What one component inside the machine handed to another, or to the host.
+        // Data that one component inside the state machine passed to another, or to the host.
         Wasm::StringOutOfBounds
         | Wasm::ListOutOfBounds
         | Wasm::InvalidDiscriminant
@@ -167,7 +169,7 @@ fn kind_of(trap: Wasm, denied: bool) -> Option<TrapKind> {
     })
 }
 
-/// The trap in words that do not change with wasmtime's.
+/// Returns the description of a trap, independent of wasmtime's text.
 fn detail(trap: Wasm) -> &'static str {
     match trap {
         Wasm::MemoryOutOfBounds => "memory access out of bounds",
@@ -176,7 +178,7 @@ fn detail(trap: Wasm) -> &'static str {
         Wasm::BadSignature => "indirect call of another type",
         Wasm::IntegerOverflow => "integer overflow",
         Wasm::IntegerDivisionByZero => "integer division by zero",
-        Wasm::BadConversionToInteger => "conversion of a float that is no integer",
+        Wasm::BadConversionToInteger => "conversion of a float that is not an integer",
         Wasm::NullReference => "null reference",
         Wasm::ArrayOutOfBounds => "array access out of bounds",
         Wasm::CastFailure => "failed cast",
@@ -194,7 +196,7 @@ fn detail(trap: Wasm) -> &'static str {
 /// The errors of wasmtime 48 about text that one component inside the state machine passes to another.
 const NOT_UNICODE: [&str; 2] = ["invalid utf16 encoding", "invalid utf8 encoding"];
 
-/// How wasmtime 48 begins to say that what the guest handed over breaks the ABI.
+/// The beginnings of wasmtime 48's errors about data from the guest that violates the ABI.
 const BAD_ANSWERS: [&str; 22] = [
     "borrow handles still remain",
     "byte length too large",

@@ -1,6 +1,6 @@
-//! Goal: every error that wasmtime may raise in a call is classified, also after an upgrade. Method: the errors of the
-//! pinned version are read from its source in cargo's registry and compared with the table; what is left out of the
-//! table is listed here with the reason.
+//! Goal: every error that wasmtime may raise in a call is classified, also after an upgrade.
+//! Method: the errors of the pinned version are read from its source in cargo's registry and
+//! compared with the table. Errors that are missing from the table are listed here with the reason.
 
 #![allow(clippy::unwrap_used, clippy::print_stderr, reason = "a test")]
 
@@ -15,7 +15,7 @@ use wasmtime::component::{Component, Linker};
 use super::*;
 use crate::Engine;
 
-/// Parts of wasmtime whose errors do not arise in a call, by the beginning of their path.
+/// Parts of wasmtime whose errors do not occur in a call, by the beginning of their path.
 const NOT_READ: [(&str, &str); 6] = [
     ("component/concurrent", "component async is off"),
     ("component/instance.rs", "exports are looked up before any call"),
@@ -25,9 +25,9 @@ const NOT_READ: [(&str, &str); 6] = [
     ("component/values.rs", "values without static types are not used"),
 ];
 
-/// Beginnings of messages that no call gives.
+/// Beginnings of messages that do not occur in a call.
 const NOT_IN_A_CALL: [(&str, &str); 33] = [
-    ("byte length overflow", "the host hands over at most 16 MiB"),
+    ("byte length overflow", "the host passes at most 16 MiB"),
     ("cannot drop busy", "component async is off"),
     ("cannot lower a `borrow` resource into an `own`", "a mistake of the host"),
     ("cannot remove busy", "component async is off"),
@@ -57,12 +57,12 @@ const NOT_IN_A_CALL: [(&str, &str); 33] = [
     ("mismatched resource types", "types are compared before any call"),
     ("passed read end to", "component async is off"),
     ("resource type mismatch", "types are compared before any call"),
-    ("size overflow copying a", "the host hands over at most 16 MiB"),
-    ("string length of {} too large to copy", "the host hands over at most 16 MiB"),
+    ("size overflow copying a", "the host passes at most 16 MiB"),
+    ("string length of {} too large to copy", "the host passes at most 16 MiB"),
     ("type mismatch with async", "types are compared before any call"),
 ];
 
-/// Errors with a type, which are given by name. They are traps, or their text is in the table.
+/// Errors with a type, which the source names. They are traps, or their text is in the table.
 const TYPED: [&str; 5] = [
     "HostcallFuelExhausted",
     "ResourceTypeMismatch",
@@ -84,7 +84,7 @@ const NOT_OUTCOMES: [(&str, &str); 30] = [
     ("DebugAssertPointerAligned", "adapters are not compiled for debugging"),
     ("DebugAssertStringEncodingFinished", "adapters are not compiled for debugging"),
     ("DebugAssertUpperBitsUnset", "adapters are not compiled for debugging"),
-    ("DisabledOpcode", "of the interpreter"),
+    ("DisabledOpcode", "only the interpreter raises it"),
     ("HeapMisaligned", "threads are off"),
     ("Interrupt", "this node stops"),
     ("NoAsyncResult", "component async is off"),
@@ -105,7 +105,8 @@ const NOT_OUTCOMES: [(&str, &str); 30] = [
     ("WaitableSetWaitReentrant", "component async is off"),
 ];
 
-/// Where cargo keeps the source of wasmtime. `None`: cargo or the source is not there.
+/// Returns the directory in which cargo keeps the source of wasmtime. `None` if cargo or the
+/// source is missing.
 fn wasmtime_source() -> Option<PathBuf> {
     let mut cargo = Command::new(option_env!("CARGO").unwrap_or("cargo"));
     cargo.args(["metadata", "--format-version=1", "--offline", "--locked"]);
@@ -131,7 +132,7 @@ fn files(dir: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The texts, or names, of the errors that a source raises.
+/// Returns the texts, or type names, of the errors that a source file raises.
 fn errors(source: &str) -> Vec<String> {
     const RAISE: [&str; 3] = ["bail!(", "format_err!(", "Error::msg("];
     let code: String = source
@@ -152,7 +153,7 @@ fn errors(source: &str) -> Vec<String> {
     errors
 }
 
-/// A text literal up to its end, without the breaks between its lines.
+/// Returns a string literal up to its closing quote, with its line continuations removed.
 fn literal(text: &str) -> String {
     let mut literal = String::new();
     let mut characters = text.chars();
@@ -232,12 +233,12 @@ fn the_traps_of_the_pinned_wasmtime_are_all_classified() {
                         | TrapKind::MemoryExhausted
                 )
             );
-        assert!(has_words, "{name} has no words of ours");
+        assert!(has_words, "{name} has no description in `detail`");
     }
     assert!(count > 30, "{count}");
 }
 
-/// Calls `run` of a component that is made of others, and classifies how that ended.
+/// Calls `run` of a nested component, and classifies its error.
 fn run(component: &str) -> Broken {
     let limits = Limits::default();
     let engine = Engine::new(&limits).unwrap();
@@ -251,7 +252,7 @@ fn run(component: &str) -> Broken {
     classify(&error, false, &About { method: "run", fuel: 1_000_000, limits: &limits })
 }
 
-/// One component hands another a string, in two encodings.
+/// One component passes a string to another, in two encodings.
 #[test]
 fn text_between_components_that_is_not_unicode_is_an_outcome() {
     for (encoding, bytes) in [("utf8", r"\ff"), ("utf16", r"\00\d8")] {

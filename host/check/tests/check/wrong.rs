@@ -113,7 +113,7 @@ fn a_panic_is_shown_with_what_it_says() {
     assert_eq!(failed(&report), [""; 0], "{}", said(&report));
     let traps = checked(&report, "traps");
     assert_eq!(traps.verdict, Verdict::Warned);
-    assert!(traps.said.contains("wrong.v1.Wrong/Add: the machine panicked"), "{}", traps.said);
+    assert!(traps.said.contains("v1.Wrong/Add: the state machine panicked"), "{}", traps.said);
     assert!(traps.said.contains("there is no empty word"), "{}", traps.said);
     assert_eq!(report.lines(&traps.log).len(), 1, "{}", said(&report));
 }

@@ -418,7 +418,7 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
         (
             "a state that the machine refuses when it has all of it",
             parts(SnapshotHeader { state_version: 2, ..header_with(&cluster, kv) }, &[kv, state]),
-            "restore-writer.finish: the machine refuses",
+            "restore-writer.finish: the state machine rejects",
         ),
         ("no header", again[1..].to_vec(), "must begin with its header"),
     ];

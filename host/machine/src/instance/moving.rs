@@ -1,4 +1,4 @@
-//! Calls that move a state out of an instance and into one.
+//! Calls that move a state out of an instance or into one.
 
 use bytes::Bytes;
 use wasmtime::{Store, component::ResourceAny};
@@ -13,33 +13,33 @@ impl Instance {
         self.move_state(about, |guest, store| guest.call_snapshot(store))
     }
 
-    /// The next piece of a captured state; an empty one is the end.
+    /// Reads the next piece of a captured state. An empty piece means the end.
     pub(crate) fn snapshot_read(&mut self, snapshot: ResourceAny) -> Result<Bytes, Broken> {
         self.snapshot_read_at_most(snapshot, SNAPSHOT_READ_BYTES)
     }
 
-    /// The next piece, of at most `bytes_max`, which is at most 1 MiB.
+    /// Reads the next piece, of at most `bytes_max`, which must not exceed 1 MiB.
     pub(crate) fn snapshot_read_at_most(
         &mut self,
         snapshot: ResourceAny,
         bytes_max: usize,
     ) -> Result<Bytes, Broken> {
-        let about = ("snapshot-standby.read", self.limits.fuel_per_piece());
+        let about = ("snapshot-reader.read", self.limits.fuel_per_piece());
         let chunk = self.move_state(about, |guest, store| {
             guest.snapshot_reader().call_read(store, snapshot, bytes_max as u32)
         })?;
         if chunk.len() > bytes_max {
             let about = About { method: about.0, fuel: about.1, limits: &self.limits };
             return Err(Broken::Trap(
-                about.trap(TrapKind::BadAnswer, "the piece is larger than asked for"),
+                about.trap(TrapKind::BadAnswer, "the piece is larger than requested"),
             ));
         }
         Ok(Bytes::from(chunk))
     }
 
-    /// Lets go of a captured state.
+    /// Releases a captured state.
     pub(crate) fn snapshot_drop(&mut self, snapshot: ResourceAny) -> Result<(), Broken> {
-        let about = ("snapshot-standby.drop", self.limits.cluster.fuel_per_state_call);
+        let about = ("snapshot-reader.drop", self.limits.cluster.fuel_per_state_call);
         self.call(about, |_, store| snapshot.resource_drop(store))
     }
 
@@ -54,7 +54,7 @@ impl Instance {
         Ok(answer.map_err(failure))
     }
 
-    /// Hands over the next piece of a state, at most 1 MiB long. See `restoring.rs`.
+    /// Writes the next piece of a state, at most 1 MiB long. See `restoring.rs`.
     pub(crate) fn restore_write(
         &mut self,
         writer: ResourceAny,
@@ -67,7 +67,7 @@ impl Instance {
         Ok(answer.map_err(failure))
     }
 
-    /// Puts the state that was written in place of the machine's own.
+    /// Replaces the state machine's state by the state that was written.
     pub(crate) fn restore_finish(
         &mut self,
         writer: ResourceAny,
@@ -79,8 +79,8 @@ impl Instance {
         Ok(answer.map_err(failure))
     }
 
-    /// As [`Self::call`], for calls that move the state. They may take more memory than calls that change it, so a
-    /// state that has grown to its limit can be saved and restored.
+    /// Runs a call that moves the state, as [`Self::call`] does. Such calls may take more memory than
+    /// calls that change the state, so that a state that has grown to its limit can be saved and restored.
     fn move_state<R>(
         &mut self,
         about: (&str, u64),

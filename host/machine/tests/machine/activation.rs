@@ -1,5 +1,5 @@
-//! Another component goes on with the state from one entry on: in primary and standby, at the same index on
-//! every replica and in every replay.
+//! Another component continues with the state from one entry on: in primary and standby, at the
+//! same index on every replica and in every replay.
 
 use std::{
     collections::BTreeMap,
@@ -22,7 +22,7 @@ fn saved_number(saved: &Saved) -> i64 {
     i64::from_le_bytes(saved.bytes.clone().try_into().unwrap())
 }
 
-/// A node that has counted to three.
+/// Returns a node that has counted to three.
 async fn at_three() -> Node {
     let mut node = Node::start_with(ONE.clone());
     for number in 1..=3 {
@@ -41,11 +41,11 @@ async fn a_component_goes_on_with_the_state_and_everybody_learns_of_it() {
 
     let activated = node.activate(&TEN).await;
     assert!(is_activated(&activated), "{activated:?}");
-    // Whoever has the answer finds the new component.
+    // Once the outcome is reported, the new component is visible.
     assert_eq!(node.worker.component(), *TEN);
     assert!(components.has_changed().unwrap());
     assert_eq!(*components.borrow_and_update(), *TEN);
-    // It has not been able to say when it wants to be woken.
+    // The new component has not had a call in which it could request a wake-up time.
     assert_eq!(*wake_at.borrow(), Some(0));
 
     assert_eq!(seen(&node).await, (3, 10));
@@ -67,7 +67,7 @@ async fn a_component_with_another_format_goes_on_and_writes_it() {
     let after = node.snapshot().await;
     assert_eq!((&after.component, after.state_version, saved_number(&after)), (&*HUNDRED, 2, 1103));
 
-    // Who is sent that state goes on with its component.
+    // A node that receives that state continues with its component.
     let mut other = at_three().await;
     let later = Saved { index: 100, ..after };
     other.entry_source.install(later.clone());
@@ -76,7 +76,7 @@ async fn a_component_with_another_format_goes_on_and_writes_it() {
     assert_eq!(other.worker.component(), *HUNDRED);
     assert_eq!(seen(&other).await, (103, 100));
     assert_eq!(counted(&other.apply(count()).await), 203);
-    // So does a standby that is rebuilt from it.
+    // A standby that is rebuilt from it does so too.
     other.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&other).await, (203, 100));
 }
@@ -90,13 +90,13 @@ async fn the_component_before_may_be_activated_again() {
         assert!(is_activated(&node.activate(&ONE).await));
         assert_eq!(counted(&node.apply(count()).await), 3 + 11 * round);
     }
-    // Back over a change of the format, with one that knows both.
+    // Back over a change of the format, with a component that supports both formats.
     let back = load(&version("back", 1, 1, &[1, 2]));
     assert!(is_activated(&node.activate(&HUNDRED).await));
     assert!(is_activated(&node.activate(&back).await));
     assert_eq!(counted(&node.apply(count()).await), 59);
     assert_eq!(seen(&node).await, (59, 1));
-    // And the component itself again.
+    // Then the same component again.
     assert!(is_activated(&node.activate(&back).await));
     assert_eq!(seen(&node).await, (59, 1));
 }
@@ -132,8 +132,8 @@ async fn two_activations_in_one_batch_and_calls_between_them() {
     assert!([0, 2, 3].iter().all(|activation| is_activated(&finished[*activation])));
 }
 
-/// Every answer is that of the component and the state at the index that it names, and none is older than
-/// what was asked for.
+/// Every answer comes from the component and the state at the index that it names, and no answer is
+/// older than requested.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queries_are_answered_by_the_component_of_their_index() {
     let mut node = Node::start_with(ONE.clone());
@@ -197,18 +197,18 @@ async fn an_entry_that_traps_right_before_or_after_an_activation_is_rolled_back(
 #[tokio::test]
 async fn a_reader_is_rebuilt_across_activations() {
     let mut node = at_three().await;
-    // From the beginning of the log.
+    // A standby rebuilt from the beginning of the log.
     assert!(is_activated(&node.activate(&TEN).await));
     assert_eq!(counted(&node.apply(count()).await), 13);
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (13, 10));
-    // From a snapshot before the activation, which was written by the component before.
+    // From a snapshot before the activation, written by the previous component.
     node.entry_source.install(node.snapshot().await);
     assert!(is_activated(&node.activate(&HUNDRED).await));
     assert_eq!(counted(&node.apply(count()).await), 113);
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (113, 100));
-    // From one after it.
+    // From a snapshot after the activation.
     node.entry_source.install(node.snapshot().await);
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (113, 100));
@@ -219,7 +219,7 @@ async fn a_reader_is_rebuilt_across_activations() {
     assert_eq!(counted(&node.apply(count()).await), 213);
 }
 
-/// A snapshot under way goes with its instance, and the next one is whole.
+/// A snapshot in progress is lost with its instance, and the next one is complete.
 #[tokio::test]
 async fn a_snapshot_under_way_does_not_survive_and_the_next_one_is_the_new_components() {
     let mut node = at_three().await;
@@ -229,7 +229,7 @@ async fn a_snapshot_under_way_does_not_survive_and_the_next_one_is_the_new_compo
     assert_eq!(seen(&node).await, (3, 100));
     assert_eq!(stream.component(), &*ONE);
     assert_eq!(read(stream).await.unwrap_err(), SnapshotError::Lost);
-    // One that was asked for before is either of the index before, or lost on its way.
+    // A snapshot requested earlier either has the earlier index or is lost.
     match read(asked.await.unwrap()).await {
         Ok(saved) => assert_eq!((saved.component, saved.index), (ONE.clone(), 3)),
         Err(error) => assert_eq!(error, SnapshotError::Lost),
@@ -241,7 +241,7 @@ async fn a_snapshot_under_way_does_not_survive_and_the_next_one_is_the_new_compo
     );
 }
 
-/// What a restart does: the newest snapshot, with whichever component it is of, and the log after it.
+/// Restarts as a node does: from the newest snapshot, with its component, and the log after it.
 #[tokio::test]
 async fn a_worker_restarts_with_activations_behind_and_before_its_snapshot() {
     let mut first = at_three().await;
@@ -273,8 +273,8 @@ async fn a_worker_restarts_with_activations_behind_and_before_its_snapshot() {
     }
 }
 
-/// A long life at random against a model; a failure prints its seed, `CONCLAVE_SEED=<seed>` runs it
-/// again.
+/// Compares a long random history with a model. A failure prints its seed; `CONCLAVE_SEED=<seed>`
+/// runs it again.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_long_life_with_activations_agrees_with_a_model() {
     let seed = std::env::var("CONCLAVE_SEED").ok().and_then(|seed| seed.parse().ok());
@@ -292,7 +292,8 @@ async fn live(seed: u64) {
         finish: crate::versions::FAILS,
         ..version("stubborn", 1_000_000, 1, &[1, 2])
     });
-    // Which state versions each restores, its own, and its step. The last one takes no state.
+    // For each component: the state versions that it restores, its own version, and its step. The
+    // last one accepts no state.
     let components: [(&Component, &[u32], u32, i64); 5] = [
         (&ONE, &[1], 1, 1),
         (&TEN, &[1], 1, 10),
@@ -303,7 +304,7 @@ async fn live(seed: u64) {
     let mut random = StdRng::seed_from_u64(seed);
     let mut node = Node::start_with(ONE.clone());
     let (mut number, mut active) = (0, 0);
-    // The number that a reply has to give; or whether an activation succeeds; or that it traps.
+    // The expected outcomes: the number of a reply, whether an activation succeeds, or a trap.
     let mut pending = Vec::new();
     for _ in 0..500 {
         match random.random_range(0..100) {

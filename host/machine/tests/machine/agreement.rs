@@ -1,5 +1,5 @@
-//! Replicas agree: the same log gives the same outcomes and the same snapshot bytes, whether it was
-//! lived through, restored in the middle, or replayed.
+//! Replicas agree: the same log gives the same outcomes and the same snapshot bytes, whether a
+//! replica applied all of it, was restored in the middle, or replayed it.
 
 use std::sync::Arc;
 
@@ -9,7 +9,7 @@ use conclave_types::{Call, Digest, Outcome};
 use crate::support::{Node, Number, add, call, hostile, limits};
 use conclave_testing::wat::Wat;
 
-/// A log with everything in it, and times that go back and forth.
+/// Returns a log with all kinds of entries, whose times go back and forth.
 fn log() -> Vec<Entry> {
     let methods = ["Panic", "DivideByZero", "Fail", "Recurse"];
     (1..=400u64)
@@ -67,7 +67,7 @@ async fn a_history_with_recorded_traps_replays_to_the_same_state() {
     let entry_source = Arc::clone(&node.entry_source);
     drop(node);
 
-    // With the records, trapped entries are answered from them.
+    // With the records, the outcomes of trapped entries come from them.
     let mut again = Node::start_from(hostile(), Arc::clone(&entry_source), None);
     assert_eq!(replay(&mut again, &log).await, outcomes);
     assert_eq!(again.snapshot().await, saved);
@@ -75,7 +75,8 @@ async fn a_history_with_recorded_traps_replays_to_the_same_state() {
     assert_eq!((stats.promotions, stats.traps_replayed), (0, entry_source.traps().len() as u64));
     drop(again);
 
-    // Without, as after a crash that lost them, they trap again, with the same words.
+    // Without the records, as after a crash that lost them, the entries trap again, with the
+    // same messages.
     let recorded = entry_source.traps();
     entry_source.forget_traps();
     let mut again = Node::start_from(hostile(), Arc::clone(&entry_source), None);
@@ -85,7 +86,7 @@ async fn a_history_with_recorded_traps_replays_to_the_same_state() {
     assert_eq!(entry_source.all().len(), log.len());
 }
 
-/// A machine that answers with what its context says, and traps if it is asked to.
+/// Returns a state machine that answers with its context, and traps on request.
 fn mirror() -> Component {
     let wat = Wat {
         apply: "(if (local.get 8) (then unreachable))
@@ -106,7 +107,8 @@ fn words(bytes: &[u8]) -> Vec<u64> {
 
 #[tokio::test]
 async fn time_never_goes_back_and_a_query_sees_that_of_the_last_entry() {
-    // What leaders stamp, and what the machine sees. The third entry traps: its time counts.
+    // The times that leaders stamp, and those that the state machine gets. The third entry traps,
+    // but its time counts.
     let stamped = [100, 90, 300, 200, 301];
     let seen = [100, 100, 300, 300, 301];
     let mut node = Node::start_with(mirror());
@@ -136,7 +138,7 @@ async fn time_never_goes_back_and_a_query_sees_that_of_the_last_entry() {
 async fn the_digest_tells_replicas_apart_from_the_first_other_outcome_on() {
     let mut one = Node::start();
     let mut other = Node::start();
-    assert_eq!(one.digest().await, Digest::default(), "nothing has happened yet");
+    assert_eq!(one.digest().await, Digest::default(), "no entry has been applied yet");
     for value in [1, 2, 3] {
         one.add(value).await;
         other.add(value).await;
@@ -155,12 +157,12 @@ async fn the_digest_tells_replicas_apart_from_the_first_other_outcome_on() {
     one.add(4).await;
     other.add(5).await;
     assert_ne!(one.digest().await, other.digest().await);
-    // The same from here on, and they are apart for good.
+    // The same entries from here on, but the digests stay different.
     one.add(0).await;
     other.add(-1).await;
     assert_eq!(one.total().await, other.total().await);
     assert_ne!(one.digest().await, other.digest().await);
-    // Until one goes on from the other's state, of which the past is not known.
+    // Until one continues from the state of the other, whose past is unknown.
     let saved = one.snapshot().await;
     other.worker.restore(saved.state()).await.unwrap();
     assert_eq!(one.digest().await, other.digest().await);
@@ -169,7 +171,7 @@ async fn the_digest_tells_replicas_apart_from_the_first_other_outcome_on() {
     assert_eq!(one.digest().await, other.digest().await);
 }
 
-/// A snapshot asks for the digest at an index whose entries may still wait for the disk.
+/// A snapshot requests the digest at an index whose entries may still wait for the disk.
 #[tokio::test]
 async fn digest_of_an_entry_that_is_still_to_come_is_waited_for() {
     let mut node = Node::start();
@@ -188,7 +190,7 @@ async fn digest_of_an_entry_that_is_still_to_come_is_waited_for() {
     assert_ne!(node.digest().await, third);
 }
 
-/// A node that was upgraded to another algorithm of the digest: its snapshot's says nothing any more.
+/// A node was upgraded to another algorithm of the digest, so its snapshot's digest is meaningless.
 #[tokio::test]
 async fn a_state_without_a_digest_has_none_until_one_begins() {
     let mut lived = Node::start();

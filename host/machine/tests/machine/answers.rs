@@ -1,5 +1,5 @@
-//! Answers that break the component ABI: no compiler makes them, and no machine may stop a node with
-//! them. Each is an outcome, in words that are the same everywhere.
+//! Answers that break the component ABI. No compiler produces them, and no state machine may stop a
+//! node with them. Each is an outcome, with the same message on every node.
 
 use conclave_machine::{Component, Engine, SnapshotError};
 use conclave_types::{Call, Outcome, TrapKind};
@@ -15,7 +15,7 @@ fn raw(request: &'static [u8]) -> Call {
     Call { method: "any".into(), request: request.into(), principal: "".into() }
 }
 
-/// Bodies of `apply` that answer what cannot be, and the class that it is.
+/// Bodies of `apply` that return an invalid answer, with the class of the trap.
 const BAD: [(&str, TrapKind, &str); 12] = [
     ("an answer outside of memory", TrapKind::BadAnswer, "(i32.const 0x7ffffff0)"),
     ("an answer at an odd address", TrapKind::BadAnswer, "(i32.const 257)"),
@@ -75,7 +75,7 @@ async fn an_answer_that_breaks_the_abi_is_an_outcome() {
             matches!(&outcome, Outcome::Trap(trap) if trap.kind == kind),
             "{what}: {outcome:?}"
         );
-        // A worker goes on after it: the same entry traps again.
+        // A worker continues after it: the same entry traps again.
         assert_eq!(node.apply(raw(b"request")).await, outcome);
         assert_eq!(node.worker.fatal_error(), None);
     }
@@ -86,7 +86,7 @@ async fn memory_that_is_denied_and_coped_with_is_no_trap() {
     let apply = "(drop (memory.grow (i32.const 60000))) (i32.const 256)";
     let mut node = Node::start_with(load(&Wat { apply, ..Wat::default() }));
     assert!(matches!(node.apply(raw(b"")).await, Outcome::Reply(_)));
-    // A panic in a later call is not blamed on it.
+    // A panic in a later call is not attributed to memory exhaustion of this call.
     let apply = "(if (i64.eq (local.get 0) (i64.const 2)) (then unreachable)) (drop (memory.grow (i32.const 60000))) \
                  (i32.const 256)";
     let mut node = Node::start_with(load(&Wat { apply, ..Wat::default() }));
@@ -97,7 +97,7 @@ async fn memory_that_is_denied_and_coped_with_is_no_trap() {
 
 #[tokio::test]
 async fn an_answer_just_above_the_limit_is_rolled_back() {
-    // It counts, then answers with as many bytes as the request has.
+    // Counts, then answers with as many bytes as the request has.
     let apply = "(i64.store (i32.const 8) (i64.add (i64.load (i32.const 8)) (i64.const 1)))
         (i32.store8 (i32.const 256) (i32.const 0))
         (i32.store (i32.const 264) (local.get 7)) (i32.store (i32.const 268) (local.get 8)) (i32.const 256)";
@@ -119,7 +119,7 @@ async fn an_answer_just_above_the_limit_is_rolled_back() {
     assert_eq!(
         answered.result.unwrap()[..],
         2u64.to_le_bytes(),
-        "the call that was refused left its mark"
+        "the rejected call changed the state"
     );
 }
 

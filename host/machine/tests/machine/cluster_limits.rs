@@ -1,4 +1,4 @@
-//! Limits that decide outcomes: each entry has those of its index, in whichever instance it is applied.
+//! Limits that decide outcomes: each entry is applied with the limits of its index, in every instance.
 
 use bytes::Bytes;
 use conclave_machine::{Component, Engine, Work, rehearse};
@@ -10,7 +10,7 @@ use crate::{
 };
 use conclave_testing::wat::Wat;
 
-/// Takes about 2×10⁶ units of fuel and 4 MiB of memory, then counts.
+/// Uses about 2×10⁶ units of fuel and 4 MiB of memory, then counts.
 const COSTLY: &str = "(local.set 9 (i32.const 400000))
     (loop (local.set 9 (i32.sub (local.get 9) (i32.const 1))) (br_if 0 (local.get 9)))
     (if (i32.eq (memory.grow (i32.const 64)) (i32.const -1)) (then unreachable))
@@ -28,7 +28,7 @@ fn costly_wat(name: &'static str) -> Wat {
                 (i32.store8 (i32.const 512) (i32.const 0)) (i32.store (i32.const 516) (i32.const 8))
                 (i32.store (i32.const 520) (i32.const 8)) (i32.const 512)",
         // Eight bytes once, then the end.
-        snapshot: "(i32.store (i32.const 24) (i32.const 0)) (call $new_standby (i32.const 1))",
+        snapshot: "(i32.store (i32.const 24) (i32.const 0)) (call $new_reader (i32.const 1))",
         read: "(i32.store (i32.const 48) (i32.const 8))
                (i32.store (i32.const 52) (select (i32.const 0) (i32.const 8) (i32.load (i32.const 24))))
                (i32.store (i32.const 24) (i32.const 1)) (i32.const 48)",
@@ -46,7 +46,7 @@ fn fuel(fuel_per_call: u64) -> ClusterLimits {
     ClusterLimits { fuel_per_call, memory_bytes_max: 64 << 20, ..ClusterLimits::DEFAULT }
 }
 
-/// Less than a call needs, and more.
+/// Less fuel than a call needs, and more.
 const LITTLE: u64 = 1_000_000;
 const PLENTY: u64 = 10_000_000;
 
@@ -83,7 +83,7 @@ async fn entry_is_applied_under_the_limits_of_its_index_also_in_a_replay() {
     assert_eq!(count(&node).await, 1);
     let digest = node.digest().await;
 
-    // Without the records of the traps: everything is computed again.
+    // Without the records of the traps, everything is computed again.
     let mut replay = Node::start_with(costly("costly", fuel(LITTLE)));
     for entry in node.entry_source.all() {
         replay.push_entry(entry).await.await.unwrap();
@@ -122,7 +122,7 @@ async fn standby_that_is_built_from_the_log_gets_its_limits() {
     assert!(matches!(apply(&mut node).await, Outcome::Reply(_)));
     rebuild_standby(&node).await;
     assert_eq!((count(&node).await, node.worker.fatal_error()), (1, None));
-    // It becomes the primary.
+    // The standby becomes the primary.
     let mut trapping = fuel(PLENTY);
     trapping.memory_bytes_max = 5 << 20;
     node.set_limits(trapping).await;
@@ -145,7 +145,7 @@ async fn state_is_restored_with_its_limits() {
         Some(saved.clone().state()),
     );
     assert!(matches!(apply(&mut next).await, Outcome::Reply(_)));
-    // And beside a running state.
+    // The same when it is restored beside a running state.
     let later = Saved { index: 100, ..saved };
     let mut running = Node::start_with(node.worker.component());
     running.worker.restore(later.state_in(8)).await.unwrap();
@@ -154,16 +154,16 @@ async fn state_is_restored_with_its_limits() {
     assert_eq!(count(&running).await, 2);
 }
 
-/// Once a state that had grown to half of the memory could not be saved any more, and a node with it did not start.
+/// Regression: a state that had grown to half of the memory could no longer be saved, and a node
+/// with it did not start.
 #[tokio::test]
 async fn state_that_has_grown_to_the_limit_is_saved_and_restored() {
-    // A buffer as large as the state while it is saved; state and buffer while it is restored.
+    // Saving needs a buffer as large as the state; restoring needs both the state and the buffer.
     const GROW: &str =
         "(if (i32.eq (memory.grow (i32.mul (i32.const 64) (i32.wrap_i64 (i64.load (i32.const 8)))))
         (i32.const -1)) (then unreachable))";
-    let snapshot = format!(
-        "{GROW} (i32.store (i32.const 24) (i32.const 0)) (call $new_standby (i32.const 1))"
-    );
+    let snapshot =
+        format!("{GROW} (i32.store (i32.const 24) (i32.const 0)) (call $new_reader (i32.const 1))");
     let finish = format!("{GROW} {GROW} {}", Wat::default().finish);
     let wat = Wat { snapshot: snapshot.leak(), finish: finish.leak(), ..costly_wat("growing") };
     let limits = ClusterLimits { memory_bytes_max: 16 << 20, ..fuel(PLENTY) };
@@ -178,7 +178,7 @@ async fn state_that_has_grown_to_the_limit_is_saved_and_restored() {
     let mut restored =
         Node::start_from(component, node.entry_source.clone(), Some(saved.state_in(8)));
     assert_eq!((count(&restored).await, restored.worker.fatal_error()), (3, None));
-    // More memory than the state may have is for moving it only.
+    // The memory above the limit of the state is only for moving the state.
     assert_eq!(trap_kind(&apply(&mut restored).await), TrapKind::MemoryExhausted);
 }
 

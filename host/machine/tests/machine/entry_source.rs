@@ -1,4 +1,4 @@
-//! A history in memory, as the raft layer will implement it over storage.
+//! An entry source in memory, as the raft layer implements it over storage.
 
 use std::{
     collections::BTreeMap,
@@ -15,9 +15,9 @@ use conclave_types::{Digest, Trap, limits::ClusterLimits};
 #[derive(Default)]
 pub(crate) struct MemorySource {
     state: Mutex<State>,
-    /// How often a snapshot was read: each is a build of a standby.
+    /// The number of times that a snapshot was read. Each is a build of a standby.
     pub(crate) snapshot_reads: AtomicU64,
-    /// How many entries are given at once; small, so that a batch is a prefix.
+    /// The number of entries returned at once. Small, so that a batch is only a prefix.
     pub(crate) batch: usize,
 }
 
@@ -27,7 +27,7 @@ struct State {
     purged: u64,
     snapshot: Option<Saved>,
     traps: BTreeMap<u64, Trap>,
-    /// Purge up to here as soon as the present snapshot has been handed out.
+    /// Installs this snapshot and purges the log as soon as the present snapshot has been read.
     purge_after_read: Option<Saved>,
 }
 
@@ -44,7 +44,7 @@ pub(crate) struct Saved {
 }
 
 impl Saved {
-    /// In pieces that cut everything in two.
+    /// Returns the state in pieces of three bytes, which cut every value in two.
     pub(crate) fn state(&self) -> SavedState {
         self.state_in(3)
     }
@@ -81,7 +81,7 @@ impl MemorySource {
         state.snapshot = Some(saved);
     }
 
-    /// Installs a snapshot at the worst moment: right after the one before has been read.
+    /// Installs a snapshot at the worst time: right after the previous one has been read.
     pub(crate) fn install_after_next_read(&self, saved: Saved) {
         self.state.lock().unwrap().purge_after_read = Some(saved);
     }

@@ -1,4 +1,4 @@
-//! What is no outcome stops the worker and says why: nothing is applied or answered any more.
+//! A fatal error stops the worker with a reason: nothing is applied or answered any more.
 
 use std::sync::Arc;
 
@@ -15,9 +15,9 @@ fn raw() -> Call {
     Call { method: "any".into(), request: Default::default(), principal: "".into() }
 }
 
-/// The node has stopped, and says so wherever it is asked.
+/// Checks that the node has stopped, and that every call returns the reason.
 async fn stopped_with(node: &mut Node, words: &str) {
-    node.until("a fault", |node| node.worker.fatal_error().is_some()).await;
+    node.until("a fatal error", |node| node.worker.fatal_error().is_some()).await;
     let fatal_error = node.worker.fatal_error().unwrap();
     eprintln!("{fatal_error}");
     assert!(fatal_error.contains(words), "{fatal_error}");
@@ -33,7 +33,7 @@ async fn stopped_with(node: &mut Node, words: &str) {
 
 #[tokio::test]
 async fn a_query_that_changes_the_state_is_found_out() {
-    // It counts, and an entry answers with the count.
+    // `query` changes the count, and an entry answers with the count.
     let wat = Wat {
         apply: "(i64.store (i32.const 8) (i64.add (i64.load (i32.const 8)) (i64.const 1)))
                 (i32.store8 (i32.const 256) (i32.const 0)) (i32.store (i32.const 264) (i32.const 8))
@@ -55,7 +55,8 @@ async fn a_query_that_changes_the_state_is_found_out() {
     assert_disagreement(&mut node, "the standby answered otherwise").await;
 }
 
-/// The standby disagreed with the primary. That is reported, the standby is replaced, and the node works.
+/// Checks that a disagreement of the standby with the primary is reported, that the standby is
+/// replaced, and that the node continues to work.
 async fn assert_disagreement(node: &mut Node, words: &str) {
     node.until("a disagreement", |node| node.worker.standby_problem().is_some()).await;
     let problem = node.worker.standby_problem().unwrap();
@@ -69,7 +70,7 @@ async fn assert_disagreement(node: &mut Node, words: &str) {
 
 #[tokio::test]
 async fn an_entry_that_traps_on_the_standby_alone_costs_the_standby() {
-    // The query plants what the next entry trips over.
+    // The query changes the state so that the next entry traps.
     let wat = Wat {
         apply: "(if (i64.eq (i64.load (i32.const 8)) (i64.const 77)) (then unreachable)) (i32.const 256)",
         query: "(i64.store (i32.const 8) (i64.const 77))
@@ -94,10 +95,10 @@ async fn an_entry_out_of_order_is_a_fault() {
         .apply(vec![(index, Some(Entry { index, time_ms, work: Work::Call(add(1)) }), None)])
         .await
         .unwrap();
-    stopped_with(&mut node, "entry 1 was handed to the machine after entry 2").await;
+    stopped_with(&mut node, "entry 1 reached the state machine after entry 2").await;
 }
 
-/// A history that has nothing.
+/// An entry source that cannot be read.
 struct Unreadable;
 
 impl EntrySource for Unreadable {
@@ -113,12 +114,12 @@ impl EntrySource for Unreadable {
     }
 }
 
-/// The primary works without a standby, for as long as it does not trap itself.
+/// The primary works without a standby until it traps itself.
 #[tokio::test]
 async fn a_standby_that_cannot_be_rebuilt_leaves_the_primary_working() {
     let worker = Worker::start(hostile(), SEED, Arc::new(Unreadable), None).unwrap();
     let mut node = Node { worker, entry_source: Default::default(), index: 0 };
-    // The trap itself is answered: the standby that there was is promoted.
+    // The first trap still has an outcome: the existing standby is promoted.
     assert!(matches!(node.apply(call("Panic", Number::default())).await, Outcome::Trap(_)));
     node.until("a problem", |node| node.worker.standby_problem().is_some()).await;
     assert!(node.worker.standby_problem().unwrap().contains("the disk is gone"));
@@ -132,7 +133,7 @@ async fn a_standby_that_cannot_be_rebuilt_leaves_the_primary_working() {
     let snapshot = node.worker.snapshot(node.index).await;
     assert!(matches!(snapshot, Err(SnapshotError::NoStandby(_))));
     assert_eq!(node.worker.fatal_error(), None);
-    // Now there is no instance at all.
+    // Now no instance is left.
     node.push(call("Panic", Number::default())).await.await.unwrap_err();
     stopped_with(&mut node, "the disk is gone").await;
 }

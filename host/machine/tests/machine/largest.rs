@@ -1,5 +1,6 @@
-//! Goal: no request that the key-value store accepts traps at a node's real limits, whatever its shape, and an answer
-//! within its limits can always be transferred. Method: the component that the binary carries, with default limits.
+//! Goal: no request that the key-value store accepts traps at a node's real limits, and an answer
+//! within its limits can always be transferred.
+//! Method: the component that the binary contains, with default limits.
 
 use bytes::Bytes;
 use conclave_machine::{Component, Engine, EntryContext, Limits, Standalone};
@@ -25,7 +26,7 @@ fn component(component: Bytes) -> Component {
     Component::load(&Engine::new(&Limits::default()).unwrap(), component).unwrap()
 }
 
-/// Runs `body` with an instance of the store.
+/// Runs `body` with an instance of the key-value store.
 fn with_store(body: impl FnOnce(&mut Store) + Send) {
     let component = component(crate::support::build("guest-kv"));
     Standalone::with_stack(&Limits::default(), || {
@@ -83,7 +84,8 @@ fn key(number: usize, bytes: usize) -> String {
     format!("{number:0bytes$}")
 }
 
-/// Values of 900 KiB that are read back, the longest keys, and the largest values.
+/// Returns batches that read back values of 900 KiB, that have the longest keys, and that have the
+/// largest values.
 fn batches() -> [Vec<Operation>; 3] {
     let puts = |count: usize, key_bytes, value_bytes| {
         (0..count).map(move |number| put(key(number, key_bytes), value_bytes))
@@ -102,7 +104,7 @@ fn batches_at_the_limit_of_requests_are_answered() {
             let reply = store.batch(batch).unwrap();
             assert!(!reply.response.is_empty());
         }
-        // The same beside the events of expired keys.
+        // The same, together with the events of expired keys.
         for number in 0..4 * OPERATIONS_MAX {
             let Do::Put(expires) = put_for(key(number, KEY_BYTES_MAX - 1), 0, 1) else { return };
             store.call("Put", &expires).unwrap();
@@ -118,7 +120,7 @@ fn batches_at_the_limit_of_requests_are_answered() {
     });
 }
 
-/// An operation by its shape, which can be read where a batch of megabytes cannot.
+/// The shape of an operation, which is readable in a failure message where a batch of megabytes is not.
 #[derive(Clone, Debug)]
 struct Shape {
     key: usize,
@@ -142,7 +144,7 @@ impl Shape {
 }
 
 fn batch() -> impl Strategy<Value = Vec<Shape>> {
-    // Few keys, so that operations meet.
+    // Few keys, so that operations affect each other.
     let key_bytes = prop::sample::select(vec![3, 100, KEY_BYTES_MAX]);
     let value_bytes =
         prop::sample::select(vec![0, 1000, 28_600, 500_000, 900 << 10, VALUE_BYTES_MAX]);
@@ -152,7 +154,7 @@ fn batch() -> impl Strategy<Value = Vec<Shape>> {
     prop::collection::vec(shape, 1..=OPERATIONS_MAX)
 }
 
-/// As long a beginning of a batch as a request may have.
+/// Returns the longest prefix of a batch that fits into a request.
 fn fitting(shapes: &[Shape]) -> Vec<Operation> {
     let mut bytes = 0;
     let fits = |operation: &Operation| {
@@ -180,10 +182,10 @@ fn no_batch_at_the_limits_traps() {
     });
 }
 
-/// Events without a byte: the host's own cost per event decides how many there may be.
+/// Events without bytes: the host's own cost per event decides how many are allowed.
 #[test]
 fn many_small_events_are_transferred_up_to_the_limit() {
-    // It answers with as many events as the request has bytes, at a place that is zero.
+    // Answers with as many events as the request has bytes, from memory that is zero.
     let apply =
         "(i32.store (i32.const 272) (i32.const 0x500000)) (i32.store (i32.const 276) (local.get 8))
         (i32.const 256)";
@@ -215,7 +217,7 @@ fn many_small_events_are_transferred_up_to_the_limit() {
     .unwrap();
 }
 
-/// A query or subscription that has grown too large fails, and the standby is kept.
+/// A query or subscription whose answer is too large fails, and the standby is kept.
 #[tokio::test]
 async fn an_answer_that_is_too_large_fails_and_keeps_the_standby() {
     // Both answer with as many bytes as the request's first word says.

@@ -1,4 +1,5 @@
-//! What is no machine is refused when it is loaded, with the reason and what to do.
+//! A component that does not implement a state machine is rejected when it is loaded, with the
+//! reason and the remedy.
 
 use bytes::Bytes;
 use conclave_machine::{Component, Engine, Limits, LoadError, MethodKind};
@@ -77,13 +78,13 @@ fn a_foreign_import_is_refused_by_name() {
     assert!(text.contains("`wasi:keyvalue/store@0.2.0`") && text.contains("clocks"), "{text}");
     let (_, text) = refusal(component(r#"(component (import "run" (func)))"#));
     assert!(text.contains("`run`"));
-    // Of an interface that is served, what is not.
+    // A function that is not served, of an interface that is.
     let (error, text) = refusal(component(
         r#"(component (import "wasi:clocks/wall-clock@0.2.0" (instance (export "set" (func)))))"#,
     ));
     assert!(matches!(error, LoadError::ForeignImport { .. }));
     assert!(text.contains("`wasi:clocks/wall-clock@0.2.0#set`"), "{text}");
-    // The host exports the machine's own interface to nobody.
+    // The host does not export the interface of the state machine.
     let (_, text) =
         refusal(component(r#"(component (import "conclave:fsm/fsm@0.1.0" (instance)))"#));
     assert!(text.contains("`conclave:fsm/fsm@0.1.0`"));
@@ -97,7 +98,7 @@ fn another_version_of_wasi_is_refused_by_name() {
             refusal(component(&format!(r#"(component (import "{import}" (instance)))"#)));
         assert!(matches!(error, LoadError::WasiVersion { .. }) && text.contains(&import), "{text}");
     }
-    // Served, but not by this type.
+    // The function is served, but not with this type.
     let (error, _) = refusal(component(
         r#"(component (import "wasi:cli/exit@0.2.0" (instance (export "exit" (func))))
              (instance $i) (export "conclave:fsm/fsm@0.1.0" (instance $i)))"#,
@@ -133,7 +134,7 @@ fn a_machine_that_breaks_when_it_is_described_is_refused() {
     // A list outside of memory.
     let (error, _) = refusal(Wat { describe: "(i32.const 131068)", ..Wat::default() }.component());
     assert!(matches!(error, LoadError::Traps(trap) if trap.kind == TrapKind::BadAnswer));
-    // It begins with more memory than a machine gets.
+    // The initial memory exceeds the limit.
     let (error, _) = refusal(Wat { memory: "65536", ..Wat::default() }.component());
     assert!(matches!(error, LoadError::Traps(trap) if trap.kind == TrapKind::MemoryExhausted));
 }
@@ -160,7 +161,7 @@ fn a_description_that_cannot_be_is_refused() {
     ));
 }
 
-/// A descriptor set with one file and these services, each with these methods.
+/// Returns a descriptor set with one file and one service with these methods.
 fn descriptor_set(package: &str, service: &str, methods: &[MethodDescriptorProto]) -> Vec<u8> {
     let file = FileDescriptorProto {
         name: Some("a.proto".to_owned()),
@@ -238,7 +239,7 @@ fn a_descriptor_set_that_cannot_be_served_is_refused() {
     };
     let editions = FileDescriptorSet { file: vec![file("editions")] }.encode_to_vec();
     assert!(descriptor(editions).contains("a.proto has the syntax \"editions\""));
-    // Empty messages: each is two bytes here, and some hundred once decoded.
+    // Empty messages: each has two bytes here, and some hundred when decoded.
     let bomb = [&[0x0a, 0xe0, 0xa7, 0x12][..], &[0x22, 0x00].repeat(150_000)].concat();
     let wat = Wat { descriptor_set: bomb, memory: "16", ..Wat::default() };
     assert!(refusal(wat.component()).1.contains("more than 100000"));

@@ -1,4 +1,5 @@
-//! The machine layer at its boundary: real components, a history in memory, and what comes out.
+//! Tests of the machine layer at its boundary: real components, an entry source in memory,
+//! and the results.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

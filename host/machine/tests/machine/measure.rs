@@ -1,4 +1,5 @@
-//! Measurements, for people: `cargo test --workspace --test machine -- --ignored --nocapture measure`.
+//! Measurements, to be run by hand:
+//! `cargo test --workspace --test machine -- --ignored --nocapture measure`.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +20,7 @@ fn resident_bytes() -> u64 {
     line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
 }
 
-/// What the threads of that name have run, whatever else the computer does.
+/// Returns the CPU time of the threads with this name, which does not depend on other load of the host.
 fn cpu(thread: &str) -> Duration {
     let tasks = std::fs::read_dir("/proc/self/task").unwrap();
     let of = |task: std::fs::DirEntry| {
@@ -103,8 +104,8 @@ async fn measure_fuel_a_second() {
     );
 }
 
-/// The time of one unit of fuel, for loops of single instructions. No instruction should take much longer than others
-/// for the same fuel: fuel is the only limit of time.
+/// Measures the time of one unit of fuel, for loops of single instructions. No instruction should
+/// take much longer than others for the same fuel, because fuel is the only limit of time.
 #[test]
 #[ignore = "a measurement"]
 fn measure_fuel_of_operators() {
@@ -253,8 +254,9 @@ async fn measure_key_values() {
     assert_eq!(again.bytes, saved.bytes);
 }
 
-/// What a record takes beside its key and value, which `guest_kv::limits::RECORD_OVERHEAD_BYTES` has to
-/// cover: put in order, then overwritten twice with values of other sizes.
+/// Measures the memory that a record takes in addition to its key and value, which
+/// `guest_kv::limits::RECORD_OVERHEAD_BYTES` has to cover. The keys are put in order, then
+/// overwritten twice with values of other sizes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 1)]
 #[ignore = "a measurement"]
 async fn measure_key_values_in_memory() {
@@ -280,7 +282,7 @@ async fn measure_key_values_in_memory() {
                 told.push((memory as f64 - held as f64) / keys as f64);
             }
             eprintln!(
-                "values of {value_bytes} bytes, ttl {ttl_ms}: {told:.0?} bytes a key beside them"
+                "values of {value_bytes} bytes, ttl {ttl_ms}: {told:.0?} bytes per key in addition"
             );
         }
     }

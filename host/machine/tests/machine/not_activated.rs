@@ -1,5 +1,5 @@
-//! An activation that fails has an outcome, the same everywhere and in every replay, and the component
-//! before goes on with its state untouched.
+//! An activation that fails has an outcome, the same on every node and in every replay. The
+//! previous component continues with its state unchanged.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,41 +17,45 @@ use crate::{
 };
 use conclave_testing::wat::Wat;
 
-/// What it is, how it is made of a version that copes, and what is said of it.
+/// A case: its name, the change that breaks a working component, and the expected message.
 type Way = (&'static str, fn(Wat) -> Wat, &'static str);
 
-/// Ways for the new component not to take a state, and what is said of it.
+/// The ways in which a new component fails to accept a state, and the expected messages.
 const REFUSALS: [Way; 7] = [
-    ("restore traps", |wat| Wat { restore: "unreachable", ..wat }, "restore: the machine panicked"),
+    (
+        "restore traps",
+        |wat| Wat { restore: "unreachable", ..wat },
+        "restore: the state machine panicked",
+    ),
     (
         "restore fails",
         |wat| Wat { restore: FAILS, ..wat },
-        "restore: the machine refuses the state: not this one",
+        "restore: the state machine rejects the state: not this one",
     ),
     (
         "write traps",
         |wat| Wat { write: "(i32.load (i32.const -4))", ..wat },
-        "restore-writer.write: the machine is faulty",
+        "restore-writer.write: the state machine is faulty",
     ),
     (
         "write fails",
         |wat| Wat { write: FAILS, ..wat },
-        "restore-writer.write: the machine refuses the state: not this one",
+        "restore-writer.write: the state machine rejects the state: not this one",
     ),
     (
         "finish traps",
         |wat| Wat { finish: "unreachable", ..wat },
-        "restore-writer.finish: the machine panicked",
+        "restore-writer.finish: the state machine panicked",
     ),
     (
         "finish fails",
         |wat| Wat { finish: FAILS, ..wat },
-        "restore-writer.finish: the machine refuses the state: not this one",
+        "restore-writer.finish: the state machine rejects the state: not this one",
     ),
     (
         "finish fills the memory",
         |wat| Wat { finish: "(drop (memory.grow (i32.const 60000))) unreachable", ..wat },
-        "restore-writer.finish: the machine reached its memory limit",
+        "restore-writer.finish: the state machine reached its memory limit",
     ),
 ];
 
@@ -62,8 +66,8 @@ fn not_activated(outcome: &Outcome) -> &str {
     }
 }
 
-/// Counts to three, tries the component twice, goes on; and everything again where the log is replayed. Gives
-/// what was said.
+/// Counts to three, tries the component twice, and continues. Then does everything again in a
+/// replay of the log. Returns the message.
 async fn tried(old: &Component, new: &Component) -> String {
     let mut node = Node::start_with(old.clone());
     for number in 1..=3 {
@@ -74,7 +78,7 @@ async fn tried(old: &Component, new: &Component) -> String {
     let refused = node.activate(new).await;
     let said = not_activated(&refused).to_owned();
     assert_eq!(node.activate(new).await, refused);
-    // Nothing changed, for anybody.
+    // Nothing changed for any observer.
     assert!(!components.has_changed().unwrap());
     assert_eq!(node.worker.component(), *old);
     assert_eq!(*node.worker.wake_at().borrow(), None);
@@ -83,7 +87,7 @@ async fn tried(old: &Component, new: &Component) -> String {
     assert_eq!(seen(&node).await, (4, 1));
     let stats = node.worker.stats();
     assert_eq!((stats.activations, stats.activations_failed, stats.failures), (0, 2, 2));
-    // A standby that is rebuilt passes it by as well, and so does one that becomes the primary.
+    // A rebuilt standby skips the activation as well, and so does one that becomes the primary.
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (4, 1));
     assert!(matches!(node.apply(trap()).await, Outcome::Trap(_)));
@@ -119,7 +123,7 @@ async fn tried(old: &Component, new: &Component) -> String {
 }
 
 impl Node {
-    /// Nothing for a machine that cannot be snapshotted.
+    /// Returns `None` for a state machine whose snapshot traps.
     async fn snapshot_unless_it_breaks(&self) -> Option<crate::entry_source::Saved> {
         let stream = self.worker.snapshot(self.index).await.ok()?;
         read(stream).await.ok()
@@ -128,10 +132,10 @@ impl Node {
 
 #[tokio::test]
 async fn a_version_that_is_not_restored_is_refused() {
-    // Version 2 becomes the active one first, so that nothing here begins at the log's start alone.
+    // Version 2 becomes active first, so that nothing here begins only at the log's start.
     let two = load(&version("two", 1, 2, &[1, 2]));
     let said = tried(&two, &TEN).await;
-    let all = "ten was not activated, and two goes on: the state has version 2, and ten restores [1] only";
+    let all = "ten was not activated, and two continues: the state has version 2, and ten restores [1] only";
     assert_eq!(said, all);
 }
 
@@ -142,24 +146,24 @@ async fn a_component_that_does_not_take_the_state_is_not_activated() {
         let said = tried(&ONE, &stubborn).await;
         eprintln!("{what}: {said}");
         assert!(said.contains(words), "{what}: {said}");
-        assert!(said.starts_with("stubborn was not activated, and one goes on: "), "{said}");
+        assert!(said.starts_with("stubborn was not activated, and one continues: "), "{said}");
         assert!(!said.contains(FAILS_WITH) || what.ends_with("fails"));
     }
 }
 
-/// The old component breaks over its snapshot: its head is lost, and the standby's copy goes on.
+/// The old component traps over its snapshot: the primary's instance is lost, and the standby's continues.
 #[tokio::test]
 async fn a_component_that_breaks_over_its_snapshot_goes_on() {
     let ways: [Way; 3] = [
         (
             "snapshot",
             |wat| Wat { snapshot: "unreachable", ..wat },
-            "snapshot: the machine panicked",
+            "snapshot: the state machine panicked",
         ),
         (
             "read",
             |wat| Wat { read: "unreachable", ..wat },
-            "snapshot-standby.read: the machine panicked",
+            "snapshot-reader.read: the state machine panicked",
         ),
         (
             "a large piece",
@@ -168,7 +172,7 @@ async fn a_component_that_breaks_over_its_snapshot_goes_on() {
                 memory: "16",
                 ..wat
             },
-            "snapshot-standby.read: the piece is larger than asked for",
+            "snapshot-reader.read: the piece is larger than requested",
         ),
     ];
     for (what, make, words) in ways {
@@ -179,8 +183,8 @@ async fn a_component_that_breaks_over_its_snapshot_goes_on() {
     }
 }
 
-/// Where both would break, the reason is what comes first in the order of the bytes, however the two
-/// threads that carry a state over happen to run.
+/// If both components would trap, the reason is the one that comes first in the order of the bytes,
+/// independent of the timing of the two threads of a migration.
 #[tokio::test]
 async fn the_reason_does_not_depend_on_who_is_faster() {
     // Two pieces of 256 KiB, and a trap where the third would begin.
@@ -191,10 +195,16 @@ async fn the_reason_does_not_depend_on_who_is_faster() {
     let brittle = load(&Wat { read, memory: "16", ..version("brittle", 1, 1, &[1]) });
     let takes_all = Wat { write: "(i32.const 640)", memory: "16", ..version("x", 10, 1, &[1]) };
     let new: [(Wat, &str); 4] = [
-        (takes_all.clone(), "snapshot-standby.read: the machine panicked"),
-        (Wat { write: FAILS, ..takes_all.clone() }, "restore-writer.write: the machine refuses"),
-        (Wat { finish: FAILS, ..takes_all.clone() }, "snapshot-standby.read: the machine panicked"),
-        (Wat { restore: FAILS, ..takes_all.clone() }, "restore: the machine refuses"),
+        (takes_all.clone(), "snapshot-reader.read: the state machine panicked"),
+        (
+            Wat { write: FAILS, ..takes_all.clone() },
+            "restore-writer.write: the state machine rejects",
+        ),
+        (
+            Wat { finish: FAILS, ..takes_all.clone() },
+            "snapshot-reader.read: the state machine panicked",
+        ),
+        (Wat { restore: FAILS, ..takes_all.clone() }, "restore: the state machine rejects"),
     ];
     for (new, words) in new {
         let new = load(&new);
@@ -209,7 +219,7 @@ async fn the_reason_does_not_depend_on_who_is_faster() {
     }
 }
 
-/// A snapshot without end, and a restore without end.
+/// An endless snapshot, and an endless restore.
 #[tokio::test]
 async fn what_never_ends_is_ended() {
     let limits = with(|limits| {
@@ -233,12 +243,12 @@ async fn what_never_ends_is_ended() {
     let outcome = node.activate(&takes_all).await;
     let said = not_activated(&outcome);
     assert!(said.contains("the snapshot has more than 1048576 bytes"), "{said}");
-    // The instance was not lost over it.
+    // The instance was not lost.
     assert_eq!(counted(&node.apply(count()).await), 2);
     assert_eq!(node.worker.stats().promotions, 0);
 }
 
-/// A failure on the way does not stand in the way of the next one.
+/// A failed activation does not prevent the next one.
 #[tokio::test]
 async fn a_component_is_activated_after_one_that_was_not() {
     let mut node = Node::start_with(ONE.clone());
@@ -261,8 +271,8 @@ async fn a_component_is_activated_after_one_that_was_not() {
     assert_eq!(seen(&node).await, (101, 100));
 }
 
-/// A record keeps what was decided, also where trying again would give something else: a host that was
-/// upgraded meanwhile does not change its mind.
+/// A recorded failure is final, even if another attempt would succeed. For example, a host that was
+/// upgraded meanwhile does not decide otherwise.
 #[tokio::test]
 async fn a_recorded_failure_is_not_tried_again() {
     let mut node = Node::start_with(ONE.clone());
@@ -272,7 +282,7 @@ async fn a_recorded_failure_is_not_tried_again() {
     let mut log = node.entry_source.all();
     let entry_source = Arc::clone(&node.entry_source);
     drop(node);
-    // What is in its place now would take the state.
+    // The component that is in its place now would accept the state.
     let willing = load(&version("stubborn", 10, 1, &[1]));
     log[1].work = conclave_machine::Work::Activate(willing);
     let mut node = Node::start_from(ONE.clone(), entry_source, None);
@@ -287,7 +297,7 @@ async fn a_recorded_failure_is_not_tried_again() {
     assert_eq!(seen(&node).await, (1, 1));
 }
 
-/// A fault is none of the machine's doing and no outcome.
+/// A fatal error is not caused by the state machine, and is not an outcome.
 #[tokio::test]
 async fn a_component_of_another_engine_is_a_fault() {
     let mut node = Node::start_with(ONE.clone());
@@ -295,7 +305,7 @@ async fn a_component_of_another_engine_is_a_fault() {
     let engine = Engine::new(&limits()).unwrap();
     let stranger = Component::load(&engine, version("ten", 10, 1, &[1]).component()).unwrap();
     assert!(node.push_component(&stranger).await.await.is_err());
-    node.until("a fault", |node| node.worker.fatal_error().is_some()).await;
+    node.until("a fatal error", |node| node.worker.fatal_error().is_some()).await;
     let fatal_error = node.worker.fatal_error().unwrap();
     assert!(fatal_error.contains("compiled by another engine"), "{fatal_error}");
 }

@@ -1,4 +1,4 @@
-//! What the machines of this process write to the node's log.
+//! Captures the log lines that the state machines of this process write to the node's log.
 
 use std::{
     io::Write,
@@ -22,7 +22,7 @@ impl Write for Lines {
     }
 }
 
-/// All lines since this was first asked, of the machines of all tests.
+/// Returns all lines since the first call, of the state machines of all tests.
 pub(crate) fn printed() -> String {
     let lines = LINES.get_or_init(|| {
         let lines = Arc::new(Mutex::new(Vec::new()));
@@ -37,9 +37,9 @@ pub(crate) fn printed() -> String {
     String::from_utf8_lossy(&lines.lock().unwrap()).into_owned()
 }
 
-/// The machine with `$say`, a function that writes these words, so that a test can wait for them.
+/// Adds `$say` to a component, a function that logs these words, so that a test can wait for them.
 pub(crate) fn saying(words: &str, wat: Wat) -> Wat {
-    // From here on, what the machine says is kept.
+    // Starts the capture, if it has not been started.
     printed();
     assert!(wat.imports.is_empty() && words.len() < 200);
     Wat {

@@ -1,4 +1,4 @@
-//! Queries are asked of the standby: at an index, while entries go on, and a trap costs the standby only.
+//! Queries go to the standby: at an index, while entries continue. A trap costs only the standby.
 
 use std::{
     sync::{
@@ -102,11 +102,11 @@ async fn a_trap_of_an_entry_right_after_a_trap_of_a_query() {
     assert_eq!(node.total().await, 500);
 }
 
-/// Writes wait for the promotion, so it does not wait for a queue of long queries.
+/// Writes wait for the promotion, so it must not wait for a queue of long queries.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_trap_does_not_wait_for_the_queries_that_came_before_it() {
     const QUERIES: usize = 20;
-    // Some hundred milliseconds each; the entry traps.
+    // Each query takes some hundred milliseconds. The entry traps.
     let wat = Wat {
         apply: "unreachable",
         query: "(local.set 9 (i32.const 20000000))
@@ -126,11 +126,11 @@ async fn a_trap_does_not_wait_for_the_queries_that_came_before_it() {
             worker.query(raw(), 0).await.unwrap();
             answered.fetch_add(1, Ordering::SeqCst);
         });
-        // From now on it is in the queue.
+        // From now on the query is in the queue.
         assert!(futures::poll!(&mut query).is_pending());
         queries.push(tokio::spawn(query));
     }
-    // The standby may have found the first alone, but the second came with all others.
+    // The standby may have taken the first query alone, but the second came with all others.
     node.until("two answers", |_| answered.load(Ordering::SeqCst) >= 2).await;
     let outcome = node.apply(raw()).await;
     assert!(matches!(outcome, Outcome::Trap(_)), "{outcome:?}");
@@ -141,7 +141,7 @@ async fn a_trap_does_not_wait_for_the_queries_that_came_before_it() {
     }
 }
 
-/// A standby that is being rebuilt begins in the past, and nobody is shown that.
+/// A standby that is being rebuilt starts in the past, and no query may observe that.
 #[tokio::test]
 async fn a_stale_query_never_sees_an_older_state_than_one_before() {
     let mut node = Node::start();
@@ -172,7 +172,7 @@ async fn too_many_queries_are_refused_and_those_given_up_make_room() {
     assert!(futures::poll!(Box::pin(ask())).is_pending());
 }
 
-/// A standby that cannot follow makes the primary wait, not the queue grow.
+/// A standby that cannot follow makes the primary wait, instead of the queue growing.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_slow_reader_slows_the_head_down() {
     let limits = with(|limits| limits.fuel_per_query = 4_000_000_000);

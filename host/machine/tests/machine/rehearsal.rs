@@ -1,4 +1,4 @@
-//! A component is tried on a saved state and entries of the log, beside a worker that notices nothing.
+//! A component is rehearsed on a saved state and entries of the log, without an effect on the worker.
 
 use std::{
     sync::{
@@ -18,7 +18,7 @@ use crate::{
 };
 use conclave_testing::wat::Wat;
 
-/// A node that has counted to twenty, its state at five, and the entries after it.
+/// Returns a node that has counted to twenty, its state at five, and the entries after it.
 async fn counted_to_twenty() -> (Node, Saved, Vec<Entry>) {
     let mut node = Node::start_with(ONE.clone());
     for _ in 0..5 {
@@ -43,7 +43,7 @@ async fn a_component_that_copes_is_ready_and_says_what_it_took() {
         rehearse(&HUNDRED, SEED, saved.state(), all(&entries), || false).unwrap();
     assert_eq!((index, applied, failures, snapshot_bytes), (20, 15, 0, 8));
     assert!(memory_bytes >= 2 << 16 && fuel >= 15, "{memory_bytes} {fuel}");
-    // The worker is where it was, and the component may be activated.
+    // The worker is unchanged, and the component can be activated.
     assert_eq!(seen(&node).await, (20, 1));
     assert!(is_activated(&node.activate(&HUNDRED).await));
     assert_eq!(counted(&node.apply(count()).await), 120);
@@ -68,7 +68,7 @@ async fn whoever_is_not_ready_says_why() {
         matches!(&error, NotReady::Entry { index: 12, trap } if trap.kind == TrapKind::Panic),
         "{error}"
     );
-    assert_eq!(error.to_string(), "entry 12 traps: any: the machine panicked (panic)");
+    assert_eq!(error.to_string(), "entry 12 traps: any: the state machine panicked (panic)");
     let error = try_it(Wat { read: "unreachable", ..version("x", 1, 1, &[1]) });
     assert!(matches!(&error, NotReady::Snapshot { index: 20, .. }), "{error}");
 }
@@ -91,7 +91,7 @@ async fn what_cannot_be_rehearsed_is_said() {
     assert!(matches!(error, Err(NotReady::Fatal(_))), "{error:?}");
 }
 
-/// A stop reaches a call that would go on for minutes, and the worker beside it goes on.
+/// A stop ends a call that would take minutes, and the worker beside it continues.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rehearsal_ends_when_it_is_told() {
     let (mut node, saved, entries) = counted_to_twenty().await;
@@ -112,7 +112,7 @@ async fn a_rehearsal_ends_when_it_is_told() {
     stop.store(true, Ordering::Relaxed);
     assert_eq!(rehearsing.await.unwrap(), Err(NotReady::Stopped));
     assert!(started.elapsed() < Duration::from_secs(3), "{:?}", started.elapsed());
-    // Between two entries, too.
+    // It also ends a rehearsal between two entries.
     let endless = std::iter::repeat_with(|| entries[0].clone()).zip(6..);
     let endless = endless.map(|(entry, index)| Ok(Entry { index, ..entry }));
     let started = Instant::now();

@@ -1,4 +1,4 @@
-//! A snapshot is restored into a fresh instance, and that becomes the standby.
+//! A snapshot is restored into a new instance, which becomes the standby.
 
 use conclave_types::Outcome;
 
@@ -16,7 +16,7 @@ async fn a_restored_snapshot_becomes_the_standby_and_catches_up() {
             drop(node.push(add(1)).await);
         }
         let saved = node.snapshot().await;
-        // Entries after the snapshot come to the new standby from the log.
+        // The new standby gets the entries after the snapshot from the log.
         for _ in 0..200 {
             drop(node.push(add(1)).await);
         }
@@ -34,7 +34,7 @@ async fn a_restored_snapshot_becomes_the_standby_and_catches_up() {
     assert_eq!((node.worker.fatal_error(), node.worker.standby_problem()), (None, None));
 }
 
-/// A snapshot of the state that was replaced must not come back.
+/// A snapshot of the replaced state must not come back.
 #[tokio::test]
 async fn a_snapshot_from_before_another_nodes_state_was_adopted_is_not_used() {
     let mut node = Node::start();
@@ -77,7 +77,7 @@ async fn a_standby_with_an_open_snapshot_is_not_replaced() {
 /// The state machine forgets a part of its state in `restore`, so that it behaves differently afterwards.
 #[tokio::test]
 async fn a_state_machine_that_behaves_differently_after_a_restore_is_reported() {
-    // It counts, answers with the count, and its snapshot is empty.
+    // It counts and answers with the count, but its snapshot is empty.
     let wat = Wat {
         apply: "(i64.store (i32.const 8) (i64.add (i64.load (i32.const 8)) (i64.const 1)))
                 (i32.store8 (i32.const 256) (i32.const 0)) (i32.store (i32.const 264) (i32.const 8))

@@ -1,4 +1,4 @@
-//! Snapshots are exact, entries go on beside them, and restoring one is atomic.
+//! Snapshots are exact, entries continue beside them, and restoring one is atomic.
 
 use std::{
     sync::{Arc, atomic::Ordering},
@@ -15,7 +15,7 @@ use crate::{
 };
 use conclave_testing::wat::Wat;
 
-/// The hostile machine's snapshot is its number.
+/// Returns the hostile state machine's number from its snapshot.
 fn saved_number(saved: &Saved) -> i64 {
     i64::from_be_bytes(saved.bytes.clone().try_into().unwrap())
 }
@@ -40,7 +40,7 @@ async fn a_snapshot_is_exactly_at_its_index_while_entries_go_on() {
     assert_eq!(node.total().await, 50 * 22);
 }
 
-/// A standby that catches up reads the log in large steps, but stops where somebody wants the state.
+/// A standby that catches up reads the log in large steps, but stops at the index of a snapshot request.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_snapshot_is_exact_while_its_reader_is_being_rebuilt() {
     let limits = Limits { queue_bytes_max: 1 << 20, ..limits() };
@@ -53,7 +53,7 @@ async fn a_snapshot_is_exact_while_its_reader_is_being_rebuilt() {
     }
     node.query("QueryPanic").await.unwrap_err();
     let (snapshot, index) = (node.worker.snapshot(node.index), node.index);
-    // More than the queue to the standby holds, so that it has to read these as well.
+    // More than fits into the queue of the standby, so that it has to read these entries as well.
     for _ in 0..10_000 {
         drop(node.push(add(1)).await);
     }
@@ -87,11 +87,11 @@ async fn a_snapshot_is_lost_with_its_reader_and_the_next_one_is_whole() {
     assert_eq!(saved_number(&node.snapshot().await), 5);
 }
 
-/// What a snapshot keeps, the standby holds and the primary does not: when that is too much, the snapshot
-/// goes, and no node.
+/// The standby holds data for the snapshot that the primary does not. If that is too much, the
+/// snapshot is lost, but not the node.
 #[tokio::test]
 async fn an_entry_that_exhausts_the_reader_beside_a_snapshot_costs_the_snapshot_alone() {
-    // Where a snapshot was taken, the next entry needs more than there is.
+    // After a snapshot was taken, the next entry needs more than the limit.
     for exhausts in ["(drop (memory.grow (i32.const 8000))) unreachable", "(loop (br 0))"] {
         let apply = format!(
             "(if (i32.load (i32.const 16)) (then {exhausts}))
@@ -100,7 +100,7 @@ async fn an_entry_that_exhausts_the_reader_beside_a_snapshot_costs_the_snapshot_
         );
         let wat = Wat {
             apply: apply.leak(),
-            snapshot: "(i32.store (i32.const 16) (i32.const 1)) (call $new_standby (i32.const 1))",
+            snapshot: "(i32.store (i32.const 16) (i32.const 1)) (call $new_reader (i32.const 1))",
             ..Wat::default()
         };
         let limits = with(|limits| limits.fuel_per_call = 1_000_000);
@@ -143,11 +143,11 @@ async fn a_restore_replaces_head_and_standby() {
     node.worker.restore(later.state()).await.unwrap();
     node.index = 100;
     assert_eq!(node.worker.applied(), 100);
-    // It interrupts the calls of its own instances, of all that the engine has.
+    // Dropping a worker must interrupt only the calls of its own instances, although the engine is shared.
     drop(old);
     assert_eq!(node.total().await, 41);
     assert_eq!(node.add(1).await, 42);
-    // The rebuilt reader, too, begins at the restored state.
+    // The rebuilt standby also begins at the restored state.
     node.apply(call("Panic", Number::default())).await;
     assert_eq!(node.add(1).await, 43);
     assert_eq!(node.total().await, 43);
@@ -159,7 +159,8 @@ async fn a_restore_that_fails_changes_nothing() {
     node.add(7).await;
     let whole = Saved { index: 100, ..node.snapshot().await };
 
-    // Too short; of a version that the machine does not know; unreadable in the middle; too old.
+    // The cases: too short, a version that the state machine does not support, unreadable in the
+    // middle, too old.
     let short = Saved { bytes: whole.bytes[..5].to_vec(), ..whole.clone() };
     assert!(
         node.worker.restore(short.state()).await.unwrap_err().to_string().contains("eight bytes")
@@ -223,14 +224,14 @@ async fn a_worker_starts_from_a_saved_state() {
     entry_source.install(saved.clone());
     let mut node = Node::start_from(hostile(), entry_source, Some(saved.state()));
     assert_eq!(node.worker.applied(), saved.index);
-    // A snapshot does not tell when the machine wants to be woken, so it is asked at once.
+    // A snapshot does not contain the wake-up time, so the state machine is ticked at once.
     assert_eq!(*node.worker.wake_at().borrow(), Some(0));
     assert_eq!(node.total().await, 12);
     assert_eq!(node.add(1).await, 13);
 }
 
-/// Some seconds of work for a state machine must not hold up what is beside it, and nothing of a state shows
-/// before the machine has accepted all of it.
+/// A restore that takes seconds must not delay the running instances, and nothing of a state may be
+/// visible before the state machine has accepted all of it.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entries_go_on_while_a_state_is_restored() {
     let spin = "(func $spin (local i64) (local.set 0 (i64.const 1500000000))
@@ -261,7 +262,7 @@ async fn entries_go_on_while_a_state_is_restored() {
     assert_eq!((node.worker.applied(), node.worker.fatal_error()), (before, None));
     node.apply(raw()).await;
 
-    // A restore that was given up ends, also inside of a call. Its bytes are held until then.
+    // A cancelled restore ends, also inside of a call. Its bytes are held until then.
     let wat = Wat { write: wat.finish, finish: Wat::default().finish, ..wat };
     let component = Component::load(&engine, wat.component()).unwrap();
     let held = Arc::new(());

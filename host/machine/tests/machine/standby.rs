@@ -17,7 +17,7 @@ use crate::{
     support::{Node, Number, SEED, add, call, hostile, number},
 };
 
-/// An entry source that can be closed: no standby is built before it is opened again.
+/// An entry source with a gate: while it is closed, no standby can be built.
 struct Gated {
     entry_source: Arc<MemorySource>,
     closed: Mutex<bool>,
@@ -53,7 +53,7 @@ impl EntrySource for Gated {
     }
 }
 
-/// A node whose standby cannot be built before the source is opened.
+/// Returns a node with such an entry source, whose gate is open at first.
 fn start() -> (Node, Arc<Gated>) {
     let source = Arc::new(Gated {
         entry_source: Arc::new(MemorySource::new()),
@@ -96,7 +96,7 @@ async fn the_primary_answers_queries_while_a_standby_is_built() {
     assert_eq!(node.worker.fatal_error(), None);
 }
 
-/// No caller sees an older state than was shown before, whichever instance answers.
+/// No caller observes an older state than was served before, whichever instance answers.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn queries_never_go_back_in_time_across_losses_of_the_standby() {
     let (mut node, source) = start();
@@ -119,7 +119,7 @@ async fn queries_never_go_back_in_time_across_losses_of_the_standby() {
         .collect();
     for round in 0..50 {
         if round % 2 == 0 {
-            // Without a standby the trap would wait for one.
+            // Without a standby, the trap would wait for one.
             node.worker.standby().wait_for(|present| *present).await.unwrap();
             source.close();
         }
@@ -143,14 +143,14 @@ async fn a_query_that_traps_on_the_primary_is_not_an_outage() {
     node.add(5).await;
     source.close();
     trap(&mut node).await;
-    // It is not known to trap, so the primary tries it, and needs a standby itself then.
+    // The method is not yet known to trap, so the primary runs the query. Then it needs a standby itself.
     let error = node.query("QueryPanic").await.unwrap_err();
     assert!(matches!(error, QueryError::Trap(_)), "{error:?}");
     let adding = node.push(add(1)).await;
     source.open();
     assert_eq!(number(&adding.await.unwrap()), 6);
     assert_eq!(node.total().await, 6);
-    // Now it is known: the primary leaves it to the standby.
+    // Now the method is known to trap, so the primary leaves the query to the standby.
     node.worker.standby().wait_for(|present| *present).await.unwrap();
     source.close();
     trap(&mut node).await;
@@ -175,7 +175,7 @@ async fn a_snapshot_waits_for_the_standby_that_is_being_built() {
     source.close();
     trap(&mut node).await;
     let snapshot = node.worker.snapshot(node.index);
-    // Later entries do not get into it.
+    // Later entries are not part of the snapshot.
     node.add(1).await;
     source.open();
     let saved = crate::support::read(snapshot.await.unwrap()).await.unwrap();

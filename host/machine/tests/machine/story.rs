@@ -1,5 +1,5 @@
-//! A long life at random: entries that count and entries that break, queries that break, snapshots,
-//! purges, restores and restarts, against a model that only counts.
+//! A long random history, compared with a model that only counts: entries that count and entries
+//! that trap, queries that trap, snapshots, purges, restores and restarts.
 //!
 //! A failure prints its seed; `CONCLAVE_SEED=<seed>` runs it again.
 
@@ -58,7 +58,7 @@ async fn live(seed: u64) {
                 let snapshot = node.worker.snapshot(node.index);
                 total += 1;
                 pending.push((node.push(add(1)).await, Expected::Total(total)));
-                // It may be lost with its standby.
+                // The snapshot may be lost with its standby.
                 if let Ok(stream) = snapshot.await
                     && let Ok(saved) = crate::support::read(stream).await
                 {
@@ -79,7 +79,7 @@ async fn live(seed: u64) {
                 node.index = saved.index;
             }
             _ => {
-                // A restart from the snapshot, without what the records of traps say now and then.
+                // A restart from the snapshot, sometimes without the records of traps.
                 settle(&mut pending).await;
                 let saved = node.snapshot().await;
                 let entry_source = Arc::clone(&node.entry_source);

@@ -1,5 +1,5 @@
-//! What is first and what happens then fit together: no gap, nothing twice, whatever becomes of the
-//! instances; and who cannot be served any more is told.
+//! The initial messages and the later events fit together, without a gap or a duplicate, whatever
+//! happens to the instances. A subscriber that cannot be served any more gets an error.
 
 use std::{sync::LazyLock, time::Duration};
 
@@ -12,8 +12,8 @@ use tokio::time::timeout;
 use crate::support::{Node, limits};
 use conclave_testing::wat::Wat;
 
-/// Counts. Each entry is an event whose topic and payload are the request; one that begins with `!` traps.
-/// A subscription is to all topics from its request on, and begins with the count. Queries trap.
+/// Counts. Each entry is an event whose topic and payload are the request; an entry that begins with `!`
+/// traps. A subscription covers all topics from its request on, and begins with the count. Queries trap.
 static ECHO: LazyLock<Component> = LazyLock::new(|| {
     let wat = Wat {
         apply: r#"
@@ -49,7 +49,7 @@ async fn subscribe(node: &Node, from: &[u8]) -> Subscribed {
     node.worker.subscribe(call(from), node.index, None).await.unwrap()
 }
 
-/// The count at first, and what comes after.
+/// Returns the initial count, and the watcher of the events after it.
 fn begun(subscribed: Subscribed) -> (u64, Watcher) {
     let subscribing = subscribed.result.unwrap();
     let [count] = &subscribing.initial[..] else { panic!("{subscribing:?}") };
@@ -61,7 +61,7 @@ async fn next(events: &mut Watcher) -> Result<(u64, Vec<Vec<u8>>), WatchError> {
     next.map(|(index, payloads)| (index, payloads.iter().map(|bytes| bytes.to_vec()).collect()))
 }
 
-/// The next numbers follow on `after`, up to `to`.
+/// Checks that the next numbers are those after `after`, up to `to`.
 async fn assert_counts(events: &mut Watcher, after: u64, to: u64) {
     for expected in after + 1..=to {
         let (_, payloads) = next(events).await.unwrap();
@@ -78,7 +78,7 @@ async fn what_is_first_and_what_happens_fit_together_whenever_one_subscribes() {
     for count in 1..=ENTRIES {
         drop(node.push(number(count)).await);
         match count % 50 {
-            // At whatever the standby has come to.
+            // Subscribes at whatever index the standby has reached.
             0..4 => {
                 let worker = node.worker.clone();
                 watchers.push(tokio::spawn(async move {
@@ -88,12 +88,12 @@ async fn what_is_first_and_what_happens_fit_together_whenever_one_subscribes() {
                     first
                 }));
             }
-            // The primary breaks, and the standby takes its place.
+            // The primary traps, and the standby takes its place.
             20 => {
                 traps += 1;
                 drop(node.push(call(b"!")).await);
             }
-            // The standby breaks.
+            // The standby traps.
             40 => _ = node.worker.query(call(b""), 0).await,
             _ => {}
         }
@@ -123,14 +123,14 @@ async fn a_subscriber_sees_its_range_and_goes_on_from_an_index() {
     assert_eq!(next(&mut late).await.unwrap(), seen[1]);
     assert_eq!(next(&mut late).await.unwrap(), seen[3]);
 
-    // After the second, on a fresh subscription: no count first.
+    // Resumes after the second event, with a new subscription: no initial count.
     let resumed = node.worker.subscribe(call(b""), 0, Some(seen[1].0)).await.unwrap();
     let mut resumed = resumed.result.unwrap();
     assert!(resumed.initial.is_empty());
     assert_eq!(next(&mut resumed.events).await.unwrap(), seen[2]);
     assert_eq!(next(&mut resumed.events).await.unwrap(), seen[3]);
 
-    // From an index that this node has not come to: it waits.
+    // From an index that this node has not reached: the call waits.
     let worker = node.worker.clone();
     let ahead = worker.subscribe(call(b""), 0, Some(node.index + 1));
     let mut ahead = std::pin::pin!(ahead);
@@ -148,14 +148,14 @@ async fn who_is_too_slow_or_away_for_too_long_is_told_to_begin_anew() {
     let (_, mut quick) = begun(subscribe(&node, b"").await);
     node.apply(call(b"first")).await;
     let (first, _) = next(&mut quick).await.unwrap();
-    // Twice what is kept: topic and payload of 50 kB each.
+    // Twice the size of the buffer: topic and payload of 50 kB each.
     for _ in 0..400 {
         node.apply(call(vec![7; 50_000])).await;
         next(&mut quick).await.unwrap();
     }
     let error = next(&mut slow).await.unwrap_err();
     assert!(matches!(error, WatchError::Gone { .. }), "{error}");
-    assert!(error.to_string().contains("subscribe anew"), "{error}");
+    assert!(error.to_string().contains("subscribe again"), "{error}");
     let gone = node.worker.subscribe(call(b""), 0, Some(first)).await.unwrap_err();
     assert!(matches!(gone, QueryError::Watch(WatchError::Gone { index, .. }) if index == first));
 }
@@ -170,7 +170,7 @@ async fn a_state_that_another_node_sent_and_a_shutdown_end_subscriptions() {
     node.entry_source.install(saved.clone());
     node.worker.restore(saved.state()).await.unwrap();
     node.index = saved.index;
-    // What lay between was never applied here.
+    // The entries in between were never applied here.
     let error = next(&mut events).await.unwrap_err();
     assert!(matches!(error, WatchError::Replaced { .. }), "{error}");
 
@@ -184,8 +184,9 @@ async fn a_state_that_another_node_sent_and_a_shutdown_end_subscriptions() {
     assert!(node.worker.subscribe(call(b""), 0, None).await.is_err());
 }
 
-/// A diverged node that is repaired while the cluster is idle: the peer's state is of the very index at which the standby
-/// stands. Its own events, which may be wrong, must reach no subscriber, whether it watches or resumes.
+/// A diverged node is repaired while the cluster is idle: the peer's state has the same index at
+/// which the standby stands. The standby's own events may be wrong, so no subscriber may get them,
+/// neither a watcher nor one that resumes.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_state_of_the_same_index_ends_subscriptions_and_drops_the_events_before() {
     let mut node = Node::start_with(ECHO.clone());
@@ -205,14 +206,15 @@ async fn a_state_of_the_same_index_ends_subscriptions_and_drops_the_events_befor
     }
     let gone = node.worker.subscribe(call(b""), node.index, Some(before)).await.unwrap_err();
     assert!(matches!(gone, QueryError::Watch(WatchError::Gone { .. })), "{gone}");
-    // From here on all is well.
+    // Subscriptions from here on work again.
     let resumed = node.worker.subscribe(call(b""), 0, Some(node.index)).await.unwrap();
     let mut resumed = resumed.result.unwrap().events;
     node.apply(call(b"right")).await;
     assert_eq!(next(&mut resumed).await.unwrap().1, [b"right"]);
 }
 
-/// An entry that has no reply, and one that no machine sees, have no events and stop nobody.
+/// An entry without a reply, and one that the state machine does not see, have no events and end
+/// no subscription.
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn entries_without_events_pass_by() {
     let mut node = Node::start_with(ECHO.clone());
@@ -221,14 +223,15 @@ async fn entries_without_events_pass_by() {
     let trap = node.apply(call(b"!")).await;
     assert!(matches!(trap, Outcome::Trap(_)));
     let tick = Entry { index: node.index + 1, time_ms: 0, work: Work::Tick };
-    // This machine's tick traps.
+    // The tick of this state machine traps.
     drop(node.push_entry(tick).await);
     node.apply(number(1)).await;
     let (index, payloads) = next(&mut events).await.unwrap();
     assert_eq!((index, payloads), (node.index, vec![1_u64.to_be_bytes().to_vec()]));
 }
 
-/// A watcher whose own events are all taken is not behind, however many events of others were dropped.
+/// A watcher that has taken all of its own events is not behind, however many events of
+/// others were dropped.
 #[tokio::test]
 async fn quiet_watcher_misses_nothing_while_events_of_others_are_dropped() {
     let mut node = Node::start_with(ECHO.clone());
@@ -250,11 +253,11 @@ async fn quiet_watcher_misses_nothing_while_events_of_others_are_dropped() {
     .expect("the watcher comes as far as the log");
     node.apply(call("z")).await;
     assert_eq!(next(&mut quiet).await.unwrap(), (node.index, vec![b"z".to_vec()]));
-    // One that had events to take is behind, and one that resumes from before them.
+    // A watcher with events left to take is behind, and so is one that resumes from before them.
     assert!(matches!(next(&mut slow).await, Err(WatchError::Gone { .. })));
     let resumed = node.worker.subscribe(call("z"), node.index, Some(began)).await;
     assert!(matches!(resumed, Err(QueryError::Watch(WatchError::Gone { .. }))), "{resumed:?}");
-    // From where the quiet one had come to, nothing is missing.
+    // From the position of the quiet watcher, nothing is missing.
     let resumed = node.worker.subscribe(call("z"), node.index, Some(index)).await.unwrap();
     let mut resumed = resumed.result.unwrap().events;
     assert_eq!(next(&mut resumed).await.unwrap(), (node.index, vec![b"z".to_vec()]));

@@ -1,4 +1,4 @@
-//! A node without Raft: entries get the next index, are remembered, and are applied.
+//! A node without Raft: entries get the next index, are stored in memory, and are applied.
 
 use std::{
     sync::{Arc, LazyLock},
@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 
 use crate::entry_source::{MemorySource, Saved};
 
-/// What the hostile machine adds before it misbehaves.
+/// The number that the hostile state machine adds before it misbehaves.
 pub(crate) const MARK: i64 = 1000;
 pub(crate) const SEED: [u8; 32] = [42; 32];
 
@@ -31,14 +31,14 @@ pub(crate) struct Number {
 
 pub(crate) static HOSTILE: LazyLock<Bytes> = LazyLock::new(components::hostile);
 
-/// The limits of the tests: those of the product, but for a smaller memory, so that a machine that
-/// fills it does not take the computer's.
+/// The limits of the tests: the default limits, but with less memory, so that a state machine that
+/// fills it does not exhaust the host.
 pub(crate) fn limits() -> Limits {
     let cluster = ClusterLimits { memory_bytes_max: 256 << 20, ..ClusterLimits::DEFAULT };
     Limits { cluster, ..Limits::default() }
 }
 
-/// The same with other limits of the cluster.
+/// Returns these limits with changed limits of the cluster.
 pub(crate) fn with(change: impl FnOnce(&mut ClusterLimits)) -> Limits {
     let mut limits = limits();
     change(&mut limits.cluster);
@@ -89,14 +89,14 @@ impl Node {
         Self { worker, entry_source, index }
     }
 
-    /// Hands over one entry; the outcome comes later.
+    /// Queues one entry; the outcome comes later.
     pub(crate) async fn push(&mut self, call: Call) -> oneshot::Receiver<Outcome> {
         self.index += 1;
         let entry = Entry { index: self.index, time_ms: self.index * 10, work: Work::Call(call) };
         self.push_entry(entry).await
     }
 
-    /// Another component is to go on after this entry.
+    /// Queues an entry that activates a component.
     pub(crate) async fn push_component(
         &mut self,
         component: &Component,
@@ -113,7 +113,7 @@ impl Node {
             .unwrap_or_else(|_| panic!("no outcome: {:?}", self.worker.fatal_error()))
     }
 
-    /// Other limits hold after this entry.
+    /// Applies an entry that sets other limits.
     pub(crate) async fn set_limits(&mut self, limits: ClusterLimits) -> Outcome {
         self.index += 1;
         let work = Work::SetLimits(limits);
@@ -130,7 +130,7 @@ impl Node {
         receive
     }
 
-    /// An entry that no machine sees.
+    /// Queues an entry that the state machine does not see.
     pub(crate) async fn push_blank(&mut self) {
         self.index += 1;
         self.worker.apply(vec![(self.index, None, None)]).await.unwrap();
@@ -147,7 +147,7 @@ impl Node {
         number(&self.apply(add(value)).await)
     }
 
-    /// A linearizable query: it sees every entry that was handed over.
+    /// Runs a linearizable query: it observes every entry that was queued.
     pub(crate) async fn query(&self, method: &str) -> Result<Answered, QueryError> {
         let query = self.worker.query(call(method, Number::default()), self.index);
         tokio::time::timeout(Duration::from_secs(60), query).await.expect("a query is answered")
@@ -159,8 +159,9 @@ impl Node {
         Number::decode(answered.result.unwrap()).unwrap().value
     }
 
-    /// A query that traps on the primary, because there is no standby, has the next standby promoted, also after the
-    /// query was answered. A snapshot in that standby is lost, and is begun again, as a node does.
+    /// Takes a snapshot, and retries if it is lost, as a node does. A query that traps on the
+    /// primary, because there is no standby, causes the next standby to be promoted, even after the
+    /// query was answered. A snapshot in that standby is lost.
     pub(crate) async fn snapshot(&self) -> Saved {
         for _ in 0..20 {
             let opened = self.worker.snapshot(self.index).await;
@@ -176,12 +177,12 @@ impl Node {
         panic!("every snapshot is lost: {:?}", self.worker.stats());
     }
 
-    /// The digest over all entries so far.
+    /// Returns the digest over all entries so far.
     pub(crate) async fn digest(&self) -> Digest {
         self.worker.digest_at(self.index).await.unwrap().expect("the newest digest is known")
     }
 
-    /// Waits for what happens behind a caller's back.
+    /// Waits for a condition that becomes true in the background.
     pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !condition(self) {

@@ -1,4 +1,4 @@
-//! A trap is an outcome: answered in bounded time, rolled back, the same everywhere; and the next
+//! A trap is an outcome: reported in bounded time, rolled back, the same on every node. The next
 //! entry is applied.
 
 use std::time::{Duration, Instant};
@@ -13,8 +13,8 @@ use crate::{
 };
 use conclave_testing::wat::Wat;
 
-/// Every way to break, and what it is called. The Rust guest's own stack overflows into the guard
-/// below its memory before the engine's stack is full.
+/// The ways to trap, with the possible kinds of the trap. The Rust guest's own stack overflows into
+/// the guard below its memory before the engine's stack is full.
 const WAYS: [(&str, &[TrapKind]); 6] = [
     ("Panic", &[TrapKind::Panic]),
     ("DivideByZero", &[TrapKind::Invalid]),
@@ -24,7 +24,7 @@ const WAYS: [(&str, &[TrapKind]); 6] = [
     ("Huge", &[TrapKind::BadAnswer]),
 ];
 
-/// What any call may take here. Debug assertions, two cores and other tests included.
+/// The maximum time of a call here. Includes debug assertions, two cores and other tests.
 const BOUND: Duration = Duration::from_secs(12);
 
 #[tokio::test]
@@ -40,7 +40,7 @@ async fn every_class_of_trap_is_rolled_back_and_the_next_entry_is_applied() {
         assert!(kinds.contains(&trap.kind), "{method}: {trap:?}");
         assert!(trap.message.starts_with(&format!("hostile.v1.Hostile/{method}: ")), "{trap:?}");
         assert!(took < BOUND, "{method} took {took:?}");
-        assert_eq!(node.total().await, total, "{method} left its mark");
+        assert_eq!(node.total().await, total, "{method} changed the state");
         total = node.add(1).await;
         assert_eq!(node.total().await, total);
     }
@@ -73,7 +73,7 @@ async fn the_first_entry_may_trap() {
 #[tokio::test]
 async fn a_second_trap_waits_for_the_reader_that_is_being_built() {
     let mut node = Node::start();
-    // Enough entries that the new reader is not ready when the next one traps.
+    // Enough entries that the new standby is not ready when the next one traps.
     for value in 0..2000 {
         drop(node.push(add(value)).await);
     }
@@ -115,7 +115,7 @@ async fn many_traps_in_a_row_between_entries_that_count() {
 async fn the_machine_writes_a_limited_number_of_lines() {
     let mut node = Node::start();
     let started = Instant::now();
-    // Ends by itself: a line costs fuel, and this many are affordable.
+    // Ends by itself: a line costs fuel, and the fuel is enough for this many.
     let outcome = node.apply(call("Chatter", Number::default())).await;
     eprintln!("Chatter: {outcome:?} in {:?}, fuel {}", started.elapsed(), node.worker.stats().fuel);
     assert!(matches!(outcome, Outcome::Reply(_)), "{outcome:?}");
@@ -139,7 +139,8 @@ async fn a_shutdown_does_not_wait_for_a_long_call() {
     assert!(node.worker.apply(vec![(9, None, None)]).await.is_err());
 }
 
-/// A tick that traps is rolled back like a call. The wake-up time stays due: the leader decides when to retry.
+/// A tick that traps is rolled back like a call. The wake-up time stays due: the leader decides
+/// when to retry.
 #[tokio::test]
 async fn a_tick_that_traps_is_rolled_back_and_stays_due() {
     let mut node = Node::start();

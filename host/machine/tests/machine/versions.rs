@@ -1,4 +1,4 @@
-//! One machine in several versions: each counts by a step of its own, and says which one it is.
+//! One state machine in several versions. Each counts by its own step, and its answers name the step.
 
 use std::sync::LazyLock;
 
@@ -21,21 +21,21 @@ pub(crate) fn load(wat: &Wat) -> Component {
 pub(crate) static ONE: LazyLock<Component> = LazyLock::new(|| load(&version("one", 1, 1, &[1])));
 /// Counts by ten, in the same format.
 pub(crate) static TEN: LazyLock<Component> = LazyLock::new(|| load(&version("ten", 10, 1, &[1])));
-/// Counts by a hundred, in another format, and knows the old one.
+/// Counts by a hundred, in another format, and restores the old one.
 pub(crate) static HUNDRED: LazyLock<Component> =
     LazyLock::new(|| load(&version("hundred", 100, 2, &[1, 2])));
 
-/// A call that counts, and a query of what was counted.
+/// Returns a call that counts. As a query, it returns the count.
 pub(crate) fn count() -> Call {
     Call { method: "any".into(), request: Bytes::new(), principal: "".into() }
 }
 
-/// A call, or a query, that traps.
+/// Returns a call, or a query, that traps.
 pub(crate) fn trap() -> Call {
     Call { request: Bytes::from_static(b"trap"), ..count() }
 }
 
-/// The number in an answer.
+/// Returns the number in an outcome.
 pub(crate) fn counted(outcome: &Outcome) -> i64 {
     match outcome {
         Outcome::Reply(reply) => i64::from_le_bytes(reply.response[..].try_into().unwrap()),
@@ -47,7 +47,7 @@ pub(crate) fn is_activated(outcome: &Outcome) -> bool {
     matches!(outcome, Outcome::Reply(reply) if reply.response.is_empty())
 }
 
-/// What the standby says: the index, the number, and the step of the version that answers.
+/// Queries the standby: the index, the number, and the step of the version that answers.
 pub(crate) async fn seen_at(node: &Node, index_min: u64) -> (u64, i64, i64) {
     let answered = node.worker.query(count(), index_min).await.unwrap();
     let words = answered.result.unwrap();
@@ -55,7 +55,7 @@ pub(crate) async fn seen_at(node: &Node, index_min: u64) -> (u64, i64, i64) {
     (answered.index, word(0), word(8))
 }
 
-/// The number and the step, of everything that was handed over.
+/// Returns the number and the step after all queued entries.
 pub(crate) async fn seen(node: &Node) -> (i64, i64) {
     let (_, number, step) = seen_at(node, node.index).await;
     (number, step)

@@ -1,5 +1,5 @@
-//! A machine that is made of WASI sees the log and nothing else: every interface is called by a component
-//! written by hand, and what it finds is compared with the entry, with other nodes and with restored ones.
+//! A state machine that uses WASI observes only the log. A hand-written component calls every interface,
+//! and its observations are compared with the entry, with other nodes and with restored nodes.
 
 use std::sync::Arc;
 
@@ -13,7 +13,7 @@ use crate::{
 };
 use conclave_testing::wat::Wat;
 
-/// Everything that `$probe` calls.
+/// All functions that `$probe` calls.
 const IMPORTS: &str = r#"
   (import "wasi:clocks/wall-clock@0.2.12" "now" (func $wall (param i32)))
   (import "wasi:clocks/wall-clock@0.2.12" "resolution" (func $wall_resolution (param i32)))
@@ -46,7 +46,7 @@ const IMPORTS: &str = r#"
   (import "wasi:sockets/ip-name-lookup@0.2.3" "resolve-addresses" (func $resolve (param i32 i32 i32 i32)))
 "#;
 
-/// Writes what it finds to the address given, eight bytes each, in the order of [`Seen`].
+/// Writes its observations to the given address, eight bytes each, in the order of [`Seen`].
 const PROBE: &str = r#"
   (func $probe (param i32) (local i32 i32)
     (call $wall (i32.const 3000))
@@ -104,11 +104,12 @@ const PROBE: &str = r#"
     (i64.store (i32.add (local.get 0) (i32.mul (local.get 1) (i32.const 8))) (local.get 2)))
 "#;
 
-/// What one call has found: [`COUNT`] numbers.
+/// The observations of one call: [`COUNT`] numbers.
 type Seen = [u64; COUNT];
 const COUNT: usize = 17;
 
-/// The machine: `describe` probes to 5000, `apply` to 4000; `apply` answers with both, `query` with a probe.
+/// Returns the component. `describe` probes to address 5000, and `apply` to 4000. `apply` answers
+/// with both probes, `query` with a new one.
 fn probing() -> Wat {
     Wat {
         name: "wasi",
@@ -134,7 +135,7 @@ fn call(request: &'static [u8]) -> Call {
     Call { method: "probe".into(), request: request.into(), principal: "".into() }
 }
 
-/// What a call has found, and what `describe` had found in the same instance.
+/// Returns the observations of a call, and those of `describe` in the same instance.
 fn seen(response: &[u8]) -> [Seen; 2] {
     [0, 1000].map(|at| {
         std::array::from_fn(|number| {
@@ -157,7 +158,7 @@ async fn every_interface_shows_the_entry_and_nothing_else() {
     assert!(component.imports().iter().any(|import| import == "wasi:random/insecure-seed@0.2.3"));
     let mut node = Node::start_with(component.clone());
     let [first, described] = apply(&mut node).await;
-    // The test's entries come ten milliseconds after one another, from zero.
+    // The test's entries are ten milliseconds apart, starting from zero.
     assert_eq!((first[0], first[1]), (0, 10_000_000), "the wall clock");
     assert_eq!(first[2], 10_000_000, "the monotonic clock");
     assert_eq!(first[10], first[2], "time does not pass, even if one waits for it");
@@ -180,7 +181,7 @@ async fn every_interface_shows_the_entry_and_nothing_else() {
     assert_eq!(first[5], second[5], "the seed of hash tables is a constant");
     assert_eq!(first[5], described[5]);
 
-    // A query sees the last entry's time and stream, on the other instance.
+    // A query gets the last entry's time and stream, on the other instance.
     let answered = node.worker.query(call(b""), node.index).await.unwrap();
     assert_eq!(seen(&answered.result.unwrap())[0], second);
 }
@@ -204,7 +205,7 @@ async fn nodes_agree_whether_they_lived_through_the_log_or_were_restored() {
     for expected in first {
         assert_eq!(apply(&mut fresh).await, expected);
     }
-    // And the standby, which follows the primary, has found no difference.
+    // The standby, which follows the primary, has found no difference either.
     assert_eq!((lived.worker.fatal_error(), restored.worker.fatal_error()), (None, None));
 }
 
@@ -220,7 +221,7 @@ async fn what_no_machine_may_do_is_a_trap_and_the_next_entry_is_applied() {
           (import "wasi:cli/stdout@0.2.3" "get-stdout" (func $stdout (result i32)))
           (import "wasi:io/streams@0.2.3" "[method]output-stream.write" (func $write (param i32 i32 i32 i32)))
         "#,
-        // By the length of the request.
+        // The length of the request selects the case.
         apply: "(if (i32.eq (local.get 8) (i32.const 1)) (then (call $exit (i32.const 0))))
                 (if (i32.eq (local.get 8) (i32.const 2)) (then (call $exit_with (i32.const 7))))
                 (if (i32.eq (local.get 8) (i32.const 3)) (then (call $bytes (i64.const -1) (i32.const 3000))))
@@ -236,11 +237,11 @@ async fn what_no_machine_may_do_is_a_trap_and_the_next_entry_is_applied() {
     };
     let mut node = Node::start_with(load(&wat));
     for (request, kind, words) in [
-        (&b"1"[..], TrapKind::Panic, "the machine exited with code 0"),
+        (&b"1"[..], TrapKind::Panic, "the state machine exited with code 0"),
         (b"22", TrapKind::Panic, "exited with code 7"),
         (b"333", TrapKind::Invalid, "random bytes at once"),
         (b"4444", TrapKind::FuelExhausted, "fuel"),
-        // A handle is leaked with each line, and there may be a thousand.
+        // A handle is leaked with each line, and a thousand are allowed.
         (b"55555", TrapKind::BadAnswer, "ABI"),
         (b"666666", TrapKind::BadAnswer, ""),
     ] {
@@ -264,7 +265,7 @@ async fn what_a_machine_prints_is_lines_of_the_log_once_and_not_too_many() {
             (func $write (param i32 i32 i32 i32)))
           (import "wasi:io/streams@0.2.3" "[resource-drop]output-stream" (func $drop (param i32)))
         "#,
-        // The request to both, the second half-line by half-line.
+        // Writes the request to both streams, to the second in halves of a line.
         apply: "(local.set 9 (call $stdout))
                 (call $write (local.get 9) (local.get 7) (local.get 8) (i32.const 3000))
                 (call $drop (local.get 9))
@@ -287,7 +288,7 @@ async fn what_a_machine_prints_is_lines_of_the_log_once_and_not_too_many() {
     let second = "wasi- [2Jtwo\u{fffd}, with no end";
     assert_eq!(log.matches(second).count(), 2, "{log}");
 
-    // More than the hundred of a second; the standby, which applies them too, is silent.
+    // More than the burst of a hundred lines. The standby, which applies the entries too, is silent.
     for _ in 0..200 {
         node.apply(call(b"wasi-many\n")).await;
     }

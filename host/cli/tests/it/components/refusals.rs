@@ -57,7 +57,7 @@ async fn what_is_no_component_is_refused_and_the_cluster_goes_on() {
         ("text", b"(component)".to_vec(), "WebAssembly text"),
         ("elf", b"\x7fELF and so on".to_vec(), "native program"),
         ("noise", vec![0xa5; 100_000], "not WebAssembly"),
-        ("core", component("(component)"), "core WebAssembly component"),
+        ("core", component("(component)"), "core WebAssembly module"),
         ("world", component("(component)"), "does not export conclave:fsm/fsm@0.1.0"),
         ("contract", of_contract(&machine, "@0.9.0"), "built against conclave:fsm/"),
         ("cut", machine[..machine.len() / 2].to_vec(), "does not compile"),
