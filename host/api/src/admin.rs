@@ -1,11 +1,12 @@
-//! The admin port: metrics and probes, over plain HTTP/1.1, for programs inside the fence.
+//! The admin port: metrics and probes over plain HTTP/1.1, for programs inside the trusted network.
 //!
-//! `/metrics` is Prometheus' text. `/livez` says that the process answers; it stays 200 while there is no
-//! quorum, since a restart would not help. `/readyz` follows the replica's health and says why not. The port answers
-//! from the node's first second on: until the replica is there `/readyz` names the step that the start has reached.
+//! `/metrics` is in Prometheus' text format. `/livez` returns 200 while the process responds, also
+//! without a quorum, since a restart would not help. `/readyz` follows the replica's health and
+//! gives the reason if the node is not ready. The port responds as soon as the node starts: until
+//! the replica runs, `/readyz` names the current startup step.
 //!
-//! Contract: a new connection is always served. When there are too many the oldest one is closed, so connections that
-//! send nothing, or do not read their answers, cannot keep probes out.
+//! Contract: a new connection is always served. When there are too many, the oldest one is closed.
+//! So connections that send nothing, or do not read their responses, cannot block probes.
 
 use std::{
     collections::VecDeque,
@@ -31,17 +32,17 @@ use tokio::{
 use super::{Api, Backend, Shared, Startup, listeners, metrics};
 use conclave_types::status::{Health, NotServing};
 
-/// Scrapers and probes are few.
+/// Sufficient, since there are few scrapers and probes.
 pub(super) const CONNECTIONS_MAX: usize = 64;
-/// A request's headers arrive within this time, and so does the next request on a connection that is kept.
+/// Time for a request's headers to arrive, and for the next request on a connection that is kept alive.
 const HEADERS_TIMEOUT: Duration = Duration::from_secs(10);
-/// A connection is used for so long; its client opens another. It bounds how long an answer that is not read is kept.
+/// Maximum age of a connection. It bounds how long an unread response is kept; the client then reconnects.
 const AGE_MAX: Duration = Duration::from_secs(60);
 const BUFFER_BYTES_MAX: usize = 16 * 1024;
-/// Pages are made in memory; a peer that does not read them is not waited for.
+/// Pages are made in memory, so the drain does not wait for a peer that does not read.
 const DRAIN: Duration = Duration::from_millis(500);
 
-/// The admin port of one node. A clone is another handle to the same.
+/// The admin port of one node. A clone is another handle to the same port.
 pub struct Admin<B>(Arc<State<B>>);
 
 impl<B> Clone for Admin<B> {
@@ -57,18 +58,18 @@ struct State<B> {
 }
 
 impl<B: Backend> Admin<B> {
-    /// The port of a node that starts.
+    /// Creates the port of a node that is starting.
     pub fn new(startup: Startup) -> Self {
         Self(Arc::new(State { startup, api: OnceLock::new() }))
     }
 
-    /// The node has started: from now on the pages are its own.
+    /// Serves the pages of the running node from now on.
     pub fn started(&self, api: &Api<B>) {
-        // A second start of one node is a bug without consequences here.
+        // A second start of one node is a bug, but harmless here.
         let _ = self.0.api.set(api.0.clone());
     }
 
-    /// Serves metrics and probes on the listener until `shutdown`; best stopped last.
+    /// Serves metrics and probes on the listener until `shutdown`. Stop this port last.
     pub async fn serve(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         let mut http1 = http1::Builder::new();
         http1
@@ -77,7 +78,7 @@ impl<B: Backend> Admin<B> {
             .max_buf_size(BUFFER_BYTES_MAX);
         let (closing, closed) = watch::channel(false);
         let mut connections = JoinSet::new();
-        // In the order in which they were accepted.
+        // In the order of acceptance.
         let mut by_age = VecDeque::<AbortHandle>::new();
         let mut shutdown = pin!(shutdown);
         loop {
@@ -102,7 +103,7 @@ impl<B: Backend> Admin<B> {
         }
         drop(listener);
         closing.send_replace(true);
-        // Answers that are being written get a moment; connections that are kept alive do not.
+        // Responses that are being written get a short time. Idle kept-alive connections get none.
         let drained = timeout(DRAIN, async { while connections.join_next().await.is_some() {} });
         if drained.await.is_err() {
             let connections = connections.len();
@@ -129,7 +130,7 @@ async fn connection<B: Backend>(
         () = sleep(AGE_MAX) => {}
     }
     served.as_mut().graceful_shutdown();
-    // A peer that does not read is not waited for.
+    // Bounds the wait for a peer that does not read.
     timeout(HEADERS_TIMEOUT, served).await.unwrap_or(Ok(()))
 }
 
@@ -149,7 +150,7 @@ impl<B: Backend> State<B> {
         }
     }
 
-    /// The reason why the node is not ready. `None`: it is.
+    /// The reason why the node is not ready, or `None` if it is ready.
     fn not_ready(&self) -> Option<String> {
         let Some(api) = self.api.get() else { return Some(self.startup.to_string()) };
         let health = if *api.closing.borrow() {
@@ -174,7 +175,7 @@ fn page(status: StatusCode, text: String) -> Response<Full<Bytes>> {
     let mut response = Response::new(Full::new(Bytes::from(text)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    // The version is that of Prometheus' text format; others read it as plain text.
+    // The version is that of Prometheus' text format. Other clients read it as plain text.
     let text = HeaderValue::from_static("text/plain; version=0.0.4; charset=utf-8");
     headers.insert(header::CONTENT_TYPE, text);
     headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));

@@ -1,12 +1,13 @@
-//! The body of an answer, and what it holds until its reader has taken it.
+//! The body of a response, and the resources that it holds until its reader has taken it.
 //!
 //! Contract:
-//! * An answer keeps its call's slot until the connection has sent its last byte, and the memory that was reserved for it,
-//!   if it is large, until the connection has taken its last piece.
-//! * A reader has [`Options::transfer_time`](super::Options::transfer_time) for it, and a second more for each
+//! * A response keeps its call's slot until the connection has sent its last byte. If it is large,
+//!   it keeps its reserved memory until the connection has taken its last piece.
+//! * A reader has [`Options::transfer_time`](super::Options::transfer_time), plus one second per
 //!   [`BYTES_PER_SECOND_MIN`]. After that the stream ends (`streams.rs`).
 //!
-//! Caveat: a piece that HTTP/2 has begun to send stays, with its slot, until the reader takes it or the connection ends.
+//! Caveat: a piece that HTTP/2 has begun to send keeps its slot until the reader takes it or
+//! the connection ends.
 
 use std::{
     pin::Pin,
@@ -24,20 +25,20 @@ use tonic::Status;
 use super::{budget::Reserved, message::PREFIX_BYTES, status, streams};
 use conclave_types::error::Error;
 
-/// A slower reader, or writer, is given up.
+/// Minimum transfer rate. Slower readers and writers are aborted.
 pub(super) const BYTES_PER_SECOND_MIN: usize = 64 * 1024;
-/// A large answer's piece. The connection asks for one at a time, when there is room to send it.
+/// Size of the pieces of a large response. The connection takes one piece at a time, when it can send it.
 pub(super) const PIECE_BYTES: usize = 64 * 1024;
 
-/// How long a message of so many bytes may take.
+/// The time allowed for a message of `bytes` bytes.
 pub(super) fn transfer_time(bytes: usize, least: Duration) -> Duration {
     least + Duration::from_millis((bytes * 1000 / BYTES_PER_SECOND_MIN) as u64)
 }
 
-/// The body of an answer.
+/// The body of a response.
 #[derive(Default)]
 pub(super) enum Answer {
-    /// Headers say it all.
+    /// No body: the headers contain the status.
     #[default]
     Empty,
     /// A message, then `grpc-status: 0`.
@@ -46,14 +47,14 @@ pub(super) enum Answer {
     Trailers,
     /// A subscription.
     Tonic(tonic::body::Body),
-    /// The answer of one of tonic's services, which may be a stream without end.
+    /// The response of one of tonic's services, which may be an endless stream.
     Bounded(Box<Bounded>),
 }
 
-/// A message with its prefix.
+/// Returns the message with its gRPC prefix.
 pub(super) fn frame(message: &[u8]) -> Result<Bytes, Error> {
     let Ok(length) = u32::try_from(message.len()) else {
-        return Err(Error::limit("the response is larger than gRPC can carry: ask for less"));
+        return Err(Error::limit("the response is larger than gRPC can carry: request less data"));
     };
     let mut framed = BytesMut::with_capacity(PREFIX_BYTES + message.len());
     framed.put_u8(0);
@@ -69,7 +70,7 @@ pub(super) struct Message {
     memory: Option<Reserved>,
 }
 
-/// Bytes that the connection has taken. They keep the call's slot.
+/// Bytes that the connection has taken. They hold the call's slot.
 struct Piece {
     bytes: Bytes,
     _slot: Arc<Reserved>,
@@ -82,8 +83,8 @@ impl AsRef<[u8]> for Piece {
 }
 
 impl Answer {
-    /// Frames a response message. `memory` is reserved for it, if it is large. The stream ends when its reader takes longer
-    /// than `least` and what the size allows.
+    /// Frames a response message. `memory` is the reservation of a large response. The stream ends
+    /// when the reader takes longer than `least` plus the time for the size.
     pub(super) fn message(
         response: &[u8],
         slot: Reserved,
@@ -97,11 +98,11 @@ impl Answer {
 }
 
 impl Message {
-    /// The next piece.
+    /// Returns the next piece.
     fn piece(&mut self) -> Bytes {
         let bytes = match &self.memory {
             None => std::mem::take(&mut self.rest),
-            // A copy, so that the rest can be discarded while the connection has this piece.
+            // A copy, so that the rest can be discarded while the connection holds this piece.
             Some(_) => {
                 let length = self.rest.len().min(PIECE_BYTES);
                 Bytes::copy_from_slice(&self.rest.split_to(length))
@@ -149,9 +150,9 @@ impl Body for Answer {
     }
 }
 
-/// A body that ends at its caller's deadline and counts as a call until then.
+/// A body that ends at its caller's deadline. Until then it counts as a call.
 pub(super) struct Bounded {
-    /// `None`: it has ended.
+    /// `None` once the body has ended.
     body: Option<tonic::body::Body>,
     ends: Option<Pin<Box<Sleep>>>,
     _slot: Reserved,
@@ -227,7 +228,7 @@ mod tests {
         assert!(slot().is_some());
     }
 
-    /// As when the stream ends.
+    /// Drops the response as the end of its stream does.
     #[tokio::test]
     async fn an_answer_that_is_dropped_leaves_only_the_pieces_that_were_taken() {
         let (calls, memory) =

@@ -1,4 +1,5 @@
-//! What the layer asks of the replica below it: the one seam, so that the layer is tested without Raft.
+//! The interface to the replica. It is the only dependency of this layer, so the layer is
+//! tested without Raft.
 
 use std::{future::Future, sync::Arc};
 
@@ -17,19 +18,19 @@ use conclave_types::{
     },
 };
 
-/// A node's replica of the machine.
+/// A node's replica of the state machine.
 ///
 /// Contract:
-/// * The layer drops a future that is not done at its deadline and answers that the deadline passed.
-///   So `command` and `query` must be safe to drop at any await, and need no timer of their own. The
-///   deadline is passed so that a forwarded call can carry what is left of it.
-/// * `command` has been dropped or has failed with [`Error::is_unknown_outcome`]: the entry may be
-///   applied. It has failed otherwise: it never will be.
-/// * `leader`, `node_status` and `machine` answer at once from memory.
-/// * `health` follows the truth: it changes by itself when quorum or the leader is lost, at a fault and
-///   at shutdown.
+/// * At a call's deadline the layer drops the future and returns DEADLINE_EXCEEDED. So `command`
+///   and `query` must be safe to drop at any await, and need no timer of their own. The deadline is
+///   passed so that a forwarded call can carry the remaining time.
+/// * If `command` was dropped or failed with [`Error::is_unknown_outcome`], the entry may be
+///   applied. After any other failure it never will be.
+/// * `leader`, `node_status` and `machine` return immediately, from memory.
+/// * `health` is kept current: it changes without a call when the quorum or the leader is lost,
+///   after a fatal error, and at shutdown.
 pub trait Backend: Upgrades + Send + Sync + 'static {
-    /// Puts a call into the log; done when it has been applied here or on the leader.
+    /// Proposes a call. Completes when its entry has been applied here or on the leader.
     fn command(
         &self,
         call: Call,
@@ -37,7 +38,7 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
         deadline: Instant,
     ) -> impl Future<Output = Result<Receipt, Error>> + Send;
 
-    /// Asks the machine. A lease read may be served as a linearizable one.
+    /// Queries the state machine. A lease read may be served as a linearizable one.
     fn query(
         &self,
         call: Call,
@@ -46,8 +47,8 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
         deadline: Instant,
     ) -> impl Future<Output = Result<Answered, Error>> + Send;
 
-    /// Begins a subscription; with `resume`, one that has seen everything up to that index and gets no
-    /// initial messages. Safe to drop as a query is.
+    /// Begins a subscription. With `resume` it continues after that index, without initial
+    /// messages. Safe to drop, like a query.
     fn subscribe(
         &self,
         call: Call,
@@ -57,94 +58,97 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
         deadline: Instant,
     ) -> impl Future<Output = Result<Subscribed, Error>> + Send;
 
-    /// Takes a snapshot now; the index that it reaches.
+    /// Takes a snapshot now. Returns the index that it includes.
     fn snapshot_now(&self) -> impl Future<Output = Result<u64, Error>> + Send;
 
-    /// Has every voter hash its state after one entry. Done a little before the deadline, whoever has answered.
+    /// Has every voter hash its state after the same entry. Returns shortly before the deadline,
+    /// even if voters have not responded.
     fn verify(&self, deadline: Instant)
     -> impl Future<Output = Result<Verification, Error>> + Send;
 
-    /// Sets the log's time forward, as the leader.
+    /// Advances the log's time, through the leader.
     fn set_time(
         &self,
         time_ms: u64,
         deadline: Instant,
     ) -> impl Future<Output = Result<TimeSet, Error>> + Send;
 
-    /// Changes limits that decide outcomes, as the leader.
+    /// Changes limits that influence outcomes, through the leader.
     fn set_limits(
         &self,
         change: LimitsChange,
         deadline: Instant,
     ) -> impl Future<Output = Result<LimitsSet, Error>> + Send;
 
-    /// Asks every member; bounded in time by the implementation, which reports silent members as such.
+    /// Collects the status of every member. The implementation bounds the time and reports silent
+    /// members as such.
     fn cluster_status(&self) -> impl Future<Output = ClusterStatus> + Send;
 
-    /// What this node knows of itself.
+    /// The status of this node, from its own knowledge.
     fn node_status(&self) -> NodeStatus;
 
-    /// Who leads. Asked once a call.
+    /// The current leader, if it is known. Called once per call.
     fn leader(&self) -> Option<Leader>;
 
-    /// Whether this node serves, with every change.
+    /// The health of this node; the receiver gets every change.
     fn health(&self) -> watch::Receiver<Health>;
 
-    /// The active machine.
+    /// The active state machine.
     fn machine(&self) -> Arc<MachineInfo>;
 
-    /// Counters and gauges of the layers below, for the metrics page. Asked once a scrape.
+    /// Counters and gauges of the layers below, for the metrics page. Called once per scrape.
     fn metrics(&self) -> Vec<Metric>;
 }
 
-/// The answer to a call that subscribes.
+/// The response to a subscription.
 pub struct Subscribed {
     /// The index of the state that the initial messages describe.
     pub index: u64,
-    /// The machine's answer, or its refusal.
+    /// The state machine's response, or its failure.
     pub result: Result<Subscription, Failure>,
 }
 
-/// What a subscriber gets.
+/// The messages for a subscriber.
 pub struct Subscription {
-    /// The messages that come first.
+    /// The initial messages.
     pub initial: Vec<Bytes>,
-    /// Then what happens, in the order of the log. Ends with an error.
+    /// The events that follow, in log order. The stream ends with an error.
     pub events: Events,
 }
 
-/// The messages of entries, each with its index. Without a message: there is none of an entry up to this index that
-/// has not come.
+/// The messages of entries, each with its index. An item without messages means that all messages
+/// of entries up to its index have been delivered.
 pub type Events = BoxStream<'static, Result<(u64, Vec<Bytes>), Error>>;
 
-/// The life of an upgrade. Futures may be dropped at any await, and asked for again: what was done once is
-/// not done twice. The deadline bounds what is proposed; an activation that ran out of time may still come.
+/// Upgrades of the state machine. Futures may be dropped at any await and called again: completed
+/// work is not repeated. The deadline bounds the proposal; an activation whose deadline has passed
+/// may still take effect.
 pub trait Upgrades: Send + Sync + 'static {
-    /// Takes in a piece of a component.
+    /// Stores a piece of a component.
     fn push_component(
         &self,
         piece: ComponentPart,
         deadline: Instant,
     ) -> impl Future<Output = Result<Pushed, Error>> + Send;
 
-    /// The components that the cluster has, and how far the voters are with each.
+    /// The components of the cluster, with the readiness of the voters for each.
     fn list_components(&self) -> impl Future<Output = Vec<ComponentStatus>> + Send;
 
-    /// The component whose id begins like this.
+    /// Finds the component whose id starts with `beginning`.
     fn find_component(
         &self,
         beginning: &str,
         deadline: Instant,
     ) -> impl Future<Output = Result<ComponentId, Error>> + Send;
 
-    /// Makes every voter rehearse a component; done when all are.
+    /// Makes every voter rehearse a component. Completes when all voters are done.
     fn rehearse_component(
         &self,
         component: ComponentId,
         deadline: Instant,
     ) -> impl Future<Output = Result<ComponentStatus, Error>> + Send;
 
-    /// What would change for clients.
+    /// Lists the changes that clients would notice.
     fn diff_component(
         &self,
         component: ComponentId,
@@ -158,7 +162,7 @@ pub trait Upgrades: Send + Sync + 'static {
         deadline: Instant,
     ) -> impl Future<Output = Result<Activated, Error>> + Send;
 
-    /// Goes back from the active component, `from`, to the one before.
+    /// Activates the component before the active one, `from`.
     fn rollback_component(
         &self,
         from: ComponentId,
@@ -167,16 +171,16 @@ pub trait Upgrades: Send + Sync + 'static {
     ) -> impl Future<Output = Result<Activated, Error>> + Send;
 }
 
-/// What the active machine says of itself.
+/// The description of the active state machine.
 #[derive(Clone, Debug)]
 pub struct MachineInfo {
-    /// For people.
+    /// A name for humans.
     pub name: String,
-    /// For people.
+    /// A version for humans.
     pub version: String,
-    /// The version of its snapshots.
+    /// The version of the snapshot format.
     pub state_version: u32,
-    /// Its component.
+    /// The id of its component.
     pub component_id: ComponentId,
     /// Every method of its services.
     pub methods: Vec<MethodSpec>,
@@ -184,16 +188,16 @@ pub struct MachineInfo {
     pub descriptor_set: Bytes,
 }
 
-/// One method of the machine.
+/// One method of the state machine.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MethodSpec {
     /// `package.Service/Method`.
     pub name: Arc<str>,
-    /// How it is served.
+    /// The kind of the method, which decides how a call is served.
     pub kind: MethodKind,
 }
 
-/// How a method is served.
+/// The ways to serve a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MethodKind {
     /// Through the log.
@@ -207,34 +211,34 @@ pub enum MethodKind {
 /// One sample of the metrics page.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Metric {
-    /// In Prometheus' style: `conclave_traps_total`.
+    /// The name in Prometheus' style, for example `conclave_traps_total`.
     pub name: &'static str,
-    /// One sentence.
+    /// The help text: one sentence.
     pub help: &'static str,
-    /// What the number does.
+    /// The kind of the metric.
     pub kind: MetricKind,
-    /// Names and values; few, and from a closed set.
+    /// Names and values. There are few, from a closed set.
     pub labels: Vec<(&'static str, String)>,
-    /// The number.
+    /// The value of the sample.
     pub value: f64,
 }
 
-/// What a metric's number does.
+/// The kinds of metrics.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MetricKind {
-    /// Only grows.
+    /// A number that only increases.
     Counter,
-    /// Goes up and down.
+    /// A number that can increase and decrease.
     Gauge,
 }
 
 impl Metric {
-    /// A number that only grows, without labels.
+    /// Creates a counter without labels.
     pub fn counter(name: &'static str, help: &'static str, value: u64) -> Self {
         Self { name, help, kind: MetricKind::Counter, labels: Vec::new(), value: value as f64 }
     }
 
-    /// A number that goes up and down, without labels.
+    /// Creates a gauge without labels.
     pub fn gauge(name: &'static str, help: &'static str, value: f64) -> Self {
         Self { name, help, kind: MetricKind::Gauge, labels: Vec::new(), value }
     }

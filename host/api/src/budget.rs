@@ -1,10 +1,10 @@
-//! Budgets of calls and memory, which the connections of a node share.
+//! Budgets of calls and memory, shared by the connections of a node.
 //!
 //! Contract:
 //! * All reservations together never exceed the budget.
-//! * Any connection may hold the first half. The second half is divided into equal shares, so that connections that
-//!   have taken the first half leave room for the others. The only reservation of a connection may be larger than its
-//!   share: a message may be.
+//! * Any connection may hold the first half. The second half is divided into equal shares, so a
+//!   connection that has taken the first half leaves room for the others. If a connection has only
+//!   one reservation, it may exceed the share, since a single message may be that large.
 //! * A reservation ends when it is dropped.
 
 use std::sync::{
@@ -12,7 +12,7 @@ use std::sync::{
     atomic::{AtomicUsize, Ordering::Relaxed},
 };
 
-/// A limit for all connections together: of calls or of bytes.
+/// A limit of calls or of bytes for all connections together.
 #[derive(Debug)]
 pub(super) struct Budget {
     most: usize,
@@ -22,7 +22,7 @@ pub(super) struct Budget {
 /// The part of a [`Budget`] that one connection holds.
 pub(super) type Share = Arc<AtomicUsize>;
 
-/// A part of a budget that is in use.
+/// A reserved part of a budget.
 #[derive(Debug)]
 pub(super) struct Reserved {
     amount: usize,
@@ -31,7 +31,7 @@ pub(super) struct Reserved {
 }
 
 impl Budget {
-    /// `used` is where its use can be read.
+    /// Creates a budget. Its current use can be read from `used`.
     pub(super) fn new(most: usize, used: Arc<AtomicUsize>) -> Self {
         Self { most, used }
     }
@@ -40,7 +40,7 @@ impl Budget {
         self.most
     }
 
-    /// Reserves `amount` for one of so many connections. `None`: there is no room for it now.
+    /// Reserves `amount` for one of `connections` connections. Returns `None` if there is no room now.
     pub(super) fn reserve(
         &self,
         share: &Share,
@@ -52,7 +52,7 @@ impl Budget {
         self.grow(&mut reserved, amount, connections).then_some(reserved)
     }
 
-    /// Adds to a reservation. `false`: there is no room for it now.
+    /// Adds to a reservation. Returns `false` if there is no room now.
     pub(super) fn grow(&self, reserved: &mut Reserved, more: usize, connections: usize) -> bool {
         let used = self.used.fetch_add(more, Relaxed) + more;
         let mine = reserved.connection.fetch_add(more, Relaxed) + more;
@@ -92,7 +92,7 @@ mod tests {
             held.push(reserved);
         }
         assert_eq!(held.len(), 50);
-        // The other has its share of the second half, one at a time or at once.
+        // The other connection gets its share of the second half, one by one or in one reservation.
         let mut others: Vec<_> = (0..25).map(|_| budget.reserve(&modest, 1, 2).unwrap()).collect();
         assert!(budget.reserve(&modest, 1, 2).is_none());
         others.clear();

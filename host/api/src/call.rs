@@ -1,10 +1,13 @@
-//! From a path to an answer.
+//! Dispatches a gRPC request to its handler.
 //!
-//! Every unary method, the machine's and the host's, takes the same way: found in the table, read up to the limit, admitted
-//! as one of the node's calls, checked, called until its deadline, framed. What streams (health, reflection) is
-//! left to tonic, and subscriptions to [`subscription`]. A request that has not arrived whole takes no slot, and neither
-//! does one that was refused. An answer carries `conclave-index`, if it rests on one, and `conclave-leader`, if there
-//! is one, whether it is a yes or a no.
+//! Every unary method, of the state machine and of the host, takes the same path. The method is
+//! looked up in the table. The request is read up to the limit, admitted as one of the node's
+//! calls, checked, and called until its deadline. The response is framed. Streams of health and
+//! reflection are served by tonic, subscriptions by [`subscription`].
+//!
+//! A request takes no slot until it has arrived completely; a rejected request takes none. A
+//! response carries `conclave-index` if it belongs to an index, and `conclave-leader` if the leader
+//! is known, both for successes and for errors.
 
 use std::{sync::Arc, time::Duration};
 
@@ -41,21 +44,21 @@ use super::{
 };
 use conclave_types::{Call, Caller, Outcome, error::Error};
 
-/// What is dropped of a refused request, and for how long, before its stream is reset.
+/// Limits of the bytes and the time for discarding a rejected request, before its stream is reset.
 const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
 const DISCARD_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// A question of reflection names one symbol or file.
+/// Maximum size of a reflection request, which names one symbol or file.
 const QUESTION_BYTES_MAX: usize = 64 * 1024;
-/// A stream of reflection on which nothing is asked for so long ends.
+/// Maximum pause between two requests on a reflection stream; after it the stream ends.
 const QUESTION_PAUSE_MAX: Duration = Duration::from_secs(300);
 
-/// Nothing above this layer fails: an error is an answer too.
+/// Errors are responses too, so this type cannot fail.
 pub(super) type Outgoing = Result<Response<Answer>, std::convert::Infallible>;
 
 pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
 
-/// What a call gave.
+/// The response of a call and its log index.
 pub(super) struct Served {
     pub(super) response: Bytes,
     pub(super) index: Option<u64>,
@@ -113,13 +116,13 @@ async fn unary<B: Backend>(
     if !body.is_end_stream() {
         let rest = message::discard(&mut body, DISCARD_BYTES_MAX);
         if timeout(DISCARD_TIME_MAX, rest).await.is_err() {
-            tracing::debug!(method = %method.name, "the caller goes on sending what was refused");
+            tracing::debug!(method = %method.name, "the caller continues to send a rejected request");
         }
     }
     response
 }
 
-/// Says who leads, if it is known and the answer does not say yet.
+/// Adds the leader's address, if it is known and the response does not have it yet.
 pub(super) fn name_leader<B: Backend>(shared: &Shared<B>, response: &mut Response<Answer>) {
     if let Some(leader) = shared.backend.leader()
         && !response.headers().contains_key(status::LEADER)
@@ -129,7 +132,7 @@ pub(super) fn name_leader<B: Backend>(shared: &Shared<B>, response: &mut Respons
     }
 }
 
-/// Reads, admits and serves a call. Returns its slot with what it gave.
+/// Reads, admits and serves a call. Returns the response with the call's slot.
 async fn call<B: Backend>(
     shared: &Shared<B>,
     method: &Method,
@@ -144,13 +147,13 @@ async fn call<B: Backend>(
         method.target,
         Target::Snapshot | Target::Verify | Target::SetTime | Target::Upgrade(_)
     ) {
-        // As long as the state, or a component, is large.
+        // These take as long as the state or the component is large.
         deadlines.default = deadlines.max;
     }
     let deadline = metadata::deadline(&parts.headers, began, deadlines)?;
     let bytes_max = match method.target {
         Target::Machine(_) => options.request_bytes_max,
-        // A piece of a component, whatever the machine's own requests may have.
+        // The size of a piece is independent of the request limit of state machines.
         Target::Upgrade(_) => components::PIECE_BYTES_MAX + generic::ENVELOPE_BYTES_MAX,
         _ => options.request_bytes_max + generic::ENVELOPE_BYTES_MAX,
     };
@@ -180,8 +183,8 @@ async fn call<B: Backend>(
     Ok((served?, slot))
 }
 
-/// Frames an answer, if there is room for it. A command has been applied by now: without room its answer
-/// is lost, and it must not look like a call that had no effect.
+/// Frames a response, if there is room for it. If there is no room, the response of an applied
+/// command is lost. The error must then not look like that of a call without effect.
 fn framed<B: Backend>(
     shared: &Shared<B>,
     method: &Method,
@@ -203,17 +206,17 @@ fn framed<B: Backend>(
     }
 }
 
-/// The connection of a request, which every request of the port brings.
+/// Returns the connection of a request. Every request of the port has one.
 pub(super) fn connection(parts: &Parts) -> Connection {
     parts.extensions.get::<Connection>().cloned().unwrap_or_default()
 }
 
-/// The caller, as the connection noted it.
+/// Returns the caller, as recorded by the connection.
 pub(super) fn caller(parts: &Parts) -> Caller {
     connection(parts).caller
 }
 
-/// Calls the machine. A method that the descriptor does not know is passed on unchecked.
+/// Calls the state machine. The request of a method without a descriptor is passed on unchecked.
 pub(super) async fn machine<B: Backend>(
     shared: &Shared<B>,
     method: Option<&Method>,
@@ -240,7 +243,7 @@ pub(super) async fn machine<B: Backend>(
                 }
                 Some(Outcome::Trap(trap)) => Err(Error::trap(trap).at_index(applied.index)),
                 None => Err(Error::fatal(
-                    "the log holds another entry in the call's place: report this",
+                    "the log has a different entry at the call's index: report this bug",
                 )),
             }
         }
@@ -261,7 +264,7 @@ pub(super) async fn machine<B: Backend>(
     }
 }
 
-/// Serves health and reflection, and refuses methods that are not served.
+/// Serves health and reflection, and rejects unknown methods.
 async fn elsewhere<B: Backend>(shared: &Shared<B>, request: Request<Incoming>) -> Outgoing {
     if let Some(status) = metadata::not_grpc(request.method(), request.headers()) {
         return Ok(not_grpc(status, &mut request.into_body()).await);
@@ -291,7 +294,7 @@ async fn elsewhere<B: Backend>(shared: &Shared<B>, request: Request<Incoming>) -
             tonic::server::Grpc::new(codec).max_decoding_message_size(QUESTION_BYTES_MAX);
         grpc.streaming(Questions(shared), request).await
     };
-    // Until it has read the request, if that is one message.
+    // Bounds the reading of the request, if it is a single message.
     let arrives = began + shared.options.transfer_time;
     match timeout_at(ends.unwrap_or(arrives).min(arrives), answer).await {
         Ok(answer) => {
@@ -307,7 +310,7 @@ const REFLECTION: [&str; 2] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
-/// The method of reflection, for tonic.
+/// The reflection method, for tonic.
 struct Questions<'a, B>(&'a Shared<B>);
 
 impl<B: Backend> StreamingService<ServerReflectionRequest> for Questions<'_, B> {
@@ -337,7 +340,8 @@ impl<B: Backend> StreamingService<ServerReflectionRequest> for Questions<'_, B> 
     }
 }
 
-/// Refuses what is no gRPC call. A little of what it sends is read first, since some clients take a reset for the answer.
+/// Rejects a request that is not a gRPC call. It reads a little of the body first, since some
+/// clients treat a reset as the response.
 pub(super) async fn not_grpc(status: StatusCode, body: &mut Incoming) -> Response<Answer> {
     let _ = timeout(DISCARD_TIME_MAX, message::discard(body, LARGE_BYTES)).await;
     let mut response = Response::new(Answer::Empty);

@@ -1,4 +1,4 @@
-//! The life of an upgrade, on the wire: `PushComponent`, `ListComponents` and so on of the cluster service.
+//! The methods for upgrades of the cluster service: `PushComponent`, `ListComponents` and so on.
 
 use bytes::Bytes;
 use tokio::time::{Instant, timeout_at};
@@ -18,7 +18,7 @@ use conclave_types::{
     error::Error,
 };
 
-/// What a client may send of a component at once.
+/// Maximum size of a piece of a component.
 pub(super) const PIECE_BYTES_MAX: usize = 1 << 20;
 
 pub(super) async fn serve<B: Backend>(
@@ -28,7 +28,7 @@ pub(super) async fn serve<B: Backend>(
     deadline: Instant,
 ) -> Result<Served, Error> {
     let served = answer(shared, verb, request, deadline);
-    // An activation that was proposed may still come.
+    // An activation that was proposed may still take effect.
     let ran_out = || match verb {
         Verb::Activate | Verb::Rollback | Verb::Push => Error::deadline_outcome_unknown(),
         Verb::List | Verb::Rehearse | Verb::Diff => Error::deadline(),
@@ -96,10 +96,7 @@ fn piece(request: wire::PushComponentRequest) -> Result<ComponentPart, Error> {
     let wire::PushComponentRequest { component, total_bytes, at, bytes } = request;
     let id: Result<[u8; 32], _> = component.as_ref().try_into();
     let id = id.map_err(|_| {
-        Error::invalid(format!(
-            "a component's name is its SHA-256, 32 bytes, not {}",
-            component.len()
-        ))
+        Error::invalid(format!("a component id is a SHA-256 of 32 bytes, not {}", component.len()))
     })?;
     Ok(ComponentPart { component: ComponentId(id), total_bytes, at, bytes, about: None })
 }

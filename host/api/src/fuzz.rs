@@ -20,7 +20,7 @@ pub(super) const PROTO: &str = r#"
     enum Kind { NONE = 0; SOME = 1; }
 "#;
 
-/// All fields of `All`, in the form that a client would send.
+/// All fields of `All`, as a client would send them.
 pub(super) const FULL: &str = r#"
     a: -5 b: true c: 1.5 d: 2.5 e: "héllo" f: "\xff\x00" g { g { e: "deep" } } h: [1, -2, 3]
     i: [1, 2] j: [7] k { key: "x" value { a: 1 } } l: ["a", "b"] m: SOME n: [NONE, SOME] q { a: 2 }
@@ -52,15 +52,16 @@ fn decode(bytes: &[u8]) -> Result<DynamicMessage, prost::DecodeError> {
     DynamicMessage::decode(descriptor, bytes)
 }
 
-/// A request that passes the check is decoded by a library, and what a library encodes passes the check.
+/// Checks both directions: a request that passes the check can be decoded by a library, and a
+/// message that a library encodes passes the check.
 pub fn request_shape(data: &[u8]) {
     let (_, shapes, id) = &*ALL;
     let (passes, decoded) = (shapes.check(*id, data), decode(data));
     match (passes, decoded) {
-        (Ok(()), Err(error)) => panic!("the check passes what prost-reflect refuses: {error}"),
+        (Ok(()), Err(error)) => panic!("the check passes what prost-reflect rejects: {error}"),
         (_, Ok(message)) => {
             let again = shapes.check(*id, &message.encode_to_vec());
-            assert!(again.is_ok(), "what prost-reflect encodes is refused: {again:?}");
+            assert!(again.is_ok(), "prost-reflect's own output is rejected: {again:?}");
         }
         (Err(_), Err(_)) => {}
     }

@@ -1,9 +1,9 @@
-//! One write for the answers that are ready together.
+//! A writer that combines responses that are ready together into one write.
 //!
-//! A connection's task writes as soon as the first of its calls is answered, and writing, the kernel's
-//! part, was a third of a node's work on small queries. So before it writes it lets the tasks run that are
-//! ready, some of which have answers for the same connection. With one call at a time that is one more
-//! turn of an almost empty queue.
+//! A connection's task writes as soon as the first of its calls is answered. The kernel's part of
+//! writing was a third of a node's work on small queries. So before it writes, the task lets the
+//! ready tasks run, some of which have responses for the same connection. With one call at a time,
+//! this costs one more turn of an almost empty queue.
 
 use std::{
     io,
@@ -13,11 +13,11 @@ use std::{
 
 use tokio::io::AsyncWrite;
 
-/// The writing half of a connection. It does not offer vectored writes: an HTTP/2 connection then
-/// copies small payloads beside their frames, and one write takes many.
+/// The writing half of a connection. It does not offer vectored writes: without them an HTTP/2
+/// connection copies small payloads beside their frames, and one write takes many.
 pub(super) struct Gather<W> {
     writer: W,
-    /// The others had their turn since the last write.
+    /// True if the other tasks have had their turn since the last write.
     waited: bool,
 }
 
@@ -40,7 +40,7 @@ impl<W: AsyncWrite + Unpin> AsyncWrite for Gather<W> {
             return Poll::Pending;
         }
         let written = ready!(Pin::new(&mut self.writer).poll_write(cx, bytes));
-        // A write that the kernel took in part is gone on with at once.
+        // A partial write is continued immediately.
         self.waited = written.as_ref().is_ok_and(|&written| written < bytes.len());
         Poll::Ready(written)
     }
@@ -64,7 +64,7 @@ mod tests {
 
     use super::*;
 
-    /// Notes what each write brought, and takes at most so many bytes of it.
+    /// Records the bytes of each write, and accepts at most the given number of bytes per write.
     struct Notes(Arc<Mutex<Vec<Vec<u8>>>>, usize);
 
     impl AsyncWrite for Notes {
@@ -95,7 +95,8 @@ mod tests {
             tokio::spawn(async move { sender.send(byte).unwrap() });
         }
         drop(sender);
-        // As a connection does: what has come since is in the buffer when it is polled again.
+        // Like a connection: when it is polled again, its buffer holds the bytes that
+        // have arrived meanwhile.
         let mut buffer = vec![receiver.recv().await.unwrap()];
         let first = std::future::poll_fn(|cx| {
             while let Ok(byte) = receiver.try_recv() {

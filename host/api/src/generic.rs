@@ -1,4 +1,4 @@
-//! The host's own unary methods: calls by name and bytes, the machine's description, the cluster.
+//! The host's own unary methods: calls by method name, the state machine's description, and the cluster.
 
 use std::sync::Arc;
 
@@ -20,9 +20,9 @@ use conclave_types::{
     status::{LimitsSet, NodeStatus, PeerLink, TimeSet, Verified},
 };
 
-/// What a generic call's message may have beside the request inside it: its framing and a name.
+/// Maximum size of a generic call's message beside the inner request: its framing and a method name.
 pub(super) const ENVELOPE_BYTES_MAX: usize = 4096;
-/// What machines are promised in `wit/`.
+/// The limit that `wit/` promises to state machines.
 const METHOD_BYTES_MAX: usize = 256;
 
 pub(super) async fn apply<B: Backend>(
@@ -61,8 +61,8 @@ async fn by_name<B: Backend>(
 ) -> Result<Served, Error> {
     if name.is_empty() || name.len() > METHOD_BYTES_MAX {
         return Err(Error::invalid(format!(
-            "the method's name has {} bytes: name one of the machine's methods in at most \
-             {METHOD_BYTES_MAX}",
+            "the method name has {} bytes: give the name of a state machine's method, of at most \
+             {METHOD_BYTES_MAX} bytes",
             name.len()
         )));
     }
@@ -80,7 +80,7 @@ async fn by_name<B: Backend>(
         }
         Some(Target::Machine(MethodKind::Subscription)) => {
             return Err(Error::unsupported(format!(
-                "{name} is a subscription: call it as the streaming method that it is"
+                "{name} is a subscription: call it as a server-streaming method"
             )));
         }
         _ => {}

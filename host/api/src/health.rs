@@ -1,7 +1,8 @@
-//! grpc.health.v1: whether this node does its work, as the replica sees it at this moment.
+//! The service grpc.health.v1: reports whether this node serves, following the replica's health.
 //!
-//! Known are the empty name and all services, the state machine's and the host's: they follow the replica's health. While
-//! the node stops they are NOT_SERVING, and watches end after they have said so.
+//! The known names are the empty name and all services of the state machine and of the host. All of
+//! them follow the replica's health. While the node stops they are NOT_SERVING, and watches end
+//! after this status.
 
 use std::{collections::BTreeSet, pin::Pin, sync::Arc};
 
@@ -19,10 +20,10 @@ use conclave_types::status::Health;
 /// A request names one service.
 const REQUEST_BYTES_MAX: usize = 64 * 1024;
 
-/// The names of services that may be asked for.
+/// The names of the services that can be checked.
 pub(super) type Names = Arc<BTreeSet<String>>;
 
-/// What the answers rest on.
+/// The sources of the health status.
 #[derive(Clone)]
 pub(super) struct HealthService {
     health: watch::Receiver<Health>,
@@ -40,7 +41,8 @@ impl HealthService {
             .max_decoding_message_size(REQUEST_BYTES_MAX)
     }
 
-    /// The status, and whether it is the last one. Marks everything as seen, so that a change after this is noticed.
+    /// Returns the status, and whether it is the last one. Marks all receivers as seen, so that a
+    /// later change is noticed.
     fn status(&mut self, service: &str) -> (ServingStatus, bool) {
         let closing = *self.closing.borrow_and_update();
         let serving = *self.health.borrow_and_update() == Health::Serving;
@@ -53,7 +55,7 @@ impl HealthService {
         (status, closing)
     }
 
-    /// `false`: nothing will change any more.
+    /// Waits for a change. Returns `false` if there will be no more changes.
     async fn changed(&mut self) -> bool {
         tokio::select! {
             changed = self.health.changed() => changed.is_ok(),
@@ -72,7 +74,7 @@ impl health_server::Health for HealthService {
         let service = request.into_inner().service;
         match self.clone().status(&service).0 {
             ServingStatus::ServiceUnknown => Err(Status::not_found(format!(
-                "no service {service:?}: ask for one that reflection lists, or for the empty name"
+                "unknown service {service:?}: use a name that reflection lists, or the empty name"
             ))),
             status => Ok(Response::new(HealthCheckResponse { status: status.into() })),
         }

@@ -1,24 +1,25 @@
-//! What clients and operators see of a node: the client port and the admin port.
+//! The network interface of a node for clients and operators: the client port and the admin port.
 //!
-//! The active machine's own methods are methods of the node's gRPC server, beside the generic service
-//! `conclave.machine.v1.Machine`, the cluster service, reflection and health. Messages pass through as
-//! bytes: nothing here knows a machine's types beyond checking that a request has the shape that its
-//! descriptor gives it.
+//! The methods of the active state machine are methods of the node's gRPC server. Beside them stand
+//! the generic service `conclave.machine.v1.Machine`, the cluster service, reflection and health.
+//! Messages pass through as bytes. The layer does not interpret a state machine's messages; it only
+//! checks that a request has the shape given by its descriptor.
 //!
 //! Contract:
 //! * A call is answered by its deadline (`grpc-timeout`, else [`Deadlines::default`]), whatever the
-//!   replica does. If a command may have been applied nonetheless, the answer says so.
-//! * A request that is too large, not protobuf of the method's type, or for nobody never reaches the log.
-//! * Every error goes through the table in `status.rs`.
-//! * [`Api::set_machine`] takes effect at once and as a whole: methods, reflection, health.
+//!   replica does. If a command may have been applied nonetheless, the response says so.
+//! * A request never reaches the log if it is too large, is not protobuf of the method's type, or
+//!   names an unknown method.
+//! * Every error is mapped to a gRPC status by the table in `status.rs`.
+//! * [`Api::set_machine`] takes effect immediately, and for methods, reflection and health together.
 //!
 //! Caveats:
-//! * Callers are anonymous and the port has no TLS. Whoever reaches it may do everything.
-//! * A subscription is served by one node. When that stops, or its subscriber is slower than the events, the
-//!   stream ends with an error, and the subscriber goes on elsewhere (`subscription.rs`).
-//! * A machine cannot have a service of the host's name; the host's is served.
+//! * Callers are anonymous and the port has no TLS. Every client that can connect has full access.
+//! * A subscription is served by one node. The stream ends with an error when this node stops, or when the
+//!   subscriber is slower than the events. The subscriber then resumes at another node (`subscription.rs`).
+//! * A state machine's service is hidden if the host has a service of the same name.
 //!
-//! The layer rests on [`Backend`] and sees nothing of Raft, storage or the engine.
+//! The layer depends on [`Backend`] only. It uses nothing of Raft, storage or the engine.
 
 mod admin;
 mod answer;
@@ -75,39 +76,41 @@ use self::{
 use conclave_types as types;
 use conclave_types::error::Error;
 
-/// The layer's limits. All of them hold at once.
+/// Limits of the layer. All of them apply at the same time.
 #[derive(Clone, Copy, Debug)]
 pub struct Options {
-    /// How long calls may take.
+    /// Deadlines of calls.
     pub deadlines: Deadlines,
-    /// The largest request message. It has to fit the log and what a machine is given at once.
+    /// Maximum size of a request message. It must fit into a log entry and into one call of
+    /// the state machine.
     pub request_bytes_max: usize,
-    /// The memory that requests of more than 64 KiB may hold together.
+    /// Memory for all requests of more than 64 KiB together.
     pub large_requests_bytes_max: usize,
-    /// The same for answers, until their readers have taken them.
+    /// Memory for all responses of more than 64 KiB together, until their readers have taken them.
     pub large_answers_bytes_max: usize,
-    /// Calls that are worked on at once, or whose answers have not been sent; with 64 KiB each it bounds what small
-    /// requests and answers hold.
+    /// Maximum number of calls that are being processed, or whose responses have not been sent.
+    /// Each holds at most 64 KiB, so this bounds the memory of small requests and responses.
     pub calls_in_flight_max: usize,
-    /// Calls of the cluster service and of health that are worked on beside them, so that a node that is busy can be
-    /// looked after.
+    /// Additional calls of the cluster service and of health, so that operators can reach a busy node.
     pub operator_calls_max: usize,
-    /// Connections on the client port; more are closed.
+    /// Maximum number of connections on the client port. Further connections are closed.
     pub connections_max: usize,
-    /// A connection that has begun no call for so long is closed, once its calls have ended; none: never.
+    /// Idle limit: a connection that begins no call for this time is closed once its calls have
+    /// ended. `None`: no limit.
     pub connection_idle: Option<Duration>,
-    /// A connection of this age, 10 % more or less, is closed, once its calls have ended; none: never.
+    /// Age limit, varied by up to 10 %: an older connection is closed once its calls have ended.
+    /// `None`: no limit.
     pub connection_age: Option<Duration>,
-    /// Calls at once on one connection; clients queue more by themselves.
+    /// Maximum number of concurrent calls on one connection. Clients queue further calls themselves.
     pub streams_per_connection_max: u32,
-    /// Subscriptions at once on one connection. Fewer than [`Options::streams_per_connection_max`], so that other
-    /// calls find room beside them.
+    /// Maximum number of concurrent subscriptions on one connection. It is lower than
+    /// [`Options::streams_per_connection_max`], so that other calls have room beside them.
     pub subscriptions_per_connection_max: usize,
-    /// How long a request may take to arrive, and an answer to be read, beside a second for each 64 KiB of it.
+    /// Time for a request to arrive, or a response to be read, plus one second per 64 KiB of its size.
     pub transfer_time: Duration,
-    /// How long a connection may take to say that it speaks HTTP/2.
+    /// Time for a new connection to send the HTTP/2 preface.
     pub preface_timeout: Duration,
-    /// How long calls may go on once the node stops.
+    /// Time for calls to end once the node stops.
     pub drain: Duration,
 }
 
@@ -135,7 +138,7 @@ impl Default for Options {
     }
 }
 
-/// The client port and the admin port of one node. A clone is another handle to the same.
+/// The client port and the admin port of one node. A clone is another handle to the same ports.
 pub struct Api<B>(Arc<Shared<B>>);
 
 impl<B> Clone for Api<B> {
@@ -156,14 +159,15 @@ struct Shared<B> {
     reflection: ArcSwap<Reflection>,
     health: HealthServer<HealthService>,
     services: watch::Sender<Names>,
-    /// Becomes true once: the node stops.
+    /// Becomes true when the node stops, and stays true.
     closing: watch::Sender<bool>,
-    /// The principal of callers that did not say who they are.
+    /// The principal of callers that did not authenticate.
     anonymous: Arc<str>,
 }
 
 impl<B> Shared<B> {
-    /// The slot of a call. Operators have some of their own for when there are no others.
+    /// Reserves the slot of a call. Operators' calls have additional slots, used when the common
+    /// ones are taken.
     fn admit(&self, connection: &Connection, operator: bool) -> Result<Reserved, Error> {
         let load = &connection.load;
         let slot = self.calls.reserve(&load.calls, 1, self.connections());
@@ -174,8 +178,8 @@ impl<B> Shared<B> {
         });
         slot.ok_or_else(|| {
             Error::busy(format!(
-                "this node works on {} calls, or this connection has more than its share of them: try again in a \
-                 context, or use another node",
+                "this node already serves {} calls, or this connection has more than its share of them: retry later, \
+                 or use another node",
                 self.calls.most()
             ))
         })
@@ -205,14 +209,14 @@ impl<B> Shared<B> {
 
 fn no_room(kind: &str, budget: &Budget) -> Error {
     Error::busy(format!(
-        "{kind} of more than {LARGE_BYTES} bytes hold all of the {} bytes of memory that this node gives them, or this \
-         connection has more than its share: try again in a context",
+        "{kind} of more than {LARGE_BYTES} bytes use all of the {} bytes of memory reserved for them, or this \
+         connection has more than its share: retry later",
         budget.most()
     ))
 }
 
 impl<B: Backend> Api<B> {
-    /// Fails if the machine's description contradicts itself.
+    /// Creates the ports. Fails if the state machine's description is inconsistent.
     pub fn new(backend: Arc<B>, options: Options) -> Result<Self, Error> {
         process::note_start();
         let metrics = Metrics::new()?;
@@ -237,7 +241,7 @@ impl<B: Backend> Api<B> {
         })))
     }
 
-    /// Serves another machine from now on. On an error the old one stays.
+    /// Serves another state machine from now on. On an error the old one stays active.
     pub fn set_machine(&self, machine: Arc<MachineInfo>) -> Result<(), Error> {
         let table = Table::build(machine, &self.0.metrics)?;
         let reflection = Reflection::build(&table)?;
@@ -248,8 +252,8 @@ impl<B: Backend> Api<B> {
         Ok(())
     }
 
-    /// Serves gRPC on the listener until `shutdown`, then lets calls end within [`Options::drain`]. From
-    /// `shutdown` on, health and readiness say no.
+    /// Serves gRPC on the listener until `shutdown`, then lets calls end within [`Options::drain`].
+    /// From `shutdown` on, health and readiness report that the node does not serve.
     pub async fn serve_client(&self, listener: TcpListener, shutdown: impl Future<Output = ()>) {
         listeners::serve_client(self.0.clone(), listener, shutdown).await;
     }

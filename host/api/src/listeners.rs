@@ -1,12 +1,13 @@
 //! The client port: gRPC over HTTP/2 without TLS.
 //!
-//! The listener belongs to the caller, who binds it early (a port in use is found before anything is
-//! opened) and says when to stop. Every connection is bounded: it must bring HTTP/2's preface in time,
-//! answer pings, and keep to its share of streams, windows and headers. Garbage costs one task for a few
-//! seconds. Requests are handed to [`call::serve`] as hyper reads them, with no layers between.
+//! The caller provides the listener, which it binds early so that a port in use is detected before
+//! anything is opened. The caller also decides when to stop. Every connection is bounded: it must
+//! send the HTTP/2 preface in time, respond to pings, and respect its limits of streams, windows
+//! and headers. Invalid bytes cost one task for a few seconds. Requests are passed to
+//! [`call::serve`] as hyper reads them, without layers between.
 //!
-//! hyper is used directly, not through tonic's server: that boxes the service, the request's body and the
-//! response's for every call and has no bound on the time before the preface.
+//! hyper is used directly, without tonic's server. tonic's server boxes the service, the request
+//! body and the response body of every call, and has no time limit for the preface.
 
 use std::{
     future::{Future, pending},
@@ -34,7 +35,7 @@ use tokio::{
 use super::{Backend, Options, Shared, budget::Share, call, gather::Gather, streams::Streams};
 use conclave_types::{Caller, error::Error};
 
-/// What every HTTP/2 connection begins with (RFC 9113, section 3.4).
+/// The bytes that begin every HTTP/2 connection (RFC 9113, section 3.4).
 const PREFACE: &[u8; 24] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 const HTTP1_ANSWER: &str = "HTTP/1.1 505 HTTP Version Not Supported\r\n\
@@ -42,26 +43,27 @@ const HTTP1_ANSWER: &str = "HTTP/1.1 505 HTTP Version Not Supported\r\n\
     This port speaks gRPC (HTTP/2 without TLS): try grpcurl -plaintext. \
     Metrics are on the admin port.\n";
 
-/// A request of up to this size arrives in one frame and is not copied.
+/// Maximum frame size. A request of up to this size arrives in one frame and is not copied.
 const FRAME_BYTES_MAX: u32 = 64 * 1024;
-/// What one call, and one connection, may send before it is read. Together with the number of
-/// connections this bounds what they hold in memory.
+/// Flow control windows of a stream and of a connection: the unread bytes that each may send.
+/// Together with the number of connections they bound the memory of received data.
 const STREAM_WINDOW_BYTES: u32 = 256 * 1024;
 const CONNECTION_WINDOW_BYTES: u32 = 1024 * 1024;
-/// What one call's answer may queue before it is sent.
+/// Maximum number of bytes of one call's response that are queued for sending.
 const SEND_BUFFER_BYTES: usize = 256 * 1024;
-/// All of a call's metadata.
+/// Maximum size of a call's metadata.
 const HEADER_LIST_BYTES_MAX: u32 = 16 * 1024;
-/// Calls that a client cancels before they are looked at: more in a row is an attack (CVE-2023-44487).
+/// Maximum number of calls in a row that a client cancels before they are processed. More are
+/// an attack (CVE-2023-44487).
 const PENDING_RESETS_MAX: usize = 128;
-/// Streams reset because the client broke the protocol, before its connection is closed.
+/// Maximum number of streams reset for protocol errors before the connection is closed.
 const ERROR_RESETS_MAX: usize = 1024;
-/// A silent peer is asked this often, and given up after this long.
+/// Interval of pings to a silent peer, and the time until it is disconnected.
 const PING_INTERVAL: Duration = Duration::from_secs(20);
 const PING_TIMEOUT: Duration = Duration::from_secs(20);
-/// After a failed accept (out of files, mostly), so that the loop does not spin.
+/// Pause after a failed accept, mostly for lack of file descriptors, so that the loop does not spin.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// How long a client that is sent away may take to read why.
+/// Time for a rejected HTTP/1 client to read the response.
 const FAREWELL_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Listens for the `client`, `peer` or `admin` port. An error names the address and the flag to change.
@@ -77,7 +79,7 @@ pub(super) fn http2(options: &Options) -> http2::Builder<Streams> {
     let mut builder = http2::Builder::new(Streams);
     builder
         .timer(TokioTimer::new())
-        // gRPC has no use for it, and it changes every second.
+        // gRPC does not use the header, and it changes every second.
         .auto_date_header(false)
         .max_concurrent_streams(options.streams_per_connection_max)
         .initial_stream_window_size(STREAM_WINDOW_BYTES)
@@ -137,13 +139,13 @@ pub(super) async fn serve_client<B: Backend>(
     }
 }
 
-/// The next connection; an error is logged and does not end the port.
+/// Accepts the next connection. An error is logged and does not stop the port.
 pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
     loop {
         match listener.accept().await {
             Ok(accepted) => return accepted,
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted; trying again");
+                tracing::warn!(%error, "a connection could not be accepted; retrying");
                 sleep(ACCEPT_PAUSE).await;
             }
         }
@@ -154,13 +156,13 @@ pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
 #[derive(Clone, Debug)]
 pub(super) struct Connection {
     pub(super) caller: Caller,
-    /// The subscriptions that it may still begin.
+    /// Permits for further subscriptions.
     pub(super) subscriptions: Arc<Semaphore>,
-    /// Its parts of the node's budgets.
+    /// The connection's parts of the node's budgets.
     pub(super) load: Arc<Load>,
 }
 
-/// The parts of the node's budgets that a connection holds.
+/// A connection's parts of the node's budgets.
 #[derive(Debug, Default)]
 pub(super) struct Load {
     pub(super) calls: Share,
@@ -177,7 +179,7 @@ impl Connection {
 }
 
 impl Default for Connection {
-    /// The connection of a request that came over none, which has no subscriptions.
+    /// A placeholder for requests without a connection. It permits no subscriptions.
     fn default() -> Self {
         Self::new(Caller::default(), 0)
     }
@@ -210,7 +212,7 @@ async fn connection<B: Backend>(
     tokio::select! {
         biased;
         ended = &mut served => return Ok(ended?),
-        // An error means that the node is gone; that is a reason to stop too.
+        // An error means that the node is gone, which is a reason to stop too.
         _ = closing.wait_for(|closing| *closing) => {}
         () = life => {}
     }
@@ -218,12 +220,12 @@ async fn connection<B: Backend>(
     Ok(served.await?)
 }
 
-/// Ends when a connection is to be closed: at its age limit, or when it has begun no call for the idle limit. No clock is
-/// read per call, so a connection may be idle for up to twice the limit.
+/// Completes when a connection has to be closed: at its age limit, or when it has begun no call for
+/// the idle limit. No clock is read per call, so a connection may be idle for up to twice the limit.
 async fn life(is_used: Arc<AtomicBool>, options: Options) {
     let age = async {
         match options.connection_age {
-            // Clients that came at once, after a restart, do not leave at once.
+            // Varied, so that clients that connected together after a restart do not disconnect together.
             Some(age) => sleep(age.mul_f64(1.1 - 0.2 * rand::random::<f64>())).await,
             None => pending().await,
         }
@@ -244,22 +246,23 @@ async fn life(is_used: Arc<AtomicBool>, options: Options) {
     }
 }
 
-/// Prepares a connection for HTTP/2: its client has sent the preface, which the reader yields again for hyper.
+/// Prepares a connection for HTTP/2. Its client has sent the preface, which the reader yields
+/// again for hyper.
 pub(super) async fn open(
     mut stream: TcpStream,
     preface_timeout: Duration,
 ) -> Result<(impl AsyncRead, OwnedWriteHalf), ConnectionError> {
-    // Answers are small, and late if the kernel waits for more.
+    // Responses are small, and delayed if the kernel waits for more data.
     stream.set_nodelay(true)?;
     match timeout(preface_timeout, read_preface(&mut stream)).await {
         Ok(read) => read?,
-        Err(_) => return Err("it brought no HTTP/2 preface in time".into()),
+        Err(_) => return Err("no HTTP/2 preface arrived in time".into()),
     }
     let (reader, writer) = stream.into_split();
     Ok((PREFACE.chain(reader), writer))
 }
 
-/// Takes the preface off the stream, or says why the connection is not one for this port.
+/// Reads the preface from the stream. An error gives the reason why the connection is rejected.
 async fn read_preface(stream: &mut TcpStream) -> io::Result<()> {
     let mut read = [0; PREFACE.len()];
     let mut length = 0;
@@ -276,20 +279,20 @@ async fn read_preface(stream: &mut TcpStream) -> io::Result<()> {
         const HTTP1: [&[u8]; 6] = [b"GET ", b"POST", b"PUT ", b"HEAD", b"DELE", b"OPTI"];
         if HTTP1.iter().any(|method| read.starts_with(method)) {
             send_away(stream).await;
-            return Err(io::Error::other("it spoke HTTP/1 to the gRPC port"));
+            return Err(io::Error::other("the client used HTTP/1 on the gRPC port"));
         }
         let tls = read.starts_with(&[0x16, 3]);
         return Err(io::Error::other(if tls {
-            "it spoke TLS, and this port is served without"
+            "the client used TLS, but this port is without TLS"
         } else {
-            "it did not speak HTTP/2"
+            "the client did not use HTTP/2"
         }));
     }
     Ok(())
 }
 
-/// Answers an HTTP/1 client. What it still sends is read, since closing over unread bytes resets the
-/// connection and may take the answer with it.
+/// Responds to an HTTP/1 client. Its remaining bytes are read, since closing a connection with
+/// unread bytes resets it, and the response may be lost.
 async fn send_away(stream: &mut TcpStream) {
     let farewell = async {
         stream.write_all(HTTP1_ANSWER.as_bytes()).await?;
@@ -297,6 +300,6 @@ async fn send_away(stream: &mut TcpStream) {
         let mut rest = stream.take(64 * 1024);
         tokio::io::copy(&mut rest, &mut tokio::io::sink()).await
     };
-    // The client may be gone; it was sent away either way.
+    // The client may be gone. It was rejected either way.
     let _ = timeout(FAREWELL_TIME_MAX, farewell).await;
 }

@@ -1,12 +1,12 @@
 //! gRPC's framing of the one request message of a call.
 //!
-//! Requests are handed on as the bytes that the connection received, without a copy if they came in one frame. Nothing is
-//! boxed and nothing is decoded.
+//! Requests are passed on as the bytes that the connection received, without a copy if they came in
+//! one frame. They are neither boxed nor decoded.
 //!
-//! Compressed messages are refused, as gRPC's compression.md has it: UNIMPLEMENTED with `grpc-accept-encoding: identity`,
-//! after which clients send uncompressed. A compressed message may be a thousand times as large as its bytes on the wire,
-//! so budgets would have to count what is not there yet; the values of a configuration store are small, and nodes and
-//! clients are close to each other.
+//! Compressed messages are rejected as gRPC's compression.md requires: with UNIMPLEMENTED and
+//! `grpc-accept-encoding: identity`. Clients then send uncompressed. A compressed message may be a
+//! thousand times as large as its bytes on the wire, so budgets would have to count bytes that have not
+//! arrived. The values of a configuration store are small, and nodes and clients are close to each other.
 
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
@@ -17,20 +17,20 @@ use tokio::time::timeout;
 use super::{Backend, Shared, answer::transfer_time, budget::Reserved, listeners::Connection};
 use conclave_types::error::Error;
 
-/// A flag that says whether the message is compressed, and its length.
+/// Length of the prefix: the compression flag and the message length.
 pub(super) const PREFIX_BYTES: usize = 5;
 
-/// Messages above this are counted in bytes; the others are bounded by the number of calls.
+/// Larger messages are counted in bytes. The number of calls bounds the memory of smaller ones.
 pub(super) const LARGE_BYTES: usize = 64 * 1024;
 
-/// A whole request message, and the memory reserved for it while it is worked on.
+/// A whole request message, with the memory reserved while it is processed.
 pub(super) struct Message {
     pub(super) bytes: Bytes,
     _memory: Option<Reserved>,
 }
 
-/// Reads the one message of a unary call, up to the end of the stream. Memory is reserved as bytes arrive, and a message
-/// that does not arrive in time is given up.
+/// Reads the one message of a unary call, up to the end of the stream. Memory is reserved as bytes
+/// arrive. A message that does not arrive in time is rejected.
 pub(super) async fn read<B: Backend>(
     body: &mut Incoming,
     headers: &HeaderMap,
@@ -51,7 +51,7 @@ pub(super) async fn read<B: Backend>(
     whole.await.map_err(|_| Error::deadline())?
 }
 
-/// Reads the prefix. Returns the bytes that have come, with the prefix, and the length that it announces.
+/// Reads the prefix. Returns the bytes received so far, including the prefix, and the announced length.
 async fn begin(
     body: &mut Incoming,
     headers: &HeaderMap,
@@ -86,7 +86,7 @@ async fn whole<B: Backend>(
         let bytes = first.slice(PREFIX_BYTES..);
         return Ok(Message { bytes, _memory: memory.transpose()? });
     }
-    // Unfinished ones count also if they are small: there may be many.
+    // Unfinished messages are counted even if they are small, since there may be many.
     let mut memory = shared.reserve_request(connection, received)?;
     let mut joined = BytesMut::with_capacity(length.min(LARGE_BYTES).max(received));
     joined.extend_from_slice(&first[PREFIX_BYTES..]);
@@ -127,10 +127,10 @@ fn compressed(headers: &HeaderMap) -> Error {
     }
 }
 
-/// A request over the limit.
+/// The error for a request over the size limit.
 pub(super) fn too_large(bytes: usize, bytes_max: usize) -> Error {
     Error::limit(format!(
-        "the request has {bytes} bytes and this node takes at most {bytes_max}: send less at once, or \
+        "the request has {bytes} bytes and this node accepts at most {bytes_max}: send smaller requests, or \
          raise limits.request_bytes_max on every node"
     ))
 }
@@ -143,7 +143,7 @@ fn cut_off() -> Error {
     Error::invalid("the request ended before its announced length")
 }
 
-/// The next data that is not empty; `None` at the end of the stream.
+/// Returns the next data that is not empty, or `None` at the end of the stream.
 async fn next_data(body: &mut Incoming) -> Result<Option<Bytes>, Error> {
     while let Some(frame) = body.frame().await {
         match frame {
@@ -172,8 +172,8 @@ async fn join_prefix(body: &mut Incoming, first: Bytes) -> Result<Bytes, Error> 
     Ok(joined.freeze())
 }
 
-/// Reads and drops what a client still sends of a request that was refused, so that it gets to read the
-/// answer: some clients take a reset for the answer while they write.
+/// Reads and discards the rest of a rejected request, so that the client reads the response. Some
+/// clients treat a reset as the response while they write.
 pub(super) async fn discard(body: &mut Incoming, bytes_max: usize) {
     let mut dropped = 0;
     while !body.is_end_stream() && dropped < bytes_max {

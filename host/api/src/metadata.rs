@@ -1,4 +1,4 @@
-//! What callers say beside the message: how fresh, and until when.
+//! The metadata of requests: consistency, deadline and the index to resume from.
 
 use std::time::Duration;
 
@@ -7,23 +7,23 @@ use tokio::time::Instant;
 
 use conclave_types::{error::Error, status::Consistency};
 
-/// How long a call may take.
+/// Deadlines of calls.
 #[derive(Clone, Copy, Debug)]
 pub struct Deadlines {
-    /// For calls that bring no `grpc-timeout`.
+    /// For calls without `grpc-timeout`.
     pub default: Duration,
-    /// Longer ones are shortened to this, or to the default if that is longer, so that a client that went away is not
-    /// waited for.
+    /// Longer timeouts are shortened to this, or to the default if that is longer. This bounds the
+    /// work for a client that has disconnected.
     pub max: Duration,
 }
 
-/// How long before its deadline a call ends, at most.
+/// Maximum time reserved for the response before a call's deadline.
 const ANSWER_TIME_MAX: Duration = Duration::from_millis(50);
 
-/// Longer than any stream lives.
+/// Longer than the lifetime of any stream.
 const FOREVER: Duration = Duration::from_secs(10 * 365 * 24 * 3600);
 
-/// The HTTP status of a request that is no gRPC call with protobuf; gRPC-Web and JSON among them.
+/// Returns the HTTP status for a request that is not a gRPC call with protobuf, such as gRPC-Web or JSON.
 pub(super) fn not_grpc(method: &Method, headers: &HeaderMap) -> Option<StatusCode> {
     if method != Method::POST {
         return Some(StatusCode::METHOD_NOT_ALLOWED);
@@ -35,7 +35,7 @@ pub(super) fn not_grpc(method: &Method, headers: &HeaderMap) -> Option<StatusCod
     (!known).then_some(StatusCode::UNSUPPORTED_MEDIA_TYPE)
 }
 
-/// `conclave-consistency`; linearizable if it is not given.
+/// Reads `conclave-consistency`. The default is linearizable.
 pub(super) fn consistency(headers: &HeaderMap) -> Result<Consistency, Error> {
     let Some(value) = headers.get("conclave-consistency") else {
         return Ok(Consistency::default());
@@ -48,19 +48,19 @@ pub(super) fn consistency(headers: &HeaderMap) -> Result<Consistency, Error> {
     })
 }
 
-/// `conclave-from-index`: what a subscriber has seen already.
+/// Reads `conclave-from-index`: the last index that a subscriber has processed.
 pub(super) fn from_index(headers: &HeaderMap) -> Result<Option<u64>, Error> {
     let Some(value) = headers.get("conclave-from-index") else { return Ok(None) };
     let index = value.to_str().ok().and_then(|text| text.parse().ok());
     index.map(Some).ok_or_else(|| {
         Error::invalid(format!(
-            "conclave-from-index is {:?}: give the index of the last message that was seen",
+            "conclave-from-index is {:?}: give the index of the last message received",
             String::from_utf8_lossy(value.as_bytes())
         ))
     })
 }
 
-/// When a stream is to end: never, unless its caller says so.
+/// Returns the end of a stream. A stream without `grpc-timeout` has none.
 pub(super) fn stream_deadline(headers: &HeaderMap, now: Instant) -> Result<Option<Instant>, Error> {
     if headers.contains_key("grpc-timeout") {
         let unbounded = Deadlines { default: FOREVER, max: FOREVER };
@@ -69,7 +69,7 @@ pub(super) fn stream_deadline(headers: &HeaderMap, now: Instant) -> Result<Optio
     Ok(None)
 }
 
-/// When the answer is no longer wanted.
+/// Returns the deadline of a call.
 pub(super) fn deadline(
     headers: &HeaderMap,
     now: Instant,
@@ -82,7 +82,8 @@ pub(super) fn deadline(
             String::from_utf8_lossy(value.as_bytes())
         ))
     })?;
-    // A caller waits as long as it says, and the answer takes a while: it says whether the call was proposed.
+    // The caller waits until its deadline. The response takes a short time and reports whether the
+    // call was proposed, so processing ends earlier.
     let answer_time = (timeout / 20).min(ANSWER_TIME_MAX);
     Ok(now + (timeout - answer_time).min(deadlines.max.max(deadlines.default)))
 }
@@ -108,7 +109,7 @@ fn timeout(text: &str) -> Option<Duration> {
 mod tests {
     use super::*;
 
-    /// The forms that gRPC's specification allows, and those that it does not.
+    /// Covers the forms that gRPC's specification allows, and invalid ones.
     #[test]
     fn timeouts() {
         assert_eq!(timeout("5S"), Some(Duration::from_secs(5)));

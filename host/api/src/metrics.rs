@@ -1,7 +1,7 @@
-//! What the layer counts, and the page that shows it.
+//! The metrics of the layer, and the page that shows them.
 //!
-//! Labels come from closed sets: methods that are served, gRPC's codes. A call counts once, when it is
-//! answered or given up, in the histogram of its method and code; the histogram's `_count` is the counter.
+//! Labels come from closed sets: served methods and gRPC codes. A call is counted once, when it is answered
+//! or abandoned, in the histogram of its method and code. The histogram's `_count` is the counter.
 
 use std::{
     fmt::Write,
@@ -23,7 +23,7 @@ use conclave_types::{
     status::{NodeStatus, PeerLink, Role},
 };
 
-/// Upper bounds in seconds: a local read takes some 100 µs, a deadline is 10 s.
+/// Upper bounds in seconds. A local read takes about 100 µs; the default deadline is 10 s.
 const SECONDS: [f64; 16] = [
     0.000_1, 0.000_25, 0.000_5, 0.001, 0.002_5, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5,
     5.0, 10.0,
@@ -49,11 +49,11 @@ const CODES: [&str; 17] = [
     "UNAUTHENTICATED",
 ];
 
-/// The layer's own counters.
+/// The layer's own metrics.
 pub(super) struct Metrics {
     registry: Registry,
     requests: HistogramVec,
-    /// The calls that are being worked on, of clients and of operators.
+    /// Calls in progress: those of clients and those of operators.
     pub(super) in_flight: [Arc<AtomicUsize>; 2],
     pub(super) connections: IntGauge,
     pub(super) connections_refused: IntCounter,
@@ -61,18 +61,21 @@ pub(super) struct Metrics {
 }
 
 impl Metrics {
-    /// Fails only if two metrics had one name.
+    /// Registers the metrics. Fails only if two metrics have the same name.
     pub(super) fn new() -> Result<Self, Error> {
         Self::register().map_err(|error| {
-            Error::fatal("the metrics could not be set up: report this").with_source(error)
+            Error::fatal("the metrics could not be set up: report this bug").with_source(error)
         })
     }
 
     fn register() -> Result<Self, prometheus::Error> {
         let registry = Registry::new();
         let requests = HistogramVec::new(
-            HistogramOpts::new("conclave_request_seconds", "Calls on the client port.")
-                .buckets(SECONDS.to_vec()),
+            HistogramOpts::new(
+                "conclave_request_seconds",
+                "Duration of calls on the client port, in seconds.",
+            )
+            .buckets(SECONDS.to_vec()),
             &["method", "code"],
         )?;
         let connections =
@@ -81,10 +84,8 @@ impl Metrics {
             "conclave_client_connections_refused_total",
             "Connections closed because there were too many, or because they did not speak HTTP/2.",
         )?;
-        let unknown_methods = IntCounter::new(
-            "conclave_unknown_methods_total",
-            "Calls of methods that nobody serves.",
-        )?;
+        let unknown_methods =
+            IntCounter::new("conclave_unknown_methods_total", "Calls of unknown methods.")?;
         registry.register(Box::new(requests.clone()))?;
         registry.register(Box::new(connections.clone()))?;
         registry.register(Box::new(connections_refused.clone()))?;
@@ -100,7 +101,7 @@ impl Metrics {
         })
     }
 
-    /// Where calls of a served method are counted.
+    /// Returns the metrics of a served method.
     pub(super) fn method(&self, name: &str) -> MethodMetrics {
         MethodMetrics {
             requests: self.requests.clone(),
@@ -109,14 +110,14 @@ impl Metrics {
         }
     }
 
-    /// The page in Prometheus' text format.
+    /// Returns the page in Prometheus' text format.
     pub(super) fn page(&self, node: &NodeStatus, ready: bool, below: Vec<Metric>) -> String {
         let mut page =
             TextEncoder::new().encode_to_string(&self.registry.gather()).unwrap_or_default();
         let mut samples = vec![
             Metric::gauge(
                 "conclave_requests_in_flight",
-                "Calls that are being worked on.",
+                "Calls in progress.",
                 self.in_flight.iter().map(|calls| calls.load(Ordering::Relaxed)).sum::<usize>()
                     as f64,
             ),
@@ -131,7 +132,7 @@ impl Metrics {
     }
 }
 
-/// The page of a node that starts.
+/// Returns the page of a node that is starting.
 pub(super) fn page_of_start() -> String {
     let mut page = String::new();
     let mut samples = process::metrics();
@@ -142,28 +143,40 @@ pub(super) fn page_of_start() -> String {
 
 fn ready_metric(ready: bool) -> Metric {
     let value = f64::from(u8::from(ready));
-    Metric::gauge("conclave_ready", "Whether commands and queries are served.", value)
+    Metric::gauge("conclave_ready", "1 if this node serves commands and queries, else 0.", value)
 }
 
 fn node_metrics(node: &NodeStatus) -> [Metric; 8] {
     let gauge = |name, help, value: u64| Metric::gauge(name, help, value as f64);
     [
-        gauge("conclave_raft_term", "The current term.", node.term),
+        gauge("conclave_raft_term", "Current term.", node.term),
         gauge(
             "conclave_raft_leader",
-            "The leader's node id; 0: unknown.",
+            "Node id of the leader; 0 if it is unknown.",
             node.leader.unwrap_or(0),
         ),
         gauge(
             "conclave_raft_is_leader",
-            "Whether this node leads.",
+            "1 if this node is the leader, else 0.",
             u64::from(node.role == Role::Leader),
         ),
-        gauge("conclave_raft_last_log_index", "The last index of the log.", node.last_log),
-        gauge("conclave_raft_committed_index", "Known to be committed up to here.", node.committed),
-        gauge("conclave_raft_applied_index", "Receipt to the machine up to here.", node.applied),
-        gauge("conclave_raft_snapshot_index", "The newest snapshot reaches here.", node.snapshot),
-        gauge("conclave_raft_purged_index", "The log begins behind this index.", node.purged),
+        gauge("conclave_raft_last_log_index", "Index of the last log entry.", node.last_log),
+        gauge(
+            "conclave_raft_committed_index",
+            "Highest index known to be committed.",
+            node.committed,
+        ),
+        gauge(
+            "conclave_raft_applied_index",
+            "Index of the last entry applied to the state machine.",
+            node.applied,
+        ),
+        gauge(
+            "conclave_raft_snapshot_index",
+            "Last index included in the newest snapshot.",
+            node.snapshot,
+        ),
+        gauge("conclave_raft_purged_index", "Last index purged from the log.", node.purged),
     ]
 }
 
@@ -173,13 +186,13 @@ fn link_metrics(node: &NodeStatus) -> Vec<Metric> {
         [
             Metric::gauge(
                 "conclave_peer_connected",
-                "Whether this node is connected to the other member.",
+                "1 if this node is connected to the other member, else 0.",
                 f64::from(u8::from(link.connected)),
             )
             .label("peer", &peer),
             Metric::gauge(
                 "conclave_peer_round_trip_seconds",
-                "The smoothed round trip to the other member; 0: not measured yet.",
+                "Smoothed round-trip time to the other member in seconds; 0 if not measured yet.",
                 link.round_trip.as_secs_f64(),
             )
             .label("peer", &peer),
@@ -197,7 +210,7 @@ fn write_samples(page: &mut String, mut samples: Vec<Metric>) {
                 MetricKind::Counter => "counter",
                 MetricKind::Gauge => "gauge",
             };
-            // Writing to a string does not fail.
+            // Writing to a string cannot fail.
             let _ = write!(page, "# HELP {name} {help}\n# TYPE {name} {kind}\n");
             last = name;
         }
@@ -214,7 +227,7 @@ fn write_samples(page: &mut String, mut samples: Vec<Metric>) {
     }
 }
 
-/// The histograms of one method, made when a code first occurs.
+/// The histograms of one method. Each is created when its code first occurs.
 pub(super) struct MethodMetrics {
     requests: HistogramVec,
     name: String,
@@ -230,8 +243,8 @@ impl MethodMetrics {
     }
 }
 
-/// A call, from its first byte to its answer. It is counted when this is dropped: as given up by the caller, unless
-/// it was answered.
+/// A call, from its first byte to its response. It is counted when this value is dropped: as
+/// cancelled by the caller, unless it was answered.
 pub(super) struct Flight<'a> {
     method: &'a MethodMetrics,
     began: Instant,
@@ -258,7 +271,7 @@ impl Drop for Flight<'_> {
 mod tests {
     use super::*;
 
-    /// One HELP for a name with several labels; quotes in label values do not break the page.
+    /// A name with several labels has one HELP line. Quotes in label values are escaped.
     #[test]
     fn samples_are_grouped_and_escaped() {
         let mut page = String::new();

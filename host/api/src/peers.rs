@@ -1,7 +1,7 @@
 //! The peer port: HTTP/2 for the other members.
 //!
-//! Its accept loop is the client port's own: a server of tonic's accepts without a limit, and when the process is out of
-//! files it tries again without a pause.
+//! It uses the accept loop of the client port. tonic's server accepts connections without a limit,
+//! and when the process has no file descriptors left it retries without a pause.
 
 use std::{convert::Infallible, pin::pin, time::Duration};
 
@@ -21,18 +21,20 @@ use tower::Service;
 
 use super::listeners::{self, ConnectionError};
 
-/// Members have one connection for each of three lanes, and there are at most 64; the rest is on its way out.
+/// Members have one connection for each of three connection classes, and there are at most 64
+/// members. The rest covers connections that are being closed.
 const CONNECTIONS_MAX: usize = 512;
-/// Streams of one connection: appends in flight, snapshots, forwarded calls.
+/// Maximum number of streams of one connection: appends in flight, snapshots, forwarded calls.
 const STREAMS_MAX: u32 = 4096;
-/// HTTP/2 flow control, a stream and a connection: enough for a batch of the largest entries.
+/// HTTP/2 flow control window of a stream and of a connection. It fits a batch of the largest entries.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(5);
-/// A silent peer is asked this often, and given up after this long. Members ask more often themselves.
+/// Interval of pings to a silent peer, and the time until it is disconnected. Members themselves
+/// ping more often.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PING_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves the members' calls on the listener until `shutdown`, then lets calls under way end.
+/// Serves the members' calls on the listener until `shutdown`, then lets calls in progress end.
 pub async fn serve_peers<S, B>(
     listener: TcpListener,
     service: S,
@@ -91,7 +93,7 @@ where
     B: Body<Data: Send, Error: Into<ConnectionError>> + Send + 'static,
 {
     let (reader, writer) = listeners::open(stream, PREFACE_TIMEOUT).await?;
-    // The service is always ready: a method's handler is made for each call.
+    // The service is always ready, since a method's handler is created per call.
     let service = service_fn(move |request| service.clone().call(request));
     let io = TokioIo::new(tokio::io::join(reader, writer));
     let mut served = pin!(http2.serve_connection(io, service));

@@ -1,5 +1,5 @@
-//! The process's own metrics, most of them from the operating system, read at each scrape. Only Linux says it this way; a
-//! file that is not there leaves its metric out.
+//! The process metrics, most of them from the operating system, read at each scrape. They use
+//! Linux' `/proc`. If a file is missing, its metric is omitted.
 
 use std::{
     fs,
@@ -14,14 +14,14 @@ use rustix::process::{Resource, getrlimit};
 
 use super::Metric;
 
-/// Lines of the log that were not written. The program counts them here, which writes the log.
+/// Number of log lines that were not written. The program, which writes the log, counts them here.
 pub static LOG_LINES_DROPPED: AtomicU64 = AtomicU64::new(0);
 
 static STARTED: LazyLock<f64> = LazyLock::new(|| {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 });
 
-/// Takes the time of the start.
+/// Records the start time.
 pub(super) fn note_start() {
     LazyLock::force(&STARTED);
 }
@@ -29,34 +29,42 @@ pub(super) fn note_start() {
 pub(super) fn metrics() -> Vec<Metric> {
     let mut found = vec![Metric::gauge(
         "process_start_time_seconds",
-        "When the process started, in seconds since the Unix epoch.",
+        "Start time of the process, in seconds since the Unix epoch.",
         *STARTED,
     )];
     if let Some([virtual_bytes, resident_bytes]) = memory_bytes() {
         found.push(Metric::gauge(
             "process_resident_memory_bytes",
-            "Memory that is in use.",
+            "Resident memory of the process, in bytes.",
             resident_bytes as f64,
         ));
         found.push(Metric::gauge(
             "process_virtual_memory_bytes",
-            "Address space that is in use.",
+            "Virtual memory of the process, in bytes.",
             virtual_bytes as f64,
         ));
     }
     if let Ok(files) = fs::read_dir("/proc/self/fd") {
-        found.push(Metric::gauge("process_open_fds", "Open files.", files.count() as f64));
+        found.push(Metric::gauge(
+            "process_open_fds",
+            "Open file descriptors.",
+            files.count() as f64,
+        ));
     }
     if let Some(files) = getrlimit(Resource::Nofile).current {
-        found.push(Metric::gauge("process_max_fds", "Files that may be open.", files as f64));
+        found.push(Metric::gauge(
+            "process_max_fds",
+            "Maximum number of open file descriptors.",
+            files as f64,
+        ));
     }
     found.push(Metric::counter(
         "conclave_log_lines_dropped_total",
-        "Lines of the log that were not written: the reader was too slow or gone, or the disk was full.",
+        "Log lines that were not written because the reader was too slow or gone, or the disk was full.",
         LOG_LINES_DROPPED.load(Ordering::Relaxed),
     ));
     if let Some(seconds) = cpu_seconds() {
-        let mut cpu = Metric::counter("process_cpu_seconds_total", "Time spent on processors.", 0);
+        let mut cpu = Metric::counter("process_cpu_seconds_total", "CPU time used, in seconds.", 0);
         cpu.value = seconds;
         found.push(cpu);
     }
@@ -72,7 +80,8 @@ fn memory_bytes() -> Option<[u64; 2]> {
 
 fn cpu_seconds() -> Option<f64> {
     let stat = fs::read_to_string("/proc/self/stat").ok()?;
-    // The second field is the name in parentheses and may hold anything: count from behind it.
+    // The second field is the name in parentheses and may contain any character, so fields are
+    // counted after it.
     let mut fields = stat.rsplit_once(')')?.1.split_ascii_whitespace().skip(11);
     let user: u64 = fields.next()?.parse().ok()?;
     let system: u64 = fields.next()?.parse().ok()?;

@@ -1,13 +1,14 @@
-//! gRPC reflection, versions v1 and v1alpha, over the host's services and the component's.
+//! gRPC reflection, versions v1 and v1alpha, over the services of the host and of the component.
 //!
 //! Contract:
-//! * A question without an answer gets an `error_response`, and the stream continues.
-//! * A symbol is the full name of a service, method, message, field, oneof, enum, enum value or extension. The name of an
-//!   enum's value lies in the scope of its enum, as in protobuf; in the enum itself it is found too.
-//! * A file comes with its imports, each once per stream, as the bytes of the component's descriptor set: with options
-//!   that this host does not know.
-//! * The host's files have their canonical names and come first. A component's file of the same name is not served, and
-//!   no symbol of a component hides one of the host.
+//! * A request that cannot be answered gets an `error_response`, and the stream continues.
+//! * A symbol is the full name of a service, method, message, field, oneof, enum, enum value or
+//!   extension. As in protobuf, the name of an enum value lies in the scope of its enum. It is also
+//!   found inside the enum.
+//! * A file is sent with its imports, each once per stream. The bytes are those of the component's
+//!   descriptor set, so options that this host does not know are kept.
+//! * The host's files have their canonical names and come first. A component's file of the same
+//!   name is not served, and no symbol of a component hides one of the host.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 
@@ -31,22 +32,22 @@ use super::table::Table;
 use conclave_proto::CLIENT_DESCRIPTOR_SET;
 use conclave_types::error::Error;
 
-/// The files of other projects that the host serves. Their Rust packages have them under other names.
+/// Files of other projects that the host serves. Their Rust packages have them under other names.
 const FOREIGN: [(&str, &[u8]); 3] = [
     ("grpc/health/v1/health.proto", tonic_health::pb::FILE_DESCRIPTOR_SET),
     ("grpc/reflection/v1/reflection.proto", pb::v1::FILE_DESCRIPTOR_SET),
     ("grpc/reflection/v1alpha/reflection.proto", pb::v1alpha::FILE_DESCRIPTOR_SET),
 ];
 
-/// The answers to all questions, for one table.
+/// The index for all reflection requests about one table.
 #[derive(Default)]
 pub(super) struct Reflection {
     services: Vec<String>,
     files: Vec<File>,
-    /// Places in `files`.
+    /// Positions in `files`.
     by_name: HashMap<String, usize>,
     by_symbol: HashMap<String, usize>,
-    /// By the extended message and the field's number.
+    /// By the extended message and the field number.
     by_extension: HashMap<String, BTreeMap<i32, usize>>,
 }
 
@@ -55,15 +56,17 @@ struct File {
     imports: Vec<usize>,
 }
 
-/// The files that one stream has been sent.
+/// The positions of the files that were sent on one stream.
 pub(super) type Sent = HashSet<usize>;
 
 impl Reflection {
-    /// Fails if a descriptor set is damaged.
+    /// Builds the index. Fails if a descriptor set is damaged.
     pub(super) fn build(table: &Table) -> Result<Self, Error> {
         let damaged = |error| {
-            Error::fatal("the descriptor set of the machine is damaged: build the component again")
-                .with_source(error)
+            Error::fatal(
+                "the descriptor set of the state machine is damaged: build the component again",
+            )
+            .with_source(error)
         };
         let mut reflection =
             Self { services: table.services.iter().cloned().collect(), ..Self::default() };
@@ -114,7 +117,7 @@ impl Reflection {
         let name = found.full_name();
         self.symbol(name, at);
         for value in found.values() {
-            // As grpcurl names it, up to version 1.8.
+            // grpcurl up to version 1.8 names the value in this way.
             self.symbol(&format!("{name}.{}", value.name()), at);
             match name.rsplit_once('.') {
                 Some((scope, _)) => self.symbol(&format!("{scope}.{}", value.name()), at),
@@ -126,7 +129,7 @@ impl Reflection {
     fn add_extension(&mut self, found: &ExtensionDescriptor, at: usize) {
         self.symbol(found.full_name(), at);
         let extended = found.containing_message().full_name().to_owned();
-        // Numbers of fields have 29 bits.
+        // Field numbers have 29 bits.
         let number = found.number() as i32;
         self.by_extension.entry(extended).or_default().entry(number).or_insert(at);
     }
@@ -137,7 +140,7 @@ impl Reflection {
         }
     }
 
-    /// Answers one question.
+    /// Answers one request.
     pub(super) fn answer(
         &self,
         question: ServerReflectionRequest,
@@ -186,7 +189,7 @@ impl Reflection {
                     }
                 }
             }
-            None => Err((Code::InvalidArgument, "the request asks nothing".to_owned())),
+            None => Err((Code::InvalidArgument, "the reflection request is empty".to_owned())),
         };
         let answer = answer.unwrap_or_else(|(code, error_message)| {
             MessageResponse::ErrorResponse(ErrorResponse { error_code: code as i32, error_message })
@@ -198,7 +201,7 @@ impl Reflection {
         }
     }
 
-    /// The file, and those that it imports unless they were sent.
+    /// Returns the file and its imports, without imports that were already sent.
     fn file(&self, at: usize, sent: &mut Sent) -> MessageResponse {
         let mut files = Vec::new();
         let mut queue = vec![at];

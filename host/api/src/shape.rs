@@ -1,29 +1,29 @@
-//! Whether bytes are a message of a given type, without decoding them.
+//! Checks whether bytes are a message of a given type, without decoding them.
 //!
-//! Contract: what passes here, a protobuf decoder for the type accepts: tags and lengths are whole,
-//! every known field has its wire type, strings are UTF-8, groups are closed, nesting is bounded. Fields
-//! that the descriptor does not know are skipped, as protobuf wants it. Required fields of proto2 are not
-//! looked for. One pass, no allocation: a small message costs some tens of nanoseconds.
+//! Contract: a protobuf decoder for the type accepts every message that passes. Tags and lengths are
+//! complete, every known field has its wire type, strings are UTF-8, groups are closed, and nesting
+//! is bounded. Unknown fields are skipped, as protobuf requires. Required fields of proto2 are not
+//! checked. The check is one pass without allocation: a small message costs some tens of nanoseconds.
 //!
-//! A known field with another wire type is refused. Protobuf lets a decoder take it for an unknown
-//! field, but Rust's and others fail on it, and replicas should not be asked.
+//! A known field with another wire type is rejected. Protobuf allows a decoder to treat it as an unknown
+//! field, but Rust's decoder and others fail on it. Replicas should not depend on this difference.
 
 use std::{collections::HashMap, fmt};
 
 use prost_reflect::{Cardinality, DescriptorPool, Kind, MessageDescriptor};
 
-/// As deep as prost and most other decoders go.
+/// The nesting limit of prost and most other decoders.
 const DEPTH_MAX: u32 = 100;
 /// Fields up to this number are found by index, the others by search.
 const DENSE_MAX: u32 = 64;
 
-/// The shapes of all messages that a machine's methods take, with those inside them.
+/// The shapes of all request messages of a state machine's methods, with the messages inside them.
 #[derive(Default)]
 pub(super) struct Shapes {
     messages: Vec<MessageShape>,
 }
 
-/// One message in its [`Shapes`].
+/// The id of one message in its [`Shapes`].
 #[derive(Clone, Copy, Debug)]
 pub(super) struct ShapeId(usize);
 
@@ -50,7 +50,7 @@ enum Content {
     Group(ShapeId),
 }
 
-/// Why bytes are not a message of the type.
+/// The reason why bytes are not a message of the type.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed {
     message: Box<str>,
@@ -69,7 +69,7 @@ impl fmt::Display for Malformed {
 }
 
 impl Shapes {
-    /// Takes in the named message of the pool and what is inside it.
+    /// Adds the named message of the pool and the messages inside it.
     pub(super) fn add(&mut self, pool: &DescriptorPool, name: &str) -> Option<ShapeId> {
         let mut known: HashMap<String, ShapeId> = HashMap::new();
         for (index, message) in self.messages.iter().enumerate() {
@@ -78,8 +78,8 @@ impl Shapes {
         Some(self.intern(&pool.get_message_by_name(name)?, &mut known))
     }
 
-    /// Messages may contain themselves, so an id is given out before the fields are looked at. Done
-    /// with a list of what is still to do, since a hostile descriptor may nest deeply.
+    /// Messages may contain themselves, so an id is assigned before the fields are visited. A work
+    /// list replaces recursion, since a hostile descriptor may nest deeply.
     fn intern(
         &mut self,
         root: &MessageDescriptor,
@@ -137,7 +137,7 @@ impl Shapes {
         id
     }
 
-    /// Whether the bytes are such a message.
+    /// Checks whether the bytes are a message with this shape.
     pub(super) fn check(&self, id: ShapeId, bytes: &[u8]) -> Result<(), Malformed> {
         let mut reader = Reader(bytes);
         self.check_message(id, &mut reader, None, 0)
@@ -265,7 +265,7 @@ impl<'a> Reader<'a> {
     fn varint(&mut self) -> Result<u64, &'static str> {
         let mut value = 0_u64;
         for (index, byte) in self.0.iter().enumerate().take(10) {
-            // The tenth byte holds the last bit of 64.
+            // The tenth byte holds the last of the 64 bits.
             if index == 9 && *byte > 1 {
                 break;
             }

@@ -1,4 +1,5 @@
-//! Goal: what the check passes, a decoder accepts; what a correct client sends, the check passes.
+//! Goal: a decoder accepts every message that passes the check, and the check accepts every message
+//! of a correct client.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use proptest::prelude::*;
@@ -49,7 +50,7 @@ fn the_reasons_name_message_and_field() {
         reason(&[0x08, 255, 255, 255, 255, 255, 255, 255, 255, 255, 2]),
         is("field 1: a number of more than 64 bits")
     );
-    // Unknown fields are skipped, whole.
+    // Unknown fields are skipped completely.
     assert!(shapes.check(id, &[0xa3, 0x06, 0x08, 1, 0xa4, 0x06]).is_ok());
     assert_eq!(reason(&[0xa3, 0x06, 0x08, 1]), is("field 100: a number that is cut off"));
 }
@@ -84,7 +85,7 @@ fn groups_of_proto2() {
 }
 
 proptest! {
-    /// Method: damage a good message, and compare with a real decoder.
+    /// Method: damages a valid message, and compares the check with a real decoder.
     #[test]
     fn what_passes_decodes(flips in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 0..4)) {
         let (pool, shapes, id) = all();
@@ -99,7 +100,7 @@ proptest! {
         }
     }
 
-    /// Method: bytes from nowhere neither panic nor pass wrongly.
+    /// Method: random bytes neither panic nor pass wrongly.
     #[test]
     fn noise(bytes in prop::collection::vec(any::<u8>(), 0..64)) {
         let (pool, shapes, id) = all();

@@ -1,8 +1,8 @@
-//! The first seconds of a node: what its ports answer before there is a replica.
+//! The ports of a node that is starting, before the replica runs.
 //!
-//! A start compiles the component, restores a snapshot and replays the log, which may take minutes. Meanwhile the admin
-//! port answers probes, with the step that the start has reached ([`super::Admin`]), and the client port refuses calls
-//! at once, so that clients go to another node.
+//! A start compiles the component, restores a snapshot and replays the log, which may take minutes.
+//! Meanwhile the admin port responds to probes with the current startup step ([`super::Admin`]).
+//! The client port rejects calls immediately, so that clients use another node.
 
 use std::{
     convert::Infallible,
@@ -28,15 +28,15 @@ use tokio::{
 use super::{Options, listeners};
 use conclave_types::error::Error;
 
-/// Once the node has started, connections may take so long to notice that they must be opened again.
+/// Time for connections to notice, once the node has started, that they must be reopened.
 const DRAIN: Duration = Duration::from_millis(200);
 
-/// The step that a start has reached. Clones share it.
+/// The current startup step. Clones share it.
 #[derive(Clone, Debug)]
 pub struct Startup(Arc<Mutex<(&'static str, Instant)>>);
 
 impl Startup {
-    /// Begins with the first step.
+    /// Creates the startup with its first step.
     pub fn new(step: &'static str) -> Self {
         Self(Arc::new(Mutex::new((step, Instant::now()))))
     }
@@ -54,7 +54,7 @@ impl fmt::Display for Startup {
     }
 }
 
-/// Refuses all calls on the client port until `started`. The listener is used on afterwards.
+/// Rejects all calls on the client port until `started`. The listener remains usable.
 pub async fn refuse_calls(
     listener: &TcpListener,
     startup: &Startup,
@@ -80,7 +80,7 @@ pub async fn refuse_calls(
         }
     }
     closing.send_replace(true);
-    // The rest is closed.
+    // Connections that do not end in time are closed.
     let _ = timeout(DRAIN, async { while connections.join_next().await.is_some() {} }).await;
 }
 

@@ -1,11 +1,11 @@
-//! The one table from our errors to gRPC. `docs/clients.md` describes it for callers, row by row.
+//! The only table from errors to gRPC. `docs/clients.md` describes it for callers, row by row.
 //!
-//! Clients retry UNAVAILABLE by themselves, so it is kept for calls that certainly had no effect and that may succeed
-//! soon, here or at another node: among them those that a node refuses because a queue is full, or because of an
-//! earlier fault. A limit that the same call would meet again is RESOURCE_EXHAUSTED, which is not retried. A fault
-//! may strike after a command was proposed: INTERNAL without metadata leaves the outcome open. A trap is INTERNAL as
-//! well, because the state machine has a bug, but with `conclave-trap`: the call was rolled back. A lost outcome is
-//! UNKNOWN.
+//! Clients retry UNAVAILABLE automatically. So it is reserved for calls that certainly had no effect
+//! and that may succeed soon, here or at another node. This includes calls rejected because a queue
+//! is full, or because of an earlier fatal error. A limit that the same call would meet again is
+//! RESOURCE_EXHAUSTED, which is not retried. A fatal error may occur after a command was proposed,
+//! so INTERNAL without metadata leaves the outcome open. A trap is also INTERNAL, because the state
+//! machine has a bug, but with `conclave-trap`: the call was rolled back. A lost outcome is UNKNOWN.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::{Code, Status, metadata::MetadataMap};
@@ -13,22 +13,23 @@ use tonic::{Code, Status, metadata::MetadataMap};
 use conclave_types as types;
 use conclave_types::error::{Error, ErrorKind};
 
-/// The log index of the answer.
+/// The log index of the response.
 pub(super) const INDEX: HeaderName = HeaderName::from_static("conclave-index");
 /// The leader's client address.
 pub(super) const LEADER: HeaderName = HeaderName::from_static("conclave-leader");
-/// The trap's name.
+/// The kind of the trap.
 const TRAP: HeaderName = HeaderName::from_static("conclave-trap");
 /// `unknown`: the command may or may not have been applied. `not-applied`: it never will be.
 const OUTCOME: HeaderName = HeaderName::from_static("conclave-outcome");
 
-/// Encodings of requests that this node reads: none (gRPC's compression.md asks for the header when it refuses one).
+/// The request encodings that this node accepts: none. gRPC's compression.md requires the header
+/// when a compressed request is rejected.
 const ACCEPT_ENCODING: HeaderName = HeaderName::from_static("grpc-accept-encoding");
 
-/// A longer text is cut. It counts as it is sent, percent-encoded: gRPC's clients take 8 KiB of headers.
+/// Maximum length of an error text in its percent-encoded form. gRPC clients accept 8 KiB of headers.
 const MESSAGE_BYTES_MAX: usize = 4096;
 
-/// The gRPC code of an error.
+/// Returns the gRPC code of an error.
 pub(super) fn code(error: &Error) -> Code {
     match error.kind() {
         ErrorKind::NotLeader { .. }
@@ -53,17 +54,17 @@ pub(super) fn code(error: &Error) -> Code {
     }
 }
 
-/// Whether the error has a code after which a command may have been applied, and this one was not.
+/// Returns whether the code could also mean an applied command, while this call was not applied.
 fn hides_no_effect(error: &Error) -> bool {
     error.is_retryable() || matches!(error.kind(), ErrorKind::Malformed(_))
 }
 
 fn machine_code(code: types::Code) -> Code {
-    // The numbers are gRPC's by contract.
+    // The numbers equal gRPC's by contract.
     Code::from_i32(code as i32)
 }
 
-/// The status of gRPC for an error.
+/// Returns the gRPC status of an error.
 pub(super) fn to_status(error: &Error) -> Status {
     let mut headers = HeaderMap::new();
     if let Some(leader) = error.leader()
@@ -89,24 +90,24 @@ pub(super) fn to_status(error: &Error) -> Status {
     Status::with_metadata(code(error), cut(error.to_string()), metadata)
 }
 
-/// An index as a header's value. It hardly ever comes twice, and a sensitive value is one that HTTP/2's
-/// header compression does not try to remember.
+/// Returns an index as a header value. An index rarely occurs twice, and HTTP/2 header compression
+/// does not store values that are marked as sensitive.
 pub(super) fn index_value(index: u64) -> HeaderValue {
     let mut value = HeaderValue::from(index);
     value.set_sensitive(true);
     value
 }
 
-/// An address as a header's value; none if it is unknown or not text that a header can hold.
+/// Returns an address as a header value, or `None` if it is unknown or not valid in a header.
 pub(super) fn address_value(address: &str) -> Option<HeaderValue> {
     if address.is_empty() { None } else { HeaderValue::from_str(address).ok() }
 }
 
-/// The trailers of a stream that ends with an error.
+/// Returns the trailers of a stream that ends with an error.
 pub(super) fn trailers(error: &Error) -> HeaderMap {
     let mut trailers = HeaderMap::new();
     if to_status(error).add_header(&mut trailers).is_err() {
-        // Its text cannot be a header.
+        // The text is not valid in a header.
         trailers.insert(Status::GRPC_STATUS, (code(error) as i32).into());
     }
     trailers
@@ -125,7 +126,8 @@ fn cut(mut text: String) -> String {
     text
 }
 
-/// The bytes that a character takes in `grpc-message`. Unlike the specification, tonic encodes some of ASCII's too.
+/// Returns the number of bytes of a character in `grpc-message`. Unlike the specification, tonic
+/// also encodes some ASCII characters.
 fn encoded_bytes(character: char) -> usize {
     match character {
         '"' | '#' | '%' | '<' | '>' | '`' | '?' | '{' | '}' => 3,

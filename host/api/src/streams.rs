@@ -1,8 +1,8 @@
-//! The streams of a connection, each a task, and the time that their answers have.
+//! The streams of a connection, each run as a task, and the time limits of their responses.
 //!
-//! hyper waits for as long as its peer gives a stream no window, with a piece of the answer in hand. So the tasks that it
-//! asks this executor to run end when [`answered`] has set a time and it has passed. HTTP/2 then resets the stream, and
-//! everything that it held is free.
+//! While a peer gives a stream no window, hyper waits without a limit and holds a piece of the
+//! response. So the tasks that hyper spawns on this executor end when the time set by [`answered`]
+//! has passed. HTTP/2 then resets the stream and frees all of its memory.
 
 use std::{
     cell::Cell,
@@ -16,21 +16,22 @@ use pin_project_lite::pin_project;
 use tokio::time::{Instant, Sleep, sleep_until};
 
 thread_local! {
-    /// The end that the stream polled on this thread has set, if it has set or lifted one.
+    /// The end time set by the stream that is polled on this thread. The inner `None` removes
+    /// the time limit.
     static ENDS: Cell<Option<Option<Instant>>> = const { Cell::new(None) };
 }
 
-/// Ends the stream in which this is called at that time, unless its answer has been sent.
+/// Ends the calling stream at this time, unless its response has been sent.
 pub(super) fn answered(ends: Instant) {
     ENDS.set(Some(Some(ends)));
 }
 
-/// Lifts the time that [`answered`] has set for the stream in which this is called: it has nothing to send.
+/// Removes the time limit that [`answered`] has set for the calling stream, which has nothing to send.
 pub(super) fn waits() {
     ENDS.set(Some(None));
 }
 
-/// Runs streams.
+/// The executor that runs streams.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Streams;
 
@@ -67,7 +68,7 @@ impl<F: Future<Output = ()>> Future for Stream<F> {
         let Some(ends) = *this.ends else { return Poll::Pending };
         let timer = this.timer.get_or_insert_with(|| Box::pin(sleep_until(ends)));
         if timer.as_mut().poll(cx).is_ready() {
-            tracing::debug!("a stream ends whose answer was not read in time");
+            tracing::debug!("ending a stream whose response was not read in time");
             return Poll::Ready(());
         }
         Poll::Pending

@@ -1,28 +1,32 @@
-//! Server-streaming methods of the machine: first what is, then what happens.
+//! Server-streaming methods of the state machine: the initial state, then the events.
 //!
 //! # Contract
-//! 1. The initial messages describe the state at one index, `conclave-index` in the leading metadata; then
-//!    comes every event after it whose topic lies in the machine's range, once and in order.
-//! 2. A call with `conclave-from-index: N` goes on: no initial messages, and every event after N. Any node
-//!    serves it, once it has applied N, for as long as the events are in its memory; OUT_OF_RANGE otherwise.
-//! 3. A call with `conclave-progress-ms: N` also gets a message when it got none for N milliseconds, or up to a second
-//!    later. It has the field 536870911 alone, a varint: the index up to which every message was sent. Decoders that do not
-//!    know the field see an empty message. The leading metadata repeat `conclave-progress-ms`.
-//! 4. A stream ends by its caller's `grpc-timeout`, or with an error: UNAVAILABLE when the node stops or has not
-//!    served for two seconds (it is cut off from its peers, for example; another node continues), OUT_OF_RANGE when the
-//!    caller reads more slowly than events are dropped from memory. It is reset when a caller does not read for the time
-//!    that an answer has. Trailing metadata then carry `conclave-index`: every
-//!    message up to it was sent.
+//! 1. The initial messages describe the state at one index, `conclave-index` in the leading
+//!    metadata. Then follows every later event whose topic lies in the state machine's range, once
+//!    and in order.
+//! 2. A call with `conclave-from-index: N` resumes: it gets no initial messages, and every event
+//!    after N. Any node that has applied N serves it while the events are in its memory; otherwise
+//!    the error is OUT_OF_RANGE.
+//! 3. A call with `conclave-progress-ms: N` also gets a progress message when it got no message for
+//!    N milliseconds, or up to a second later. The message has only the field 536870911, a varint:
+//!    the index up to which every message was sent. Decoders that do not know the field read an
+//!    empty message. The leading metadata repeat `conclave-progress-ms`.
+//! 4. A stream ends at its caller's `grpc-timeout`, or with an error. UNAVAILABLE: the node stops
+//!    or has not served for two seconds, for example because it is cut off from its peers; another
+//!    node can continue. OUT_OF_RANGE: the caller reads more slowly than events are dropped from
+//!    memory. The trailing metadata then carry `conclave-index`: every message up to it was sent.
+//!    The stream is reset when the caller does not read within the time limit of a response.
 //!
-//! Messages that are ready together leave in one DATA frame: clients close connections that bring thousands of tiny
-//! frames.
+//! Messages that are ready together are sent in one DATA frame, since clients close connections
+//! that send thousands of tiny frames.
 //!
 //! # Caveats
-//! - gRPC gives a message no metadata. A subscriber that wants to go on after a lost connection needs the
-//!   index of what it has seen, so a machine should put its entry's index into its messages, as `kv.v1` does. Between
-//!   such messages progress tells it, without which a quiet subscription falls behind what is kept.
-//! - The events of one entry are messages of their own. Who has lost a connection between two of them goes on
-//!   from the index before, and sees the first again.
+//! - gRPC messages have no metadata of their own. A subscriber needs the index of the last message
+//!   to resume after a lost connection. So a state machine should put its entry's index into its
+//!   messages, as `kv.v1` does. Between such messages, progress messages carry the index. Without
+//!   them a quiet subscription falls behind the retained events.
+//! - The events of one entry are separate messages. A subscriber that loses its connection between
+//!   two of them resumes from the previous index, and receives the first again.
 
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
@@ -51,16 +55,17 @@ use super::{
 use conclave_types::{Call, error::Error, status::Health};
 
 const PROGRESS: &str = "conclave-progress-ms";
-/// The field of a message that says how far a subscriber has come: the largest number that protobuf allows, so that no
-/// message has it by accident.
+/// The field of a progress message. It has the largest number that protobuf allows, so that no
+/// other message has it by accident.
 const PROGRESS_FIELD: u32 = (1 << 29) - 1;
 /// Messages that are ready are sent together up to this size.
 const FRAME_BYTES: usize = 16 << 10;
 
-/// How long a node may not serve before its subscriptions end. An election takes about a second, and ends none.
+/// A node's subscriptions end when it has not served for this time. An election takes about a
+/// second and ends none.
 const NOT_SERVING_TIME_MAX: Duration = Duration::from_secs(2);
 
-/// Answers one call. It is counted, and bounded in time, until its first message can be sent.
+/// Serves one subscription. The call is measured, and bounded in time, until its first message can be sent.
 pub(super) async fn serve<B: Backend>(
     shared: Arc<Shared<B>>,
     method: &Method,
@@ -117,7 +122,7 @@ async fn begin<B: Backend>(
     let connection = call::connection(parts);
     let place = Arc::clone(&connection.subscriptions).try_acquire_owned().map_err(|_| {
         Error::busy(format!(
-            "this connection has {} subscriptions, as many as it may: use another connection, or another node",
+            "this connection has {} subscriptions, which is the maximum: use another connection, or another node",
             options.subscriptions_per_connection_max
         ))
     })?;
@@ -138,7 +143,7 @@ async fn begin<B: Backend>(
     let subscription = result.map_err(|failure| Error::failure(failure).at_index(index))?;
     let bytes = subscription.initial.iter().map(Bytes::len).sum();
     let memory = (bytes > LARGE_BYTES).then(|| shared.reserve_answer(&connection, bytes));
-    // A subscription that goes on has seen what came before.
+    // A resumed subscription has already received all messages up to this index.
     let index = resume.unwrap_or(index);
     Ok(Feed {
         index,
@@ -157,7 +162,7 @@ async fn begin<B: Backend>(
     })
 }
 
-/// `conclave-progress-ms`: how often a subscriber wants to know how far it has come.
+/// Reads `conclave-progress-ms`: the interval of progress messages.
 fn progress_interval(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     let Some(value) = headers.get(PROGRESS) else { return Ok(None) };
     let millis = value.to_str().ok().and_then(|text| text.parse().ok());
@@ -170,37 +175,37 @@ fn progress_interval(headers: &HeaderMap) -> Result<Option<Duration>, Error> {
     })
 }
 
-/// A framed message that says how far a subscriber has come.
+/// Returns a framed progress message.
 fn progress_message(index: u64) -> Result<Bytes, Error> {
     let mut message = Vec::with_capacity(15);
     prost::encoding::uint64::encode(PROGRESS_FIELD, &index, &mut message);
     answer::frame(&message)
 }
 
-/// What one subscriber is sent, as it takes it.
+/// The messages of one subscriber, sent as it reads them.
 struct Feed {
-    /// Every message up to here has been handed on.
+    /// Every message up to this index has been passed to the connection.
     index: u64,
-    /// Of this entry are the messages that wait.
+    /// The index of the entry whose messages are waiting.
     sending: u64,
-    /// How often the subscriber is told the index, if it wants to know.
+    /// The interval of progress messages, if the subscriber wants them.
     progress: Option<Duration>,
-    /// When it was sent anything last.
+    /// The time of the last message of any kind.
     told: Instant,
     messages: VecDeque<Bytes>,
-    /// The rest of a frame of which a piece was handed over.
+    /// The rest of a frame that has been sent in part.
     rest: Bytes,
-    /// `None`: the trailers were sent.
+    /// `None` once the trailers have been sent.
     events: Option<Events>,
     closing: watch::Receiver<bool>,
-    /// Ready when the node has not served for so long that its subscriptions end.
+    /// Completes when the node has not served for so long that its subscriptions end.
     not_serving: BoxFuture<'static, Error>,
     ends: Option<Instant>,
-    /// Reserved for the messages that come first, until all of them have been handed over.
+    /// Reserved for the initial messages, until all of them have been passed to the connection.
     memory: Option<Reserved>,
-    /// How long a reader may take, beside the time for the size.
+    /// The base time for a reader, in addition to the time for the size.
     transfer_time: Duration,
-    /// The subscription's place among those of its connection.
+    /// The permit for one of the connection's subscriptions.
     _place: Option<OwnedSemaphorePermit>,
 }
 
@@ -250,17 +255,19 @@ impl Feed {
 }
 
 impl Feed {
-    /// The reader takes so many bytes in time, or the stream ends: its memory is not held without end.
+    /// Ends the stream if the reader does not take these bytes in time, so that memory is not
+    /// held without limit.
     fn hands_over(&self, bytes: usize) {
         streams::answered(Instant::now() + transfer_time(bytes, self.transfer_time));
     }
 
-    /// The bytes that can be sent at once: messages that wait, up to the size of a frame, or how far the subscriber has come.
+    /// Returns the bytes that can be sent now: waiting messages up to the frame size, or
+    /// a progress message.
     fn ready(&mut self) -> Result<Option<Bytes>, Error> {
         if self.rest.is_empty() {
             self.rest = self.next_frame()?.unwrap_or_default();
         }
-        // The connection takes pieces beyond the window of its reader: a large frame is not one of them.
+        // The connection buffers pieces beyond its reader's window, so a large frame is passed in pieces.
         let piece = self.rest.split_to(self.rest.len().min(PIECE_BYTES));
         Ok(Some(piece).filter(|piece| !piece.is_empty()))
     }
@@ -278,7 +285,7 @@ impl Feed {
         }
         self.index = self.sending;
         match self.progress {
-            // Also if nothing is new: proxies close what is silent.
+            // Also sent without new messages, since proxies close silent connections.
             Some(interval) if self.told.elapsed() >= interval => {
                 progress_message(self.index).map(Some)
             }
@@ -287,7 +294,7 @@ impl Feed {
     }
 }
 
-/// Waits until the node has not served for [`NOT_SERVING_TIME_MAX`], and returns why.
+/// Waits until the node has not served for [`NOT_SERVING_TIME_MAX`], and returns the reason.
 async fn not_serving(mut health: watch::Receiver<Health>) -> Error {
     loop {
         let stopped = health.wait_for(|health| *health != Health::Serving).await.is_ok();
@@ -343,7 +350,7 @@ mod tests {
         assert_eq!((bytes, feed.index), (1_000 * 105, 2));
         assert!(frames.iter().all(|frame| frame.len() <= FRAME_BYTES && frame.len() % 105 == 0));
         assert_eq!(frames.len(), bytes.div_ceil(FRAME_BYTES));
-        // A large one is by itself, in pieces.
+        // A large message is sent alone, in pieces.
         feed.messages =
             vec![Bytes::from(vec![7; PIECE_BYTES * 2]), Bytes::from_static(b"x")].into();
         for expected in [PIECE_BYTES, PIECE_BYTES, 5, 6] {

@@ -1,7 +1,8 @@
-//! Which path is served how.
+//! The table of served methods: from a path to its handler.
 //!
-//! A table is built whole from what the active machine says of itself and never changes; a change of the
-//! machine swaps the table. The host's own services come first: a machine cannot take their names.
+//! A table is built from the description of the active state machine and never changes. A change of
+//! the state machine replaces the whole table. The host's own services take precedence: a state
+//! machine cannot use their names.
 
 use std::{
     collections::{BTreeSet, HashMap},
@@ -17,7 +18,7 @@ use super::{
 };
 use conclave_types::error::Error;
 
-/// Services that the host serves itself.
+/// Services of the host itself.
 pub(super) const HOST_SERVICES: [&str; 5] = [
     "conclave.cluster.v1.Cluster",
     "conclave.machine.v1.Machine",
@@ -43,10 +44,10 @@ const HOST_METHODS: [(&str, Target); 14] = [
     ("conclave.cluster.v1.Cluster/RollbackComponent", Target::Upgrade(Verb::Rollback)),
 ];
 
-/// What a method does.
+/// The handler of a method.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Target {
-    /// One of the machine's own.
+    /// A method of the state machine.
     Machine(MethodKind),
     Apply,
     Query,
@@ -56,7 +57,7 @@ pub(super) enum Target {
     Verify,
     SetTime,
     SetLimits,
-    /// One of the steps of an upgrade.
+    /// A step of an upgrade.
     Upgrade(Verb),
 }
 
@@ -71,7 +72,7 @@ pub(super) enum Verb {
     Rollback,
 }
 
-/// One method that is served.
+/// One served method.
 pub(super) struct Method {
     /// `package.Service/Method`.
     pub(super) name: Arc<str>,
@@ -80,17 +81,17 @@ pub(super) struct Method {
     request: Option<(Arc<Shapes>, ShapeId)>,
 }
 
-/// All methods of the host and of the active machine.
+/// All methods of the host and of the active state machine.
 pub(super) struct Table {
     pub(super) machine: Arc<MachineInfo>,
     /// The full names of all services, in order.
     pub(super) services: BTreeSet<String>,
-    /// By path, with the leading slash.
+    /// The methods by path, with the leading slash.
     methods: HashMap<Box<str>, Arc<Method>>,
 }
 
 impl Table {
-    /// Fails if the machine's descriptor set is damaged, or lacks a method that the machine lists.
+    /// Builds the table. Fails if the state machine's descriptor set is damaged, or lacks a listed method.
     pub(super) fn build(machine: Arc<MachineInfo>, metrics: &Metrics) -> Result<Self, Error> {
         let mut methods = HashMap::new();
         for (name, target) in HOST_METHODS {
@@ -108,7 +109,7 @@ impl Table {
         for (name, kind, request) in machine_methods(&machine)? {
             let service = name.split('/').next().unwrap_or_default();
             if HOST_SERVICES.contains(&service) {
-                tracing::warn!(method = %name, "the machine's method is hidden by the host's own service");
+                tracing::warn!(method = %name, "a service of the host hides this method of the state machine");
                 continue;
             }
             services.insert(service.to_owned());
@@ -125,29 +126,29 @@ impl Table {
         Ok(Self { machine, services, methods })
     }
 
-    /// The method that is served under the path.
+    /// Returns the method that is served under the path.
     pub(super) fn get(&self, path: &str) -> Option<&Arc<Method>> {
         self.methods.get(path)
     }
 
-    /// The method with this name.
+    /// Returns the method with this name.
     pub(super) fn named(&self, name: &str) -> Option<&Arc<Method>> {
         self.methods.get(&*path_of(name))
     }
 
-    /// Nobody serves the path.
+    /// The error for an unknown path.
     pub(super) fn unknown(&self, path: &str) -> Error {
         let services: Vec<_> = self.services.iter().map(String::as_str).collect();
         let path: String = path.trim_start_matches('/').chars().take(200).collect();
         Error::unknown_method(format!(
-            "no method {path}: this node serves {}; reflection lists their methods",
+            "unknown method {path}: this node serves {}; reflection lists their methods",
             services.join(", ")
         ))
     }
 }
 
 impl Method {
-    /// Whether the bytes can be the request that the method takes.
+    /// Checks whether the bytes can be a request of this method.
     pub(super) fn check_request(&self, request: &[u8]) -> Result<(), Error> {
         let Some((shapes, id)) = &self.request else { return Ok(()) };
         shapes
@@ -169,7 +170,7 @@ fn machine_methods(machine: &MachineInfo) -> Result<Vec<MachineMethod>, Error> {
     }
     let pool = DescriptorPool::decode(machine.descriptor_set.clone()).map_err(|error| {
         Error::fatal(format!(
-            "the descriptor set of machine {} is damaged: {error}; build the component again",
+            "the descriptor set of component {} is damaged: {error}; build the component again",
             machine.component_id
         ))
     })?;
@@ -183,7 +184,7 @@ fn machine_methods(machine: &MachineInfo) -> Result<Vec<MachineMethod>, Error> {
         let shape = input.and_then(|input| shapes.add(&pool, input.full_name()));
         let Some(shape) = shape else {
             return Err(Error::fatal(format!(
-                "machine {} lists the method {name}, and its descriptor set does not: build the component \
+                "component {} lists the method {name}, but its descriptor set does not: build the component \
                  again",
                 machine.component_id
             )));
