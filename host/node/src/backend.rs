@@ -1,4 +1,4 @@
-//! The layer's backend in a node: the replica.
+//! The backend of the ports: the replica.
 
 use std::{sync::Arc, time::Duration};
 
@@ -27,7 +27,7 @@ use conclave_types::{
     },
 };
 
-/// The replica, as the ports see it.
+/// The replica, as the backend of the ports.
 #[derive(Clone)]
 pub(crate) struct ReplicaBackend(pub(crate) Replica);
 
@@ -134,7 +134,7 @@ impl Backend for ReplicaBackend {
         let mut metrics = vec![
             Metric::gauge(
                 "conclave_component_info",
-                "The active machine; the number is always 1.",
+                "The active state machine. The value is always 1.",
                 1.0,
             )
             .label("component", component.id().to_string())
@@ -142,39 +142,39 @@ impl Backend for ReplicaBackend {
             .label("version", description.version.clone()),
             Metric::counter(
                 "conclave_entries_applied_total",
-                "Entries that the machine applied.",
+                "Entries applied to the state machine.",
                 stats.entries,
             ),
             Metric::counter(
                 "conclave_queries_total",
-                "Queries that the machine answered.",
+                "Queries answered by the state machine.",
                 stats.queries,
             ),
             Metric::counter(
                 "conclave_standby_builds_total",
-                "Instances of the machine that were built again after a trap.",
+                "Standby instances of the state machine built after a trap.",
                 stats.standby_builds,
             ),
         ];
         metrics.extend([
             Metric::gauge(
                 "conclave_standby",
-                "Whether there is a standby instance of the state machine; without one, a trap stops writes until there is.",
+                "1 if the state machine has a standby instance, else 0. Without one, a trap stops writes until it is built.",
                 f64::from(u8::from(*self.0.worker().standby().borrow())),
             ),
             Metric::gauge(
                 "conclave_standby_build_seconds",
-                "The time that the last standby instance took until it answered queries.",
+                "Time that the last standby instance took until it answered queries, in seconds.",
                 self.0.worker().standby_build_time().as_secs_f64(),
             ),
             Metric::gauge(
                 "conclave_snapshot_restored_bytes",
-                "The linear memory that restoring the last snapshot took; 0: none was taken since the start.",
+                "Linear memory used to restore the last snapshot, in bytes; 0 if none was taken since the start.",
                 self.0.snapshot_restored_bytes() as f64,
             ),
             Metric::gauge(
                 "conclave_snapshot_failing",
-                "Whether the last snapshot could not be taken; the log grows meanwhile, and the status says why.",
+                "1 if the last snapshot failed, else 0. Meanwhile the log grows; `cluster status` shows the reason.",
                 f64::from(u8::from(self.0.snapshot_failure().is_some())),
             ),
         ]);
@@ -182,12 +182,12 @@ impl Backend for ReplicaBackend {
         metrics.extend([
             Metric::counter(
                 "conclave_components_compiled_total",
-                "Components that this node compiled since it started.",
+                "Components compiled by this node since its start.",
                 compiled,
             ),
             Metric::counter(
                 "conclave_components_loaded_total",
-                "Components whose compiled code was kept and loaded instead.",
+                "Components loaded from stored compiled code since the start.",
                 loaded,
             ),
         ]);
@@ -195,22 +195,22 @@ impl Backend for ReplicaBackend {
         metrics.extend([
             Metric::gauge(
                 "conclave_log_live_bytes",
-                "Bytes of the entries that the log has; the log takes more on the disk.",
+                "Size of the entries in the log, in bytes. The log takes more space on the disk.",
                 self.0.log_live_bytes() as f64,
             ),
             Metric::gauge(
                 "conclave_disk_hung_seconds",
-                "How long the disk has not completed a write, once that is longer than an election takes; 0 otherwise.",
+                "Time that the disk has not completed a write, in seconds, if longer than an election takes; else 0.",
                 disk_hung.as_secs_f64(),
             ),
             Metric::counter(
                 "conclave_raft_transfers_total",
-                "Times that this node had another one take over its leadership.",
+                "Leadership transfers from this node to another node.",
                 transfers,
             ),
             Metric::gauge(
                 "conclave_raft_lag_entries",
-                "Entries that the leader has committed and that are not applied here.",
+                "Entries that the leader has committed and this node has not applied.",
                 self.0.lag() as f64,
             ),
         ]);
@@ -218,33 +218,33 @@ impl Backend for ReplicaBackend {
         metrics.extend([
             Metric::gauge(
                 "conclave_diverged",
-                "Whether this node's machine differs from the others', so that it answers nobody.",
+                "1 if this node's state machine has diverged from the others, so that it rejects requests; else 0.",
                 f64::from(u8::from(quarantined)),
             ),
             Metric::counter(
                 "conclave_divergences_total",
-                "ConsistencyChecks that this node's machine did not agree with.",
+                "Consistency checks in which this node's state machine differed from the majority.",
                 diverged,
             ),
             Metric::counter(
                 "conclave_divergences_repaired_total",
-                "Times that this node's machine was replaced by a peer's state.",
+                "Times that this node's state machine was repaired with a peer's state.",
                 repaired,
             ),
             Metric::counter(
                 "conclave_consistency_checks_equal_total",
-                "ConsistencyChecks that this node's machine agreed with.",
+                "Consistency checks in which this node's state machine agreed with the majority.",
                 equal,
             ),
             Metric::counter(
                 "conclave_consistency_checks_undecided_total",
-                "ConsistencyChecks that this node did not propose because no majority of the voters agreed.",
+                "Consistency checks that this node did not propose because no majority of the voters agreed.",
                 undecided,
             ),
             Metric::counter(
                 "conclave_snapshots_withheld_total",
-                "Times that a peer needed a snapshot and was sent none, because this node's state differs from other \
-                 voters' and no majority decides, or is being repaired.",
+                "Snapshots that a peer needed and this node did not send, because its state differs from other voters' \
+                 and no majority decides, or because it is being repaired.",
                 withheld,
             ),
         ]);
@@ -313,29 +313,29 @@ impl Upgrades for ReplicaBackend {
     }
 }
 
-/// The clocks as metrics. An unknown value has no line.
+/// Returns the clocks as metrics. Unknown values are omitted.
 fn clock_metrics(clock: ClockStatus) -> impl Iterator<Item = Metric> {
     let seconds = |ms: i64| ms as f64 / 1e3;
     let offset = clock.offset_ms.map(|ms| {
-        let help = "This node's clock minus that of a majority of the voters.";
+        let help = "Clock of this node minus that of a majority of the voters, in seconds.";
         Metric::gauge("conclave_clock_offset_seconds", help, seconds(ms))
     });
     let log_offset = clock.log_offset_ms.map(|ms| {
-        let help = "The log's time minus the clock of a majority of the voters.";
+        let help = "Time of the log minus the clock of a majority of the voters, in seconds.";
         Metric::gauge("conclave_log_time_offset_seconds", help, seconds(ms))
     });
     let alarm = Metric::gauge(
         "conclave_clock_alarm",
-        "Whether something is wrong with the clocks: the status says what.",
+        "1 if there is a problem with the clocks, else 0. `cluster status` shows the reason.",
         f64::from(u8::from(!clock.alarm.is_empty())),
     );
     [offset, log_offset, Some(alarm)].into_iter().flatten()
 }
 
-/// How often a subscription without events says how far it has come.
+/// The interval at which a subscription without events reports its position.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The next events, or how far the log has come without any.
+/// Returns the next events, or the position in the log if there were none.
 async fn next_or_place(events: &mut Watcher) -> Result<(u64, Vec<Bytes>), WatchError> {
     loop {
         if let Ok(next) = timeout(PLACE_INTERVAL, events.next()).await {

@@ -1,18 +1,19 @@
 //! A node inside another program.
 //!
-//! A program that brings its own machine along, or wants no second process beside it, runs nodes itself.
-//! They are the nodes that `conclave serve` runs: the same ports, the same files, the same peers. A cluster
-//! may be made of both.
+//! A program can run nodes itself, for example to provide its own state machine or to avoid a
+//! second process. They are equal to the nodes of `conclave serve`: the same ports, files and peer
+//! protocol. A cluster may mix both kinds.
 //!
-//! Contract: a node that has started listens on its ports; calls wait until there is a leader. It runs in
-//! the tokio runtime that started it, which must have several threads, beside threads of its own for the
-//! disk and the machine.
+//! Contract: a node that has started listens on its ports; calls wait until there is a leader. It
+//! runs in the tokio runtime that started it, which must be multi-threaded. It also has its own
+//! threads for the disk and the state machine.
 //!
-//! Caveats: a node whose state machine or disk fails continues to run and reports it: watch its health, at the
-//! client port and the admin port. After a bug in the node itself (a panic in one of its tasks or threads) it
-//! ends, and [`Node::failed`] returns the error. It installs no signal handlers and no log; the program
-//! does ([`conclave_cli::telemetry::start`] is what `conclave serve` uses). What a program's other threads do to
-//! memory and processors, they do to the node.
+//! Caveats: a node whose state machine or disk fails continues to run and reports the failure.
+//! Watch its health on the client port or the admin port. After a bug in the node itself (a panic
+//! in one of its tasks or threads) it ends, and [`Node::failed`] returns the error. A node installs
+//! no signal handlers and no logging; the program does (`conclave serve` uses
+//! [`conclave_cli::telemetry::start`]). The program's other threads share memory and processors
+//! with the node.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), Box<dyn std::error::Error>> {
@@ -32,7 +33,7 @@
 //! let mut config = Config::from_settings(settings, None)?;
 //! config.component = Some(ComponentSource::File("target/counter.wasm".into()));
 //! let node = Node::start(config).await?;
-//! // Calls go to 127.0.0.1:7101, with conclave-client or any other client of gRPC.
+//! Calls go to 127.0.0.1:7101, with conclave-client or any other gRPC client.
 //! node.stop().await?;
 //! # Ok(()) }
 //! ```
@@ -47,7 +48,7 @@ use tokio::{
 use crate::{config::Config, node};
 use conclave_types::error::Error;
 
-/// A node that runs. Dropping it stops it too, without a wait for the end.
+/// A running node. Dropping it also stops it, without waiting for the end.
 #[derive(Debug)]
 pub struct Node {
     client_address: SocketAddr,
@@ -57,8 +58,8 @@ pub struct Node {
 }
 
 impl Node {
-    /// Starts a node. Fails with what is wrong: a port that is taken, a key that does not fit the data, a
-    /// component that is none; the data directory is left as it was.
+    /// Starts a node. Fails if, for example, a port is in use, the key does not match the data, or
+    /// the component is invalid. The data directory is then unchanged.
     pub async fn start(config: Config) -> Result<Self, Error> {
         let client_address = config.listen_client;
         let (stop, stopped) = oneshot::channel::<()>();
@@ -66,14 +67,14 @@ impl Node {
         let running = tokio::spawn(node::run_with(
             config,
             move || {
-                // Nobody waits any more.
+                // The caller may have stopped waiting.
                 let _ = started.send(());
             },
             async move { drop(stopped.await) },
         ));
         match has_started.await {
             Ok(()) => Ok(Self { client_address, stop: Some(stop), running: Some(running) }),
-            // It ended before it had started.
+            // The node ended during its start.
             Err(_) => Err(match ended(running.await) {
                 Err(error) => error,
                 Ok(()) => Error::fatal("the node stopped before it had started"),
@@ -81,21 +82,22 @@ impl Node {
         }
     }
 
-    /// Where clients reach it.
+    /// The address for clients.
     pub fn client_address(&self) -> SocketAddr {
         self.client_address
     }
 
-    /// Waits until the node ends by itself, and returns why: a fatal error, such as a panic in one of its tasks.
-    /// A node that works never returns from this; dropping the future does not affect the node.
+    /// Waits until the node ends by itself, and returns the reason: a fatal error, such as a panic
+    /// in one of its tasks. While the node works, this does not return. Dropping the future does
+    /// not affect the node.
     pub async fn failed(&mut self) -> Error {
         let Some(running) = &mut self.running else { return std::future::pending().await };
         let result = ended(running.await);
         self.running = None;
-        result.err().unwrap_or_else(|| Error::fatal("the node stopped by itself: report this"))
+        result.err().unwrap_or_else(|| Error::fatal("the node stopped by itself: report this bug"))
     }
 
-    /// Stops the node: a leader transfers its leadership first, and calls under way are answered.
+    /// Stops the node. A leader transfers its leadership first, and calls in progress are completed.
     pub async fn stop(mut self) -> Result<(), Error> {
         drop(self.stop.take());
         match self.running.take() {
@@ -106,5 +108,5 @@ impl Node {
 }
 
 fn ended(joined: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
-    joined.unwrap_or_else(|error| Err(Error::fatal(format!("the node broke: {error}"))))
+    joined.unwrap_or_else(|error| Err(Error::fatal(format!("the node failed: {error}"))))
 }

@@ -1,7 +1,7 @@
 //! Conclave: a host for replicated state machines that are WebAssembly components.
 //!
-//! This crate is one node: [`Node`] for programs that run nodes inside themselves, [`config`] for its settings, and
-//! [`replay`] for the log of a stopped node. The layers below are crates of their own.
+//! This crate is one node. [`Node`] is for programs that run nodes in their own process, [`config`] has
+//! the settings, and [`replay`] replays the log of a stopped node. The layers below are separate crates.
 
 mod backend;
 pub mod config;

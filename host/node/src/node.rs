@@ -1,4 +1,4 @@
-//! One node: the only place that wires the layers together.
+//! Assembles one node. This is the only module that connects the layers.
 
 mod file_limit;
 mod recover;
@@ -33,22 +33,22 @@ use conclave_storage as storage;
 use conclave_storage::{CompiledStore, Identity, Storage};
 use conclave_types::{ComponentId, error::Error};
 
-/// A step of a start.
+/// The name of a startup step.
 const COMPILING: &str = "loading the component, which compiles it if no compiled code is kept";
 
-/// How long Raft, the machine and the log may take to stop.
+/// Time for Raft, the state machine and the log to stop.
 const STOP_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// How long calls of peers may take to end.
+/// Time for calls of peers to end.
 const PEERS_TIME_MAX: Duration = Duration::from_millis(500);
 
-/// Runs a node until `shutdown`. Fails with what is wrong if it cannot start, and leaves the data
-/// directory as it was. A start ends at `shutdown` too; what it does at that moment runs to its end in the background.
+/// Runs a node until `shutdown`. If it cannot start, it returns the reason and leaves the data
+/// directory unchanged. `shutdown` also ends a start; a blocking step then completes in the background.
 pub async fn run(config: Config, shutdown: impl Future<Output = ()>) -> Result<(), Error> {
     run_with(config, || (), shutdown).await
 }
 
-/// As [`run`]; calls `started` once nothing can go wrong any more that the configuration decides.
+/// Like [`run`], but calls `started` after the last step that the configuration can cause to fail.
 pub async fn run_with(
     config: Config,
     started: impl FnOnce(),
@@ -67,7 +67,7 @@ async fn run_replica(
     let admin_listener = api::bind(config.listen_admin, "admin").await?;
     let startup = Startup::new("opening the data directory");
     let admin = Admin::new(startup.clone());
-    // The admin port answers before there is a replica, and after it has stopped.
+    // The admin port responds before the replica runs, and after it has stopped.
     let tasks = Supervisor::default();
     let (stop_admin, admin_stopped) = watch::channel(false);
     let admin_port = tasks.spawn("admin port", {
@@ -101,7 +101,7 @@ async fn run_ports(
     started(&replica);
     let result = tokio::select! {
         result = serve(options, (clients, peers), &replica, admin, shutdown) => result,
-        // A bug in this node. Nothing can be relied on, so calls under way are not waited for.
+        // A bug in this node. Its state cannot be trusted, so calls in progress are not completed.
         fatal = replica.failed() => Err(fatal),
     };
     let stopped = timeout(STOP_TIME_MAX, replica.shutdown());
@@ -111,7 +111,7 @@ async fn run_ports(
     result
 }
 
-/// Starts the replica, while the client port refuses calls. `None`: `shutdown` came first.
+/// Starts the replica while the client port rejects calls. Returns `None` if `shutdown` came first.
 async fn start_behind(
     config: &Config,
     options: &api::Options,
@@ -125,21 +125,21 @@ async fn start_behind(
         biased;
         () = shutdown => return Ok(None),
         replica = start(config, startup) => replica?,
-        // It ends after `begin` only.
-        () = &mut refusing => return Err(Error::fatal("the client port ended: report this")),
+        // The port ends only after `begin`.
+        () = &mut refusing => return Err(Error::fatal("the client port ended: report this bug")),
     };
     begin.send_replace(true);
     refusing.await;
     Ok(Some(replica))
 }
 
-/// Ends when the channel says so, or when its sender is gone.
+/// Waits until the channel becomes true, or its sender is dropped.
 async fn until(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
 async fn start(config: &Config, startup: &Startup) -> Result<Replica, Error> {
-    // Compiling the machine and reading the log keep a thread busy for a while.
+    // Compiling the component and reading the log block a thread for a while.
     let opening = tokio::task::spawn_blocking({
         let (config, startup) = (config.clone(), startup.clone());
         move || open(&config, &startup)
@@ -165,7 +165,7 @@ fn port_options(config: &Config) -> api::Options {
     }
 }
 
-/// Everything below Raft: keys, storage, the machine.
+/// Opens the parts below Raft: keys, storage and the state machine.
 fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
     let master_key = master_key(&config.master_key)?;
     let limits = machine::Limits {
@@ -179,7 +179,7 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
         .clone()
         .map(|dir| CompiledStore::shared(dir, &master_key, &config.cluster_id).map(KeptCode::new));
     let shared = shared.transpose().map_err(startup)?;
-    // A directory is made only for a component that is served.
+    // A new directory is created only if its component can be loaded.
     let loaded = match Storage::made_for(&config.data_dir).map_err(startup)? {
         Some(_) => None,
         None => {
@@ -202,7 +202,7 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
     let kept = shared.unwrap_or_else(|| KeptCode::new(compiled));
     let initial_component = match loaded {
         Some(component) => {
-            // It was compiled before there was a directory for it.
+            // The component was compiled before its directory existed.
             if !is_shared {
                 component.keep_code(&kept);
             }
@@ -243,7 +243,7 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
     })
 }
 
-/// The component that a directory was made for, whichever one the node was started with.
+/// Loads the component that the directory was created with, whichever component is configured now.
 fn begun_with(
     config: &Config,
     engine: &Engine,
@@ -253,19 +253,19 @@ fn begun_with(
     if given == initial_component {
         return load(config, engine, initial_component, Some(kept));
     }
-    // One that was named is looked at all the same: a wrong file is a mistake.
+    // A configured component is loaded all the same, since a wrong file is a mistake.
     if !matches!(config.component, Some(ComponentSource::Default(_))) {
         load(config, engine, given.clone(), Some(kept))?;
     }
     tracing::info!(
         given = %ComponentId::of(&given),
-        "this node has data, so it continues with the cluster's component and not with the one that it was started with: \
-         `conclave component push` brings another one to the cluster"
+        "this node has data, so it continues with the cluster's component instead of the configured one: \
+         use `conclave component push` to add a component to the cluster"
     );
     Component::load_with(engine, initial_component, kept.compiling(false)).map_err(startup)
 }
 
-/// The component that the node was started with.
+/// Loads the configured component.
 fn load(
     config: &Config,
     engine: &Engine,
@@ -279,8 +279,8 @@ fn load(
     })
 }
 
-/// Opens a stopped node's directory for a replay, which happens in `copy`, an empty directory of the caller's.
-/// Blocking. `stop` is asked now and then.
+/// Opens a stopped node's directory for a replay. The replay works on `copy`, an empty directory of
+/// the caller. Blocking; polls `stop` to cancel.
 pub fn open_replay(
     stopped: &StoppedNode,
     copy: &Path,
@@ -288,7 +288,7 @@ pub fn open_replay(
 ) -> Result<replay::Source, Error> {
     let dir = &stopped.data_dir;
     let key = master_key(&stopped.master_key)?;
-    // What is wrong with the copy is wrong with the original.
+    // An error in the copy is an error in the original, so the message names the original.
     let named = |error| {
         let text = startup(error).to_string();
         Error::fatal(text.replace(&*copy.to_string_lossy(), &dir.to_string_lossy()))
@@ -312,12 +312,12 @@ pub fn open_replay(
     }))
 }
 
-/// For the machine's randomness: the same on every node.
+/// Returns the seed of the state machine's randomness, which is the same on every node.
 fn seed(identity: &Identity) -> [u8; 32] {
     *blake3::hash(identity.cluster_id.as_bytes()).as_bytes()
 }
 
-/// Why a node does not start, with what was found wrong.
+/// Returns an error for a failed start, with its causes.
 fn startup(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     let mut text = error.to_string();
     let mut source = error.source();
@@ -333,7 +333,7 @@ fn startup(error: impl std::error::Error + Send + Sync + 'static) -> Error {
 
 fn component(config: &Config) -> Result<Bytes, Error> {
     let path = match &config.component {
-        None => return Err(Error::invalid("no component: set Config::component")),
+        None => return Err(Error::invalid("no component is configured: set Config::component")),
         Some(ComponentSource::Bytes(bytes) | ComponentSource::Default(bytes)) => {
             return Ok(bytes.clone());
         }
@@ -355,18 +355,18 @@ fn master_key(source: &MasterKeySource) -> Result<MasterKey, Error> {
     }
 }
 
-/// Serves the methods of whichever machine is active.
+/// Serves the methods of the active state machine, and follows its changes.
 async fn follow_machine(api: Api<ReplicaBackend>, replica: Replica) {
     let mut machine = replica.machine();
-    // The machine may have changed before this began to watch.
+    // The state machine may have changed before this task began to watch.
     machine.mark_changed();
     while machine.changed().await.is_ok() {
         let component = machine.borrow_and_update().id();
         match api.set_machine(ReplicaBackend(replica.clone()).machine()) {
-            Ok(()) => tracing::info!(%component, "serving the machine's methods"),
-            // It was loaded, so its descriptor was read before.
+            Ok(()) => tracing::info!(%component, "serving the methods of the state machine"),
+            // Loading the component has already checked its descriptor, so this is not expected.
             Err(error) => {
-                tracing::error!(%component, %error, "the methods of the machine before are served")
+                tracing::error!(%component, %error, "the previous methods are still served")
             }
         }
     }
@@ -393,10 +393,10 @@ async fn serve(
     });
     shutdown.await;
     tracing::info!("stopping");
-    // A leader has another node lead first, while it still answers.
+    // A leader transfers its leadership while it can still respond.
     replica.retire().await;
     following.abort();
-    // Clients first: what they still wait for needs the peers.
+    // The client port stops first, since its remaining calls need the peers.
     stop.send_replace(true);
     let _ = clients.await;
     replica.close_peers();
@@ -417,7 +417,7 @@ mod tests {
         std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
     }
 
-    /// A node of one, in this process. The key stands in a file, as settings have no secrets.
+    /// Returns the configuration of a single node. The key is in a file, since settings contain no secrets.
     fn config(dir: &Path) -> Config {
         let key = dir.join("master.key");
         let [client, peer, admin] = [(); 3].map(|()| free_address());
@@ -436,7 +436,7 @@ mod tests {
         Config::load(settings).unwrap()
     }
 
-    /// Limits that the configuration accepts are accepted by the engine, all together.
+    /// Goal: the engine accepts all combinations of limits that the configuration accepts.
     #[test]
     fn limits_at_their_ends_can_be_set_together() {
         let limits = |end: fn(u64, u64) -> u64| {
@@ -465,7 +465,7 @@ mod tests {
         }
     }
 
-    /// A task that panics ends the node with an error that names it, whichever part of the node it belongs to.
+    /// Goal: if any task of the node panics, the node ends with an error that names the task.
     #[tokio::test(flavor = "multi_thread")]
     async fn node_ends_when_one_of_its_tasks_panics() {
         let dir = tempfile::tempdir().unwrap();

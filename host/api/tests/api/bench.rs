@@ -1,7 +1,9 @@
 //! Goal: the dynamic path costs no more than a service that tonic generates.
 //!
-//! `cargo test --workspace --test api bench -- --ignored --nocapture`; numbers to compare with each other
-//! only: client and server share the machine, and the profile is that of the tests.
+//! `cargo test --workspace --test api bench -- --ignored --nocapture`
+//!
+//! Compare the numbers with each other only. Client and server share the host, and the profile is
+//! that of the tests.
 
 use std::{
     fs,
@@ -29,7 +31,7 @@ const CLIENTS: usize = 64;
 const ROUNDS: usize = 4;
 const ROUND: Duration = Duration::from_secs(1);
 
-/// What tonic generates, over the same messages.
+/// The service that tonic generates, over the same messages.
 struct Echo;
 
 #[tonic::async_trait]
@@ -57,7 +59,7 @@ impl wire::machine_server::Machine for Echo {
     }
 }
 
-/// Calls, with `connections` shared by the clients.
+/// Runs calls for one round and counts them. The clients share `connections` connections.
 async fn load(address: SocketAddr, path: &'static str, request: Bytes, connections: usize) -> u32 {
     let mut channels = Vec::new();
     for _ in 0..connections {
@@ -83,8 +85,8 @@ async fn load(address: SocketAddr, path: &'static str, request: Bytes, connectio
     clients.join_all().await.into_iter().sum()
 }
 
-/// What the threads of this name have used of the processors: it says more than calls a second on a
-/// machine that has other work.
+/// Returns the CPU time of the threads with this name. On a host with other load it is more
+/// reliable than the number of calls per second.
 fn cpu(name: &str) -> Duration {
     let mut nanoseconds = 0;
     for task in fs::read_dir("/proc/self/task").unwrap() {
@@ -117,8 +119,8 @@ fn against_a_generated_service() {
     let dynamic = runtime("dynamic");
     let node = dynamic.block_on(Node::start());
     node.fake.records.store(false, Ordering::Relaxed);
-    // PutRequest and ApplyRequest are both a string and 256 bytes. The descriptor does not know the name,
-    // so that Apply passes any bytes on.
+    // PutRequest and ApplyRequest both consist of a string and 256 bytes. The descriptor does not
+    // know the method name, so Apply passes any bytes on.
     let mut message = b"\x0a\x0ckv.v1.KV/Raw\x12\x80\x02".to_vec();
     message.resize(message.len() + 256, b'v');
     let message = Bytes::from(message);
@@ -141,7 +143,7 @@ fn against_a_generated_service() {
             let rate = f64::from(calls) / (ROUND.as_secs_f64() * ROUNDS as f64);
             let each = used / calls;
             println!(
-                "{connections} connections: {threads} {path}: {rate:.0}/s, {each:?} of CPU a call"
+                "{connections} connections: {threads} {path}: {rate:.0}/s, {each:?} of CPU per call"
             );
         }
     }

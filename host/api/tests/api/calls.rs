@@ -1,4 +1,4 @@
-//! Goal: the machine's methods are gRPC methods; what is not fit for the log does not reach it.
+//! Goal: the state machine's methods are gRPC methods, and invalid requests do not reach the log.
 
 use std::time::Duration;
 
@@ -62,7 +62,7 @@ async fn a_request_over_the_limit_is_told_the_limit() {
     // The connection still works.
     let put = crate::fake::call(channel, "/kv.v1.KV/Put", Request::new(Bytes::from_static(PUT)));
     put.await.unwrap();
-    // The limit holds for the request inside a generic call too.
+    // The limit also applies to the request inside a generic call.
     let request = proto::machine::ApplyRequest {
         method: "kv.v1.KV/Put".to_owned(),
         request: vec![0; 1001].into(),
@@ -74,7 +74,7 @@ async fn a_request_over_the_limit_is_told_the_limit() {
 
 #[tokio::test]
 async fn more_calls_than_the_node_takes_at_once_are_told_so() {
-    // One connection may have half of them, and its share of the rest.
+    // One connection may have half of the calls, and its share of the rest.
     let node = Node::with(Options { calls_in_flight_max: 4, ..Options::default() }).await;
     node.script(Script::Hang);
     let channel = node.channel().await;
@@ -93,7 +93,7 @@ async fn more_calls_than_the_node_takes_at_once_are_told_so() {
     let script = std::mem::replace(&mut *node.fake.script.lock().unwrap(), Script::Echo);
     node.call("/kv.v1.KV/Put", PUT).await.unwrap();
     node.script(script);
-    // Callers that go away make room.
+    // Callers that disconnect free their slots.
     for call in hanging {
         call.abort();
     }
@@ -123,7 +123,7 @@ async fn malformed_protobuf_does_not_reach_the_log() {
         assert!(status.message().contains(reason), "{status}");
         assert!(status.message().contains("kv.v1.PutRequest"), "{status}");
     }
-    // A newer client's field is none of our business.
+    // An unknown field of a newer client is accepted.
     node.call("/kv.v1.KV/Put", b"\xa0\x06\x01").await.unwrap();
     assert_eq!(node.fake.seen.lock().unwrap().len(), 1);
 }
@@ -172,7 +172,7 @@ async fn without_a_timeout_the_default_holds_and_a_long_one_is_cut() {
     node.script(Script::Hang);
     let status = node.call("/kv.v1.KV/Put", PUT).await.unwrap_err();
     assert_eq!(status.code(), Code::DeadlineExceeded);
-    // A default that is longer than the longest holds too.
+    // A default that exceeds the maximum also applies.
     let mut options = Options::default();
     options.deadlines.default = Duration::from_millis(300);
     options.deadlines.max = Duration::from_millis(100);
@@ -181,7 +181,7 @@ async fn without_a_timeout_the_default_holds_and_a_long_one_is_cut() {
     let began = std::time::Instant::now();
     patient.call("/kv.v1.KV/Put", PUT).await.unwrap_err();
     assert!(began.elapsed() >= Duration::from_millis(300));
-    // A time that has passed before the call could be served ends it before it is proposed.
+    // A deadline that passes before the call can be served ends the call before it is proposed.
     let before = node.fake.seen.lock().unwrap().len();
     let status = call_with_timeout(node.client, "/kv.v1.KV/Put", "1n", PUT).await;
     assert_eq!(status.code(), Code::DeadlineExceeded);
@@ -214,7 +214,7 @@ async fn the_generic_service_takes_names_and_bytes() {
     assert_eq!(metadata(answer.metadata(), "conclave-index"), Some("1"));
     let answer = answer.into_inner();
     assert_eq!((&answer.response[..], answer.index), (PUT, 1));
-    // A name that the descriptor lacks is the machine's business, and so are its bytes.
+    // A method without a descriptor is passed to the state machine unchecked.
     let answer = client.apply(apply("raw", b"\xff\xff")).await.unwrap().into_inner();
     assert_eq!(&answer.response[..], b"\xff\xff");
     for (method, request) in [("kv.v1.KV/Put", &b"\x0a\xff"[..]), ("kv.v1.KV/Get", GET), ("", GET)]
@@ -222,7 +222,7 @@ async fn the_generic_service_takes_names_and_bytes() {
         let status = client.apply(apply(method, request)).await.unwrap_err();
         assert_eq!(status.code(), Code::InvalidArgument, "{method}");
     }
-    // As long as machines are promised, and no longer.
+    // The maximum length of a method name is the one promised to state machines.
     client.apply(apply(&"m".repeat(256), b"")).await.unwrap();
     let status = client.apply(apply(&"m".repeat(257), b"")).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument);
@@ -251,7 +251,7 @@ async fn the_cluster_service_tells_what_the_replica_knows() {
     assert_eq!(status.nodes[0].component, "07".repeat(32));
     let answer = client.snapshot(proto::cluster::SnapshotRequest {}).await.unwrap();
     assert_eq!(answer.into_inner().index, 10);
-    // Two have the same, and a third has nothing: that is not equal.
+    // Two nodes agree and a third did not respond, which does not count as equal.
     let found = client.verify(proto::cluster::VerifyRequest {}).await.unwrap().into_inner();
     assert_eq!((found.index, found.equal, found.nodes.len()), (9, false, 3));
     assert_eq!((found.nodes[0].digest.clone(), found.nodes[0].bytes), ("01".repeat(32), 3));
@@ -298,7 +298,7 @@ async fn another_machine_takes_over_at_once() {
     call("/counter.v1.Counter/Add", b"\x08\x01").await.unwrap();
     assert_eq!(call("/kv.v1.KV/Put", PUT).await.unwrap_err().code(), Code::Unimplemented);
 
-    // A machine that contradicts itself is refused, and the one before goes on.
+    // An inconsistent description is rejected, and the previous state machine stays active.
     let mut broken = counter();
     broken.methods[0].name = "counter.v1.Counter/Sub".into();
     let error = node.api.set_machine(std::sync::Arc::new(broken)).unwrap_err();

@@ -1,4 +1,5 @@
-//! Goal: the steps of an upgrade on the client port, each as the replica is asked and its answer told.
+//! Goal: every step of an upgrade on the client port passes the request to the replica and
+//! returns its result.
 
 use conclave_proto::cluster as wire;
 use prost::Message;
@@ -43,7 +44,7 @@ async fn a_push_is_told_where_to_go_on_until_the_component_is_there() {
     let status = ask::<wire::PushComponentResponse>(&node, PUSH, &nameless).await.unwrap_err();
     assert_eq!(status.code(), Code::InvalidArgument, "{status}");
     assert!(status.message().contains("32 bytes, not 5"), "{status}");
-    // A piece may be larger than what the machine's own requests may have; not without end.
+    // A piece may exceed the request limit of state machines, but has a limit of its own.
     let large = wire::PushComponentRequest { bytes: vec![0; 1 << 20].into(), ..piece(0, b"") };
     assert!(ask::<wire::PushComponentResponse>(&node, PUSH, &large).await.is_ok());
     let huge = wire::PushComponentRequest { bytes: vec![0; 2 << 20].into(), ..piece(0, b"") };

@@ -11,7 +11,7 @@ fn leader(address: &str) -> Option<Leader> {
     Some(Leader { node_id: 2, client_address: address.into() })
 }
 
-/// What an error has to look like: code, a part of the text, leader, outcome.
+/// An error and its expected code, part of the text, leader and outcome.
 type Row = (fn() -> Error, Code, &'static str, Option<&'static str>, Option<&'static str>);
 
 const TABLE: [Row; 18] = [
@@ -74,7 +74,7 @@ const TABLE: [Row; 18] = [
 #[tokio::test]
 async fn every_error_has_its_code() {
     let node = Node::start().await;
-    // Otherwise the node's own knowledge of the leader fills the metadata.
+    // Otherwise the node adds the leader that it knows to the metadata.
     *node.fake.leader.lock().unwrap() = None;
     for (error, code, text, leader, outcome) in TABLE {
         node.script(Script::Refuse(error));
@@ -85,7 +85,7 @@ async fn every_error_has_its_code() {
             assert_eq!(metadata(status.metadata(), "conclave-leader"), leader, "{status}");
             assert_eq!(metadata(status.metadata(), "conclave-outcome"), outcome, "{status}");
         }
-        // What a client may retry blindly must not have had an effect.
+        // A call that clients retry automatically must not have had an effect.
         if code == Code::Unavailable {
             assert!(error().is_retryable() && !error().is_unknown_outcome());
         }
@@ -135,8 +135,8 @@ async fn a_failure_carries_the_machines_code_and_words() {
     }
 }
 
-/// A machine's text can be as long as it likes; clients give up on headers that are. The length is what is sent, which
-/// for `é` is six bytes.
+/// The text of a state machine has no length limit, but clients reject long headers. The limit
+/// applies to the encoded length, which is six bytes for `é`.
 #[tokio::test]
 async fn a_long_text_is_cut() {
     let node = Node::start().await;

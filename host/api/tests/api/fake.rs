@@ -1,4 +1,4 @@
-//! A scripted replica, the ports over it, and a client that speaks bytes.
+//! A scripted replica, the ports over it, and a client that sends and receives bytes.
 
 use std::{
     future::pending,
@@ -55,7 +55,7 @@ impl protox::file::FileResolver for Fixed {
     }
 }
 
-/// A machine of one file.
+/// Returns a state machine with one protobuf file.
 pub fn machine(file: &str, proto: &'static str, methods: &[(&str, MethodKind)]) -> MachineInfo {
     let mut compiler = protox::Compiler::with_file_resolver(Fixed(proto));
     compiler.include_imports(true).open_file(file).unwrap();
@@ -88,9 +88,9 @@ pub fn counter() -> MachineInfo {
     machine("counter/v1/counter.proto", COUNTER, &[("counter.v1.Counter/Add", MethodKind::Command)])
 }
 
-/// What the replica does with every call.
+/// The behaviour of the replica for every call.
 pub enum Script {
-    /// Answers with the request.
+    /// Returns the request.
     Echo,
     Outcome(Outcome),
     Answer(Result<Bytes, Failure>),
@@ -101,14 +101,15 @@ pub enum Script {
 pub struct Fake {
     pub script: Mutex<Script>,
     pub seen: Mutex<Vec<(Call, Option<Consistency>)>>,
-    /// Whether calls are written down in `seen`.
+    /// True if calls are recorded in `seen`.
     pub records: AtomicBool,
     pub index: AtomicU64,
     pub leader: Mutex<Option<Leader>>,
     pub health: watch::Sender<Health>,
-    /// What subscribers are told: an entry's index and messages; none, that they are too slow.
+    /// Events for subscribers: an entry's index and its messages. `None` means that the subscriber
+    /// is too slow.
     pub events: broadcast::Sender<(u64, Option<Vec<Bytes>>)>,
-    /// Where the last subscription went on from.
+    /// The index from which the last subscription resumed.
     pub resumed: Mutex<Option<u64>>,
 }
 
@@ -322,7 +323,7 @@ impl Node {
         channel(self.client).await
     }
 
-    /// One call with a client of its own.
+    /// Makes one call with its own client.
     pub async fn call(
         &self,
         path: &'static str,
@@ -354,7 +355,7 @@ pub async fn call(
     client.unary(request, PathAndQuery::from_static(path), Raw).await
 }
 
-/// A POST over plain HTTP/2, below any gRPC client: those put in timers and checks of their own.
+/// Sends a POST over plain HTTP/2. A gRPC client would add its own timers and checks.
 pub async fn post(
     address: SocketAddr,
     path: &str,
@@ -372,7 +373,7 @@ pub async fn post(
     client.send_request(request.body(Full::new(body)).unwrap()).await.unwrap()
 }
 
-/// A call with a timeout that only the server minds; the answer's status.
+/// Makes a call with a timeout that only the server observes. Returns the status of the response.
 pub async fn call_with_timeout(
     address: SocketAddr,
     path: &str,
@@ -387,7 +388,7 @@ pub async fn call_with_timeout(
     Status::from_header_map(response.headers()).unwrap()
 }
 
-/// Messages as they are.
+/// A codec that passes messages as bytes.
 #[derive(Clone, Copy)]
 pub struct Raw;
 
@@ -425,7 +426,7 @@ impl Decoder for Raw {
     }
 }
 
-/// The value of a piece of metadata.
+/// Returns the value of a metadata key.
 pub fn metadata<'a>(metadata: &'a tonic::metadata::MetadataMap, name: &str) -> Option<&'a str> {
     metadata.get(name).map(|value| value.to_str().unwrap())
 }

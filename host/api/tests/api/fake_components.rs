@@ -1,4 +1,4 @@
-//! The part of the scripted replica that is about components.
+//! The component methods of the scripted replica.
 
 use std::future::pending;
 
@@ -17,7 +17,7 @@ use crate::fake::Fake;
 
 pub const COMPONENT: ComponentId = ComponentId([9; 32]);
 
-/// One component, ready on one node, that breaks a client; activating it takes long.
+/// Has one component, ready on one node, with a breaking change. Its activation takes long.
 impl Upgrades for Fake {
     async fn push_component(&self, piece: ComponentPart, _: Instant) -> Result<Pushed, Error> {
         let next_at = piece.at + piece.bytes.len() as u64;

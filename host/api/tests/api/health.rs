@@ -1,4 +1,5 @@
-//! Goal: health says what the replica says, at once, and lets go when the node stops.
+//! Goal: the health service reports the replica's health immediately, and its streams end when
+//! the node stops.
 
 use std::{sync::Arc, time::Duration};
 
@@ -46,7 +47,7 @@ async fn checks_and_watches_follow_the_replica() {
     let answer = client.check(request("")).await.unwrap().into_inner();
     assert_eq!(answer.status(), ServingStatus::NotServing);
 
-    // Another reason is no change.
+    // Another reason is not a change of the status.
     node.fake.health.send_replace(Health::NotServing(NotServing::NoMajority));
     node.fake.health.send_replace(Health::Serving);
     assert_eq!(next(&mut watch).await, Some(ServingStatus::Serving));
@@ -77,7 +78,7 @@ async fn a_watch_ends_at_its_deadline() {
     assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
 }
 
-/// However busy the node is with calls.
+/// Fills all slots with other calls.
 #[tokio::test]
 async fn a_busy_node_answers_checks() {
     let options = conclave_api::Options { calls_in_flight_max: 2, ..Default::default() };

@@ -1,4 +1,4 @@
-//! The client port and the admin port, over a replica that is scripted: real sockets, real clients.
+//! Tests of the client port and the admin port over a scripted replica, with real sockets and real clients.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

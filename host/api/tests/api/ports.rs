@@ -1,4 +1,5 @@
-//! Goal: nothing that arrives on a port stops it; stopping is bounded; the admin port tells the truth.
+//! Goal: no input on a port stops it, stopping is bounded in time, and the admin port reports
+//! the real state.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -15,10 +16,10 @@ use tonic::{Code, Request};
 
 use crate::fake::{Fake, Node, PUT, Script, call, call_with_timeout, post};
 
-/// Sends bytes and reads until the other side closes.
+/// Sends bytes and reads until the peer closes the connection.
 async fn talk(address: SocketAddr, bytes: &[u8]) -> Vec<u8> {
     let mut stream = TcpStream::connect(address).await.unwrap();
-    // The other side may hang up in the middle, which is an answer too.
+    // The peer may close the connection in the middle, which is a valid response.
     let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
     let read = timeout(Duration::from_secs(10), stream.read_to_end(&mut answer)).await;
@@ -93,7 +94,7 @@ async fn frames_that_grpc_does_not_know_are_answered() {
         assert_eq!(send(other, b"\0\0\0\0\0").await.status(), 415, "{other}");
     }
     let code = |response: http::Response<_>| response.headers()["grpc-status"].clone();
-    // No message, one cut off, one compressed, an unknown flag, two.
+    // No message, a truncated one, a compressed one, an unknown flag, two messages.
     let grpc = "application/grpc";
     assert_eq!(code(send(grpc, b"").await), "12");
     assert_eq!(code(send(grpc, b"\0\0").await), "3");
@@ -106,7 +107,8 @@ async fn frames_that_grpc_does_not_know_are_answered() {
     assert_eq!(node.fake.seen.lock().unwrap().len(), 2);
 }
 
-/// gRPC's compression.md: the answer says which encodings there are, so that the client can send it again.
+/// gRPC's compression.md: the response lists the accepted encodings, so that the client can send
+/// the request again.
 #[tokio::test]
 async fn a_compressed_request_is_told_what_is_accepted() {
     let node = Node::start().await;
@@ -117,7 +119,7 @@ async fn a_compressed_request_is_told_what_is_accepted() {
         assert_eq!(answer.headers()["grpc-status"], "12", "{path}");
         assert_eq!(answer.headers()["grpc-accept-encoding"], "identity", "{path}");
     }
-    // A message that is not compressed may say what would be.
+    // An uncompressed message may be sent with the `grpc-encoding` header.
     let plain = Bytes::from_static(b"\0\0\0\0\0");
     let answer = post(node.client, "/kv.v1.KV/Put", &headers, plain).await;
     assert!(!answer.headers().contains_key("grpc-status"), "{answer:?}");
@@ -246,8 +248,8 @@ async fn the_admin_port_tells_the_truth() {
     assert_eq!(metric(&node, "conclave_ready ").await, 0.0);
 }
 
-/// Goal: probes are answered whatever others do on the admin port. Method: more connections than it serves, which send
-/// nothing, half a request, or do not read.
+/// Goal: probes are answered whatever other connections do on the admin port. Method: opens more
+/// connections than the port serves, which send nothing, send half a request, or do not read.
 #[tokio::test]
 async fn probes_are_answered_beside_connections_that_do_nothing() {
     let node = Node::start().await;
@@ -292,7 +294,7 @@ async fn a_node_that_starts_says_so_on_its_admin_port() {
     assert!(page("/metrics").await.contains("\nconclave_ready 0\n"));
 }
 
-/// Goal: a connection that is idle, or old, is closed without harm to a call that is under way.
+/// Goal: an idle or old connection is closed without harm to a call in progress.
 #[tokio::test]
 async fn idle_and_old_connections_are_closed() {
     let limit = Some(Duration::from_millis(200));
@@ -314,14 +316,14 @@ async fn idle_and_old_connections_are_closed() {
                 )))
                 .unwrap()
         };
-        // It outlasts the limit, and gets its answer nonetheless.
+        // The call lasts longer than the limit, and still gets its response.
         let answer = client.send_request(request("1S")).await.unwrap();
         assert_eq!(answer.headers()["grpc-status"], "4");
         let closed = timeout(Duration::from_secs(10), closed).await;
         closed.expect("the connection is closed").unwrap().unwrap();
         assert!(client.send_request(request("1S")).await.is_err());
     }
-    // Without limits it stays.
+    // Without limits the connection stays open.
     let options = Options { connection_idle: None, ..Options::default() };
     let node = Node::with(options).await;
     let channel = node.channel().await;

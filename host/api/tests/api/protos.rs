@@ -1,4 +1,4 @@
-//! The services of the scripted machines, as their authors write them.
+//! The services of the scripted state machines, as their authors write them.
 
 pub const KV: &str = r#"
     syntax = "proto3";
@@ -22,7 +22,7 @@ pub const COUNTER: &str = r#"
     message AddResponse { int64 value = 1; }
 "#;
 
-/// Everything that has a name.
+/// Contains every kind of named symbol.
 pub const EXTENDED: &str = r#"
     syntax = "proto2";
     package ext.v1;

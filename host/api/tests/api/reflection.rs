@@ -1,4 +1,5 @@
-//! Goal: reflection, both versions, shows the host's services and the component's, and every symbol of them.
+//! Goal: both versions of reflection list the services of the host and of the component, and
+//! all their symbols.
 
 use std::sync::Arc;
 
@@ -23,7 +24,7 @@ const HOST: [&str; 5] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-/// Asks on one stream. An answer is the names of services or files, numbers, or the code of an error.
+/// Sends requests on one stream. A result is a list of services, files or numbers, or the code of an error.
 macro_rules! ask {
     ($version:ident, $node:expr, [$($request:expr),+ $(,)?]) => {{
         #[allow(unused_imports, reason = "some of them are named by the requests")]
@@ -104,7 +105,7 @@ async fn both_versions_list_and_describe_and_follow_the_machine() {
     assert_eq!(ask!(v1, node, [ListServices(String::new())]), [with_host("counter.v1.Counter")]);
 }
 
-/// It ended the stream, and with it all that was asked after it.
+/// Regression: an unknown name ended the stream, and later requests on it were lost.
 #[tokio::test]
 async fn an_unknown_name_is_an_answer_and_the_stream_continues() {
     let node = Node::start().await;
@@ -128,7 +129,8 @@ async fn an_unknown_name_is_an_answer_and_the_stream_continues() {
     assert_eq!(answers[5], ["kv/v1/kv.proto"]);
 }
 
-/// A component with a file `health.proto`, as tonic names the host's, could be neither described nor called.
+/// Regression: a component with a file `health.proto`, tonic's name for the host's file, could be
+/// neither described nor called.
 #[tokio::test]
 async fn files_with_any_name_and_all_kinds_of_symbols_are_found() {
     let node = Node::start().await;
@@ -170,7 +172,7 @@ async fn files_with_any_name_and_all_kinds_of_symbols_are_found() {
         assert_eq!(files[2], ["100", "101"]);
         assert_eq!(files[3], ["grpc/health/v1/health.proto"]);
     }
-    // The host's own name: its file is served.
+    // The file has the name of a host's file, so the host's file is served.
     let shadow = machine("grpc/health/v1/health.proto", EXTENDED, &methods);
     node.api.set_machine(Arc::new(shadow)).unwrap();
     let answers = ask!(

@@ -1,4 +1,5 @@
-//! Goal: a server-streaming method gives what is, then what happens, and says why it ends and where.
+//! Goal: a server-streaming method sends the initial state, then the events; its end carries a
+//! reason and an index.
 
 use std::time::Duration;
 
@@ -17,7 +18,7 @@ fn watch() -> Request<Bytes> {
     Request::new(Bytes::from_static(GET))
 }
 
-/// The stream, and the index in its leading metadata.
+/// Returns the stream, and the index in its leading metadata.
 async fn open(
     node: &Node,
     request: Request<Bytes>,
@@ -35,7 +36,7 @@ async fn next(stream: &mut Streaming<Bytes>) -> Result<Option<Bytes>, Status> {
     timeout(SECONDS, stream.message()).await.expect("a message or an end")
 }
 
-/// Once the node has a subscriber.
+/// Sends an event. The node must have a subscriber.
 fn happens(node: &Node, index: u64, messages: &[&'static str]) {
     let messages = messages.iter().map(|message| Bytes::from_static(message.as_bytes())).collect();
     node.fake.events.send((index, Some(messages))).unwrap();
@@ -115,7 +116,7 @@ async fn a_node_that_stops_ends_its_streams() {
     timeout(Duration::from_secs(3), served).await.expect("no stream holds it up").unwrap();
 }
 
-/// What a subscriber does not read waits in its own stream, and the node goes on.
+/// Unread messages of a subscriber wait in its own stream, and the node continues.
 #[tokio::test]
 async fn a_subscriber_that_does_not_read_holds_nobody_up() {
     let node = Node::start().await;
@@ -130,7 +131,7 @@ async fn a_subscriber_that_does_not_read_holds_nobody_up() {
     node.call("/kv.v1.KV/Get", GET).await.unwrap();
 }
 
-/// A subscriber that asks for it learns how far it has come, also without messages.
+/// A subscriber that requests progress receives its index, also without messages.
 #[tokio::test]
 async fn a_quiet_subscription_says_how_far_it_has_come() {
     let node = Node::start().await;
@@ -149,7 +150,7 @@ async fn a_quiet_subscription_says_how_far_it_has_come() {
     happens(&node, 300, &[]);
     let progress = next(&mut stream).await.unwrap().unwrap();
     assert_eq!(progress[..], [0xf8, 0xff, 0xff, 0xff, 0x0f, 0xac, 0x02], "field 536870911 is 300");
-    // Too early for another one; the end says where all the same.
+    // It is too early for another progress message. The end of the stream still carries the index.
     happens(&node, 301, &[]);
     node.fake.events.send((301, None)).unwrap();
     let status = next(&mut stream).await.unwrap_err();
@@ -187,7 +188,7 @@ async fn one_connection_has_so_many_subscriptions_and_room_for_calls() {
     let get =
         crate::fake::call(channel.clone(), "/kv.v1.KV/Get", Request::new(Bytes::from_static(GET)));
     get.await.unwrap();
-    // Another connection has its own.
+    // Another connection has its own limit.
     open(&node, watch()).await.unwrap();
     drop(first);
     timeout(SECONDS, async { while begin().await.is_err() {} }).await.expect("there is room again");

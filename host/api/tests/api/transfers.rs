@@ -1,4 +1,4 @@
-//! Goal: messages that do not come, and answers that are not read, hold little and not for long.
+//! Goal: requests that do not arrive, and responses that are not read, hold few resources for a short time.
 
 use std::{convert::Infallible, time::Duration};
 
@@ -19,7 +19,7 @@ use crate::{
     ports::metric,
 };
 
-/// The body of a request that stops in the middle.
+/// A request whose body stops in the middle.
 fn unfinished(bytes: &'static [u8]) -> http::Request<Stalled> {
     let begun = Ok::<_, Infallible>(hyper::body::Frame::data(Bytes::from_static(bytes)));
     let body = StreamBody::new(stream::once(async { begun }).chain(stream::pending()));
@@ -31,7 +31,8 @@ fn unfinished(bytes: &'static [u8]) -> http::Request<Stalled> {
 
 type Stalled = http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>;
 
-/// A request that stopped in the middle held a slot, and memory for all that it had announced, for five minutes.
+/// Regression: a request that stopped in the middle held a slot, and memory for its announced
+/// length, for five minutes.
 #[tokio::test]
 async fn unfinished_requests_hold_no_slots_and_little_memory_and_end() {
     let options = Options {
@@ -47,24 +48,24 @@ async fn unfinished_requests_hold_no_slots_and_little_memory_and_end() {
             .await
             .unwrap();
     tokio::spawn(connection);
-    // Each announces a megabyte.
+    // Each request announces a megabyte.
     let stalled: Vec<_> = (0..8)
         .map(|_| tokio::spawn(client.clone().send_request(unfinished(b"\0\0\x10\0\0abc"))))
         .collect();
-    // Others are served, also with large messages.
+    // Other connections are served, also with large messages.
     let mut large = vec![0x12];
     prost::encoding::encode_varint(1 << 20, &mut large);
     large.resize(large.len() + (1 << 20), b'x');
     node.call("/kv.v1.KV/Put", &large).await.unwrap();
     node.call("/kv.v1.KV/Put", PUT).await.unwrap();
-    // One that does not even announce a length is given up soon.
+    // A request that does not even announce a length is rejected soon.
     let answer = client.clone().send_request(unfinished(b"\0\0")).await.unwrap();
     assert_eq!(answer.headers()["grpc-status"], "4");
     assert!(!answer.headers().contains_key("conclave-trap"));
     stalled.into_iter().for_each(|stalled| stalled.abort());
 }
 
-/// Small answers count as calls until they are sent, and are discarded if they are not.
+/// Small responses count as calls until they are sent. They are discarded if they are not read.
 #[tokio::test]
 async fn small_answers_that_are_not_read_are_bounded() {
     let options = Options {
@@ -95,7 +96,7 @@ async fn small_answers_that_are_not_read_are_bounded() {
         }
         unread.push(answer);
     };
-    // Half of all: with one connection, its share is no more.
+    // Half of all calls. With one connection its share is not larger.
     assert_eq!(unread.len(), 2);
     assert_eq!(refused.headers()["grpc-status"], "14");
     assert_eq!(refused.headers()["conclave-outcome"], "not-applied");
@@ -114,7 +115,7 @@ async fn small_answers_that_are_not_read_are_bounded() {
     panic!("answers that are not read hold their slots");
 }
 
-/// A request that never ends is given up at its deadline, before anything was proposed.
+/// A request that never ends is rejected at its deadline, before any proposal.
 #[tokio::test]
 async fn a_request_that_stalls_is_given_up() {
     let node = Node::start().await;
@@ -132,7 +133,7 @@ async fn a_request_that_stalls_is_given_up() {
     assert_eq!(metric(&node, "conclave_requests_in_flight").await, 0.0);
 }
 
-/// What a client asks for and does not read is bounded; small answers, and others' calls, go on.
+/// Unread responses of a client are bounded. Small responses and the calls of others continue.
 #[tokio::test]
 async fn answers_that_nobody_reads_are_bounded() {
     let options = Options { large_answers_bytes_max: 1 << 20, ..Options::default() };
@@ -157,7 +158,7 @@ async fn answers_that_nobody_reads_are_bounded() {
     assert_eq!(status.code(), Code::Unavailable, "{status}");
     assert_eq!(metadata(status.metadata(), "conclave-outcome"), Some("not-applied"));
     assert!(status.message().contains("answers of more than 65536 bytes"), "{status}");
-    // A command was applied, and says nothing else.
+    // The command was applied, so its outcome is reported as unknown.
     let reply = Reply { response: large.clone(), ..Reply::default() };
     node.script(Script::Outcome(Outcome::Reply(reply)));
     let status = node.call("/kv.v1.KV/Put", PUT).await.unwrap_err();
@@ -166,7 +167,7 @@ async fn answers_that_nobody_reads_are_bounded() {
     node.script(Script::Echo);
     node.call("/kv.v1.KV/Put", PUT).await.unwrap();
 
-    // A reader that goes away makes room; `unread_large_answers_are_given_up` has one that stays.
+    // A reader that disconnects frees memory. `unread_large_answers_are_given_up` tests one that stays.
     drop(unread);
     node.script(Script::Answer(Ok(large)));
     let mut made_room = false;
@@ -180,7 +181,7 @@ async fn answers_that_nobody_reads_are_bounded() {
     assert!(made_room);
 }
 
-/// An answer held memory for as long as its connection answered pings.
+/// Regression: a response held memory while its connection answered pings.
 #[tokio::test]
 async fn unread_large_answers_are_given_up() {
     let options = Options {

@@ -1,4 +1,4 @@
-//! Addresses as an operator writes them: where this node listens, and where the members are reached.
+//! Addresses as an operator writes them: listen addresses of this node, and addresses of the members.
 
 use std::{
     collections::BTreeSet,
@@ -9,8 +9,8 @@ use super::{ConfigError, Member, error::invalid};
 
 const MEMBERS_MAX: usize = 64;
 
-/// An address to listen on: `127.0.0.1:7101`, `[::1]:7101`, `localhost:7101`, or `:7101` for all IPv4 addresses. A name is
-/// resolved here, once.
+/// Parses a listen address: `127.0.0.1:7101`, `[::1]:7101`, `localhost:7101`, or `:7101` for all
+/// IPv4 addresses. A name is resolved here, once.
 pub(super) fn listen(
     name: &'static str,
     given: Option<&str>,
@@ -40,7 +40,7 @@ pub(super) fn listen(
     }
 }
 
-/// The initial members, this node among them.
+/// Parses the initial members, which must include this node.
 pub(super) fn members(texts: &[String], node_id: u64) -> Result<Vec<Member>, ConfigError> {
     let mut members = Vec::new();
     let (mut ids, mut peers) = (BTreeSet::new(), BTreeSet::new());
@@ -57,9 +57,9 @@ pub(super) fn members(texts: &[String], node_id: u64) -> Result<Vec<Member>, Con
         if !peers.insert(parsed.peer_address.clone()) {
             return Err(invalid("members", text, "this peer address is given twice"));
         }
-        // Members may share a client address, a balancer's.
+        // Members may share a client address, for example that of a load balancer.
         if parsed.client_address == parsed.peer_address {
-            let rule = "clients and peers have a port of their own each";
+            let rule = "clients and peers each need a port of their own";
             return Err(invalid("members", text, rule));
         }
         members.push(parsed);
@@ -82,12 +82,12 @@ pub(super) fn members(texts: &[String], node_id: u64) -> Result<Vec<Member>, Con
     Ok(members)
 }
 
-/// `ID=PEER_HOST:PORT,CLIENT_HOST:PORT`
+/// Parses `ID=PEER_HOST:PORT,CLIENT_HOST:PORT`.
 fn member(text: &str) -> Result<Member, String> {
-    let (node_id, addresses) = text.split_once('=').ok_or("it has no node id")?;
+    let (node_id, addresses) = text.split_once('=').ok_or("the node id is missing")?;
     let node_id = node_id.trim().parse().ok().filter(|node_id| *node_id != 0);
-    let node_id = node_id.ok_or("the node id must be a number from 1 on")?;
-    let (peer, client) = addresses.split_once(',').ok_or("it has one address only")?;
+    let node_id = node_id.ok_or("the node id must be a number from 1 upwards")?;
+    let (peer, client) = addresses.split_once(',').ok_or("there is one address only")?;
     let address = |text: &str| {
         let text = text.trim();
         check(text, false).map(|()| text.to_owned())
@@ -95,7 +95,7 @@ fn member(text: &str) -> Result<Member, String> {
     Ok(Member { node_id, peer_address: address(peer)?, client_address: address(client)? })
 }
 
-/// Checks `HOST:PORT`. An address that others connect to can be neither 0.0.0.0 nor port 0.
+/// Checks `HOST:PORT`. Others cannot connect to 0.0.0.0 or to port 0.
 fn check(address: &str, is_own: bool) -> Result<(), String> {
     if let Some((scheme, _)) = address.split_once("://") {
         return Err(format!("{address} is a URL: leave out {scheme}:// and any path"));
@@ -107,7 +107,7 @@ fn check(address: &str, is_own: bool) -> Result<(), String> {
     }
     let (host, port) = address.rsplit_once(':').ok_or(format!("{address} has no port"))?;
     match port.parse::<u16>() {
-        Ok(0) if !is_own => return Err(format!("{address} has port 0, which nothing listens on")),
+        Ok(0) if !is_own => return Err(format!("{address} has port 0, which is invalid here")),
         Ok(_) => {}
         Err(_) => return Err(format!("{address} has no valid port: a number up to 65535")),
     }
@@ -123,7 +123,7 @@ fn check(address: &str, is_own: bool) -> Result<(), String> {
     };
     match ip {
         Some(ip) if ip.is_unspecified() && !is_own => Err(format!(
-            "{host} means all addresses of a computer: give the one at which the others reach it"
+            "{host} means all addresses of a host: give the address at which the other members reach it"
         )),
         Some(ip) if ip.is_multicast() => Err(format!("{host} is a multicast address")),
         Some(_) => Ok(()),
@@ -131,7 +131,7 @@ fn check(address: &str, is_own: bool) -> Result<(), String> {
     }
 }
 
-/// Checks a host name by RFC 1123, with the underscores that container names have.
+/// Checks a host name as defined by RFC 1123, and also allows underscores, which container names have.
 fn check_name(host: &str) -> Result<(), String> {
     let is_label = |label: &str| {
         (1..=63).contains(&label.len())
@@ -146,7 +146,7 @@ fn check_name(host: &str) -> Result<(), String> {
     if name.len() > 253 || !name.split('.').all(is_label) {
         return Err(format!("{host} is not a host name"));
     }
-    // Top-level domains are not numbers, so this was to be an IPv4 address.
+    // Top-level domains are not numbers, so this is a malformed IPv4 address.
     if name.rsplit('.').next().is_some_and(|last| last.chars().all(|c| c.is_ascii_digit())) {
         return Err(format!("{host} is not an IPv4 address"));
     }

@@ -1,7 +1,7 @@
 //! The process's environment: read once, before the first thread starts.
 //!
-//! [`take`] is for the binary's first lines. A program that runs a node itself leaves its environment as it is and
-//! passes its settings to [`super::Config::from_settings`].
+//! [`take`] is for the first lines of the binary. A program that embeds a node leaves its
+//! environment unchanged and passes its settings to [`super::Config::from_settings`].
 
 use std::{
     env,
@@ -14,23 +14,23 @@ use zeroize::Zeroizing;
 
 /// The environment variable that may hold the master key itself.
 pub(super) const MASTER_KEY_VARIABLE: &str = "CONCLAVE_MASTER_KEY";
-/// The environment variable that names a TOML file of defaults: settings that everything else overrides. An image names
-/// its directories and addresses there.
+/// The environment variable with the path of a TOML file of defaults. All other settings override
+/// them. A container image sets its directories and addresses there.
 const DEFAULTS_VARIABLE: &str = "CONCLAVE_DEFAULTS";
-/// Variables of this program begin with it.
+/// The prefix of this program's variables.
 const PREFIX: &str = "CONCLAVE_";
 
 static MASTER_KEY: Mutex<Option<Zeroizing<String>>> = Mutex::new(None);
 
-/// Takes the master key out of the environment, so that no program that this one starts inherits it, and removes
-/// variables of this program that are empty: where a variable can be emptied but not removed, empty means unset.
+/// Takes the master key out of the environment, so that no child process inherits it. Also removes
+/// empty variables of this program: where variables can be emptied but not removed, empty means unset.
 ///
 /// # Safety
 /// No other thread may run yet: `setenv` and `getenv` of the C library are not synchronized.
 #[allow(unsafe_code, reason = "changes the environment, which is sound before other threads start")]
 pub unsafe fn take() {
     if let Some(value) = env::var_os(MASTER_KEY_VARIABLE) {
-        // A value that is not text is no key either, and refused as one that is too short.
+        // A value that is not text is not a key, and is rejected as too short.
         let value = Zeroizing::new(value.into_string().unwrap_or_default());
         // SAFETY: the caller's contract.
         unsafe { env::remove_var(MASTER_KEY_VARIABLE) };
@@ -47,8 +47,7 @@ pub unsafe fn take() {
     }
 }
 
-/// The names of the variables that a process of this program would read, without the one that chooses the lines of
-/// the log.
+/// Returns the names of the variables that this program would read, except [`LOG_VARIABLE`].
 pub fn variables() -> impl Iterator<Item = OsString> {
     let names = env::vars_os().map(|(name, _)| name);
     names.filter(|name| {
@@ -57,12 +56,12 @@ pub fn variables() -> impl Iterator<Item = OsString> {
     })
 }
 
-/// The master key as text, if the environment held it.
+/// Returns the master key as text, if it was in the environment.
 pub(super) fn master_key() -> Option<Zeroizing<String>> {
     MASTER_KEY.lock().unwrap_or_else(PoisonError::into_inner).clone()
 }
 
-/// The file of defaults, if the environment names one.
+/// Returns the path of the file of defaults, if the environment names one.
 pub(super) fn defaults_file() -> Option<PathBuf> {
     env::var_os(DEFAULTS_VARIABLE).filter(|path| !path.is_empty()).map(PathBuf::from)
 }

@@ -1,4 +1,4 @@
-//! Mistakes in the configuration, in words that show no key.
+//! Errors in the configuration. Their messages never show a key.
 
 use std::{
     io,
@@ -7,7 +7,7 @@ use std::{
 
 use super::environment::MASTER_KEY_VARIABLE;
 
-/// Why a node cannot start with these settings.
+/// The reason why the settings are invalid.
 #[derive(Debug, thiserror::Error)]
 pub enum ConfigError {
     /// The configuration file cannot be read.
@@ -15,16 +15,16 @@ pub enum ConfigError {
     Unreadable {
         /// The file.
         path: PathBuf,
-        /// Why.
+        /// The cause.
         source: io::Error,
     },
-    /// The configuration file is not TOML, or names a setting that does not exist. The line is not shown: it may hold
-    /// a secret.
+    /// The configuration file is not TOML, or has an unknown setting. The line is not shown, since
+    /// it may contain a secret.
     #[error("the configuration file {}{}: {reason}", path.display(), position(at))]
     Malformed {
         /// The file.
         path: PathBuf,
-        /// The line and the column, from 1.
+        /// The line and the column, starting at 1.
         at: Option<(usize, usize)>,
         /// The mistake, without values.
         reason: String,
@@ -41,14 +41,14 @@ pub enum ConfigError {
         /// Its environment variable.
         variable: &'static str,
     },
-    /// A value that cannot hold.
+    /// A value that is not allowed.
     #[error("{name} = {value}: {rule}")]
     Invalid {
         /// The setting.
         name: &'static str,
-        /// What was set.
+        /// The given value.
         value: String,
-        /// What is allowed.
+        /// The allowed values.
         rule: String,
     },
 }
@@ -66,7 +66,7 @@ pub(super) fn invalid(
     ConfigError::Invalid { name, value, rule }
 }
 
-/// The error for a file that is not what it should be.
+/// Returns the error for a file with invalid content.
 pub(super) fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> ConfigError {
     let at = error.span().and_then(|span| text.get(..span.start)).map(|before| {
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
@@ -74,21 +74,21 @@ pub(super) fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> Con
     });
     let reason = match error.message() {
         message if message.starts_with("unknown field `master_key`") => format!(
-            "the master key is never taken from this file: keep it in a file of its own, for its owner alone, and name \
-             that as master_key_file, or give the key in {MASTER_KEY_VARIABLE}"
+            "the master key must not be in this file: put it into a separate file that only its owner can read and set \
+             master_key_file to its path, or set {MASTER_KEY_VARIABLE}"
         ),
         message => without_keys(message),
     };
     ConfigError::Malformed { path: path.to_owned(), at, reason }
 }
 
-/// A text without anything that is as long as a key.
+/// Replaces every word of the text that is as long as a key.
 fn without_keys(text: &str) -> String {
     const KEY_CHARACTERS_MIN: usize = 40;
     let is_of_key = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '=');
     let (mut shown, mut word) = (String::new(), String::new());
     let end = |word: &mut String, shown: &mut String| {
-        // A path has parts; a key rarely has, and none that are short throughout.
+        // A path has several parts. A key rarely has, and then not only short ones.
         let longest = word.split('/').map(str::len).max().unwrap_or(0);
         let is_key = word.len() >= KEY_CHARACTERS_MIN && longest >= KEY_CHARACTERS_MIN / 4;
         shown.push_str(if is_key { "…" } else { word });

@@ -2,11 +2,11 @@
 
 use super::{Config, Settings};
 
-/// A configuration file: it is refused or gives a configuration that holds its rules.
+/// Parses a configuration file. It is rejected, or gives a configuration that satisfies the rules.
 pub fn configuration(data: &[u8]) {
     let Ok(text) = std::str::from_utf8(data) else { return };
     let Ok(settings) = toml::from_str::<Settings>(text) else { return };
-    // No file is read, and no name is resolved: keys and addresses to listen on come from elsewhere.
+    // No file is read and no name is resolved: keys and listen addresses are removed.
     let settings = Settings {
         master_key_file: None,
         config: None,
@@ -24,7 +24,7 @@ pub fn configuration(data: &[u8]) {
     }
 }
 
-/// A configuration of a node.
+/// Returns a configuration of a node.
 pub fn configuration_seeds() -> Vec<Vec<u8>> {
     let text = r#"
 node_id = 1

@@ -1,8 +1,8 @@
-//! What an operator may set: plain data, validated once, then passed explicitly.
+//! The configuration of a node: plain data, validated once, then passed explicitly.
 //!
-//! [`Settings`] is what was written down, in flags, environment and file. [`Config`] is what holds:
-//! every field present, every rule between fields checked. Nothing else reads the environment, but for
-//! `CONCLAVE_LOG`.
+//! [`Settings`] has the values from flags, environment and file. [`Config`] has the effective
+//! values: every field is present, and every rule between fields is checked. No other code reads
+//! the environment, except for `CONCLAVE_LOG`.
 
 mod addresses;
 mod environment;
@@ -27,64 +27,65 @@ pub use settings::{LogFormat, Settings};
 pub use validate::client_address;
 use zeroize::Zeroizing;
 
-/// The environment variable that chooses the lines of the log, for example `debug` or `conclave=debug`.
+/// The environment variable that filters the log lines, for example `debug` or `conclave=debug`.
 pub const LOG_VARIABLE: &str = "CONCLAVE_LOG";
 
-/// Everything a node needs to know before it starts.
+/// The complete configuration of a node.
 #[derive(Clone, Debug)]
 pub struct Config {
-    /// This node's number in the cluster. Never zero, never reused: a node that lost its data joins
-    /// under a new one.
+    /// Node id in the cluster. It is never zero and never reused: a node that lost its data joins
+    /// with a new id.
     pub node_id: u64,
-    /// The cluster's name. Part of every record's authentication, so that no node of another cluster
-    /// can be mistaken for one of ours.
+    /// Name of the cluster. It is part of every record's authentication, so that data and peers of
+    /// another cluster are detected.
     pub cluster_id: String,
-    /// Where the log, the snapshots and the keyring live. One node, one directory.
+    /// Data directory for the log, the snapshots and the keyring. Each node needs its own.
     pub data_dir: PathBuf,
-    /// For clients.
+    /// Listen address for clients.
     pub listen_client: SocketAddr,
-    /// For the other members. Never expose it to clients.
+    /// Listen address for the other members. Never expose it to clients.
     pub listen_peer: SocketAddr,
-    /// For metrics and probes.
+    /// Listen address for metrics and probes.
     pub listen_admin: SocketAddr,
-    /// The members with which the cluster is initialized, this node among them.
+    /// The initial members of the cluster, including this node.
     pub members: Vec<Member>,
-    /// Where the master key comes from.
+    /// Source of the master key.
     pub master_key: MasterKeySource,
-    /// The component that a new cluster begins with.
+    /// The initial component of a new cluster.
     pub component: Option<ComponentSource>,
-    /// Raft's clock.
+    /// The timing of Raft.
     pub timing: Timing,
-    /// What a request and a machine may use.
+    /// Limits of requests and of the state machine.
     pub limits: Limits,
-    /// The limits of clients' connections.
+    /// Limits of client connections.
     pub connections: ConnectionLimits,
-    /// When a snapshot is taken.
+    /// The conditions for taking a snapshot.
     pub snapshot: SnapshotPolicy,
-    /// How often the leader has the replicas compare what came of their entries; absent: never. Default 10 s,
-    /// at least 100 ms.
+    /// Interval at which the leader has the replicas compare their outcomes. `None`: never. Default
+    /// 10 s, at least 100 ms.
     pub consistency_check_interval: Option<Duration>,
-    /// How the node's log looks.
+    /// Format of the node's log.
     pub log_format: LogFormat,
-    /// A directory of compiled components, which several nodes of one computer share; absent: each compiles for itself.
+    /// A directory of compiled components, shared by nodes on the same host. `None`: each node
+    /// compiles for itself.
     pub compile_cache: Option<PathBuf>,
-    /// Stop when standard input closes: for a node whose parent must not outlive it.
+    /// Stop when standard input closes, for a node that must not outlive its parent.
     pub exit_on_stdin_close: bool,
 }
 
-/// What it takes to look into the data directory of a node that is stopped.
+/// The settings for reading the data directory of a stopped node.
 #[derive(Clone, Debug)]
 pub struct StoppedNode {
-    /// Where its log, its snapshots and its keyring live.
+    /// Data directory with its log, its snapshots and its keyring.
     pub data_dir: PathBuf,
-    /// Where the master key comes from.
+    /// Source of the master key.
     pub master_key: MasterKeySource,
 }
 
-/// Where the master key comes from. Never from the command line, where every process can read it.
+/// The source of the master key. It is never the command line, which every process can read.
 #[derive(Clone)]
 pub enum MasterKeySource {
-    /// A file that holds it.
+    /// A file with the key.
     File(PathBuf),
     /// The value of the environment variable `CONCLAVE_MASTER_KEY`.
     Value(Zeroizing<String>),
@@ -99,15 +100,15 @@ impl fmt::Debug for MasterKeySource {
     }
 }
 
-/// Where a machine's component comes from.
+/// The source of a component.
 #[derive(Clone)]
 pub enum ComponentSource {
-    /// A file that holds it.
+    /// A file with the component.
     File(PathBuf),
-    /// The component itself, for a program that carries it.
+    /// The component itself, for a program that contains it.
     Bytes(Bytes),
-    /// The component that a program begins a new cluster with if it was told no other. A cluster that began with
-    /// another component continues with its own, without a remark.
+    /// The default component of a program, for new clusters if none is configured. A cluster with
+    /// another initial component continues with its own, without a log message.
     Default(Bytes),
 }
 
@@ -127,18 +128,20 @@ impl fmt::Debug for ComponentSource {
     }
 }
 
-/// The limits of clients' connections and subscriptions.
+/// Limits of client connections and subscriptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Connections at once. Absent: 4096, or what the limit of open files leaves.
+    /// Maximum number of connections. `None`: 4096, or fewer if the limit of open files is low.
     pub max: Option<usize>,
-    /// A connection that has begun no call for so long is closed once its calls have ended; absent: never.
-    /// Default 30 min.
+    /// Idle limit: a connection that begins no call for this time is closed once its calls have
+    /// ended. `None`: no limit. Default 30 min.
     pub idle: Option<Duration>,
-    /// A connection of this age is closed once its calls have ended; absent: never, which is the default.
+    /// Age limit: an older connection is closed once its calls have ended. `None`: no limit, which
+    /// is the default.
     pub age: Option<Duration>,
-    /// Subscriptions of the node at once. Default 10,000.
+    /// Maximum number of subscriptions of the node. Default 10,000.
     pub subscriptions: usize,
-    /// Subscriptions of one connection at once. Default 512, at most 1,000: calls need room beside them.
+    /// Maximum number of subscriptions per connection. Default 512, at most 1,000, since other
+    /// calls need room.
     pub subscriptions_each: usize,
 }

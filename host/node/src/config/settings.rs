@@ -1,4 +1,4 @@
-//! Flags, environment and file, in this order of precedence.
+//! Settings from flags, environment and file, in this order of precedence.
 
 use std::{
     fs,
@@ -9,17 +9,17 @@ use serde::Deserialize;
 
 use super::{ConfigError, environment, error::malformed};
 
-/// Declares the settings. Each row is one setting: its help text, its name in the file, its type, its environment
-/// variable, and the name of its value in the help text. The flag has the name with hyphens.
+/// Declares the settings. Each row is one setting: its help text, its name in the file, its type, its
+/// environment variable, and the name of its value in the help text. The flag is the name with hyphens.
 macro_rules! settings {
     ($($(#[$help:meta])* $name:ident: $type:ty, $variable:literal, $value:literal $(, [$($option:tt)+])?;)*) => {
-        /// The settings as they were given. One struct for flags, environment and file, so that each has every setting
-        /// under the same name: `--node-id`, `CONCLAVE_NODE_ID`, `node_id = 1`.
+        /// The settings as given. Flags, environment and file share this struct, so that every
+        /// setting has the same name in each: `--node-id`, `CONCLAVE_NODE_ID`, `node_id = 1`.
         #[derive(Clone, Debug, Default, Deserialize)]
         #[cfg_attr(feature = "command-line", derive(clap::Args))]
         #[serde(deny_unknown_fields)]
         pub struct Settings {
-            /// Read settings from this TOML file; flags and environment win over it
+            /// Read settings from this TOML file; flags and environment variables override it
             #[cfg_attr(
                 feature = "command-line",
                 arg(long, env = "CONCLAVE_CONFIG", value_name = "FILE")
@@ -27,8 +27,8 @@ macro_rules! settings {
             #[serde(skip)]
             pub config: Option<PathBuf>,
 
-            /// An initial member, this node included; give it once per member, or all in the environment
-            /// variable with `;` between them
+            /// Add an initial member, including this node. Give it once per member, or all members
+            /// in the environment variable, separated by `;`
             #[cfg_attr(
                 feature = "command-line",
                 arg(
@@ -57,7 +57,7 @@ macro_rules! settings {
         }
 
         impl Settings {
-            /// Takes settings that are not given from `other`.
+            /// Takes missing settings from `other`.
             fn or(self, other: Self) -> Self {
                 Self {
                     config: self.config,
@@ -75,138 +75,142 @@ macro_rules! settings {
 }
 
 settings! {
-    /// This node's number in the cluster: 1, 2, 3, … Never reuse one
+    /// Node id (1, 2, 3, …). Never reuse an id
     node_id: u64, "CONCLAVE_NODE_ID", "N";
 
-    /// The cluster's name, of your choice and the same on every node: 1 to 64 letters, digits, '-', '_' or '.'
+    /// Cluster name, the same on every node: 1 to 64 letters, digits, '-', '_' or '.'
     cluster_id: String, "CONCLAVE_CLUSTER_ID", "NAME";
 
-    /// Where this node keeps its log, snapshots and keyring
+    /// Data directory for the log, snapshots and keyring
     data_dir: PathBuf, "CONCLAVE_DATA_DIR", "DIR";
 
-    /// Listen here for clients; without a host, on all IPv4 addresses [default: 127.0.0.1:7101]
+    /// Listen address for clients; without a host, all IPv4 addresses [default: 127.0.0.1:7101]
     listen_client: String, "CONCLAVE_LISTEN_CLIENT", "HOST:PORT";
 
-    /// Listen here for the other members [default: 127.0.0.1:7201]
+    /// Listen address for the other members [default: 127.0.0.1:7201]
     listen_peer: String, "CONCLAVE_LISTEN_PEER", "HOST:PORT";
 
-    /// Listen here for metrics and probes [default: 127.0.0.1:7301]
+    /// Listen address for metrics and probes [default: 127.0.0.1:7301]
     listen_admin: String, "CONCLAVE_LISTEN_ADMIN", "HOST:PORT";
 
-    /// The file that holds the master key: 32 bytes, raw, in hexadecimal or in base64. Instead of a
-    /// file the environment variable CONCLAVE_MASTER_KEY may hold the key itself
+    /// File with the master key: 32 bytes, raw, in hexadecimal or in base64. Alternatively the
+    /// environment variable CONCLAVE_MASTER_KEY may hold the key itself
     master_key_file: PathBuf, "CONCLAVE_MASTER_KEY_FILE", "FILE";
 
-    /// The machine's component that a new cluster begins with, the same on every node; a node with data
-    /// goes on with its cluster's, see `conclave component` [default: the key-value store]
+    /// Initial component of a new cluster, the same on every node. A node with data continues with
+    /// its cluster's component, see `conclave component` [default: the key-value store]
     component: PathBuf, "CONCLAVE_COMPONENT", "FILE.wasm";
 
-    /// How often a leader shows that it lives [default: 100]
+    /// Interval of the leader's heartbeats, in milliseconds [default: 100]
     heartbeat_ms: u64, "CONCLAVE_HEARTBEAT_MS", "MS";
 
-    /// The shortest silence after which a follower starts an election [default: 800]
+    /// Minimum time without a heartbeat before a follower starts an election, in
+    /// milliseconds [default: 800]
     election_min_ms: u64, "CONCLAVE_ELECTION_MIN_MS", "MS";
 
-    /// The longest silence after which a follower starts an election [default: 1000]
+    /// Maximum time without a heartbeat before a follower starts an election, in
+    /// milliseconds [default: 1000]
     election_max_ms: u64, "CONCLAVE_ELECTION_MAX_MS", "MS";
 
-    /// How long a request may take whose caller set no deadline [default: 10000]
+    /// Deadline of requests whose caller set none, in milliseconds [default: 10000]
     request_timeout_ms: u64, "CONCLAVE_REQUEST_TIMEOUT_MS", "MS";
 
-    /// The largest request message [default: 4194304]
+    /// Maximum size of a request message [default: 4194304]
     request_bytes_max: usize, "CONCLAVE_REQUEST_BYTES_MAX", "BYTES";
 
-    /// The largest response message in a new cluster [default: 4194304, or request_bytes_max if that is larger]
+    /// Maximum size of a response message, for a new cluster [default: 4194304, or
+    /// request_bytes_max if that is larger]
     response_bytes_max: usize, "CONCLAVE_RESPONSE_BYTES_MAX", "BYTES";
 
-    /// The events of one command in a new cluster: topics, payloads and 64 bytes per event [default: 8388608, or
-    /// twice request_bytes_max if that is larger]
+    /// Maximum size of the events of one command (topics, payloads and 64 bytes per event), for a
+    /// new cluster [default: 8388608, or twice request_bytes_max if that is larger]
     event_bytes_max: usize, "CONCLAVE_EVENT_BYTES_MAX", "BYTES";
 
-    /// Fuel for one command in a new cluster, about one unit per wasm instruction [default: 2000000000]
+    /// Fuel for one command, about one unit per wasm instruction, for a new cluster [default: 2000000000]
     fuel_per_call: u64, "CONCLAVE_FUEL_PER_CALL", "UNITS";
 
-    /// Fuel for one query or subscription in a new cluster [default: half of fuel_per_call]
+    /// Fuel for one query or subscription, for a new cluster [default: half of fuel_per_call]
     fuel_per_query: u64, "CONCLAVE_FUEL_PER_QUERY", "UNITS";
 
-    /// Fuel for one call that saves or restores the whole state in a new cluster [default: 200000000000]
+    /// Fuel for one call that saves or restores the whole state, for a new cluster [default: 200000000000]
     fuel_per_state_call: u64, "CONCLAVE_FUEL_PER_STATE_CALL", "UNITS";
 
-    /// Linear memory of one instance of the state machine in a new cluster, twice as much while its state is saved or
-    /// restored [default: 1073741824]
+    /// Maximum linear memory of one instance of the state machine, for a new cluster; twice as much
+    /// while its state is saved or restored [default: 1073741824]
     memory_bytes_max: usize, "CONCLAVE_MEMORY_BYTES_MAX", "BYTES";
 
-    /// Commands that a leader holds at once [default: 8192]
+    /// Maximum number of in-flight commands on the leader [default: 8192]
     commands_in_flight_max: usize, "CONCLAVE_COMMANDS_IN_FLIGHT_MAX", "COUNT";
 
-    /// Subscriptions of a node at once [default: 10000]
+    /// Maximum number of subscriptions per node [default: 10000]
     subscriptions_max: usize, "CONCLAVE_SUBSCRIPTIONS_MAX", "COUNT";
 
-    /// Subscriptions of one connection at once [default: 512]
+    /// Maximum number of subscriptions per connection [default: 512]
     subscriptions_per_connection_max: usize, "CONCLAVE_SUBSCRIPTIONS_PER_CONNECTION_MAX", "COUNT";
 
-    /// Connections that clients may hold at once [default: 4096, or what the limit of open files leaves]
+    /// Maximum number of client connections [default: 4096, or fewer if the limit of open files is low]
     connections_max: usize, "CONCLAVE_CONNECTIONS_MAX", "COUNT";
 
-    /// Close a client's connection that has begun no call for so long, once its calls have ended; 0 for never
-    /// [default: 1800000]
+    /// Close a client connection that has begun no call for this time, once its calls have ended; 0
+    /// disables it [default: 1800000]
     connection_idle_ms: u64, "CONCLAVE_CONNECTION_IDLE_MS", "MS";
 
-    /// Close a client's connection at this age, once its calls have ended, so that clients spread over restarted
-    /// nodes again; 0 for never [default: 0]
+    /// Close a client connection at this age, once its calls have ended, so that clients spread
+    /// over restarted nodes again; 0 disables it [default: 0]
     connection_age_ms: u64, "CONCLAVE_CONNECTION_AGE_MS", "MS";
 
-    /// Take a snapshot after so many entries since the last [default: 50000]
+    /// Take a snapshot after this number of entries since the last one [default: 50000]
     snapshot_entries: u64, "CONCLAVE_SNAPSHOT_ENTRIES", "COUNT";
 
-    /// Take a snapshot after so many bytes of entries since the last [default: 67108864]
+    /// Take a snapshot after this many bytes of entries since the last one [default: 67108864]
     snapshot_bytes: u64, "CONCLAVE_SNAPSHOT_BYTES", "BYTES";
 
-    /// Take a snapshot after this time since the last, if there are enough new entries; 0 for never [default: 3600000]
+    /// Take a snapshot after this time since the last one, if there are enough new entries; 0
+    /// disables it [default: 3600000]
     snapshot_interval_ms: u64, "CONCLAVE_SNAPSHOT_INTERVAL_MS", "MS";
 
-    /// New entries that a snapshot by time needs [default: 1000]
+    /// Minimum number of new entries for a snapshot by time [default: 1000]
     snapshot_interval_entries: u64, "CONCLAVE_SNAPSHOT_INTERVAL_ENTRIES", "COUNT";
 
-    /// Entries that stay in the log although a snapshot covers them [default: 5000]
+    /// Number of entries that stay in the log although a snapshot covers them [default: 5000]
     keep_entries: u64, "CONCLAVE_KEEP_ENTRIES", "COUNT";
 
     /// Bytes of entries that stay in the log although a snapshot covers them [default: 67108864]
     keep_bytes: u64, "CONCLAVE_KEEP_BYTES", "BYTES";
 
-    /// Bytes of log that a leader keeps for a follower that is catching up; it slows writers down when half of
-    /// them are used [default: 1073741824]
+    /// Bytes of log that a leader retains for a follower that is catching up. Writes are slowed
+    /// down once half of them are used [default: 1073741824]
     catch_up_bytes: u64, "CONCLAVE_CATCH_UP_BYTES", "BYTES";
 
-    /// Retry the transfer of a snapshot that makes no progress for so long [default: 30000]
+    /// Retry the transfer of a snapshot that makes no progress for this time [default: 30000]
     snapshot_stall_ms: u64, "CONCLAVE_SNAPSHOT_STALL_MS", "MS";
 
-    /// How often the replicas compare what came of their entries, to find one that has diverged; 0 for never
-    /// [default: 10000]
+    /// Interval between consistency checks of the replicas, in milliseconds; 0 disables
+    /// them [default: 10000]
     consistency_check_interval_ms: u64, "CONCLAVE_CONSISTENCY_CHECK_INTERVAL_MS", "MS";
 
-    /// How the node's log looks, on standard error [default: text]
+    /// Format of the node's log on standard error [default: text]
     log_format: LogFormat, "CONCLAVE_LOG_FORMAT", "FORMAT", [value_enum];
 
     /// Share compiled components with the nodes of the same cluster that use this directory
     compile_cache: PathBuf, "CONCLAVE_COMPILE_CACHE", "DIR", [hide = true];
 }
 
-/// How the node's log looks.
+/// The format of the node's log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
 #[cfg_attr(feature = "command-line", derive(clap::ValueEnum))]
 #[serde(rename_all = "lowercase")]
 pub enum LogFormat {
-    /// For people.
+    /// Text for humans.
     #[default]
     Text,
-    /// One JSON object a line.
+    /// One JSON object per line.
     Json,
 }
 
 impl Settings {
-    /// Fills what flags and environment left open from the file, if one is named, and the rest from the file of
-    /// defaults, if the environment names one.
+    /// Fills missing settings from the configuration file, if one is named, and then from the file
+    /// of defaults, if the environment names one.
     pub fn with_file(self) -> Result<Self, ConfigError> {
         let settings = match self.config.clone() {
             Some(path) => self.or(Self::read(&path)?),

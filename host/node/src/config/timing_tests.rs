@@ -1,4 +1,4 @@
-//! The arithmetic of timing, for all settings that are accepted.
+//! Tests of the timing rules, for all accepted settings.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::time::Duration;
@@ -20,8 +20,8 @@ fn timing(heartbeat: Option<u64>, min: Option<u64>, max: Option<u64>) -> Option<
     Config::from_settings(settings, None).ok().map(|config| config.timing)
 }
 
-/// Whatever settings are accepted, openraft accepts what follows from them, and a call has more time than
-/// a heartbeat interval.
+/// Goal: openraft accepts the values derived from any accepted settings, and a call has more time
+/// than a heartbeat interval.
 #[test]
 fn accepted_settings_satisfy_the_inequalities() {
     let choices = [None, Some(10), Some(50), Some(100), Some(400), Some(1000), Some(5000)];
@@ -49,7 +49,7 @@ fn defaults_tolerate_a_round_trip_of_250_ms() {
     assert!(timing.round_trip_max() > Duration::from_millis(260), "{timing:?}");
 }
 
-/// The advice is sufficient.
+/// Goal: the advised settings tolerate the round trip.
 #[test]
 fn advice_tolerates_the_round_trip() {
     for round_trip in [300, 500, 1000, 3000] {

@@ -1,4 +1,4 @@
-//! The rules between settings, checked once.
+//! Validation of the settings and of the rules between them.
 
 use std::{
     path::{Path, PathBuf},
@@ -26,8 +26,9 @@ impl Config {
         Self::from_settings(settings.with_file()?, environment::master_key())
     }
 
-    /// Applies the defaults and checks every rule, without a look at files or the environment: for a
-    /// program that runs a node itself. Host names in addresses to listen on are resolved. `master_key_value` is the key as text, if no file holds it.
+    /// Applies the defaults and checks every rule, for a program that embeds a node. Does not read
+    /// files or the environment. Host names in listen addresses are resolved. `master_key_value` is
+    /// the key as text, if no file contains it.
     pub fn from_settings(
         settings: Settings,
         master_key_value: Option<Zeroizing<String>>,
@@ -67,7 +68,8 @@ impl Config {
 }
 
 impl StoppedNode {
-    /// The same of what such a look needs, so that a node's own configuration file serves.
+    /// Loads the subset of settings that offline inspection needs. A node's configuration file can
+    /// be passed unchanged.
     pub fn load(settings: Settings) -> Result<Self, ConfigError> {
         let settings = settings.with_file()?;
         Ok(Self {
@@ -77,7 +79,7 @@ impl StoppedNode {
     }
 }
 
-/// The address at which a node with these settings listens for clients.
+/// Returns the address at which a node with these settings listens for clients.
 pub fn client_address(settings: &Settings) -> Result<std::net::SocketAddr, ConfigError> {
     addresses::listen("listen_client", settings.listen_client.as_deref(), 7101)
 }
@@ -93,8 +95,8 @@ fn data_dir(settings: &Settings) -> Result<PathBuf, ConfigError> {
 fn cluster_id(given: Option<&str>) -> Result<String, ConfigError> {
     let id = given.ok_or(ConfigError::Missing {
         name: "cluster_id",
-        flag: "cluster-id (a name of your choice, the same on every node; clusters that were made without one before \
-               it was required are named \"conclave\")",
+        flag: "cluster-id (a name of your choice, the same on every node; clusters created before the name was required \
+               are named \"conclave\")",
         variable: "CONCLAVE_CLUSTER_ID",
     })?;
     let allowed = |c: char| c.is_ascii_alphanumeric() || matches!(c, '-' | '_' | '.');
@@ -105,7 +107,7 @@ fn cluster_id(given: Option<&str>) -> Result<String, ConfigError> {
     Ok(id.to_owned())
 }
 
-/// Whether a text that should be a path is a key: 64 hexadecimal digits, or 32 bytes in base64.
+/// Returns whether a text that should be a path is a key: 64 hexadecimal digits, or 32 bytes in base64.
 fn is_key(path: &Path) -> bool {
     let Some(text) = path.to_str() else { return false };
     let is_base64 = |c: char| c.is_ascii_alphanumeric() || matches!(c, '+' | '/' | '-' | '_');
@@ -133,8 +135,8 @@ fn master_key(
             "master_key_file",
             "(not shown)",
             format!(
-                "this is a key and not the name of a file: write the key to a file for its owner alone, or give it in \
-                 {MASTER_KEY_VARIABLE}; it may have been seen by others where it was"
+                "this is a key and not the name of a file: write the key to a file that only its owner can read, or set \
+                 {MASTER_KEY_VARIABLE}. The key may have been visible to others, so consider replacing it"
             ),
         )),
         (Some(path), None) => Ok(MasterKeySource::File(path)),
@@ -154,7 +156,8 @@ fn master_key(
 
 fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
     let heartbeat = settings.heartbeat_ms.unwrap_or(100);
-    // Either follows from the other, and both from the heartbeat where that is slow.
+    // Each default is derived from the other value. Both follow from the heartbeat interval if
+    // that is long.
     let (election_min, election_max) = match (settings.election_min_ms, settings.election_max_ms) {
         (Some(min), Some(max)) => (min, max),
         (Some(min), None) => (min, min.saturating_mul(10) / 8),
@@ -170,23 +173,22 @@ fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
     if election_min < election_max / 2 + heartbeat * 2 || election_min > 120_000 {
         let rule = format!(
             "must be at least half of election_max_ms ({election_max}) and 2 times heartbeat_ms \
-             ({heartbeat}) together, so {}, and at most 120000: a shorter one elects a new leader \
-             whenever some heartbeats are late",
+             ({heartbeat}) together, so {}, and at most 120000: a shorter timeout elects a new leader \
+             whenever a few heartbeats are late",
             election_max / 2 + heartbeat * 2
         );
         return Err(invalid("election_min_ms", election_min, rule));
     }
     if election_max < election_min + heartbeat || election_max > 120_000 {
         let rule = format!(
-            "must be at least election_min_ms + heartbeat_ms ({}) and at most 120000: elections \
-             that all start at once elect nobody",
+            "must be at least election_min_ms + heartbeat_ms ({}) and at most 120000: if all nodes \
+             start their elections at once, no node wins",
             election_min + heartbeat
         );
         return Err(invalid("election_max_ms", election_max, rule));
     }
     if !(100..=300_000).contains(&request_timeout) {
-        let rule =
-            "must be between 100 and 300000, which is the longest time that a node works on a call";
+        let rule = "must be between 100 and 300000, the maximum time of a call on a node";
         return Err(invalid("request_timeout_ms", request_timeout, rule));
     }
     Ok(Timing {
@@ -211,7 +213,7 @@ fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
         1024,
         16 * MIB,
     )?;
-    // The defaults grow with the largest request.
+    // The defaults grow with the maximum request size.
     let at_least = |default, needed| (needed > default).then_some(needed);
     let response = at_least(defaults::RESPONSE_BYTES, request_bytes_max);
     let events = at_least(defaults::EVENT_BYTES, 2 * request_bytes_max);
@@ -341,7 +343,7 @@ mod tests {
         }
     }
 
-    /// Each line: a change to settings that hold, and what the refusal must say.
+    /// Each line: an invalid change to valid settings, and a part of the expected error.
     #[test]
     fn what_cannot_hold_is_refused_with_the_rule() {
         type Change = fn(&mut Settings);
@@ -423,7 +425,8 @@ mod tests {
         assert!(refusal.contains("keep one of the two") && !refusal.contains("secret"));
     }
 
-    /// Each line: a configuration file with a mistake, and what the error must say. Keys are never shown.
+    /// Each line: a configuration file with a mistake, and a part of the expected error. Keys
+    /// are never shown.
     #[test]
     fn mistakes_in_the_file_are_named_and_keys_are_not_shown() {
         let hexadecimal = "6368616e676520746869732070617373776f726420746f206120736563726574";

@@ -1,14 +1,15 @@
-//! The limit of open files: raised to what the process may have, and shared between clients and the node itself.
+//! The limit of open files: raised to the hard limit, and shared between clients and the node itself.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Connections of clients at once, unless the settings or the limit of open files say less.
+/// Maximum number of client connections, unless the settings or the limit of open files are lower.
 const CONNECTIONS_DEFAULT: usize = 4096;
 /// Files for the log, snapshots, the admin port and the process itself.
 const OWN_FILES: u64 = 192;
-/// Files per member: connections of three lanes in both directions, twice while they are replaced, and a snapshot.
+/// Files per member: connections of three classes in both directions, doubled while they are
+/// replaced, and a snapshot.
 const FILES_PER_MEMBER: u64 = 16;
-/// More files than this no node needs, and programs that walk over all possible ones would take long.
+/// No node needs more files, and programs that iterate over all possible files would take long.
 const RAISED_MAX: u64 = 1 << 20;
 
 /// Raises this process's soft limit of open files to its hard limit. For the program that owns the process.
@@ -20,11 +21,12 @@ pub fn raise_file_limit() {
     }
     let raised = Rlimit { current: Some(wanted), maximum: limit.maximum };
     if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, wanted, "the limit of open files cannot be raised");
+        tracing::warn!(%error, wanted, "cannot raise the limit of open files");
     }
 }
 
-/// The number of clients' connections that the limit of open files leaves room for, at most the configured one.
+/// Returns the number of client connections that the limit of open files allows, at most
+/// the configured one.
 pub(super) fn connections_max(configured: Option<usize>, members: usize) -> usize {
     let wanted = configured.unwrap_or(CONNECTIONS_DEFAULT);
     let Some(files) = getrlimit(Resource::Nofile).current else { return wanted };
@@ -33,14 +35,14 @@ pub(super) fn connections_max(configured: Option<usize>, members: usize) -> usiz
         tracing::warn!(
             files,
             connections_max = room,
-            "the limit of open files leaves room for fewer connections of clients than {wanted}: raise it (LimitNOFILE \
-             of systemd, --ulimit nofile of Docker)"
+            "the limit of open files allows fewer client connections than {wanted}: raise it (LimitNOFILE in systemd, \
+             --ulimit nofile in Docker)"
         );
     }
     wanted.min(room)
 }
 
-/// The connections that a limit of `files` leaves for clients: at least an eighth of it.
+/// Returns the number of connections that a limit of `files` leaves for clients: at least an eighth of it.
 fn room(files: u64, members: usize) -> usize {
     let own = OWN_FILES + FILES_PER_MEMBER * members as u64;
     usize::try_from(files.saturating_sub(own).max(files / 8)).unwrap_or(usize::MAX)

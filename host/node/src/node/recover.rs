@@ -1,4 +1,4 @@
-//! The ways out of a state that no node can start with, on the directory of a stopped node.
+//! Recovery of a stopped node's directory from states in which no node can start.
 
 use bytes::Bytes;
 
@@ -13,15 +13,15 @@ use conclave_types::error::Error;
 /// Records an entry of the log as trapped, so that this node never applies it. Blocking.
 ///
 /// # Errors
-/// The directory cannot be opened, or the entry is none that a replay would come to.
+/// The directory cannot be opened, or a replay would not reach the entry.
 pub fn trap_entry(stopped: &StoppedNode, index: u64, uncommitted: bool) -> Result<Skipped, Error> {
     let storage = open(stopped)?;
     let skipped = raft::skip_entry(&storage.log, &storage.snapshots, index, uncommitted);
     skipped.map_err(not_recovered)
 }
 
-/// Makes another component the active one of the newest snapshot, and all entries after that are applied by it.
-/// Blocking, for as long as compiling it and restoring the state takes.
+/// Activates another component in the newest snapshot. It applies all entries after the snapshot.
+/// Blocking while the component is compiled and the state is restored.
 ///
 /// # Errors
 /// The directory cannot be opened, there is no snapshot, or the component does not accept its state.

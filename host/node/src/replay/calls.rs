@@ -1,39 +1,39 @@
-//! What a stopped node's log asked of the machine, without asking it again.
+//! Reads the calls in a stopped node's log, without applying them.
 
 use super::{error::Error, source::Source};
 use conclave_storage::raft_types::Payload;
 use conclave_types::{Call, Command, CommandKind};
 
-/// Entries read at once, by their size.
+/// Maximum size of the entries read together.
 const READ_BYTES_MAX: usize = 4 << 20;
 
-/// An entry that a machine saw.
+/// A call or tick in the log.
 #[derive(Clone, Debug)]
 pub struct Asked {
     /// Its log index.
     pub index: u64,
     /// Milliseconds since the Unix epoch on the proposing leader's clock.
     pub time_ms: u64,
-    /// Nothing: the machine was woken.
+    /// The call. `None` for a tick.
     pub call: Option<Call>,
 }
 
-/// What [`Source::asked`] found.
+/// The result of [`Source::asked`].
 #[derive(Clone, Debug)]
 pub struct AskedAll {
-    /// In the order of the log.
+    /// Calls and ticks in log order.
     pub asked: Vec<Asked>,
-    /// The entries that were looked at, both ends included; none if the log has none.
+    /// The first and the last entry that was read; `None` if the log is empty.
     pub span: Option<(u64, u64)>,
-    /// Whether there was nothing before: the log reaches back to the beginning.
+    /// True if the log reaches back to its first entry.
     pub from_the_beginning: bool,
-    /// Whether there was more than is wanted.
+    /// True if there are more calls than the limits allow.
     pub more: bool,
 }
 
 impl Source {
-    /// The calls and ticks that the log still has and that are known to be committed, the oldest first, until
-    /// they are `count_max` or have `bytes_max`. Blocking.
+    /// Returns the calls and ticks that are in the log and known to be committed, oldest first.
+    /// Stops at `count_max` calls or at `bytes_max` bytes. Blocking.
     ///
     /// # Errors
     /// The log cannot be read, or has a gap.

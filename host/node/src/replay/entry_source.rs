@@ -1,4 +1,4 @@
-//! What the instances of a replay are rebuilt from: the state that it began with, and the log since.
+//! The entry source of a replay: the state that the replay began with, and the log since then.
 
 use std::{
     collections::BTreeMap,
@@ -13,15 +13,15 @@ use conclave_raft::{Components, saved_state};
 use conclave_storage::LogStore;
 use conclave_types::Trap;
 
-/// Entries handed out at once, by their size.
+/// Maximum size of the entries returned together.
 const REPLAY_BYTES_MAX: usize = 4 << 20;
 
-/// The history of one [`Player`](super::Player). Knows only the traps of its own replay.
+/// The entry source of one [`Player`](super::Player). It has only the traps of its own replay.
 pub(super) struct ReplayEntrySource {
     pub(super) log: LogStore,
     pub(super) components: Arc<Components>,
     pub(super) start: Start,
-    /// Takes the place of the components of the time.
+    /// Replaces the components that were active at the time.
     pub(super) other: Option<Component>,
     pub(super) traps: Mutex<BTreeMap<u64, Trap>>,
     pub(super) trap_report: Mutex<BTreeMap<u64, TrapReport>>,
@@ -36,12 +36,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl ReplayEntrySource {
-    /// What was left behind at an entry; once.
+    /// Returns the trap report of an entry, and removes it.
     pub(super) fn take_trap_report(&self, index: u64) -> Option<TrapReport> {
         lock(&self.trap_report).remove(&index)
     }
 
-    /// The other component is no part of the log, and stays.
+    /// Returns whether the replay applies the entry. The other component ignores activations
+    /// and stays active.
     fn is_seen(&self, entry: &Entry) -> bool {
         self.other.is_none() || !matches!(entry.work, Work::Activate(_))
     }

@@ -1,51 +1,51 @@
-//! Why a replay does not go on. Each message tells what would.
+//! Errors of a replay. Each message names a way to continue.
 
 use std::io;
 
 use conclave_machine::{FatalError, LoadError, QueryError};
 
-/// See the page of this file.
+/// The error of a replay.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Before what the directory has.
+    /// The index lies before the available log.
     #[error(
         "index {wanted} is gone: the log before it was purged when the snapshot at index {snapshot} was taken. \
-         What can be reached is {snapshot} to {last}, and entries can be shown from {} on", snapshot + 1
+         States from {snapshot} to {last} are available, and entries from {} on", snapshot + 1
     )]
     Purged {
-        /// What was asked for.
+        /// The requested index.
         wanted: u64,
         /// The newest snapshot's index.
         snapshot: u64,
         /// The last index that can be reached.
         last: u64,
     },
-    /// Behind its end.
-    #[error("index {wanted} is not there: the log ends at {last}")]
+    /// The index lies after the end of the log.
+    #[error("index {wanted} does not exist: the log ends at {last}")]
     Beyond {
-        /// What was asked for.
+        /// The requested index.
         wanted: u64,
         /// The last entry's index.
         last: u64,
     },
-    /// There, but perhaps never agreed on.
+    /// The entry exists, but may not be committed.
     #[error(
-        "entry {wanted} may not be committed: this node knew of {committed} and has entries up to {last}. A new \
-         leader may have replaced them; to go on all the same, give --uncommitted"
+        "entry {wanted} may not be committed: this node knew {committed} as committed and has entries up to {last}. A \
+         new leader may have replaced the later entries. To continue anyway, use --uncommitted"
     )]
     Uncommitted {
-        /// What was asked for.
+        /// The requested index.
         wanted: u64,
-        /// What is known to be committed.
+        /// The last index that is known to be committed.
         committed: u64,
         /// The last entry's index.
         last: u64,
     },
-    /// The other component cannot begin where the replay does.
+    /// The other component cannot restore the state that the replay begins with.
     #[error(
-        "the replay begins with the state of the snapshot at index {index}, which has version {found}, and \
-         {name} restores {restores:?} only"
+        "the replay begins with the snapshot at index {index}, whose state has version {found}, but {name} restores \
+         {restores:?} only"
     )]
     StateVersion {
         /// The snapshot's index.
@@ -54,36 +54,36 @@ pub enum Error {
         found: u32,
         /// The component's name.
         name: String,
-        /// What it restores.
+        /// The state versions that it restores.
         restores: Vec<u32>,
     },
-    /// Entries that must be there are not.
+    /// An entry is missing in the middle of the log.
     #[error("entry {0} is missing in the log")]
     Gap(u64),
     /// The store cannot be read.
     #[error("{0}")]
     Unreadable(#[from] io::Error),
-    /// A component that the log has cannot be run by this program.
+    /// A component in the log cannot be loaded by this program.
     #[error(
-        "component {component}, which the log activates at index {index}, cannot be run here: {source}"
+        "component {component}, which the log activates at index {index}, cannot be loaded: {source}"
     )]
     Component {
-        /// Where.
+        /// The index of the activation.
         index: u64,
-        /// Which.
+        /// The component.
         component: String,
-        /// Why.
+        /// The cause.
         source: LoadError,
     },
-    /// The machine stopped, as it would on a node.
-    #[error("the machine stops after index {index}: {fatal_error}")]
+    /// The state machine stopped with a fatal error, as it would on a node.
+    #[error("the state machine stopped after index {index}: {fatal_error}")]
     Fatal {
-        /// How far it came.
+        /// The last applied index.
         index: u64,
-        /// Why.
+        /// The cause.
         fatal_error: FatalError,
     },
-    /// A query has no answer.
+    /// A query failed.
     #[error("{0}")]
     Query(#[from] QueryError),
 }

@@ -1,4 +1,4 @@
-//! A machine's messages as JSON, by its own descriptor set.
+//! Conversion of a state machine's messages to and from JSON, by its own descriptor set.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -9,30 +9,31 @@ use serde_json::Value;
 use conclave_machine::Component;
 use conclave_types::services;
 
-/// The messages of one component.
+/// The message types of one component.
 pub struct Messages(DescriptorPool);
 
 impl Messages {
-    /// Those of a component; none if it does not describe any.
+    /// Returns the message types of a component. They are empty if it describes none.
     pub fn of(component: &Component) -> Self {
-        // It was read when the component was loaded, so that it cannot fail here.
+        // The descriptor set was decoded when the component was loaded, so this cannot fail.
         Self(DescriptorPool::decode(component.descriptor_set().as_ref()).unwrap_or_default())
     }
 
-    /// A method's request. Nothing if the method is not described, or the bytes are not its message's.
+    /// Returns a request as JSON, or `None` if the method is not described or the bytes do not match.
     pub fn request(&self, method: &str, bytes: &Bytes) -> Option<Value> {
         decode(self.method(method)?.input(), bytes)
     }
 
-    /// A method's response, likewise.
+    /// Returns a response as JSON, under the same conditions.
     pub fn response(&self, method: &str, bytes: &Bytes) -> Option<Value> {
         decode(self.method(method)?.output(), bytes)
     }
 
-    /// The bytes of a request. Of a machine that describes no methods: a text with the bytes in base64.
+    /// Encodes a request. If the state machine describes no methods, the request is a string with
+    /// the bytes in base64.
     ///
     /// # Errors
-    /// What is wrong with it, or which methods there are.
+    /// The request is invalid, or the method is unknown; the text lists the methods.
     pub fn encode_request(&self, method: &str, request: &Value) -> Result<Bytes, String> {
         let services = services::own(&self.0);
         if services.is_empty() {
@@ -42,7 +43,7 @@ impl Messages {
                 _ => None,
             };
             return bytes.map(Bytes::from).ok_or_else(|| {
-                "the machine describes no methods: give the request's bytes as a text in base64"
+                "the state machine describes no methods: give the request's bytes as a base64 string"
                     .to_owned()
             });
         }
@@ -55,7 +56,7 @@ impl Messages {
                     .collect::<Vec<_>>()
             });
             format!(
-                "there is no method {method}; there are {}",
+                "unknown method {method}; the methods are {}",
                 methods.collect::<Vec<_>>().join(", ")
             )
         })?;

@@ -1,7 +1,7 @@
-//! Applies the log again, as far as it is asked to.
+//! Applies the log up to a requested index.
 //!
-//! What becomes of an entry is what `raft/state_machine.rs` makes of it on a node; there is no leader here to
-//! be answered and no disk to be waited for.
+//! Entries are handled as in `raft/state_machine.rs`, but there is no proposer to answer and no
+//! disk to wait for.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -28,33 +28,33 @@ use conclave_types::{
     components::{Activation, ComponentCommand, ComponentPart},
 };
 
-/// Entries read and applied at once, by their size. All of them are in memory, with their outcomes.
+/// Maximum size of the entries read and applied together. All of them and their outcomes are in memory.
 const BATCH_BYTES_MAX: usize = 1 << 20;
-/// And by their number, so that whoever watches hears of them soon.
+/// Maximum number of these entries, so that callers get results soon.
 const BATCH_ENTRIES_MAX: u64 = 4096;
 
-/// One replay. Dropped, its threads end.
+/// A replay. Dropping it ends its threads.
 pub struct Player {
     entry_source: Arc<ReplayEntrySource>,
     worker: Worker,
     registry: Registry,
     voters: BTreeSet<NodeId>,
-    /// What runs now.
+    /// The active component.
     component: Component,
-    /// The last index that was applied.
+    /// The last applied index.
     index: u64,
-    /// The next one to be read.
+    /// The next index to read.
     next: u64,
 }
 
 impl Drop for Player {
-    /// Nothing of it reads the log any more, which may be about to be removed.
+    /// Stops reading the log, which may be removed next.
     fn drop(&mut self) {
         self.worker.shutdown();
     }
 }
 
-/// Entries on their way to the machine.
+/// Entries to be applied to the state machine.
 #[derive(Default)]
 struct Batch {
     items: Vec<BatchItem>,
@@ -62,11 +62,11 @@ struct Batch {
 }
 
 impl Player {
-    /// Begins where the source can, with the component of the time, or with `other` in place of whatever the log
-    /// says.
+    /// Begins at `start`, with the component that was active then, or with `other` in place of
+    /// every component in the log.
     ///
     /// # Errors
-    /// The state cannot be read or restored, or the other component does not take it.
+    /// The state cannot be read or restored, or the other component does not accept it.
     pub async fn start(
         source: &Source,
         start: Start,
@@ -88,7 +88,8 @@ impl Player {
         let component = other.clone().unwrap_or(component);
         let index = start.index();
         let next = match &start {
-            // The first entry has index 0, and no machine sees it; of an empty log there is nothing to be read.
+            // The first entry has index 0 and is not applied to the state machine. An empty log has
+            // nothing to read.
             Start::Genesis => match source.parts.log.extent() {
                 Extent { last: Some(_), first, .. } => first,
                 Extent { last: None, .. } => 1,
@@ -101,7 +102,7 @@ impl Player {
             components: source.parts.components.clone(),
             start,
             other,
-            // Others are found again.
+            // Only skipped entries are known in advance. Other traps happen again.
             traps: Mutex::new(skipped_entries(&source.parts.log)?),
             trap_report: Mutex::new(BTreeMap::new()),
         });
@@ -114,20 +115,21 @@ impl Player {
         Ok(Self { entry_source, worker, registry, voters, component, index, next })
     }
 
-    /// The last index that was applied.
+    /// Returns the last applied index.
     pub fn index(&self) -> u64 {
         self.index
     }
 
-    /// What runs now.
+    /// Returns the active component.
     pub fn component(&self) -> &Component {
         &self.component
     }
 
-    /// Applies the next entries, some of those up to `to`, and says what came of each. Empty: there are no more.
+    /// Applies some of the next entries up to `to`, and returns them with their outcomes. Empty if
+    /// there are no more.
     ///
     /// # Errors
-    /// The log cannot be read, or the machine stops, as it would on a node.
+    /// The log cannot be read, or the state machine stops with a fatal error, as it would on a node.
     pub async fn advance(&mut self, to: u64) -> Result<Vec<Seen>, Error> {
         if self.next > to {
             return Ok(Vec::new());
@@ -155,15 +157,15 @@ impl Player {
         Ok(seen)
     }
 
-    /// Asks the machine, as it is after the last entry.
+    /// Queries the state machine in its state after the last applied entry.
     ///
     /// # Errors
-    /// There is no answer; a machine's own refusal is one.
+    /// The query failed. A failure returned by the state machine is a result.
     pub async fn query(&self, call: Call) -> Result<Answered, Error> {
         Ok(self.worker.query(call, self.index).await?)
     }
 
-    /// Puts an entry into the batch, but for an activation: what comes after has to wait for that.
+    /// Adds an entry to the batch. Returns an activation instead, since later entries have to wait for it.
     fn prepare(&mut self, entry: Entry, batch: &mut Batch) -> Option<(Seen, Activation)> {
         let (index, term) = (entry.log_id.index, entry.log_id.leader_id.term);
         let component = self.component.clone();
@@ -225,7 +227,7 @@ impl Player {
         }
     }
 
-    /// Puts an activation into the batch, which is empty, and notes what comes of it.
+    /// Adds an activation to the empty batch, and records a failed one.
     async fn activate(
         &mut self,
         mut pending: Seen,
@@ -259,7 +261,7 @@ impl Player {
         Ok(())
     }
 
-    /// Has the batch applied, and waits for what comes of it.
+    /// Applies the batch, and waits for its outcomes.
     async fn flush(&mut self, batch: &mut Batch, seen: &mut Vec<Seen>) -> Result<(), Error> {
         let Batch { items, waiting } = std::mem::take(batch);
         let stopped = |index, fatal_error: Option<FatalError>, worker: &Worker| {
@@ -298,7 +300,7 @@ fn kind_of(part: &ComponentPart) -> Kind {
 }
 
 impl Batch {
-    /// No machine sees it, but that its index has passed.
+    /// Adds an entry that only advances the state machine's index.
     fn pass(&mut self, seen: Seen) {
         self.items.push((seen.index, None, None));
         self.waiting.push((seen, None));
@@ -308,7 +310,7 @@ impl Batch {
         let index = seen.index;
         let (sender, outcome) = oneshot::channel();
         let done: Done = Box::new(move |outcome| {
-            // Nobody may wait for it any more.
+            // The caller may have stopped waiting.
             let _ = sender.send(outcome);
         });
         self.items.push((index, Some(machine::Entry { index, time_ms, work }), Some(done)));

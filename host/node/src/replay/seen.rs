@@ -1,69 +1,70 @@
-//! One entry of the log as a replay saw it.
+//! An entry of the log, as replayed.
 
 use conclave_machine::{Component, TrapReport};
 use conclave_types::{Call, ComponentId, Outcome, limits::ClusterLimits};
 
-/// One entry of the log, and what came of it.
+/// An entry of the log, with its outcome.
 #[derive(Debug)]
 pub struct Seen {
     /// Its log index.
     pub index: u64,
     /// The term of the leader that proposed it.
     pub term: u64,
-    /// What it is.
+    /// The kind of the entry.
     pub kind: Kind,
-    /// Milliseconds since the Unix epoch on the proposing leader's clock. Nothing for what Raft itself proposes.
+    /// Milliseconds since the Unix epoch on the proposing leader's clock. `None` for entries
+    /// of Raft itself.
     pub time_ms: Option<u64>,
-    /// The component that was active before it.
+    /// The component that was active before the entry.
     pub component: Component,
-    /// What came of it. Nothing for what no machine sees.
+    /// The outcome. `None` for entries that are not applied to the state machine.
     pub outcome: Option<Outcome>,
-    /// What a trapped instance left behind.
+    /// The trap report, if the call trapped.
     pub trap_report: Option<TrapReport>,
 }
 
-/// What an entry is.
+/// The kinds of entries.
 #[derive(Clone, Debug)]
 pub enum Kind {
-    /// A new leader's first entry.
+    /// The first entry of a new leader.
     Blank,
-    /// From here on these are the voters.
+    /// A change of the voters, effective from this entry on.
     Membership {
-        /// Their numbers.
+        /// The node ids of the voters.
         voters: Vec<u64>,
     },
-    /// A call of the machine.
+    /// A call of the state machine.
     Call(Call),
-    /// The machine is woken.
+    /// A tick of the state machine.
     Tick,
-    /// A piece of a component on its way to all nodes.
+    /// A piece of a component, replicated to all nodes.
     ComponentPart {
-        /// Which.
+        /// The component.
         component: ComponentId,
-        /// Where in it the piece begins.
+        /// The position of the piece in the component.
         at: u64,
         /// The piece's size.
         bytes: u64,
-        /// The component's.
+        /// The size of the component.
         total_bytes: u64,
     },
-    /// Another component is to go on.
+    /// The activation of another component.
     Activation {
-        /// Which.
+        /// The component.
         component: ComponentId,
     },
-    /// The digest of a majority, for every replica to compare its own with.
+    /// The digest of a majority, compared by every replica with its own.
     ConsistencyCheck,
-    /// Every replica hashes its state.
+    /// A request to every replica to hash its state.
     Verify,
-    /// An operator has set the log's time; the machine's tick is called.
+    /// A change of the log's time by an operator. It also calls the state machine's tick.
     SetTime,
-    /// Other limits hold from the next entry on.
+    /// New limits, effective from the next entry on.
     SetLimits(ClusterLimits),
 }
 
 impl Kind {
-    /// The name, as people and programs are told it.
+    /// Returns the name of the kind, as shown to users.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Blank => "blank",
@@ -79,7 +80,7 @@ impl Kind {
         }
     }
 
-    /// Whether its outcome is the machine's own.
+    /// Returns whether the outcome is one of the state machine.
     pub fn is_machines(&self) -> bool {
         matches!(self, Self::Call(_) | Self::Tick)
     }

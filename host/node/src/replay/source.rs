@@ -1,4 +1,4 @@
-//! What there is to replay.
+//! The data for a replay.
 
 use std::{collections::BTreeSet, io, sync::Arc};
 
@@ -8,19 +8,19 @@ use conclave_raft::{Components, registry::Registry, saved_state, voters};
 use conclave_storage::{Extent, Identity, LogStore, SnapshotFile};
 use conclave_types::NodeId;
 
-/// What a source is made of.
+/// The parts of a source.
 pub struct Parts {
-    /// Whose directory it is.
+    /// The identity of the data directory.
     pub identity: Identity,
     /// The log.
     pub log: LogStore,
     /// The newest snapshot.
     pub snapshot: Option<SnapshotFile>,
-    /// The cluster's components; knows the one that the log begins with.
+    /// The cluster's components, including the initial one.
     pub components: Arc<Components>,
-    /// That one.
+    /// The initial component.
     pub initial_component: Component,
-    /// For the machine's randomness: the cluster's.
+    /// The cluster's seed for the state machine's randomness.
     pub seed: [u8; 32],
 }
 
@@ -30,30 +30,30 @@ pub struct Source {
     span: Span,
 }
 
-/// Which indexes there are.
+/// The available indexes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Span {
-    /// The lowest state that can be had. 0: the machine's initial one.
+    /// The first index whose state is available. 0: the initial state.
     pub first: u64,
     /// The newest snapshot's index.
     pub snapshot: Option<u64>,
-    /// Up to here the log is known to be committed.
+    /// The last index that is known to be committed.
     pub committed: u64,
-    /// The last entry.
+    /// The last index of the log.
     pub last: u64,
 }
 
-/// Where a replay begins.
+/// The start of a replay.
 #[derive(Clone)]
 pub enum Start {
     /// Before the first entry.
     Genesis,
-    /// With a snapshot's state.
+    /// The state of a snapshot.
     Snapshot(SnapshotFile),
 }
 
 impl Start {
-    /// The index of the state that it begins with.
+    /// Returns the index of the initial state of the replay.
     pub fn index(&self) -> u64 {
         match self {
             Self::Genesis => 0,
@@ -62,42 +62,42 @@ impl Start {
     }
 }
 
-/// A state to begin with, and what goes with it.
+/// The initial state of a replay, with its registry, voters and component.
 pub(super) struct Begun {
-    /// Nothing: the initial one.
+    /// `None` for the initial state of the state machine.
     pub(super) saved: Option<SavedState>,
     pub(super) registry: Registry,
     pub(super) voters: BTreeSet<NodeId>,
-    /// The component of the time.
+    /// The active component.
     pub(super) component: Component,
 }
 
 impl Source {
-    /// Takes the parts together.
+    /// Creates a source from its parts.
     pub fn new(parts: Parts) -> Self {
         let span = span(parts.log.extent(), parts.snapshot.as_ref().map(SnapshotFile::index));
         Self { parts, span }
     }
 
-    /// Whose directory it is.
+    /// Returns the identity of the data directory.
     pub fn identity(&self) -> &Identity {
         &self.parts.identity
     }
 
-    /// Which indexes there are.
+    /// Returns the available indexes.
     pub fn span(&self) -> Span {
         self.span
     }
 
-    /// Compiles components with the limits of the node.
+    /// Returns the engine, which compiles components with the limits of the node.
     pub fn engine(&self) -> &Engine {
         self.parts.initial_component.engine()
     }
 
-    /// The nearest beginning from which the state at `index` can be had.
+    /// Returns the latest start from which the state at `index` can be reached.
     ///
     /// # Errors
-    /// There is none.
+    /// The log before the index was purged.
     pub fn start(&self, index: u64) -> Result<Start, Error> {
         let Span { first, snapshot, last, .. } = self.span;
         match &self.parts.snapshot {
@@ -107,10 +107,10 @@ impl Source {
         }
     }
 
-    /// Whether the log reaches to `index`, and surely so.
+    /// Checks that the log reaches `index`, and that the entry is committed unless `uncommitted` is given.
     ///
     /// # Errors
-    /// It does not.
+    /// The log ends before the index, or the entry may not be committed.
     pub fn check_end(&self, index: u64, uncommitted: bool) -> Result<(), Error> {
         let Span { committed, last, .. } = self.span;
         if index > last {
@@ -140,8 +140,9 @@ impl Source {
     }
 }
 
-/// A snapshot is of committed entries, also where the log's own note is older. The log may reach back to the
-/// beginning although there is a snapshot: some entries are kept for slow followers.
+/// Returns the available indexes. A snapshot has only committed entries, even if the log's recorded
+/// commit index is older. The log may reach back to the first entry although there is a snapshot,
+/// since some entries are retained for slow followers.
 fn span(extent: Extent, snapshot: Option<u64>) -> Span {
     let Extent { purged, first, last, committed } = extent;
     let covered = snapshot.unwrap_or(0);
@@ -185,7 +186,7 @@ mod tests {
     fn a_purged_log_reaches_back_to_the_snapshot() {
         let found = span(extent(Some(20), 21, 40, 45), Some(30));
         assert_eq!(found, Span { first: 30, snapshot: Some(30), committed: 40, last: 45 });
-        // The snapshot came from a leader, and the log ends before it.
+        // The snapshot came from a leader, and the log ended before it.
         let found = span(extent(Some(60), 61, 60, 60), Some(60));
         assert_eq!(found, Span { first: 60, snapshot: Some(60), committed: 60, last: 60 });
     }
