@@ -1,4 +1,4 @@
-//! Compiles the messages of the services that this client calls with types of its own.
+//! Compiles the messages of the services that this client calls with its own types.
 use std::error::Error;
 
 const CLUSTER: &str = "conclave/cluster/v1/cluster.proto";

@@ -1,4 +1,4 @@
-//! How a client is set up.
+//! The configuration of a client.
 
 use std::{sync::Arc, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{
     reflection::Catalog,
 };
 
-/// Sets up a [`Client`]. Nothing is connected before the first call.
+/// Configures a [`Client`]. Nothing is connected before the first call.
 #[derive(Clone, Debug)]
 pub struct Builder {
     endpoints: Vec<String>,
@@ -41,65 +41,67 @@ impl Default for Builder {
 }
 
 impl Builder {
-    /// Client addresses of nodes, `host:port`: as many as are known, one is enough.
+    /// Sets the client addresses of nodes, `host:port`. One is enough; give all that are known.
     pub fn endpoints<S: Into<String>>(mut self, endpoints: impl IntoIterator<Item = S>) -> Self {
         self.endpoints = endpoints.into_iter().map(Into::into).collect();
         self
     }
 
-    /// How long a call may take with all its attempts. Default: 10 seconds.
+    /// Sets the deadline of a call with all its attempts. Default: 10 seconds.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = deadline;
         self
     }
 
-    /// How long calls may take that take long by nature: to push, rehearse and activate a component, to verify the nodes'
-    /// states, to take a snapshot. Default: as long as each usually needs, one to five minutes.
+    /// Sets the deadline of long operations: pushing, rehearsing and activating a component,
+    /// verifying the nodes' states, and taking a snapshot. Default: the usual time of each
+    /// operation, one to five minutes.
     pub fn long_deadline(mut self, deadline: Duration) -> Self {
         self.long_deadline = Some(deadline);
         self
     }
 
-    /// How long one attempt of a repeatable call may take before the next node is asked. Default: a
-    /// quarter of the call's deadline; calls that take long by nature have all of it.
+    /// Sets the time limit of one attempt of a repeatable call; after it the next node is tried.
+    /// Default: a quarter of the call's deadline. Long operations may use their whole deadline.
     pub fn attempt_timeout(mut self, timeout: Duration) -> Self {
         self.attempt_timeout = Some(timeout);
         self
     }
 
-    /// How long connecting may take, from the look-up of the name to the node's first bytes. Default: 1 second.
+    /// Sets the time limit for connecting, from the name lookup to the node's first bytes.
+    /// Default: 1 second.
     pub fn connect_timeout(mut self, timeout: Duration) -> Self {
         self.connect_timeout = timeout;
         self
     }
 
-    /// Connections to each node. One carries tens of thousands of calls a second; more help when one
-    /// thread's work on it is the limit. Default: 1, at most 64.
+    /// Sets the number of connections to each node. One carries tens of thousands of calls per
+    /// second. More help if one thread's work on a connection is the limit. Default: 1, at most 64.
     pub fn connections(mut self, connections: usize) -> Self {
         self.connections = connections.clamp(1, 64);
         self
     }
 
-    /// How fresh reads must be. Default: linearizable.
+    /// Sets the consistency of reads. Default: linearizable.
     pub fn consistency(mut self, consistency: Consistency) -> Self {
         self.consistency = consistency;
         self
     }
 
-    /// Whether to ask the node first that answers name as the leader. Without it only the endpoints
-    /// are asked, for example to learn how one certain node is. Default: yes.
+    /// Sets whether the leader that responses name is tried first. Without it only the endpoints
+    /// are called, for example to check one certain node. Default: yes.
     pub fn follow_leader(mut self, yes: bool) -> Self {
         self.follow_leader = yes;
         self
     }
 
-    /// The largest answer accepted. Default: 64 MiB.
+    /// Sets the maximum size of a response. Default: 64 MiB.
     pub fn response_bytes_max(mut self, bytes: usize) -> Self {
         self.response_bytes_max = bytes;
         self
     }
 
-    /// Checks the settings. Fails if there is no endpoint or one is not `host:port`.
+    /// Builds the client. Fails if there is no endpoint, or one is not `host:port`.
     pub fn build(self) -> Result<Client, Error> {
         if self.deadline.is_zero() || self.long_deadline.is_some_and(|deadline| deadline.is_zero())
         {

@@ -1,4 +1,4 @@
-//! One call, from the first attempt to the answer or the deadline.
+//! A call, from the first attempt to the response or the deadline.
 
 use std::{
     sync::Arc,
@@ -40,15 +40,14 @@ pub(crate) struct Shared {
     pub(crate) catalog: Catalog,
 }
 
-/// An answer, and what came with it.
+/// A response with its metadata.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Answer<T> {
     /// The response message.
     pub message: T,
-    /// The log index at which the command was applied, or up to which the state that answered had
-    /// been applied.
+    /// The log index at which the command was applied, or of the state that a query read.
     pub index: Option<u64>,
-    /// The leader's client address, as the answering node knows it.
+    /// The leader's client address, as the responding node knows it.
     pub leader: Option<String>,
 }
 
@@ -67,13 +66,13 @@ impl<T> Answer<T> {
 }
 
 impl Client {
-    /// Begins a client.
+    /// Returns a builder for a client.
     pub fn builder() -> Builder {
         Builder::default()
     }
 
     /// Calls `method` with an encoded message, as a write that is not retried when its outcome is
-    /// unknown. [`Client::call_raw_with`] says otherwise.
+    /// unknown. Use [`Client::call_raw_with`] for other options.
     pub async fn call_raw(
         &self,
         method: &str,
@@ -82,7 +81,7 @@ impl Client {
         self.call_raw_with(method, request, &CallOptions::write()).await
     }
 
-    /// Calls `method` with an encoded message.
+    /// Calls `method` with an encoded message and the given options.
     pub async fn call_raw_with(
         &self,
         method: &str,
@@ -117,10 +116,10 @@ impl Client {
         Ok(Answer::read(response))
     }
 
-    /// Makes attempts until one succeeds, one fails for good, or the deadline passes.
+    /// Makes attempts until one succeeds, one fails permanently, or the deadline passes.
     ///
-    /// Nodes are asked in rounds: each known node once, the leader first, without pause; then a
-    /// pause, then the next round.
+    /// Nodes are called in rounds. A round calls each known node once, the leader first, without a
+    /// pause. After a pause the next round begins.
     pub(crate) async fn run<T, F, Fut>(
         &self,
         options: &CallOptions,
@@ -200,15 +199,15 @@ impl Client {
                 Ok(Err(status)) => Failure::read(&status),
                 Err(_) => Failure::timeout(format!("no answer within {}", plain(limit))),
             };
-        // A connection whose node only was slow is kept: keep-alive tells whether it still lives.
+        // A connection to a slow node is kept. Keep-alive detects whether it still works.
         if failure.silent && failure.code != Code::DeadlineExceeded {
             node.give_up(&loan);
         }
         Err(failure)
     }
 
-    /// A hung node must not eat the deadline of a call that another node could answer. A write that
-    /// may not be repeated gains nothing from an early end, and a call that takes long by nature would never end.
+    /// A hung node must not use up the deadline of a call that another node could serve. An early end
+    /// does not help a write that may not be repeated, and a long operation would never complete.
     fn attempt_limit(
         &self,
         deadline: Duration,
@@ -243,7 +242,7 @@ fn metadata(consistency: Consistency, options: &CallOptions, limit: Duration) ->
     if options.read && consistency != Consistency::Linearizable {
         metadata.insert("conclave-consistency", MetadataValue::from_static(consistency.name()));
     }
-    // gRPC allows eight digits: milliseconds last for a day.
+    // gRPC allows eight digits, which is about a day in milliseconds.
     let milliseconds = limit.as_millis().clamp(1, 99_999_999);
     if let Ok(timeout) = MetadataValue::try_from(format!("{milliseconds}m")) {
         metadata.insert("grpc-timeout", timeout);
@@ -251,13 +250,13 @@ fn metadata(consistency: Consistency, options: &CallOptions, limit: Duration) ->
     metadata
 }
 
-/// What one call went through.
+/// The failed attempts of one call.
 #[derive(Default)]
 struct History {
     tried: Tried,
     last: Option<Failure>,
     maybe_applied: bool,
-    /// A node answered.
+    /// True if a node responded.
     answered: bool,
 }
 
@@ -269,7 +268,7 @@ impl History {
         self.last = Some(failure);
     }
 
-    /// The deadline has passed.
+    /// Returns the error for a passed deadline.
     fn exhausted(self, deadline: Duration, options: &CallOptions) -> Error {
         let code = match &self.last {
             Some(failure) if failure.code != Code::DeadlineExceeded => Code::Unavailable,
@@ -282,17 +281,17 @@ impl History {
             .with_tried(self.tried)
     }
 
-    /// An attempt failed in a way that ends the call.
+    /// Returns the error for an attempt whose failure ends the call.
     fn refused(mut self, address: &str, failure: Failure, options: &CallOptions) -> Error {
         let unknown = !options.read && (failure.maybe_applied || self.maybe_applied);
         let (code, message) = (failure.code, failure.message.clone());
         if failure.passing {
             self.tried.add(address, &message);
-            return Error::new(code, "the write failed midway and was not retried")
+            return Error::new(code, "the write failed after it was sent and was not retried")
                 .with_unknown_outcome(unknown)
                 .with_tried(self.tried);
         }
-        // An answer: earlier attempts explain nothing about it.
+        // The failure is a response of the cluster, so earlier attempts are omitted.
         Error::new(code, message).with_unknown_outcome(unknown).with_trap(failure.trap)
     }
 }

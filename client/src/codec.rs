@@ -1,4 +1,4 @@
-//! Messages as bytes: the client passes on what it does not decode.
+//! A codec for messages that the client passes on without decoding.
 
 use bytes::{Buf, BufMut, Bytes};
 use tonic::{

@@ -1,4 +1,4 @@
-//! Bringing other machines to a cluster.
+//! Calls that upgrade the state machine of a cluster.
 
 use std::time::Duration;
 
@@ -17,31 +17,32 @@ use crate::{
     },
 };
 
-/// What is sent at once: the largest piece that nodes take.
+/// The size of a piece, which is the maximum that nodes accept.
 const PIECE_BYTES: usize = 1 << 20;
 
-/// A node compiles the component before it answers the last piece, and all rehearse it in [`Client::rehearse_component`].
+/// Deadline for the last piece, which the node compiles before it responds, and for
+/// [`Client::rehearse_component`], for which all voters rehearse the component.
 const LONG: Duration = Duration::from_secs(280);
 
-/// An activation hears all voters and then waits for the state to be carried over.
+/// Deadline for an activation, which asks all voters and then waits for the state migration.
 const ACTIVATION: Duration = Duration::from_secs(60);
 
 /// The permissions of an operator for an activation or a rollback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permissions {
-    /// Clients of the active component may fail.
+    /// Allows changes that may break clients of the active component.
     pub allow_breaking: bool,
-    /// These voters need not be ready, because they are down. A majority must be ready all the same.
+    /// The voters that need not be ready, because they are down. A majority must be ready all the same.
     pub without: Vec<u64>,
 }
 
-/// So often a push begins again from the first piece, because another node has come to lead.
+/// Maximum number of times that a push restarts at the first piece after a change of the leader.
 const RESTARTS_MAX: u32 = 8;
 
 impl Client {
-    /// Brings a component to all nodes. `progress` is told how many bytes have been sent; less than before, if
-    /// another node has come to lead and wants them anew. `id` is the component's SHA-256. A component that
-    /// the cluster has already is not sent.
+    /// Sends a component to the cluster, unless the cluster already has it. `id` is the component's
+    /// SHA-256. `progress` receives the number of bytes sent. The number decreases if a new leader
+    /// needs the pieces again.
     pub async fn push_component(
         &self,
         id: [u8; 32],
@@ -57,7 +58,7 @@ impl Client {
                 at: at as u64,
                 bytes: component[at..end].to_vec(),
             };
-            // A piece that comes twice does no harm.
+            // Repeating a piece is harmless.
             let mut options = CallOptions::write().retry_unknown(true);
             if end == component.len() {
                 options = options.long(LONG);
@@ -80,7 +81,7 @@ impl Client {
         }
     }
 
-    /// The components that the cluster has: the active one first, then the newest.
+    /// Returns the components of the cluster: the active one first, then the newest.
     pub async fn components(&self) -> Result<Vec<Component>, Error> {
         let request = ListComponentsRequest {};
         let response: ListComponentsResponse = self
@@ -89,7 +90,8 @@ impl Client {
         Ok(response.components)
     }
 
-    /// Makes every voter rehearse a component, and waits for them. `component` is its id, or the id's beginning.
+    /// Makes every voter rehearse a component, and waits for them. `component` is its id or a
+    /// prefix of the id.
     pub async fn rehearse_component(
         &self,
         component: &str,
@@ -99,13 +101,13 @@ impl Client {
         self.call("conclave.cluster.v1.Cluster/RehearseComponent", &request, &options).await
     }
 
-    /// What would change for clients if a component were active.
+    /// Returns the changes that clients would notice if a component were active.
     pub async fn diff_component(&self, component: &str) -> Result<DiffComponentResponse, Error> {
         let request = DiffComponentRequest { component: component.to_owned() };
         self.call("conclave.cluster.v1.Cluster/DiffComponent", &request, &CallOptions::read()).await
     }
 
-    /// Makes a component the active one. Asking again does no harm: what is active already is answered as such.
+    /// Activates a component. It is harmless to repeat: for the active component the response is the same.
     pub async fn activate_component(
         &self,
         component: &str,
@@ -115,7 +117,7 @@ impl Client {
         self.activate_component_with(component, &permissions).await
     }
 
-    /// The same with more permissions.
+    /// Activates a component like [`Client::activate_component`], with more permissions.
     pub async fn activate_component_with(
         &self,
         component: &str,
@@ -128,7 +130,7 @@ impl Client {
         self.call("conclave.cluster.v1.Cluster/ActivateComponent", &request, &options).await
     }
 
-    /// Goes back from the active component, `from`, to the one before. Asking again does no harm.
+    /// Activates the component before the active one, `from`. It is harmless to repeat.
     pub async fn rollback_component(
         &self,
         from: &str,
@@ -138,7 +140,7 @@ impl Client {
         self.rollback_component_with(from, &permissions).await
     }
 
-    /// The same with more permissions.
+    /// Rolls back like [`Client::rollback_component`], with more permissions.
     pub async fn rollback_component_with(
         &self,
         from: &str,

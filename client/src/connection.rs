@@ -1,8 +1,8 @@
-//! The connections to one node: made when first needed, kept, and remade after a failure.
+//! The connections to one node: opened on first use, kept, and reopened after a failure.
 //!
-//! Connecting is a step of its own, before any request: what fails in it was certainly not applied.
-//! Callers that want the same connection wait for one attempt together and share its failure, so that
-//! a thousand calls to a dead node cost one connect timeout and not a thousand.
+//! Connecting is a separate step before any request, so a call whose connection fails was certainly
+//! not applied. Callers that need the same connection wait for one attempt together and share its
+//! failure. So a thousand calls to a dead node cost one connect timeout in total.
 
 use std::{
     sync::{
@@ -19,18 +19,18 @@ use crate::{
     heard,
 };
 
-/// A node that does not answer is left alone for this long at first, then twice as long each time.
+/// A node that does not respond is avoided for this time, doubled after each further failure.
 const SHUN_FIRST: Duration = Duration::from_millis(500);
-/// A node that came back is found again within this time.
+/// Maximum time of avoidance. A recovered node is used again within this time.
 const SHUN_MAX: Duration = Duration::from_secs(8);
-/// A peer that vanished without closing its connections is noticed after one interval and timeout.
+/// A peer that vanished without closing its connections is detected after one interval and timeout.
 const KEEP_ALIVE_INTERVAL: Duration = Duration::from_secs(5);
 const KEEP_ALIVE_TIMEOUT: Duration = Duration::from_secs(3);
 /// Large enough that one message of a few MiB does not wait for window updates.
 const STREAM_WINDOW_BYTES: u32 = 2 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 8 << 20;
 
-/// One node's address and its connections.
+/// The address of one node, and its connections.
 pub(crate) struct Node {
     address: String,
     endpoint: Endpoint,
@@ -49,7 +49,7 @@ struct Shunned {
 #[derive(Default)]
 struct Slot {
     ready: Mutex<Option<(u64, Channel)>>,
-    /// Held while connecting; the last failure and when it came.
+    /// Locked while connecting. Holds the time and the message of the last failure.
     gate: tokio::sync::Mutex<Gate>,
 }
 
@@ -59,7 +59,7 @@ struct Gate {
     failed: Option<(Instant, String)>,
 }
 
-/// A connection on loan, with what is needed to give it up.
+/// A connection in use by a call, with the data to discard it.
 pub(crate) struct Loan {
     pub(crate) channel: Channel,
     slot: usize,
@@ -67,7 +67,7 @@ pub(crate) struct Loan {
 }
 
 impl Node {
-    /// A node at `host:port`, with `connections` connections at most.
+    /// Creates a node at `host:port`, with at most `connections` connections.
     pub(crate) fn new(
         address: &str,
         connections: usize,
@@ -91,12 +91,12 @@ impl Node {
         })
     }
 
-    /// `host:port`.
+    /// Returns the address as `host:port`.
     pub(crate) fn address(&self) -> &str {
         &self.address
     }
 
-    /// A connection, made now if there is none. The error says why none came about.
+    /// Returns a connection, and opens one if there is none. The error is the reason why connecting failed.
     pub(crate) async fn connect(&self) -> Result<Loan, String> {
         let at = self.turn.fetch_add(1, Ordering::Relaxed) % self.slots.len();
         let slot = &self.slots[at];
@@ -113,7 +113,7 @@ impl Node {
         {
             return Err(message.clone());
         }
-        // The endpoint's own timeout leaves out the look-up of the name.
+        // The endpoint's own timeout does not cover the name lookup.
         let connecting = heard::connect(&self.endpoint, self.connect_timeout);
         let message = match tokio::time::timeout(self.connect_timeout, connecting).await {
             Ok(Ok(channel)) => {
@@ -128,7 +128,7 @@ impl Node {
         Err(message)
     }
 
-    /// Forgets a connection that failed, so that the next call connects anew.
+    /// Discards a failed connection, so that the next call opens a new one.
     pub(crate) fn give_up(&self, loan: &Loan) {
         let slot = &self.slots[loan.slot];
         if slot.get().is_some_and(|(made, _)| made == loan.made) {
@@ -136,12 +136,12 @@ impl Node {
         }
     }
 
-    /// The node answered nothing: others come first for a while.
+    /// Records that the node did not respond, so that other nodes are preferred for a while.
     pub(crate) fn shun(&self) {
         let mut shunned = self.shunned.lock().unwrap_or_else(PoisonError::into_inner);
         let now = Instant::now();
         let pause = match *shunned {
-            // One failure seen by many calls counts once.
+            // One failure that affects many calls counts once.
             Some(Shunned { until, .. }) if until > now => return,
             Some(Shunned { last, .. }) => (last * 2).min(SHUN_MAX),
             None => SHUN_FIRST,
@@ -149,7 +149,7 @@ impl Node {
         *shunned = Some(Shunned { until: now + pause, last: pause });
     }
 
-    /// The node answered.
+    /// Records that the node responded.
     pub(crate) fn welcome(&self) {
         *self.shunned.lock().unwrap_or_else(PoisonError::into_inner) = None;
     }
@@ -170,12 +170,12 @@ impl Slot {
     }
 }
 
-/// `host:port`, from what people write.
+/// Returns `host:port` from an address in one of the usual notations.
 pub(crate) fn bare_address(address: &str) -> Result<String, Error> {
     let trimmed = address.trim();
     if trimmed.starts_with("https://") {
         return Err(Error::invalid(format!(
-            "{trimmed}: this client does not speak TLS yet; use http:// inside a private network"
+            "{trimmed}: this client does not support TLS yet; use http:// inside a private network"
         )));
     }
     let bare = trimmed.strip_prefix("http://").unwrap_or(trimmed).trim_end_matches('/');

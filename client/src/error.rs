@@ -1,25 +1,25 @@
-//! The one error of this crate.
+//! The error type of this crate.
 
 use std::{fmt, time::Duration};
 
 use tonic::Code;
 
-/// Why a call failed. Predicates say what a program needs; the message is for people and lists what
-/// was tried.
+/// The error of a failed call. Programs use the predicates; the message is for humans and
+/// lists the attempts.
 pub struct Error(Box<Inner>);
 
 struct Inner {
     code: Code,
     message: String,
     outcome_unknown: bool,
-    /// No node has answered.
+    /// True if no node has responded.
     silence: bool,
     trap: Option<String>,
     tried: Tried,
 }
 
 impl Error {
-    /// The request cannot be sent: it is the caller's mistake.
+    /// Returns the error for a request that cannot be sent because of a mistake of the caller.
     pub(crate) fn invalid(message: impl Into<String>) -> Self {
         Self::new(Code::InvalidArgument, message)
     }
@@ -55,55 +55,55 @@ impl Error {
         self
     }
 
-    /// The gRPC code: the node's or the machine's own if one answered.
+    /// Returns the gRPC code: that of the node or the state machine if one responded.
     pub fn code(&self) -> Code {
         self.0.code
     }
 
-    /// The code as gRPC writes it: `NOT_FOUND`.
+    /// Returns the gRPC name of the code, for example `NOT_FOUND`.
     pub fn code_name(&self) -> &'static str {
         code_name(self.0.code)
     }
 
-    /// The answering node's message, or what happened, without the list of what was tried.
+    /// Returns the message of the responding node, or the failure, without the list of attempts.
     pub fn message(&self) -> &str {
         &self.0.message
     }
 
-    /// No node could serve the call until the deadline.
+    /// Returns whether no node could serve the call until the deadline.
     pub fn is_unavailable(&self) -> bool {
         self.0.code == Code::Unavailable
     }
 
-    /// The deadline passed before an answer came.
+    /// Returns whether the deadline passed before a response arrived.
     pub fn is_deadline(&self) -> bool {
         self.0.code == Code::DeadlineExceeded
     }
 
-    /// The machine or the node says that there is no such thing.
+    /// Returns whether the state machine or the node responded with NOT_FOUND.
     pub fn is_not_found(&self) -> bool {
         self.0.code == Code::NotFound
     }
 
-    /// The kind of the trap, if the state machine trapped: `panic`, `fuel-exhausted`. The call was rolled back, and the
-    /// same call is likely to trap again.
+    /// Returns the kind of the trap, if the state machine trapped: for example `panic` or
+    /// `fuel-exhausted`. The call was rolled back. The same call is likely to trap again.
     pub fn trap_kind(&self) -> Option<&str> {
         self.0.trap.as_deref()
     }
 
-    /// No node answered until the deadline.
+    /// Returns whether no node responded until the deadline.
     pub fn is_unreachable(&self) -> bool {
         self.0.silence
     }
 
-    /// The call certainly had no effect: no node could serve it in time, or the state machine trapped over it. False for
-    /// answers, of which a state machine's failure is one.
+    /// Returns whether the call certainly had no effect: no node could serve it in time, or the
+    /// state machine trapped. Returns false for responses, including failures of the state machine.
     pub fn not_applied(&self) -> bool {
         !self.outcome_unknown()
             && (self.is_unavailable() || self.is_deadline() || self.0.trap.is_some())
     }
 
-    /// The write may have been applied, or may still be. Always false for reads.
+    /// Returns whether the write may have been applied, or may still be. Always false for reads.
     pub fn outcome_unknown(&self) -> bool {
         self.0.outcome_unknown
     }
@@ -117,7 +117,7 @@ impl fmt::Display for Error {
         }
         if self.0.outcome_unknown {
             f.write_str(
-                "; whether the write was applied is unknown: read it back before you send it again",
+                "; it is unknown whether the write was applied: read it back before you send it again",
             )?;
         }
         Ok(())
@@ -132,7 +132,7 @@ impl fmt::Debug for Error {
 
 impl std::error::Error for Error {}
 
-/// Each address with its last failure, in the order of the first attempts.
+/// The addresses with their last failures, in the order of the first attempts.
 #[derive(Default)]
 pub(crate) struct Tried {
     failures: Vec<(String, String, u32)>,
@@ -164,7 +164,7 @@ impl fmt::Display for Tried {
     }
 }
 
-/// `10 s`, `1.5 s` or `250 ms`: as people write it.
+/// Formats a duration as `10 s`, `1.5 s` or `250 ms`.
 pub(crate) fn plain(duration: Duration) -> String {
     let milliseconds = duration.as_millis();
     if milliseconds < 1000 {
@@ -174,7 +174,7 @@ pub(crate) fn plain(duration: Duration) -> String {
     }
 }
 
-/// The code as gRPC writes it.
+/// Returns the gRPC name of the code.
 pub(crate) fn code_name(code: Code) -> &'static str {
     match code {
         Code::Ok => "OK",

@@ -1,8 +1,8 @@
-//! Connections that tell whether their peer has spoken.
+//! Connections that detect the first bytes of their peer.
 //!
-//! A kernel accepts connections for a process that is frozen, or busy for good. A node begins with its HTTP/2 settings, so
-//! a connection counts as made when its first bytes have come: until then nothing is sent on it, and another node can be
-//! asked.
+//! A kernel accepts connections even for a process that is frozen or permanently busy. A node
+//! begins with its HTTP/2 settings, so a connection counts as made when its first bytes have
+//! arrived. Until then nothing is sent on it, and another node can be called.
 
 use std::{
     io,
@@ -31,7 +31,7 @@ enum Peer {
     Gone,
 }
 
-/// Connects, and waits until the peer has spoken.
+/// Connects, and waits for the first bytes of the peer.
 pub(crate) async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Channel, String> {
     let (report, mut peer) = watch::channel(Peer::Silent);
     let mut http = HttpConnector::new();
@@ -51,11 +51,11 @@ pub(crate) async fn connect(endpoint: &Endpoint, timeout: Duration) -> Result<Ch
     let channel = channel.map_err(|cause| connect_cause(&cause))?;
     match peer.wait_for(|peer| *peer != Peer::Silent).await.map(|peer| *peer) {
         Ok(Peer::Speaks) => Ok(channel),
-        _ => Err("the node closed the connection at once".to_owned()),
+        _ => Err("the node closed the connection immediately".to_owned()),
     }
 }
 
-/// A connection that reports its peer's first bytes, or that none came.
+/// A connection that reports its peer's first bytes, or their absence.
 struct Heard {
     stream: TcpStream,
     report: watch::Sender<Peer>,

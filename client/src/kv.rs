@@ -1,4 +1,4 @@
-//! `kv.v1.KV` with types: the default machine.
+//! A typed client of `kv.v1.KV`, the default state machine.
 
 use crate::{
     client::Client,
@@ -10,8 +10,8 @@ use crate::{
     },
 };
 
-/// The methods of `kv.v1.KV`. Writes whose outcome is unknown are not retried, unless
-/// [`Kv::retry_unknown`] says so.
+/// The methods of `kv.v1.KV`. Writes with an unknown outcome are not retried, unless
+/// [`Kv::retry_unknown`] allows it.
 #[derive(Clone)]
 pub struct Kv {
     client: Client,
@@ -19,16 +19,17 @@ pub struct Kv {
 }
 
 impl Client {
-    /// The default machine's service.
+    /// Returns a client of the default state machine's service.
     pub fn kv(&self) -> Kv {
         Kv { client: self.clone(), retry_unknown: false }
     }
 }
 
 impl Kv {
-    /// Whether puts, deletes and batches are retried also when the outcome of an attempt is unknown.
-    /// Applied twice they leave the same keys and values as applied once, but the second time may undo
-    /// what another writer was told is done: it is for those who write their keys alone.
+    /// Sets whether puts, deletes and batches are also retried if the outcome of an attempt is
+    /// unknown. Applying one twice results in the same keys and values. But the second application
+    /// may undo an acknowledged write of another client. So use it only if no other client writes
+    /// the same keys.
     pub fn retry_unknown(mut self, yes: bool) -> Self {
         self.retry_unknown = yes;
         self
@@ -47,7 +48,7 @@ impl Kv {
         self.client.call("kv.v1.KV/Put", request, &self.write()).await
     }
 
-    /// Reads one key. NOT_FOUND if there is none.
+    /// Reads one key. Fails with NOT_FOUND if it does not exist.
     pub async fn get(&self, key: &str) -> Result<GetResponse, Error> {
         let request = GetRequest { key: key.to_owned() };
         self.client.call("kv.v1.KV/Get", &request, &CallOptions::read()).await
@@ -64,7 +65,7 @@ impl Kv {
         self.client.call("kv.v1.KV/Range", request, &CallOptions::read()).await
     }
 
-    /// Applies several operations as one.
+    /// Applies several operations atomically.
     pub async fn batch(&self, request: &BatchRequest) -> Result<BatchResponse, Error> {
         self.client.call("kv.v1.KV/Batch", request, &self.write()).await
     }

@@ -1,9 +1,9 @@
 //! Client for Conclave.
 //!
-//! A [`Client`] knows some nodes of a cluster and finds the leader by itself: every answer names it.
-//! It keeps its connections, asks another node when one is down, silent or busy, and continues with growing,
-//! jittered pauses until the call's deadline. The first node that it asks is drawn by lot, and subscriptions are spread over
-//! the nodes.
+//! A [`Client`] is given some nodes of a cluster and finds the leader itself, since every response
+//! names it. It keeps its connections. If a node is down, silent or busy, the client calls another
+//! one. It retries with growing, jittered pauses until the call's deadline. The first node is
+//! chosen at random, and subscriptions are spread over the nodes.
 //!
 //! ```no_run
 //! # async fn example() -> Result<(), conclave_client::Error> {
@@ -16,27 +16,27 @@
 //! # drop(answer); Ok(()) }
 //! ```
 //!
-//! Messages are JSON here, which the nodes' reflection explains. With types that are compiled in,
-//! [`Client::call`] is for any machine what [`Client::kv`] is for the key-value store.
+//! Messages are JSON here; their types come from the nodes' reflection. With compiled types, use
+//! [`Client::kv`] for the key-value store and [`Client::call`] for any state machine.
 //!
-//! # What is retried
+//! # Retries
 //!
 //! | failed with | read | write | write with [`CallOptions::retry_unknown`] |
 //! |---|---|---|---|
-//! | no connection; a stream that the node refused (REFUSED_STREAM, GOAWAY); UNAVAILABLE with `conclave-leader`, or any of the next row's codes with `conclave-outcome: not-applied` | yes | yes | yes |
-//! | UNAVAILABLE otherwise (a proxy may have lost the call); connection lost under the call; no answer in time; `conclave-outcome: unknown` | yes | **no** | yes |
-//! | any other answer: the state machine's failure, a trap, a limit | no | no | no |
+//! | no connection; a stream that the node refused (REFUSED_STREAM, GOAWAY); UNAVAILABLE with `conclave-leader`, or any code of the next row with `conclave-outcome: not-applied` | yes | yes | yes |
+//! | other UNAVAILABLE (a proxy may have lost the call); connection lost during the call; no response in time; `conclave-outcome: unknown` | yes | **no** | yes |
+//! | any other response: a failure of the state machine, a trap, a limit | no | no | no |
 //!
-//! A node that is busy answers UNAVAILABLE with `not-applied`, so calls are retried until there is room. A trap is
-//! INTERNAL with [`Error::trap_kind`]. `docs/clients.md` has all codes.
+//! A busy node returns UNAVAILABLE with `not-applied`, so calls are retried until there is room. A
+//! trap is INTERNAL with [`Error::trap_kind`]. `docs/clients.md` lists all codes.
 //!
-//! A write whose outcome is unknown may have been applied, so repeating it may apply it twice. That is
-//! the caller's to allow; [`Error::outcome_unknown`] tells when it was not.
+//! A write with an unknown outcome may have been applied, so repeating it may apply it twice. Only the
+//! caller can allow that. If it was not allowed, [`Error::outcome_unknown`] reports such an outcome.
 //!
 //! # Caveats
 //!
-//! No TLS and no exactly-once sessions yet. A [`Subscription`] is one stream from one node, and ends with it;
-//! [`Kv::watch`] goes on with another.
+//! There is no TLS and no exactly-once session yet. A [`Subscription`] is one stream from one node
+//! and ends with it; [`Kv::watch`] continues at another node.
 
 mod builder;
 mod client;

@@ -1,4 +1,4 @@
-//! Names of methods, in the three ways that people write them.
+//! Method names, in their three notations.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use http::uri::PathAndQuery;
 
 use crate::error::Error;
 
-/// A method's name: `package.Service/Method`.
+/// The name of a method: `package.Service/Method`.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct MethodName {
     service: String,
@@ -14,7 +14,7 @@ pub struct MethodName {
 }
 
 impl MethodName {
-    /// Reads `kv.v1.KV/Put`, `/kv.v1.KV/Put` or `kv.v1.KV.Put`.
+    /// Parses `kv.v1.KV/Put`, `/kv.v1.KV/Put` or `kv.v1.KV.Put`.
     pub fn parse(name: &str) -> Result<Self, Error> {
         let bare = name.strip_prefix('/').unwrap_or(name);
         let parts = bare.split_once('/').or_else(|| bare.rsplit_once('.'));
@@ -23,17 +23,17 @@ impl MethodName {
                 Ok(Self { service: service.to_owned(), method: method.to_owned() })
             }
             _ => Err(Error::invalid(format!(
-                "{name:?} is not the name of a method: write package.Service/Method, for example kv.v1.KV/Put"
+                "{name:?} is not a method name: write package.Service/Method, for example kv.v1.KV/Put"
             ))),
         }
     }
 
-    /// The service with its package: `kv.v1.KV`.
+    /// Returns the service with its package, for example `kv.v1.KV`.
     pub fn service(&self) -> &str {
         &self.service
     }
 
-    /// The method alone: `Put`.
+    /// Returns the method alone, for example `Put`.
     pub fn method(&self) -> &str {
         &self.method
     }

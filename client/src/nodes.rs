@@ -1,8 +1,8 @@
-//! The nodes that a client knows, and which of them to ask next.
+//! The nodes that a client knows, and the choice of the next one.
 //!
-//! It knows the endpoints it was given and the leaders that answers named. An address that an answer
-//! named need not be reachable from here (it may be one of a container network): it is tried first,
-//! and when it stays silent the endpoints come first again for a while.
+//! The client knows its endpoints and the leaders named in responses. The address of a named leader
+//! may be unreachable from here, for example inside a container network. It is tried first. If it
+//! does not respond, the endpoints are preferred for a while.
 
 use std::{
     sync::{
@@ -14,7 +14,7 @@ use std::{
 
 use crate::{connection::Node, error::Error};
 
-/// Leaders are few: a node that names ever new ones is not followed further.
+/// Maximum number of learned leaders. It bounds the memory if a node keeps naming new ones.
 const LEARNED_MAX: usize = 64;
 
 /// All nodes that a client knows.
@@ -49,7 +49,7 @@ impl Nodes {
             endpoints: nodes,
             learned: RwLock::default(),
             leader: RwLock::default(),
-            // Many clients begin with the same list of endpoints.
+            // A random start, since many clients have the same list of endpoints.
             turn: AtomicUsize::new(rand::random::<u32>() as usize),
             connections,
             connect_timeout,
@@ -57,13 +57,13 @@ impl Nodes {
         })
     }
 
-    /// The endpoints' addresses.
+    /// Returns the endpoints' addresses.
     pub(crate) fn addresses(&self) -> impl Iterator<Item = &str> {
         self.endpoints.iter().map(|node| node.address())
     }
 
-    /// The node to ask next, none of `tried`: the leader first unless `spread`, then the endpoints,
-    /// those that lately stayed silent last. None: all were tried.
+    /// Returns the next node that is not in `tried`: the leader first unless `spread`, then the
+    /// endpoints. Nodes that recently did not respond come last. Returns `None` if all were tried.
     pub(crate) fn pick(&self, tried: &[Arc<Node>], spread: bool) -> Option<Arc<Node>> {
         let fresh = |node: &Arc<Node>| !tried.iter().any(|other| Arc::ptr_eq(other, node));
         if !spread
@@ -86,7 +86,7 @@ impl Nodes {
         awake.or(untried.first()).map(|node| Arc::clone(node))
     }
 
-    /// An answer named the leader.
+    /// Records the leader named in a response.
     pub(crate) fn learn(&self, address: &str) {
         if !self.follow || self.leader().is_some_and(|leader| leader.address() == address) {
             return;
@@ -96,7 +96,7 @@ impl Nodes {
         }
     }
 
-    /// The node stayed silent: whoever leads, it is not a node to begin with.
+    /// Records that the node did not respond, and no longer treats it as the leader.
     pub(crate) fn lost(&self, node: &Arc<Node>) {
         node.shun();
         let mut leader = self.leader.write().unwrap_or_else(PoisonError::into_inner);
@@ -179,7 +179,7 @@ mod tests {
             let nodes = Nodes::new(&endpoints, 1, Duration::from_secs(1), true).unwrap();
             order(&nodes, false)[0].clone()
         };
-        // Each is left out by 64 draws of three once in 10^11 runs.
+        // With 64 random choices among three, one of them is missing once in 10^11 runs.
         let first: std::collections::BTreeSet<_> = (0..64).map(first).collect();
         assert_eq!(first.len(), 3);
     }

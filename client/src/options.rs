@@ -1,24 +1,24 @@
-//! What a caller may ask of one call.
+//! Options of a call.
 
 use std::time::Duration;
 
-/// How fresh a read must be. Commands are always linearizable.
+/// The consistency of a read. Commands are always linearizable.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Consistency {
-    /// Sees every write acknowledged before the read began. Any node answers, after it asked the
-    /// leader for the index to wait for.
+    /// Sees every write acknowledged before the read began. Any node serves it after it has got the
+    /// index to wait for from the leader.
     #[default]
     Linearizable,
-    /// The leader answers at once while its lease lasts. As fresh as linearizable as long as clocks
-    /// run at about the same rate.
+    /// The leader responds immediately while its lease lasts. It is as fresh as linearizable if the
+    /// clocks run at about the same rate.
     Lease,
-    /// Any node answers at once from what it has applied. [`Answer::index`](crate::Answer::index)
-    /// says how far that is.
+    /// Any node responds immediately from its applied state.
+    /// [`Answer::index`](crate::Answer::index) is the index of this state.
     Stale,
 }
 
 impl Consistency {
-    /// The value of the metadata `conclave-consistency`.
+    /// Returns the value of the metadata `conclave-consistency`.
     pub fn name(self) -> &'static str {
         match self {
             Self::Linearizable => "linearizable",
@@ -28,27 +28,27 @@ impl Consistency {
     }
 }
 
-/// Options of one call. [`CallOptions::read`] and [`CallOptions::write`] begin.
+/// Options of one call. Create them with [`CallOptions::read`] or [`CallOptions::write`].
 #[derive(Clone, Debug)]
 pub struct CallOptions {
     pub(crate) read: bool,
     pub(crate) retry_unknown: bool,
     pub(crate) deadline: Option<Duration>,
     pub(crate) consistency: Option<Consistency>,
-    /// Ask the nodes in turn, not the leader first.
+    /// True to call the nodes in turn instead of the leader first.
     pub(crate) spread: bool,
-    /// For a call that takes long by nature: how long it usually may.
+    /// The usual time of a long operation.
     pub(crate) long: Option<Duration>,
 }
 
 impl CallOptions {
-    /// The call changes nothing: it is retried after any failure that may pass.
+    /// Returns options for a call without effects. It is retried after any temporary failure.
     pub fn read() -> Self {
         Self { read: true, ..Self::write() }
     }
 
-    /// The call may change something: it is retried only after a failure that says that it was not
-    /// applied.
+    /// Returns options for a call that may have effects. It is retried only after a failure that
+    /// guarantees that it was not applied.
     pub fn write() -> Self {
         Self {
             read: false,
@@ -60,36 +60,37 @@ impl CallOptions {
         }
     }
 
-    /// Declares that applying the write twice is as good as once, so that it is retried also when
-    /// the outcome of the first attempt is unknown: the connection was lost or the answer did not
-    /// come in time. A put of a value is such a write; adding one to a counter is not.
+    /// Declares that applying the write twice has the same effect as once. It is then also retried
+    /// if the outcome of an attempt is unknown: the connection was lost, or the response did not
+    /// arrive in time. A put of a value is such a write; an increment of a counter is not.
     ///
-    /// A retry may then undo what another client wrote in between.
+    /// A retry may undo a write that another client made in between.
     pub fn retry_unknown(mut self, yes: bool) -> Self {
         self.retry_unknown = yes;
         self
     }
 
-    /// How long the call may take with all its attempts. The client's deadline if not set.
+    /// Sets the deadline of the call with all its attempts. Default: the client's deadline.
     pub fn deadline(mut self, deadline: Duration) -> Self {
         self.deadline = Some(deadline);
         self
     }
 
-    /// How fresh a read must be. The client's consistency if not set.
+    /// Sets the consistency of a read. Default: the client's consistency.
     pub fn consistency(mut self, consistency: Consistency) -> Self {
         self.consistency = Some(consistency);
         self
     }
 
-    /// Declares that the call takes long by nature. One attempt may then use all of its time, and the time is
-    /// [`Builder::long_deadline`](crate::Builder::long_deadline) or else `usually`, unless [`CallOptions::deadline`] is set.
+    /// Declares a long operation. One attempt may use its whole deadline. The deadline is
+    /// [`Builder::long_deadline`](crate::Builder::long_deadline), or else `usually`, unless
+    /// [`CallOptions::deadline`] is set.
     pub fn long(mut self, usually: Duration) -> Self {
         self.long = Some(usually);
         self
     }
 
-    /// Whether a failure of unknown outcome may be tried again.
+    /// Returns whether the call may be retried after a failure with an unknown outcome.
     pub(crate) fn repeatable(&self) -> bool {
         self.read || self.retry_unknown
     }

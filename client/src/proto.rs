@@ -7,12 +7,12 @@
     reason = "generated code; the .proto files carry the documentation"
 )]
 
-/// For operators.
+/// The cluster service, for operators.
 pub mod cluster {
     include!(concat!(env!("OUT_DIR"), "/conclave.cluster.v1.rs"));
 }
 
-/// The default machine.
+/// The default state machine.
 pub mod kv {
     include!(concat!(env!("OUT_DIR"), "/kv.v1.rs"));
 }

@@ -1,7 +1,7 @@
-//! What the nodes serve, learned through server reflection, and calls with JSON through it.
+//! The methods that the nodes serve, fetched by server reflection, and calls with JSON.
 //!
-//! Descriptors are fetched once and kept. They are fetched again when a method is not among them, for
-//! the cluster may have been given another machine meanwhile.
+//! Descriptors are fetched once and kept. They are fetched again if a method is unknown, since
+//! another component may have been activated.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -26,7 +26,7 @@ use crate::{
     reflection_stream::{Ask, Reply},
 };
 
-/// Bounds what an unfriendly server can make us keep.
+/// Bounds the memory that a hostile server can occupy.
 const FILES_MAX: usize = 1024;
 const FILES_BYTES_MAX: usize = 16 << 20;
 
@@ -41,14 +41,14 @@ struct Known {
     services: Vec<String>,
 }
 
-/// What calling a method does.
+/// The kinds of methods.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MethodKind {
-    /// May change state.
+    /// May change the state.
     Command,
     /// Declares `idempotency_level = NO_SIDE_EFFECTS`.
     Query,
-    /// Answers with a stream of messages.
+    /// Returns a stream of messages.
     Subscription,
 }
 
@@ -59,12 +59,12 @@ pub struct Method {
 }
 
 impl Method {
-    /// `package.Service/Method`.
+    /// Returns the name as `package.Service/Method`.
     pub fn name(&self) -> String {
         format!("{}/{}", self.descriptor.parent_service().full_name(), self.descriptor.name())
     }
 
-    /// What calling it does.
+    /// Returns the kind of the method.
     pub fn kind(&self) -> MethodKind {
         let options = self.descriptor.method_descriptor_proto().options.as_ref();
         let query =
@@ -76,20 +76,20 @@ impl Method {
         }
     }
 
-    /// The request's message.
+    /// Returns the type of the request.
     pub fn request(&self) -> MessageDescriptor {
         self.descriptor.input()
     }
 
-    /// The response's message.
+    /// Returns the type of the response.
     pub fn response(&self) -> MessageDescriptor {
         self.descriptor.output()
     }
 }
 
 impl Client {
-    /// Calls a method with its request as protobuf's JSON. A query is retried like a read, a command
-    /// only when it is known not to have been applied.
+    /// Calls a method with its request as protobuf's JSON. A query is retried like a read; a
+    /// command is retried only if it is known not to have been applied.
     pub async fn call_json(&self, method: &str, request: Value) -> Result<Value, Error> {
         let method = self.method(method).await?;
         let options = match method.kind() {
@@ -99,7 +99,7 @@ impl Client {
         Ok(self.call_json_with(&method, request, &options).await?.message)
     }
 
-    /// Calls a method that [`Client::method`] found, with its request as protobuf's JSON.
+    /// Calls a method returned by [`Client::method`], with its request as protobuf's JSON.
     pub async fn call_json_with(
         &self,
         method: &Method,
@@ -119,7 +119,7 @@ impl Client {
         Ok(answer.map(|_| json))
     }
 
-    /// Finds a method by name. If there is none, the error lists those that there are.
+    /// Finds a method by name. If it does not exist, the error lists the methods.
     pub async fn method(&self, name: &str) -> Result<Method, Error> {
         let name = MethodName::parse(name)?;
         let mut known = self.known(false).await?;
@@ -129,7 +129,7 @@ impl Client {
         find(&known, &name).ok_or_else(|| unknown(&known, &name))
     }
 
-    /// All methods that the nodes serve, in the order of their names.
+    /// Returns all methods that the nodes serve, sorted by name.
     pub async fn methods(&self) -> Result<Vec<Method>, Error> {
         let known = self.known(true).await?;
         Ok(all(&known))
@@ -145,7 +145,7 @@ impl Client {
         Ok(known)
     }
 
-    /// Asks for the services, then for the file of each, then for what those import.
+    /// Requests the services, then the file of each service, then their imports.
     async fn fetch(&self) -> Result<Known, Error> {
         let Some(Reply::Services(mut services)) = self.reflect(&[Ask::Services]).await?.pop()
         else {
@@ -170,7 +170,7 @@ impl Client {
     }
 }
 
-/// The files gathered so far, by name.
+/// The files received so far, by name.
 #[derive(Default)]
 struct Files {
     files: BTreeMap<String, FileDescriptorProto>,
@@ -184,22 +184,22 @@ impl Files {
             self.bytes += file.len();
             let file = FileDescriptorProto::decode(file.as_slice())
                 .map_err(|cause| unfit(&cause.to_string()))?;
-            // prost-reflect panics over another one.
+            // prost-reflect panics on any other syntax.
             if !matches!(file.syntax.as_deref(), None | Some("proto2" | "proto3")) {
                 let (name, syntax) = (file.name(), file.syntax());
                 return Err(unfit(&format!(
-                    "{name} has the syntax {syntax:?}; this program reads proto2 and proto3"
+                    "{name} has the syntax {syntax:?}; this program supports proto2 and proto3"
                 )));
             }
             self.files.insert(file.name().to_owned(), file);
             if self.bytes > FILES_BYTES_MAX || self.files.len() > FILES_MAX {
-                return Err(unfit("its descriptors are larger than any real ones"));
+                return Err(unfit("its descriptors are too large"));
             }
         }
         Ok(())
     }
 
-    /// Imports not yet there. Protobuf's own come from this library.
+    /// Returns the imports that are still missing. Protobuf's own files come from this library.
     fn missing(&mut self) -> Result<Vec<String>, Error> {
         let mut missing = Vec::new();
         loop {
@@ -228,7 +228,7 @@ impl Files {
 }
 
 fn unfit(why: &str) -> Error {
-    Error::new(Code::FailedPrecondition, format!("the node's reflection is of no use: {why}"))
+    Error::new(Code::FailedPrecondition, format!("the node's reflection is not usable: {why}"))
 }
 
 fn find(known: &Known, name: &MethodName) -> Option<Method> {
@@ -252,7 +252,7 @@ fn unknown(known: &Known, name: &MethodName) -> Error {
     let names: Vec<_> = all(known).iter().map(Method::name).collect();
     Error::new(
         Code::Unimplemented,
-        format!("there is no method {name}; there are {}", names.join(", ")),
+        format!("unknown method {name}; the methods are {}", names.join(", ")),
     )
 }
 
@@ -277,7 +277,7 @@ pub(crate) fn decode(method: &Method, response: &Bytes) -> Result<Value, Error> 
     let wrong = |cause: String| {
         Error::new(
             Code::Internal,
-            format!("{} answered what does not decode: {cause}", method.name()),
+            format!("the response of {} does not decode: {cause}", method.name()),
         )
     };
     let message = DynamicMessage::decode(method.response(), response.as_ref())

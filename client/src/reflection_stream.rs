@@ -1,4 +1,4 @@
-//! The reflection protocol, v1 with v1alpha to fall back to. Both have the same messages.
+//! The reflection protocol: v1, with v1alpha as a fallback. Both have the same messages.
 
 use http::uri::PathAndQuery;
 use tonic::{Code, Request, Response, Status, metadata::MetadataMap, transport::Channel};
@@ -15,7 +15,7 @@ const PATHS: [&str; 2] = [
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo",
 ];
 
-/// One question.
+/// One reflection request.
 #[derive(Clone, Debug)]
 pub(crate) enum Ask {
     Services,
@@ -25,16 +25,16 @@ pub(crate) enum Ask {
     File(String),
 }
 
-/// One answer.
+/// One reflection response.
 pub(crate) enum Reply {
     Services(Vec<String>),
     Files(Vec<Vec<u8>>),
-    /// There is no such thing.
+    /// The name is unknown.
     Nothing,
 }
 
 impl Client {
-    /// Asks one node a few questions on one stream; the answers are in the questions' order.
+    /// Sends some requests to one node on one stream. The responses have the order of the requests.
     pub(crate) async fn reflect(&self, asks: &[Ask]) -> Result<Vec<Reply>, Error> {
         let options = CallOptions::read();
         let mut last = None;
@@ -103,6 +103,6 @@ fn reply(response: ServerReflectionResponse) -> Result<Reply, Status> {
         Some(MessageResponse::ErrorResponse(error)) => {
             Err(Status::new(Code::from_i32(error.error_code), error.error_message))
         }
-        _ => Err(Status::internal("reflection gave an answer to another question")),
+        _ => Err(Status::internal("reflection returned a response of another kind")),
     }
 }

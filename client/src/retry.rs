@@ -1,24 +1,24 @@
-//! The rules of trying again, apart from any network.
+//! The rules for retries, independent of any network.
 //!
-//! One failed attempt is read into a [`Failure`]: may it pass by itself, and may the request have
-//! been applied? A read is tried again after every failure that may pass. A write is tried again only
-//! when it is known not to have been applied, or when its caller declared it repeatable.
+//! A [`Failure`] classifies one failed attempt: whether the failure is temporary, and whether the
+//! request may have been applied. A read is retried after every temporary failure. A write is
+//! retried only if it is known not to have been applied, or if its caller declared it repeatable.
 
 use std::{error::Error as _, time::Duration};
 
 use rand::RngExt;
 use tonic::{Code, ConnectError, Status, TimeoutExpired};
 
-/// Metadata on answers and errors: the leader's client address.
+/// Metadata of responses and errors: the leader's client address.
 pub(crate) const LEADER: &str = "conclave-leader";
-/// Metadata on errors: `unknown` says that the command may have been applied, `not-applied` promises
-/// that it was not and will not be.
+/// Metadata of errors. `unknown`: the command may have been applied. `not-applied`: it was not and
+/// never will be.
 pub(crate) const OUTCOME: &str = "conclave-outcome";
-/// Metadata on errors: the kind of a trap. The call was rolled back.
+/// Metadata of errors: the kind of a trap. The call was rolled back.
 pub(crate) const TRAP: &str = "conclave-trap";
 
 const PAUSE_FIRST: Duration = Duration::from_millis(25);
-/// An election takes about a second: longer pauses would only sleep through its end.
+/// An election takes about a second. Longer pauses would only delay the call after its end.
 const PAUSE_MAX: Duration = Duration::from_secs(1);
 
 /// One failed attempt.
@@ -26,20 +26,20 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 pub(crate) struct Failure {
     pub(crate) code: Code,
     pub(crate) message: String,
-    /// Another attempt may succeed.
+    /// True if another attempt may succeed.
     pub(crate) passing: bool,
-    /// The request may have been applied, or may still be.
+    /// True if the request may have been applied, or may still be.
     pub(crate) maybe_applied: bool,
-    /// The node itself did not answer: leave it alone for a while.
+    /// True if the node itself did not respond and should be avoided for a while.
     pub(crate) silent: bool,
-    /// The leader's address, as the answering node knows it.
+    /// The leader's address, as the responding node knows it.
     pub(crate) leader: Option<String>,
     /// The kind of the trap, if the state machine trapped.
     pub(crate) trap: Option<String>,
 }
 
 impl Failure {
-    /// No connection came about: nothing was sent.
+    /// The connection failed, so nothing was sent.
     pub(crate) fn connect(message: String) -> Self {
         Self {
             code: Code::Unavailable,
@@ -52,21 +52,21 @@ impl Failure {
         }
     }
 
-    /// The node took the request and did not answer in time.
+    /// The node accepted the request and did not respond in time.
     pub(crate) fn timeout(message: String) -> Self {
         Self { code: Code::DeadlineExceeded, maybe_applied: true, ..Self::connect(message) }
     }
 
-    /// What a status says.
+    /// Classifies a status.
     pub(crate) fn read(status: &Status) -> Self {
         let text = |key| status.metadata().get(key).and_then(|value| value.to_str().ok());
         let leader = text(LEADER).filter(|address| !address.is_empty()).map(str::to_owned);
-        // tonic gives statuses that it made itself a source; those that the node sent have none.
+        // A status made by tonic itself has a source. A status sent by the node has none.
         let Some(cause) = status.source() else {
             let outcome = text(OUTCOME);
             let trap = text(TRAP).map(str::to_owned);
-            // A node answers UNAVAILABLE only to what it did not propose. A proxy in between may say
-            // it of a call that it lost: only a node names a leader.
+            // A node returns UNAVAILABLE only for calls that it did not propose. A proxy may return
+            // it for a call that it lost. Only nodes name a leader.
             let node_refused = status.code() == Code::Unavailable && leader.is_some();
             let maybe_applied = match outcome {
                 Some("unknown") => true,
@@ -76,7 +76,7 @@ impl Failure {
             };
             let passing = match status.code() {
                 Code::Unavailable | Code::DeadlineExceeded | Code::Cancelled => true,
-                // Proposed, and then the one who would have heard of its outcome was lost.
+                // The command was proposed, and the node waiting for its outcome failed.
                 Code::Unknown => outcome == Some("unknown"),
                 _ => false,
             };
@@ -99,7 +99,7 @@ impl Failure {
     }
 }
 
-/// The codes after which a command may have been applied all the same. All others are answers.
+/// Returns whether a command may have been applied although it failed with this code.
 fn may_hide_an_effect(code: Code) -> bool {
     matches!(
         code,
@@ -112,17 +112,17 @@ fn may_hide_an_effect(code: Code) -> bool {
     )
 }
 
-/// How far an attempt came that ended without an answer.
+/// The progress of an attempt that ended without a response.
 enum Stage {
-    /// The node has not looked at the request.
+    /// The node has not processed the request.
     Unsent,
-    /// The connection was lost under the request.
+    /// The connection was lost during the request.
     Under,
-    /// tonic's own timer, which runs beside ours, ended it.
+    /// tonic's own timer, which runs in parallel to ours, ended the attempt.
     Waiting,
 }
 
-/// The innermost message, and how far the attempt came.
+/// Returns the innermost message, and the progress of the attempt.
 fn root_cause(error: &(dyn std::error::Error + 'static)) -> (String, Stage) {
     let mut stage = Stage::Under;
     let mut at = error;
@@ -139,8 +139,8 @@ fn root_cause(error: &(dyn std::error::Error + 'static)) -> (String, Stage) {
     }
 }
 
-/// The node refused the stream before it looked at it, or stopped taking new ones (RFC 9113, sections 6.8 and 8.7); or
-/// the connection was closed before the request was written.
+/// Returns whether the request was not processed. The node refused the stream or stopped accepting new
+/// ones (RFC 9113, sections 6.8 and 8.7), or the connection was closed before the request was written.
 fn is_unprocessed(error: &(dyn std::error::Error + 'static)) -> bool {
     let refused = error.downcast_ref::<h2::Error>().is_some_and(|error| {
         error.is_remote()
@@ -149,7 +149,7 @@ fn is_unprocessed(error: &(dyn std::error::Error + 'static)) -> bool {
     refused || error.downcast_ref::<hyper::Error>().is_some_and(hyper::Error::is_canceled)
 }
 
-/// "connection refused", without the operating system's number.
+/// Returns the text of an error, for example "connection refused", without the operating system's number.
 fn plain_io(error: &(dyn std::error::Error + 'static)) -> String {
     let text = error.to_string();
     let text = text.split(" (os error").next().unwrap_or(&text);
@@ -160,13 +160,13 @@ fn plain_io(error: &(dyn std::error::Error + 'static)) -> String {
     }
 }
 
-/// The innermost message of an error that came while connecting.
+/// Returns the innermost message of an error that occurred while connecting.
 pub(crate) fn connect_cause(error: &(dyn std::error::Error + 'static)) -> String {
     root_cause(error).0
 }
 
-/// The pause after round `round` of attempts (from 0): exponential with full jitter, so that clients
-/// that failed together do not come back together.
+/// Returns the pause after a round of attempts, counted from 0. It grows exponentially with full
+/// jitter, so that clients that failed together do not retry together.
 pub(crate) fn pause(round: u32) -> Duration {
     let ceiling = PAUSE_FIRST.saturating_mul(1 << round.min(16)).min(PAUSE_MAX);
     ceiling.mul_f64(rand::rng().random_range(0.0..1.0))

@@ -15,38 +15,37 @@ use crate::{
     retry::Failure,
 };
 
-/// How often a subscription without events asks to be told how far it has come.
+/// The interval, in milliseconds, of the progress that a subscription requests.
 const PROGRESS_MS: u64 = 10_000;
 /// The key of protobuf's largest field number, 536870911, with a varint.
 const PROGRESS_KEY: [u8; 5] = [0xf8, 0xff, 0xff, 0xff, 0x0f];
 
-/// Messages as a node sends them: first those that describe the state, then what happens.
+/// A stream of messages from one node: first the state, then the events.
 ///
-/// It ends when the node stops, or when its reader is slower than what happens. Who knows the log's index of
-/// what was seen last goes on from there with another.
+/// It ends when the node stops, or when its reader is slower than the events. It can be resumed at
+/// another node from the log index of the last message.
 pub struct Subscription {
     stream: Streaming<Bytes>,
     index: Option<u64>,
     reached: Option<u64>,
 }
 
-/// The same, with messages as protobuf's JSON.
+/// A subscription with messages as protobuf's JSON.
 pub struct JsonSubscription {
     method: Method,
     inner: Subscription,
 }
 
-/// How a stream ended.
+/// The end of a stream.
 pub(crate) struct Ended {
     pub(crate) error: Error,
-    /// Another node, or the same in a while, would go on.
+    /// True if another node, or the same one later, could continue.
     pub(crate) passing: bool,
 }
 
 impl Client {
-    /// Subscribes with an encoded message, at the first node that can serve it; or goes on with a
-    /// subscription that has seen everything up to `from_index`. The options' deadline is that of the
-    /// beginning.
+    /// Subscribes with an encoded message at the first node that can serve it. With `from_index` it
+    /// resumes after that index. The options' deadline applies to the beginning of the subscription.
     pub async fn subscribe_raw(
         &self,
         method: &str,
@@ -57,11 +56,11 @@ impl Client {
         let path = MethodName::parse(method)?.path()?;
         let request = request.into();
         let bytes_max = self.shared.response_bytes_max;
-        // It changes nothing, so any failure that passes may be tried again.
+        // A subscription changes nothing, so it is retried after any temporary failure.
         let options = CallOptions { read: true, spread: true, ..options.clone() };
         let response = self
             .run(&options, |channel, mut metadata| {
-                // The node would take it for the life of the stream.
+                // The node would apply it to the whole stream.
                 metadata.remove("grpc-timeout");
                 metadata.insert("conclave-progress-ms", MetadataValue::from(PROGRESS_MS));
                 if let Some(index) = from_index {
@@ -82,7 +81,7 @@ impl Client {
         Ok(Subscription { stream, index, reached: from_index })
     }
 
-    /// Subscribes to a method that [`Client::method`] found, with its request as protobuf's JSON.
+    /// Subscribes to a method returned by [`Client::method`], with its request as protobuf's JSON.
     pub async fn subscribe_json(
         &self,
         method: &Method,
@@ -97,21 +96,22 @@ impl Client {
 }
 
 impl Subscription {
-    /// The log's index of the state that the first messages describe; for a subscription that goes on, the
-    /// index that it was given.
+    /// Returns the log index of the state that the first messages describe. For a resumed
+    /// subscription it is `from_index`.
     pub fn index(&self) -> Option<u64> {
         self.index
     }
 
-    /// The log's index up to which every event has been received, as far as the node has said: every ten seconds, and at
-    /// the end. What a subscription resumes from, if it is greater than the index of the last event; a subscription
-    /// without events would otherwise resume from where it began, which nodes do not keep without end.
+    /// Returns the log index up to which every event has been received, as reported by the node
+    /// every ten seconds and at the end. Resume from it if it is greater than the index of the last
+    /// event. Without it, a subscription without events would resume from its start, and nodes do
+    /// not keep those events forever.
     pub fn reached(&self) -> Option<u64> {
         self.reached
     }
 
-    /// The next message, however long that takes. `None`: the node has ended the stream without an error,
-    /// which Conclave's do not.
+    /// Waits for the next message without a time limit. `None`: the node has ended the stream
+    /// without an error, which Conclave nodes do not.
     pub async fn next(&mut self) -> Result<Option<Bytes>, Error> {
         self.advance().await.map_err(|ended| ended.error)
     }
@@ -136,7 +136,7 @@ impl Subscription {
     }
 }
 
-/// The index in a message that says nothing but how far the subscription has come.
+/// Returns the index in a progress message, or `None` for other messages.
 fn progress(message: &[u8]) -> Option<u64> {
     let mut rest = message.strip_prefix(&PROGRESS_KEY)?;
     let index = decode_varint(&mut rest).ok()?;
@@ -144,17 +144,17 @@ fn progress(message: &[u8]) -> Option<u64> {
 }
 
 impl JsonSubscription {
-    /// As [`Subscription::index`].
+    /// Returns the index as [`Subscription::index`] does.
     pub fn index(&self) -> Option<u64> {
         self.inner.index()
     }
 
-    /// As [`Subscription::reached`].
+    /// Returns the index as [`Subscription::reached`] does.
     pub fn reached(&self) -> Option<u64> {
         self.inner.reached()
     }
 
-    /// As [`Subscription::next`].
+    /// Waits for the next message as [`Subscription::next`] does.
     pub async fn next(&mut self) -> Result<Option<Value>, Error> {
         let message = self.inner.next().await?;
         message.map(|message| reflection::decode(&self.method, &message)).transpose()

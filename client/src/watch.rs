@@ -1,9 +1,10 @@
-//! Watching keys of the default machine, through the loss of nodes.
+//! A watch of keys in the default state machine, which survives the loss of nodes.
 //!
-//! Each message carries the index of its entry, so a watch that lost its node continues with another: from the
-//! last index if nothing of it is missing for certain, else from the one before, leaving out as many
-//! messages as it has handed on already. Every node gives the same ones in the same order. A watch without changes
-//! continues from the index that its node has told it every ten seconds.
+//! Each message carries the index of its entry, so a watch that lost its node resumes at another
+//! one. It resumes from the last index if all messages of that entry have certainly been received.
+//! Otherwise it resumes from the index before, and skips the messages that it has already returned.
+//! Every node sends the same messages in the same order. A watch without changes resumes from the
+//! index that its node reports every ten seconds.
 
 use std::collections::VecDeque;
 
@@ -24,45 +25,46 @@ use crate::{
 const METHOD: &str = "kv.v1.KV/Watch";
 const RANGE: &str = "kv.v1.KV/Range";
 
-/// Changes of keys: each once, in order, whichever nodes are lost meanwhile.
+/// A stream of changes of keys: each once, in order, even if nodes are lost.
 ///
-/// With `initial` the keys come first as they are, as messages of the kind INITIAL and one READY. A watch that loses its
-/// node before READY begins again: its messages of the kind INITIAL come again. If there are more than a node
-/// sends at once, they are read in pages; then a change may come after a key that has it already.
+/// With `initial`, messages of the kind INITIAL describe the existing keys, followed by one READY.
+/// A watch that loses its node before READY begins again, so its INITIAL messages are repeated. If
+/// there are more keys than a node sends at once, they are read in pages. A change may then follow
+/// a key that already contains it.
 ///
-/// If the nodes do not keep any more what happened since the last message, a message of the kind RELIST comes, and after
-/// it INITIAL and READY as at the beginning. A key that does not come again was deleted meanwhile.
+/// If the nodes no longer keep the events since the last message, a RELIST message follows, and then
+/// INITIAL and READY as at the beginning. A key that is not listed again was deleted meanwhile.
 pub struct Watch {
     client: Client,
     request: WatchRequest,
     relists: bool,
     stream: Option<Subscription>,
     listing: Option<Listing>,
-    /// `None`: what is there at first has not come whole.
+    /// The last position. `None` until the initial messages are complete.
     place: Option<Place>,
-    /// So many of the next messages have been handed on.
+    /// The number of next messages that were already returned.
     again: usize,
 }
 
-/// The last index that something was seen of, and how many messages of it.
+/// The last index that was received, and the number of messages received from its entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Place {
     index: u64,
     count: usize,
 }
 
-/// Keys as they are, page by page.
+/// Existing keys, read page by page.
 struct Listing {
     page: VecDeque<KeyValue>,
-    /// `None`: the page is the last one.
+    /// `None` for the last page.
     next_page: Option<String>,
-    /// The least of the pages: everything after it is watched.
+    /// The lowest index of the pages. All changes after it are watched.
     index: u64,
     revision: u64,
 }
 
 impl Kv {
-    /// Watches keys. With `from_index`, continues after that index.
+    /// Watches keys. With `from_index`, resumes after that index.
     pub async fn watch(
         &self,
         request: WatchRequest,
@@ -81,18 +83,19 @@ impl Watch {
         Self { client, request, relists: true, stream, listing, place, again: 0 }
     }
 
-    /// Whether the keys are listed again if the nodes do not keep any more what happened. If not, [`Watch::next`] fails
-    /// with OUT_OF_RANGE.
+    /// Sets whether the keys are listed again if the nodes no longer keep the events. If not,
+    /// [`Watch::next`] fails with OUT_OF_RANGE.
     pub fn relists(mut self, yes: bool) -> Self {
         self.relists = yes;
         self
     }
 
-    /// The next change, however long that takes. May be dropped at any await.
+    /// Waits for the next change without a time limit. May be dropped at any await.
     ///
     /// # Errors
-    /// OUT_OF_RANGE: no node keeps what came after the last message, and [`Watch::relists`] says no. UNAVAILABLE or
-    /// DEADLINE_EXCEEDED: no node could be asked until the client's deadline; call again to continue.
+    /// OUT_OF_RANGE: no node keeps the events after the last message, and [`Watch::relists`] is
+    /// off. UNAVAILABLE or DEADLINE_EXCEEDED: no node could be reached until the client's deadline;
+    /// call again to continue.
     pub async fn next(&mut self) -> Result<WatchResponse, Error> {
         loop {
             if let Some(message) = self.next_listed().await? {
@@ -124,7 +127,7 @@ impl Watch {
         }
     }
 
-    /// After an error: whether the keys are listed again.
+    /// Begins a new listing after an error, if the error and the settings allow it.
     fn relist(&mut self, error: Error) -> Result<WatchResponse, Error> {
         if error.code() != Code::OutOfRange || !self.relists {
             return Err(error);
@@ -164,7 +167,7 @@ impl Watch {
         Ok(())
     }
 
-    /// The next message while keys are listed page by page.
+    /// Returns the next message while keys are listed page by page.
     async fn next_listed(&mut self) -> Result<Option<WatchResponse>, Error> {
         loop {
             let Some(listing) = &mut self.listing else { return Ok(None) };
@@ -199,7 +202,7 @@ impl Watch {
         })
     }
 
-    /// Notes a message, and whether it has not been handed on before.
+    /// Records a message. Returns whether it has not been returned before.
     fn is_new(&mut self, message: &WatchResponse) -> bool {
         match (message.kind(), self.place) {
             (Kind::Initial, _) => true,
@@ -225,7 +228,7 @@ impl Watch {
 }
 
 impl Place {
-    /// The index to go on from, and how many messages after it have been seen.
+    /// Returns the index to resume from, and the number of messages after it that were already received.
     fn resume(self) -> (Option<u64>, usize) {
         match self.count {
             0 => (Some(self.index), 0),
@@ -247,7 +250,7 @@ mod tests {
         WatchResponse { kind: kind.into(), index, ..WatchResponse::default() }
     }
 
-    /// As `open` does when the stream was lost.
+    /// Resumes as `open` does after a lost stream.
     fn lost(watch: &mut Watch) -> Option<u64> {
         let (from, again) = watch.place.map_or((None, 0), Place::resume);
         watch.again = again;
@@ -267,7 +270,7 @@ mod tests {
         assert!(watch.is_new(&message(Kind::Delete, 12)));
         assert_eq!(lost(&mut watch), Some(11));
         assert!(!watch.is_new(&message(Kind::Put, 12)));
-        // And again, halfway.
+        // The stream is lost again in the middle of an entry.
         assert_eq!(lost(&mut watch), Some(11));
         assert!(!watch.is_new(&message(Kind::Put, 12)));
         assert!(!watch.is_new(&message(Kind::Delete, 12)));

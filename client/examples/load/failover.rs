@@ -1,4 +1,5 @@
-//! The time without service after a fault of the leader, as clients of the other nodes see it.
+//! Measures the time without service after a fault of the leader, as observed by clients of
+//! the other nodes.
 
 use std::{
     path::PathBuf,
@@ -15,10 +16,11 @@ use tokio::{sync::mpsc, time::timeout_at};
 
 use crate::wire::{Call, Connection, Target, Work};
 
-/// An attempt ends soon, so that one that hangs on the failed leader does not hide the new one.
+/// Maximum time of an attempt. It is short, so that an attempt that hangs on the failed leader does
+/// not hide the new one.
 const ATTEMPT_TIME_MAX: Duration = Duration::from_millis(200);
 const PAUSE: Duration = Duration::from_millis(5);
-/// The faults show at once, or when the leader's timeouts have passed.
+/// Time of observation. A fault has an effect immediately, or after the leader's timeouts.
 const WATCHED: Duration = Duration::from_secs(4);
 /// A cluster that takes longer has failed.
 const FAILOVER_TIME_MAX: Duration = Duration::from_secs(60);
@@ -27,33 +29,33 @@ const FAILOVER_TIME_MAX: Duration = Duration::from_secs(60);
 pub(crate) struct Options {
     #[arg(long, value_enum)]
     target: Target,
-    /// The client addresses of the other nodes.
+    /// Client addresses of the other nodes
     #[arg(long, value_delimiter = ',', required = true)]
     survivors: Vec<String>,
-    /// The fault of the leader.
+    /// Fault of the leader
     #[arg(long, value_enum, default_value = "kill")]
     fault: Fault,
-    /// The leader's process id.
+    /// Process id of the leader
     #[arg(long)]
     process: i32,
-    /// The mount point of the leader's disk, for the fault `freeze`.
+    /// Mount point of the leader's disk, for the fault `freeze`
     #[arg(long, required_if_eq("fault", "freeze"))]
     disk: Option<PathBuf>,
 }
 
 #[derive(Clone, Copy, clap::ValueEnum)]
 enum Fault {
-    /// SIGKILL.
+    /// Send SIGKILL
     Kill,
-    /// SIGSTOP, and SIGCONT at the end.
+    /// Send SIGSTOP, and SIGCONT at the end
     Pause,
-    /// SIGTERM: a planned stop.
+    /// Send SIGTERM: a planned stop
     Stop,
-    /// The disk's writes hang (fsfreeze), until the end.
+    /// Suspend writes to the disk (fsfreeze) until the end
     Freeze,
 }
 
-/// Undoes a fault that would outlive this program.
+/// Reverts a fault that would outlive this program.
 struct Undo<'a>(&'a Options);
 
 impl Options {
@@ -118,7 +120,7 @@ pub(crate) async fn run(options: &Options) -> Result<Value> {
     let undo = options.inject()?;
     let began = Instant::now();
     let (mut last, mut gap) = (began, Duration::ZERO);
-    // Until the time is over and a write has been acknowledged after it.
+    // Runs until the time has passed and a later write has been acknowledged.
     while last < began + WATCHED {
         match timeout_at((began + FAILOVER_TIME_MAX).into(), acknowledged.recv()).await {
             Ok(Some(at)) => {

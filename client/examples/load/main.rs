@@ -1,7 +1,7 @@
-//! Load for a key-value cluster, Conclave's or etcd's: the generator of `cargo xtask bench`.
+//! The load generator of `cargo xtask bench`, for key-value clusters of Conclave and etcd.
 //!
-//! Both are driven by the same loop over the same gRPC library with messages of the same content, so
-//! that what differs between two figures is the server. Each command prints one line of JSON:
+//! Both use the same loop over the same gRPC library, with messages of the same content. So a
+//! difference between two results is caused by the server. Each command prints one line of JSON:
 //!
 //! ```console
 //! $ load run --target etcd --endpoint 127.0.0.1:2379 --work put --clients 64
@@ -27,33 +27,33 @@ struct Options {
 
 #[derive(Subcommand)]
 enum Command {
-    /// Write every key once, for the gets to find.
+    /// Write every key once, as data for the gets
     Fill(Shape),
-    /// Measure a closed loop: each client waits for its answer before it asks again.
+    /// Measure a closed loop: each client waits for its response before the next request
     Run(workload::Options),
-    /// Disturb the leader and measure the longest time in which the others acknowledge no write.
+    /// Disturb the leader and measure the longest time in which the others acknowledge no write
     Failover(failover::Options),
-    /// Call a method that traps, in a loop.
+    /// Call a method that traps, in a loop
     Trap(trap::Options),
 }
 
-/// Where the load goes, and its shape.
+/// The target of the load, and its shape.
 #[derive(Args, Clone)]
 struct Shape {
     #[arg(long, value_enum)]
     target: Target,
-    /// The client address of the node that is asked, as host:port.
+    /// Client address of the called node, as host:port
     #[arg(long)]
     endpoint: String,
-    /// How many different keys.
+    /// Number of different keys
     #[arg(long, default_value_t = 10_000)]
     keys: u64,
-    /// The size of each value.
+    /// Size of each value, in bytes
     #[arg(long, default_value_t = 256)]
     value_bytes: usize,
 }
 
-/// One thread: more would wake each other, and take from what is measured.
+/// One thread, since several would wake each other and take CPU time from the measured servers.
 #[tokio::main(flavor = "current_thread")]
 async fn main() -> Result<()> {
     let line = match Options::parse().command {

@@ -1,7 +1,8 @@
-//! A caller whose calls keep trapping, while others are measured.
+//! Callers whose calls keep trapping while other calls are measured.
 //!
-//! It alternates a batch of 128 puts and an empty one. The batch takes some two million units of fuel, so it traps on
-//! nodes that allow one million per call. The empty one succeeds, so the traps do not come in a row.
+//! A caller alternates a batch of 128 puts and an empty one. The batch takes about two million
+//! units of fuel, so it traps on nodes that allow one million per call. The empty one succeeds, so
+//! that the traps are not consecutive.
 
 use std::time::{Duration, Instant};
 
@@ -12,27 +13,27 @@ use serde_json::{Value, json};
 
 use crate::wire::{Call, Connection};
 
-/// The most operations that a batch may have.
+/// Maximum number of operations in a batch.
 const OPERATIONS: usize = 128;
 const VALUE_BYTES: usize = 256;
-/// The deadline of each call.
+/// Deadline of each call.
 const CALL_TIME: Duration = Duration::from_secs(5);
-/// The pause after a call that was refused before it was tried.
+/// Pause after a call that was rejected before it was executed.
 const REFUSED_PAUSE: Duration = Duration::from_millis(10);
 
 #[derive(Args, Clone)]
 pub(crate) struct Options {
-    /// The client address of the node that is asked, as host:port.
+    /// Client address of the called node, as host:port
     #[arg(long)]
     endpoint: String,
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// The number of such callers, each with a connection of its own.
+    /// Number of callers, each with its own connection
     #[arg(long, default_value_t = 1)]
     callers: usize,
 }
 
-/// Runs the loop and counts the traps and the calls that were refused.
+/// Runs the loop and counts the traps and the rejected calls.
 pub(crate) async fn run(options: &Options) -> Result<Value> {
     let until = Instant::now() + Duration::from_secs_f64(options.seconds);
     let mut callers = tokio::task::JoinSet::new();

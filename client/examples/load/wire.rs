@@ -1,9 +1,9 @@
 //! The requests of both systems, and a connection that sends them.
 //!
-//! Requests are encoded here and answers are not decoded: only their size is looked at. The messages are
-//! the few fields that the load uses, by the numbers of the public APIs. gRPC is spoken directly over
-//! HTTP/2 frames: the generator shares the processors with what it measures, and a client library's
-//! layers took as much of them as a node did.
+//! Requests are encoded here. Responses are not decoded; only their size is checked. The messages
+//! contain only the fields that the load uses, with the numbers of the public APIs. The generator
+//! implements gRPC directly over HTTP/2 frames. It shares the CPU with the measured servers, and
+//! the layers of a client library took as much CPU time as a node did.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ use prost::Message;
 use tokio::net::TcpStream;
 use tonic::{Code, Status};
 
-/// The longest that one call may take before it counts as an error.
+/// Maximum time of one call. A longer one counts as an error.
 const CALL_TIME_MAX: Duration = Duration::from_secs(10);
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
 
@@ -27,11 +27,11 @@ pub(crate) enum Target {
 
 #[derive(Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Work {
-    /// A write, acknowledged once a majority has synced it.
+    /// A write, acknowledged once a majority has synced it
     Put,
-    /// A linearizable read.
+    /// A linearizable read
     Get,
-    /// A read of what the asked node has, without asking the others.
+    /// A read of the called node's state, without contacting the others
     StaleGet,
 }
 
@@ -77,13 +77,13 @@ struct ConclaveOperation {
     put: Option<ConclavePut>,
 }
 
-/// A call, ready to be sent.
+/// An encoded call.
 pub(crate) struct Call {
     path: &'static str,
     /// gRPC's prefix and the message.
     frame: Bytes,
     stale: bool,
-    /// A get that finds nothing is answered in fewer bytes than the value has: an error.
+    /// Minimum size of the response. A get without a value has a smaller response, which is an error.
     answer_bytes_min: usize,
 }
 
@@ -111,7 +111,7 @@ impl Call {
         }
     }
 
-    /// A batch of so many puts, of Conclave.
+    /// Returns a batch of `operations` puts, for Conclave.
     pub(crate) fn batch(operations: usize, value: &Bytes) -> Self {
         let put = |key| ConclavePut { key: format!("batch/{key}"), value: value.clone() };
         let operations = (0..operations).map(|key| ConclaveOperation { put: Some(put(key)) });
@@ -129,7 +129,7 @@ fn framed(message: &impl Message) -> Bytes {
     frame.freeze()
 }
 
-/// Calls over one connection, which clones share until it breaks: then each makes its own.
+/// Calls over one connection. Clones share the connection until it breaks; then each opens its own.
 #[derive(Clone)]
 pub(crate) struct Connection {
     address: Arc<str>,
@@ -138,7 +138,7 @@ pub(crate) struct Connection {
 }
 
 impl Connection {
-    /// Connects when it is first used.
+    /// Creates a connection that is opened on first use.
     pub(crate) fn new(address: &str) -> Self {
         let fixed = |(name, value)| (name, HeaderValue::from_static(value));
         let headers =
@@ -150,7 +150,7 @@ impl Connection {
         }
     }
 
-    /// Connects now.
+    /// Opens a connection.
     pub(crate) async fn open(address: &str) -> Result<Self> {
         let mut connection = Self::new(address);
         connection.sender = Some(connection.connect().await?);
@@ -162,7 +162,7 @@ impl Connection {
             let stream = TcpStream::connect(&*self.address).await?;
             stream.set_nodelay(true)?;
             let (sender, connection) = h2::client::handshake(stream).await?;
-            // An error shows in the calls.
+            // An error appears in the calls.
             tokio::spawn(connection);
             anyhow::Ok(sender)
         };
@@ -188,7 +188,7 @@ impl Connection {
                 self.connect().await.map_err(|error| Status::unavailable(format!("{error:#}")))?
             }
         };
-        // Taken out meanwhile, so that what fails or is given up is not used again.
+        // The sender is taken out for the call, so that a failed or abandoned one is not used again.
         let mut sender = sender.ready().await.map_err(broken)?;
         let mut request = Request::new(());
         *request.method_mut() = Method::POST;
@@ -218,7 +218,8 @@ impl Connection {
     }
 }
 
-/// The answer's size, or why there is none: in the trailers, or in the headers if they are all there is.
+/// Returns the size of the response, or its error: from the trailers, or from the headers if there
+/// are only headers.
 async fn read(headers: &HeaderMap, mut body: RecvStream) -> Result<usize, Status> {
     let mut bytes = 0;
     while let Some(data) = body.data().await {

@@ -1,4 +1,4 @@
-//! Closed loops.
+//! Closed-loop workloads.
 
 use std::time::{Duration, Instant};
 
@@ -14,16 +14,16 @@ use crate::{
     wire::{Call, Connection, Work},
 };
 
-/// How many clients share a connection: a few dozen requests in flight is what HTTP/2 is for.
+/// Clients per connection. HTTP/2 is designed for a few dozen requests in flight.
 const CLIENTS_PER_CONNECTION: usize = 16;
-/// Latencies from a microsecond to a minute, to three digits.
+/// Latencies from a microsecond to a minute, with three digits.
 const LATENCY_US_MAX: u64 = 60_000_000;
 const LATENCY_DIGITS: u8 = 3;
-/// The clients of [`fill`].
+/// Clients of [`fill`].
 const FILL_CLIENTS: u64 = 64;
-/// A client that meets this many errors gives up: the figures would be of something else.
+/// A client stops after this number of errors, since its results would not be representative.
 const ERRORS_PER_CLIENT_MAX: u64 = 10;
-/// Steps through the keys so that neighbouring calls touch distant ones. Prime.
+/// A step through the keys that makes neighbouring calls use distant keys. Prime.
 const KEY_STRIDE: u64 = 104_729;
 
 #[derive(Args, Clone)]
@@ -34,10 +34,10 @@ pub(crate) struct Options {
     work: Work,
     #[arg(long)]
     clients: usize,
-    /// How long is measured.
+    /// Duration of the measurement, in seconds
     #[arg(long, default_value_t = 5.0)]
     seconds: f64,
-    /// How long the loop runs before that.
+    /// Duration of the warm-up before the measurement, in seconds
     #[arg(long, default_value_t = 1.0)]
     warm_up_seconds: f64,
 }
@@ -70,7 +70,7 @@ pub(crate) async fn fill(shape: &Shape) -> Result<Value> {
     Ok(json!({ "keys": shape.keys }))
 }
 
-/// Runs the loop and gives its figures.
+/// Runs the loop and returns its results.
 pub(crate) async fn run(options: &Options) -> Result<Value> {
     let value = value(options.shape.value_bytes);
     let count = options.clients.div_ceil(CLIENTS_PER_CONNECTION);
@@ -154,7 +154,7 @@ fn figures(options: &Options, measured: &Measured) -> Value {
     })
 }
 
-/// Bytes that do not compress, the same in every run.
+/// Returns bytes that do not compress, the same in every run.
 fn value(size: usize) -> Bytes {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
     let bytes = (0..size).map(|_| {

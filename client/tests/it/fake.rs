@@ -1,4 +1,4 @@
-//! A node whose every answer is a closure.
+//! A scripted node, whose responses come from a closure.
 
 use std::{
     convert::Infallible,
@@ -26,9 +26,9 @@ use tonic::{
 
 pub(crate) type Reply = Pin<Box<dyn Future<Output = Result<Response<Bytes>, Status>> + Send>>;
 
-/// One call as the node sees it.
+/// One call, as the node receives it.
 pub(crate) struct Call {
-    /// From 0.
+    /// Counted from 0.
     pub(crate) number: usize,
     pub(crate) path: String,
     pub(crate) message: Bytes,
@@ -37,7 +37,7 @@ pub(crate) struct Call {
 
 type Script = Arc<dyn Fn(Call) -> Reply + Send + Sync>;
 
-/// A running node on a runtime of its own: dropped, it is gone with all its connections.
+/// A running node with its own runtime. Dropping it closes all its connections.
 pub(crate) struct Node {
     pub(crate) address: String,
     pub(crate) calls: Arc<AtomicUsize>,
@@ -58,7 +58,7 @@ impl Drop for Node {
     }
 }
 
-/// Starts a node that answers each call at once.
+/// Starts a node that responds to each call immediately.
 pub(crate) fn node(
     script: impl Fn(Call) -> Result<Response<Bytes>, Status> + Send + Sync + 'static,
 ) -> Node {
@@ -68,7 +68,7 @@ pub(crate) fn node(
     })
 }
 
-/// Starts a node whose answers may take time.
+/// Starts a node whose responses may take time.
 pub(crate) fn slow_node(script: impl Fn(Call) -> Reply + Send + Sync + 'static) -> Node {
     let calls = Arc::new(AtomicUsize::new(0));
     let echo = Fake::<ECHO> { calls: Arc::clone(&calls), script: Arc::new(script) };
@@ -89,17 +89,17 @@ pub(crate) fn slow_node(script: impl Fn(Call) -> Reply + Send + Sync + 'static) 
 
 /// Refuses the first stream of a connection (RST_STREAM with REFUSED_STREAM).
 pub(crate) const REFUSED_STREAM: &[u8] = b"\0\0\x04\x03\0\0\0\0\x01\0\0\0\x07";
-/// Takes no streams any more, and has looked at none.
+/// GOAWAY: accepts no more streams, and has processed none.
 pub(crate) const GO_AWAY: &[u8] = b"\0\0\x08\x07\0\0\0\0\0\0\0\0\0\0\0\0\0";
-/// Settings without any.
+/// Empty settings.
 const SETTINGS: &[u8] = b"\0\0\0\x04\0\0\0\0\0";
 
-/// A peer that takes connections, waits for a request and hangs up.
+/// A peer that accepts connections, waits for a request and disconnects.
 pub(crate) fn hangs_up() -> Node {
     answers_with(b"")
 }
 
-/// A peer whose kernel takes connections, and which does nothing itself.
+/// A peer whose kernel accepts connections while its process does nothing.
 pub(crate) fn frozen() -> Node {
     let (runtime, listener, address) = listen();
     runtime.spawn(async move {
@@ -109,7 +109,7 @@ pub(crate) fn frozen() -> Node {
     Node { address, calls: Arc::default(), runtime: Some(runtime) }
 }
 
-/// A peer that takes connections, waits for a request, answers with a frame and hangs up.
+/// A peer that accepts connections, waits for a request, responds with a frame and disconnects.
 pub(crate) fn answers_with(frame: &'static [u8]) -> Node {
     let (runtime, listener, address) = listen();
     let calls = Arc::new(AtomicUsize::new(0));
@@ -130,7 +130,7 @@ pub(crate) fn answers_with(frame: &'static [u8]) -> Node {
 async fn read_past_the_preface(stream: &mut TcpStream) {
     let mut total = 0;
     let mut buffer = [0; 4096];
-    // Preface and settings are shorter; what exceeds them is the request.
+    // Preface and settings are shorter, so further bytes belong to the request.
     while total < 150 {
         match stream.read(&mut buffer).await {
             Ok(0) | Err(_) => return,
@@ -139,7 +139,7 @@ async fn read_past_the_preface(stream: &mut TcpStream) {
     }
 }
 
-/// An address at which nobody listens.
+/// Returns an address without a listener.
 pub(crate) fn nobody() -> String {
     let (runtime, _, address) = listen();
     runtime.shutdown_background();
@@ -154,7 +154,7 @@ fn listen() -> (Runtime, std::net::TcpListener, String) {
     (runtime, listener, address)
 }
 
-/// An answer with the metadata that nodes give.
+/// Returns a response with the metadata of a node.
 pub(crate) fn answer(message: &'static [u8], leader: &str) -> Result<Response<Bytes>, Status> {
     let mut response = Response::new(Bytes::from_static(message));
     response.metadata_mut().insert("conclave-index", "42".parse().unwrap());
@@ -162,7 +162,7 @@ pub(crate) fn answer(message: &'static [u8], leader: &str) -> Result<Response<By
     Ok(response)
 }
 
-/// An error, with the leader's address if it is known.
+/// Returns an error, with the leader's address if it is known.
 pub(crate) fn error(code: Code, leader: Option<&str>, not_applied: bool) -> Status {
     let mut metadata = MetadataMap::new();
     if let Some(leader) = leader {
@@ -201,7 +201,7 @@ fn descriptors() -> Vec<u8> {
         }),
         ..Default::default()
     };
-    // The message lies in a file of its own, so that imports are fetched too.
+    // The message is in a separate file, so that imports are fetched too.
     let messages = FileDescriptorProto {
         name: Some("test/messages.proto".to_owned()),
         package: Some("test.v1".to_owned()),
@@ -227,7 +227,7 @@ fn descriptors() -> Vec<u8> {
 const ECHO: u8 = 0;
 const KV: u8 = 1;
 
-/// One service of the node; all do the same.
+/// A service of the node. All services behave the same.
 #[derive(Clone)]
 struct Fake<const SERVICE: u8> {
     calls: Arc<AtomicUsize>,

@@ -1,4 +1,4 @@
-//! The client finds the leader and the nodes that live.
+//! Goal: the client finds the leader and the running nodes.
 
 use std::time::{Duration, Instant};
 
@@ -17,8 +17,8 @@ fn client(endpoints: &[&str]) -> Client {
         .unwrap()
 }
 
-/// Goal: a redirect is followed at once, and later calls go to the leader directly, though it is none
-/// of the endpoints.
+/// Goal: a redirect is followed immediately, and later calls go directly to the leader, although it
+/// is not an endpoint.
 #[tokio::test]
 async fn the_leader_that_an_error_names_is_asked_from_then_on() {
     let leader = node(|_| answer(b"done", ""));
@@ -36,7 +36,7 @@ async fn the_leader_that_an_error_names_is_asked_from_then_on() {
     assert_eq!((follower.calls(), leader.calls()), (1, 3));
 }
 
-/// Goal: an answer's leader is learned too.
+/// Goal: the client also learns the leader from a successful response.
 #[tokio::test]
 async fn the_leader_that_an_answer_names_is_asked_from_then_on() {
     let leader = node(|_| answer(b"leader", ""));
@@ -49,8 +49,8 @@ async fn the_leader_that_an_answer_names_is_asked_from_then_on() {
     assert_eq!(client.call_raw(SAY, "").await.unwrap().message.as_ref(), b"leader");
 }
 
-/// Goal: a named leader that cannot be reached from here (a container's own address) costs one
-/// attempt, not one for each call.
+/// Goal: a named leader that is unreachable from here (a container's own address) costs one attempt
+/// in total, not one per call.
 #[tokio::test]
 async fn a_leader_out_of_reach_is_not_insisted_on() {
     let unreachable = nobody();
@@ -64,7 +64,7 @@ async fn a_leader_out_of_reach_is_not_insisted_on() {
     assert_eq!(follower.calls(), 20);
 }
 
-/// Goal: dead endpoints are skipped, for writes too: nothing was sent to them.
+/// Goal: dead endpoints are skipped, also for writes, since nothing was sent to them.
 #[tokio::test]
 async fn a_dead_node_is_skipped() {
     let alive = node(|_| answer(b"alive", ""));
@@ -73,13 +73,13 @@ async fn a_dead_node_is_skipped() {
     assert_eq!(client.call_raw(SAY, "").await.unwrap().message.as_ref(), b"alive");
 }
 
-/// Goal: a leader that dies is left for the node that took over.
+/// Goal: the client leaves a dead leader for the node that took over.
 #[tokio::test]
 async fn a_leader_that_dies_is_left() {
     let first = node(|_| answer(b"first", ""));
     let second = node(|_| answer(b"second", ""));
     let client = client(&[&first.address, &second.address]);
-    // The first endpoint is drawn by lot.
+    // The first endpoint is chosen at random.
     let drawn = client.call_raw(SAY, "").await.unwrap().message;
     let (dies, _lives, expected) = match drawn.as_ref() {
         b"first" => (first, second, "second"),
@@ -91,12 +91,12 @@ async fn a_leader_that_dies_is_left() {
     assert_eq!(reply.message.as_ref(), expected.as_bytes());
 }
 
-/// Goal: a node that accepts calls and never answers does not eat a read's deadline.
+/// Goal: a node that accepts calls and never responds does not use up a read's deadline.
 #[tokio::test]
 async fn a_hung_node_is_left_in_time() {
     let hung = slow_node(|_| Box::pin(std::future::pending()));
     let alive = node(|_| answer(b"alive", ""));
-    // The first endpoint is drawn by lot.
+    // The first endpoint is chosen at random.
     while hung.calls() == 0 {
         let client = client(&[&hung.address, &alive.address]);
         let reply = client.call_raw_with(SAY, "", &CallOptions::read()).await.unwrap();
@@ -104,7 +104,7 @@ async fn a_hung_node_is_left_in_time() {
     }
 }
 
-/// Goal: stale reads go round, and say so to the nodes.
+/// Goal: stale reads are spread over the nodes and carry their consistency.
 #[tokio::test]
 async fn stale_reads_are_spread_over_the_nodes() {
     let serve = || {
@@ -124,7 +124,7 @@ async fn stale_reads_are_spread_over_the_nodes() {
     assert_eq!(nodes.map(|node| node.calls()), [3, 3, 3]);
 }
 
-/// Goal: without following, only the endpoints are asked.
+/// Goal: without following the leader, only the endpoints are called.
 #[tokio::test]
 async fn following_can_be_turned_off() {
     let leader = node(|_| answer(b"leader", ""));
@@ -137,7 +137,7 @@ async fn following_can_be_turned_off() {
     }
 }
 
-/// Goal: many callers and a pool of connections do not get in each other's way.
+/// Goal: many callers and a pool of connections do not block each other.
 #[tokio::test]
 async fn calls_run_beside_each_other() {
     let node = slow_node(|_| {

@@ -1,4 +1,4 @@
-//! The client against nodes that are scripted, each a real gRPC server in this process.
+//! Tests of the client against scripted nodes, each a real gRPC server in this process.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

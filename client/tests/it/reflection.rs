@@ -1,5 +1,5 @@
-//! Calls with JSON, through the reflection of a server that knows only v1alpha: so the fall-back is
-//! tested with every test here.
+//! Goal: calls with JSON work through reflection. The server supports only v1alpha, so every test
+//! covers the fallback.
 
 use std::time::Duration;
 

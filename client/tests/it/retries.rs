@@ -1,4 +1,4 @@
-//! What is retried and what is not, and what the errors then say.
+//! Goal: only safe calls are retried, and errors describe the attempts.
 
 use std::{
     sync::atomic::{AtomicUsize, Ordering},
@@ -29,7 +29,7 @@ fn repeatable() -> CallOptions {
     CallOptions::write().retry_unknown(true)
 }
 
-/// A node that is without a leader for its first three calls.
+/// A node that has no leader for its first three calls.
 fn electing(not_applied: bool) -> crate::fake::Node {
     node(move |call| match call.number {
         0..3 => Err(error(Code::Unavailable, None, not_applied)),
@@ -55,7 +55,7 @@ async fn a_write_that_may_have_been_applied_is_retried_only_if_the_caller_allows
     assert_eq!(node.calls(), 4);
 }
 
-/// A put that is sent again may undo what another writer was told is done.
+/// A repeated put may undo an acknowledged write of another client.
 #[tokio::test]
 async fn the_key_value_stores_writes_are_retried_only_if_the_caller_allows() {
     let flaky = || {
@@ -90,8 +90,8 @@ async fn a_read_is_retried_whatever_happened_to_it() {
     client(&node.address, 3000).call_raw_with(SAY, "", &CallOptions::read()).await.unwrap();
 }
 
-/// Goal: a connection that is lost under a write leaves its outcome unknown; one that never came
-/// about does not.
+/// Goal: a connection that is lost during a write leaves its outcome unknown. A failed connection
+/// attempt does not.
 #[tokio::test]
 async fn a_lost_connection_is_told_from_none() {
     let peer = hangs_up();
@@ -147,7 +147,7 @@ async fn a_write_is_retried_while_the_node_is_busy() {
     assert_eq!(node.calls(), 4);
 }
 
-/// Goal: the deadline holds, and the error lists each endpoint with its failure.
+/// Goal: the call ends at the deadline, and the error lists each endpoint with its failure.
 #[tokio::test]
 async fn the_deadline_holds_and_the_error_says_what_was_tried() {
     let electing = node(|_| Err(error(Code::Unavailable, None, true)));
@@ -167,8 +167,8 @@ async fn the_deadline_holds_and_the_error_says_what_was_tried() {
     assert!(!error.outcome_unknown());
 }
 
-/// Goal: a write may use its whole deadline at one node, for it cannot be repeated; then its outcome
-/// is unknown.
+/// Goal: a write may use its whole deadline at one node, since it cannot be repeated. After the
+/// deadline its outcome is unknown.
 #[tokio::test]
 async fn a_write_waits_for_its_answer_until_the_deadline() {
     let hung = slow_node(|_| Box::pin(std::future::pending()));
@@ -185,12 +185,13 @@ async fn a_write_waits_for_its_answer_until_the_deadline() {
     client(&slow.address, 1000).call_raw(SAY, "").await.unwrap();
 }
 
-/// Goal: what the node has not looked at was not applied. A graceful restart made writes fail.
+/// Goal: a request that the node has not processed is retried. Regression: writes failed during
+/// a graceful restart.
 #[tokio::test]
 async fn a_stream_that_was_refused_was_not_applied() {
     for frame in [REFUSED_STREAM, GO_AWAY] {
         let (refusing, healthy) = (answers_with(frame), node(|_| answer(b"done", "")));
-        // The first endpoint is drawn by lot.
+        // The first endpoint is chosen at random.
         while refusing.calls() < 3 {
             let client = Client::builder().endpoints([&refusing.address, &healthy.address]);
             client.build().unwrap().call_raw(SAY, "").await.unwrap();
@@ -198,7 +199,7 @@ async fn a_stream_that_was_refused_was_not_applied() {
     }
 }
 
-/// Goal: nothing is sent to a process that is frozen, whose kernel takes connections all the same.
+/// Goal: nothing is sent to a frozen process, although its kernel accepts connections.
 #[tokio::test]
 async fn a_write_goes_round_a_node_that_is_frozen() {
     let (frozen, healthy) = (frozen(), node(|_| answer(b"done", "")));
@@ -213,7 +214,7 @@ async fn a_write_goes_round_a_node_that_is_frozen() {
     assert!(error.to_string().contains("no connection within"), "{error}");
 }
 
-/// Goal: one attempt of a call that takes long has all its time, and the time is the caller's.
+/// Goal: one attempt of a long operation may use the whole deadline set by the caller.
 #[tokio::test]
 async fn a_long_call_is_not_cut_into_attempts() {
     let slow = slow_node(|_| {
@@ -243,7 +244,7 @@ async fn an_error_says_whether_a_node_answered() {
     assert!(error.is_unreachable() && error.message().contains("no answer within"), "{error}");
 }
 
-/// Goal: a node is told how long the caller waits.
+/// Goal: the node receives the caller's deadline.
 #[tokio::test]
 async fn the_node_learns_the_deadline() {
     let node = node(|call| {

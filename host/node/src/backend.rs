@@ -174,7 +174,7 @@ impl Backend for ReplicaBackend {
             ),
             Metric::gauge(
                 "conclave_snapshot_failing",
-                "1 if the last snapshot failed, else 0. Meanwhile the log grows; `cluster status` shows the reason.",
+                "1 if the last snapshot failed, else 0. Meanwhile the log grows; `conclave status` shows the reason.",
                 f64::from(u8::from(self.0.snapshot_failure().is_some())),
             ),
         ]);
@@ -326,7 +326,7 @@ fn clock_metrics(clock: ClockStatus) -> impl Iterator<Item = Metric> {
     });
     let alarm = Metric::gauge(
         "conclave_clock_alarm",
-        "1 if there is a problem with the clocks, else 0. `cluster status` shows the reason.",
+        "1 if there is a problem with the clocks, else 0. `conclave status` shows the reason.",
         f64::from(u8::from(!clock.alarm.is_empty())),
     );
     [offset, log_offset, Some(alarm)].into_iter().flatten()

@@ -12,7 +12,7 @@
 //! Watch its health on the client port or the admin port. After a bug in the node itself (a panic
 //! in one of its tasks or threads) it ends, and [`Node::failed`] returns the error. A node installs
 //! no signal handlers and no logging; the program does (`conclave serve` uses
-//! [`conclave_cli::telemetry::start`]). The program's other threads share memory and processors
+//! `conclave_cli::telemetry::start`). The program's other threads share memory and processors
 //! with the node.
 //!
 //! ```no_run

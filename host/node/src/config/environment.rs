@@ -47,7 +47,7 @@ pub unsafe fn take() {
     }
 }
 
-/// Returns the names of the variables that this program would read, except [`LOG_VARIABLE`].
+/// Returns the names of the variables that this program would read, except [`super::LOG_VARIABLE`].
 pub fn variables() -> impl Iterator<Item = OsString> {
     let names = env::vars_os().map(|(name, _)| name);
     names.filter(|name| {
