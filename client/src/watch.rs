@@ -261,7 +261,7 @@ mod tests {
     async fn what_was_handed_on_of_an_index_is_left_out_when_it_comes_again() {
         let mut watch = watch();
         assert!(watch.is_new(&message(Kind::Initial, 7)));
-        assert_eq!(lost(&mut watch), None, "not whole: anew");
+        assert_eq!(lost(&mut watch), None, "incomplete: from the beginning");
         assert!(watch.is_new(&message(Kind::Initial, 8)));
         assert!(watch.is_new(&message(Kind::Ready, 8)));
         assert_eq!(lost(&mut watch), Some(8));

@@ -39,7 +39,7 @@ async fn checks_and_watches_follow_the_replica() {
         let answer = client.check(request(service)).await.unwrap().into_inner();
         assert_eq!(answer.status(), ServingStatus::Serving, "{service}");
     }
-    let unknown = client.check(request("nobody.v1.Nobody")).await.unwrap_err();
+    let unknown = client.check(request("unknown.v1.Unknown")).await.unwrap_err();
     assert_eq!(unknown.code(), Code::NotFound);
 
     node.fake.health.send_replace(Health::NotServing(NotServing::NoLeader));
@@ -74,7 +74,9 @@ async fn a_watch_ends_at_its_deadline() {
     watching.metadata_mut().insert("grpc-timeout", "100m".parse().unwrap());
     let mut watch = client.watch(watching).await.unwrap().into_inner();
     assert_eq!(next(&mut watch).await, Some(ServingStatus::Serving));
-    let ended = timeout(Duration::from_secs(5), watch.message()).await.expect("it goes on");
+    let ended = timeout(Duration::from_secs(5), watch.message())
+        .await
+        .expect("the watch continues past its deadline");
     assert_eq!(ended.unwrap_err().code(), Code::DeadlineExceeded);
 }
 
