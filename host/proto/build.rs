@@ -24,7 +24,7 @@ fn protobuf(out: &Path) -> Result<(), Box<dyn Error>> {
     let peer = protox::compile(PEER, ["."])?;
     for set in [client, peer] {
         let mut config = Config::new();
-        // Requests and entries are shared, not copied, on their way through the layers.
+        // Layers share the bytes of requests and entries instead of copying them.
         config.bytes(["."]);
         tonic_prost_build::configure().compile_fds_with_config(set, config)?;
     }

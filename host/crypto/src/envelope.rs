@@ -7,23 +7,23 @@ use aes_gcm::{
 
 use super::{Error, KeyId, Keyring};
 
-/// The version of the envelope that this program writes, and the only one that it reads.
+/// The envelope version that this program writes. It reads no other version.
 pub const VERSION: u8 = 1;
 
 pub(super) const NONCE_BYTES: usize = 12;
 pub(super) const TAG_BYTES: usize = 16;
-/// Version, key id, nonce.
+/// The length of version, key id and nonce.
 const HEADER_BYTES: usize = 1 + 4 + NONCE_BYTES;
 
-/// By how much an envelope is longer than what it holds.
+/// The difference in length between an envelope and its plaintext.
 pub const OVERHEAD_BYTES: usize = HEADER_BYTES + TAG_BYTES;
 
-/// What an envelope is bound to. Opening it with any other fails.
+/// The associated data that an envelope is bound to. Opening with any other associated data fails.
 #[derive(Clone, Copy, Debug)]
 pub struct Aad<'a> {
-    /// The cluster.
+    /// The cluster id.
     pub cluster_id: &'a str,
-    /// The node in it.
+    /// The node id.
     pub node_id: u64,
     /// The tree or the kind of file.
     pub place: &'a str,
@@ -32,7 +32,7 @@ pub struct Aad<'a> {
 }
 
 impl Aad<'_> {
-    /// The fields, each behind its length, so that no two different ones give the same bytes.
+    /// Encodes each field behind its length, so that different fields never encode to the same bytes.
     pub(super) fn encode(&self, prefix: &[u8]) -> Vec<u8> {
         let node_id = self.node_id.to_be_bytes();
         let fields =
@@ -52,7 +52,7 @@ pub fn seal(keyring: &Keyring, aad: &Aad<'_>, plaintext: &[u8]) -> Result<Vec<u8
     let mut out = Vec::with_capacity(plaintext.len() + OVERHEAD_BYTES);
     out.push(VERSION);
     out.extend_from_slice(&key.id().0.to_be_bytes());
-    // The nonce is not repeated in the associated data: the cipher authenticates it itself.
+    // The associated data does not repeat the nonce, because the cipher authenticates the nonce.
     let aad_bytes = aad.encode(&out);
     out.extend_from_slice(&nonce);
     out.extend_from_slice(plaintext);
@@ -81,8 +81,8 @@ pub fn open(keyring: &Keyring, aad: &Aad<'_>, sealed: &[u8]) -> Result<Vec<u8>, 
     Ok(plaintext)
 }
 
-/// The data key that an envelope names, or nothing if it is no envelope of a known version. Not
-/// authenticated.
+/// Returns the key id in an envelope, or `None` if the bytes are not an envelope of a known
+/// version. The key id is not authenticated.
 pub fn key_id_of(sealed: &[u8]) -> Option<KeyId> {
     match sealed {
         [VERSION, a, b, c, d, ..] => Some(KeyId(u32::from_be_bytes([*a, *b, *c, *d]))),
@@ -169,7 +169,7 @@ mod tests {
         ));
     }
 
-    /// The golden envelope: the bytes that version 1 wrote must open for ever.
+    /// The golden envelope: every later version must open the bytes that version 1 wrote.
     #[test]
     fn the_format_is_version_1() {
         let ring = Keyring::for_tests(7, [0x11; 32], [0x22; 8]).reserve(1);

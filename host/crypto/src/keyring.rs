@@ -15,15 +15,15 @@ use zeroize::Zeroizing;
 
 use super::{Error, envelope::NONCE_BYTES, random};
 
-/// How often a data key may seal in its life. The counter in the nonce has 32 bits and starts anew
-/// with each random prefix, so this is half of what it holds.
+/// The maximum number of times that a data key seals. The counter in the nonce has 32 bits and
+/// restarts with each random prefix. This is half of its range.
 pub const USES_MAX: u64 = 1 << 31;
 
-/// When the holder of the keyring should install a new active key: at a quarter of [`USES_MAX`]. A
-/// node that group-commits 2,000 times a second gets there in three days.
+/// The number of uses after which the holder of the keyring should install a new active key: a
+/// quarter of [`USES_MAX`]. A node with 2,000 group commits per second reaches it in three days.
 pub const ROTATE_AFTER_USES: u64 = USES_MAX / 4;
 
-/// The number of a data key in its keyring. Never reused there.
+/// The id of a data key. A keyring never reuses an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct KeyId(pub u32);
 
@@ -33,18 +33,18 @@ impl fmt::Display for KeyId {
     }
 }
 
-/// One data key, in memory.
+/// One data key in memory.
 pub(super) struct DataKey {
     id: KeyId,
     created_ms: u64,
     bytes: Zeroizing<[u8; 32]>,
     /// Wipes its key schedule when dropped (feature `zeroize`).
     cipher: Aes256Gcm,
-    /// Uses before this key came into memory, as the reservation has them.
+    /// The uses before this key was loaded into memory: the reservation, as an upper bound.
     uses_before: u64,
-    /// Uses since. Also the counter in the nonce.
+    /// The uses since then. Also the counter in the nonce.
     uses_since: AtomicU64,
-    /// Random, drawn when this key came into memory.
+    /// Random, drawn when this key was loaded into memory.
     nonce_prefix: [u8; 8],
 }
 
@@ -74,27 +74,27 @@ impl DataKey {
     }
 }
 
-/// A key and how many uses of it may happen before a larger number is on disk.
+/// A key, and the number of uses allowed before a larger reservation must be on disk.
 #[derive(Clone)]
 struct Slot {
     key: Arc<DataKey>,
     uses_reserved: u64,
 }
 
-/// What an operator may know of a data key.
+/// The status of a data key, for operators.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct KeyStatus {
-    /// Which.
+    /// The key's id.
     pub id: KeyId,
     /// Milliseconds since the Unix epoch, by this node's clock.
     pub created_ms: u64,
-    /// How often it has sealed; after a restart, an upper bound.
+    /// The number of times that the key has sealed. After a restart, an upper bound.
     pub uses: u64,
-    /// Whether it seals; the others only open.
+    /// Whether the key seals. The other keys only open.
     pub active: bool,
 }
 
-/// One key of a keyring as it is stored.
+/// A key of the keyring as stored.
 pub(super) struct StoredKey {
     pub(super) id: KeyId,
     pub(super) created_ms: u64,
@@ -102,12 +102,12 @@ pub(super) struct StoredKey {
     pub(super) bytes: Zeroizing<[u8; 32]>,
 }
 
-/// The data keys of a node: one active, which seals; all of them open.
+/// The data keys of a node. One key is active and seals; every key opens.
 ///
-/// An immutable value: what changes it returns a new one, which shares the keys and their counters
-/// with the old. The holder writes the new one to disk first and uses it then.
+/// The keyring is an immutable value. Each change returns a new keyring that shares the keys and
+/// their use counters with the old one. The holder writes the new keyring to disk before using it.
 ///
-/// Invariants: the active key is among the keys; a key's id is its key in the map; ids only grow.
+/// Invariants: the active key is in the map; each key is stored under its own id; ids only grow.
 #[derive(Clone)]
 pub struct Keyring {
     slots: BTreeMap<KeyId, Slot>,
@@ -115,14 +115,14 @@ pub struct Keyring {
 }
 
 impl Keyring {
-    /// A keyring with one random key. Nothing is reserved for it yet.
+    /// Returns a keyring with one random key and no reservation.
     pub fn generate() -> Result<Self, Error> {
         let slot = Self::generate_slot(KeyId(1))?;
         Ok(Self { slots: BTreeMap::from([(KeyId(1), slot)]), active: KeyId(1) })
     }
 
-    /// A keyring of one key that several processes know. Each of them draws a random prefix for its nonces, as at every
-    /// opening. Nothing is reserved yet.
+    /// Returns a keyring with one key that several processes share, and no reservation. Each
+    /// process draws its own random nonce prefix, as after every load.
     pub fn of_key(bytes: [u8; 32]) -> Result<Self, Error> {
         let id = KeyId(1);
         let key = DataKey::new(id, 0, Zeroizing::new(bytes), 0)?;
@@ -137,12 +137,12 @@ impl Keyring {
         Ok(Slot { key: Arc::new(key), uses_reserved: 0 })
     }
 
-    /// The key that seals.
+    /// The id of the active key.
     pub fn active(&self) -> KeyId {
         self.active
     }
 
-    /// All keys, oldest first.
+    /// The status of all keys, oldest first.
     pub fn status(&self) -> Vec<KeyStatus> {
         let status = |slot: &Slot| KeyStatus {
             id: slot.key.id,
@@ -153,17 +153,18 @@ impl Keyring {
         self.slots.values().map(status).collect()
     }
 
-    /// With a new random key, which is the active one. Nothing is reserved for it yet.
+    /// Returns a keyring with a new random active key. The new key has no reservation.
     pub fn install(&self) -> Result<Self, Error> {
         let newest = self.slots.keys().next_back().map_or(0, |id| id.0);
-        // A keyring would have to rotate every second for a century to get here.
+        // Exceeding the range would take one rotation per second for more than a century.
         let id = KeyId(newest.checked_add(1).ok_or(Error::Keyring { reason: "ids used up" })?);
         let mut slots = self.slots.clone();
         slots.insert(id, Self::generate_slot(id)?);
         Ok(Self { slots, active: id })
     }
 
-    /// Without a key. What it sealed is lost: the caller has made sure that there is nothing left.
+    /// Returns a keyring without this key. Data sealed under the key can no longer be opened. The
+    /// caller must make sure that no such data is left.
     pub fn retire(&self, key_id: KeyId) -> Result<Self, Error> {
         if key_id == self.active {
             return Err(Error::Retire { key_id, reason: "is active: rotate first" });
@@ -175,7 +176,7 @@ impl Keyring {
         }
     }
 
-    /// With `uses` more uses of the active key allowed than it has had. To be on disk before use.
+    /// Returns a keyring that allows `uses` more uses of the active key. It must be on disk before use.
     #[must_use]
     pub fn reserve(&self, uses: u64) -> Self {
         let mut next = self.clone();
@@ -185,7 +186,7 @@ impl Keyring {
         next
     }
 
-    /// How often the active key has sealed.
+    /// The number of times that the active key has sealed.
     pub fn active_uses(&self) -> u64 {
         self.slots.get(&self.active).map_or(u64::MAX, |slot| slot.key.uses())
     }
@@ -194,14 +195,14 @@ impl Keyring {
         self.slots.get(&id).map(|slot| &*slot.key)
     }
 
-    /// The active key and a nonce that it has never had and never will again.
+    /// Returns the active key, and a nonce that is never used again under this key.
     pub(super) fn claim(&self) -> Result<(&DataKey, [u8; NONCE_BYTES]), Error> {
         let spent = Error::ReservationSpent { key_id: self.active };
         let Some(Slot { key, uses_reserved }) = self.slots.get(&self.active) else {
             return Err(spent);
         };
-        // Counted only if allowed, in one step: a refused claim that took its count back later could
-        // take back the count of another thread's claim, and that nonce would come twice.
+        // Check and increment in one atomic step. If a rejected claim decremented the counter
+        // afterwards, it could undo another thread's increment, and a nonce would repeat.
         let allowed = |since: u64| {
             let within = key.uses_before.saturating_add(since) < *uses_reserved;
             (within && since <= u64::from(u32::MAX)).then(|| since + 1)
@@ -229,7 +230,7 @@ impl Keyring {
     pub(super) fn from_stored(keys: Vec<StoredKey>, active: KeyId) -> Result<Self, Error> {
         let mut slots = BTreeMap::new();
         for StoredKey { id, created_ms, uses_reserved, bytes } in keys {
-            // What was reserved counts as used: nobody knows how much of it was.
+            // The whole reservation counts as used, because the actual number of uses is unknown.
             let key = Arc::new(DataKey::new(id, created_ms, bytes, uses_reserved)?);
             if slots.insert(id, Slot { key, uses_reserved }).is_some() {
                 return Err(Error::Keyring { reason: "a key id appears twice" });

@@ -1,26 +1,26 @@
-//! Keys, and the envelope in which everything that leaves memory is sealed.
+//! Encryption of data at rest: the master key, the keyring, and the envelope around every stored value.
 //!
-//! A *master key*, which the operator holds, wraps the *data keys* of a node; data keys seal records.
-//! The data keys of a directory are random and its own, so that two nodes never share one.
+//! The operator holds the *master key*. It wraps the *data keys* of a node, and data keys seal
+//! stored values. Each data directory has random data keys of its own, so two nodes never share one.
 //!
 //! # Contract
 //!
-//! - [`seal`] gives an envelope that only [`open`] with the same data key and the same [`Aad`] gives
-//!   back: a changed byte, another place, another key of the same place, another node or cluster are
-//!   all refused, and the refusal does not say which it was.
-//! - **A nonce never repeats under a key.** It is a random 64-bit prefix, drawn whenever a data key
-//!   comes into memory, and a 32-bit counter. A restart, a crash, even a disk rolled back to an older
-//!   image therefore continue with fresh nonces: nothing on disk has to be true for that. Two of n
-//!   openings share a prefix with probability n²/2⁶⁵: for a million openings one in 2²⁵.
-//! - Uses of a key are counted across restarts, by reservations that are on disk before they are
-//!   used, and a key seals at most [`USES_MAX`] times; whoever holds the keyring rotates it at
-//!   [`ROTATE_AFTER_USES`].
+//! - [`seal`] returns an envelope. [`open`] opens it only with the same data key and the same
+//!   [`Aad`]. It rejects a changed byte, another place, another key at the same place, another node
+//!   and another cluster. The error does not say which check failed.
+//! - **A nonce never repeats under a key.** It consists of a random 64-bit prefix, drawn each time a
+//!   data key is loaded into memory, and a 32-bit counter. After a restart, a crash or a rollback of
+//!   the disk to an older image, the nonces are therefore fresh. This relies on nothing stored on
+//!   disk. Two of n loads share a prefix with probability n²/2⁶⁵: one in 2²⁵ for a million loads.
+//! - Uses of a key are counted across restarts, by reservations that are on disk before they
+//!   are used. A key seals at most [`USES_MAX`] times. The holder of the keyring rotates the
+//!   key at [`ROTATE_AFTER_USES`].
 //! - Keys are wiped from memory when dropped and never printed.
 //!
 //! # Caveats
 //!
-//! Lengths are not hidden. Plaintext buffers are not wiped. This component does no I/O but for reading
-//! the master key, and knows nothing of the rest of Conclave.
+//! The length of the plaintext is not hidden. Plaintext buffers are not wiped. The only I/O of this
+//! crate is reading the master key. It does not depend on the rest of Conclave.
 
 mod envelope;
 mod keyring;
@@ -31,61 +31,65 @@ pub use envelope::{Aad, OVERHEAD_BYTES, VERSION as ENVELOPE_VERSION, key_id_of, 
 pub use keyring::{KeyId, KeyStatus, Keyring, ROTATE_AFTER_USES, USES_MAX};
 pub use master_key::MasterKey;
 
-/// What can go wrong with keys and envelopes.
+/// Errors of keys and envelopes.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// The master key cannot be had.
+    /// The master key cannot be loaded.
     #[error("master key from {source_name}: {reason}")]
     MasterKey {
         /// The file or the environment variable.
         source_name: String,
-        /// What is wrong, and what would be right.
+        /// The cause, and the expected format.
         reason: String,
     },
-    /// The keyring was wrapped by another master key.
+    /// The keyring is wrapped by another master key.
     #[error(
-        "wrong master key: the keyring is wrapped by the master key named {wrapped_by}, and the one \
-         given is named {given}"
+        "wrong master key: the keyring is wrapped by the master key with id {wrapped_by}, but the given \
+         key has id {given}. Configure the master key of this data directory"
     )]
     WrongMasterKey {
-        /// The name of the key that is needed.
+        /// The id of the key that wraps the keyring.
         wrapped_by: String,
-        /// The name of the key at hand.
+        /// The id of the given key.
         given: String,
     },
-    /// The keyring is not what was written.
+    /// The keyring's bytes are damaged, or bound to another node.
     #[error("the keyring is damaged or belongs to another node: {reason}")]
     Keyring {
-        /// Which check failed.
+        /// The check that failed.
         reason: &'static str,
     },
-    /// The keyring was written by a newer version.
+    /// The keyring has a newer format version.
     #[error(
-        "the keyring has format version {found}, and this version of Conclave knows up to {known}"
+        "the keyring has format version {found}; this version of Conclave reads versions up to {known}. \
+         Run a newer version of Conclave"
     )]
     KeyringVersion {
-        /// In the file.
+        /// The version in the file.
         found: u16,
-        /// In this program.
+        /// The newest version that this program reads.
         known: u16,
     },
-    /// An envelope does not open.
-    #[error("{place}: does not open: it was changed, or was sealed elsewhere")]
+    /// An envelope failed authentication.
+    #[error(
+        "{place}: cannot be decrypted: the data was changed, or was sealed for another place, node \
+         or cluster"
+    )]
     Refused {
-        /// Where it was found.
+        /// The place that the envelope was read from.
         place: String,
     },
     /// An envelope names a data key that the keyring lacks.
-    #[error("{place}: sealed under data key {key_id}, which the keyring does not hold")]
+    #[error("{place}: sealed under data key {key_id}, which is not in the keyring")]
     UnknownKey {
-        /// Where it was found.
+        /// The place that the envelope was read from.
         place: String,
-        /// The key that it names.
+        /// The key id in the envelope.
         key_id: KeyId,
     },
-    /// The uses reserved for the active key are spent: reserve more, or rotate.
-    #[error("the uses reserved for data key {key_id} are spent")]
+    /// The reserved uses of the active key are used up. Reserve more, or rotate the key.
+    #[error("the uses reserved for data key {key_id} are used up")]
     ReservationSpent {
         /// The active key.
         key_id: KeyId,
@@ -93,18 +97,18 @@ pub enum Error {
     /// The key cannot be retired.
     #[error("data key {key_id} {reason}")]
     Retire {
-        /// Which.
+        /// The key.
         key_id: KeyId,
-        /// Why not.
+        /// The reason, as a predicate.
         reason: &'static str,
     },
-    /// The operating system gives no random bytes.
+    /// The operating system returned no random bytes.
     #[error("no random bytes from the operating system: {0}")]
     Random(getrandom::Error),
-    /// The cipher refuses to seal: the plaintext is beyond AES-GCM's limit.
+    /// The plaintext exceeds AES-GCM's limit, and the cipher rejects it.
     #[error("{place}: too large to seal")]
     TooLarge {
-        /// Where it was to go.
+        /// The place that the envelope was meant for.
         place: String,
     },
 }

@@ -1,4 +1,4 @@
-//! The key that the operator holds.
+//! The master key, which the operator holds.
 
 use std::{fmt, fs::File, io::Read, os::unix::fs::PermissionsExt, path::Path};
 
@@ -7,30 +7,31 @@ use zeroize::Zeroizing;
 
 use super::{Error, random};
 
-/// A key in text is at most 64 characters; whatever is longer than this is some other file.
+/// The largest key file that is read. A key in text has at most 64 characters, so a larger file is
+/// not a key.
 const SOURCE_BYTES_MAX: u64 = 1024;
 
-const EXPECTED: &str = "a master key is 32 random bytes: as they are (a file only), as 64 hexadecimal \
-                        digits, or in base64 (44 characters); make one with `openssl rand -hex 32`";
+const EXPECTED: &str = "a master key is 32 random bytes: raw (file only), 64 hexadecimal \
+                        digits, or base64 (44 characters); create one with `openssl rand -hex 32`";
 
 /// The key that wraps a node's keyring. Wiped from memory when dropped; never printed.
 #[derive(Clone)]
 pub struct MasterKey(Zeroizing<[u8; 32]>);
 
 impl MasterKey {
-    /// These bytes.
+    /// Returns a master key of these bytes.
     pub fn from_bytes(bytes: [u8; 32]) -> Self {
         Self(Zeroizing::new(bytes))
     }
 
-    /// A random one.
+    /// Returns a random master key.
     pub fn generate() -> Result<Self, Error> {
         random().map(Self::from_bytes)
     }
 
-    /// From a file: 32 raw bytes, 64 hexadecimal digits, or base64. White space around text is
-    /// ignored. A file that others may read is used, with a warning: in containers, mounted secrets
-    /// often are.
+    /// Reads a master key from a file: 32 raw bytes, 64 hexadecimal digits, or base64. White space
+    /// around text is ignored. A file that other users may read is accepted with a warning, because
+    /// secrets mounted into containers often have such a mode.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let source_name = path.display().to_string();
         let unreadable = |error: std::io::Error| Error::MasterKey {
@@ -49,14 +50,14 @@ impl MasterKey {
             tracing::warn!(
                 path = %source_name,
                 mode = format!("{:o}", mode & 0o7777),
-                "the master key's file can be read by others; chmod 600 would keep it to its owner",
+                "other users can read the master key file; restrict it to its owner with chmod 600",
             );
         }
         Ok(key)
     }
 
-    /// From text, such as an environment variable's value: 64 hexadecimal digits, or base64.
-    /// `source_name` says in errors where it came from.
+    /// Parses a master key from text, such as the value of an environment variable: 64 hexadecimal
+    /// digits, or base64. `source_name` names the origin of the text in errors.
     pub fn from_text(text: &str, source_name: &str) -> Result<Self, Error> {
         Self::parse(text.as_bytes(), source_name)
     }
@@ -65,13 +66,13 @@ impl MasterKey {
         let text = text.trim_ascii();
         let wrong = || Error::MasterKey {
             source_name: source_name.to_owned(),
-            reason: format!("{} bytes that are no key; {EXPECTED}", text.len()),
+            reason: format!("{} bytes that are not a master key; {EXPECTED}", text.len()),
         };
         let mut key = Zeroizing::new([0; 32]);
         if text.len() == 64 && hex::decode_to_slice(text, &mut *key).is_ok() {
             return Self::checked(key, source_name);
         }
-        // The decoder wants room for whole groups.
+        // The base64 decoder needs a buffer of whole groups, which is longer than 32 bytes.
         let mut decoded = Zeroizing::new([0; 36]);
         let engines = [general_purpose::STANDARD, general_purpose::URL_SAFE];
         let unpadded = [general_purpose::STANDARD_NO_PAD, general_purpose::URL_SAFE_NO_PAD];
@@ -84,31 +85,33 @@ impl MasterKey {
         Err(wrong())
     }
 
-    /// Refuses 32 bytes of text: a passphrase, or half of a key in hexadecimal digits. Of 32 random bytes all are
-    /// printable once in 10¹³ times.
+    /// Rejects 32 bytes of printable text, which are probably a passphrase, or half of a key in
+    /// hexadecimal digits. 32 random bytes are all printable once in 10¹³ times.
     fn raw(key: Zeroizing<[u8; 32]>, source_name: &str) -> Result<Self, Error> {
         if key.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ') {
-            let reason = format!("32 characters of text, not 32 random bytes; {EXPECTED}");
+            let reason = format!("32 characters of text instead of 32 random bytes; {EXPECTED}");
             return Err(Error::MasterKey { source_name: source_name.to_owned(), reason });
         }
         Self::checked(key, source_name)
     }
 
-    /// Refuses what was plainly not drawn at random.
+    /// Rejects a key that is obviously not random.
     fn checked(key: Zeroizing<[u8; 32]>, source_name: &str) -> Result<Self, Error> {
         if key.iter().all(|byte| *byte == key[0]) {
-            let reason = format!("all its bytes are the same; {EXPECTED}");
+            let reason = format!("all bytes are equal; {EXPECTED}");
             return Err(Error::MasterKey { source_name: source_name.to_owned(), reason });
         }
         Ok(Self(key))
     }
 
-    /// A short name, for errors and for operators. Not secret: nothing of the key follows from it.
+    /// The id of the key: a short name for errors and for operators. It is not secret, because it
+    /// reveals no part of the key.
     pub fn id(&self) -> String {
         hex::encode(self.id_bytes())
     }
 
-    /// A key for another purpose, which `context` names. The master key does not follow from it.
+    /// Derives a key for the purpose that `context` names. The derived key does not reveal the
+    /// master key.
     pub fn derived(&self, context: &str) -> [u8; 32] {
         blake3::derive_key(context, &self.0[..])
     }
@@ -138,7 +141,7 @@ mod tests {
 
     use super::*;
 
-    /// Not a key, but half of one or a passphrase.
+    /// Such text is half of a key, or a passphrase.
     #[test]
     fn text_of_32_characters_is_refused() {
         let dir = tempfile::tempdir().unwrap();

@@ -1,18 +1,18 @@
-//! A keyring as it lies on disk, wrapped by the master key.
+//! The file format of the keyring, wrapped by the master key.
 //!
 //! ```text
 //! 0   8  magic "CNCLVKEY"
 //! 8   2  version, 1
-//! 10  8  the master key's name
+//! 10  8  the master key's id
 //! 18 12  nonce, random
 //! 30  4  n, the length of the rest
 //! 34  n  sealed: active key id (4), count (4), then for each key:
 //!        id (4), created, ms (8), uses reserved (8), key (32); and a tag of 16 bytes
 //! ```
-//! Numbers are big-endian. The first 34 bytes but for the nonce, and what the caller binds the file
-//! to, are authenticated with the rest. The nonce is random because a master key may be shared by
-//! several nodes; a keyring is written once a start and once in a million seals, so that 2³² writes
-//! under one master key do not come about.
+//! Numbers are big-endian. The first 34 bytes except the nonce, and the caller's associated data,
+//! are authenticated together with the body. The nonce is random because several nodes may share a
+//! master key. A keyring is written once per start and once per million seals, so 2³² writes under
+//! one master key are out of reach.
 
 use aes_gcm::{Aes256Gcm, KeyInit};
 use zeroize::{Zeroize, Zeroizing};
@@ -31,7 +31,7 @@ const HEADER_BYTES: usize = NONCE_AT + NONCE_BYTES + 4;
 const KEY_BYTES: usize = 4 + 8 + 8 + 32;
 
 impl Keyring {
-    /// The bytes of the keyring's file. `aad` is what the file is bound to.
+    /// Encodes and wraps the keyring. `aad` binds the file to its node.
     pub fn wrap(&self, master_key: &MasterKey, aad: &Aad<'_>) -> Result<Vec<u8>, Error> {
         let keys = self.stored();
         let body_bytes = 8 + keys.len() * KEY_BYTES;
@@ -65,14 +65,14 @@ impl Keyring {
         Ok(file)
     }
 
-    /// Reads such a file.
+    /// Opens a wrapped keyring.
     pub fn unwrap(file: &[u8], master_key: &MasterKey, aad: &Aad<'_>) -> Result<Self, Error> {
         let damaged = |reason| Error::Keyring { reason };
         let (header, body) =
             file.split_at_checked(HEADER_BYTES).ok_or(damaged("it is too short"))?;
         let mut fields = Fields(header);
         if fields.take::<8>()? != *MAGIC {
-            return Err(damaged("it does not begin as a keyring"));
+            return Err(damaged("it does not start with the magic bytes of a keyring"));
         }
         let version = u16::from_be_bytes(fields.take()?);
         if version > VERSION {
@@ -81,7 +81,7 @@ impl Keyring {
         let wrapped_by = fields.take::<8>()?;
         let nonce = fields.take::<NONCE_BYTES>()?;
         if u32::from_be_bytes(fields.take()?) as usize != body.len() {
-            return Err(damaged("its length is not what it says"));
+            return Err(damaged("its length differs from its length field"));
         }
         let (ciphertext, tag) = body
             .len()
@@ -94,7 +94,7 @@ impl Keyring {
         if decrypt(&cipher, &nonce, &aad_bytes, &mut plaintext, tag).is_none() {
             let (wrapped_by, given) = (hex::encode(wrapped_by), master_key.id());
             return Err(if wrapped_by == given {
-                damaged("it does not open under the right master key")
+                damaged("decryption with the right master key failed")
             } else {
                 Error::WrongMasterKey { wrapped_by, given }
             });
@@ -107,7 +107,7 @@ impl Keyring {
         let active = KeyId(u32::from_be_bytes(fields.take()?));
         let count = u32::from_be_bytes(fields.take()?) as usize;
         if fields.0.len() != count.saturating_mul(KEY_BYTES) {
-            return Err(Error::Keyring { reason: "its length does not fit its keys" });
+            return Err(Error::Keyring { reason: "its length does not match its number of keys" });
         }
         let mut keys = Vec::with_capacity(count);
         for _ in 0..count {
@@ -122,7 +122,7 @@ impl Keyring {
     }
 }
 
-/// The header without the nonce, which the cipher authenticates itself.
+/// The header without the nonce, because the cipher authenticates the nonce.
 fn authenticated(header: &[u8]) -> Vec<u8> {
     [&header[..NONCE_AT], &header[NONCE_AT + NONCE_BYTES..]].concat()
 }
@@ -177,7 +177,7 @@ mod tests {
         assert!(Keyring::unwrap(&file, &master(9), &elsewhere).is_err());
     }
 
-    /// The golden keyring: what version 1 wrote must be read for ever.
+    /// The golden keyring: every later version must read the file that version 1 wrote.
     #[test]
     fn the_format_is_version_1() {
         let file = hex::decode(include_str!("golden_keyring.hex").trim()).unwrap();

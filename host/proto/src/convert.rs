@@ -1,6 +1,6 @@
-//! Between our types and their protobuf bytes, on disk and between peers.
+//! Conversions between the shared types and their protobuf messages, on disk and between peers.
 //!
-//! Everything that comes in is checked: a peer or a disk may hold anything.
+//! Every conversion from the wire validates its input, because a peer or a disk may hold arbitrary bytes.
 
 use std::sync::Arc;
 
@@ -12,7 +12,7 @@ use conclave_types::{
     limits::ClusterLimits,
 };
 
-/// Bytes that are protobuf, but not of the shape that they should have.
+/// The error for bytes that are valid protobuf but not a valid message.
 #[derive(Debug, thiserror::Error)]
 #[error("malformed {message}: {reason}")]
 pub struct Malformed {
@@ -22,23 +22,23 @@ pub struct Malformed {
 }
 
 impl Malformed {
-    /// The message that is malformed, and why.
+    /// Returns the error for this message, with the reason.
     pub fn new(message: &'static str, reason: impl Into<String>) -> Self {
         Self { message, reason: reason.into(), newer: false }
     }
 
-    /// Whether this version does not know the kind of the message, so that a newer one has written it.
+    /// Whether a newer version wrote the message: this version does not know its kind.
     pub fn is_newer(&self) -> bool {
         self.newer
     }
 }
 
-/// The error for a field that is not there.
+/// Returns the error for a missing field.
 pub fn missing(message: &'static str, field: &'static str) -> Malformed {
     Malformed::new(message, format!("{field} is missing"))
 }
 
-/// To the wire.
+/// Converts a call to the wire.
 pub fn call_to_wire(call: &Call) -> wire::Call {
     wire::Call {
         method: call.method.to_string(),
@@ -47,7 +47,7 @@ pub fn call_to_wire(call: &Call) -> wire::Call {
     }
 }
 
-/// From the wire.
+/// Converts a call from the wire.
 pub fn call_from_wire(call: wire::Call) -> Call {
     Call {
         method: Arc::from(call.method),
@@ -56,7 +56,7 @@ pub fn call_from_wire(call: wire::Call) -> Call {
     }
 }
 
-/// To the wire.
+/// Converts a command to the wire.
 pub fn command_to_wire(command: &Command) -> wire::Command {
     let kind = match &command.kind {
         CommandKind::Call(call) => wire::command::Kind::Call(call_to_wire(call)),
@@ -79,7 +79,7 @@ pub fn command_to_wire(command: &Command) -> wire::Command {
     wire::Command { time_ms: command.time_ms, kind: Some(kind) }
 }
 
-/// From the wire.
+/// Converts a command from the wire.
 pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
     let kind = match command.kind {
         Some(wire::command::Kind::Call(call)) => CommandKind::Call(call_from_wire(call)),
@@ -109,7 +109,7 @@ pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
     Ok(Command { time_ms: command.time_ms, kind })
 }
 
-/// To the wire.
+/// Converts limits to the wire.
 pub fn cluster_limits_to_wire(limits: &ClusterLimits) -> wire::ClusterLimits {
     let ClusterLimits { fuel_per_call, fuel_per_query, fuel_per_state_call, .. } = *limits;
     wire::ClusterLimits {
@@ -122,7 +122,7 @@ pub fn cluster_limits_to_wire(limits: &ClusterLimits) -> wire::ClusterLimits {
     }
 }
 
-/// From the wire.
+/// Converts limits from the wire.
 pub fn cluster_limits_from_wire(limits: &wire::ClusterLimits) -> Result<ClusterLimits, Malformed> {
     let malformed = |error: &dyn std::fmt::Display| Malformed::new("limits", error.to_string());
     let bytes = |value: u64| usize::try_from(value).map_err(|error| malformed(&error));
@@ -138,7 +138,7 @@ pub fn cluster_limits_from_wire(limits: &wire::ClusterLimits) -> Result<ClusterL
     Ok(read)
 }
 
-/// To the wire.
+/// Converts a consistency check to the wire.
 pub fn consistency_check_to_wire(consistency_check: &ConsistencyCheck) -> wire::ConsistencyCheck {
     wire::ConsistencyCheck {
         index: consistency_check.index,
@@ -148,17 +148,17 @@ pub fn consistency_check_to_wire(consistency_check: &ConsistencyCheck) -> wire::
     }
 }
 
-/// From the wire.
+/// Converts a consistency check from the wire.
 pub fn consistency_check_from_wire(
     consistency_check: &wire::ConsistencyCheck,
 ) -> Result<ConsistencyCheck, Malformed> {
     let digest = digest_from_wire(&consistency_check.digest)?;
-    let digest = digest.ok_or_else(|| missing("consistency_check", "digest"))?;
+    let digest = digest.ok_or_else(|| missing("consistency check", "digest"))?;
     let wire::ConsistencyCheck { index, version, begins, .. } = *consistency_check;
     Ok(ConsistencyCheck { index, digest, version, begins })
 }
 
-/// From the wire. Absent: what was written before there were digests.
+/// Converts a digest from the wire. It is absent in data written before digests existed.
 pub fn digest_from_wire(bytes: &[u8]) -> Result<Option<Digest>, Malformed> {
     if bytes.is_empty() {
         return Ok(None);
@@ -167,7 +167,7 @@ pub fn digest_from_wire(bytes: &[u8]) -> Result<Option<Digest>, Malformed> {
     digest.map_err(|_| Malformed::new("digest", format!("{} bytes", bytes.len())))
 }
 
-/// From the wire.
+/// Converts a component id from the wire.
 pub fn component_id_from_wire(bytes: &[u8]) -> Result<ComponentId, Malformed> {
     let id = bytes.try_into().map(ComponentId);
     id.map_err(|_| Malformed::new("component id", format!("{} bytes", bytes.len())))
@@ -201,7 +201,7 @@ fn part_from_wire(part: wire::ComponentPart) -> Result<ComponentPart, Malformed>
     })
 }
 
-/// To the wire.
+/// Converts a component's description of itself to the wire.
 pub fn about_to_wire(about: &About) -> wire::ComponentAbout {
     wire::ComponentAbout {
         name: about.name.to_string(),
@@ -210,7 +210,7 @@ pub fn about_to_wire(about: &About) -> wire::ComponentAbout {
     }
 }
 
-/// From the wire.
+/// Converts a component's description of itself from the wire.
 pub fn about_from_wire(about: &wire::ComponentAbout) -> About {
     About {
         name: Arc::from(&*about.name),
@@ -235,12 +235,12 @@ fn activation_from_wire(activation: &wire::ActivateComponent) -> Result<Activati
     })
 }
 
-/// To the wire.
+/// Converts a failure to the wire.
 pub fn failure_to_wire(failure: &Failure) -> wire::Failure {
     wire::Failure { code: failure.code as i32, message: failure.message.clone() }
 }
 
-/// From the wire. A code that no machine may use becomes `Internal`.
+/// Converts a failure from the wire. A code that no state machine may use becomes `Internal`.
 pub fn failure_from_wire(failure: wire::Failure) -> Failure {
     Failure { code: code_from_wire(failure.code), message: failure.message }
 }
@@ -261,12 +261,12 @@ fn code_from_wire(code: i32) -> Code {
     CODES.into_iter().find(|known| *known as i32 == code).unwrap_or(Code::Internal)
 }
 
-/// To the wire.
+/// Converts a trap to the wire.
 pub fn trap_to_wire(trap: &Trap) -> wire::Trap {
     wire::Trap { name: trap.kind.name().to_owned(), message: trap.message.clone() }
 }
 
-/// From the wire. The name of a trap that this version does not know becomes `fault`.
+/// Converts a trap from the wire. A name that this version does not know becomes [`TrapKind::Invalid`].
 pub fn trap_from_wire(trap: wire::Trap) -> Trap {
     let known = TrapKind::ALL.into_iter().find(|kind| kind.name() == trap.name);
     Trap { kind: known.unwrap_or(TrapKind::Invalid), message: trap.message }

@@ -1,4 +1,4 @@
-//! Generated protobuf code. Wire types stay at the edges: `types/convert.rs` turns them into ours.
+//! Generated protobuf code. Wire types stay at the edges: [`convert`] turns them into the shared types.
 #![allow(
     missing_docs,
     unreachable_pub,
@@ -14,17 +14,17 @@ pub mod convert;
 pub const CLIENT_DESCRIPTOR_SET: &[u8] =
     include_bytes!(concat!(env!("OUT_DIR"), "/client_descriptor.bin"));
 
-/// Calls to the machine with raw bytes.
+/// Calls of the state machine with raw bytes, on the client port.
 pub mod machine {
     tonic::include_proto!("conclave.machine.v1");
 }
 
-/// For operators.
+/// The service for operators, on the client port.
 pub mod cluster {
     tonic::include_proto!("conclave.cluster.v1");
 }
 
-/// Between peers.
+/// The protocol between peers, and the messages of the log and of snapshots.
 pub mod raft {
     tonic::include_proto!("conclave.raft.v1");
 }

@@ -1,4 +1,4 @@
-//! The words for components on their way: what the log says of them, and how far a node is with one.
+//! The distribution of components: their log entries, and the readiness of each node.
 
 use std::{collections::BTreeSet, fmt, sync::Arc};
 
@@ -6,34 +6,35 @@ use bytes::Bytes;
 
 use super::{ComponentId, NodeId};
 
-/// The largest piece of a component in one entry of the log: as large as a value of the log's tree, so that
-/// what is written between two pieces waits for one of them and not for the component.
+/// The largest part of a component in one log entry. It is as large as a value of the log's tree,
+/// so a write between two parts waits for one part only, and not for the whole component.
 pub const PART_BYTES_MAX: usize = 224 << 10;
 
-/// The largest component. What the log accepts must not depend on a node's settings, so this is no setting.
+/// The largest component. This is a constant and not a setting, because all nodes must accept the
+/// same log entries.
 pub const COMPONENT_BYTES_MAX: usize = 64 << 20;
 
-/// What the log says of components.
+/// The commands about components in the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ComponentCommand {
-    /// A piece of one.
+    /// A part of a component.
     Part(ComponentPart),
-    /// Another one is to be active.
+    /// Makes another component the active one.
     Activate(Activation),
 }
 
-/// A piece of a component on its way to all nodes.
+/// A part of a component, which the log distributes to all nodes.
 #[derive(Clone, PartialEq, Eq)]
 pub struct ComponentPart {
-    /// The whole's name.
+    /// The id of the whole component.
     pub component: ComponentId,
-    /// The whole's size.
+    /// The size of the whole component.
     pub total_bytes: u64,
-    /// Where in it the piece begins.
+    /// The offset of the part in the component.
     pub at: u64,
-    /// The piece.
+    /// The bytes of the part.
     pub bytes: Bytes,
-    /// With the first piece: what the component says of itself.
+    /// The component's description of itself. Present in the first part only.
     pub about: Option<About>,
 }
 
@@ -44,77 +45,77 @@ impl fmt::Debug for ComponentPart {
     }
 }
 
-/// What a component says of itself, for people.
+/// A component's description of itself, for people.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct About {
-    /// Its machine's name.
+    /// The name of the state machine.
     pub name: Arc<str>,
-    /// The machine's own version.
+    /// The version of the state machine.
     pub version: Arc<str>,
-    /// The version of the format that it writes snapshots in.
+    /// The version of the format of its snapshots.
     pub state_version: u32,
 }
 
-/// From an index on another component is to be active, if everything still is as it was found.
+/// Activates a component from one index on, if the checks before the proposal still hold.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Activation {
-    /// Which.
+    /// The component to activate.
     pub component: ComponentId,
-    /// The one that must be active.
+    /// The component that must be active until then.
     pub from: ComponentId,
-    /// The voters when it was proposed: they must be the same.
+    /// The voters at the time of the proposal. The voters must still be the same.
     pub voters: BTreeSet<NodeId>,
 }
 
 /// The permissions of an operator for an activation or a rollback.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Permissions {
-    /// Clients of the active component may fail.
+    /// The activation may break clients of the active component.
     pub allow_breaking: bool,
-    /// These voters need not be ready, because they are down.
+    /// The voters that need not be ready, because they are down.
     pub without: BTreeSet<NodeId>,
 }
 
-/// A component that the cluster has, as a node tells of it.
+/// A component of the cluster, as one node reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ComponentStatus {
-    /// Its name.
+    /// The component's id.
     pub id: ComponentId,
-    /// Its size.
+    /// The component's size.
     pub bytes: u64,
-    /// What it says of itself.
+    /// The component's description of itself.
     pub about: About,
-    /// The index of its last piece; 0: the cluster was begun with it.
+    /// The index of its last part. 0 for the initial component.
     pub index: u64,
-    /// The index at which it was last activated; 0: never, or the cluster was begun with it.
+    /// The index of its last activation. 0 if it was never activated, or is the initial component.
     pub activated_index: u64,
-    /// It is the active one.
+    /// Whether this is the active component.
     pub active: bool,
-    /// It was active before.
+    /// Whether this component was active before the active one.
     pub previous: bool,
-    /// How far the voters are with it.
+    /// The readiness of each voter.
     pub nodes: Vec<(NodeId, Readiness)>,
 }
 
-/// How far a node is with a component.
+/// The readiness of a node for a component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// It does not have it, or not all of it yet.
+    /// The node does not have the component, or not all parts of it yet.
     Absent,
-    /// It compiles or rehearses it.
+    /// The node is compiling or rehearsing the component.
     Preparing,
-    /// It could go on with it.
+    /// The rehearsal succeeded.
     Ready(Rehearsed),
-    /// It could not, and why.
+    /// The rehearsal failed, with the reason.
     Failed(String),
-    /// It runs it.
+    /// The node runs the component.
     Active,
-    /// It did not answer, and why.
+    /// The node did not respond, with the reason.
     Unreachable(String),
 }
 
 impl Readiness {
-    /// The name, as answers show it.
+    /// The name, as shown in responses.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Absent => "absent",
@@ -127,61 +128,61 @@ impl Readiness {
     }
 }
 
-/// What a rehearsal found.
+/// The result of a rehearsal.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Rehearsed {
-    /// Whose state it was.
+    /// The component whose state was migrated.
     pub from: ComponentId,
-    /// How long the state took to be carried over, in milliseconds.
+    /// The duration of the state migration, in milliseconds.
     pub migration_ms: u64,
-    /// How many entries of the log were applied to it.
+    /// The number of log entries applied after the migration.
     pub entries: u64,
 }
 
-/// What would be different for clients.
+/// A change that clients would notice.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
-    /// A service, method, message, field or value, by its full name.
+    /// The full name of a service, method, message, field or value.
     pub subject: String,
-    /// What is different, as the rest of a sentence that begins with the subject.
+    /// The change, as the rest of a sentence that begins with the subject.
     pub text: String,
-    /// Clients built for the other may fail or be misunderstood.
+    /// Whether clients built for the active component may fail or be misunderstood.
     pub breaking: bool,
 }
 
-/// One component compared with the active one.
+/// A component compared with the active one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Difference {
-    /// The active one.
+    /// The active component.
     pub from: ComponentId,
-    /// The other.
+    /// The component compared with it.
     pub to: ComponentId,
-    /// The version of the active one's state.
+    /// The version of the active component's state.
     pub from_state_version: u32,
-    /// The version of the other's.
+    /// The version of the other component's state.
     pub to_state_version: u32,
-    /// Whether the other restores the active one's state.
+    /// Whether the other component restores the active component's state.
     pub restores: bool,
-    /// What clients would notice.
+    /// The changes that clients would notice.
     pub changes: Vec<Change>,
 }
 
-/// How far a push is.
+/// The progress of a push.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pushed {
-    /// Where the next piece is to begin.
+    /// The offset at which the next part must begin.
     pub next_at: u64,
-    /// Once the cluster has it.
+    /// The component, after the cluster has received all of it.
     pub component: Option<ComponentStatus>,
 }
 
-/// What an activation led to.
+/// The result of an activation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Activated {
-    /// What is active now.
+    /// The component that is now active.
     pub component: ComponentId,
-    /// What was active before.
+    /// The component that was active before.
     pub previous: ComponentId,
-    /// From which index on.
+    /// The index of the activation.
     pub index: u64,
 }

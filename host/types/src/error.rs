@@ -1,8 +1,8 @@
-//! The one public error: why a call was not served, or why a node could not start.
+//! The public error: the reason why a call was not served, or why a node could not start.
 //!
-//! The type is opaque so that kinds can be added. Programs ask its predicates: whether to try again,
-//! where, and whether a command may have been applied. People read its text, which ends in what to do
-//! next. `api/status.rs` holds the one table from here to gRPC.
+//! The type is opaque so that kinds can be added. Programs use its predicates: whether to retry, on
+//! which node, and whether a command may have been applied. Its text is for people, and ends in
+//! what to do next. The one table from errors to gRPC codes is in `api/status.rs`.
 
 use std::{error::Error as StdError, fmt, io};
 
@@ -10,7 +10,7 @@ use crate::{Failure, Trap, status::Leader};
 
 type Source = Box<dyn StdError + Send + Sync>;
 
-/// Why a call was not served, or why a node could not start.
+/// The reason why a call was not served, or why a node could not start.
 pub struct Error(Box<Inner>);
 
 struct Inner {
@@ -23,43 +23,43 @@ struct Inner {
 #[derive(Debug)]
 #[doc(hidden)]
 pub enum ErrorKind {
-    /// Another node leads; the call was not proposed.
+    /// Another node leads. The call was not proposed.
     NotLeader { leader: Option<Leader> },
-    /// No leader is known, or it cannot reach a majority; the call was not proposed.
+    /// No leader is known, or it cannot reach a majority. The call was not proposed.
     NoQuorum,
-    /// Time ran out.
+    /// The deadline passed.
     Deadline { outcome_unknown: bool },
-    /// A command was proposed, and then the one who would have heard of its outcome was lost.
+    /// A command was proposed, and its outcome was lost.
     Lost(String),
-    /// A limit that the same call would meet again.
+    /// The call exceeds a limit. A retry would exceed it again.
     Limit(String),
-    /// A limit that will have passed in a moment.
+    /// A limit is exceeded for the moment. A later retry may succeed.
     Busy(String),
-    /// Events that a subscription was to go on from are not kept any more.
+    /// The events after which a subscription was to continue are no longer retained.
     Gone(String),
-    /// Nobody serves a method of that name.
+    /// No service has a method of that name.
     UnknownMethod(String),
-    /// The method exists and this version does not serve it.
+    /// The method exists, but this version does not serve it.
     Unsupported(String),
-    /// The call is not what the method takes.
+    /// The request is not valid for the method.
     Invalid(String),
-    /// The request is compressed, which this node does not read.
+    /// The request is compressed, which this node does not support.
     Compressed(String),
-    /// The call breaks the framing of gRPC.
+    /// The call violates the framing of gRPC.
     Malformed(String),
-    /// The cluster is not in the state that the call needs.
+    /// The cluster's state does not allow the call.
     Refused(String),
-    /// The machine broke over the call.
+    /// The state machine trapped.
     Trap(Trap),
-    /// The machine said no.
+    /// The state machine returned an error.
     Failure(Failure),
-    /// Something in this node is broken.
+    /// This node has failed internally.
     Fatal(String),
-    /// This node is about to stop.
+    /// This node is shutting down.
     ShuttingDown,
-    /// This node has met a fault and serves no calls; this one was refused before it had any effect.
+    /// This node has had a fatal error and serves no calls. The call was rejected before it had any effect.
     Stopped(String),
-    /// The address for one of the ports cannot be listened on.
+    /// This node cannot listen on the address of a port.
     Listen { port: String, address: String },
 }
 
@@ -68,48 +68,49 @@ impl Error {
         Self(Box::new(Inner { kind, index: None, source: None }))
     }
 
-    /// Another node leads, if known which; the call was not proposed.
+    /// Another node leads, given if known. The call was not proposed.
     pub fn not_leader(leader: Option<Leader>) -> Self {
         Self::new(ErrorKind::NotLeader { leader })
     }
 
-    /// No leader is known, or it cannot reach a majority; the call was not proposed.
+    /// No leader is known, or it cannot reach a majority. The call was not proposed.
     pub fn no_quorum() -> Self {
         Self::new(ErrorKind::NoQuorum)
     }
 
-    /// Time ran out before the call could have had an effect.
+    /// The deadline passed before the call could have any effect.
     pub fn deadline() -> Self {
         Self::new(ErrorKind::Deadline { outcome_unknown: false })
     }
 
-    /// Time ran out after a command may have been proposed.
+    /// The deadline passed after a command may have been proposed.
     pub fn deadline_outcome_unknown() -> Self {
         Self::new(ErrorKind::Deadline { outcome_unknown: true })
     }
 
-    /// A command was proposed and its outcome will not be heard of; `why` is a clause.
+    /// A command was proposed, and its outcome cannot be reported. `why` is a clause.
     pub fn lost(why: impl Into<String>) -> Self {
         Self::new(ErrorKind::Lost(why.into()))
     }
 
-    /// A limit that the same call would meet again. The text names the limit, what met it, and where
-    /// it is set.
+    /// The call exceeds a limit, and a retry would exceed it again. The text names the limit, the
+    /// excess, and the setting.
     pub fn limit(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::Limit(text.into()))
     }
 
-    /// A limit that will have passed in a moment. The text names the limit.
+    /// A limit is exceeded for the moment, and a later retry may succeed. The text names the limit.
     pub fn busy(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::Busy(text.into()))
     }
 
-    /// The events that a subscription was to go on from are not kept any more. The text says what to do.
+    /// The events after which a subscription was to continue are no longer retained. The text says
+    /// what to do.
     pub fn gone(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::Gone(text.into()))
     }
 
-    /// Nobody serves the method. The text says what is served.
+    /// No service has the method. The text names the available methods.
     pub fn unknown_method(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::UnknownMethod(text.into()))
     }
@@ -119,67 +120,66 @@ impl Error {
         Self::new(ErrorKind::Unsupported(text.into()))
     }
 
-    /// The call is not what the method takes.
+    /// The request is not valid for the method.
     pub fn invalid(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::Invalid(text.into()))
     }
 
-    /// The request is compressed. The text names how.
+    /// The request is compressed. The text names the encoding.
     pub fn compressed(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::Compressed(text.into()))
     }
 
-    /// The call breaks the framing of gRPC.
+    /// The call violates the framing of gRPC.
     pub fn malformed(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::Malformed(text.into()))
     }
 
-    /// The cluster is not in the state that the call needs. The text says what has to change.
+    /// The cluster's state does not allow the call. The text names the condition.
     pub fn refused(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::Refused(text.into()))
     }
 
-    /// The machine broke over the call and was rolled back.
+    /// The state machine trapped, and the call was rolled back.
     pub fn trap(trap: Trap) -> Self {
         Self::new(ErrorKind::Trap(trap))
     }
 
-    /// The machine said no.
+    /// The state machine returned an error.
     pub fn failure(failure: Failure) -> Self {
         Self::new(ErrorKind::Failure(failure))
     }
 
-    /// Something in this node is broken. The text says what, and how to mend it.
+    /// This node has failed internally. The text names the failure and how to repair it.
     pub fn fatal(text: impl Into<String>) -> Self {
         Self::new(ErrorKind::Fatal(text.into()))
     }
 
-    /// This node is about to stop.
+    /// This node is shutting down.
     pub fn shutting_down() -> Self {
         Self::new(ErrorKind::ShuttingDown)
     }
 
-    /// This node has met a fault before and serves no calls any more; this one was neither proposed nor
-    /// answered. `why` is the fault, which says how to mend it.
+    /// This node has had a fatal error and serves no calls. The call was neither proposed nor
+    /// answered. `why` is the fatal error, which includes how to repair it.
     pub fn stopped(why: impl Into<String>) -> Self {
         Self::new(ErrorKind::Stopped(why.into()))
     }
 
-    /// The `client`, `peer` or `admin` port cannot be listened on.
+    /// This node cannot listen on the `client`, `peer` or `admin` port.
     pub fn listen(port: &str, address: &str, source: io::Error) -> Self {
         let (port, address) = (port.to_owned(), address.to_owned());
         Self::new(ErrorKind::Listen { port, address }).with_source(source)
     }
 
-    /// Keeps what caused it.
+    /// Adds the error that caused this one.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Source>) -> Self {
         self.0.source = Some(source.into());
         self
     }
 
-    /// Names the log index at which it happened: where the entry was applied, or how far the state
-    /// that answered had come.
+    /// Adds a log index: that of the applied entry, or the applied index of the state that answered.
     #[must_use]
     pub fn at_index(mut self, index: u64) -> Self {
         self.0.index = Some(index);
@@ -191,22 +191,22 @@ impl Error {
         &self.0.kind
     }
 
-    /// The log index at which it happened, for outcomes.
+    /// The log index of the outcome.
     pub fn index(&self) -> Option<u64> {
         self.0.index
     }
 
-    /// Another node leads.
+    /// Whether another node leads.
     pub fn is_not_leader(&self) -> bool {
         matches!(self.kind(), ErrorKind::NotLeader { .. })
     }
 
-    /// Nobody leads, or the leader cannot reach a majority.
+    /// Whether no leader is known, or the leader cannot reach a majority.
     pub fn is_no_quorum(&self) -> bool {
         matches!(self.kind(), ErrorKind::NoQuorum)
     }
 
-    /// Who leads, if the error is about that and it is known.
+    /// The leader, if the error names a known leader.
     pub fn leader(&self) -> Option<&Leader> {
         match self.kind() {
             ErrorKind::NotLeader { leader } => leader.as_ref(),
@@ -214,8 +214,8 @@ impl Error {
         }
     }
 
-    /// The same call, sent again after a pause or to another node, may be served and cannot have been
-    /// applied yet.
+    /// Whether the call may be retried after a pause, or on another node. It has certainly
+    /// not been applied.
     pub fn is_retryable(&self) -> bool {
         matches!(
             self.kind(),
@@ -228,12 +228,12 @@ impl Error {
         )
     }
 
-    /// The command may have been applied, or may still be.
+    /// Whether the command may have been applied, or may still be.
     pub fn is_unknown_outcome(&self) -> bool {
         matches!(self.kind(), ErrorKind::Lost(_) | ErrorKind::Deadline { outcome_unknown: true })
     }
 
-    /// The trap, if the machine broke over the call.
+    /// The trap, if the state machine trapped.
     pub fn as_trap(&self) -> Option<&Trap> {
         match self.kind() {
             ErrorKind::Trap(trap) => Some(trap),
@@ -241,7 +241,7 @@ impl Error {
         }
     }
 
-    /// The machine's own no.
+    /// The error that the state machine returned, if any.
     pub fn as_failure(&self) -> Option<&Failure> {
         match self.kind() {
             ErrorKind::Failure(failure) => Some(failure),
@@ -261,17 +261,17 @@ impl fmt::Display for Error {
                 write!(f, "this node does not lead: send the call to node {}", leader.node_id)
             }
             ErrorKind::NotLeader { leader: None } => {
-                f.write_str("this node does not lead and knows no leader: try again, or another node")
+                f.write_str("this node does not lead and knows no leader: try again, or try another node")
             }
             ErrorKind::NoQuorum => f.write_str(
                 "a majority of the cluster cannot be reached: try again once enough nodes are up; \
                  the cluster's status names those that do not answer",
             ),
             ErrorKind::Deadline { outcome_unknown: false } => f.write_str(
-                "the deadline passed before the call had any effect: try again, with more time",
+                "the deadline passed before the call had any effect: try again with a longer deadline",
             ),
             ErrorKind::Deadline { outcome_unknown: true } => f.write_str(
-                "the deadline passed and the command may or may not have been applied: read the state \
+                "the deadline passed, and the command may or may not have been applied: read the state \
                  before sending it again",
             ),
             ErrorKind::Lost(why) => write!(
@@ -291,7 +291,7 @@ impl fmt::Display for Error {
             | ErrorKind::Fatal(text) => f.write_str(text),
             ErrorKind::Trap(Trap { kind, message }) => write!(
                 f,
-                "the machine trapped ({}) and the call was rolled back: {message}",
+                "the state machine trapped ({}) and the call was rolled back: {message}",
                 kind.name()
             ),
             ErrorKind::Failure(failure) => f.write_str(&failure.message),
@@ -299,14 +299,14 @@ impl fmt::Display for Error {
                 f.write_str("this node is shutting down: send the call to another node")
             }
             ErrorKind::Stopped(why) => {
-                write!(f, "this node has stopped serving, send the call to another: {why}")
+                write!(f, "this node has stopped serving calls; send the call to another node: {why}")
             }
             ErrorKind::Listen { port, address } => {
                 write!(f, "cannot listen on {address} for the {port} port")?;
                 if let Some(source) = &self.0.source {
                     write!(f, ": {source}")?;
                 }
-                write!(f, "; free it, or choose another address with --listen-{port}")
+                write!(f, "; free the address, or choose another one with --listen-{port}")
             }
         }
     }

@@ -1,8 +1,9 @@
-//! The words that the layers share.
+//! Types shared by all layers.
 //!
-//! This file is plain data: calls, commands, outcomes. [`limits`] has the limits of a cluster and their defaults,
-//! [`components`] the log's entries about components, [`services`] the services of a component's descriptor set,
-//! [`status`] the status of nodes, and [`error`] the one public error.
+//! This file holds calls, commands and outcomes, as plain data. [`limits`] holds the limits of a
+//! cluster and their defaults. [`components`] holds the log's entries about components,
+//! [`services`] the services of a component's descriptor set, [`status`] the status of nodes, and
+//! [`error`] the public error.
 
 pub mod components;
 pub mod error;
@@ -19,12 +20,12 @@ use self::{components::ComponentCommand, limits::ClusterLimits};
 /// A member's number in its cluster. Never zero, never reused.
 pub type NodeId = u64;
 
-/// A machine's component, named by the SHA-256 of its bytes.
+/// The id of a component: the SHA-256 of its bytes.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ComponentId(pub [u8; 32]);
 
 impl ComponentId {
-    /// The name of the component with these bytes.
+    /// Returns the id of the component with these bytes.
     pub fn of(component: &[u8]) -> Self {
         use sha2::Digest;
         Self(sha2::Sha256::digest(component).into())
@@ -43,12 +44,13 @@ impl fmt::Debug for ComponentId {
     }
 }
 
-/// The version of the algorithm of [`Digest`]. Digests of different versions are never compared. 1 hashed the host's
-/// own words; 2 hashes kinds and codes of what the host decides, and words of the machine only.
+/// The version of the algorithm of [`Digest`]. Digests of different versions are never compared.
+/// Version 1 hashed the host's own texts. Version 2 hashes kinds and codes of the host's outcomes,
+/// and only the state machine's texts.
 pub const DIGEST_VERSION: u32 = 2;
 
-/// The running hash over what came of every entry that the machine saw. The default is that of a machine that
-/// has seen none.
+/// The running hash over the outcomes of all entries that the state machine has applied. The
+/// default is the digest before the first entry.
 #[derive(Clone, Copy, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Digest(pub [u8; 32]);
 
@@ -64,31 +66,31 @@ impl fmt::Debug for Digest {
     }
 }
 
-/// The sender of a call, for limits per sender: a principal, or the address of a connection. It is neither a part of
-/// the call nor of the log.
+/// The sender of a call, for limits per sender: a principal, or the address of a connection. It is
+/// part of neither the call nor the log.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Caller(pub Arc<str>);
 
 impl Default for Caller {
-    /// A caller that is not known.
+    /// Returns the unknown caller.
     fn default() -> Self {
         Self(Arc::from(""))
     }
 }
 
-/// One call of one method of the machine.
+/// One call of a method of the state machine.
 #[derive(Clone, PartialEq, Eq)]
 pub struct Call {
     /// `package.Service/Method`.
     pub method: Arc<str>,
     /// The request message's bytes.
     pub request: Bytes,
-    /// Who called; empty for an anonymous caller.
+    /// The authenticated caller. Empty for an anonymous caller.
     pub principal: Arc<str>,
 }
 
 impl Call {
-    /// What it brings along, in bytes.
+    /// Returns the number of bytes of request, method and principal.
     pub fn bytes(&self) -> usize {
         self.request.len() + self.method.len() + self.principal.len()
     }
@@ -101,51 +103,52 @@ impl fmt::Debug for Call {
     }
 }
 
-/// What a node proposes and the log holds.
+/// A command: proposed by a node, and stored in an entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Command {
-    /// The log's time when it was proposed, in milliseconds since the Unix epoch. The machine sees it
-    /// made monotone.
+    /// The log's time of the proposal, in milliseconds since the Unix epoch. The host makes it
+    /// monotone before it passes it to the state machine.
     pub time_ms: u64,
-    /// What is to be done.
+    /// The kind of the command, with its content.
     pub kind: CommandKind,
 }
 
 /// The kinds of commands.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum CommandKind {
-    /// A call of the machine's `apply`.
+    /// Calls the state machine's `apply`.
     Call(Call),
-    /// A call of the machine's `tick`: the time that it asked to be woken at has come.
+    /// Calls the state machine's `tick`, because its wake-up time has passed.
     Tick,
-    /// Something about the cluster's components, which the host does. A machine notices only that another one
-    /// goes on with its state.
+    /// Stores or activates a component. The host carries out this command. A state machine notices
+    /// only that its state was migrated to another component.
     Component(ComponentCommand),
-    /// What a majority's digest is, for every replica to compare its own with.
+    /// Compares every replica's digest with the digest of the majority.
     ConsistencyCheck(ConsistencyCheck),
-    /// Every replica hashes its state as it is here, for whoever asks.
+    /// Makes every replica hash its state at this entry, for `cluster verify`.
     Verify,
-    /// An operator has set the log's time to that of this entry. The machine's `tick` is called.
+    /// Sets the log's time to that of this entry, as an operator requested. The state machine's
+    /// `tick` is called.
     SetTime,
-    /// From the next entry on other limits hold for the state machine, on every node.
+    /// Changes the limits on every node, from the next entry on.
     SetLimits(ClusterLimits),
 }
 
-/// The digest of a majority of the voters.
+/// A consistency check: the digest of a majority of the voters after one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConsistencyCheck {
-    /// After which entry.
+    /// The index of the entry.
     pub index: u64,
-    /// What they have there.
+    /// The majority's digest after this entry.
     pub digest: Digest,
-    /// The algorithm.
+    /// The version of the digest's algorithm.
     pub version: u32,
-    /// Nothing is compared: every replica's digest begins again here, with this one.
+    /// Whether the digests restart instead of being compared: every replica continues with this digest.
     pub begins: bool,
 }
 
 impl CommandKind {
-    /// What it brings along, in bytes.
+    /// Returns the number of bytes of the call or of the component's part. Other commands count as 0.
     pub fn bytes(&self) -> usize {
         match self {
             Self::Call(call) => call.bytes(),
@@ -160,7 +163,7 @@ impl CommandKind {
     }
 }
 
-/// gRPC's codes, as far as a machine may answer with them. The numbers are gRPC's.
+/// The gRPC codes that a state machine may return, with gRPC's numbers.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(i32)]
 #[allow(missing_docs, reason = "the names are gRPC's and say it all")]
@@ -177,16 +180,16 @@ pub enum Code {
     Internal = 13,
 }
 
-/// A machine's ordinary answer that says no. Changes that it made before stay.
+/// An error that the state machine returned. Changes of state made before it was returned are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Failure {
-    /// For programs.
+    /// The code, for programs.
     pub code: Code,
     /// For people.
     pub message: String,
 }
 
-/// Why a call was rolled back.
+/// The reason why a call was rolled back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TrapKind {
     /// The guest panicked or reached `unreachable`.
@@ -199,7 +202,7 @@ pub enum TrapKind {
     MemoryExhausted,
     /// The call reached the limit of the stack.
     StackExhausted,
-    /// What the guest handed over is larger than allowed, or is not what the contract says.
+    /// The guest returned a value that is larger than allowed, or that violates the contract.
     BadAnswer,
 }
 
@@ -214,7 +217,7 @@ impl TrapKind {
         Self::BadAnswer,
     ];
 
-    /// The trap's name, as callers and the log see it.
+    /// The trap's name, as shown to callers and in the log messages.
     pub fn name(self) -> &'static str {
         match self {
             Self::Panic => "panic",
@@ -230,49 +233,49 @@ impl TrapKind {
 /// A call that was rolled back.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Trap {
-    /// Which class, the same on every replica.
+    /// The class of the trap. The same on every replica.
     pub kind: TrapKind,
-    /// For people. The same on every replica: it names limits and never addresses.
+    /// The description, for people. The same on every replica: it contains limits but never addresses.
     pub message: String,
 }
 
-/// Something that happened, for those subscribed to its topic.
+/// An event, for the subscribers to its topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
     /// Ordered bytewise.
     pub topic: Bytes,
-    /// A whole response message.
+    /// The bytes of a complete response message.
     pub payload: Bytes,
 }
 
-/// What a machine answered to an entry.
+/// The state machine's reply to an entry.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Reply {
     /// The response message's bytes.
     pub response: Bytes,
-    /// In the order in which they happened.
+    /// The events, in the order in which they occurred.
     pub events: Vec<Event>,
-    /// When the machine next wants to be woken.
+    /// The wake-up time: when the state machine wants its next tick.
     pub wake_at_ms: Option<u64>,
 }
 
-/// What applying an entry gave. The same on every replica.
+/// The outcome of applying an entry. The same on every replica.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It was done.
+    /// The state machine replied.
     Reply(Reply),
-    /// The machine said no.
+    /// The state machine returned an error.
     Failure(Failure),
-    /// The machine broke; its state is as before the entry.
+    /// The state machine trapped. Its state is the same as before the entry.
     Trap(Trap),
 }
 
-/// What the proposer of an entry gets once the entry has been applied.
+/// The receipt of an entry, which its proposer gets after the entry was applied.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Receipt {
     /// The log index.
     pub index: u64,
-    /// Absent for entries that no machine sees: blank ones and changes of membership.
+    /// `None` for entries that no state machine applies: blank entries and membership changes.
     pub outcome: Option<Outcome>,
 }
 
@@ -298,7 +301,7 @@ impl fmt::Display for Command {
 impl fmt::Display for Receipt {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let what = match &self.outcome {
-            None => "no machine",
+            None => "no outcome",
             Some(Outcome::Reply(_)) => "reply",
             Some(Outcome::Failure(_)) => "failure",
             Some(Outcome::Trap(trap)) => trap.kind.name(),
@@ -307,7 +310,7 @@ impl fmt::Display for Receipt {
     }
 }
 
-/// The text that a panic was raised with.
+/// The text of a panic.
 pub fn panic_message(panic: &(dyn std::any::Any + Send)) -> &str {
     let text = panic.downcast_ref::<String>().map(String::as_str);
     text.or_else(|| panic.downcast_ref::<&str>().copied()).unwrap_or("no message")

@@ -1,9 +1,9 @@
-//! Defaults of the limits that several layers share, in one place: a node, `conclave check` and the tests use the
-//! same ones.
+//! Defaults of the limits that several layers share. A node, `conclave check` and the tests use the
+//! same defaults.
 //!
-//! The limits that a state machine may rely on are part of the contract (`wit/types.wit`): [`RESPONSE_BYTES`] and
-//! [`EVENT_BYTES`] are also the least that a node's configuration allows. The SDK has the same figures, and a
-//! test holds the two together.
+//! The contract (`wit/types.wit`) guarantees some limits to every state machine: [`RESPONSE_BYTES`]
+//! and [`EVENT_BYTES`]. A configuration cannot set lower values. The SDK has the same figures, and
+//! a test compares the two.
 
 use bytes::Bytes;
 
@@ -11,60 +11,65 @@ const MIB: usize = 1 << 20;
 
 /// The largest request message, in bytes.
 pub const REQUEST_BYTES: usize = 4 * MIB;
-/// The largest response of one call, in bytes: what gRPC clients take by default.
+/// The largest response of one call, in bytes. It is the default limit of gRPC clients.
 pub const RESPONSE_BYTES: usize = 4 * MIB;
-/// The events of one entry, in bytes: topics, payloads and [`EVENT_OVERHEAD_BYTES`] for each event. Twice the
-/// largest request, because an event of a key-value store holds the key twice and the value once.
+/// The largest events of one entry, in bytes: topics, payloads and [`EVENT_OVERHEAD_BYTES`] per
+/// event. It is twice the largest request, because an event of a key-value store holds the key
+/// twice and the value once.
 pub const EVENT_BYTES: usize = 8 * MIB;
-/// The bytes that an event counts beside its topic and payload: the host keeps two vectors for it.
+/// The bytes that an event counts in addition to its topic and payload, because the host keeps two
+/// vectors per event.
 pub const EVENT_OVERHEAD_BYTES: usize = 64;
-/// The bytes by which the limit of events exceeds that of requests, at least: for the keys of a batch, which
-/// its events repeat, and the expired keys that a command may delete beside its own work.
+/// The least difference between the limit of events and the limit of requests, in bytes. The events
+/// of a batch repeat its keys, and a command may also delete expired keys.
 pub const EVENT_BYTES_ABOVE_REQUEST: usize = MIB;
 /// Fuel of one command or tick.
 pub const FUEL_PER_CALL: u64 = 2_000_000_000;
-/// The fuel of a query as a fraction of that of a command: queries of all callers share one instance.
+/// The divisor that gives the fuel of a query from that of a command. Queries of all callers share
+/// one instance.
 pub const FUEL_PER_QUERY_DIVISOR: u64 = 2;
-/// Fuel of one call that moves the whole state: a state machine may serialize a gigabyte in one call.
+/// Fuel of one call that moves the whole state. A state machine may serialize a gigabyte in one call.
 pub const FUEL_PER_STATE_CALL: u64 = 200_000_000_000;
 /// Linear memory of one instance, in bytes.
 pub const MEMORY_BYTES: usize = 1024 * MIB;
-/// The most that 32-bit addresses reach.
+/// The largest memory that 32-bit addresses reach.
 pub const MEMORY_BYTES_MOST: usize = 4096 * MIB - (64 << 10);
 
-/// The limits that decide outcomes: the same on every node at the same entry.
+/// The limits that decide outcomes. They are the same on every node at the same entry.
 ///
-/// A cluster begins with [`ClusterLimits::DEFAULT`]. Every change is an entry of the log, and a snapshot holds the limits
-/// of its index, so no entry is ever applied under other limits than the first time. The stack and the tables of a
-/// state machine decide outcomes too; they are constants of a version and part of the engine's fingerprint.
+/// A cluster starts with [`ClusterLimits::DEFAULT`]. Every change is a log entry, and a snapshot
+/// holds the limits of its index. Replaying an entry therefore always uses the limits that it was
+/// first applied with. The stack and the tables of a state machine also decide outcomes. They are
+/// constants of a version, and part of the engine's fingerprint.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ClusterLimits {
-    /// Linear memory of one instance, all its memories together, in bytes. A node keeps two instances, and a third
-    /// while it restores a snapshot. Calls that move the state have twice as much
-    /// ([`Self::state_call_memory_bytes_max`]).
+    /// Linear memory of one instance in bytes, as the sum of all its memories. A node keeps two
+    /// instances, and a third while it restores a snapshot. Calls that move the state have twice as
+    /// much ([`Self::state_call_memory_bytes_max`]).
     pub memory_bytes_max: usize,
-    /// Fuel of one `apply` or `tick`; about one unit an instruction, and more for those that take longer
+    /// Fuel of one `apply` or `tick`: about one unit per instruction, and more for slow instructions
     /// (`machine/engine.rs`). A put of 256 bytes into the key-value store takes 1.6×10⁴.
     pub fuel_per_call: u64,
-    /// Fuel of one `query` or `subscribe`. Decides no outcome of an entry, but answers should not depend on the node.
+    /// Fuel of one `query` or `subscribe`. It decides no outcome of an entry, but responses should
+    /// not depend on the node.
     pub fuel_per_query: u64,
     /// Fuel of one call that moves the whole state: `describe`, `snapshot`, `restore`, `finish`.
     pub fuel_per_state_call: u64,
-    /// The response of one call, in bytes; for a subscription its initial messages together. A command whose
-    /// response is larger traps; a query fails.
+    /// The largest response of one call in bytes. For a subscription, the sum of its initial
+    /// messages. A command whose response is larger traps, and a query fails.
     pub response_bytes_max: usize,
-    /// The events of one entry, in bytes: topics, payloads and [`EVENT_OVERHEAD_BYTES`] for each event.
+    /// The largest events of one entry, in bytes: topics, payloads and [`EVENT_OVERHEAD_BYTES`] per event.
     pub event_bytes_max: usize,
 }
 
-/// A change of limits. Absent: as before.
+/// A change of limits. An absent limit keeps its value.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct LimitsChange {
     /// See [`ClusterLimits`].
     pub memory_bytes_max: Option<usize>,
     /// See [`ClusterLimits`].
     pub fuel_per_call: Option<u64>,
-    /// See [`ClusterLimits`]. Absent with a `fuel_per_call`: half of that.
+    /// See [`ClusterLimits`]. If absent while `fuel_per_call` is given: half of `fuel_per_call`.
     pub fuel_per_query: Option<u64>,
     /// See [`ClusterLimits`].
     pub fuel_per_state_call: Option<u64>,
@@ -75,7 +80,8 @@ pub struct LimitsChange {
 }
 
 impl LimitsChange {
-    /// The limits that are given here and have another value there: name, the value here, the value there.
+    /// Returns the limits of this change that differ from `limits`: name, value in the change,
+    /// value in `limits`.
     pub fn differences(&self, limits: &ClusterLimits) -> Vec<(&'static str, u64, u64)> {
         let bytes = |bytes: Option<usize>| bytes.map(|bytes| bytes as u64);
         let given = [
@@ -92,29 +98,30 @@ impl LimitsChange {
     }
 }
 
-/// A limit that is out of range, or does not fit another one.
+/// The error for a limit that is out of range, or that conflicts with another limit.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 #[error("{name} = {value}: {rule}")]
 pub struct LimitError {
-    /// The limit.
+    /// The name of the limit.
     pub name: &'static str,
-    /// The value that was to be set.
+    /// The rejected value.
     pub value: u64,
     /// The values that are allowed.
     pub rule: String,
 }
 
-/// A call with less fuel would not get through its own decoding.
+/// The least fuel of a call. Less fuel would not even suffice to decode a request.
 const FUEL_LEAST: u64 = 1_000_000;
 const FUEL_MOST: u64 = 1_000_000_000_000;
-/// The least memory that a configuration may allow.
+/// The least memory that a configuration may set.
 const MEMORY_BYTES_LEAST: usize = 16 * MIB;
-/// The largest answer that a configuration may allow.
+/// The largest response limit that a configuration may set.
 const ANSWER_BYTES_MOST: usize = 64 * MIB;
 
 impl ClusterLimits {
-    /// The limits before any entry, and the defaults. Never change them: the log of every cluster rests on them up to
-    /// the first change. A newer version that wants other defaults sets them with an entry, as a configuration does.
+    /// The limits before any change, and the defaults. Never change them: the log of every cluster
+    /// depends on them up to its first change of limits. A newer version that needs other defaults
+    /// sets them with a log entry, as a configuration does.
     pub const DEFAULT: Self = Self {
         memory_bytes_max: MEMORY_BYTES,
         fuel_per_call: FUEL_PER_CALL,
@@ -124,15 +131,16 @@ impl ClusterLimits {
         event_bytes_max: EVENT_BYTES,
     };
 
-    /// Linear memory during `snapshot`, `read`, `restore`, `write` and `finish`, in bytes. It is twice `memory_bytes_max`,
-    /// because such a call often holds the state and its bytes together: a call that would let the state grow beyond
-    /// the limit traps, and what is below the limit can be saved and restored.
+    /// Linear memory during `snapshot`, `read`, `restore`, `write` and `finish`, in bytes. It is
+    /// twice `memory_bytes_max`, because such a call often holds the state and its serialized bytes
+    /// together. A call that grows the state beyond `memory_bytes_max` traps. Any state below that
+    /// limit can therefore be saved and restored.
     #[must_use]
     pub fn state_call_memory_bytes_max(&self) -> usize {
         self.memory_bytes_max.saturating_mul(2).min(MEMORY_BYTES_MOST)
     }
 
-    /// These limits with a change.
+    /// Returns these limits with a change applied.
     ///
     /// # Errors
     /// A limit is out of range, or too small for requests of `request_bytes_max`.
@@ -160,7 +168,7 @@ impl ClusterLimits {
         Ok(limits)
     }
 
-    /// Refuses a limit that is out of range.
+    /// Rejects a limit that is out of range.
     pub fn check(&self) -> Result<(), LimitError> {
         let fuel = |name, value: u64| {
             let rule = || format!("must be between {FUEL_LEAST} and {FUEL_MOST}");
@@ -191,14 +199,15 @@ impl ClusterLimits {
         bytes("event_bytes_max", self.event_bytes_max, EVENT_BYTES, ANSWER_BYTES_MOST, relied_on)
     }
 
-    /// An answer may return what a request stored, and its events repeat it.
+    /// Checks the limits against the largest request: a response may return what a request stored,
+    /// and its events repeat it.
     fn check_fits(&self, request_bytes_max: usize) -> Result<(), LimitError> {
         if self.response_bytes_max < request_bytes_max {
             return Err(LimitError {
                 name: "response_bytes_max",
                 value: self.response_bytes_max as u64,
                 rule: format!(
-                    "must be at least request_bytes_max ({request_bytes_max}), because an answer may return what a \
+                    "must be at least request_bytes_max ({request_bytes_max}), because a response may return what a \
                      request stored: raise response_bytes_max or lower request_bytes_max"
                 ),
             });
@@ -217,15 +226,15 @@ impl ClusterLimits {
         Ok(())
     }
 
-    /// The limits as they count in the digest of outcomes: each as eight bytes, little-endian, in the order of
-    /// [`Self::by_name`].
+    /// Encodes the limits for the digest of outcomes: each limit as eight bytes, little-endian, in
+    /// the order of [`Self::by_name`].
     pub fn to_bytes(&self) -> Bytes {
         let bytes: Vec<u8> =
             self.by_name().iter().flat_map(|(_, value)| value.to_le_bytes()).collect();
         bytes.into()
     }
 
-    /// The limits by name.
+    /// Returns the limits with their names.
     pub fn by_name(&self) -> [(&'static str, u64); 6] {
         [
             ("memory_bytes_max", self.memory_bytes_max as u64),

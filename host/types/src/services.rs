@@ -1,18 +1,19 @@
-//! The services of a component, in the descriptor set that it brings.
+//! Selection of a component's services from its descriptor set.
 //!
-//! A descriptor set holds files and all their imports, and does not say which is which. A service that only came with
-//! an import, such as `google.longrunning.Operations`, is not the component's: no handler serves it.
+//! A descriptor set holds the component's files and all their imports, without distinguishing them.
+//! A service that only an import defines, such as `google.longrunning.Operations`, is not the
+//! component's: no handler serves it.
 //!
-//! A file is the component's own if
+//! A file is the component's own in these cases:
 //! * no other file of the set imports it, or
 //! * an own file imports it publicly (`import public`), or
-//! * its package is that of a file which no other imports, or lies in it.
+//! * it is in the package of a file that no other file imports, or in a package inside that package.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use prost_reflect::{DescriptorPool, ServiceDescriptor};
 
-/// The services of the component's own files, in the order of the set.
+/// Returns the services of the component's own files, in the order of the set.
 pub fn own(pool: &DescriptorPool) -> Vec<ServiceDescriptor> {
     let files: BTreeMap<String, _> =
         pool.files().map(|file| (file.name().to_owned(), file)).collect();
@@ -44,7 +45,8 @@ pub fn own(pool: &DescriptorPool) -> Vec<ServiceDescriptor> {
     pool.services().filter(|service| own.contains(service.parent_file().name())).collect()
 }
 
-/// Whether a package is another or one inside it. All packages lie in the one without a name, which says nothing.
+/// Whether a package is `outer` or lies inside it. The unnamed package does not count as an outer
+/// package, because it contains all packages.
 fn lies_in(package: &str, outer: &str) -> bool {
     let inside = package.strip_prefix(outer);
     inside.is_some_and(|rest| rest.is_empty() || (!outer.is_empty() && rest.starts_with('.')))

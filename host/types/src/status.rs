@@ -1,6 +1,6 @@
-//! What a node says of itself and of its cluster, and how a read is asked for and answered.
+//! Status of nodes and clusters, and the consistency levels of reads.
 //!
-//! Plain data between the raft layer, which knows, and the api layer, which tells.
+//! Plain data. The raft layer fills it in, and the api layer returns it to clients.
 
 use std::{fmt, sync::Arc, time::Duration};
 
@@ -8,20 +8,21 @@ use bytes::Bytes;
 
 use super::{ComponentId, Digest, Failure, NodeId, limits::ClusterLimits};
 
-/// How fresh the state that answers a query has to be.
+/// The required freshness of the state that answers a query.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Consistency {
-    /// Everything that was acknowledged before the query was sent is seen.
+    /// The query observes everything that was acknowledged before it was sent.
     #[default]
     Linearizable,
-    /// As linearizable as the clocks are good: the leader answers on its lease, without asking anyone.
+    /// The leader answers on its lease, without contacting other nodes. Linearizable as long as the
+    /// clocks run at similar rates.
     Lease,
-    /// The answering node's state as it is.
+    /// The node answers from its current state.
     Stale,
 }
 
 impl Consistency {
-    /// The name, as it travels in metadata.
+    /// The name, as sent in metadata.
     pub fn name(self) -> &'static str {
         match self {
             Self::Linearizable => "linearizable",
@@ -30,65 +31,66 @@ impl Consistency {
         }
     }
 
-    /// The consistency with this name.
+    /// Returns the consistency with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Linearizable, Self::Lease, Self::Stale].into_iter().find(|this| this.name() == name)
     }
 }
 
-/// A machine's answer to a query.
+/// The state machine's answer to a query.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answered {
-    /// The log index up to which the state that answered had been applied.
+    /// The applied index of the state that answered.
     pub index: u64,
-    /// The response message's bytes, or the machine's no.
+    /// The bytes of the response message, or the error that the state machine returned.
     pub result: Result<Bytes, Failure>,
 }
 
-/// Who leads.
+/// The leader.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Leader {
-    /// Its number.
+    /// The leader's node id.
     pub node_id: NodeId,
-    /// `host:port` of its client port; empty if that is not known.
+    /// `host:port` of the leader's client port. Empty if unknown.
     pub client_address: Arc<str>,
 }
 
-/// Whether a node does its work.
+/// Whether a node serves calls.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Health {
-    /// Commands and queries are served.
+    /// The node serves commands and queries.
     Serving,
-    /// They are not.
+    /// The node serves no calls.
     NotServing(NotServing),
 }
 
-/// Why a node does not serve.
+/// The reason why a node does not serve.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum NotServing {
     /// The node has not finished starting.
     Starting,
-    /// The node is about to stop. This is final.
+    /// The node is shutting down. This state is final.
     ShuttingDown,
-    /// The node rejects calls because of a fault: the text names it.
+    /// The node rejects calls because of this fatal error.
     Fatal(String),
     /// No leader is known.
     NoLeader,
-    /// The leader has not been heard of for two election timeouts.
+    /// The leader has not sent a message for two election timeouts.
     LeaderSilent(NodeId),
-    /// This node leads, and no majority has answered it for an election timeout.
+    /// This node leads, but no majority has responded for an election timeout.
     NoMajority,
-    /// The state is far behind the log that the leader has committed.
+    /// The state is far behind the committed log.
     Behind {
-        /// Entries that are committed and not applied here.
+        /// The number of committed entries that this node has not applied.
         entries: u64,
-        /// The age of the state in milliseconds: the time since everything was applied that was committed then.
+        /// The age of the state in milliseconds: the time since this node had last applied
+        /// everything that was committed at that time.
         age_ms: u64,
     },
 }
 
 impl NotServing {
-    /// The reason's name, the same for all figures and texts.
+    /// The name of the reason, used in metrics and messages alike.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Starting => "starting",
@@ -110,9 +112,9 @@ impl fmt::Display for NotServing {
             Self::Fatal(fatal_error) => f.write_str(fatal_error),
             Self::NoLeader => f.write_str("no leader is known"),
             Self::LeaderSilent(leader) => {
-                write!(f, "leader {leader} has not been heard of for a while")
+                write!(f, "leader {leader} has not sent a message for two election timeouts")
             }
-            Self::NoMajority => f.write_str("a majority does not answer"),
+            Self::NoMajority => f.write_str("no majority of the nodes responds"),
             Self::Behind { entries, age_ms } => write!(
                 f,
                 "the state is {entries} entries and {:.1} s behind the leader",
@@ -122,23 +124,23 @@ impl fmt::Display for NotServing {
     }
 }
 
-/// The part that a node plays in its cluster.
+/// The role of a node in its cluster.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Role {
-    /// Orders the log.
+    /// Decides the order of the log.
     Leader,
-    /// Votes, and copies the leader's log.
+    /// Votes, and replicates the leader's log.
     Follower,
-    /// Asks for votes.
+    /// Requests votes.
     Candidate,
-    /// Copies the leader's log without a vote.
+    /// Replicates the leader's log without a vote.
     Learner,
-    /// Did not answer.
+    /// The node did not respond.
     Unreachable,
 }
 
 impl Role {
-    /// The name, as status answers show it.
+    /// The name, as shown in status responses.
     pub fn name(self) -> &'static str {
         match self {
             Self::Leader => "leader",
@@ -149,7 +151,7 @@ impl Role {
         }
     }
 
-    /// The role with this name.
+    /// Returns the role with this name.
     pub fn from_name(name: &str) -> Option<Self> {
         [Self::Leader, Self::Follower, Self::Candidate, Self::Learner, Self::Unreachable]
             .into_iter()
@@ -163,80 +165,83 @@ impl fmt::Display for Role {
     }
 }
 
-/// One node, as it sees itself; of an unreachable one only its id and addresses are known.
+/// The status of one node, as reported by itself. Only the id and the addresses of an unreachable
+/// node are known.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NodeStatus {
-    /// Its number.
+    /// The node id.
     pub id: NodeId,
-    /// Its part in the cluster.
+    /// The node's role in the cluster.
     pub role: Role,
-    /// The term that it is in.
+    /// The node's current term.
     pub term: u64,
-    /// Whom it follows.
+    /// The leader that the node follows, or itself if it leads.
     pub leader: Option<NodeId>,
-    /// The last index of its log.
+    /// The last index of the node's log.
     pub last_log: u64,
-    /// Up to which index it knows the log to be committed.
+    /// The commit index that the node knows.
     pub committed: u64,
-    /// Up to which index its machine has applied the log.
+    /// The applied index of the node's state machine.
     pub applied: u64,
-    /// The index that its newest snapshot reaches; 0: it has none.
+    /// The last index of the node's newest snapshot. 0: the node has no snapshot.
     pub snapshot: u64,
-    /// Up to which index it has removed the log's beginning.
+    /// The index up to which the node has purged the log.
     pub purged: u64,
-    /// The machine that it runs; absent if it could not be asked.
+    /// The component that the node runs. Absent if the node did not respond.
     pub component: Option<ComponentId>,
-    /// Its version of Conclave.
+    /// The node's version of Conclave.
     pub version: String,
-    /// `host:port` of its client port.
+    /// `host:port` of the node's client port.
     pub client_address: String,
-    /// `host:port` of its peer port.
+    /// `host:port` of the node's peer port.
     pub peer_address: String,
-    /// Its engine's fingerprint.
+    /// The fingerprint of the node's engine.
     pub engine: String,
-    /// Empty while it works; otherwise what is wrong.
+    /// The fatal error. Empty while the node works.
     pub fatal_error: String,
-    /// How often its machine has diverged from the others since it started.
+    /// The number of times since its start that the node's state machine has diverged from the
+    /// other nodes.
     pub divergences: u64,
-    /// The last time that was repaired, for people.
+    /// A description of the last repaired divergence, for people.
     pub divergence: String,
-    /// Its clock; absent if it could not be asked.
+    /// The comparison of the node's clock. Absent if the node did not respond.
     pub clock: Option<ClockStatus>,
-    /// Its connections to the other members.
+    /// The node's connections to the other members.
     pub links: Vec<PeerLink>,
-    /// The problems that an operator should look at, although the node works.
+    /// The problems that need an operator's attention, although the node works.
     pub alarms: Vec<String>,
 }
 
-/// How a node's clock, and the log's time, compare with the clock of a majority of the voters.
+/// The offsets of a node's clock, and of the log's time, from the clock of a majority of the voters.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ClockStatus {
-    /// The node's clock minus the majority's, in milliseconds; absent: no majority of clocks agrees, or the node
-    /// has not compared its own yet.
+    /// The node's clock minus the majority's, in milliseconds. Absent if no majority of clocks
+    /// agrees, or before the first comparison.
     pub offset_ms: Option<i64>,
-    /// The log's time, as the node estimates it: milliseconds since the Unix epoch.
+    /// The node's estimate of the log's time, in milliseconds since the Unix epoch.
     pub log_time_ms: u64,
     /// The log's time minus the majority's clock, in milliseconds.
     pub log_offset_ms: Option<i64>,
-    /// Empty while the clocks are right.
+    /// The problem with the clocks. Empty if there is none.
     pub alarm: String,
 }
 
-/// The log's time was set.
+/// The result of setting the log's time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct TimeSet {
-    /// The entry's index.
+    /// The index of the entry.
     pub index: u64,
-    /// The log's time before, in milliseconds since the Unix epoch.
+    /// The log's time before the entry, in milliseconds since the Unix epoch.
     pub before_ms: u64,
-    /// And from then on.
+    /// The log's time from the entry on, in milliseconds since the Unix epoch.
     pub time_ms: u64,
 }
 
 /// The limits in force.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct LimitsSet {
-    /// The entry that has set them, or the first call, which found those of the beginning. 0: neither was applied.
+    /// The index of the entry that set the limits. Without such an entry, the index of the first
+    /// call, which used the default limits. 0 if neither has been applied.
     pub index: u64,
     /// The limits.
     pub limits: ClusterLimits,
@@ -245,18 +250,19 @@ pub struct LimitsSet {
 /// The connection of a node to another member.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct PeerLink {
-    /// The other member.
+    /// The node id of the other member.
     pub node_id: NodeId,
-    /// Whether the two have introduced themselves and still reach each other.
+    /// Whether the handshake has succeeded and the connection still works.
     pub connected: bool,
-    /// The smoothed round trip; zero: not measured yet.
+    /// The smoothed round-trip time. Zero if not measured yet.
     pub round_trip: Duration,
-    /// Empty: nothing is wrong. Otherwise why it is not connected, or which setting does not fit.
+    /// The reason why the member is not connected, or the setting that does not match. Empty if
+    /// there is no problem.
     pub problem: String,
 }
 
 impl NodeStatus {
-    /// A member that did not answer.
+    /// Returns the status of a member that did not respond.
     pub fn unreachable(id: NodeId, client_address: String, peer_address: String) -> Self {
         Self {
             id,
@@ -283,45 +289,46 @@ impl NodeStatus {
     }
 }
 
-/// The cluster as one node sees it.
+/// The status of the cluster, as reported by one node.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ClusterStatus {
-    /// The cluster's name.
+    /// The cluster id.
     pub cluster_id: String,
-    /// Who leads, if that is known.
+    /// The leader, if known.
     pub leader: Option<NodeId>,
-    /// The term that the answering node is in.
+    /// The current term of the answering node.
     pub term: u64,
     /// The node that answered.
     pub answered_by: NodeId,
-    /// All members, by their ids.
+    /// All members, ordered by id.
     pub nodes: Vec<NodeStatus>,
-    /// The limits in force, as far as the answering node has applied the log.
+    /// The limits in force at the applied index of the answering node.
     pub limits: LimitsSet,
 }
 
-/// What a node found of its machine's state after an entry.
+/// The result of the state hash check on one node, after one entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Verified {
-    /// The digest of what came of all entries up to there.
+    /// The digest of the outcomes of all entries up to this entry.
     pub digest: Digest,
-    /// BLAKE3 of the snapshot's bytes.
+    /// BLAKE3 of the bytes of a snapshot.
     pub state: [u8; 32],
-    /// How many bytes those are.
+    /// The number of bytes in the snapshot.
     pub bytes: u64,
 }
 
-/// What every voter found after the same entry, or why it found nothing.
+/// The results of a state hash check: for each voter the result after the same entry, or the reason
+/// why there is none.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Verification {
-    /// The entry's index.
+    /// The index of the entry.
     pub index: u64,
-    /// By node.
+    /// The results by node.
     pub nodes: Vec<(NodeId, Result<Verified, String>)>,
 }
 
 impl Verification {
-    /// Every voter found the same.
+    /// Whether every voter has the same result.
     pub fn is_equal(&self) -> bool {
         let mut found = self.nodes.iter().map(|(_, found)| found.as_ref().ok());
         let first = found.next().flatten();

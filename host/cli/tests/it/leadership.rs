@@ -262,7 +262,7 @@ async fn a_node_that_is_cut_off_does_not_claim_to_lead_and_ends_its_subscription
     assert!(error.is_unavailable(), "{error}");
     assert_eq!(metric(&cluster, leader, "conclave_raft_is_leader"), 0.0);
     assert_eq!(metric(&cluster, leader, "conclave_raft_leader"), 0.0);
-    not_ready(&cluster, leader, "a majority does not answer").await;
+    not_ready(&cluster, leader, "no majority of the nodes responds").await;
     for id in others(leader) {
         signal(&cluster, id, Signal::CONT);
     }
