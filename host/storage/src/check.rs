@@ -1,8 +1,9 @@
-//! What opening a tree finds, and whether it is what was acknowledged.
+//! Validation of a tree when it is opened: it must hold everything that was acknowledged.
 //!
-//! Everything is read once and opened: the log since the last snapshot is bounded. Refused by name:
-//! a value that does not open, a hole between purged and last, a value older than what follows it or
-//! than what the watermark promises.
+//! The whole tree is read and decrypted once. The log since the last snapshot has a bounded size.
+//! These are errors that name the entry or the value: a value that cannot be decrypted, a gap after
+//! the purged entries, a value older than the entries after it require, and a value older than the
+//! durable watermark.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 
@@ -22,34 +23,34 @@ use conclave_crypto as crypto;
 use conclave_crypto::KeyId;
 use conclave_proto::raft as wire;
 
-/// What the tree holds.
+/// The content of a tree.
 #[derive(Default)]
 pub(super) struct Recovered {
-    /// How far the tree has got: what a watermark written now would say.
+    /// The watermark that describes this content.
     pub(super) watermark: Watermark,
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<LogId>,
     /// Whether the log holds the committed entry itself.
     pub(super) holds_committed: bool,
     pub(super) purged: Option<LogId>,
-    /// The last entry's id; the purged one's if there is none.
+    /// The id of the last entry, or of the purged entry if there are no entries.
     pub(super) last: Option<LogId>,
-    /// All blocks, also those that wait for removal.
+    /// All blocks, including purged blocks that are not removed yet.
     pub(super) blocks: VecDeque<Block>,
-    /// Names, sequence numbers, values.
+    /// The metadata entries: name, sequence number, value.
     pub(super) records: BTreeMap<String, (u64, Bytes)>,
-    /// Data keys under which something is sealed.
+    /// The data keys that sealed any value of the tree.
     pub(super) key_ids: BTreeSet<KeyId>,
-    /// The same, but for the log's entries, which a purge removes in time.
+    /// The data keys that sealed values other than log entries. Log entries are purged in time.
     pub(super) small_key_ids: BTreeSet<KeyId>,
     /// The sizes of the entries.
     pub(super) sizes: Sizes,
-    /// The size of all values.
+    /// The total size of all values.
     pub(super) live_bytes: u64,
     birth: Option<Bytes>,
 }
 
-/// A block that is being read part by part.
+/// A block of which some parts have been read.
 struct Open {
     first: u64,
     head: BlockHead,
@@ -57,7 +58,7 @@ struct Open {
     parts_read: u16,
 }
 
-/// Reads all of the tree and checks it.
+/// Reads the whole tree and validates it.
 pub(super) fn check(
     tree: &Tree,
     incarnation: &[u8],
@@ -65,13 +66,13 @@ pub(super) fn check(
 ) -> Result<Recovered, Error> {
     let log = tree.dir().display().to_string();
     let mut found = Recovered::default();
-    // The blocks come first in the tree, but which of them count hangs on this.
+    // The tree stores the blocks first, but their validation depends on the purged log id.
     if let Some((_, body)) = get_meta(tree, format::PURGED)? {
         found.purged = format::decode_log_id(body)
             .map_err(|reason| Error::damaged("the purged log id", reason))?;
     }
     found.last = found.purged;
-    // Known before the entries are read, one of which must be it.
+    // Read before the entries, so that the committed entry is recognized among them.
     if let Some((_, body)) = get_meta(tree, format::COMMITTED)? {
         found.committed = format::decode_log_id(body)
             .map_err(|reason| Error::damaged("the committed log id", reason))?;
@@ -93,10 +94,10 @@ pub(super) fn check(
         found.take_value(&key, plaintext).map_err(|reason| Error::unusable(&what, reason))?;
     }
     if block.is_some() {
-        return Err(Error::damaged(&log, "the last block of entries lacks a part"));
+        return Err(Error::damaged(&log, "the last block of log entries is incomplete"));
     }
     if found.birth.as_deref() != Some(incarnation) {
-        return Err(Error::damaged(&log, "it was made for another directory, or is empty"));
+        return Err(Error::damaged(&log, "it belongs to another directory, or is empty"));
     }
     found.watermark.last_pack = found.blocks.back().map_or(0, |block| block.sequence);
     for (name, (sequence, _)) in &found.records {
@@ -106,16 +107,16 @@ pub(super) fn check(
     Ok(found)
 }
 
-/// Whether a tree that got as far as `found` can be the one that had got as far as `mark`.
+/// Compares the content of a tree with the watermark that it must have reached.
 fn compare(found: &Watermark, watermark: &Watermark) -> Result<(), String> {
     if found.sequence < watermark.sequence {
         return Err(format!(
-            "its newest value has sequence number {}, and {} had been made durable: \
+            "its newest value has sequence number {}, but sequence number {} was durable: \
              acknowledged writes are lost",
             found.sequence, watermark.sequence
         ));
     }
-    let older = |what: &str| Err(format!("{what} is older than what had been made durable"));
+    let older = |what: &str| Err(format!("{what} is older than its durable version"));
     if found.vote < watermark.vote {
         return older("the vote");
     }
@@ -126,22 +127,22 @@ fn compare(found: &Watermark, watermark: &Watermark) -> Result<(), String> {
         return older("the purged log id");
     }
     if found.truncated < watermark.truncated {
-        return older("the note on the last truncation");
+        return older("the record of the last truncation");
     }
-    // The last block becomes older only if later ones were truncated or purged since.
+    // The last block becomes older only by a later truncation or purge.
     let removed = found.truncated > watermark.sequence || found.purged > watermark.sequence;
     if found.last_pack < watermark.last_pack && !removed {
         return older("the last entry");
     }
-    // With nothing written since, all must be as it was.
+    // If nothing was written since the watermark, the metadata entries must be unchanged.
     if found.sequence == watermark.sequence && found.records != watermark.records {
-        return older("a record");
+        return older("a metadata entry");
     }
     Ok(())
 }
 
 impl Recovered {
-    /// Takes a part; gives back the block if it wants more.
+    /// Adds a part. Returns the block if parts are still missing.
     fn take_part(
         &mut self,
         open: Option<Open>,
@@ -158,7 +159,7 @@ impl Recovered {
             Some(mut block) if block.first == first && block.parts_read == part => {
                 let (sequence, rest) = format::split_value(plaintext)?;
                 if sequence != block.head.sequence + u64::from(part) {
-                    return Err("its parts were not written together".into());
+                    return Err("its parts are from different writes".into());
                 }
                 block.body.extend_from_slice(&rest);
                 block.parts_read += 1;
@@ -181,7 +182,7 @@ impl Recovered {
         let (sequence, previous) = (head.sequence, head.previous);
         let entries = head.decode(first)?;
         let Some(last) = entries.last().map(|entry| entry.log_id) else {
-            return Err("it is empty".into());
+            return Err("it contains no entries".into());
         };
         let newest = sequence + u64::from(parts_read) - 1;
         self.watermark.sequence = self.watermark.sequence.max(newest);
@@ -190,10 +191,10 @@ impl Recovered {
         self.blocks.push_back(block);
         let purged_to = self.purged.map(|purged| purged.index);
         if purged_to.is_some_and(|purged| block.last <= purged) {
-            // It waits for removal.
+            // The block is purged, but not removed yet.
             return Ok(());
         }
-        // Does it follow what was there before it?
+        // Every other block must follow its predecessor.
         let reaches_purged = purged_to.is_some_and(|purged| first <= purged + 1);
         if !reaches_purged {
             match before {
@@ -201,23 +202,23 @@ impl Recovered {
                 Some(before) if before.last + 1 == first && before.sequence == previous => {}
                 Some(before) if before.last + 1 == first => {
                     let reason =
-                        format!("entry {} before it is not the one it followed", before.last);
+                        format!("the preceding entry {} is not its original predecessor", before.last);
                     return Err(reason.into());
                 }
                 Some(before) => {
-                    return Err(format!("entry {} before it is missing", before.last + 1).into());
+                    return Err(format!("the preceding entry {} is missing", before.last + 1).into());
                 }
-                None => return Err("the entries before it are missing".into()),
+                None => return Err("the preceding entries are missing".into()),
             }
         }
         for entry in &entries {
-            // Entries that are purged already are only still there.
+            // Skip purged entries at the beginning of the block.
             if purged_to.is_some_and(|purged| entry.log_id.index <= purged) {
                 continue;
             }
             if self.last.is_some_and(|last| entry.log_id.leader_id < last.leader_id) {
                 let index = entry.log_id.index;
-                return Err(format!("the term of entry {index} is lower than before it").into());
+                return Err(format!("the term of entry {index} is lower than that of its predecessor").into());
             }
             self.sizes.append(entry.log_id.index, entry_bytes(entry) as u64);
             self.last = Some(entry.log_id);
@@ -245,13 +246,13 @@ impl Recovered {
                 let name = str::from_utf8(name).map_err(|error| error.to_string())?;
                 self.records.insert(name.to_owned(), (sequence, body));
             }
-            _ => return Err(Reason::Newer("no such value is known".into())),
+            _ => return Err(Reason::Newer("it is a value of unknown kind".into())),
         }
         Ok(())
     }
 }
 
-/// A single value by its key, opened.
+/// Reads and decrypts the value of a key.
 fn get_meta(tree: &Tree, key: &[u8]) -> Result<Option<(u64, Bytes)>, Error> {
     let plaintext = tree.get(key);
     let plaintext =
@@ -262,14 +263,14 @@ fn get_meta(tree: &Tree, key: &[u8]) -> Result<Option<(u64, Bytes)>, Error> {
         .map_err(|reason| Error::damaged(describe(key), reason))
 }
 
-/// A key, for people.
+/// Describes a key in an error message.
 fn describe(key: &[u8]) -> String {
     if let Some((first, _)) = format::parse_part_key(key) {
         return format!("log entry {first}");
     }
     match key {
-        [format::META, name @ ..] => format!("the log's record of {}", name.escape_ascii()),
-        [format::RECORD, name @ ..] => format!("record {}", name.escape_ascii()),
+        [format::META, name @ ..] => format!("the log's stored value {}", name.escape_ascii()),
+        [format::RECORD, name @ ..] => format!("metadata entry {}", name.escape_ascii()),
         _ => format!("the log's value at {}", key.escape_ascii()),
     }
 }
@@ -284,7 +285,8 @@ mod tests {
     use conclave_crypto::MasterKey;
     use conclave_types::ComponentId;
 
-    /// A program that was rolled back must not condemn the data of a newer one.
+    /// A program that was rolled back to an older version must not report a newer version's
+    /// data as damaged.
     #[test]
     fn a_value_of_a_newer_version_is_not_called_damage() {
         let dir = tempfile::tempdir().unwrap();

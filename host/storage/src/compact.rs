@@ -1,10 +1,10 @@
-//! Rebuilding the tree by copy.
+//! Compaction of the tree by copying it.
 //!
-//! sled keeps space for far longer than what lay in it. A tree that has grown out of proportion is
-//! copied into a new one at open, and the two change places in one step of the file system's. A
-//! crash leaves one whole tree under the right name, and something beside it to be removed. Where it
-//! cannot be done, for want of space or on a file system that exchanges no names, the old tree serves
-//! on: nothing is wrong with it.
+//! sled keeps disk space long after its content was removed. A tree that takes far more space than
+//! its content is copied into a new tree when it is opened. An atomic exchange of the two directory
+//! names then replaces the old tree. A crash leaves one complete tree under the right name, and a
+//! leftover that the next open removes. If the copy fails, for lack of space or because the file
+//! system does not support the exchange of names, the old tree stays in use. It is intact.
 
 use std::{path::Path, sync::Arc};
 
@@ -17,24 +17,24 @@ use super::{
     tree::{Batch, Tree},
 };
 
-/// Below this a tree is never rebuilt: a few of sled's segments of 16 MiB, which it always has.
+/// The least size of a tree to compact. sled always allocates a few segments of 16 MiB.
 const DISK_BYTES_MIN: u64 = 512 << 20;
 
-/// A tree is rebuilt when it takes this many times what is in it.
+/// A tree is compacted if it takes this many times the size of its content.
 const AMPLIFICATION_MAX: u64 = 4;
 
-/// How much is copied as one.
+/// The number of values that are copied in one batch.
 const BATCH_VALUES: usize = 32;
 
-/// What the new tree is called while it is made, and the old one while it is removed.
+/// The name of the new tree during the copy, and of the old tree during its removal.
 pub(super) const OTHER: &str = "log.rebuild";
 
-/// Removes what an interrupted rebuilding left.
+/// Removes the leftover of an interrupted compaction.
 pub(super) fn remove_leftover(log_dir: &Path) -> Result<(), Error> {
     files::remove_dir(&log_dir.with_file_name(OTHER))
 }
 
-/// Rebuilds the tree if it takes far more than it holds.
+/// Compacts the tree if it takes far more space than its content.
 pub(super) fn compact(
     tree: Tree,
     recovered: &Recovered,
@@ -45,7 +45,7 @@ pub(super) fn compact(
     if disk_bytes < DISK_BYTES_MIN || disk_bytes / AMPLIFICATION_MAX < recovered.live_bytes {
         return Ok(tree);
     }
-    tracing::info!(disk_bytes, live_bytes = recovered.live_bytes, "the log is rebuilt");
+    tracing::info!(disk_bytes, live_bytes = recovered.live_bytes, "compacting the log on disk");
     rebuild(tree, keys, medium)
 }
 
@@ -67,17 +67,17 @@ fn rebuild(tree: Tree, keys: &Keys, medium: Arc<dyn Medium>) -> Result<Tree, Err
     Tree::open(&log_dir, keys.clone(), medium)
 }
 
-/// The tree is as it was; only what was made beside it goes.
+/// Keeps the unchanged old tree, and removes the incomplete copy.
 fn give_up(log_dir: &Path, error: &Error) {
-    tracing::warn!(%error, "the log is not rebuilt and keeps its size; the next start tries again");
+    tracing::warn!(%error, "cannot compact the log; it keeps its size, and the next start tries again");
     if let Err(error) = remove_leftover(log_dir) {
-        tracing::warn!(%error, "what was made of a new log stays");
+        tracing::warn!(%error, "cannot remove the incomplete copy of the log");
     }
 }
 
 fn exchange(log_dir: &Path, other_dir: &Path) -> Result<(), Error> {
     renameat_with(CWD, log_dir, CWD, other_dir, RenameFlags::EXCHANGE)
-        .map_err(|error| Error::io("cannot put the rebuilt log into", log_dir)(error.into()))
+        .map_err(|error| Error::io("cannot move the compacted log to", log_dir)(error.into()))
 }
 
 fn copy_to(
@@ -90,7 +90,7 @@ fn copy_to(
     copy(tree, &other).map_err(Error::io("cannot copy the log to", other_dir))
 }
 
-/// Values are copied as they are: they are bound to their keys, not to the tree.
+/// Copies sealed values unchanged, because they are bound to their keys and not to the tree.
 fn copy(from: &Tree, to: &Tree) -> std::io::Result<()> {
     let mut batch = Batch::default();
     for (number, item) in from.scan().enumerate() {
@@ -114,7 +114,7 @@ mod tests {
     use conclave_crypto::MasterKey;
     use conclave_types::ComponentId;
 
-    /// No room for a copy.
+    /// A medium without room for a copy.
     struct Full;
 
     impl Medium for Full {
@@ -141,7 +141,7 @@ mod tests {
         (Tree::open(&dir.join(LOG_DIR), keys.clone(), Arc::new(Disk)).unwrap(), keys)
     }
 
-    /// A tree that cannot be rebuilt is as good as it was.
+    /// A tree that cannot be compacted keeps working.
     #[test]
     fn a_tree_that_cannot_be_rebuilt_serves_on() {
         let dir = tempfile::tempdir().unwrap();
@@ -154,20 +154,22 @@ mod tests {
         let old = rebuild(old, &keys, Arc::new(Full)).unwrap();
         assert_eq!(old.scan().count(), count);
         assert!(!dir.join(OTHER).exists());
-        // Nothing is there to exchange with, as on a file system that cannot.
+        // The other directory does not exist, so the exchange fails as on a file system without
+        // support for it.
         assert!(exchange(old.dir(), &dir.join(OTHER)).is_err());
         drop((old, keys));
         let storage = Storage::open(options(dir)).unwrap();
         assert_eq!(storage.log.get_record("record").unwrap().unwrap(), b"value");
     }
 
-    /// A rebuilt tree has what the old one had, takes less, and leaves nothing beside it. What a
-    /// crash in the middle leaves is removed by the next open.
+    /// A compacted tree has the same content, takes less space, and leaves no leftover. The next
+    /// open removes the leftover of a crash.
     #[test]
     fn a_rebuilt_tree_is_the_same_and_smaller() {
         let dir = tempfile::tempdir().unwrap();
         let dir = dir.path();
-        // Each life writes all records again. Within one life the storage thread may write the last of them only.
+        // Each iteration opens the storage and writes all metadata entries again. Within one
+        // iteration the storage thread may write only the last version of each.
         let mut records = Vec::new();
         for life in 0..40_u8 {
             let storage = Storage::open(options(dir)).unwrap();

@@ -1,7 +1,7 @@
 //! Conversions between openraft's types and their protobuf messages, on disk and between peers.
 //!
-//! Everything that comes in is checked: a peer or a disk may hold anything. [`conclave_proto::convert`] has the
-//! conversions of the types that openraft does not know.
+//! Every conversion from the wire validates its input, because a peer or a disk may hold arbitrary
+//! bytes. [`conclave_proto::convert`] converts the types that are independent of openraft.
 
 use std::collections::BTreeMap;
 
@@ -14,17 +14,17 @@ use crate::raft_types::{
     Entry, LogId, Member, Membership, Payload, SnapshotMeta, StoredMembership, Vote,
 };
 
-/// To the wire.
+/// Converts a log id to the wire.
 pub fn log_id_to_wire(log_id: &LogId) -> wire::LogId {
     wire::LogId { term: log_id.leader_id.term, index: log_id.index }
 }
 
-/// From the wire.
+/// Converts a log id from the wire.
 pub fn log_id_from_wire(log_id: &wire::LogId) -> LogId {
     LogId::new_term_index(log_id.term, log_id.index)
 }
 
-/// To the wire.
+/// Converts a vote to the wire.
 pub fn vote_to_wire(vote: &Vote) -> wire::Vote {
     wire::Vote {
         term: vote.leader_id.term,
@@ -33,7 +33,7 @@ pub fn vote_to_wire(vote: &Vote) -> wire::Vote {
     }
 }
 
-/// From the wire.
+/// Converts a vote from the wire.
 pub fn vote_from_wire(vote: &wire::Vote) -> Vote {
     if vote.committed {
         Vote::new_committed(vote.term, vote.node_id)
@@ -42,7 +42,7 @@ pub fn vote_from_wire(vote: &wire::Vote) -> Vote {
     }
 }
 
-/// To the wire.
+/// Converts a membership to the wire.
 pub fn membership_to_wire(membership: &Membership) -> wire::Membership {
     let configs = membership.get_joint_config().iter();
     let members = membership.nodes();
@@ -60,7 +60,7 @@ pub fn membership_to_wire(membership: &Membership) -> wire::Membership {
     }
 }
 
-/// From the wire.
+/// Converts a membership from the wire.
 pub fn membership_from_wire(membership: wire::Membership) -> Result<Membership, Malformed> {
     let configs =
         membership.configs.into_iter().map(|voters| voters.node_ids.into_iter().collect());
@@ -76,7 +76,7 @@ pub fn membership_from_wire(membership: wire::Membership) -> Result<Membership, 
         .map_err(|error| Malformed::new("membership", error.to_string()))
 }
 
-/// To the wire.
+/// Converts a stored membership to the wire.
 pub fn stored_membership_to_wire(stored: &StoredMembership) -> wire::StoredMembership {
     wire::StoredMembership {
         log_id: stored.log_id().as_ref().map(log_id_to_wire),
@@ -84,7 +84,7 @@ pub fn stored_membership_to_wire(stored: &StoredMembership) -> wire::StoredMembe
     }
 }
 
-/// From the wire. The membership of a cluster that was never initialized is empty.
+/// Converts a stored membership from the wire. It is empty for a cluster that was never initialized.
 pub fn stored_membership_from_wire(
     stored: wire::StoredMembership,
 ) -> Result<StoredMembership, Malformed> {
@@ -98,7 +98,7 @@ pub fn stored_membership_from_wire(
     ))
 }
 
-/// To the wire.
+/// Converts an entry to the wire.
 pub fn entry_to_wire(entry: &Entry) -> wire::Entry {
     let payload = match &entry.payload {
         Payload::Blank => None,
@@ -110,7 +110,7 @@ pub fn entry_to_wire(entry: &Entry) -> wire::Entry {
     wire::Entry { log_id: Some(log_id_to_wire(&entry.log_id)), payload }
 }
 
-/// From the wire.
+/// Converts an entry from the wire.
 pub fn entry_from_wire(entry: wire::Entry) -> Result<Entry, Malformed> {
     let log_id = entry.log_id.as_ref().ok_or_else(|| missing("entry", "log_id"))?;
     let payload = match entry.payload {
@@ -125,7 +125,7 @@ pub fn entry_from_wire(entry: wire::Entry) -> Result<Entry, Malformed> {
     Ok(Entry { log_id: log_id_from_wire(log_id), payload })
 }
 
-/// What openraft wants to know of a snapshot, from its header.
+/// Returns the metadata that openraft needs of a snapshot, from the snapshot's header.
 pub fn snapshot_meta_from_wire(header: &wire::SnapshotHeader) -> Result<SnapshotMeta, Malformed> {
     let membership =
         header.membership.clone().ok_or_else(|| missing("snapshot header", "membership"))?;

@@ -1,14 +1,14 @@
-//! A private copy of a stopped node's data directory, for who wants to look into it.
+//! Private copy of a stopped node's data directory, for offline inspection.
 //!
-//! A store cannot be opened without being written to: sled recovers and collects garbage, and the
-//! keyring, the lock and leftovers are seen to. So a look is a look into a copy, which is as sealed as the
-//! original and needs the same master key.
+//! Opening a store writes to it: sled recovers and collects garbage, and the keyring, the lock and
+//! leftovers are updated. Offline inspection therefore works on a copy. The copy is sealed like the
+//! original, and needs the same master key.
 //!
 //! # Contract
-//! - Of the original nothing is changed, not even its lock. It is held shared while the files are copied, so
-//!   that no node starts under the copy, and one that runs is refused.
-//! - A wrong key and a directory that is none are refused before anything is copied.
-//! - The copy is the caller's to remove. It must never be given to a node: it would vote as the original.
+//! - The original is never changed, not even its lock. A shared lock is held during the copy, so no
+//!   node can start on the original. A running node is an error.
+//! - A wrong key, and a directory without a node's data, are errors before anything is copied.
+//! - The caller removes the copy. A node must never run on it, because it would vote as the original.
 
 use std::{
     fs::{self, Permissions},
@@ -20,10 +20,11 @@ use super::{Error, Identity, Keys, Options, Storage, compact, files, lock::Lock}
 use conclave_crypto::MasterKey;
 
 impl Storage {
-    /// Copies a stopped node's directory into an empty one and opens that. `stop` is asked between two files.
+    /// Copies a stopped node's directory into an empty directory, and opens the copy. `stop` is
+    /// called before each file, and ends the copying if it returns true.
     ///
     /// # Errors
-    /// As for [`Storage::open`]; what is said of the copy's files holds of the original's.
+    /// As for [`Storage::open`]. Errors about files of the copy also apply to the original.
     pub fn open_copy(
         original: &Path,
         copy: &Path,
@@ -44,14 +45,14 @@ impl Storage {
             cluster_id: identity.cluster_id,
             node_id: identity.node_id,
             component_id: identity.component_id,
-            // Nothing is created.
+            // Not used, because the directory already exists.
             component: bytes::Bytes::new(),
             master_key,
         })
     }
 }
 
-/// What of a directory is nobody's: the lock is the process's, the rest are leftovers.
+/// Whether a file belongs to the copy: all except the lock, which belongs to a process, and leftovers.
 fn is_copied(path: &Path) -> bool {
     let is = |name: &str| path.file_name().is_some_and(|found| found == name);
     let is_temporary = path.extension().is_some_and(|extension| extension == files::TEMPORARY);
@@ -70,7 +71,7 @@ fn copy_dir(from: &Path, to: &Path, go_on: &impl Fn() -> Result<(), Error>) -> R
         if path.is_dir() {
             copy_dir(&path, &copy, go_on)?;
         } else {
-            // Shares the blocks where the file system can.
+            // Shares the blocks, if the file system supports it.
             fs::copy(&path, &copy).map_err(Error::io("cannot copy", &path))?;
             // The original may be read-only.
             let permissions = Permissions::from_mode(0o600);

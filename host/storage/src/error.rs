@@ -1,4 +1,4 @@
-//! What can go wrong with a data directory.
+//! Errors of a data directory.
 
 use std::{
     fmt, io,
@@ -8,137 +8,155 @@ use std::{
 use conclave_crypto as crypto;
 use conclave_proto::convert::Malformed;
 
-/// The advice about damage. A node must not continue with less than it acknowledged: its vote could
-/// elect a second leader in a term, its log could lack what a majority was counted on to have.
-const DAMAGE: &str = "this node must not run with it, nor with an empty directory under the same node id, because it would lack \
-                      what it acknowledged. The cluster works without this node while a majority of the members runs. Put \
-                      the newest data directory of this node back; keep the damaged one for an examination";
+/// The advice about damage. A node must not continue with less than it has acknowledged: with a
+/// lost vote it could elect a second leader in a term, and with lost entries the log could lack
+/// committed entries (Raft thesis, section 3.8).
+const DAMAGE: &str = "do not run this node with it, nor with an empty directory under the same node id, because \
+                      it would lack data that it has acknowledged. The cluster works without this node while \
+                      a majority of the members runs. Put the newest data directory of this node back; keep the \
+                      damaged one for analysis";
 
-/// Why storage refuses.
+/// The reason why storage rejects a data directory or an operation.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// Somebody else has it open.
+    /// Another process has the directory open.
     #[error("data directory {} is in use by another process{}", dir.display(), pid.map(|pid| format!(" (pid {pid})")).unwrap_or_default())]
     InUse {
         /// The directory.
         dir: PathBuf,
-        /// Who, if it said so.
+        /// The other process's id, if its lock file contains one.
         pid: Option<u32>,
     },
-    /// It is another node's or another cluster's; or it was made for another component, before directories held theirs.
-    #[error("data directory {} belongs to {what} {found}, and this node is configured for {what} {expected}", dir.display())]
+    /// The directory belongs to another node or to another cluster.
+    #[error(
+        "data directory {} belongs to {what} {found}, but this node is configured for {what} {expected}: correct the \
+         data directory or the configuration",
+        dir.display()
+    )]
     Foreign {
         /// The directory.
         dir: PathBuf,
-        /// In which respect.
+        /// The field that differs.
         what: &'static str,
-        /// What the directory says.
+        /// The value in the directory.
         found: String,
-        /// What the configuration says.
+        /// The value in the configuration.
         expected: String,
     },
-    /// There are files in it that no node of this version put there.
-    #[error("data directory {} has no identity file, but is not empty ({found} is in it): give an empty directory, or restore the identity file", dir.display())]
+    /// The directory has files, but no identity file.
+    #[error(
+        "data directory {} has no identity file, but is not empty ({found} is in it): use an empty directory, or \
+         restore the identity file",
+        dir.display()
+    )]
     NotEmpty {
         /// The directory.
         dir: PathBuf,
         /// One of the files.
         found: String,
     },
-    /// It is none.
-    #[error("{} is no node's data directory: there is no identity file in it", dir.display())]
+    /// The directory is not a Conclave data directory.
+    #[error("{} is not a Conclave data directory: it has no identity file", dir.display())]
     NoNode {
         /// The directory.
         dir: PathBuf,
     },
-    /// Whoever asked changed their mind.
+    /// The caller stopped the copying.
     #[error("the copying of {} was stopped", dir.display())]
     Stopped {
         /// The directory.
         dir: PathBuf,
     },
-    /// A part of it is not there.
+    /// A file or directory is missing.
     #[error("{} is missing; {DAMAGE}", path.display())]
     Missing {
-        /// The part.
+        /// The missing file or directory.
         path: PathBuf,
     },
-    /// A newer Conclave wrote it.
-    #[error("{} has format version {found}, and this version of Conclave knows up to {known}", path.display())]
+    /// A newer version of Conclave wrote the file.
+    #[error(
+        "{} has format version {found}; this version of Conclave reads versions up to {known}. Run a newer version \
+         of Conclave",
+        path.display()
+    )]
     Version {
         /// The file.
         path: PathBuf,
-        /// In the file.
+        /// The version in the file.
         found: u16,
-        /// In this program.
+        /// The newest version that this program reads.
         known: u16,
     },
-    /// An earlier build of Conclave made the directory, with other files.
+    /// An earlier version of Conclave created the directory, in an incompatible format.
     #[error(
-        "{} has format version {found}, and this version of Conclave reads version {known} only; nothing is lost: run \
-         the build that made the directory, or start with a new one",
+        "{} has format version {found}, but this version of Conclave reads only version {known}; nothing is \
+         lost: run the version that created the directory, or start with a new directory",
         path.display()
     )]
     Older {
         /// The file.
         path: PathBuf,
-        /// In the file.
+        /// The version in the file.
         found: u16,
-        /// In this program.
+        /// The version that this program reads.
         known: u16,
     },
-    /// A newer Conclave wrote a value.
+    /// A newer version of Conclave wrote a value.
     #[error(
         "{what} was written by a newer version of Conclave ({reason}); nothing is lost: run that version, or a later one"
     )]
     Newer {
-        /// The log index, or the record.
+        /// The log index, or the name of the value.
         what: String,
-        /// How that shows.
+        /// The evidence for a newer version.
         reason: String,
     },
-    /// It is not what was written.
+    /// A file or value differs from the written one.
     #[error("{what} is damaged ({reason}); {DAMAGE}")]
     Damaged {
-        /// The file, the log index, or the record.
+        /// The file, the log index, or the name of the value.
         what: String,
-        /// Which check failed.
+        /// The failed check.
         reason: String,
     },
-    /// A snapshot is not what was written.
-    #[error("snapshot {} is damaged ({reason}); it is never skipped, because the log before it is gone: {DAMAGE}", path.display())]
+    /// A snapshot file differs from the written one.
+    #[error(
+        "snapshot {} is damaged ({reason}); no older snapshot can replace it, because the log before it was purged: \
+         {DAMAGE}",
+        path.display()
+    )]
     Snapshot {
         /// The file.
         path: PathBuf,
-        /// Which check failed.
+        /// The failed check.
         reason: String,
     },
-    /// Keys.
+    /// The keyring cannot be opened, changed or used.
     #[error("{}: {source}", path.display())]
     Keys {
         /// The keyring's file.
         path: PathBuf,
-        /// What is wrong.
+        /// The cause.
         source: crypto::Error,
     },
-    /// An earlier write failed. Nothing is accepted any more.
-    #[error("the store accepts nothing since an earlier failure: {0}")]
+    /// An earlier write failed, and the store rejects every further operation.
+    #[error("the store rejects all operations because of an earlier failure: {0}")]
     Poisoned(String),
-    /// The operating system.
+    /// The operating system returned an error.
     #[error("{action} {}: {source}{}", path.display(), advice(source))]
     Io {
-        /// What was tried.
+        /// The failed action.
         action: &'static str,
-        /// On which file.
+        /// The file or directory.
         path: PathBuf,
-        /// What it said.
+        /// The error of the operating system.
         source: io::Error,
     },
 }
 
 impl Error {
-    /// For `map_err`, with the file that it happened to.
+    /// Returns a closure for `map_err` that adds the action and the path.
     pub(super) fn io(action: &'static str, path: &Path) -> impl FnOnce(io::Error) -> Self {
         let path = path.to_owned();
         move |source| Self::Io { action, path, source }
@@ -148,7 +166,7 @@ impl Error {
         Self::Damaged { what: what.into(), reason: reason.to_string() }
     }
 
-    /// A value that cannot be used.
+    /// Returns the error for a value that cannot be used.
     pub(super) fn unusable(what: impl Into<String>, reason: Reason) -> Self {
         let what = what.into();
         match reason {
@@ -157,7 +175,8 @@ impl Error {
         }
     }
 
-    /// A failure to read `what`, which lies at `path`: of the operating system, or because of damage.
+    /// Returns the error for a failure to read `what` from `path`: an error of the operating
+    /// system, or damage.
     pub(super) fn unreadable(what: impl Into<String>, path: &Path, error: io::Error) -> Self {
         if is_of_the_system(&error) {
             return Self::Io {
@@ -170,12 +189,12 @@ impl Error {
     }
 }
 
-/// Why a value cannot be used.
+/// The reason why a value cannot be used.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reason {
-    /// It is not what was written.
+    /// The value is damaged.
     Damaged(String),
-    /// This version does not know its kind.
+    /// This version does not know the kind of value.
     Newer(String),
 }
 
@@ -207,7 +226,8 @@ impl fmt::Display for Reason {
     }
 }
 
-/// Whether an error came from the operating system. sled copies errors as text, and wraps them in panics.
+/// Whether the operating system returned the error. sled copies such errors as text, and wraps them
+/// in panics.
 fn is_of_the_system(error: &io::Error) -> bool {
     let text = || error.to_string();
     error.raw_os_error().is_some()
@@ -223,7 +243,7 @@ fn is_of_the_system(error: &io::Error) -> bool {
         || text().contains("(os error ")
 }
 
-/// The advice about an error of the operating system.
+/// Returns the advice about an error of the operating system.
 fn advice(error: &io::Error) -> &'static str {
     let text = error.to_string();
     let is = |kind: io::ErrorKind, name: &str| {
@@ -232,18 +252,18 @@ fn advice(error: &io::Error) -> &'static str {
     if is(io::ErrorKind::StorageFull, "StorageFull")
         || is(io::ErrorKind::QuotaExceeded, "QuotaExceeded")
     {
-        return ": nothing is lost. Make room and start the node again; to open its log it needs some 64 MiB";
+        return ": nothing is lost. Make room and start the node again; it needs about 64 MiB to open its log";
     }
     if is(io::ErrorKind::PermissionDenied, "PermissionDenied") {
         return ": nothing is lost. Give the data directory to the user that the node runs as";
     }
     if is(io::ErrorKind::ReadOnlyFilesystem, "ReadOnlyFilesystem") {
-        return ": nothing is lost. Mount the file system for writing, and look into the kernel's log for why it is not";
+        return ": nothing is lost. Mount the file system for writing; the kernel's log shows why it is read-only";
     }
     match error.raw_os_error() {
         Some(EMFILE | ENFILE) => ": nothing is lost. Raise the limit of open files",
         Some(EIO) => {
-            ": the device reports an error. Look into the kernel's log before the node is started again"
+            ": the device reported an error. Check the kernel's log before you start the node again"
         }
         _ => "",
     }
@@ -269,14 +289,14 @@ impl From<Error> for io::Error {
 mod tests {
     use super::*;
 
-    /// The errors of the operating system as sled gives them, and damage.
+    /// The errors of the operating system in the forms that sled returns, and real damage.
     #[test]
     fn only_damage_is_called_damage() {
         let os = |code| io::Error::from_raw_os_error(code);
         let full = || os(rustix::io::Errno::NOSPC.raw_os_error());
         let as_text = |error: io::Error| io::Error::new(error.kind(), format!("{error:?}"));
         let panicked = |error: io::Error| {
-            let reason = format!("sled gave up: called unwrap on {error:?}");
+            let reason = format!("sled panicked: called unwrap on {error:?}");
             io::Error::new(io::ErrorKind::InvalidData, reason)
         };
         let path = Path::new("/data/log");

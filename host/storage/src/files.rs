@@ -1,4 +1,4 @@
-//! How files come into being: whole or not at all, and readable by their owner alone.
+//! Creation of files and directories: atomic, durable, and readable only by their owner.
 
 use std::{
     fs::{self, DirBuilder, File, OpenOptions},
@@ -11,13 +11,13 @@ use rustix::fs::{Access, access};
 
 use super::Error;
 
-/// The suffix of a file that is being written. Whatever bears it at open is a leftover.
+/// The suffix of a file that is being written. Such files are leftovers when a directory is opened.
 pub(super) const TEMPORARY: &str = "tmp";
 
 const FILE_MODE: u32 = 0o600;
 const DIR_MODE: u32 = 0o700;
 
-/// A new file for its owner alone.
+/// Creates a file that only its owner can access.
 pub(super) fn create(path: &Path) -> Result<File, Error> {
     OpenOptions::new()
         .read(true)
@@ -29,7 +29,7 @@ pub(super) fn create(path: &Path) -> Result<File, Error> {
         .map_err(Error::io("cannot create", path))
 }
 
-/// Makes a directory and those above it, each synced into its parent.
+/// Creates a directory and its parents. Each is synced into its parent directory.
 pub(super) fn create_dir(path: &Path) -> Result<(), Error> {
     if path.is_dir() {
         return Ok(());
@@ -45,8 +45,9 @@ pub(super) fn create_dir(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Takes a directory away from all but its owner. One that belongs to another user, as a volume that is shared through
-/// its group does, keeps its permissions if this process may write to it.
+/// Restricts a directory to its owner. If the directory belongs to another user (for example a
+/// volume that is shared through its group), it keeps its permissions, provided that this process
+/// may write to it.
 pub(super) fn restrict_dir(path: &Path) -> Result<(), Error> {
     let failed = Error::io("cannot restrict the permissions of", path);
     let metadata = match fs::metadata(path) {
@@ -66,8 +67,8 @@ pub(super) fn restrict_dir(path: &Path) -> Result<(), Error> {
                 path = %path.display(),
                 owner = metadata.uid(),
                 mode = format!("{mode:o}"),
-                "the data directory belongs to another user, and others than its owner may use it; what is in it is \
-                 encrypted, but can be removed or replaced by an older copy"
+                "the data directory belongs to another user, and other users may access it; its contents are \
+                 encrypted, but other users may remove them or replace them by an older copy"
             );
             Ok(())
         }
@@ -81,12 +82,13 @@ pub(super) fn sync_dir(path: &Path) -> Result<(), Error> {
     synced.map_err(Error::io("cannot sync directory", path))
 }
 
-/// Replaces a file's content durably: a crash leaves the old or the new one.
+/// Replaces the content of a file durably. After a crash the file has either the old or the new content.
 pub(super) fn write_atomically(path: &Path, content: &[u8]) -> Result<(), Error> {
     replace(path, |file| file.write_all(content).map_err(Error::io("cannot write", path)))
 }
 
-/// Replaces a file durably by one that `write` fills: a crash leaves the old or the new one.
+/// Replaces a file durably by a new file that `write` fills. After a crash either the old or the
+/// new file exists.
 pub(super) fn replace(
     path: &Path,
     write: impl FnOnce(&mut File) -> Result<(), Error>,
@@ -99,14 +101,14 @@ pub(super) fn replace(
         fs::rename(&temporary, path).map_err(Error::io("cannot rename to", path))
     })();
     if replaced.is_err() {
-        // On a full disk the rest of it would keep the disk full. The first error is the one that counts.
+        // On a full disk, the incomplete file would keep the disk full. The first error is returned.
         let _ = remove(&temporary);
     }
     replaced?;
     sync_dir(path.parent().unwrap_or(Path::new(".")))
 }
 
-/// Removes what interrupted replacements left in a directory.
+/// Removes the leftovers of interrupted replacements from a directory.
 pub(super) fn remove_temporary(dir: &Path) -> Result<(), Error> {
     let unreadable = Error::io("cannot read directory", dir);
     let entries = fs::read_dir(dir).and_then(|entries| entries.collect::<io::Result<Vec<_>>>());
@@ -119,7 +121,7 @@ pub(super) fn remove_temporary(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// A small file's content; nothing if there is no such file. Larger than `bytes_max` is an error.
+/// Reads a small file. Returns `None` if there is no file. A file larger than `bytes_max` is an error.
 pub(super) fn read_small(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>, Error> {
     let file = match File::open(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
@@ -128,12 +130,12 @@ pub(super) fn read_small(path: &Path, bytes_max: u64) -> Result<Option<Vec<u8>>,
     let mut content = Vec::new();
     file.take(bytes_max + 1).read_to_end(&mut content).map_err(Error::io("cannot read", path))?;
     if content.len() as u64 > bytes_max {
-        return Err(Error::damaged(path.display().to_string(), "it is too long"));
+        return Err(Error::damaged(path.display().to_string(), "it is too large"));
     }
     Ok(Some(content))
 }
 
-/// Removes a file; one that is not there is no error.
+/// Removes a file, if it exists.
 pub(super) fn remove(path: &Path) -> Result<(), Error> {
     match fs::remove_file(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
@@ -141,7 +143,7 @@ pub(super) fn remove(path: &Path) -> Result<(), Error> {
     }
 }
 
-/// Removes a directory and what is in it; one that is not there is no error.
+/// Removes a directory and its contents, if it exists.
 pub(super) fn remove_dir(path: &Path) -> Result<(), Error> {
     match fs::remove_dir_all(path) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),

@@ -1,8 +1,8 @@
-//! The tree's keys, and what its values hold once opened. `docs/disk-format.md` has the diagrams.
+//! Encoding of the tree's keys and values. `docs/disk-format.md` has diagrams.
 //!
-//! Every value begins with a *sequence number*, which no other value written to this directory has:
-//! each write takes the next. With it and the watermark ([`super::mark`]) a value that is older than it
-//! should be is found out, though it opens.
+//! Every value begins with a *sequence number*. Each write uses the next number, so no two values
+//! written to a directory share one. Together with the durable watermark ([`super::watermark`]) it
+//! reveals a value that is older than it should be, even though the value can be decrypted.
 
 use bytes::{Buf, Bytes};
 use prost::Message;
@@ -12,37 +12,37 @@ use crate::raft_types::{Entry, LogId};
 use conclave_crypto::OVERHEAD_BYTES;
 use conclave_proto::raft as wire;
 
-/// Packs of entries.
+/// The prefix of blocks of log entries.
 pub(super) const ENTRIES: u8 = b'e';
-/// The vote and its like.
+/// The prefix of the vote and the other fixed values.
 pub(super) const META: u8 = b'm';
-/// Small records of the layers above.
+/// The prefix of metadata entries, which the layers above store.
 pub(super) const RECORD: u8 = b'r';
 
-/// Which directory this tree was made for: the identity's incarnation.
+/// The key of the identity's incarnation, which binds the tree to its directory.
 pub(super) const BIRTH: &[u8] = b"mbirth";
 pub(super) const VOTE: &[u8] = b"mvote";
 pub(super) const COMMITTED: &[u8] = b"mcommitted";
 pub(super) const PURGED: &[u8] = b"mpurged";
-/// When the log was last truncated, which is the one legal way for its last block to become older.
+/// The key of the last truncation. Only a truncation or a purge may make the last block older.
 pub(super) const TRUNCATED: &[u8] = b"mtruncated";
-/// Every such key.
+/// All keys with the prefix [`META`].
 pub(super) const METAS: [&[u8]; 6] = [BIRTH, VOTE, COMMITTED, PURGED, TRUNCATED, REMOVED];
-/// When a record was last removed. A batch that only removes would leave the tree without the newest
-/// sequence number, which may have been the removed one's.
+/// The key of the last removal of a metadata entry. Without it, a batch that only removes could
+/// leave the tree without its newest sequence number, which may have been that of the removed entry.
 pub(super) const REMOVED: &[u8] = b"mremoved";
 
-/// What a sequence number takes.
+/// The length of a sequence number.
 const SEQUENCE_BYTES: usize = 8;
-/// What of a value is left for the block's entries: the first part's header is the longest.
+/// The space for log entries in one value. The header of a block's first part is the longest.
 const PART_BYTES_MAX: usize = VALUE_BYTES_MAX - OVERHEAD_BYTES - SEQUENCE_BYTES - HEAD_BYTES;
-/// Previous block's sequence number, parts, entries.
+/// The previous block's sequence number, the number of parts, and the number of entries.
 const HEAD_BYTES: usize = 8 + 2 + 4;
 
-/// From how many bytes on a block is full. A larger entry gets a block of its own, in parts.
+/// The size of a full block. A larger entry gets a block of its own, in several parts.
 pub(super) const BLOCK_BYTES_MAX: usize = PART_BYTES_MAX;
 
-/// The key of a part of the block whose first entry has this index.
+/// Returns the key of a part. `first` is the index of the block's first entry.
 pub(super) fn part_key(first: u64, part: u16) -> Vec<u8> {
     let mut key = Vec::with_capacity(11);
     key.push(ENTRIES);
@@ -51,7 +51,7 @@ pub(super) fn part_key(first: u64, part: u16) -> Vec<u8> {
     key
 }
 
-/// What a part's key says: the block's first index, and which part.
+/// Parses a part's key into the block's first index and the part's number.
 pub(super) fn parse_part_key(key: &[u8]) -> Option<(u64, u16)> {
     let (prefix, rest) = key.split_first_chunk::<1>()?;
     let (first, part) = rest.split_first_chunk::<8>()?;
@@ -59,24 +59,24 @@ pub(super) fn parse_part_key(key: &[u8]) -> Option<(u64, u16)> {
     (*prefix == [ENTRIES]).then(|| (u64::from_be_bytes(*first), u16::from_be_bytes(part)))
 }
 
-/// The key of a record.
+/// Returns the key of a metadata entry.
 pub(super) fn record_key(name: &str) -> Vec<u8> {
     [&[RECORD], name.as_bytes()].concat()
 }
 
-/// A value: its sequence number and its body.
+/// Encodes a value: its sequence number and its body.
 pub(super) fn value(sequence: u64, body: &[u8]) -> Vec<u8> {
     [&sequence.to_be_bytes(), body].concat()
 }
 
-/// Takes a value apart.
+/// Splits a value into its sequence number and its body.
 pub(super) fn split_value(plaintext: Vec<u8>) -> Result<(u64, Bytes), &'static str> {
     let mut rest = Bytes::from(plaintext);
     let sequence = rest.try_get_u64().map_err(|_| "it is too short")?;
     Ok((sequence, rest))
 }
 
-/// Entries on their way into one block.
+/// Builder of a block from entries.
 #[derive(Default)]
 pub(super) struct BlockBuilder {
     first: u64,
@@ -84,7 +84,7 @@ pub(super) struct BlockBuilder {
     body: Vec<u8>,
 }
 
-/// Where a block is and what it has.
+/// The position of a block in the log, its number of parts, and its sequence number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Block {
     pub(super) first: u64,
@@ -98,7 +98,7 @@ impl BlockBuilder {
         self.entries == 0
     }
 
-    /// Takes an entry, which follows the ones before, or gives it back if the block is full.
+    /// Adds the next entry. Returns false if the block is full.
     pub(super) fn push(&mut self, encoded: &[u8], index: u64) -> bool {
         if !self.is_empty() && self.body.len() + 4 + encoded.len() > BLOCK_BYTES_MAX {
             return false;
@@ -106,7 +106,7 @@ impl BlockBuilder {
         if self.is_empty() {
             self.first = index;
         }
-        assert!(index == self.first + u64::from(self.entries), "a hole in a block");
+        assert!(index == self.first + u64::from(self.entries), "a gap in a block");
         // An entry is bounded by the largest request, far below 4 GiB.
         self.body.extend_from_slice(&(encoded.len() as u32).to_be_bytes());
         self.body.extend_from_slice(encoded);
@@ -114,8 +114,8 @@ impl BlockBuilder {
         true
     }
 
-    /// The block's plaintext values, one a part, and leaves the builder empty. Sequence numbers come
-    /// from `sequence`, which has the last one taken.
+    /// Returns the block and its plaintext values, one per part, and empties the builder.
+    /// `sequence` is the last used sequence number, and is advanced.
     pub(super) fn finish(&mut self, previous: u64, sequence: &mut u64) -> (Block, Vec<Vec<u8>>) {
         let builder = std::mem::take(self);
         let chunks = builder.body.chunks(PART_BYTES_MAX);
@@ -139,7 +139,7 @@ impl BlockBuilder {
     }
 }
 
-/// The header of a block, from its first part.
+/// The header of a block, with the bytes that follow it in the first part.
 pub(super) struct BlockHead {
     pub(super) sequence: u64,
     pub(super) previous: u64,
@@ -161,7 +161,7 @@ impl BlockHead {
         Ok(Self { sequence, previous, parts, entries, body })
     }
 
-    /// The entries of a block that begins at `first`, with the rest of its parts put behind `body`.
+    /// Decodes the entries of a block that begins at `first`. `body` must contain the bytes of all parts.
     pub(super) fn decode(self, first: u64) -> Result<Vec<Entry>, Reason> {
         let mut body = self.body;
         let mut entries = Vec::new();
@@ -180,12 +180,12 @@ impl BlockHead {
     }
 }
 
-/// An entry's bytes, put into `buffer` in place of what was there.
+/// Encodes an entry into `buffer`, replacing its content.
 pub(super) fn encode_entry(entry: &Entry, buffer: &mut Vec<u8>) {
     let entry = crate::convert::entry_to_wire(entry);
     buffer.clear();
     buffer.reserve(entry.encoded_len());
-    // Writing to a vector has no way to fail.
+    // Writing to a vector cannot fail.
     entry.encode_raw(buffer);
 }
 
@@ -194,7 +194,7 @@ pub(super) fn decode_entry(bytes: Bytes) -> Result<Entry, Reason> {
     Ok(crate::convert::entry_from_wire(entry)?)
 }
 
-/// A log id, or the absence of one.
+/// Encodes a log id, or its absence.
 pub(super) fn encode_log_id(log_id: Option<&LogId>) -> Vec<u8> {
     log_id.map_or(vec![0], |log_id| {
         let mut bytes = vec![1];
@@ -203,7 +203,7 @@ pub(super) fn encode_log_id(log_id: Option<&LogId>) -> Vec<u8> {
     })
 }
 
-/// Its counterpart.
+/// Decodes a log id, or its absence.
 pub(super) fn decode_log_id(mut body: Bytes) -> Result<Option<LogId>, String> {
     match body.try_get_u8() {
         Ok(0) if body.is_empty() => Ok(None),
@@ -211,6 +211,6 @@ pub(super) fn decode_log_id(mut body: Bytes) -> Result<Option<LogId>, String> {
             let log_id = wire::LogId::decode(body).map_err(|error| error.to_string())?;
             Ok(Some(crate::convert::log_id_from_wire(&log_id)))
         }
-        _ => Err("it is no log id".into()),
+        _ => Err("it is not a log id".into()),
     }
 }

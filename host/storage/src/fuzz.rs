@@ -1,9 +1,10 @@
-//! Fuzz targets of what is read from the disk, behind its seal.
+//! Fuzz targets of the decoders for decrypted data from the disk.
 
 use super::format::{BlockBuilder, BlockHead, encode_entry, split_value};
 use crate::raft_types::{Entry, LogId};
 
-/// The first part of a block of log entries. What is decoded is consecutive and encoded to the same again.
+/// Decodes the first part of a block of log entries. Checks that the entries are consecutive, and
+/// that encoding and decoding them again gives equal entries.
 pub fn log_block(data: &[u8]) {
     let Ok(head) = BlockHead::parse(data.to_vec()) else { return };
     let Ok(entries) = head.decode(1) else { return };
@@ -12,11 +13,11 @@ pub fn log_block(data: &[u8]) {
         let mut encoded = Vec::new();
         encode_entry(entry, &mut encoded);
         let again = super::format::decode_entry(encoded.into());
-        assert!(again.is_ok_and(|again| again == *entry), "entry {index} is encoded to another");
+        assert!(again.is_ok_and(|again| again == *entry), "entry {index} changes when it is encoded and decoded");
     }
 }
 
-/// Packs of some entries.
+/// Returns the parts of a block as seeds.
 pub fn log_block_seeds() -> Vec<Vec<u8>> {
     let mut builder = BlockBuilder::default();
     let mut encoded = Vec::new();

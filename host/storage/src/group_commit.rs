@@ -1,51 +1,54 @@
-//! How long a batch is held open for more, and what keeps step with it.
+//! Adaptive group commit: the delay before a batch, and the batch window that replication follows.
 //!
-//! A batch costs the same few hundred microseconds of work whether it has one entry or a hundred: the sync,
-//! and waking all who take part in it. When many write at once a batch that begins with the first entry
-//! has a few of theirs, and the rest makes the next one. Held open for as long as the last one took, it
-//! has twice as many and half of the cost; and nobody waits longer than the batch in front of them would
-//! have made them wait. A few writers are not a crowd, and wait for nothing.
+//! A batch costs the same few hundred microseconds for one entry or for a hundred: the sync, and
+//! the wake-up of the waiting tasks. Under load, a batch that starts with the first entry contains
+//! only a few of the concurrent entries, and the rest wait for the next batch. Delaying the batch
+//! by the duration of the previous batch roughly doubles the entries per batch and halves the cost.
+//! No request waits longer than the previous batch would have made it wait. With few concurrent
+//! writers there is no delay.
 //!
-//! The peers are sent what this node writes. Sent at once, each entry of a crowd would be a message of its own
-//! to every peer, with an answer, and so would each step of the commit. Sent as this node begins a batch, one
-//! message has it all; and nobody is answered before this node has written it anyway.
+//! The node also replicates its entries to its peers. Without a batch window, each entry under load
+//! would be a separate message with a separate response for each peer, and so would each step of
+//! the commit. Replication therefore waits until the node starts a batch, and then sends one
+//! message. This does not delay clients, because the node answers only after its own write.
 
 use std::time::Duration;
 
 use tokio::{sync::watch, time::timeout};
 
-/// So many entries in a batch are a crowd.
+/// The least number of entries in a batch that counts as load.
 const GROUP_ENTRIES: usize = 4;
-/// On a slow disk entries gather during the sync anyway.
+/// The longest delay before a batch. On a slow disk, entries accumulate during the sync anyway.
 const PAUSE_MAX: Duration = Duration::from_millis(1);
-/// Peers do not wait for a disk that is slower than theirs, nor for a batch that does not come.
+/// The longest time that replication waits for a batch. Peers should not wait for a slower disk, or
+/// for a batch that does not start.
 const STEP_MAX: Duration = Duration::from_millis(2);
 
-/// What the last batch says of the next.
+/// The delay for the next batch, derived from the last batch.
 #[derive(Default)]
 pub(super) struct GroupCommit {
     pause: Duration,
 }
 
 impl GroupCommit {
-    /// Whether many write.
+    /// Whether the last batch indicates load.
     pub(super) fn is_there(&self) -> bool {
         !self.pause.is_zero()
     }
 
-    /// How long to wait once this many entries have come at once. As many as a crowd's are what a leader
-    /// has held open already.
+    /// Returns the delay for a batch that starts with `first` entries. The delay is zero if there
+    /// are many, because the leader has already collected them.
     pub(super) fn pause(&self, first: usize) -> Duration {
         if first < GROUP_ENTRIES { self.pause } else { Duration::ZERO }
     }
 
-    /// A batch had so many entries and took so long.
+    /// Records the size and duration of a batch.
     pub(super) fn note(&mut self, entries: usize, took: Duration) {
         self.pause = if entries < GROUP_ENTRIES { Duration::ZERO } else { took.min(PAUSE_MAX) };
     }
 }
 
-/// Keeps step with the storage thread while it writes for a crowd.
+/// The batch window: lets replication follow the batches of the storage thread under load.
 #[derive(Debug)]
 pub struct BatchWindow(watch::Receiver<bool>);
 
@@ -55,11 +58,11 @@ impl BatchWindow {
         Self(batches)
     }
 
-    /// Returns at once, unless many write: then once a batch has been begun since this returned last, or
-    /// after two milliseconds.
+    /// Returns at once without load. Under load, returns after a batch has started since the last
+    /// return, or after two milliseconds.
     pub async fn step(&mut self) {
         if *self.0.borrow() {
-            // Late or never: on with what there is.
+            // After the timeout, continue with the available entries.
             let _ = timeout(STEP_MAX, self.0.changed()).await;
         }
         self.0.mark_unchanged();
@@ -78,18 +81,18 @@ mod tests {
     async fn a_crowd_is_followed_batch_by_batch_and_nobody_else_is_waited_for() {
         let batches = watch::Sender::new(false);
         let mut pace = BatchWindow::new(batches.subscribe());
-        assert!(pace.step().now_or_never().is_some(), "a few writers are sent at once");
+        assert!(pace.step().now_or_never().is_some(), "without load there is no wait");
         batches.send_replace(true);
-        assert!(pace.step().now_or_never().is_some(), "a batch was begun since");
-        assert!(pace.step().now_or_never().is_none(), "none was");
+        assert!(pace.step().now_or_never().is_some(), "a batch has started");
+        assert!(pace.step().now_or_never().is_none(), "no batch has started");
         batches.send_replace(true);
-        assert!(pace.step().now_or_never().is_some(), "another");
+        assert!(pace.step().now_or_never().is_some(), "another batch has started");
         let began = Instant::now();
         pace.step().await;
-        assert!(began.elapsed() >= STEP_MAX, "none came");
+        assert!(began.elapsed() >= STEP_MAX, "no batch started");
         batches.send_replace(false);
         pace.step().await;
-        assert!(pace.step().now_or_never().is_some(), "the group_commit has gone");
+        assert!(pace.step().now_or_never().is_some(), "the load has ended");
     }
 
     #[test]
@@ -100,7 +103,7 @@ mod tests {
         assert_eq!(group_commit.pause(1), Duration::ZERO);
         group_commit.note(16, Duration::from_micros(300));
         assert_eq!(group_commit.pause(1), Duration::from_micros(300));
-        assert_eq!(group_commit.pause(16), Duration::ZERO, "a leader has waited already");
+        assert_eq!(group_commit.pause(16), Duration::ZERO, "the leader has already collected them");
         group_commit.note(16, Duration::from_millis(30));
         assert_eq!(group_commit.pause(1), PAUSE_MAX);
         group_commit.note(3, Duration::from_micros(300));

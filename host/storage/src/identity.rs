@@ -1,17 +1,17 @@
-//! Whose directory it is.
+//! Identity file: cluster id, node id and initial component of a data directory.
 //!
 //! ```text
 //! 0   8  magic "CNCLVNID"
 //! 8   2  version, 2
 //! 10  8  node id
-//! 18 16  incarnation: random, drawn when the directory was made
-//! 34 32  component id: the component that the cluster was begun with
+//! 18 16  incarnation: random, drawn when the directory was created
+//! 34 32  component id of the cluster's initial component
 //! 66  2  n, the length of the cluster id
 //! 68  n  cluster id, UTF-8
-//!    32  BLAKE3 of all before
+//!    32  BLAKE3 of all bytes before
 //! ```
-//! The file is readable without a key, so that a mix-up of directories is named before a key is
-//! asked for. It cannot be forged all the same: the keyring is bound to every byte of it.
+//! The file is readable without a key, so that a wrong directory is reported before a key is
+//! needed. It still cannot be forged, because the keyring is bound to every byte of it.
 
 use std::path::Path;
 
@@ -22,16 +22,16 @@ const MAGIC: &[u8; 8] = b"CNCLVNID";
 const VERSION: u16 = 2;
 const FILE_BYTES_MAX: u64 = 4096;
 
-/// Whose directory it is. Written once, never changed.
+/// The identity of a data directory. Written once, and never changed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Identity {
-    /// The cluster.
+    /// The cluster id.
     pub cluster_id: String,
-    /// The node in it.
+    /// The node id.
     pub node_id: NodeId,
-    /// Random, drawn when the directory was made: a directory made anew for the same node differs.
+    /// A random value, drawn when the directory was created. A new directory for the same node has another.
     pub incarnation: [u8; 16],
-    /// The component that the cluster was begun with.
+    /// The id of the cluster's initial component.
     pub component_id: ComponentId,
 }
 
@@ -45,7 +45,8 @@ impl Identity {
         file.extend_from_slice(&self.node_id.to_be_bytes());
         file.extend_from_slice(&self.incarnation);
         file.extend_from_slice(&self.component_id.0);
-        // Config allows far less; what does not fit here makes a file that is refused when read.
+        // The configuration allows far shorter ids only. A longer id would make a file
+        // that reading rejects.
         let length = u16::try_from(self.cluster_id.len()).unwrap_or(u16::MAX);
         file.extend_from_slice(&length.to_be_bytes());
         file.extend_from_slice(self.cluster_id.as_bytes());
@@ -54,7 +55,7 @@ impl Identity {
         file
     }
 
-    /// Nothing if the directory has none.
+    /// Reads the identity file. Returns `None` if there is none.
     pub(super) fn read(dir: &Path) -> Result<Option<Self>, Error> {
         let path = dir.join(Self::FILE);
         let Some(file) = files::read_small(&path, FILE_BYTES_MAX)? else { return Ok(None) };
@@ -66,7 +67,7 @@ impl Identity {
         let (body, check) = file.split_last_chunk::<32>().ok_or(damaged("it is too short"))?;
         let (magic, rest) = body.split_first_chunk::<8>().ok_or(damaged("it is too short"))?;
         if magic != MAGIC {
-            return Err(damaged("it does not begin as an identity"));
+            return Err(damaged("it does not start with the magic bytes of an identity file"));
         }
         let (version, rest) = rest.split_first_chunk().ok_or(damaged("it is too short"))?;
         let found = u16::from_be_bytes(*version);
@@ -77,7 +78,7 @@ impl Identity {
             return Err(Error::Older { path: path.to_owned(), found, known: VERSION });
         }
         if blake3::hash(body) != *check {
-            return Err(damaged("its check sum is wrong"));
+            return Err(damaged("its checksum is wrong"));
         }
         let short = || damaged("it is too short");
         let (node_id, rest) = rest.split_first_chunk().ok_or_else(short)?;
@@ -88,7 +89,7 @@ impl Identity {
             return Err(short());
         }
         let cluster_id =
-            str::from_utf8(cluster_id).map_err(|_| damaged("the cluster id is no text"))?;
+            str::from_utf8(cluster_id).map_err(|_| damaged("the cluster id is not valid UTF-8"))?;
         Ok(Self {
             cluster_id: cluster_id.to_owned(),
             node_id: NodeId::from_be_bytes(*node_id),
@@ -97,7 +98,7 @@ impl Identity {
         })
     }
 
-    /// Refuses a directory that is not what the configuration says.
+    /// Rejects a directory of another cluster or node.
     pub(super) fn check(&self, dir: &Path, cluster_id: &str, node_id: NodeId) -> Result<(), Error> {
         let respects = [
             ("cluster", self.cluster_id.clone(), cluster_id.to_owned()),
@@ -126,7 +127,7 @@ mod tests {
         }
     }
 
-    /// The golden identity: every later version reads what version 2 wrote.
+    /// The golden identity: every later version must read the file that version 2 wrote.
     #[test]
     fn the_format_is_version_2() {
         let golden = "434e434c564e4944000200000000000000030707070707070707070707070707070709090909\

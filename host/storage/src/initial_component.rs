@@ -1,18 +1,19 @@
-//! The component that the cluster was begun with.
+//! The initial component: the component that the cluster started with.
 //!
-//! The log up to the first snapshot rests on it, and a newer program may carry another default machine, so
-//! each node keeps it from its first start on. All other components are in the log and in snapshots.
+//! The log up to the first snapshot depends on it, and a newer program may have another default
+//! component. Each node therefore stores it at its first start. All other components are in the log
+//! and in snapshots.
 //!
 //! ```text
 //! 0   8  magic "CNCLVGEN"
 //! 8   2  version, 1
-//! then, up to the end, pieces of 1 MiB, the last one shorter:
+//! then pieces of 1 MiB up to the end of the file, the last one shorter:
 //!     4  length of the envelope
 //!     n  sealed: the piece, bound to its number
 //! ```
-//! What was cut, exchanged or left out is found out by the hash of the whole, which is the component id in
-//! `identity`. A file that is sealed under an older data key is written anew at the next start, so that it
-//! keeps no key alive.
+//! The hash of the whole component, which is the component id in `identity`, detects truncated,
+//! exchanged and missing pieces. A file that is sealed under an older data key is rewritten at the
+//! next start, so that it keeps no old key in use.
 
 use std::path::{Path, PathBuf};
 
@@ -27,7 +28,7 @@ const MAGIC: &[u8; 8] = b"CNCLVGEN";
 const VERSION: u16 = 1;
 const PLACE: &str = "initial component";
 const PIECE_BYTES: usize = 1 << 20;
-/// The largest component with what each of its pieces adds.
+/// The largest file: the largest component, and the overhead of its pieces.
 const FILE_BYTES_MAX: u64 =
     (COMPONENT_BYTES_MAX + (COMPONENT_BYTES_MAX / PIECE_BYTES + 2) * 64) as u64;
 
@@ -37,31 +38,31 @@ fn path(dir: &Path) -> PathBuf {
     dir.join(FILE)
 }
 
-/// Writes it, durably.
+/// Writes the file durably.
 pub(super) fn write(dir: &Path, keys: &Keys, component: &[u8]) -> Result<(), Error> {
     let mut file = BytesMut::with_capacity(component.len() + 4096);
     file.put_slice(MAGIC);
     file.put_u16(VERSION);
     for (number, piece) in (0_u32..).zip(component.chunks(PIECE_BYTES)) {
         let sealed = keys.seal(PLACE, &number.to_be_bytes(), piece)?;
-        // A piece is at most a mebibyte.
+        // A piece has at most 1 MiB.
         file.put_u32(sealed.len() as u32);
         file.put_slice(&sealed);
     }
     files::write_atomically(&path(dir), &file)
 }
 
-/// Reads it.
+/// Reads the initial component, and reseals it if needed.
 ///
 /// # Errors
-/// The file is missing or damaged, or holds another component than the one that the directory was made for.
+/// The file is missing or damaged, or contains another component than the directory's initial component.
 pub(super) fn open(dir: &Path, keys: &Keys, identity: &Identity) -> Result<Bytes, Error> {
     let path = path(dir);
     let damaged = |reason: &str| Error::damaged(path.display().to_string(), reason);
     let file = files::read_small(&path, FILE_BYTES_MAX)?.ok_or_else(|| damaged("it is missing"))?;
     let (component, stale) = decode(&file, &path, keys)?;
     if ComponentId::of(&component) != identity.component_id {
-        return Err(damaged("it is not the component that the directory was made for"));
+        return Err(damaged("it is not the initial component of this data directory"));
     }
     if stale {
         write(dir, keys, &component)?;
@@ -69,12 +70,12 @@ pub(super) fn open(dir: &Path, keys: &Keys, identity: &Identity) -> Result<Bytes
     Ok(component)
 }
 
-/// The component, and whether a piece of it is sealed under another key than the active one.
+/// Decodes the component. Also returns whether any piece is sealed under an inactive key.
 fn decode(file: &[u8], path: &Path, keys: &Keys) -> Result<(Bytes, bool), Error> {
     let damaged = |reason: &str| Error::damaged(path.display().to_string(), reason);
     let (magic, rest) = file.split_first_chunk::<8>().ok_or(damaged("it is too short"))?;
     if magic != MAGIC {
-        return Err(damaged("it does not begin as it should"));
+        return Err(damaged("it does not start with the magic bytes"));
     }
     let (version, mut rest) = rest.split_first_chunk().ok_or(damaged("it is too short"))?;
     let found = u16::from_be_bytes(*version);
@@ -84,10 +85,10 @@ fn decode(file: &[u8], path: &Path, keys: &Keys) -> Result<(Bytes, bool), Error>
     let (mut component, mut stale) = (BytesMut::with_capacity(file.len()), false);
     let mut number = 0_u32;
     while !rest.is_empty() {
-        let (length, after) = rest.split_first_chunk().ok_or(damaged("it was cut short"))?;
+        let (length, after) = rest.split_first_chunk().ok_or(damaged("it is truncated"))?;
         let length = u32::from_be_bytes(*length) as usize;
         if length > after.len() || length > PIECE_BYTES + OVERHEAD_BYTES {
-            return Err(damaged("it was cut short"));
+            return Err(damaged("it is truncated"));
         }
         let (sealed, after) = after.split_at(length);
         let piece = keys.open_sealed(PLACE, &number.to_be_bytes(), sealed);

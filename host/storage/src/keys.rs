@@ -1,4 +1,4 @@
-//! The node's keyring, its file, and sealing with both.
+//! The node's keyring and its file, and sealing with the keyring.
 
 use std::{
     path::{Path, PathBuf},
@@ -11,14 +11,14 @@ use super::{Error, Identity, files};
 use conclave_crypto as crypto;
 use conclave_crypto::{Aad, KeyId, KeyStatus, Keyring, MasterKey, ROTATE_AFTER_USES};
 
-/// How many seals one write of the keyring's file allows: some minutes under load.
+/// The number of seals that one write of the keyring's file reserves: enough for some minutes under load.
 const RESERVE_USES: u64 = 1 << 20;
 
-/// A keyring of more keys than a node could make in a lifetime.
+/// The largest keyring file. A node cannot create so many keys in its lifetime.
 const FILE_BYTES_MAX: u64 = 1 << 20;
 
-/// Seals and opens what the node keeps, and looks after its data keys: reserves uses ahead of them,
-/// rotates before a key wears out. Cloning shares.
+/// Seals and opens the node's stored data, and manages its data keys. It reserves uses of the active
+/// key in advance, and rotates the key before it reaches its limit. Clones share the keyring.
 #[derive(Clone)]
 pub struct Keys {
     inner: Arc<Inner>,
@@ -27,7 +27,7 @@ pub struct Keys {
 struct Inner {
     path: PathBuf,
     identity: Identity,
-    /// Also the right to write the file.
+    /// Holding this lock also permits writing the file.
     master_key: Mutex<MasterKey>,
     keyring: ArcSwap<Keyring>,
 }
@@ -50,7 +50,7 @@ impl Keys {
         Ok(keys)
     }
 
-    /// Opens the keyring and writes nothing: sealing reserves by itself.
+    /// Opens the keyring without writing. Sealing reserves uses when it needs them.
     pub(super) fn open(
         dir: &Path,
         identity: Identity,
@@ -77,7 +77,7 @@ impl Keys {
         self.inner.master_key.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Seals what is kept at `key` of `place`.
+    /// Seals data that is stored at `key` of `place`.
     pub(super) fn seal(&self, place: &str, key: &[u8], plain: &[u8]) -> Result<Vec<u8>, Error> {
         let aad = self.aad(place, key);
         loop {
@@ -88,7 +88,7 @@ impl Keys {
         }
     }
 
-    /// Opens it again.
+    /// Opens data that is stored at `key` of `place`.
     pub(super) fn open_sealed(
         &self,
         place: &str,
@@ -103,25 +103,25 @@ impl Keys {
         Aad { cluster_id, node_id: *node_id, place, key }
     }
 
-    /// More uses for the active key, or a new key if it has had enough.
+    /// Reserves more uses of the active key, or rotates it if it has reached its limit.
     fn reserve(&self, spent: KeyId) -> Result<(), Error> {
         let rotates = self.inner.keyring.load().active_uses() >= ROTATE_AFTER_USES;
         self.change(|keyring| match keyring.active() == spent {
-            // Another thread was faster, and has rotated.
+            // Another thread has already rotated the key.
             false => Ok(keyring.clone()),
             true if rotates => keyring.install().map(|next| next.reserve(RESERVE_USES)),
             true => Ok(keyring.reserve(RESERVE_USES)),
         })
     }
 
-    /// Seals from now on under a new data key. The old ones go on opening, until a start finds that
-    /// nothing sealed under them is left.
+    /// Rotates the data key: new data is sealed under a new key. The old keys still open data. A
+    /// later start retires them when no data is sealed under them.
     pub fn rotate(&self) -> Result<KeyId, Error> {
         self.change(|keyring| keyring.install().map(|next| next.reserve(RESERVE_USES)))?;
         Ok(self.inner.keyring.load().active())
     }
 
-    /// Wraps the keyring under another master key. From now on only that one opens the directory.
+    /// Wraps the keyring under another master key. The previous master key no longer opens the directory.
     pub fn rekey(&self, new: MasterKey) -> Result<(), Error> {
         let mut master_key = self.lock();
         self.inner.write(&self.inner.keyring.load(), &new)?;
@@ -134,7 +134,7 @@ impl Keys {
         self.inner.keyring.load().status()
     }
 
-    /// The short name of the master key.
+    /// The id of the master key.
     pub fn master_key_id(&self) -> String {
         self.lock().id()
     }
@@ -143,12 +143,12 @@ impl Keys {
         self.inner.keyring.load().active()
     }
 
-    /// Forgets a key under which nothing is sealed any more.
+    /// Retires a key that no longer seals any data.
     pub(super) fn retire(&self, key_id: KeyId) -> Result<(), Error> {
         self.change(|keyring| keyring.retire(key_id))
     }
 
-    /// The one way in which the keyring changes: on disk first.
+    /// Changes the keyring, first on disk and then in memory. Every change uses this function.
     fn change(
         &self,
         next: impl FnOnce(&Keyring) -> Result<Keyring, crypto::Error>,
@@ -171,7 +171,7 @@ impl Inner {
     }
 }
 
-/// The keyring's file is bound to every byte of the identity.
+/// Returns the associated data that binds the keyring's file to every byte of the identity.
 fn aad_of_file<'a>(identity: &'a Identity, identity_bytes: &'a [u8]) -> Aad<'a> {
     Aad {
         cluster_id: &identity.cluster_id,

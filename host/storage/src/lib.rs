@@ -1,38 +1,39 @@
-//! What a node keeps on disk: its identity and keys, the log, the vote, small records, snapshots.
+//! Storage of a node: identity, keys, log, vote, metadata entries and snapshots on disk.
 //!
 //! ```text
-//! DATA/lock        held while the node runs; tells who
-//! DATA/identity    whose directory this is
-//! DATA/keyring     the data keys, wrapped by the master key
-//! DATA/genesis     the component that the cluster was begun with, sealed
-//! DATA/compiled/   compiled code of components, sealed; without it components are compiled
-//! DATA/mark        how far the log had got: what must be there
-//! DATA/log/        sled: log, vote, committed and purged ids, records; values sealed
-//! DATA/snapshots/  <term>-<index>.snap
+//! DATA/lock               held while the node runs; contains the process id
+//! DATA/identity           cluster id, node id and initial component of this directory
+//! DATA/keyring            the data keys, wrapped by the master key
+//! DATA/initial-component  the cluster's initial component, sealed
+//! DATA/compiled/          compiled components, sealed; optional, as components can be recompiled
+//! DATA/watermark          the durable watermark: how much of the log must be present
+//! DATA/log/               sled: log, vote, committed and purged ids, metadata entries; values sealed
+//! DATA/snapshots/         <term>-<index>.snap
 //! ```
 //!
 //! # Contract
 //!
-//! - **What was acknowledged is on stable storage**, and everything goes there through one function,
-//!   [`tree::Tree::sync`] for the log, and temp, sync, rename, sync directory for whole files. Who
-//!   appends is answered after it, in a batch with everybody who came meanwhile.
-//! - **A failed sync poisons the store**: what the kernel holds is then unknown, so nothing is
-//!   accepted any more, and every later call names the first failure.
-//! - **Nothing is silently less than it was.** A directory that is another node's, a wrong key, a
-//!   changed byte, a record moved elsewhere, a log that lost its end: each is refused by name, at
-//!   open or at read, and nothing is written. There is no repair: the node is rebuilt from its peers
+//! - **Acknowledged data is on stable storage.** All log data becomes durable through one function,
+//!   [`tree::Tree::sync`]. Whole files are written under a temporary name, synced and renamed, and
+//!   then the directory is synced. `append` completes only after the sync. Concurrent appends share
+//!   one sync.
+//! - **A failed sync poisons the store.** The kernel's state of the data is then unknown. The store
+//!   rejects every later call with the first failure.
+//! - **Data loss is always detected.** These are errors that name the file or index, at open or at
+//!   read: a directory of another node, a wrong key, a corrupted byte, a misplaced value, and a log
+//!   without its end. Nothing is written then. There is no repair: rebuild the node from its peers,
 //!   under a new id.
-//! - Nothing leaves memory unsealed, but for names, indexes, sizes and key ids.
-//! - A directory comes into being whole: until its identity is there, the file `creating` says that
-//!   nothing in it counts.
+//! - Nothing leaves memory unsealed, except names, indexes, sizes and key ids.
+//! - A directory is created atomically. Until its identity file exists, the file `creating` marks
+//!   its contents as incomplete.
 //!
 //! # Caveats
 //!
-//! Calls block on the disk unless they are async. A whole directory put back from an older copy
-//! cannot be told from the newest one, and must never be: it would vote twice. Only this component sees
-//! sled, and only `tree.rs` of it.
+//! Calls block on the disk unless they are async. An older copy of a whole directory cannot be
+//! distinguished from the newest one. Never run a node on an older copy: it would vote twice. Only
+//! this crate uses sled, and only in `tree.rs`.
 //!
-//! Formats: `docs/disk-format.md`.
+//! `docs/disk-format.md` describes the formats.
 
 mod check;
 mod compact;
@@ -84,47 +85,47 @@ use crate::raft_types::LogId;
 use conclave_crypto::{KeyId, MasterKey};
 use conclave_types::{ComponentId, NodeId};
 
-/// What it takes to open a data directory.
+/// The options for opening a data directory.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The directory. Made if it is not there.
+    /// The directory. Created if it does not exist.
     pub dir: PathBuf,
-    /// The cluster that it must belong to.
+    /// The cluster that the directory must belong to.
     pub cluster_id: String,
-    /// The node that it must belong to.
+    /// The node that the directory must belong to.
     pub node_id: NodeId,
-    /// The component that a new directory is made for. One that is there already goes on with its own.
+    /// The initial component of a new directory. An existing directory keeps its own.
     pub component: Bytes,
-    /// Its name.
+    /// The id of `component`.
     pub component_id: ComponentId,
-    /// The key that opens its keyring.
+    /// The master key of the directory's keyring.
     pub master_key: MasterKey,
 }
 
-/// An open data directory. It is given back when the last clone of its parts is gone.
+/// An open data directory. Its lock is released when the last clone of its parts is dropped.
 pub struct Storage {
-    /// Whose it is.
+    /// The directory's identity.
     pub identity: Identity,
-    /// The component that the cluster was begun with.
+    /// The cluster's initial component.
     pub initial_component: Bytes,
-    /// The log, the vote, records.
+    /// The log, the vote and metadata entries.
     pub log: LogStore,
     /// The snapshots.
     pub snapshots: SnapshotStore,
-    /// Compiled code of components.
+    /// The compiled components.
     pub compiled: CompiledStore,
     /// The data keys.
     pub keys: Keys,
 }
 
-/// How a file is made durable: the seam at which tests let a disk fail.
+/// The operation that makes a file durable. Tests replace it to simulate a failing disk.
 #[doc(hidden)]
 pub trait Medium: Send + Sync + 'static {
     /// `fdatasync`.
     fn sync(&self, file: &File) -> io::Result<()>;
 }
 
-/// The real one.
+/// The real disk.
 struct Disk;
 
 impl Medium for Disk {
@@ -133,36 +134,37 @@ impl Medium for Disk {
     }
 }
 
-/// There while a directory is being made: nothing in it counts yet.
+/// The name of the file that exists while a directory is being created.
 const CREATING: &str = "creating";
 const LOG_DIR: &str = "log";
 
 impl Storage {
-    /// Which component a directory was made for; nothing if it is yet to be made. Looks at nothing else.
+    /// Returns the initial component of a directory, or `None` if the directory is not created yet.
+    /// Reads only the identity file.
     pub fn made_for(dir: &Path) -> Result<Option<ComponentId>, Error> {
         Ok(Identity::read(dir)?.map(|identity| identity.component_id))
     }
 
-    /// Opens a data directory, or makes it; refuses it if it is not the one, or not whole. Blocking,
-    /// for as long as reading the whole log takes.
+    /// Opens a data directory, or creates it. A directory that belongs to another node, or is
+    /// incomplete, is an error. Blocks while the whole log is read.
     pub fn open(options: Options) -> Result<Self, Error> {
         Self::open_on(options, Arc::new(Disk))
     }
 
-    /// Opens the directory of a stopped node as that node would.
+    /// Opens the directory of a stopped node, as that node would.
     ///
     /// # Errors
-    /// As for [`Storage::open`]; also if the node runs, or there is none.
+    /// As for [`Storage::open`]; also if the node is running, or the directory is not a data directory.
     pub fn open_stopped(dir: &Path, master_key: MasterKey) -> Result<Self, Error> {
         let no_node = || Error::NoNode { dir: dir.to_owned() };
         let identity = Identity::read(dir)?.ok_or_else(no_node)?;
         let Identity { cluster_id, node_id, component_id, .. } = identity;
-        // Nothing is created.
+        // Not used, because the directory already exists.
         let (dir, component) = (dir.to_owned(), Bytes::new());
         Self::open(Options { dir, cluster_id, node_id, component, component_id, master_key })
     }
 
-    /// The same on another medium.
+    /// The same as [`Storage::open`], on another medium.
     #[doc(hidden)]
     pub fn open_on(options: Options, medium: Arc<dyn Medium>) -> Result<Self, Error> {
         let Options { dir, cluster_id, node_id, component, component_id, master_key } = options;
@@ -184,7 +186,7 @@ impl Storage {
         let keys = Keys::open(&dir, identity.clone(), master_key)?;
         let (watermark_file, watermark) = WatermarkFile::open(&dir, keys.clone())?;
         files::remove_temporary(&dir)?;
-        // Names that an earlier process gave may not be on the disk yet.
+        // File names that an earlier process created may not be durable yet.
         files::sync_dir(&dir)?;
         let log_dir = dir.join(LOG_DIR);
         compact::remove_leftover(&log_dir)?;
@@ -212,7 +214,7 @@ fn incarnation(dir: &Path) -> Result<[u8; 16], Error> {
     Ok(incarnation)
 }
 
-/// Makes a directory. The identity comes last: once it is there, all the rest is.
+/// Creates a directory. The identity file is written last: if it exists, everything else exists.
 fn create(
     dir: &Path,
     identity: &Identity,
@@ -225,7 +227,7 @@ fn create(
         let unreadable = Error::io("cannot read directory", dir);
         let names: io::Result<Vec<_>> = std::fs::read_dir(dir)
             .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect());
-        // The last is what a file system puts at its root.
+        // File systems create `lost+found` in their root directory.
         let expected = [Lock::FILE, "creating.tmp", "lost+found"];
         for name in names.map_err(unreadable)? {
             if !expected.iter().any(|expected| name == *expected) {
@@ -253,7 +255,7 @@ fn create(
     files::write_atomically(&dir.join(Identity::FILE), &identity.encode())
 }
 
-/// The tree's first value: whose it is.
+/// Writes the tree's first value, which binds the tree to its directory.
 fn birth(tree: &Tree, incarnation: &[u8]) -> io::Result<()> {
     let mut batch = tree::Batch::default();
     let sealed = tree.seal(format::BIRTH, &format::value(1, incarnation))?;
@@ -261,7 +263,7 @@ fn birth(tree: &Tree, incarnation: &[u8]) -> io::Result<()> {
     tree.apply(batch)
 }
 
-/// The directory is made; it must never be taken for one in the making again.
+/// Removes the file `creating`, because the complete directory must never be created again.
 fn finish_creation(dir: &Path) -> Result<(), Error> {
     let creating = dir.join(CREATING);
     if creating.exists() {
@@ -271,7 +273,7 @@ fn finish_creation(dir: &Path) -> Result<(), Error> {
     Ok(())
 }
 
-/// Forgets the data keys under which nothing is sealed any more.
+/// Retires the data keys that no longer seal any data.
 fn retire_unused(
     keys: &Keys,
     recovered: &Recovered,
@@ -280,17 +282,17 @@ fn retire_unused(
     let mut used: BTreeSet<KeyId> = recovered.key_ids.clone();
     used.extend(newest.into_iter().flat_map(SnapshotFile::key_ids).map(KeyId));
     for key in keys.status() {
-        // The one before the active key may still have sealed a slot of the watermark.
+        // The key before the active one may still seal a slot of the watermark.
         if key.id.0 + 1 < keys.active().0 && !used.contains(&key.id) {
             keys.retire(key.id)?;
-            tracing::info!(key_id = %key.id, "a data key with nothing left under it was retired");
+            tracing::info!(key_id = %key.id, "retired a data key, because no data is sealed under it any more");
         }
     }
     Ok(())
 }
 
 impl Options {
-    /// The options of a node in a test, with a known key.
+    /// Returns the options of a node in a test, with a fixed key.
     #[doc(hidden)]
     pub fn for_test(dir: &Path) -> Self {
         let component = Bytes::from_static(b"component");

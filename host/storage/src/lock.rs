@@ -1,4 +1,4 @@
-//! One process a data directory.
+//! The lock of a data directory, which allows only one process to use it.
 
 use std::{
     fs::{File, OpenOptions},
@@ -11,7 +11,7 @@ use rustix::fs::{FlockOperation, flock};
 
 use super::Error;
 
-/// Holds the directory until dropped. The kernel gives it back when the process dies.
+/// The locked directory. Dropping it, or the end of the process, releases the lock.
 pub(super) struct Lock {
     _file: File,
 }
@@ -33,8 +33,9 @@ impl Lock {
         Ok(Self { _file: file })
     }
 
-    /// Keeps nodes away until dropped, and writes nothing: others may look at the same time. A directory
-    /// that no node ever opened where it is now has no lock, and needs none.
+    /// Locks the directory against nodes without writing to it. Several readers can hold this lock.
+    /// Returns `None` if there is no lock file, because then no node has opened the directory at
+    /// this path.
     pub(super) fn look(dir: &Path) -> Result<Option<Self>, Error> {
         let path = dir.join(Self::FILE);
         let file = match File::open(&path) {
@@ -51,7 +52,7 @@ fn lock(file: &File, how: FlockOperation, dir: &Path) -> Result<(), Error> {
         Ok(()) => Ok(()),
         Err(rustix::io::Errno::WOULDBLOCK) => {
             let mut holder = String::new();
-            // The number only helps the reader of the message.
+            // The process id only makes the message more helpful, so a failure to read it is ignored.
             let _ = file.take(32).read_to_string(&mut holder);
             Err(Error::InUse { dir: dir.to_owned(), pid: holder.trim().parse().ok() })
         }

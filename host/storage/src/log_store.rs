@@ -1,4 +1,4 @@
-//! The log store: openraft's view of the tree, and ours.
+//! The log store: openraft's log storage on the tree, with extensions for the layers above.
 
 use std::{
     fmt::Debug,
@@ -40,40 +40,41 @@ use super::{
 };
 use crate::raft_types::{Entry, LogId, TypeConfig, Vote};
 
-/// How much a peer is sent, or apply is given, at a time.
+/// The largest amount of entries that is read at once, for a peer or for apply.
 const READ_BYTES_MAX: usize = 1 << 20;
 
-/// How many bytes may wait for the disk before `append` waits too.
+/// The number of unwritten bytes at which `append` waits for the disk.
 const UNWRITTEN_BYTES_MAX: usize = 64 << 20;
 
-/// The largest value of a record, and the longest name: a record is one sealed value of the tree.
+/// The largest value and the longest name of a metadata entry. A metadata entry is one sealed value
+/// of the tree.
 const RECORD_BYTES_MAX: usize = 128 << 10;
 const RECORD_NAME_BYTES_MAX: usize = 256;
 
-/// The log, the vote, and small records. Cloning shares; the last one to go writes what is left, as
-/// [`LogStore::shutdown`] does.
+/// The log, the vote, and metadata entries. Clones share the store. Dropping the last clone writes
+/// the remaining data, as [`LogStore::shutdown`] does.
 #[derive(Clone)]
 pub struct LogStore {
     inner: Arc<Inner>,
 }
 
-/// What there is of the log.
+/// The extent of the log.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Extent {
-    /// The last entry that was removed, for a snapshot that covers it.
+    /// The last purged entry. A snapshot covers it.
     pub purged: Option<LogId>,
-    /// The index of the first entry, if there is one.
+    /// The index of the first entry, if the log has entries.
     pub first: u64,
-    /// The last entry; the purged one if there is none.
+    /// The last entry, or the last purged entry if the log has no entries.
     pub last: Option<LogId>,
-    /// Up to here the log is known to be committed. It may be so further.
+    /// The last entry known to be committed. Later entries may also be committed.
     pub committed: Option<LogId>,
 }
 
 struct Inner {
     shared: Arc<Shared>,
     tree: Arc<Tree>,
-    /// Sent to with the state locked, so that the queue has the order of the state's changes.
+    /// Used only with the state locked, so that the queue has the same order as the changes of the state.
     queue: Sender<Op>,
     thread: Mutex<Option<JoinHandle<()>>>,
     _lock: Arc<Lock>,
@@ -114,7 +115,7 @@ impl LogStore {
     pub async fn synced(&self, index: u64) -> io::Result<()> {
         let shared = &self.inner.shared;
         loop {
-            // Registered before looking, so that no notification falls in between.
+            // Register before the check, so that no notification is missed.
             let mut written = pin!(shared.written.notified());
             written.as_mut().enable();
             shared.check_poisoned()?;
@@ -125,19 +126,20 @@ impl LogStore {
         }
     }
 
-    /// The pace of this node's own writes, for those who send its log to others.
+    /// Returns the batch window of this node's writes, for replication to the peers.
     pub fn pace(&self) -> BatchWindow {
         BatchWindow::new(self.inner.shared.batches.subscribe())
     }
 
-    /// The entries of a range that the log has, from the first on: as many as are worth `bytes_max`,
-    /// but at least one. May read the disk: blocking.
+    /// Returns the entries of a range that the log has, in order: at most `bytes_max` bytes of
+    /// them, but at least one entry. May read the disk, and then blocks.
     pub fn entries(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
         reader::read(&self.inner.shared, &self.inner.tree, range, bytes_max)
     }
 
-    /// The same without blocking: entries in memory are returned at once, and the disk is read on another
-    /// thread, because the runtime's few threads also send heartbeats and run Raft.
+    /// The same as [`Self::entries`] without blocking. Entries in memory are returned at once. The
+    /// disk is read on another thread, because the runtime's few threads also send heartbeats and
+    /// run Raft.
     pub async fn read(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
         if let Some(entries) = reader::cached(&self.inner.shared, range.clone(), bytes_max) {
             return Ok(entries);
@@ -147,54 +149,56 @@ impl LogStore {
         reading.await.map_err(io::Error::other)?
     }
 
-    /// What there is of the log.
+    /// Returns the extent of the log.
     pub fn extent(&self) -> Extent {
         let state = self.inner.shared.lock();
         let State { purged, first, last, committed, .. } = *state;
         Extent { purged, first, last, committed }
     }
 
-    /// The highest term of a vote that was passed to be stored, whether or not it is on disk yet. This node has told
-    /// no other node of a vote in a later term (Raft stores a vote before it takes effect).
+    /// Returns the highest term of a vote that openraft has passed for storing, durable or not.
+    /// This node has sent no other node a vote in a later term, because Raft stores a vote before
+    /// it takes effect (Raft thesis, section 3.8).
     pub fn voted_term(&self) -> u64 {
         self.inner.shared.voted_term.load(Ordering::SeqCst)
     }
 
-    /// How many bytes of entries have been appended since the store was opened.
+    /// The total bytes of entries appended since the store was opened.
     pub fn appended_bytes(&self) -> u64 {
         self.inner.shared.appended_bytes.load(Ordering::Relaxed)
     }
 
-    /// The bytes of the entries after `index`, about.
+    /// The approximate bytes of the entries after `index`.
     pub fn bytes_after(&self, index: u64) -> u64 {
         self.inner.shared.lock().sizes.after(index)
     }
 
-    /// The bytes of all entries that the log has, about.
+    /// The approximate bytes of all entries in the log.
     pub fn live_bytes(&self) -> u64 {
         let state = self.inner.shared.lock();
         state.sizes.after(state.first.saturating_sub(1))
     }
 
-    /// The lowest index from which on the entries have at most so many bytes, about. The index after the last
-    /// entry if the last few have more.
+    /// Returns the lowest index from which the entries have at most about `bytes_max` bytes. If the
+    /// last few entries already have more, returns the index after the last entry.
     pub fn first_within(&self, bytes_max: u64) -> u64 {
         let state = self.inner.shared.lock();
         let next = state.next().unwrap_or(state.first);
         state.sizes.first_within(bytes_max).unwrap_or(next)
     }
 
-    /// The tree's size on disk, with what sled has yet to reclaim.
+    /// The tree's size on disk, including space that sled has not reclaimed yet.
     pub fn disk_bytes(&self) -> u64 {
         self.inner.tree.disk_bytes()
     }
 
-    /// Keeps a small record under a name, or removes it. Readable at once; on disk with the next
-    /// batch, for which it does not wait. Names are not sealed: nothing secret belongs there.
+    /// Stores a metadata entry under a name, or removes it. It is readable at once, and becomes
+    /// durable with the next batch, without waiting for it. Names are not sealed, and must not
+    /// contain secrets.
     pub fn put_record(&self, name: &str, value: Option<Vec<u8>>) -> io::Result<()> {
         let length = value.as_ref().map_or(0, Vec::len);
         if name.len() > RECORD_NAME_BYTES_MAX || length > RECORD_BYTES_MAX {
-            let reason = format!("record {name:.256}: {length} bytes, {RECORD_BYTES_MAX} allowed");
+            let reason = format!("metadata entry {name:.256}: {length} bytes; at most {RECORD_BYTES_MAX} are allowed");
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         let value = value.map(Bytes::from);
@@ -207,17 +211,18 @@ impl LogStore {
         })
     }
 
-    /// Writes the records that were put, and syncs them, as soon as the batch before is written. Does not wait for it.
+    /// Requests that changed metadata entries are written and synced right after the current batch.
+    /// Does not wait for it.
     pub fn sync_records(&self) -> io::Result<()> {
         self.inner.send(Op::Sync)
     }
 
-    /// A record's value.
+    /// Returns the value of a metadata entry.
     pub fn get_record(&self, name: &str) -> io::Result<Option<Vec<u8>>> {
         Ok(self.inner.shared.lock().records.get(name).map(|value| value.to_vec()))
     }
 
-    /// The records whose names begin with a prefix, in the order of their names.
+    /// Returns the metadata entries whose names begin with a prefix, ordered by name.
     pub fn list_records(&self, prefix: &str) -> io::Result<Vec<(String, Vec<u8>)>> {
         let state = self.inner.shared.lock();
         let from = state.records.range::<str, _>((Bound::Included(prefix), Bound::Unbounded));
@@ -225,36 +230,41 @@ impl LogStore {
         Ok(listed.map(|(name, value)| (name.clone(), value.to_vec())).collect())
     }
 
-    /// Why the store accepts nothing any more.
+    /// The failure because of which the store rejects all operations, if any.
     pub fn poisoned(&self) -> Option<String> {
         self.inner.shared.poisoned().map(str::to_owned)
     }
 
-    /// How long the storage thread's current step (a sync, for example) has taken so far; zero while it waits for work.
+    /// The duration of the storage thread's current step (for example a sync) so far. Zero while
+    /// the thread waits for work.
     pub fn busy_for(&self) -> Duration {
         self.inner.shared.progress.elapsed()
     }
 
-    /// The message of a panic of the storage thread, with every change. Nothing is stored after one.
+    /// Publishes the message of a panic of the storage thread. After a panic nothing is stored.
     pub fn panicked(&self) -> watch::Receiver<Option<String>> {
         self.inner.shared.panic.subscribe()
     }
 
-    /// Writes what is left, syncs, and ends the storage thread. Whatever is written later is refused.
+    /// Writes and syncs the remaining data, and ends the storage thread. Later writes are rejected.
     pub fn shutdown(&self) {
         self.inner.shutdown();
     }
 
-    /// Drops the log if the newest snapshot contradicts it. A snapshot from a leader replaces what this
-    /// node has of another leader's entries, and may be on disk before their truncation is: then the log
-    /// still ends in entries that are behind the snapshot's in index, and before it in term. What the
-    /// snapshot covers was committed, so it is the log that gives way; up to the snapshot, nothing of
-    /// it is needed.
+    /// Discards the log if it contradicts the newest snapshot. A snapshot from a leader replaces
+    /// entries of an older leader, and may become durable before their truncation. The log then
+    /// still contains entries with higher indexes but lower terms than the snapshot. Everything
+    /// that the snapshot covers was committed, so the log must be discarded (Raft paper, extended
+    /// version, section 7). No entry up to the snapshot is needed any more.
     pub(super) fn give_way(&self, snapshot: LogId) -> io::Result<()> {
         let entries = self.entries(snapshot.index..snapshot.index.saturating_add(1), 1)?;
         match entries.first() {
             Some(entry) if entry.log_id != snapshot => {
-                tracing::warn!(entry = %entry.log_id, %snapshot, "the log is dropped for a snapshot");
+                tracing::warn!(
+                    entry = %entry.log_id,
+                    %snapshot,
+                    "discarding the log, because it contradicts the newest snapshot"
+                );
                 let purged = self.inner.shared.lock().purged;
                 self.truncate(purged)
             }
@@ -282,17 +292,17 @@ impl LogStore {
 
 impl Inner {
     fn send(&self, op: Op) -> io::Result<()> {
-        self.queue.send(op).map_err(|_| io::Error::other("the store was shut down"))
+        self.queue.send(op).map_err(|_| io::Error::other("the store is shut down"))
     }
 
     fn shutdown(&self) {
         let thread = self.thread.lock().unwrap_or_else(PoisonError::into_inner).take();
         let Some(thread) = thread else { return };
-        // A thread that is gone already needs no telling.
+        // Sending fails if the thread has already ended, which is fine.
         let _ = self.send(Op::Shutdown);
-        // The last handle may go with a callback that the storage thread itself runs.
+        // A callback on the storage thread itself may drop the last handle.
         if thread.thread().id() != thread::current().id() {
-            // It guards itself against panics.
+            // The thread catches its own panics.
             let _ = thread.join();
         }
     }
@@ -316,12 +326,12 @@ impl RaftLogReader<TypeConfig> for LogStore {
         Ok(self.inner.shared.lock().vote)
     }
 
-    /// A few entries at a time: they go to a peer in one message.
+    /// Limits the batch, because its entries are sent to a peer in one message.
     async fn limited_get_log_entries(&mut self, start: u64, end: u64) -> io::Result<Vec<Entry>> {
         self.read(start..end, READ_BYTES_MAX).await
     }
 
-    /// A few entries at a time: after a restart the range is the whole log since the last snapshot.
+    /// Reads in small batches. After a restart, the range is the whole log since the last snapshot.
     async fn entries_stream<RB>(
         &mut self,
         range: RB,
@@ -337,7 +347,7 @@ impl RaftLogReader<TypeConfig> for LogStore {
     }
 }
 
-/// Reads the next batch of a range; the range ends with itself, the log, or an error.
+/// Reads the next batch of a range. Ends at the end of the range or of the log, or after an error.
 async fn next_batch(
     (store, range): (LogStore, Range<u64>),
 ) -> Option<(io::Result<Vec<Entry>>, (LogStore, Range<u64>))> {
@@ -381,10 +391,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     async fn save_vote(&mut self, vote: &Vote) -> io::Result<()> {
         let (done, saved) = oneshot::channel();
         self.inner.shared.check_poisoned()?;
-        // Before anything that depends on the vote.
+        // Must precede everything that depends on the vote.
         self.inner.shared.voted_term.fetch_max(vote.leader_id.term, Ordering::SeqCst);
         self.inner.send(Op::Vote(*vote, done))?;
-        saved.await.unwrap_or_else(|_| Err(io::Error::other("the store was shut down")))
+        saved.await.unwrap_or_else(|_| Err(io::Error::other("the store is shut down")))
     }
 
     async fn save_committed(&mut self, committed: Option<LogId>) -> io::Result<()> {
@@ -407,7 +417,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         loop {
             let written = self.inner.shared.written.notified();
             let mut written = std::pin::pin!(written);
-            // Enlisted before looking, so that no notice is missed.
+            // Register before the check, so that no notification is missed.
             written.as_mut().enable();
             self.inner.shared.check_poisoned()?;
             if self.inner.shared.lock().unwritten_bytes < UNWRITTEN_BYTES_MAX {

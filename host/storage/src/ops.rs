@@ -7,27 +7,27 @@ use tokio::sync::oneshot;
 
 use crate::raft_types::{Entry, LogId, TypeConfig, Vote};
 
-/// An operation.
+/// An operation in the storage thread's queue.
 pub(super) enum Op {
-    /// Writes entries that are in memory already.
+    /// Writes entries that are already in memory.
     Append { entries: Vec<Entry>, bytes: usize, epoch: u64, flushed: IOFlushed<TypeConfig> },
     /// Writes a vote.
     Vote(Vote, oneshot::Sender<io::Result<()>>),
-    /// Removes the entries after this index; all entries without one.
+    /// Removes the entries after this index, or all entries if there is none.
     Truncate(Option<u64>),
-    /// Removes the entries up to and including this one. No caller waits for it, but the next entries may follow
-    /// only on it.
+    /// Removes the entries up to and including this entry. No caller waits for it, but later
+    /// entries may depend on it.
     Purge(LogId),
-    /// Announces lazy values.
+    /// Reports new lazy values to a waiting thread.
     Wake,
     /// Writes and syncs the lazy values.
     Sync,
-    /// Writes everything and ends the thread.
+    /// Writes the remaining data and ends the thread.
     Shutdown,
 }
 
 impl Op {
-    /// The number of entries that it appends.
+    /// The number of entries to append.
     pub(super) fn entries(&self) -> usize {
         if let Self::Append { entries, .. } = self { entries.len() } else { 0 }
     }
@@ -48,7 +48,7 @@ pub(super) enum Work {
 }
 
 impl Waiting {
-    /// The caller that waits for an operation that is not carried out.
+    /// Returns the waiting caller of an operation that is not carried out, if any.
     pub(super) fn of(op: Op) -> Option<Self> {
         match op {
             Op::Append { bytes, epoch, flushed, .. } => {

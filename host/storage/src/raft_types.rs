@@ -1,4 +1,4 @@
-//! openraft, bound to our types.
+//! The openraft types of a Conclave cluster.
 
 use std::fmt;
 
@@ -6,7 +6,7 @@ use openraft::impls::leader_id_std;
 
 use conclave_types::{Command, NodeId, Receipt};
 
-/// Where a member is reached. Part of the replicated membership.
+/// The addresses of a member. Part of the replicated membership.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Member {
     /// `host:port` of the peer port, for the other members.
@@ -22,7 +22,7 @@ impl fmt::Display for Member {
 }
 
 openraft::declare_raft_types!(
-    /// The types of a Conclave cluster. Leader ids are those of the Raft paper: one leader a term.
+    /// The types of a Conclave cluster. Leader ids follow the Raft paper: at most one leader per term.
     pub TypeConfig:
         D = Command,
         R = Receipt,
@@ -31,17 +31,17 @@ openraft::declare_raft_types!(
         LeaderId = leader_id_std::LeaderId<u64, NodeId>,
 );
 
-/// A position in the log.
+/// The term and index of an entry.
 pub type LogId = openraft::type_config::alias::LogIdOf<TypeConfig>;
-/// A vote, or a leader's claim.
+/// A vote for a candidate, or the committed vote of a leader.
 pub type Vote = openraft::type_config::alias::VoteOf<TypeConfig>;
-/// One entry of the log.
+/// An entry of the log.
 pub type Entry = openraft::type_config::alias::EntryOf<TypeConfig>;
-/// What an entry holds.
+/// The content of an entry.
 pub type Payload = openraft::EntryPayload<Command, NodeId, Member>;
 /// The members of a cluster.
 pub type Membership = openraft::Membership<NodeId, Member>;
-/// A membership and the entry that brought it.
+/// A membership, and the log id of its entry.
 pub type StoredMembership = openraft::type_config::alias::StoredMembershipOf<TypeConfig>;
-/// What a snapshot covers.
+/// The metadata of a snapshot: its last log id and membership.
 pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>;

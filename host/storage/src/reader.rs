@@ -1,4 +1,4 @@
-//! Reading entries: the recent ones from memory, older ones from the tree.
+//! Reading of log entries: recent entries from memory, older entries from the tree.
 
 use std::{io, ops::Range};
 
@@ -12,12 +12,12 @@ use super::{
 };
 use crate::raft_types::Entry;
 
-/// How often a read starts over because the log was truncated or purged meanwhile. Each time is an
-/// event of its own, so this is never reached but by a bug.
+/// The maximum number of attempts of a read that concurrent truncations or purges interrupt. Each
+/// interruption needs another truncation or purge, so only a bug can reach this number.
 const ATTEMPTS_MAX: usize = 100;
 
-/// The entries of a range that the log has, from the first on: all of them, or as many as are worth
-/// `bytes_max`, but at least one.
+/// Returns the entries of a range that the log has, in order: at most `bytes_max` bytes of them,
+/// but at least one entry.
 pub(super) fn read(
     shared: &Shared,
     tree: &Tree,
@@ -32,7 +32,7 @@ pub(super) fn read(
     Err(io::Error::other(format!("log entries {range:?} kept changing while they were read")))
 }
 
-/// The same, if nothing of it has to be read from the tree.
+/// The same as [`read`], but only if all entries are in memory.
 pub(super) fn cached(shared: &Shared, range: Range<u64>, bytes_max: usize) -> Option<Vec<Entry>> {
     let state = shared.lock();
     let (next, end) = (range.start.max(state.first), range.end.min(state.next().unwrap_or(0)));
@@ -46,7 +46,7 @@ pub(super) fn cached(shared: &Shared, range: Range<u64>, bytes_max: usize) -> Op
     Some(entries)
 }
 
-/// Nothing if the log changed in the middle.
+/// Returns `None` if the log changed during the read.
 fn attempt(
     shared: &Shared,
     tree: &Tree,
@@ -58,7 +58,8 @@ fn attempt(
     let mut next = range.start;
     let mut epoch = None;
     loop {
-        // What of the tree may be read: behind it may lie what was truncated already.
+        // The end of the part that is read from the tree. Later blocks of the tree may
+        // already be truncated.
         let tree_end;
         {
             let state = shared.lock();
@@ -83,7 +84,7 @@ fn attempt(
         }
         let block = match read_pack(tree, next) {
             Ok(block) => block,
-            // A block may vanish or change under a reader. Only if nothing happened is it damage.
+            // A concurrent change may remove or replace the block. Otherwise the error is damage.
             Err(error) => {
                 let state = shared.lock();
                 if next < state.first || epoch != Some(state.epoch) {
@@ -109,7 +110,7 @@ fn attempt(
     }
 }
 
-/// The entries, unless the log was truncated since they were read.
+/// Returns the entries, unless the log was truncated during the read.
 fn confirm(
     shared: &Shared,
     epoch: Option<u64>,
@@ -118,7 +119,7 @@ fn confirm(
     Ok((epoch == Some(shared.lock().epoch)).then_some(entries))
 }
 
-/// The entries of the block that holds this index; it holds at least that one.
+/// Reads the entries of the block that contains this index.
 pub(super) fn read_pack(tree: &Tree, index: u64) -> io::Result<Vec<Entry>> {
     let damaged = |reason: &dyn ToString| {
         io::Error::from(Error::damaged(format!("log entry {index}"), reason.to_string()))
@@ -139,7 +140,7 @@ pub(super) fn read_pack(tree: &Tree, index: u64) -> io::Result<Vec<Entry>> {
             let (sequence, rest) =
                 format::split_value(part(number)?).map_err(|reason| damaged(&reason))?;
             if sequence != head.sequence + u64::from(number) {
-                return Err(damaged(&"its parts were not written together"));
+                return Err(damaged(&"its parts are from different writes"));
             }
             body.extend_from_slice(&rest);
         }

@@ -1,14 +1,14 @@
-//! How many bytes of entries the log has from an index on, to within one step.
+//! Approximate sizes of the log's entries from any index on, to within one step.
 
 use std::collections::VecDeque;
 
-/// Sizes are known at the first entry after so many bytes. A gibibyte of log takes 256 KiB of memory here.
+/// The number of bytes between two marks. A log of 1 GiB takes 256 KiB of memory here.
 const STEP_BYTES: u64 = 64 << 10;
 
-/// See the page of this file.
+/// The sizes of the log's entries.
 #[derive(Clone, Default)]
 pub(super) struct Sizes {
-    /// An index, and the bytes of all entries before it since counting began. Both grow.
+    /// Marks: an index, and the bytes of all entries before it since counting began. Both increase.
     marks: VecDeque<(u64, u64)>,
     /// The bytes of all entries since counting began.
     total: u64,
@@ -23,29 +23,29 @@ impl Sizes {
         self.total += bytes;
     }
 
-    /// Forgets the entries from `next` on.
+    /// Removes the entries from `next` on.
     pub(super) fn truncate(&mut self, next: u64) {
         while let Some((_, before)) = self.marks.pop_back_if(|(index, _)| *index >= next) {
             self.total = before;
         }
     }
 
-    /// Forgets the entries before `first`.
+    /// Removes the entries before `first`.
     pub(super) fn purge(&mut self, first: u64) {
         while self.marks.get(1).is_some_and(|(index, _)| *index <= first) {
             self.marks.pop_front();
         }
     }
 
-    /// The bytes of the entries after `index`, at most one step more than there are.
+    /// Returns the bytes of the entries after `index`, or at most one step more.
     pub(super) fn after(&self, index: u64) -> u64 {
         let at = self.marks.partition_point(|(watermark, _)| *watermark <= index + 1);
         let watermark = at.checked_sub(1).and_then(|at| self.marks.get(at)).or(self.marks.front());
         watermark.map_or(0, |(_, before)| self.total - before)
     }
 
-    /// The lowest index from which on the entries have at most so many bytes, or a step more than that index.
-    /// `None`: no step is as small.
+    /// Returns the lowest mark's index from which the entries have at most `bytes_max` bytes.
+    /// `None` if there is no such mark.
     pub(super) fn first_within(&self, bytes_max: u64) -> Option<u64> {
         let at = self.marks.partition_point(|(_, before)| self.total - before > bytes_max);
         self.marks.get(at).map(|(index, _)| *index)
@@ -74,7 +74,7 @@ mod tests {
         let first = sizes.first_within(10 * STEP_BYTES).unwrap();
         assert!(exact(first - 1) <= 10 * STEP_BYTES && first <= 64, "{first}");
         assert_eq!(sizes.first_within(u64::MAX), Some(1));
-        assert_eq!(sizes.first_within(0), None, "the last entries are larger than nothing");
+        assert_eq!(sizes.first_within(0), None, "the last entries have more than 0 bytes");
 
         sizes.purge(50);
         let first = sizes.first_within(u64::MAX).unwrap();

@@ -1,8 +1,9 @@
-//! The changes of one batch to the tree.
+//! Preparation of the changes of one batch to the tree.
 //!
-//! [`Staging`] turns the storage thread's work into keys and values, and keeps what the tree will have once they are applied:
-//! the blocks of the log, the records and the watermark. It does not read clocks, seal, write or sync. What it needs of a tree is
-//! [`Target`], so a test compares it with a model.
+//! [`Staging`] translates the storage thread's work into keys and values. It also tracks the
+//! resulting content of the tree: the blocks of the log, the metadata entries and the watermark. It
+//! reads no clocks and does not seal, write or sync. It accesses the tree only through [`Target`],
+//! so a test can compare it with a model.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -20,23 +21,24 @@ use super::{
 };
 use crate::raft_types::{Entry, LogId, Vote};
 
-/// How many blocks one batch removes: each costs some 10 µs, and a caller may wait for the batch.
+/// The maximum number of blocks that one batch removes. Each takes about 10 µs, and a caller may
+/// wait for the batch.
 const PURGED_PACKS_MAX: usize = 64;
 
-/// Keys with their new plaintext values; without one the key is removed.
+/// Keys with their new plaintext values. `None` removes the key.
 pub(super) type Changes = Vec<(Vec<u8>, Option<Vec<u8>>)>;
 
-/// The tree that changes are for.
+/// The tree to change.
 pub(super) trait Target {
-    /// Applies changes as one: a crash leaves all or none.
+    /// Applies changes atomically: after a crash, either all or none of them are present.
     fn apply(&self, changes: Changes) -> io::Result<()>;
-    /// The plaintext value of a key.
+    /// Returns the plaintext value of a key.
     fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>>;
-    /// The entries of the block that begins at this index.
+    /// Returns the entries of the block that begins at this index.
     fn read_pack(&self, first: u64) -> io::Result<Vec<Entry>>;
 }
 
-/// See the page of this file.
+/// The staged changes of one batch, and the resulting content of the tree.
 pub(super) struct Staging {
     watermark: Watermark,
     blocks: VecDeque<Block>,
@@ -61,19 +63,20 @@ impl Staging {
         }
     }
 
-    /// The watermark of the tree once everything that is staged is applied.
+    /// The watermark of the tree after all staged changes are applied.
     pub(super) fn watermark(&self) -> &Watermark {
         &self.watermark
     }
 
-    /// Stages one piece of work. A truncation is applied at once, as it may need what was staged before it.
+    /// Stages one operation. A truncation is applied at once, because it may need to read staged entries.
     pub(super) fn stage(&mut self, work: Work, target: &impl Target) -> io::Result<()> {
         match work {
             Work::Append(entries) => self.stage_entries(&entries),
             Work::Vote(vote) => self.stage_vote(&vote),
             Work::Truncate(after) => return self.stage_truncation(after, target),
             Work::Purge(to) => {
-                // An entry that follows a purge beyond the end does not follow those before it.
+                // A purge beyond the end of the log leaves a gap before the next entry, so the
+                // block must end here.
                 self.stage_pack();
                 self.purged = Some(to);
                 self.stage_purged();
@@ -109,13 +112,13 @@ impl Staging {
         }
     }
 
-    /// Whether there are blocks that a purge covers.
+    /// Whether purged blocks are left to remove.
     pub(super) fn purgeable(&self) -> bool {
         let purged = self.purged.map(|purged| purged.index);
         self.blocks.front().is_some_and(|block| Some(block.last) <= purged)
     }
 
-    /// Removes some of the blocks that are purged, if there are any, and applies everything.
+    /// Stages the removal of some purged blocks, if there are any, and applies all changes.
     pub(super) fn finish(&mut self, target: &impl Target) -> io::Result<()> {
         self.stage_pack();
         if self.purgeable() {
@@ -130,13 +133,14 @@ impl Staging {
             if self.blocks.is_empty() {
                 self.watermark.last_pack = 0;
             }
-            // Again, so that the note is never older than a removal.
+            // Staged again, so that the purged log id is never older than a removal.
             self.stage_purged();
         }
         self.apply(target)
     }
 
-    /// Writes the small values again, to be sealed under the active key, so that older keys come out of use.
+    /// Rewrites all values except log entries, which seals them under the active key. Older keys
+    /// then become unused.
     pub(super) fn reseal(&mut self, target: &impl Target) -> io::Result<()> {
         let malformed = |reason| io::Error::new(io::ErrorKind::InvalidData, reason);
         for key in format::METAS {
@@ -168,7 +172,7 @@ impl Staging {
         if changes.is_empty() { Ok(()) } else { target.apply(changes) }
     }
 
-    /// Stages one value and gives its sequence number.
+    /// Stages one value and returns its sequence number.
     fn stage_value(&mut self, key: Vec<u8>, body: &[u8]) -> u64 {
         self.watermark.sequence += 1;
         self.changes.push((key, Some(format::value(self.watermark.sequence, body))));
@@ -189,7 +193,7 @@ impl Staging {
                 let taken = self.block.push(&encoded, entry.log_id.index);
                 assert!(taken, "an empty block took no entry");
             }
-            // The buffer of one huge entry is given back.
+            // Frees the buffer of a very large entry.
             encoded.shrink_to(format::BLOCK_BYTES_MAX);
             self.encoded = encoded;
         }
@@ -208,9 +212,9 @@ impl Staging {
         self.blocks.push_back(block);
     }
 
-    /// Removes the blocks after `after`, and writes again the one that it cuts through.
+    /// Removes the blocks after `after`. A block that contains the cut is rewritten.
     fn stage_truncation(&mut self, after: Option<u64>, target: &impl Target) -> io::Result<()> {
-        // What is staged must be in the tree, to be read back.
+        // Staged entries must be in the tree before they can be read back.
         self.stage_pack();
         self.apply(target)?;
         let next = after.map_or(0, |after| after + 1);
@@ -228,7 +232,7 @@ impl Staging {
         }
         self.watermark.truncated =
             self.stage_value(format::TRUNCATED.to_vec(), &next.to_be_bytes());
-        // As one: a crash leaves the log as it was before, or as it should be now.
+        // One atomic change: after a crash, the log is either untouched or truncated.
         self.apply(target)
     }
 

@@ -1,5 +1,5 @@
-//! Staging beside a model of a log: after each batch the tree holds what the model holds, and after each step of a batch, where
-//! a crash may come, the log has no hole.
+//! Staging compared with a model of a log. After each batch the tree and the model have the same
+//! content. After each step of a batch, where a crash may occur, the log has no gap.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{cell::RefCell, collections::HashSet};
@@ -13,7 +13,7 @@ use crate::{format::BlockHead, raft_types::Payload};
 #[derive(Default)]
 struct Memory {
     values: RefCell<BTreeMap<Vec<u8>, Vec<u8>>>,
-    /// The log as the work staged so far leaves it.
+    /// The log that results from the work staged so far.
     expected: RefCell<Vec<LogId>>,
 }
 
@@ -27,11 +27,11 @@ impl Target for Memory {
                 None => drop(self.values.borrow_mut().remove(&key)),
             }
         }
-        // Here a crash may come: the log has no hole, and every entry that stays.
+        // A crash may occur here. The log must have no gap, and must contain every entry that is to stay.
         let after: HashSet<_> = self.log().into_iter().map(|log_id| log_id.index).collect();
         let expected: HashSet<_> = self.expected.borrow().iter().map(LogId::to_string).collect();
         for log_id in before.iter().filter(|log_id| expected.contains(&log_id.to_string())) {
-            assert!(after.contains(&log_id.index), "{log_id} is lost in between");
+            assert!(after.contains(&log_id.index), "{log_id} is temporarily missing");
         }
         Ok(())
     }
@@ -57,7 +57,8 @@ impl Memory {
         self.body(format::PURGED).and_then(|body| format::decode_log_id(body).unwrap())
     }
 
-    /// The entries after the purged ones. Packs are linked by the sequence numbers of those before them.
+    /// Returns the entries after the purged ones. Each block is linked to its predecessor by
+    /// sequence number.
     fn log(&self) -> Vec<LogId> {
         let purged = self.purged().map(|purged| purged.index);
         let (mut log, mut previous) = (Vec::<LogId>::new(), None);
@@ -74,7 +75,7 @@ impl Memory {
         }
         log.retain(|log_id| Some(log_id.index) > purged);
         for two in log.windows(2) {
-            assert_eq!(two[0].index + 1, two[1].index, "a hole in {log:?}");
+            assert_eq!(two[0].index + 1, two[1].index, "a gap in {log:?}");
         }
         log
     }
@@ -100,14 +101,14 @@ impl Model {
 #[derive(Clone, Debug)]
 enum Step {
     Append(u64),
-    /// Keeps so many per mille of the log.
+    /// Truncates to this share of the log, in per mille.
     Truncate(u64),
-    /// Purges so many per mille, and more than all beyond 1,000.
+    /// Purges this share of the log, in per mille. More than 1,000 purges beyond the end.
     Purge(u64),
     Vote,
     Record(u8, bool),
     Reseal,
-    /// The end of a batch.
+    /// Ends the batch.
     Finish,
 }
 
@@ -178,7 +179,7 @@ fn run(steps: Vec<Step>) {
                 }
                 staging.stage_records([(name, value)].into());
             }
-            // As after a start: nothing is staged.
+            // The state is as after a start: no changes are staged.
             Step::Reseal if staging.changes.is_empty() && staging.block.is_empty() => {
                 staging.reseal(&tree).unwrap();
             }
@@ -205,7 +206,7 @@ fn check(staging: &Staging, tree: &Memory, model: &Model) {
         let sequence = value.map(|value| format::split_value(value).unwrap().0);
         sum = change_record_sum(sum, &name, None, sequence);
     }
-    // The watermark says what the tree has, and nothing in it is newer.
+    // The watermark describes the content of the tree, and no value is newer.
     let values = tree.values.borrow();
     let newest = values.values().map(|value| format::split_value(value.clone()).unwrap().0).max();
     let mut parts = values.iter().filter(|(key, _)| format::parse_part_key(key).is_some());

@@ -1,5 +1,5 @@
-//! What the log store knows in memory: the ends of the log, its recent entries, and what the storage
-//! thread has yet to write.
+//! State of the log store in memory: the ends of the log, its recent entries, and the data that the
+//! storage thread has not written yet.
 
 use std::{
     any::Any,
@@ -19,30 +19,30 @@ use super::{check::Recovered, sizes::Sizes, watermark::record_sum};
 use crate::raft_types::{Entry, LogId, Payload, Vote};
 use conclave_types::panic_message;
 
-/// How many bytes of entries stay in memory once they are written: what replication and apply
-/// read is nearly always among them.
+/// The bytes of written entries that stay in memory. Nearly all reads of replication and apply are
+/// served from them.
 const CACHE_BYTES_MAX: usize = 8 << 20;
 
-/// What an entry takes in memory beside its payload, roughly.
+/// The approximate memory of an entry in addition to its payload.
 const ENTRY_OVERHEAD_BYTES: usize = 128;
 
-/// Shared by the handles and the storage thread.
+/// The state shared by the handles and the storage thread.
 pub(super) struct Shared {
     state: Mutex<State>,
     poisoned: OnceLock<String>,
     pub(super) appended_bytes: AtomicU64,
-    /// Told whenever entries have been written, for those who wait for room.
+    /// Notified whenever entries have been written, for tasks that wait for room.
     pub(super) written: tokio::sync::Notify,
-    /// Told whenever the storage thread begins a batch: whether it was held open for a crowd.
+    /// Published whenever the storage thread starts a batch: whether it was delayed because of load.
     pub(super) batches: watch::Sender<bool>,
     pub(super) progress: Progress,
-    /// The highest term of a vote that was passed to be stored.
+    /// The highest term of a vote that openraft has passed for storing.
     pub(super) voted_term: AtomicU64,
-    /// Set if the storage thread panicked, with the panic's message.
+    /// The message of the storage thread's panic, if it panicked.
     pub(super) panic: watch::Sender<Option<String>>,
 }
 
-/// When the storage thread began its current step: staging, syncing, or writing the watermark.
+/// The start of the storage thread's current step: staging, syncing, or writing the watermark.
 ///
 /// A hung disk raises no event, so the start is published and read by a watchdog.
 pub(super) struct Progress {
@@ -65,7 +65,7 @@ impl Progress {
         self.began.store(0, Ordering::Relaxed);
     }
 
-    /// How long the current step has taken so far; zero while there is none.
+    /// The duration of the current step so far. Zero if there is none.
     pub(super) fn elapsed(&self) -> Duration {
         match self.began.load(Ordering::Relaxed) {
             0 => Duration::ZERO,
@@ -89,20 +89,20 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // Nothing panics in the middle of a change; and the storage thread guards itself.
+        // No code panics in the middle of a change of the state. The storage thread catches its own panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// From now on nothing is accepted. The first reason stays.
+    /// Rejects all operations from now on. Only the first reason is kept.
     pub(super) fn poison(&self, reason: impl ToString) {
         let reason = reason.to_string();
-        // A later reason is a consequence.
+        // A later failure is a consequence of the first.
         let _ = self.poisoned.set(reason.clone());
         self.written.notify_waiters();
-        tracing::error!(%reason, "the store accepts nothing any more");
+        tracing::error!(%reason, "the store rejects all further operations");
     }
 
-    /// Poisons the store after a panic of the storage thread, and publishes it.
+    /// Poisons the store after a panic of the storage thread, and publishes the panic.
     pub(super) fn panicked(&self, panic: &(dyn Any + Send)) -> io::Error {
         let message = format!("the storage thread panicked: {}", panic_message(panic));
         self.poison(&message);
@@ -114,7 +114,7 @@ impl Shared {
         self.poisoned.get().map(String::as_str)
     }
 
-    /// The error for whoever comes after the failure.
+    /// Returns an error if the store is poisoned.
     pub(super) fn check_poisoned(&self) -> io::Result<()> {
         self.poisoned()
             .map_or(Ok(()), |reason| Err(super::Error::Poisoned(reason.to_owned()).into()))
@@ -125,33 +125,36 @@ impl Shared {
     }
 }
 
+/// The log as the handles see it.
+///
 /// Invariants: the cache holds consecutive entries and ends with the last one; every entry that is
-/// neither purged nor in the cache is in the tree; nothing unwritten is evicted.
+/// neither purged nor in the cache is in the tree; unwritten entries are never evicted.
 pub(super) struct State {
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<LogId>,
     pub(super) purged: Option<LogId>,
-    /// Entries below are not there. A log that was never purged begins where it was begun.
+    /// The oldest retained index. In a log that was never purged, the index of its first entry.
     pub(super) first: u64,
-    /// The last entry's id; the purged one's if there is none.
+    /// The id of the last entry, or of the purged entry if there are no entries.
     pub(super) last: Option<LogId>,
-    /// Grows with every truncation: what was read across one is read again.
+    /// Increases with every truncation. A read during which it changes is repeated.
     pub(super) epoch: u64,
-    /// The cache's first index; one beyond the last entry if the cache is empty.
+    /// The first index of the cache. If the cache is empty, the index after the last entry.
     pub(super) cache_first: u64,
     pub(super) sizes: Sizes,
     cache: VecDeque<(Entry, usize)>,
     cache_bytes: usize,
-    /// Entries below are in the tree.
+    /// Entries below this index are in the tree.
     written_to: u64,
     pub(super) unwritten_bytes: usize,
     pub(super) records: BTreeMap<String, Bytes>,
     pub(super) lazy: Lazy,
-    /// The storage thread sleeps without a deadline: who leaves something lazy must wake it.
+    /// Whether the storage thread sleeps without a deadline. A handle that adds lazy data must then
+    /// wake it.
     pub(super) parked: bool,
 }
 
-/// What the storage thread writes along with the next batch, or soon.
+/// Data that the storage thread writes with the next batch, or after a short delay.
 #[derive(Default)]
 pub(super) struct Lazy {
     pub(super) committed: Option<Option<LogId>>,
@@ -193,17 +196,17 @@ impl State {
         }
     }
 
-    /// The index after the last entry's.
+    /// The index after the last entry.
     pub(super) fn next(&self) -> Option<u64> {
         self.last.map(|last| last.index + 1)
     }
 
-    /// Takes entries, readable from now on, and says how many bytes they have; or refuses a hole.
+    /// Appends entries, which are readable at once. Returns their bytes. A gap is an error.
     pub(super) fn append(&mut self, entries: &[Entry]) -> io::Result<usize> {
         let Some(first) = entries.first() else { return Ok(0) };
         for (due, entry) in (self.next().unwrap_or(first.log_id.index)..).zip(entries) {
             if entry.log_id.index != due {
-                let reason = format!("entry {} appended where {due} is due", entry.log_id.index);
+                let reason = format!("entry {} was appended, but entry {due} is expected", entry.log_id.index);
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
             }
         }
@@ -226,7 +229,7 @@ impl State {
         Ok(bytes)
     }
 
-    /// Forgets the entries after `after`.
+    /// Removes the entries after `after`.
     pub(super) fn truncate(&mut self, after: Option<LogId>) {
         if after >= self.last {
             return;
@@ -243,7 +246,7 @@ impl State {
         self.epoch += 1;
     }
 
-    /// Forgets the entries up to and with `to`. False: they were gone already.
+    /// Removes the entries up to and including `to`. Returns false if they were already removed.
     pub(super) fn purge(&mut self, to: LogId) -> bool {
         if self.purged.is_some_and(|purged| purged.index >= to.index) {
             return false;
@@ -251,8 +254,8 @@ impl State {
         self.purged = Some(to);
         self.first = to.index + 1;
         self.sizes.purge(self.first);
-        // By index: a tail of a later leader's entries that ends before `to` is gone as well, and the log
-        // continues after `to`.
+        // Compare by index: a later leader's entries that end before `to` are also removed, and the
+        // log continues after `to`.
         if self.last.is_none_or(|last| last.index <= to.index) {
             self.last = Some(to);
         }
@@ -266,12 +269,12 @@ impl State {
         true
     }
 
-    /// Whether the entry at `index`, and so all before it, is on disk.
+    /// Whether the entry at `index`, and therefore every entry before it, is on disk.
     pub(super) fn is_written(&self, index: u64) -> bool {
         self.written_to > index
     }
 
-    /// Notes that entries have reached the tree. `to` is their end, unless a truncation came between.
+    /// Records that entries are in the tree. `to` is the index after them, or `None` after a truncation.
     pub(super) fn written(&mut self, to: Option<u64>, bytes: usize) {
         self.unwritten_bytes = self.unwritten_bytes.saturating_sub(bytes);
         self.written_to = self.written_to.max(to.unwrap_or(0));
@@ -282,7 +285,7 @@ impl State {
         }
     }
 
-    /// Copies cached entries from `from` on, at most `bytes_max` of them but for the first.
+    /// Copies cached entries from `from` on: at most `bytes_max` bytes, but at least one if `out` is empty.
     pub(super) fn copy_cached(&self, from: u64, to: u64, bytes_max: usize, out: &mut Vec<Entry>) {
         let skipped = from.saturating_sub(self.cache_first) as usize;
         let mut bytes = 0;
@@ -296,9 +299,9 @@ impl State {
     }
 }
 
-/// How far the log that was found is surely committed. The note on that is written lazily and may
-/// come before what it speaks of: then it says nothing of entries that another leader appended, even
-/// if there are as many.
+/// Returns the last entry of the recovered log that is certainly committed. The stored committed id
+/// is written lazily, and may precede the entries that it refers to. In that case it must not be
+/// applied to entries of another leader at the same indexes.
 fn committed_hint(recovered: &Recovered) -> Option<LogId> {
     let Recovered { committed, last, purged, holds_committed, .. } = recovered;
     match (committed, last) {
@@ -310,7 +313,7 @@ fn committed_hint(recovered: &Recovered) -> Option<LogId> {
     }
 }
 
-/// What an entry takes in memory, roughly.
+/// Returns the approximate memory of an entry.
 pub(super) fn entry_bytes(entry: &Entry) -> usize {
     let payload = match &entry.payload {
         Payload::Blank => 0,
@@ -320,7 +323,7 @@ pub(super) fn entry_bytes(entry: &Entry) -> usize {
     payload + ENTRY_OVERHEAD_BYTES
 }
 
-/// How the sum over all records changes with one of them.
+/// Returns the sum over all metadata entries after a change of one of them.
 pub(super) fn change_record_sum(sum: u64, name: &str, old: Option<u64>, new: Option<u64>) -> u64 {
     let part = |sequence: Option<u64>| sequence.map_or(0, |sequence| record_sum(name, sequence));
     sum.wrapping_sub(part(old)).wrapping_add(part(new))

@@ -1,18 +1,20 @@
-//! The encrypted tree: the only file that names sled.
+//! The encrypted tree: the only file that uses sled.
 //!
 //! # Contract
 //!
-//! - What [`Tree::apply`] was given is readable when it returns, all of it or, after a crash, none.
-//! - What was applied before [`Tree::sync`] is on stable storage when that returns. sled's own
-//!   `flush` is not enough: on Linux it ends in `sync_file_range`, which flushes neither the device's
-//!   cache nor the file's size. So a sync is a flush and an `fdatasync` on a descriptor of our own.
-//! - Values are sealed envelopes bound to their keys. sled and the disk see keys and sizes.
+//! - After [`Tree::apply`] returns, the whole batch is readable. After a crash, either all of the
+//!   batch or none of it is present.
+//! - After [`Tree::sync`] returns, everything that was applied before is on stable storage. sled's
+//!   own `flush` is not enough: on Linux it ends in `sync_file_range`, which flushes neither the
+//!   device's cache nor the file's size. A sync is therefore a flush, and an `fdatasync` on a
+//!   descriptor of our own.
+//! - Values are sealed envelopes, bound to their keys. sled and the disk see only keys and sizes.
 //!
 //! # Caveats
 //!
-//! sled asserts where it should return errors, and calls itself corrupt only sometimes: every way in
-//! is guarded against its panics. It may also open after damage with *less* than was written; what
-//! recovery makes of that is `check.rs`'s matter.
+//! sled panics where it should return errors, and reports corruption only sometimes. Every call of
+//! sled is therefore guarded against panics. After damage, sled may also open with *less* data than
+//! was written. `check.rs` detects such loss.
 
 use std::{
     fs::{self, File, TryLockError},
@@ -27,35 +29,36 @@ use std::{
 use super::{Error, Keys, Medium, files};
 use conclave_crypto::KeyId;
 
-/// Values above a quarter of a segment go to blob files, which sled never syncs, and a leaf of some
-/// 17 values is written as one. 16 MiB is the largest segment that sled takes; with values of at most
-/// [`VALUE_BYTES_MAX`] no leaf ever gets there.
+/// The largest segment that sled supports. sled writes values above a quarter of a segment to blob
+/// files, which it never syncs. It also writes a leaf of about 17 values as one. With values of at
+/// most [`VALUE_BYTES_MAX`], no leaf reaches that size.
 const SEGMENT_BYTES: usize = 16 << 20;
 
-/// The largest value, sealed: 17 of them stay below a quarter of a segment.
+/// The largest sealed value: 17 such values are smaller than a quarter of a segment.
 pub(super) const VALUE_BYTES_MAX: usize = 240 << 10;
 
-/// The log is read from memory, but for peers that lag; so sled's own cache can be small. Its real
-/// memory is a multiple of this.
+/// sled's cache. The log is read from memory, except for peers that lag, so a small cache is
+/// enough. sled actually uses a multiple of this memory.
 const CACHE_BYTES: u64 = 4 << 20;
 
-/// sled's background thread also collects garbage: it stays on, at sled's default pace.
+/// The interval of sled's background thread. The thread also collects garbage, so it stays enabled,
+/// with sled's default interval.
 const FLUSHER_MS: u64 = 500;
 
-/// How long a tree that was closed may take to let go of its file.
+/// The longest wait until a closed tree releases its file.
 const CLOSING_TIME_MAX: Duration = Duration::from_secs(10);
 
-/// Where the values are sealed for.
+/// The place in the associated data of all values.
 const PLACE: &str = "log";
 
-/// Changes to be applied as one.
+/// Changes that are applied atomically.
 #[derive(Default)]
 pub(super) struct Batch {
     writes: Vec<(Vec<u8>, Option<Vec<u8>>)>,
 }
 
 impl Batch {
-    /// `sealed` comes from [`Tree::seal`] with the same key.
+    /// Adds a write. `sealed` comes from [`Tree::seal`] with the same key.
     pub(super) fn insert(&mut self, key: Vec<u8>, sealed: Vec<u8>) {
         debug_assert!(sealed.len() <= VALUE_BYTES_MAX);
         self.writes.push((key, Some(sealed)));
@@ -70,10 +73,10 @@ impl Batch {
     }
 }
 
-/// The tree of the log, the vote and the records.
+/// The tree that holds the log, the vote and the metadata entries.
 pub(super) struct Tree {
     db: sled::Db,
-    /// Our own descriptor of sled's file, for the sync that counts.
+    /// Our own descriptor of sled's file, for the sync.
     file: File,
     medium: Arc<dyn Medium>,
     keys: Keys,
@@ -81,12 +84,12 @@ pub(super) struct Tree {
 }
 
 impl Tree {
-    /// Makes an empty tree. What is in the directory is removed first.
+    /// Creates an empty tree. Removes the previous contents of the directory.
     pub(super) fn create(dir: &Path, keys: Keys, medium: Arc<dyn Medium>) -> Result<Self, Error> {
         files::remove_dir(dir)?;
         files::create_dir(dir)?;
         let tree = Self::open_any(dir, keys, medium)?;
-        // sled syncs neither its files' names nor its configuration.
+        // sled syncs neither the names of its files nor its configuration file.
         tree.sync().map_err(Error::io("cannot sync", dir))?;
         for name in ["conf", "db"] {
             let path = dir.join(name);
@@ -97,10 +100,10 @@ impl Tree {
         Ok(tree)
     }
 
-    /// Opens what [`Self::create`] made.
+    /// Opens a tree that [`Self::create`] created.
     pub(super) fn open(dir: &Path, keys: Keys, medium: Arc<dyn Medium>) -> Result<Self, Error> {
         for name in ["conf", "db"] {
-            // sled would make them anew, and forget everything.
+            // sled would silently create missing files again, without the data.
             let path = dir.join(name);
             match fs::metadata(&path) {
                 Ok(metadata) if metadata.len() > 0 => {}
@@ -114,8 +117,8 @@ impl Tree {
         let names: io::Result<Vec<_>> =
             fs::read_dir(dir).and_then(|entries| entries.map(|entry| Ok(entry?.path())).collect());
         for path in names.map_err(unreadable)? {
-            // sled was interrupted while it wrote a snapshot of its page table, and would take this
-            // for a whole one.
+            // A crash interrupted sled while it wrote a snapshot of its page table. sled would take
+            // this file for a complete snapshot.
             if path.extension().is_some_and(|extension| extension == "generating") {
                 files::remove(&path)?;
             }
@@ -156,20 +159,20 @@ impl Tree {
         Ok(self.keys.seal(PLACE, key, plaintext)?)
     }
 
-    /// A value, opened.
+    /// Reads and decrypts a value.
     pub(super) fn get(&self, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         let sealed = guard(|| self.db.get(key))?;
         sealed.map(|sealed| self.open_value(key, &sealed)).transpose()
     }
 
-    /// The last key that is at most `key` and begins with `prefix`.
+    /// Returns the last key that is at most `key` and begins with `prefix`.
     pub(super) fn last_key_up_to(&self, prefix: u8, key: &[u8]) -> io::Result<Option<Vec<u8>>> {
         let from: &[u8] = &[prefix];
         let last = guard(|| self.db.range(from..=key).next_back().transpose())?;
         Ok(last.map(|(key, _)| key.to_vec()))
     }
 
-    /// All that is there, in the order of the keys: key and value as it lies there.
+    /// Returns all keys with their sealed values, in the order of the keys.
     pub(super) fn scan(&self) -> impl Iterator<Item = io::Result<(sled::IVec, sled::IVec)>> {
         let mut items = self.db.iter();
         std::iter::from_fn(move || guard(|| items.next().transpose()).transpose())
@@ -181,13 +184,13 @@ impl Tree {
             .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
     }
 
-    /// Applies a batch. Not durable before a [`Self::sync`].
+    /// Applies a batch. It is durable only after a [`Self::sync`].
     pub(super) fn apply(&self, batch: Batch) -> io::Result<()> {
         let mut writes = batch.writes;
         if writes.len() == 1
             && let Some((key, value)) = writes.pop()
         {
-            // One write needs no batch, which in sled costs two more messages in its log.
+            // A single write needs no batch. In sled a batch costs two more messages in its log.
             return guard(|| match value {
                 Some(value) => self.db.insert(key, value),
                 None => self.db.remove(key),
@@ -204,35 +207,36 @@ impl Tree {
         guard(|| self.db.apply_batch(batch))
     }
 
-    /// Makes what was applied durable.
+    /// Makes all applied batches durable.
     pub(super) fn sync(&self) -> io::Result<()> {
         guard(|| self.db.flush())?;
         self.medium.sync(&self.file)
     }
 
-    /// Bytes on disk.
+    /// The tree's size on disk, in bytes.
     pub(super) fn disk_bytes(&self) -> u64 {
         guard(|| self.db.size_on_disk()).unwrap_or(0)
     }
 }
 
-/// Syncs a file that an earlier process wrote, and drops the kernel's copy of it, so that what is read from now on is on
-/// the disk. After a sync that failed the kernel takes its pages for written and serves them from memory (Rebello et
-/// al., "Can Applications Recover from fsync Failures?", USENIX ATC 2020).
+/// Syncs a file that an earlier process wrote, and drops the kernel's cached pages of it. Later
+/// reads therefore return data from the disk. After a failed sync, the kernel marks its pages as
+/// clean and serves them from memory (Rebello et al., "Can Applications Recover from fsync
+/// Failures?", USENIX ATC 2020).
 fn forget_what_is_not_on_disk(path: &Path, medium: &dyn Medium) -> Result<(), Error> {
     let file = File::options().read(true).write(true).open(path);
     let file = file.map_err(Error::io("cannot open", path))?;
     medium.sync(&file).map_err(Error::io("cannot sync", path))?;
-    // A hint: file systems without a page cache refuse it.
+    // This is only a hint. File systems without a page cache reject it.
     let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::DontNeed);
     Ok(())
 }
 
-/// sled locks its file, and its threads may hold that a moment longer than the last handle was there. So a tree
-/// that is opened again, as a new one is, waits for them. The directory's own lock keeps other nodes out; whoever
-/// else holds the file longer has it in use.
+/// Waits until sled has released its lock on the file. sled's threads may hold the lock a moment
+/// longer than the last handle exists. The directory's own lock excludes other nodes, so any longer
+/// holder counts as another user of the directory.
 fn wait_until_closed(dir: &Path, limit: Duration) -> Result<(), Error> {
-    // What is wrong with the file, sled says.
+    // If the file cannot be opened, sled reports the error.
     let Ok(file) = File::open(dir.join("db")) else { return Ok(()) };
     let began = Instant::now();
     while let Err(TryLockError::WouldBlock) = file.try_lock() {
@@ -244,7 +248,7 @@ fn wait_until_closed(dir: &Path, limit: Duration) -> Result<(), Error> {
     Ok(())
 }
 
-/// Runs something of sled's, and makes an error of a panic.
+/// Calls sled, and converts a panic into an error.
 fn guard<T>(call: impl FnOnce() -> sled::Result<T>) -> io::Result<T> {
     match catch_unwind(AssertUnwindSafe(call)) {
         Ok(result) => result.map_err(io::Error::from),
@@ -254,7 +258,7 @@ fn guard<T>(call: impl FnOnce() -> sled::Result<T>) -> io::Result<T> {
                 .map(String::as_str)
                 .or_else(|| panic.downcast_ref::<&str>().copied());
             let reason = reason.unwrap_or("no reason given");
-            Err(io::Error::new(io::ErrorKind::InvalidData, format!("sled gave up: {reason}")))
+            Err(io::Error::new(io::ErrorKind::InvalidData, format!("sled panicked: {reason}")))
         }
     }
 }

@@ -1,14 +1,14 @@
-//! The watermark: what the tree must at least have.
+//! The durable watermark: the least content that the tree must have.
 //!
-//! sled takes damage at the end of its log for a write that a crash cut short, and opens without
-//! what came after it: acknowledged entries and votes could be gone and nobody would know. So after
-//! every sync the storage thread notes, in a file of its own, how far the tree had got. That note is
-//! not synced: if the power fails it may be old, and then promises less than there is; it never
-//! promises more, because it is written after the sync.
+//! sled takes damage at the end of its log for a write that a crash interrupted, and opens without
+//! the later data. Acknowledged entries and votes could be lost unnoticed. Therefore the storage
+//! thread writes to a file of its own, after every sync, how much the tree contains. The file is
+//! not synced. After a power failure it may be outdated, and then requires less than the tree
+//! contains. It never requires more, because it is written after the sync.
 //!
-//! The file has two slots, written in turn, each in a sector of its own, so that a write cut short
-//! leaves the other. A slot is a sealed envelope, bound to its number, of seven big-endian 64-bit
-//! numbers: the fields of [`Watermark`] in their order.
+//! The file has two slots, written in turn, each in a sector of its own. An interrupted write
+//! leaves the other slot intact. A slot is a sealed envelope, bound to its number. It contains
+//! seven big-endian 64-bit numbers: the fields of [`Watermark`] in their order.
 
 use std::{
     fs::File,
@@ -24,21 +24,21 @@ const SLOT_BYTES: u64 = 4096;
 const FIELDS: usize = 7;
 const SEALED_BYTES: usize = FIELDS * 8 + OVERHEAD_BYTES;
 
-/// Sequence numbers of what the tree has. Zero: it has none.
+/// Sequence numbers of the values in the tree. 0 for a value that is not in the tree.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Watermark {
-    /// The newest of all values.
+    /// The highest sequence number of all values.
     pub(super) sequence: u64,
     pub(super) vote: u64,
     pub(super) committed: u64,
     pub(super) purged: u64,
     pub(super) truncated: u64,
     pub(super) last_pack: u64,
-    /// A sum over all records, see [`record_sum`].
+    /// The sum over all metadata entries, see [`record_sum`].
     pub(super) records: u64,
 }
 
-/// What a record adds to the sum over all records.
+/// Returns the summand of one metadata entry in the sum over all of them.
 pub(super) fn record_sum(name: &str, sequence: u64) -> u64 {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&sequence.to_be_bytes()).update(name.as_bytes());
@@ -75,7 +75,7 @@ pub(super) struct WatermarkFile {
 impl WatermarkFile {
     pub(super) const FILE: &str = "watermark";
 
-    /// A new file, durable, but for its name.
+    /// Creates the file, and makes its content durable, but not its name.
     pub(super) fn create(dir: &Path, keys: Keys, watermark: &Watermark) -> Result<(), Error> {
         let path = dir.join(Self::FILE);
         let file = files::create(&path)?;
@@ -84,7 +84,7 @@ impl WatermarkFile {
         watermark_file.sync()
     }
 
-    /// The newest mark that is whole.
+    /// Opens the file, and returns the newest intact watermark.
     pub(super) fn open(dir: &Path, keys: Keys) -> Result<(Self, Watermark), Error> {
         let path = dir.join(Self::FILE);
         let file = match File::options().read(true).write(true).open(&path) {
@@ -98,7 +98,7 @@ impl WatermarkFile {
         for slot in 0..2 {
             let mut sealed = [0; SEALED_BYTES];
             match file.read_exact_at(&mut sealed, u64::from(slot) * SLOT_BYTES) {
-                // The second slot of a young file.
+                // The second slot of a new file is not written yet.
                 Err(error) if error.kind() == std::io::ErrorKind::UnexpectedEof => continue,
                 read => read.map_err(Error::io("cannot read", &path))?,
             }

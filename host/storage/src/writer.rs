@@ -1,13 +1,13 @@
-//! The storage thread: the one writer, and group commit.
+//! The storage thread: the only writer, which implements group commit.
 //!
-//! It takes everything that waits in its queue, applies it to the tree as one batch, syncs once, and
-//! then answers everybody. While it syncs, the next batch gathers. What nobody waits for (the
-//! committed index, records) lies in [`super::state::Lazy`] and rides along with the next batch, or is
-//! applied without a sync after [`LINGER`].
+//! The thread takes all operations from its queue, applies them to the tree as one batch, syncs
+//! once, and then completes all waiting callers. During the sync, the queue collects the next batch.
+//! Values for which no caller waits (the committed id, metadata entries) stay in
+//! [`super::state::Lazy`]. They are written with the next batch, or without a sync after [`LINGER`].
 //!
-//! Order: the queue is the order in which votes and log changes were made, and sled recovers a prefix
-//! of what it was given; so a vote and the log never change places. What rides along comes after what
-//! it rides with, because the committed index may speak of it.
+//! Order: the queue has the order in which votes and log changes were made, and sled recovers a prefix
+//! of the applied changes. A crash therefore never reorders a vote and the log. Lazy values are
+//! applied after the rest of their batch, because the committed id may refer to entries of the batch.
 
 use std::{
     io,
@@ -32,12 +32,12 @@ use super::{
 };
 use crate::raft_types::Entry;
 
-/// How long something lazy waits for a batch to ride along with. The committed index, which moves with
-/// every batch and only spares a restart some questions, is written no more often than this.
+/// The time that lazy values wait for a batch. It is also the least interval between two writes of
+/// the committed id, which changes with every batch. That id only saves a restart some requests.
 const LINGER: Duration = Duration::from_millis(200);
 
-/// How many bytes of entries go into one batch. What is left in the queue makes the next one: this
-/// bounds how long a vote can wait behind entries.
+/// The largest batch of entries, in bytes. Further operations wait for the next batch. This limits
+/// the time that a vote waits behind entries.
 const BATCH_BYTES_MAX: usize = 8 << 20;
 
 pub(super) struct Writer {
@@ -47,9 +47,9 @@ pub(super) struct Writer {
     queue: Receiver<Op>,
     group_commit: GroupCommit,
     staging: Staging,
-    /// When the committed index was staged last.
+    /// The time when the committed id was last staged.
     committed_at: Option<Instant>,
-    /// Small values are sealed under data keys that are not active any more.
+    /// Whether small values are sealed under inactive data keys.
     reseals: bool,
 }
 
@@ -134,7 +134,7 @@ impl Writer {
         }
     }
 
-    /// Waits for work and takes what there is. True: this is the end.
+    /// Waits for operations and takes all that are queued. The flag is true if the thread must end.
     fn gather(&mut self) -> (Vec<Op>, bool) {
         let mut ops = Vec::new();
         let mut bytes = 0;
@@ -179,7 +179,7 @@ impl Writer {
         }
         let received = self.queue.recv().map_err(|_| RecvTimeoutError::Disconnected);
         self.shared.lock().parked = false;
-        // Woken for something lazy: let it linger, somebody urgent may come.
+        // After a wake-up for a lazy value, wait a little, because an urgent operation may follow.
         match received {
             Ok(Op::Wake) => self.queue.recv_timeout(LINGER),
             received => received,
@@ -194,7 +194,7 @@ impl Writer {
         ends: bool,
         waiting: &mut Vec<Waiting>,
     ) -> io::Result<()> {
-        // Whatever happens below, everybody who waits is answered.
+        // Record all waiting callers first, so that each is completed even after an error.
         let mut work = Vec::with_capacity(ops.len());
         for op in ops {
             match op {
@@ -228,7 +228,8 @@ impl Writer {
         Ok(())
     }
 
-    /// Writes the watermark after the answers, which do not wait for it: an older mark promises less.
+    /// Writes the watermark after completing the callers. They need not wait for it, because an
+    /// older watermark only requires less.
     fn write_watermark(&mut self, ends: bool) {
         let mut written = self.watermark_file.write(self.staging.watermark());
         if ends {
@@ -245,7 +246,8 @@ impl Writer {
             let now = state.epoch;
             for waiting in &waiting {
                 match waiting {
-                    // After a truncation the end means nothing; what comes next tells.
+                    // After a truncation the end of this append is meaningless. Later appends
+                    // report the end.
                     Waiting::Append { bytes, epoch, to, .. } => {
                         state.written(to.filter(|_| *epoch == now), *bytes);
                     }
@@ -254,8 +256,8 @@ impl Writer {
             }
         }
         self.shared.written.notify_waiters();
-        // The newest first: it completes the older ones too, and openraft's forwarder sleeps for a timer tick
-        // after each further completion.
+        // Complete the newest append first. It completes the older ones too, and openraft's
+        // forwarder sleeps for a timer tick after each further completion.
         for waiting in waiting.into_iter().rev() {
             let result = match result {
                 Ok(()) => Ok(()),
@@ -263,13 +265,14 @@ impl Writer {
             };
             match waiting {
                 Waiting::Append { flushed, .. } => flushed.io_completed(result),
-                // Whoever asked may have gone.
+                // The receiver may be gone.
                 Waiting::Vote(_, done) => drop(done.send(result)),
             }
         }
     }
 
-    /// `hurried`: a caller waits for the batch, and a single value needs no batch of sled's.
+    /// Stages lazy values. `hurried`: a caller waits for the batch, and without the committed id
+    /// the batch may be a single value, which sled writes faster.
     fn stage_lazy(&mut self, lazy: Lazy, hurried: bool) {
         let recent = self.committed_at.is_some_and(|at| at.elapsed() < LINGER);
         if let Some(committed) = lazy.committed {

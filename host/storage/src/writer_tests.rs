@@ -1,4 +1,4 @@
-//! What a crash in the middle of a batch may leave.
+//! Crashes in the middle of a batch.
 #![allow(clippy::unwrap_used, reason = "tests")]
 
 use std::{path::Path, sync::mpsc};
@@ -42,14 +42,14 @@ impl Writer {
     }
 }
 
-/// The committed index comes after the truncation and the entries that it may speak of: were it there
-/// first, it would after a crash name the entries that were to be truncated.
+/// The committed id is written after the truncation and the entries that it may refer to. If it
+/// were written first, it could refer to truncated entries after a crash.
 #[test]
 fn what_rides_along_is_never_there_first() {
     let dir = tempfile::tempdir().unwrap();
     let mut writer = writer(dir.path());
     writer.commit_all(vec![entries(1, 0..11)], None).unwrap();
-    // The block that the truncation cuts through is gone: it fails as late as it can.
+    // The truncation fails late, because the block that it cuts is missing.
     let mut batch = Batch::default();
     batch.remove(format::part_key(0, 0));
     Tree::apply(&writer.tree, batch).unwrap();
@@ -59,7 +59,8 @@ fn what_rides_along_is_never_there_first() {
     assert!(Tree::get(&writer.tree, format::COMMITTED).unwrap().is_none());
 }
 
-/// What follows on a purge alone is never there without it, wherever in a batch it comes.
+/// An entry after a purge beyond the end of the log never exists without the purge, whatever its
+/// position in a batch.
 #[test]
 fn a_purge_keeps_its_place_in_the_queue() {
     let dir = tempfile::tempdir().unwrap();
@@ -73,7 +74,8 @@ fn a_purge_keeps_its_place_in_the_queue() {
     assert_eq!(found.last, Some(LogId::new_term_index(2, 55)));
 }
 
-/// A snapshot that covers entries which still wait for the disk: they, the purge and what follows it are one batch.
+/// A snapshot covers entries that still wait for the disk. These entries, the purge and the next
+/// entries form one batch.
 #[test]
 fn entries_on_both_sides_of_a_purge_are_not_one_pack() {
     let dir = tempfile::tempdir().unwrap();

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use self::{components::ComponentCommand, limits::ClusterLimits};
 
-/// A member's number in its cluster. Never zero, never reused.
+/// The id of a node in its cluster. Never zero, never reused.
 pub type NodeId = u64;
 
 /// The id of a component: the SHA-256 of its bytes.
@@ -97,7 +97,7 @@ impl Call {
 }
 
 impl fmt::Debug for Call {
-    /// Requests hold secrets: only their size is shown.
+    /// Shows only the size of the request, because requests contain secrets.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}({} bytes)", self.method, self.request.len())
     }
@@ -185,7 +185,7 @@ pub enum Code {
 pub struct Failure {
     /// The code, for programs.
     pub code: Code,
-    /// For people.
+    /// The description, for people.
     pub message: String,
 }
 
@@ -242,7 +242,7 @@ pub struct Trap {
 /// An event, for the subscribers to its topic.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// Ordered bytewise.
+    /// The topic. Topics are ordered bytewise.
     pub topic: Bytes,
     /// The bytes of a complete response message.
     pub payload: Bytes,

@@ -1,26 +1,26 @@
-//! The bytes of a snapshot file. `docs/disk-format.md` has the diagram.
+//! Encoding of a snapshot file. `docs/disk-format.md` has the diagram.
 
 use std::path::Path;
 
 use conclave_crypto::OVERHEAD_BYTES;
 
 pub(super) const MAGIC: &[u8; 8] = b"CNCLVSNP";
-/// Since version 2 the chunks begin with the cluster's components. That is the business of the layer above,
-/// but a program that knows version 1 alone would take them for the machine's bytes.
+/// Since version 2 the chunks begin with the cluster's components. The layer above interprets them,
+/// but a program for version 1 would take them for the state machine's bytes.
 pub(super) const VERSION: u16 = 2;
 /// Magic, version, file id, term, index.
 pub(super) const PREAMBLE_BYTES: usize = 8 + 2 + 16 + 8 + 8;
 /// Kind and length before each envelope.
 pub(super) const FRAME_BYTES: usize = 1 + 4;
-/// Chunks, bytes.
+/// The number of chunks, and of their bytes.
 pub(super) const END_BYTES: usize = 16;
-/// The last record of a file, whole.
+/// The size of the last record of a file.
 pub(super) const END_RECORD_BYTES: usize = FRAME_BYTES + OVERHEAD_BYTES + END_BYTES;
 
-/// Where chunks and headers are sealed for.
+/// The place in the associated data of all records.
 pub(super) const PLACE: &str = "snapshot";
 
-/// What a record is.
+/// The kind of a record.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(u8)]
 pub(super) enum Kind {
@@ -29,7 +29,7 @@ pub(super) enum Kind {
     End = 3,
 }
 
-/// What the file begins with. All of it is part of what each record is bound to.
+/// The first bytes of a file. Each record is bound to all of them.
 pub(super) struct Preamble(pub(super) [u8; PREAMBLE_BYTES]);
 
 impl Preamble {
@@ -47,7 +47,7 @@ impl Preamble {
         std::array::from_fn(|at| self.0[10 + at])
     }
 
-    /// The key in the associated data of the record at a position.
+    /// Returns the key in the associated data of a record.
     pub(super) fn key(&self, kind: Kind, sequence: u64) -> Vec<u8> {
         [&self.0[..], &[kind as u8], &sequence.to_be_bytes()].concat()
     }
@@ -56,7 +56,7 @@ impl Preamble {
 /// The extension of a snapshot's name.
 pub(super) const EXTENSION: &str = "snap";
 
-/// Sorts as the positions do.
+/// Returns the file name. The names sort in the order of the positions.
 pub(super) fn name(term: u64, index: u64) -> String {
     format!("{term:020}-{index:020}.snap")
 }
@@ -65,6 +65,6 @@ pub(super) fn parse_name(path: &Path) -> Option<(u64, u64)> {
     let file_name = path.file_name()?.to_str()?;
     let (term, index) = file_name.strip_suffix(".snap")?.split_once('-')?;
     let (term, index) = (term.parse().ok()?, index.parse().ok()?);
-    // One spelling only: a second file for the same position could hide the first.
+    // Accept only one spelling, because a second file for the same position could hide the first.
     (name(term, index) == file_name).then_some((term, index))
 }

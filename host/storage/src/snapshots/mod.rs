@@ -2,22 +2,22 @@
 //!
 //! # Contract
 //!
-//! - A snapshot is there whole or not at all: it is written under another name, synced, and when it
-//!   is installed renamed, and the directory synced. Only then are older ones removed. A crash in
-//!   between leaves a file that the next open removes, and the older snapshot.
-//! - Every chunk is sealed with its position and the file's own random id; the end is sealed with the
-//!   count. What was cut, reordered, changed, or put together from two files is an error that names
-//!   the file. A damaged newest snapshot is never passed over for an older one: the log between them
-//!   is gone.
-//! - One write is one chunk, unless it is larger than a chunk may be; an empty one is none.
+//! - A snapshot is created atomically. It is written and synced under a temporary name. Installing
+//!   it renames the file and syncs the directory, and only then removes older snapshots. After a
+//!   crash in between, the older snapshot is still there, and the next open removes the leftover.
+//! - Every chunk is sealed with its position and the file's own random id, and the end is sealed
+//!   with the counts. Truncated, reordered or changed data, and data from two files, are errors
+//!   that name the file. An older snapshot never replaces a damaged newest one, because the log
+//!   between the two was purged.
+//! - One write is one chunk, or several if it exceeds the largest chunk. An empty write adds no chunk.
 //!
 //! # Caveats
 //!
-//! All calls block. A file that somebody still reads stays readable after a newer one replaced it,
-//! and takes its space until then. [`SnapshotStore::latest`] authenticates the header and the end;
-//! what lies between is authenticated as it is read.
+//! All calls block. A file that is open for reading stays readable after a newer one replaced it,
+//! and takes disk space until then. [`SnapshotStore::latest`] authenticates the header and the end.
+//! The chunks are authenticated when they are read.
 //!
-//! The format is in `docs/disk-format.md`.
+//! `docs/disk-format.md` describes the format.
 
 mod format;
 mod reader;
@@ -34,10 +34,10 @@ pub use writer::SnapshotWriter;
 
 use super::{Error, Keys, files, lock::Lock};
 
-/// The largest chunk. It bounds what reading takes in memory.
+/// The largest chunk. Bounds the memory that reading takes.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 
-/// The node's snapshots. Cloning shares.
+/// The node's snapshots. Clones share the store.
 #[derive(Clone)]
 pub struct SnapshotStore {
     inner: Arc<Inner>,
@@ -46,7 +46,7 @@ pub struct SnapshotStore {
 struct Inner {
     dir: PathBuf,
     keys: Keys,
-    /// The newest one that was read or installed, with its header in memory.
+    /// The newest snapshot that was opened or installed, with its header in memory.
     known: Mutex<Option<SnapshotFile>>,
     _lock: Arc<Lock>,
 }
@@ -54,7 +54,7 @@ struct Inner {
 impl SnapshotStore {
     pub(super) const DIR: &str = "snapshots";
 
-    /// Removes what a crash left half-written.
+    /// Opens the store, and removes the leftovers of a crash.
     pub(super) fn open(dir: &Path, keys: Keys, lock: Arc<Lock>) -> Result<Self, Error> {
         let dir = dir.join(Self::DIR);
         if !dir.is_dir() {
@@ -65,23 +65,23 @@ impl SnapshotStore {
                 files::remove(&path)?;
             }
         }
-        // A snapshot that was renamed may be the only one soon: its name must last.
+        // A renamed snapshot may soon be the only one, so its name must be durable.
         files::sync_dir(&dir)?;
         Ok(Self { inner: Arc::new(Inner { dir, keys, known: Mutex::default(), _lock: lock }) })
     }
 
-    /// Begins a snapshot of the state at a position of the log. The header is the caller's.
+    /// Starts a snapshot of the state at a position of the log. The caller defines the header.
     pub fn create(&self, term: u64, index: u64, header: &[u8]) -> Result<SnapshotWriter, Error> {
         SnapshotWriter::create(self.clone(), term, index, header)
     }
 
-    /// The newest snapshot, if there is one.
+    /// Opens the newest snapshot, if there is one.
     pub fn latest(&self) -> Result<Option<SnapshotFile>, Error> {
         let mut missed = None;
         loop {
             let Some((_, _, path)) = self.positions()?.into_iter().max() else { return Ok(None) };
             match SnapshotFile::open(&path, &self.inner.keys) {
-                // A newer one was installed meanwhile, and this one removed.
+                // A newer snapshot was installed meanwhile, and this one was removed.
                 Err(Error::Io { source, .. })
                     if source.kind() == io::ErrorKind::NotFound
                         && missed.as_ref() != Some(&path) =>
@@ -97,7 +97,8 @@ impl SnapshotStore {
         }
     }
 
-    /// The newest snapshot as it was when it was last read or installed. The file may have been damaged since.
+    /// Returns the newest snapshot as of its last opening or installation. The file may have been
+    /// damaged since.
     pub fn known(&self) -> Option<SnapshotFile> {
         self.inner.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -110,8 +111,8 @@ impl SnapshotStore {
         }
     }
 
-    /// Makes a whole snapshot the newest one, durably, and removes the older ones. Nothing happens to
-    /// one that is installed already.
+    /// Makes a finished snapshot the newest one durably, and removes the older ones. Has no effect
+    /// on a snapshot that is already installed.
     pub fn install(&self, snapshot: &SnapshotFile) -> Result<SnapshotFile, Error> {
         if !snapshot.is_temporary() {
             return Ok(snapshot.clone());
@@ -127,12 +128,12 @@ impl SnapshotStore {
         Ok(installed)
     }
 
-    /// Term, index and path of every whole snapshot.
+    /// Returns term, index and path of every installed snapshot.
     fn positions(&self) -> Result<Vec<(u64, u64, PathBuf)>, Error> {
         let mut positions = Vec::new();
         for path in list(&self.inner.dir)? {
             if path.extension().is_some_and(|extension| extension == files::TEMPORARY) {
-                // Somebody is writing it.
+                // The file is still being written.
                 continue;
             }
             match format::parse_name(&path) {
@@ -141,23 +142,24 @@ impl SnapshotStore {
                     .extension()
                     .is_some_and(|extension| extension == format::EXTENSION) =>
                 {
-                    let reason = "its name is none that a snapshot has".to_owned();
+                    let reason = "its name is not a valid snapshot name".to_owned();
                     return Err(Error::Snapshot { path, reason });
                 }
-                // `lost+found` of a file system of its own, or a file of a backup tool.
+                // Another file, such as `lost+found` of a file system, or a file of a backup tool.
                 None => {}
             }
         }
         Ok(positions)
     }
 
-    /// Removes the snapshots before a position. Failing is no harm: the next one tries again.
+    /// Removes the snapshots before a position. A failure is harmless, because the next
+    /// installation retries.
     fn remove_older(&self, term: u64, index: u64) {
         for (other_term, other_index, path) in self.positions().unwrap_or_default() {
             if (other_term, other_index) < (term, index)
                 && let Err(error) = files::remove(&path)
             {
-                tracing::warn!(%error, "an older snapshot stays");
+                tracing::warn!(%error, "cannot remove an older snapshot");
             }
         }
     }

@@ -1,4 +1,4 @@
-//! Reading a snapshot.
+//! Reading of snapshot files.
 
 use std::{
     fmt,
@@ -22,7 +22,7 @@ use crate::{Error, Keys, files};
 use conclave_crypto as crypto;
 use conclave_crypto::{KeyId, OVERHEAD_BYTES};
 
-/// A whole snapshot. Cloning shares. Readable also after a newer one has taken its place.
+/// A complete snapshot. Clones share the file. It stays readable after a newer one has replaced it.
 #[derive(Clone)]
 pub struct SnapshotFile {
     inner: Arc<Inner>,
@@ -30,7 +30,7 @@ pub struct SnapshotFile {
 
 struct Inner {
     path: PathBuf,
-    /// Not installed: the file goes with this.
+    /// Whether the snapshot is not installed. The file is then removed on drop.
     temporary: bool,
     file: File,
     file_bytes: u64,
@@ -39,7 +39,7 @@ struct Inner {
     index: u64,
     keys: Keys,
     header: Bytes,
-    /// Where the first chunk's record begins.
+    /// The offset of the first chunk's record.
     chunks_at: u64,
     chunks: u64,
     bytes: u64,
@@ -47,16 +47,16 @@ struct Inner {
 }
 
 impl SnapshotFile {
-    /// Authenticates the header and the end.
+    /// Opens an installed snapshot, and authenticates its header and its end.
     pub(super) fn open(path: &Path, keys: &Keys) -> Result<Self, Error> {
         let position = format::parse_name(path).ok_or_else(|| Error::Snapshot {
             path: path.into(),
-            reason: "its name is none that a snapshot has".into(),
+            reason: "its name is not a valid snapshot name".into(),
         })?;
         Self::open_as(path, position, keys, false)
     }
 
-    /// The same for a file that is not installed yet. It is removed when the last clone is gone.
+    /// Opens a snapshot that is not installed yet. The file is removed when the last clone is dropped.
     pub(super) fn open_temporary(
         path: &Path,
         position: (u64, u64),
@@ -80,7 +80,7 @@ impl SnapshotFile {
             _ => Error::io("cannot read", path)(error),
         })?;
         if bytes[..8] != *MAGIC {
-            return Err(damaged("it does not begin as a snapshot"));
+            return Err(damaged("it does not start with the magic bytes of a snapshot"));
         }
         let found = u16::from_be_bytes([bytes[8], bytes[9]]);
         if found > VERSION {
@@ -90,7 +90,7 @@ impl SnapshotFile {
         file_id.copy_from_slice(&bytes[10..26]);
         let preamble = Preamble::new(found, file_id, term, index);
         if preamble.0 != bytes {
-            return Err(damaged("it is not the snapshot that its name says"));
+            return Err(damaged("its term and index do not match its name"));
         }
         let mut inner = Inner {
             path: path.to_owned(),
@@ -115,48 +115,48 @@ impl SnapshotFile {
         Ok(Self { inner: Arc::new(inner) })
     }
 
-    /// What the writer was given at the beginning.
+    /// The header that was passed to the writer.
     pub fn header(&self) -> &Bytes {
         &self.inner.header
     }
 
-    /// The term of the last entry that it covers.
+    /// The term of the last entry in the snapshot.
     pub fn term(&self) -> u64 {
         self.inner.term
     }
 
-    /// The index of the last entry that it covers.
+    /// The index of the last entry in the snapshot.
     pub fn index(&self) -> u64 {
         self.inner.index
     }
 
-    /// How many bytes its chunks have together.
+    /// The number of bytes in the chunks.
     pub fn bytes(&self) -> u64 {
         self.inner.bytes
     }
 
-    /// The random id of this file. No other file has it, also none with the same contents.
+    /// The random id of this file. No other file has the same id, even with the same contents.
     pub fn id(&self) -> [u8; 16] {
         self.inner.preamble.file_id()
     }
 
-    /// Where it is; a newer one may have replaced it.
+    /// The path of the file. A newer snapshot may have replaced it.
     pub fn path(&self) -> &Path {
         &self.inner.path
     }
 
-    /// Its chunks, from the first.
+    /// Returns a reader of the chunks, from the first one on.
     pub fn read(&self) -> Result<SnapshotReader, Error> {
         let at = self.inner.chunks_at;
         Ok(SnapshotReader { inner: Arc::clone(&self.inner), at, chunks: 0, bytes: 0, ended: false })
     }
 
-    /// Whether it waits to be installed, under a name that counts for nothing.
+    /// Whether the snapshot is not installed yet, and has a temporary name.
     pub(super) fn is_temporary(&self) -> bool {
         self.inner.temporary
     }
 
-    /// The data keys under which it may be sealed: these two and all between.
+    /// The range of data keys that may have sealed the file.
     pub(crate) fn key_ids(&self) -> std::ops::RangeInclusive<u32> {
         let (first, last) = self.inner.key_ids;
         first.0..=last.0
@@ -166,7 +166,7 @@ impl SnapshotFile {
 impl Drop for Inner {
     fn drop(&mut self) {
         if self.temporary {
-            // Once it is installed it has another name, and nothing is there.
+            // An installed snapshot has another name, so there is no file to remove.
             let _ = files::remove(&self.path);
         }
     }
@@ -185,12 +185,12 @@ impl Inner {
 
     fn read_at(&self, at: u64, bytes: &mut [u8]) -> Result<(), Error> {
         self.file.read_exact_at(bytes, at).map_err(|error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => self.damaged("it was cut short"),
+            io::ErrorKind::UnexpectedEof => self.damaged("it is truncated"),
             _ => Error::io("cannot read", &self.path)(error),
         })
     }
 
-    /// The kind and the length of the envelope at a place.
+    /// Reads the kind and the length of the envelope at an offset.
     fn read_frame(&self, at: u64) -> Result<(u8, usize), Error> {
         let mut frame = [0; FRAME_BYTES];
         self.read_at(at, &mut frame)?;
@@ -202,7 +202,7 @@ impl Inner {
         let (found, length) = self.read_frame(at)?;
         let allowed = OVERHEAD_BYTES..=OVERHEAD_BYTES + CHUNK_BYTES_MAX;
         if found != kind as u8 || !allowed.contains(&length) {
-            return Err(self.damaged(format!("at byte {at} is no record that belongs there")));
+            return Err(self.damaged(format!("there is no valid record at byte {at}")));
         }
         let mut sealed = vec![0; length];
         self.read_at(at + FRAME_BYTES as u64, &mut sealed)?;
@@ -213,11 +213,11 @@ impl Inner {
         Ok((opened.into(), key_id))
     }
 
-    /// The last record of the file, which has one size. It tells how many chunks lie before it.
+    /// Reads the last record of the file, which has a fixed size. It contains the number of chunks.
     fn read_end(&mut self) -> Result<KeyId, Error> {
         let at = self.file_bytes.checked_sub(END_RECORD_BYTES as u64);
         let at = at.filter(|at| *at >= self.chunks_at);
-        let at = at.ok_or_else(|| self.damaged("it was cut short"))?;
+        let at = at.ok_or_else(|| self.damaged("it is truncated"))?;
         let (end, key_id) = self.read_record(at, Kind::End, 0)?;
         let (counts, []) = end.as_chunks::<8>() else {
             return Err(self.damaged("its end is malformed"));
@@ -230,7 +230,7 @@ impl Inner {
     }
 }
 
-/// The chunks of a snapshot, each authenticated. After an error there is nothing more.
+/// The chunks of a snapshot, authenticated one by one. The iterator ends after an error.
 pub struct SnapshotReader {
     inner: Arc<Inner>,
     at: u64,

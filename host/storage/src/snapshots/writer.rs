@@ -1,4 +1,4 @@
-//! Writing a snapshot.
+//! Writing of snapshot files.
 
 use std::{
     fs::File,
@@ -12,17 +12,17 @@ use super::{
 };
 use crate::{Error, files};
 
-/// How much is written between two syncs: one sync of everything at the end would hold up the log's
-/// for as long as it takes.
+/// The number of bytes written between two syncs. A single sync at the end would block the log's
+/// syncs for its whole duration.
 const SYNC_BYTES: u64 = 16 << 20;
 
-/// A snapshot that is being written. Dropped before it is whole, it leaves nothing.
+/// A snapshot that is being written. Dropping it before it is finished removes its file.
 pub struct SnapshotWriter {
     store: SnapshotStore,
     preamble: Preamble,
     position: (u64, u64),
     temporary: PathBuf,
-    /// Nothing once the file is whole.
+    /// `None` after the file is finished.
     file: Option<BufWriter<File>>,
     chunks: u64,
     bytes: u64,
@@ -54,14 +54,14 @@ impl SnapshotWriter {
         };
         writer.put(|writer, file| file.write_all(&writer.preamble.0))?;
         if header.len() > CHUNK_BYTES_MAX {
-            let reason = format!("its header has {} bytes", header.len());
+            let reason = format!("its header has {} bytes, which exceeds the limit", header.len());
             return Err(Error::Snapshot { path: writer.temporary.clone(), reason });
         }
         writer.record(Kind::Header, 0, header)?;
         Ok(writer)
     }
 
-    /// Writes the next chunk; several, if it is larger than a chunk may be.
+    /// Writes the next chunk, or several chunks if it exceeds the largest chunk.
     pub fn write(&mut self, chunk: &[u8]) -> Result<(), Error> {
         for chunk in chunk.chunks(CHUNK_BYTES_MAX) {
             self.record(Kind::Chunk, self.chunks, chunk)?;
@@ -76,14 +76,14 @@ impl SnapshotWriter {
         Ok(())
     }
 
-    /// Makes it the newest snapshot, durably, and removes the older ones.
+    /// Finishes the snapshot, makes it the newest one durably, and removes the older ones.
     pub fn commit(self) -> Result<SnapshotFile, Error> {
         let store = self.store.clone();
         store.install(&self.finish()?)
     }
 
-    /// Makes it whole, under its temporary name: it is nobody's newest snapshot before
-    /// [`SnapshotStore::install`].
+    /// Finishes the file under its temporary name. It becomes the newest snapshot
+    /// only by [`SnapshotStore::install`].
     pub fn finish(mut self) -> Result<SnapshotFile, Error> {
         let end = [self.chunks.to_be_bytes(), self.bytes.to_be_bytes()].concat();
         self.record(Kind::End, 0, &end)?;
@@ -97,7 +97,7 @@ impl SnapshotWriter {
     fn record(&mut self, kind: Kind, sequence: u64, plaintext: &[u8]) -> Result<(), Error> {
         let key = self.preamble.key(kind, sequence);
         let sealed = self.store.inner.keys.seal(format::PLACE, &key, plaintext)?;
-        // A chunk is at most a mebibyte.
+        // A chunk has at most 1 MiB.
         let length = (sealed.len() as u32).to_be_bytes();
         self.put(|_, file| {
             file.write_all(&[kind as u8])?;
@@ -123,7 +123,7 @@ impl SnapshotWriter {
 impl Drop for SnapshotWriter {
     fn drop(&mut self) {
         if let Some(file) = self.file.take() {
-            // What is buffered need not be written any more.
+            // The buffered bytes need not be written.
             drop(file.into_parts());
             let _ = files::remove(&self.temporary);
         }

@@ -1,8 +1,8 @@
-//! Compiled code beside the log: what comes back is what was put, or nothing.
+//! Stored compiled code: reading returns either exactly the stored code, or nothing.
 //!
-//! Goal: no byte of a file that is not exactly what this node wrote is ever handed out, because it would be run; and no state of
-//! these files keeps a node from starting. Method: files are damaged, moved, mixed and replaced as a disk, a thief
-//! or an operator could, and read again.
+//! Goal: a changed byte of a file is never returned, because the code would be run. No state of
+//! these files keeps a node from starting. Method: files are damaged, moved, mixed and replaced, as
+//! by a disk, an attacker or an operator, and then read again.
 
 use std::{fs, path::PathBuf};
 
@@ -16,12 +16,12 @@ const COMPONENT: ComponentId = ComponentId([1; 32]);
 const OTHER: ComponentId = ComponentId([2; 32]);
 const ENGINE: &str = "0123456789abcdef";
 
-/// Code of so many bytes.
+/// Returns code of `length` bytes.
 fn code(bytes: usize) -> Vec<u8> {
     (0..bytes).map(|at| (at * 7 + at / 256) as u8).collect()
 }
 
-/// The only file of compiled code.
+/// Returns the only file of compiled code.
 fn file(dir: &std::path::Path) -> PathBuf {
     let mut files = files(&dir.join("compiled"));
     assert_eq!(files.len(), 1, "{files:?}");
@@ -32,7 +32,7 @@ fn file(dir: &std::path::Path) -> PathBuf {
 fn code_comes_back_after_a_restart_and_lies_sealed() {
     let (dir, storage) = fresh();
     assert_eq!(storage.compiled.get(COMPONENT, ENGINE), None);
-    // Two pieces and a bit.
+    // Two whole pieces and a shorter one.
     let code = [&b"the code of the component"[..], &code((2 << 20) + 5)].concat();
     storage.compiled.put(COMPONENT, ENGINE, &code);
     assert!(storage.compiled.get(COMPONENT, ENGINE).unwrap() == code);
@@ -48,7 +48,7 @@ fn code_comes_back_after_a_restart_and_lies_sealed() {
     }
 }
 
-/// Whatever has happened to a file, it gives its code or none, and none only once.
+/// A damaged file is either read correctly, or not used and removed.
 #[test]
 fn changed_file_gives_no_code_and_is_removed() {
     let (dir, storage) = fresh();
@@ -68,13 +68,13 @@ fn changed_file_gives_no_code_and_is_removed() {
     for changed in changed {
         fs::write(&path, &changed).unwrap();
         assert_eq!(storage.compiled.get(COMPONENT, ENGINE), None);
-        assert!(!path.exists(), "a file that does not count is removed");
+        assert!(!path.exists(), "an unusable file is removed");
     }
     fs::write(&path, &whole).unwrap();
     assert_eq!(storage.compiled.get(COMPONENT, ENGINE).unwrap(), code);
 }
 
-/// Pieces that are authentic, but not of this file at this place.
+/// Authentic pieces from another file or another position are rejected.
 #[test]
 fn pieces_of_another_file_or_place_give_no_code() {
     const PIECE: usize = 4 + (1 << 20) + 33;
@@ -103,7 +103,7 @@ fn pieces_of_another_file_or_place_give_no_code() {
     fs::write(&path, of(&first, &[a, b, c])).unwrap();
     assert!(storage.compiled.get(COMPONENT, ENGINE).unwrap() == code);
 
-    // The same file for another component or engine.
+    // The same file under another component or engine.
     let named = |component: ComponentId, engine: &str| {
         path.with_file_name(format!("{component}-{engine}.compiled"))
     };
@@ -128,7 +128,7 @@ fn file_of_another_node_gives_no_code() {
     assert_eq!(storage.compiled.get(COMPONENT, ENGINE), None);
 }
 
-/// A rotation does not cost the code, and the code keeps no old key.
+/// After a rotation the code is still available, and the old key is retired.
 #[test]
 fn code_survives_rotations_of_the_data_key() {
     let (dir, storage) = fresh();
@@ -142,8 +142,8 @@ fn code_survives_rotations_of_the_data_key() {
         drop(storage);
         assert!(open(dir.path()).compiled.get(COMPONENT, ENGINE).unwrap() == code);
     }
-    assert!(open(dir.path()).keys.status().len() <= 2, "old keys are forgotten");
-    // One that was sealed under a key that is gone is no obstacle.
+    assert!(open(dir.path()).keys.status().len() <= 2, "old keys are retired");
+    // A file that is sealed under a retired key does not keep the store from opening.
     fs::write(file(dir.path()), first).unwrap();
     let storage = open(dir.path());
     assert_eq!(storage.compiled.get(COMPONENT, ENGINE), None);
@@ -156,7 +156,7 @@ fn leftovers_and_forgotten_components_are_removed() {
     storage.compiled.put(COMPONENT, ENGINE, b"first");
     storage.compiled.put(OTHER, ENGINE, b"other");
     storage.compiled.put(COMPONENT, "fedcba9876543210", b"second");
-    assert_eq!(storage.compiled.get(COMPONENT, ENGINE), None, "a newer engine's code is there");
+    assert_eq!(storage.compiled.get(COMPONENT, ENGINE), None, "replaced by a newer engine's code");
     drop(storage);
     let compiled = dir.path().join("compiled");
     fs::write(compiled.join("x.compiled.tmp"), "half").unwrap();
@@ -182,7 +182,7 @@ fn directory_that_cannot_be_used_is_done_without() {
     storage.compiled.retain(|_| false);
 }
 
-/// The nodes of `conclave dev` share what one of them compiled; nodes of another cluster do not.
+/// The nodes of `conclave dev` share code that one of them compiled. Nodes of another cluster do not.
 #[test]
 fn shared_directory_is_one_cluster_s() {
     let dir = tempfile::tempdir().unwrap();

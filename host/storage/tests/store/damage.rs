@@ -1,7 +1,8 @@
-//! Damage to any file: an error at open, or exactly what was there. Never a panic, never less.
+//! Damage to any file leads either to an error at open, or to the complete content. It never leads
+//! to a panic or to missing data.
 //!
-//! Method: a directory with some of everything is copied, one byte of one file is changed, and the
-//! copy is opened and read to the end.
+//! Method: copy a directory with all kinds of content, change one byte of one file, open the copy
+//! and read all of it.
 
 use std::{fs, io, path::Path};
 
@@ -16,7 +17,7 @@ use crate::support::*;
 
 type Snapshot = (Vec<u8>, Vec<Vec<u8>>);
 
-/// Everything that the layers above can see.
+/// All content that the layers above can read.
 #[derive(Debug, PartialEq)]
 struct Content {
     entries: Vec<Entry>,
@@ -43,7 +44,7 @@ async fn content(storage: &Storage) -> io::Result<Content> {
     })
 }
 
-/// A directory with some of everything, closed in good order.
+/// Creates a directory with all kinds of content, and closes it cleanly.
 async fn directory() -> TempDir {
     let (dir, storage) = fresh();
     let mut log = storage.log.clone();
@@ -67,7 +68,7 @@ async fn directory() -> TempDir {
     dir
 }
 
-/// Opens a copy. An error is fine; the same content is fine.
+/// Opens a copy. Both an error and the same content are correct.
 async fn refused_or_same(dir: &Path, expected: &Content, what: &str) -> bool {
     let storage = match Storage::open(options(dir)) {
         Ok(storage) => storage,
@@ -104,7 +105,7 @@ async fn a_changed_byte_in_any_file_is_refused_or_changes_nothing() {
     for path in files(dir.path()) {
         let relative = path.strip_prefix(dir.path()).unwrap();
         let whole = fs::read(&path).unwrap();
-        // Bytes that carry something, evenly spread; of small files, all.
+        // Samples bytes evenly. Small files are tested completely.
         let used: Vec<_> = (0..whole.len()).filter(|at| whole[*at] != 0).collect();
         let tries = if relative.starts_with("log") { 150 } else { 60 };
         for at in used.iter().step_by(used.len().div_ceil(tries).max(1)) {
@@ -120,10 +121,10 @@ async fn a_changed_byte_in_any_file_is_refused_or_changes_nothing() {
         }
     }
     println!("{refusals} of {tried} changes refused");
-    assert!(refusals > 200, "{refusals} of {tried}: the test damaged something");
+    assert!(refusals > 200, "{refusals} of {tried}: the test damages relevant bytes");
 }
 
-/// sled takes a log that was cut for one whose end a crash prevented. The watermark does not.
+/// sled takes a truncated log for one that a crash cut short. The watermark detects the truncation.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_log_is_refused() {
     let dir = directory().await;
@@ -143,8 +144,8 @@ async fn a_cut_log_is_refused() {
     assert!(refusals >= 5, "{refusals}");
 }
 
-/// Writes that no sync covered may be in the kernel's memory only, and after a failed sync the kernel takes them for
-/// written. So nothing that is read counts before a sync has succeeded.
+/// After a failed sync, the kernel takes unsynced writes for written, and keeps them only in
+/// memory. The store must therefore not trust its reads before a sync has succeeded.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_whose_sync_failed_is_not_believed_before_another_sync_succeeds() {
     let dir = tempfile::tempdir().unwrap();
@@ -160,7 +161,7 @@ async fn a_log_whose_sync_failed_is_not_believed_before_another_sync_succeeds() 
     assert!(!all(&storage.log).is_empty());
 }
 
-/// An older state of sled's files under the newest mark: acknowledged writes are gone.
+/// An older state of sled's files with the newest watermark: acknowledged writes are lost.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_older_log_is_refused() {
     let (dir, storage) = fresh();
@@ -176,7 +177,7 @@ async fn an_older_log_is_refused() {
     assert!(error.contains("newest data directory"), "{error}");
 }
 
-/// Values exchanged, copied, or removed behind our back, in a tree that is whole to sled.
+/// Values that are exchanged, copied or removed in a tree that is intact for sled.
 #[tokio::test(flavor = "multi_thread")]
 async fn records_that_were_moved_or_removed_are_refused_by_name() {
     let dir = directory().await;
@@ -221,7 +222,7 @@ async fn records_that_were_moved_or_removed_are_refused_by_name() {
     }
 }
 
-/// Values of another directory of the same node do not open in this one.
+/// Values of another directory of the same node cannot be decrypted.
 #[tokio::test(flavor = "multi_thread")]
 async fn another_directorys_log_is_refused() {
     let (one, two) = (directory().await, directory().await);

@@ -1,4 +1,4 @@
-//! The data directory as a whole: whose it is, who has it open, what may be in it.
+//! The data directory: its owner, its lock, and the files that it may contain.
 
 use std::{fs, os::unix::fs::PermissionsExt, path::Path};
 
@@ -16,7 +16,7 @@ fn refusal(options: Options) -> String {
     }
 }
 
-/// Name and content of every file, but for the lock's.
+/// Returns name and content of every file except the lock.
 fn image(dir: &Path) -> Vec<(std::path::PathBuf, Vec<u8>)> {
     let files = files(dir).into_iter().filter(|path| !path.ends_with("lock"));
     files.map(|path| (path.clone(), fs::read(path).unwrap())).collect()
@@ -30,12 +30,12 @@ fn a_second_opening_is_told_who_has_it() {
     assert!(error.contains(&format!("pid {}", std::process::id())), "{error}");
     let snapshots = storage.snapshots.clone();
     drop(storage);
-    assert!(refusal(options(dir.path())).contains("in use"), "a part is still held");
+    assert!(refusal(options(dir.path())).contains("in use"), "a part of the storage still exists");
     drop(snapshots);
     open(dir.path());
 }
 
-/// A file system of its own has `lost+found`, and backup tools leave files.
+/// A separate file system has `lost+found`, and backup tools leave files.
 #[tokio::test(flavor = "multi_thread")]
 async fn foreign_names_among_the_snapshots_are_ignored() {
     let (dir, storage) = fresh();
@@ -46,13 +46,13 @@ async fn foreign_names_among_the_snapshots_are_ignored() {
     let storage = open(dir.path());
     assert!(storage.snapshots.latest().unwrap().is_none());
     drop(storage);
-    // A snapshot whose name is damaged may be the only one.
+    // A snapshot with a damaged name may be the only one, so it is an error.
     fs::write(snapshots.join("1-x.snap"), b"x").unwrap();
     let error = refusal(options(dir.path()));
     assert!(error.contains("1-x.snap") && error.contains("damaged"), "{error}");
 }
 
-/// Leftovers of interrupted writes take room, and are removed.
+/// Leftovers of interrupted writes occupy disk space, and are removed.
 #[test]
 fn leftovers_of_interrupted_writes_are_removed() {
     let (dir, storage) = fresh();
@@ -64,7 +64,7 @@ fn leftovers_of_interrupted_writes_are_removed() {
     assert!(files(dir.path()).iter().all(|path| path.extension() != Some("tmp".as_ref())));
 }
 
-/// A directory that another user owns is not damaged.
+/// A directory that another user owns is not reported as damaged.
 #[test]
 fn missing_permissions_are_named_as_such() {
     let (dir, storage) = fresh();
@@ -72,14 +72,14 @@ fn missing_permissions_are_named_as_such() {
     let keyring = dir.path().join("keyring");
     fs::set_permissions(&keyring, fs::Permissions::from_mode(0o000)).unwrap();
     if fs::File::open(&keyring).is_ok() {
-        // The superuser reads everything.
+        // The superuser can read everything.
         return;
     }
     let error = refusal(options(dir.path()));
     assert!(error.contains("user that the node runs as") && !error.contains("damaged"), "{error}");
 }
 
-/// A directory of somebody else's, or a wrong key: refused by name, and nothing is written.
+/// A directory of another node or cluster, and a wrong key, are reported by name, and nothing is written.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_mix_up_is_named_and_changes_nothing() {
     let (dir, storage) = fresh();
@@ -100,7 +100,7 @@ async fn a_mix_up_is_named_and_changes_nothing() {
     assert_eq!(all(&open(dir.path()).log).len(), 1);
 }
 
-/// A newer program carries another default machine. The cluster goes on with its own.
+/// A newer program has another default component. The cluster keeps its own.
 #[test]
 fn a_directory_keeps_the_component_that_it_was_made_for() {
     let (dir, storage) = fresh();
@@ -113,7 +113,7 @@ fn a_directory_keeps_the_component_that_it_was_made_for() {
     let storage = Storage::open(other.clone()).unwrap();
     assert!(storage.initial_component == component());
     assert_eq!(storage.identity.component_id, ComponentId::of(&component()));
-    // Whatever happens to the file is found out; one of before there was one is made of what is given.
+    // Any damage to the file is detected.
     drop(storage);
     let path = dir.path().join("initial-component");
     let whole = fs::read(&path).unwrap();
@@ -137,7 +137,7 @@ fn a_directory_keeps_the_component_that_it_was_made_for() {
     assert!(fs::read(&path).unwrap().starts_with(b"CNCLVGEN\x00\x01"));
 }
 
-/// A data key that nothing but this file used would otherwise be kept, or forgotten, with it.
+/// The initial component must not keep an old data key in use, nor be lost with a retired one.
 #[test]
 fn the_component_survives_rotations_of_the_data_key() {
     let (dir, storage) = fresh();
@@ -148,7 +148,7 @@ fn the_component_survives_rotations_of_the_data_key() {
         drop(storage);
         assert!(open(dir.path()).initial_component == component());
     }
-    assert!(open(dir.path()).keys.status().len() <= 2, "old keys are forgotten");
+    assert!(open(dir.path()).keys.status().len() <= 2, "old keys are retired");
 }
 
 #[test]
@@ -177,7 +177,8 @@ fn only_the_owner_may_look() {
         assert_eq!(fs::metadata(dir.join(name)).unwrap().permissions().mode() & 0o777, 0o600);
     }
     drop(storage);
-    // One that somebody opened to others is closed again: sled's files are made as umask has it.
+    // A directory that was opened to other users is restricted again. This also protects sled's
+    // files, whose own permissions depend on the umask.
     fs::set_permissions(&dir, fs::Permissions::from_mode(0o755)).unwrap();
     open(&dir);
     assert_eq!(fs::metadata(&dir).unwrap().permissions().mode() & 0o777, 0o700);
@@ -191,7 +192,7 @@ fn a_directory_with_something_else_in_it_is_left_alone() {
     assert_eq!(fs::read(dir.path().join("thesis.txt")).unwrap(), b"dear");
 }
 
-/// Whatever is missing is named; sled would make its files anew.
+/// Any missing file is reported by name. sled would silently create its files again.
 #[test]
 fn a_missing_part_is_named() {
     for name in ["keyring", "watermark", "log", "log/db", "log/conf", "snapshots", "identity"] {
@@ -210,7 +211,7 @@ fn a_missing_part_is_named() {
     }
 }
 
-/// A crash while the directory is made, wherever, leaves one that can be made again.
+/// A crash at any point of the creation leaves a directory that can be created again.
 #[test]
 fn an_unfinished_directory_is_made_anew() {
     let (dir, storage) = fresh();
@@ -237,7 +238,7 @@ fn an_unfinished_directory_is_made_anew() {
     }
 }
 
-/// Once the identity is there, the directory counts, and must not be made anew.
+/// A directory with an identity file is complete, and must not be created again.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_finished_directory_is_never_made_anew() {
     let (dir, storage) = fresh();
@@ -247,7 +248,7 @@ async fn a_finished_directory_is_never_made_anew() {
     assert_eq!(open(dir.path()).log.read_vote().await.unwrap(), Some(Vote::new(4, 1)));
 }
 
-/// sled interrupted while writing its page table takes the rest of the file for a whole one.
+/// sled would take an interrupted snapshot of its page table for a complete one.
 #[test]
 fn what_sled_left_half_written_is_removed() {
     let (dir, storage) = fresh();
@@ -258,7 +259,7 @@ fn what_sled_left_half_written_is_removed() {
     assert!(!leftover.exists());
 }
 
-/// Nothing that was put in can be found in any file.
+/// No stored content appears in any file in plaintext.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_file_shows_plaintext() {
     const NEEDLE: &[u8] = b"SEVENTEEN-PURPLE-ELEPHANTS";
@@ -276,17 +277,17 @@ async fn no_file_shows_plaintext() {
     let mut bytes = 0;
     for (path, content) in image(dir.path()) {
         bytes += content.len();
-        // Also no part of it, and not the method's name either.
+        // Parts of the content and the method's name must not appear either.
         for needle in [&NEEDLE[..8], &NEEDLE[8..18], b"kv.v1.KV"] {
             let found = content.windows(needle.len()).any(|window| window == needle);
             assert!(!found, "{} shows plaintext", path.display());
         }
     }
-    assert!(bytes > 1_000_000, "the test looked at something");
+    assert!(bytes > 1_000_000, "the test reads enough bytes");
 }
 
-/// Rotated keys go on opening; a start forgets those that nothing needs; another master key takes
-/// over, and the old one is out.
+/// Rotated keys still open data, and a start retires those that are no longer needed. After a
+/// rekey, only the new master key opens the directory.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_rotate_and_the_master_key_changes() {
     let (dir, storage) = fresh();
@@ -306,7 +307,7 @@ async fn keys_rotate_and_the_master_key_changes() {
     let storage = Storage::open(ours()).unwrap();
     assert_eq!(all(&storage.log).len(), 3);
     assert_eq!(storage.keys.status().len(), 3, "all are in use");
-    // What is old is written anew or purged in time; then the next start forgets its keys.
+    // Old data is rewritten or purged in time. The next start then retires its keys.
     storage.log.clone().purge(log_id(1, 2)).await.unwrap();
     append(&storage.log, vec![entry(1, 3, 100)]).await.unwrap();
     drop(storage);

@@ -1,5 +1,6 @@
-//! Every later version must read what this version of the formats wrote. The fixture is a data directory: our own
-//! files as they are, and the tree's keys and values, sealed, which are put into a fresh sled.
+//! Every later version must read the files that this version of the formats wrote. The fixture is a
+//! data directory: our own files as they are, and the tree's keys and sealed values, which are put
+//! into a new sled tree.
 
 use std::{fs, path::PathBuf};
 
@@ -21,7 +22,7 @@ fn fixture(name: &str) -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/store").join(name)
 }
 
-/// A piece of a component, and its activation.
+/// A part of a component, and its activation.
 fn component_entries() -> [Entry; 2] {
     let (component, from) = (ComponentId([8; 32]), ComponentId([9; 32]));
     let about = About { name: "name".into(), version: "1.2".into(), state_version: 3 };
@@ -54,7 +55,7 @@ async fn a_directory_of_this_version_is_read() {
     is_read("golden", &files, of_small_component, &component_entries()).await;
 }
 
-/// A component that fits a fixture.
+/// A component that is small enough for a fixture.
 fn of_small_component(options: Options) -> Options {
     let component = bytes::Bytes::from_static(b"a component");
     Options { component_id: ComponentId::of(&component), component, ..options }
@@ -118,7 +119,7 @@ async fn write_fixture() {
     writer.write(b"chunk").unwrap();
     writer.commit().unwrap();
     drop((log, storage));
-    // A record that is removed leaves its trace.
+    // A removed metadata entry leaves a value in the tree.
     let storage = Storage::open(of_small_component(options(dir.path()))).unwrap();
     storage.log.put_record("gone", None).unwrap();
     drop(storage);

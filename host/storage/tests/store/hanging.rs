@@ -1,4 +1,4 @@
-//! A disk that hangs, and a storage thread that panics: neither returns an error by itself.
+//! A disk that hangs, and a storage thread that panics. Neither returns an error by itself.
 
 use std::{
     fs::File,
@@ -11,7 +11,7 @@ use conclave_storage::{Medium, Storage};
 
 use crate::support::*;
 
-/// Syncs wait for this lock, and panic if told to.
+/// A medium whose syncs wait for this lock, and panic on request.
 #[derive(Default)]
 struct Hanging {
     answers: Mutex<()>,
@@ -37,7 +37,7 @@ fn open_hanging(dir: &std::path::Path) -> (Storage, Arc<Hanging>) {
     (Storage::open_on(options(dir), medium.clone()).unwrap(), medium)
 }
 
-/// How long a sync has taken is known while it hangs, and over when it answers.
+/// The duration of a hanging sync is reported while it hangs, and is zero after it returns.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_sync_that_hangs_is_seen_while_it_hangs() {
     let dir = tempfile::tempdir().unwrap();
@@ -45,14 +45,14 @@ async fn a_sync_that_hangs_is_seen_while_it_hangs() {
     append(&storage.log, vec![entry(1, 0, 10)]).await.unwrap();
     let until = Instant::now() + Duration::from_secs(10);
     while storage.log.busy_for() > Duration::ZERO {
-        assert!(Instant::now() < until, "idle, but busy");
+        assert!(Instant::now() < until, "the idle store reports a duration");
     }
     let appending = {
         let hanging = medium.hang();
         let log = storage.log.clone();
         let appending = tokio::spawn(async move { append(&log, vec![entry(1, 1, 10)]).await });
         while storage.log.busy_for() < Duration::from_millis(200) {
-            assert!(Instant::now() < until, "the hanging sync is not seen");
+            assert!(Instant::now() < until, "the hanging sync is not reported");
             std::thread::sleep(Duration::from_millis(5));
         }
         drop(hanging);
@@ -60,12 +60,12 @@ async fn a_sync_that_hangs_is_seen_while_it_hangs() {
     };
     appending.await.unwrap().unwrap();
     while storage.log.busy_for() > Duration::ZERO {
-        assert!(Instant::now() < until, "the sync is over, but busy");
+        assert!(Instant::now() < until, "the finished sync is still reported");
     }
     assert!(storage.log.poisoned().is_none());
 }
 
-/// A panic poisons the store, and is told to whoever ends the process.
+/// A panic poisons the store, and is published to the task that ends the process.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_panic_of_the_storage_thread_is_published() {
     let dir = tempfile::tempdir().unwrap();

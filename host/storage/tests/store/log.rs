@@ -1,4 +1,4 @@
-//! The log store's own promises.
+//! The guarantees of the log store.
 
 use std::{
     sync::{atomic::Ordering, mpsc},
@@ -11,8 +11,8 @@ use openraft::{RaftLogReader, storage::RaftLogStorage};
 
 use crate::support::*;
 
-/// Entries of all sizes come back, from memory and, after a restart, from disk; also such that are
-/// larger than a value of the tree may be.
+/// Entries of all sizes can be read, from memory and, after a restart, from disk. Some are larger
+/// than the largest value of the tree.
 #[tokio::test(flavor = "multi_thread")]
 async fn entries_of_any_size_survive_a_restart() {
     let (dir, storage) = fresh();
@@ -34,8 +34,8 @@ async fn entries_of_any_size_survive_a_restart() {
     assert!(streamed == entries[1..9]);
 }
 
-/// A read from the disk keeps no thread of the runtime busy: with the only other thread occupied it waits. Entries
-/// in memory are there at once.
+/// A read from the disk blocks no thread of the runtime. While the only blocking thread is
+/// occupied, the read waits. Entries in memory are returned at once.
 #[test]
 fn reads_from_the_disk_leave_the_runtime_alone() {
     let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -69,7 +69,7 @@ fn reads_from_the_disk_leave_the_runtime_alone() {
     });
 }
 
-/// A process that is killed leaves what a copy of its directory shows.
+/// The state of a killed process equals a copy of its directory.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_was_acknowledged_survives_a_kill() {
     let (dir, storage) = fresh();
@@ -84,8 +84,8 @@ async fn what_was_acknowledged_survives_a_kill() {
     assert!(all(&again) == all(&log));
 }
 
-/// A truncation through the middle of a block keeps its beginning, and what is appended after it
-/// follows; also across restarts.
+/// A truncation in the middle of a block keeps the beginning of the block. New entries can follow
+/// it. Both also hold across restarts.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pack_is_cut_where_it_is_truncated() {
     let (dir, storage) = fresh();
@@ -103,7 +103,7 @@ async fn a_pack_is_cut_where_it_is_truncated() {
     drop((log, storage));
     let mut log = open(dir.path()).log;
     assert!(all(&log) == expected);
-    // Everything goes, and the log begins anew, without a write in between.
+    // Removes all entries and starts a new log, without a write in between.
     log.truncate_after(None).await.unwrap();
     assert_eq!(log.get_log_state().await.unwrap().last_log_id, None);
     drop(log);
@@ -112,8 +112,8 @@ async fn a_pack_is_cut_where_it_is_truncated() {
     append(&log, vec![entry(4, 0, 1)]).await.unwrap();
 }
 
-/// A purge takes effect at once, inside a block too, and far beyond the end as after a snapshot from
-/// a peer.
+/// A purge takes effect at once, in the middle of a block and also far beyond the end of the log,
+/// as after a snapshot from a peer.
 #[tokio::test(flavor = "multi_thread")]
 async fn purges_hold_across_restarts() {
     let (dir, storage) = fresh();
@@ -140,7 +140,7 @@ async fn purges_hold_across_restarts() {
     );
 }
 
-/// What nobody waits for reaches the disk by itself.
+/// Data for which no caller waits reaches the disk without further operations.
 #[tokio::test(flavor = "multi_thread")]
 async fn lazy_writes_arrive_without_a_batch_to_ride_along_with() {
     let (dir, storage) = fresh();
@@ -164,7 +164,7 @@ async fn lazy_writes_arrive_without_a_batch_to_ride_along_with() {
     assert_eq!(open(crashed.path()).log.get_record("trap/5").unwrap(), None);
 }
 
-/// Records are synced on demand, without an append to ride along with.
+/// Metadata entries can be synced on demand, without an append.
 #[tokio::test(flavor = "multi_thread")]
 async fn records_are_synced_on_demand() {
     let dir = tempfile::tempdir().unwrap();
@@ -172,7 +172,7 @@ async fn records_are_synced_on_demand() {
     append(&storage.log, vec![entry(1, 0, 5)]).await.unwrap();
     medium.0.store(true, Ordering::SeqCst);
     storage.log.put_record("name", Some(b"value".to_vec())).unwrap();
-    // Written by now, and not synced: a sync fails.
+    // The metadata entries are written, but not synced. A sync must now fail.
     tokio::time::sleep(Duration::from_millis(600)).await;
     assert_eq!(storage.log.poisoned(), None);
     storage.log.sync_records().unwrap();
@@ -183,8 +183,8 @@ async fn records_are_synced_on_demand() {
     }
 }
 
-/// The committed index is written lazily and may outlive what it speaks of. Then it must not name
-/// another leader's entries, which nobody has committed, only because there are as many.
+/// The committed id is written lazily, and may remain after its entries were truncated. It must
+/// then not be applied to another leader's uncommitted entries at the same indexes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_committed_index_names_no_entries_of_other_leaders() {
     let (dir, storage) = fresh();
@@ -200,7 +200,7 @@ async fn a_committed_index_names_no_entries_of_other_leaders() {
         (log_id(2, 5), log_id(3, 2)),
     ] {
         log.save_committed(Some(noted)).await.unwrap();
-        // A vote is synced, and takes along what waits.
+        // A vote is synced, together with the waiting lazy values.
         tokio::time::sleep(Duration::from_millis(250)).await;
         log.save_vote(&Vote::new(noted.leader_id.term + 9, 1)).await.unwrap();
         let crashed = copy(dir.path());
@@ -209,8 +209,8 @@ async fn a_committed_index_names_no_entries_of_other_leaders() {
     }
 }
 
-/// A crash right after a leader's snapshot was installed may leave the entries that it contradicts: the
-/// log is then longer than the snapshot, of lower terms, and must give way.
+/// A crash right after the installation of a leader's snapshot may leave entries that contradict
+/// it. The log then has higher indexes than the snapshot, but lower terms, and must be discarded.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_log_gives_way_to_a_snapshot_that_contradicts_it() {
     for (term, index, left) in [(2, 8, None), (1, 8, Some(10)), (2, 11, Some(10)), (2, 0, None)] {
@@ -227,7 +227,7 @@ async fn a_log_gives_way_to_a_snapshot_that_contradicts_it() {
     }
 }
 
-/// The kernel forgets what it could not write, so after a failed sync nothing may be accepted.
+/// After a failed sync the kernel discards the unwritten data, so the store must reject further operations.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_failed_sync_poisons_the_store() {
     let dir = tempfile::tempdir().unwrap();
@@ -256,7 +256,7 @@ async fn a_failed_sync_poisons_the_store() {
     assert!(all(&again)[..1] == [entry(1, 0, 5)], "what was acknowledged is there");
 }
 
-/// Readers see consecutive, right entries while the log grows, is purged, and is truncated.
+/// Readers get consecutive and correct entries while the log grows, is purged, and is truncated.
 #[tokio::test(flavor = "multi_thread", worker_threads = 4)]
 async fn readers_are_not_misled_by_concurrent_changes() {
     let (_dir, storage) = fresh();
@@ -302,7 +302,7 @@ async fn readers_are_not_misled_by_concurrent_changes() {
     }
 }
 
-/// A hole or an overlap is a bug of the caller's, and is refused before it is anywhere.
+/// A gap or an overlap is a bug of the caller. It is rejected before anything changes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_hole_is_refused() {
     let (_dir, storage) = fresh();
@@ -314,7 +314,7 @@ async fn a_hole_is_refused() {
     append(&storage.log, vec![entry(1, 1, 5)]).await.unwrap();
 }
 
-/// A snapshot of an earlier term's end may cover a tail that a later leader has appended and nobody committed.
+/// A snapshot that ends in an earlier term may cover uncommitted entries that a later leader appended.
 #[tokio::test]
 async fn purge_beyond_a_tail_of_a_later_term_continues_after_the_snapshot() {
     let (dir, storage) = fresh();
@@ -329,7 +329,7 @@ async fn purge_beyond_a_tail_of_a_later_term_continues_after_the_snapshot() {
     assert_eq!(storage.log.extent().purged, Some(log_id(2, 10)));
 }
 
-/// What is kept is counted in bytes, also across a restart.
+/// The retained log is measured in bytes, also across a restart.
 #[tokio::test]
 async fn sizes_of_the_log_survive_a_restart() {
     let (dir, storage) = fresh();

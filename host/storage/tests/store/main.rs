@@ -1,4 +1,4 @@
-//! The data directory, seen from outside: openraft's own suite, crashes, damage, and a model.
+//! Tests of the data directory through its public API: openraft's suite, crashes, damage, and a model.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,5 +1,5 @@
-//! Random sequences of what may happen to a log, against a vector. A failure prints the sequence,
-//! made as short as it can be; proptest keeps its seed.
+//! Random sequences of log operations, compared with a vector as the model. A failure prints the
+//! minimized sequence, and proptest stores its seed.
 
 use std::collections::BTreeMap;
 
@@ -11,14 +11,14 @@ use crate::support::*;
 
 #[derive(Clone, Debug)]
 enum Step {
-    /// Entries of these sizes; not waited for.
+    /// Appends entries of these sizes, without waiting for the disk.
     Append(Vec<usize>),
-    /// To this share of what is there, in percent.
+    /// Truncates to this share of the log, in percent.
     Truncate(u64),
     Purge(u64),
     Vote(u64),
     Record(u8, bool),
-    /// Wait for the disk, and open a copy of the directory as a crash would leave it.
+    /// Waits for the disk, and opens a copy of the directory in its state after a crash.
     Crash,
     Reopen,
 }
@@ -91,7 +91,7 @@ async fn run(steps: Vec<Step>) {
                 };
             }
             Step::Crash => {
-                // A vote waits for all that was asked for before it.
+                // A vote completes after all earlier operations.
                 vote = Some(Vote::new(term, 0));
                 log.save_vote(&Vote::new(term, 0)).await.unwrap();
                 let crashed = copy(dir.path());

@@ -1,4 +1,4 @@
-//! Figures, on demand: `cargo test --workspace --test store numbers -- --ignored --nocapture`.
+//! Measurements on demand: `cargo test --workspace --test store numbers -- --ignored --nocapture`.
 
 use std::{
     fs,
@@ -26,8 +26,8 @@ fn cpu() -> Duration {
     Duration::from_millis(ticks * 10)
 }
 
-/// How long an append takes until it is durable, by the number of entries of 400 bytes that it
-/// brings; the log is purged as a node's is.
+/// The duration of a durable append, by its number of entries of 400 bytes. The log is purged as on
+/// a node.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "prints figures"]
 async fn append_latencies() {
@@ -69,7 +69,7 @@ async fn append_latencies() {
     println!("a plain file, 450 bytes: median {:?}", times[1000]);
 }
 
-/// Disk and memory over a long run of appends and purges.
+/// Disk and memory during a long run of appends and purges.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "prints figures"]
 async fn disk_over_a_long_run() {

@@ -1,4 +1,4 @@
-//! Snapshot files.
+//! Tests of snapshot files.
 
 use std::{fs, path::Path};
 
@@ -27,7 +27,7 @@ fn the_newest_snapshot_comes_back_and_older_ones_go() {
     let first = write(&storage, 9, &[b"one", b"", b"two", &large]);
     let second = write(&storage, 10, &[]);
     assert_eq!(names(dir.path()), ["00000000000000000003-00000000000000000010.snap"]);
-    // Whoever still reads the older one can.
+    // An open reader can still read the older snapshot.
     let sizes: Vec<_> = chunks(&first).iter().map(|chunk| chunk.len()).collect();
     assert_eq!(sizes, [3, 3, CHUNK_BYTES_MAX, CHUNK_BYTES_MAX, 5]);
     assert_eq!(first.bytes(), large.len() as u64 + 6);
@@ -45,7 +45,7 @@ fn an_unfinished_snapshot_leaves_nothing() {
     writer.write(b"chunk").unwrap();
     assert_eq!(names(dir.path()).len(), 1);
     assert!(storage.snapshots.latest().unwrap().is_none());
-    // As a crash leaves it.
+    // The state after a crash.
     let crashed = copy(dir.path());
     drop(writer);
     assert!(names(dir.path()).is_empty());
@@ -54,7 +54,7 @@ fn an_unfinished_snapshot_leaves_nothing() {
     assert!(names(crashed.path()).is_empty());
 }
 
-/// What a leader sends is whole before anybody wants it. It is the newest only once it is installed.
+/// A received snapshot is complete before it is used. It becomes the newest one only by its installation.
 #[test]
 fn a_snapshot_that_is_not_installed_counts_for_nothing() {
     let (dir, storage) = fresh();
@@ -77,7 +77,7 @@ fn a_snapshot_that_is_not_installed_counts_for_nothing() {
     assert_eq!(names(dir.path()), ["00000000000000000003-00000000000000000011.snap"]);
 }
 
-/// While one is looked for, a newer one may replace it.
+/// A newer snapshot may be installed during a search for the newest one.
 #[test]
 fn the_newest_snapshot_is_found_while_it_is_replaced() {
     let (_dir, storage) = fresh();
@@ -93,8 +93,8 @@ fn the_newest_snapshot_is_found_while_it_is_replaced() {
     });
 }
 
-/// A flipped bit anywhere, a cut anywhere, exchanged chunks, another node's file, another position's
-/// name: each is an error that names the file.
+/// A flipped bit, a truncation, exchanged chunks, another node's file, and another position's name
+/// are errors that name the file.
 #[test]
 fn a_damaged_snapshot_is_refused_by_name_and_never_skipped() {
     let (dir, storage) = fresh();
@@ -121,7 +121,7 @@ fn a_damaged_snapshot_is_refused_by_name_and_never_skipped() {
         refused(&whole[..at]);
     }
     refused(&[&whole[..], b"more"].concat());
-    // Two chunks of one size exchanged, and one left out.
+    // Two chunks of equal size are exchanged, and one chunk is omitted.
     let record = 5 + 33 + 9;
     let chunks_at = 42 + 5 + 33 + 10;
     let mut swapped = whole.clone();

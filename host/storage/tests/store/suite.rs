@@ -1,5 +1,5 @@
-//! openraft's suite of what a log store must do. The state machine beside it is in memory: it is
-//! here only because the suite wants one.
+//! openraft's test suite for log stores. The suite also needs a state machine, which is kept in
+//! memory here.
 
 use std::{io, sync::Arc, sync::Mutex};
 

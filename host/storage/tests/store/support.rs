@@ -1,4 +1,4 @@
-//! What the tests share: a data directory with known keys, and entries.
+//! Shared helpers of the tests: a data directory with fixed keys, and entries.
 
 use std::{fs, path::Path, sync::Arc};
 
@@ -15,7 +15,7 @@ use openraft::{
 };
 use tempfile::TempDir;
 
-/// What stands for a component: two pieces and a bit.
+/// A substitute for a component: two whole pieces and a shorter one.
 pub(crate) fn component() -> Bytes {
     Bytes::from(vec![5; (2 << 20) + 5])
 }
@@ -53,13 +53,13 @@ pub(crate) fn entry_of(term: u64, index: u64, request: Vec<u8>) -> Entry {
     Entry { log_id: log_id(term, index), payload: Payload::Normal(command) }
 }
 
-/// An entry whose content follows from its place, so that a wrong one is seen.
+/// Returns an entry whose content is derived from its position, so that a misplaced entry is detected.
 pub(crate) fn entry(term: u64, index: u64, bytes: usize) -> Entry {
     let seed = (term * 1_000_003 + index) as usize;
     entry_of(term, index, (0..bytes).map(|at| (seed + at * 7) as u8).collect())
 }
 
-/// Appends and waits until it is durable.
+/// Appends entries, and waits until they are durable.
 pub(crate) async fn append(log: &LogStore, entries: Vec<Entry>) -> std::io::Result<()> {
     let (done, flushed) = TypeConfig::oneshot();
     log.clone().append(entries, IOFlushed::signal(done)).await?;
@@ -70,7 +70,7 @@ pub(crate) fn all(log: &LogStore) -> Vec<Entry> {
     log.entries(0..u64::MAX, usize::MAX).unwrap()
 }
 
-/// A copy of a directory as it is now: what a crash of the process would leave.
+/// Copies a directory in its current state, which is the state after a crash of the process.
 pub(crate) fn copy(from: &Path) -> TempDir {
     let to = tempfile::tempdir().unwrap();
     copy_into(from, to.path());
@@ -90,7 +90,7 @@ fn copy_into(from: &Path, to: &Path) {
     }
 }
 
-/// Every file under a directory.
+/// Returns every file under a directory.
 pub(crate) fn files(dir: &Path) -> Vec<std::path::PathBuf> {
     let mut found = Vec::new();
     for item in fs::read_dir(dir).unwrap() {
@@ -109,7 +109,7 @@ pub(crate) fn chunks(snapshot: &conclave_storage::SnapshotFile) -> Vec<Bytes> {
     snapshot.read().unwrap().map(Result::unwrap).collect()
 }
 
-/// A medium whose syncs fail once told to.
+/// A medium whose syncs fail on request.
 #[derive(Default)]
 pub(crate) struct Failing(pub(crate) std::sync::atomic::AtomicBool);
 
