@@ -201,12 +201,16 @@ impl Recovered {
                 None if previous == 0 => {}
                 Some(before) if before.last + 1 == first && before.sequence == previous => {}
                 Some(before) if before.last + 1 == first => {
-                    let reason =
-                        format!("the preceding entry {} is not its original predecessor", before.last);
+                    let reason = format!(
+                        "the preceding entry {} is not its original predecessor",
+                        before.last
+                    );
                     return Err(reason.into());
                 }
                 Some(before) => {
-                    return Err(format!("the preceding entry {} is missing", before.last + 1).into());
+                    return Err(
+                        format!("the preceding entry {} is missing", before.last + 1).into()
+                    );
                 }
                 None => return Err("the preceding entries are missing".into()),
             }
@@ -218,7 +222,10 @@ impl Recovered {
             }
             if self.last.is_some_and(|last| entry.log_id.leader_id < last.leader_id) {
                 let index = entry.log_id.index;
-                return Err(format!("the term of entry {index} is lower than that of its predecessor").into());
+                return Err(format!(
+                    "the term of entry {index} is lower than that of its predecessor"
+                )
+                .into());
             }
             self.sizes.append(entry.log_id.index, entry_bytes(entry) as u64);
             self.last = Some(entry.log_id);

@@ -324,7 +324,9 @@ fn pieces_of(preamble: &[u8; PREAMBLE_BYTES]) -> Result<u32, String> {
     }
     let version = u16::from_be_bytes([rest[0], rest[1]]);
     if version != VERSION {
-        return Err(format!("it has format version {version}, but this version of Conclave uses version {VERSION}"));
+        return Err(format!(
+            "it has format version {version}, but this version of Conclave uses version {VERSION}"
+        ));
     }
     let pieces = u32::from_be_bytes([rest[18], rest[19], rest[20], rest[21]]);
     match pieces as usize {

@@ -13,7 +13,10 @@ pub fn log_block(data: &[u8]) {
         let mut encoded = Vec::new();
         encode_entry(entry, &mut encoded);
         let again = super::format::decode_entry(encoded.into());
-        assert!(again.is_ok_and(|again| again == *entry), "entry {index} changes when it is encoded and decoded");
+        assert!(
+            again.is_ok_and(|again| again == *entry),
+            "entry {index} changes when it is encoded and decoded"
+        );
     }
 }
 

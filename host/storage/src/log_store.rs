@@ -198,7 +198,9 @@ impl LogStore {
     pub fn put_record(&self, name: &str, value: Option<Vec<u8>>) -> io::Result<()> {
         let length = value.as_ref().map_or(0, Vec::len);
         if name.len() > RECORD_NAME_BYTES_MAX || length > RECORD_BYTES_MAX {
-            let reason = format!("metadata entry {name:.256}: {length} bytes; at most {RECORD_BYTES_MAX} are allowed");
+            let reason = format!(
+                "metadata entry {name:.256}: {length} bytes; at most {RECORD_BYTES_MAX} are allowed"
+            );
             return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
         }
         let value = value.map(Bytes::from);

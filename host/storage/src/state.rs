@@ -206,7 +206,10 @@ impl State {
         let Some(first) = entries.first() else { return Ok(0) };
         for (due, entry) in (self.next().unwrap_or(first.log_id.index)..).zip(entries) {
             if entry.log_id.index != due {
-                let reason = format!("entry {} was appended, but entry {due} is expected", entry.log_id.index);
+                let reason = format!(
+                    "entry {} was appended, but entry {due} is expected",
+                    entry.log_id.index
+                );
                 return Err(io::Error::new(io::ErrorKind::InvalidInput, reason));
             }
         }
