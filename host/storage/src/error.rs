@@ -11,10 +11,10 @@ use conclave_proto::convert::Malformed;
 /// The advice about damage. A node must not continue with less than it has acknowledged: with a
 /// lost vote it could elect a second leader in a term, and with lost entries the log could lack
 /// committed entries (Raft thesis, section 3.8).
-const DAMAGE: &str = "do not run this node with it, nor with an empty directory under the same node id, because \
-                      it would lack data that it has acknowledged. The cluster works without this node while \
-                      a majority of the members runs. Put the newest data directory of this node back; keep the \
-                      damaged one for analysis";
+const DAMAGE: &str = "do not run this node with this data directory, nor with an empty one under the same node id, \
+                      because the node would lack data that it has acknowledged. The cluster works without this \
+                      node while a majority of the members runs. Put the newest data directory of this node back; \
+                      keep the damaged one for analysis";
 
 /// The reason why storage rejects a data directory or an operation.
 #[derive(Debug, thiserror::Error)]
