@@ -59,7 +59,8 @@ pub(super) fn write(dir: &Path, keys: &Keys, component: &[u8]) -> Result<(), Err
 pub(super) fn open(dir: &Path, keys: &Keys, identity: &Identity) -> Result<Bytes, Error> {
     let path = path(dir);
     let damaged = |reason: &str| Error::damaged(path.display().to_string(), reason);
-    let file = files::read_small(&path, FILE_BYTES_MAX)?.ok_or_else(|| damaged("it is missing"))?;
+    let file = files::read_small(&path, FILE_BYTES_MAX)?;
+    let file = file.ok_or_else(|| Error::Missing { path: path.clone() })?;
     let (component, stale) = decode(&file, &path, keys)?;
     if ComponentId::of(&component) != identity.component_id {
         return Err(damaged("it is not the initial component of this data directory"));
