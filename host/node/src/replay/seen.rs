@@ -68,7 +68,7 @@ impl Kind {
     pub fn name(&self) -> &'static str {
         match self {
             Self::Blank => "blank",
-            Self::ConsistencyCheck => "consistency_check",
+            Self::ConsistencyCheck => "consistency-check",
             Self::Verify => "verify",
             Self::SetTime => "set-time",
             Self::SetLimits(_) => "set-limits",
