@@ -1,14 +1,14 @@
-//! The monotonic clock of leases and of the log's time. It also counts while the host is suspended.
+//! The monotonic clock of leases and of the log's time. It also advances while the host is suspended.
 
 use std::time::Duration;
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// The time since the host was started, suspension included.
+/// Returns the time since the host was started, suspension included.
 pub(super) fn boot_time() -> Duration {
     #[cfg(target_os = "linux")]
     let clock = ClockId::Boottime;
-    // Elsewhere this clock counts suspension itself.
+    // On the other platforms this clock includes suspension.
     #[cfg(not(target_os = "linux"))]
     let clock = ClockId::Monotonic;
     let time = clock_gettime(clock);

@@ -1,8 +1,8 @@
 //! Initializes a new cluster, once.
 //!
-//! The initial member with the smallest id does it, and only after every other one has answered that
-//! it is new as well. So a member whose data was lost cannot found a second cluster beside the first:
-//! the others remember.
+//! The initial member with the smallest id initializes the cluster, and only after every other
+//! initial member has reported that it is new as well. So a member that lost its data cannot found
+//! a second cluster beside the first: the other members are already initialized.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -14,15 +14,15 @@ use conclave_storage::raft_types::Member;
 use conclave_types::NodeId;
 
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// So often the waiting is mentioned in the log.
+/// The number of attempts between two messages in the log.
 const MENTION_EVERY: u32 = 50;
 
-/// Returns once the cluster has been initialized, by this node or another.
+/// Returns once the cluster has been initialized, by this node or by another.
 pub(super) async fn run(replica: Replica) {
     let members = initial_members(&replica.0.members);
     let first = members.keys().next().copied();
     let mut tries = 0_u32;
-    // Raft logs an error when it is asked after it has stopped.
+    // Raft logs an error if it is called after it has stopped.
     while !replica.0.is_stopping() && !replica.is_initialized().await {
         if first == Some(replica.0.node_id()) {
             match all_new(&replica, &members).await {
@@ -63,7 +63,7 @@ async fn all_new(replica: &Replica, members: &BTreeMap<NodeId, Member>) -> Resul
         if answer.initialized {
             return Err(format!(
                 "node {node_id} already belongs to an initialized cluster: this node's data \
-                 directory is new, so it waits to be contacted. If this node lost its data, put its newest \
+                 directory is new, so it waits for that cluster to contact it. If this node lost its data, put its newest \
                  data directory back; the cluster works without it while a majority of the members runs"
             ));
         }

@@ -1,4 +1,4 @@
-//! The way of a command: to the leader, into the log, and back with its outcome.
+//! Proposing a command: forwarded to the leader, appended to the log, answered with its outcome.
 
 use std::{
     sync::{
@@ -25,14 +25,14 @@ use conclave_types::{
     Call, Caller, Command, CommandKind, NodeId, Outcome, Receipt, error::Error, status::Leader,
 };
 
-/// The time that is left for a leader's answer, at most, when it ends a call at the deadline.
+/// The largest part of the deadline that is reserved for the leader's response.
 const ANSWER_TIME: Duration = Duration::from_millis(50);
-/// How long a leader that has been superseded may still take to answer.
+/// The time that a superseded leader still has to respond.
 const ANSWER_GRACE: Duration = Duration::from_millis(200);
 
 impl Replica {
-    /// Puts a call into the log, through the leader if that is another node. Retries through an election until the
-    /// deadline. An error says that the outcome is unknown only if the call may have been proposed.
+    /// Proposes a call on the leader, which may be another node. Retries through an election until
+    /// the deadline. The error reports an unknown outcome only if the call may have been proposed.
     pub async fn command(
         &self,
         call: Call,
@@ -65,7 +65,7 @@ impl Replica {
         }
     }
 
-    /// Waits a moment for word of another leader.
+    /// Waits a short time for news of another leader.
     pub(super) async fn leader_changed(&self) {
         const MOMENT: Duration = Duration::from_millis(20);
         let mut metrics = self.0.raft.server_metrics();
@@ -73,7 +73,7 @@ impl Replica {
         sleep(Duration::from_millis(1)).await;
     }
 
-    /// Returns the new leader, once a node other than `leader` is known to lead.
+    /// Returns the new leader once a node other than `leader` is known to lead.
     async fn superseded(&self, leader: NodeId) -> NodeId {
         let mut metrics = self.0.raft.server_metrics();
         loop {
@@ -98,7 +98,7 @@ impl Replica {
         deadline: Instant,
     ) -> Result<Receipt, Error> {
         let peer = self.0.peers.peer(leader, member);
-        // Until the request is sent, a refusal means that the call had no effect.
+        // Until the request is sent, a rejection means that the call had no effect.
         let client = tokio::select! {
             client = peer.client(ConnectionClass::Control) => client,
             _ = self.superseded(leader) => return Err(Error::no_quorum()),
@@ -112,14 +112,14 @@ impl Replica {
         if left.is_zero() {
             return Err(Error::deadline());
         }
-        // A leader that ends in time can still say whether it has proposed the call.
+        // A leader that stops before the caller's deadline can still report whether it proposed the call.
         let timeout_ms = (left - (left / 20).min(ANSWER_TIME)).as_millis() as u64;
         let caller = caller.0.to_string();
         let request = ForwardRequest { call: Some(call_to_wire(call)), timeout_ms, caller };
         let answer = tokio::select! {
             answer = timeout_at(deadline, client.forward(request)) => answer,
-            // A leader that is silent rather than dead would answer long after its successor. One that has
-            // transferred the leadership answers soon.
+            // A leader that is silent but not dead would respond long after its successor. A leader
+            // that has transferred leadership responds soon.
             successor = async {
                 let successor = self.superseded(leader).await;
                 sleep(ANSWER_GRACE).await;
@@ -132,15 +132,15 @@ impl Replica {
         };
         let answer = answer.map_err(|_| Error::deadline_outcome_unknown())?;
         let answer = answer.map_err(|status| {
-            // Refused before it was looked at: a leader that has restarted wants a handshake first, and one
-            // that stops takes no calls.
+            // The peer refused the request before it read it: a restarted leader requires a
+            // handshake first, and a stopping leader accepts no calls.
             let refused = status.code() == Code::PermissionDenied
                 || status.metadata().get(REFUSED_HEADER).is_some();
             let error = peer.failed(ConnectionClass::Control, status);
             if refused {
                 return Error::no_quorum();
             }
-            Error::lost(format!("the leader was lost while it worked on the call ({error})"))
+            Error::lost(format!("the connection to the leader was lost during the call ({error})"))
         })?;
         forward::result_from_wire(answer.into_inner())
     }
@@ -155,7 +155,8 @@ impl Replica {
         let limiter = self.0.command_limiter.clone();
         let prepared = timeout_at(deadline, async {
             self.settle_limits(deadline).await?;
-            // Before the slot: calls that are slowed down must not take the place of others.
+            // Before the slot is taken: a slowed-down call must not occupy a slot that
+            // another call could use.
             let turn = limiter.admit(&call, caller, &self.0.worker, deadline).await?;
             let slot = self.0.slot()?;
             self.0.admission.wait(call.bytes(), deadline).await?;
@@ -186,8 +187,8 @@ impl Replica {
         self.propose_at(time_ms, kind, deadline).await
     }
 
-    /// Proposes a command as the leader and waits for its outcome. `held` is dropped when the command is done with,
-    /// also if this call is cancelled.
+    /// Proposes a command as the leader and waits for its outcome. `held` is dropped once Raft has
+    /// applied or discarded the command, even if this call is cancelled.
     pub(super) async fn propose_holding(
         &self,
         kind: CommandKind,
@@ -198,7 +199,7 @@ impl Replica {
         self.write(time_ms, kind, deadline, move |_| drop(held)).await
     }
 
-    /// Proposes a command with this stamp as the leader and waits for its outcome.
+    /// Proposes a command with this timestamp as the leader and waits for its outcome.
     pub(super) async fn propose_at(
         &self,
         time_ms: u64,
@@ -208,9 +209,9 @@ impl Replica {
         self.write(time_ms, kind, deadline, |_| ()).await
     }
 
-    /// Proposes a command and waits for its outcome. `done` is called with the outcome, or without one if Raft
-    /// discarded the command: also if this call is cancelled or its deadline passes, because a command that was
-    /// proposed is on its way all the same.
+    /// Proposes a command and waits for its outcome. `done` is called with the outcome, or without
+    /// one if Raft discarded the command. It is called even if this call is cancelled or its
+    /// deadline passes, because a proposed command may still be committed.
     async fn write(
         &self,
         time_ms: u64,
@@ -234,13 +235,13 @@ impl Replica {
         let written = tokio::select! {
             written = written => written.map_err(|_| Error::deadline_outcome_unknown())?,
             () = self.0.leadership.disk_hangs() => return Err(Error::lost(
-                "the leader's disk stopped answering while it worked on the command",
+                "the leader's disk stopped responding while the command was being written",
             )),
         };
         written.map(|response| response.data).map_err(|error| self.refused(error))
     }
 
-    /// Refuses what only the leader does, and says who that is.
+    /// Returns an error that names the leader unless this node is the leader.
     pub(super) fn check_leader(&self) -> Result<(), Error> {
         self.0.check_running()?;
         match self.leader() {
@@ -260,7 +261,7 @@ impl Replica {
                         node_id,
                         client_address: Arc::from(member.client_address),
                     })),
-                    // A leader that has lost its majority says so by naming nobody.
+                    // A leader that has lost its majority names no leader.
                     _ => Error::no_quorum(),
                 }
             }
@@ -268,18 +269,18 @@ impl Replica {
                 Error::lost("another leader took over before the command was committed")
             }
             RaftError::APIError(error) => Error::fatal(error.to_string()),
-            // Raft ran when the command was handed over, so it may have been proposed before Raft, or
-            // the machine that was to answer it, stopped. Called certain not to have been applied, it
-            // would be sent again and applied twice.
+            // Raft was running when the command was proposed. So the command may be in the log,
+            // although Raft or the state machine stopped before the response. Reported as certainly
+            // not applied, it would be sent again and applied twice.
             RaftError::Fatal(fatal) => {
                 let why = self.0.fatal_error().unwrap_or_else(|| fatal.to_string());
-                Error::lost(format!("the leader stopped while it worked on the command ({why})"))
+                Error::lost(format!("the leader stopped before the command was answered ({why})"))
             }
         }
     }
 }
 
-/// A place among the commands that a leader holds at once.
+/// A slot among the commands in flight on the leader.
 struct Slot(Arc<AtomicUsize>);
 
 impl Drop for Slot {
@@ -294,13 +295,13 @@ impl super::Inner {
         if self.commands_in_flight.fetch_add(1, Ordering::Relaxed) >= most {
             self.commands_in_flight.fetch_sub(1, Ordering::Relaxed);
             return Err(Error::busy(format!(
-                "the leader already holds {most} commands (commands_in_flight_max): try again"
+                "the leader already has {most} commands in flight (commands_in_flight_max): try again"
             )));
         }
         Ok(Slot(self.commands_in_flight.clone()))
     }
 
-    /// Refuses what has not been proposed yet, once Raft, the store or the machine has stopped.
+    /// Rejects a new command once Raft, the store or the state machine has stopped.
     fn check_running(&self) -> Result<(), Error> {
         if let Some(why) = self.fatal_error() {
             return Err(Error::stopped(why));
@@ -309,8 +310,8 @@ impl super::Inner {
         state.map_err(|fatal| self.stopped(fatal))
     }
 
-    /// Asks openraft's core about its state. The caller may be cancelled at any time: openraft's own
-    /// `with_raft_state` logs an error then.
+    /// Runs `look` on the state of openraft's core. openraft's own `with_raft_state` logs an error
+    /// if the caller is cancelled; this function does not.
     pub(super) async fn raft_state<T: Send + 'static>(
         &self,
         look: impl FnOnce(&openraft::RaftState<TypeConfig>) -> T + Send + 'static,
@@ -323,7 +324,7 @@ impl super::Inner {
         self.raft.external_request(ask).await?;
         match answered.await {
             Ok(answer) => Ok(answer),
-            // The core ended before it came to the question. It knows why.
+            // The core ended before it ran the request. The next request returns the reason.
             Err(_) => match self.raft.external_request(|_| ()).await {
                 Err(fatal) => Err(fatal),
                 Ok(()) => Err(openraft::error::Fatal::Stopped),
@@ -331,12 +332,12 @@ impl super::Inner {
         }
     }
 
-    /// The error of a call that had no effect because Raft has stopped.
+    /// Returns the error of a call that had no effect because Raft has stopped.
     pub(super) fn stopped(&self, fatal: openraft::error::Fatal<TypeConfig>) -> Error {
         match fatal {
             openraft::error::Fatal::Stopped => Error::shutting_down(),
             fatal => Error::fatal(format!(
-                "this node has stopped applying: {}; its log says why",
+                "this node has stopped applying entries: {}; see its log",
                 self.worker.fatal_error().unwrap_or_else(|| fatal.to_string())
             )),
         }

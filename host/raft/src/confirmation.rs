@@ -1,15 +1,16 @@
 //! Confirmation of leadership: rounds in which a leader asks the voters whether they still follow it.
 //!
-//! A linearizable read needs proof that no later leader had committed anything when the read arrived
-//! (Ongaro's thesis, section 6.4). The proof: a majority of the voters, asked after the arrival, has not
-//! voted in a later term. A later leader needs a majority of votes, and two majorities share a voter.
+//! A linearizable read needs proof that no later leader had committed an entry when the read
+//! arrived (Raft thesis, section 6.4). The proof: a majority of the voters, asked after the
+//! arrival, has not voted in a later term. A later leader needs a majority of votes, and any two
+//! majorities share a voter.
 //!
-//! Each answer carries the number of the round that it answers, so an answer is never credited to a question
-//! that the voter has not received. (openraft credits an answer to the newest request that carried no more
-//! entries than it acknowledges, which makes its own linearizable reads unsound:
-//! `docs/upstream/openraft-drain-acked.md`.) An answer does not wait for the voter's disk.
+//! Each response carries the number of its round, so it is never counted for a request that the
+//! voter has not received. openraft counts a response for the newest request that carried no more
+//! entries than the response acknowledges, which makes its own linearizable reads unsound:
+//! `docs/upstream/openraft-drain-acked.md`. A response does not wait for the voter's disk.
 //!
-//! One stream per peer carries the rounds. A peer that is slow is asked only about the newest round.
+//! One stream per peer carries the rounds. A slow peer receives only the newest round.
 
 use std::{
     cmp::Reverse,
@@ -36,11 +37,12 @@ use conclave_proto::raft::{ConfirmLeaderRequest, ConfirmLeaderResponse};
 use conclave_storage::raft_types::Membership;
 use conclave_types::NodeId;
 
-/// Most rounds take one network round trip. A leader that is cut off waits in vain.
+/// The time limit of a round. Most rounds take one network round trip; a leader that is
+/// cut off gets no majority.
 pub(super) const ROUND_TIMEOUT: Duration = Duration::from_secs(2);
-/// The least time before the other peers are asked too.
+/// The minimum time before the remaining peers are asked too.
 const PATIENCE_MIN: Duration = Duration::from_millis(2);
-/// Before a peer that could not be reached is asked again about a round that is still waited for.
+/// The pause before a peer that could not be reached is asked again about a pending round.
 const RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// The rounds of one node, and the newest answer of each peer.
@@ -49,7 +51,7 @@ pub(super) struct Confirmation {
     newest: AtomicU64,
     answers: Arc<Answers>,
     supervisor: Supervisor,
-    /// The tasks that ask the peers, by node id.
+    /// The tasks that send the rounds to the peers, by node id.
     asking: Mutex<HashMap<NodeId, Asking>>,
 }
 
@@ -59,10 +61,10 @@ struct Round {
     begun: Instant,
 }
 
-/// A round that has begun.
+/// A round that has started.
 pub(super) struct Begun {
     round: Round,
-    /// The peers that are asked if those that were asked first do not answer in time.
+    /// The peers that are asked if the first ones do not respond in time.
     rest: Vec<Arc<Peer>>,
     patience: Duration,
 }
@@ -86,12 +88,12 @@ enum Count {
     Confirmed,
     /// A voter has voted in a later term.
     Superseded,
-    /// Too few have answered.
+    /// Too few voters have responded.
     Pending,
 }
 
 impl Confirmation {
-    /// The tasks that ask the peers run under the supervisor.
+    /// Creates an empty state. The tasks that send the rounds run under the supervisor.
     pub(super) fn new(supervisor: Supervisor) -> Self {
         Self {
             newest: AtomicU64::new(0),
@@ -101,8 +103,9 @@ impl Confirmation {
         }
     }
 
-    /// Begins a round: asks `needed` of the other voters, first those that answered last and are nearest.
-    /// Everything that [`Confirmation::wait`] reports about this round was observed after this call.
+    /// Starts a round: asks `needed` of the other voters, preferring those that responded most
+    /// recently and are nearest. Everything that [`Confirmation::wait`] reports about this round
+    /// was observed after this call.
     pub(super) fn begin(&self, mut peers: Vec<Arc<Peer>>, needed: usize) -> Begun {
         let round = Round {
             number: self.newest.fetch_add(1, Ordering::Relaxed) + 1,
@@ -143,8 +146,8 @@ impl Confirmation {
         }
     }
 
-    /// Waits until a majority of the voters has answered the round. Returns whether none of them has voted in
-    /// a later term than `term`. Waits without a limit while too few answer.
+    /// Waits until a majority of the voters has responded to the round. Returns whether none of
+    /// them has voted in a later term than `term`. Waits without a limit while too few respond.
     pub(super) async fn wait(
         &self,
         begun: Begun,
@@ -207,7 +210,7 @@ fn count(
     if confirmed { Count::Confirmed } else { Count::Pending }
 }
 
-/// Asks one peer about each new round, over one stream for as long as the stream lives.
+/// Sends each new round to one peer, over one stream for as long as the stream lives.
 async fn ask(peer: Arc<Peer>, mut rounds: watch::Receiver<Round>, answers: Arc<Answers>) {
     // The round that this task was started for counts as new.
     rounds.mark_changed();
@@ -225,7 +228,7 @@ async fn ask(peer: Arc<Peer>, mut rounds: watch::Receiver<Round>, answers: Arc<A
     }
 }
 
-/// Begins with the newest round.
+/// Sends rounds over one stream, beginning with the newest.
 async fn ask_on_stream(
     peer: &Peer,
     mut rounds: watch::Receiver<Round>,
@@ -241,7 +244,7 @@ async fn ask_on_stream(
     let failed = |status| peer.failed(ConnectionClass::Control, status);
     let answered = client.confirm_leader(Request::new(requests)).await;
     let mut answered = answered.map_err(failed)?.into_inner();
-    // A stream to a host that has vanished is silent for long.
+    // A stream to a host that has vanished stays silent for a long time.
     let mut replaced = pin!(peer.replaced());
     loop {
         let answer = tokio::select! {

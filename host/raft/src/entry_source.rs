@@ -1,5 +1,4 @@
-//! What the machine's instances are rebuilt from: the newest snapshot, the log after it, and which of its
-//! entries trapped.
+//! The entry source of the worker: the newest snapshot, the log after it, and the traps of its entries.
 
 use std::{
     collections::BTreeMap,
@@ -21,7 +20,7 @@ use conclave_proto::convert::{trap_from_wire, trap_to_wire};
 use conclave_storage::{LogStore, SnapshotStore};
 use conclave_types::Trap;
 
-/// What an instance of the machine can be rebuilt from: the newest snapshot and the log after it.
+/// The entry source from which an instance is rebuilt.
 pub struct LocalEntrySource {
     log: LogStore,
     snapshots: SnapshotStore,
@@ -29,24 +28,24 @@ pub struct LocalEntrySource {
     traps: Mutex<Traps>,
 }
 
-/// The traps since the newest snapshot but one, so that replaying the log need not run into them again. A
-/// replay may have begun from the older one before the newest was there.
+/// The traps of entries after the previous snapshot, so that a replay need not run these entries
+/// again. A replay may have started from the previous snapshot before the newest existed.
 #[derive(Default)]
 struct Traps {
     by_index: BTreeMap<u64, Trap>,
     newest_snapshot: u64,
 }
 
-/// Entries handed out at once, by their size.
+/// The maximum size of the entries that are returned at once, in bytes.
 const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
 const TRAP_PREFIX: &str = "trap/";
 
-/// The name of the record of an entry's trap.
+/// Returns the name of the metadata entry for an entry's trap.
 pub(super) fn trap_record(index: u64) -> String {
     format!("{TRAP_PREFIX}{index:020}")
 }
 
-/// The traps that were recorded.
+/// Returns the recorded traps.
 pub(super) fn recorded_traps(log: &LogStore) -> io::Result<BTreeMap<u64, Trap>> {
     let mut traps = BTreeMap::new();
     for (name, record) in log.list_records(TRAP_PREFIX)? {
@@ -60,7 +59,7 @@ pub(super) fn recorded_traps(log: &LogStore) -> io::Result<BTreeMap<u64, Trap>> 
 }
 
 impl Traps {
-    /// The traps that are forgotten with this new snapshot.
+    /// Removes and returns the traps that a new snapshot makes unnecessary.
     fn snapshot_taken(&mut self, index: u64) -> impl Iterator<Item = u64> + use<> {
         let covered = std::mem::replace(&mut self.newest_snapshot, index);
         let later = self.by_index.split_off(&(covered + 1));
@@ -69,7 +68,7 @@ impl Traps {
 }
 
 impl LocalEntrySource {
-    /// Reads the traps that were recorded.
+    /// Opens the entry source and reads the recorded traps.
     pub fn open(
         log: LogStore,
         snapshots: SnapshotStore,
@@ -84,12 +83,12 @@ impl LocalEntrySource {
         Ok(Arc::new(Self { log, snapshots, components, traps: Mutex::new(traps) }))
     }
 
-    /// Notes that there is a new snapshot, and forgets the traps that the one before it covers.
+    /// Records a new snapshot, and removes the traps that the previous snapshot covers.
     pub(super) fn snapshot_taken(&self, index: u64) {
         let mut traps = self.traps();
         for index in traps.snapshot_taken(index) {
             if let Err(error) = self.log.put_record(&trap_record(index), None) {
-                tracing::warn!(%error, "cannot forget a trap");
+                tracing::warn!(%error, "cannot remove a recorded trap");
             }
         }
     }
@@ -128,7 +127,7 @@ impl EntrySource for LocalEntrySource {
         self.traps().by_index.insert(index, trap.clone());
         let record = trap_to_wire(trap).encode_to_vec();
         if let Err(error) = self.log.put_record(&trap_record(index), Some(record)) {
-            // Not lost: a replay runs into the trap again.
+            // The trap is not lost: a replay runs into it again.
             tracing::warn!(index, %error, "cannot record a trap");
         }
     }
@@ -143,7 +142,7 @@ mod tests {
     use super::*;
     use conclave_types::TrapKind;
 
-    /// A replay that began from the snapshot before the newest still needs the traps in between.
+    /// A replay that started from the previous snapshot still needs the traps in between.
     #[test]
     fn traps_are_kept_for_one_more_snapshot() {
         let mut traps = Traps::default();

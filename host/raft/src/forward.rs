@@ -1,4 +1,4 @@
-//! Calls and answers between a node and the leader, and their bytes.
+//! The wire form of forwarded calls and their results, between a node and the leader.
 
 use conclave_proto::{
     convert::{failure_from_wire, failure_to_wire, trap_from_wire, trap_to_wire},
@@ -11,7 +11,7 @@ use conclave_types::{
     status::Leader,
 };
 
-/// To the wire.
+/// Converts the result of a forwarded call to its wire form.
 pub(super) fn result_to_wire(result: Result<Receipt, Error>) -> wire::ForwardResponse {
     use wire::{applied::Outcome as Wire, forward_response::Result as Answer};
     let result = match result {
@@ -28,7 +28,7 @@ pub(super) fn result_to_wire(result: Result<Receipt, Error>) -> wire::ForwardRes
     wire::ForwardResponse { result: Some(result) }
 }
 
-/// From the wire.
+/// Converts the result of a forwarded call from its wire form.
 pub(super) fn result_from_wire(response: wire::ForwardResponse) -> Result<Receipt, Error> {
     use wire::{applied::Outcome as Wire, forward_response::Result as Answer};
     match response.result {
@@ -41,11 +41,11 @@ pub(super) fn result_from_wire(response: wire::ForwardResponse) -> Result<Receip
             }),
         }),
         Some(Answer::Refusal(refusal)) => Err(refusal_from_wire(refusal)),
-        None => Err(Error::fatal("the leader answered without a result")),
+        None => Err(Error::fatal("the leader's response has no result")),
     }
 }
 
-/// To the wire.
+/// Converts an error to its wire form.
 pub(super) fn refusal_to_wire(error: &Error) -> wire::Refusal {
     let reason = match error.kind() {
         ErrorKind::NotLeader { .. } => Reason::NotLeader,
@@ -72,7 +72,7 @@ pub(super) fn refusal_to_wire(error: &Error) -> wire::Refusal {
     }
 }
 
-/// From the wire.
+/// Converts an error from its wire form.
 pub(super) fn refusal_from_wire(refusal: wire::Refusal) -> Error {
     match refusal.reason() {
         Reason::NotLeader => Error::not_leader((refusal.leader_node_id != 0).then(|| Leader {

@@ -1,4 +1,4 @@
-//! Fuzz targets of snapshots.
+//! Fuzz targets for snapshots.
 
 use bytes::Bytes;
 use prost::Message as _;
@@ -15,7 +15,7 @@ use conclave_storage::{
 };
 use conclave_types::{ComponentId, limits::ClusterLimits};
 
-/// The header of a snapshot and the chunks after it, the first byte of which says how long the header is.
+/// Decodes the header of a snapshot and the chunks after it. The first byte is the header's length.
 pub fn snapshot_header(data: &[u8]) {
     let Some((length, rest)) = data.split_first() else { return };
     let (header, chunks) = rest.split_at(rest.len().min(usize::from(*length)));
@@ -33,7 +33,7 @@ pub fn snapshot_header(data: &[u8]) {
     }
 }
 
-/// A header with one component, and its bytes.
+/// Returns a header with one component, followed by the component's bytes.
 pub fn snapshot_header_seeds() -> Vec<Vec<u8>> {
     let component = b"component";
     let id = Bytes::from(ComponentId::of(component).0.to_vec());

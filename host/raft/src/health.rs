@@ -1,4 +1,4 @@
-//! Whether this node serves, from the current state of Raft, the disk and the state machine.
+//! The health of this node, derived from the current state of Raft, the disk and the state machine.
 
 use std::{
     mem::discriminant,
@@ -12,18 +12,19 @@ use tokio::time::{Instant, sleep};
 use super::Inner;
 use conclave_types::status::{Health, NotServing};
 
-/// Raft's metrics and a quarantine wake the watcher; what changes without an event, such as the age of the
-/// last contact with a majority, is looked at this often.
+/// The polling interval for facts that change without an event, such as the age of the last contact
+/// with a majority. Raft's metrics and a quarantine wake the watcher directly.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// A state that is older than this is too old to be ready: linearizable reads take about as long.
+/// The age beyond which the applied state is not ready. Linearizable reads take about as long.
 const AGE_MAX: Duration = Duration::from_secs(3);
-/// So many entries are too many, whatever their age: 10,000 take a fast node half a second.
+/// The number of unapplied entries that is too many whatever their age. A fast node takes
+/// half a second for 10,000.
 const BEHIND_MAX: u64 = 10_000;
-/// A node that was too far behind is ready again at this fraction of the limits.
+/// The divisor of both limits for a node that is behind: it is ready again below a quarter of them.
 const HYSTERESIS: u32 = 4;
 
-/// Keeps the replica's health true, until the replica is gone or shuts down.
+/// Updates the replica's health until the replica is gone or shuts down.
 pub(super) async fn watch(replica: Weak<Inner>) {
     let Some(inner) = replica.upgrade() else { return };
     let (mut metrics, mut refusing) = (inner.raft.server_metrics(), inner.divergence.watch());
@@ -38,7 +39,7 @@ pub(super) async fn watch(replica: Weak<Inner>) {
         };
         let (mut stopping, mut is_news) = (false, false);
         inner.health.send_if_modified(|known| {
-            // Set by a shutdown at any time, and final.
+            // A shutdown may set this at any time. It is final.
             stopping = *known == Health::NotServing(NotServing::ShuttingDown);
             let changed = !stopping && *known != health;
             if changed {
@@ -61,7 +62,7 @@ pub(super) async fn watch(replica: Weak<Inner>) {
         drop(inner);
         tokio::select! {
             changed = metrics.changed() => if changed.is_err() {
-                // Raft's core has ended, so this is ready at once from now on.
+                // Raft's core has ended, so `changed` returns at once from now on.
                 sleep(POLL_INTERVAL).await;
             },
             _ = refusing.changed() => {}
@@ -70,7 +71,7 @@ pub(super) async fn watch(replica: Weak<Inner>) {
     }
 }
 
-/// Health without its figures.
+/// Returns the kind of the health, without its numbers.
 fn kind(health: &Health) -> Option<std::mem::Discriminant<NotServing>> {
     match health {
         Health::Serving => None,
@@ -91,7 +92,7 @@ fn look(inner: &Arc<Inner>) -> Health {
     let Some(leader) = metrics.current_leader else {
         return not_serving(NotServing::NoLeader);
     };
-    // With pre-vote a node that is cut off goes on naming the leader that it had.
+    // With pre-vote, a node that is cut off continues to name the last known leader.
     if leader != inner.node_id() && inner.leader_silence() > inner.timing.election_max * 2 {
         return not_serving(NotServing::LeaderSilent(leader));
     }
@@ -101,8 +102,8 @@ fn look(inner: &Arc<Inner>) -> Health {
     Health::Serving
 }
 
-/// Whether a majority has answered this leader within an election timeout. After that the others may have
-/// elected another.
+/// Returns whether a majority has responded to this leader within an election timeout. After that
+/// time the others may have elected another leader.
 fn has_quorum(inner: &Inner, metrics: &openraft::RaftMetrics<super::TypeConfig>) -> bool {
     if metrics.membership_config.voter_ids().count() == 1 {
         return true;
@@ -112,7 +113,8 @@ fn has_quorum(inner: &Inner, metrics: &openraft::RaftMetrics<super::TypeConfig>)
 }
 
 impl Inner {
-    /// Why this node answers nobody, if it does not: it does not apply or store any more, or has diverged.
+    /// Returns the reason why this node rejects requests, if any: the state machine stopped,
+    /// storage failed, or the replica has diverged.
     pub(super) fn fatal_error(&self) -> Option<String> {
         let stored = || self.log.poisoned().map(|why| format!("the store failed: {why}"));
         let fatal_error =
@@ -120,7 +122,7 @@ impl Inner {
         fatal_error.or_else(|| self.local.lost()).or_else(|| self.divergence.why())
     }
 
-    /// Whether this node leads as far as others can rely on it: its disk answers, and so does a majority.
+    /// Returns whether this node leads and other nodes can rely on it: its disk and a majority respond.
     pub(super) fn leads(&self) -> bool {
         if self.disk.is_hung() {
             return false;
@@ -130,7 +132,7 @@ impl Inner {
         metrics.state.is_leader() && has_quorum(self, &metrics)
     }
 
-    /// The index up to which the leader says that the log is committed, and the one that is applied here.
+    /// Returns the commit index that this node knows, and the applied index.
     pub(super) fn progress(&self) -> (u64, u64) {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -139,13 +141,14 @@ impl Inner {
     }
 }
 
-/// How far a node's state is behind what is committed, in entries and in time.
+/// The distance of a node's state from the commit index, in entries and in time.
 struct Lag {
     entries: u64,
-    /// Everything was applied that was committed at this time.
+    /// The time at which all entries committed until then are known to be applied.
     caught_up_at: Instant,
     now: Instant,
-    /// A commit index, and when it was known: the next proof that the state is as recent as that.
+    /// A commit index, and the time at which it became known. Once it is applied, the state is at
+    /// least as recent as that time.
     goal: Option<(u64, Instant)>,
     is_behind: bool,
 }
@@ -192,7 +195,7 @@ impl Lag {
 mod tests {
     use super::*;
 
-    /// Notes one pair after another, a second apart, and returns whether each was ready.
+    /// Notes one pair after another, one second apart, and returns whether each was ready.
     fn ready(steps: &[(u64, u64)]) -> Vec<bool> {
         let began = Instant::now();
         let mut lag = Lag::new(began);
@@ -210,10 +213,10 @@ mod tests {
 
     #[test]
     fn a_state_that_is_too_old_is_not_ready_until_it_has_caught_up() {
-        // Three entries, but for more than three seconds.
+        // Three entries, unapplied for more than three seconds.
         let stuck = [(8, 5), (8, 5), (8, 5), (8, 5), (8, 8)];
         assert_eq!(ready(&stuck), [true, true, true, false, true]);
-        // Always four seconds behind, though it moves.
+        // Always four seconds behind, although entries are applied.
         let behind: Vec<(u64, u64)> =
             (1..12).map(|second| (second * 10, (second * 10_u64).saturating_sub(40))).collect();
         assert!(ready(&behind).ends_with(&[false; 4]), "{:?}", ready(&behind));
@@ -221,7 +224,7 @@ mod tests {
 
     #[test]
     fn too_many_entries_are_not_ready_until_few_are_left() {
-        // 3,000 entries are few for a node that was ready, and many for one that was not.
+        // 3,000 entries are few for a node that was ready, and many for a node that was not.
         let steps = [(20_000, 0), (21_000, 15_000), (21_000, 18_000), (21_000, 21_000)];
         assert_eq!(ready(&steps), [false, false, false, true]);
     }

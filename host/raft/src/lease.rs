@@ -1,14 +1,15 @@
-//! The leader's lease: until when no other leader can have been elected.
+//! The leader's lease: the time until which no other leader can have been elected.
 //!
-//! A follower that accepts a message of the leader votes for no other node for one lease after it received
-//! the message ([`crate::timing::Timing::lease`]; [`super::vote_holdoff`] keeps the promise across a restart). So while a
-//! majority has accepted a heartbeat that was sent less than one lease ago, this node is the only leader, and
-//! answers a read without asking (Ongaro's thesis, section 6.4.1).
+//! A follower that accepts a message of the leader votes for no other node for one lease after
+//! it received the message ([`crate::timing::Timing::lease`]). [`super::vote_holdoff`] keeps
+//! that promise across a restart. So while a majority has accepted a heartbeat that was sent
+//! less than one lease ago, this node is the only leader, and serves reads without a round (Raft
+//! thesis, section 6.4.1).
 //!
-//! Contract: the lease counts from the time at which a heartbeat was sent, and only if that heartbeat itself
-//! was answered. It is shorter than the followers' promise by a margin for clocks that run at different
-//! rates. Its clock counts the time during which the computer was suspended. A transfer of leadership ends
-//! the lease, because the followers may then vote at once.
+//! Contract: the lease counts from the time at which a heartbeat was sent, and only if that
+//! heartbeat itself was acknowledged. It is shorter than the followers' promise, by a margin for
+//! clocks that run at different rates. Its clock includes the time during which the host was
+//! suspended. A transfer of leadership ends the lease, because the followers may then vote at once.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -20,10 +21,11 @@ use super::boot_time::boot_time;
 use conclave_storage::raft_types::Membership;
 use conclave_types::NodeId;
 
-/// The part of the followers' promise that the leader uses: clocks may differ in rate by a tenth.
+/// The part of the followers' promise that the leader uses: the rates of clocks may differ by a tenth.
 const USED_TENTHS: u32 = 9;
 
-/// Time since the computer was started, suspension included. A paused process does not stop it.
+/// The time since the host was started, suspension included. It also advances while the process is
+/// paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct BootTime(Duration);
 
@@ -33,7 +35,7 @@ impl BootTime {
     }
 }
 
-/// Which heartbeats of which term the followers have answered.
+/// The heartbeats of one term that the followers have acknowledged.
 pub(super) struct Lease {
     length: Duration,
     state: Mutex<State>,
@@ -43,14 +45,14 @@ pub(super) struct Lease {
 struct State {
     /// The term of the heartbeats below.
     term: u64,
-    /// When the newest heartbeat that a follower has answered was sent.
+    /// The send time of the newest heartbeat that each follower has acknowledged.
     sent: BTreeMap<NodeId, BootTime>,
-    /// No lease of this term or an earlier one is valid: leadership was offered to another node.
+    /// No lease of this term or an earlier one is valid, because leadership was offered to another node.
     ended: u64,
 }
 
 impl Lease {
-    /// For followers that vote for no other node during `promise`.
+    /// Creates a lease for followers that vote for no other node during `promise`.
     pub(super) fn new(promise: Duration) -> Self {
         Self { length: promise * USED_TENTHS / 10, state: Mutex::default() }
     }
@@ -59,7 +61,7 @@ impl Lease {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Notes that a follower has accepted the heartbeat of this term that was sent at this time.
+    /// Records that a follower has accepted the heartbeat of this term that was sent at this time.
     pub(super) fn extend(&self, node_id: NodeId, term: u64, sent: BootTime) {
         let mut state = self.state();
         if term > state.term {
@@ -72,13 +74,14 @@ impl Lease {
         }
     }
 
-    /// Ends the lease of this term for good. To be called before another node is offered the leadership.
+    /// Ends the lease of this term permanently. Called before leadership is offered to another node.
     pub(super) fn end(&self, term: u64) {
         let mut state = self.state();
         state.ended = state.ended.max(term);
     }
 
-    /// Whether no node but the leader of this term, which is this one, can have been elected by now.
+    /// Returns whether no node other than the leader of this term, which is this node, can
+    /// have been elected by now.
     pub(super) fn is_valid(&self, term: u64, membership: &Membership, own: NodeId) -> bool {
         self.is_valid_at(BootTime::now(), term, membership, own)
     }
@@ -124,7 +127,7 @@ mod tests {
         lease.extend(2, 4, at(1000));
         assert!(lease.is_valid_at(at(1449), 4, &three, 1));
         assert!(!lease.is_valid_at(at(1450), 4, &three, 1), "nine tenths of 500 ms");
-        assert!(!lease.is_valid_at(at(1449), 4, &membership(&[1, 2, 3, 4, 5]), 1), "2 of 5");
+        assert!(!lease.is_valid_at(at(1449), 4, &membership(&[1, 2, 3, 4, 5]), 1), "two of five");
     }
 
     #[test]
@@ -143,7 +146,7 @@ mod tests {
         lease.extend(3, 5, at(1001));
         assert!(!lease.is_valid_at(at(1002), 4, &three, 1));
         lease.extend(2, 4, at(1002));
-        assert!(!lease.is_valid_at(at(1003), 4, &three, 1), "of an earlier term, answered late");
+        assert!(!lease.is_valid_at(at(1003), 4, &three, 1), "a late response of an earlier term");
         assert!(lease.is_valid_at(at(1003), 5, &three, 1));
     }
 

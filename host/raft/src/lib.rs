@@ -1,21 +1,16 @@
-//! The replica: openraft, bound to the log on disk, the machine and the peers.
+//! The replica: openraft, connected to the log on disk, the state machine and the peers.
 //!
-//! [`Replica`] is what the layers above see: commands, queries, status, health. Below it:
-//! [`state_machine`] hands committed entries to the machine, [`snapshot`] moves snapshots,
-//! [`network`] speaks with the peers, [`read`] finds out how far a linearizable read must wait, by
-//! [`confirmation`] or [`lease`],
-//! [`health`] watches, [`disk`] watches the disk, [`leadership`] transfers leadership away from a node that must not lead,
-//! [`limits`] sets the limits that decide outcomes, [`time`] keeps the log's time by the clock of [`boot_time`], [`ticks`] wakes the machine, [`bootstrap`] initializes a new cluster, [`vote_holdoff`] keeps a restarted node from
-//! electing too early, [`divergence`] finds and repairs a machine that the others disagree with, [`history`] is what the machine is rebuilt from, [`recover`] helps a stopped node that cannot start, [`components`] brings, tries and
-//! activates others.
+//! [`Replica`] is the interface for the layers above. Below it, [`state_machine`] applies committed
+//! entries, [`read`] serves linearizable reads, [`snapshot`] and [`network`] exchange data with the
+//! peers, [`divergence`] finds and repairs diverged replicas, and [`components`] upgrades them.
 //!
-//! Contract: a command is answered only after a majority has it on stable storage and the machine has
-//! applied it here or on the leader. A linearizable query sees every command that was acknowledged
-//! before it was sent, whichever node answers it.
+//! Contract: a command is answered only after a majority has it on stable storage and the state
+//! machine has applied it, here or on the leader. A linearizable query on any node observes every
+//! command that was acknowledged before the query was sent.
 //!
-//! Caveats: without exactly-once sessions a command that is sent again after a lost answer is applied
-//! again; [`conclave_types::error::Error::is_unknown_outcome`] tells. Membership does not change after
-//! the cluster has been initialized.
+//! Caveats: without exactly-once sessions (Raft thesis, section 6.3), a command that is sent again
+//! after a lost response is applied again; see [`Error::is_unknown_outcome`]. The membership does
+//! not change after the cluster has been initialized.
 
 mod boot_time;
 mod bootstrap;
@@ -106,10 +101,10 @@ use conclave_types::{
     status::{ClockStatus, Health, Leader, NotServing},
 };
 
-/// How long a stop waits for entries that are being applied.
+/// The time that a stop waits for entries that are being applied.
 const STATE_MACHINE_TIME_MAX: Duration = Duration::from_secs(1);
 
-/// One node's part of the cluster. Cloning it gives another handle to the same.
+/// One node's part of the cluster. A clone is another handle to the same node.
 #[derive(Clone)]
 pub struct Replica(Arc<Inner>);
 
@@ -133,9 +128,9 @@ struct Inner {
     members: Vec<InitialMember>,
     timing: Timing,
     limits: Limits,
-    /// The log has limits, or this node has none to put there.
+    /// Set once the log has limits, or once this node has no limits to put there.
     limits_settled: AtomicBool,
-    /// One change of limits at a time.
+    /// Held while limits are changed: one change at a time.
     limits_turn: Arc<tokio::sync::Mutex<()>>,
     reads: ReadIndex,
     confirmation: Confirmation,
@@ -144,7 +139,6 @@ struct Inner {
     leadership: Leadership,
     supervisor: Supervisor,
     health: watch::Sender<Health>,
-    /// When a leader was last heard of.
     leader_heard: Mutex<Instant>,
     commands_in_flight: Arc<AtomicUsize>,
     command_limiter: Arc<TrapLimiter>,
@@ -152,8 +146,8 @@ struct Inner {
 }
 
 impl Replica {
-    /// Restores the machine from the newest snapshot and the log, and joins the cluster. Nothing is
-    /// served until the peer service listens.
+    /// Restores the state machine from the newest snapshot and the log, and joins the cluster.
+    /// Requests are served only once the peer service listens.
     pub async fn start(options: Options) -> Result<Self, Error> {
         let Options { identity, timing, limits, snapshot, members, log, snapshots, .. } = options;
         let disk = DiskWatch::new(log.clone(), timing.election_max);
@@ -285,73 +279,70 @@ impl Replica {
         tasks.spawn("panics", watch_panics(weak()));
     }
 
-    /// Waits for a fatal error of this node: a panic in a background task, in Raft's core, or on a thread of the
-    /// storage or the machine.
+    /// Waits for a fatal error of this node: a panic in a task, in Raft's core or on a worker thread.
     pub async fn failed(&self) -> Error {
         Error::fatal(self.0.supervisor.failed().await)
     }
 
-    /// The supervisor of this node's background tasks.
+    /// Returns the supervisor of this node's background tasks.
     pub fn supervisor(&self) -> &Supervisor {
         &self.0.supervisor
     }
 
-    /// How long the disk has not completed a write, if it counts as hung; and how often leadership was transferred.
+    /// Returns for how long the disk has hung, if it does, and the number of leadership transfers.
     pub fn fitness(&self) -> (Duration, u64) {
         (self.0.disk.hung_for().unwrap_or_default(), self.0.transfers())
     }
 
-    /// Entries that are committed as far as this node knows, and not applied here.
+    /// Returns the number of entries that this node knows to be committed but has not applied.
     pub fn lag(&self) -> u64 {
         let (committed, applied) = self.0.progress();
         committed.saturating_sub(applied)
     }
 
-    /// How often this node compiled a component since it started, and how often it loaded kept code instead.
+    /// Returns how many components this node compiled, and how many it loaded as kept code.
     pub fn compilations(&self) -> [u64; 2] {
         self.0.components.compilations()
     }
 
-    /// The bytes of the entries that the log has.
+    /// Returns the size of the entries in the log, in bytes.
     pub fn log_live_bytes(&self) -> u64 {
         self.0.log.live_bytes()
     }
 
-    /// The service for the peer port.
+    /// Returns the service for the peer port.
     pub fn peer_service(&self) -> RaftServer<PeerService> {
         RaftServer::new(PeerService::new(self.clone(), self.0.local.clone()))
             .max_decoding_message_size(network::MESSAGE_BYTES_MAX)
             .max_encoding_message_size(network::MESSAGE_BYTES_MAX)
     }
 
-    /// The machine that this node runs, with every change.
+    /// Returns the component that this node runs, and its changes.
     pub fn machine(&self) -> watch::Receiver<Component> {
         self.0.worker.components()
     }
 
-    /// The machine's worker, for its counters.
+    /// Returns the state machine's worker, for its counters.
     pub fn worker(&self) -> &Worker {
         &self.0.worker
     }
 
-    /// ConsistencyChecks that were equal, divergences, those that were repaired, digests without a majority, and snapshots
-    /// that were not given to a peer, since this node started; and whether it is in quarantine now.
+    /// Returns the counters of [`divergence`], and whether this node is in quarantine.
     pub fn agreement(&self) -> ([u64; 5], bool) {
         (self.0.divergence.counted(), self.0.divergence.quarantine().is_some())
     }
 
-    /// This node's clock beside those of the others.
+    /// Returns this node's clock compared with the members' clocks.
     pub fn clock(&self) -> ClockStatus {
         self.0.time.status()
     }
 
-    /// Whether this node serves, with every change.
+    /// Returns whether this node serves, and its changes.
     pub fn health(&self) -> watch::Receiver<Health> {
         self.0.health.subscribe()
     }
 
-    /// The leader, as far as this node knows. A leader that has lost its majority, or whose disk hangs, does not
-    /// name itself.
+    /// Returns the leader known here; `None` on a leader without a majority or with a hung disk.
     pub fn leader(&self) -> Option<Leader> {
         let (node_id, member) = self.0.leader()?;
         if node_id == self.0.node_id() && !self.0.leads() {
@@ -360,7 +351,7 @@ impl Replica {
         Some(Leader { node_id, client_address: Arc::from(member.client_address) })
     }
 
-    /// Stops taking part. What was acknowledged is on disk already.
+    /// Leaves the cluster. Everything that was acknowledged is on disk already.
     pub async fn shutdown(&self) {
         self.0.set_stopping();
         self.close_peers();
@@ -368,14 +359,14 @@ impl Replica {
         if let Err(error) = self.0.raft.shutdown().await {
             tracing::warn!(%error, "Raft did not stop cleanly");
         }
-        // openraft's state machine task outlives its core until it has done what it was given.
+        // openraft's state machine task outlives its core until it has finished its work.
         let until = Instant::now() + STATE_MACHINE_TIME_MAX;
         while Arc::strong_count(&self.0.applied) > 1 && Instant::now() < until {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         self.0.peers.stop();
         if let Err(error) = self.0.local.write_acknowledged() {
-            tracing::warn!(%error, "the acknowledgements of the peers were not written");
+            tracing::warn!(%error, "cannot write the acknowledgements of the peers");
         }
         // Both wait for threads, which may wait for a disk that hangs.
         let (worker, log) = (self.0.worker.clone(), self.0.log.clone());
@@ -387,7 +378,7 @@ impl Replica {
         };
         match thread::Builder::new().name("stop".to_owned()).spawn(stop) {
             Ok(_) => drop(stopped.await),
-            Err(error) => tracing::warn!(%error, "cannot start a thread that stops the others"),
+            Err(error) => tracing::warn!(%error, "cannot start the stop thread"),
         }
     }
 
@@ -399,7 +390,7 @@ impl Replica {
         &self.0.raft
     }
 
-    /// Returns once this node may help to elect a leader.
+    /// Returns once this node may grant votes.
     async fn votes_freely(&self) {
         self.0.hold.over().await;
         self.0.peers.settled().await;
@@ -413,7 +404,7 @@ impl Replica {
         &self.0.peers
     }
 
-    /// Whether the node is a member, or is to be one of the first.
+    /// Returns whether the node is a member, or is configured as an initial member.
     fn is_member(&self, node_id: NodeId) -> bool {
         let metrics = self.0.raft.metrics();
         let known = metrics.borrow_watched().membership_config.get_node(&node_id).is_some();
@@ -421,7 +412,7 @@ impl Replica {
     }
 
     async fn is_initialized(&self) -> bool {
-        // In a task of its own: openraft logs an error if the answer to its core's work is not awaited.
+        // In a separate task: openraft logs an error if the response of its core is not awaited.
         let raft = self.0.raft.clone();
         let asked = tokio::spawn(async move { raft.is_initialized().await.unwrap_or(true) });
         asked.await.unwrap_or(true)
@@ -433,7 +424,7 @@ impl Inner {
         self.local.identity.node_id
     }
 
-    /// Begins to connect to every other member, so that each learns at once of this node's start.
+    /// Starts connecting to every other member, so that each learns at once of this node's start.
     fn connect_to_members(&self) {
         let mut members: BTreeMap<NodeId, Member> = bootstrap::initial_members(&self.members);
         {
@@ -448,12 +439,10 @@ impl Inner {
         }
     }
 
-    /// Notes that a leader has just been heard of.
     fn hear_leader(&self) {
         *self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
-    /// For how long no leader has been heard of.
     fn leader_silence(&self) -> Duration {
         self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
     }
@@ -462,7 +451,7 @@ impl Inner {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether this node leads and its disk answers.
+    /// Returns whether this node leads and its disk is not hung.
     fn is_leader(&self) -> bool {
         self.raft.is_leader() && !self.disk.is_hung()
     }
@@ -476,14 +465,14 @@ impl Inner {
     }
 }
 
-/// Reports panics that happen outside of the supervised tasks, until one has or the replica is gone.
+/// Reports panics outside the supervised tasks, until the first one or until the replica is gone.
 async fn watch_panics(replica: Weak<Inner>) {
     let Some(inner) = replica.upgrade() else { return };
     let (mut metrics, mut storage) = (inner.raft.server_metrics(), inner.log.panicked());
     let mut machine = inner.worker.panicked();
     drop(inner);
     let reason = tokio::select! {
-        // The sender goes with Raft's core.
+        // The sender is dropped with Raft's core.
         () = async { while metrics.changed().await.is_ok() {} } => {
             let Some(inner) = replica.upgrade() else { return };
             if inner.is_stopping() {
@@ -491,7 +480,7 @@ async fn watch_panics(replica: Weak<Inner>) {
             }
             match inner.raft.with_raft_state(|_| ()).await {
                 Err(fatal @ openraft::error::Fatal::Panicked) => format!("Raft's core: {fatal}"),
-                // It was shut down, or the store failed, which health and status report.
+                // Raft was shut down, or the store failed, which health and status report.
                 _ => return,
             }
         }

@@ -1,13 +1,16 @@
-//! The limits that decide outcomes: set through the log, once from the configuration and then by operators.
+//! The limits that affect outcomes: set through the log, once from the configuration and then by
+//! operators.
 //!
 //! # Contract
-//! 1. Every node applies an entry under the limits that hold at its index, the first time and in every replay: they are
-//!    part of the state that the log determines ([`LimitsInForce`]), and of every snapshot.
-//! 2. The first leader that takes a command puts the limits of its configuration into the log before that command, if
-//!    they differ from those that every cluster begins with. After the first command a configuration has no say any more:
-//!    a node whose configuration differs says so in its log and in its status.
-//! 3. An entry holds all limits, so replaying needs nothing before it. Changes are made one at a time, on the limits that
-//!    the leader has applied.
+//! 1. Every node applies an entry under the limits in force at its index, both the first time and
+//!    in every replay. The limits are part of the state that the log determines
+//!    ([`LimitsInForce`]), and of every snapshot.
+//! 2. The first leader that receives a command puts the limits of its configuration into the
+//!    log before that command, if they differ from the defaults. After the first command,
+//!    configurations no longer matter: a node whose configuration differs reports that in
+//!    its log and in its status.
+//! 3. An entry contains all limits, so a replay needs no earlier entry. Changes are made one at a
+//!    time, based on the limits that the leader has applied.
 
 use std::sync::atomic::Ordering;
 
@@ -26,11 +29,12 @@ use conclave_types::{
     status::LimitsSet,
 };
 
-/// The limits that hold after an entry.
+/// The limits in force after an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct LimitsInForce {
     pub(super) limits: ClusterLimits,
-    /// The entry that has set them, or the first call, which found those of the beginning. 0: neither was applied.
+    /// The entry that set the limits, or the first call, which made the defaults final. 0:
+    /// neither has been applied.
     pub(super) index: u64,
 }
 
@@ -41,35 +45,35 @@ impl Default for LimitsInForce {
 }
 
 impl LimitsInForce {
-    /// Notes a call: from the first one on, only an operator changes the limits.
+    /// Records a call. From the first call on, only an operator changes the limits.
     pub(super) fn note_call(&mut self, index: u64) {
         if self.index == 0 {
             self.index = index;
         }
     }
 
-    /// Reads the limits in the header of a snapshot.
+    /// Reads the limits from the header of a snapshot.
     ///
     /// # Errors
-    /// They are malformed.
+    /// Fails if the limits are malformed.
     pub(super) fn read(header: &SnapshotHeader) -> Result<Self, Malformed> {
         let limits = header.limits.as_ref().map(cluster_limits_from_wire).transpose()?;
         let covered = header.last_log_id.as_ref().map_or(0, |log_id| log_id.index);
         Ok(match limits {
             Some(limits) => Self { limits, index: header.limits_index },
-            // Written by a version that had the limits in each node's configuration only.
+            // The snapshot was written by a version that had limits in the configuration only.
             None => Self { limits: ClusterLimits::DEFAULT, index: covered },
         })
     }
 
-    /// Writes them into the header of a snapshot.
+    /// Writes the limits into the header of a snapshot.
     pub(super) fn write(&self, header: &mut SnapshotHeader) {
         header.limits = Some(cluster_limits_to_wire(&self.limits));
         header.limits_index = self.index;
     }
 
-    /// A sentence on the limits of a node's configuration that are not in force. `None`: all are, or nothing has
-    /// been decided yet.
+    /// Returns a message that lists the configured limits that are not in force. `None`: all are in
+    /// force, or the limits are not final yet.
     pub(super) fn difference(&self, configured: &LimitsChange) -> Option<String> {
         let differences = configured.differences(&self.limits);
         if self.index == 0 || differences.is_empty() {
@@ -87,12 +91,12 @@ impl LimitsInForce {
 }
 
 impl Replica {
-    /// The limits in force as far as this node has applied the log, and the entry that has set them.
+    /// Returns the limits in force as far as this node has applied the log, and the entry that set them.
     pub(super) fn limits_in_force(&self) -> LimitsInForce {
         self.0.applied().limits
     }
 
-    /// Changes limits, as the leader. They hold from the entry after the answer's index on.
+    /// Changes limits as the leader. The change takes effect after the entry at the returned index.
     pub async fn set_limits(
         &self,
         change: LimitsChange,
@@ -124,8 +128,9 @@ impl Replica {
         Ok(LimitsSet { index: applied.index, limits })
     }
 
-    /// Puts the limits of this node's configuration into the log, if the cluster has not had a command yet. Called by a
-    /// leader before each command; after the first it costs one load.
+    /// Puts the limits of this node's configuration into the log if the cluster has not
+    /// applied a command yet. A leader calls this before each command; after the first call
+    /// it costs one atomic load.
     pub(super) async fn settle_limits(&self, deadline: Instant) -> Result<(), Error> {
         if self.0.limits_settled.load(Ordering::Relaxed) {
             return Ok(());
@@ -144,7 +149,8 @@ impl Replica {
         Ok(())
     }
 
-    /// Waits until this leader has applied an entry of its own term, and so all entries of leaders before.
+    /// Waits until this leader has applied an entry of its own term, and therefore all entries of
+    /// earlier leaders (Raft thesis, section 6.4).
     async fn applied_own_term(&self, deadline: Instant) -> Result<(), Error> {
         let mut metrics = self.0.raft.metrics();
         loop {

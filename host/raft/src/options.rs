@@ -1,4 +1,4 @@
-//! What a replica is made of, and every option of openraft with its reason.
+//! The parts of a replica, and the options of openraft with their reasons.
 
 use std::{sync::Arc, time::Duration};
 
@@ -13,36 +13,36 @@ use conclave_machine::Worker;
 use conclave_storage::{Identity, LogStore, SnapshotStore};
 use conclave_types::error::Error;
 
-/// What a replica is made of.
+/// The parts of a replica.
 pub struct Options {
-    /// From the data directory.
+    /// The identity in the data directory.
     pub identity: Identity,
     /// The engine's fingerprint.
     pub engine: String,
     /// The components that the node has compiled.
     pub components: Arc<Components>,
-    /// The machine.
+    /// The worker that runs the state machine.
     pub worker: Worker,
     /// The log.
     pub log: LogStore,
     /// The snapshots.
     pub snapshots: SnapshotStore,
-    /// What the worker rebuilds its instances from.
+    /// The source from which the worker rebuilds its instances.
     pub entry_source: Arc<LocalEntrySource>,
-    /// With whom a new cluster is initialized.
+    /// The members that a new cluster is initialized with.
     pub members: Vec<Member>,
-    /// Raft's clock.
+    /// The timing of elections, heartbeats and peer calls.
     pub timing: Timing,
-    /// What a call may use.
+    /// The limits of requests and of the state machine.
     pub limits: Limits,
-    /// When snapshots are taken.
+    /// The conditions under which snapshots are taken.
     pub snapshot: SnapshotPolicy,
-    /// How often the replicas' digests are compared; absent: never.
+    /// The interval between consistency checks; `None` disables them.
     pub consistency_check_interval: Option<Duration>,
 }
 
-/// openraft's own configuration. Its defaults are for tests; what this product relies on is written
-/// down.
+/// Returns openraft's configuration. openraft's defaults are for tests, so every option that
+/// Conclave depends on is set explicitly.
 pub(super) fn raft_config(
     cluster_id: &str,
     timing: Timing,
@@ -51,46 +51,50 @@ pub(super) fn raft_config(
     let ms = |duration: Duration| duration.as_millis() as u64;
     let config = openraft::Config {
         cluster_name: cluster_id.to_owned(),
-        // The deadline of heartbeats as well. They are sent more often: `network::heartbeats`.
+        // Also the deadline of a heartbeat. Heartbeats are sent more often: `network::heartbeats`.
         heartbeat_interval: ms(timing.call_deadline()),
         election_timeout_min: ms(timing.wait_min()),
         election_timeout_max: ms(timing.lease()),
-        // For a transfer of a snapshot: the longest time without progress.
+        // For the transfer of a snapshot: the longest time without progress.
         install_snapshot_timeout: ms(snapshot.stall),
-        // One request of the log's stream. The log reader bounds it by bytes as well.
+        // Bounds one request of an append stream. The log reader bounds it by bytes as well.
         max_payload_entries: 1024,
-        // One command for each step of the commit index waits here while the state machine works, for example
-        // on an activation. When the queue is full openraft's core waits too and answers neither heartbeats
-        // nor votes. At 2,000 steps per second it lasts for half a minute; full, it takes some 15 MiB.
+        // While the state machine is busy, for example with an activation, one command per step of
+        // the commit index waits here. When the queue is full, openraft's core waits too, and
+        // responds neither to heartbeats nor to votes. At 2,000 steps per second the queue lasts
+        // for half a minute. A full queue takes about 15 MiB.
         state_machine_channel_size: Some(65_536),
         // One group commit.
         max_append_entries: Some(4096),
-        // Whoever still finds its next entry in the leader's log is sent entries.
+        // A follower whose next entry is still in the leader's log gets entries, not a snapshot.
         replication_lag_threshold: snapshot.entries * 2 + snapshot.keep_entries,
         snapshot_policy: openraft::SnapshotPolicy::LogsSinceLast(snapshot.entries),
-        // `snapshot::keeping` purges: openraft's policy counts entries and not bytes, and purges what a follower
-        // that is being sent a snapshot is going to need.
+        // `snapshot::keeping` purges the log instead. openraft's policy counts entries, not bytes,
+        // and purges entries that a follower needs after the snapshot that it is receiving.
         max_in_snapshot_log_to_keep: u64::MAX,
-        // Proposals that wait together become one append. Waiting for more would only add latency:
-        // while one append is synced the next one gathers.
+        // Proposals that wait together become one append. A linger time would only add latency,
+        // because the next append gathers while the previous one is synced.
         api_batch_capacity: 4096,
         api_batch_linger_ms: 0,
-        // Followers sync while the leader does, instead of after it.
+        // Followers sync at the same time as the leader, not after it (Raft thesis, section 10.2.1).
         broadcast_submitted_on_append: Some(true),
-        // A leader that was removed goes on answering for a moment.
+        // A leader that was removed from the membership continues to respond for a short time.
         removed_leader_step_down: StepDownPolicy::After(ms(timing.election_min)),
-        // A leader without a quorum falls silent, so that those who still reach each other elect.
+        // A leader without a quorum stops its heartbeats, so that nodes that still reach each other
+        // elect another leader (Raft thesis, section 6.2).
         quorum_loss_probe_interval: Some(2 * ms(timing.election_max)),
-        // A node that comes back from a partition does not disturb a leader that works.
+        // A node that returns from a partition does not disturb a working leader (Raft thesis,
+        // section 9.6).
         enable_pre_vote: Some(true),
         backoff: "20ms 50ms 100ms 200ms ...1000ms".to_owned(),
-        // A leader sends entries before its own disk holds them. One that restarts may lack what its
-        // followers have, and leading on in the same term it would give their log ids to other
-        // entries. So it is elected again, in a new term, if its log is as long as theirs.
+        // A leader sends entries before they are on its own disk. After a restart it may lack
+        // entries that its followers have. If it continued to lead in the same term, it would
+        // assign their log ids to other entries. So it must be elected again in a new term, which
+        // requires a log as up-to-date as the voters' (Raft thesis, section 3.6.1).
         enable_leader_restore: Some(false),
         enable_tick: true,
         enable_heartbeat: true,
-        // See `vote_holdoff`.
+        // Elections start after the vote hold-off, see `vote_holdoff`.
         enable_elect: false,
         ..openraft::Config::default()
     };

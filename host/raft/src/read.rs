@@ -1,8 +1,9 @@
-//! Linearizable reads on any node, by read index (Ongaro's thesis, section 6.4).
+//! Linearizable reads on any node, by read index (Raft thesis, section 6.4).
 //!
-//! A read asks how far the log was committed when it arrived, waits until its own node's machine has
-//! applied that much, and is answered from there. One round to a majority ([`super::confirmation`]) answers for
-//! every read that was waiting when it began. A lease read at the leader needs no round ([`super::lease`]).
+//! A read obtains the commit index of the time at which it arrived, waits until its own node
+//! has applied that index, and runs there. One round to a majority ([`super::confirmation`])
+//! serves every read that was waiting when the round began. A lease read at the leader needs no
+//! round ([`super::lease`]).
 
 use std::sync::{Arc, Weak};
 
@@ -28,25 +29,25 @@ use conclave_types::{
     status::{Answered, Consistency},
 };
 
-/// Reads that wait for a read index at once.
+/// The maximum number of reads that wait for a read index.
 const WAITING_MAX: usize = 65_536;
-/// Turns that the other tasks get before a round begins. Each lets what has arrived be read and what is
-/// ready be answered, so that more reads share the round, which costs two nodes a call each. A read that is
-/// alone finds next to nothing to wait for.
+/// The number of times that the task yields to the scheduler before a round begins. Other tasks
+/// then receive further reads and send finished responses, so that more reads share the round,
+/// which costs two nodes one call each. A read that is alone waits for almost nothing.
 const TURNS_BEFORE_ROUND: usize = 4;
 
 type Answer = oneshot::Sender<Result<u64, Refusal>>;
 pub(super) type ReadRequests = mpsc::Receiver<Answer>;
 
-/// A leader's state as openraft had it at one moment.
+/// A leader's state, as openraft had it at one point in time.
 struct Leading {
     term: u64,
-    /// Covers everything that was acknowledged before that moment.
+    /// An index that covers everything that was acknowledged before that time.
     read_index: u64,
     membership: Arc<StoredMembership>,
 }
 
-/// Where reads queue for the next round.
+/// The queue of reads that wait for the next round.
 pub(super) struct ReadIndex(mpsc::Sender<Answer>);
 
 impl ReadIndex {
@@ -63,8 +64,8 @@ impl ReadIndex {
     }
 }
 
-/// Makes the rounds, one at a time, until the replica is gone. A second one beside it would spare a read
-/// the rest of the round that it finds under way, and halve how many reads share a round.
+/// Runs the rounds, one at a time, until the replica is gone. A second concurrent round would save
+/// a read the rest of the running round, but halve the number of reads per round.
 pub(super) async fn serve(replica: Weak<Inner>, mut waiting: mpsc::Receiver<Answer>) {
     let mut answers = Vec::new();
     while waiting.recv_many(&mut answers, WAITING_MAX).await > 0 {
@@ -86,8 +87,7 @@ pub(super) async fn serve(replica: Weak<Inner>, mut waiting: mpsc::Receiver<Answ
 }
 
 impl Replica {
-    /// Asks the machine. A lease is only asked of the leader itself; elsewhere a lease read is a
-    /// linearizable one.
+    /// Runs a query. Only the leader uses its lease. On another node a lease read is a linearizable read.
     pub async fn query(
         &self,
         call: Call,
@@ -109,15 +109,15 @@ impl Replica {
             self.to_its_end(&method, answer).await
         };
         let answer = timeout_at(deadline, answer).await.map_err(|_| Error::deadline())??;
-        // It may have been found meanwhile that the machine which answered has diverged.
+        // The state machine that ran the query may have turned out to have diverged.
         if let Some(why) = self.0.divergence.why() {
             return Err(Error::stopped(why));
         }
         Ok(Answered { index: answer.index, result: answer.result })
     }
 
-    /// Begins a subscription on this node's machine, or goes on with one that has seen everything up to
-    /// `resume`.
+    /// Starts a subscription on this node's state machine, or resumes one that has received
+    /// everything up to `resume`.
     pub async fn subscribe(
         &self,
         call: Call,
@@ -143,14 +143,15 @@ impl Replica {
             self.to_its_end(&method, begun).await
         };
         let begun = timeout_at(deadline, begun).await.map_err(|_| Error::deadline())??;
-        // As for a query. A subscription that begins before the quarantine is ended by it.
+        // As for a query. The quarantine ends subscriptions that started before it.
         if let Some(why) = self.0.divergence.why() {
             return Err(Error::stopped(why));
         }
         Ok(begun)
     }
 
-    /// Refuses to resume from an index that the cluster has not reached. `read_index` is one that it has.
+    /// Rejects a resume index that the cluster has not reached. `read_index` is an
+    /// index that it has reached.
     async fn has_reached(
         &self,
         resume: u64,
@@ -160,19 +161,19 @@ impl Replica {
         if resume <= read_index {
             return Ok(());
         }
-        // It is low if a stale answer was asked for.
+        // The index is low if the caller requested a stale read.
         let read_index = self.read_index_waiting(deadline).await?;
         if resume <= read_index {
             return Ok(());
         }
         Err(Error::gone(format!(
-            "the cluster has not reached index {resume}, only {read_index}: the index is not from this cluster, or \
-             from before its data was replaced. Subscribe again, without an index to resume from"
+            "the cluster has reached index {read_index}, but not {resume}: the index is from another cluster, or \
+             from before the data was replaced. Subscribe again, without an index to resume from"
         )))
     }
 
-    /// Waits for the answer to a query. If the method has trapped lately, the query runs to its end even if its caller
-    /// gives up: otherwise a caller that cancels its calls would not be limited.
+    /// Waits for a query. If the method has trapped recently, the query runs to its end even if its
+    /// caller gives up. Otherwise a caller that cancels its calls would not be limited.
     async fn to_its_end<T: Send + 'static>(
         &self,
         method: &str,
@@ -191,7 +192,7 @@ impl Replica {
         failed(error)
     }
 
-    /// How far this node's machine must have come before it answers.
+    /// Returns the index that this node must have applied before it runs the query.
     async fn index_to_wait_for(
         &self,
         consistency: Consistency,
@@ -212,7 +213,7 @@ impl Replica {
         }
     }
 
-    /// The read index, waiting out an election.
+    /// Returns the read index. Retries through an election.
     pub(super) async fn read_index_waiting(&self, deadline: Instant) -> Result<u64, Error> {
         let patience = (Instant::now() + self.0.timing.election_max * 3).min(deadline);
         loop {
@@ -228,8 +229,9 @@ impl Replica {
         }
     }
 
-    /// One round: as the leader to a majority, otherwise to the leader. Ends early when another node leads: a
-    /// leader that is silent, and not gone, would hold the round until its time limit.
+    /// Runs one round: as the leader to a majority, otherwise to the leader. Ends early when
+    /// another node leads, because a leader that is silent but still connected would block the
+    /// round until its timeout.
     async fn read_index(&self) -> Result<u64, Error> {
         let Some((leader, member)) = self.0.leader() else { return Err(Error::no_quorum()) };
         let round = async {
@@ -244,7 +246,7 @@ impl Replica {
         }
     }
 
-    /// Asks the leader.
+    /// Requests the read index from the leader.
     async fn leaders_index(&self, leader: NodeId, member: &Member) -> Result<u64, Error> {
         let peer = self.0.peers.peer(leader, member);
         let client = peer.client(ConnectionClass::Control).await;
@@ -259,11 +261,11 @@ impl Replica {
             Some(read_index_response::Result::Refusal(refusal)) => {
                 Err(forward::refusal_from_wire(refusal))
             }
-            None => Err(Error::fatal("the leader answered without a result")),
+            None => Err(Error::fatal("the leader's response has no result")),
         }
     }
 
-    /// Returns once another node leads, or none, as far as this node knows.
+    /// Returns once another node or no node leads, as far as this node knows.
     async fn leader_is_not(&self, leader: NodeId) {
         let mut metrics = self.0.raft.server_metrics();
         while metrics.borrow_watched().current_leader == Some(leader) {
@@ -273,14 +275,14 @@ impl Replica {
         }
     }
 
-    /// For a follower that asks: joins the leader's own rounds.
+    /// Returns the read index for a follower, from the leader's own rounds.
     pub(super) async fn read_index_as_leader(&self) -> Result<u64, Error> {
         if self.0.is_leader() { self.0.reads.next().await } else { Err(Error::not_leader(None)) }
     }
 
-    /// The leader's read index, once a majority has confirmed that it led when the round began. The voters are
-    /// asked while openraft is asked: the order of the two does not matter, as both are asked after the reads
-    /// of this round have arrived.
+    /// Returns the leader's read index, once a majority has confirmed that it led when the round
+    /// began. The requests to the voters and to openraft run in parallel. Their order does not
+    /// matter, because both start after the reads of this round have arrived.
     async fn confirmed_index(&self) -> Result<u64, Error> {
         let own = self.0.node_id();
         let (voters, needed) = self.voters_to_confirm();
@@ -293,8 +295,8 @@ impl Replica {
         }
     }
 
-    /// The other voters, and how many of them make a majority together with this node. In a joint configuration
-    /// all of them are needed.
+    /// Returns the other voters, and how many of them form a majority together with this node. In a
+    /// joint configuration all of them are needed.
     fn voters_to_confirm(&self) -> (Vec<Arc<Peer>>, usize) {
         let own = self.0.node_id();
         let metrics = self.0.raft.server_metrics();
@@ -312,23 +314,24 @@ impl Replica {
         (others, needed)
     }
 
-    /// The leader's read index, if its lease is valid.
+    /// Returns the leader's read index, if its lease is valid.
     async fn leased_index(&self) -> Option<u64> {
         let Leading { term, read_index, membership } = self.leading().await.ok()?;
         let lease = &self.0.lease;
         lease.is_valid(term, membership.membership(), self.0.node_id()).then_some(read_index)
     }
 
-    /// This node's state as the leader, from openraft's own task and not from metrics, which lag behind it.
+    /// Returns this node's state as the leader. It comes from openraft's core, because
+    /// the metrics lag behind.
     async fn leading(&self) -> Result<Leading, Error> {
         let own = self.0.node_id();
         let leading = self.0.raft_state(move |state| {
             let vote = *state.vote_ref();
             let term = vote.leader_id.term;
             let of_term = |log_id: &LogId| log_id.committed_leader_id().term == term;
-            // Until an entry of the leader's own term is committed it does not know how far the log is
-            // committed (Ongaro's thesis, section 6.4). Its first entry, which it appends as soon as it is
-            // elected, comes after everything that is.
+            // A leader does not know the commit index until an entry of its own term is committed
+            // (Raft thesis, section 6.4). Its first entry, which it appends as soon as it is
+            // elected, comes after all committed entries.
             let committed = state.local_committed().filter(|log_id| of_term(log_id));
             let read_index = committed.or_else(|| state.log_ids.last().filter(|id| of_term(id)));
             let leads = vote.committed && vote.leader_id.voted_for == own;
@@ -347,7 +350,7 @@ impl Replica {
     }
 }
 
-/// Why a subscription is over.
+/// Returns the reason why a subscription has ended.
 pub fn watch_ended(error: WatchError) -> Error {
     match error {
         WatchError::Gone { .. } | WatchError::Replaced { .. } => Error::gone(error.to_string()),

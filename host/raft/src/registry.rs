@@ -1,15 +1,16 @@
-//! The components of a cluster, as the log has them.
+//! The registry: the components of a cluster, as the log determines them.
 //!
-//! [`stored`] has the registry's bytes in a snapshot.
+//! [`stored`] encodes the registry in a snapshot.
 //!
 //! # Contract
-//! The registry is a function of the log alone: the same entries give the same registry, and the same
-//! answers, on every node and after every restart. Nothing here compiles, blocks, or knows of time.
+//! The registry is a function of the log alone. The same entries give the same registry and
+//! the same outcomes on every node and after every restart. No function here compiles,
+//! blocks or reads a clock.
 //!
 //! # Caveats
-//! The bytes of all components are held in memory, up to [`BYTES_MAX`] together, and are part of each
-//! snapshot. Whether a component can run is not known here: `components` finds that out before it
-//! proposes an activation.
+//! The bytes of all components are held in memory, up to [`BYTES_MAX`] in total, and are part of
+//! each snapshot. The registry does not check that a component can run: `components` does that
+//! before it proposes an activation.
 
 mod stored;
 
@@ -25,18 +26,20 @@ use conclave_types::{
 
 pub use self::stored::Unreadable;
 
-/// Components that a cluster has at once. When there is no room the oldest one gives way that is neither active
-/// nor the one before.
+/// The maximum number of components in a cluster. When there is no space, the oldest component is
+/// removed that is neither the active nor the previous one.
 pub const COMPONENTS_MAX: usize = 8;
 
-/// Their bytes together: the active one, the one before and a new one always fit, whatever their sizes.
+/// The maximum total size of the components. The active, the previous and a new one always fit.
 pub const BYTES_MAX: u64 = 3 * COMPONENT_BYTES_MAX as u64;
 
-/// The components of a cluster, as the log has it.
+/// The components of a cluster, as the log determines them.
 ///
-/// Invariants: the active component and the one before are known, and differ; a known component's bytes have the
-/// hash that it is named by; there are at most [`COMPONENTS_MAX`] and [`BYTES_MAX`] bytes; of an upload less
-/// than all has come.
+/// Invariants:
+/// - The active and the previous component are known, and differ.
+/// - The bytes of a known component have the hash that is its id.
+/// - There are at most [`COMPONENTS_MAX`] components and [`BYTES_MAX`] bytes.
+/// - An upload is incomplete.
 #[derive(Clone, Debug)]
 pub struct Registry {
     pub(super) known: BTreeMap<ComponentId, Known>,
@@ -48,17 +51,17 @@ pub struct Registry {
 /// A component that the cluster has.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Known {
-    /// The component.
+    /// The bytes of the component.
     pub bytes: Bytes,
-    /// What it says of itself.
+    /// The component's description of itself.
     pub about: About,
-    /// The index of its last piece; 0: the cluster was begun with it.
+    /// The index of the component's last piece; 0 for the initial component.
     pub index: u64,
-    /// The index at which it was last activated; 0: never, or the cluster was begun with it.
+    /// The index of the last activation; 0 if it was never activated, or for the initial component.
     pub activated_index: u64,
 }
 
-/// A component of which a part has come.
+/// A component of which some pieces have been applied.
 #[derive(Clone, Debug)]
 pub(super) struct Upload {
     pub(super) component: ComponentId,
@@ -69,12 +72,12 @@ pub(super) struct Upload {
     hasher: Sha256,
 }
 
-/// What a piece led to.
+/// The result of a piece.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PartApplied {
-    /// Where the next piece is to begin.
+    /// The offset of the next piece.
     pub next_at: u64,
-    /// The cluster has the component.
+    /// Set if the cluster has the whole component.
     pub whole: bool,
 }
 
@@ -110,47 +113,47 @@ fn not_activated(why: impl std::fmt::Display) -> Failure {
 }
 
 impl Registry {
-    /// Of a cluster that begins with this component.
+    /// Creates the registry of a cluster that starts with this component.
     pub fn begin(component: ComponentId, bytes: Bytes, about: About) -> Self {
         let known = Known { bytes, about, index: 0, activated_index: 0 };
         let known = BTreeMap::from([(component, known)]);
         Self { known, active: component, previous: None, upload: None }
     }
 
-    /// The component that the cluster runs.
+    /// Returns the component that the cluster runs.
     pub fn active(&self) -> ComponentId {
         self.active
     }
 
-    /// The component that it ran before.
+    /// Returns the component that the cluster ran before.
     pub fn previous(&self) -> Option<ComponentId> {
         self.previous
     }
 
-    /// A component that the cluster has.
+    /// Returns a component of the cluster.
     pub fn get(&self, component: &ComponentId) -> Option<&Known> {
         self.known.get(component)
     }
 
-    /// All components that the cluster has.
+    /// Returns all components of the cluster.
     pub fn components(&self) -> impl Iterator<Item = (ComponentId, &Known)> {
         self.known.iter().map(|(id, known)| (*id, known))
     }
 
-    /// Where a component's next piece is to begin.
+    /// Returns the offset of a component's next piece.
     pub fn next_at(&self, component: &ComponentId) -> u64 {
         let upload = self.upload.as_ref().filter(|upload| upload.component == *component);
         upload.map_or(0, |upload| upload.received_bytes)
     }
 
-    /// Takes in a piece. One that does not follow what has come changes nothing and is told where to go on, so
-    /// a piece that is proposed twice, or by two leaders, does no harm.
+    /// Applies a piece. A piece that does not follow the previous one changes nothing, and the
+    /// result is the offset of the expected piece. So a piece that is proposed twice, or by
+    /// two leaders, is harmless.
     ///
-    /// One component comes at a time. The first piece of another takes its place: what was left half way is not
-    /// waited for.
+    /// There is one upload at a time. The first piece of another component replaces an unfinished upload.
     ///
     /// # Errors
-    /// The piece cannot be one, or the whole does not have the hash that it is named by.
+    /// Fails if the piece is invalid, or if the complete component does not have the hash that is its id.
     pub fn apply_part(&mut self, index: u64, part: &ComponentPart) -> Result<PartApplied, Failure> {
         let ComponentPart { component, total_bytes, at, bytes, about } = part;
         if self.known.contains_key(component) {
@@ -158,19 +161,19 @@ impl Registry {
         }
         if *total_bytes == 0 || *total_bytes > COMPONENT_BYTES_MAX as u64 {
             return Err(invalid(format!(
-                "a component of {total_bytes} bytes: the limit is {COMPONENT_BYTES_MAX}"
+                "the component has {total_bytes} bytes; the limit is {COMPONENT_BYTES_MAX}"
             )));
         }
         let end = at.checked_add(bytes.len() as u64).filter(|end| end <= total_bytes);
         let (Some(end), false) = (end, bytes.is_empty()) else {
-            return Err(invalid(format!("{part:?} does not lie in its {total_bytes} bytes")));
+            return Err(invalid(format!("{part:?} does not fit into its {total_bytes} bytes")));
         };
         let continues = self.upload.as_ref().is_some_and(|upload| {
             upload.component == *component && upload.total_bytes == *total_bytes
         });
         if *at == 0 && !continues {
             let about = about.clone().ok_or_else(|| {
-                invalid("the first piece of a component does not say what it is".to_owned())
+                invalid("the first piece of a component has no description".to_owned())
             })?;
             self.upload = Some(Upload::new(*component, *total_bytes, about));
         }
@@ -189,12 +192,12 @@ impl Registry {
         Ok(PartApplied { next_at: end, whole: true })
     }
 
-    /// The upload is whole.
+    /// Completes the upload.
     fn take_in(&mut self, index: u64) -> Result<(), Failure> {
         let Some(upload) = self.upload.take() else { return Ok(()) };
         let (component, about) = (upload.component, upload.about.clone());
         let bytes = upload.finish().ok_or_else(|| {
-            invalid(format!("the pieces do not make component {component}: push it again"))
+            invalid(format!("the pieces do not add up to component {component}: push it again"))
         })?;
         self.insert(component, Known { bytes, about, index, activated_index: 0 });
         Ok(())
@@ -204,7 +207,7 @@ impl Registry {
         self.known.values().map(|known| known.bytes.len() as u64).sum()
     }
 
-    /// Forgets the oldest component that may be forgotten.
+    /// Removes the oldest component that is neither active nor previous.
     fn give_way(&mut self) -> bool {
         let may_go =
             self.known.iter().filter(|(id, _)| **id != self.active && Some(**id) != self.previous);
@@ -212,11 +215,11 @@ impl Registry {
         oldest.is_some_and(|oldest| self.known.remove(&oldest).is_some())
     }
 
-    /// Whether everything is as it was when the activation was proposed. What it needs beside that, that the
-    /// state can be carried over, the machine finds out.
+    /// Checks that the registry and the voters are as they were when the activation was proposed.
+    /// The state machine checks the other condition, that the state can be migrated.
     ///
     /// # Errors
-    /// Why it is not activated, the same on every node.
+    /// Returns the reason why the component is not activated, the same on every node.
     pub fn check(
         &self,
         activation: &Activation,
@@ -228,25 +231,25 @@ impl Registry {
         })?;
         if *from != self.active {
             return Err(not_activated(format!(
-                "component {from} was to be replaced, but {} is active by now: look at the \
-                 difference to that one and activate again",
+                "component {from} was to be replaced, but {} is active by now: check the \
+                 differences from that component and activate again",
                 self.active
             )));
         }
         if *component == self.active {
-            return Err(not_activated(format!("component {component} is active already")));
+            return Err(not_activated(format!("component {component} is already active")));
         }
         if ready != voters {
             return Err(not_activated(format!(
-                "the voters were {ready:?} when it was proposed, and are {voters:?} by now: activate \
-                 it again"
+                "the voters were {ready:?} when the activation was proposed, and are {voters:?} by now: activate \
+                 the component again"
             )));
         }
         Ok(known)
     }
 
-    /// Another component is the active one, as if it had been brought and activated at this index. By an operator's word,
-    /// on a stopped node.
+    /// Makes another component the active one, as if it had been pushed and activated at this
+    /// index. An operator does this on a stopped node.
     pub fn replace(&mut self, index: u64, component: ComponentId, bytes: Bytes, about: About) {
         if !self.known.contains_key(&component) {
             self.insert(component, Known { bytes, about, index, activated_index: 0 });
@@ -254,7 +257,7 @@ impl Registry {
         self.activate(index, component);
     }
 
-    /// Takes in a component, and forgets others to make room.
+    /// Adds a component, and removes others to make space.
     fn insert(&mut self, component: ComponentId, known: Known) {
         while self.known.len() >= COMPONENTS_MAX
             || self.bytes() + known.bytes.len() as u64 > BYTES_MAX
@@ -266,7 +269,8 @@ impl Registry {
         self.known.insert(component, known);
     }
 
-    /// The state has been carried over: the component is active from this index on. It must be known.
+    /// Records that the state has been migrated: the component is active from this
+    /// index on. It must be known.
     pub fn activate(&mut self, index: u64, component: ComponentId) {
         if let Some(known) = self.known.get_mut(&component)
             && component != self.active

@@ -11,7 +11,7 @@ fn begun() -> Registry {
     Registry::begin(ComponentId::of(&bytes), bytes, about("first"))
 }
 
-/// A component's pieces, `size` bytes each.
+/// Returns a component's pieces, `size` bytes each.
 fn pieces(content: &[u8], size: usize) -> Vec<ComponentPart> {
     let component = ComponentId::of(content);
     let at = (0..).step_by(size);
@@ -48,23 +48,23 @@ fn a_component_comes_in_pieces() {
         (&known.bytes[..], known.index, &*known.about.name),
         (&b"abcdefgh"[..], 7, "pushed")
     );
-    assert_eq!(registry.active(), ComponentId::of(b"the first"), "nothing else has changed");
+    assert_eq!(registry.active(), ComponentId::of(b"the first"), "the active component has not changed");
 }
 
-/// A leader that takes over, or an answer that is lost, sends pieces again.
+/// A new leader, or a client that lost a response, sends pieces again.
 #[test]
 fn a_piece_out_of_order_is_told_where_to_go_on() {
     let mut registry = begun();
     let pieces = pieces(b"abcdefgh", 3);
     let mut apply = |at: usize| registry.apply_part(7, &pieces[at]).unwrap();
-    assert_eq!(apply(1), PartApplied { next_at: 0, whole: false }, "it has not begun");
+    assert_eq!(apply(1), PartApplied { next_at: 0, whole: false }, "the first piece is missing");
     assert_eq!(apply(0).next_at, 3);
-    assert_eq!(apply(0).next_at, 3, "again");
-    assert_eq!(apply(2).next_at, 3, "too far");
+    assert_eq!(apply(0).next_at, 3, "the same piece again");
+    assert_eq!(apply(2).next_at, 3, "a piece is missing in between");
     assert_eq!(apply(1).next_at, 6);
-    assert_eq!(apply(0).next_at, 6, "from the beginning, by another leader");
+    assert_eq!(apply(0).next_at, 6, "another leader starts from the beginning");
     assert!(apply(2).whole);
-    assert!(apply(1).whole, "all of it is there");
+    assert!(apply(1).whole, "the component is complete");
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn what_cannot_be_a_piece_is_refused() {
     assert!(registry.upload.is_none());
 }
 
-/// Half of a component is no reason to keep another out; whoever is displaced learns it with its next piece.
+/// An unfinished component does not block another. The displaced push fails at its next piece.
 #[test]
 fn a_new_component_takes_the_place_of_an_unfinished_one() {
     let mut registry = begun();
@@ -126,7 +126,7 @@ fn the_oldest_gives_way_but_never_what_is_needed() {
     assert_eq!(kept, newest.chain([first, second]).collect());
 }
 
-/// Three of the largest fit, so that a push never fails for want of room.
+/// Three components of the maximum size fit, so that a push never fails for lack of space.
 #[test]
 fn components_of_the_largest_size_fit_beside_what_is_needed() {
     let mut registry = begun();
@@ -168,7 +168,7 @@ fn activation_checks_that_nothing_has_changed() {
     refused(&registry, &good, "is active by now");
     assert_eq!((registry.active(), registry.previous()), (second, Some(first)));
     assert_eq!(registry.get(&second).unwrap().activated_index, 12);
-    // And back.
+    // The rollback.
     registry.activate(13, first);
     assert_eq!((registry.active(), registry.previous()), (first, Some(second)));
 }

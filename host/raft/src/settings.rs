@@ -9,9 +9,9 @@ use conclave_types::limits::{ClusterLimits, LimitsChange};
 pub struct Member {
     /// The member's node id.
     pub node_id: u64,
-    /// `host:port` where the other members reach it.
+    /// The `host:port` at which the other members reach it.
     pub peer_address: String,
-    /// `host:port` where clients reach it.
+    /// The `host:port` at which clients reach it.
     pub client_address: String,
 }
 
@@ -20,41 +20,42 @@ pub struct Member {
 pub struct Limits {
     /// The largest request message. Default 4 MiB, at most 16 MiB.
     pub request_bytes_max: usize,
-    /// The limits of the cluster that are given here, if any. A new cluster begins with them; afterwards they change
-    /// through the log only.
+    /// The cluster limits in this configuration, if any. A new cluster starts with them. Later they
+    /// change only through the log.
     pub cluster: LimitsChange,
-    /// Commands that a leader holds at once between proposal and answer. Default 8192.
+    /// The maximum number of commands in flight on the leader. Default 8192.
     pub commands_in_flight_max: usize,
 }
 
 impl Limits {
-    /// The limits that a new cluster begins with.
+    /// Returns the limits that a new cluster starts with.
     pub fn configured(&self) -> ClusterLimits {
-        // Validation has refused everything else.
+        // Validation has rejected every other value.
         let changed = ClusterLimits::DEFAULT.changed(&self.cluster, self.request_bytes_max);
         changed.unwrap_or(ClusterLimits::DEFAULT)
     }
 }
 
-/// When a snapshot is taken, after which the log before it is purged.
+/// The conditions for a snapshot. The log before a snapshot is purged.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotPolicy {
-    /// After so many entries since the last. Default 50,000, at least 100.
+    /// The number of entries since the last snapshot. Default 50,000, at least 100.
     pub entries: u64,
-    /// Or after so many bytes of entries. Default 64 MiB, at least 1 MiB.
+    /// The number of bytes of entries since the last snapshot. Default 64 MiB, at least 1 MiB.
     pub bytes: u64,
-    /// Or after this time, if there are `interval_entries` new entries; absent: never. Default 1 h, at least 1 s.
+    /// The time since the last snapshot, if there are `interval_entries` new entries; `None`
+    /// disables it. Default 1 h, at least 1 s.
     pub interval: Option<Duration>,
-    /// New entries that a snapshot by time needs. Default 1,000.
+    /// The number of new entries that a snapshot by time requires. Default 1,000.
     pub interval_entries: u64,
-    /// Entries that stay in the log although a snapshot covers them, so that a follower which was
-    /// away for a moment needs no snapshot. Default 5,000.
+    /// The number of entries that stay in the log although a snapshot covers them, so that a
+    /// follower that was away for a short time needs no snapshot. Default 5,000.
     pub keep_entries: u64,
-    /// The most bytes of such entries. Default 64 MiB.
+    /// The maximum number of bytes of these entries. Default 64 MiB.
     pub keep_bytes: u64,
-    /// The most bytes of log kept for a follower that is catching up, at least `keep_bytes`. When half of them
-    /// are used the leader slows writers down. Default 1 GiB.
+    /// The maximum number of log bytes kept for a follower that is catching up, at least
+    /// `keep_bytes`. When half of them are used, the leader slows writers down. Default 1 GiB.
     pub catch_up_bytes: u64,
-    /// A transfer of a snapshot ends when it makes no progress for so long. Default 30 s.
+    /// The time without progress after which a snapshot transfer ends. Default 30 s.
     pub stall: Duration,
 }

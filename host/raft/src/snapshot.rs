@@ -1,7 +1,7 @@
-//! Snapshots on their way: from the machine to a file, from a file to a peer, from a peer to a file.
+//! Snapshots: saved from the state machine to a file, sent to a peer, received from a peer.
 //!
-//! [`sending`] is the leader's side of a transfer, [`receiving`] the follower's. [`keeping`] purges the log, as
-//! far as no follower needs it.
+//! [`sending`] is the leader's side of a transfer, [`receiving`] the follower's. [`keeping`] purges
+//! the log as far as no follower needs it.
 
 mod keeping;
 mod receiving;
@@ -50,14 +50,14 @@ use conclave_storage::{
 };
 use conclave_types::{DIGEST_VERSION, Digest, NodeId};
 
-/// Parts in memory at once, on either side of a transfer: each is at most 1 MiB.
+/// The number of parts in memory at once, on either side of a transfer. Each is at most 1 MiB.
 const PARTS_IN_FLIGHT: usize = 4;
 
-/// A snapshot as openraft passes it from one call to another.
+/// A snapshot as openraft passes it between calls.
 #[derive(Debug)]
 pub struct SnapshotData {
     pub(super) file: SnapshotFile,
-    /// The state in fresh instances, if the file was received.
+    /// The state in new instances, if the file was received from a peer.
     pub(super) accepted: Option<Box<Accepted>>,
 }
 
@@ -68,14 +68,14 @@ pub(super) struct Accepted {
     pub(super) registry: Registry,
 }
 
-/// A peer that was asked for a snapshot sends the next bytes within this time.
+/// The time within which a peer must send the next bytes of a snapshot that was requested from it.
 const STALL_TIMEOUT: Duration = Duration::from_secs(30);
 
-/// openraft's name for a snapshot with its data.
+/// openraft's type of a snapshot with its data.
 pub(super) type OpenSnapshot = SnapshotOf<TypeConfig, SnapshotData>;
 
-/// Restores a snapshot into fresh instances beside the running ones. This may take long; it holds up
-/// nothing. The file stays under its temporary name.
+/// Restores a snapshot into new instances beside the running ones. This may take long, but delays
+/// no other work. The file keeps its temporary name.
 pub(super) async fn accept(
     file: &SnapshotFile,
     worker: &Worker,
@@ -91,19 +91,19 @@ pub(super) async fn accept(
 /// Decodes the header of a snapshot file.
 pub(super) fn header(file: &SnapshotFile) -> io::Result<SnapshotHeader> {
     SnapshotHeader::decode(file.header().clone()).map_err(|error| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("the header of a snapshot: {error}"))
+        io::Error::new(io::ErrorKind::InvalidData, format!("the header of a snapshot is malformed: {error}"))
     })
 }
 
-/// A snapshot file as openraft wants it.
+/// Returns a snapshot file in the form that openraft uses.
 pub(super) fn opened(file: SnapshotFile) -> io::Result<OpenSnapshot> {
     let meta = snapshot_meta_from_wire(&header(&file)?)
         .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))?;
     Ok(Snapshot { meta, snapshot: SnapshotData { file, accepted: None } })
 }
 
-/// What a snapshot holds: the machine's state, with its component, compiled if it was not, and the registry.
-/// Blocking.
+/// Returns the contents of a snapshot: the state with its component, which is compiled if
+/// necessary, and the registry. Blocking.
 pub fn saved_state(
     file: &SnapshotFile,
     components: &Components,
@@ -120,12 +120,12 @@ pub fn saved_state(
     if header.component_id != active.0.as_slice() {
         let found = hex::encode(&header.component_id);
         return Err(invalid(format!(
-            "the snapshot is of component {found}, which it does not have"
+            "the snapshot's state belongs to component {found}, which is not the active one in its registry"
         )));
     }
     let bytes = registry.get(&active).map(|known| known.bytes.clone()).unwrap_or_default();
     let component = components.compile(active, &bytes).map_err(|error| {
-        io::Error::other(format!("component {active}, whose state the snapshot is: {error}"))
+        io::Error::other(format!("component {active}, to which the snapshot's state belongs: {error}"))
     })?;
     let saved = SavedState {
         component,
@@ -139,10 +139,10 @@ pub fn saved_state(
     Ok((saved, registry))
 }
 
-/// Who could vote when a snapshot was taken.
+/// Returns the voters at the time of a snapshot.
 ///
 /// # Errors
-/// The snapshot's header is malformed.
+/// Fails if the snapshot's header is malformed.
 pub fn voters(file: &SnapshotFile) -> io::Result<BTreeSet<NodeId>> {
     let meta = opened(file.clone())?.meta;
     Ok(meta.last_membership.membership().voter_ids().collect())
@@ -152,25 +152,25 @@ pub(super) fn unreadable(error: impl std::fmt::Display) -> EntrySourceError {
     EntrySourceError::Unreadable(error.to_string())
 }
 
-/// The end of the log, or of the newest snapshot if that reaches further.
+/// Returns the last log id of the log, or of the newest snapshot if that is higher.
 pub(super) fn last_log_id(log: &LogStore, snapshots: &SnapshotStore) -> io::Result<Option<LogId>> {
     let newest = snapshots.latest().map_err(io::Error::other)?;
     let newest = newest.map(|file| LogId::new_term_index(file.term(), file.index()));
     Ok(log.extent().last.max(newest))
 }
 
-/// Refuses a snapshot that is not of this cluster.
+/// Rejects a snapshot of another cluster.
 pub(super) fn check_header(header: &SnapshotHeader, identity: &Identity) -> Result<(), String> {
     if header.cluster_id != identity.cluster_id {
         return Err(format!(
-            "the snapshot is of cluster {}, this node belongs to {}",
+            "the snapshot belongs to cluster {}, this node to cluster {}",
             header.cluster_id, identity.cluster_id
         ));
     }
     Ok(())
 }
 
-/// The digest in a header. `None`: there is none of this version's algorithm.
+/// Returns the digest in a header. `None`: it has none, or one of another version's algorithm.
 pub(super) fn digest(header: &SnapshotHeader) -> Result<Option<Digest>, String> {
     if header.digest_version != DIGEST_VERSION {
         return Ok(None);
@@ -178,48 +178,49 @@ pub(super) fn digest(header: &SnapshotHeader) -> Result<Option<Digest>, String> 
     digest_from_wire(&header.digest).map_err(|error| error.to_string())
 }
 
-/// Notes whose computation the state is that a peer sends, if it was saved by a version that did not: the peer's.
+/// Sets the origin of the state in a peer's snapshot to the peer, if an older version
+/// saved it without an origin.
 pub(super) fn note_origin(header: &mut SnapshotHeader, from: NodeId) {
     if header.origin == 0 {
         header.origin = from;
     }
 }
 
-/// The node whose computation the state is. `None`: the file does not say.
+/// Returns the node that computed the state. `None`: the header has no origin.
 pub(super) fn origin(header: &SnapshotHeader) -> Option<NodeId> {
     (header.origin != 0).then_some(header.origin)
 }
 
-/// Refuses a snapshot that openraft could not install, before it is received: it must say what it
-/// covers and who the members were, and its leader cannot have had entries of later leaders.
+/// Rejects a snapshot that openraft could not install, before it is received. The header must name
+/// the last entry and the members, and its leader cannot have had entries of later leaders.
 pub(super) fn check_coverage(header: &SnapshotHeader, leader: &Vote) -> Result<(), String> {
     let meta = snapshot_meta_from_wire(header).map_err(|error| error.to_string())?;
-    let last = meta.last_log_id.ok_or("the snapshot does not say what it covers")?;
+    let last = meta.last_log_id.ok_or("the snapshot's header has no last log id")?;
     if last.leader_id.term > leader.leader_id.term {
         return Err(format!(
-            "the snapshot covers the log up to {last}, which is of a later term than its leader's, {}",
+            "the snapshot covers the log up to {last}, whose term is later than its leader's term {}",
             leader.leader_id.term
         ));
     }
     if meta.last_membership.log_id().is_none_or(|log_id| log_id > last) {
-        return Err(format!("the snapshot of {last} does not say who the members were then"));
+        return Err(format!("the header of the snapshot at {last} does not name the members at that entry"));
     }
     Ok(())
 }
 
-/// Refuses a snapshot that contradicts what this node knows to be committed: what is committed at an index
-/// has one log id (State Machine Safety, section 3.6.3 of the Raft thesis), so a snapshot with a higher log id has a
-/// higher index. openraft asserts it.
+/// Rejects a snapshot that contradicts this node's committed entries. At each index at most one log
+/// id is committed (State Machine Safety; Raft thesis, section 3.6.3). So a snapshot with a higher
+/// log id must have a higher index. openraft asserts this.
 pub(super) fn check_committed(last: LogId, committed: Option<LogId>) -> Result<(), String> {
     match committed {
         Some(committed) if last > committed && last.index <= committed.index => Err(format!(
-            "the snapshot covers the log up to {last}, and this node knows that {committed} is committed"
+            "the snapshot covers the log up to {last}, but on this node {committed} is committed"
         )),
         _ => Ok(()),
     }
 }
 
-/// Writes the components and the machine's state to a file, which is nobody's newest snapshot yet.
+/// Writes the components and the state to a file, which is not yet installed as the newest snapshot.
 pub(super) async fn save(
     snapshots: &SnapshotStore,
     identity: &Identity,
@@ -230,7 +231,7 @@ pub(super) async fn save(
 ) -> io::Result<SnapshotFile> {
     let HostState { meta, registry, limits } = applied;
     if state.component().id() != registry.active() {
-        // Most often an activation came in between.
+        // Most often another component was activated in between.
         return Err(io::Error::other("another component has become active meanwhile"));
     }
     let mut header = SnapshotHeader {
@@ -261,7 +262,7 @@ pub(super) async fn save(
             },
         };
         if chunks.send(Incoming::Chunk(chunk)).await.is_err() {
-            break; // The writer has failed and says why below.
+            break; // The writer has failed and returns the reason below.
         }
     }
     let _ = chunks.send(Incoming::End).await;
@@ -274,7 +275,8 @@ enum Incoming {
     End,
 }
 
-/// The file is whole only if the end was seen: a sender that breaks off leaves nothing behind.
+/// Writes chunks to a file. The file is completed only after `End`: a sender that
+/// breaks off leaves no file.
 fn write(
     snapshots: &SnapshotStore,
     header: &SnapshotHeader,
@@ -288,14 +290,14 @@ fn write(
         match chunks.blocking_recv() {
             Some(Incoming::Chunk(chunk)) => writer.write(&chunk).map_err(io::Error::other)?,
             Some(Incoming::End) => return writer.finish().map_err(io::Error::other),
-            None => return Err(io::Error::other("the snapshot broke off before its end")),
+            None => return Err(io::Error::other("the snapshot ended too early")),
         }
     }
 }
 
 impl Replica {
-    /// The parts of a snapshot for a peer that has asked for it. If the file turns out to be damaged the stream
-    /// breaks off without an end, and the receiver drops what it has.
+    /// Returns the parts of a snapshot for a peer that requested it. If the file turns out to be
+    /// damaged, the stream ends without an end part, and the receiver discards the parts.
     pub(super) fn send_snapshot(
         &self,
         vote: Vote,
@@ -309,14 +311,14 @@ impl Replica {
                 sending::send_chunks(&file, None, &parts, &transfers)
             });
             if let Err(error) = sent {
-                tracing::warn!(%error, "the snapshot at index {} was not sent", file.index());
+                tracing::warn!(%error, "cannot send the snapshot at index {}", file.index());
             }
         });
         ReceiverStream::new(stream)
     }
 }
 
-/// The first part of a snapshot.
+/// Returns the first part of a snapshot.
 fn start(vote: Vote, file: &SnapshotFile) -> io::Result<SnapshotPart> {
     let start = SnapshotStart {
         vote: Some(vote_to_wire(&vote)),
@@ -327,8 +329,9 @@ fn start(vote: Vote, file: &SnapshotFile) -> io::Result<SnapshotPart> {
     Ok(SnapshotPart { part: Some(Part::Start(start)) })
 }
 
-/// Writes what a peer sends on request to a file of this node's own, sealed with its own keys. It becomes the
-/// newest snapshot only when the machine has restored it: see [`StateMachine`].
+/// Writes a snapshot that this node requested from a peer to a file, sealed with this
+/// node's keys. It becomes the newest snapshot only once the state machine has restored
+/// it: see [`StateMachine`].
 pub(super) async fn receive(
     header: SnapshotHeader,
     mut parts: Streaming<SnapshotPart>,
@@ -339,7 +342,7 @@ pub(super) async fn receive(
     let (mut bytes, mut hash) = (0_u64, blake3::Hasher::new());
     loop {
         let part = timeout(STALL_TIMEOUT, parts.message()).await;
-        let part = part.map_err(|_| Status::deadline_exceeded("the snapshot makes no progress"))?;
+        let part = part.map_err(|_| Status::deadline_exceeded("the transfer of the snapshot makes no progress"))?;
         let Some(part) = part? else { break };
         let incoming = match part.part {
             Some(Part::Chunk(chunk)) => {
@@ -349,16 +352,16 @@ pub(super) async fn receive(
             }
             Some(Part::End(end)) => {
                 if end.bytes != bytes || end.blake3 != hash.finalize().as_bytes().as_slice() {
-                    return Err(Status::data_loss("the snapshot was damaged on its way"));
+                    return Err(Status::data_loss("the snapshot was damaged in transit"));
                 }
                 Incoming::End
             }
             Some(Part::Start(_) | Part::Offset(_)) | None => {
-                return Err(Status::invalid_argument("a snapshot has one header"));
+                return Err(Status::invalid_argument("the parts of the snapshot are out of order"));
             }
         };
         if chunks.send(incoming).await.is_err() {
-            break; // The writer is done, or has failed and says why below.
+            break; // The writer is done, or has failed and returns the reason below.
         }
     }
     drop(chunks);
@@ -369,7 +372,7 @@ pub(super) async fn receive(
 /// The type of openraft's handle.
 pub(super) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
-/// Makes openraft take each snapshot whose file has become whole.
+/// Triggers openraft for each snapshot whose file is complete.
 pub(super) async fn hand_over(replica: Weak<Inner>) {
     loop {
         let Some(inner) = replica.upgrade() else { return };
@@ -379,26 +382,29 @@ pub(super) async fn hand_over(replica: Weak<Inner>) {
             return;
         }
         drop(inner);
-        // Looked at again now and then, so that no notification can be missed for good.
+        // With a timeout, so that a missed notification only causes a delay.
         let _ = timeout(POLL_INTERVAL, ready).await;
     }
 }
 
-/// How often the size of the log is looked at.
+/// The interval at which the size of the log is checked.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Takes a snapshot when the log has grown by enough bytes, or when the last one is old enough and there are enough
-/// new entries. By entries openraft does it itself, but for
-/// those that came while the last one was being taken: it asks once every so many entries, is told that
-/// one is under way, and the log of a cluster that falls idle then stayed as long as it was.
+/// Takes a snapshot when the log has grown by enough bytes, or when the last one is old enough and
+/// there are enough new entries.
+///
+/// openraft takes snapshots by the number of entries, except for entries that arrive while a
+/// snapshot is being taken. It triggers once per so many entries, and the trigger fails while a
+/// snapshot is running. If the cluster then becomes idle, its log would stay long. So the number of
+/// entries is checked here too.
 pub(super) async fn watch_growth(
     replica: Weak<Inner>,
     policy: SnapshotPolicy,
     entry_source: Arc<LocalEntrySource>,
 ) {
     let (mut at_last, mut last_index, mut asked_at) = (0, 0, 0);
-    // A restart counts as a snapshot here: the age of the file is not known, and a node that has just replayed its log
-    // has other work.
+    // A restart counts as a snapshot here, because the age of the file is unknown and a node that
+    // has just replayed its log is busy.
     let mut last_time = Instant::now();
     loop {
         tokio::time::sleep(POLL_INTERVAL).await;
@@ -420,8 +426,8 @@ pub(super) async fn watch_growth(
         let is_due = policy.interval.is_some_and(|interval| last_time.elapsed() >= interval)
             && new_entries >= policy.interval_entries;
         let grown = new_entries >= policy.entries || appended - at_last >= policy.bytes || is_due;
-        // Not in vain while one is under way; and once for what there is, because a machine that traps
-        // over its snapshot would cost an idle node its reader again and again.
+        // Not while a snapshot is running, and only once for the same entries: a state machine that
+        // traps while it is saved would otherwise cost an idle node one standby after another.
         if grown && applied > asked_at && inner.building.wants(applied) {
             (at_last, asked_at, last_time) = (appended, applied, Instant::now());
             if inner.raft.trigger().snapshot().await.is_err() {
@@ -444,12 +450,12 @@ mod tests {
         let at = LogId::new_term_index;
         let refused = |last, committed| check_committed(last, committed).is_err();
         assert!(!refused(at(3, 9), None) && !refused(at(3, 9), Some(at(2, 8))));
-        assert!(!refused(at(3, 9), Some(at(3, 9))), "it is not needed, and says nothing new");
-        assert!(!refused(at(2, 9), Some(at(3, 20))), "a late one, of an earlier leader");
+        assert!(!refused(at(3, 9), Some(at(3, 9))), "it adds nothing");
+        assert!(!refused(at(2, 9), Some(at(3, 20))), "a late snapshot of an earlier leader");
         assert!(refused(at(3, 9), Some(at(2, 9))) && refused(at(3, 9), Some(at(2, 10))));
     }
 
-    /// What openraft would only find wrong after the file had replaced a good one.
+    /// openraft would detect these errors only after the file had replaced a good one.
     #[test]
     fn a_snapshot_that_cannot_be_installed_is_refused() {
         let members = BTreeMap::from([(1, Member::default())]);
@@ -466,7 +472,7 @@ mod tests {
             check_coverage(header, &Vote::new_committed(term, 2)).is_err()
         };
         assert!(!refused(&good, 3) && !refused(&good, 4));
-        assert!(refused(&good, 2), "a leader of the past");
+        assert!(refused(&good, 2), "an earlier leader");
         let with = |change: fn(&mut SnapshotHeader)| {
             let mut header = good.clone();
             change(&mut header);

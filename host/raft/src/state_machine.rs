@@ -1,13 +1,14 @@
-//! openraft's state machine: hands committed entries to the machine, and snapshots both ways.
+//! openraft's state machine: feeds committed entries to the worker, and saves and installs snapshots.
 //!
-//! The machine lives in memory. After a restart openraft installs the newest snapshot and applies the
-//! log again up to the committed index that was saved.
+//! The state lives in memory. After a restart openraft installs the newest snapshot and applies the
+//! log again up to the saved commit index.
 //!
-//! A snapshot from a leader arrives here restored: both instances have accepted its state before openraft
-//! is told of it ([`snapshot::accept`]), so a turn of openraft's is no longer than a hand-over, and a
-//! snapshot that the machine refuses replaces nothing. Its file becomes the newest one on disk when the
-//! head has applied all entries before it: until then an instance that is rebuilt must not skip the
-//! entries that are still on their way to the head.
+//! A snapshot from a leader is restored before it arrives here: both instances have accepted
+//! its state before openraft receives it ([`snapshot::accept`]). So openraft's task waits only
+//! while work is fed to the worker, and a snapshot that the state machine rejects replaces
+//! nothing. Its file becomes the newest on disk only after the primary has applied all entries
+//! before it. Until then, an instance that is rebuilt must not skip the entries that are still
+//! queued for the primary.
 
 mod agreement;
 mod building;
@@ -48,22 +49,23 @@ use conclave_types::{
     limits::LimitsChange,
 };
 
-/// Entries handed to the machine at once. One hand-over costs two thread switches, so a few hundred
-/// make it negligible; more would only delay the first answers.
+/// The maximum number of entries that are fed to the worker at once. Each batch costs
+/// two thread switches, and a few hundred entries make that negligible. More would only
+/// delay the first responses.
 const BATCH_ENTRIES_MAX: usize = 256;
 
-/// What has been applied: handed to the machine, and done by the host itself.
+/// The replicated state of the host, and how much of the log has been fed to the worker.
 #[derive(Clone, Debug)]
 pub(super) struct HostState {
-    /// How far, and who the members are.
+    /// The position in the log, and the members there.
     pub(super) meta: SnapshotMeta,
-    /// What the log says of components, up to there.
+    /// The components of the cluster at this position.
     pub(super) registry: Registry,
-    /// The limits that hold there.
+    /// The limits in force at this position.
     pub(super) limits: LimitsInForce,
 }
 
-/// openraft's view of the machine.
+/// The state machine as openraft sees it.
 pub(super) struct StateMachine {
     worker: Worker,
     log: LogStore,
@@ -74,28 +76,28 @@ pub(super) struct StateMachine {
     building: Arc<Building>,
     divergence: Arc<Divergence>,
     time: Arc<Time>,
-    /// The limits of this node's configuration.
+    /// The limits in this node's configuration.
     configured: LimitsChange,
     transfers: Arc<Transfers>,
-    /// Applies entries although the machine is in quarantine: they follow on a healthy state.
+    /// Apply entries although the replica is in quarantine, because they follow a healthy state.
     replays: bool,
-    /// A healthy state that has yet to reach the entry that openraft takes the machine to stand at.
+    /// A healthy state that has not yet reached the position that openraft assumes for the state machine.
     repair: Option<Repair>,
 }
 
-/// What becomes of an entry.
+/// The way in which an entry is applied.
 enum Step {
-    /// The machine's work, or nothing but that its index has passed.
+    /// Work for the worker. An entry without work only advances the applied index.
     Work(BatchItem),
-    /// Another component may go on from here. What comes next has to wait for it.
+    /// Activate another component. Later entries wait for the outcome.
     Activate(PendingActivation),
-    /// The machine's digest is compared with the majority's.
+    /// Compare the digest with the majority's.
     Compare(PendingEntry, ConsistencyCheck),
-    /// The machine's state is hashed.
+    /// Hash the state.
     Verify(PendingEntry),
 }
 
-/// An entry that the host deals with at its place among the machine's, and who waits for it.
+/// An entry that the host applies itself, in order with the worker's entries, and its proposer.
 struct PendingEntry {
     index: u64,
     time_ms: u64,
@@ -112,7 +114,7 @@ struct PendingActivation {
 type Responder = ApplyResponder<TypeConfig>;
 
 impl StateMachine {
-    /// With nothing applied.
+    /// Creates a state machine that has applied nothing.
     #[allow(clippy::too_many_arguments, reason = "the parts of a node, put together in one place")]
     pub(super) fn new(
         worker: Worker,
@@ -148,12 +150,12 @@ impl StateMachine {
         }
     }
 
-    /// What has been applied, also for those who only look.
+    /// Returns the replicated host state, shared with the readers.
     pub(super) fn shared(&self) -> Arc<Mutex<HostState>> {
         self.applied.clone()
     }
 
-    /// The snapshots that are being sent.
+    /// Returns the snapshots that are being sent.
     pub(super) fn transfers(&self) -> Arc<Transfers> {
         self.transfers.clone()
     }
@@ -162,7 +164,7 @@ impl StateMachine {
         self.applied.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does what the host itself does of an entry and turns the rest into work for the machine.
+    /// Applies the host's part of an entry and returns the rest as work for the worker.
     fn prepare(&self, (entry, responder): EntryResponder<TypeConfig>) -> Step {
         let (log_id, index) = (entry.log_id, entry.log_id.index);
         let mut applied = self.applied();
@@ -232,8 +234,7 @@ impl StateMachine {
         })
     }
 
-    /// Says under which limits the state machine works from here on, and that they are not those of the
-    /// configuration.
+    /// Logs the limits that are in force from here on, and warns if the configuration differs from them.
     fn note_limits(&self, in_force: &LimitsInForce) {
         let LimitsInForce { limits, index } = in_force;
         tracing::info!(index, limits = ?limits.by_name(), "the cluster's limits");
@@ -254,7 +255,7 @@ impl StateMachine {
         }
     }
 
-    /// Applies entries that follow on each other, or passes them over.
+    /// Applies consecutive entries, or skips them while the replica is in quarantine.
     async fn run(
         &self,
         entries: impl IntoIterator<Item = io::Result<EntryResponder<TypeConfig>>>,
@@ -284,8 +285,9 @@ impl StateMachine {
         self.hand_over(work).await
     }
 
-    /// An entry may be committed by the others' disks. Whoever is answered by this node, or reads from it,
-    /// may count on its own as well.
+    /// Feeds entries to the worker once they are on this node's own disk. The other nodes'
+    /// disks may have committed an entry earlier, but a client of this node must be able
+    /// to rely on this disk too.
     async fn hand_over(&self, work: Vec<BatchItem>) -> io::Result<()> {
         if let Some((index, ..)) = work.last() {
             self.log.synced(*index).await?;
@@ -293,8 +295,8 @@ impl StateMachine {
         self.worker.apply(work).await.map_err(io::Error::other)
     }
 
-    /// The log counts as applied up to the activation only once it is known what came of it: a snapshot of
-    /// that index is of the one component or the other.
+    /// Activates a component. The applied index advances only once the outcome is known, because a
+    /// snapshot at that index belongs to either the old or the new component.
     async fn activate(&self, pending: PendingActivation) -> io::Result<()> {
         let PendingActivation { log_id, time_ms, activation, responder } = pending;
         let index = log_id.index;
@@ -315,14 +317,14 @@ impl StateMachine {
                 let entry = machine::Entry { index, time_ms, work: Work::Activate(compiled) };
                 let (done, outcome) = oneshot::channel();
                 let done: Done = Box::new(move |outcome| {
-                    // Who waits for it is this function.
+                    // The receiver is in this function, and stops waiting only if the worker ends.
                     let _ = done.send(outcome);
                 });
                 self.hand_over(vec![(index, Some(entry), Some(done))]).await?;
                 outcome.await.map_err(|_| {
                     let why =
-                        self.worker.fatal_error().unwrap_or_else(|| "it shuts down".to_owned());
-                    io::Error::other(format!("the machine stopped over an activation: {why}"))
+                        self.worker.fatal_error().unwrap_or_else(|| "it is shutting down".to_owned());
+                    io::Error::other(format!("the state machine stopped during an activation: {why}"))
                 })?
             }
         };
@@ -334,7 +336,7 @@ impl StateMachine {
             }
         }
         match &outcome {
-            Outcome::Reply(_) => tracing::info!(index, %component, "a component is active"),
+            Outcome::Reply(_) => tracing::info!(index, %component, "component activated"),
             Outcome::Failure(failure) => tracing::warn!(index, %component, why = failure.message),
             Outcome::Trap(trap) => tracing::warn!(index, %component, why = trap.message),
         }
@@ -345,21 +347,22 @@ impl StateMachine {
         Ok(())
     }
 
-    /// Every voter had compiled it when the activation was proposed, so that it does not compile here is this
-    /// node's own fault. One that was restarted since compiles it now, and applies nothing meanwhile.
+    /// Compiles a component that the cluster has activated. Every voter had compiled it when the
+    /// activation was proposed, so a failure here is a fault of this node. A node that was
+    /// restarted since compiles it now, and applies nothing meanwhile.
     async fn compiled(&self, id: ComponentId, bytes: Bytes) -> io::Result<Component> {
         let components = self.components.clone();
         let compiling = spawn_blocking(move || components.compile(id, &bytes));
         compiling.await.map_err(io::Error::other)?.map_err(|error| {
             io::Error::other(format!(
-                "component {id}, which the cluster has activated, cannot be run here: {error}; start this \
+                "component {id}, which the cluster has activated, cannot run on this node: {error}; start this \
                  node with the version of Conclave that the others have"
             ))
         })
     }
 
-    /// Continues from an accepted snapshot, whose file becomes the newest on disk. No longer than what the
-    /// head still has to apply.
+    /// Continues from an accepted snapshot, whose file becomes the newest on disk. Takes as long as
+    /// the primary needs for the entries that are still queued.
     async fn adopt(&self, file: SnapshotFile, state: Restored) -> io::Result<()> {
         let snapshots = self.snapshots.clone();
         let commit = move || snapshots.install(&file).map(drop).map_err(io::Error::other);
@@ -420,7 +423,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let limits = LimitsInForce::read(&header).map_err(io::Error::other)?;
         let Accepted { state, registry } = match accepted {
             Some(accepted) => *accepted,
-            // At a start it is this node's own newest one.
+            // At a start the snapshot is this node's own newest one, which is not restored yet.
             None => snapshot::accept(&file, &self.worker, &self.components).await?,
         };
         self.adopt(file, state).await?;
@@ -430,7 +433,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         self.note_limits(&limits);
         self.divergence.restored(snapshot::origin(&header), index);
         self.time.observe(header.time_ms);
-        // At a start it is this node's own, from before it was found to have diverged.
+        // At a start the snapshot is this node's own, and may be older than the divergence.
         if self.divergence.quarantine().is_some_and(|quarantine| index >= quarantine.at) {
             self.divergence.resume();
             self.divergence.repaired(index);
@@ -441,7 +444,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
     async fn get_current_snapshot(&mut self) -> io::Result<Option<OpenSnapshot>> {
         let purged = self.log.extent().purged.map_or(0, |log_id| log_id.index);
-        // A follower that has a part of it continues with it, if the log after it is still there.
+        // A follower that has a part of this snapshot can resume, if the log still
+        // holds the entries after it.
         let resumable = self.transfers.resumable().filter(|file| file.index() >= purged);
         if let Some(file) = resumable {
             return snapshot::opened(file).map(Some);
@@ -449,7 +453,8 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let snapshots = self.snapshots.clone();
         let latest = spawn_blocking(move || snapshots.latest()).await.map_err(io::Error::other)?;
         let file = match (latest, self.snapshots.known()) {
-            // For openraft an error here ends the node, which has a healthy state and builds a new snapshot.
+            // openraft stops the node on an error here. This node has a healthy state and builds
+            // a new snapshot instead.
             (Err(error), Some(known)) => {
                 self.transfers.damaged(&known, &error);
                 Some(known)

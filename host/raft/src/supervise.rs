@@ -1,8 +1,8 @@
 //! Supervision of a node's background tasks: a panic in one is a fatal error of the node.
 //!
 //! A task that panics would otherwise end unnoticed, and the node would continue without its health
-//! checks, its read rounds or its Raft core. [`Supervisor::failed`] ends when the first task has
-//! panicked; the node then stops, and `conclave serve` exits with a message.
+//! checks, its read rounds or its Raft core. [`Supervisor::failed`] completes when the first task
+//! has panicked. The node then stops, and `conclave serve` exits with a message.
 
 use std::{
     panic::AssertUnwindSafe,
@@ -16,12 +16,12 @@ use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
 
 use conclave_types::panic_message;
 
-/// Runs named tasks and publishes the first panic. Cloning gives another handle.
+/// Runs named tasks and publishes the first panic. A clone is another handle.
 #[derive(Clone, Default)]
 pub struct Supervisor(Arc<watch::Sender<Option<String>>>);
 
 impl Supervisor {
-    /// Runs a task until it returns. A panic in it is reported.
+    /// Runs a task until it returns. A panic in the task is reported.
     pub fn spawn(
         &self,
         name: &'static str,
@@ -35,8 +35,9 @@ impl Supervisor {
         })
     }
 
-    /// Returns the work as a future that completes with its result. Once polled, the work runs to its end, also if the
-    /// future is dropped: a task continues it then. For work in a call that its client's deadline may cancel.
+    /// Returns the work as a future that completes with its result. Once polled, the work always
+    /// runs to completion: if the future is dropped, a task continues the work. For work in a call
+    /// that its client's deadline may cancel.
     pub fn finish<T: Send + 'static>(
         &self,
         name: &'static str,
@@ -45,7 +46,7 @@ impl Supervisor {
         Finish { name, work: Some(Box::pin(work)), begun: false, supervisor: self.clone() }
     }
 
-    /// Reports a fatal error. The first one counts.
+    /// Reports a fatal error. Only the first one is published.
     pub fn report(&self, message: String) {
         let is_first = self.0.send_if_modified(|first| {
             let is_first = first.is_none();
@@ -55,7 +56,7 @@ impl Supervisor {
             is_first
         });
         if is_first {
-            tracing::error!(reason = message, "this node stops: report this");
+            tracing::error!(reason = message, "this node stops because of a bug: please report it");
         }
     }
 
@@ -71,7 +72,7 @@ impl Supervisor {
     }
 }
 
-/// Work that runs to its end. See [`Supervisor::finish`].
+/// Work that runs to completion. See [`Supervisor::finish`].
 pub struct Finish<T: Send + 'static> {
     name: &'static str,
     /// `None` once it has completed.
@@ -94,7 +95,7 @@ impl<T: Send + 'static> Future for Finish<T> {
 
 impl<T: Send + 'static> Drop for Finish<T> {
     fn drop(&mut self) {
-        // Without a runtime the process ends.
+        // Without a runtime, the process is ending.
         if let Some(work) = self.work.take().filter(|_| self.begun)
             && Handle::try_current().is_ok()
         {

@@ -1,8 +1,9 @@
-//! Wakes the machine when the time that it asked for has come.
+//! Wakes the state machine at the time that it requested.
 //!
-//! Time passes for a machine only through the log. Every node knows the wish, which follows from the
-//! log; the leader's estimate of the log's time says that it is due, and the leader proposes a tick. One that is proposed
-//! twice, by a leader and its successor, does no harm: a machine looks at the time that a tick brings.
+//! Time passes for a state machine only through the log. Every node knows the wake-up time, because
+//! it follows from the log. When the leader's estimate of the log's time reaches it, the leader
+//! proposes a tick. A tick that is proposed twice, by a leader and its successor, is harmless: a
+//! state machine reads the time in the tick.
 
 use std::{sync::Weak, time::Duration};
 
@@ -14,19 +15,19 @@ use tokio::{
 use super::{Inner, Replica};
 use conclave_types::{Command, CommandKind, Outcome};
 
-/// The log's time is looked at again at least this often, as it may be set; and whether this node leads,
-/// so that after a change of leader a tick may be late by as much.
+/// The interval at which the log's time, which an operator may set, and the role of this node are
+/// checked. So after a change of leader a tick may be late by this interval.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Between two ticks of a machine that always wants to be woken at once.
+/// The pause between two ticks of a state machine that always requests to be woken at once.
 const PAUSE: Duration = Duration::from_millis(10);
-/// Before a tick that could not be proposed is tried again.
+/// The pause after a tick that could not be proposed.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// The pause after a tick that trapped. Each further one doubles it. Each costs every node an instance, and the
-/// wake-up time stays due.
+/// The pause after a tick that trapped. Each further trap doubles it. Each trap costs every node an
+/// instance, and the wake-up time stays due.
 const TRAP_PAUSE_MIN: Duration = Duration::from_secs(1);
 const TRAP_PAUSE_MAX: Duration = Duration::from_secs(60);
 
-/// Until the replica is gone.
+/// Proposes ticks until the replica is gone.
 pub(super) async fn run(replica: Weak<Inner>, mut wake_at: watch::Receiver<Option<u64>>) {
     let mut traps_in_a_row = 0;
     loop {
@@ -43,7 +44,7 @@ pub(super) async fn run(replica: Weak<Inner>, mut wake_at: watch::Receiver<Optio
             }
             left => {
                 let left = left.unwrap_or(POLL_INTERVAL).min(POLL_INTERVAL);
-                // A new wish is one more reason to look, and so is that nobody has wishes any more.
+                // A new wake-up time ends the wait. So does the end of the worker.
                 if let Ok(Err(_)) = timeout(left, wake_at.changed()).await {
                     return;
                 }
@@ -62,7 +63,7 @@ enum Ticked {
 }
 
 impl Ticked {
-    /// How long to wait before the wake-up time is looked at again.
+    /// Returns the pause before the wake-up time is checked again.
     fn pause(self, traps_in_a_row: u32) -> Duration {
         match self {
             Self::Applied => PAUSE,
@@ -77,7 +78,7 @@ impl Ticked {
 }
 
 impl Replica {
-    /// Puts a tick into the log, if this node leads.
+    /// Proposes a tick if this node leads.
     async fn tick(&self) -> Ticked {
         // Ignore the wake-up time of a state machine that has diverged.
         if !self.0.is_leader() || self.0.divergence.is_stopped() {

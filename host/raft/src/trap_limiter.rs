@@ -1,12 +1,16 @@
-//! The trap limiter: slows down callers whose calls keep trapping, so that they cost the others little.
+//! The trap limiter: slows down callers whose calls keep trapping, so that they cost other callers
+//! little.
 //!
-//! A trap costs a node an instance. Until the next standby is built, a second trap stops the writes of all callers,
-//! and snapshots that were being read are lost. So a caller whose call of a method trapped calls that method one at
-//! a time from then on, only while there is a standby, and after each trap it waits for nine times as long as the
-//! standby took to build: traps take at most a tenth of the time. A caller that traps no more is free again after a
-//! minute. Callers that trap together on one method are limited together, as one caller.
+//! A trap costs a node an instance. Until the next standby is built, a second trap stops the writes
+//! of all callers, and snapshots that are being read are lost.
 //!
-//! Commands are limited at the leader, queries and subscriptions at the node that answers them.
+//! So once a call of a method has trapped, its caller may call that method only one call at a
+//! time, and only while there is a standby. After each trap the caller waits nine times as long as
+//! the standby took to build, so traps take at most a tenth of the time. A caller without further
+//! traps is free again after a minute. Several callers that trap on one method are limited
+//! together, as one caller.
+//!
+//! Commands are limited on the leader, queries and subscriptions on the node that serves them.
 
 use std::{
     collections::BTreeMap,
@@ -25,31 +29,31 @@ use tokio::{
 use conclave_machine::Worker;
 use conclave_types::{Call, Caller, error::Error};
 
-/// The pause after a trap, in times that the standby took to build.
+/// The pause after a trap, as a multiple of the time that the standby took to build.
 const PAUSE_FACTOR: u32 = 9;
 const PAUSE_MIN: Duration = Duration::from_millis(50);
 const PAUSE_MAX: Duration = Duration::from_secs(30);
-/// A caller is limited for so long after its last trap.
+/// The time for which a caller is limited after its last trap.
 const MEMORY: Duration = Duration::from_secs(60);
-/// So many callers that trap on one method are limited as one.
+/// The number of callers per method that are limited separately. Further callers are limited together.
 const CALLERS_MAX: usize = 4;
-/// The number of methods that are remembered. The ones beyond are limited as one.
+/// The number of methods that are limited separately. Further methods are limited together.
 const METHODS_MAX: usize = 256;
-/// The number of calls that wait for their turn.
+/// The maximum number of calls that wait for their turn.
 const WAITING_MAX: usize = 256;
 
-/// The facts about the node's state machine that the limiter needs.
+/// The data about the node's state machine that the limiter needs.
 pub(super) trait Standby: Send + Sync {
     /// Waits until there is a standby.
     fn present(&self) -> impl Future<Output = ()> + Send;
 
-    /// The time that the last standby took to build.
+    /// Returns the time that the last standby took to build.
     fn build_time(&self) -> Duration;
 }
 
 impl Standby for Worker {
     async fn present(&self) {
-        // An error: the worker has ended, and the call ends with it.
+        // On an error, the worker has ended, and the call ends with it.
         let _ = self.standby().wait_for(|present| *present).await;
     }
 
@@ -58,9 +62,9 @@ impl Standby for Worker {
     }
 }
 
-/// See the page of this file.
+/// The trap limiter of a node. See the module page.
 pub(super) struct TrapLimiter {
-    /// How long a caller is limited after its last trap.
+    /// The time for which a caller is limited after its last trap.
     memory: Duration,
     methods: Mutex<Methods>,
     waiting: AtomicUsize,
@@ -77,7 +81,7 @@ type Methods = BTreeMap<Arc<str>, BTreeMap<Caller, Arc<Limited>>>;
 
 /// A caller, or several together, whose calls of a method trapped.
 struct Limited {
-    /// Held by the one call that is under way.
+    /// Held by the one call that is running.
     gate: Arc<Gate<()>>,
     trapped_at: Mutex<Instant>,
 }
@@ -92,12 +96,12 @@ impl Limited {
     }
 }
 
-/// The turn of a call. The next call of a limited caller has its turn when this is dropped.
+/// The turn of a call. The next call of a limited caller gets its turn when this is dropped.
 pub(super) struct Turn {
     _gate: Option<OwnedMutexGuard<()>>,
 }
 
-/// The place of a call that waits for its turn.
+/// The slot of a call that waits for its turn.
 struct Place<'a>(&'a AtomicUsize);
 
 impl Drop for Place<'_> {
@@ -114,7 +118,7 @@ impl TrapLimiter {
     /// Waits for the turn of a call.
     ///
     /// # Errors
-    /// The turn would come after the deadline, or too many calls wait.
+    /// Fails if the turn would come after the deadline, or if too many calls wait.
     pub(super) async fn admit(
         &self,
         call: &Call,
@@ -142,7 +146,7 @@ impl TrapLimiter {
             gate
         };
         let gate = timeout_at(deadline, ready).await.map_err(|_| busy())?;
-        // Read with the gate held: the call before may have trapped.
+        // Read while the gate is held: the previous call may have trapped.
         let pause = (standby.build_time() * PAUSE_FACTOR).clamp(PAUSE_MIN, PAUSE_MAX);
         let free_at = *limited.trapped_at() + pause;
         if free_at > deadline {
@@ -152,7 +156,7 @@ impl TrapLimiter {
         Ok(Turn { _gate: Some(gate) })
     }
 
-    /// The record that limits a call.
+    /// Returns the limited caller that a call belongs to, if any.
     fn limited(&self, method: &Arc<str>, caller: &Caller) -> Option<Arc<Limited>> {
         let mut methods = self.methods();
         if methods.is_empty() {
@@ -167,7 +171,7 @@ impl TrapLimiter {
         callers.get(caller).or_else(|| callers.get(&Caller::default())).cloned()
     }
 
-    /// Notes that a call trapped.
+    /// Records that a call trapped.
     pub(super) fn trapped(&self, method: &Arc<str>, caller: &Caller) {
         let mut methods = self.methods();
         let method = match methods.contains_key(method) || methods.len() < METHODS_MAX {
@@ -221,7 +225,7 @@ mod tests {
         limiter.admit(&call(method), &caller(name), &standby, deadline).await.unwrap()
     }
 
-    /// Whether a call is held up at all.
+    /// Returns whether a call is not limited.
     fn is_free(limiter: &TrapLimiter, method: &str, name: &str) -> bool {
         limiter.limited(&method.into(), &caller(name)).is_none()
     }
@@ -242,7 +246,7 @@ mod tests {
         let memory = Duration::from_millis(400);
         let limiter = TrapLimiter { memory, ..TrapLimiter::default() };
         limiter.trapped(&"a/A".into(), &caller("one"));
-        // This call succeeds: nothing is noted.
+        // This call succeeds, so no trap is recorded.
         drop(admit(&limiter, "a/A", "one").await);
         assert!(!is_free(&limiter, "a/A", "one"));
         sleep(memory).await;
@@ -250,7 +254,7 @@ mod tests {
         assert!(limiter.methods().is_empty());
     }
 
-    /// All of them trap. Without the gate they would be released together.
+    /// All calls trap. Without the gate they would be released together.
     #[tokio::test]
     async fn calls_that_wait_are_admitted_one_at_a_time_with_a_pause_after_each_trap() {
         let limiter = Arc::new(TrapLimiter::default());

@@ -1,4 +1,4 @@
-//! Proposes that another component goes on with the state, once all is ready for it.
+//! Proposes the activation of another component, once every voter is ready for it.
 
 use std::collections::BTreeSet;
 
@@ -12,12 +12,12 @@ use conclave_types::{
     error::Error,
 };
 
-/// Changes that a refusal lists; `conclave component diff` shows them all.
+/// The number of changes that a rejection lists; `conclave component diff` shows all of them.
 const LISTED_MAX: usize = 10;
 
 impl Replica {
-    /// Makes a component the active one. One that is active already is answered as such, so that whoever lost
-    /// the answer may ask again.
+    /// Activates a component. If it is already active, that is the response, so that a client that
+    /// lost the first response can retry.
     pub async fn activate_component(
         &self,
         component: ComponentId,
@@ -32,8 +32,8 @@ impl Replica {
         self.replace(&registry, component, permissions, deadline).await
     }
 
-    /// Goes back from the active component to the one before. `from` is the component that the caller saw active:
-    /// if it is the one before by now, somebody has rolled back already.
+    /// Activates the previous component again. `from` is the component that the caller believes to
+    /// be active. If it is the previous one by now, the rollback has already been done.
     pub async fn rollback_component(
         &self,
         from: ComponentId,
@@ -44,7 +44,7 @@ impl Replica {
         let registry = self.fresh_registry(deadline).await?;
         let previous = registry.previous().ok_or_else(|| {
             Error::refused(
-                "there is nothing to roll back to: no component but the first was ever active",
+                "there is nothing to roll back to: only the initial component was ever active",
             )
         })?;
         if previous == from {
@@ -52,7 +52,7 @@ impl Replica {
         }
         if registry.active() != from {
             return Err(Error::refused(format!(
-                "component {from} is not the active one, that is {}: look at `conclave component list`",
+                "component {from} is not active, but component {} is: see `conclave component list`",
                 registry.active()
             )));
         }
@@ -72,8 +72,8 @@ impl Replica {
         let difference = difference(&old, &new);
         if !difference.restores {
             return Err(Error::refused(format!(
-                "{} {} cannot go on with the state: it is of version {}, and the component restores \
-                 versions {:?} only. Writes are never undone: push a component that restores it",
+                "{} {} cannot continue with the state: the state has version {}, and the component restores only \
+                 versions {:?}. Writes are never undone: push a component that restores this version",
                 new.description().name,
                 new.description().version,
                 difference.from_state_version,
@@ -96,12 +96,12 @@ impl Replica {
             }
             Some(Outcome::Failure(failure)) => Err(Error::failure(failure).at_index(applied.index)),
             Some(Outcome::Trap(trap)) => Err(Error::trap(trap).at_index(applied.index)),
-            None => Err(Error::fatal("an activation was not answered as one")),
+            None => Err(Error::fatal("the activation has no outcome")),
         }
     }
 }
 
-/// What is active, as the answer to who asked for just that.
+/// Returns the active component as the response to its own activation.
 fn activated(registry: &Registry) -> Activated {
     let component = registry.active();
     Activated {
@@ -111,9 +111,9 @@ fn activated(registry: &Registry) -> Activated {
     }
 }
 
-/// Refuses unless every voter has rehearsed the component with the state of the active one. The voters in `without` are
-/// excused, if they are not known to fail and a majority is ready. Such a voter compiles the component when it comes to
-/// the activation in its log.
+/// Returns an error unless every voter has rehearsed the component with the active component's
+/// state. The voters in `without` are excused if their rehearsal is not known to have failed and a
+/// majority is ready. Such a voter compiles the component when it applies the activation.
 fn check_ready(
     component: ComponentId,
     from: ComponentId,
@@ -124,14 +124,14 @@ fn check_ready(
     let voters: BTreeSet<NodeId> = nodes.iter().map(|(node_id, _)| *node_id).collect();
     if let Some(stranger) = without.iter().find(|node_id| !voters.contains(node_id)) {
         return Err(Error::refused(format!(
-            "node {stranger} is no voter: the voters are {voters:?}"
+            "node {stranger} is not a voter: the voters are {voters:?}"
         )));
     }
     let (left, needed) = (voters.len() - without.len(), voters.len() / 2 + 1);
     if !without.is_empty() && left < needed {
         return Err(Error::refused(format!(
-            "component {short} is not activated: without nodes {without:?} {left} of {} voters are left, and {needed} must \
-             be ready, or no entry after the activation could be applied by a majority",
+            "component {short} is not activated: without nodes {without:?}, {left} of {} voters are left, and {needed} must \
+             be ready, because otherwise no majority could apply the entries after the activation",
             voters.len()
         )));
     }
@@ -149,7 +149,7 @@ fn check_ready(
             }
             Readiness::Absent => {
                 waits = true;
-                "it has yet to arrive".to_owned()
+                "it has not arrived yet".to_owned()
             }
             Readiness::Failed(why) => why.clone(),
             Readiness::Unreachable(why) => format!("not reached ({why})"),
@@ -163,7 +163,7 @@ fn check_ready(
         return Ok(());
     }
     let next = match waits {
-        true => format!("; `conclave component rehearse {short}` waits until they are"),
+        true => format!("; `conclave component rehearse {short}` waits until all are ready"),
         false
             if nodes
                 .iter()
@@ -193,7 +193,7 @@ fn check_breaking(component: ComponentId, changes: &[Change]) -> Result<(), Erro
     };
     Err(Error::refused(format!(
         "component {} is not activated, because clients of the active one may fail: {}{more}. \
-         `conclave component diff` shows all changes, --allow-breaking activates it all the same",
+         `conclave component diff` shows all changes, and --allow-breaking activates it anyway",
         short(component),
         listed.join("; ")
     )))
@@ -245,15 +245,15 @@ mod tests {
         let one_away = [(1, ready(OLD)), (2, ready(OLD)), (3, away())];
         assert!(check(&one_away, &[]).is_err());
         assert!(check(&one_away, &[3]).is_ok());
-        // The others must be ready.
+        // The other voters must be ready.
         let unready = check(&one_away, &[2]).unwrap_err();
         assert!(unready.contains("node 3: not reached"), "{unready}");
         let two_away = [(1, ready(OLD)), (2, away()), (3, away())];
         let few = check(&two_away, &[2, 3]).unwrap_err();
         assert!(few.contains("1 of 3 voters are left, and 2 must be ready"), "{few}");
         let stranger = check(&one_away, &[4]).unwrap_err();
-        assert!(stranger.contains("node 4 is no voter"), "{stranger}");
-        // It would fail there too.
+        assert!(stranger.contains("node 4 is not a voter"), "{stranger}");
+        // The activation would fail on that node too.
         let failed = [(1, ready(OLD)), (2, ready(OLD)), (3, Readiness::Failed("traps".into()))];
         assert!(check(&failed, &[3]).unwrap_err().contains("node 3: traps"));
     }

@@ -1,4 +1,4 @@
-//! How far the nodes are with a component.
+//! Queries of the voters' progress with a component.
 
 use std::time::Duration;
 
@@ -19,18 +19,18 @@ use conclave_types::{
     error::Error,
 };
 
-/// A node that was just started applies what it lacks.
+/// The polling interval while a node applies the entries that it lacks.
 const APPLIED_PAUSE: Duration = Duration::from_millis(10);
-/// A voter that has not answered by then counts as unreachable.
+/// The time after which a voter that has not responded counts as unreachable.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
 impl Replica {
-    /// What the log says of components, as far as this node has applied it.
+    /// Returns the components in the log, as far as this node has applied it.
     pub(crate) fn registry(&self) -> Registry {
         self.0.applied().registry.clone()
     }
 
-    /// What the log says of components by now: everything that was acknowledged before.
+    /// Returns the components in the log, including everything that was acknowledged before this call.
     pub(super) async fn fresh_registry(&self, deadline: Instant) -> Result<Registry, Error> {
         let index = self.read_index_waiting(deadline).await?;
         while self.0.applied().meta.last_log_id.is_none_or(|log_id| log_id.index < index) {
@@ -45,7 +45,7 @@ impl Replica {
         Ok(self.registry())
     }
 
-    /// The voters, with their addresses.
+    /// Returns the voters, with their addresses.
     pub(crate) fn voters(&self) -> Vec<(NodeId, Member)> {
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
@@ -56,7 +56,8 @@ impl Replica {
         voters.collect()
     }
 
-    /// Asks all voters at once; within the default time, or as long as a rehearsal takes.
+    /// Queries all voters in parallel. Waits for the default timeout, or until the
+    /// deadline of a rehearsal.
     pub(super) async fn ask_voters(
         &self,
         component: ComponentId,
@@ -78,7 +79,7 @@ impl Replica {
                 Ok(Ok(readiness)) => readiness,
                 Ok(Err(why)) => Readiness::Unreachable(why),
                 Err(_) => Readiness::Unreachable(format!(
-                    "no answer within {} s",
+                    "no response within {} s",
                     within.as_secs_f32().round()
                 )),
             };
@@ -94,7 +95,7 @@ impl Replica {
         component: ComponentId,
         rehearse: bool,
     ) -> Result<Readiness, String> {
-        // A rehearsal is long, and heartbeats must not wait behind anything.
+        // A rehearsal takes long, and must not delay heartbeats.
         let class = if rehearse { ConnectionClass::Snapshot } else { ConnectionClass::Control };
         let peer = self.0.peers.peer(node_id, member);
         let mut client = peer.client(class).await.map_err(|error| error.to_string())?;
@@ -105,7 +106,7 @@ impl Replica {
         status_from_wire(&answer.into_inner())
     }
 
-    /// A component that the cluster has, and how far the voters are with it.
+    /// Returns the status of one of the cluster's components, with the voters' progress.
     pub(super) async fn component_status(&self, id: ComponentId) -> ComponentStatus {
         let nodes = self.ask_voters(id, None).await;
         self.with_nodes(id, nodes)
@@ -130,8 +131,8 @@ impl Replica {
         }
     }
 
-    /// All components that the cluster has: the active one first, then the newest. Without a leader, those that
-    /// this node knows of.
+    /// Returns all components of the cluster: the active one first, then the newest. Without a
+    /// leader, returns the components that this node knows.
     pub async fn list_components(&self) -> Vec<ComponentStatus> {
         let registry = self.fresh_registry(Instant::now() + ASK_TIMEOUT).await;
         let registry = registry.unwrap_or_else(|_| self.registry());
@@ -140,7 +141,7 @@ impl Replica {
         join_all(ids.into_iter().map(|(_, id)| self.component_status(id))).await
     }
 
-    /// The component whose id begins like this.
+    /// Returns the component whose id begins with `beginning`.
     pub async fn find_component(
         &self,
         beginning: &str,
@@ -155,12 +156,12 @@ impl Replica {
             .filter(|id| id.to_string().starts_with(&beginning));
         match (beginning.len() >= LEAST, found.next(), found.next()) {
             (false, ..) => Err(Error::invalid(format!(
-                "{beginning:?} names no component: give at least the first {LEAST} digits of its id"
+                "{beginning:?} is too short: give at least the first {LEAST} digits of the component's id"
             ))),
             (true, Some(id), None) => Ok(id),
             (true, None, _) => Err(Error::refused(format!(
-                "the cluster has no component {beginning}: `conclave component list` shows those that it \
-                 has, `conclave component push` brings one"
+                "the cluster has no component {beginning}: `conclave component list` shows the existing ones, \
+                 and `conclave component push` adds one"
             ))),
             (true, Some(one), Some(other)) => Err(Error::invalid(format!(
                 "{beginning} may be {one} or {other}: give more of the id"
@@ -178,7 +179,7 @@ impl Replica {
         Ok(self.with_nodes(id, nodes))
     }
 
-    /// What would change for clients if a component were active.
+    /// Returns the changes for clients if a component became active.
     pub async fn diff_component(&self, id: ComponentId) -> Result<Difference, Error> {
         let registry = self.registry();
         let from = self.compiled(&registry, registry.active()).await?;
@@ -192,11 +193,11 @@ impl Replica {
         id: ComponentId,
     ) -> Result<Component, Error> {
         let bytes = registry.get(&id).map(|known| known.bytes.clone());
-        let bytes = bytes.ok_or_else(|| Error::refused(format!("there is no component {id}")))?;
+        let bytes = bytes.ok_or_else(|| Error::refused(format!("the cluster has no component {id}")))?;
         let components = self.0.components.clone();
         let compiling = tokio::task::spawn_blocking(move || components.compile(id, &bytes));
         let compiled = compiling.await.map_err(|error| Error::fatal(error.to_string()))?;
-        compiled.map_err(|error| Error::fatal(format!("component {id} on this node: {error}")))
+        compiled.map_err(|error| Error::fatal(format!("component {id} cannot be compiled on this node: {error}")))
     }
 }
 
@@ -211,7 +212,7 @@ pub(super) fn difference(from: &Component, to: &Component) -> Difference {
     }
 }
 
-/// To the wire.
+/// Converts a readiness to its wire form.
 pub(crate) fn status_to_wire(readiness: &Readiness) -> ComponentStatusResponse {
     let mut answer = ComponentStatusResponse::default();
     let state = match readiness {
@@ -245,6 +246,6 @@ fn status_from_wire(answer: &ComponentStatusResponse) -> Result<Readiness, Strin
             migration_ms: answer.migration_ms,
             entries: answer.entries,
         }),
-        State::Unspecified => return Err("it answered without a state".to_owned()),
+        State::Unspecified => return Err("the response has no state".to_owned()),
     })
 }

@@ -1,23 +1,26 @@
-//! The life of an upgrade on a node: bring a component to all nodes, try it there, activate it.
+//! Upgrades on a node: push a component to all nodes, rehearse it there, activate it.
 //!
-//! What the log says of components is [`crate::registry::Registry`]; this is what a node makes of it.
-//! [`push`] puts a component into the log, [`rehearsals`] tries each on this node's state, [`ask`] hears how
-//! far the others are, [`activate`] proposes the change, once all are ready. [`Components`] has what they
-//! share: the compiled components, which activations there were, and what the rehearsals found.
+//! The components in the log are in [`crate::registry::Registry`]; this module acts on them.
+//! [`push`] puts a component into the log, [`rehearsals`] tries each component on this node's
+//! state, [`ask`] requests the progress of the other nodes, and [`activate`] proposes the change
+//! once all are ready. [`Components`] holds the data that they share: the compiled components, the
+//! past activations and the results of rehearsals.
 //!
 //! # Contract
-//! - **An activation that is in the log can be applied by every node** that has the log up to it: the bytes
-//!   are in the log or in a snapshot before it, and it was proposed only after every voter had compiled
-//!   them and tried them on its own state.
-//! - Whether it succeeds is decided when it is applied, by the registry and the machine, the same on every
-//!   node. What was found before is a courtesy to operators and no part of the state.
-//! - **The history knows every component that it meets**: the snapshot's is in the snapshot, and which entries
-//!   activated what is kept here until no replay begins before them.
+//! - **An activation in the log can be applied by every node** that has the log up to it. The
+//!   component's bytes are in the log or in a snapshot before it, and the activation was proposed
+//!   only after every voter had compiled the component and rehearsed it on its own state.
+//! - The outcome of an activation is decided when it is applied, by the registry and the state
+//!   machine, and is the same on every node. The results of rehearsals inform operators and
+//!   are not part of the state.
+//! - **Every component that a replay needs is known.** The component of a snapshot is in the
+//!   snapshot. The activations in the log are kept here until no replay begins before them.
 //!
 //! # Caveats
-//! A component that was ready and does not compile when it is activated is a fault of this node, and it stops
-//! applying: the others have gone on with the component. A start loads the compiled code that the run before
-//! kept; without it, it compiles what it needs.
+//! If a component that was ready does not compile when it is activated, that is a fault of this
+//! node, and the node stops applying entries: the other nodes have continued with the component. A
+//! start loads the compiled code that the previous run kept. Without kept code it compiles the
+//! components that it needs.
 
 mod activate;
 mod ask;
@@ -48,21 +51,21 @@ use conclave_types::{
     components::{About, ComponentCommand},
 };
 
-/// What a node knows of components beside the registry.
+/// A node's data about components, apart from the registry.
 pub struct Components {
     engine: Engine,
-    /// For the machine's randomness: the same on every node.
+    /// The seed of the state machine's randomness: the same on every node.
     seed: [u8; 32],
-    /// The component that the log begins with.
+    /// The component that the log starts with.
     initial_component: Component,
-    /// Where compiled code is kept for the next start.
+    /// The compiled code that is kept for the next start.
     kept: KeptCode,
     compiled: Mutex<BTreeMap<ComponentId, Component>>,
-    /// One component is compiled at a time: it takes all processors as it is.
+    /// Held while a component is compiled: one compilation already uses all processors.
     compiling: Mutex<()>,
     activations: Mutex<Activations>,
     tried: Mutex<BTreeMap<ComponentId, Tried>>,
-    /// One rehearsal at a time: each needs the memory of one more state.
+    /// Held during a rehearsal: each needs the memory of one more state.
     rehearsing: Mutex<()>,
     stage: Stage,
     /// Notified when the registry has changed.
@@ -70,8 +73,8 @@ pub struct Components {
     stopping: AtomicBool,
 }
 
-/// Which entries were handed to the machine as activations. Those that the registry refused were not, and a
-/// replay must not try them.
+/// The entries that were fed to the worker as activations. Activations that the registry rejected
+/// are not among them, and a replay must not run them.
 #[derive(Default)]
 struct Activations {
     by_index: BTreeMap<u64, Component>,
@@ -82,7 +85,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// What a component says of itself, for the log.
+/// Returns a component's description of itself, for the log.
 pub(super) fn about(component: &Component) -> About {
     let description = component.description();
     About {
@@ -93,7 +96,7 @@ pub(super) fn about(component: &Component) -> About {
 }
 
 impl Components {
-    /// Of a node whose log begins with this component.
+    /// Creates the components of a node whose log starts with this component.
     pub fn new(initial_component: Component, seed: [u8; 32], kept: KeptCode) -> Arc<Self> {
         let compiled = BTreeMap::from([(initial_component.id(), initial_component.clone())]);
         Arc::new(Self {
@@ -112,7 +115,7 @@ impl Components {
         })
     }
 
-    /// What the log begins with.
+    /// Returns the registry that the log starts with.
     pub fn begin(&self) -> Registry {
         let initial_component = &self.initial_component;
         Registry::begin(
@@ -122,12 +125,14 @@ impl Components {
         )
     }
 
-    /// How often this node compiled a component since it started, and how often it loaded kept code instead.
+    /// Returns how many components this node compiled since it started, and how many
+    /// it loaded as kept code.
     pub(super) fn compilations(&self) -> [u64; 2] {
         self.engine.compilations()
     }
 
-    /// The component with these bytes, compiled now if it was not before: blocking, for seconds.
+    /// Returns the component with these bytes, and compiles it if necessary. Blocks, possibly for
+    /// seconds.
     pub fn compile(&self, id: ComponentId, bytes: &Bytes) -> Result<Component, LoadError> {
         let known = || lock(&self.compiled).get(&id).cloned();
         if let Some(component) = known() {
@@ -148,12 +153,12 @@ impl Components {
         Ok(component)
     }
 
-    /// Notes that an entry is handed to the machine as an activation. Before it is handed over.
+    /// Records an activation. Called before the entry is fed to the worker.
     pub fn note_activation(&self, index: u64, component: Component) {
         lock(&self.activations).by_index.insert(index, component);
     }
 
-    /// What the machine sees of an entry that was applied before.
+    /// Returns the part of an applied entry that the state machine receives.
     pub fn machine_entry(&self, entry: Entry) -> Option<machine::Entry> {
         let index = entry.log_id.index;
         let Payload::Normal(command) = entry.payload else { return None };
@@ -171,8 +176,8 @@ impl Components {
         Some(machine::Entry { index, time_ms: command.time_ms, work })
     }
 
-    /// Notes that there is a new snapshot, and forgets the activations that the one before it covers: a
-    /// replay may have begun from that one.
+    /// Records a new snapshot, and drops the activations that the previous snapshot covers. A
+    /// replay may have started from the previous one.
     pub(super) fn snapshot_taken(&self, index: u64, registry: &Registry) {
         {
             let mut activations = lock(&self.activations);
@@ -182,20 +187,21 @@ impl Components {
         self.forget(registry);
     }
 
-    /// The components whose code is needed: the cluster's, the one that the log begins with, and one that is being pushed.
+    /// Returns the components whose code is needed: the cluster's, the initial one, and
+    /// one that is being pushed.
     fn needed(&self, registry: &Registry) -> BTreeSet<ComponentId> {
         let known = registry.components().map(|(id, _)| id);
         known.chain([self.initial_component.id()]).chain(self.stage.component()).collect()
     }
 
-    /// Drops the compiled code of what the cluster has forgotten.
+    /// Drops the compiled code of components that the cluster no longer has.
     fn forget(&self, registry: &Registry) {
         let needed = self.needed(registry);
         lock(&self.compiled).retain(|id, _| needed.contains(id));
         lock(&self.tried).retain(|id, _| registry.get(id).is_some());
     }
 
-    /// Ends what is under way.
+    /// Stops rehearsals.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
         self.changed.notify_waiters();

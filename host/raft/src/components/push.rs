@@ -1,9 +1,10 @@
-//! A component's way into the log.
+//! Push of a component: from the client's pieces into the log.
 //!
-//! The leader collects the pieces in memory. Once they are whole it loads the component as any node would, so
-//! that what nobody could run never reaches the log, and then proposes it piece by piece, each after the one
-//! before was applied: writes of clients come in between. If it is lost on the way, the next leader is sent
-//! the pieces anew and goes on in the log where the first one stopped.
+//! The leader collects the pieces in memory. Once they are complete, it loads the component as any
+//! node would, so that a component that cannot run never reaches the log. Then it proposes the
+//! component piece by piece, each after the previous piece was applied, so that clients' writes
+//! come in between. If the leader is lost, the client sends the pieces again to the next leader,
+//! which continues in the log where the first one stopped.
 
 use std::{sync::Mutex, time::Duration};
 
@@ -24,16 +25,16 @@ use conclave_types::{
     error::Error,
 };
 
-/// What a client may send at once.
+/// The maximum size of one request's piece.
 const PIECE_BYTES_MAX: usize = 1 << 20;
-/// A push of which nothing was heard for so long makes room for another.
+/// The time without a request after which a push makes room for another.
 const IDLE_MAX: Duration = Duration::from_secs(15);
 
-/// Where a component is collected before it goes into the log.
+/// The buffer in which a component is collected before it goes into the log.
 #[derive(Default)]
 pub(super) struct Stage {
     collected: Mutex<Option<Collected>>,
-    /// Held by who loads and proposes a component. A client that lost its patience asks again, and waits here.
+    /// Held while a component is loaded and proposed. A client that retries after its timeout waits here.
     finishing: tokio::sync::Mutex<()>,
 }
 
@@ -45,14 +46,14 @@ struct Collected {
 }
 
 impl Stage {
-    /// Takes in a piece. Where to go on, or all of it.
+    /// Adds a piece. Returns the offset of the next piece, or, as the inner error, the complete bytes.
     fn collect(&self, piece: &ComponentPart) -> Result<Result<u64, Bytes>, Error> {
         let ComponentPart { component, total_bytes, at, bytes, .. } = piece;
         let mut stage = lock(&self.collected);
         match &*stage {
             Some(other) if other.component != *component && other.heard.elapsed() < IDLE_MAX => {
                 return Err(Error::busy(format!(
-                    "component {} is being pushed: one at a time, try again when it is done",
+                    "component {} is being pushed: only one component can be pushed at a time, try again later",
                     other.component
                 )));
             }
@@ -80,7 +81,7 @@ impl Stage {
         })
     }
 
-    /// The component that is being collected, or loaded and proposed.
+    /// Returns the component that is being collected, loaded or proposed.
     pub(super) fn component(&self) -> Option<ComponentId> {
         lock(&self.collected).as_ref().map(|collected| collected.component)
     }
@@ -113,7 +114,7 @@ fn check(piece: &ComponentPart) -> Result<(), Error> {
     let end = at.checked_add(bytes.len() as u64);
     if bytes.is_empty() || end.is_none_or(|end| end > *total_bytes) {
         return Err(Error::invalid(format!(
-            "a piece of {} bytes at {at} does not lie in a component of {total_bytes}",
+            "a piece of {} bytes at {at} does not fit into a component of {total_bytes} bytes",
             bytes.len()
         )));
     }
@@ -121,7 +122,7 @@ fn check(piece: &ComponentPart) -> Result<(), Error> {
 }
 
 impl Replica {
-    /// Takes in a piece of a component; with the last one the component goes into the log.
+    /// Accepts a piece of a component. With the last piece, the component goes into the log.
     pub async fn push_component(
         &self,
         piece: ComponentPart,
@@ -152,13 +153,13 @@ impl Replica {
         Ok(done().await)
     }
 
-    /// Finds out whether a node would run it.
+    /// Checks that a node could run the component.
     async fn load_pushed(&self, id: ComponentId, bytes: Bytes) -> Result<Component, Error> {
         let components = self.0.components.clone();
         let loading = spawn_blocking(move || {
             if ComponentId::of(&bytes) != id {
                 return Err(Error::invalid(format!(
-                    "the pieces do not make component {id}: was the file changed meanwhile? Push it again"
+                    "the pieces do not add up to component {id}, because the file may have changed meanwhile: push it again"
                 )));
             }
             components.compile(id, &bytes).map_err(|error| match error {
@@ -178,7 +179,7 @@ impl Replica {
     ) -> Result<(), Error> {
         let mut at = self.registry().next_at(&component.id());
         let mut begun = false;
-        tracing::info!(component = %component.id(), bytes = bytes.len(), at, "a component goes into the log");
+        tracing::info!(component = %component.id(), bytes = bytes.len(), at, "proposing a component");
         loop {
             let from = usize::try_from(at).unwrap_or(usize::MAX).min(bytes.len());
             let to = (from + PART_BYTES_MAX).min(bytes.len());
@@ -197,7 +198,7 @@ impl Replica {
                     return Err(Error::failure(failure).at_index(applied.index));
                 }
                 Some(Outcome::Trap(_)) | None => {
-                    return Err(Error::fatal("a piece of a component was not answered as one"));
+                    return Err(Error::fatal("the piece of a component has no outcome"));
                 }
             };
             if whole {
@@ -205,7 +206,7 @@ impl Replica {
             }
             if next_at == 0 && begun {
                 return Err(Error::refused(
-                    "another component that was pushed meanwhile took its place: push it again",
+                    "another component was pushed meanwhile and replaced this one: push it again",
                 ));
             }
             (at, begun) = (next_at, true);
@@ -213,7 +214,7 @@ impl Replica {
     }
 }
 
-/// What a piece led to, as an answer's bytes.
+/// Encodes the result of a piece as the bytes of a response.
 pub(crate) fn part_to_wire(applied: PartApplied) -> Bytes {
     let PartApplied { next_at, whole } = applied;
     ComponentPartApplied { next_at, whole }.encode_to_vec().into()
@@ -222,7 +223,7 @@ pub(crate) fn part_to_wire(applied: PartApplied) -> Bytes {
 fn part_from_wire(bytes: &Bytes) -> Result<PartApplied, Error> {
     let applied = ComponentPartApplied::decode(bytes.clone());
     let applied =
-        applied.map_err(|error| Error::fatal(format!("the answer to a piece: {error}")))?;
+        applied.map_err(|error| Error::fatal(format!("the response to a piece is malformed: {error}")))?;
     Ok(PartApplied { next_at: applied.next_at, whole: applied.whole })
 }
 

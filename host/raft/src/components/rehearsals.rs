@@ -1,12 +1,14 @@
-//! Tries each component on this node's state, before it is needed.
+//! Rehearsals: dry runs of each component on this node's real state, before the component is activated.
 //!
-//! A rehearsal compiles the component, carries the present state over into an instance of it, as the activation
-//! will, and then does the same with the newest snapshot on disk and applies to it the entries of the log
-//! since: what clients really sent. A node that has no snapshot yet, or none of the active component, does without
-//! the second part; after each activation a snapshot is taken, so that is soon over.
+//! A rehearsal compiles the component and migrates the present state into an instance of it, as
+//! the activation will. Then it does the same with the newest snapshot on disk, and applies the
+//! log entries after that snapshot: real requests of clients. A node that has no snapshot of
+//! the active component skips the second part. That does not last long, because a snapshot is
+//! taken after each activation.
 //!
-//! Each component that the cluster has is rehearsed once in the background, and again whenever another component has
-//! become active: also the one before, so that a rollback need not wait.
+//! Each component of the cluster is rehearsed once in the background, and again whenever
+//! another component has become active. That includes the previous component, so that a
+//! rollback need not wait.
 
 use std::{
     iter,
@@ -32,29 +34,29 @@ use conclave_types::{
     components::{Readiness, Rehearsed},
 };
 
-/// Entries that are applied at most. A snapshot is taken about this often.
+/// The maximum number of entries that a rehearsal applies. A snapshot is taken about this often.
 const ENTRIES_MAX: usize = 20_000;
-/// The reader that gives its state may die under a query, or a snapshot be replaced: the next attempt finds
-/// another.
+/// The number of attempts. A query may trap in the standby while its state is being read, or the
+/// snapshot may be replaced. The next attempt uses the new standby or snapshot.
 const ATTEMPTS: u32 = 5;
 const PAUSE: Duration = Duration::from_millis(200);
-/// A follower is not this far behind.
+/// The time that a pushed component may take to reach this node. A follower is not this far behind.
 const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(5);
-/// The registry is looked at again at least this often.
+/// The registry is checked at least this often.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What a rehearsal found.
+/// The result of a rehearsal.
 #[derive(Clone, Debug)]
 pub(super) struct Tried {
-    /// The active component then, whose state it was.
+    /// The component that was active then, and whose state was used.
     from: ComponentId,
     result: Result<Rehearsed, String>,
 }
 
-/// Rehearses what has yet to be, and takes a snapshot after each activation, until the replica is gone.
+/// Rehearses new components, and takes a snapshot after each activation, until the replica is gone.
 pub(crate) async fn run(replica: Weak<Inner>) {
     let (mut asked_at, mut cleaned_for) = (0, None);
-    // Until this is applied, the log may hold components that the registry has yet to learn of.
+    // Until this entry is applied, the log may contain components that are not in the registry yet.
     let replayed_to = replica.upgrade().and_then(|inner| inner.log.extent().last);
     loop {
         let Some(inner) = replica.upgrade() else { return };
@@ -63,7 +65,7 @@ pub(crate) async fn run(replica: Weak<Inner>) {
         }
         let components = inner.components.clone();
         let mut changed = pin!(components.changed.notified());
-        // Enlisted before looking, so that no notice is missed.
+        // Registered before the check, so that no notification is missed.
         changed.as_mut().enable();
         let replica = Replica(inner);
         let registry = replica.registry();
@@ -92,7 +94,7 @@ pub(crate) async fn run(replica: Weak<Inner>) {
     }
 }
 
-/// The newest component that has not been tried with the active one's state.
+/// Returns the newest component that has not been rehearsed with the active component's state.
 fn next(replica: &Replica, registry: &Registry) -> Option<ComponentId> {
     let tried = lock(&replica.0.components.tried);
     let untried = registry.components().filter(|(id, _)| {
@@ -103,7 +105,7 @@ fn next(replica: &Replica, registry: &Registry) -> Option<ComponentId> {
 }
 
 impl Replica {
-    /// How far this node is with a component.
+    /// Returns the progress of this node with a component.
     pub(crate) fn readiness(&self, component: ComponentId) -> Readiness {
         let registry = self.registry();
         if registry.active() == component {
@@ -121,7 +123,7 @@ impl Replica {
         }
     }
 
-    /// Waits a while for a component that was just pushed: its last piece may yet have to be applied here.
+    /// Waits for a component that was just pushed, whose last piece may not be applied here yet.
     async fn arrived(&self, component: ComponentId) {
         let until = Instant::now() + ARRIVAL_TIME_MAX;
         while self.registry().get(&component).is_none() && Instant::now() < until {
@@ -129,7 +131,7 @@ impl Replica {
         }
     }
 
-    /// Rehearses a component on this node, after whichever is being rehearsed.
+    /// Rehearses a component on this node, after the running rehearsal if there is one.
     pub(crate) async fn rehearse_here(&self, component: ComponentId) -> Readiness {
         self.arrived(component).await;
         let inner = self.0.clone();
@@ -154,20 +156,20 @@ impl Replica {
                     %component,
                     migration_ms = rehearsed.migration_ms,
                     entries = rehearsed.entries,
-                    "a component is ready"
+                    "component is ready"
                 ),
-                Err(why) => tracing::warn!(%component, why, "a component is not ready"),
+                Err(why) => tracing::warn!(%component, why, "component is not ready"),
             }
             lock(&inner.components.tried).insert(component, Tried { from, result });
         });
         if let Err(error) = rehearsing.await {
-            return Readiness::Failed(format!("the rehearsal broke off: {error}"));
+            return Readiness::Failed(format!("the rehearsal was interrupted: {error}"));
         }
         self.readiness(component)
     }
 }
 
-/// Blocking, for as long as the state and the log take.
+/// Rehearses a component, with several attempts. Blocks for as long as the state and the log take.
 fn try_out(inner: &Arc<Inner>, component: &Component) -> Result<Rehearsed, String> {
     let mut last = String::new();
     for _ in 0..ATTEMPTS {
@@ -205,10 +207,10 @@ fn run_through(
     rehearse(component, inner.components.seed, saved, entries, stop)
 }
 
-/// The state as it is now, from the reader.
+/// Returns the present state, read from the standby.
 fn present_state(inner: &Inner) -> Result<SavedState, EntrySourceError> {
     let (state, limits) = {
-        // With the lock held no later entry can be handed over before the reader has noted the request.
+        // The lock keeps later entries from being fed before the standby has noted the request.
         let applied = inner.applied();
         let index = applied.meta.last_log_id.map_or(0, |log_id| log_id.index);
         (inner.worker.snapshot(index), applied.limits.limits)
@@ -220,7 +222,7 @@ fn present_state(inner: &Inner) -> Result<SavedState, EntrySourceError> {
         time_ms: state.time_ms(),
         limits,
         state_version: state.state_version(),
-        // A rehearsal compares nothing.
+        // A rehearsal compares no digests.
         digest: None,
         chunks: Box::new(iter::from_fn(move || {
             state.next_blocking().map(|chunk| chunk.map_err(unreadable))
@@ -228,7 +230,7 @@ fn present_state(inner: &Inner) -> Result<SavedState, EntrySourceError> {
     })
 }
 
-/// The newest snapshot, if it is of the active component, and what was applied since.
+/// Returns the newest snapshot, if it belongs to the active component, and the entries applied since.
 fn recent(
     inner: &Inner,
     active: ComponentId,
@@ -246,7 +248,7 @@ fn recent(
     Ok(Some((saved, entries)))
 }
 
-/// Entries as they were applied, without those that trapped, up to the next activation.
+/// The applied entries up to the next activation, without those that trapped.
 struct Recent {
     entry_source: Arc<LocalEntrySource>,
     next: u64,
@@ -259,7 +261,7 @@ impl Recent {
         loop {
             match self.read.next() {
                 Some(entry) if self.entry_source.trapped(entry.index).is_some() => {}
-                // What comes after was meant for another component.
+                // Later entries were meant for another component.
                 Some(entry) if matches!(entry.work, Work::Activate(_)) => {
                     (self.next, self.to) = (1, 0);
                     return Ok(None);

@@ -1,4 +1,5 @@
-//! The registry in a snapshot: its facts in the header, its bytes in chunks before the machine's.
+//! The encoding of the registry in a snapshot: its metadata in the header, its bytes in
+//! chunks before the state's.
 
 use std::collections::BTreeMap;
 
@@ -11,9 +12,9 @@ use conclave_proto::{
 };
 use conclave_types::{ComponentId, components::COMPONENT_BYTES_MAX};
 
-/// Why the components in a snapshot cannot be read.
+/// The reason why the components in a snapshot cannot be read.
 #[derive(Debug, thiserror::Error)]
-#[error("the snapshot's components: {0}")]
+#[error("the snapshot's components cannot be read: {0}")]
 pub struct Unreadable(String);
 
 fn unreadable(reason: impl std::fmt::Display) -> Unreadable {
@@ -25,7 +26,7 @@ fn id_to_wire(id: &ComponentId) -> Bytes {
 }
 
 impl Registry {
-    /// Writes what it knows into a snapshot's header.
+    /// Writes the registry into a snapshot's header.
     pub fn describe(&self, header: &mut wire::SnapshotHeader) {
         header.component_id = id_to_wire(&self.active);
         header.previous_component_id = self.previous.as_ref().map(id_to_wire).unwrap_or_default();
@@ -38,18 +39,18 @@ impl Registry {
         });
     }
 
-    /// The bytes that belong before the machine's, in pieces none of which has bytes of two components.
+    /// Returns the component bytes, which come before the state's. No chunk has bytes of two components.
     pub fn chunks(&self) -> Vec<Bytes> {
         let components = self.known.values().map(|known| known.bytes.clone());
         let upload = self.upload.iter().flat_map(|upload| upload.pieces.iter().cloned());
         components.chain(upload).collect()
     }
 
-    /// Reads it back, and leaves `chunks` where the machine's bytes begin. `None`: the snapshot was made
-    /// before there were components in snapshots.
+    /// Reads the registry, and leaves `chunks` at the first chunk of the state. `None`: the
+    /// snapshot was made before snapshots contained components.
     ///
     /// # Errors
-    /// What is there is not what the header says.
+    /// Fails if the chunks do not match the header.
     pub fn read<E: std::fmt::Display>(
         header: &wire::SnapshotHeader,
         mut chunks: impl Iterator<Item = Result<Bytes, E>>,
@@ -60,7 +61,7 @@ impl Registry {
         let total = header.components.iter().map(|component| component.bytes);
         let total = total.fold(0_u64, u64::saturating_add);
         if header.components.len() > COMPONENTS_MAX || total > BYTES_MAX {
-            return Err(unreadable("there are more than a cluster can have"));
+            return Err(unreadable("there are more components or bytes than a cluster can have"));
         }
         let id = |bytes: &[u8]| component_id_from_wire(bytes).map_err(unreadable);
         let mut known = BTreeMap::new();
@@ -68,7 +69,7 @@ impl Registry {
             let name = id(&component.component_id)?;
             let bytes = gather(&mut chunks, component.bytes)?;
             if ComponentId::of(&bytes) != name {
-                return Err(unreadable(format!("the bytes of component {name} are not its own")));
+                return Err(unreadable(format!("the bytes of component {name} do not match its id")));
             }
             let about = component.about.as_ref().map(about_from_wire).unwrap_or_default();
             let (index, activated_index) = (component.index, component.activated_index);
@@ -82,12 +83,12 @@ impl Registry {
         if !previous.iter().chain([&active]).all(|id| known.contains_key(id))
             || previous == Some(active)
         {
-            return Err(unreadable("the active one, or the one before, is not among them"));
+            return Err(unreadable("the active or the previous component is missing"));
         }
         let upload = header.upload.as_ref().map(|upload| {
             let (total, received) = (upload.total_bytes, upload.received_bytes);
             if total > COMPONENT_BYTES_MAX as u64 || received >= total {
-                return Err(unreadable("the unfinished one has a size that it cannot have"));
+                return Err(unreadable("the unfinished component has an impossible size"));
             }
             let about = upload.about.as_ref().map(about_from_wire).unwrap_or_default();
             let mut read = Upload::new(id(&upload.component_id)?, total, about);
@@ -108,7 +109,7 @@ fn stored(id: &ComponentId, known: &Known) -> wire::StoredComponent {
     }
 }
 
-/// The next so many bytes.
+/// Reads the next `length` bytes.
 fn gather<E: std::fmt::Display>(
     chunks: &mut impl Iterator<Item = Result<Bytes, E>>,
     length: u64,
@@ -116,12 +117,12 @@ fn gather<E: std::fmt::Display>(
     let length = usize::try_from(length).map_err(unreadable)?;
     let mut bytes = BytesMut::with_capacity(length);
     while bytes.len() < length {
-        let chunk = chunks.next().ok_or_else(|| unreadable("some of their bytes are missing"))?;
+        let chunk = chunks.next().ok_or_else(|| unreadable("some bytes are missing"))?;
         bytes.extend_from_slice(&chunk.map_err(unreadable)?);
     }
     match bytes.len() == length {
         true => Ok(bytes.freeze()),
-        false => Err(unreadable("a chunk has bytes of two of them")),
+        false => Err(unreadable("a chunk has bytes of two components")),
     }
 }
 
@@ -133,7 +134,7 @@ mod tests {
 
     type Chunks = std::vec::IntoIter<Result<Bytes, String>>;
 
-    /// Two components, the second active, and half of a third.
+    /// Returns a registry with two components, of which the second is active, and half of a third.
     fn registry() -> Registry {
         let about = |name: &str| About { name: name.into(), version: "1".into(), state_version: 3 };
         let first = Bytes::from_static(b"the first");
@@ -172,7 +173,7 @@ mod tests {
         assert_eq!(chunks.next().unwrap().unwrap(), &b"the machine's"[..]);
         assert_eq!((read.active(), read.previous()), (registry.active(), registry.previous()));
         assert!(read.components().eq(registry.components()));
-        // The upload goes on where it was, and is hashed as if nothing had come between.
+        // The upload continues at its position, with the same hash as without the interruption.
         let mut read = read;
         let rest = ComponentPart {
             component: ComponentId::of(b"the third"),

@@ -1,18 +1,20 @@
-//! How much of the log is kept, and what is done when a follower needs more.
+//! The retention of the log, and the slowdown of writers when a follower needs more of it.
 //!
 //! # Contract
-//! - Of the log before the newest snapshot, `keep_entries` and `keep_bytes` are kept, whichever is less.
-//! - A leader keeps more for a follower that is catching up: the log after the snapshot that it is being sent,
-//!   and after that the log from where the follower stands, up to `catch_up_bytes`. A follower that
-//!   answers no heartbeat, or makes no progress for [`PATIENCE`], is not waited for.
-//! - When half of `catch_up_bytes` are used, the leader admits commands at a rate that uses up what is left only
-//!   in the limit ([`rate`]): writers slow down to what the follower can take. They never stop: at least
-//!   [`RATE_MIN`] bytes per second are admitted. A follower that is slower than that loses its place and is sent
-//!   another snapshot.
+//! - Before the newest snapshot, at most `keep_entries` entries and at most `keep_bytes`
+//!   bytes of the log are kept.
+//! - A leader keeps more for a follower that is catching up: the log after the snapshot that it is
+//!   sending, and then the log from the follower's position, up to `catch_up_bytes`. A follower
+//!   that responds to no heartbeat, or makes no progress for [`PATIENCE`], is not waited for.
+//! - When half of `catch_up_bytes` are used, the leader limits the rate of commands so that the
+//!   rest lasts ([`rate`]). Writers slow down to the pace of the follower, but never stop: at
+//!   least [`RATE_MIN`] bytes per second are admitted. A slower follower falls out of the log
+//!   and gets another snapshot.
 //!
 //! # Caveats
-//! openraft itself does not purge what it is sending to a follower. So a follower that takes the log slower than
-//! `RATE_MIN` holds more than `catch_up_bytes` for as long as its connection lives.
+//! openraft itself does not purge entries that it is sending to a follower. So a follower
+//! that receives the log at less than `RATE_MIN` keeps more than `catch_up_bytes`, for as
+//! long as its connection lives.
 
 use std::{
     collections::BTreeMap,
@@ -27,24 +29,25 @@ use crate::{Inner, settings::SnapshotPolicy};
 use conclave_storage::raft_types::LogId;
 use conclave_types::{NodeId, error::Error};
 
-/// How often it is decided what is kept.
+/// The interval at which the retention is decided.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
-/// How long a follower may make no progress and still be waited for. With a hung disk a follower answers
-/// heartbeats and takes no entries.
+/// The time for which a follower without progress is still waited for. With a hung disk a follower
+/// responds to heartbeats and accepts no entries.
 const PATIENCE: Duration = Duration::from_secs(30);
-/// Purging fewer entries than this is not worth its cost.
+/// The minimum number of entries to purge. Purging fewer is not worth its cost.
 const PURGE_COUNT_MIN: u64 = 256;
-/// The time in which the admitted rate would use up what is left of `catch_up_bytes`, if it stayed the same.
+/// The time in which the admitted rate would use up the rest of `catch_up_bytes`, if
+/// the rate stayed the same.
 const HORIZON: Duration = Duration::from_secs(30);
-/// Bytes per second that are always admitted.
+/// The rate that is always admitted, in bytes per second.
 const RATE_MIN: u64 = 64 << 10;
 
-/// Where followers stood, and since when.
+/// The followers' positions in the log, and the times since when they stand there.
 #[derive(Default)]
 struct Followers(BTreeMap<NodeId, (u64, Instant)>);
 
 impl Followers {
-    /// Takes note of where the followers stand. Returns the lowest place of those that are waited for.
+    /// Records the followers' positions. Returns the lowest position of a follower that is waited for.
     fn lowest(&mut self, matched: &BTreeMap<NodeId, u64>, now: Instant) -> Option<u64> {
         self.0.retain(|node_id, _| matched.contains_key(node_id));
         for (node_id, index) in matched {
@@ -63,13 +66,13 @@ impl Followers {
 struct Extent {
     /// The index of the newest snapshot.
     snapshot: u64,
-    /// From here on the log has at most `keep_bytes`.
+    /// The first index after which the log has at most `keep_bytes`.
     within_keep_bytes: u64,
-    /// Some follower needs the log after this index, which has so many bytes.
+    /// The index after which a follower needs the log, and the size of that part in bytes.
     needed: Option<(u64, u64)>,
 }
 
-/// The index up to which the log is purged.
+/// Returns the index up to which the log is purged.
 fn purge_to(extent: Extent, policy: SnapshotPolicy) -> u64 {
     let Extent { snapshot, within_keep_bytes, needed } = extent;
     let by_count = snapshot.saturating_sub(policy.keep_entries);
@@ -81,14 +84,15 @@ fn purge_to(extent: Extent, policy: SnapshotPolicy) -> u64 {
     }
 }
 
-/// Bytes per second that may be written while a follower needs a log of so many bytes. `None`: no limit.
+/// Returns the admitted rate in bytes per second while a follower needs so many bytes
+/// of log. `None`: no limit.
 fn rate(needed_bytes: u64, policy: SnapshotPolicy) -> Option<u64> {
     let most = policy.catch_up_bytes;
     let left = most.checked_sub(needed_bytes)?;
     (left < most / 2).then(|| (left / HORIZON.as_secs()).max(RATE_MIN))
 }
 
-/// Purges the log, and slows writers down if it must, until the replica is gone.
+/// Purges the log, and slows writers down if necessary, until the replica is gone.
 pub(crate) async fn keep_log(replica: Weak<Inner>, policy: SnapshotPolicy) {
     let (mut followers, mut slowed, mut asked) = (Followers::default(), false, 0);
     loop {
@@ -110,7 +114,7 @@ pub(crate) async fn keep_log(replica: Weak<Inner>, policy: SnapshotPolicy) {
                 others.map(|(node_id, log_id)| (*node_id, index(log_id))).collect();
             (index(&metrics.snapshot), index(&metrics.purged), matched)
         };
-        // Where a follower stands that needs a snapshot anyway is in no log.
+        // A follower that needs a snapshot anyway has a position before the log.
         let matched = matched.into_iter().filter(|(_, index)| *index >= purged).collect();
         let following = followers.lowest(&matched, Instant::now());
         let sending = inner.transfers.lowest().filter(|_| inner.is_leader());
@@ -130,7 +134,7 @@ pub(crate) async fn keep_log(replica: Weak<Inner>, policy: SnapshotPolicy) {
         inner.admission.limit(limit);
         let within_keep_bytes = inner.log.first_within(policy.keep_bytes);
         let to = purge_to(Extent { snapshot, within_keep_bytes, needed }, policy);
-        // openraft tries again by itself if it is sending what is to be purged.
+        // openraft retries by itself if it is sending entries that are to be purged.
         if to >= purged.saturating_add(PURGE_COUNT_MIN) && to > asked {
             asked = to;
             if inner.raft.trigger().purge_log(to).await.is_err() {
@@ -140,13 +144,13 @@ pub(crate) async fn keep_log(replica: Weak<Inner>, policy: SnapshotPolicy) {
     }
 }
 
-/// Lets commands into the log at a limited rate.
+/// Admits commands at a limited rate.
 pub(crate) struct Admission(Mutex<Gate>);
 
 struct Gate {
-    /// Bytes per second.
+    /// The limit in bytes per second.
     limit: Option<u64>,
-    /// When the next command may pass.
+    /// The time at which the next command may pass.
     next: Instant,
 }
 
@@ -162,10 +166,10 @@ impl Admission {
         gate.limit = limit;
     }
 
-    /// Waits for the turn of a command of so many bytes.
+    /// Waits until a command of so many bytes is admitted.
     ///
     /// # Errors
-    /// Its turn comes after the deadline. It has had no effect.
+    /// Fails if the command would be admitted only after the deadline. The command has had no effect.
     pub(crate) async fn wait(&self, bytes: usize, deadline: Instant) -> Result<(), Error> {
         let turn = {
             let mut gate = self.0.lock().unwrap_or_else(PoisonError::into_inner);
@@ -205,9 +209,9 @@ mod tests {
         let extent = Extent { snapshot: 1_000, within_keep_bytes: 1, needed: None };
         assert_eq!(purge_to(extent, POLICY), 900);
         let large = Extent { within_keep_bytes: 951, ..extent };
-        assert_eq!(purge_to(large, POLICY), 950, "fewer entries are as many bytes");
+        assert_eq!(purge_to(large, POLICY), 950, "the limit on bytes is reached first");
         let larger = Extent { within_keep_bytes: 2_000, ..extent };
-        assert_eq!(purge_to(larger, POLICY), 1_000, "never beyond the snapshot");
+        assert_eq!(purge_to(larger, POLICY), 1_000, "not beyond the snapshot");
         assert_eq!(purge_to(Extent { snapshot: 0, ..extent }, POLICY), 0);
     }
 
@@ -225,8 +229,8 @@ mod tests {
         let half = rate((32 << 20) + 1, POLICY).unwrap();
         assert!(half > 1 << 20, "{half}");
         assert_eq!(rate((64 << 20) - 1, POLICY), Some(RATE_MIN));
-        assert_eq!(rate((64 << 20) + 1, POLICY), None, "it is not waited for any more");
-        // Whatever the writers do, what is admitted is less than the limit for a long time.
+        assert_eq!(rate((64 << 20) + 1, POLICY), None, "the follower is no longer waited for");
+        // Even if writers use the whole rate, the limit is not reached for a long time.
         let (mut used, mut seconds) = ((32 << 20) + 1, 0);
         while let Some(rate) = rate(used, POLICY) {
             (used, seconds) = (used + rate, seconds + 1);
@@ -243,7 +247,7 @@ mod tests {
         assert_eq!(followers.lowest(&at(30, 5), start + PATIENCE), Some(30));
         assert_eq!(followers.lowest(&at(30, 6), start + PATIENCE), Some(6));
         let without_three = BTreeMap::from([(2, 30)]);
-        assert_eq!(followers.lowest(&without_three, start + PATIENCE), Some(30), "3 has left");
+        assert_eq!(followers.lowest(&without_three, start + PATIENCE), Some(30), "node 3 has left");
     }
 
     #[tokio::test]

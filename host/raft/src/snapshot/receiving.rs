@@ -1,12 +1,13 @@
 //! The follower's side of a snapshot transfer.
 //!
 //! # Contract
-//! - What has arrived when a connection breaks is kept, sealed, under a temporary name. The next transfer of
-//!   the same snapshot continues after it. The same: the sender's file id, the number of bytes and the
-//!   header, which names cluster and log position; and the sender compares the hash of the bytes.
+//! - If a connection breaks, the part of the snapshot that has arrived is kept, sealed, under a
+//!   temporary name. The next transfer of the same snapshot continues after it. Snapshots are the
+//!   same if they have the same file id, number of bytes and header, which names the cluster and
+//!   the log position. The sender also compares the hash of the bytes.
 //! - At most one such file is kept, for [`KEPT_FOR`], and not beyond the end of the process.
-//! - The state is restored into fresh instances before openraft hears of the snapshot. A snapshot that the
-//!   state machine refuses has no effect.
+//! - The state is restored into new instances before openraft receives the snapshot. A snapshot
+//!   that the state machine rejects has no effect.
 
 use std::{
     io,
@@ -39,16 +40,16 @@ use conclave_storage::{
     raft_types::{LogId, Vote},
 };
 
-/// For so long a broken transfer can be continued.
+/// The time for which a broken transfer can be continued.
 const KEPT_FOR: Duration = Duration::from_secs(600);
-/// How often progress is reported.
+/// The interval between progress reports.
 const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The snapshot transfers that a node receives.
 pub(crate) struct Receiving {
-    /// The remainder of the last transfer. Locked while one is running.
+    /// The remainder of the last transfer. Locked while a transfer is running.
     left: Mutex<Option<Partial>>,
-    /// Counts transfers: one that is running gives way to a newer one.
+    /// Counts transfers. A running transfer ends when a newer one begins.
     newest: watch::Sender<u64>,
 }
 
@@ -58,7 +59,7 @@ impl Default for Receiving {
     }
 }
 
-/// Which snapshot it is.
+/// The identity of a snapshot.
 #[derive(PartialEq)]
 struct Subject {
     file_id: Bytes,
@@ -92,7 +93,7 @@ pub(crate) struct Offered {
 type Reports = mpsc::Sender<Result<SnapshotProgress, Status>>;
 
 impl Receiving {
-    /// Removes what no transfer has continued for long.
+    /// Removes the remainder of a transfer that was not continued for a long time.
     pub(crate) fn expire(&self) {
         if let Ok(mut left) = self.left.try_lock() {
             left.take_if(|partial| partial.at.elapsed() > KEPT_FOR);
@@ -117,7 +118,7 @@ impl Replica {
     async fn received(&self, offered: Offered, reports: &Reports) -> Result<Vote, Status> {
         let own = self.0.raft.metrics().borrow_watched().vote;
         if own > offered.vote {
-            return Ok(own); // The sender does not lead any more.
+            return Ok(own); // The sender is no longer the leader.
         }
         let last = offered.header.last_log_id.as_ref().map(log_id_from_wire);
         self.check_committed(last).await?;
@@ -152,12 +153,12 @@ impl Replica {
             return Err(status);
         }
         let Some(Partial { subject, file: Stage::Whole(file), bytes, hash, .. }) = partial else {
-            return Err(Status::internal("a snapshot was received and is not whole"));
+            return Err(Status::internal("the received snapshot is not complete"));
         };
         let accepting = accept(file.clone(), self, transfer.work.clone());
         let accepted = match transfer.reporting(accepting).await {
             Ok(accepted) => accepted,
-            // The leader gave up waiting: what it sent is good for another attempt.
+            // The leader stopped waiting. The received bytes can be used by the next transfer.
             Err(status) => {
                 let file = Stage::Whole(file);
                 *left = Some(Partial { subject, file, bytes, hash, at: Instant::now() });
@@ -165,7 +166,7 @@ impl Replica {
             }
         };
         let accepted = accepted.map_err(|error| Status::failed_precondition(error.to_string()))?;
-        // Entries may have been committed since.
+        // Entries may have been committed in the meantime.
         self.check_committed(last).await?;
         let mut snapshot = opened(file).map_err(|error| Status::internal(error.to_string()))?;
         snapshot.snapshot.accepted = Some(Box::new(accepted));
@@ -190,7 +191,7 @@ fn progress(progress: Progress) -> SnapshotProgress {
     SnapshotProgress { progress: Some(progress) }
 }
 
-/// [`super::accept`], which counts the bytes.
+/// Does the same as [`super::accept`], and counts the restored bytes.
 async fn accept(
     file: SnapshotFile,
     replica: &Replica,
@@ -228,7 +229,7 @@ impl Partial {
     /// Writes a chunk. Blocking.
     fn write(&mut self, chunk: &Bytes) -> Result<(), Status> {
         let Stage::Open(writer) = &mut self.file else {
-            return Err(Status::invalid_argument("bytes came after the end of the snapshot"));
+            return Err(Status::invalid_argument("the snapshot continues after its end"));
         };
         writer.write(chunk).map_err(|error| Status::internal(error.to_string()))?;
         self.bytes += chunk.len() as u64;
@@ -237,10 +238,10 @@ impl Partial {
         Ok(())
     }
 
-    /// Makes the file whole if the end is that of what was received. Blocking.
+    /// Completes the file if the end matches the received bytes. Blocking.
     fn finish(mut self, end: &SnapshotEnd) -> Result<Self, Status> {
         if end.bytes != self.bytes || end.blake3 != self.hash.finalize().as_bytes().as_slice() {
-            return Err(Status::data_loss("the snapshot was damaged on its way"));
+            return Err(Status::data_loss("the snapshot was damaged in transit"));
         }
         if let Stage::Open(writer) = self.file {
             let file = writer.finish().map_err(|error| Status::internal(error.to_string()))?;
@@ -250,27 +251,27 @@ impl Partial {
     }
 }
 
-/// One attempt.
+/// One attempt to receive a snapshot.
 struct Transfer<'a> {
     reports: &'a Reports,
-    /// A transfer with a higher number is newer.
+    /// The number of this transfer. A newer transfer has a higher number.
     number: u64,
     newest: watch::Receiver<u64>,
-    /// Bytes written to the file, and to instances.
+    /// The number of bytes written to the file and to instances.
     work: Arc<AtomicU64>,
 }
 
 impl Transfer<'_> {
     fn report(&self) {
         let work = self.work.load(Ordering::Relaxed);
-        // If the leader is gone, that is seen where its parts or its interest are waited for.
+        // A leader that is gone is noticed while its parts, or the end of `reports`, are awaited.
         let _ = self.reports.try_send(Ok(progress(Progress::Work(work))));
     }
 
-    /// Waits for something and reports meanwhile.
+    /// Waits for `work` and reports progress in the meantime.
     ///
     /// # Errors
-    /// The leader went away, or began a newer transfer.
+    /// Fails if the leader disconnected or started a newer transfer.
     async fn reporting<T>(&self, work: impl Future<Output = T>) -> Result<T, Status> {
         let (mut work, number) = (std::pin::pin!(work), self.number);
         let mut newest = self.newest.clone();
@@ -281,16 +282,16 @@ impl Transfer<'_> {
                 done = &mut work => return Ok(done),
                 _ = ticks.tick() => self.report(),
                 _ = newest.wait_for(|newest| *newest > number) => {
-                    return Err(Status::aborted("a newer transfer has begun"));
+                    return Err(Status::aborted("a newer transfer has started"));
                 }
                 () = self.reports.closed() => {
-                    return Err(Status::cancelled("the leader went away"));
+                    return Err(Status::cancelled("the leader disconnected"));
                 }
             }
         }
     }
 
-    /// Receives all of a snapshot. What can be continued is given back, whatever happens.
+    /// Receives a snapshot. Returns the part that can be continued or is complete, and the result.
     async fn receive(
         &self,
         snapshots: &SnapshotStore,
@@ -300,7 +301,7 @@ impl Transfer<'_> {
     ) -> (Option<Partial>, Result<(), Status>) {
         let mut begun = false;
         if self.reports.send(Ok(progress(Progress::Offer(partial.offer())))).await.is_err() {
-            return (Some(partial), Err(Status::cancelled("the leader went away")));
+            return (Some(partial), Err(Status::cancelled("the leader disconnected")));
         }
         loop {
             let part = match self.reporting(parts.message()).await.and_then(|part| part) {
@@ -309,7 +310,7 @@ impl Transfer<'_> {
                     return (None, Err(Status::invalid_argument("a part of a snapshot is empty")));
                 }
                 Ok(None) => {
-                    let status = Status::aborted("the snapshot broke off before its end");
+                    let status = Status::aborted("the snapshot ended too early");
                     return (Some(partial), Err(status));
                 }
                 Err(status) => return (Some(partial), Err(status)),
@@ -325,7 +326,7 @@ impl Transfer<'_> {
                         Ok((partial, false))
                     } else {
                         Err(Status::invalid_argument(
-                            "the snapshot continues where it was not asked to",
+                            "the snapshot does not continue at the requested offset",
                         ))
                     }
                 }

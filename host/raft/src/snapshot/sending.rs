@@ -1,11 +1,11 @@
 //! The leader's side of a snapshot transfer.
 //!
 //! # Contract
-//! - A transfer ends when the follower reports no progress for the stall timeout. openraft then tries
-//!   again.
-//! - A transfer that broke off is continued at the byte where the follower stands, with the same file,
-//!   also if there is a newer one by now: [`Transfers::resumable`] gives openraft that file again.
-//! - A file that turns out to be damaged is named in the log once and replaced by a new snapshot of this
+//! - A transfer ends when the follower reports no progress for the stall timeout. openraft then
+//!   retries.
+//! - An interrupted transfer continues at the follower's position, with the same file, even if
+//!   there is a newer one by now: [`Transfers::resumable`] gives openraft that file again.
+//! - A file that turns out to be damaged is logged once, and replaced by a new snapshot of this
 //!   node's own state. Until then it is offered to no follower.
 
 use std::{
@@ -35,36 +35,36 @@ use conclave_proto::raft::{
 use conclave_storage::{SnapshotFile, convert::vote_from_wire, raft_types::Vote};
 use conclave_types::NodeId;
 
-/// A state machine may do all its work in the last call of a restore, which reports no progress. A call of a
-/// restore may take so many stall timeouts.
+/// The number of stall timeouts that one call of a restore may take. A state machine may do all its
+/// work in the last call of a restore, which reports no progress.
 const RESTORE_STALLS: u32 = 10;
-/// A transfer that broke off is continued with its file for so long, and the log after it kept.
+/// The time for which an interrupted transfer can continue with its file, and the log after it is kept.
 const RESUME_WITHIN: Duration = Duration::from_secs(60);
-/// After a snapshot was installed, openraft knows where the follower stands within this time.
+/// The time within which openraft learns the follower's position after a snapshot was installed.
 const FOLLOW_WITHIN: Duration = Duration::from_secs(5);
-/// Before a damaged snapshot whose replacement failed is tried again.
+/// The pause before the replacement of a damaged snapshot is retried.
 const REPLACE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The snapshots that this node is sending.
 #[derive(Default)]
 pub(crate) struct Transfers {
     state: Mutex<State>,
-    /// Notified when a damaged file has been found.
+    /// Notified when a damaged file has been detected.
     found_damage: Notify,
 }
 
 #[derive(Default)]
 struct State {
     by_target: BTreeMap<NodeId, Transfer>,
-    /// The file that was found to be damaged, until another has taken its place.
+    /// The file that is damaged, until another has replaced it.
     damaged: Option<([u8; 16], PathBuf)>,
 }
 
 struct Transfer {
     file: SnapshotFile,
-    /// When the follower has last made progress.
+    /// The time at which the follower last made progress.
     moved: Instant,
-    /// The follower has installed it.
+    /// Set once the follower has installed the snapshot.
     done: bool,
 }
 
@@ -79,7 +79,8 @@ impl Transfers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// The file of a transfer that is running or may be continued. The newest, if there are several.
+    /// Returns the file of a transfer that is running or may be continued. The newest, if there are
+    /// several.
     pub(crate) fn resumable(&self) -> Option<SnapshotFile> {
         let mut state = self.state();
         state.by_target.retain(|_, transfer| !transfer.is_over());
@@ -88,8 +89,8 @@ impl Transfers {
         files.max_by_key(|file| file.index()).cloned()
     }
 
-    /// The lowest index of a snapshot that is being sent or was just installed. The log after it is going to be
-    /// needed.
+    /// Returns the lowest index of a snapshot that is being sent or was just installed. The log
+    /// after it will be needed.
     pub(crate) fn lowest(&self) -> Option<u64> {
         let mut state = self.state();
         state.by_target.retain(|_, transfer| !transfer.is_over());
@@ -107,12 +108,12 @@ impl Transfers {
         }
     }
 
-    /// Whether this file is known to be damaged.
+    /// Returns whether this file is known to be damaged.
     fn is_damaged(&self, file: &SnapshotFile) -> bool {
         self.state().damaged.as_ref().is_some_and(|(id, _)| *id == file.id())
     }
 
-    /// Notes that a file is damaged.
+    /// Records that a file is damaged.
     pub(crate) fn damaged(&self, file: &SnapshotFile, reason: &dyn std::fmt::Display) {
         let mut state = self.state();
         state.by_target.retain(|_, transfer| transfer.file.id() != file.id());
@@ -130,18 +131,18 @@ impl Transfers {
     }
 }
 
-/// Why a snapshot was not transferred.
+/// The reason why a snapshot was not transferred.
 pub(crate) enum Failure {
-    /// The network or the follower said no.
+    /// The network failed, or the follower rejected a request.
     Peer(PeerError),
-    /// Nothing came of it, and why.
+    /// The transfer ended without a result, for this reason.
     Ended(String),
-    /// Not to be tried again at once.
+    /// The transfer must not be retried at once.
     NotNow(String),
 }
 
-/// Sends a snapshot to a follower and waits until the follower has installed it. Returns the follower's vote.
-/// Ends if the follower makes no progress for `stall`.
+/// Sends a snapshot to a follower and waits until the follower has installed it. Returns the
+/// follower's vote. Fails if the follower makes no progress for `stall`.
 pub(crate) async fn offer(
     peer: &Peer,
     transfers: &Arc<Transfers>,
@@ -150,7 +151,7 @@ pub(crate) async fn offer(
     stall: Duration,
 ) -> Result<Vote, Failure> {
     if transfers.is_damaged(&file) {
-        return Err(Failure::NotNow("the snapshot is damaged and being replaced".to_owned()));
+        return Err(Failure::NotNow("the snapshot is damaged and is being replaced".to_owned()));
     }
     let failed = |status: Status| Failure::Peer(peer.failed(ConnectionClass::Snapshot, status));
     let ended = |reason: &str| Failure::Ended(reason.to_owned());
@@ -186,14 +187,14 @@ pub(crate) async fn offer(
     });
     let (mut work, mut sent, mut moved) = (0, false, Instant::now());
     loop {
-        // Once the follower has all bytes, what it reports is how far they are restored.
+        // Once the follower has all bytes, it reports how many of them are restored.
         let within = if work >= file.bytes() { stall * RESTORE_STALLS } else { stall };
         let answer = tokio::select! {
             done = &mut sending, if !sent => {
                 sent = true;
                 match done {
                     Ok(Ok(())) => continue,
-                    // The follower's own reason says more than that it went away.
+                    // The follower's own reason explains more than the broken stream.
                     Ok(Err(error)) if error.kind() == io::ErrorKind::BrokenPipe => continue,
                     Ok(Err(error)) => return Err(Failure::Ended(error.to_string())),
                     Err(error) => return Err(Failure::Ended(error.to_string())),
@@ -207,26 +208,26 @@ pub(crate) async fn offer(
                 (work, moved) = (now, Instant::now());
                 transfers.moved(peer.node_id, false);
             }
-            // The last call of a restore may take long; the log is kept meanwhile.
+            // The last call of a restore may take long. The log is kept in the meantime.
             Some(Progress::Work(_)) => transfers.moved(peer.node_id, false),
             Some(Progress::Done(done)) => {
                 transfers.moved(peer.node_id, true);
                 return vote_of(done.vote);
             }
             Some(Progress::Offer(_)) => return Err(ended("the follower made a second offer")),
-            None => return Err(ended("the follower ended the transfer without an answer")),
+            None => return Err(ended("the follower ended the transfer without a response")),
         }
     }
 }
 
 fn vote_of(vote: Option<conclave_proto::raft::Vote>) -> Result<Vote, Failure> {
     let vote = vote.ok_or_else(|| {
-        Failure::Ended("the follower answered a snapshot without its vote".to_owned())
+        Failure::Ended("the follower's response to the snapshot has no vote".to_owned())
     })?;
     Ok(vote_from_wire(&vote))
 }
 
-/// Sends the chunks of a file and its end; after what was offered, if that is how the file begins. Blocking.
+/// Sends the chunks of a file and its end. Skips the offered part, if the file begins with it. Blocking.
 pub(super) fn send_chunks(
     file: &SnapshotFile,
     offered: Option<SnapshotOffer>,
@@ -240,7 +241,7 @@ pub(super) fn send_chunks(
     let send = |part| {
         parts
             .blocking_send(SnapshotPart { part: Some(part) })
-            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the receiver went away"))
+            .map_err(|_| io::Error::new(io::ErrorKind::BrokenPipe, "the receiver disconnected"))
     };
     let mut chunks = file.read().map_err(read)?;
     let (mut bytes, mut hash) = (0, blake3::Hasher::new());
@@ -267,10 +268,10 @@ pub(super) fn send_chunks(
     send(Part::End(SnapshotEnd { bytes, blake3: hash.finalize().as_bytes().to_vec().into() }))
 }
 
-/// Has a new snapshot built in the place of one that is damaged, until the replica is gone.
+/// Builds a new snapshot in place of a damaged one, until the replica is gone.
 pub(crate) async fn replace_damaged(replica: Weak<Inner>, transfers: Arc<Transfers>) {
     loop {
-        // Looked at again now and then: whether the replica is gone, and whether a build has failed.
+        // With a timeout, to notice that the replica is gone or that a build has failed.
         let _ = timeout(REPLACE_INTERVAL, transfers.found_damage.notified()).await;
         let Some(inner) = replica.upgrade() else { return };
         let Some((id, path)) = transfers.state().damaged.clone() else { continue };

@@ -1,4 +1,4 @@
-//! What the log says about agreement, and how a machine that does not agree is replaced.
+//! Consistency checks and state hash checks in the log, and the repair of a diverged replica.
 
 use std::{
     io,
@@ -23,13 +23,14 @@ use conclave_storage::{
 use conclave_types as types;
 use conclave_types::{ConsistencyCheck, DIGEST_VERSION};
 
-/// Entries applied in one turn of a repair: some milliseconds of work for the head.
+/// The limits of the entries applied in one step of a repair: some milliseconds of work for the primary.
 const REPLAY_BYTES_MAX: usize = 1024 * 1024;
 const REPLAY_COUNT_MAX: u64 = 1024;
-/// Nobody waits any more for a verification that is older: a node that replays its log passes it over.
+/// The age after which the result of a state hash check is no longer awaited. A node that replays
+/// its log skips older ones.
 const VERIFY_WITHIN: Duration = Duration::from_secs(5 * 60);
 
-/// A healthy state on its way to where openraft takes the machine to stand.
+/// A healthy state that is advanced to the position that openraft assumes for the state machine.
 pub(super) struct Repair {
     machine: Box<StateMachine>,
     /// The snapshot's index.
@@ -40,8 +41,8 @@ pub(super) struct Repair {
 }
 
 impl StateMachine {
-    /// Compares the machine's digest with the majority's. The head has to come this far first, which no write
-    /// notices: there is a consistency check in seconds.
+    /// Compares this node's digest with the majority's. The primary must first reach this entry.
+    /// Consistency checks are seconds apart, so writes are not noticeably delayed.
     pub(super) async fn compare(
         &self,
         pending: PendingEntry,
@@ -51,7 +52,7 @@ impl StateMachine {
         self.hand_over(vec![(index, None, None)]).await?;
         let ConsistencyCheck { version, begins, digest, .. } = consistency_check;
         if version != DIGEST_VERSION {
-            // Of another version of Conclave: its digest says nothing of this one's.
+            // Another version of Conclave computed the digest with another algorithm.
         } else if begins {
             self.worker.begin_digest(index, digest).await.map_err(io::Error::other)?;
         } else if self.divergence.compares() {
@@ -59,7 +60,7 @@ impl StateMachine {
                 self.worker.digest_at(consistency_check.index).await.map_err(io::Error::other)?;
             self.divergence.compare(index, consistency_check, own);
             if self.divergence.is_stopped() {
-                // After calls are refused, so that no subscription slips through.
+                // After new requests are rejected, so that no new subscription starts in between.
                 self.worker.end_watchers();
             }
         }
@@ -69,7 +70,7 @@ impl StateMachine {
         Ok(())
     }
 
-    /// Has the state hashed as it is after this entry.
+    /// Starts hashing the state as it is after this entry.
     pub(super) async fn verify(&self, pending: PendingEntry) -> io::Result<()> {
         let PendingEntry { index, time_ms, responder } = pending;
         self.hand_over(vec![(index, None, None)]).await?;
@@ -83,8 +84,9 @@ impl StateMachine {
         Ok(())
     }
 
-    /// In quarantine nothing is applied. openraft has to know the members all the same; everything else
-    /// comes again when the machine is repaired. Who waits for an outcome learns that it is lost.
+    /// Skips an entry while the replica is in quarantine: records only the membership
+    /// and the time. The repair applies everything else later. A proposer that waits for
+    /// the outcome gets an error.
     pub(super) fn pass_over(&self, (entry, _responder): EntryResponder<TypeConfig>) {
         if let Payload::Normal(command) = &entry.payload {
             self.time.observe(command.time_ms);
@@ -97,20 +99,20 @@ impl StateMachine {
         applied.meta.last_log_id = Some(entry.log_id);
     }
 
-    /// Puts an accepted snapshot of a peer in the place of the diverged state. Entries are passed over as
-    /// before; [`StateMachine::repair`] applies what the log has after the snapshot. Called by openraft in turn
-    /// with its own calls.
+    /// Replaces the diverged state with a peer's accepted snapshot. Entries are still skipped;
+    /// [`StateMachine::repair`] applies the entries after the snapshot from the log. Runs on
+    /// openraft's state machine task, in turn with openraft's own calls.
     ///
-    /// The snapshot's file becomes the newest on disk. For a restart that is as good as one that a leader has
-    /// sent: openraft installs the newest there is and continues from there in the log, which has all that
-    /// the snapshot covers.
+    /// The snapshot's file becomes the newest on disk. For a restart that is as good as a snapshot
+    /// sent by a leader: openraft installs the newest snapshot and continues in the log, which
+    /// holds all entries that the snapshot covers.
     pub(crate) async fn begin_healing(
         &mut self,
         file: SnapshotFile,
         accepted: Accepted,
     ) -> io::Result<()> {
         let Some(quarantine) = self.divergence.quarantine() else {
-            return Ok(()); // A leader's snapshot was faster.
+            return Ok(()); // A leader's snapshot was installed first.
         };
         let header = snapshot::header(&file)?;
         snapshot::check_header(&header, &self.identity).map_err(io::Error::other)?;
@@ -134,14 +136,16 @@ impl StateMachine {
         Ok(())
     }
 
-    /// Applies some of the entries after the snapshot that a repair began with. With the last of them the
-    /// machine is again as far as openraft takes it to be, and the quarantine ends. `None`: that is so. Else
-    /// the index up to which the entries were handed over: the caller waits until the head has applied
-    /// them, so that no turn waits for the head.
+    /// Applies some of the entries after the snapshot that started the repair. The last of them
+    /// brings the state machine to the position that openraft assumes, and ends the quarantine.
+    ///
+    /// Returns `None` then. Otherwise returns the index of the last entry that was fed to the
+    /// worker. The caller waits until the primary has applied it, so that openraft's task
+    /// never waits for the primary.
     pub(crate) async fn repair(&mut self) -> io::Result<Option<u64>> {
         let seen = self.applied().meta.last_log_id.map_or(0, |log_id| log_id.index);
         let Some(mut repair) = self.repair.take() else {
-            return Ok(None); // A leader's snapshot has replaced the state, and its index is beyond.
+            return Ok(None); // A leader's snapshot with a higher index has replaced the state.
         };
         if repair.next <= seen {
             repair.next = repair.machine.replay(repair.next, seen).await?;
@@ -162,7 +166,8 @@ impl StateMachine {
         Ok(None)
     }
 
-    /// The same machine with an account of its own of what has been applied, which applies also in quarantine.
+    /// Returns a copy of this state machine with its own host state, which also
+    /// applies entries in quarantine.
     fn replaying(&self, applied: super::HostState) -> Self {
         Self {
             worker: self.worker.clone(),
@@ -181,8 +186,8 @@ impl StateMachine {
         }
     }
 
-    /// Applies entries of the log from `from` on, up to `to` or as many as one turn may have. Returns the index
-    /// after the last one.
+    /// Applies log entries from `from` to `to`, at most as many as fit into one step. Returns the
+    /// index after the last one.
     async fn replay(&self, from: u64, to: u64) -> io::Result<u64> {
         let log = self.log.clone();
         let end = (to + 1).min(from.saturating_add(REPLAY_COUNT_MAX));

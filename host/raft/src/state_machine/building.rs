@@ -1,4 +1,4 @@
-//! Snapshots of the machine on their way to disk, and what openraft is told of them.
+//! Building of snapshots in the background, and their delivery to openraft.
 
 use std::{
     io,
@@ -24,14 +24,14 @@ use conclave_storage::{Identity, SnapshotFile, SnapshotStore, raft_types::TypeCo
 use conclave_types::{Trap, TrapKind};
 
 impl StateMachine {
-    /// Has a snapshot built, if none is under way and the state may be kept.
+    /// Starts building a snapshot, unless one is being built or the replica is in quarantine.
     pub(crate) fn build_anew(&self) {
         if !self.divergence.is_stopped() && self.building.begin() {
             self.build();
         }
     }
 
-    /// Writes the state as it is now to a file, in the background.
+    /// Writes the present state to a file, in the background.
     pub(super) fn build(&self) {
         let building = self.building.clone();
         let source = Source {
@@ -51,7 +51,7 @@ impl StateMachine {
                         return building.finished(Err(error));
                     }
                     Err(error) if attempt < attempts_max(&error) => {
-                        tracing::info!(%error, "a snapshot is begun again");
+                        tracing::info!(%error, "retrying to take a snapshot");
                         let pause = BUILD_PAUSE_MIN.saturating_mul(1 << (attempt - 1).min(10));
                         tokio::time::sleep(pause.min(BUILD_PAUSE_MAX)).await;
                     }
@@ -62,7 +62,7 @@ impl StateMachine {
     }
 }
 
-/// The source of a snapshot.
+/// The parts of the node that a snapshot is made from.
 struct Source {
     worker: Worker,
     snapshots: SnapshotStore,
@@ -76,16 +76,16 @@ struct Source {
 impl Source {
     async fn save(&self) -> io::Result<SnapshotFile> {
         let (state, index, applied, origin) = {
-            // With the lock held no later entry can be handed over before the reader has noted the request.
+            // The lock keeps later entries from being fed before the standby has noted the request.
             let applied = self.applied.lock().unwrap_or_else(PoisonError::into_inner);
             let index = applied.meta.last_log_id.map_or(0, |log_id| log_id.index);
             (self.worker.snapshot(index), index, applied.clone(), self.divergence.origin())
         };
-        // Entries up to `index` may still wait for this node's disk. Both wait for them.
+        // Entries up to `index` may still wait for this node's disk. Both futures wait for them.
         let (state, digest) = tokio::join!(state, self.worker.digest_at(index));
         let (state, digest) = (state.map_err(io::Error::other)?, digest.map_err(io::Error::other)?);
         if digest.is_none() && self.worker.keeps_digest() {
-            let why = format!("the machine is too far past {index} to know its digest there");
+            let why = format!("the digest at {index} is no longer known");
             return Err(io::Error::other(why));
         }
         let saved =
@@ -94,7 +94,7 @@ impl Source {
         self.check_restorable(&file).await?;
         if self.divergence.is_stopped() {
             return Err(io::Error::other(
-                "the machine has diverged meanwhile, so its state is not kept",
+                "this replica has diverged meanwhile, so its state is not saved",
             ));
         }
         let snapshots = self.snapshots.clone();
@@ -102,8 +102,8 @@ impl Source {
         installing.await.map_err(io::Error::other)?.map_err(io::Error::other)
     }
 
-    /// The log before a snapshot is purged. Only one that the machine is known to accept may be all that is
-    /// left of the state.
+    /// Checks that the state machine accepts its own snapshot. The log before a snapshot is purged,
+    /// so a snapshot that cannot be restored must never be the only copy of the state.
     async fn check_restorable(&self, file: &SnapshotFile) -> io::Result<()> {
         let (whole, components) = (file.clone(), self.components.clone());
         let reading = spawn_blocking(move || snapshot::saved_state(&whole, &components));
@@ -118,24 +118,24 @@ impl Source {
     }
 }
 
-/// A snapshot on its way to disk.
+/// The snapshot that is being built.
 ///
-/// For openraft an error while a snapshot is built ends the node, and a machine may trap over its own
-/// snapshot. So openraft is told that there is none yet, until the file is whole: then `ready` is
-/// notified, whoever listens makes openraft ask again, and it is handed the file. A snapshot that
-/// fails costs only that the log is kept longer.
+/// An error from a snapshot builder stops the node in openraft, and a state machine may trap while
+/// it saves its state. So openraft gets no builder until the file is complete. Then `ready` is
+/// notified, its listener triggers openraft again, and openraft receives the file. If a snapshot
+/// fails, the only cost is that the log is kept longer.
 #[derive(Default)]
 pub(crate) struct Building {
     state: Mutex<BuildState>,
-    /// Notified when a file is whole, and when it has failed for good.
+    /// Notified when a file is complete, and when a build has failed for good.
     pub ready: Notify,
-    /// Why the last one failed, if it did.
+    /// The reason why the last build failed, if it did.
     failure: Mutex<Option<String>>,
-    /// The linear memory that restoring the last one took; 0: none was restored yet.
+    /// The linear memory used to restore the last snapshot, in bytes; 0 if none was restored yet.
     restored_bytes: AtomicU64,
-    /// The index of the last one that was handed over.
+    /// The index of the last snapshot that openraft received.
     handed_over: AtomicU64,
-    /// Runs what the state machine does in the background.
+    /// Supervises the state machine's background tasks.
     pub(super) supervisor: Supervisor,
 }
 
@@ -147,20 +147,20 @@ enum BuildState {
     Whole(SnapshotFile),
 }
 
-/// The attempts at one snapshot.
+/// The maximum number of attempts for one snapshot.
 const BUILD_ATTEMPTS: u32 = 5;
-/// The same, while its standby is lost each time: calls that trap can take it away many times in a row.
+/// The same if the standby is lost each time: calls that trap can replace it many times in a row.
 const BUILD_ATTEMPTS_LOST: u32 = 20;
-/// The pause after the first attempt. Each further one doubles it.
+/// The pause after the first attempt. Each further attempt doubles it.
 const BUILD_PAUSE_MIN: Duration = Duration::from_millis(200);
 const BUILD_PAUSE_MAX: Duration = Duration::from_secs(5);
 
-/// The number of attempts after an error.
+/// Returns the number of attempts that an error permits.
 fn attempts_max(error: &io::Error) -> u32 {
     let cause = error.get_ref().and_then(|cause| cause.downcast_ref::<SnapshotError>());
     match cause {
         Some(SnapshotError::Lost) => BUILD_ATTEMPTS_LOST,
-        // A snapshot without end, for example: the next attempt would write as much again.
+        // For example, a snapshot that never ends: the next attempt would write as much again.
         Some(SnapshotError::Trap(Trap { kind: TrapKind::BadAnswer, .. })) => 1,
         _ => BUILD_ATTEMPTS,
     }
@@ -184,30 +184,30 @@ impl Building {
         self.ready.notify_waiters();
     }
 
-    /// Why the last snapshot failed, if it did.
+    /// Returns the reason why the last snapshot failed, if it did.
     pub(crate) fn failure(&self) -> Option<String> {
         self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// The linear memory that restoring the last one took, in bytes; 0: none was restored yet.
+    /// Returns the linear memory used to restore the last snapshot, in bytes; 0 if none was restored yet.
     pub(crate) fn restored_bytes(&self) -> u64 {
         self.restored_bytes.load(Ordering::Relaxed)
     }
 
-    /// Whether a file waits to be handed over.
+    /// Returns whether a complete file waits for openraft.
     pub(crate) fn is_whole(&self) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         matches!(*state, BuildState::Whole(_))
     }
 
-    /// Whether nothing is on its way that openraft has yet to hear of, nor has it been handed a
-    /// snapshot up to `index`.
+    /// Returns whether no snapshot is being built or waits for openraft, and openraft has
+    /// received none up to `index`.
     pub(crate) fn wants(&self, index: u64) -> bool {
         let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         matches!(*state, BuildState::Idle) && self.handed_over.load(Ordering::Relaxed) < index
     }
 
-    /// Notes that a snapshot is begun. False: one is on its way.
+    /// Marks a build as started. Returns `false` if one is running or complete.
     fn begin(&self) -> bool {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let idle = matches!(*state, BuildState::Idle);
@@ -217,7 +217,7 @@ impl Building {
         idle
     }
 
-    /// Takes the file if it is whole; says whether one is to be begun otherwise.
+    /// Takes the file if it is complete. Otherwise the error is whether the caller must start a build.
     pub(super) fn take_or_begin(&self) -> Result<SnapshotFile, bool> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         match std::mem::replace(&mut *state, BuildState::Running) {
@@ -232,7 +232,7 @@ impl Building {
     }
 }
 
-/// A snapshot whose file is whole, or failing that the newest there is.
+/// A complete snapshot file, or else the newest snapshot on disk.
 pub(crate) struct FinishedSnapshot(pub(super) Option<SnapshotFile>, pub(super) SnapshotStore);
 
 impl RaftSnapshotBuilder<TypeConfig> for FinishedSnapshot {
