@@ -1,20 +1,22 @@
-//! Decides whether this node may lead, and transfers leadership when it may not.
+//! Decides whether this node may lead, and transfers leadership away when it may not.
 //!
-//! A node whose disk hangs, whose clock is off or that is about to stop must not lead. A leader with one of
-//! these reasons asks the best matched voter to take over (leadership transfer, Ongaro's thesis, section
-//! 3.10), and none of them is elected until the reason is gone.
+//! A node must not lead if its disk hangs, its clock is wrong or it is about to stop. In these
+//! cases a leader asks the best matched voter to take over (leadership transfer; Raft thesis,
+//! section 3.10), and no such node is elected until the reason is gone.
 //!
-//! The request goes to the voter directly and not through openraft's `transfer_leader`, which marks the leader
-//! as transferring for the rest of its term: it would propose nothing and send no heartbeats even if
-//! the voter does not take over. Here the leader continues until another is elected, and asks the next one.
+//! The request goes directly to the voter and not through openraft's `transfer_leader`. That marks
+//! the leader as transferring for the rest of its term: it would propose nothing and send no
+//! heartbeats even if the voter does not take over. Here the leader continues until another is
+//! elected, and asks the next voter.
 //!
-//! A hung disk needs more: openraft's core waits for the disk to store a vote, and a leader's heartbeats do not
-//! depend on its disk. So the node also sends no appends and no heartbeats (`network/client.rs`), and the
-//! others elect a leader by themselves if no transfer succeeds. It answers no votes and no appends of
-//! other leaders (`network/service.rs`), so that its own core does not wait for the disk.
+//! A hung disk needs more: openraft's core waits for the disk to store a vote, but a leader's
+//! heartbeats do not depend on its disk. So the node also sends no appends and no heartbeats
+//! (`network/client.rs`), and the others elect a leader by themselves if no transfer succeeds. It
+//! responds to no votes and to no appends of other leaders (`network/service.rs`), so that its own
+//! core does not wait for the disk.
 //!
-//! Lease reads: a voter that was asked to take over is elected although the leader's lease is valid.
-//! So a leader that has asked serves no lease reads for the rest of its term.
+//! Lease reads: a voter that was asked to take over is elected although the leader's lease is
+//! valid. So a leader that has asked serves no lease reads for the rest of its term.
 
 use std::{
     fmt,
@@ -44,20 +46,20 @@ use conclave_types::{
     status::{Health, NotServing},
 };
 
-/// A hung disk raises no event, so it is polled this often.
+/// The interval at which the disk is polled, because a hung disk raises no event.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// While something is awaited that ends within milliseconds.
+/// The interval while an event is awaited that takes milliseconds.
 const SHORT_POLL: Duration = Duration::from_millis(5);
-/// How long proposals under way may take before leadership is transferred.
+/// The time that running proposals may take before leadership is transferred.
 const PROPOSALS_TIME_MAX: Duration = Duration::from_millis(500);
-/// How long the other followers may take to hear of the new leader.
+/// The time that the other followers may take to learn of the new leader.
 const SPREAD_TIME_MAX: Duration = Duration::from_millis(500);
-/// How long an answer to a small question may take.
+/// The time limit of a short request.
 const ASK_TIMEOUT: Duration = Duration::from_millis(200);
-/// Before a transfer that failed is tried again.
+/// The pause before a failed transfer is retried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// Why a node must not lead.
+/// The reason why a node must not lead.
 #[derive(Clone, Debug)]
 pub(super) enum Unfit {
     Disk(Duration),
@@ -81,17 +83,17 @@ impl fmt::Display for Unfit {
 pub(super) struct Leadership {
     stopping: AtomicBool,
     clock: Mutex<Option<String>>,
-    /// Proposals are refused, because another node is about to lead.
+    /// Set while proposals are rejected, because another node is about to lead.
     transferring: AtomicBool,
-    /// Proposals that have been given to openraft and not answered.
+    /// The number of proposals that openraft has received and not answered.
     proposals: Arc<AtomicUsize>,
     transfers: AtomicU64,
     hung: watch::Sender<bool>,
-    /// Peers' streams end.
+    /// Set once the peers' streams end.
     closed: watch::Sender<bool>,
 }
 
-/// A proposal under way.
+/// A running proposal.
 pub(super) struct Proposal(Arc<AtomicUsize>);
 
 impl Drop for Proposal {
@@ -113,9 +115,9 @@ impl Leadership {
         }
     }
 
-    /// Counts a proposal, or refuses it while leadership is being transferred.
+    /// Counts a proposal, or rejects it while leadership is being transferred.
     pub(super) fn propose(&self) -> Result<Proposal, Error> {
-        // Counted before looking: a transfer sets the flag before it looks at the count.
+        // Counted before the check, because a transfer sets the flag before it reads the count.
         self.proposals.fetch_add(1, Ordering::SeqCst);
         let proposal = Proposal(self.proposals.clone());
         if self.transferring.load(Ordering::SeqCst) {
@@ -124,7 +126,7 @@ impl Leadership {
         Ok(proposal)
     }
 
-    /// Sets or clears a fault of this node's clock: it must not lead until that is cleared.
+    /// Sets or clears a fault of this node's clock. The node must not lead with a fault.
     pub(super) fn set_clock_fault(&self, fatal_error: Option<String>) {
         *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = fatal_error;
     }
@@ -139,7 +141,7 @@ impl Leadership {
 }
 
 impl Inner {
-    /// Why this node must not lead, if so.
+    /// Returns the reason why this node must not lead, if there is one.
     pub(super) fn unfit(&self) -> Option<Unfit> {
         if let Some(busy) = self.disk.hung_for() {
             return Some(Unfit::Disk(busy));
@@ -151,7 +153,7 @@ impl Inner {
         clock.clone().map(Unfit::Clock)
     }
 
-    /// Whether this node is about to stop, or has stopped.
+    /// Returns whether this node is about to stop, or has stopped.
     pub(super) fn is_stopping(&self) -> bool {
         self.leadership.stopping.load(Ordering::SeqCst)
     }
@@ -162,17 +164,17 @@ impl Inner {
         self.raft.runtime_config().elect(false);
     }
 
-    /// How often this node has transferred its leadership.
+    /// Returns how often this node has transferred its leadership.
     pub(super) fn transfers(&self) -> u64 {
         self.leadership.transfers.load(Ordering::Relaxed)
     }
 }
 
-/// Keeps openraft's elections and heartbeats as this node's fitness demands, and transfers leadership away
-/// from a node that is not fit, until the replica is gone.
+/// Enables openraft's elections and heartbeats according to this node's fitness, and transfers
+/// leadership away from an unfit node, until the replica is gone.
 pub(super) async fn run(replica: Weak<Inner>) {
     let mut last: Option<Unfit> = None;
-    // The term in which leadership was transferred: openraft may not have noticed, see above.
+    // The term in which leadership was transferred. openraft may not have noticed, see the module page.
     let mut transferred_in = None;
     let mut retry_at = Instant::now();
     loop {
@@ -190,11 +192,11 @@ pub(super) async fn run(replica: Weak<Inner>) {
         let config = inner.raft.runtime_config();
         config.elect(unfit.is_none() && inner.hold.is_released() && inner.local.lost().is_none());
         config.heartbeat(!hung);
-        // Seen twice: a process that was paused in the middle of a write finds its disk in order.
+        // Observed twice, because a process that was paused during a write finds its disk working.
         let lasting = was_unfit && unfit.is_some();
         last = unfit;
         let term = inner.raft.metrics().borrow_watched().current_term;
-        // A planned stop transfers by itself.
+        // A planned stop makes its own transfer.
         if lasting && !inner.is_stopping() && inner.raft.is_leader() && transferred_in != Some(term)
         {
             if Instant::now() < retry_at {
@@ -206,7 +208,7 @@ pub(super) async fn run(replica: Weak<Inner>) {
                     transferred_in = Some(term);
                 }
                 Err(why) => {
-                    tracing::warn!(why, "leadership could not be transferred");
+                    tracing::warn!(why, "cannot transfer leadership");
                     retry_at = Instant::now() + RETRY_INTERVAL;
                 }
             }
@@ -215,8 +217,9 @@ pub(super) async fn run(replica: Weak<Inner>) {
 }
 
 impl Replica {
-    /// Prepares a planned stop: reports that this node stops, takes part in no election any more, and has
-    /// another node lead if this one does. Calls are answered meanwhile. Bounded by three election timeouts.
+    /// Prepares a planned stop. Reports that this node is stopping, takes part in no further
+    /// election, and transfers leadership if this node leads. Calls are served in the meantime.
+    /// Takes at most three election timeouts.
     pub async fn retire(&self) {
         let inner = &self.0;
         inner.set_stopping();
@@ -236,7 +239,10 @@ impl Replica {
                 self.until_followed(to).await;
             }
             Ok(Err(why)) => {
-                tracing::warn!(why, "this node stops as the leader: the others elect another");
+                tracing::warn!(
+                    why,
+                    "this node stops as the leader, so the other nodes must elect one"
+                );
             }
             Err(_) => tracing::warn!(
                 within = ?limit,
@@ -246,12 +252,12 @@ impl Replica {
         inner.leadership.transferring.store(false, Ordering::SeqCst);
     }
 
-    /// Ends the streams of peers, so that Raft can stop without one under way.
+    /// Ends the streams of peers, so that Raft can stop without an open stream.
     pub fn close_peers(&self) {
         self.0.leadership.closed.send_replace(true);
     }
 
-    /// Whether [`Replica::close_peers`] was called.
+    /// Returns whether [`Replica::close_peers`] was called.
     pub(super) fn is_closed_for_peers(&self) -> bool {
         *self.0.leadership.closed.borrow()
     }
@@ -259,12 +265,12 @@ impl Replica {
     /// Waits for [`Replica::close_peers`].
     pub(super) fn peers_closed(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut closed = self.0.leadership.closed.subscribe();
-        // A sender that is gone closes too.
+        // A dropped sender also closes the streams.
         async move { drop(closed.wait_for(|closed| *closed).await) }
     }
 
-    /// Asks the other voters that may lead, best matched first, to take over leadership, until one has. Returns the
-    /// node that leads then.
+    /// Asks the other voters that may lead, best matched first, to take over, until one has.
+    /// Returns the node that then leads.
     pub(super) async fn transfer_leadership(
         &self,
         may_lead: impl Fn(NodeId) -> bool,
@@ -275,7 +281,7 @@ impl Replica {
         });
         let (vote, last) = timeout(ASK_TIMEOUT, state)
             .await
-            .map_err(|_| "Raft does not answer".to_owned())?
+            .map_err(|_| "Raft does not respond".to_owned())?
             .map_err(|fatal| fatal.to_string())?;
         let hung = self.0.disk.is_hung();
         let mut reasons = Vec::new();
@@ -284,7 +290,7 @@ impl Replica {
         for Successor { node_id, member, matched, .. } in successors {
             // From here on its election may succeed at any time.
             self.0.lease.end(vote.leader_id.term);
-            // With a hung disk the log's end may have reached no other node.
+            // With a hung disk, no other node may have the end of the log.
             let last = if hung { matched } else { last };
             let request = TransferLeaderRequest {
                 from: Some(vote_to_wire(&vote)),
@@ -303,7 +309,7 @@ impl Replica {
             match answer.await {
                 Ok(Ok(answer)) if answer.get_ref().accepted => {}
                 Ok(Ok(_)) => {
-                    reasons.push(format!("node {node_id} does not take over now"));
+                    reasons.push(format!("node {node_id} refused to take over"));
                     continue;
                 }
                 Ok(Err(reason)) => {
@@ -311,7 +317,7 @@ impl Replica {
                     continue;
                 }
                 Err(_) => {
-                    reasons.push(format!("node {node_id} does not answer"));
+                    reasons.push(format!("node {node_id} does not respond"));
                     continue;
                 }
             }
@@ -320,7 +326,7 @@ impl Replica {
                     self.0.leadership.transfers.fetch_add(1, Ordering::Relaxed);
                     return Ok(leader);
                 }
-                None => reasons.push(format!("node {node_id} was asked and not elected")),
+                None => reasons.push(format!("node {node_id} accepted but was not elected")),
             }
         }
         match reasons.is_empty() {
@@ -329,7 +335,8 @@ impl Replica {
         }
     }
 
-    /// Waits until another node leads. A node whose disk hangs does not hear of it, so the successor is asked.
+    /// Waits until another node leads. A node whose disk hangs does not learn of it, so
+    /// it queries the successor.
     async fn led_by_another(&self, to: NodeId, member: &Member, term: u64) -> Option<NodeId> {
         let until = Instant::now() + self.0.timing.election_min;
         while Instant::now() < until {
@@ -348,7 +355,8 @@ impl Replica {
         None
     }
 
-    /// Waits until the other nodes follow the new leader too, so that none forwards calls to a node that is gone.
+    /// Waits until the other nodes follow the new leader too, so that none forwards
+    /// calls to a stopped node.
     async fn until_followed(&self, leader: NodeId) {
         let until = Instant::now() + SPREAD_TIME_MAX;
         for (node_id, member) in self.other_voters() {
@@ -359,7 +367,7 @@ impl Replica {
                 }
             }
         }
-        // And until this node itself does, so that calls under way here are forwarded.
+        // Also waits for this node itself, so that running calls are forwarded.
         while self.0.leader().is_none_or(|(known, _)| known != leader) && Instant::now() < until {
             self.leader_changed().await;
         }
@@ -371,7 +379,8 @@ impl Replica {
         voters
     }
 
-    /// The other voters, the likeliest successor first: those that answered lately, by how much of the log they have.
+    /// Returns the other voters, the most suitable successor first: first those that responded
+    /// recently, then by matched log.
     fn successors(&self) -> Vec<Successor> {
         let voters = self.other_voters().into_iter();
         let metrics = self.0.raft.metrics();
@@ -394,13 +403,14 @@ impl Replica {
         successors
     }
 
-    /// Whether this node may take over leadership from another.
+    /// Returns whether this node may take over leadership from another.
     pub(super) fn may_take_over(&self) -> bool {
         self.0.unfit().is_none() && self.0.fatal_error().is_none()
     }
 
-    /// Refuses a peer's request that openraft's core could answer only after a write, while the disk hangs. A leader
-    /// that this node follows already is not refused: its vote is on disk.
+    /// Rejects a peer's request that openraft's core could answer only after a write,
+    /// while the disk hangs. A leader that this node already follows is not rejected,
+    /// because its vote is on disk.
     pub(super) fn check_disk(&self, leader: Option<&Vote>) -> Result<(), Status> {
         if !self.0.disk.is_hung() {
             return Ok(());
@@ -409,10 +419,10 @@ impl Replica {
         if leader == Some(&followed) && !self.0.raft.is_leader() {
             return Ok(());
         }
-        Err(Status::unavailable("this node's disk does not answer"))
+        Err(Status::unavailable("this node's disk does not respond"))
     }
 
-    /// Ends a call early once the disk hangs: another node can serve it.
+    /// Ends a call early once the disk hangs, because another node can serve it.
     pub async fn unless_disk_hangs<T>(
         &self,
         call: impl Future<Output = Result<T, Error>>,
@@ -421,7 +431,7 @@ impl Replica {
             result = call => result,
             () = self.0.leadership.disk_hangs() => {
                 let why = self.0.disk.fatal_error();
-                Err(Error::stopped(why.unwrap_or_else(|| "the disk did not answer".to_owned())))
+                Err(Error::stopped(why.unwrap_or_else(|| "the disk did not respond".to_owned())))
             }
         }
     }

@@ -1,7 +1,8 @@
-//! The ways out of a state that no node can start with, on the directory of a stopped node.
+//! Recovery of a state that no node can start with, on the data directory of a stopped node.
 //!
-//! Neither is part of the log, so an operator does the same on every node. A node on which it was forgotten, or done
-//! differently, ends in another state than the others: the consistency checks find that, and repair the minority.
+//! No recovery step is part of the log, so an operator repeats it on every node. A node on which a
+//! step was forgotten, or done differently, reaches another state than the others. The consistency
+//! checks detect that, and repair the minority.
 
 use std::{collections::BTreeMap, io, sync::Arc};
 
@@ -21,7 +22,7 @@ use conclave_storage::{
 };
 use conclave_types::{Command, CommandKind, Trap, TrapKind, components::ComponentCommand};
 
-/// Why a directory cannot be changed as an operator has asked.
+/// The reason why a directory cannot be changed as the operator requested.
 #[derive(Debug, thiserror::Error)]
 pub enum NotRecovered {
     /// The request does not fit the directory.
@@ -36,37 +37,37 @@ fn refused(why: String) -> NotRecovered {
     NotRecovered::Refused(why)
 }
 
-/// An entry that an operator has had recorded as trapped.
+/// An entry that was recorded as trapped at the request of an operator.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skipped {
     /// Its index.
     pub index: u64,
-    /// The method that it calls, or what else it is.
+    /// The method that the entry calls, or another description of the entry.
     pub subject: String,
-    /// It had trapped before, so nothing has changed.
+    /// Set if the entry had trapped before, so that nothing has changed.
     pub was_recorded: bool,
 }
 
-/// The trap of an entry that an operator has had skipped. The same text on every node.
+/// The message of the trap of a skipped entry. The same text on every node.
 pub(super) const SKIPPED: &str =
     "an operator had the entry skipped (conclave recover --trap-entry)";
 
-/// The entries that an operator has had skipped.
+/// Returns the entries that were skipped at the request of an operator.
 ///
 /// # Errors
-/// The records cannot be read.
+/// Fails if the metadata entries cannot be read.
 pub fn skipped_entries(log: &LogStore) -> io::Result<BTreeMap<u64, Trap>> {
     let mut traps = recorded_traps(log)?;
     traps.retain(|_, trap| trap.message == SKIPPED);
     Ok(traps)
 }
 
-/// Records an entry as trapped, so that replays answer it without running it, and waits until that is on disk. The log
-/// is shut down with it.
+/// Records an entry as trapped, so that replays return the trap without running the entry, and
+/// waits until the record is on disk. Shuts the log down.
 ///
 /// # Errors
-/// No replay would come to it: it is not in the log, a snapshot covers it, no state machine sees it, or it may not be
-/// committed.
+/// Fails if no replay would reach the entry: it is not in the log, a snapshot covers it, no state
+/// machine applies it, or it may not be committed.
 pub fn skip_entry(
     log: &LogStore,
     snapshots: &SnapshotStore,
@@ -87,8 +88,8 @@ pub fn skip_entry(
     }
     if index > committed && !uncommitted {
         return Err(refused(format!(
-            "entry {index} may not be committed, and another leader may have put another one in its place: this node \
-             knows entries up to {committed} to be committed. If the nodes stop while they apply this very entry, give \
+            "entry {index} may not be committed, and another leader may have replaced it: this node \
+             knows the entries up to {committed} to be committed. If the nodes stop while they apply this entry, add \
              --uncommitted"
         )));
     }
@@ -96,7 +97,7 @@ pub fn skip_entry(
     let entry = entry.ok_or_else(|| refused(format!("entry {index} is not in the log")))?;
     let subject = subject(&entry.payload).ok_or_else(|| {
         refused(format!(
-            "entry {index} is none that a state machine applies: see `conclave replay --entries`"
+            "entry {index} is not applied by a state machine: see `conclave replay --entries`"
         ))
     })?;
     let name = trap_record(index);
@@ -109,7 +110,7 @@ pub fn skip_entry(
     Ok(Skipped { index, subject, was_recorded })
 }
 
-/// The part of an entry that a state machine sees. `None`: nothing.
+/// Returns a description of the part of an entry that a state machine applies. `None`: there is none.
 fn subject(payload: &Payload) -> Option<String> {
     let Payload::Normal(Command { kind, .. }) = payload else { return None };
     match kind {
@@ -125,28 +126,29 @@ fn subject(payload: &Payload) -> Option<String> {
     }
 }
 
-/// Writes and syncs the records, and waits for it.
+/// Writes and syncs the metadata entries, and shuts the log down.
 fn close(log: &LogStore) -> io::Result<()> {
     log.sync_records()?;
     log.shutdown();
     log.poisoned().map_or(Ok(()), |why| Err(io::Error::other(why)))
 }
 
-/// The result of exchanging a component.
+/// The result of replacing a component.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Replaced {
-    /// The index of the snapshot, from which on the other component is the active one.
+    /// The index of the snapshot. From this index on the other component is the active one.
     pub index: u64,
-    /// The time and memory that restoring the state took.
+    /// The time and the memory that restoring the state took.
     pub rehearsal: Rehearsal,
 }
 
-/// Makes `component` the active one of the newest snapshot, as if it had been activated at the snapshot's index. The
-/// entries after that are applied by it, also those that trapped before. The state must be restorable into the
-/// component. The log is shut down with it.
+/// Makes `component` the active one of the newest snapshot, as if it had been activated at the
+/// snapshot's index. It will apply the entries after that index, including those that trapped
+/// before. It must be able to restore the state. Shuts the log down.
 ///
 /// # Errors
-/// There is no snapshot, the component does not accept its state, or the directory cannot be written.
+/// Fails if there is no snapshot, if the component does not accept its state, or if the
+/// directory cannot be written.
 pub fn replace_component(
     log: &LogStore,
     snapshots: &SnapshotStore,
@@ -156,8 +158,8 @@ pub fn replace_component(
 ) -> Result<Replaced, NotRecovered> {
     let file = snapshots.latest().map_err(io::Error::other)?.ok_or_else(|| {
         refused(
-            "there is no snapshot in this directory, so the state begins with the component that the cluster was begun \
-             with, and all entries of the log: only single entries can be skipped (--trap-entry)"
+            "there is no snapshot in this directory, so the state starts with the cluster's initial component \
+             and all entries of the log: only single entries can be skipped (--trap-entry)"
                 .to_owned(),
         )
     })?;
@@ -175,7 +177,8 @@ pub fn replace_component(
     let mut saved = saved_state(&file, components)?.0;
     saved.component = component.clone();
     let rehearsal = rehearse(component, seed, saved, std::iter::empty(), || false);
-    let rehearsal = rehearsal.map_err(|error| refused(format!("the component: {error}")))?;
+    let rehearsal =
+        rehearsal.map_err(|error| refused(format!("the component cannot be used: {error}")))?;
     registry.replace(index, component.id(), component.bytes().clone(), about(component));
     registry.describe(&mut header);
     let mut writer =
@@ -187,8 +190,8 @@ pub fn replace_component(
         writer.write(&chunk.map_err(io::Error::other)?).map_err(io::Error::other)?;
     }
     let written = writer.finish().map_err(io::Error::other)?;
-    // The other component computes these entries, on every node. After a crash in between they are found to trap again,
-    // or are applied.
+    // The other component applies these entries again, on every node. After a crash at this point,
+    // they are applied or trap again.
     for (trapped, trap) in recorded_traps(log)? {
         if trap.message != SKIPPED {
             log.put_record(&trap_record(trapped), None)?;

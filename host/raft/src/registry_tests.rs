@@ -48,7 +48,11 @@ fn a_component_comes_in_pieces() {
         (&known.bytes[..], known.index, &*known.about.name),
         (&b"abcdefgh"[..], 7, "pushed")
     );
-    assert_eq!(registry.active(), ComponentId::of(b"the first"), "the active component has not changed");
+    assert_eq!(
+        registry.active(),
+        ComponentId::of(b"the first"),
+        "the active component has not changed"
+    );
 }
 
 /// A new leader, or a client that lost a response, sends pieces again.

@@ -91,7 +91,10 @@ pub(super) async fn accept(
 /// Decodes the header of a snapshot file.
 pub(super) fn header(file: &SnapshotFile) -> io::Result<SnapshotHeader> {
     SnapshotHeader::decode(file.header().clone()).map_err(|error| {
-        io::Error::new(io::ErrorKind::InvalidData, format!("the header of a snapshot is malformed: {error}"))
+        io::Error::new(
+            io::ErrorKind::InvalidData,
+            format!("the header of a snapshot is malformed: {error}"),
+        )
     })
 }
 
@@ -125,7 +128,9 @@ pub fn saved_state(
     }
     let bytes = registry.get(&active).map(|known| known.bytes.clone()).unwrap_or_default();
     let component = components.compile(active, &bytes).map_err(|error| {
-        io::Error::other(format!("component {active}, to which the snapshot's state belongs: {error}"))
+        io::Error::other(format!(
+            "component {active}, to which the snapshot's state belongs: {error}"
+        ))
     })?;
     let saved = SavedState {
         component,
@@ -203,7 +208,9 @@ pub(super) fn check_coverage(header: &SnapshotHeader, leader: &Vote) -> Result<(
         ));
     }
     if meta.last_membership.log_id().is_none_or(|log_id| log_id > last) {
-        return Err(format!("the header of the snapshot at {last} does not name the members at that entry"));
+        return Err(format!(
+            "the header of the snapshot at {last} does not name the members at that entry"
+        ));
     }
     Ok(())
 }
@@ -342,7 +349,7 @@ pub(super) async fn receive(
     let (mut bytes, mut hash) = (0_u64, blake3::Hasher::new());
     loop {
         let part = timeout(STALL_TIMEOUT, parts.message()).await;
-        let part = part.map_err(|_| Status::deadline_exceeded("the transfer of the snapshot makes no progress"))?;
+        let part = part.map_err(|_| Status::deadline_exceeded("the snapshot makes no progress"))?;
         let Some(part) = part? else { break };
         let incoming = match part.part {
             Some(Part::Chunk(chunk)) => {

@@ -322,9 +322,13 @@ impl StateMachine {
                 });
                 self.hand_over(vec![(index, Some(entry), Some(done))]).await?;
                 outcome.await.map_err(|_| {
-                    let why =
-                        self.worker.fatal_error().unwrap_or_else(|| "it is shutting down".to_owned());
-                    io::Error::other(format!("the state machine stopped during an activation: {why}"))
+                    let why = self
+                        .worker
+                        .fatal_error()
+                        .unwrap_or_else(|| "it is shutting down".to_owned());
+                    io::Error::other(format!(
+                        "the state machine stopped during an activation: {why}"
+                    ))
                 })?
             }
         };
@@ -336,7 +340,7 @@ impl StateMachine {
             }
         }
         match &outcome {
-            Outcome::Reply(_) => tracing::info!(index, %component, "component activated"),
+            Outcome::Reply(_) => tracing::info!(index, %component, "a component is active"),
             Outcome::Failure(failure) => tracing::warn!(index, %component, why = failure.message),
             Outcome::Trap(trap) => tracing::warn!(index, %component, why = trap.message),
         }

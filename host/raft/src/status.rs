@@ -1,4 +1,4 @@
-//! What this node knows of itself and of its cluster.
+//! The status of this node and of its cluster.
 
 use std::time::Duration;
 
@@ -19,7 +19,7 @@ use conclave_types::{
     status::{ClockStatus, ClusterStatus, LimitsSet, NodeStatus, PeerLink, Role},
 };
 
-/// A member that has not answered by then counts as unreachable.
+/// The time after which a member that has not responded counts as unreachable.
 const ASK_TIMEOUT: Duration = Duration::from_secs(1);
 
 fn index(log_id: Option<&LogId>) -> u64 {
@@ -27,7 +27,7 @@ fn index(log_id: Option<&LogId>) -> u64 {
 }
 
 impl Replica {
-    /// What this node knows of itself.
+    /// Returns the status of this node.
     pub fn node_status(&self) -> NodeStatus {
         let inner = &self.0;
         let (leads, fatal_error) = (inner.leads(), inner.fatal_error().unwrap_or_default());
@@ -36,7 +36,7 @@ impl Replica {
         let member = metrics.membership_config.get_node(&inner.node_id()).cloned();
         let member = member.unwrap_or_default();
         let (divergences, divergence) = inner.divergence.past();
-        // One that has lost its majority or its disk leads nobody, though openraft has not noticed.
+        // A leader without its majority or its disk leads no node, even if openraft has not noticed.
         let deposed = metrics.state.is_leader() && !leads;
         let leader = metrics.current_leader.filter(|_| !deposed);
         NodeStatus {
@@ -69,7 +69,7 @@ impl Replica {
         }
     }
 
-    /// Asks every member at once.
+    /// Returns the status of the cluster, and queries all members in parallel.
     pub async fn cluster_status(&self) -> ClusterStatus {
         let own = self.node_status();
         let members: Vec<(NodeId, Member)> = {
@@ -92,7 +92,7 @@ impl Replica {
         let mut nodes = join_all(asked).await;
         nodes.push(own.clone());
         nodes.sort_by_key(|node| node.id);
-        // A node that follows nobody, because its disk hangs for example, believes the others.
+        // A node without a leader, for example because its disk hangs, relies on the others' status.
         let leading = nodes.iter().filter(|node| node.role == Role::Leader);
         let leading = leading.max_by_key(|node| node.term).map(|node| node.id);
         let LimitsInForce { limits, index } = self.limits_in_force();
@@ -117,17 +117,17 @@ impl Replica {
         Ok(from_wire(answer.into_inner(), member))
     }
 
-    /// Why the last snapshot could not be taken, if it could not.
+    /// Returns the reason why the last snapshot failed, if it did.
     pub fn snapshot_failure(&self) -> Option<String> {
         self.0.building.failure()
     }
 
-    /// The linear memory that restoring the last snapshot took, in bytes.
+    /// Returns the linear memory used to restore the last snapshot, in bytes.
     pub fn snapshot_restored_bytes(&self) -> u64 {
         self.0.building.restored_bytes()
     }
 
-    /// Takes a snapshot and waits until it is on disk; the index that it reaches.
+    /// Takes a snapshot and waits until it is on disk. Returns the index that it covers.
     pub async fn snapshot_now(&self) -> Result<u64, Error> {
         const POLL_INTERVAL: Duration = Duration::from_millis(50);
         if let Some(why) = self.0.fatal_error() {
@@ -147,7 +147,7 @@ impl Replica {
         }
         loop {
             let ready = self.0.building.ready.notified();
-            // Also again: one that was on its way already may be of an older state.
+            // Repeated, because a snapshot that was already running may be of an older state.
             if self.0.building.wants(target) {
                 self.0.raft.trigger().snapshot().await.map_err(|fatal| self.0.stopped(fatal))?;
             }
@@ -191,7 +191,7 @@ fn from_wire(status: NodeStatusResponse, member: &Member) -> NodeStatus {
 }
 
 impl super::Inner {
-    /// The problems that an operator should look at, although the node works.
+    /// Returns the problems that need an operator's attention although the node works.
     fn alarms(&self) -> Vec<String> {
         let standby = self.worker.standby_problem();
         let standby = standby.map(|why| format!("standby instance: {why}"));
@@ -207,7 +207,7 @@ impl super::Inner {
     }
 }
 
-/// A warning while there is time: a state that needs more memory to be restored than there is has no snapshot.
+/// Warns in time: a state that needs more memory to restore than the limit cannot be saved as a snapshot.
 fn restore_headroom(restored_bytes: u64, limits: &ClusterLimits) -> Option<String> {
     let bytes_max = limits.state_call_memory_bytes_max() as u64;
     (restored_bytes > bytes_max / 4 * 3).then(|| {
@@ -219,7 +219,7 @@ fn restore_headroom(restored_bytes: u64, limits: &ClusterLimits) -> Option<Strin
     })
 }
 
-/// A warning while there is time: calls that need more memory than there is trap.
+/// Warns in time: calls that need more memory than the limit trap.
 fn growth_headroom(primary_bytes: u64, limits: &ClusterLimits) -> Option<String> {
     let bytes_max = limits.memory_bytes_max as u64;
     (primary_bytes > bytes_max / 8 * 7).then(|| {
@@ -235,7 +235,7 @@ fn clock_from_wire(clock: wire::ClockStatus) -> ClockStatus {
     ClockStatus { offset_ms, log_time_ms, log_offset_ms, alarm }
 }
 
-/// To the wire.
+/// Converts a node's status to its wire form.
 pub(super) fn to_wire(status: &NodeStatus) -> NodeStatusResponse {
     NodeStatusResponse {
         node_id: status.id,

@@ -1,58 +1,61 @@
 //! The timing of elections, heartbeats and peer calls, and the arithmetic between them.
 //!
-//! openraft has three settings; ours are what an operator observes. In openraft a follower waits for one
-//! *lease*, its longest election timeout, and then for a random time between its two timeouts. So the
-//! silence that starts an election lies between [`Timing::election_min`] and [`Timing::election_max`]
-//! exactly if the lease is half of `election_max`, and the shortest wait is `election_min` less the lease.
+//! openraft has three settings; Conclave's settings are the effects that an operator observes. In
+//! openraft a follower waits for one *lease*, its longest election timeout, and then for a random
+//! time between its two timeouts. So the silence that starts an election lies between
+//! [`Timing::election_min`] and [`Timing::election_max`] exactly if the lease is half of
+//! `election_max` and the shortest wait is `election_min` less the lease.
 //!
-//! openraft bounds a heartbeat by its heartbeat interval and a vote by its shortest wait, so both settings
-//! limit the round trips that a cluster tolerates. Heartbeats are therefore sent by our own clock, at
-//! [`Timing::heartbeat`], and openraft's interval is the longest deadline that it allows.
+//! openraft bounds a heartbeat by its heartbeat interval and a vote by its shortest wait, so both
+//! settings limit the round trips that a cluster tolerates. Conclave therefore sends heartbeats
+//! at its own interval, [`Timing::heartbeat`], and sets openraft's interval to the longest
+//! deadline that openraft allows.
 
 use std::time::Duration;
 
 /// openraft requires its heartbeat interval to be shorter than the shortest wait.
 const DEADLINE_MARGIN: Duration = Duration::from_millis(1);
 
-/// The timing of elections and calls. The election timeout must be several heartbeats, or a single late one
-/// starts an election.
+/// The timing of elections and calls. The election timeout must be several heartbeats, because
+/// otherwise a single late heartbeat starts an election.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Timing {
-    /// How often a leader sends heartbeats. Default 100 ms, at least 10 ms.
+    /// The interval between a leader's heartbeats. Default 100 ms, at least 10 ms.
     pub heartbeat: Duration,
-    /// A follower that receives nothing for a random time between these two starts an election. Default
-    /// 800 ms, at least half of `election_max` and 2 heartbeats.
+    /// The lower bound of the random time after which a follower without messages starts an
+    /// election. Default 800 ms, at least half of `election_max` and 2 heartbeats.
     pub election_min: Duration,
-    /// Default 1000 ms, at least `election_min` and a heartbeat.
+    /// The upper bound of that time. Default 1000 ms, at least `election_min` and a heartbeat.
     pub election_max: Duration,
-    /// How long a request may take whose caller set no deadline. Default 10 s.
+    /// The time limit of a request whose caller set no deadline. Default 10 s.
     pub request_timeout: Duration,
 }
 
 impl Timing {
-    /// How long after the last message of a leader its followers grant no other node a vote.
+    /// Returns the time after a leader's last message during which its followers vote for no other
+    /// node (Raft thesis, section 4.2.3).
     pub fn lease(&self) -> Duration {
         self.election_max / 2
     }
 
-    /// The shortest random wait after the lease, in which a round of votes must fit.
+    /// Returns the shortest random wait after the lease, in which a round of votes must fit.
     pub fn wait_min(&self) -> Duration {
         self.election_min.saturating_sub(self.lease())
     }
 
-    /// The deadline of a heartbeat.
+    /// Returns the deadline of a heartbeat.
     pub fn call_deadline(&self) -> Duration {
         self.wait_min().saturating_sub(DEADLINE_MARGIN)
     }
 
-    /// The longest round trip between members with which elections and heartbeats succeed. A tenth of the
-    /// deadline is left to the nodes themselves.
+    /// Returns the longest round trip between members with which elections and heartbeats succeed.
+    /// A tenth of the deadline is left to the nodes themselves.
     pub fn round_trip_max(&self) -> Duration {
         self.call_deadline() * 9 / 10
     }
 
-    /// The advice for a round trip that is too long. The election timeouts follow `heartbeat_ms` if they
-    /// are not set, and leave three heartbeats for a call.
+    /// Returns the advice for a round trip that is too long. The election timeouts follow
+    /// `heartbeat_ms` if they are not set, and leave three heartbeats for a call.
     pub fn advice(&self, round_trip: Duration) -> String {
         format!(
             "the round trip of {} ms is longer than heartbeat_ms ({}), election_min_ms ({}) and \

@@ -1,14 +1,16 @@
-//! What a node must not do right after its start: help to elect a leader.
+//! The vote hold-off: a restarted follower waits for one lease before it votes.
 //!
-//! A leader that answers lease reads relies on its followers, who grant nobody a vote for one lease after
-//! its last word. openraft keeps that promise in memory only, so a follower that restarts quickly has
-//! forgotten it (and a second leader could be elected while the first still answers). So whoever finds on
-//! its disk that it followed somebody waits for one lease, the longest that it had been set to, in which every
-//! such promise runs out. Who has
-//! never followed anybody, or led last itself, has promised nothing.
+//! A leader that serves lease reads relies on its followers, which vote for no other node for one
+//! lease after its last message (Raft thesis, section 6.4.1). openraft keeps that promise in memory
+//! only, so a follower that restarts quickly has forgotten it. Then a second leader could be
+//! elected while the first still serves lease reads.
 //!
-//! Every node also first tries to reach each other member once: a peer may remember more of it than its data
-//! directory holds (see [`super::network::local`]), and then it must not vote.
+//! So a node waits if the vote on its disk shows that it followed a leader. It waits for one lease,
+//! the longest that was ever configured, after which every such promise has expired. A node that
+//! has never followed a leader, or that was the last leader itself, has promised nothing.
+//!
+//! Every node also first tries to reach each other member once: a peer may remember more of it than
+//! its data directory holds (see [`super::network::local`]), and then it must not vote.
 
 use std::{
     io,
@@ -28,8 +30,8 @@ use conclave_types::NodeId;
 /// The metadata entry with the longest lease, in milliseconds, that this node may have promised.
 const LEASE: &str = "lease";
 
-/// The longest lease that this node may have promised before it started, or will with its present setting.
-/// From now on that is on record.
+/// Returns the longest lease that this node may have promised before it started, or will promise
+/// with its present configuration. Stores that value.
 pub(super) fn longest_lease(log: &LogStore, lease: Duration) -> io::Result<Duration> {
     let recorded = log.get_record(LEASE)?.and_then(|value| <[u8; 8]>::try_from(value).ok());
     let recorded = recorded.map(u64::from_be_bytes).map(Duration::from_millis);
@@ -44,15 +46,15 @@ fn record_lease(log: &LogStore, lease: Duration) -> io::Result<()> {
     log.put_record(LEASE, Some((lease.as_millis() as u64).to_be_bytes().to_vec()))
 }
 
-/// Until when this node neither votes nor stands for election.
+/// The time until which this node neither votes nor stands for election.
 pub(super) struct VoteHoldoff {
     until: Instant,
-    /// Every other member has been tried as well.
+    /// Set once every other member has been tried as well.
     released: AtomicBool,
 }
 
 impl VoteHoldoff {
-    /// For a node that starts now and has this vote on disk.
+    /// Creates the hold-off of a node that starts now and has this vote on disk.
     pub(super) fn new(vote: Option<Vote>, node_id: NodeId, lease: Duration) -> Self {
         let followed =
             vote.is_some_and(|vote| vote.committed && vote.leader_id.voted_for != node_id);
@@ -64,13 +66,13 @@ impl VoteHoldoff {
         self.until <= Instant::now()
     }
 
-    /// Whether this node may stand for election.
+    /// Returns whether this node may stand for election.
     pub(super) fn is_released(&self) -> bool {
         self.released.load(Ordering::Relaxed)
     }
 
-    /// Returns once it is over. A request for a vote waits here rather than being refused: the next
-    /// one would come only after another election timeout.
+    /// Returns once the hold-off is over. A vote request waits here instead of being rejected,
+    /// because the next request would come only after another election timeout.
     pub(super) async fn over(&self) {
         if !self.is_over() {
             sleep_until(self.until).await;
@@ -84,9 +86,9 @@ pub(super) async fn release(replica: Weak<Inner>) {
     sleep_until(until).await;
     let Some(inner) = replica.upgrade() else { return };
     inner.peers.settled().await;
-    // Every promise of an earlier process has run out.
+    // Every promise of an earlier process has expired.
     if let Err(error) = record_lease(&inner.log, inner.timing.lease()) {
-        tracing::warn!(%error, "cannot record the length of the lease");
+        tracing::warn!(%error, "cannot store the length of the lease");
     }
     inner.hold.released.store(true, Ordering::Relaxed);
     if inner.local.lost().is_none() && inner.unfit().is_none() {
@@ -94,7 +96,7 @@ pub(super) async fn release(replica: Weak<Inner>) {
     }
     let mut lost = inner.local.watch_lost();
     drop(inner);
-    // Its peers ignore a node whose directory is an old copy; it must not try to be elected either.
+    // Peers ignore a node whose directory is an old copy. The node must not stand for election either.
     if lost.wait_for(Option::is_some).await.is_ok()
         && let Some(inner) = replica.upgrade()
     {
@@ -112,8 +114,8 @@ mod tests {
     fn only_who_followed_somebody_waits() {
         let waits = |vote| !VoteHoldoff::new(vote, 1, LEASE).is_over();
         assert!(waits(Some(Vote::new_committed(3, 2))));
-        assert!(!waits(Some(Vote::new_committed(3, 1))), "it led itself");
-        assert!(!waits(Some(Vote::new(3, 2))), "nobody was elected yet");
+        assert!(!waits(Some(Vote::new_committed(3, 1))), "the node was the leader");
+        assert!(!waits(Some(Vote::new(3, 2))), "no leader was elected");
         assert!(!waits(None));
     }
 }

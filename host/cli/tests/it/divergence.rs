@@ -176,7 +176,8 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
     repaired(&cluster, victim, 1).await;
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     let named = node(&cluster, victim).await.unwrap().divergence;
-    // "up to entry A all was equal, at B it is not": the first consistency check after the wrong answer.
+    // "all outcomes up to entry A were equal, but those up to B differ": B is the first consistency
+    // check after the wrong answer.
     let numbers: Vec<u64> = named
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())

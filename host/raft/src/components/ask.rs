@@ -193,11 +193,12 @@ impl Replica {
         id: ComponentId,
     ) -> Result<Component, Error> {
         let bytes = registry.get(&id).map(|known| known.bytes.clone());
-        let bytes = bytes.ok_or_else(|| Error::refused(format!("the cluster has no component {id}")))?;
+        let bytes =
+            bytes.ok_or_else(|| Error::refused(format!("the cluster has no component {id}")))?;
         let components = self.0.components.clone();
         let compiling = tokio::task::spawn_blocking(move || components.compile(id, &bytes));
         let compiled = compiling.await.map_err(|error| Error::fatal(error.to_string()))?;
-        compiled.map_err(|error| Error::fatal(format!("component {id} cannot be compiled on this node: {error}")))
+        compiled.map_err(|error| Error::fatal(format!("cannot compile component {id}: {error}")))
     }
 }
 

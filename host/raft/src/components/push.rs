@@ -222,8 +222,8 @@ pub(crate) fn part_to_wire(applied: PartApplied) -> Bytes {
 
 fn part_from_wire(bytes: &Bytes) -> Result<PartApplied, Error> {
     let applied = ComponentPartApplied::decode(bytes.clone());
-    let applied =
-        applied.map_err(|error| Error::fatal(format!("the response to a piece is malformed: {error}")))?;
+    let applied = applied
+        .map_err(|error| Error::fatal(format!("the response to a piece is malformed: {error}")))?;
     Ok(PartApplied { next_at: applied.next_at, whole: applied.whole })
 }
 

@@ -1,4 +1,4 @@
-//! Proposes the digest that a majority of the voters has, for everybody to compare their own with.
+//! Proposes the digest of a majority of the voters, so that every replica can compare its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -19,27 +19,28 @@ use conclave_proto::{
 use conclave_storage::raft_types::Member;
 use conclave_types::{CommandKind, ConsistencyCheck, DIGEST_VERSION, Digest, NodeId};
 
-/// A voter that has not answered by then has no say.
+/// The time after which a voter that has not responded does not count.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
-/// For so long a voter waits until it has applied what it is asked about.
+/// The time that a voter waits until it has applied the requested index.
 const APPLY_TIMEOUT: Duration = Duration::from_secs(1);
 const POLL_INTERVAL: Duration = Duration::from_millis(5);
 
-/// A node's answer to the question for its digest at an index.
+/// A node's response to the request for its digest at an index.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Heard {
     Digest(Testimony),
-    /// It has none that others could have, as its state comes from a snapshot of another version.
+    /// The node has no comparable digest, because its state comes from a snapshot of another version.
     Without,
-    /// It is not there yet, does not know any more, is of another version, or did not answer.
+    /// The node has not applied the index, no longer knows the digest, has another
+    /// version, or did not respond.
     Nothing,
 }
 
-/// The voters' answers.
+/// The voters' responses.
 #[derive(Default)]
 pub(super) struct Digests {
     pub(super) answers: BTreeMap<NodeId, Testimony>,
-    /// Some voter has none.
+    /// Set if a voter has no comparable digest.
     pub(super) without: bool,
 }
 
@@ -57,11 +58,11 @@ pub(crate) async fn run(replica: Weak<Inner>, interval: Duration) {
 }
 
 impl Replica {
-    /// Asks all voters and proposes what most of them have, if there is anything new.
+    /// Collects the digests of all voters and proposes the majority's, if there are new entries.
     async fn consistency_check(&self) {
         let voters = self.voters();
         if voters.len() < 2 {
-            return; // Nobody to compare with.
+            return; // There is no other voter to compare with.
         }
         let index = self.0.worker.applied();
         if !self.0.worker.keeps_digest() {
@@ -69,7 +70,7 @@ impl Replica {
         }
         let Ok(Some(own)) = self.0.worker.digest_at(index).await else { return };
         if self.0.divergence.last_equal().is_some_and(|last| last.digest == own) {
-            return; // Nothing has come since.
+            return; // There are no new entries.
         }
         let Digests { answers, without } = self.digests(&voters, index).await;
         if without {
@@ -82,7 +83,7 @@ impl Replica {
                 tracing::debug!(
                     index,
                     ?answers,
-                    "too few independent digests for a consistency_check"
+                    "too few independent digests for a consistency check"
                 );
                 return;
             }
@@ -94,7 +95,7 @@ impl Replica {
                     ?answers,
                     "the replicas disagree on the outcomes of entries, and no majority of independent replicas \
                      decides. Start the voters that are down. If all are up, compare the states with `conclave \
-                     cluster verify`, and rebuild the node that is wrong under a new id"
+                     cluster verify`, and rebuild the wrong node under a new id"
                 );
                 return;
             }
@@ -102,19 +103,19 @@ impl Replica {
         self.0.divergence.set_disputed(false);
         for (node, other) in &answers {
             if other.digest != digest {
-                tracing::warn!(node, index, "a node's machine has diverged from the majority's");
+                tracing::warn!(node, index, "a node has diverged from the majority");
             }
         }
         let (version, begins) = (DIGEST_VERSION, false);
         self.propose_consistency_check(ConsistencyCheck { index, digest, version, begins }).await;
     }
 
-    /// Has every replica's digest begin again: some come from snapshots of another version of Conclave, so they could
-    /// never be equal.
+    /// Makes the digests of all replicas start again. Some replicas come from snapshots of another
+    /// version of Conclave, so their digests could never become equal.
     async fn begin_digests(&self) {
         let index = self.0.worker.applied();
         let digest = Digest(*blake3::hash(&index.to_le_bytes()).as_bytes());
-        tracing::info!("the digests of all replicas begin again");
+        tracing::info!("the digests of all replicas start again");
         let (version, begins) = (DIGEST_VERSION, true);
         self.propose_consistency_check(ConsistencyCheck { index, digest, version, begins }).await;
     }
@@ -123,18 +124,18 @@ impl Replica {
         let kind = CommandKind::ConsistencyCheck(consistency_check);
         let deadline = Instant::now() + self.0.timing.request_timeout;
         if let Err(error) = self.propose_kind(kind, deadline).await {
-            tracing::debug!(%error, "no consistency_check");
+            tracing::debug!(%error, "cannot propose a consistency check");
         }
     }
 
-    /// The sets of voters: one, or two while the membership changes.
+    /// Returns the sets of voters: one, or two while the membership changes.
     pub(crate) fn voter_sets(&self) -> Vec<BTreeSet<NodeId>> {
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
         metrics.membership_config.membership().get_joint_config().clone()
     }
 
-    /// The voters' digests at an index, of those that know theirs.
+    /// Collects the digests at an index from the voters that know theirs.
     pub(super) async fn digests(&self, voters: &[(NodeId, Member)], index: u64) -> Digests {
         let asked = voters.iter().map(|(node_id, member)| async move {
             let answer = async {
@@ -172,7 +173,7 @@ impl Replica {
         heard_from_wire(node_id, &answer)
     }
 
-    /// This node's digest at an index, once it has applied it.
+    /// Returns this node's digest at an index, once this node has applied it.
     pub(crate) async fn digest_here(&self, index: u64) -> Heard {
         let until = Instant::now() + APPLY_TIMEOUT;
         while self.0.worker.applied() < index {
@@ -184,8 +185,9 @@ impl Replica {
         if self.0.fatal_error().is_some() {
             return Heard::Nothing;
         }
-        // The origin first: a state that is restored in between counts as the older one's, which only errs on the
-        // side of too few votes if both are copies, and the digest of the newer is not known before its index.
+        // The origin is read first. If another state is restored in between, the digest counts for
+        // the older state's origin. That errs only towards too few votes, if both states are
+        // copies, and the digest of the newer state is not known before its index.
         let origin = self.0.divergence.origin();
         let keeps = self.0.worker.keeps_digest();
         match self.0.worker.digest_at(index).await {
@@ -196,7 +198,7 @@ impl Replica {
     }
 }
 
-/// To the wire.
+/// Converts a digest to its wire form.
 pub(crate) fn heard_to_wire(heard: Heard) -> DigestResponse {
     let answer = DigestResponse { version: DIGEST_VERSION, ..DigestResponse::default() };
     match heard {
@@ -208,7 +210,7 @@ pub(crate) fn heard_to_wire(heard: Heard) -> DigestResponse {
     }
 }
 
-/// From the wire. A node of another version says nothing that could be compared.
+/// Converts a digest from its wire form. A digest of another version cannot be compared.
 fn heard_from_wire(node_id: NodeId, answer: &DigestResponse) -> Heard {
     if answer.version != DIGEST_VERSION {
         return Heard::Nothing;

@@ -1,7 +1,7 @@
-//! Whether this node's snapshot may be given to a peer: not while its state is disputed.
+//! Decides whether this node may send its snapshot to a peer: not while its state is disputed.
 //!
-//! The question is asked when a snapshot is about to be sent, and answered by the voters at that moment, so it
-//! needs no memory of earlier leaders. A voter that is down, or behind, answers nothing and stops no snapshot.
+//! The voters decide at the time when a snapshot is about to be sent, so no record of earlier
+//! leaders is needed. A voter that is down, or behind, does not respond and blocks no snapshot.
 
 use super::{
     consistency_checks::Digests,
@@ -12,8 +12,9 @@ use conclave_storage::SnapshotFile;
 use conclave_types::{ConsistencyCheck, Digest, NodeId};
 
 impl Replica {
-    /// Refuses to give this snapshot to a peer if this node is in quarantine, or if the other voters have other
-    /// outcomes than this node up to the snapshot's index and no majority of lineages has this node's.
+    /// Returns an error if this node is in quarantine. Also returns an error if the other
+    /// voters have other outcomes up to the snapshot's index and no majority of lineages
+    /// has this node's outcomes.
     pub(crate) async fn may_give(&self, file: &SnapshotFile, to: NodeId) -> Result<(), String> {
         let given = self.check_given(file, to).await;
         self.0.divergence.note_given(to, given.as_ref().err().map(String::as_str));
@@ -23,33 +24,36 @@ impl Replica {
     async fn check_given(&self, file: &SnapshotFile, to: NodeId) -> Result<(), String> {
         let divergence = &self.0.divergence;
         if divergence.is_stopped() {
-            return Err(divergence.why().unwrap_or_else(|| "it is being repaired".to_owned()));
+            return Err(divergence
+                .why()
+                .unwrap_or_else(|| "this node is being repaired".to_owned()));
         }
         if !divergence.compares() || is_agreed(file.index(), divergence.last_equal()) {
             return Ok(());
         }
-        // An agreement up to here is one up to every index before: the digest is a chain.
+        // An agreement at this index covers all earlier indexes too, because the digest is a chain.
         let index = self.0.worker.applied();
         let Some(own) = self.0.worker.digest_at(index).await.ok().flatten() else {
-            return Ok(()); // Nothing to compare yet: the cluster was just upgraded.
+            return Ok(()); // There is no digest to compare yet: the cluster was just upgraded.
         };
         if permits(self.verdict(index, own, to).await, own) {
             return Ok(());
         }
-        // The voters may disagree only over what came after the snapshot.
+        // The voters may disagree only about entries after the snapshot.
         let header = snapshot::header(file).map_err(|error| error.to_string())?;
         match snapshot::digest(&header)? {
             Some(digest) if permits(self.verdict(file.index(), digest, to).await, digest) => Ok(()),
             _ => Err(format!(
                 "the replicas disagree on the outcomes of the entries up to {}, and no majority decides: the \
-                 snapshot at {} is not sent before they agree",
+                 snapshot at {} is not sent until they agree",
                 index,
                 file.index()
             )),
         }
     }
 
-    /// The verdict of the voters other than `to` on their digests at this index, where this node has `digest`.
+    /// Returns the verdict of the voters other than `to` on the digests at this index, where
+    /// this node has `digest`.
     async fn verdict(&self, index: u64, digest: Digest, to: NodeId) -> Verdict {
         let mut others = self.voters();
         others.retain(|(node_id, _)| *node_id != self.0.node_id() && *node_id != to);
@@ -60,12 +64,14 @@ impl Replica {
     }
 }
 
-/// Whether a snapshot at this index covers only entries whose outcomes a consistency check has found equal.
+/// Returns whether a consistency check has found equal outcomes for all entries that a
+/// snapshot at this index covers.
 fn is_agreed(index: u64, last_equal: Option<ConsistencyCheck>) -> bool {
     last_equal.is_some_and(|last| index <= last.index)
 }
 
-/// Whether a state with this digest may be given to a peer: no voter has another digest, or a majority has this one.
+/// Returns whether a state with this digest may be sent: no voter has another digest, or
+/// a majority has this one.
 fn permits(verdict: Verdict, digest: Digest) -> bool {
     match verdict {
         Verdict::Decided(decided) => decided == digest,

@@ -1,10 +1,10 @@
-//! Counts digests by lineage: the rule by which a consistency check is decided.
+//! Counts digests by lineage, and so decides a consistency check.
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use conclave_types::{Digest, NodeId};
 
-/// The answer of one voter: its digest, and the node whose computation that continues.
+/// One voter's digest, and its origin: the node that computed the state which the voter continues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Testimony {
     pub(crate) digest: Digest,
@@ -16,18 +16,19 @@ pub(crate) struct Testimony {
 pub(super) enum Verdict {
     /// This digest counts.
     Decided(Digest),
-    /// All answers are equal, but too few of them are independent. They condemn no replica.
+    /// All responses are equal, but too few of them are independent. They quarantine no replica.
     Unopposed,
-    /// Answers differ, and no majority of lineages has the same.
+    /// Responses differ, and no majority of lineages has the same digest.
     Disputed,
 }
 
-/// Counts the answers. `configs` are the sets of voters: one, or two while the membership changes, and then both must agree
-/// (Ongaro's thesis, section 4.3).
+/// Counts the responses. `configs` are the sets of voters: one, or two while the membership
+/// changes, and then both must agree (Raft thesis, section 4.3).
 ///
-/// A digest counts if more than half of the voters of each set have it by lineages of their own: voters of one
-/// origin are one vote, because a copied state is no second opinion. It counts as well if all voters have it: then
-/// no replica is condemned, and the copies become lineages of their own.
+/// A digest counts if more than half of the voters of each set have it by lineages of their own.
+/// Voters of one origin are one vote, because a copied state is not independent evidence. A
+/// digest also counts if all voters have it: then no replica is quarantined, and the copies
+/// become lineages of their own.
 pub(super) fn decide(
     configs: &[BTreeSet<NodeId>],
     answers: &BTreeMap<NodeId, Testimony>,
@@ -59,7 +60,7 @@ mod tests {
     const A: Digest = Digest([1; 32]);
     const B: Digest = Digest([2; 32]);
 
-    /// Answers of the nodes 1, 2, 3, … by digest and origin; 0 for an origin: the node itself.
+    /// Returns the responses of nodes 1, 2, 3, … by digest and origin. An origin of 0 is the node itself.
     fn answers(of: &[Option<(Digest, NodeId)>]) -> BTreeMap<NodeId, Testimony> {
         let numbered = (1..).zip(of).filter_map(|(node_id, answer)| answer.map(|a| (node_id, a)));
         let own = |node_id, origin| if origin == 0 { node_id } else { origin };
@@ -91,13 +92,13 @@ mod tests {
         let copy_of_1 = Some((A, 1));
         assert_eq!(of(3, &[Some((A, 0)), copy_of_1, Some((B, 0))]), Verdict::Disputed);
         assert_eq!(of(3, &[Some((A, 0)), copy_of_1, None]), Verdict::Unopposed);
-        // The copy counts for its lineage if the original is silent.
+        // The copy counts for its lineage if the original does not respond.
         assert_eq!(of(3, &[None, copy_of_1, Some((A, 0))]), Verdict::Decided(A));
-        // Five voters: two lineages are too few, three are enough.
+        // With five voters, two lineages are too few and three are enough.
         let own = Some((A, 0));
         assert_eq!(of(5, &[own, copy_of_1, copy_of_1, own, Some((B, 0))]), Verdict::Disputed);
         assert_eq!(of(5, &[own, copy_of_1, own, own, Some((B, 0))]), Verdict::Decided(A));
-        // A node of a removed member's lineage.
+        // A node with the lineage of a removed member.
         assert_eq!(of(3, &[Some((A, 9)), Some((A, 9)), Some((B, 0))]), Verdict::Disputed);
     }
 

@@ -1,30 +1,37 @@
-//! Replicas that do not agree: found, named, silenced and repaired.
+//! Diverged replicas: detected, reported, quarantined and repaired.
 //!
-//! Every machine keeps a digest of what came of its entries. [`consistency_checks`] has the leader put the digest of a
-//! majority into the log now and then; whoever applies such an entry compares. A replica that differs is in
-//! *quarantine*: [`Divergence`] says so to all who would be answered, its machine applies nothing, its log goes
-//! on. [`repair`] brings it a healthy peer's snapshot and ends the quarantine. [`verify`] compares the states
-//! themselves, when somebody asks.
+//! Every replica keeps a digest of the outcomes of its entries. From time to time
+//! [`consistency_checks`] makes the leader put the digest of a majority into the log, and each
+//! replica compares its own digest when it applies such an entry.
+//!
+//! A replica that differs is in *quarantine*: [`Divergence`] reports that, requests are rejected,
+//! and no more entries are applied, while the log continues. [`repair`] fetches a healthy peer's
+//! snapshot and ends the quarantine. [`verify`] compares the states themselves, on request.
 //!
 //! # Contract
-//! - **What a replica in quarantine would answer is answered by nobody**: calls are refused with the reason, its
-//!   health is not serving, it gives no snapshots and takes none of its own.
-//! - Which digest counts is decided by a majority of the voters, never by the leader's own, and by the log.
-//! - **Votes are counted by lineage.** A node that has restored a peer's state votes with that peer, its
-//!   *origin*, until it has agreed with a consistency check: a copy is no second opinion.
-//! - While replicas disagree and no majority decides, a leader sends no snapshot of a disputed state and takes
-//!   none of its own, so that its log keeps the entries with which a returning node can decide.
-//! - A quarantine outlives a restart.
+//! - **A replica in quarantine serves no request.** Calls are rejected with the reason, its health
+//!   is not serving, and it neither sends snapshots nor takes its own.
+//! - A majority of the voters decides which digest counts, through the log. The leader's own
+//!   digest does not decide.
+//! - **Votes are counted by lineage.** A node that has restored a peer's state votes together
+//!   with that peer, its *origin*, until it has agreed with a consistency check: a copy is
+//!   not independent evidence.
+//! - While replicas disagree and no majority decides, a leader sends no snapshot of a
+//!   disputed state and takes none of its own. So its log keeps the entries with which a
+//!   returning node can decide.
+//! - A quarantine survives a restart.
 //!
 //! # Caveats
-//! - Up to a consistency check a replica that has diverged answers like any other.
-//! - The digest covers outcomes. A state that was damaged before a snapshot, but whose damage shows in no outcome
-//!   until the node that restored it has agreed with a check, counts as two lineages. `cluster verify` finds it.
-//! - Digests of different versions of the algorithm are not compared, and condemn no node. After an upgrade that changes
-//!   it the leader has all digests begin again at one entry.
-//! - If a majority agrees on nothing there is no consistency check: an error in the log and a metric. If every voter
-//!   differs from what a majority once had, nobody can repair anybody. With an interval of 0 consistency checks are neither
-//!   proposed nor compared, also those of the past: that serves whatever each node has.
+//! - Until the next consistency check, a diverged replica still serves requests.
+//! - The digest covers outcomes. If a state was damaged before a snapshot, and the damage affects
+//!   no outcome until the node that restored the snapshot has agreed with a check, the two nodes
+//!   count as two lineages. `cluster verify` detects such damage.
+//! - Digests of different versions of the algorithm are not compared, and quarantine no node. After
+//!   an upgrade that changes the algorithm, the leader makes all digests start again at one entry.
+//! - If no majority has the same digest, there is no consistency check, but an error in the log and
+//!   a metric. If every voter differs from the digest that a majority once had, no node can repair
+//!   another. With an interval of 0, consistency checks are neither proposed nor compared,
+//!   including past ones: every node then serves the state that it has.
 
 mod consistency_checks;
 mod giving;
@@ -58,30 +65,33 @@ use conclave_proto::{
 use conclave_storage::LogStore;
 use conclave_types::{ConsistencyCheck, Digest, NodeId};
 
-/// Where a quarantine is remembered.
+/// The name of the metadata entry that stores a quarantine.
 const RECORD: &str = "quarantine";
-/// The pause before a node that has diverged again is repaired again: first none, then this, doubled each time.
+/// The pause before a node that has diverged again is repaired. The first repair starts at once;
+/// further divergences double the pause.
 const PAUSE_MIN: Duration = Duration::from_secs(1);
 const PAUSE_MAX: Duration = Duration::from_secs(300);
-/// How long a leader takes no snapshots while the voters disagree: the log grows meanwhile. A node that returns within
-/// that time finds the entries with which it can decide.
+/// The longest time for which a leader takes no snapshots while the voters disagree. The log grows
+/// during that time. A node that returns within it finds the entries with which it can decide.
 const HOLD_MAX: Duration = Duration::from_secs(600);
-/// A node that agreed for so long has its divergences behind it.
+/// The time of agreement after which earlier divergences no longer count.
 const FORGIVEN_AFTER: Duration = Duration::from_secs(3600);
 
-/// What this node knows of its own agreement with the others.
+/// This node's agreement with the other replicas.
 pub(super) struct Divergence {
     log: LogStore,
     node_id: NodeId,
     compares: bool,
     state: Mutex<State>,
-    /// Since when, as far as this node knows as the leader, voters disagree and no majority decides.
+    /// The time since when voters disagree and no majority decides, as far as this
+    /// node knows as the leader.
     disputed_since: Mutex<Option<Instant>>,
-    /// A snapshot was refused to a peer, and none was given since.
+    /// Set while the last snapshot requested by a peer was withheld.
     refused_snapshot: AtomicBool,
-    /// The machine is to apply nothing.
+    /// Set while the state machine must apply nothing.
     stopped: AtomicBool,
-    /// Nobody is to be answered. Longer than `stopped`: also while what was missed is applied.
+    /// Set while requests are rejected. Lasts longer than `stopped`: until the missed
+    /// entries are applied too.
     refusing: watch::Sender<bool>,
     verifications: Verifications,
     counts: Counts,
@@ -90,19 +100,19 @@ pub(super) struct Divergence {
 #[derive(Default)]
 struct State {
     last_equal: Option<ConsistencyCheck>,
-    /// The node whose computation the state is.
+    /// The node that computed the state.
     origin: NodeId,
-    /// The index of the state that was restored last.
+    /// The index of the last restored state.
     restored_at: u64,
     quarantine: Option<Quarantine>,
-    /// Divergences of late.
+    /// The number of recent divergences.
     strikes: u32,
     healed_at: Option<Instant>,
-    /// The last divergence that was repaired, for people.
+    /// A description of the last repaired divergence, for operators.
     last: String,
 }
 
-/// What is counted, for metrics.
+/// The counters for metrics.
 #[derive(Default)]
 struct Counts {
     equal: AtomicU64,
@@ -112,21 +122,22 @@ struct Counts {
     withheld: AtomicU64,
 }
 
-/// Why this node is silent.
+/// The divergence for which this node is in quarantine.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Quarantine {
-    /// Up to this consistency check the digests were equal; 0: none was compared.
+    /// The last consistency check with equal digests; 0 if none was compared.
     pub(super) equal_until: u64,
-    /// Where they were not: what a majority has there.
+    /// The consistency check with different digests. It contains the majority's digest.
     pub(super) consistency_check: ConsistencyCheck,
-    /// The entry that brought it: the machine has stopped there.
+    /// The index of the entry with that check, at which the state machine has stopped.
     pub(super) at: u64,
-    /// When that was found.
+    /// The time at which the divergence was detected.
     pub(super) since: Instant,
 }
 
 impl Divergence {
-    /// As it was when the node stopped. If nothing is compared, nothing is remembered either.
+    /// Restores the state from before the restart. If checks are not compared, a
+    /// stored quarantine is removed.
     pub(super) fn open(log: LogStore, node_id: NodeId, compares: bool) -> io::Result<Self> {
         let mut state = State { origin: node_id, ..State::default() };
         if let Some(record) = log.get_record(RECORD)? {
@@ -156,17 +167,17 @@ impl Divergence {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Whether consistency checks are compared.
+    /// Returns whether consistency checks are compared.
     pub(super) fn compares(&self) -> bool {
         self.compares
     }
 
-    /// Whether the machine is to apply nothing, and nothing is to be made of its state.
+    /// Returns whether entries must not be applied, and the state must not be used.
     pub(super) fn is_stopped(&self) -> bool {
         self.stopped.load(Ordering::Acquire)
     }
 
-    /// The quarantine that this node is in.
+    /// Returns the quarantine of this node, if it is in one.
     pub(super) fn quarantine(&self) -> Option<Quarantine> {
         if !*self.refusing.borrow() {
             return None;
@@ -174,49 +185,49 @@ impl Divergence {
         self.state().quarantine
     }
 
-    /// Tells when a quarantine begins and ends.
+    /// Returns whether requests are rejected, and its changes.
     pub(super) fn watch(&self) -> watch::Receiver<bool> {
         self.refusing.subscribe()
     }
 
-    /// Why nobody is answered, if nobody is.
+    /// Returns the reason why requests are rejected, if they are.
     pub(super) fn why(&self) -> Option<String> {
         let quarantine = self.quarantine()?;
         let strikes = self.state().strikes;
         let again = match strikes {
             0 | 1 => String::new(),
-            times => format!(" for the {times}. time of late: is it a function of the log alone?"),
+            times => format!(" again ({times} times; probably not deterministic)"),
         };
         Some(format!(
-            "this node's machine has diverged from the others{again}: {}; it is being replaced by a peer's state",
+            "this node's state machine has diverged from the majority{again}: {}; a peer's state is replacing it",
             between(&quarantine)
         ))
     }
 
-    /// How often the node diverged, and the last time that was repaired, for people.
+    /// Returns the number of divergences, and a description of the last repaired one for operators.
     pub(super) fn past(&self) -> (u64, String) {
         (self.counts.diverged.load(Ordering::Relaxed), self.state().last.clone())
     }
 
-    /// The last consistency check that this node agreed with since it started.
+    /// Returns the last consistency check with which this node agreed since it started.
     pub(super) fn last_equal(&self) -> Option<ConsistencyCheck> {
         self.state().last_equal
     }
 
-    /// The node whose computation this node's state is.
+    /// Returns the node that computed this node's state.
     pub(super) fn origin(&self) -> NodeId {
         self.state().origin
     }
 
-    /// The state was replaced by a snapshot's. Without an origin it is this node's own.
+    /// Records that a snapshot has replaced the state. Without an origin it is this node's own snapshot.
     pub(super) fn restored(&self, origin: Option<NodeId>, index: u64) {
         let mut state = self.state();
         state.origin = origin.unwrap_or(self.node_id);
         state.restored_at = index;
     }
 
-    /// Whether this node, as the leader, takes no snapshot because the voters disagree and no majority decides.
-    /// Not for longer than [`HOLD_MAX`].
+    /// Returns whether this node, as the leader, takes no snapshot because the voters disagree and
+    /// no majority decides. Lasts for at most [`HOLD_MAX`].
     pub(super) fn holds_snapshots(&self) -> bool {
         let since = *self.disputed_since.lock().unwrap_or_else(PoisonError::into_inner);
         since.is_some_and(|since| since.elapsed() < HOLD_MAX)
@@ -227,7 +238,7 @@ impl Divergence {
         *since = disputed.then(|| since.unwrap_or_else(Instant::now));
     }
 
-    /// Counts that a snapshot is not given to a peer, and logs it once until one is given again.
+    /// Counts a snapshot that is withheld from a peer, and logs it once until a snapshot is sent again.
     pub(super) fn note_given(&self, to: NodeId, refusal: Option<&str>) {
         if refusal.is_some() {
             self.counts.withheld.fetch_add(1, Ordering::Relaxed);
@@ -236,11 +247,11 @@ impl Divergence {
         if let Some(why) = refusal
             && !refused
         {
-            tracing::warn!(to, why, "no snapshot is sent to a peer that needs one");
+            tracing::warn!(to, why, "withholding a snapshot from a peer that needs one");
         }
     }
 
-    /// A consistency check was applied at index `at`, and this is the node's own digest, if it is still known.
+    /// Applies a consistency check at index `at`. `own` is this node's digest, if it is still known.
     pub(super) fn compare(
         &self,
         at: u64,
@@ -251,7 +262,7 @@ impl Divergence {
         let mut state = self.state();
         if own == consistency_check.digest {
             state.last_equal = Some(consistency_check);
-            // The digest up to the restored state is a copy as well: its agreement says nothing.
+            // The digest up to the restored state is a copy as well, so its agreement proves nothing.
             if consistency_check.index > state.restored_at {
                 state.origin = self.node_id;
             }
@@ -272,17 +283,18 @@ impl Divergence {
             index = at,
             own = %own,
             majority = %consistency_check.digest,
-            "this node's machine has diverged: {}",
+            "this node's state machine has diverged: {}",
             between(&quarantine)
         );
         drop(state);
-        // A record that a crash loses is made again: the digest never gets equal by itself.
+        // If a crash loses the metadata entry, it is written again: the digest never
+        // becomes equal by itself.
         if let Err(error) = self.log.put_record(RECORD, Some(record(&quarantine))) {
-            tracing::warn!(%error, "cannot remember the quarantine");
+            tracing::warn!(%error, "cannot store the quarantine");
         }
     }
 
-    /// How long to wait before the quarantine is repaired.
+    /// Returns the remaining pause before the repair of the quarantine.
     fn pause(&self) -> Duration {
         let state = self.state();
         let Some(since) = state.quarantine.map(|quarantine| quarantine.since) else {
@@ -291,14 +303,14 @@ impl Divergence {
         pause_before(state.strikes).saturating_sub(since.elapsed())
     }
 
-    /// A healthy state is in place and has reached the entry that openraft takes the machine to stand at. Calls
-    /// are refused until [`Divergence::repaired`].
+    /// Permits entries again: a healthy state has reached the position that openraft assumes.
+    /// Requests are rejected until [`Divergence::repaired`].
     pub(super) fn resume(&self) {
         self.stopped.store(false, Ordering::Release);
     }
 
-    /// The machine is where the log is. Whether the quarantine is over: what was applied since may have had
-    /// a consistency check that it differs from as well.
+    /// Ends the quarantine once the state machine has reached the end of the log. Returns whether
+    /// it ended: the entries applied since may contain another consistency check that differs.
     pub(super) fn repaired(&self, index: u64) -> bool {
         let mut state = self.state();
         if self.is_stopped() {
@@ -307,7 +319,7 @@ impl Divergence {
         let Some(quarantine) = state.quarantine.take() else { return false };
         let took = quarantine.since.elapsed();
         state.healed_at = Some(Instant::now());
-        // The state is that of a peer which agreed with it.
+        // The state comes from a peer that agreed with this check.
         state.last_equal = Some(quarantine.consistency_check);
         state.last = format!(
             "{}; repaired after {} ms with a peer's state at index {index}",
@@ -317,19 +329,19 @@ impl Divergence {
         drop(state);
         self.counts.repaired.fetch_add(1, Ordering::Relaxed);
         if let Err(error) = self.log.put_record(RECORD, None) {
-            tracing::warn!(%error, "cannot forget the quarantine");
+            tracing::warn!(%error, "cannot remove the stored quarantine");
         }
         self.refusing.send_replace(false);
         tracing::warn!(
             index,
             took_ms = took.as_millis() as u64,
-            "this node's machine was replaced by a peer's state and serves again"
+            "this node's state was replaced by a peer's state, and this node serves again"
         );
         true
     }
 
-    /// Counts, in this order: equal consistency checks, divergences, repaired ones, digests without a majority, and snapshots
-    /// that were not given to a peer.
+    /// Returns the counts of equal consistency checks, divergences, repairs, digests without a
+    /// majority, and snapshots withheld from a peer, in this order.
     pub(super) fn counted(&self) -> [u64; 5] {
         let Counts { equal, diverged, repaired, undecided, withheld } = &self.counts;
         [equal, diverged, repaired, undecided, withheld].map(|count| count.load(Ordering::Relaxed))
@@ -346,9 +358,12 @@ fn pause_before(strikes: u32) -> Duration {
 fn between(quarantine: &Quarantine) -> String {
     let Quarantine { equal_until, consistency_check, .. } = quarantine;
     match equal_until {
-        0 => format!("what came of the entries up to {} differs", consistency_check.index),
+        0 => format!("the outcomes of the entries up to {} differ", consistency_check.index),
         from => {
-            format!("up to entry {from} all was equal, at {} it is not", consistency_check.index)
+            format!(
+                "all outcomes up to entry {from} were equal, but those up to {} differ",
+                consistency_check.index
+            )
         }
     }
 }
@@ -361,7 +376,7 @@ fn record(quarantine: &Quarantine) -> Vec<u8> {
 
 fn quarantine_from_record(record: Vec<u8>) -> io::Result<Quarantine> {
     let malformed = |reason: String| {
-        let reason = format!("the record of this node's quarantine is damaged: {reason}");
+        let reason = format!("the metadata entry of this node's quarantine is damaged: {reason}");
         io::Error::new(io::ErrorKind::InvalidData, reason)
     };
     let record = wire::Quarantine::decode(Bytes::from(record));
@@ -393,7 +408,7 @@ mod tests {
         assert_eq!(Quarantine { since: quarantine.since, ..again }, quarantine);
         assert!(
             between(&quarantine).contains("up to entry 10")
-                && between(&quarantine).contains("at 20")
+                && between(&quarantine).contains("up to 20")
         );
         let error = quarantine_from_record(vec![0x12, 0x02, 0x12, 0x00]).unwrap_err();
         assert!(error.to_string().contains("digest"), "{error}");

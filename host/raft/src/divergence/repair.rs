@@ -1,8 +1,9 @@
-//! Ends a quarantine: fetches a healthy peer's snapshot and puts it in the machine's place.
+//! Repairs a quarantined replica: fetches a healthy peer's snapshot and replaces the state with it.
 //!
-//! openraft takes no part in it. It ignores a snapshot that does not reach beyond what it knows to be
-//! committed, and the log of a node in quarantine goes on, so that every snapshot soon lies behind. The log
-//! itself is sound: after the snapshot the machine gets from there what it missed, in
+//! openraft takes no part in the repair. It ignores a snapshot that does not reach beyond its
+//! commit index, and the log of a quarantined node continues, so that every snapshot is soon behind
+//! that index. The log itself is correct: after the snapshot, the state machine applies the missed
+//! entries from the log, in
 //! [`StateMachine::begin_healing`](crate::state_machine::StateMachine::begin_healing).
 
 use std::{io, sync::Weak, time::Duration};
@@ -27,17 +28,17 @@ use conclave_storage::{
 };
 use conclave_types::{ConsistencyCheck, NodeId, error::Error};
 
-/// Whether the replica is still there is looked at this often.
+/// The interval at which the task checks that the replica still exists.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-/// Before a repair that failed is tried again.
+/// The pause before a failed repair is retried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
-/// For so long a peer waits until its machine is as far as it is asked to be, and a node until its log is as
-/// far as the snapshot that it was given.
+/// The time that a peer waits until it has applied the requested index, and that a node waits until
+/// its log has reached the received snapshot.
 const REACH_TIMEOUT: Duration = Duration::from_secs(10);
-/// How often a repair looks whether its entries have been applied.
+/// The interval at which a repair checks whether its entries have been applied.
 const APPLY_INTERVAL: Duration = Duration::from_millis(1);
 
-/// Heals this node whenever it is in quarantine, until the replica is gone.
+/// Repairs this node whenever it is in quarantine, until the replica is gone.
 pub(crate) async fn run(replica: Weak<Inner>) {
     loop {
         let Some(divergence) = replica.upgrade().map(|inner| inner.divergence.clone()) else {
@@ -60,15 +61,15 @@ pub(crate) async fn run(replica: Weak<Inner>) {
         }
         let Some(inner) = replica.upgrade() else { return };
         if let Err(error) = Replica(inner).repair(&quarantine).await {
-            tracing::warn!(error, "this node's machine is not repaired yet");
+            tracing::warn!(error, "cannot repair this node yet");
             sleep(RETRY_INTERVAL).await;
         }
     }
 }
 
 impl Replica {
-    /// Transfers leadership to a voter whose digest is the majority's. If none takes over, this node continues to
-    /// lead, and is repaired as the leader.
+    /// Transfers leadership to a voter with the majority's digest. If no voter takes over, this
+    /// node continues to lead, and is repaired as the leader.
     async fn hand_over_leadership(&self, quarantine: &Quarantine) {
         let ConsistencyCheck { index, digest, .. } = quarantine.consistency_check;
         let mut others = self.voters();
@@ -86,26 +87,26 @@ impl Replica {
         }
     }
 
-    /// Fetches a snapshot and has it put in place.
+    /// Fetches a snapshot and replaces the state with it.
     async fn repair(&self, quarantine: &Quarantine) -> Result<(), String> {
         let leader = self.0.leader().map(|(node_id, _)| node_id);
         let mut others = self.voters();
         others.retain(|(node_id, _)| *node_id != self.0.node_id());
-        // The leader is at work for sure.
+        // The leader is certainly running.
         others.sort_by_key(|(node_id, _)| (Some(*node_id) != leader, *node_id));
         let mut reasons = Vec::new();
         for (node_id, member) in others {
-            // Ends with the replica: the data directory stays locked for as long as this runs.
+            // Ends with the replica, because the data directory stays locked while this runs.
             let fetched = tokio::select! {
                 fetched = self.fetch(node_id, &member, quarantine) => fetched,
-                () = self.stopped() => return Err("this node stops".to_owned()),
+                () = self.stopped() => return Err("this node is stopping".to_owned()),
             };
             match fetched {
                 Ok(file) => return self.put_in_place(file).await,
                 Err(reason) => reasons.push(format!("node {node_id}: {reason}")),
             }
         }
-        Err(format!("no healthy peer gave its snapshot: {}", reasons.join("; ")))
+        Err(format!("no healthy peer sent its snapshot: {}", reasons.join("; ")))
     }
 
     /// Waits until openraft has stopped.
@@ -132,7 +133,7 @@ impl Replica {
         let Some(SnapshotPart { part: Some(Part::Start(start)) }) =
             parts.message().await.map_err(failed)?
         else {
-            return Err("it sent a snapshot without a header".to_owned());
+            return Err("the peer sent a snapshot without a header".to_owned());
         };
         let SnapshotStart { vote, header, .. } = start;
         let (vote, mut header) = (vote.ok_or("no vote")?, header.ok_or("no header")?);
@@ -141,10 +142,10 @@ impl Replica {
         snapshot::check_coverage(&header, &vote_from_wire(&vote))?;
         let index = header.last_log_id.as_ref().map_or(0, |log_id| log_id.index);
         if index < index_min {
-            return Err(format!("its snapshot reaches {index}, and {index_min} is needed"));
+            return Err(format!("its snapshot reaches index {index}, but {index_min} is needed"));
         }
         if snapshot::digest(&header)?.is_none() {
-            return Err("its snapshot has no digest of this version's".to_owned());
+            return Err("its snapshot has no digest of this version's algorithm".to_owned());
         }
         tracing::info!(from = node_id, index, "receiving a snapshot to repair with");
         snapshot::receive(header, parts, self.0.snapshots.clone())
@@ -152,7 +153,7 @@ impl Replica {
             .map_err(|status| status.message().to_owned())
     }
 
-    /// Waits until the log has what the snapshot covers, and replaces the machine's state.
+    /// Waits until the log has reached the snapshot's index, and replaces the state.
     async fn put_in_place(&self, file: SnapshotFile) -> Result<(), String> {
         let index = file.index();
         let applied = |metrics: &openraft::RaftMetrics<_>| {
@@ -162,11 +163,12 @@ impl Replica {
         let mut metrics = self.0.raft.metrics();
         while applied(&metrics.borrow_watched()) < index {
             if Instant::now() >= until {
-                return Err(format!("this node's log has yet to reach {index}"));
+                return Err(format!("this node's log has not reached index {index} yet"));
             }
             let _ = timeout(POLL_INTERVAL, metrics.changed()).await;
         }
-        // A restart begins with the file and continues in the log, so the log must reach it on disk too.
+        // A restart begins with the file and continues in the log, so the log on disk
+        // must reach the file too.
         self.0.log.synced(index).await.map_err(|error| error.to_string())?;
         let accepted = snapshot::accept(&file, &self.0.worker, &self.0.components).await;
         let accepted = accepted.map_err(|error| error.to_string())?;
@@ -175,7 +177,7 @@ impl Replica {
         });
         let begun: io::Result<()> = begun.await.map_err(|fatal| fatal.to_string())?;
         begun.map_err(|error| error.to_string())?;
-        // A turn is short: between two of them openraft's own calls have theirs.
+        // Each step is short, so that openraft's own calls run between two steps.
         loop {
             let step = self
                 .0
@@ -192,8 +194,8 @@ impl Replica {
         }
     }
 
-    /// A snapshot of this node's for a peer that has diverged, if this node agreed with the consistency check that
-    /// the peer did not agree with.
+    /// Returns a snapshot of this node for a diverged peer, if this node agreed with the
+    /// consistency check that the peer failed.
     pub(crate) async fn snapshot_for(
         &self,
         consistency_check: ConsistencyCheck,
@@ -205,15 +207,17 @@ impl Replica {
         }
         if !self.agreed_with(consistency_check).await {
             return Err(Error::refused(format!(
-                "this node cannot tell whether it agreed with the consistency_check at {}: ask another, or again after \
-                 the next",
+                "this node does not know whether it agreed with the consistency check at {}: ask another node, or retry after \
+                 the next check",
                 consistency_check.index
             )));
         }
         let until = Instant::now() + REACH_TIMEOUT;
         while self.0.worker.applied() < index_min {
             if Instant::now() >= until {
-                return Err(Error::refused(format!("this node has yet to apply {index_min}")));
+                return Err(Error::refused(format!(
+                    "this node has not applied index {index_min} yet"
+                )));
             }
             sleep(Duration::from_millis(5)).await;
         }

@@ -1,8 +1,8 @@
-//! Compares the states themselves: at one index every voter hashes its snapshot bytes.
+//! The state hash check: at one index every voter hashes its snapshot bytes.
 //!
-//! The index is that of an entry of its own kind. Whoever applies it has its reader's state captured right
-//! there, and hashes it while entries go on; so the states are of the same index on all nodes, whatever comes
-//! meanwhile.
+//! The index is that of an entry of a separate kind. A node that applies the entry captures its
+//! standby's state at that index, and hashes it while further entries are applied. So all nodes
+//! hash the state of the same index, whatever they apply meanwhile.
 
 use std::{
     collections::BTreeMap,
@@ -29,17 +29,17 @@ use conclave_types::{
     status::{Verification, Verified},
 };
 
-/// What was found is kept for so many verifications: only the last few are asked for.
+/// The number of results that are kept. Only the last few are requested.
 const KEPT_MAX: usize = 8;
-/// Looked at again, should a notification be missed.
+/// The interval at which the results are checked again, in case a notification is missed.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
-/// Before the deadline of a verification, so that whoever asks hears of those that have answered.
+/// The margin before the deadline of a check, so that the caller gets the responses that have arrived.
 const MARGIN: Duration = Duration::from_millis(300);
 
 type Found = Result<Verified, String>;
 
-/// What this node found, by index.
+/// This node's results, by index.
 #[derive(Default)]
 pub(crate) struct Verifications {
     found: Mutex<BTreeMap<u64, Found>>,
@@ -63,7 +63,7 @@ impl Verifications {
 }
 
 impl super::Divergence {
-    /// Hashes the state after `index`, the last entry that was handed to the machine, when it is polled.
+    /// Hashes the state after `index`, the last entry that was fed to the worker. Runs when it is polled.
     pub(crate) fn hash_state(
         self: std::sync::Arc<Self>,
         worker: &Worker,
@@ -75,7 +75,7 @@ impl super::Divergence {
                 let (state, digest) = tokio::join!(state, worker.digest_at(index));
                 let mut state = state.map_err(|error| error.to_string())?;
                 let digest = digest.map_err(|fatal_error| fatal_error.to_string())?;
-                let digest = digest.ok_or("the digest is not known any more")?;
+                let digest = digest.ok_or("the digest is no longer known")?;
                 let (mut hasher, mut bytes) = (blake3::Hasher::new(), 0);
                 while let Some(chunk) = state.next().await {
                     let chunk = chunk.map_err(|error| error.to_string())?;
@@ -91,7 +91,7 @@ impl super::Divergence {
 }
 
 impl Replica {
-    /// Has every voter hash its state after one entry, which this node proposes as the leader.
+    /// Makes every voter hash its state after one entry, which this node proposes as the leader.
     pub async fn verify(&self, deadline: Instant) -> Result<Verification, Error> {
         self.check_leader()?;
         let index = self.propose_kind(CommandKind::Verify, deadline).await?.index;
@@ -105,12 +105,12 @@ impl Replica {
                 }
             };
             let answer = timeout_at(answer_by, answer).await;
-            (*node_id, answer.unwrap_or_else(|_| Err("it did not answer in time".to_owned())))
+            (*node_id, answer.unwrap_or_else(|_| Err("it did not respond in time".to_owned())))
         });
         Ok(Verification { index, nodes: join_all(asked).await })
     }
 
-    /// What this node finds after the entry at `index`, once it has.
+    /// Returns this node's result for the entry at `index`, once it is available.
     pub(crate) async fn verify_here(&self, index: u64) -> Result<Verified, String> {
         loop {
             let added = self.0.divergence.verifications.added.notified();
@@ -140,7 +140,7 @@ impl Replica {
     }
 }
 
-/// To the wire.
+/// Converts a result to its wire form.
 pub(crate) fn to_wire(found: Result<Verified, String>) -> VerifyStateResponse {
     match found {
         Ok(Verified { digest, state, bytes }) => VerifyStateResponse {
@@ -161,6 +161,6 @@ fn from_wire(answer: VerifyStateResponse) -> Result<Verified, String> {
     let state = answer.state.as_ref().try_into();
     match (digest, state) {
         (Some(digest), Ok(state)) => Ok(Verified { digest, state, bytes: answer.bytes }),
-        _ => Err("it answered with something else than two hashes".to_owned()),
+        _ => Err("the response does not contain two hashes".to_owned()),
     }
 }

@@ -1,24 +1,24 @@
-//! Exponential back-off with jitter, and a log that repeats itself at most once per minute.
+//! Exponential back-off with jitter, and a rate limit for repeated log messages.
 
 use std::time::{Duration, Instant};
 
-/// The first retry is quick: a process that was restarted listens again within some 10 ms.
+/// The first retry is quick, because a process that was restarted listens again within about 10 ms.
 const PAUSE_MIN: Duration = Duration::from_millis(20);
 const PAUSE_MAX: Duration = Duration::from_secs(1);
-/// A peer that refuses this node does not change its mind by itself.
+/// The limit after refusals: a peer that refuses this node rarely accepts it later by itself.
 const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(5);
-/// How often a problem that lasts is logged again.
+/// The interval at which a lasting problem is logged again.
 const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
-/// A problem that is over by then is not logged: members start one after the other.
+/// A problem that ends within this time is not logged, because members start one after the other.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// The pause before attempt `failures + 1`: it doubles from 20 ms to a second, and a random part of up to a
-/// half is taken off, so that nodes do not retry in step.
+/// Returns the pause before attempt `failures + 1`. It doubles from 20 ms to one second. A random
+/// part of up to one half is subtracted, so that nodes do not retry in step.
 pub(super) fn pause(failures: u32) -> Duration {
     jittered(PAUSE_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(PAUSE_MAX))
 }
 
-/// The same after refusals.
+/// Returns the pause after refusals.
 pub(super) fn pause_refused(refusals: u32) -> Duration {
     jittered(PAUSE_MAX.saturating_mul(refusals.clamp(1, 5)).min(REFUSED_PAUSE_MAX))
 }
@@ -27,7 +27,7 @@ fn jittered(pause: Duration) -> Duration {
     pause.mul_f64(rand::random_range(0.5..=1.0))
 }
 
-/// A problem that may repeat: when it began, and when it was last logged.
+/// A problem that may repeat, with the times of its first occurrence and of its last log message.
 #[derive(Debug, Default)]
 pub(super) struct Problem {
     began: Option<Instant>,
@@ -37,15 +37,16 @@ pub(super) struct Problem {
 }
 
 impl Problem {
-    /// Counts one more occurrence. Returns how often it has occurred, if that is to be logged now: a refusal
-    /// at once, an unreachable peer after a second; then again once per minute, or with another refusal.
+    /// Counts one more occurrence. Returns the number of occurrences if the problem is to be logged
+    /// now. A refusal is logged at once, an unreachable peer after one second. Then the problem is
+    /// logged again once per minute, or when the reason of a refusal changes.
     pub(super) fn occurred(&mut self, reason: &str, refused: bool, now: Instant) -> Option<u64> {
         let began = *self.began.get_or_insert(now);
         self.count += 1;
         let due = match self.logged {
             None => refused || now.duration_since(began) >= QUIET,
             Some(logged) if now.duration_since(logged) >= REPEAT_INTERVAL => true,
-            // Why a peer cannot be reached changes all the time; why it refuses does not.
+            // The reason why a peer cannot be reached changes often. The reason of a refusal does not.
             Some(logged) => refused && reason != self.reason && now.duration_since(logged) >= QUIET,
         };
         due.then(|| {
@@ -55,7 +56,7 @@ impl Problem {
         })
     }
 
-    /// Ends the problem. Returns how often it occurred, if it had been logged.
+    /// Ends the problem. Returns the number of occurrences if the problem was logged.
     pub(super) fn over(&mut self) -> Option<u64> {
         let ended = std::mem::take(self);
         ended.logged.map(|_| ended.count)

@@ -1,4 +1,4 @@
-//! openraft's calls, over a peer's connections.
+//! openraft's network: its calls, over a peer's connections.
 
 use std::{
     future::Future,
@@ -42,14 +42,14 @@ use conclave_storage::{
     raft_types::{TypeConfig, Vote},
 };
 
-/// openraft's network to one peer, on one lane.
+/// openraft's network to one peer, on one connection class.
 pub struct PeerNetwork {
     peer: Arc<Peer>,
     class: ConnectionClass,
     lease: Arc<Lease>,
     transfers: Arc<Transfers>,
     replica: OwnReplica,
-    /// Streams of entries that failed one after the other, without an answer.
+    /// The number of consecutive append streams that failed without a response.
     failures: Arc<AtomicU32>,
 }
 
@@ -64,7 +64,8 @@ impl PeerNetwork {
         Self { peer, class, lease, transfers, replica, failures: Arc::default() }
     }
 
-    /// A disputed state is not spread. openraft tries again after a pause.
+    /// Returns an error while this node's state is disputed, so that it is not copied.
+    /// openraft retries after a pause.
     async fn may_give(&self, file: &SnapshotFile) -> Result<(), StreamingError<TypeConfig>> {
         let Some(replica) = self.replica.get().and_then(Weak::upgrade).map(Replica) else {
             return Ok(());
@@ -73,11 +74,11 @@ impl PeerNetwork {
         given.map_err(|why| StreamingError::Unreachable(Unreachable::from_string(why)))
     }
 
-    /// Refuses to speak for Raft while this node's disk hangs, so that the others elect a leader without it.
+    /// Returns an error while this node's disk hangs, so that the other nodes elect a leader without it.
     fn check_disk(&self) -> Result<(), RPCError<TypeConfig>> {
         match self.peer.disk().is_hung() {
             true => Err(RPCError::Unreachable(Unreachable::from_string(
-                "this node's own disk does not answer",
+                "this node's own disk does not respond",
             ))),
             false => Ok(()),
         }
@@ -88,7 +89,7 @@ impl PeerNetwork {
     }
 }
 
-/// A peer that cannot be reached is tried again after a pause; any other failure at once.
+/// Converts an error. openraft retries an unreachable peer after a pause, and any other failure at once.
 fn rpc_error(error: PeerError) -> RPCError<TypeConfig> {
     let reached = match &error {
         PeerError::Call { status, .. } => {
@@ -103,7 +104,7 @@ fn rpc_error(error: PeerError) -> RPCError<TypeConfig> {
     }
 }
 
-/// A streamed request.
+/// Converts an append request to its wire form.
 fn append_to_wire(request: AppendEntriesRequest<TypeConfig>) -> wire::AppendRequest {
     wire::AppendRequest {
         vote: Some(vote_to_wire(&request.vote)),
@@ -128,9 +129,9 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         }
     }
 
-    /// Requests go out without waiting for answers: gRPC keeps both in order. [`paced`] decides when. On the
-    /// heartbeats' lane there is one request and it brings no entries: a call, which is less
-    /// work for both nodes than a stream of one message.
+    /// Sends requests without waiting for responses: gRPC keeps both in order. [`paced`] times
+    /// them. On the heartbeats' connection there is one request without entries. It is sent as a
+    /// call, which is less work for both nodes than a stream of one message.
     fn stream_append<'s, S>(
         &'s mut self,
         mut input: S,
@@ -162,7 +163,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             let requests = paced(input, self.peer.pace(), self.peer.wanted_commit())
                 .take_while(move |_| std::future::ready(!disk.is_hung()))
                 .map(move |request| {
-                    // All requests of a stream are of one leader.
+                    // All requests of a stream come from one leader.
                     let _ = leader.set(request.vote);
                     append_to_wire(request)
                 });
@@ -170,12 +171,12 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
                 let mut client = self.peer.client(self.class).await.map_err(rpc_error)?;
                 client.append(Request::new(requests)).await.map_err(|status| self.failed(status))
             };
-            // openraft's deadline is one of a heartbeat. A stream that is opened takes up to three round trips,
-            // and while it is not, a deadline gains nothing: a dead connection is noticed by its pings.
+            // openraft's deadline is that of a heartbeat. Opening a stream takes up to three round
+            // trips, and a shorter deadline gains nothing: the pings detect a dead connection.
             let limit = option.hard_ttl().max(self.peer.local().timing.election_max);
             let answers = within(limit, setup).await?.into_inner();
             let this = &*self;
-            // A stream to a host that has vanished is silent for long.
+            // A stream to a host that has vanished stays silent for a long time.
             let answers = answers.take_until(Box::pin(self.peer.replaced()));
             let answers = answers.map(move |answer| {
                 let answer = answer.and_then(|answer| this.acknowledged(answer, vote.get()));
@@ -230,7 +231,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         Err(match failure {
             snapshot::Failure::Peer(error) => StreamingError::from(rpc_error(error)),
             snapshot::Failure::Ended(reason) => {
-                tracing::warn!(to = self.peer.node_id, reason, "a snapshot was not transferred");
+                tracing::warn!(to = self.peer.node_id, reason, "cannot transfer a snapshot");
                 StreamingError::Unreachable(Unreachable::from_string(reason))
             }
             snapshot::Failure::NotNow(reason) => {
@@ -244,7 +245,7 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         request: TransferLeaderRequest<TypeConfig>,
         option: RPCOption,
     ) -> Result<TransferLeaderResponse<TypeConfig>, RPCError<TypeConfig>> {
-        // A node that receives the offer may be elected while the followers' promises last.
+        // The receiver of the offer may be elected although the followers' promises still hold.
         self.lease.end(request.from_leader().leader_id.term);
         let message = wire::TransferLeaderRequest {
             from: Some(vote_to_wire(request.from_leader())),
@@ -261,8 +262,8 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
 }
 
 impl PeerNetwork {
-    /// After streams that failed: waits, so that openraft, which opens the next one at once, does not do
-    /// so without end. Ends when the peer is connected again.
+    /// Waits after streams that failed, because openraft opens the next stream at once and would
+    /// retry endlessly. Ends early when the peer is connected again.
     async fn pause(&self) {
         let failures = self.failures.load(Ordering::Relaxed);
         if failures == 0 {
@@ -289,7 +290,8 @@ impl PeerNetwork {
         let answer = client.heartbeat(append_to_wire(request)).await;
         let answer = answer.and_then(|answer| {
             match self.acknowledged(answer.into_inner(), Some(&vote))? {
-                // A heartbeat names what the peer has acknowledged to this leader, which it cannot lose.
+                // A heartbeat names the last entry that the peer acknowledged to this leader, and
+                // the peer cannot lose it.
                 Err(StreamAppendError::Conflict(log_id)) => Err(message::lost(log_id)),
                 result => Ok(result),
             }
@@ -300,13 +302,14 @@ impl PeerNetwork {
         answer.map_err(|status| self.failed(status))
     }
 
-    /// Checks the answer of a peer to the leader with this vote, and remembers what it acknowledges.
+    /// Checks a peer's response to the leader with this vote, and records the acknowledgement.
     fn acknowledged(
         &self,
         answer: wire::AppendResponse,
         vote: Option<&Vote>,
     ) -> Result<StreamAppendResult<TypeConfig>, Status> {
-        let vote = vote.ok_or_else(|| Status::internal("the peer answered before it was asked"))?;
+        let vote = vote
+            .ok_or_else(|| Status::internal("the peer responded before it received a request"))?;
         let process = answer.process;
         let result = message::append_result(answer, vote)?;
         let (local, node_id) = (self.peer.local(), self.peer.node_id);
@@ -345,7 +348,7 @@ impl PeerNetwork {
     }
 }
 
-/// Bounds a call: a peer that neither answers nor refuses counts as unreachable.
+/// Bounds a call: a peer that does not respond in time counts as unreachable.
 async fn within<T>(
     limit: Duration,
     call: impl Future<Output = Result<T, RPCError<TypeConfig>>>,
@@ -353,7 +356,7 @@ async fn within<T>(
     match tokio::time::timeout(limit, call).await {
         Ok(result) => result,
         Err(_) => Err(RPCError::Unreachable(Unreachable::from_string(format!(
-            "no answer within {} ms",
+            "no response within {} ms",
             limit.as_millis()
         )))),
     }

@@ -1,4 +1,4 @@
-//! The HTTP/2 connections to one peer: one per lane, each with its own client.
+//! The HTTP/2 connections to one peer: one per connection class, each with its own client.
 
 use std::{
     sync::{Arc, atomic::AtomicBool},
@@ -20,14 +20,14 @@ use super::{
 use conclave_proto::raft::raft_client::RaftClient;
 use conclave_types::NodeId;
 
-/// A connection is probed this often while nothing else is on it …
+/// The interval at which an idle connection is probed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
-/// … and given up when a probe is not answered for so long.
+/// The time after which a connection without a response to a probe is closed.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
-/// HTTP/2 flow control, a stream and a connection: enough for a batch of the largest entries.
+/// HTTP/2 flow control, per stream and per connection: enough for a batch of the largest entries.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
 
-/// Puts on every request who asks whom.
+/// Adds the cluster, the sender and the receiver to every request.
 #[derive(Clone)]
 pub struct Introduce {
     cluster: MetadataValue<tonic::metadata::Ascii>,
@@ -45,17 +45,17 @@ impl Interceptor for Introduce {
     }
 }
 
-/// The client of one lane to one peer.
+/// The client of one connection class to one peer.
 pub type Client = RaftClient<InterceptedService<Channel, Introduce>>;
 
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) client: Client,
-    /// Set by a handshake, cleared by a failure: the next process that answers may be another.
+    /// Set by a handshake, cleared by a failure: another process may respond next.
     pub(super) greeted: Arc<AtomicBool>,
 }
 
-/// Makes the connections of all lanes to one peer.
+/// Creates the connections of all classes to one peer.
 pub(super) struct Connector {
     endpoint: Endpoint,
     introduce: Introduce,
@@ -81,7 +81,7 @@ impl Connector {
         Ok(Self { endpoint, introduce })
     }
 
-    /// One connection for each lane.
+    /// Returns one connection per class.
     pub(super) fn all(&self) -> Vec<Connection> {
         let connect = |_| {
             let channel = self.endpoint.connect_lazy();

@@ -1,4 +1,4 @@
-//! Fuzz targets of what peers send.
+//! Fuzz targets for messages from peers.
 
 use std::collections::BTreeMap;
 
@@ -12,10 +12,10 @@ use conclave_storage::{
     raft_types::{Entry, LogId, Member, Membership, Vote},
 };
 
-/// The node that the messages come from.
+/// The sender of the messages.
 const FROM: u64 = 2;
 
-/// Requests to append and to vote: what is accepted holds what Raft's core asserts.
+/// Decodes append and vote requests. An accepted request must satisfy the assertions of Raft's core.
 pub fn peer_message(data: &[u8]) {
     if let Ok(request) = wire::AppendRequest::decode(data)
         && let Ok(request) = message::append(request, FROM)
@@ -59,7 +59,7 @@ fn entries() -> Vec<Entry> {
     ]
 }
 
-/// Valid requests.
+/// Returns valid requests.
 pub fn peer_message_seeds() -> Vec<Vec<u8>> {
     let append = wire::AppendRequest {
         vote: Some(vote_to_wire(&vote(true))),

@@ -1,7 +1,7 @@
-//! Heartbeats at the interval that the settings say.
+//! Heartbeats at the configured interval.
 //!
-//! openraft sends its own at its heartbeat interval, which is at the same time the deadline of each; see
-//! [`crate::timing::Timing`].
+//! openraft sends its own heartbeats at its heartbeat interval, which is also the deadline of each
+//! heartbeat; see [`crate::timing::Timing`].
 
 use std::sync::Weak;
 
@@ -9,7 +9,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::Inner;
 
-/// Has openraft send heartbeats while this node leads, until the replica is gone.
+/// Triggers openraft's heartbeats while this node leads, until the replica is gone.
 pub(crate) async fn run(replica: Weak<Inner>) {
     let Some(every) = replica.upgrade().map(|inner| inner.timing.heartbeat) else { return };
     let mut ticks = interval(every);
@@ -17,7 +17,7 @@ pub(crate) async fn run(replica: Weak<Inner>) {
     loop {
         ticks.tick().await;
         let Some(inner) = replica.upgrade() else { return };
-        // A leader whose disk hangs keeps silent.
+        // A leader whose disk hangs sends no heartbeats.
         let sends = inner.is_leader() && !inner.disk.is_hung();
         if sends && inner.raft.trigger().heartbeat().await.is_err() {
             return;

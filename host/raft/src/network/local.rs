@@ -1,17 +1,18 @@
-//! This node, as its peers know it, and what it remembers of them.
+//! This node's identity towards its peers, and its persistent records about them.
 //!
 //! Two facts about each peer are kept on disk:
 //!
-//! * its *incarnation*: a peer with another one has a new data directory, and has lost its log and votes;
-//! * what it has *acknowledged* to this node as its leader: a vote, and the highest log id under it. A peer
-//!   whose process started with less has an old copy of its data directory. It could elect a leader
-//!   without entries that were committed with its help, so it is refused and stops.
+//! * its *incarnation*: a peer with another incarnation has a new data directory, and has
+//!   lost its log and votes;
+//! * its *acknowledgement* to this node as its leader: a vote, and the highest log id under it. If
+//!   a peer's process started with less, its data directory is an old copy. Such a peer could elect
+//!   a leader without entries that were committed with its help, so it is rejected and stops.
 //!
-//! See [`super::standing`] for what counts as less.
+//! See [`super::standing`] for the comparison.
 //!
-//! The memory is exact while this process runs. It is written and synced every 200 ms, with a batch of the log
-//! if there is one. So at worst this node forgets what a peer acknowledged in the last 200 ms, and the time
-//! of two syncs, before this node was killed or lost its power.
+//! In memory the acknowledgements are exact. They are written and synced every 200 ms, with a batch
+//! of the log if there is one. So if this node is killed or loses power, it forgets at most the
+//! acknowledgements of the last 200 ms and of the time of two syncs.
 
 use std::{
     collections::HashMap,
@@ -32,9 +33,9 @@ use conclave_storage::{
 };
 use conclave_types::NodeId;
 
-/// How often new acknowledgements are written.
+/// The interval at which new acknowledgements are written.
 const WRITE_INTERVAL: Duration = Duration::from_millis(200);
-/// The metadata entry that says that this directory is an old copy, and why.
+/// The metadata entry that marks this directory as an old copy. Its value is the reason.
 const LOST: &str = "lost";
 
 #[derive(Clone, Copy)]
@@ -43,26 +44,26 @@ struct Remembered {
     written: bool,
 }
 
-/// This node, as it introduces itself, and what it remembers of its peers.
+/// This node's identity towards its peers, and its records about them.
 pub struct Local {
-    /// From the data directory.
+    /// The identity in the data directory.
     pub identity: Identity,
     /// The engine's fingerprint.
     pub engine: String,
-    /// The limits of the round trips to the peers.
+    /// The limits on the round trips to the peers.
     pub timing: Timing,
-    /// The vote and the log that this process started with.
+    /// The vote and the log with which this process started.
     pub standing: Standing,
-    /// Where the peers are remembered.
+    /// The log, whose metadata entries hold the records.
     log: LogStore,
-    /// Whether this node's disk answers.
+    /// Detects that this node's disk hangs.
     pub(super) disk: DiskWatch,
-    /// The incarnations of peers that were met before the cluster was initialized.
+    /// The incarnations of peers that were contacted before the cluster was initialized.
     met: Mutex<HashMap<NodeId, Vec<u8>>>,
-    /// The peers' engines, as last seen.
+    /// The peers' engines, as last reported.
     engines: Mutex<HashMap<NodeId, String>>,
     acknowledged: Mutex<HashMap<NodeId, Remembered>>,
-    /// Why this node must not take part any more.
+    /// The reason why this node must no longer take part, if any.
     lost: watch::Sender<Option<String>>,
 }
 
@@ -75,10 +76,10 @@ fn acknowledged_record(node_id: NodeId) -> String {
 }
 
 impl Local {
-    /// Reads what is remembered of the peers.
+    /// Opens the records about the peers.
     ///
     /// # Errors
-    /// The metadata is malformed, or a peer has found this directory to be an old copy.
+    /// Fails if the metadata is malformed, or if a peer has detected that this directory is an old copy.
     pub fn open(
         identity: Identity,
         engine: String,
@@ -101,7 +102,10 @@ impl Local {
             };
             let known = wire::Acknowledged::decode(&value[..]).ok();
             let known = known.as_ref().and_then(Acknowledged::from_wire).ok_or_else(|| {
-                io::Error::new(io::ErrorKind::InvalidData, format!("record {name} is malformed"))
+                io::Error::new(
+                    io::ErrorKind::InvalidData,
+                    format!("metadata entry {name} is malformed"),
+                )
             })?;
             acknowledged.insert(node_id, Remembered { acknowledged: known, written: true });
         }
@@ -128,12 +132,13 @@ impl Local {
         self.log.pace()
     }
 
-    /// The incarnation with which a node id was met is remembered for good once the cluster is initialized:
-    /// the same id with another data directory is a node that lost its log, and with it the votes that it
-    /// gave. Before, there are no votes to lose, and a directory may be made again.
+    /// Checks a peer's incarnation, and records it permanently once the cluster is
+    /// initialized. After that, the same node id with another incarnation is a node that lost
+    /// its log, and with it the votes that it granted. Before, there are no votes to lose, and
+    /// a directory may be created again.
     fn recognise(&self, node_id: NodeId, incarnation: &[u8]) -> Result<(), String> {
         let record = incarnation_record(node_id);
-        // Two peers that introduce themselves by the same id at once are met one after the other.
+        // Two peers that present the same id at the same time are checked one after the other.
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
         let known = self.log.get_record(&record).map_err(|error| error.to_string())?;
         if known.is_none() && !self.is_initialized() {
@@ -157,7 +162,7 @@ impl Local {
         Ok(())
     }
 
-    /// Remembers the peers that were met before the cluster was initialized, once it is.
+    /// Records the peers that were contacted before the cluster was initialized, once it is.
     fn write_met(&self) -> io::Result<()> {
         let mut met = self.met.lock().unwrap_or_else(PoisonError::into_inner);
         if met.is_empty() || !self.is_initialized() {
@@ -172,7 +177,7 @@ impl Local {
         Ok(())
     }
 
-    /// Warns once of each other engine that a peer has.
+    /// Logs a warning once for each different engine of a peer.
     pub(super) fn compare_engine(&self, node_id: NodeId, theirs: &str) {
         let mut known = self.engines.lock().unwrap_or_else(PoisonError::into_inner);
         let known = known.entry(node_id).or_insert_with(|| self.engine.clone());
@@ -185,13 +190,13 @@ impl Local {
                 node = node_id,
                 theirs,
                 ours = self.engine,
-                "engines differ, because of another processor, version or limit: calls that reach a limit may have \
-                 other outcomes there"
+                "engines differ in processor, version or limits: calls that reach a limit may have \
+                 other outcomes on that node"
             );
         }
     }
 
-    /// Checks what a peer says of itself, at either end of a handshake.
+    /// Checks the data that a peer presents, on either side of a handshake.
     pub fn check(
         &self,
         node_id: NodeId,
@@ -199,11 +204,11 @@ impl Local {
         component_id: &[u8],
         lease_ms: u64,
     ) -> Result<(), String> {
-        // A leader's lease reads rest on how long its followers keep their votes back.
+        // A leader's lease reads depend on the time for which its followers grant no vote.
         let lease = self.lease_ms();
         if lease_ms != 0 && lease_ms != lease {
             return Err(format!(
-                "node {node_id} has an election_max_ms of {}, node {} of {}: give every node the same",
+                "node {node_id} has an election_max_ms of {}, but node {} has {}: set the same value on every node",
                 lease_ms.saturating_mul(2),
                 self.identity.node_id,
                 lease.saturating_mul(2)
@@ -211,8 +216,8 @@ impl Local {
         }
         if component_id != self.identity.component_id.0 {
             return Err(format!(
-                "node {node_id} was begun with component {}, this node with {}: begin every node of a cluster \
-                 with the same component (--component); later ones come through `conclave component push`",
+                "node {node_id} started with component {}, this node with {}: start every node of a cluster \
+                 with the same component (--component), and use `conclave component push` for later ones",
                 hex::encode(component_id),
                 self.identity.component_id
             ));
@@ -220,7 +225,7 @@ impl Local {
         self.recognise(node_id, incarnation)
     }
 
-    /// Whether this node has an entry of the cluster's log, or had one.
+    /// Returns whether this node has, or had, an entry of the cluster's log.
     fn is_initialized(&self) -> bool {
         self.log.extent().last.is_some()
     }
@@ -233,7 +238,7 @@ impl Local {
         self.acknowledged.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Refuses a peer whose process started with less than it had acknowledged to this node.
+    /// Rejects a peer whose process started with less than it had acknowledged to this node.
     pub(super) fn check_standing(
         &self,
         node_id: NodeId,
@@ -264,7 +269,8 @@ impl Local {
         ))
     }
 
-    /// Notes what a peer has confirmed to have on stable storage, to this node as the leader with `vote`.
+    /// Records a peer's acknowledgement, to this node as the leader with `vote`, that
+    /// entries are on stable storage.
     pub(super) fn note_acknowledged(
         &self,
         node_id: NodeId,
@@ -286,7 +292,7 @@ impl Local {
         }
     }
 
-    /// Whether a peer has acknowledged this index to this node as the leader with `vote`.
+    /// Returns whether a peer has acknowledged this index to this node as the leader with `vote`.
     pub(super) fn has_acknowledged(&self, node_id: NodeId, vote: &Vote, index: u64) -> bool {
         self.remembered().get(&node_id).is_some_and(|known| {
             known.acknowledged.vote == *vote
@@ -294,7 +300,7 @@ impl Local {
         })
     }
 
-    /// Has what is new of the peers written and synced.
+    /// Writes and syncs new records about the peers.
     pub(crate) fn write_acknowledged(&self) -> io::Result<()> {
         self.write_met()?;
         let mut is_new = false;
@@ -307,19 +313,19 @@ impl Local {
         if is_new { self.log.sync_records() } else { Ok(()) }
     }
 
-    /// Why this node must not take part any more, if a peer has found that its data directory is an old
-    /// copy.
+    /// Returns the reason why this node must no longer take part: a peer has detected that its data
+    /// directory is an old copy.
     pub(crate) fn lost(&self) -> Option<String> {
         self.lost.borrow().clone()
     }
 
-    /// The same, with every change.
+    /// Returns that reason and its changes.
     pub(crate) fn watch_lost(&self) -> watch::Receiver<Option<String>> {
         self.lost.subscribe()
     }
 
-    /// Notes on disk that a peer remembers more of this node than its data directory holds. From now on this
-    /// process neither sends nor answers, and the directory is not started from again.
+    /// Records that a peer remembers more of this node than its data directory contains. From now
+    /// on this process neither sends nor responds, and no process starts from this directory again.
     pub(super) fn condemn(&self, by: NodeId, reason: &str) {
         let first = self.lost.send_if_modified(|lost| {
             let first = lost.is_none();
@@ -332,9 +338,9 @@ impl Local {
             return;
         }
         let reason = self.lost().unwrap_or_default();
-        tracing::error!(reason, "this node stops taking part");
+        tracing::error!(reason, "this node no longer takes part in the cluster");
         if let Err(error) = self.log.put_record(LOST, Some(reason.into_bytes())) {
-            tracing::error!(%error, "cannot note that this data directory is an old copy");
+            tracing::error!(%error, "cannot record that this data directory is an old copy");
         }
     }
 }
@@ -344,7 +350,7 @@ pub(crate) async fn write_acknowledged(local: Weak<Local>) {
     loop {
         sleep(WRITE_INTERVAL).await;
         let Some(local) = local.upgrade() else { return };
-        // A store that has failed says so itself.
+        // A store that has failed reports that itself.
         if local.write_acknowledged().is_err() {
             return;
         }

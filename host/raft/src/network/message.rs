@@ -1,9 +1,9 @@
-//! Checks of what peers send, before openraft gets it.
+//! Checks of the peers' messages, before openraft receives them.
 //!
-//! openraft takes for granted that its peers follow the protocol, and asserts it in places. A message that no
-//! member could have sent is refused here instead, whether it is a request or an answer: terms and indexes
-//! are in range and in order, a leader or candidate speaks for itself, and nothing contradicts what this
-//! node knows to be committed.
+//! openraft assumes that its peers follow the protocol, and asserts it in places. This module
+//! instead rejects every request and response that no member could have sent. Terms and indexes are
+//! in range and in order, a leader or candidate sends its own vote, and nothing contradicts the
+//! entries that this node knows to be committed.
 
 use std::{collections::BTreeMap, ops::Range};
 
@@ -20,10 +20,11 @@ use conclave_storage::{
 };
 use conclave_types::NodeId;
 
-/// Bytes of entries that are read from this node's log at once, to be compared with a request.
+/// The maximum size of the entries that are read from this node's log at once, to
+/// compare them with a request.
 const READ_BYTES_MAX: usize = 1 << 20;
 
-/// No index and no term gets here, and counting on from here never overflows.
+/// The upper bound of indexes and terms. No log reaches it, and counting on from it never overflows.
 const COUNT_MAX: u64 = u64::MAX / 2;
 
 fn invalid(reason: impl Into<String>) -> Status {
@@ -46,11 +47,12 @@ fn vote(field: Option<wire::Vote>) -> Result<Vote, Status> {
     Ok(vote)
 }
 
-/// The vote of a leader that speaks for itself. openraft would lead if it were sent a vote for this node.
+/// Returns the vote of a leader, which must be the sender. openraft would lead if it
+/// received a vote for this node.
 pub(super) fn leader_vote(field: Option<wire::Vote>, from: NodeId) -> Result<Vote, Status> {
     let vote = vote(field)?;
     if !vote.committed {
-        return Err(invalid("the sender has not been elected"));
+        return Err(invalid("the sender's vote is not that of an elected leader"));
     }
     speaks_for_itself(vote, from)
 }
@@ -80,15 +82,15 @@ fn log_id_until(
     let log_id = log_id(field)?;
     match log_id {
         Some(log_id) if log_id.leader_id.term > vote.leader_id.term => Err(invalid(format!(
-            "{name} {log_id} is of a later term than {}, the sender's",
+            "{name} {log_id} has a later term than the sender, which is in term {}",
             vote.leader_id.term
         ))),
         log_id => Ok(log_id),
     }
 }
 
-/// A request to append. Its entries are consecutive, and their terms neither fall nor exceed the leader's:
-/// a log in which they did would be refused as damaged when the node starts again.
+/// Checks an append request. Its entries are consecutive. Their terms neither decrease nor exceed
+/// the leader's: a log with such terms would be rejected as damaged at the next start.
 pub(super) fn append(
     request: wire::AppendRequest,
     from: NodeId,
@@ -104,12 +106,14 @@ pub(super) fn append(
             return Err(invalid("the entries are not consecutive"));
         }
         if before.is_some_and(|before| log_id.leader_id < before.leader_id) {
-            return Err(invalid(format!("the term of {log_id} is lower than before it")));
+            return Err(invalid(format!(
+                "the term of {log_id} is lower than that of the entry before"
+            )));
         }
         before = Some(log_id);
     }
     if before.is_some_and(|last| last.leader_id.term > vote.leader_id.term) {
-        return Err(invalid("an entry is of a later term than its leader's"));
+        return Err(invalid("an entry has a later term than its leader"));
     }
     Ok(AppendEntriesRequest {
         leader_commit: log_id_until(request.leader_commit, "the committed entry", &vote)?,
@@ -119,8 +123,8 @@ pub(super) fn append(
     })
 }
 
-/// Refuses a request that would replace entries which this log knows to be committed. Does not block: entries
-/// that are not in memory are read on another thread.
+/// Rejects a request that would replace entries of this log that are known to be committed. Does
+/// not block: entries that are not in memory are read on another thread.
 pub(super) async fn check_against_log(
     request: &AppendEntriesRequest<TypeConfig>,
     log: &LogStore,
@@ -131,7 +135,7 @@ pub(super) async fn check_against_log(
     while next < end {
         let entries = match log.read(next..end, READ_BYTES_MAX).await {
             Ok(entries) => entries,
-            // One damaged entry does not keep the others from being compared.
+            // A damaged entry does not prevent the comparison of the others.
             Err(_) => log.read(next..next + 1, READ_BYTES_MAX).await.unwrap_or_default(),
         };
         next = entries.last().map_or(next, |last| last.log_id.index) + 1;
@@ -140,7 +144,7 @@ pub(super) async fn check_against_log(
     check_committed(request, committed, |index| known.get(&index).copied())
 }
 
-/// The indexes of a request that lie before the committed entry.
+/// Returns the indexes of a request that lie before the committed entry.
 fn compared(request: &AppendEntriesRequest<TypeConfig>, committed: Option<LogId>) -> Range<u64> {
     let first = request.prev_log_id.or_else(|| Some(request.entries.first()?.log_id));
     let last = request.entries.last().map(|entry| entry.log_id).or(request.prev_log_id);
@@ -152,8 +156,8 @@ fn compared(request: &AppendEntriesRequest<TypeConfig>, committed: Option<LogId>
     }
 }
 
-/// Refuses a request that would replace committed entries. `local` returns the log id of this node's own entry at
-/// an index, if it is known.
+/// Rejects a request that would replace committed entries. `local` returns the log id of this
+/// node's own entry at an index, if it is known.
 fn check_committed(
     request: &AppendEntriesRequest<TypeConfig>,
     committed: Option<LogId>,
@@ -167,31 +171,31 @@ fn check_committed(
             true => Some(committed),
             false => local(log_id.index),
         };
-        // Without the entry, at least the order must be right.
+        // If the entry is unknown, at least the order must be right.
         if known.map_or(log_id > committed, |known| known != log_id) {
             return Err(Status::failed_precondition(format!(
                 "the sender's entry {log_id} contradicts this node's log, which is committed up to {committed}"
             )));
         }
     }
-    // Later entries follow the committed one.
+    // Later entries must follow the committed entry.
     let later = request.entries.iter().find(|entry| entry.log_id.index > committed.index);
     if later.is_some_and(|entry| entry.log_id < committed) {
         return Err(Status::failed_precondition(format!(
-            "the sender's entries are of an earlier term than {committed}, which is committed"
+            "the sender's entries have an earlier term than the committed entry {committed}"
         )));
     }
     Ok(())
 }
 
-/// A request for a vote, by a candidate for itself.
+/// Checks a vote request, which a candidate sends for itself.
 pub(super) fn vote_request(
     message: &wire::VoteRequest,
     from: NodeId,
 ) -> Result<VoteRequest<TypeConfig>, Status> {
     let vote = speaks_for_itself(vote(message.vote)?, from)?;
     if vote.committed {
-        return Err(invalid("a candidate has not been elected yet"));
+        return Err(invalid("a candidate's vote must not be that of an elected leader"));
     }
     let last = log_id_until(message.last_log_id, "the last entry", &vote)?;
     let mut request = VoteRequest::new(vote, last);
@@ -199,7 +203,7 @@ pub(super) fn vote_request(
     Ok(request)
 }
 
-/// An answer to an append of the leader with this vote.
+/// Checks a response to an append of the leader with this vote.
 pub(super) fn append_result(
     response: wire::AppendResponse,
     leader: &Vote,
@@ -217,29 +221,29 @@ pub(super) fn append_result(
             let higher = answered_vote(Some(higher), leader)?;
             Ok(Err(StreamAppendError::HigherVote(higher)))
         }
-        None => Err(Status::internal("the peer sent an answer without a result")),
+        None => Err(Status::internal("the peer's response has no result")),
     }
 }
 
-/// The vote in an answer to a node that sent `own`. The answer cannot say that the node leads in another
-/// term: openraft would believe it.
+/// Returns the vote in a response to a node that sent `own`. The response cannot claim that the
+/// node leads in another term: openraft would accept that.
 fn answered_vote(field: Option<wire::Vote>, own: &Vote) -> Result<Vote, Status> {
     checked_answer(vote(field)?, own)
 }
 
-/// The same of a vote.
+/// Checks the vote in a response in the same way.
 pub(super) fn checked_answer(answered: Vote, own: &Vote) -> Result<Vote, Status> {
     let same_node = answered.leader_id.voted_for == own.leader_id.voted_for;
     if same_node && answered.committed && answered.leader_id.term > own.leader_id.term {
         return Err(invalid(format!(
-            "the peer says that this node leads in term {}, but it is in term {}",
+            "the peer claims that this node leads in term {}, but it is in term {}",
             answered.leader_id.term, own.leader_id.term
         )));
     }
     Ok(answered)
 }
 
-/// An answer to a request for a vote.
+/// Checks a response to a vote request.
 pub(super) fn vote_response(
     answer: wire::VoteResponse,
     own: &Vote,
@@ -248,11 +252,9 @@ pub(super) fn vote_response(
     Ok(VoteResponse::new(answered, log_id(answer.last_log_id)?, answer.granted))
 }
 
-/// A peer that denies what it has acknowledged to the same leader.
+/// Returns the error for a peer that denies an entry that it has acknowledged to the same leader.
 pub(super) fn lost(log_id: LogId) -> Status {
-    Status::data_loss(format!(
-        "the peer does not have entry {log_id} any more, which it acknowledged"
-    ))
+    Status::data_loss(format!("the peer no longer has entry {log_id}, which it acknowledged"))
 }
 
 #[cfg(test)]
@@ -295,7 +297,7 @@ mod tests {
     #[test]
     fn committed_entries_are_never_replaced() {
         let committed = Some(LogId::new_term_index(3, 10));
-        // This node has the entries from 5 on; 8 is the first of term 3.
+        // This node has the entries from 5 on. Entry 8 is the first of term 3.
         let local = |index| {
             (index >= 5).then(|| LogId::new_term_index(if index < 8 { 2 } else { 3 }, index))
         };
@@ -310,15 +312,19 @@ mod tests {
         assert!(!check(request(Some((2, 7)), &[(4, 8)])));
         assert!(!check(request(Some((2, 9)), &[])));
         assert!(!check(request(Some((3, 8)), &[(3, 9), (4, 10)])));
-        assert!(!check(request(Some((3, 10)), &[(2, 11)])), "of an earlier term than before");
+        assert!(
+            !check(request(Some((3, 10)), &[(2, 11)])),
+            "an earlier term than the committed entry"
+        );
     }
 
     fn open(dir: &std::path::Path) -> LogStore {
         Storage::open(Options::for_test(dir)).unwrap().log
     }
 
-    /// The runtime has one thread for blocking work, and the test occupies it: whatever completes meanwhile has read
-    /// no disk, and whatever does not would have blocked Raft.
+    /// The runtime has one thread for blocking work, and the test occupies it. A check
+    /// that completes in the meantime has read no disk. A check that does not complete
+    /// would have blocked Raft.
     #[test]
     fn committed_entries_on_the_disk_are_compared_without_blocking_the_runtime() {
         let mut runtime = tokio::runtime::Builder::new_current_thread();
@@ -333,7 +339,8 @@ mod tests {
             let committed = Some(LogId::new_term_index(2, 8));
             log.save_committed(committed).await.unwrap();
             let same = request(Some((2, 3)), &[(2, 4), (2, 5)]);
-            // Only its last entry differs, and only this node's own entry shows that.
+            // Only its last entry differs, and only the comparison with this node's
+            // own entry detects that.
             let other = request(Some((2, 3)), &[(2, 4), (1, 5)]);
             let beyond = request(Some((2, 8)), &[(2, 9)]);
             let occupy = || {
@@ -365,7 +372,7 @@ mod tests {
         });
     }
 
-    /// Each line: an answer to the leader of term 5, node 1, that is refused.
+    /// Each line is an invalid response to the leader of term 5, node 1.
     #[test]
     fn impossible_answers_are_refused() {
         use wire::append_response::Result as Answer;

@@ -1,12 +1,15 @@
-//! What nodes say to each other, over gRPC on the peer port.
+//! The protocol between nodes, over gRPC on the peer port.
 //!
-//! [`peers`] holds the connections, one [`peer`] each with its [`connection`]s, [`backoff`] paces their retries, [`local`] is what this node tells its peers
-//! and remembers of them by their [`standing`], [`client`] speaks for openraft, [`heartbeats`] has it send heartbeats, [`service`]
-//! answers, [`message`] checks what peers send.
+//! [`peers`] holds the connections: each [`peer`] has its [`connection`]s, and [`backoff`] paces
+//! their retries. [`local`] is this node's identity, with its records about the peers, which it
+//! compares with their [`standing`]. [`client`] sends openraft's requests, [`pacing`] times them
+//! and [`heartbeats`] triggers heartbeats. [`service`] handles the peers' requests, and
+//! [`message`] checks their messages.
 //!
-//! Contract: no request is answered, and no answer believed, before both sides have checked that they
-//! belong to the same cluster, are the nodes that they mean, and still have the data directory that
-//! they had when they first met. Traffic is not encrypted: the peer port belongs on a private network.
+//! Contract: a node answers a request, and accepts a response, only after both sides have checked
+//! that they belong to the same cluster, are the intended nodes, and still have the data
+//! directory that they had at their first contact. Traffic is not encrypted: the peer port
+//! belongs on a private network.
 
 mod backoff;
 pub mod client;
@@ -31,28 +34,29 @@ use super::{Inner, lease::Lease, snapshot::Transfers};
 use conclave_storage::raft_types::{Member, TypeConfig};
 use conclave_types::NodeId;
 
-/// The version of the protocol between peers. Nodes of different versions do not talk to each other.
-/// Version 2 added components to the log and to snapshots. Version 3 added the confirmation of leaders.
+/// The version of the protocol between peers. Nodes of different versions do not
+/// communicate. Version 2 added components to the log and to snapshots. Version 3 added the
+/// confirmation of leaders.
 pub const PROTOCOL_VERSION: u32 = 3;
 
 /// The largest message between peers: one log entry of the largest request with room to spare, or a
 /// batch of smaller ones.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
 
-/// Metadata on every request between peers: the cluster, the caller, and whom it means to reach.
+/// The metadata of every request between peers: the cluster, the sender and the intended receiver.
 pub const CLUSTER_HEADER: &str = "conclave-cluster";
 /// See [`CLUSTER_HEADER`].
 pub const FROM_HEADER: &str = "conclave-from";
 /// See [`CLUSTER_HEADER`].
 pub const TO_HEADER: &str = "conclave-to";
 
-/// Metadata on refusals of a node that stops: the request had no effect.
+/// The metadata on errors of a node that is stopping: the request had no effect.
 pub const REFUSED_HEADER: &str = "conclave-refused";
 
-/// This node's replica, once there is one: openraft's connections are made before it.
+/// This node's replica, set once it exists: openraft's connections are created before it.
 pub(super) type OwnReplica = Arc<OnceLock<Weak<Inner>>>;
 
-/// Makes openraft's connections.
+/// Creates openraft's connections.
 #[derive(Clone)]
 pub struct NetworkFactory {
     pub(super) peers: Arc<Peers>,
@@ -80,12 +84,12 @@ impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
         self.network(target, member, ConnectionClass::Log)
     }
 
-    /// A lane of its own: a heartbeat that waits behind a large append starts an election.
+    /// A separate connection, because a heartbeat that waits behind a large append starts an election.
     async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
         self.network(target, member, ConnectionClass::Control)
     }
 
-    /// A lane of its own: a snapshot is long.
+    /// A separate connection, because a snapshot takes long.
     async fn new_snapshot_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
         self.network(target, member, ConnectionClass::Snapshot)
     }

@@ -1,13 +1,17 @@
 //! The timing of the append requests to one peer.
 //!
-//! Two rules reduce the number of messages. Neither changes which entries and which commit index a peer receives:
+//! Two rules reduce the number of messages. Neither changes which entries and which
+//! commit index a peer receives:
 //!
-//! * When many clients write, each request carries what this node writes to its own disk as one batch ([`BatchWindow`]).
-//! * A request that brings only a newer commit index waits up to [`WITHHELD_MAX`]. The next entries usually follow
-//!   within that time and carry the commit index too, so a single client's writes cost one message each, not two.
+//! * When many clients write, each request carries one batch of this node's own disk
+//!   writes ([`BatchWindow`]).
+//! * A request that carries only a newer commit index waits for up to [`WITHHELD_MAX`]. The next
+//!   entries usually follow within that time and carry the commit index too. So a write of a single
+//!   client costs one message, not two.
 //!
-//! The first request of a stream never waits: it may be a probe, whose answer openraft needs. A commit index that
-//! the peer needs for a read ([`Peer::want_commit`](super::peer::Peer::want_commit)) does not wait either.
+//! The first request of a stream never waits: it may be a probe, whose response openraft needs. A
+//! commit index that the peer needs for a read
+//! ([`Peer::want_commit`](super::peer::Peer::want_commit)) does not wait either.
 
 use std::{pin::pin, time::Duration};
 
@@ -20,12 +24,14 @@ use tokio::{sync::watch, time::sleep};
 
 use conclave_storage::{BatchWindow, raft_types::TypeConfig};
 
-/// How long a request without entries waits for entries that follow. A put by a single client takes about half of it.
+/// The time for which a request without entries waits for entries. A single client's put
+/// takes about half of it.
 const WITHHELD_MAX: Duration = Duration::from_millis(1);
 
 type Request = AppendEntriesRequest<TypeConfig>;
 
-/// Paces `input`, the requests of one stream. `wanted` is the commit index that the peer needs for its reads.
+/// Paces `input`, the requests of one stream. `wanted` is the commit index that the
+/// peer needs for its reads.
 pub(super) fn paced<S>(
     input: S,
     pace: BatchWindow,
@@ -39,16 +45,16 @@ where
 }
 
 struct Paced<S> {
-    /// openraft's stream panics if it is polled after its end, which is observed while a request is withheld.
+    /// Fused, because openraft's stream panics if it is polled after its end, which `next` may do.
     input: Fuse<S>,
     pace: BatchWindow,
     wanted: watch::Receiver<u64>,
-    /// The commit index of the last request; absent before the first.
+    /// The commit index of the last request; `None` before the first.
     sent_commit: Option<u64>,
 }
 
 impl<S: Stream<Item = Request> + Unpin> Paced<S> {
-    /// Takes the next request, which holds all that there is to send by then.
+    /// Returns the next request, which contains everything that can be sent by then.
     async fn next(&mut self) -> Option<Request> {
         self.pace.step().await;
         let mut request = self.input.next().await?;
@@ -57,7 +63,7 @@ impl<S: Stream<Item = Request> + Unpin> Paced<S> {
             while self.may_wait(&request) {
                 tokio::select! {
                     biased;
-                    // A request that follows has everything that the withheld one has.
+                    // The next request contains everything that the withheld one contains.
                     next = self.input.next() => match next {
                         Some(next) => request = next,
                         None => break,

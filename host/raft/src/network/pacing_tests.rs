@@ -26,7 +26,7 @@ fn request(last: Option<u64>, commit: u64) -> Request {
 
 fn begin() -> Begun<impl Stream<Item = Request>> {
     let (input, requests) = mpsc::unbounded();
-    // Like openraft's, it panics if it is polled after its end.
+    // Panics if it is polled after its end, as openraft's stream does.
     let requests = Box::pin(stream::unfold(requests, |mut requests| async {
         Some((requests.next().await?, requests))
     }));
@@ -68,7 +68,7 @@ async fn a_commit_index_without_entries_is_sent_after_the_limit_and_at_the_end()
 #[tokio::test]
 async fn a_commit_index_that_the_peer_needs_does_not_wait() {
     let Begun { input, wanted, mut paced } = begin();
-    // Named before the commit index is in the stream, and after it.
+    // Wanted before the commit index is in the stream, and after it.
     wanted.send_replace(6);
     input.unbounded_send(request(None, 6)).unwrap();
     assert_eq!(commit_index(&paced.next().now_or_never().flatten().unwrap()), 6);

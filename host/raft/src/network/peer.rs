@@ -1,8 +1,8 @@
 //! Connections to the other members.
 //!
-//! Each [`Peer`] has a task of its own that keeps it connected: it makes the handshake, pings the peer once
-//! per second, and after a failure retries with a back-off. All other calls fail at once while the peer is
-//! not connected, so none of openraft's loops reaches the network.
+//! Each [`Peer`] has a task that keeps it connected: it makes the handshake, pings the peer once
+//! per second, and retries with a back-off after a failure. While the peer is not connected, all
+//! other calls fail at once, so none of openraft's loops reaches the network.
 
 use std::{
     sync::{
@@ -31,19 +31,19 @@ use conclave_proto::raft::{HandshakeRequest, HandshakeResponse, PingRequest};
 use conclave_storage::BatchWindow;
 use conclave_types::{NodeId, status::PeerLink};
 
-/// How long a new connection may take to be made, its handshake or a ping to be answered.
+/// The time limit of a connection attempt, a handshake and a ping.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often a connected peer is pinged.
+/// The interval at which a connected peer is pinged.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
-/// The least time between two attempts, whatever asks for one.
+/// The minimum time between two attempts, whatever their cause.
 const ATTEMPT_SPACING: Duration = Duration::from_millis(20);
 
-/// What a connection is for. Each has its own, so that none waits behind another.
+/// The purpose of a connection. Each class has its own connection, so that none waits behind another.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConnectionClass {
     /// Log entries.
     Log,
-    /// Heartbeats, votes, forwarded calls, questions.
+    /// Heartbeats, votes, forwarded calls and queries.
     Control,
     /// Snapshots.
     Snapshot,
@@ -52,43 +52,43 @@ pub enum ConnectionClass {
 pub(super) const CLASSES: [ConnectionClass; 3] =
     [ConnectionClass::Log, ConnectionClass::Control, ConnectionClass::Snapshot];
 
-/// Why a peer was not reached.
+/// The reason why a peer was not reached.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum PeerError {
-    /// The network, or the peer, said no.
+    /// The network failed, or the peer returned an error.
     #[error("node {node_id} at {address}: {message}", message = status.message())]
     Call {
         /// The peer.
         node_id: NodeId,
         /// Its address.
         address: String,
-        /// What came back.
+        /// The error.
         status: Box<Status>,
     },
-    /// It answered, but is not the node that it should be.
+    /// The peer responded, but is not the expected node.
     #[error("node {node_id} at {address} is refused: {reason}")]
     Stranger {
         /// The peer.
         node_id: NodeId,
         /// Its address.
         address: String,
-        /// What is wrong with it.
+        /// The difference from the expected node.
         reason: String,
     },
-    /// The address in the membership is not one.
-    #[error("node {node_id} has the address {address}, which is not one: {reason}")]
+    /// The address in the membership is invalid.
+    #[error("node {node_id} has the invalid address {address}: {reason}")]
     Address {
         /// The peer.
         node_id: NodeId,
         /// Its address.
         address: String,
-        /// Why not.
+        /// The reason why the address is invalid.
         reason: String,
     },
 }
 
 impl PeerError {
-    /// Whether one of the two nodes refuses the other, rather than that the network failed.
+    /// Returns whether one of the two nodes refuses the other. Otherwise the network failed.
     fn is_refusal(&self) -> bool {
         match self {
             Self::Call { status, .. } => matches!(
@@ -100,10 +100,10 @@ impl PeerError {
     }
 }
 
-/// Whether calls to a peer make sense.
+/// The state of the link to a peer.
 #[derive(Clone, Debug)]
 enum Link {
-    /// The first attempt is under way.
+    /// The first attempt is running.
     Connecting,
     Up,
     /// The last attempt failed.
@@ -119,17 +119,17 @@ pub struct Peer {
     local: Arc<Local>,
     connector: Result<Connector, String>,
     connections: Mutex<Vec<Connection>>,
-    /// The process of the peer that introduced itself last; 0: none yet.
+    /// The process of the peer that introduced itself last; 0 if none has.
     process: watch::Sender<u64>,
     link: watch::Sender<Link>,
     /// Wakes the task that keeps the connection.
     wake: Arc<Notify>,
-    /// The peer has just introduced itself: it can be reached, or soon.
+    /// Set when the peer has just introduced itself, so it can be reached now or soon.
     contacted: AtomicBool,
-    /// Smoothed; 0: not measured yet.
+    /// The smoothed round trip; 0 if it has not been measured.
     round_trip_us: AtomicU64,
     keeper: Mutex<Option<AbortHandle>>,
-    /// The highest commit index that this node, as the leader, has named to the peer for a read.
+    /// The highest commit index that this node, as the leader, has returned to the peer for a read.
     wanted_commit: watch::Sender<u64>,
 }
 
@@ -160,17 +160,17 @@ impl Peer {
         peer
     }
 
-    /// This node, as its peers know it.
+    /// Returns this node's identity towards its peers.
     pub(super) fn local(&self) -> &Local {
         &self.local
     }
 
-    /// Whether this node's own disk answers.
+    /// Returns the watch on this node's own disk.
     pub(super) fn disk(&self) -> &DiskWatch {
         &self.local.disk
     }
 
-    /// Notes that the peer waits until it has applied the log up to this index.
+    /// Records that the peer waits until it has applied the log up to this index.
     pub(super) fn want_commit(&self, index: u64) {
         self.wanted_commit.send_if_modified(|wanted| {
             let higher = index > *wanted;
@@ -183,7 +183,7 @@ impl Peer {
         self.wanted_commit.subscribe()
     }
 
-    /// The pace at which this node writes what it sends.
+    /// Returns the batch window of this node's own disk writes.
     pub(super) fn pace(&self) -> BatchWindow {
         self.local.pace()
     }
@@ -203,30 +203,30 @@ impl Peer {
         }
     }
 
-    /// Replaces all connections by new ones. A connection to a host that vanished is silent, and is given up
-    /// only after its keep-alive.
+    /// Replaces all connections. A connection to a host that vanished is silent, and is closed only
+    /// after its keep-alive timeout.
     fn reconnect(&self) {
         if let Ok(connector) = &self.connector {
             *self.connections() = connector.all();
         }
     }
 
-    /// Returns once another process of the peer than the present one has introduced itself: nothing more comes on
-    /// the connections to the present one.
+    /// Returns once a process of the peer other than the present one has introduced itself. Nothing
+    /// more arrives on the connections to the present process.
     pub(crate) fn replaced(&self) -> impl Future<Output = ()> + Send + use<> {
         let mut process = self.process.subscribe();
         let present = *process.borrow();
         async move {
             let another = process.wait_for(|process| *process != present);
             if another.await.is_err() {
-                // The peer itself is gone, and with it its connections.
+                // The peer is gone, and its connections with it.
                 std::future::pending().await
             }
         }
     }
 
-    /// A client of a connection whose other end has been checked. Fails at once while the peer is not
-    /// connected; waits while the first attempt is under way.
+    /// Returns a client of a connection after a successful handshake. Fails at once while the peer
+    /// is not connected. Waits while the first attempt is running.
     pub async fn client(&self, class: ConnectionClass) -> Result<Client, PeerError> {
         let connection = self.connection(class)?;
         self.settled().await?;
@@ -239,13 +239,13 @@ impl Peer {
         Ok(connection.client)
     }
 
-    /// Waits for the end of the first attempt to connect, and returns how the last one ended.
+    /// Waits for the end of the first attempt to connect, and returns the result of the last attempt.
     pub(super) async fn settled(&self) -> Result<(), PeerError> {
         let mut link = self.link.subscribe();
         let link = link.wait_for(|link| !matches!(link, Link::Connecting)).await;
         match link.as_deref() {
             Ok(Link::Down(error)) => Err(error.clone()),
-            // The sender is part of this peer, so it cannot be gone.
+            // The sender is a field of this peer, so it cannot be gone.
             Ok(Link::Connecting | Link::Up) | Err(_) => Ok(()),
         }
     }
@@ -256,11 +256,11 @@ impl Peer {
 
     /// Returns when the peer is connected.
     pub(super) async fn connected(&self) {
-        // As above.
+        // An error is impossible for the same reason.
         let _ = self.link.subscribe().wait_for(|link| matches!(link, Link::Up)).await;
     }
 
-    /// Introduces this node to the peer and checks which node answers.
+    /// Introduces this node to the peer and checks the peer's identity.
     pub async fn handshake(&self, class: ConnectionClass) -> Result<HandshakeResponse, PeerError> {
         self.greet(&self.connection(class)?).await
     }
@@ -306,8 +306,7 @@ impl Peer {
         Ok(answer)
     }
 
-    /// Notes that a call failed, so that the next one begins with a handshake, and the connection is
-    /// checked.
+    /// Records that a call failed: the next call begins with a handshake, and the connection is checked.
     pub fn failed(&self, class: ConnectionClass, status: Status) -> PeerError {
         if let Ok(connection) = self.connection(class) {
             connection.greeted.store(false, Ordering::Release);
@@ -321,8 +320,9 @@ impl Peer {
         PeerError::Call { node_id, address, status: Box::new(status) }
     }
 
-    /// Notes that a process of the peer has introduced itself: a reason to retry at once. If it is another than
-    /// before, the connections to the one before are of no use, and an attempt under way is not waited for.
+    /// Records that a process of the peer has introduced itself, which is a reason to retry at
+    /// once. If the process is a new one, the connections to the previous process are replaced, and
+    /// a running attempt is cancelled.
     pub(super) fn contacted(&self, process: u64) {
         self.contacted.store(true, Ordering::Relaxed);
         let known = self.process.send_replace(process);
@@ -344,7 +344,8 @@ impl Peer {
                     self.measured(began.elapsed());
                     return Ok(());
                 }
-                // The connection may be of a process that is gone; a new one says more.
+                // The connection may belong to a process that is gone. A handshake
+                // gives a definite result.
                 Ok(Err(_)) | Err(_) => connection.greeted.store(false, Ordering::Release),
             }
         }
@@ -368,7 +369,7 @@ impl Peer {
         (us > 0).then(|| Duration::from_micros(us))
     }
 
-    /// Which setting is too small for the measured round trip.
+    /// Returns advice if a setting is too small for the measured round trip.
     fn misfit(&self) -> Option<String> {
         let round_trip = self.round_trip()?;
         let timing = &self.local.timing;
@@ -405,7 +406,7 @@ impl Drop for Peer {
     }
 }
 
-/// Keeps a peer connected, until it is gone.
+/// Keeps a peer connected until it is dropped.
 async fn keep(peer: Weak<Peer>, wake: Arc<Notify>) {
     let (mut failures, mut down, mut slow) = (0_u32, Problem::default(), Problem::default());
     loop {
@@ -413,7 +414,8 @@ async fn keep(peer: Weak<Peer>, wake: Arc<Notify>) {
         let Some(this) = peer.upgrade() else { return };
         let result = tokio::select! {
             result = this.attempt() => result,
-            // At most once per process of the peer, so that two nodes do not interrupt each other without end.
+            // At most once per process of the peer, so that two nodes do not interrupt each other
+            // endlessly.
             () = this.replaced() => continue,
         };
         let pause = match result {

@@ -10,7 +10,7 @@ use crate::supervise::Supervisor;
 use conclave_storage::raft_types::Member;
 use conclave_types::{NodeId, status::PeerLink};
 
-/// All the peers that this node has had to do with.
+/// All peers that this node has contacted, or that have contacted it.
 pub struct Peers {
     local: Arc<Local>,
     supervisor: Supervisor,
@@ -18,12 +18,12 @@ pub struct Peers {
 }
 
 impl Peers {
-    /// None yet. The peers' tasks run under the supervisor.
+    /// Creates an empty set. The peers' tasks run under the supervisor.
     pub fn new(local: Arc<Local>, supervisor: Supervisor) -> Self {
         Self { local, supervisor, known: Mutex::default() }
     }
 
-    /// The peer, at the address that the membership gives for it.
+    /// Returns the peer at its address in the membership.
     pub fn peer(&self, node_id: NodeId, member: &Member) -> Arc<Peer> {
         let mut known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         match known.get(&node_id) {
@@ -41,7 +41,7 @@ impl Peers {
         }
     }
 
-    /// Notes that a process of a peer has introduced itself.
+    /// Records that a process of a peer has introduced itself.
     pub(super) fn contacted(&self, node_id: NodeId, process: u64) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = known.get(&node_id) {
@@ -49,7 +49,7 @@ impl Peers {
         }
     }
 
-    /// Notes that a peer waits until it has applied the log up to this index.
+    /// Records that a peer waits until it has applied the log up to this index.
     pub(super) fn want_commit(&self, node_id: NodeId, index: u64) {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(peer) = known.get(&node_id) {
@@ -68,7 +68,7 @@ impl Peers {
         }
     }
 
-    /// The connections to all peers, by node id.
+    /// Returns the status of the connections to all peers, by node id.
     pub(crate) fn status(&self) -> Vec<PeerLink> {
         let known = self.known.lock().unwrap_or_else(PoisonError::into_inner);
         let mut links: Vec<_> = known.values().map(|peer| peer.status()).collect();

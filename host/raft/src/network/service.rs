@@ -1,4 +1,4 @@
-//! Answers the other members.
+//! The gRPC service for the other members.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -32,25 +32,25 @@ use conclave_storage::{
 };
 use conclave_types::{Caller, NodeId};
 
-/// The peer port's one service.
+/// The only service of the peer port.
 #[derive(Clone)]
 pub struct PeerService {
     replica: Replica,
     local: Arc<Local>,
     /// The peers that have introduced themselves to this process.
     greeted: Arc<Mutex<BTreeSet<NodeId>>>,
-    /// The peers that this process refuses, and why.
+    /// The peers that this process refuses, with the reasons.
     refused: Arc<Mutex<BTreeMap<NodeId, Problem>>>,
 }
 
 impl PeerService {
-    /// Answers for this replica.
+    /// Creates the service for this replica.
     pub fn new(replica: Replica, local: Arc<Local>) -> Self {
         Self { replica, local, greeted: Arc::default(), refused: Arc::default() }
     }
 
-    /// Refuses a caller that is of another cluster, means another node, or has not introduced itself; and
-    /// every caller once this node's directory is known to be an old copy.
+    /// Rejects a caller that belongs to another cluster, intends another node, or has made no
+    /// handshake. Rejects every caller once this node's directory is known to be an old copy.
     fn admit(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
         if let Some(reason) = self.local.lost() {
             return Err(Status::unavailable(reason));
@@ -66,7 +66,7 @@ impl PeerService {
         let from = number(FROM_HEADER)
             .ok_or_else(|| Status::permission_denied("the peer port is for members only"))?;
         let greeted = self.greeted.lock().unwrap_or_else(PoisonError::into_inner).contains(&from);
-        // A member that was removed must introduce itself again, and is refused then.
+        // A member that was removed must repeat the handshake, which then fails.
         if greeted && self.replica.is_member(from) {
             Ok(from)
         } else {
@@ -74,7 +74,7 @@ impl PeerService {
         }
     }
 
-    /// Refuses requests once this node stops.
+    /// Rejects requests once this node stops.
     fn check_open(&self) -> Result<(), Status> {
         if !self.replica.is_closed_for_peers() {
             return Ok(());
@@ -84,7 +84,7 @@ impl PeerService {
         Err(Status::with_metadata(Code::Unavailable, "this node is shutting down", metadata))
     }
 
-    /// Checks what a peer says of itself.
+    /// Checks the data that a peer presents.
     fn check(&self, hello: &wire::HandshakeRequest) -> Result<(), Status> {
         if hello.protocol_version != PROTOCOL_VERSION {
             return Err(Status::permission_denied(format!(
@@ -94,7 +94,7 @@ impl PeerService {
         }
         if !self.replica.is_member(hello.node_id) {
             return Err(Status::permission_denied(format!(
-                "node {} is none of this cluster's members",
+                "node {} is not a member of this cluster",
                 hello.node_id
             )));
         }
@@ -105,10 +105,10 @@ impl PeerService {
         self.local.check_standing(hello.node_id, &standing).map_err(Status::data_loss)
     }
 
-    /// Notes that a peer is refused, and logs it once, then once per minute.
+    /// Records that a peer is refused, and logs it once, then once per minute.
     fn refuse(&self, node_id: NodeId, status: &Status) {
         self.greeted.lock().unwrap_or_else(PoisonError::into_inner).remove(&node_id);
-        // A caller that is not a member can claim any name, so only a few are kept.
+        // A caller that is not a member can claim any node id, so the number of records is limited.
         const REFUSED_MAX: usize = 64;
         let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
         if refused.len() >= REFUSED_MAX && !refused.contains_key(&node_id) {
@@ -143,7 +143,7 @@ impl PeerService {
     }
 }
 
-/// Reports of a snapshot's progress that wait to be sent: a newer one says more.
+/// The number of progress reports that wait to be sent. A newer report replaces an older one.
 const REPORTS_WAITING: usize = 2;
 
 fn append_to_wire(result: StreamAppendResult<TypeConfig>, process: u64) -> wire::AppendResponse {
@@ -158,7 +158,7 @@ fn append_to_wire(result: StreamAppendResult<TypeConfig>, process: u64) -> wire:
     wire::AppendResponse { result: Some(result), process }
 }
 
-/// What openraft says once it has stopped.
+/// Returns the error for a request after openraft has stopped.
 fn stopped(error: impl std::fmt::Display) -> Status {
     Status::unavailable(format!("this node has stopped: {error}"))
 }
@@ -202,7 +202,7 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<Streaming<wire::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
         let from = self.admit(request.metadata())?;
-        // A request that cannot be understood ends the stream: what follows builds on it.
+        // An invalid request ends the stream, because the requests after it build on it.
         let (replica, local) = (self.replica.clone(), self.local.clone());
         let closed = Box::pin(self.replica.peers_closed());
         let requests = request.into_inner().take_until(closed).scan((), move |(), request| {
@@ -346,7 +346,7 @@ impl wire::raft_server::Raft for PeerService {
         let offered = snapshot::Offered { vote, header, file_id, bytes, parts };
         let (reports, answers) = mpsc::channel(REPORTS_WAITING);
         let replica = self.replica.clone();
-        // A task of its own: what has been received outlives the connection.
+        // In a separate task, because the received part outlives the connection.
         let receiving = async move { replica.receive_snapshot(offered, reports).await };
         self.replica.supervisor().spawn("snapshot receiver", receiving);
         Ok(Response::new(ReceiverStream::new(answers)))

@@ -1,10 +1,13 @@
-//! The acknowledgements of a peer, and whether the peer started with less.
+//! The acknowledgements of a peer, and the check whether the peer started with less.
 //!
-//! An acknowledgement means that vote and log id are on the peer's disk, and its vote never decreases. So a
-//! peer that starts with a smaller vote has lost data; so has one with the same vote and a smaller log id.
-//! Under a greater vote the entries may have been truncated by a later leader, which is legal, and that
-//! leader's own memory counts (Ongaro's thesis, sections 3.4 to 3.6). Only what a *start* shows is compared,
-//! and only with what earlier processes of the peer acknowledged: later votes could hide the loss.
+//! An acknowledgement means that the vote and the log id are on the peer's disk, and a node's
+//! vote never decreases. So a peer that starts with a smaller vote has lost data, and so has a
+//! peer with the same vote and a smaller log id. Under a greater vote a later leader may have
+//! truncated the entries, which is legal, and then that leader's own record counts (Raft
+//! thesis, sections 3.4 to 3.6).
+//!
+//! Only the state at the *start* of a process is compared, and only with acknowledgements of
+//! earlier processes of the peer: later votes could hide the loss.
 
 use std::cmp::Ordering;
 
@@ -23,7 +26,8 @@ pub struct Standing {
 }
 
 impl Standing {
-    /// For a process that starts now. `last` is the end of the log or of the newest snapshot.
+    /// Creates the standing of a process that starts now. `last` is the end of the log or
+    /// of the newest snapshot.
     pub fn new(vote: Option<Vote>, last: Option<LogId>) -> Self {
         Self { process: rand::random(), vote, last }
     }
@@ -59,20 +63,20 @@ pub(super) struct Acknowledged {
 }
 
 impl Acknowledged {
-    /// Takes in a later acknowledgement; whether that changed anything.
+    /// Applies a later acknowledgement. Returns whether it changed anything.
     pub(super) fn advance(&mut self, later: Self) -> bool {
         let before = *self;
         if later.vote > self.vote {
             *self = later;
         } else if later.vote == self.vote {
-            // A new process may confirm less at first. It was checked when it introduced itself.
+            // A new process may confirm less at first. It was checked at its handshake.
             self.last = self.last.max(later.last);
             self.process = later.process;
         }
         *self != before
     }
 
-    /// Whether a peer that started so has lost what it acknowledged before.
+    /// Returns whether a peer with this standing has lost data that it acknowledged before.
     pub(super) fn is_lost_by(&self, standing: &Standing) -> bool {
         if standing.process == self.process {
             return false;
@@ -115,24 +119,24 @@ mod tests {
         Some(LogId::new_term_index(term, index))
     }
 
-    /// Each line: the vote and the log with which a peer starts that acknowledged entry 100 of term 3 to
-    /// node 1 under term 3, and whether it has lost something.
+    /// Each line is a start of a peer that acknowledged entry 100 of term 3 to node 1 under term 3:
+    /// its vote, its last log id, and whether it has lost data.
     #[test]
     fn only_real_losses_are_losses() {
         let known = Acknowledged { vote: vote(3, 1), last: id(3, 100), process: 7 };
         let cases = [
-            (Some(vote(3, 1)), id(3, 100), false, "as it was"),
-            (Some(vote(3, 1)), id(3, 150), false, "more was on its way"),
+            (Some(vote(3, 1)), id(3, 100), false, "unchanged"),
+            (Some(vote(3, 1)), id(3, 150), false, "more entries were in transit"),
             (Some(vote(3, 1)), id(3, 99), true, "the last entry is missing"),
             (Some(vote(3, 1)), id(2, 200), true, "a longer log of an older term"),
             (Some(vote(3, 1)), None, true, "no log"),
             (Some(vote(2, 2)), id(2, 200), true, "an older vote"),
             (Some(Vote::new(3, 1)), id(3, 100), true, "the vote was committed before"),
             (Some(Vote::new(3, 2)), id(3, 100), true, "it voted for node 1"),
-            (None, None, true, "nothing at all"),
+            (None, None, true, "an empty directory"),
             (Some(vote(4, 2)), id(4, 60), false, "truncated by the leader of term 4"),
-            (Some(vote(4, 2)), id(2, 50), false, "truncated, the new entries were on their way"),
-            (Some(Vote::new(5, 2)), id(3, 100), false, "it voted since"),
+            (Some(vote(4, 2)), id(2, 50), false, "truncated, the new entries were in transit"),
+            (Some(Vote::new(5, 2)), id(3, 100), false, "it has voted since"),
         ];
         for (vote, last, lost, what) in cases {
             let standing = Standing { process: 8, vote, last };
@@ -153,10 +157,10 @@ mod tests {
             last: id(term, index),
             process,
         };
-        assert!(!known.advance(later(3, 90, 7)), "an older answer");
+        assert!(!known.advance(later(3, 90, 7)), "an older response");
         assert!(known.advance(later(3, 101, 7)));
         assert!(known.advance(later(3, 5, 8)), "a new process begins with a probe");
-        assert_eq!((known.last, known.process), (id(3, 101), 8), "and the log id stays");
+        assert_eq!((known.last, known.process), (id(3, 101), 8), "the log id stays");
         assert!(!known.advance(later(2, 300, 8)), "of an earlier term");
         assert!(known.advance(later(5, 20, 8)));
         assert_eq!(known.last, id(5, 20));

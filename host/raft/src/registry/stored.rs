@@ -69,7 +69,9 @@ impl Registry {
             let name = id(&component.component_id)?;
             let bytes = gather(&mut chunks, component.bytes)?;
             if ComponentId::of(&bytes) != name {
-                return Err(unreadable(format!("the bytes of component {name} do not match its id")));
+                return Err(unreadable(format!(
+                    "the bytes of component {name} do not match its id"
+                )));
             }
             let about = component.about.as_ref().map(about_from_wire).unwrap_or_default();
             let (index, activated_index) = (component.index, component.activated_index);

@@ -1,4 +1,4 @@
-//! Compares this node's clock with the members', and lets the leader stamp entries.
+//! Compares this node's clock with the members' clocks, and provides the leader's stamps.
 
 use std::{sync::Weak, time::Duration};
 
@@ -12,18 +12,19 @@ use conclave_proto::raft::{CompareClocksRequest, CompareClocksResponse};
 use conclave_storage::raft_types::Member;
 use conclave_types::{CommandKind, NodeId, error::Error, status::TimeSet};
 
-/// Between two comparisons with every member.
+/// The interval between two comparisons with every member.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// Before a leader that did not know the log's time is asked again.
+/// The interval while the leader does not know the log's time yet.
 const RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// A peer that has not answered by then is not compared with this time.
+/// The time after which a peer that has not responded is skipped in this comparison.
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 const NANOS_PER_MICRO: Nanos = 1_000;
-/// No operator means a later time: the year 2200.
+/// The latest time that an operator may set: the year 2200.
 const SET_MS_MAX: u64 = 7_258_118_400_000;
 
-/// Compares the clocks until the replica is gone: at intervals, and as soon as another leader becomes known. A node
-/// that follows the leader's pace can continue the log's time at once when that leader falls silent.
+/// Compares the clocks until the replica is gone: at intervals, and as soon as another leader
+/// becomes known. A node that follows the leader's pace can continue the log's time at once
+/// when that leader fails.
 pub(crate) async fn run(replica: Weak<Inner>) {
     loop {
         let Some(replica) = replica.upgrade().map(Replica) else { return };
@@ -32,7 +33,7 @@ pub(crate) async fn run(replica: Weak<Inner>) {
         replica.compare_clocks(|_| false).await;
         let leads = replica.0.is_leader();
         if leads {
-            // Also without writes: timers that are due after a downtime wait for it.
+            // Also without writes, because timers that were due during a downtime wait for the stamp.
             replica.stamp().await;
         }
         replica.0.leadership.set_clock_fault(replica.0.time.check());
@@ -54,21 +55,21 @@ pub(crate) async fn run(replica: Weak<Inner>) {
     }
 }
 
-/// How long a node waits before it compares the clocks again. A leader that was just elected may have been asked
+/// Returns the pause before the next comparison. A leader that was just elected may have responded
 /// before it knew the log's time.
 fn pause(has_leader: bool, follows: bool) -> Duration {
     if has_leader && !follows { RETRY_INTERVAL } else { INTERVAL }
 }
 
 impl Replica {
-    /// The time for an entry that this node proposes as the leader.
+    /// Returns the stamp for an entry that this node proposes as the leader.
     pub(crate) async fn stamp(&self) -> u64 {
         let time = &self.0.time;
         if let Some(stamp_ms) = time.stamp_ms() {
             return stamp_ms;
         }
-        // In a task of its own: the call that needs the stamp may be cancelled, and calls with short deadlines would
-        // otherwise begin again without end.
+        // In a separate task: the call that needs the stamp may be cancelled, and calls with short
+        // deadlines would otherwise restart the comparison endlessly.
         let replica = self.clone();
         let settled =
             self.0.supervisor.spawn("log-time", async move { replica.settle_time().await });
@@ -76,7 +77,7 @@ impl Replica {
         time.stamp_ms().unwrap_or_else(|| time.now_ms())
     }
 
-    /// Finds out the log's time from the members' clocks, once for all callers.
+    /// Determines the log's time from the members' clocks, once for all callers.
     async fn settle_time(&self) {
         let time = &self.0.time;
         let _turn = time.settling.lock().await;
@@ -89,7 +90,7 @@ impl Replica {
         }
     }
 
-    /// Asks every member for its clock, all at once. Does not wait for the other answers once they are `enough`.
+    /// Requests the clocks of all members in parallel. Returns early once `enough` returns `true`.
     async fn compare_clocks(&self, enough: impl Fn(&mut State) -> bool) {
         let (voters, members) = {
             let metrics = self.0.raft.metrics();
@@ -127,7 +128,7 @@ impl Replica {
         self.0.time.note(node_id, sent, round_trip, &answer, follows);
     }
 
-    /// This node's clock, for a peer.
+    /// Returns this node's clock, for a peer.
     pub(crate) fn clock_for_peer(&self) -> CompareClocksResponse {
         let leads = self.0.is_leader();
         let now = Reading::now();
@@ -141,7 +142,7 @@ impl Replica {
         }
     }
 
-    /// Sets the log's time, by an operator's word: an entry of the log, which every later leader continues from.
+    /// Sets the log's time for an operator: an entry of the log, from which every later leader continues.
     pub async fn set_time(&self, time_ms: u64, deadline: Instant) -> Result<TimeSet, Error> {
         self.check_leader()?;
         let before_ms = self.stamp().await;
@@ -187,7 +188,7 @@ impl Time {
         }
     }
 
-    /// Decides what the log's time is, for a leader that does not know its pace.
+    /// Determines the log's time, for a leader that does not know its pace.
     fn settle(&self) {
         let now = Reading::now();
         let mut state = self.state();

@@ -1,18 +1,21 @@
-//! The log's time as one node estimates it: a value that advances with a monotonic clock.
+//! One node's estimate of the log's time: a value that advances with a monotonic clock.
 //!
 //! # Contract
-//! 1. Between two readings the time advances as the monotonic clock does. Towards a target it is slewed by at most
-//!    [`SLEW_PPM`] of the elapsed time, in either direction, so it never stands still and never runs back by itself.
+//! 1. Between two readings the time advances as the monotonic clock does. Towards a target it is
+//!    slewed by at most [`SLEW_PPM`] of the elapsed time, in either direction. So it never stands
+//!    still and never goes backwards by itself.
 //! 2. No entry's stamp is above the estimate: [`LogClock::observe`] raises it.
-//! 3. It jumps in three cases only: an entry that is already in the log has a later stamp; the clock is not known to
-//!    follow the log's pace, and [`LogClock::settle`] is given evidence; or a leader reports its own clock.
+//! 3. It jumps in three cases only: an entry that is already in the log has a later stamp; the
+//!    clock is not known to follow the log's pace, and [`LogClock::settle`] gets evidence; or a
+//!    leader reports its own clock.
 //!
-//! The type has no clock of its own: readings are arguments, so it is tested without waiting.
+//! The type reads no clock: readings are arguments, so it is tested without waiting.
 
 use std::time::Duration;
 
-/// The largest difference between the rate of the log's time and that of the leader's monotonic clock, in parts per
-/// million. NTP slews by as much; an error of one second is gone after 33 minutes.
+/// The largest difference between the rate of the log's time and that of the leader's
+/// monotonic clock, in parts per million. NTP slews by as much. An error of one second is
+/// corrected in 33 minutes.
 pub(super) const SLEW_PPM: u128 = 500;
 
 const PARTS: u128 = 1_000_000;
@@ -29,7 +32,7 @@ pub(super) fn ms_of_nanos(nanos: Nanos) -> u64 {
     u64::try_from(nanos / NANOS_PER_MS).unwrap_or(u64::MAX)
 }
 
-/// See the page of this file.
+/// An estimate of the log's time. See the module page.
 #[derive(Clone, Debug)]
 pub(super) struct LogClock {
     /// The log's time at `at`.
@@ -38,15 +41,15 @@ pub(super) struct LogClock {
     at: Duration,
     /// The latest stamp in the log, as far as this node has applied it.
     latest_stamp: Nanos,
-    /// Whether the estimate follows the pace of a leader. Otherwise it is a lower bound: it does not cover the time
-    /// in which this node, or the whole cluster, was down.
+    /// Whether the estimate follows the pace of a leader. Otherwise it is a lower bound: it does
+    /// not include the time during which this node, or the whole cluster, was down.
     known: bool,
 }
 
-/// The evidence of the log's time that a leader finds which does not know its pace.
+/// The evidence of the log's time for a leader that does not know its pace.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Evidence {
-    /// The latest time that a node says which has followed the log's pace.
+    /// The latest time reported by a node that has followed the log's pace.
     pub(super) followed: Option<Nanos>,
     /// The clock of a majority of the voters, if their clocks agree.
     pub(super) majority: Option<Nanos>,
@@ -55,12 +58,12 @@ pub(super) struct Evidence {
 }
 
 impl LogClock {
-    /// A clock that knows nothing of the log yet, as of a reading of the monotonic clock.
+    /// Creates a clock without information about the log, at a reading of the monotonic clock.
     pub(super) fn new(at: Duration) -> Self {
         Self { time: 0, at, latest_stamp: 0, known: false }
     }
 
-    /// Moves on to a reading of the monotonic clock and returns the log's time there.
+    /// Advances to a reading of the monotonic clock and returns the log's time at that reading.
     pub(super) fn advance(&mut self, at: Duration, target: Option<Nanos>) -> Nanos {
         let elapsed = at.saturating_sub(self.at).as_nanos();
         self.at = self.at.max(at);
@@ -73,8 +76,8 @@ impl LogClock {
         self.time
     }
 
-    /// Takes note of an applied entry's stamp. It counts from the next reading on: the time that has passed since the
-    /// last one was before it.
+    /// Records an applied entry's stamp. The stamp counts from the next reading on: the time since
+    /// the last reading passed before the stamp.
     pub(super) fn observe(&mut self, stamp: Nanos) {
         self.latest_stamp = self.latest_stamp.max(stamp);
     }
@@ -87,15 +90,17 @@ impl LogClock {
         self.known = true;
     }
 
-    /// Whether the estimate follows the log's pace.
+    /// Returns whether the estimate follows the log's pace.
     pub(super) fn is_known(&self) -> bool {
         self.known
     }
 
-    /// For a leader whose clock does not follow the log's pace: decides what the log's time is. After the whole
-    /// cluster was down, wall clocks are the only evidence of how long, and one alone may be wrong: so only a majority
-    /// of clocks that agree moves the time on. Without evidence the time continues from the last stamp, and a later
-    /// call may still move it; only a log without any stamp begins with the node's own clock.
+    /// Determines the log's time for a leader whose clock does not follow the log's pace.
+    ///
+    /// After the whole cluster was down, wall clocks are the only evidence of the duration, and a
+    /// single one may be wrong. So only a majority of clocks that agree advances the time. Without
+    /// evidence the time continues from the last stamp, and a later call may still advance it. Only
+    /// a log without any stamp starts with the node's own clock.
     pub(super) fn settle(&mut self, at: Duration, evidence: Evidence) {
         self.advance(at, None);
         let Evidence { followed, majority, wall } = evidence;
@@ -106,7 +111,7 @@ impl LogClock {
         }
     }
 
-    /// An operator has set the time, and the entry that says so is in the log.
+    /// Applies the time that an operator has set, once its entry is in the log.
     pub(super) fn set(&mut self, at: Duration, time: Nanos) {
         self.advance(at, None);
         self.time = self.time.max(time);
@@ -130,7 +135,8 @@ mod tests {
         Duration::from_secs(seconds)
     }
 
-    /// A clock that followed a leader: at 100 s of its monotonic clock the log's time was 5,000 s.
+    /// Returns a clock that followed a leader: at 100 s of its monotonic clock the
+    /// log's time was 5,000 s.
     fn following() -> LogClock {
         let mut clock = LogClock::new(at(90));
         clock.observe(s(5_000));
@@ -142,9 +148,9 @@ mod tests {
     fn time_passes_at_the_pace_of_the_monotonic_clock_and_a_wrong_wall_clock_only_slews_it() {
         let mut clock = following();
         assert_eq!(clock.advance(at(110), None), s(5_010));
-        // An hour ahead, for ten seconds: 5 ms.
+        // The wall clock is an hour ahead for ten seconds: 5 ms.
         assert_eq!(clock.advance(at(120), Some(s(5_020 + 3_600))), s(5_020) + 5_000_000);
-        // An hour behind, for twenty: 10 ms.
+        // The wall clock is an hour behind for twenty seconds: 10 ms.
         let expected = s(5_040) + 5_000_000 - 10_000_000;
         assert_eq!(clock.advance(at(140), Some(s(5_040 - 3_600))), expected);
         // An offset that one step can cover is reached and not exceeded.
@@ -157,9 +163,9 @@ mod tests {
         clock.follow(at(130), s(5_029));
         assert!(clock.is_known());
         assert_eq!(clock.advance(at(131), None), s(5_030));
-        // A pause of this process: the monotonic clock runs on.
+        // The process is paused: the monotonic clock continues.
         assert_eq!(clock.advance(at(131) + HOUR, None), s(5_030 + 3_600));
-        // No stamp of the log is above it.
+        // No stamp of the log is above the estimate.
         clock.observe(s(10_000));
         assert_eq!(clock.advance(at(131) + HOUR, None), s(10_000));
     }
@@ -196,13 +202,13 @@ mod tests {
         clock.observe(s(90_000));
         clock.settle(at(3), Evidence { majority: Some(s(5_000)), ..Evidence::default() });
         assert!(clock.is_known());
-        // A ttl of 5 s that is put now ends after 5 s, within 500 ppm.
+        // A ttl of 5 s that starts now ends after 5 s, within 500 ppm.
         let put = clock.advance(at(10), Some(s(5_007)));
         let ends = clock.advance(at(15), Some(s(5_012)));
         assert_eq!(ends - put, s(5) - 2_500_000);
     }
 
-    /// An entry comes back from the log between two readings, as its own stamp says.
+    /// An entry is applied between two readings: its own stamp counts.
     #[test]
     fn a_stamp_is_no_time_to_which_what_passed_before_is_added() {
         let mut clock = following();
@@ -210,7 +216,7 @@ mod tests {
         assert_eq!(clock.advance(at(110), None), s(5_010));
         clock.observe(s(5_030));
         assert_eq!(clock.advance(at(120), None), s(5_030));
-        // A node that has just started, on a host that runs for a day.
+        // A node that has just started, on a host that has run for a day.
         let mut clock = LogClock::new(at(86_400));
         clock.observe(s(5_000));
         assert_eq!(clock.advance(at(86_401), None), s(5_000));

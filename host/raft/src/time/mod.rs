@@ -1,25 +1,28 @@
-//! The log's time: which time the leader stamps on entries, and how the members' clocks compare.
+//! The log's time: the time that the leader stamps on entries, and the comparison of the members' clocks.
 //!
-//! A state machine's time passes through the log only, so a stamp decides which keys and leases expire, on every node
-//! and for good. A wall clock alone must not decide that.
+//! A state machine's time passes only through the log, so a stamp decides which keys and leases
+//! expire, on every node and permanently. A wall clock alone must not decide that.
 //!
 //! # Contract
-//! 1. The leader's stamps continue from the log's own time at the pace of its monotonic clock, slewed towards the
-//!    clock of a majority of the voters by at most 500 ppm. See [`log_clock`].
-//! 2. A wall clock that jumps moves no stamp, on whichever node. A time far ahead of the log's pace is stamped
-//!    - after the whole cluster was down: wall clocks are the only evidence of how long, and a majority of the voters'
-//!      clocks must agree;
+//! 1. The leader's stamps continue from the log's own time at the pace of its monotonic clock,
+//!    slewed towards the clock of a majority of the voters by at most 500 ppm. See [`log_clock`].
+//! 2. A wall clock that jumps moves no stamp, on any node. A time far ahead of the
+//!    log's pace is stamped only
+//!    - after the whole cluster was down: then wall clocks are the only evidence of the duration,
+//!      and the clocks of a majority of the voters must agree;
 //!    - by an operator's `conclave cluster set-time`, which is an entry of the log.
-//! 3. Every second, and as soon as another leader becomes known, each node compares its clock with every member's, and
-//!    adopts the leader's log time, so that a new leader continues where the last one was. See [`offsets`].
-//! 4. A node whose clock differs from the majority's by more than 500 ms says so: log, status, metrics.
+//! 3. Every second, and as soon as another leader becomes known, each node compares its clock with
+//!    every member's, and adopts the leader's log time. So a new leader continues where the last
+//!    one ended. See [`offsets`].
+//! 4. A node whose clock differs from the majority's by more than 500 ms reports that in its
+//!    log, status and metrics.
 //!
 //! The monotonic clock is `CLOCK_BOOTTIME`: it also counts while the host is suspended.
 //!
 //! # Caveat
-//! A suspended virtual machine cannot be told from one whose wall clock was set. If all of a cluster's nodes were
-//! suspended together, the log's time is behind by that time, as leases on monotonic clocks are, until an operator sets
-//! it; a restart of all nodes does as well.
+//! A suspended virtual machine cannot be distinguished from one whose wall clock was set. If all
+//! nodes of a cluster were suspended together, the log's time is behind by that duration, as leases
+//! on monotonic clocks are, until an operator sets the time or all nodes are restarted.
 
 mod exchange;
 mod log_clock;
@@ -42,9 +45,9 @@ use self::{
 use super::boot_time::boot_time;
 use conclave_types::{NodeId, status::ClockStatus};
 
-/// A comparison of clocks counts for so long.
+/// The time for which a comparison of clocks counts.
 const FRESH: Duration = Duration::from_secs(10);
-/// The log's time may differ from the majority's clock by so much before a node raises the alarm.
+/// The difference between the log's time and the majority's clock beyond which a node raises an alarm.
 const LOG_OFFSET_MAX: Duration = Duration::from_secs(5);
 
 /// A reading of this host's clocks.
@@ -66,17 +69,17 @@ impl Reading {
 struct Compared {
     at: Duration,
     offset: Offset,
-    /// The log's time as the peer had it at `at`, if it has followed the log's pace.
+    /// The peer's log time at `at`, if the peer has followed the log's pace.
     log_time: Option<Nanos>,
 }
 
-/// This node's estimate of the log's time, and its knowledge of the others' clocks.
+/// This node's estimate of the log's time, and its comparisons with the members' clocks.
 pub(super) struct Time {
     node_id: NodeId,
     state: Mutex<State>,
-    /// The latest stamp that was applied, in milliseconds. Kept apart so that applying takes no lock.
+    /// The latest applied stamp, in milliseconds. Separate from `state`, so that applying takes no lock.
     latest_stamp_ms: AtomicU64,
-    /// One leader's inquiry at a time.
+    /// Held while a leader determines the log's time.
     settling: tokio::sync::Mutex<()>,
 }
 
@@ -85,15 +88,16 @@ struct State {
     compared: BTreeMap<NodeId, Compared>,
     /// The sets of voters, as of the last comparison.
     voters: Vec<BTreeSet<NodeId>>,
-    /// The majority's clock as an offset from this node's own, and when that was found. Kept because every stamp needs it.
+    /// The majority's clock as an offset from this node's own, and the time of that result. Kept
+    /// because every stamp needs it.
     majority: Option<(Duration, i128)>,
-    /// When clocks were last asked for the sake of [`LogClock::settle`].
+    /// The time of the last comparison for [`LogClock::settle`].
     settled_at: Option<Duration>,
     alarm: String,
 }
 
 impl State {
-    /// Looks again which clock a majority shares.
+    /// Determines again which clock a majority shares.
     fn refresh(&mut self, node_id: NodeId, now: Reading) {
         let fresh = self.fresh(now).map(|(id, compared)| (id, compared.offset));
         let mut offsets: BTreeMap<_, _> = fresh.collect();
@@ -101,13 +105,14 @@ impl State {
         self.majority = majority(&self.voters, &offsets).map(|offset| (now.boot, offset));
     }
 
-    /// Whether further answers can change little: a majority shares a clock, and a peer knows the log's pace.
+    /// Returns whether further responses can change little: a majority shares a clock, and a
+    /// peer knows the log's pace.
     fn is_decided(&mut self, node_id: NodeId, now: Reading) -> bool {
         self.refresh(node_id, now);
         self.majority.is_some() && self.fresh(now).any(|(_, one)| one.log_time.is_some())
     }
 
-    /// The majority's clock, as an offset from this node's own.
+    /// Returns the majority's clock, as an offset from this node's own.
     fn majority(&self, now: Reading) -> Option<i128> {
         let (at, offset) = self.majority?;
         (now.boot.saturating_sub(at) < FRESH).then_some(offset)
@@ -141,7 +146,7 @@ impl Time {
         }
     }
 
-    /// With the stamps of the entries that were applied until now.
+    /// Locks the state, with the stamps of the entries that were applied until now.
     fn state(&self) -> MutexGuard<'_, State> {
         let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
         let stamp = self.latest_stamp_ms.load(Ordering::Relaxed);
@@ -149,22 +154,23 @@ impl Time {
         state
     }
 
-    /// Notes the stamp of an entry that is applied.
+    /// Records the stamp of an applied entry.
     pub(super) fn observe(&self, stamp_ms: u64) {
         self.latest_stamp_ms.fetch_max(stamp_ms, Ordering::Relaxed);
     }
 
-    /// The log's time now, in milliseconds since the Unix epoch, as this node estimates it.
+    /// Returns this node's estimate of the log's time, in milliseconds since the Unix epoch.
     pub(super) fn now_ms(&self) -> u64 {
         ms_of_nanos(self.state().clock.advance(boot_time(), None))
     }
 
-    /// Whether this node's estimate follows the log's pace.
+    /// Returns whether this node's estimate follows the log's pace.
     fn follows(&self) -> bool {
         self.state().clock.is_known()
     }
 
-    /// The stamp for an entry that this node proposes as the leader; `None` while it does not know the log's pace.
+    /// Returns the stamp for an entry that this node proposes as the leader. `None`: it does
+    /// not know the log's pace.
     fn stamp_ms(&self) -> Option<u64> {
         let now = Reading::now();
         let mut state = self.state();
@@ -175,7 +181,7 @@ impl Time {
         Some(ms_of_nanos(state.clock.advance(now.boot, target)))
     }
 
-    /// Whether an entry with this stamp was proposed no longer ago than that.
+    /// Returns whether an entry with this stamp was proposed at most `most` ago.
     pub(super) fn is_within(&self, stamp_ms: u64, most: Duration) -> bool {
         let now = Reading::now();
         let mut state = self.state();
@@ -187,7 +193,7 @@ impl Time {
         ms_of_nanos(log_time).abs_diff(stamp_ms) < most.as_millis() as u64
     }
 
-    /// This node's clock, for status and metrics.
+    /// Returns this node's clock, for status and metrics.
     pub(super) fn status(&self) -> ClockStatus {
         let now = Reading::now();
         let mut state = self.state();
@@ -202,9 +208,9 @@ impl Time {
         }
     }
 
-    /// Looks whether anything is wrong with the clocks, and logs when that changes. Before this node has compared its
-    /// clock with those of a majority there is nothing to say. Returns the fault of this node's own clock: it must not
-    /// lead with it.
+    /// Checks the clocks, and logs when the result changes. Until this node has compared its clock
+    /// with those of a majority, there is no alarm. Returns the fault of this node's own clock, if
+    /// any: the node must not lead with it.
     fn check(&self) -> Option<String> {
         let now = Reading::now();
         let mut state = self.state();
@@ -214,7 +220,7 @@ impl Time {
         let voters = state.voters.iter().map(BTreeSet::len).max();
         let alarm = match state.majority(now) {
             Some(offset) if offset.unsigned_abs() > OFFSET_MAX.as_nanos() => format!(
-                "this node's clock is {} the majority's by {}: look after its time synchronization",
+                "this node's clock is {} the majority's by {}: check its time synchronization",
                 if offset < 0 { "ahead of" } else { "behind" },
                 seconds(offset)
             ),
@@ -223,7 +229,7 @@ impl Time {
                 match ahead.unsigned_abs() > LOG_OFFSET_MAX.as_nanos() {
                     true if ahead > 0 => format!(
                         "the log's time is ahead of the majority's clocks by {}: ttls keep their lengths, but times \
-                         of day that state machines show are wrong by that",
+                         of day in state machines are wrong by that amount",
                         seconds(ahead)
                     ),
                     true => format!(
@@ -235,11 +241,12 @@ impl Time {
                 }
             }
             None if voters.is_some_and(|voters| heard * 2 > voters) => {
-                "no majority of the voters' clocks agrees: look after the nodes' time synchronization".to_owned()
+                "no majority of the voters' clocks agrees: check the nodes' time synchronization"
+                    .to_owned()
             }
             _ => String::new(),
         };
-        // The amounts change all the time.
+        // The numbers change all the time, so only the texts before them are compared.
         let kind = |alarm: &str| alarm.split(" by ").next().map(str::to_owned);
         if kind(&alarm) != kind(&state.alarm) {
             match alarm.is_empty() {

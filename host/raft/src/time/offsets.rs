@@ -1,4 +1,4 @@
-//! How the members' wall clocks differ from this node's, and which of them a majority shares.
+//! The offsets of the members' wall clocks from this node's, and the clock that a majority shares.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -8,7 +8,7 @@ use std::{
 use super::log_clock::Nanos;
 use conclave_types::NodeId;
 
-/// Clocks agree if they differ by at most this. Beyond it a node raises the alarm.
+/// The largest difference between clocks that agree. Beyond it a node raises an alarm.
 pub(super) const OFFSET_MAX: Duration = Duration::from_millis(500);
 
 /// One comparison of clocks.
@@ -16,16 +16,16 @@ pub(super) const OFFSET_MAX: Duration = Duration::from_millis(500);
 pub(super) struct Offset {
     /// The peer's clock minus this node's, in nanoseconds.
     pub(super) nanos: i128,
-    /// How wrong that may be: half of the round trip.
+    /// The largest error of the offset: half of the round trip.
     pub(super) error: Duration,
 }
 
 impl Offset {
-    /// This node's own.
+    /// The offset of this node's own clock.
     pub(super) const OWN: Self = Self { nanos: 0, error: Duration::ZERO };
 
-    /// From a question and its answer: the peer's clock was read about half-way (RFC 5905, section 8, without the
-    /// peer's own processing time, which is short).
+    /// Computes the offset from a request and its response: the peer's clock was read about
+    /// half-way (RFC 5905, section 8, without the peer's own processing time, which is short).
     pub(super) fn measured(sent_wall: Nanos, round_trip: Duration, peer_wall: Nanos) -> Self {
         let half = round_trip / 2;
         let here = i128::try_from(sent_wall).unwrap_or(i128::MAX / 2) + half.as_nanos() as i128;
@@ -39,8 +39,8 @@ impl Offset {
     }
 }
 
-/// The clock of a majority of each set of voters, as an offset from this node's own; `None` if no such majority
-/// agrees.
+/// Returns the clock of a majority of each set of voters, as an offset from this node's own.
+/// `None`: no such majority agrees.
 pub(super) fn majority(
     configs: &[BTreeSet<NodeId>],
     offsets: &BTreeMap<NodeId, Offset>,
@@ -83,8 +83,12 @@ mod tests {
         const HOUR: i128 = 3_600_000;
         assert_eq!(of(1, &[Some(0)]), Some(0));
         assert_eq!(of(3, &[Some(0), Some(20), Some(-10)]), Some(0));
-        assert_eq!(of(3, &[Some(0), Some(HOUR), Some(HOUR + 20)]), Some(HOUR + 20), "we are wrong");
-        assert_eq!(of(3, &[Some(0), Some(HOUR), Some(10)]), Some(10), "another is");
+        assert_eq!(
+            of(3, &[Some(0), Some(HOUR), Some(HOUR + 20)]),
+            Some(HOUR + 20),
+            "this node is wrong"
+        );
+        assert_eq!(of(3, &[Some(0), Some(HOUR), Some(10)]), Some(10), "another node is wrong");
         assert_eq!(of(3, &[Some(0), Some(HOUR), None]), None);
         assert_eq!(of(3, &[Some(0), None, None]), None);
         assert_eq!(of(2, &[Some(0), Some(HOUR)]), None);
@@ -106,7 +110,7 @@ mod tests {
     fn an_offset_is_taken_at_the_middle_of_the_round_trip() {
         let offset = Offset::measured(10_000_000, Duration::from_millis(4), 15_000_000);
         assert_eq!(offset, Offset { nanos: 3_000_000, error: Duration::from_millis(2) });
-        // A long round trip forgives as much as it hides.
+        // A long round trip has a large error, so a large offset still agrees.
         let slow = Offset { nanos: 700_000_000, error: Duration::from_millis(300) };
         assert!(slow.agrees(&Offset::OWN));
         assert!(!Offset { error: Duration::from_millis(100), ..slow }.agrees(&Offset::OWN));
