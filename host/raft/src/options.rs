@@ -99,5 +99,8 @@ pub(super) fn raft_config(
         ..openraft::Config::default()
     };
     let config = config.validate();
-    Ok(Arc::new(config.map_err(|error| Error::invalid(format!("Raft's configuration: {error}")))?))
+    Ok(Arc::new(
+        config
+            .map_err(|error| Error::invalid(format!("Raft's configuration is invalid: {error}")))?,
+    ))
 }

@@ -145,8 +145,10 @@ impl Components {
         let component =
             Component::load_with(&self.engine, bytes.clone(), self.kept.compiling(true))?;
         if component.id() != id {
-            let fatal_error =
-                FatalError::new(format!("component {} was to be {id}", component.id()));
+            let fatal_error = FatalError::new(format!(
+                "the component's id is {} instead of {id}",
+                component.id()
+            ));
             return Err(LoadError::Fatal(fatal_error));
         }
         lock(&self.compiled).insert(id, component.clone());

@@ -53,7 +53,7 @@ impl Stage {
         match &*stage {
             Some(other) if other.component != *component && other.heard.elapsed() < IDLE_MAX => {
                 return Err(Error::busy(format!(
-                    "component {} is being pushed: only one component can be pushed at a time, try again later",
+                    "component {} is being pushed: components are pushed one at a time, try again when it is done",
                     other.component
                 )));
             }
@@ -107,7 +107,7 @@ fn check(piece: &ComponentPart) -> Result<(), Error> {
     }
     if bytes.len() > PIECE_BYTES_MAX {
         return Err(Error::invalid(format!(
-            "a piece of {} bytes; the limit is {PIECE_BYTES_MAX}",
+            "the piece has {} bytes; the limit is {PIECE_BYTES_MAX}",
             bytes.len()
         )));
     }

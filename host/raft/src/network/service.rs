@@ -243,7 +243,7 @@ impl wire::raft_server::Raft for PeerService {
         let request = message::append(request.into_inner(), from)?;
         message::check_against_log(&request, self.replica.log()).await?;
         if !request.entries.is_empty() {
-            return Err(Status::invalid_argument("a heartbeat brings no entries"));
+            return Err(Status::invalid_argument("a heartbeat must not contain entries"));
         }
         self.replica.check_disk(Some(&request.vote))?;
         let previous = request.prev_log_id;
