@@ -24,8 +24,8 @@ use conclave_types::NodeId;
 /// The part of the followers' promise that the leader uses: the rates of clocks may differ by a tenth.
 const USED_TENTHS: u32 = 9;
 
-/// The time since the host was started, suspension included. It also advances while the process is
-/// paused.
+/// The time since the host was started, suspension included. It also advances
+/// while the process is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct BootTime(Duration);
 

@@ -1,5 +1,5 @@
-//! The limits that affect outcomes: set through the log, once from the configuration and then by
-//! operators.
+//! The limits that affect outcomes: set through the log, once from the configuration
+//! and then by operators.
 //!
 //! # Contract
 //! 1. Every node applies an entry under the limits in force at its index, both the first time and

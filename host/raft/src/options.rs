@@ -83,8 +83,8 @@ pub(super) fn raft_config(
         // A leader without a quorum stops its heartbeats, so that nodes that still reach each other
         // elect another leader (Raft thesis, section 6.2).
         quorum_loss_probe_interval: Some(2 * ms(timing.election_max)),
-        // A node that returns from a partition does not disturb a working leader (Raft thesis,
-        // section 9.6).
+        // A node that returns from a partition does not disturb a working leader
+        // (Raft thesis, section 9.6).
         enable_pre_vote: Some(true),
         backoff: "20ms 50ms 100ms 200ms ...1000ms".to_owned(),
         // A leader sends entries before they are on its own disk. After a restart it may lack
@@ -99,8 +99,5 @@ pub(super) fn raft_config(
         ..openraft::Config::default()
     };
     let config = config.validate();
-    Ok(Arc::new(
-        config
-            .map_err(|error| Error::invalid(format!("Raft's configuration is invalid: {error}")))?,
-    ))
+    Ok(Arc::new(config.map_err(|error| Error::invalid(format!("Raft's configuration: {error}")))?))
 }

@@ -1,5 +1,5 @@
-//! The trap limiter: slows down callers whose calls keep trapping, so that they cost other callers
-//! little.
+//! The trap limiter: slows down callers whose calls keep trapping, so that
+//! they cost other callers little.
 //!
 //! A trap costs a node an instance. Until the next standby is built, a second trap stops the writes
 //! of all callers, and snapshots that are being read are lost.

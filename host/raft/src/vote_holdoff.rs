@@ -5,9 +5,9 @@
 //! only, so a follower that restarts quickly has forgotten it. Then a second leader could be
 //! elected while the first still serves lease reads.
 //!
-//! So a node waits if the vote on its disk shows that it followed a leader. It waits for one lease,
-//! the longest that was ever configured, after which every such promise has expired. A node that
-//! has never followed a leader, or that was the last leader itself, has promised nothing.
+//! So a node waits if the vote on its disk shows that it followed a leader. It waits for the longest
+//! lease that it may have promised, after which every such promise has expired. A node that has
+//! never followed a leader, or that was the last leader itself, has promised nothing.
 //!
 //! Every node also first tries to reach each other member once: a peer may remember more of it than
 //! its data directory holds (see [`super::network::local`]), and then it must not vote.

@@ -131,8 +131,8 @@ impl Components {
         self.engine.compilations()
     }
 
-    /// Returns the component with these bytes, and compiles it if necessary. Blocks, possibly for
-    /// seconds.
+    /// Returns the component with these bytes, and compiles it if necessary.
+    /// Blocks, possibly for seconds.
     pub fn compile(&self, id: ComponentId, bytes: &Bytes) -> Result<Component, LoadError> {
         let known = || lock(&self.compiled).get(&id).cloned();
         if let Some(component) = known() {

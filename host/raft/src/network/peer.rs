@@ -414,8 +414,8 @@ async fn keep(peer: Weak<Peer>, wake: Arc<Notify>) {
         let Some(this) = peer.upgrade() else { return };
         let result = tokio::select! {
             result = this.attempt() => result,
-            // At most once per process of the peer, so that two nodes do not interrupt each other
-            // endlessly.
+            // At most once per process of the peer, so that two nodes do not
+            // interrupt each other endlessly.
             () = this.replaced() => continue,
         };
         let pause = match result {

@@ -79,8 +79,8 @@ impl Transfers {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Returns the file of a transfer that is running or may be continued. The newest, if there are
-    /// several.
+    /// Returns the file of a transfer that is running or may be continued. The newest,
+    /// if there are several.
     pub(crate) fn resumable(&self) -> Option<SnapshotFile> {
         let mut state = self.state();
         state.by_target.retain(|_, transfer| !transfer.is_over());
