@@ -1,9 +1,9 @@
-//! The largest answers, against the limits of a node.
+//! Compares the largest responses and events with the limits of a node.
 //!
-//! A log made up from the descriptor has small values. So requests that went well are made again with large ones: the
-//! texts and bytes in them are enlarged, and lists of messages repeated, up to the limit of a request. The first field
-//! of a message stays as it is, because it says what the message is about, and such names are short; except in a
-//! request that has nothing else to enlarge.
+//! A generated log has small values. So successful requests are repeated with large ones: texts and
+//! byte strings are enlarged, and lists of messages are extended, up to the request limit. The
+//! first field of a message keeps its value, because it usually is a name, and names are short. It
+//! is enlarged only if the request has no other field to enlarge.
 
 use std::collections::BTreeSet;
 
@@ -25,19 +25,20 @@ use conclave_machine::{AnswerSize, MethodKind};
 use conclave_types::{Call, limits::REQUEST_BYTES};
 
 const NAME: &str = "answers";
-const MEANING: &str = "answers stay within the limits, also of requests as large as a node takes";
-/// Requests of one method that are enlarged.
+const MEANING: &str =
+    "answers stay within the limits, even for requests as large as a node accepts";
+/// Number of enlarged requests per method.
 const REQUESTS_A_METHOD: usize = 4;
-/// The items that a list has in all.
+/// Total numbers of items in a list.
 const ITEMS: [usize; 3] = [1, 4, 128];
-/// The bytes that one text has at most: few, all that fit, and a little less than a limit that many state machines
-/// have, so that the last request leaves large values behind.
+/// Maximum sizes of one text in bytes: small, as large as fits, and slightly below a limit that
+/// many state machines have. The last size comes last so that large values remain stored.
 const TEXT_BYTES: [usize; 3] = [1 << 10, REQUEST_BYTES, (1 << 20) - 64];
-/// Questions that are asked about the large values.
+/// Maximum number of queries after each enlarged request.
 const QUESTIONS_MAX: usize = 16;
-/// The approximate size of the rest of a request.
+/// Approximate size of the rest of a request, in bytes.
 const REST_BYTES: usize = 64 << 10;
-/// Traps after which enough is known. Each costs playing the log again.
+/// Maximum number of traps to collect. After each trap the log is played again.
 const TRAPS_MAX: usize = 4;
 
 /// The largest answer to one method.
@@ -63,13 +64,13 @@ impl Largest {
         }
     }
 
-    /// The last tenth of the limit is too near to it.
+    /// Returns true if the size is in the last tenth of the limit.
     fn is_near(&self, limit: usize) -> bool {
         self.bytes > limit - limit / 10
     }
 }
 
-/// Looks at the sizes of answers.
+/// Checks the sizes of responses and events.
 pub(super) fn answers(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Stop> {
     let limits = bench.component.engine().limits();
     let mut probe = Probe::new(bench, survey)?;
@@ -78,7 +79,7 @@ pub(super) fn answers(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Sto
             probe.enlarge(method, &request)?;
             probe.ask()?;
         }
-        // Values that were stored must not cause refusals of the next method's requests.
+        // Stored large values must not cause refusals of the next method's requests.
         probe.start()?;
     }
     let (responses, events) = (&probe.responses, &probe.events);
@@ -94,15 +95,15 @@ pub(super) fn answers(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Sto
     let verdict = if near || trapped.is_some() { Verdict::Warned } else { Verdict::Ok };
     let mut checked = Checked::new(NAME, MEANING, verdict, said.join("; "));
     if verdict == Verdict::Warned {
-        checked.advice = "A command whose answer is too large is rolled back, and a query fails. Count the bytes \
-                          of the response and of the events, and answer RESOURCE_EXHAUSTED before anything \
-                          changes; give long lists in pages."
+        checked.advice = "A command whose answer is too large is rolled back, and a query fails. Count the \
+                          bytes of the response and of the events, and fail with RESOURCE_EXHAUSTED before \
+                          the state changes. Return long lists in pages."
             .to_owned();
     }
     Ok(checked)
 }
 
-/// Different requests of a method that were not refused.
+/// Different requests of a method that succeeded.
 fn well(survey: &Survey, method: &Method) -> Vec<Bytes> {
     let mut requests = Vec::new();
     for (step, answer) in survey.calm.iter().zip(&survey.answers) {
@@ -114,13 +115,14 @@ fn well(survey: &Survey, method: &Method) -> Vec<Bytes> {
             requests.push(call.request.clone());
         }
     }
-    // The longest say the most.
+    // Longer requests have more fields to enlarge.
     requests.sort_by_key(|request| std::cmp::Reverse(request.len()));
     requests.truncate(REQUESTS_A_METHOD);
     requests
 }
 
-/// The request with lists of so many items, and texts of at most so many bytes. `None`: it is too large.
+/// Extends lists to `items` items and texts to at most `text_bytes` bytes. Returns `None` if the
+/// result is larger than a request may be.
 fn enlarged(method: &Method, request: &[u8], items: usize, text_bytes: usize) -> Option<Vec<u8>> {
     let mut message = method.request_message(request)?;
     repeat(&mut message, items);
@@ -133,7 +135,7 @@ fn enlarged(method: &Method, request: &[u8], items: usize, text_bytes: usize) ->
     Some(message.encode_to_vec()).filter(|bytes| bytes.len() <= REQUEST_BYTES)
 }
 
-/// Makes the lists of messages in a message so long.
+/// Extends the lists of messages in a message to `items` items.
 fn repeat(message: &mut DynamicMessage, items: usize) {
     let fields: Vec<_> = message.descriptor().fields().collect();
     for field in fields {
@@ -148,8 +150,8 @@ fn repeat(message: &mut DynamicMessage, items: usize) {
     }
 }
 
-/// The fields of a message that are enlarged: texts and bytes, but not those of a group of which another one is set,
-/// and the first field only `with_first`.
+/// The text and byte fields of a message that are enlarged. Leaves out the other fields of a oneof
+/// of which one is set. Includes the first field only if `with_first` is set.
 fn large_fields(message: &DynamicMessage, with_first: bool) -> Vec<FieldDescriptor> {
     let is_free = |field: &FieldDescriptor| match field.containing_oneof() {
         Some(group) => {
@@ -167,7 +169,7 @@ fn large_fields(message: &DynamicMessage, with_first: bool) -> Vec<FieldDescript
             is_text && field.cardinality() != prost_reflect::Cardinality::Repeated
         })
         .filter(|field| (with_first || field.number() != 1) && is_free(field))
-        // One field of each group.
+        // Only one field of each oneof can be set.
         .filter(|field| match field.containing_oneof() {
             Some(group) => groups.insert(group.full_name().to_owned()),
             None => true,
@@ -175,7 +177,7 @@ fn large_fields(message: &DynamicMessage, with_first: bool) -> Vec<FieldDescript
         .collect()
 }
 
-/// How many values would be enlarged.
+/// Counts the values that would be enlarged.
 fn texts(message: &DynamicMessage, with_first: bool) -> usize {
     let of = |message: &DynamicMessage| texts(message, with_first);
     let inner = message.fields().map(|(_, value)| match value {
@@ -208,7 +210,7 @@ fn enlarge(message: &mut DynamicMessage, with_first: bool, bytes: usize) {
     }
 }
 
-/// An instance in the state after the log, and the sizes seen so far.
+/// An instance in the state after the log, with the sizes observed so far.
 struct Probe<'a> {
     bench: &'a Bench<'a>,
     survey: &'a Survey,
@@ -246,7 +248,7 @@ impl<'a> Probe<'a> {
             let context = self.clock.advance(step);
             let answer = self.player.step(step, context)?;
             self.note(step.name());
-            // Other checks say so.
+            // Other checks report this trap.
             if let Answer::Trapped(_) = answer {
                 break;
             }
@@ -254,7 +256,7 @@ impl<'a> Probe<'a> {
         Ok(())
     }
 
-    /// Makes a request again in every size, each once.
+    /// Repeats a request once in each size.
     fn enlarge(&mut self, method: &Method, request: &[u8]) -> Result<(), Stop> {
         let mut lengths = BTreeSet::new();
         for items in ITEMS {
@@ -276,7 +278,7 @@ impl<'a> Probe<'a> {
         self.step(&Step { time_ms: self.time_ms, action })
     }
 
-    /// Asks the log's questions.
+    /// Makes the log's queries.
     fn ask(&mut self) -> Result<(), Stop> {
         for question in self.bench.questions.iter().take(QUESTIONS_MAX) {
             self.step(&Step { time_ms: self.time_ms, ..question.clone() })?;

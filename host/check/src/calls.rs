@@ -1,18 +1,18 @@
-//! Logs of calls, and their form in a file.
+//! Logs of calls, and their file format.
 //!
 //! # Format
-//! One JSON object a line; empty lines and lines that begin with `#` are skipped.
+//! One JSON object per line. Empty lines and lines that begin with `#` are skipped.
 //!
 //! | field | means |
 //! |---|---|
 //! | `method` | `package.Service/Method` |
-//! | `request` | the request message as protobuf's JSON, by the machine's descriptor |
-//! | `request_base64` | the request's bytes instead; for machines without a descriptor |
-//! | `kind` | `command`, `query` or `tick`. Without it what the descriptor says, or else `command`. A tick has no method |
-//! | `time_ms` | milliseconds since the Unix epoch. Without it that of the line before. It never goes back |
-//! | `principal` | who calls; without it nobody |
+//! | `request` | the request message as protobuf JSON, according to the state machine's descriptor |
+//! | `request_base64` | the request's bytes instead, for state machines without a descriptor |
+//! | `kind` | `command`, `query` or `tick` (no method). Default: the descriptor's kind, or `command` |
+//! | `time_ms` | milliseconds since the Unix epoch, never decreasing. Default: that of the line before |
+//! | `principal` | the caller's identity. Default: none |
 //!
-//! Log indexes follow from the order of the lines, so a file is a whole description of a log.
+//! Log indexes follow from the order of the lines, so a file describes a log completely.
 
 use std::sync::Arc;
 
@@ -24,35 +24,35 @@ use super::{error::CheckError, vocabulary::Vocabulary};
 use conclave_machine::{EntryContext, MethodKind};
 use conclave_types::Call;
 
-/// The time of a log that does not say: one like today's.
+/// Default time of a log, close to the present.
 pub(super) const TIME_MS: u64 = 1_750_000_000_000;
-/// Calls of one file. Far more than a check gets through in a minute.
+/// Maximum number of calls in a file. Far more than a check can play in a minute.
 const STEPS_MAX: usize = 1_000_000;
-/// A method's whole name, in bytes. From the contract in `wit/`.
+/// Maximum size of a method's full name, in bytes. Defined by the contract in `wit/`.
 const METHOD_BYTES_MAX: usize = 256;
 
 /// One step of a log.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
-    /// Milliseconds since the Unix epoch.
+    /// Time in milliseconds since the Unix epoch.
     pub time_ms: u64,
-    /// What happens.
+    /// The action of this step.
     pub action: Action,
 }
 
-/// What happens in a step.
+/// The action of a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// An entry of the log: a call.
+    /// A log entry with a call.
     Apply(Call),
-    /// An entry of the log: the time that the machine asked for has come.
+    /// A log entry that signals that the requested wake-up time has passed.
     Tick,
-    /// A question in between, of which the log knows nothing.
+    /// A query between two entries. Queries are not part of the log.
     Query(Call),
 }
 
 impl Step {
-    /// The call that it makes, if it is no tick.
+    /// The call of this step, unless the step is a tick.
     pub(super) fn call(&self) -> Option<&Call> {
         match &self.action {
             Action::Apply(call) | Action::Query(call) => Some(call),
@@ -60,12 +60,12 @@ impl Step {
         }
     }
 
-    /// Whether it asks only.
+    /// Returns true for queries.
     pub(super) fn is_query(&self) -> bool {
         matches!(self.action, Action::Query(_))
     }
 
-    /// For people: what is called.
+    /// The method's name, or "tick", for messages.
     pub(super) fn name(&self) -> &str {
         self.call().map_or("tick", |call| &call.method)
     }
@@ -111,13 +111,13 @@ pub(super) fn parse(text: &[u8], vocabulary: &Vocabulary) -> Result<Vec<Step>, C
             serde_json::from_slice(line).map_err(|error| refuse(json_error(&error)))?;
         steps.push(step(line, time_ms, vocabulary).map_err(refuse)?);
         if steps.len() > STEPS_MAX {
-            return Err(refuse(format!("there are more than {STEPS_MAX} calls; check a part")));
+            return Err(refuse(format!("there are more than {STEPS_MAX} calls; split the file")));
         }
     }
     Ok(steps)
 }
 
-/// Without serde's place: a line of ours is line 1 to it.
+/// Removes the position that serde adds: serde sees each line of the file as line 1.
 fn json_error(error: &serde_json::Error) -> String {
     let text = error.to_string();
     text.split(" at line ").next().unwrap_or(&text).to_owned()
@@ -147,7 +147,7 @@ fn step(line: Line, time_ms: u64, vocabulary: &Vocabulary) -> Result<Step, Strin
             Some(known) => known.request_bytes(json).map_err(|why| format!("`request`: {why}"))?,
             None => {
                 return Err(format!(
-                    "the machine describes no method {method} to read `request` by: \
+                    "the state machine describes no method {method}, so `request` cannot be encoded: \
                      correct the name, or give `request_base64`"
                 ));
             }
@@ -166,7 +166,7 @@ fn step(line: Line, time_ms: u64, vocabulary: &Vocabulary) -> Result<Step, Strin
     Ok(Step { time_ms, action })
 }
 
-/// The line of a step, as [`parse`] reads it.
+/// Formats a step as a line that [`parse`] can read.
 pub(super) fn line(step: &Step, vocabulary: &Vocabulary) -> String {
     let mut line = Line {
         method: None,
@@ -194,14 +194,14 @@ pub(super) fn line(step: &Step, vocabulary: &Vocabulary) -> String {
     serde_json::to_string(&line).unwrap_or_default()
 }
 
-/// What each step brings along. Queries see the moment of the last entry, so taking them away changes
-/// nothing for the entries.
+/// The entry context of each step. A query gets the context of the last entry, so removing queries
+/// changes nothing for the entries.
 pub(super) fn contexts(steps: &[Step]) -> Vec<EntryContext> {
     let mut clock = Clock::default();
     steps.iter().map(|step| clock.advance(step)).collect()
 }
 
-/// Gives steps their moments.
+/// Assigns entry contexts to steps.
 #[derive(Clone, Copy)]
 pub(super) struct Clock(EntryContext);
 
@@ -212,11 +212,11 @@ impl Default for Clock {
 }
 
 impl Clock {
-    /// Moves on to a step.
+    /// Returns the context of the next step.
     pub(super) fn advance(&mut self, step: &Step) -> EntryContext {
         if !step.is_query() {
-            // As in a real log, the first entries are not the machine's, and indexes grow, but not by
-            // one: the log also holds entries that no machine sees.
+            // As in a real log, indexes begin after the first entries and are not contiguous: the
+            // log also holds entries that no state machine receives.
             let index = match self.0.index {
                 0 => 3,
                 before if before.is_multiple_of(5) => before + 2,
@@ -229,7 +229,7 @@ impl Clock {
     }
 }
 
-/// SplitMix64 (Steele, Lea and Flood 2014): looks random, and is a function of the index alone.
+/// SplitMix64 (Steele, Lea and Flood 2014). Looks random, but is a function of the index alone.
 fn seed(index: u64) -> u64 {
     let mut z = index.wrapping_mul(0x9e37_79b9_7f4a_7c15);
     z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);

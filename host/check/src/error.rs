@@ -1,47 +1,47 @@
-//! Why a machine could not be checked at all.
+//! Errors that prevent a check.
 
 use thiserror::Error;
 
 use conclave_machine::{Error as EngineError, FatalError, LoadError};
 
-/// Each message tells its reader what to do.
+/// An error that prevents a check. Each message says what to do.
 #[derive(Debug, Error)]
 pub enum CheckError {
-    /// No node would serve it.
+    /// No node would load the component.
     #[error(transparent)]
     Load(#[from] LoadError),
-    /// No node would serve the component that an upgrade begins with.
+    /// No node would load the component to upgrade from.
     #[error("the component to upgrade from: {0}")]
     From(#[source] LoadError),
-    /// The engine does not start.
+    /// The engine failed to start.
     #[error(transparent)]
     Engine(#[from] EngineError),
-    /// A line of the calls is not one.
+    /// A line of the file of calls is invalid.
     #[error("line {line}: {why}")]
     Calls {
-        /// From 1.
+        /// Line number, starting at 1.
         line: usize,
-        /// What is wrong with it.
+        /// Description of the error.
         why: String,
     },
-    /// There is nothing to call it with.
+    /// The state machine describes no methods to generate calls for.
     #[error(
-        "the machine describes no unary methods, so no calls can be generated: give some with --calls, or a \
-         node's log with --data-dir"
+        "the state machine describes no unary methods, so no calls can be generated: provide calls with \
+         --calls, or a node's log with --data-dir"
     )]
     NothingToCall,
-    /// The calls are none.
+    /// The input contains no calls.
     #[error("there are no calls to check with")]
     NoCalls,
-    /// There is no check of this name.
-    #[error("there is no check {name}; there are {known}")]
+    /// No check has this name.
+    #[error("there is no check {name}; the checks are {known}")]
     NoSuchCheck {
-        /// What was asked for.
+        /// The requested name.
         name: String,
-        /// All names.
+        /// All names of checks.
         known: String,
     },
-    /// This computer's fault, not the machine's.
-    #[error("the machine could not be checked: {0}")]
+    /// The check failed because of this host, not because of the state machine.
+    #[error("the state machine could not be checked: {0}")]
     Fatal(#[from] FatalError),
 }

@@ -1,4 +1,4 @@
-//! What a component consists of, read without running it.
+//! Static analysis of a component, without running it.
 
 use std::collections::BTreeMap;
 
@@ -12,34 +12,37 @@ use super::{
 const NAME: &str = "features";
 const MEANING: &str = "nothing in the component is known to make replicas differ";
 
-/// What was counted.
+/// Results of the scan.
 #[derive(Default)]
 struct Found {
     functions: usize,
     instructions: usize,
-    /// Instructions that compute with floats. Moving one about is harmless.
+    /// Number of instructions that compute with floats. Moving floats is harmless.
     floats: usize,
-    /// By proposal.
+    /// Number of instructions by proposal.
     risky: BTreeMap<&'static str, usize>,
     data_bytes: usize,
     memories: Vec<(u64, Option<u64>, bool)>,
-    /// Interfaces of WASI.
+    /// Names of imported WASI interfaces.
     wasi: Vec<String>,
 }
 
-/// Proposals whose use is worth knowing, with what is to be known.
+/// Proposals to report, each with an explanation.
 const RISKY: [(&str, &str); 5] = [
-    ("relaxed_simd", "relaxed SIMD gives other answers on other processors; nodes refuse it"),
-    ("threads", "threads race; nodes refuse them"),
-    ("shared_everything_threads", "threads race; nodes refuse them"),
-    ("simd", "SIMD is deterministic; floats in it count as floats do"),
-    ("exceptions", "exceptions are not served by nodes"),
+    (
+        "relaxed_simd",
+        "relaxed SIMD gives different results on different processors; nodes reject it",
+    ),
+    ("threads", "threads race; nodes reject them"),
+    ("shared_everything_threads", "threads race; nodes reject them"),
+    ("simd", "SIMD is deterministic; its float instructions count as floats"),
+    ("exceptions", "nodes reject exceptions"),
 ];
 
-/// Reads the component. One that cannot be read is the loader's to refuse.
+/// Scans the component. The loader reports a component that cannot be parsed.
 pub(super) fn features(component: &[u8]) -> Checked {
     let mut found = Found::default();
-    // What was counted up to where it breaks is still true.
+    // The counts up to a parse error are still valid.
     let broken = scan(component, &mut found).is_err();
     let mut warnings = Vec::new();
     if found.floats > 0 {
@@ -51,7 +54,7 @@ pub(super) fn features(component: &[u8]) -> Checked {
         }
     }
     if found.memories.iter().any(|(_, _, shared)| *shared) {
-        warnings.push("a shared memory, which nodes refuse".to_owned());
+        warnings.push("a shared memory, which nodes reject".to_owned());
     }
     for name in &found.wasi {
         warnings.push(wasi(name));
@@ -73,9 +76,10 @@ pub(super) fn features(component: &[u8]) -> Checked {
     let said = format!("{}; {summary}", warnings.join("; "));
     let mut checked = Checked::new(NAME, MEANING, Verdict::Warned, said);
     if found.floats > 0 {
-        checked.advice = "The engine makes floats the same on every node, NaN included. But a sum of floats \
-                          depends on the order of its parts: one that is kept up along the log and added up \
-                          anew after a restore comes out differently. Count in integers, or save the sum."
+        checked.advice = "Float arithmetic is the same on every node, NaN included. But a sum of floats \
+                          depends on the order of its parts: a sum that is maintained along the log and \
+                          computed again after a restore has another value. Count in integers, or save the \
+                          sum."
             .to_owned();
     }
     checked
@@ -84,22 +88,22 @@ pub(super) fn features(component: &[u8]) -> Checked {
 fn wasi(name: &str) -> String {
     let what = match name {
         name if name.contains("clocks") => {
-            "its time is that of the log's entry, and stands still in a call"
+            "its time is that of the log entry, and does not change during a call"
         }
-        name if name.contains("random") => "it follows from the log's entry, and is no secret",
+        name if name.contains("random") => "it is derived from the log entry, and is no secret",
         name if name.contains("sockets")
             || name.contains("filesystem")
             || name.contains("http") =>
         {
-            "a machine has none"
+            "a state machine has no access"
         }
-        _ => "a machine has only its arguments",
+        _ => "a state machine has only its arguments",
     };
     format!("{name} is imported: {what}")
 }
 
 fn scan(component: &[u8], found: &mut Found) -> wasmparser::Result<()> {
-    // Components in components are parsed along; only the outermost imports are the machine's.
+    // Nested components are parsed too. Only the outermost imports are those of the state machine.
     let mut depth = 0_usize;
     for payload in Parser::new(0).parse_all(component) {
         match payload? {
@@ -140,7 +144,7 @@ fn scan(component: &[u8], found: &mut Found) -> wasmparser::Result<()> {
     Ok(())
 }
 
-/// The proposal and the name of each instruction that there is.
+/// Defines a function that returns the proposal and the name of each instruction.
 macro_rules! describe {
     ($( @$proposal:ident $op:ident $({ $($arg:ident: $argty:ty),* })? => $visit:ident ($($ann:tt)*) )*) => {
         fn describe(operator: &Operator<'_>) -> (&'static str, &'static str) {
@@ -163,7 +167,7 @@ fn count(operator: &Operator<'_>, found: &mut Found) {
     found.floats += usize::from(computes_with_floats(name));
 }
 
-/// By the names of the specification: `F64Add`, `I32TruncF64S`, `F32x4Mul`.
+/// Decides by the name in the specification: `F64Add`, `I32TruncF64S`, `F32x4Mul`.
 fn computes_with_floats(name: &str) -> bool {
     const HARMLESS: [&str; 6] = ["Load", "Store", "Const", "Reinterpret", "Splat", "Lane"];
     let floats = name.contains("F32") || name.contains("F64");

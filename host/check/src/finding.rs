@@ -1,25 +1,25 @@
-//! What was found wrong.
+//! Findings: breaches of the contract, and their descriptions.
 
 use super::{calls::Step, player::Answer, player::Played, vocabulary::Vocabulary};
 use conclave_machine::FatalError;
 use conclave_types::{Failure, Outcome};
 
-/// Characters of an answer that are shown.
+/// Maximum number of characters of an answer that are shown.
 const SHOWN_CHARACTERS: usize = 300;
-/// Bytes of a state that are shown from the first difference on.
+/// Maximum number of bytes of a state that are shown around the first difference.
 const SHOWN_BYTES: usize = 24;
 
-/// Why a check ended early.
+/// The reason why a check ended early.
 #[derive(Debug)]
 pub(super) enum Stop {
-    /// It found what it was looking for.
+    /// The check found a breach.
     Found(Finding),
-    /// This computer's fault.
+    /// The host failed, not the state machine.
     Fatal(FatalError),
 }
 
 impl Stop {
-    /// Where nothing is looked for, a finding is as good as a fault.
+    /// Converts a finding to a fatal error, for places where no findings are expected.
     pub(super) fn into_fatal(self) -> FatalError {
         match self {
             Self::Found(finding) => FatalError::new(finding.what),
@@ -34,34 +34,34 @@ impl From<FatalError> for Stop {
     }
 }
 
-/// A difference between two ways to the same place, or another breach of the contract.
+/// A difference between two runs that must give the same results, or another breach of the contract.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Finding {
     /// A sentence. Steps are counted from 1.
     pub what: String,
-    /// What the one way gave, and what the other, each under its name.
+    /// The names and results of the two runs.
     pub sides: Vec<(String, String)>,
-    /// How many steps of the log are needed to see it. 0: of a mild one, no log shows it.
+    /// Number of steps of the log that are needed to show the finding. 0: no particular steps show it.
     pub(super) steps: usize,
-    /// No breach of the contract, but worth a warning.
+    /// Whether the finding is only a warning, not a breach of the contract.
     pub(super) mild: bool,
 }
 
 impl Finding {
-    /// A breach that needs no comparison.
+    /// A breach without compared results.
     pub(super) fn new(what: impl Into<String>, steps: usize) -> Self {
         Self { what: what.into(), sides: Vec::new(), steps, mild: false }
     }
 
-    /// With what each side gave.
+    /// Adds the results of the two runs.
     pub(super) fn with(mut self, sides: [(&str, String); 2]) -> Self {
         self.sides = sides.map(|(name, text)| (name.to_owned(), text)).into();
         self
     }
 }
 
-/// Compares what two ways of playing gave, and finds the first difference. The answers are those of
-/// the steps from `from` on.
+/// Compares the answers of two runs, and returns the first difference as an error. The answers are
+/// those of the steps from `from` on.
 pub(super) fn compare(
     (steps, vocabulary): (&[Step], &Vocabulary),
     from: usize,
@@ -88,7 +88,7 @@ pub(super) fn compare(
     Ok(())
 }
 
-/// Compares the fuel of two plays that must run the same instructions.
+/// Compares the fuel of two runs that must execute the same instructions.
 pub(super) fn compare_fuel(
     steps: &[Step],
     (left_name, left): (&str, &Played),
@@ -122,12 +122,12 @@ pub(super) fn compare_states(
     Err(Stop::Found(Finding::new(what, steps).with(sides)))
 }
 
-/// Two snapshots around the first byte that differs.
+/// Formats two snapshots around the first byte that differs.
 pub(super) fn state_sides<'a>(
     (left_name, left): (&'a str, &[u8]),
     (right_name, right): (&'a str, &[u8]),
 ) -> [(&'a str, String); 2] {
-    // Some bytes before, to show the place.
+    // Includes some bytes before the difference for orientation.
     let from = same_bytes(left, right).saturating_sub(SHOWN_BYTES / 2);
     let around = |bytes: &[u8]| {
         let shown = bytes.get(from..).unwrap_or_default();
@@ -141,7 +141,7 @@ fn same_bytes(left: &[u8], right: &[u8]) -> usize {
     left.iter().zip(right).take_while(|(left, right)| left == right).count()
 }
 
-/// For people: where in the log, by how many of its steps were made.
+/// Describes a place in the log, given the number of steps before it.
 pub(super) fn place(made: usize) -> String {
     match made {
         0 => "before step 1".to_owned(),
@@ -149,7 +149,7 @@ pub(super) fn place(made: usize) -> String {
     }
 }
 
-/// An answer for people.
+/// Formats an answer for messages.
 pub(super) fn show(answer: &Answer, step: &Step, vocabulary: &Vocabulary) -> String {
     let text = match answer {
         Answer::Applied(Outcome::Reply(reply)) => {

@@ -1,4 +1,4 @@
-//! Makes a log of calls from the descriptor of a machine, by calling it.
+//! Generates a log of calls from a state machine's descriptor while the state machine runs.
 
 use bytes::Bytes;
 use prost::Message;
@@ -15,12 +15,12 @@ use super::{
 use conclave_machine::{Component, MethodKind};
 use conclave_types::{Call, Outcome, TrapKind};
 
-/// Earlier requests that are made again, as they were or changed in one field.
+/// Maximum number of remembered requests. They are repeated unchanged or with one changed field.
 const REMEMBERED_MAX: usize = 64;
-/// A method that has trapped so often is called only with requests that went well.
+/// Number of traps after which a method gets only requests that did not trap before.
 const TRAPS_A_METHOD: usize = 12;
 
-/// Calls the machine so many times, and gives what was seen.
+/// Generates `count` steps, and returns the results of playing them.
 pub(super) fn generate(
     component: &Component,
     vocabulary: &Vocabulary,
@@ -49,11 +49,12 @@ struct Generator<'a> {
     values: Values,
     vocabulary: &'a Vocabulary,
     time_ms: u64,
-    /// What the last reply asked for.
+    /// The wake-up time that the last reply requested.
     wake_at_ms: Option<u64>,
-    /// Whether any reply did. Only then do ticks come unasked too, as after a restore.
+    /// Whether any reply requested a wake-up time. Only then are additional ticks generated, as
+    /// after a restore.
     ticked: bool,
-    /// By the method's number. None of them has trapped.
+    /// Requests that have not trapped, each with the index of its method.
     requests: Vec<(usize, Bytes)>,
     trapped: Vec<(usize, TrapKind)>,
 }
@@ -76,7 +77,7 @@ impl Generator<'_> {
         if let Some(wake_at_ms) = self.wake_at_ms
             && self.values.chance(10)
         {
-            // Not for ever: what is due in a year would make everything else expire.
+            // Limited to an hour: a wait of a year would make everything else expire.
             let wait_ms = wake_at_ms.saturating_sub(self.time_ms);
             return if wait_ms < 3_600_000 { wait_ms } else { 0 };
         }
@@ -103,10 +104,10 @@ impl Generator<'_> {
         })
     }
 
-    /// Whether a method has trapped too often to be tried with new requests.
+    /// Returns true if a method has trapped too often to try new requests.
     fn traps(&self, number: usize) -> bool {
         let traps = self.trapped.iter().filter(|(trapped, _)| *trapped == number);
-        // An endless loop takes a second and more each time.
+        // An endless loop takes a second or more each time.
         let weight = |kind: TrapKind| match kind {
             TrapKind::FuelExhausted | TrapKind::MemoryExhausted => TRAPS_A_METHOD,
             _ => 1,
@@ -114,7 +115,7 @@ impl Generator<'_> {
         traps.map(|(_, kind)| weight(*kind)).sum::<usize>() >= TRAPS_A_METHOD
     }
 
-    /// Three of four times a command; none that is known to do nothing but trap.
+    /// Chooses a method, with a query in one of four cases. Leaves out methods that only trap.
     fn method(&mut self) -> Option<usize> {
         let query = self.values.chance(25);
         let calm = |number: &usize| {
@@ -152,7 +153,7 @@ impl Generator<'_> {
         self.whole(method).into()
     }
 
-    /// Keeps a request that went well.
+    /// Remembers a request that did not trap.
     fn remember(&mut self, request: (usize, Bytes)) {
         if self.requests.contains(&request) {
             return;
@@ -166,8 +167,8 @@ impl Generator<'_> {
 
     fn whole(&mut self, method: &Method) -> Vec<u8> {
         let mut bytes = self.values.message(method.request()).encode_to_vec();
-        // A map has one entry in a message of ours. Messages that follow each other are one message
-        // to protobuf, so this adds entries, in an order that is the same in every run.
+        // A generated message has at most one entry per map. Protobuf merges concatenated messages,
+        // so appending messages adds entries, in the same order in every run.
         let maps = method.request().fields().filter(|field| field.is_map());
         for map in maps {
             for _ in 0..self.values.below(4) {

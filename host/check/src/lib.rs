@@ -1,25 +1,31 @@
-//! The torture kit: finds out whether a machine keeps the contract, without a cluster.
+//! Conformance tests: check that a state machine keeps the contract, without a cluster.
 //!
 //! # Purpose
-//! Replicas of a machine agree only if it is a pure function of the log, and if a snapshot holds all of
-//! its state. No test of a single run shows that. This layer runs a machine in ways that must come to
-//! the same end, and compares: twice; in machine code and interpreted; with its memory stirred; cut,
-//! saved and restored at many places; restored over another state; with calls exchanged that do not
-//! depend on each other; with and without queries.
+//! Replicas of a state machine agree only if it is a pure function of the log and if a snapshot
+//! holds its complete state. No test of a single run shows that. This crate runs a state machine in
+//! several ways that must give the same results, and compares them:
+//! - the same log twice
+//! - compiled code and the interpreter
+//! - with a disturbed memory layout
+//! - snapshots taken in differently sized pieces and restored at many places of the log
+//! - a restore over another state
+//! - neighbouring calls exchanged where they do not depend on each other
+//! - with and without queries
 //!
 //! # Contract
-//! 1. A [`Checked`] that failed names a breach, and carries the smallest log found that shows it: the
-//!    same check fails with it again.
-//! 2. The same component, calls and seed give the same report, but for how small logs get in the time
-//!    that shrinking has.
-//! 3. A machine that passes has passed with these calls. There may be others.
-//! 4. Everything ends: logs, places, rounds and time are bounded.
+//! 1. A [`Checked`] that failed names a breach and carries the smallest log found that shows it.
+//!    The same check fails with that log again.
+//! 2. The same component, calls and seed give the same report. Only the size of the smallest logs
+//!    depends on the time available for shrinking.
+//! 3. A state machine that passes has passed with these calls only. Other calls may still show a breach.
+//! 4. Every check terminates: the number of logs, places and rounds is bounded, and so is the time.
 //!
 //! # Caveats
-//! - It is generous with memory and processor: some instances of the machine at once, on one thread.
+//! - Checks use much memory and processor time: several instances of the state machine at once,
+//!   on one thread.
 //! - Subscriptions are not called.
-//! - Logs are given, or made up from the descriptor. A recorded one that does not begin at the beginning is played on
-//!   the initial state all the same.
+//! - Logs are provided, or generated from the descriptor. A recorded log that starts later than the
+//!   first entry is played on the initial state nevertheless.
 
 mod answers;
 mod calls;
@@ -54,58 +60,58 @@ use finding::Stop;
 use survey::Survey;
 use vocabulary::Vocabulary;
 
-/// Different questions and commands that are asked and made on states that must be alike.
+/// Maximum numbers of different queries and commands that are made on states that must be equal.
 const QUESTIONS_MAX: usize = 48;
 const COMMANDS_MAX: usize = 64;
-/// Places of the log that are tried, if the log is cheap.
+/// Maximum and minimum number of places tried in a log. A log that costs little fuel gets the maximum.
 const CUTS_MAX: usize = 32;
 const CUTS_MIN: usize = 4;
-/// Fuel that one check may take by playing the log again and again: some seconds of it.
+/// Fuel that one check may use for replays of the log: some seconds of execution.
 const FUEL_A_CHECK: u64 = 4_000_000_000;
-/// The checks that are none of [`CHECKS`].
+/// Checks that are not in [`CHECKS`].
 const OTHERS: [&str; 5] = ["features", "traps", "fuel", "memory", "answers"];
 
-/// Where the calls come from.
+/// Source of the calls.
 #[derive(Clone, Debug)]
 pub enum Source {
-    /// From the machine's descriptor.
+    /// Calls generated from the state machine's descriptor.
     Generated {
-        /// How many.
+        /// Number of calls.
         count: usize,
-        /// Another seed gives other calls.
+        /// Seed of the generator. Different seeds give different calls.
         seed: u64,
     },
-    /// The bytes of a file of calls; `calls.rs` has the format.
+    /// The bytes of a file of calls, in the format of `calls.rs`.
     Given(Bytes),
-    /// The steps themselves, as a cluster made them.
+    /// Steps that a cluster recorded.
     Recorded(Vec<Step>),
 }
 
-/// What to check, and how.
+/// Settings of a check.
 #[derive(Clone, Debug)]
 pub struct Options {
-    /// The calls.
+    /// The source of the calls.
     pub source: Source,
-    /// Names of checks that are left out.
+    /// Names of the checks to skip.
     pub skip: Vec<String>,
-    /// How long to look for a smaller log, for each check that fails.
+    /// Maximum time to look for a smaller log, per failed check.
     pub shrink_for: Duration,
 }
 
-/// A machine, compiled twice.
+/// A state machine, compiled for both engines.
 #[derive(Clone, Debug)]
 pub struct Subject {
-    /// As a node runs it.
+    /// The component as a node runs it.
     pub component: Component,
-    /// For the interpreter.
+    /// The component for the interpreter.
     pub second: Component,
 }
 
 impl Subject {
-    /// Loads a component as a node with default limits does, and once more for the interpreter.
+    /// Loads a component with default limits as a node does, and once more for the interpreter.
     ///
     /// # Errors
-    /// No node would serve it.
+    /// Fails for a component that no node would load.
     pub fn load(bytes: Bytes) -> Result<Self, CheckError> {
         let limits = Limits::default();
         let component = Component::load(&Engine::new(&limits)?, bytes.clone())?;
@@ -114,14 +120,14 @@ impl Subject {
     }
 }
 
-/// How far a check of a machine has come.
+/// Progress of a check.
 #[derive(Clone, Copy, Debug)]
 pub struct Progress {
-    /// What is done next.
+    /// Name of the check that runs next.
     pub next: &'static str,
-    /// Checks done.
+    /// Number of checks done.
     pub done: usize,
-    /// Checks in all.
+    /// Total number of checks.
     pub total: usize,
 }
 
@@ -131,10 +137,10 @@ pub fn names() -> impl Iterator<Item = &'static str> {
     [first].into_iter().chain(CHECKS.iter().map(|check| check.about.name)).chain(rest)
 }
 
-/// Checks a machine.
+/// Checks a state machine.
 ///
 /// # Errors
-/// It could not be checked; a machine that is wrong is no error but a [`Report`].
+/// Fails if the state machine could not be checked. A breach of the contract is reported in the [`Report`].
 pub fn check(
     subject: &Subject,
     options: &Options,
@@ -145,7 +151,7 @@ pub fn check(
     Standalone::with_stack(&limits, || checked(subject, options, progress))?
 }
 
-/// Each name that was given is one of a check.
+/// Checks that each given name is the name of a check.
 fn check_names(
     given: &[String],
     names: impl Iterator<Item = &'static str>,
@@ -180,7 +186,7 @@ fn checked(
         let run = || run(check, &bench, &steps, options.shrink_for);
         let checked = or_skipped(skipped(check.about.name), check.about.name, run)?;
         if check.about.name == "queries" && checked.verdict == Verdict::Failed {
-            // All other checks would find the same again.
+            // All other checks would report the same breach again.
             bench.questions_are_harmless = false;
             bench.questions.clear();
             steps.retain(|step| !step.is_query());
@@ -209,12 +215,12 @@ fn or_skipped(
     run: impl FnOnce() -> Result<Checked, FatalError>,
 ) -> Result<Checked, FatalError> {
     match skipped {
-        true => Ok(Checked::new(name, "", Verdict::Skipped, "not asked for".to_owned())),
+        true => Ok(Checked::new(name, "", Verdict::Skipped, "skipped on request".to_owned())),
         false => run(),
     }
 }
 
-/// A check that was ended by a breach, which other checks report.
+/// Marks a check as skipped if it stopped at a breach that other checks report.
 fn or_found(name: &'static str, checked: Result<Checked, Stop>) -> Result<Checked, FatalError> {
     checked.or_else(|stop| match stop {
         Stop::Fatal(fatal_error) => Err(fatal_error),
@@ -222,7 +228,7 @@ fn or_found(name: &'static str, checked: Result<Checked, Stop>) -> Result<Checke
     })
 }
 
-/// Makes or reads the calls, and plays them once.
+/// Generates or reads the calls, and plays them once.
 fn survey(
     component: &Component,
     options: &Options,
@@ -256,7 +262,7 @@ fn played(component: &Component, steps: Vec<Step>) -> Result<Survey, Stop> {
     Ok(survey)
 }
 
-/// How many places of a log are tried: fewer, the more fuel it takes to play it.
+/// The number of places to try in a log. It is smaller for logs that take more fuel to play.
 fn cuts_max(survey: &Survey) -> usize {
     let fuel: u64 = survey.fuel.iter().fold(1, |sum, fuel| sum.saturating_add(*fuel));
     let cuts_max = usize::try_from(FUEL_A_CHECK / fuel).unwrap_or(CUTS_MAX);
@@ -310,7 +316,7 @@ fn report(
     }
 }
 
-/// Runs one check, and makes the log that it fails with smaller.
+/// Runs one check, and shrinks the log if the check fails.
 fn run(
     check: &Check,
     bench: &Bench<'_>,
@@ -323,10 +329,10 @@ fn run(
     look(&check.about, &logs, bench.vocabulary, shrink_for, &mut probe)
 }
 
-/// A way of looking at a log: what was looked at, or a finding.
+/// A probe plays a log and returns a summary, or a finding.
 type Probe<'a> = dyn FnMut(&[Step]) -> Result<String, Stop> + 'a;
 
-/// Looks at logs until something is found, and makes the log that it was found with smaller.
+/// Probes logs until one gives a finding, and shrinks that log.
 fn look(
     about: &About,
     logs: &[&[Step]],
@@ -354,7 +360,7 @@ fn look(
     let mut checked = Checked::new(about.name, about.meaning, verdict, String::new());
     checked.advice = about.advice.to_owned();
     if mild && finding.steps == 0 {
-        // No part of the log shows more than another.
+        // Such a finding does not depend on a part of the log, so shrinking is useless.
         checked.said = finding.what;
         return Ok(checked);
     }

@@ -1,4 +1,4 @@
-//! Instances that steps are played on, and what they answer.
+//! Instances on which steps are played, and their answers.
 
 use bytes::Bytes;
 
@@ -12,62 +12,62 @@ use conclave_machine::{
 };
 use conclave_types::{Call, Failure, Outcome, Trap};
 
-/// What a step gave.
+/// The answer to a step.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Answer {
-    /// Of an entry. Never a trap.
+    /// The outcome of an entry. Never a trap.
     Applied(Outcome),
-    /// Of a query.
+    /// The result of a query.
     Told(Result<Bytes, Failure>),
-    /// The machine broke. The instance is gone.
+    /// The state machine trapped. The instance cannot be used any more.
     Trapped(Trap),
 }
 
 impl Answer {
-    /// Whether the machine said no.
+    /// Returns true if the state machine answered with a failure.
     pub(super) fn refused(&self) -> bool {
         matches!(self, Self::Applied(Outcome::Failure(_)) | Self::Told(Err(_)))
     }
 }
 
-/// One instance. After a trap it must be dropped.
+/// One instance. It must be dropped after a trap.
 pub(super) struct Player {
     standalone: Standalone,
     state_version: u32,
 }
 
-/// Everything that a played log gave.
+/// The results of a played log.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Played {
-    /// One a step; the last one may be a trap, and then steps after it were not played.
+    /// One answer per step. The last one may be a trap, and then the steps after it were not played.
     pub(super) answers: Vec<Answer>,
-    /// What each took.
+    /// The fuel that each step used.
     pub(super) fuel: Vec<u64>,
 }
 
 impl Played {
-    /// Whether it came to its end.
+    /// Returns true if the log was played to its end.
     pub(super) fn whole(&self) -> bool {
         !matches!(self.answers.last(), Some(Answer::Trapped(_)))
     }
 }
 
 impl Player {
-    /// In the initial state.
+    /// Starts an instance in the initial state.
     pub(super) fn start(component: &Component) -> Result<Self, Stop> {
         let standalone =
             Standalone::start(component).map_err(|broke| stop(broke, "while it is started", 0))?;
         Ok(Self { standalone, state_version: component.state_version() })
     }
 
-    /// In a saved state. `at`: how many steps led to it.
+    /// Starts an instance in a saved state. `at` is the number of steps that led to the state.
     pub(super) fn restored(component: &Component, state: &[u8], at: usize) -> Result<Self, Stop> {
         let mut player = Self::start(component)?;
         player.restore(state, SNAPSHOT_CHUNK_BYTES_MAX, at)?;
         Ok(player)
     }
 
-    /// Makes one step.
+    /// Plays one step.
     pub(super) fn step(
         &mut self,
         step: &Step,
@@ -81,12 +81,12 @@ impl Player {
         trapped(answer)
     }
 
-    /// Asks a question that is no step.
+    /// Makes a query that is not a step.
     pub(super) fn ask(&mut self, call: &Call, context: EntryContext) -> Result<Answer, FatalError> {
         trapped(self.standalone.query(context, call).map(Answer::Told))
     }
 
-    /// Plays steps up to the end, or the first trap.
+    /// Plays steps to the end or to the first trap.
     pub(super) fn play<'a>(
         &mut self,
         steps: impl IntoIterator<Item = (&'a Step, EntryContext)>,
@@ -104,7 +104,7 @@ impl Player {
         Ok(played)
     }
 
-    /// The state's bytes, read in pieces of at most `bytes_max`.
+    /// The bytes of the state, read in pieces of at most `bytes_max`.
     pub(super) fn save_in(&mut self, bytes_max: usize, at: usize) -> Result<Vec<u8>, Stop> {
         let snapshot = self.open(at)?;
         let bytes = self.read_rest(snapshot, bytes_max, at)?;
@@ -112,17 +112,17 @@ impl Player {
         Ok(bytes)
     }
 
-    /// The state's bytes, as a node reads them. `at`: how many steps led to it.
+    /// The bytes of the state, read as a node reads them. `at` is the number of steps that led to the state.
     pub(super) fn save(&mut self, at: usize) -> Result<Vec<u8>, Stop> {
         self.save_in(SNAPSHOT_CHUNK_BYTES_MAX, at)
     }
 
-    /// Captures the state.
+    /// Captures the state as a snapshot.
     pub(super) fn open(&mut self, at: usize) -> Result<OpenSnapshot, Stop> {
         self.standalone.snapshot().map_err(|broke| stop(broke, "while a snapshot is taken", at))
     }
 
-    /// The next piece.
+    /// Reads the next piece of a snapshot.
     pub(super) fn read(
         &mut self,
         snapshot: OpenSnapshot,
@@ -133,7 +133,7 @@ impl Player {
         read.map_err(|broke| stop(broke, "while a snapshot is read", at))
     }
 
-    /// All that is left.
+    /// Reads the rest of a snapshot.
     pub(super) fn read_rest(
         &mut self,
         snapshot: OpenSnapshot,
@@ -150,14 +150,14 @@ impl Player {
         }
     }
 
-    /// Lets go of a snapshot.
+    /// Closes a snapshot.
     pub(super) fn close(&mut self, snapshot: OpenSnapshot, at: usize) -> Result<(), Stop> {
         self.standalone
             .close(snapshot)
             .map_err(|broke| stop(broke, "while a snapshot is dropped", at))
     }
 
-    /// Puts a saved state of any component in place of this one. The failure is the machine's.
+    /// Replaces the state with a snapshot of any component. The inner error is the state machine's failure.
     pub(super) fn take(
         &mut self,
         state_version: u32,
@@ -167,7 +167,7 @@ impl Player {
         self.standalone.restore(state_version, state, bytes_max)
     }
 
-    /// Puts a saved state in place of this one.
+    /// Replaces the state with a saved one.
     pub(super) fn restore(
         &mut self,
         state: &[u8],
@@ -178,7 +178,7 @@ impl Player {
         let restored = restored.map_err(|broke| stop(broke, "while a snapshot is restored", at))?;
         restored.map_err(|failure| {
             let what = format!(
-                "the snapshot {}, handed over in pieces of at most {bytes_max} bytes, is not restored: {}",
+                "the snapshot {}, written in pieces of at most {bytes_max} bytes, is not restored: {}",
                 place(at),
                 failure.message
             );
@@ -186,33 +186,33 @@ impl Player {
         })
     }
 
-    /// The fuel that the last call took.
+    /// The fuel that the last call used.
     pub(super) fn fuel_used(&self) -> u64 {
         self.standalone.fuel_used()
     }
 
-    /// The fuel that all calls took.
+    /// The fuel that all calls used.
     pub(super) fn fuel_used_in_all(&self) -> u64 {
         self.standalone.fuel_used_in_all()
     }
 
-    /// The size of the last answer, also of one that was refused because it is too large.
+    /// The size of the last answer, even if it was rejected because it is too large.
     pub(super) fn answer_size(&self) -> AnswerSize {
         self.standalone.answer_size()
     }
 
-    /// The linear memory that the instance holds.
+    /// The size of the instance's linear memory.
     pub(super) fn memory_bytes(&self) -> usize {
         self.standalone.memory_bytes()
     }
 
-    /// What the machine said last of an error.
+    /// The last error line that the state machine logged.
     pub(super) fn last_words(&mut self) -> Option<String> {
         self.standalone.last_words()
     }
 }
 
-/// Steps with their moments.
+/// Pairs steps with their entry contexts.
 pub(super) fn timed(steps: &[Step]) -> impl Iterator<Item = (&Step, EntryContext)> {
     steps.iter().zip(contexts(steps))
 }
@@ -225,11 +225,12 @@ fn trapped(answer: Result<Answer, Broke>) -> Result<Answer, FatalError> {
     }
 }
 
-/// A trap outside of a step is no outcome: a node cannot go on.
+/// Converts a trap outside of a step to a finding. Such a trap is no outcome: a node cannot
+/// continue after it.
 fn stop(broke: Broke, when: &str, at: usize) -> Stop {
     match broke {
         Broke::Trap(trap) => Stop::Found(Finding::new(
-            format!("{} the machine traps {when}: {}", place(at), trap.message),
+            format!("{} the state machine traps {when}: {}", place(at), trap.message),
             at,
         )),
         Broke::Fatal(fatal_error) => Stop::Fatal(fatal_error),

@@ -1,4 +1,4 @@
-//! What a check of a machine gave.
+//! Results of the checks of a state machine.
 
 use super::{
     calls::{self, Step},
@@ -8,21 +8,21 @@ use super::{
 use conclave_machine::Component;
 use conclave_types::components::Change;
 
-/// How a check ended.
+/// The result of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// Nothing was found.
+    /// The check found nothing.
     Ok,
-    /// It holds the contract, but its author should know something.
+    /// The state machine keeps the contract, but its author should know of a problem.
     Warned,
-    /// It breaks the contract.
+    /// The state machine breaks the contract.
     Failed,
-    /// It was not asked for.
+    /// The check was skipped.
     Skipped,
 }
 
 impl Verdict {
-    /// In one word.
+    /// The verdict in one word.
     pub fn name(self) -> &'static str {
         match self {
             Self::Ok => "ok",
@@ -33,22 +33,22 @@ impl Verdict {
     }
 }
 
-/// One check.
+/// The result of one check.
 #[derive(Clone, Debug)]
 pub struct Checked {
-    /// In one word.
+    /// The check's name, in one word.
     pub name: &'static str,
-    /// What holds if it is ok.
+    /// The property that holds if the check passes.
     pub meaning: &'static str,
-    /// How it ended.
+    /// The verdict.
     pub verdict: Verdict,
-    /// What was looked at, or seen.
+    /// A summary of the work done, or of the problem.
     pub said: String,
-    /// What was found, if it failed.
+    /// The finding, if the check failed.
     pub finding: Option<Finding>,
-    /// What to do about it. Empty where there is nothing to do.
+    /// Advice on how to fix the problem. Empty if there is none.
     pub advice: String,
-    /// The smallest log that shows it.
+    /// The smallest log that shows the problem.
     pub log: Vec<Step>,
 }
 
@@ -63,16 +63,16 @@ impl Checked {
     }
 }
 
-/// The component that an upgrade begins with.
+/// The component to upgrade from.
 #[derive(Clone, Debug)]
 pub struct Origin {
-    /// The machine's name, for people.
+    /// The state machine's name, for display.
     pub machine: String,
-    /// Its version, for people.
+    /// The state machine's version, for display.
     pub version: String,
     /// The component's hash.
     pub component: String,
-    /// The format of its snapshots.
+    /// The version of its snapshot format.
     pub state_version: u32,
 }
 
@@ -88,28 +88,28 @@ impl Origin {
     }
 }
 
-/// All checks of a machine, or of an upgrade to it.
+/// The results of all checks of a state machine, or of an upgrade to it.
 #[derive(Clone, Debug)]
 pub struct Report {
-    /// The machine's name, for people.
+    /// The state machine's name, for display.
     pub machine: String,
-    /// Its version, for people.
+    /// The state machine's version, for display.
     pub version: String,
     /// The component's hash.
     pub component: String,
-    /// Of an upgrade: the component that it begins with.
+    /// For an upgrade: the component to upgrade from.
     pub from: Option<Origin>,
-    /// Of an upgrade: the changes of the services, those that break clients first.
+    /// For an upgrade: the changes of the services, breaking changes first.
     pub changes: Vec<Change>,
-    /// Commands, queries and ticks that it was checked with.
+    /// Numbers of commands, queries and ticks in the log.
     pub calls: (usize, usize, usize),
-    /// Commands and queries that the machine answered with a failure: they show little.
+    /// Number of commands and queries that failed. Failed calls test little.
     pub refused: usize,
-    /// The seed that they were made with. `None`: they were given.
+    /// The seed of the generated calls. `None` if the calls were given.
     pub seed: Option<u64>,
-    /// Streaming methods, which are not called.
+    /// Number of streaming methods, which are not called.
     pub subscriptions: usize,
-    /// In the order in which they were made.
+    /// The results, in the order of the checks.
     pub checks: Vec<Checked>,
     pub(super) vocabulary: Vocabulary,
 }
@@ -120,7 +120,7 @@ impl Report {
         self.checks.iter().filter(|checked| checked.verdict == Verdict::Failed)
     }
 
-    /// A log in the form in which it can be given to another check, a line a step.
+    /// Formats a log for use with `--calls`, one line per step.
     pub fn lines(&self, log: &[Step]) -> Vec<String> {
         log.iter().map(|step| calls::line(step, &self.vocabulary)).collect()
     }

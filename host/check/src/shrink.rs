@@ -1,9 +1,9 @@
-//! From a log that shows something to a small one that still does.
+//! Reduces a log that shows a finding to a small log that still shows it.
 //!
-//! Method: what comes after the finding is cut off. Then delta debugging (Zeller and Hildebrandt 2002)
-//! without its second half: parts of the log are left out, in halves, quarters, and so on down to
-//! single steps, for as long as something is still found. Last, requests are made simpler, field by
-//! field. All of it ends after a given time with the smallest log so far.
+//! Method: first, the steps after the finding are removed. Then delta debugging (Zeller and
+//! Hildebrandt 2002) without its second half removes parts of the log, in halves, quarters, and so
+//! on down to single steps, as long as there still is a finding. Last, requests are simplified
+//! field by field. The search returns the smallest log found within the given time.
 
 use std::time::{Duration, Instant};
 
@@ -18,13 +18,13 @@ use super::{
 use conclave_machine::FatalError;
 use conclave_types::Call;
 
-/// A log, and what is found with it.
+/// A log and its finding.
 pub(super) struct Smallest {
     pub(super) steps: Vec<Step>,
     pub(super) finding: Finding,
 }
 
-/// The way of looking.
+/// A probe returns a finding as an error.
 pub(super) type Probe<'a> = dyn FnMut(&[Step]) -> Result<(), Stop> + 'a;
 
 struct Shrinker<'a, 'b> {
@@ -33,7 +33,7 @@ struct Shrinker<'a, 'b> {
     deadline: Instant,
 }
 
-/// Makes a log smaller with which `probe` finds something.
+/// Shrinks a log for which `probe` returns a finding.
 pub(super) fn shrink(
     steps: &[Step],
     finding: Finding,
@@ -47,7 +47,8 @@ pub(super) fn shrink(
     let mut part = shrinker.smallest.steps.len().div_ceil(2);
     while part > 0 {
         let left_out = shrinker.leave_out(part)?;
-        // At single steps, until none can be spared: one may have been needed for another only.
+        // Single steps are tried until none can be removed: a step may have been needed only by a
+        // step that was removed later.
         part = if left_out && part == 1 { 1 } else { part / 2 };
     }
     shrinker.simplify(vocabulary)?;
@@ -55,7 +56,8 @@ pub(super) fn shrink(
 }
 
 impl Shrinker<'_, '_> {
-    /// Whether something is found with these steps too; then they are the smallest so far.
+    /// Probes these steps. If there is a finding, they are the smallest log so far. Returns whether
+    /// there is one.
     fn try_out(&mut self, steps: Vec<Step>) -> Result<bool, FatalError> {
         if Instant::now() >= self.deadline {
             return Ok(false);
@@ -81,10 +83,10 @@ impl Shrinker<'_, '_> {
         Ok(())
     }
 
-    /// Leaves out each part of so many steps that can be spared. Whether there was any.
+    /// Removes each part of `part` steps that is not needed. Returns whether any was removed.
     fn leave_out(&mut self, part: usize) -> Result<bool, FatalError> {
         let mut spared = false;
-        // From the end: what was shown there needs what came before.
+        // Starts at the end: the steps there need those before them.
         let mut end = self.smallest.steps.len();
         while end > 0 {
             let from = end.saturating_sub(part);
@@ -98,7 +100,7 @@ impl Shrinker<'_, '_> {
 
     fn simplify(&mut self, vocabulary: &Vocabulary) -> Result<(), FatalError> {
         for at in 0..self.smallest.steps.len() {
-            // Each round makes the request smaller, so this ends.
+            // Each round makes the request smaller, so the loop terminates.
             loop {
                 let Some(step) = self.smallest.steps.get(at).cloned() else { break };
                 let mut simpler = false;
@@ -121,7 +123,7 @@ impl Shrinker<'_, '_> {
     }
 }
 
-/// The same step with less in its request.
+/// Variants of the step with a smaller request.
 fn simpler_steps(step: &Step, vocabulary: &Vocabulary) -> Vec<Step> {
     let Some(call) = step.call() else { return Vec::new() };
     let message =
@@ -149,7 +151,8 @@ fn simpler_steps(step: &Step, vocabulary: &Vocabulary) -> Vec<Step> {
         .collect()
 }
 
-/// Hands over each message that is this one with one field less, or less in one field.
+/// Passes simpler variants of the message to `give`: each without one field, or with a simpler
+/// value in one field.
 fn simpler_messages(message: &DynamicMessage, give: &mut dyn FnMut(DynamicMessage)) {
     for (field, value) in message.fields() {
         let mut without = message.clone();

@@ -1,7 +1,7 @@
-//! The first look at a log: which steps trap, and what all others take.
+//! The first run of a log: finds the steps that trap, and records the answers and fuel of all others.
 //!
-//! A node rolls a trap back, so the log without the steps that trap is what the other checks work with.
-//! The steps that trap are kept apart, each with the log that led to it.
+//! A node rolls a trap back, so the other checks use the log without the steps that trap. Each of
+//! those is kept separately, with its position in the log.
 
 use super::{
     calls::{Clock, Step},
@@ -11,32 +11,32 @@ use super::{
 use conclave_machine::Component;
 use conclave_types::Trap;
 
-/// Steps that may trap, each of which costs playing the log again. Far more than anybody reads.
+/// Maximum number of traps. After each trap the log is played again. Far more than a reader needs.
 const TRAPS_MAX: usize = 64;
 
 /// A step that trapped.
 #[derive(Clone, Debug)]
 pub(super) struct Trapped {
-    /// How many calm steps came before.
+    /// Number of steps before this one that did not trap.
     pub(super) after: usize,
-    /// The step.
+    /// The step that trapped.
     pub(super) step: Step,
-    /// Its trap.
+    /// The trap.
     pub(super) trap: Trap,
-    /// What the machine wrote to its log before, if it did.
+    /// The last line that the state machine logged before the trap, if any.
     pub(super) words: Option<String>,
 }
 
-/// Plays a log on one instance, and goes on after a trap as a node does.
+/// Plays a log on one instance, and continues after a trap as a node does.
 pub(super) struct Survey {
     component: Component,
     player: Player,
     clock: Clock,
     /// The steps that did not trap.
     pub(super) calm: Vec<Step>,
-    /// What they answered.
+    /// The answers to these steps.
     pub(super) answers: Vec<Answer>,
-    /// What each of them took.
+    /// The fuel that each of these steps used.
     pub(super) fuel: Vec<u64>,
     /// The steps that trapped.
     pub(super) traps: Vec<Trapped>,
@@ -45,7 +45,7 @@ pub(super) struct Survey {
 }
 
 impl Survey {
-    /// Of an empty log.
+    /// Starts with an empty log.
     pub(super) fn new(component: &Component) -> Result<Self, Stop> {
         let player = Player::start(component)?;
         let memory_bytes = (player.memory_bytes(), player.memory_bytes());
@@ -61,12 +61,12 @@ impl Survey {
         })
     }
 
-    /// Whether it goes on: a machine that traps all the time is not looked at for ever.
+    /// Returns false after too many traps, so that a state machine that always traps is not played endlessly.
     pub(super) fn goes_on(&self) -> bool {
         self.traps.len() < TRAPS_MAX
     }
 
-    /// Plays one more step.
+    /// Plays the next step.
     pub(super) fn push(&mut self, step: Step) -> Result<Answer, Stop> {
         let mut clock = self.clock;
         let answer = self.player.step(&step, clock.advance(&step))?;
@@ -85,13 +85,13 @@ impl Survey {
         Ok(answer)
     }
 
-    /// The instance is gone. Another one lives through the same log.
+    /// Replaces the instance that a trap destroyed, and plays the same log on the new one.
     fn rebuild(&mut self) -> Result<(), Stop> {
         self.player = Player::start(&self.component)?;
         let mut clock = Clock::default();
         for step in &self.calm {
             let context = clock.advance(step);
-            // Should this trap, the next step is told so, and the checks of replays say the rest.
+            // If this step traps, the next step returns a trap too, and the replay checks report it.
             if let Answer::Trapped(_) = self.player.step(step, context)? {
                 break;
             }

@@ -1,8 +1,9 @@
-//! Steps that trap: which, with how little, and whether they do so everywhere.
+//! Checks the steps that trap: reports the shortest log for each kind, and whether the trap is
+//! the same everywhere.
 //!
-//! A trap is an outcome, not a breach: it is rolled back and answered on every replica alike. So one
-//! that is alike is a warning, with a log that shows it. One that depends on the instance or on the engine
-//! is a failure.
+//! A trap is an outcome, not a breach: every replica rolls it back and answers with the same error.
+//! So a trap that is the same everywhere is a warning, with a log that shows it. A trap that
+//! depends on the instance or on the engine is a failure.
 
 use std::time::Duration;
 
@@ -19,11 +20,11 @@ use conclave_machine::{Component, FatalError};
 use conclave_types::{Trap, TrapKind};
 
 const NAME: &str = "traps";
-const MEANING: &str = "no call traps; what traps does so everywhere, and is rolled back";
-/// Kinds of traps that are looked at closely.
+const MEANING: &str = "no call traps; a trap is the same everywhere, and is rolled back";
+/// Maximum number of kinds of traps that are examined.
 const KINDS_MAX: usize = 6;
 
-/// Looks at what trapped.
+/// Examines the traps of the survey.
 pub(super) fn traps(
     bench: &Bench<'_>,
     survey: &Survey,
@@ -53,9 +54,9 @@ pub(super) fn traps(
             Err(Stop::Fatal(fatal_error)) => return Err(fatal_error),
             Err(Stop::Found(finding)) => {
                 let mut checked = Checked::new(NAME, MEANING, Verdict::Failed, said.join("; "));
-                checked.advice = "Whether a call traps must follow from the state and the call alone. Memory \
-                                  that was not initialized, an address, or a limit that is almost reached \
-                                  decides here."
+                checked.advice = "Whether a call traps must follow from the state and the call alone. \
+                                  Possible causes here: memory that was not initialized, an address, or a \
+                                  limit that is almost reached."
                     .to_owned();
                 checked.finding = Some(finding);
                 checked.log = steps;
@@ -88,24 +89,25 @@ fn describe(trapped: &Trapped, steps: usize) -> String {
 fn advice(kind: Option<TrapKind>) -> &'static str {
     match kind {
         Some(TrapKind::FuelExhausted) => {
-            "A node rolls the call back and answers it with an error, after seconds of work on every \
-             replica. Bound what one call does: a limit on lists and ranges, and a failure beyond it."
+            "A node rolls the call back and returns an error, after seconds of work on every replica. Limit \
+             the work of one call: define a maximum for lists and ranges, and fail for larger ones."
         }
         Some(TrapKind::MemoryExhausted) => {
-            "A node rolls the call back, but replicas may not agree on which call is the first that does \
-             not fit. Count what the state holds, and answer RESOURCE_EXHAUSTED well before."
+            "A node rolls the call back, but replicas may not agree on which call is the first that does not \
+             fit. Count the bytes of the state, and fail with RESOURCE_EXHAUSTED well before the limit."
         }
         Some(TrapKind::StackExhausted) => {
-            "A node rolls the call back. Recursion follows the request or the state: use a loop, or a limit."
+            "A node rolls the call back. The depth of a recursion depends on the request or the state: use \
+             a loop, or a limit."
         }
         _ => {
-            "A node rolls the call back and answers it with an error, so nothing breaks. But the caller learns \
-             little: answer with a failure, such as INVALID_ARGUMENT, that says what was wrong."
+            "A node rolls the call back and returns an error, so the cluster is unharmed. But the caller \
+             does not learn the reason: return a failure that explains it, such as INVALID_ARGUMENT."
         }
     }
 }
 
-/// The smallest log whose last step traps so, and none before it.
+/// The smallest log whose last step traps in this way and whose other steps do not trap.
 fn smallest(
     component: &Component,
     survey: &Survey,
@@ -132,7 +134,7 @@ fn smallest(
     Ok(shrink(&steps, finding, bench.vocabulary, time, &mut probe)?.steps)
 }
 
-/// The trap that the last step ends in. `None`: it does not, or an earlier one does.
+/// The trap of the last step. `None` if that step does not trap, or an earlier one does.
 fn trap_of(player: &mut Player, steps: &[Step]) -> Result<Option<Trap>, Stop> {
     let played = player.play(timed(steps))?;
     Ok(match played.answers.last() {
@@ -141,8 +143,9 @@ fn trap_of(player: &mut Player, steps: &[Step]) -> Result<Option<Trap>, Stop> {
     })
 }
 
-/// The last step traps again: on another instance, on one that was restored before it, and in the other
-/// engine; and a restored machine is, before it, what it was, which is what a node rolls back to.
+/// Checks that the last step traps in the same way on another instance, on an instance restored
+/// before the step, and in the other engine. Also checks that a restore before the step, to which a
+/// node rolls back, gives the same state.
 fn everywhere(bench: &Bench<'_>, steps: &[Step], trap: &Trap) -> Result<(), Stop> {
     let count = steps.len();
     let Some(before) = count.checked_sub(1) else { return Ok(()) };
@@ -159,7 +162,8 @@ fn everywhere(bench: &Bench<'_>, steps: &[Step], trap: &Trap) -> Result<(), Stop
     let state = player.save(before)?;
     let mut restored = Player::restored(bench.component, &state, before)?;
     if restored.save(before)? != state {
-        let what = "the state that the trap is rolled back to is another one once it was restored";
+        let what =
+            "the state before the trap, to which a node rolls back, changes when it is restored";
         return Err(Stop::Found(Finding::new(what, count)));
     }
     if let (Some(step), Some(context)) = (steps.last(), all.last()) {
@@ -170,7 +174,7 @@ fn everywhere(bench: &Bench<'_>, steps: &[Step], trap: &Trap) -> Result<(), Stop
         };
         same(trap, again, "restored before it", count)?;
     }
-    // Frames of the interpreter have another size, and using up the fuel takes it a minute.
+    // Frames of the interpreter have another size, and the interpreter needs a minute to use up the fuel.
     if matches!(trap.kind, TrapKind::Panic | TrapKind::Invalid | TrapKind::BadAnswer) {
         same(trap, trap_of(&mut Player::start(bench.second)?, steps)?, "interpreted", count)?;
     }

@@ -1,4 +1,4 @@
-//! What calls take of a node's limits: fuel and memory.
+//! Checks how much of a node's limits the calls use: fuel and memory.
 
 use std::collections::BTreeMap;
 
@@ -10,12 +10,12 @@ use super::{
     survey::Survey,
 };
 
-/// A call that takes more than this part of its limit is too near to it.
+/// A call that uses more than one part in `HEADROOM` of its limit gets a warning.
 const HEADROOM: u64 = 4;
-/// Methods that are named.
+/// Number of methods in the summary.
 const NAMED_MAX: usize = 2;
 
-/// Fuel by method.
+/// Reports the fuel by method.
 pub(super) fn fuel(bench: &Bench<'_>, survey: &Survey) -> Checked {
     let limits = bench.component.engine().limits();
     let mut methods: BTreeMap<(&str, bool), Vec<u64>> = BTreeMap::new();
@@ -47,19 +47,20 @@ pub(super) fn fuel(bench: &Bench<'_>, survey: &Survey) -> Checked {
     let verdict = if near { Verdict::Warned } else { Verdict::Ok };
     let mut checked = Checked::new(
         "fuel",
-        "every call takes a small part of the fuel that it gets",
+        "every call uses a small part of its fuel limit",
         verdict,
         if said.is_empty() { "no calls".to_owned() } else { said.join("; ") },
     );
     if near {
-        checked.advice = "A call that uses up its fuel is rolled back. This log is small and what a cluster \
-                          holds is larger: bound the work of one call, by a limit on what it may touch."
-            .to_owned();
+        checked.advice =
+            "A call that uses up its fuel is rolled back. This log is small, and a cluster \
+                          holds more data. Limit how much data one call may process."
+                .to_owned();
     }
     checked
 }
 
-/// Linear memory: at the beginning, at the end, and of a restored instance.
+/// Reports the linear memory at the start, at the end, and of a restored instance.
 pub(super) fn memory(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Stop> {
     let limit = bench.component.engine().limits().cluster.memory_bytes_max;
     let limit = limit.min(bench.component.memory().declared_bytes_max);
@@ -70,7 +71,7 @@ pub(super) fn memory(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Stop
         true => {
             let state = player.save(survey.calm.len())?;
             let restored = Player::restored(bench.component, &state, survey.calm.len())?;
-            format!("{} once restored from {}", size(restored.memory_bytes()), size(state.len()))
+            format!("{} after a restore of {}", size(restored.memory_bytes()), size(state.len()))
         }
         false => "not restored".to_owned(),
     };
@@ -83,16 +84,12 @@ pub(super) fn memory(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Stop
         size(limit)
     );
     let verdict = if near { Verdict::Warned } else { Verdict::Ok };
-    let mut checked = Checked::new(
-        "memory",
-        "the log takes a small part of the memory that there is",
-        verdict,
-        said,
-    );
+    let mut checked =
+        Checked::new("memory", "the log uses a small part of the memory limit", verdict, said);
     if near {
         checked.advice =
-            "A machine counts what it holds and answers RESOURCE_EXHAUSTED at a quarter of the \
-                          limit or so: near the limit replicas may not agree on what still fits."
+            "Count the bytes of the state, and fail with RESOURCE_EXHAUSTED at about a quarter of the limit: \
+             near the limit, replicas may not agree on which call still fits."
                 .to_owned();
     }
     Ok(checked)

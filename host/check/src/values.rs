@@ -1,8 +1,8 @@
-//! Values for the fields of requests.
+//! Generates values for the fields of requests.
 //!
-//! What makes a machine's calls meet each other is that they are about the same things. So most values
-//! come out of small pools, or were seen in an earlier response, best in a field of the same name: ids,
-//! revisions, page tokens. The rest lies at the edges: empty, longest, smallest, largest.
+//! Calls affect each other only if they use the same keys. So most values come from small pools or
+//! from earlier responses, preferably from a field of the same name: ids, revisions, page tokens.
+//! The other values are edge cases: empty, longest, smallest, largest.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -11,33 +11,33 @@ use prost_reflect::{
 };
 use rand::{RngExt, SeedableRng, rngs::Xoshiro256PlusPlus};
 
-/// Messages inside messages.
+/// Maximum depth of nested messages.
 const DEPTH_MAX: usize = 4;
-/// Values of one request, so that lists of lists end.
+/// Maximum number of values in one request, so that nested lists are bounded.
 const VALUES_MAX: usize = 200;
-/// Values of one name that are remembered from responses.
+/// Maximum number of remembered values per field name.
 const LEARNED_MAX: usize = 16;
-/// A longer text or byte string is not remembered.
+/// Maximum size of a remembered text or byte string.
 const LEARNED_BYTES_MAX: usize = 4096;
 
-/// So few that calls meet at them.
+/// Few texts, so that different calls use the same ones.
 const TEXTS: [&str; 8] = ["a", "b", "c", "app/color", "app/size", "fig", "pear", "z"];
-/// What is easily forgotten.
+/// Texts that state machines often do not expect.
 const ODD_TEXTS: [&str; 8] = ["", " ", "A", "é", "\u{10ffff}", "a/", "a\0b", "0"];
-/// Around what many machines allow at most.
+/// Lengths around common limits of state machines.
 const LONG: [usize; 4] = [255, 1024, 4097, 70_000];
-/// Sums of these depend on the order.
+/// Floats whose sums depend on the order of addition.
 const FLOATS: [f64; 8] = [0.0, 1.0, 0.1, 0.2, 0.3, -0.7, 3.3, 1e9];
-/// Rare, as one of them makes all sums alike.
+/// Used rarely, because one of them makes all sums equal.
 const ODD_FLOATS: [f64; 5] = [-0.0, f64::INFINITY, f64::NEG_INFINITY, f64::NAN, f64::MIN_POSITIVE];
 
-/// A source of values. The same seed and the same responses give the same values.
+/// A source of values. Equal seeds and equal responses give equal values.
 pub(super) struct Values {
     random: Xoshiro256PlusPlus,
     learned: BTreeMap<String, Vec<Value>>,
-    /// Values that the request may still get.
+    /// Number of values that the current request may still get.
     left: usize,
-    /// In how many of a hundred cases a field of this request is set.
+    /// Probability, in percent, that a field of this request is set.
     density: u32,
 }
 
@@ -51,30 +51,30 @@ impl Values {
         }
     }
 
-    /// True in so many of a hundred cases.
+    /// Returns true with a probability of `percent`.
     pub(super) fn chance(&mut self, percent: u32) -> bool {
         self.random.random_range(0..100) < percent
     }
 
-    /// A number below `end`, which is not 0.
+    /// A random number below `end`. `end` must not be 0.
     pub(super) fn below(&mut self, end: usize) -> usize {
         self.random.random_range(0..end.max(1))
     }
 
-    /// One of these.
+    /// A random element of `values`.
     pub(super) fn one_of<'a, T>(&mut self, values: &'a [T]) -> Option<&'a T> {
         values.get(self.below(values.len()))
     }
 
-    /// A whole message.
+    /// A complete message.
     pub(super) fn message(&mut self, descriptor: &MessageDescriptor) -> DynamicMessage {
         self.left = VALUES_MAX;
-        // People leave most options out, so that is how most machines are called.
+        // Clients leave most options out, so most requests have few fields.
         self.density = self.one_of(&[25, 50, 75, 95]).copied().unwrap_or_default();
         self.message_at(descriptor, 0)
     }
 
-    /// Gives one field of a message another value.
+    /// Gives a random field of a message another value.
     pub(super) fn change(&mut self, message: &mut DynamicMessage) {
         let fields: Vec<_> = message.descriptor().fields().collect();
         self.left = VALUES_MAX;
@@ -84,7 +84,7 @@ impl Values {
         }
     }
 
-    /// Remembers what a response says.
+    /// Remembers the values of a response.
     pub(super) fn learn(&mut self, message: &DynamicMessage) {
         for (field, value) in message.fields() {
             self.learn_value(field.name(), value);
@@ -136,7 +136,7 @@ impl Values {
         message
     }
 
-    /// A message's first field says what it is about, more often than not: a key, a name.
+    /// The first field is usually a key or a name, so it is set more often.
     fn density_of(&self, field: &FieldDescriptor) -> u32 {
         if field.number() == 1 { 95 } else { self.density }
     }
@@ -165,7 +165,8 @@ impl Values {
         Value::List(values)
     }
 
-    /// At most one entry: the order in which more would be written differs from run to run.
+    /// A map with at most one entry: the order of more entries in the encoded bytes would
+    /// differ between runs.
     fn map(&mut self, field: &FieldDescriptor, depth: usize) -> HashMap<MapKey, Value> {
         let Kind::Message(entry) = field.kind() else { return HashMap::new() };
         let key = self.value("key", &entry.map_entry_key_field().kind(), depth);
@@ -214,8 +215,8 @@ impl Values {
         }
     }
 
-    /// A value of a response's field of this name, or of one whose name ends so: `page_token` is what
-    /// `next_page_token` gave.
+    /// A remembered value of a field whose name is `name` or ends in `_name`: for example,
+    /// `page_token` gets a value of `next_page_token`.
     fn recalled(&mut self, name: &str, kind: &Kind) -> Option<Value> {
         let ending = format!("_{name}");
         let fits = |known: &str| known == name || known.ends_with(&ending);
@@ -246,7 +247,7 @@ impl Values {
         const EDGES: [i64; 6] =
             [i64::MAX, i64::MIN, i32::MAX as i64, i32::MIN as i64, u32::MAX as i64, -1];
         match self.below(100) {
-            // Nothing is what most options are.
+            // Options are often zero.
             0..25 => 0,
             25..70 => self.random.random_range(0..5),
             70..90 => self.random.random_range(0..2_000),
@@ -260,7 +261,7 @@ impl Values {
     }
 }
 
-/// Sets a field, unless the descriptor forbids it, which no value of ours should make it.
+/// Sets a field. Errors are ignored, because the generated values fit the descriptor.
 fn set(message: &mut DynamicMessage, field: &FieldDescriptor, value: Value) {
     let _ = message.try_set_field(field, value);
 }

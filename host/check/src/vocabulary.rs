@@ -1,4 +1,4 @@
-//! What can be called, and the shapes of its messages.
+//! The methods of a state machine and the types of their messages.
 
 use std::sync::Arc;
 
@@ -9,27 +9,28 @@ use serde_json::Value;
 
 use conclave_machine::{Component, MethodKind};
 
-/// A unary method of the machine's services.
+/// A unary method of a state machine's services.
 #[derive(Clone, Debug)]
 pub(super) struct Method {
-    /// `package.Service/Method`.
+    /// The full name, `package.Service/Method`.
     pub(super) name: Arc<str>,
-    /// A command or a query.
+    /// The kind: command or query.
     pub(super) kind: MethodKind,
     request: MessageDescriptor,
     response: MessageDescriptor,
 }
 
-/// The methods that a machine describes, but for its subscriptions. Empty: raw bytes.
+/// The methods that a state machine describes, except for subscriptions. Without methods, calls
+/// are raw bytes.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Vocabulary {
     methods: Vec<Method>,
-    /// How many methods stream, and are not called.
+    /// The number of streaming methods, which are not called.
     pub(super) subscriptions: usize,
 }
 
 impl Vocabulary {
-    /// Reads the descriptor set, which loading the component has checked.
+    /// Reads the descriptor set. It was validated when the component was loaded.
     pub(super) fn of(component: &Component) -> Self {
         let Ok(pool) = DescriptorPool::decode(&component.descriptor_set()[..]) else {
             return Self::default();
@@ -54,25 +55,25 @@ impl Vocabulary {
         vocabulary
     }
 
-    /// All of them.
+    /// All methods.
     pub(super) fn methods(&self) -> &[Method] {
         &self.methods
     }
 
-    /// The one of this name.
+    /// The method of this name.
     pub(super) fn method(&self, name: &str) -> Option<&Method> {
         self.methods.iter().find(|method| &*method.name == name)
     }
 }
 
 impl Method {
-    /// The request's shape.
+    /// The type of the request.
     pub(super) fn request(&self) -> &MessageDescriptor {
         &self.request
     }
 
-    /// A request as JSON, if that says all of it: the same bytes come of its text again. They do not for
-    /// unknown fields, maps of many entries, and some floats, which are not read back to the last bit.
+    /// A request as JSON, if the JSON can be converted back to the same bytes. That is not so for
+    /// unknown fields, maps of several entries, and some floats that are not parsed exactly.
     pub(super) fn request_json(&self, bytes: &[u8]) -> Option<Value> {
         let message = DynamicMessage::decode(self.request.clone(), bytes).ok()?;
         let json = serde_json::to_value(&message).ok()?;
@@ -81,18 +82,18 @@ impl Method {
         (again == bytes).then_some(json)
     }
 
-    /// The bytes of a request that was given as JSON.
+    /// Encodes a request from JSON.
     pub(super) fn request_bytes(&self, json: Value) -> Result<Vec<u8>, String> {
         let message = self.request.clone().deserialize(json).map_err(|error| error.to_string())?;
         Ok(message.encode_to_vec())
     }
 
-    /// The response, if it is one.
+    /// Decodes a response. Returns `None` if the bytes are invalid.
     pub(super) fn response(&self, bytes: &[u8]) -> Option<DynamicMessage> {
         DynamicMessage::decode(self.response.clone(), bytes).ok()
     }
 
-    /// The request, if it is one.
+    /// Decodes a request. Returns `None` if the bytes are invalid.
     pub(super) fn request_message(&self, bytes: &[u8]) -> Option<DynamicMessage> {
         DynamicMessage::decode(self.request.clone(), bytes).ok()
     }

@@ -1,10 +1,10 @@
-//! Whether the order of calls that do not depend on each other reaches the snapshot.
+//! Checks whether the order of independent calls affects the snapshot.
 //!
-//! Method: two commands that follow each other are exchanged. If each is answered as before, and so are
-//! all commands after them, and if then every question and every command of the log is answered alike,
-//! nobody can tell the two states apart: by the contract they are the same. The index and time of a
-//! call may rightly be part of the state, so a difference counts only if it is also there when the calls
-//! keep theirs as they change places.
+//! Method: two neighbouring commands are exchanged. Suppose that both, and all commands after them,
+//! are answered as before, and that then every query and command of the log is answered alike. Then
+//! no caller can distinguish the two states, so by the contract their snapshots must be equal. The
+//! index and time of a call may be part of the state. So a difference counts only if it also exists
+//! when each call keeps its own context.
 
 use super::{Bench, cuts};
 use crate::{
@@ -14,12 +14,12 @@ use crate::{
 };
 use conclave_machine::EntryContext;
 
-/// Commands after an exchange that must be answered alike.
+/// Number of commands after an exchange that must be answered alike.
 const AFTER_MAX: usize = 64;
-/// Pairs of commands that are tried from the initial state.
+/// Maximum number of pairs of commands that are tried from the initial state.
 const PAIRS_MAX: usize = 120;
 
-/// Exchanges neighbours in the log.
+/// Exchanges neighbouring commands of the log.
 pub(super) fn canonical(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let commands: Vec<_> = steps.iter().filter(|step| !step.is_query()).cloned().collect();
     let places = cuts(commands.len().saturating_sub(2), bench.cuts_max);
@@ -33,11 +33,11 @@ pub(super) fn canonical(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Sto
     Ok(format!("{same} pairs of calls gave the same state in either order"))
 }
 
-/// Two commands each, from the initial state.
+/// Logs of two commands each, played from the initial state.
 pub(super) fn pairs(bench: &Bench<'_>) -> Vec<Vec<Step>> {
     let commands = &bench.commands;
     let (count, mut pairs) = (commands.len(), Vec::new());
-    // Neighbours first, then those further apart: every command gets its turn.
+    // Neighbours come first, then more distant commands, so that every command is in a pair.
     for distance in 1..count {
         for (at, first) in commands.iter().enumerate() {
             if pairs.len() == PAIRS_MAX {
@@ -63,7 +63,7 @@ fn exchangeable(commands: &[Step], at: usize) -> bool {
     }
 }
 
-/// Exchanges the commands at `at` and after it. Whether the states are the same.
+/// Exchanges the commands at `at` and `at + 1`. Returns whether the states are the same.
 fn exchange(bench: &Bench<'_>, commands: &[Step], at: usize) -> Result<bool, Stop> {
     let all = contexts(commands);
     let play = |order: &[usize], contexts: &[EntryContext]| -> Result<Option<_>, Stop> {
@@ -73,7 +73,7 @@ fn exchange(bench: &Bench<'_>, commands: &[Step], at: usize) -> Result<bool, Sto
         if !played.whole() {
             return Ok(None);
         }
-        // By step, whatever the order.
+        // Sorted by step, so that the orders can be compared.
         let mut answers: Vec<_> = order.iter().zip(played.answers).collect();
         answers.sort_by_key(|(number, _)| **number);
         let answers: Vec<_> = answers.into_iter().map(|(_, answer)| answer).collect();
@@ -117,7 +117,7 @@ fn exchange(bench: &Bench<'_>, commands: &[Step], at: usize) -> Result<bool, Sto
     Ok(true)
 }
 
-/// Asks and does everything on both, and compares the answers.
+/// Makes all queries and commands on both instances, and compares the answers.
 fn alike(
     bench: &Bench<'_>,
     left: &mut Player,

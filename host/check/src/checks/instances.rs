@@ -1,4 +1,4 @@
-//! The same log on different instances.
+//! Checks that play the same log on different instances.
 
 use bytes::Bytes;
 
@@ -11,11 +11,11 @@ use crate::{
 use conclave_machine::{Component, EntryContext, OpenSnapshot};
 use conclave_types::Call;
 
-/// Snapshots that are open at once.
+/// Maximum number of snapshots open at the same time.
 const OPEN_MAX: usize = 6;
-/// The pieces in which the rest of a snapshot is read.
+/// Size of the pieces in which the rest of a snapshot is read.
 const LATER_BYTES: usize = 4096;
-/// Fuel that the interpreter gets: some seconds of it.
+/// Maximum fuel in the interpreter: some seconds of execution.
 const INTERPRETED_FUEL_MAX: u64 = 500_000_000;
 
 /// Plays the log twice.
@@ -25,7 +25,7 @@ pub(super) fn replay(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> 
     Ok(format!("{} steps, twice", steps.len()))
 }
 
-/// Plays the log in the other engine.
+/// Plays the log in the interpreter.
 pub(super) fn interpreter(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let Some(first) = live(bench.component, steps)? else { return Ok(String::new()) };
     let mut fuel = 0_u64;
@@ -78,8 +78,8 @@ fn compare_engines(
     Ok(())
 }
 
-/// Plays the log on an instance whose memory is stirred all the while: snapshots are opened, read in
-/// part, held and dropped, and questions of all lengths are asked that no method answers.
+/// Plays the log on an instance whose memory layout is disturbed. Meanwhile, snapshots are opened, read
+/// in part, held and dropped, and queries of many lengths are made for a method that does not exist.
 pub(super) fn layout(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let Some(calm) = live(bench.component, steps)? else { return Ok(String::new()) };
     let questions = noise_is_harmless(bench)?;
@@ -92,12 +92,12 @@ pub(super) fn layout(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> 
     for at in 0..=steps.len() {
         if places.contains(&at) {
             if open.len() == OPEN_MAX {
-                // Not the oldest: that makes a hole between others.
+                // Does not close the oldest snapshot, so that a gap in memory remains between others.
                 let (taken, expected, snapshot, begun) = open.remove(OPEN_MAX / 2);
                 finish(&mut player, (taken, at), &expected, snapshot, begun)?;
                 checked += 1;
             }
-            // In the same pieces as later: whether those matter is for `chunks` to say.
+            // Reads pieces of the same size as later. The check `chunks` tests other sizes.
             let (snapshot, mut expected) = begin(&mut player, at)?;
             expected.extend(player.read_rest(snapshot, LATER_BYTES, at)?);
             player.close(snapshot, at)?;
@@ -107,7 +107,8 @@ pub(super) fn layout(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> 
         let (Some(step), Some(context)) = (steps.get(at), all.get(at)) else { continue };
         if questions {
             for salt in [7, 131, 1031] {
-                // A trap would show in the next step; that there is none was tried.
+                // A trap would show in the next step. `noise_is_harmless` has shown that these
+                // queries do not trap.
                 player.ask(&noise(at * salt), *context)?;
             }
         }
@@ -133,7 +134,7 @@ fn begin(player: &mut Player, at: usize) -> Result<(OpenSnapshot, Vec<u8>), Stop
     Ok((snapshot, begun))
 }
 
-/// Reads the rest of a snapshot that was begun earlier.
+/// Reads the rest of a snapshot.
 fn finish(
     player: &mut Player,
     (taken, now): (usize, usize),
@@ -153,7 +154,7 @@ fn finish(
     compare_states(what, now, ("read at once", expected), ("read later", &begun))
 }
 
-/// A question that no method answers.
+/// A query for a method that does not exist.
 fn noise(salt: usize) -> Call {
     let bytes = salt.wrapping_mul(2_654_435_761) % 3000;
     Call {
@@ -163,7 +164,7 @@ fn noise(salt: usize) -> Call {
     }
 }
 
-/// Whether the machine only shakes its head at it.
+/// Returns true if the state machine does not trap on such queries.
 fn noise_is_harmless(bench: &Bench<'_>) -> Result<bool, Stop> {
     let mut player = Player::start(bench.component)?;
     let context = EntryContext { index: 0, time_ms: 0, seed: 0 };

@@ -1,4 +1,4 @@
-//! Whether what is done again and again takes ever more memory.
+//! Checks that repeated operations do not use more and more memory.
 
 use super::{Bench, different};
 use crate::{
@@ -8,21 +8,22 @@ use crate::{
     usage::size,
 };
 
-/// Bytes of state that are moved in each third of the rounds, and the fuel that they may take: a second
-/// or so of each.
+/// Limits of a third of the rounds: bytes of state that are moved, and fuel. Each takes about a second.
 const BYTES_A_THIRD: usize = 64 << 20;
 const FUEL_A_THIRD: u64 = 400_000_000;
-/// What a round costs beside its bytes, in bytes.
+/// Fixed cost of a round, expressed in bytes.
 const ROUND_BYTES: usize = 32 << 10;
-/// Rounds of a third. With a small state so many that a leak of some tens of bytes fills a page of 64 KiB.
+/// Number of rounds in a third. With a small state it is large enough that a leak of some tens of
+/// bytes fills a page of 64 KiB.
 const ROUNDS: std::ops::RangeInclusive<usize> = 16..=2_000;
-/// A node may take so many snapshots before it is restarted. What leaks so little that the limit of memory
-/// is reached later is no breach: runtimes of other languages do. Queries come in millions: none may leak.
+/// A node may take this many snapshots before it is restarted. A leak that reaches the memory limit
+/// later than that is no breach, because runtimes of some languages leak a little. Queries come in
+/// millions, so they must not leak at all.
 const ROUNDS_TO_LIMIT: usize = 100_000;
-/// Questions of one round.
+/// Number of queries in one round.
 const QUESTIONS_MAX: usize = 8;
 
-/// Restores the state at the end of the log, snapshots it and asks about it, each many times.
+/// Repeats a restore, a snapshot and queries many times in the state at the end of the log.
 pub(super) fn leaks(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let mut player = Player::start(bench.component)?;
     let played = player.play(timed(steps))?;
@@ -62,7 +63,7 @@ pub(super) fn leaks(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     Ok(format!("{restores} restores, {snapshots} snapshots, {queries} rounds of queries"))
 }
 
-/// Asks the log's questions again and again.
+/// Repeats the log's queries.
 fn ask(player: &mut Player, steps: &[Step]) -> Result<Grown, Stop> {
     let questions = different(steps, Step::is_query, QUESTIONS_MAX);
     let Some(context) = contexts(steps).last().copied().filter(|_| !questions.is_empty()) else {
@@ -71,23 +72,24 @@ fn ask(player: &mut Player, steps: &[Step]) -> Result<Grown, Stop> {
     let mut trapped = false;
     grows(player, 0, |player| {
         for call in questions.iter().filter_map(Step::call) {
-            // A question of earlier may trap here, which is for `traps` to say.
+            // A query from an earlier part of the log may trap here. The check `traps` reports that.
             trapped = trapped || matches!(player.ask(call, context)?, Answer::Trapped(_));
         }
         Ok(())
     })
 }
 
-/// What an instance held after each third of the rounds.
+/// Memory of an instance after each third of the rounds.
 struct Grown {
-    /// Of a third.
+    /// Number of rounds in a third.
     rounds: usize,
     memory_bytes: [usize; 3],
 }
 
 impl Grown {
-    /// The bytes that a round leaves behind. Memory is taken from the host in pages, and an allocator
-    /// settles down after some rounds: only what grows in the second third and still in the last is a leak.
+    /// The bytes that a round leaves behind. An instance gets memory from the host in pages, and an
+    /// allocator needs some rounds to settle. So only growth in both the second and the last third
+    /// is a leak.
     fn leaked(&self) -> Option<usize> {
         let [first, second, third] = self.memory_bytes;
         let leaks = first < second && second < third;
@@ -95,7 +97,7 @@ impl Grown {
     }
 }
 
-/// Does the same again and again.
+/// Repeats a round many times.
 fn grows(
     player: &mut Player,
     bytes: usize,

@@ -1,6 +1,6 @@
-//! Mistakes that all replicas make alike: calls that fail and change something, and wake-ups that are lost.
+//! Checks for mistakes that all replicas make alike: failed calls that change the state, and lost wake-ups.
 //!
-//! Neither breaks the contract, so what is found is mild.
+//! Neither breaks the contract, so a finding is a warning.
 
 use super::{Bench, Live, cuts, live};
 use crate::{
@@ -11,14 +11,14 @@ use crate::{
 use conclave_machine::EntryContext;
 use conclave_types::Outcome;
 
-/// Failures of one method that are looked at: a snapshot is taken before each.
+/// Maximum number of failed calls per method. A snapshot is taken before each.
 const FAILURES_PER_METHOD: usize = 8;
-/// Places at which later ticks are tried.
+/// Number of places at which later ticks are tried.
 const FEW_CUTS: usize = 6;
-/// A second, a minute, an hour, a day.
+/// Pauses of a second, a minute, an hour and a day.
 const PAUSES_MS: [u64; 4] = [1_000, 60_000, 3_600_000, 86_400_000];
 
-/// Compares the state before a call that fails with the one after it, as they are and after a tick.
+/// Compares the states before and after a failed call, both directly and after a tick.
 pub(super) fn failures(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let Some(live) = live(bench.component, steps)? else { return Ok(String::new()) };
     let failed = failed(steps, &live);
@@ -37,15 +37,14 @@ pub(super) fn failures(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop
         if explained {
             continue;
         }
-        let what =
-            format!("step {} ({}) fails, and changes the state all the same", at + 1, step.name());
+        let what = format!("step {} ({}) fails, but changes the state", at + 1, step.name());
         let sides = state_sides(("before", &before), ("after", &after));
         return Err(Stop::Found(Finding { mild: true, ..Finding::new(what, at + 1).with(sides) }));
     }
     Ok(format!("{} calls that failed", failed.len()))
 }
 
-/// The commands that failed: the first ones of each method.
+/// The commands that failed, limited per method.
 fn failed(steps: &[Step], live: &Live) -> Vec<usize> {
     let mut seen = std::collections::HashMap::new();
     let answered = steps.iter().zip(&live.played.answers).enumerate();
@@ -60,7 +59,7 @@ fn failed(steps: &[Step], live: &Live) -> Vec<usize> {
     failed.map(|(at, _)| at).collect()
 }
 
-/// Looks for a tick that would change something before the wake-up time.
+/// Looks for a tick before the wake-up time that would change the state.
 pub(super) fn wake_ups(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let Some(live) = live(bench.component, steps)? else { return Ok(String::new()) };
     let places = cuts(steps.len(), FEW_CUTS);
@@ -75,7 +74,7 @@ pub(super) fn wake_ups(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop
             pending = reply.wake_at_ms;
         }
         let is_late = |at_ms: &u64| pending.is_none_or(|wake_at_ms| wake_at_ms > *at_ms);
-        // A time that has passed shows nothing: a tick now may change something whatever the time.
+        // A wake-up time in the past shows nothing: a tick now may change the state in any case.
         let before = before.filter(|before_ms| *before_ms > context.time_ms && is_late(before_ms));
         let dropped = before.filter(|_| drops < bench.cuts_max);
         drops += usize::from(dropped.is_some());
@@ -107,17 +106,17 @@ pub(super) fn wake_ups(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop
             }));
         }
     }
-    Ok(format!("{ticks} ticks before the wake-up time; {drops} times it was put off"))
+    Ok(format!("{ticks} ticks before the wake-up time; it was postponed {drops} times"))
 }
 
-/// A tick that came too late.
+/// A tick before the wake-up time that changed the state.
 struct Late {
     time_ms: u64,
     state: Vec<u8>,
     ticked: Vec<u8>,
 }
 
-/// The first of these times at which a tick would change something that a tick now would not.
+/// Returns the first of these times at which a tick would change something that a tick now would not change.
 fn late(
     bench: &Bench<'_>,
     player: &mut Player,
@@ -134,7 +133,7 @@ fn late(
     let state = player.save(at)?;
     let Some(now) = ticked(bench, &state, tick_at(0), at)? else { return Ok(None) };
     for &time_ms in times {
-        // Where it traps, the check of traps reports it.
+        // The check `traps` reports a trap here.
         let Some(ticked) = ticked(bench, &state, tick_at(time_ms), at)? else { continue };
         if ticked != state && ticked != now {
             return Ok(Some(Late { time_ms, state, ticked }));
@@ -143,7 +142,7 @@ fn late(
     Ok(None)
 }
 
-/// The state after a tick on a restored instance. `None`: the tick traps.
+/// The state after a tick on a restored instance. `None` if the tick traps.
 fn ticked(
     bench: &Bench<'_>,
     state: &[u8],

@@ -1,8 +1,8 @@
-//! The checks that compare two ways to the same place.
+//! Checks that compare two runs that must give the same results.
 //!
-//! Contract: a probe plays a log in two ways and finds the first difference, or nothing. It depends on
-//! the log alone, so that smaller logs can be tried with it. A log that traps when it is simply
-//! played shows nothing here: traps are `traps`' matter.
+//! Contract: a probe plays a log in two ways and returns the first difference, if any. It depends
+//! on the log alone, so that smaller logs can be probed. A log that traps when it is played without
+//! changes gives no finding here, because the check `traps` reports it.
 
 mod canonical;
 mod instances;
@@ -19,37 +19,37 @@ use super::{
 };
 use conclave_machine::Component;
 
-/// What the checks work on.
+/// The subject of the checks, and settings.
 pub(super) struct Bench<'a> {
-    /// The machine as a node runs it.
+    /// The state machine as a node runs it.
     pub(super) component: &'a Component,
-    /// The machine in another engine.
+    /// The state machine in the interpreter.
     pub(super) second: &'a Component,
     pub(super) vocabulary: &'a Vocabulary,
-    /// The log's different questions, and its different commands, some of them if there are many.
+    /// The different queries and commands of the log, limited in number.
     pub(super) questions: Vec<Step>,
     pub(super) commands: Vec<Step>,
-    /// Places of the log that are tried.
+    /// Number of places tried in the log.
     pub(super) cuts_max: usize,
-    /// Whether questions were found to change nothing.
+    /// False if a query was found to change something.
     pub(super) questions_are_harmless: bool,
 }
 
-/// The words about a check.
+/// Texts about a check.
 pub(super) struct About {
     pub(super) name: &'static str,
-    /// What holds if it finds nothing.
+    /// The property that holds if the check passes.
     pub(super) meaning: &'static str,
-    /// What to do if it finds something.
+    /// Advice for a failed check.
     pub(super) advice: &'static str,
 }
 
-/// One check.
+/// A check.
 pub(super) struct Check {
     pub(super) about: About,
-    /// Looks for a difference; gives what was looked at.
+    /// Looks for a difference, and returns a summary of the work done.
     pub(super) probe: fn(&Bench<'_>, &[Step]) -> Result<String, Stop>,
-    /// Other logs to look at before the one that was given.
+    /// Additional logs to probe before the given one.
     pub(super) more: fn(&Bench<'_>) -> Vec<Vec<Step>>,
 }
 
@@ -57,15 +57,15 @@ fn no_more(_: &Bench<'_>) -> Vec<Vec<Step>> {
     Vec::new()
 }
 
-/// In an order in which the first to find something says most: what breaks one breaks some of those
-/// after it too.
+/// Ordered so that the first check to fail explains most: a breach usually fails some of the
+/// later checks too.
 pub(super) const CHECKS: [Check; 11] = [
     Check {
         about: About {
             name: "replay",
             meaning: "the same log, played twice, gives the same answers, fuel and snapshot",
-            advice: "Something outside of the log reaches the machine: a clock, randomness, or an import \
-                     that gives different answers. Take time and chance from the context of each call.",
+            advice: "The state machine depends on something outside of the log: a clock, randomness, or an \
+                     import that gives different answers. Use the time and seed of each call's context.",
         },
         probe: instances::replay,
         more: no_more,
@@ -73,11 +73,12 @@ pub(super) const CHECKS: [Check; 11] = [
     Check {
         about: About {
             name: "layout",
-            meaning: "where in memory things lie, and snapshots being read meanwhile, change nothing",
-            advice: "An address decides something: a map or a sort that goes by pointers, a hash of an address, \
-                     memory that was not initialized. Order by the values themselves. Or a snapshot changes the \
-                     machine, or shows the state of later: capture it in `snapshot`, and let `read` only hand it \
-                     out. Or a query of a method that does not exist changes something.",
+            meaning: "the memory layout, and reading snapshots at the same time, change nothing",
+            advice: "Possible causes: (1) a result depends on an address: a map or a sort by pointers, a \
+                     hash of an address, memory that was not initialized. Order by the values themselves. \
+                     (2) A snapshot changes the state, or shows a later state. Capture the state in \
+                     `snapshot`, and only return it in `read`. (3) A query of an unknown method changes \
+                     something.",
         },
         probe: instances::layout,
         more: no_more,
@@ -85,10 +86,11 @@ pub(super) const CHECKS: [Check; 11] = [
     Check {
         about: About {
             name: "queries",
-            meaning: "a query changes nothing: not the state, not later answers",
-            advice: "A query runs on one node, so what it changes makes that node differ from its peers. \
-                     Look for counters, caches and lazily built fields that a query writes to (`Cell`, `RefCell`, \
-                     `static`, `OnceCell` whose content shows). Make it a command, or compute without keeping.",
+            meaning: "a query changes neither the state nor later answers",
+            advice: "A query runs on one node, so a change by a query makes that node differ from its peers. \
+                     Look for counters, caches and lazily built fields that a query writes to (`Cell`, \
+                     `RefCell`, `static`, `OnceCell` with visible content). Make it a command, or do not \
+                     store the result.",
         },
         probe: queries::queries,
         more: no_more,
@@ -97,9 +99,9 @@ pub(super) const CHECKS: [Check; 11] = [
         about: About {
             name: "interpreter",
             meaning: "machine code and wasmtime's interpreter give the same answers, fuel and snapshot",
-            advice: "This should not depend on the machine: the engine compiled something wrong, or bits of \
-                     a NaN got through. Please report it with the component and the log. Until then keep floats \
-                     and SIMD out of the calls shown.",
+            advice: "The cause is probably not the state machine: wasmtime compiled code incorrectly, or the \
+                     bits of a NaN are visible. Please report it with the component and the log. Until it is \
+                     fixed, avoid floats and SIMD in the calls shown.",
         },
         probe: instances::interpreter,
         more: no_more,
@@ -107,9 +109,10 @@ pub(super) const CHECKS: [Check; 11] = [
     Check {
         about: About {
             name: "chunks",
-            meaning: "a snapshot has the same bytes, and restores to the same state, however it is cut",
-            advice: "The host cuts snapshots where it likes. `read` must go on where it ended, whatever its size, \
-                     and `write` must take up a record that lies across two pieces: collect until one is whole.",
+            meaning: "a snapshot has the same bytes, and restores to the same state, in pieces of any size",
+            advice: "The host may cut a snapshot anywhere. `read` must continue where it ended, whatever the \
+                     size of the pieces. `write` must accept a record that spans two pieces: buffer it until \
+                     it is complete.",
         },
         probe: restores::chunks,
         more: no_more,
@@ -117,10 +120,10 @@ pub(super) const CHECKS: [Check; 11] = [
     Check {
         about: About {
             name: "restore",
-            meaning: "a machine that was restored anywhere in the log behaves like the one that lived through it",
-            advice: "Something that matters is not in the snapshot, or is computed again with another result: \
-                     a field that `save` leaves out, a `static`, a cache, a sum of floats added up in another \
-                     order. Save it, or derive it from what is saved in one and the same way.",
+            meaning: "a state machine that is restored anywhere in the log behaves like one that played all of it",
+            advice: "A part of the state is not in the snapshot, or is computed again with another result: a \
+                     field that `save` leaves out, a `static`, a cache, a sum of floats added in another \
+                     order. Save it, or always derive it in the same way from saved values.",
         },
         probe: restores::restore,
         more: no_more,
@@ -128,9 +131,10 @@ pub(super) const CHECKS: [Check; 11] = [
     Check {
         about: About {
             name: "restore-over",
-            meaning: "a restore leaves nothing of the state that was there before",
-            advice: "Something survives a restore: a `static`, a thread-local, or a field that `load` adds to and \
-                     does not replace. Put everything into the machine's value, so that a restore replaces all of it.",
+            meaning: "a restore replaces the whole previous state",
+            advice: "A part of the previous state survives a restore: a `static`, a thread-local, or a field \
+                     that `load` extends but does not replace. Keep the whole state in the state machine's \
+                     value, so that a restore replaces all of it.",
         },
         probe: restores::restore_over,
         more: no_more,
@@ -139,9 +143,9 @@ pub(super) const CHECKS: [Check; 11] = [
         about: About {
             name: "canonical",
             meaning: "the same state gives the same snapshot bytes, whatever the order of the calls that led to it",
-            advice: "The order of calls, or of a hash table, reached the snapshot, though no call of this log \
-                     can tell the two states apart. Use a BTreeMap or BTreeSet, or sort in `save`. If the order \
-                     means something, a query that shows it is missing from the log: give one with --calls.",
+            advice: "The order of calls, or of a hash table, affects the snapshot, although no call of this \
+                     log can distinguish the two states. Use a BTreeMap or BTreeSet, or sort in `save`. If \
+                     the order matters, the log lacks a query that shows it: provide one with --calls.",
         },
         probe: canonical::canonical,
         more: canonical::pairs,
@@ -149,10 +153,10 @@ pub(super) const CHECKS: [Check; 11] = [
     Check {
         about: About {
             name: "leaks",
-            meaning: "restores, snapshots and queries give back the memory that they take",
-            advice: "Something is allocated each time and never freed: `Box::leak`, `mem::forget`, a `static` list, \
-                     a cycle of `Rc`s. The machine would reach its limit of memory without growing. A small leak may be \
-                     the language runtime's own.",
+            meaning: "restores, snapshots and queries free the memory that they allocate",
+            advice: "Something is allocated each time and never freed: `Box::leak`, `mem::forget`, a \
+                     `static` list, a cycle of `Rc`s. The state machine would reach its memory limit \
+                     although its state does not grow. A small leak may be in the language runtime.",
         },
         probe: leaks::leaks,
         more: no_more,
@@ -160,10 +164,11 @@ pub(super) const CHECKS: [Check; 11] = [
     Check {
         about: About {
             name: "failures",
-            meaning: "a call that fails changes nothing, but for what a tick at that context changes too",
-            advice: "A failure is an ordinary answer, so the changes that were made before it stay: a caller is told no, and \
-                     something happened all the same. Check everything first, then change; or work on a copy, and keep \
-                     it on success. A refusal that is meant to change something, such as a count of attempts, is better a reply.",
+            meaning: "a call that fails changes nothing, except for changes that a tick would also make",
+            advice: "A failure is an ordinary answer and is not rolled back: the caller gets an error, \
+                     although the state has changed. Check everything before changing anything, or work on a \
+                     copy and keep it on success. If a refusal must change the state, such as a count of \
+                     attempts, return a reply instead.",
         },
         probe: mistakes::failures,
         more: no_more,
@@ -171,23 +176,24 @@ pub(super) const CHECKS: [Check; 11] = [
     Check {
         about: About {
             name: "wake-ups",
-            meaning: "no tick before the wake-up time would change something that is due by then",
-            advice: "A timer is lost: the host sends no tick before the wake-up time of the last reply, and a reply without one \
-                     cancels it. Compute it from the state, as the earliest time at which something is due \
-                     (`Machine::wake_at` in Rust and Python, `Waker` in Go); elsewhere put it into every reply.",
+            meaning: "no tick before the wake-up time would change the state",
+            advice: "A timer is lost: the host sends no tick before the wake-up time of the last reply, and \
+                     a reply without one cancels it. Compute the wake-up time from the state, as the \
+                     earliest time at which something is due (`Machine::wake_at` in Rust and Python, `Waker` \
+                     in Go). In other languages, set it in every reply.",
         },
         probe: mistakes::wake_ups,
         more: no_more,
     },
 ];
 
-/// A log as it was lived through.
+/// The results of a log played without interruption.
 struct Live {
     played: super::player::Played,
     end: Vec<u8>,
 }
 
-/// Plays a log in the simplest way. `None`: it traps.
+/// Plays a log without interruption. Returns `None` if it traps.
 fn live(component: &Component, steps: &[Step]) -> Result<Option<Live>, Stop> {
     let mut player = Player::start(component)?;
     let played = player.play(timed(steps))?;
@@ -198,7 +204,8 @@ fn live(component: &Component, steps: &[Step]) -> Result<Option<Live>, Stop> {
     Ok(Some(Live { played, end }))
 }
 
-/// Places of a log, after so many of its steps each: all of a short one, an even spread of a long one.
+/// Places of a log, as numbers of steps before them: all places of a short log, evenly spread ones
+/// of a long log.
 pub(super) fn cuts(steps: usize, cuts_max: usize) -> Vec<usize> {
     let parts = steps.min(cuts_max.max(1));
     let mut cuts: Vec<_> = (0..=parts).map(|part| part * steps / parts.max(1)).collect();
@@ -206,7 +213,7 @@ pub(super) fn cuts(steps: usize, cuts_max: usize) -> Vec<usize> {
     cuts
 }
 
-/// Different steps of those that are wanted, spread over the log if there are too many.
+/// The different steps among the wanted ones. If there are more than `max`, they are spread over the log.
 pub(super) fn different(steps: &[Step], wanted: impl Fn(&Step) -> bool, max: usize) -> Vec<Step> {
     let mut different: Vec<&Step> = Vec::new();
     let mut seen = std::collections::HashSet::new();

@@ -1,4 +1,4 @@
-//! Whether queries leave everything as it was.
+//! Checks that queries change nothing.
 
 use super::{Bench, cuts, different, live};
 use crate::{
@@ -7,10 +7,10 @@ use crate::{
     player::{Answer, Player, timed},
 };
 
-/// Questions that are asked at each place.
+/// Maximum number of queries at each place.
 const QUESTIONS_MAX: usize = 16;
 
-/// Leaves the queries out, and asks them again and again.
+/// Plays the log without its queries, and repeats the queries at many places.
 pub(super) fn queries(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let asked = different(steps, Step::is_query, QUESTIONS_MAX);
     if asked.is_empty() {
@@ -21,12 +21,12 @@ pub(super) fn queries(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop>
     let places = again(bench, steps, &asked)?;
     let count = steps.iter().filter(|step| step.is_query()).count();
     Ok(format!(
-        "{count} queries left out; {} of them asked twice at each of {places} places",
+        "{count} queries left out; {} of them made twice at each of {places} places",
         asked.len()
     ))
 }
 
-/// The commands' answers and the end are the same without the queries.
+/// Checks that without the queries, the commands' answers and the final state are the same.
 fn without(bench: &Bench<'_>, steps: &[Step], with: &super::Live) -> Result<(), Stop> {
     let mut player = Player::start(bench.component)?;
     let commands = timed(steps).filter(|(step, _)| !step.is_query());
@@ -43,7 +43,8 @@ fn without(bench: &Bench<'_>, steps: &[Step], with: &super::Live) -> Result<(), 
     compare_states(what, steps.len(), ("with queries", &with.end), ("without", &end))
 }
 
-/// Asked twice, a query says the same, and the state is as before. How many places were tried.
+/// Checks that a repeated query gives the same answer and leaves the state unchanged. Returns the
+/// number of places.
 fn again(bench: &Bench<'_>, steps: &[Step], asked: &[Step]) -> Result<usize, Stop> {
     let mut player = Player::start(bench.component)?;
     let places = cuts(steps.len(), bench.cuts_max);
@@ -56,17 +57,17 @@ fn again(bench: &Bench<'_>, steps: &[Step], asked: &[Step]) -> Result<usize, Sto
                 let Some(call) = question.call() else { continue };
                 let first = player.ask(call, context)?;
                 if let Answer::Trapped(_) = first {
-                    // A question of later may trap here, which is for `traps` to say.
+                    // A query from a later part of the log may trap here. The check `traps` reports that.
                     return Ok(places.len());
                 }
                 let second = player.ask(call, context)?;
                 if first != second {
                     let name = &call.method;
                     let what =
-                        format!("{} {name} says something else when it is asked again", place(at));
+                        format!("{} {name} gives another answer when it is repeated", place(at));
                     let sides = [("first", &first), ("again", &second)]
                         .map(|(name, answer)| (name, show(answer, question, bench.vocabulary)));
-                    // The question itself may come later in the log.
+                    // The query itself may come later in the log.
                     return Err(Stop::Found(Finding::new(what, steps.len()).with(sides)));
                 }
             }

@@ -1,4 +1,4 @@
-//! Snapshots, and states that come back from them.
+//! Checks of snapshots and of the states restored from them.
 
 use super::{Bench, Live, cuts, different, live};
 use crate::{
@@ -7,36 +7,36 @@ use crate::{
     player::{Answer, Player, timed},
 };
 
-/// Sizes of the pieces in which snapshots move. The largest is the contract's bound, the next what a
-/// node reads; one byte is the least.
+/// Sizes of the pieces in which snapshots are read and written. The contract allows at most 1 MiB,
+/// a node reads 256 KiB, and one byte is the minimum.
 const PIECES_BYTES: [usize; 5] = [1 << 20, 256 << 10, 4096, 61, 1];
-/// One byte at a time would take too long for a snapshot longer than this; and 61 for one as long as that.
+/// Largest snapshots that are moved in pieces of 1 byte and of 61 bytes. Larger ones would take too long.
 const SINGLE_BYTES_MAX: usize = 8 << 10;
 const SMALL_PIECES_BYTES_MAX: usize = 512 << 10;
-/// Places at which snapshots are cut in every way, and restored over another state.
+/// Number of places at which snapshots are read in pieces of all sizes, and restored over another state.
 const FEW_CUTS: usize = 8;
-/// Steps that are made after a restore.
+/// Maximum number of steps after a restore.
 const REST_STEPS_MAX: usize = 2_000;
-/// Questions that are asked after a restore.
+/// Maximum number of queries after a restore.
 const QUESTIONS_MAX: usize = 16;
 
-/// Places at which steps are made that the log does not have; its end is one of them.
+/// Number of places at which steps are added that the log does not have. The end of the log is one of them.
 const AFTERWARDS_CUTS: usize = 4;
-/// Commands that are made again after the log.
+/// Maximum number of commands that are repeated after the log.
 const COMMANDS_AFTERWARDS: usize = 32;
-/// A second, a minute, an hour, a day.
+/// Pauses of a second, a minute, an hour and a day.
 const PAUSES_MS: [u64; 4] = [1_000, 60_000, 3_600_000, 86_400_000];
 
-/// A state along the log.
+/// A saved state of the log.
 struct Saved {
-    /// After so many steps.
+    /// The number of steps before it.
     at: usize,
     state: Vec<u8>,
-    /// What the questions were answered then.
+    /// The answers to the queries in this state.
     told: Vec<Answer>,
 }
 
-/// Lives through the log and saves the state at each place.
+/// Plays the log and saves the state at each place.
 fn save_at(bench: &Bench<'_>, steps: &[Step], places: &[usize]) -> Result<Vec<Saved>, Stop> {
     let questions = questions(bench, steps);
     let mut player = Player::start(bench.component)?;
@@ -51,7 +51,7 @@ fn save_at(bench: &Bench<'_>, steps: &[Step], places: &[usize]) -> Result<Vec<Sa
                 for call in questions.iter().filter_map(Step::call) {
                     let answer = player.ask(call, context)?;
                     if let Answer::Trapped(_) = answer {
-                        // A question of later may trap here, which is for `traps` to say.
+                        // A query from a later part of the log may trap here. The check `traps` reports that.
                         return Ok(saved);
                     }
                     told.push(answer);
@@ -66,7 +66,7 @@ fn save_at(bench: &Bench<'_>, steps: &[Step], places: &[usize]) -> Result<Vec<Sa
     Ok(saved)
 }
 
-/// The questions that can be asked anywhere in the log.
+/// The queries that can be made at any place of the log.
 fn questions(bench: &Bench<'_>, steps: &[Step]) -> Vec<Step> {
     match bench.questions_are_harmless {
         true => different(steps, Step::is_query, QUESTIONS_MAX),
@@ -74,7 +74,8 @@ fn questions(bench: &Bench<'_>, steps: &[Step]) -> Vec<Step> {
     }
 }
 
-/// Restores a fresh instance at many places, and at some of them continues with steps that the log does not have.
+/// Restores a fresh instance at many places. At some of them, continues with steps that the log
+/// does not have.
 pub(super) fn restore(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let said = restore_at(bench, steps, &cuts(steps.len(), bench.cuts_max))?;
     let places = cuts(steps.len(), AFTERWARDS_CUTS);
@@ -93,8 +94,8 @@ pub(super) fn restore(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop>
     Ok(said)
 }
 
-/// Steps that may follow: ticks, at once and after pauses; and the last different commands once more. What was derived
-/// from the state and kept up wrongly shows in them.
+/// Steps that may follow the log: ticks, at once and after pauses, and the last different commands
+/// again. They reveal derived values that were maintained incorrectly.
 fn afterwards(steps: &[Step]) -> [Vec<Step>; 2] {
     let mut time_ms = steps.last().map_or(0, |step| step.time_ms);
     let tick = |time_ms| Step { time_ms, action: Action::Tick };
@@ -122,7 +123,7 @@ fn restore_at(bench: &Bench<'_>, steps: &[Step], places: &[usize]) -> Result<Str
     Ok(format!("at {} places; the largest snapshot has {longest} bytes", saved.len()))
 }
 
-/// Restores an instance that has lived through the whole log, again and again.
+/// Restores the same instance at many places, after it has played the whole log.
 pub(super) fn restore_over(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let Some(live) = live(bench.component, steps)? else { return Ok(String::new()) };
     let places = cuts(steps.len(), bench.cuts_max.min(FEW_CUTS));
@@ -132,14 +133,14 @@ pub(super) fn restore_over(bench: &Bench<'_>, steps: &[Step]) -> Result<String, 
     for saved in &saved {
         player.restore(&saved.state, PIECES_BYTES[0], saved.at)?;
         let how = "restored over another state";
-        // All steps count: the state that was there before came of them.
+        // All steps are needed: they led to the state that the restore replaces.
         goes_on(bench, steps, &live, saved, (&mut player, how, steps.len()))?;
     }
     Ok(format!("{} restores of one instance", saved.len()))
 }
 
-/// The restored machine is the one that was saved, now and from here on. `needed`: how many steps led to
-/// the instance.
+/// Checks that the restored instance equals the saved one, now and in the rest of the log. `needed`
+/// is the number of steps that led to the instance.
 fn goes_on(
     bench: &Bench<'_>,
     steps: &[Step],
@@ -149,7 +150,7 @@ fn goes_on(
 ) -> Result<(), Stop> {
     let at = saved.at;
     let again = player.save(at)?;
-    let what = || format!("{how} {}, the machine gives another snapshot", place(at));
+    let what = || format!("{how} {}, the snapshot has changed", place(at));
     compare_states(what, needed, ("saved", &saved.state), (how, &again))?;
     let all = contexts(steps);
     let now = at.checked_sub(1).and_then(|last| all.get(last)).copied();
@@ -159,7 +160,7 @@ fn goes_on(
             let answer = player.ask(call, context)?;
             let told = std::slice::from_ref(told);
             let log = (std::slice::from_ref(question), bench.vocabulary);
-            // The question itself may come later in the log.
+            // The query itself may come later in the log.
             compare(log, 0, ("live", told), (how, &[answer])).map_err(|stop| {
                 say(stop, &format!("{how} {}, a query: ", place(at)), steps.len())
             })?;
@@ -175,14 +176,17 @@ fn goes_on(
     if end == steps.len() {
         let end = player.save(end)?;
         let what = || {
-            format!("{how} {}, the machine has another snapshot at the end of the log", place(at))
+            format!(
+                "{how} {}, the state machine has another snapshot at the end of the log",
+                place(at)
+            )
         };
         compare_states(what, steps.len(), ("live", &live.end), (how, &end))?;
     }
     Ok(())
 }
 
-/// Puts a beginning before what was found. With `needed`, so many steps are needed to see it.
+/// Prefixes the description of a finding. The finding then needs at least `needed` steps.
 fn say(stop: Stop, beginning: &str, needed: usize) -> Stop {
     match stop {
         Stop::Found(mut finding) => {
@@ -194,7 +198,7 @@ fn say(stop: Stop, beginning: &str, needed: usize) -> Stop {
     }
 }
 
-/// Reads and writes snapshots in pieces of all sizes.
+/// Reads and writes snapshots in pieces of different sizes.
 pub(super) fn chunks(bench: &Bench<'_>, steps: &[Step]) -> Result<String, Stop> {
     let mut player = Player::start(bench.component)?;
     let places = cuts(steps.len(), bench.cuts_max.min(FEW_CUTS));
@@ -233,7 +237,7 @@ fn in_all_sizes(bench: &Bench<'_>, player: &mut Player, at: usize) -> Result<(),
         restored.restore(&whole, size, at)?;
         let what = || {
             format!(
-                "the snapshot {} restores to another state from pieces of at most {size} bytes",
+                "the snapshot {} restores to another state when it is written in pieces of at most {size} bytes",
                 place(at)
             )
         };

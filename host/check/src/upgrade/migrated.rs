@@ -1,4 +1,4 @@
-//! States of the old component along the log, and instances of the new one that took them.
+//! States of the old component along the log, and instances of the new component that restored them.
 
 use super::Upgrade;
 use crate::{
@@ -9,24 +9,24 @@ use crate::{
 };
 use conclave_machine::{Broke, Component};
 
-/// Different queries that are asked right after the migration.
+/// Maximum number of different queries right after the migration.
 const QUESTIONS_MAX: usize = 16;
-/// Steps that follow an upgrade.
+/// Maximum number of steps after an upgrade.
 const REST_STEPS_MAX: usize = 2_000;
 
 /// A place of the log at which the upgrade is tried.
 pub(super) struct Place {
-    /// After so many steps.
+    /// The number of steps before it.
     pub(super) at: usize,
     /// The old component's snapshot.
     pub(super) state: Vec<u8>,
-    /// Its answers to the questions.
+    /// The old component's answers to the queries.
     pub(super) told: Vec<Answer>,
     clock: Clock,
 }
 
 impl Place {
-    /// The steps that follow: the tick that hosts make after an activation, and then the log's.
+    /// The steps that follow: the tick that a host sends after an activation, and then those of the log.
     pub(super) fn rest(&self, steps: &[Step]) -> Vec<Step> {
         let end = steps.len().min(self.at + REST_STEPS_MAX);
         let tick = Step { time_ms: 0, action: Action::Tick };
@@ -36,19 +36,19 @@ impl Place {
             .collect()
     }
 
-    /// Plays steps from here on, up to the first trap.
+    /// Plays steps from this place on, up to the first trap.
     pub(super) fn play(&self, player: &mut Player, steps: &[Step]) -> Result<Played, Stop> {
         let mut clock = self.clock;
         Ok(player.play(steps.iter().map(|step| (step, clock.advance(step))))?)
     }
 
-    /// Asks the questions, up to the first trap.
+    /// Makes the queries, up to the first trap.
     pub(super) fn ask(&self, player: &mut Player, questions: &[Step]) -> Result<Vec<Answer>, Stop> {
         let mut clock = self.clock;
         Ok(player.play(questions.iter().map(|step| (step, clock.advance(step))))?.answers)
     }
 
-    /// An instance of the new component that took this state in pieces of at most `bytes_max`.
+    /// An instance of the new component that restored this state from pieces of at most `bytes_max`.
     pub(super) fn migrated(
         &self,
         upgrade: &Upgrade<'_>,
@@ -64,7 +64,7 @@ impl Place {
         )
     }
 
-    /// An instance that took a state of another component.
+    /// An instance that restored a state of another component.
     pub(super) fn taken_by(
         &self,
         component: &Component,
@@ -83,19 +83,20 @@ impl Place {
             Ok(Err(failure)) => Err(found(format!("is refused: {}", failure.message))),
             Err(Broke::Trap(trap)) => {
                 let words = player.last_words().unwrap_or(trap.message);
-                Err(found(format!("makes the component that is to take it trap: {words}")))
+                Err(found(format!("causes a trap in the component that restores it: {words}")))
             }
             Err(Broke::Fatal(fatal_error)) => Err(Stop::Fatal(fatal_error)),
         }
     }
 }
 
-/// The log's different queries.
+/// The different queries of the log.
 pub(super) fn questions(steps: &[Step]) -> Vec<Step> {
     different(steps, Step::is_query, QUESTIONS_MAX)
 }
 
-/// Lives through the log on the old component, and saves the state at some places. None of a log that traps there.
+/// Plays the log on the old component, and saves the state at some places. Returns no places if
+/// the log traps.
 pub(super) fn places(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<Vec<Place>, Stop> {
     let questions = questions(steps);
     let wanted = cuts(steps.len(), upgrade.places_max);

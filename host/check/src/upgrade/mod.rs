@@ -1,14 +1,16 @@
-//! The test of an upgrade: whether one state machine can take the place of another, without a cluster.
+//! Conformance tests of an upgrade: check that one component can replace another, without a cluster.
 //!
 //! # Contract
-//! 1. The log of calls is played on the old component. At several places its snapshot is restored into the new one, as an
-//!    activation does, and both continue with the calls that follow.
-//! 2. Failed: an activation would be refused or would trap, replicas could disagree afterwards, or clients of the old
-//!    component could no longer call the new one. Warned: the new one answers differently, or a rollback is impossible.
-//! 3. As for the other checks: a failure carries the smallest log found that shows it, and everything ends.
+//! 1. The log of calls is played on the old component. At several places its snapshot is restored
+//!    into the new one, as in an activation. Then both continue with the calls that follow.
+//! 2. An upgrade fails if an activation would be rejected or would trap, if replicas could disagree
+//!    afterwards, or if clients of the old component could no longer call the new one. It gets a
+//!    warning if the new component answers differently, or if a rollback is impossible.
+//! 3. As in the other checks, a failure carries the smallest log found that shows it, and
+//!    every check terminates.
 //!
 //! # Caveats
-//! Whether the new component keeps the contract by itself is not looked at: check it alone, too.
+//! The checks do not test whether the new component alone keeps the contract. Check it separately.
 
 mod migrated;
 mod probes;
@@ -27,19 +29,19 @@ use super::{
 use conclave_machine::{Component, FatalError, Standalone, diff};
 use conclave_types::components::Change;
 
-/// Places of the log at which the upgrade is tried.
+/// Maximum number of places of the log at which the upgrade is tried.
 const PLACES_MAX: usize = 12;
 
-/// An upgrade, and the calls around it.
+/// An upgrade, and settings of its checks.
 struct Upgrade<'a> {
     old: &'a Component,
     new: &'a Subject,
-    /// Of the old component: the log is in its words.
+    /// The methods and types of the old component, in which the log is encoded.
     vocabulary: &'a Vocabulary,
     places_max: usize,
 }
 
-/// One check of an upgrade.
+/// A check of an upgrade.
 struct UpgradeCheck {
     about: About,
     probe: fn(&Upgrade<'_>, &[Step]) -> Result<String, Stop>,
@@ -48,36 +50,38 @@ struct UpgradeCheck {
 const CLIENTS: About = About {
     name: "clients",
     meaning: "clients that were built for the old component can call the new one",
-    advice: "An activation refuses these changes, unless it is told --allow-breaking. Keep methods, field numbers and \
-             types; add new ones beside them; reserve the numbers of fields that go.",
+    advice: "An activation with these changes is rejected, except with --allow-breaking. Keep methods, field \
+             numbers and types. Add new ones beside them. Reserve the numbers of removed fields.",
 };
 
 const CHECKS: [UpgradeCheck; 5] = [
     UpgradeCheck {
         about: About {
             name: "migration",
-            meaning: "the new component takes the snapshots of the old one",
-            advice: "An activation would be refused, on every node. Name the old format in RESTORES, and let `load` read \
-                     it for as long as a cluster may carry it: `load` has the version of the format as an argument.",
+            meaning: "the new component restores the snapshots of the old one",
+            advice: "An activation would be rejected on every node. Add the old format to RESTORES, and let \
+                     `load` read it as long as any cluster may use it. `load` gets the version of the format \
+                     as an argument.",
         },
         probe: probes::migration,
     },
     UpgradeCheck {
         about: About {
             name: "repeated",
-            meaning: "the same snapshot migrates to the same state, however it is cut, compiled and interpreted",
-            advice: "Each node migrates by itself, so nodes could disagree from the activation on. The migration depends on \
-                     something beside the snapshot: the cuts between its pieces, the order of a hash table, an address.",
+            meaning: "the same snapshot migrates to the same state, in pieces of any size, compiled or interpreted",
+            advice: "Each node migrates by itself, so nodes could disagree after the activation. The \
+                     migration depends on something other than the snapshot: the size of its pieces, the \
+                     order of a hash table, an address.",
         },
         probe: probes::repeated,
     },
     UpgradeCheck {
         about: About {
             name: "restore",
-            meaning: "the migrated state, saved by the new component and restored, continues as the migrated one",
-            advice: "A node that restarts after the upgrade would disagree with the others. Reading the old format gives \
-                     something that `save` leaves out, or that `load` derives differently from the new format: a flag, a \
-                     default, a count. Let both ways end in the same function.",
+            meaning: "the migrated state, saved by the new component and restored, behaves like the migrated one",
+            advice: "A node that restarts after the upgrade would disagree with the others. Reading the old \
+                     format sets a value that `save` leaves out, or that `load` derives differently from the \
+                     new format: a flag, a default, a count. Use the same function for both formats.",
         },
         probe: probes::restore,
     },
@@ -85,17 +89,19 @@ const CHECKS: [UpgradeCheck; 5] = [
         about: About {
             name: "continue",
             meaning: "the new component answers the calls that follow the upgrade as the old one would",
-            advice: "Answers that differ are what an upgrade may be for. If these are not, something was lost in the \
-                     migration, or means something else now. A trap where the old component answered is a regression.",
+            advice: "Different answers may be the purpose of an upgrade. If these are not intended, the \
+                     migration lost data, or data now has another meaning. A trap where the old component \
+                     answered is a regression.",
         },
         probe: probes::continues,
     },
     UpgradeCheck {
         about: About {
             name: "rollback",
-            meaning: "the old component takes the snapshots of the new one, so the upgrade can be rolled back",
-            advice: "`conclave component rollback` would be refused. Where that matters, release twice: first a version that \
-                     reads both formats and writes the old one, then one that writes the new one.",
+            meaning: "the old component restores the snapshots of the new one, so the upgrade can be rolled back",
+            advice: "`conclave component rollback` would be rejected. If you need rollbacks, release twice: \
+                     first a version that reads both formats and writes the old one, then a version that \
+                     writes the new one.",
         },
         probe: probes::rollback,
     },
@@ -106,10 +112,10 @@ pub fn upgrade_names() -> impl Iterator<Item = &'static str> {
     [CLIENTS.name].into_iter().chain(CHECKS.iter().map(|check| check.about.name))
 }
 
-/// Checks whether `new` can take the place of the component `old`.
+/// Checks whether `new` can replace the component `old`.
 ///
 /// # Errors
-/// It could not be checked; an upgrade that fails is no error but a [`Report`].
+/// Fails if the upgrade could not be checked. A failed upgrade is reported in the [`Report`].
 pub fn check_upgrade(
     old: Bytes,
     new: &Subject,
@@ -173,7 +179,7 @@ fn one(
     look(&check.about, &[steps], upgrade.vocabulary, shrink_for, &mut probe)
 }
 
-/// The changes that clients notice.
+/// Checks the changes that affect clients.
 fn clients(changes: &[Change]) -> Checked {
     let breaking = changes.iter().filter(|change| change.breaking).count();
     let said = match (breaking, changes.len()) {

@@ -1,4 +1,4 @@
-//! The probes: each tries the upgrade at some places of a log.
+//! The probes: each tries the upgrade at several places of a log.
 
 use super::{
     Upgrade,
@@ -11,16 +11,16 @@ use crate::{
 };
 use conclave_machine::SNAPSHOT_CHUNK_BYTES_MAX;
 
-/// Sizes of the pieces in which snapshots are handed over: as a node does, and smaller ones.
+/// Sizes of the pieces in which snapshots are written: the size that a node uses, and a smaller one.
 const PIECES_BYTES: usize = SNAPSHOT_CHUNK_BYTES_MAX;
 const SMALL_PIECES_BYTES: usize = 61;
-/// A snapshot that is longer is handed over in larger pieces.
+/// A longer snapshot is written in larger pieces.
 const SMALL_PIECES_UP_TO_BYTES: usize = 512 << 10;
 const LARGER_PIECES_BYTES: usize = 4096;
-/// Steps that the interpreter continues with.
+/// Maximum number of steps with which the interpreter continues.
 const INTERPRETED_STEPS_MAX: usize = 200;
 
-/// The new component takes each snapshot.
+/// Checks that the new component restores each snapshot.
 pub(super) fn migration(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, Stop> {
     let places = places(upgrade, steps)?;
     for place in &places {
@@ -36,7 +36,7 @@ pub(super) fn migration(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String,
     Ok(format!("at {} places, {formats}; the largest snapshot has {longest} bytes", places.len()))
 }
 
-/// Three migrations of each snapshot lead to the same state, and continue alike.
+/// Checks that three migrations of each snapshot give the same state, and continue in the same way.
 pub(super) fn repeated(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, Stop> {
     let places = places(upgrade, steps)?;
     for place in &places {
@@ -58,7 +58,7 @@ pub(super) fn repeated(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, 
     Ok(format!("three migrations at each of {} places", places.len()))
 }
 
-/// The new component's own snapshot restores to the migrated state.
+/// Checks that the new component's own snapshot restores to the migrated state.
 pub(super) fn restore(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, Stop> {
     let places = places(upgrade, steps)?;
     for place in &places {
@@ -71,7 +71,8 @@ pub(super) fn restore(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, S
     Ok(format!("at {} places", places.len()))
 }
 
-/// Two instances that took the same state have the same snapshot, and continue alike.
+/// Checks that two instances that restored the same state have the same snapshot, and continue in
+/// the same way.
 fn alike(
     upgrade: &Upgrade<'_>,
     place: &Place,
@@ -80,7 +81,7 @@ fn alike(
     (right, right_name): (&mut Player, &str),
 ) -> Result<(), Stop> {
     let at = place.at;
-    // The steps that follow are part of what shows it.
+    // The steps after the upgrade are needed to show a difference in them.
     let needed = at + rest.len();
     let upgraded = upgraded(at);
     compare_states(
@@ -91,7 +92,7 @@ fn alike(
     )?;
     let (mut left_played, mut right_played) = (place.play(left, rest)?, place.play(right, rest)?);
     let whole = left_played.whole();
-    // The words of a trap may differ between machine code and the interpreter.
+    // The message of a trap may differ between machine code and the interpreter.
     if let (Some(Answer::Trapped(left)), Some(Answer::Trapped(right))) =
         (left_played.answers.last(), right_played.answers.last())
         && left.kind == right.kind
@@ -122,7 +123,7 @@ fn alike(
     )
 }
 
-/// Both components continue. A trap of the new one is a failure, another answer a warning.
+/// Continues with both components. A trap of the new one is a failure. Another answer is a warning.
 pub(super) fn continues(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, Stop> {
     let (places, questions) = (places(upgrade, steps)?, questions(steps));
     let mut other = None;
@@ -131,7 +132,7 @@ pub(super) fn continues(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String,
         let rest = place.rest(steps);
         let mut old = Player::restored(upgrade.old, &place.state, place.at)?;
         let mut new = place.migrated(upgrade, &upgrade.new.component, PIECES_BYTES)?;
-        // The questions first: they show what was lost before anything hides it.
+        // Makes the queries first: they show lost data before later steps can hide it.
         let told = place.ask(&mut new, &questions)?;
         let asked = (&questions[..], &place.told[..], &told[..]);
         let name = |number: usize| match questions.get(number) {
@@ -151,7 +152,7 @@ pub(super) fn continues(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String,
     }
 }
 
-/// The first answer of the new component that differs; as an error if it is a trap.
+/// Returns the first different answer of the new component, or a trap as an error.
 fn first_difference(
     upgrade: &Upgrade<'_>,
     (steps, old, new): (&[Step], &[Answer], &[Answer]),
@@ -176,7 +177,7 @@ fn first_difference(
     Ok(first)
 }
 
-/// The old component takes the state back, as the new one left it.
+/// Checks that the old component restores the snapshot that the new one takes at the end of the log.
 pub(super) fn rollback(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, Stop> {
     let places = places(upgrade, steps)?;
     for place in &places {
@@ -185,7 +186,7 @@ pub(super) fn rollback(upgrade: &Upgrade<'_>, steps: &[Step]) -> Result<String, 
             continue;
         }
         let (state, version) = (new.save(steps.len())?, upgrade.new.component.state_version());
-        let what = "with an upgrade, the new component's snapshot";
+        let what = "after an upgrade, the new component's snapshot";
         let taken = place.taken_by(upgrade.old, version, &state, PIECES_BYTES, what);
         taken.map_err(|stop| match stop {
             Stop::Found(finding) => {
@@ -201,7 +202,7 @@ fn upgraded(at: usize) -> String {
     format!("upgraded {}", place(at))
 }
 
-/// The step of this number, counted from 0, of those that follow an upgrade. The first is a tick that the log does not have.
+/// The name of a step after an upgrade, counted from 0. The first one is a tick that is not in the log.
 fn step_after(at: usize, number: usize, rest: &[Step]) -> String {
     match (number, rest.get(number)) {
         (1.., Some(step)) => format!("{}, step {} ({})", upgraded(at), at + number, step.name()),

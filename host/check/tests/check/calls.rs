@@ -1,4 +1,4 @@
-//! Calls from files, and calls that are made up.
+//! Calls from files, and generated calls.
 
 use conclave_check::{CheckError, Verdict};
 

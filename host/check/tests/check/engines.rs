@@ -1,7 +1,7 @@
-//! Two engines are compared: that a difference between them would be seen.
+//! Checks that a difference between the two engines is detected.
 //!
-//! Method: no component is known that the compiler and the interpreter of this wasmtime run differently, so
-//! another machine stands in for a wrong engine.
+//! Method: no component is known that wasmtime's compiler and interpreter run differently, so a
+//! different state machine takes the place of a faulty engine.
 
 use conclave_check::{Subject, check};
 use conclave_machine::{Component, Engine, Limits};
@@ -14,7 +14,7 @@ fn an_engine_that_answers_otherwise_is_seen() {
     let engine = Engine::interpreter(&limits).unwrap();
     let subject = Subject {
         component: Component::load(&Engine::new(&limits).unwrap(), wrong(0)).unwrap(),
-        // Keeps words as they came.
+        // Keeps words in the order of insertion.
         second: Component::load(&engine, wrong(6)).unwrap(),
     };
     let report = check(&subject, &generated(300, 1), &mut |_| {}).unwrap();

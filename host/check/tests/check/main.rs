@@ -1,8 +1,7 @@
-//! The torture kit at its boundary: components in, reports out.
+//! Tests of the conformance tests through their public interface: components in, reports out.
 //!
-//! Goal: it catches each way of breaking the contract, by the name of the check that is about it and with
-//! a small log; and it finds nothing wrong with machines that are right. Method: `machines/wrong` is one
-//! machine that breaks the contract in ways to choose from, see there.
+//! Goal: each breach of the contract is detected by the check for it, with a small log, and correct state
+//! machines pass. Method: `machines/wrong` is one state machine with several breaches to choose from.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -46,7 +45,7 @@ fn failed(report: &Report) -> Vec<&'static str> {
     report.failed().map(|checked| checked.name).collect()
 }
 
-/// Everything that a report says, for a test that fails.
+/// All results of a report, for the message of a failed test.
 fn said(report: &Report) -> String {
     let line = |checked: &Checked| {
         let log = report.lines(&checked.log).join("\n    ");

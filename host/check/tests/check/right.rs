@@ -1,4 +1,4 @@
-//! Right machines pass.
+//! Correct state machines pass.
 
 use std::time::Instant;
 
@@ -20,7 +20,7 @@ fn the_key_value_store() {
         let answers = &checked(&report, "answers").said;
         assert_eq!(answers.matches("MiB at most").count(), 2, "{answers}");
         assert!(answers.contains("events of 3.9 MiB at most"), "{answers}");
-        // It has ticks and pages only if calls meet.
+        // There are ticks and page tokens only if calls use the same keys.
         let (commands, queries, ticks) = report.calls;
         assert!(commands > 200 && queries > 50 && ticks > 0, "{:?}", report.calls);
         assert!(begun.elapsed().as_secs() < 120, "{:?}", begun.elapsed());
@@ -34,8 +34,7 @@ fn the_counter() {
     assert_eq!(verdict(&report, "traps"), Verdict::Ok, "{}", said(&report));
 }
 
-/// The machine that can be wrong in every way is right if it is asked to be: nothing but what is wrong
-/// with the others makes them fail.
+/// `machines/wrong` passes if no breach is chosen. So only the chosen breach makes the other variants fail.
 #[test]
 fn what_is_wrong_in_no_way() {
     for seed in 1..=3 {
@@ -44,7 +43,7 @@ fn what_is_wrong_in_no_way() {
     }
 }
 
-/// Words end by themselves, also before a call that fails.
+/// Words expire, also before a call that fails.
 #[test]
 fn what_has_timers_and_is_wrong_in_no_way() {
     for seed in 1..=3 {
@@ -69,7 +68,7 @@ fn the_examples_with_timers() {
     }
 }
 
-/// The checks looked at something: a check that is given nothing to compare is ok too.
+/// A check that compares nothing also passes, so this test verifies that each check compared something.
 #[test]
 fn a_pass_says_what_was_looked_at() {
     let report = run(wrong(0), &generated(300, 1)).unwrap();
@@ -90,11 +89,11 @@ fn a_pass_says_what_was_looked_at() {
     assert!(number("canonical") > 0, "{}", said(&report));
 }
 
-/// Goal: what traps on purpose, in every way there is, is told apart and breaks nothing else.
+/// Goal: intentional traps of every kind are distinguished, and no other check fails.
 #[test]
 fn a_machine_that_traps_in_every_way() {
     let mut options = generated(60, 1);
-    // It takes a second to use up the fuel, and filling the memory as long.
+    // Using up the fuel takes a second, and so does filling the memory.
     options.shrink_for = std::time::Duration::from_secs(1);
     let report = run(build("host/testing/machines/hostile"), &options).unwrap();
     assert_eq!(failed(&report), [""; 0], "{}", said(&report));

@@ -1,8 +1,8 @@
-//! Upgrades: one component takes the place of another.
+//! Upgrades: one component replaces another.
 //!
-//! Goal: an upgrade that an activation would refuse, that traps, or that replicas could disagree about is found, by the
-//! name of the check that is about it and with a small log; and nothing is found in one that is right. Method: the old
-//! component is the one of `machines/wrong` that is wrong in no way; the new one reads its snapshots in the wrong way.
+//! Goal: an upgrade fails the right check, with a small log, if an activation would be rejected or
+//! would trap, or if replicas could disagree. A correct upgrade passes. Method: the old component is
+//! the variant of `machines/wrong` without a breach. The new one reads its snapshots incorrectly.
 
 use bytes::Bytes;
 use conclave_check::{CheckError, Options, Report, Subject, Verdict, check_upgrade};
@@ -17,8 +17,9 @@ fn upgrade(old: u8, new: u8) -> Report {
     upgrade_with(wrong(old), wrong(new), &generated(200, 1)).unwrap()
 }
 
-/// The upgrade to this component gets this verdict from this check, with at most so many calls; and gets it again with
-/// just those. The checks before it find nothing.
+/// Checks that the upgrade to this component gets the verdict from the check `name`, with at most
+/// `calls_max` calls. Then checks that it gets the verdict again with only those calls. All earlier
+/// checks must pass.
 fn caught(new: u8, name: &str, expected: Verdict, calls_max: usize) -> String {
     let report = upgrade(0, new);
     let first = report.checks.iter().find(|checked| checked.verdict != Verdict::Ok).unwrap();
@@ -26,7 +27,7 @@ fn caught(new: u8, name: &str, expected: Verdict, calls_max: usize) -> String {
     assert!(first.log.len() <= calls_max, "{}", said(&report));
     assert!(!first.advice.is_empty() && !first.meaning.is_empty());
     if first.log.is_empty() {
-        // The initial state shows it.
+        // The initial state shows the finding.
         return first.said.clone();
     }
     let lines = given(&report.lines(&first.log));
@@ -55,7 +56,7 @@ fn kv() -> Bytes {
     crate::build("guest-kv")
 }
 
-/// The old component cannot read the new format, which is no failure of the upgrade.
+/// The old component cannot read the new format. That is no failure of the upgrade.
 #[test]
 fn a_new_format_that_reads_the_old_one_is_fine_but_cannot_be_rolled_back() {
     let said = caught(21, "rollback", Verdict::Warned, 0);

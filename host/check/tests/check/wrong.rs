@@ -1,4 +1,4 @@
-//! Each wrong machine is caught.
+//! Every wrong state machine is detected.
 
 use std::ops::RangeInclusive;
 
@@ -6,13 +6,13 @@ use conclave_check::Verdict;
 
 use super::{checked, failed, generated, given, run, said, verdict, wrong};
 
-/// The machine of this number fails this check before any other, with at most so many calls; and it
-/// fails it again with just those.
+/// Checks that the state machine of this number fails the check `name` before any other, with at
+/// most `calls_max` calls. Then checks that it fails again with only those calls.
 fn caught(number: u8, name: &str, calls_max: usize) {
     caught_with(1..=1, number, name, calls_max);
 }
 
-/// The same with calls of the first of these seeds that shows it.
+/// The same, with the calls of the first of these seeds that shows the breach.
 fn caught_with(mut seeds: RangeInclusive<u64>, number: u8, name: &str, calls_max: usize) {
     let mut report = run(wrong(number), &generated(300, seeds.next().unwrap())).unwrap();
     for seed in seeds {
@@ -45,7 +45,7 @@ fn an_order_by_addresses() {
     caught(3, "layout", 4);
 }
 
-/// An infinity among the amounts makes all sums alike, so one seed may show nothing.
+/// An infinity among the amounts makes all sums equal, so one seed may show nothing.
 #[test]
 fn a_sum_of_floats_that_is_added_up_anew() {
     caught_with(1..=4, 4, "restore", 5);
@@ -81,7 +81,7 @@ fn a_snapshot_that_changes_the_machine() {
     caught(13, "layout", 2);
 }
 
-/// The log has no tick, because the machine asks for none.
+/// The log has no tick, because the state machine requests none.
 #[test]
 fn a_derived_field_that_no_step_of_the_log_shows() {
     caught(15, "restore", 2);
@@ -106,7 +106,8 @@ fn a_small_leak_is_pointed_out() {
     assert_eq!(verdict(&right, "leaks"), Verdict::Ok, "{}", said(&right));
 }
 
-/// A trap breaks nothing, so it is a warning: with the machine's own words, and the one call it takes.
+/// A trap harms nothing, so it is a warning. It includes the state machine's message and the one
+/// call that causes it.
 #[test]
 fn a_panic_is_shown_with_what_it_says() {
     let report = run(wrong(11), &generated(300, 1)).unwrap();
@@ -147,8 +148,9 @@ fn events_that_grow_with_the_request_are_pointed_out() {
     assert_eq!(verdict(&report, "answers"), Verdict::Ok, "{}", said(&report));
 }
 
-/// The machine of this number gets a warning from this check alone of the two about mistakes, with at most so many
-/// calls; and gets it again with just those.
+/// Checks that the state machine of this number gets a warning from one of the two checks of
+/// mistakes and not from the other, with at most `calls_max` calls. Then checks that it gets the
+/// warning again with only those calls.
 fn pointed_out(number: u8, name: &str, calls_max: usize) -> String {
     let report = run(wrong(number), &generated(300, 1)).unwrap();
     assert_eq!(failed(&report), [""; 0], "{}", said(&report));
@@ -167,7 +169,7 @@ fn pointed_out(number: u8, name: &str, calls_max: usize) -> String {
 #[test]
 fn a_call_that_fails_and_changes_the_state_is_pointed_out() {
     let said = pointed_out(17, "failures", 2);
-    assert_eq!(said, "step 2 (wrong.v1.Wrong/Add) fails, and changes the state all the same");
+    assert_eq!(said, "step 2 (wrong.v1.Wrong/Add) fails, but changes the state");
 }
 
 #[test]
