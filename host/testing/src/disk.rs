@@ -1,7 +1,7 @@
-//! A disk of a node's own that can be made to hang.
+//! A separate disk for a node that can be made to hang.
 //!
-//! The disk is an ext4 file system in a file, mounted by a loop device. `fsfreeze` makes all writes to it wait.
-//! Only root may do that: where it is not permitted, [`Disk::mount`] says why.
+//! The disk is an ext4 file system in a file, mounted through a loop device. `fsfreeze` makes all
+//! writes to it wait. Both need root. Without permission, [`Disk::mount`] returns the reason.
 
 use std::{
     fs::{self, File},
@@ -11,17 +11,17 @@ use std::{
 
 use anyhow::{Context as _, Result, ensure};
 
-/// Enough for sled, which takes 16 MiB at a time, and some snapshots.
+/// Enough for sled, which allocates 16 MiB at a time, and for some snapshots.
 const BYTES: u64 = 512 << 20;
 
-/// A mounted file system, which is there until it is dropped.
+/// A mounted file system. It is unmounted on drop.
 #[derive(Debug)]
 pub struct Disk {
     at: PathBuf,
 }
 
 impl Disk {
-    /// Makes a file system in `image` and mounts it at a directory, which is created.
+    /// Creates a file system in `image` and mounts it at `at`, which is created.
     pub fn mount(image: &Path, at: &Path) -> Result<Self> {
         fs::create_dir_all(at)?;
         File::create(image)?.set_len(BYTES)?;
@@ -31,12 +31,12 @@ impl Disk {
         Ok(Self { at: at.to_owned() })
     }
 
-    /// Makes all writes wait. Reads go on.
+    /// Makes all writes wait. Reads still succeed.
     pub fn hang(&self) -> Result<()> {
         run(Command::new("fsfreeze").arg("--freeze").arg(&self.at))
     }
 
-    /// Lets writes pass again.
+    /// Lets writes continue.
     pub fn work(&self) -> Result<()> {
         run(Command::new("fsfreeze").arg("--unfreeze").arg(&self.at))
     }
@@ -45,7 +45,7 @@ impl Disk {
 impl Drop for Disk {
     fn drop(&mut self) {
         let _ = self.work();
-        // Lazily: a process that is being killed may still have files open.
+        // A lazy unmount succeeds even if a process that is being killed still has open files.
         let _ = run(Command::new("umount").arg("--lazy").arg(&self.at));
     }
 }

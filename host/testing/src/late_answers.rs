@@ -1,15 +1,17 @@
-//! A leader that is deposed while the answers of its followers are on their way to it.
+//! A leader that is deposed while the answers of its followers are in transit.
 //!
 //! The interleaving of `docs/upstream/openraft-drain-acked.md`:
 //!
-//! 1. A write is in flight when the links to the leader begin to hold their bytes. The followers have stored its entry.
+//! 1. A write is in flight when the links to the leader begin to hold their bytes. The followers
+//!    have stored its entry.
 //! 2. Another node is elected and acknowledges a write.
-//! 3. Reads reach the old leader, which does not know of the new one.
-//! 4. The late answers of one follower arrive, and then those of the next. They were given to the old leader's term, so
-//!    they may commit the entry of the first step. They confirm nothing that the leader sent afterwards.
+//! 3. Reads reach the old leader, which has not yet learned of the new one.
+//! 4. The late answers of one follower arrive, and then those of the next. They belong to the old
+//!    leader's term, so they may commit the entry of step 1. They do not confirm anything that the
+//!    leader sent afterwards.
 //!
-//! A read that is answered from the old leader's state is stale. All operations are recorded: the checks of
-//! [`invariants`](crate::invariants) find the stale ones.
+//! A read that is answered from the old leader's state is stale. All operations are recorded, and
+//! the checks of [`invariants`](crate::invariants) detect stale reads.
 
 use std::{
     sync::{
@@ -33,37 +35,39 @@ use crate::{
     workload,
 };
 
-/// The reads of one connection to the old leader.
+/// Number of reads per connection to the old leader.
 const READS_PER_CONNECTION: usize = 4;
-/// The connections that read.
+/// Number of connections that read.
 const CONNECTIONS: usize = 4;
-/// How long a write is given to reach the followers.
+/// Time for a write to reach the followers.
 const IN_FLIGHT: Duration = Duration::from_millis(60);
-/// How long reads are given to reach the old leader.
+/// Time for reads to reach the old leader.
 const ARRIVAL: Duration = Duration::from_millis(20);
-/// The deadline of a write at a node that may lead.
+/// Deadline of a write at a node that may lead.
 const ATTEMPT: Duration = Duration::from_millis(250);
-/// The deadline of the reads, and of the write that is in flight.
+/// Deadline of the reads, and of the write in flight.
 const DEADLINE: Duration = Duration::from_secs(3);
-/// No workload puts such values.
+/// The first value. No workload puts values this large.
 const FIRST_VALUE: u64 = 1 << 62;
-/// The number of these clients in the history. They have several operations under way at a time.
+/// The number of these clients in the history. They have several operations in flight at the same time.
 const CLIENT: u32 = u32::MAX - 1;
 
-/// The late answers of a round.
+/// Settings of a round.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// Whether the old leader is paused until the reads have been sent. Otherwise only its links hold their bytes.
+    /// Whether the old leader is paused until the reads have been sent. Otherwise only its links
+    /// hold their bytes.
     pub paused: bool,
     /// The time between the answers of one follower and those of the next.
     pub between: Duration,
 }
 
-/// Makes one round against the node that leads. Returns the ids of the old leader and of a node that has acknowledged a
-/// write since.
+/// Runs one round against the current leader. Returns the ids of the old leader and of a node that
+/// has acknowledged a write since.
 ///
 /// # Errors
-/// The round could not be made: no other node was elected in time, for example. The links are repaired either way.
+/// Fails if the round could not be completed: for example, if no other node was elected in time.
+/// The links are repaired in any case.
 pub async fn happen(
     cluster: &Arc<Cluster>,
     recorder: &Arc<Recorder>,
@@ -95,7 +99,7 @@ impl Round {
         let followers: Vec<u64> = cluster.ids().filter(|id| *id != leader).collect();
         let writer = cluster.client_of(leader)?;
         ensure!(self.put(leader, &writer, DEADLINE).await, "node {leader} does not lead");
-        // No read waits at the leader when it falls silent, and the connections are there already.
+        // No read waits at the leader when its links are held, and the connections are already open.
         let mut readers = Vec::new();
         for _ in 0..CONNECTIONS {
             let reader = cluster.client_of(leader)?;
@@ -103,7 +107,7 @@ impl Round {
             readers.push(reader);
         }
 
-        // A later write at this node would take the place of the notice that is credited wrongly.
+        // A later write at this node would replace the notice that is credited incorrectly.
         cluster.spare(leader, true);
         network.into(leader).for_each(|link| link.hold());
         let in_flight = {
@@ -144,7 +148,7 @@ impl Round {
         Ok(successor)
     }
 
-    /// Waits until a write is acknowledged by one of these nodes, and returns which.
+    /// Waits until one of these nodes acknowledges a write. Returns its id.
     async fn acknowledged_by_another(&self, nodes: &[u64]) -> Result<u64> {
         let deadline = Instant::now() + DEADLINE;
         loop {
@@ -172,7 +176,7 @@ impl Round {
         self.operate(node, client, Kind::Write, step, deadline).await
     }
 
-    /// Calls and records the operation. Returns whether there was an answer.
+    /// Makes a call and records the operation. Returns whether there was an answer.
     async fn operate(
         &self,
         id: u64,

@@ -1,18 +1,18 @@
-//! Clusters under faults: what the tests of consistency and availability are made of.
+//! Test harness for clusters under faults: checks consistency and availability.
 //!
-//! - [`cluster`]: nodes as real processes, which can be killed, stopped, paused and started again;
-//! - [`proxy`]: the network between them, in which each direction of each link can be cut, held or slowed down;
-//! - [`disk`] and [`clock`]: a disk that hangs, and a clock that is off;
-//! - [`workload`]: concurrent clients that read, write and watch;
-//! - [`history`]: what they have asked for and what they were answered, and when;
-//! - [`linearizability`]: whether one order of the operations explains all answers;
-//! - [`invariants`]: what must hold besides: watches, indexes, replays;
-//! - [`schedule`]: which faults happen when, from a seed or from a text;
-//! - [`late_answers`]: answers that reach a leader after it was deposed;
-//! - [`chaos`]: a run with all of these;
-//! - [`soak`]: a long run without faults, whose resources must stay bounded;
-//! - [`restart`]: how long a restart takes, and a node is without a standby after a trap;
-//! - [`timeline`]: a history as a page for a browser.
+//! - [`cluster`]: nodes as real processes, which can be killed, stopped, paused and restarted
+//! - [`proxy`]: the network between the nodes; each direction of each link can be cut, held or delayed
+//! - [`disk`] and [`clock`]: a disk that hangs, and a clock that is wrong
+//! - [`workload`]: concurrent clients that read, write and watch
+//! - [`history`]: the clients' requests and answers, with their times
+//! - [`linearizability`]: checks whether one order of the operations explains all answers
+//! - [`invariants`]: checks of watches, indexes and replays
+//! - [`schedule`]: faults and their times, from a seed or a text
+//! - [`late_answers`]: answers that reach a leader after it was deposed
+//! - [`chaos`]: a run with all of the above
+//! - [`soak`]: a long run without faults, in which the use of resources must stay bounded
+//! - [`restart`]: measures restarts, and the time without a standby after a trap
+//! - [`timeline`]: shows a history as a page for a browser
 //!
 //! For tests only. The program `chaos` runs many seeds: see `cargo xtask chaos --help`.
 

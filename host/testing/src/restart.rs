@@ -1,7 +1,8 @@
-//! How long a restart takes, and how long a node is without a standby after a trap.
+//! Measures the duration of restarts, and the time a node is without a standby after a trap.
 //!
-//! A restart is measured at one node of three while the others serve, or with a large component at the only node: from the
-//! start of its process to the first linearizable read that it answers. Before, it was stopped in order.
+//! Restarts are measured at one node of three while the others serve, or with a large component at
+//! the only node. The node is stopped in an orderly way. The time is measured from the start of its
+//! process to the first linearizable read that it answers.
 
 use std::{path::Path, time::Duration};
 
@@ -17,59 +18,59 @@ use crate::{
     soak::sample::{metric, metrics},
 };
 
-/// The operations of a batch; as many as the store takes.
+/// Operations per batch: the maximum of the key-value store.
 const BATCH: u64 = 128;
-/// Batches on their way at a time while keys are written.
+/// Number of concurrent batches while keys are written.
 const WRITERS: u64 = 8;
-/// With so little fuel a batch of puts traps, and a batch of [`SMALL_BATCH`] does not.
+/// With this little fuel, a batch of puts traps, but a batch of [`SMALL_BATCH`] puts does not.
 const TRAPPING_FUEL: &str = "1000000";
 const SMALL_BATCH: u64 = 16;
-/// The pause between two attempts to read, and the time that one may take.
+/// Pause between two attempts to read, and timeout of one attempt.
 const POLL: Duration = Duration::from_millis(5);
 const ATTEMPT_TIME_MAX: Duration = Duration::from_millis(500);
-/// A component of 20 MB is compiled by three nodes on few processors.
+/// Generous because three nodes may compile a component of 20 MB on few processors.
 const START_TIME_MAX: Duration = Duration::from_secs(1800);
-/// A trap is slowed down by those before it.
+/// Generous because the trap limiter delays each trap after earlier ones.
 const TRAP_TIME_MAX: Duration = Duration::from_secs(120);
 
-/// A linearizable read that is answered at once: its method and its message.
+/// A linearizable read that every node can answer immediately: its method and message.
 #[derive(Clone, Copy, Debug)]
 pub struct Read {
     method: &'static str,
     message: &'static [u8],
 }
 
-/// A key that is not there.
+/// A read of a key that does not exist.
 const KEY: Read = Read { method: "kv.v1.KV/Get", message: b"\x0a\x04none" };
-/// A limit that is not there, of `examples/quota`.
+/// A read of a limit of `examples/quota` that does not exist.
 const LIMIT: Read = Read { method: "quota.v1.Quota/Get", message: b"\x0a\x01a\x12\x01b" };
 
 /// The measurements of one cluster.
 #[derive(Debug)]
 pub struct Restarts {
-    /// From the start of all processes to the first read of the first node, with empty directories.
+    /// Time from the start of all processes to the first read of the first node, with empty directories.
     pub first: Duration,
-    /// From the start of one process to its first read.
+    /// Measurements from the start of one process to its first read.
     pub again: Vec<Restart>,
 }
 
 /// One restart.
 #[derive(Clone, Copy, Debug)]
 pub struct Restart {
-    /// The time.
+    /// Elapsed time.
     pub time: Duration,
-    /// The processor time that the node took until then, which depends less on what else the computer does.
+    /// Processor time of the node until then. It depends less on other load of the host.
     pub processor_time: Duration,
 }
 
-/// Measures restarts with so many small keys.
+/// Measures restarts with this number of small keys.
 pub async fn with_keys(binary: &Path, keys: u64, rounds: u32) -> Result<Restarts> {
     measure(Options::new(binary), KEY, keys, rounds).await
 }
 
 /// Measures restarts with `examples/quota`, built to this component.
 pub async fn with_component(binary: &Path, component: &Path, rounds: u32) -> Result<Restarts> {
-    // On few processors three nodes would compile at the same time, and that would be measured.
+    // With three nodes on few processors, the nodes would delay each other's compilation.
     let mut options = Options::new(binary).nodes(1);
     options.component = Some(component.to_owned());
     measure(options, LIMIT, 0, rounds).await
@@ -85,7 +86,7 @@ async fn measure(options: Options, read: Read, keys: u64, rounds: u32) -> Result
     }
     write_keys(&cluster, keys, BATCH).await?;
     if keys > 0 {
-        // Each restart then reads the same: a snapshot, and nothing of the log.
+        // Then each restart reads a snapshot and no entries of the log.
         for id in cluster.ids() {
             let client = Client::builder().endpoints([cluster.node(id).client.clone()]);
             client.follow_leader(false).deadline(START_TIME_MAX).build()?.snapshot().await?;
@@ -106,13 +107,13 @@ async fn measure(options: Options, read: Read, keys: u64, rounds: u32) -> Result
     Ok(Restarts { first, again })
 }
 
-/// The time until a node has answered a linearizable read.
+/// Waits until a node answers a linearizable read. Returns the time that took.
 async fn first_read(cluster: &Cluster, id: u64, read: Read) -> Result<Duration> {
     let began = Instant::now();
     let options = CallOptions::read().deadline(ATTEMPT_TIME_MAX);
     loop {
         cluster.check_running(id)?;
-        // A client of its own, as one that has met a closed port waits before it connects again.
+        // Each attempt uses a new client, because a client waits before it connects to a closed port again.
         let client = cluster.client_of(id)?;
         match client.call_raw_with(read.method, read.message, &options).await {
             Err(error) if !error.is_not_found() => {
@@ -124,17 +125,18 @@ async fn first_read(cluster: &Cluster, id: u64, read: Read) -> Result<Duration> 
     }
 }
 
-/// The processor time of a process so far.
+/// The processor time that a process has used.
 fn processor_time(pid: u32) -> Result<Duration> {
     let stat = std::fs::read_to_string(format!("/proc/{pid}/stat"))?;
-    // The second field is the name in parentheses and may hold anything: count from behind it.
+    // The second field is the name in parentheses and may contain any character, so the fields are
+    // counted after it.
     let fields = stat.rsplit_once(')').context("a process without a name")?.1;
     let ticks = fields.split_ascii_whitespace().skip(11).take(2).map(str::parse::<u64>);
     let ticks = ticks.sum::<Result<u64, _>>()?;
     Ok(Duration::from_secs_f64(ticks as f64 / rustix::param::clock_ticks_per_second() as f64))
 }
 
-/// Writes keys of six bytes with values of four, so that a million fit the store.
+/// Writes keys of six bytes with values of four bytes, so that a million keys fit into the store.
 async fn write_keys(cluster: &Cluster, keys: u64, batch: u64) -> Result<()> {
     let mut writers = tokio::task::JoinSet::new();
     for writer in 0..WRITERS {
@@ -165,8 +167,8 @@ fn puts(numbers: std::ops::Range<u64>) -> BatchRequest {
     BatchRequest { operations: numbers.map(operation).collect() }
 }
 
-/// Measures, with so many keys, the time from the answer to a call that trapped until each node has a standby that serves.
-/// The times of all nodes in all rounds.
+/// Measures the time from the answer to a trapped call until each node has a serving standby again.
+/// Returns the times of all nodes in all rounds, with this number of keys.
 pub async fn after_traps(binary: &Path, keys: u64, rounds: u32) -> Result<Vec<Duration>> {
     let options = Options::new(binary).flag("--fuel-per-call").flag(TRAPPING_FUEL);
     let cluster = Cluster::start(options).await?;
@@ -178,7 +180,7 @@ pub async fn after_traps(binary: &Path, keys: u64, rounds: u32) -> Result<Vec<Du
         for id in cluster.ids() {
             waiting.push((id, builds(&cluster, id).await?.0));
         }
-        // The caller is held up for nine times as long as the standby took.
+        // The trap limiter delays the caller for nine times as long as the standby took to build.
         eventually("a call traps", TRAP_TIME_MAX, async || {
             match client.kv().batch(&puts(0..BATCH)).await {
                 Err(error) if error.trap_kind().is_some() => Ok(()),
@@ -191,7 +193,7 @@ pub async fn after_traps(binary: &Path, keys: u64, rounds: u32) -> Result<Vec<Du
             ensure!(trapped.elapsed() < TRAP_TIME_MAX, "no standby at {waiting:?}");
             let mut still = Vec::new();
             for (id, before) in waiting {
-                // A follower may not have come to the entry yet.
+                // A follower may not have applied the entry yet.
                 match builds(&cluster, id).await? {
                     (now, true) if now > before => times.push(trapped.elapsed()),
                     _ => still.push((id, before)),
@@ -204,7 +206,7 @@ pub async fn after_traps(binary: &Path, keys: u64, rounds: u32) -> Result<Vec<Du
     Ok(times)
 }
 
-/// How many standby instances a node has built, and whether there is one that serves.
+/// The number of standby instances that a node has built, and whether one of them serves.
 async fn builds(cluster: &Cluster, id: u64) -> Result<(u64, bool)> {
     let page = metrics(&cluster.node(id).admin).await?;
     let metric = |name| metric(&page, name).with_context(|| format!("no metric {name}"));

@@ -1,45 +1,46 @@
-//! Machines written by hand, which do what no compiler would.
+//! Handwritten state machines with behaviour that no compiler would generate.
 #![allow(clippy::unwrap_used, missing_docs, reason = "for tests, which fail by panicking")]
 
 use std::fmt::Write;
 
 use bytes::Bytes;
 
-/// A component of the contract's world, made of pieces of WebAssembly text.
+/// A component of the contract's world, composed of fragments of WebAssembly text.
 #[derive(Clone)]
 pub struct Wat {
-    /// The body of `apply`, which leaves the address of its answer. Locals 0–8 are the index, time,
-    /// seed, principal, method and request; 9 is free.
+    /// The body of `apply`, which returns the address of its answer. Locals 0–8 are the index,
+    /// time, seed, principal, method and request. Local 9 is free.
     pub apply: &'static str,
-    /// The body of `query`, likewise.
+    /// The body of `query`, with the same signature.
     pub query: &'static str,
-    /// The body of `subscribe`, likewise.
+    /// The body of `subscribe`, with the same signature.
     pub subscribe: &'static str,
-    /// The body of `describe`, which leaves the address of the description.
+    /// The body of `describe`, which returns the address of the description.
     pub describe: &'static str,
-    /// The body of `snapshot`, which leaves the handle of a reader.
+    /// The body of `snapshot`, which returns the handle of a reader.
     pub snapshot: &'static str,
-    /// The body of `snapshot-reader.read`, which leaves the address of a list.
+    /// The body of `snapshot-reader.read`, which returns the address of a list.
     pub read: &'static str,
-    /// The body of `restore`, which leaves the address of its result. Local 0 is the state version.
+    /// The body of `restore`, which returns the address of its result. Local 0 is the state version.
     pub restore: &'static str,
-    /// The body of `restore-writer.write`, likewise. Locals 0–2 are the writer and the bytes.
+    /// The body of `restore-writer.write`, which returns the address of its result. Locals 0–2 are
+    /// the writer and the bytes.
     pub write: &'static str,
-    /// The body of `restore-writer.finish`, likewise.
+    /// The body of `restore-writer.finish`, which returns the address of its result.
     pub finish: &'static str,
     pub state_version: u32,
     pub name: &'static str,
     pub restores: &'static [u32],
     pub descriptor_set: Vec<u8>,
     pub memory: &'static str,
-    /// What the module imports of WASI, as core functions. With any, `tests/machine/wasi.wit` is its world.
+    /// The functions that the module imports from WASI. With imports, the world is that of `src/wasi.wit`.
     pub imports: &'static str,
-    /// What else the module defines.
+    /// Additional definitions of the module.
     pub more: String,
 }
 
 impl Default for Wat {
-    /// Counts: `apply` adds one and answers with an empty reply; `query` gives eight bytes.
+    /// Counts: `apply` adds one and returns an empty reply. `query` returns eight bytes.
     fn default() -> Self {
         Self {
             apply: "(i64.store (i32.const 8) (i64.add (i64.load (i32.const 8)) (i64.const 1))) (i32.const 256)",
@@ -63,16 +64,16 @@ impl Default for Wat {
     }
 }
 
-/// The result of a `restore` that begins.
+/// The successful result of `restore`.
 pub const NEW_WRITER: &str = "(i32.store8 (i32.const 512) (i32.const 0))
     (i32.store (i32.const 516) (call $new_writer (i32.const 1))) (i32.const 512)";
 
-/// Where the name, the versions and the descriptor set lie; the heap comes after.
+/// The address of the name, the versions and the descriptor set. The heap follows.
 const TEXTS: u32 = 1024;
 const HEAP: u32 = 1 << 16;
 
 impl Wat {
-    /// The component.
+    /// Encodes the component.
     pub fn component(&self) -> Bytes {
         let mut module = wat::parse_str(self.text()).unwrap();
         let mut resolve = wit_parser::Resolve::default();

@@ -1,4 +1,4 @@
-//! Causing faults, and ending them.
+//! Causes faults and ends them.
 
 use std::{
     path::PathBuf,
@@ -31,40 +31,40 @@ use crate::{
     workload::{KEYS_LAST, KEYS_OF_FAULTS, SINGLE_KEYS},
 };
 
-/// The limit of one call: as low as it may be, so that a call can reach it quickly. The clients' calls take a few
-/// thousand.
+/// Fuel limit of one call. It has the lowest allowed value, so that a call can exceed it quickly.
+/// The clients' calls need a few thousand.
 pub(super) const FUEL_PER_CALL: u64 = 1_000_000;
-/// The variable that sets the limit.
+/// The environment variable that sets the limit.
 const FUEL_VARIABLE: &str = "CONCLAVE_FUEL_PER_CALL";
-/// Between two looks at a node's status.
+/// Pause between two requests for a node's status.
 const STATUS_PAUSE: Duration = Duration::from_millis(50);
-/// How long a fault may look for a leader.
+/// Maximum time to wait for a leader before a fault.
 const LEADER_TIME_MAX: Duration = Duration::from_millis(700);
-/// Characters of two bytes each, of which each takes several instructions to be checked.
+/// Number of two-byte characters in a text. Checking each takes several instructions.
 const TRAPPING_CHARACTERS: usize = 400_000;
-/// Between two traps.
+/// Pause between two traps.
 const TRAP_PAUSE: Duration = Duration::from_millis(150);
-/// Between the late answers of one follower and those of the next.
+/// Pause between the late answers of one follower and those of the next.
 const LATE_ANSWERS_PAUSE: Duration = Duration::from_millis(5);
-/// Between the releases of the links of one node.
+/// Pause between the releases of the links of one node.
 const RELEASE_PAUSE: Duration = Duration::from_millis(5);
-/// Between the release of a node's answers and that of what its peers ask it.
+/// Pause between the release of a node's answers and the release of its peers' requests.
 const REQUESTS_PAUSE: Duration = Duration::from_millis(50);
 
-/// A fault that has happened.
+/// A fault that was caused.
 #[derive(Clone, Debug)]
 pub struct Happened {
-    /// When it began, since the history began.
+    /// Time of its beginning, relative to the beginning of the history.
     pub begun: Duration,
-    /// When it ended.
+    /// Time of its end.
     pub ended: Duration,
-    /// Whether it did what its name says.
+    /// Whether the fault could be caused.
     pub happened: bool,
-    /// The nodes that a fault affected, or the reason why it did not happen.
+    /// The affected nodes, or the reason why the fault could not be caused.
     pub text: String,
 }
 
-/// The cluster and what faults need.
+/// The cluster, and the resources that faults need.
 pub(super) struct Nemesis {
     pub(super) cluster: Arc<Cluster>,
     disks: Vec<Option<Disk>>,
@@ -73,7 +73,7 @@ pub(super) struct Nemesis {
 }
 
 impl Nemesis {
-    /// Gives the nodes disks and clocks of their own, if the schedule needs them.
+    /// Gives the nodes separate disks and clocks, if the schedule needs them.
     pub(super) fn prepare(
         mut cluster: Cluster,
         setup: &Setup,
@@ -106,7 +106,7 @@ impl Nemesis {
         Ok(Self { cluster: Arc::new(cluster), disks, clocks, component })
     }
 
-    /// Causes a fault and ends it.
+    /// Causes a fault, waits for its duration and ends it.
     pub(super) async fn cause(&self, event: &Event, recorder: &Arc<Recorder>) -> Happened {
         let begun = recorder.now();
         let lasts = Duration::from_millis(event.for_ms);
@@ -202,7 +202,7 @@ impl Nemesis {
         }
     }
 
-    /// A process that waits for its disk does not end.
+    /// Kills a node. A process that waits for its disk does not end, so the disk is released first.
     async fn kill(&self, id: u64) -> Result<()> {
         if let Some(disk) = &self.disks[id as usize - 1] {
             let _ = disk.work();
@@ -211,7 +211,7 @@ impl Nemesis {
         tokio::task::spawn_blocking(move || cluster.kill(id)).await?
     }
 
-    /// Another fault may have started it meanwhile.
+    /// Starts a node, unless another fault has started it already.
     fn start(&self, id: u64) -> Result<()> {
         if self.cluster.is_running(id) { Ok(()) } else { self.cluster.start_node(id) }
     }
@@ -260,7 +260,8 @@ impl Nemesis {
         }
         sleep(lasts).await;
         if let Fault::Hold(_) | Fault::HoldInbound(_) = fault {
-            // Late answers first, one node's after the other's: they must not be taken for new ones.
+            // Late answers are released first, one node after the other, so that they are not taken
+            // for new ones.
             for link in &links {
                 link.set_part(Part::Responses, |shape| *shape = Shape::default());
                 sleep(RELEASE_PAUSE).await;
@@ -271,7 +272,8 @@ impl Nemesis {
         Ok(nodes)
     }
 
-    /// Batches that reach the limit of a call. They name keys that clients use, and must not change them.
+    /// Sends batches that exceed the fuel limit of a call. They name keys that clients use, and
+    /// must not change them.
     async fn trap(&self, lasts: Duration, recorder: &Recorder) -> Result<String> {
         let client = self.cluster.client()?;
         let begun = Instant::now();
@@ -291,7 +293,7 @@ impl Nemesis {
                 Err(_) => others += 1,
                 Ok(_) => anyhow::bail!("a batch that should trap did not"),
             }
-            // The call traps, so it has no effect, with or without an answer.
+            // The call traps, so it has no effect, even if its answer is lost.
             recorder.add(Operation {
                 client: u32::MAX,
                 node: None,
@@ -306,7 +308,7 @@ impl Nemesis {
         Ok(format!(" ({traps} times, {others} without a trap's answer)"))
     }
 
-    /// A node skips an entry that the others applied, so it diverges from them. It is repaired by itself.
+    /// Makes a node skip an entry that the others apply, so that it diverges. It must then repair itself.
     async fn diverge(&self, target: Target, lasts: Duration) -> Result<String> {
         let id = self.resolve(target).await;
         let ends = Instant::now() + lasts;
@@ -322,7 +324,7 @@ impl Nemesis {
         Ok(format!("{} at entry {index}: {divergence}", said(id)))
     }
 
-    /// Puts a key that no client uses, and waits until a node has applied that. The entry's index.
+    /// Puts a key that no client uses, and waits until a node has applied it. Returns the entry's index.
     async fn put_of_its_own(&self, id: u64) -> Result<u64> {
         let client = self.cluster.client()?;
         let put = put(format!("{KEYS_OF_FAULTS}diverge-{id}"), "x".to_owned());
@@ -342,14 +344,14 @@ impl Nemesis {
         }
     }
 
-    /// A node's status, as the node itself reports it.
+    /// The status that a node reports of itself.
     async fn own_status(&self, id: u64) -> Result<Node> {
         let status = self.cluster.status_of(id).await?;
         let own = status.nodes.into_iter().find(|node| node.id == id);
-        own.with_context(|| format!("node {id} does not know itself"))
+        own.with_context(|| format!("node {id} is not in its own status"))
     }
 
-    /// Has a stopped node skip an entry.
+    /// Makes a stopped node skip an entry.
     async fn skip(&self, id: u64, index: u64) -> Result<()> {
         let mut recover = Command::new(self.cluster.binary());
         recover.args(["recover", "--uncommitted", "--trap-entry", &index.to_string()]);
@@ -361,7 +363,7 @@ impl Nemesis {
         Ok(())
     }
 
-    /// Waits until a node has diverged. The description of the divergence.
+    /// Waits until a node has diverged. Returns the description of the divergence.
     async fn diverged(&self, id: u64) -> Result<String> {
         loop {
             match self.own_status(id).await {
@@ -395,7 +397,7 @@ impl Nemesis {
         Ok(client.push_component(id, component.into(), |_| {}).await?.id)
     }
 
-    /// Which node is meant.
+    /// The id of the targeted node.
     async fn resolve(&self, target: Target) -> u64 {
         let leader = match target {
             Target::Node(id) => return id,
@@ -422,7 +424,7 @@ impl Nemesis {
     }
 }
 
-/// A put of a key, and one of a text that takes more than [`FUEL_PER_CALL`] to be read.
+/// A batch that puts a key, and a text that needs more than [`FUEL_PER_CALL`] to validate.
 fn trapping_batch(key: &str, value: u64) -> BatchRequest {
     let operation = |key: &str, text: String| pb::Operation {
         operation: Some(pb::operation::Operation::Put(put(key.to_owned(), text))),

@@ -1,7 +1,7 @@
-//! One run: a cluster, clients and faults, and then the checks.
+//! One run: a cluster, clients and faults, followed by the checks.
 //!
-//! After the last fault everything works again. The cluster must then serve within [`RECOVERY`], its nodes must agree,
-//! and the history must be explained: see [`Run::violations`].
+//! After the last fault everything is repaired. The cluster must then serve within [`RECOVERY`],
+//! its nodes must agree, and the history must be explained: see [`Run::violations`].
 
 mod faults;
 mod replays;
@@ -31,16 +31,16 @@ use crate::{
 
 pub use self::faults::Happened;
 
-/// How long the cluster may take to serve and to agree after the last fault.
+/// Time that the cluster has to serve and to agree after the last fault.
 pub const RECOVERY: Duration = Duration::from_secs(30);
 
 /// The cluster does not serve after the last fault.
 pub const NO_RECOVERY: &str = "the cluster does not recover after the last fault";
 /// The history is not linearizable.
 pub const NOT_LINEARIZABLE: &str = "no order of the operations explains the answers";
-/// A node has ended by itself or panicked.
+/// A node ended by itself or panicked.
 pub const FAILURE: &str = "a node has failed";
-/// The nodes do not agree.
+/// The nodes' states differ.
 pub const DISAGREEMENT: &str = "the nodes do not agree";
 
 /// The settings of runs.
@@ -50,21 +50,21 @@ pub struct Setup {
     pub binary: PathBuf,
     /// Another component that serves the same methods, for upgrades.
     pub component: Option<PathBuf>,
-    /// Where clusters keep their files. `None`: where temporary files go.
+    /// Directory for the clusters' files. `None` for the directory of temporary files.
     pub parent: Option<PathBuf>,
     /// Whether the logs of the nodes are replayed and compared at the end.
     pub replays: bool,
-    /// How the clients behave. `None`: as the seed says.
+    /// The behaviour of the clients. `None` to derive it from the seed.
     pub plan: Option<Plan>,
 }
 
 impl Setup {
-    /// With the defaults.
+    /// Creates a setup with the defaults.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
         Self { binary: binary.into(), component: None, parent: None, replays: true, plan: None }
     }
 
-    /// The faults that this host allows, tried once.
+    /// Tries which faults this host supports.
     pub fn available(&self) -> Available {
         let dir = tempfile::TempDir::new();
         let tried = dir.map(|dir| {
@@ -81,7 +81,7 @@ impl Setup {
     }
 }
 
-/// A run that has ended.
+/// A finished run.
 pub struct Run {
     /// The seed of the clients.
     pub seed: u64,
@@ -91,47 +91,47 @@ pub struct Run {
     pub faults: Vec<Happened>,
     /// The history of the clients.
     pub history: Vec<Operation>,
-    /// The events of the watchers.
+    /// The events of the watches.
     pub watches: Vec<Watched>,
     /// The violations.
     pub violations: Violations,
     /// The verdict of the linearizability checker.
     pub linearizability: linearizability::Report,
-    /// How many things were counted.
+    /// Counters of the run.
     pub figures: Figures,
-    /// The last lines of each node's log, if something does not hold.
+    /// The last lines of each node's log, if there are violations.
     pub logs: Vec<(u64, String)>,
 }
 
-/// The figures of one or more runs.
+/// Counters of one or more runs.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Figures {
-    /// Runs.
+    /// Number of runs.
     pub runs: u64,
-    /// Operations of clients.
+    /// Number of operations of clients.
     pub operations: u64,
-    /// Those with an answer.
+    /// Number of operations with an answer.
     pub answered: u64,
-    /// Those that failed without effect.
+    /// Number of operations that failed without effect.
     pub failed: u64,
-    /// Those whose outcome is unknown.
+    /// Number of operations whose outcome is unknown.
     pub unknown: u64,
-    /// Faults.
+    /// Number of faults.
     pub faults: u64,
-    /// Changes that watchers saw.
+    /// Number of changes that watches received.
     pub changes: u64,
-    /// Watches that were resumed.
+    /// Number of resumed watches.
     pub resumed: u64,
-    /// Groups of keys that were checked for linearizability.
+    /// Number of groups of keys that were checked for linearizability.
     pub groups: u64,
-    /// Log entries that were compared among the nodes.
+    /// Number of log entries that were compared among the nodes.
     pub entries: u64,
     /// The longest time without an acknowledged write, in milliseconds.
     pub longest_gap_ms: u64,
 }
 
 impl Figures {
-    /// Adds those of another run.
+    /// Adds the counters of another run.
     pub fn add(&mut self, other: &Self) {
         self.runs += other.runs;
         self.operations += other.operations;
@@ -170,7 +170,7 @@ impl fmt::Display for Figures {
 /// Runs a schedule.
 ///
 /// # Errors
-/// The harness itself failed: for example, a process could not be started.
+/// Fails if the harness failed: for example, if a process could not be started.
 pub async fn run(setup: &Setup, schedule: &Schedule, seed: u64) -> Result<Run> {
     let mut random = Random::new(seed ^ 0x636c_6965_6e74);
     let cluster = Cluster::prepared(options(setup, schedule)).await?;
@@ -217,7 +217,7 @@ pub async fn run(setup: &Setup, schedule: &Schedule, seed: u64) -> Result<Run> {
         violations.add(NOT_LINEARIZABLE, explain(violation));
     }
     for keys in &linearizability.undecided {
-        violations.add("a history was too long to be checked", keys.join(", "));
+        violations.add("a history is too long to be checked", keys.join(", "));
     }
     let logs = match violations.is_empty() {
         true => Vec::new(),
@@ -241,14 +241,14 @@ fn options(setup: &Setup, schedule: &Schedule) -> Options {
     options
 }
 
-/// Lets the faults happen at their times.
+/// Causes the faults at their times.
 async fn happen(nemesis: &Nemesis, schedule: &Schedule, recorder: &Arc<Recorder>) -> Vec<Happened> {
     let begun = tokio::time::Instant::now();
     let faults = schedule.events.iter().map(|event: &Event| async move {
         sleep_until(begun + Duration::from_millis(event.at_ms)).await;
         nemesis.cause(event, recorder).await
     });
-    // Each in its time, and all in this task: nothing of it is left when it ends.
+    // All faults run in this task, so no fault is left when it ends.
     let mut running = Vec::new();
     for fault in faults {
         running.push(Box::pin(fault));
@@ -258,7 +258,7 @@ async fn happen(nemesis: &Nemesis, schedule: &Schedule, recorder: &Arc<Recorder>
     happened
 }
 
-/// Waits for all of them, which run at the same time.
+/// Waits for all futures, which run concurrently.
 async fn join_all<T>(mut futures: Vec<std::pin::Pin<Box<impl Future<Output = T>>>>) -> Vec<T> {
     let mut outputs: Vec<Option<T>> = futures.iter().map(|_| None).collect();
     std::future::poll_fn(|context| {
@@ -304,7 +304,8 @@ async fn recovered(cluster: &Cluster) -> Result<()> {
     Ok(())
 }
 
-/// All nodes have applied the whole log, and their states are equal. A node that was made to diverge is repaired first.
+/// Checks that all nodes have applied the whole log, and that their states are equal. Nodes that
+/// the schedule made diverge must be repaired first.
 async fn agree(cluster: &Cluster, schedule: &Schedule) -> Result<()> {
     let is_diverge = |event: &Event| matches!(event.fault, Fault::Diverge(_));
     if !schedule.events.iter().any(is_diverge) {
@@ -374,8 +375,8 @@ fn figures(history: &[Operation], watches: &[Watched]) -> Figures {
     }
 }
 
-/// The newest component that the build of this binary has left beside it, with some bytes more, which say nothing:
-/// another component with the same methods and state.
+/// Another component with the same methods and state: the newest one that the build of this binary
+/// left beside it, with an additional custom section.
 pub fn other_component(binary: &Path, to: &Path) -> Result<Option<PathBuf>> {
     let Some(profile) = binary.parent() else { return Ok(None) };
     let builds = std::fs::read_dir(profile.join("build")).into_iter().flatten().flatten();
@@ -385,7 +386,7 @@ pub fn other_component(binary: &Path, to: &Path) -> Result<Option<PathBuf>> {
         .max();
     let Some((_, component)) = newest else { return Ok(None) };
     let mut bytes = std::fs::read(component)?;
-    // A custom section: its kind, its size, and its name with the name's size.
+    // The custom section consists of its kind, its size, the size of its name, and the name.
     bytes.extend_from_slice(b"\0\x06\x05other");
     std::fs::write(to, bytes)?;
     Ok(Some(to.to_owned()))

@@ -1,4 +1,4 @@
-//! Exactly one outcome per log index, on all nodes: `conclave replay` of each stopped node, compared.
+//! Compares `conclave replay` of all stopped nodes: each log index must have the same outcome on all nodes.
 
 use std::{collections::BTreeMap, process::Command};
 
@@ -16,10 +16,10 @@ pub(super) const TWO_OUTCOMES: &str = "two nodes have different entries or outco
 /// An acknowledged write is missing.
 pub(super) const LOST: &str = "an acknowledged write is not in the log of a node";
 
-/// The outcome of an entry that `conclave recover` has had skipped.
+/// The outcome of an entry that `conclave recover` marked as skipped.
 const SKIPPED: &str = "trap fault";
 
-/// Stops all nodes and compares what their logs say; the number of entries that were compared.
+/// Stops all nodes and compares their logs. Returns the number of compared entries.
 pub(super) async fn compare(
     cluster: &Cluster,
     history: &[Operation],
@@ -41,7 +41,7 @@ pub(super) async fn compare(
         let last = entries.last_key_value().map_or(0, |(index, _)| *index);
         for write in history.iter().filter(|operation| operation.kind == Kind::Write) {
             let Some(answer) = write.answer() else { continue };
-            // What is older is in the snapshot only; what is newer is not known to be committed here.
+            // Older entries are only in the snapshot. Newer ones may not be committed on this node.
             if answer.index <= first || answer.index > last {
                 continue;
             }
@@ -75,8 +75,8 @@ fn method_of(write: &Operation) -> &'static str {
     crate::workload::method_of(&write.request)
 }
 
-/// Where a node's replay begins, and the entries after that with their outcomes. Of a node that was made to diverge:
-/// those after the snapshot that it was repaired with.
+/// The index at which a node's replay begins, and the entries after it with their outcomes. For a
+/// node that was made to diverge, it is the index of the snapshot that repaired the node.
 fn listed(cluster: &Cluster, id: u64) -> Result<(u64, BTreeMap<u64, Value>)> {
     let (first, entries) = listed_from(cluster, id, 0)?;
     let skipped = entries.iter().filter(|(_, entry)| entry["outcome"] == SKIPPED);

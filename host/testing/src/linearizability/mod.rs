@@ -1,24 +1,27 @@
-//! A checker of linearizability: is there one order of the operations that explains all answers?
+//! A linearizability checker: searches for one order of the operations that explains all answers.
 //!
-//! The algorithm is that of Wing and Gong ("Testing and verifying concurrent objects", 1993) with Lowe's memo of
-//! configurations that were tried ("Testing for linearizability", 2017): a depth-first search over the operations
-//! that may come next, which ends a branch whose set of placed operations and state have been seen before.
+//! The algorithm is that of Wing and Gong ("Testing and verifying concurrent objects", 1993), with
+//! Lowe's memory of visited configurations ("Testing for linearizability", 2017). It is a
+//! depth-first search over the operations that may come next. A branch ends if its set of placed
+//! operations and its state have been visited before.
 //!
-//! Keys that no operation names together are independent objects, and are checked apart (Herlihy and Wing: a
-//! history is linearizable if and only if it is for each object).
+//! Groups of keys that are never used in the same operation are independent objects, and are
+//! checked separately. A history is linearizable if and only if it is linearizable for each object
+//! (Herlihy and Wing).
 //!
 //! # Outcomes
 //!
 //! - An operation with an answer takes effect between its beginning and its end.
-//! - One with an unknown outcome takes effect at any time after its beginning, or never.
-//! - One that failed never takes effect.
+//! - An operation with an unknown outcome takes effect at any time after its beginning, or never.
+//! - An operation that failed never takes effect.
 //!
-//! # Two shortcuts, which lose nothing
+//! # Optimizations that do not change the verdict
 //!
-//! - A read that may come next and fits the state is placed at once: it changes nothing, so every order that
-//!   has it later is an order with it here, too.
-//! - Of writes with unknown outcome whose values no answer contains, and which are alike but for that value, only
-//!   the one that began first is tried: wherever a later one may stand, so may the first.
+//! - A read that may come next and fits the state is placed immediately. It changes nothing, so
+//!   every order with the read at a later place is also valid with the read here.
+//! - Writes with an unknown outcome are interchangeable if they differ only in values that no
+//!   answer contains. Of these, only the one that began first is tried: it may stand wherever a
+//!   later one may.
 
 mod model;
 mod search;
@@ -32,36 +35,36 @@ use crate::history::{Operation, Outcome};
 
 pub use self::search::Stuck;
 
-/// Configurations that are tried for one group of keys before the checker gives up. Each takes some hundred bytes.
+/// Maximum number of configurations per group of keys. Each takes some hundred bytes of memory.
 const CONFIGURATIONS_MAX: usize = 2_000_000;
 
 /// The verdict of the checker on a history.
 #[derive(Debug, Default)]
 pub struct Report {
-    /// Groups of keys that were checked.
+    /// Number of groups of keys that were checked.
     pub groups: usize,
-    /// Operations that were placed in an order.
+    /// Number of operations in these groups.
     pub operations: usize,
-    /// Operations of unknown outcome among them.
+    /// Number of these operations whose outcome is unknown.
     pub unknown: usize,
-    /// The groups for which no order exists.
+    /// The groups for which no valid order exists.
     pub violations: Vec<Violation>,
-    /// The groups for which the search took too long.
+    /// The groups for which the search reached its limit.
     pub undecided: Vec<Vec<String>>,
 }
 
-/// Operations that no order explains.
+/// A group of operations for which no valid order exists.
 #[derive(Debug)]
 pub struct Violation {
-    /// The keys that they name.
+    /// The keys of these operations.
     pub keys: Vec<String>,
-    /// The operations, by their beginning.
+    /// The operations, in the order of their beginning.
     pub operations: Vec<Operation>,
-    /// The longest order that was found, and why it does not go on.
+    /// The longest order found, and the reason why it cannot be continued.
     pub stuck: Stuck,
 }
 
-/// Checks all operations but stale reads.
+/// Checks all operations except stale reads.
 pub fn check(history: &[Operation]) -> Report {
     let mut report = Report::default();
     for (keys, operations) in groups(history) {
@@ -82,7 +85,7 @@ pub fn check(history: &[Operation]) -> Report {
     report
 }
 
-/// The operations that may have taken effect, by groups of keys that are named together.
+/// Groups the operations that may have taken effect by the keys that are used together.
 fn groups(history: &[Operation]) -> Vec<(Vec<String>, Vec<&Operation>)> {
     let relevant = history.iter().filter(|operation| match &operation.outcome {
         Outcome::Done(_) => operation.is_linearizable(),

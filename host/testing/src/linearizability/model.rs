@@ -1,11 +1,11 @@
-//! The specification: a small map from keys to values and versions, changed by one operation at a time.
+//! The specification: a small map from keys to values and versions. Operations change it one at a time.
 
 use crate::history::{Answer, Compare, Gave, Operation, Outcome, Request, Seen, Step, Value};
 
-/// The keys of one group, by their number in it.
+/// The contents of the keys of one group, by the key's index in the group.
 pub(super) type State = Vec<Option<Seen>>;
 
-/// An operation whose keys are numbers.
+/// An operation in which keys are replaced by their indexes.
 pub(super) struct Compiled<'a> {
     compares: Vec<(usize, &'a Compare)>,
     then: Vec<(usize, &'a Step)>,
@@ -14,7 +14,7 @@ pub(super) struct Compiled<'a> {
 }
 
 impl<'a> Compiled<'a> {
-    /// `keys` has all keys of the operation, in order.
+    /// Compiles an operation. `keys` must be sorted and contain all keys of the operation.
     pub(super) fn new(keys: &[String], operation: &'a Operation) -> Self {
         let number = |key: &str| keys.binary_search_by(|known| (**known).cmp(key)).unwrap_or(0);
         let Request { compares, then, otherwise } = &operation.request;
@@ -31,7 +31,7 @@ impl<'a> Compiled<'a> {
         }
     }
 
-    /// The state after the operation, unless it would have answered otherwise.
+    /// The state after the operation. `None` if the recorded answer does not fit the state.
     pub(super) fn apply(&self, state: &State) -> Option<State> {
         let succeeded = self.compares.iter().all(|(key, compare)| holds(state[*key], compare));
         let steps = if succeeded { &self.then } else { &self.otherwise };

@@ -1,4 +1,4 @@
-//! The search for an order.
+//! Search for a valid order of operations.
 
 use std::{
     collections::{BTreeMap, BTreeSet, HashSet},
@@ -8,14 +8,14 @@ use std::{
 use super::model::{Compiled, State};
 use crate::history::{Compare, Gave, Operation, Outcome, Request, Step, Value};
 
-/// The longest order that was found.
+/// The longest order found.
 #[derive(Clone, Debug, Default)]
 pub struct Stuck {
-    /// Places in the list of operations, in the order.
+    /// Indexes of the operations, in this order.
     pub order: Vec<usize>,
-    /// Those that could have come next, and whose answers do not fit.
+    /// Operations that may come next, but whose answers do not fit.
     pub next: Vec<usize>,
-    /// The keys after the order, as text.
+    /// The contents of the keys after these operations, as text.
     pub state: String,
 }
 
@@ -28,30 +28,30 @@ pub(super) enum Verdict {
 pub(super) struct Search<'a> {
     keys: &'a [String],
     operations: Vec<Candidate<'a>>,
-    /// Operations with an answer: all of them must be placed.
+    /// Number of operations with an answer. All of these must be placed.
     required: usize,
 }
 
 struct Candidate<'a> {
     compiled: Compiled<'a>,
     begun: Duration,
-    /// `None`: its outcome is unknown.
+    /// End of the operation. `None` if the outcome is unknown.
     ended: Option<Duration>,
     reads: bool,
-    /// Operations of the same number are alike, for what anybody has seen of them.
+    /// Operations with the same number are interchangeable, because no answer distinguishes them.
     alike: Option<usize>,
 }
 
-/// A configuration whose successors are tried in turn.
+/// A configuration whose successors are tried one after the other.
 struct Frame {
     state: State,
     candidates: Vec<usize>,
     tried: usize,
-    /// How much of the order was there before the candidate that is tried now.
+    /// Length of the order before the candidate that is being tried.
     placed: usize,
 }
 
-/// Which operations are placed.
+/// The set of placed operations.
 #[derive(Clone, PartialEq, Eq, Hash)]
 struct Placed(Box<[u64]>);
 
@@ -70,7 +70,8 @@ impl Placed {
 }
 
 impl<'a> Search<'a> {
-    /// `operations`: by their beginning. `keys`: all that they name, in order.
+    /// Prepares a search. `operations` must be sorted by their beginning, and `keys` must contain
+    /// all their keys, sorted.
     pub(super) fn new(keys: &'a [String], operations: &[&'a Operation]) -> Self {
         let seen = seen_values(operations);
         let mut shapes = BTreeMap::new();
@@ -100,7 +101,7 @@ impl<'a> Search<'a> {
         let mut longest = None;
         let mut state: State = vec![None; self.keys.len()];
         loop {
-            // A configuration that is new.
+            // `placed` and `state` are the next configuration.
             self.place_reads(&state, &mut placed, &mut order);
             let answered = order.iter().filter(|at| self.operations[**at].ended.is_some()).count();
             if answered == self.required {
@@ -122,7 +123,7 @@ impl<'a> Search<'a> {
                 };
             }
             frames.push(Frame { state, candidates, tried: 0, placed: order.len() });
-            // The next configuration: of the last frame that has one.
+            // The next configuration comes from the last frame that has an untried candidate.
             state = loop {
                 let Some(frame) = frames.last_mut() else { return Verdict::Stuck(stuck) };
                 for at in order.drain(frame.placed..) {
@@ -146,7 +147,7 @@ impl<'a> Search<'a> {
         self.operations[at].ended.is_some()
     }
 
-    /// Places every read that may come next and fits.
+    /// Places every read that may come next and fits the state.
     fn place_reads(&self, state: &State, placed: &mut Placed, order: &mut Vec<usize>) {
         loop {
             let reads = self.next(placed).into_iter().filter(|at| self.operations[*at].reads);
@@ -162,7 +163,7 @@ impl<'a> Search<'a> {
         }
     }
 
-    /// The operations that may come next: those that began before any that is not placed has ended.
+    /// The operations that may come next: those that began before the end of every operation not yet placed.
     fn next(&self, placed: &Placed) -> Vec<usize> {
         let mut next = Vec::new();
         let mut first_end = Duration::MAX;
@@ -179,7 +180,8 @@ impl<'a> Search<'a> {
         next
     }
 
-    /// Those of [`Self::next`] that are tried: with an answer first, and of those that are alike one.
+    /// The operations of [`Self::next`] to try, and only one of each interchangeable set. Sorted by
+    /// their end, with unknown outcomes last.
     fn candidates(&self, placed: &Placed) -> Vec<usize> {
         let mut alike = BTreeSet::new();
         let mut next = self.next(placed);
@@ -187,7 +189,7 @@ impl<'a> Search<'a> {
             Some(number) => alike.insert(number),
             None => true,
         });
-        // By their end: the one that ended first is the likeliest to have come first.
+        // The operation that ended first most likely took effect first.
         next.sort_by_key(|at| self.operations[*at].ended.unwrap_or(Duration::MAX));
         next
     }
@@ -201,7 +203,7 @@ impl<'a> Search<'a> {
     }
 }
 
-/// The values that an answer contains or a condition names.
+/// The values that answers contain or conditions name.
 fn seen_values(operations: &[&Operation]) -> BTreeSet<Value> {
     let mut seen = BTreeSet::new();
     for operation in operations {
@@ -219,7 +221,8 @@ fn seen_values(operations: &[&Operation]) -> BTreeSet<Value> {
     seen
 }
 
-/// The remainder of a write of unknown outcome whose values no read returned: which keys it puts and deletes.
+/// The keys that a write with unknown outcome puts and deletes. `None` if the outcome is known, or
+/// if an answer or condition contains one of its values.
 fn unseen_shape(operation: &Operation, seen: &BTreeSet<Value>) -> Option<String> {
     let Request { compares, then, otherwise } = &operation.request;
     if !matches!(operation.outcome, Outcome::Unknown(_)) {

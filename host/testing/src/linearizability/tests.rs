@@ -1,5 +1,5 @@
-//! Histories that are known to be right and known to be wrong, and small random ones against a checker that tries
-//! every order.
+//! Tests with known valid and invalid histories, and with small random ones compared against a
+//! checker that tries every order.
 
 use std::time::Duration;
 
@@ -41,7 +41,7 @@ fn delete(times: (u64, u64), key: &str, deleted: bool) -> Operation {
     done(times, Request::of(Step::Delete(key.into())), &[Gave::Delete(deleted)])
 }
 
-/// A read that found a value and a version.
+/// A read that returned a value and a version.
 fn get(times: (u64, u64), key: &str, value: u64, version: u64) -> Operation {
     let seen = Seen { value, version };
     done(times, Request::of(Step::Get(key.into())), &[Gave::Get(Some(seen))])
@@ -96,7 +96,7 @@ fn operations_one_after_another_are_linearizable() {
 #[test]
 fn a_stale_read_is_found() {
     wrong(vec![put((0, 1), "a", 1, 1), put((2, 3), "a", 2, 2), get((4, 5), "a", 1, 1)]);
-    // Beside the second put, both values are right.
+    // During the second put, both values are valid.
     right(vec![put((0, 1), "a", 1, 1), put((2, 5), "a", 2, 2), get((3, 4), "a", 1, 1)]);
     right(vec![put((0, 1), "a", 1, 1), put((2, 5), "a", 2, 2), get((3, 4), "a", 2, 2)]);
 }
@@ -128,7 +128,7 @@ fn a_stale_lease_read_is_found() {
 #[test]
 fn a_lost_write_is_found() {
     wrong(vec![put((0, 1), "a", 1, 1), absent((2, 3), "a")]);
-    // Also where it shows in the next version only.
+    // The loss may show only in the next version.
     wrong(vec![put((0, 1), "a", 1, 1), put((2, 3), "a", 2, 1)]);
 }
 
@@ -141,7 +141,7 @@ fn a_write_of_unknown_outcome_may_take_effect_at_any_time_or_never() {
     right(with(vec![get((4, 5), "a", 1, 1), get((6, 7), "a", 2, 2)]));
     right(with(vec![put((4, 5), "a", 3, 2), get((6, 7), "a", 2, 3)]));
     right(with(vec![put((4, 5), "a", 3, 3)]));
-    // Once and not twice, not before it began, and not undone.
+    // The write must not take effect twice, or before it began, and must not be undone.
     wrong(with(vec![put((4, 5), "a", 3, 4)]));
     wrong(with(vec![get((4, 5), "a", 2, 2), get((6, 7), "a", 1, 1)]));
     wrong(vec![get((0, 1), "a", 1, 1), lost((2, 3), "a", 1)]);
@@ -157,7 +157,7 @@ fn a_write_that_failed_never_takes_effect() {
 fn a_write_that_was_applied_twice_is_found() {
     wrong(vec![put((0, 1), "a", 1, 1), get((2, 3), "a", 1, 2)]);
     wrong(vec![put((0, 1), "a", 1, 1), put((2, 3), "a", 2, 3)]);
-    // Twice with another between.
+    // The second write lies between the two effects of the first.
     wrong(vec![put((0, 1), "a", 1, 1), put((2, 3), "a", 2, 2), get((4, 5), "a", 1, 3)]);
 }
 
@@ -185,7 +185,7 @@ fn a_torn_batch_is_found() {
     right(with(vec![read_both((3, 4), (3, 2), (4, 2))]));
     wrong(with(vec![read_both((3, 4), (3, 2), (2, 1))]));
     wrong(with(vec![read_both((3, 4), (1, 1), (4, 2))]));
-    // Also by two reads, one after the other.
+    // Two consecutive reads show it too.
     wrong(with(vec![get((3, 4), "a", 3, 2), get((5, 6), "b", 2, 1)]));
     right(with(vec![get((3, 4), "a", 1, 1), get((5, 5), "b", 4, 2)]));
 }
@@ -216,13 +216,13 @@ fn a_txn_compares_with_the_state_at_its_place() {
         answered((2, 5), swap(1, 2), true, &[Gave::Put(2)]),
         answered((2, 5), swap(1, 3), false, &[Gave::Get(None)]),
     ]);
-    // Both found the value that only one could.
+    // Only one of the two can have found the value.
     wrong(vec![
         put((0, 1), "a", 1, 1),
         answered((2, 5), swap(1, 2), true, &[Gave::Put(2)]),
         answered((2, 5), swap(1, 3), true, &[Gave::Put(3)]),
     ]);
-    // It missed the value that was there.
+    // The transaction did not find the existing value.
     wrong(vec![put((0, 1), "a", 1, 1), answered((2, 3), swap(1, 2), false, &[Gave::Get(None)])]);
     let create = Request {
         compares: vec![Compare::Exists("a".into(), false)],
@@ -264,7 +264,7 @@ fn the_longest_order_is_reported() {
     assert!(stuck.state.contains("a=2 (version 2)"), "{}", stuck.state);
 }
 
-/// Tries every order of every subset that has all operations with an answer.
+/// Tries every order of every subset that contains all operations with an answer.
 fn brute_force(history: &[Operation]) -> bool {
     let mut groups = groups(history);
     groups.iter_mut().all(|(keys, operations)| {
@@ -301,7 +301,7 @@ fn tries(
     false
 }
 
-/// An operation that is likely enough to fit: few keys, values and versions.
+/// An operation that often fits a history, because there are few keys, values and versions.
 fn any_operation(number: u64) -> impl Strategy<Value = Operation> {
     let key = prop_oneof![Just("a"), Just("b")];
     let seen = prop_oneof![
@@ -337,7 +337,7 @@ fn any_operation(number: u64) -> impl Strategy<Value = Operation> {
     )
 }
 
-/// A history that is right: each operation takes effect at a time between its beginning and its end.
+/// A valid history: each operation takes effect at a time between its beginning and its end.
 fn right_history() -> impl Strategy<Value = Vec<Operation>> {
     let shape = (0..5u8, any::<bool>(), 0..12u64, 0..12u64, 0..8u8);
     proptest::collection::vec(shape, 1..9).prop_map(|shapes| {
@@ -361,7 +361,7 @@ fn right_history() -> impl Strategy<Value = Vec<Operation>> {
             let times = (effect.saturating_sub(before), effect + after);
             let unknown = operation(times, request.clone(), Outcome::Unknown(String::new()));
             if fate == 0 {
-                // It never took effect.
+                // This operation never took effect.
                 history.push(unknown);
                 continue;
             }
@@ -375,7 +375,7 @@ fn right_history() -> impl Strategy<Value = Vec<Operation>> {
     })
 }
 
-/// The answer that fits the state: found by trying.
+/// The answer that fits the state, from a second implementation of the model.
 fn answer_of(request: &Request, state: &[Option<Seen>]) -> Outcome {
     let at = |key: &str| usize::from(key == "b");
     let holds = |compare: &Compare| match compare {

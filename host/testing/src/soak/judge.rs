@@ -1,28 +1,30 @@
 //! The verdict on the samples of a run.
 //!
 //! # Contract
-//! - **Bounded**: in every sample, memory and descriptors are below the limits of [`Limits`]. In every sample of the second
-//!   half, a node's data directory takes at most [`DISK_FACTOR`] times the bytes that the node needs: the entries of its log
-//!   and its finished snapshots. Both are of the same moment, so a file that grew at a peak and is not given back shows.
-//! - **No trend**: the second half is cut into [`WINDOWS`] windows, and a quantity is represented by its mean in each. It grows
-//!   if both hold: the windows rise more often than chance explains (Mann-Kendall test, one-sided, p < 0.001), and
-//!   the median of all slopes between two windows (Theil-Sen), over the whole half, is more than [`GROWTH_MAX`] of the
-//!   median and more than the quantity's slack. Neither is moved by single peaks.
-//! - A run that did not do what it is for fails: each node must have taken snapshots, purged its log and trapped.
+//! - **Bounded**: in every sample, memory and descriptors are below the limits of [`Limits`]. In
+//!   every sample of the second half, a node's data directory takes at most [`DISK_FACTOR`] times the
+//!   bytes that the node needs: the entries of its log and its finished snapshots. Both are measured
+//!   at the same time. So the check detects a file that grew at a peak and did not shrink afterwards.
+//! - **No trend**: the second half is cut into [`WINDOWS`] windows, and a quantity is represented
+//!   by its mean in each. It grows if both of the following hold. Single peaks affect neither.
+//!    - The windows rise more often than chance explains (Mann-Kendall test, one-sided, p < 0.001).
+//!    - The growth over the half is more than [`GROWTH_MAX`] of the median and more than the quantity's slack. Growth
+//!      is the median of all slopes between two windows (Theil-Sen), times the length of the half.
+//! - **Coverage**: each node must have taken snapshots, purged its log and trapped. Otherwise the run fails.
 
 use std::fmt;
 
 use super::sample::{Sample, Usage};
 
-/// Disk space over needed bytes, at most.
+/// Maximum ratio of disk space to needed bytes.
 pub const DISK_FACTOR: f64 = 3.0;
-/// The windows of the second half.
+/// Number of windows in the second half.
 pub const WINDOWS: usize = 20;
-/// The growth over the second half that is no trend, as a share of the median.
+/// Growth over the second half that is not a trend, as a share of the median.
 pub const GROWTH_MAX: f64 = 0.05;
-/// For p < 0.001.
+/// Standard score for p < 0.001.
 const SIGNIFICANT: f64 = 3.09;
-/// Fewer of a node's snapshots in a run say nothing of snapshots.
+/// Minimum number of snapshots per node. With fewer, the run does not test snapshots.
 const SNAPSHOTS_MIN: u64 = 2;
 
 /// The limits of each node.
@@ -37,11 +39,11 @@ pub struct Limits {
 /// A quantity that must not grow.
 #[derive(Clone, Copy, Debug)]
 pub struct Quantity {
-    /// Its name.
+    /// The name of the quantity.
     pub name: &'static str,
-    /// The value in a sample.
+    /// Reads the value from a sample.
     pub of: fn(&Usage) -> u64,
-    /// Growth over the second half that is no trend, however small the median is.
+    /// Growth over the second half that is not a trend, even if the median is small.
     slack: f64,
 }
 
@@ -51,18 +53,18 @@ pub const MEMORY: Quantity =
 /// Open descriptors.
 pub const DESCRIPTORS: Quantity =
     Quantity { name: "open descriptors", of: |usage| usage.descriptors, slack: 2.0 };
-/// Disk space. The slack is a segment of sled's.
+/// Disk space. The slack is one segment of sled.
 pub const DISK: Quantity =
     Quantity { name: "disk space", of: Usage::disk_bytes, slack: 16.0 * 1_048_576.0 };
 
-/// How a quantity of one node developed.
+/// The development of a quantity at one node.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Course {
     /// The largest value of the whole run.
     pub peak: u64,
     /// The median over the windows of the second half.
     pub median: f64,
-    /// The growth over the second half by the median slope.
+    /// The growth over the second half, from the median slope.
     pub growth: f64,
     /// The standard score of the Mann-Kendall test.
     pub score: f64,
@@ -71,32 +73,33 @@ pub struct Course {
 /// The summary of one node.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Summary {
-    /// Its id.
+    /// The node's id.
     pub id: u64,
-    /// Of [`MEMORY`], [`DESCRIPTORS`] and [`DISK`].
+    /// The courses of [`MEMORY`], [`DESCRIPTORS`] and [`DISK`].
     pub courses: [Course; 3],
     /// The largest ratio of disk space to needed bytes in the second half.
     pub disk_factor: f64,
-    /// The same with the largest value of each in the second half.
+    /// The ratio of the largest disk space to the largest number of needed bytes in the second half.
     pub disk_factor_of_peaks: f64,
-    /// The largest ratio of the disk space of `log/` to the entries in it in the second half. It is not judged.
+    /// The largest ratio of the disk space of `log/` to the entries in it, in the second half. It
+    /// has no limit.
     pub log_factor: f64,
-    /// Snapshots that were seen.
+    /// Number of observed snapshots.
     pub snapshots: u64,
-    /// Times that the log was seen to be purged.
+    /// Number of observed purges of the log.
     pub purges: u64,
-    /// Traps.
+    /// Number of traps.
     pub traps: u64,
-    /// Entries that were applied.
+    /// Number of applied entries.
     pub entries: u64,
 }
 
 /// The verdict.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Verdict {
-    /// One per node.
+    /// One summary per node.
     pub nodes: Vec<Summary>,
-    /// The reasons for which the run fails. Empty: it passes.
+    /// The reasons why the run fails. Empty if it passes.
     pub failures: Vec<String>,
 }
 
@@ -110,7 +113,7 @@ impl fmt::Display for Course {
     }
 }
 
-/// Judges the samples, which are in the order of their times.
+/// Judges the samples. They must be sorted by time.
 pub fn judge(samples: &[Sample], limits: Limits) -> Verdict {
     let mut verdict = Verdict::default();
     let (Some(first), Some(last)) = (samples.first(), samples.last()) else {
@@ -204,7 +207,7 @@ fn failures(summary: &Summary, limits: Limits) -> Vec<String> {
     ] {
         if count < least {
             failures
-                .push(format!("{count} {what}: the run is too short or too slow to say anything"));
+                .push(format!("{count} {what}: the run is too short or too slow"));
         }
     }
     failures
@@ -215,7 +218,7 @@ fn grows(quantity: Quantity, course: Course) -> bool {
     score > SIGNIFICANT && growth > quantity.slack && growth > median * GROWTH_MAX
 }
 
-/// The means of `count` windows of about the same size.
+/// The means of `count` windows of similar size.
 fn means(values: &[f64], count: usize) -> Vec<f64> {
     let edge = |number: usize| number * values.len() / count;
     let windows = (0..count).map(|number| &values[edge(number)..edge(number + 1)]);
@@ -227,7 +230,7 @@ fn slope(values: &[f64]) -> f64 {
     median(pairs(values).map(|(steps, before, after)| (after - before) / steps).collect())
 }
 
-/// The standard score of the Mann-Kendall test: how many more pairs rise than fall, against chance.
+/// The standard score of the Mann-Kendall test: by how much more pairs rise than fall, compared with chance.
 fn score(values: &[f64]) -> f64 {
     let count = values.len() as f64;
     let rising: f64 = pairs(values)
@@ -266,7 +269,8 @@ mod tests {
     const LIMITS: Limits = Limits { resident_bytes: 1 << 30, descriptors: 200 };
     const MIB: u64 = 1 << 20;
 
-    /// A run of a healthy node and of one that `change` makes of it, with noise and with the sawtooth of snapshots.
+    /// A run of a healthy node and of one that `change` modifies, with noise and with the
+    /// sawtooth of snapshots.
     fn run(change: impl Fn(u64, &mut Usage)) -> Verdict {
         let mut random = Random::new(1);
         let samples = (0..720_u64).map(|number| {
@@ -320,7 +324,7 @@ mod tests {
         assert!(leak.starts_with("node 2: disk space grows"), "{leak}");
     }
 
-    /// A cache that fills at first, and a single peak.
+    /// A cache that fills in the first half, and a single peak.
     #[test]
     fn growth_in_the_first_half_and_peaks_are_no_trend() {
         let verdict = run(|number, usage| {

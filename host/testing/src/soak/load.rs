@@ -1,7 +1,8 @@
 //! The load of a run: writers, deleters, readers, watchers and a caller that traps, each at a bounded rate.
 //!
-//! Each key has one writer at a time: a key is locked while it is written or read, so the value that a read must find is
-//! known, but for writes whose outcome is unknown. Values follow from the key and a number, so all bytes are compared.
+//! A key is locked while it is written or read, so it has only one writer at a time. So the value
+//! that a read must return is known, except after writes with an unknown outcome. A value is
+//! derived from its key and a number, so all bytes are compared.
 
 use std::{
     collections::BTreeMap,
@@ -29,35 +30,35 @@ use tokio::{
 use super::Plan;
 use crate::{cluster::Cluster, random::Random};
 
-/// Writers that run at the same time.
+/// Number of concurrent writers.
 const WRITERS: u64 = 4;
-/// Of a hundred operations of a writer: deletes, and puts of a key that expires.
+/// Percentages of a writer's operations that are deletes, and puts of an expiring key.
 const DELETES: u64 = 12;
 const EXPIRING: u64 = 5;
-/// How long such a key lasts, and how many there are.
+/// Lifetime of these keys, and their number.
 const EXPIRES_AFTER_MS: i64 = 20_000;
 const EXPIRING_KEYS: u64 = 200;
-/// Keys that are read per second, each at some node.
+/// Reads per second, each at a random node.
 const READS_PER_SECOND: u64 = 4;
-/// A client is connected, used once and dropped in this interval.
+/// Interval in which a client is connected, used once and dropped.
 const CONNECTION_INTERVAL: Duration = Duration::from_secs(1);
-/// A watch is ended and begun again in this interval.
+/// Time after which a watch is ended and restarted.
 const WATCH_TIME: Duration = Duration::from_secs(60);
-/// The operations of a batch that takes more than [`super::FUEL_PER_CALL`].
+/// Operations of a batch that needs more than [`super::FUEL_PER_CALL`].
 const TRAPPING_OPERATIONS: usize = 128;
-/// The number of failures that are reported.
+/// Maximum number of failures in a report.
 const FAILURES_MAX: usize = 20;
 const PAGE: u32 = 200;
 
-/// The content of a key: the number of its value, or nothing.
+/// The content of a key: the number of its value, or `None` if the key does not exist.
 type Held = Option<u64>;
 
-/// The state of one key as far as it is known.
+/// The known state of a key.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Key {
-    /// As the last acknowledged write left it.
+    /// The content after the last acknowledged write.
     certain: Held,
-    /// Writes since the beginning whose outcome is unknown.
+    /// The contents of all writes of this run whose outcome is unknown.
     unknown: Vec<Held>,
 }
 
@@ -88,9 +89,9 @@ pub(super) struct Load {
 struct Shared {
     cluster: Arc<Cluster>,
     plan: Plan,
-    /// Follows the leader.
+    /// A client that follows the leader.
     client: Client,
-    /// One per node.
+    /// One client per node.
     nodes: Vec<Client>,
     keys: Vec<tokio::sync::Mutex<Key>>,
     next_value: AtomicU64,
@@ -144,7 +145,7 @@ impl Load {
         }
     }
 
-    /// Ends all tasks, after their calls.
+    /// Stops all tasks, after their current calls.
     pub(super) async fn stop(&mut self) -> Result<()> {
         self.shared.stopping.store(true, Ordering::Relaxed);
         for task in self.tasks.drain(..) {
@@ -157,12 +158,13 @@ impl Load {
         &self.shared.counts
     }
 
-    /// Violations so far.
+    /// The failures found so far.
     pub(super) fn failures(&self) -> Vec<String> {
         self.shared.failures.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Reads all keys at each node and compares them. Returns how many keys were acknowledged. The load is stopped.
+    /// Reads all keys at each node and compares them. Returns the number of acknowledged keys. The
+    /// load must be stopped.
     pub(super) async fn check_all(&self) -> Result<u64> {
         let shared = &self.shared;
         for (node, client) in shared.nodes.iter().enumerate() {
@@ -178,7 +180,7 @@ impl Load {
             if let Some(name) = found.keys().next() {
                 shared.fail(format!("node {id} has {} keys too many: {name}", found.len()));
             }
-            // Written by calls that trapped only.
+            // Only calls that trapped write these keys.
             let trapped = all_keys(client, "trap/").await?;
             if !trapped.is_empty() {
                 shared.fail(format!("node {id} has {} keys of calls that trapped", trapped.len()));
@@ -272,7 +274,7 @@ impl Shared {
         }
     }
 
-    /// Connections that come and go, which must not leave descriptors or memory behind.
+    /// Opens and closes connections. They must not leave descriptors or memory behind.
     async fn connect(self: Arc<Self>) {
         let mut node = 0;
         while !self.is_stopping() {
@@ -287,7 +289,7 @@ impl Shared {
         }
     }
 
-    /// A call that runs out of fuel, over and over.
+    /// Makes calls that run out of fuel.
     async fn trap(self: Arc<Self>) {
         let operation = |number| {
             let put = put(format!("trap/{number}"), vec![b'x'; 256], 0);
@@ -298,7 +300,7 @@ impl Shared {
         while !self.is_stopping() {
             sleep(self.plan.trap_interval).await;
             match self.client.kv().batch(&request).await {
-                Ok(_) => self.fail("a call that was to run out of fuel succeeded".to_owned()),
+                Ok(_) => self.fail("a call that must run out of fuel succeeded".to_owned()),
                 Err(error) if error.trap_kind().is_some() => {}
                 Err(_) => {
                     self.counts.refused.fetch_add(1, Ordering::Relaxed);
@@ -329,7 +331,7 @@ impl Shared {
     }
 }
 
-/// Ticks at a rate; those that were missed are left out.
+/// Ticks at a rate. Missed ticks are skipped.
 fn turns(per_second: f64) -> tokio::time::Interval {
     let mut turns = interval(Duration::from_secs_f64(1.0 / per_second));
     turns.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -344,7 +346,7 @@ fn put(key: String, value: Vec<u8>, ttl_ms: i64) -> PutRequest {
     PutRequest { key, content: Some(put_request::Content::Value(value)), ttl_ms }
 }
 
-/// The bytes of a value: its number, and what follows from key and number.
+/// The bytes of a value: its number, followed by bytes derived from the key and the number.
 fn value_of(plan: &Plan, key: u64, number: u64) -> Vec<u8> {
     let mut random = Random::new(key ^ number.rotate_left(32));
     let mut bytes = number.to_be_bytes().to_vec();
@@ -355,7 +357,7 @@ fn value_of(plan: &Plan, key: u64, number: u64) -> Vec<u8> {
     bytes
 }
 
-/// Compares what was read of a key with what is known of it.
+/// Compares the content that was read with the known state of the key.
 fn check(plan: &Plan, number: u64, read: Option<&KeyValue>, key: &Key) -> Result<()> {
     let held = match read.map(|read| &read.content) {
         None => None,
@@ -375,7 +377,7 @@ fn check(plan: &Plan, number: u64, read: Option<&KeyValue>, key: &Key) -> Result
     Ok(())
 }
 
-/// All keys of a prefix, page by page, each linearizable.
+/// Reads all keys with a prefix, page by page. Each page is a linearizable read.
 async fn all_keys(client: &Client, prefix: &str) -> Result<BTreeMap<String, KeyValue>> {
     let mut request =
         RangeRequest { prefix: prefix.to_owned(), limit: PAGE, ..RangeRequest::default() };

@@ -1,12 +1,13 @@
-//! A soak: a cluster under a steady load for a long time, whose resources must stay bounded.
+//! A soak test: a long run under steady load in which the use of resources must stay bounded.
 //!
-//! Three nodes with small thresholds, so that many snapshots are taken and the log is purged often, serve writes, deletes,
-//! expiring keys, reads, watches, connections that come and go, and calls that trap. Every few seconds the
-//! resources of each node are sampled ([`sample`]). Values that are read are compared with the acknowledged ones during the
-//! run, and all of them at each node at its end. [`judge`](mod@judge) says whether memory, descriptors and disk are bounded;
-//! [`plot`] and [`page`] show it.
+//! Three nodes serve writes, deletes, expiring keys, reads, watches, short-lived connections, and
+//! calls that trap. Their thresholds are small, so snapshots and purges of the log are frequent.
+//! The resources of each node are sampled every few seconds ([`sample`]). Values that are read are
+//! compared with the acknowledged ones, and at the end all values are compared at each node.
+//! [`judge`](mod@judge) decides whether memory, descriptors and disk space are bounded. [`plot`]
+//! and [`page`] show the results.
 //!
-//! For people: `cargo xtask soak --help`.
+//! To run it: `cargo xtask soak --help`.
 
 pub mod judge;
 mod load;
@@ -30,28 +31,28 @@ use self::{
 };
 use crate::cluster::{Cluster, Options, eventually};
 
-/// A large batch takes more than this, everything else less.
+/// Less than a large batch needs, and more than every other call needs.
 pub const FUEL_PER_CALL: u64 = 1_000_000;
-/// A page of a range takes less.
+/// More than a page of a range needs.
 const FUEL_PER_QUERY: u64 = 1_000_000_000;
-/// A snapshot is taken after so many bytes of entries.
+/// Bytes of entries after which a snapshot is taken.
 pub const SNAPSHOT_BYTES: u64 = 16 << 20;
-/// The log before the snapshot is kept up to this, as by default.
+/// Bytes of the log that are kept before the snapshot, as by default.
 pub const KEEP_BYTES: u64 = 64 << 20;
-/// Entries are many and not decisive: bytes are.
+/// A high limit, so that the limits in bytes decide.
 const ENTRIES: u64 = 1_000_000;
-/// The states of the nodes are compared in this interval and at the end.
+/// Interval between comparisons of the nodes' states. They are also compared at the end.
 const VERIFY_INTERVAL: Duration = Duration::from_secs(300);
 const VERIFY_TIME_MAX: Duration = Duration::from_secs(60);
-/// How long the nodes may take to apply the same log after the load.
+/// Time that the nodes have to apply the same log after the load.
 const CATCH_UP: Duration = Duration::from_secs(60);
-/// A run is ended when a node's data directory takes more than this.
+/// Disk space of one node at which the run is aborted.
 const DISK_BYTES_MAX: u64 = 8 << 30;
 
 /// The settings of a run.
 #[derive(Clone, Copy, Debug)]
 pub struct Plan {
-    /// How long the load runs.
+    /// Duration of the load.
     pub time: Duration,
     /// The number of keys.
     pub keys: u64,
@@ -59,9 +60,9 @@ pub struct Plan {
     pub value_bytes: usize,
     /// Puts and deletes per second.
     pub writes_per_second: u64,
-    /// The pause between two calls that trap.
+    /// Pause between two calls that trap.
     pub trap_interval: Duration,
-    /// The pause between two samples.
+    /// Pause between two samples.
     pub sample_interval: Duration,
     /// The seed of the load.
     pub seed: u64,
@@ -87,17 +88,17 @@ impl Default for Plan {
 /// The outcome of a run.
 #[derive(Debug)]
 pub struct Run {
-    /// Its settings.
+    /// The settings of the run.
     pub plan: Plan,
     /// All samples.
     pub samples: Vec<Sample>,
-    /// Of the samples, with what the clients and the nodes found.
+    /// The verdict on the samples, and the failures that clients and nodes reported.
     pub verdict: Verdict,
-    /// Name and value of what was done.
+    /// Names and values of the counters.
     pub counts: Vec<(&'static str, u64)>,
 }
 
-/// Runs a cluster of this binary and judges it. `progress` is told of each sample.
+/// Runs a cluster of this binary and judges it. Passes each sample to `progress`.
 pub async fn run(
     binary: &std::path::Path,
     parent: Option<PathBuf>,
@@ -142,7 +143,7 @@ pub async fn run(
     Ok(Run { plan, samples, verdict, counts })
 }
 
-/// Samples until the time is over.
+/// Takes samples until the load time is over.
 async fn observe(
     cluster: &Cluster,
     load: &Load,
@@ -169,7 +170,7 @@ async fn observe(
             bail!("after {:?}: {failure}", began.elapsed());
         }
         if Instant::now() >= verify_at {
-            // Too busy now: the next attempt counts.
+            // `None` means that a node was too busy. The next attempt compares again.
             if have_equal_states(cluster).await == Some(false) {
                 failures.push(format!("the nodes' states differ after {:?}", began.elapsed()));
             }
@@ -179,7 +180,8 @@ async fn observe(
     Ok((samples, failures))
 }
 
-/// All acknowledged keys at each node, equal states, and no failure of a node. Returns the number of keys.
+/// Checks that each node has all acknowledged keys, that the states are equal, and that no node
+/// failed. Returns the number of keys.
 async fn check_at_the_end(
     cluster: &Cluster,
     load: &Load,
@@ -209,7 +211,7 @@ async fn check_at_the_end(
     Ok(present)
 }
 
-/// Whether all nodes have the same state after one entry. `None`: a node could not be asked in time.
+/// Compares the states of all nodes after one entry. `None` if a node did not answer in time.
 async fn have_equal_states(cluster: &Cluster) -> Option<bool> {
     let verify = async { cluster.client()?.verify().await.map_err(anyhow::Error::from) };
     let answer = timeout(VERIFY_TIME_MAX, verify).await.ok()?.ok()?;

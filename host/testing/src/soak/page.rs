@@ -1,4 +1,4 @@
-//! The page about a run: its figures, machine and version, as Markdown.
+//! The report of a run as Markdown: its figures, host and version.
 
 use std::{fmt::Write, fs};
 
@@ -9,14 +9,14 @@ use super::{
 
 const MIB: f64 = 1_048_576.0;
 
-/// The program, the computer and the load, for the reader.
+/// The program and its version, for the report.
 #[derive(Clone, Debug)]
 pub struct Subject {
     /// The version and the build, such as `conclave 0.1.0 (dev build)`.
     pub program: String,
     /// The revision of the sources.
     pub revision: String,
-    /// The day.
+    /// The date of the run.
     pub date: String,
 }
 
@@ -33,10 +33,10 @@ pub fn title(run: &Run, subject: &Subject) -> String {
     )
 }
 
-/// The page.
+/// The report as Markdown.
 pub fn markdown(run: &Run, subject: &Subject, plot: &str) -> String {
     let mut page = String::new();
-    // Writing to a string does not fail.
+    // Writing to a string cannot fail.
     let _ = write(&mut page, run, subject, plot);
     page
 }
@@ -91,7 +91,7 @@ fn write(page: &mut String, run: &Run, subject: &Subject, plot: &str) -> std::fm
             }
         }
     }
-    writeln!(page, "\n## How it is judged\n\n{}", judged())
+    writeln!(page, "\n## Rules\n\n{}", judged())
 }
 
 fn judged() -> String {
@@ -139,7 +139,7 @@ fn table(page: &mut String, nodes: &[Summary]) -> std::fmt::Result {
     row("traps", &|node| node.traps.to_string())
 }
 
-/// The processor, its cores and the memory of this computer.
+/// The processor, its number of cores, and the memory of this host.
 fn computer() -> String {
     let read = |path| fs::read_to_string(path).unwrap_or_default();
     let field = |text: &str, name: &str| {

@@ -1,4 +1,4 @@
-//! The samples of a run as one SVG: memory, disk, descriptors, entries, and what was done, each over the time.
+//! The samples of a run as one SVG: memory, disk, descriptors, entries and the work done, over time.
 
 use std::error::Error;
 
@@ -12,10 +12,10 @@ use super::{
 
 const SIZE: (u32, u32) = (960, 1150);
 const FONT: &str = "sans-serif";
-/// One per node, told apart also without red and green.
+/// One color per node. They can be distinguished without seeing red and green.
 const COLORS: [RGBColor; 3] = [RGBColor(0, 114, 178), RGBColor(213, 94, 0), RGBColor(0, 158, 115)];
 const GRAY: RGBColor = RGBColor(130, 130, 130);
-/// More points than this show nothing more.
+/// Maximum number of points per curve. More points would not be visible.
 const POINTS_MAX: usize = 480;
 const MIB: f64 = 1_048_576.0;
 
@@ -26,10 +26,10 @@ struct Curve {
     values: Vec<f64>,
 }
 
-/// Draws all samples under this title.
+/// Plots all samples under this title.
 ///
 /// # Errors
-/// The library cannot draw them.
+/// Fails if the plotting library cannot draw the samples.
 pub fn svg(samples: &[Sample], title: &str) -> Result<String> {
     let step = samples.len().div_ceil(POINTS_MAX).max(1);
     let samples: Vec<Sample> = samples.iter().step_by(step).cloned().collect();
@@ -69,7 +69,7 @@ fn per_node(samples: &[Sample], of: fn(&Usage) -> f64) -> Vec<Curve> {
     (0..nodes).zip(COLORS.into_iter().cycle()).map(curve).collect()
 }
 
-/// The disk space of each node with the limit of the node whose limit is lowest.
+/// The disk space of each node, with the limit of the node that has the lowest limit.
 fn disk(samples: &[Sample]) -> Vec<Curve> {
     let least = |sample: &Sample| {
         sample.nodes.iter().map(Usage::needed_bytes).min().unwrap_or_default() as f64 / MIB
@@ -82,7 +82,7 @@ fn disk(samples: &[Sample]) -> Vec<Curve> {
     curves
 }
 
-/// The work of the first node so far.
+/// The work that the first node has done.
 fn done(samples: &[Sample]) -> Vec<Curve> {
     let first: Vec<Usage> =
         samples.iter().filter_map(|sample| sample.nodes.first().copied()).collect();

@@ -1,4 +1,4 @@
-//! The resources that a node uses: from the kernel, from its data directory and from its metrics.
+//! The resources that a node uses, from the kernel, its data directory and its metrics.
 
 use std::{fs, io, os::unix::fs::MetadataExt, path::Path, time::Duration};
 
@@ -11,7 +11,7 @@ use tokio::{
 
 use crate::cluster::Cluster;
 
-/// A node that is kept from the processors for some time is no failure.
+/// A busy host may delay a node for some time. That is no failure.
 const METRICS_TIME_MAX: Duration = Duration::from_secs(30);
 
 /// The resources of one node at one time.
@@ -25,9 +25,9 @@ pub struct Usage {
     pub log_bytes: u64,
     /// Disk space of the finished snapshots.
     pub snapshot_bytes: u64,
-    /// Disk space of all the rest, such as a snapshot that is being written.
+    /// Disk space of all other files, such as a snapshot that is being written.
     pub other_bytes: u64,
-    /// Bytes of the entries that the log has.
+    /// Total size of the entries in the log.
     pub live_log_bytes: u64,
     /// The applied index.
     pub applied: u64,
@@ -37,7 +37,7 @@ pub struct Usage {
     pub purged: u64,
     /// Calls that trapped since the node started.
     pub traps: u64,
-    /// Consistency checks that the node did not agree with since it started.
+    /// Consistency checks since the start in which the node differed from the majority.
     pub divergences: u64,
 }
 
@@ -47,7 +47,7 @@ impl Usage {
         self.log_bytes + self.snapshot_bytes + self.other_bytes
     }
 
-    /// The bytes that the node needs to keep: its log and its finished snapshots.
+    /// The bytes that the node must keep: its log and its finished snapshots.
     pub fn needed_bytes(&self) -> u64 {
         self.live_log_bytes + self.snapshot_bytes
     }
@@ -58,12 +58,12 @@ impl Usage {
 pub struct Sample {
     /// The time since the load began.
     pub at: Duration,
-    /// In the order of the nodes' ids.
+    /// The usage of each node, in the order of their ids.
     pub nodes: Vec<Usage>,
 }
 
 impl Sample {
-    /// Asks all nodes.
+    /// Samples all nodes.
     pub async fn take(cluster: &Cluster, at: Duration) -> Result<Self> {
         let mut nodes = Vec::new();
         for id in cluster.ids() {
@@ -111,7 +111,7 @@ fn resident_bytes(status: &str) -> Option<u64> {
     Some(line.trim().strip_suffix(" kB")?.parse::<u64>().ok()? * 1024)
 }
 
-/// Calls `each` with every file and the space that it takes on the disk. A file that is removed meanwhile is left out.
+/// Calls `each` with every file and its disk space. Skips files that are removed meanwhile.
 fn for_each_file(dir: &Path, each: &mut impl FnMut(&Path, u64)) -> Result<()> {
     let gone = |error: &io::Error| error.kind() == io::ErrorKind::NotFound;
     let entries = match fs::read_dir(dir) {
@@ -124,14 +124,14 @@ fn for_each_file(dir: &Path, each: &mut impl FnMut(&Path, u64)) -> Result<()> {
             Err(error) if gone(&error) => {}
             Err(error) => return Err(error).with_context(|| path.display().to_string()),
             Ok(metadata) if metadata.is_dir() => for_each_file(&path, each)?,
-            // Of POSIX: blocks have 512 bytes here, whatever the file system's have.
+            // POSIX counts blocks of 512 bytes here, independent of the file system's block size.
             Ok(metadata) => each(&path, metadata.blocks() * 512),
         }
     }
     Ok(())
 }
 
-/// A node's page of metrics.
+/// The metrics of a node, in the text format.
 pub(crate) async fn metrics(admin: &str) -> Result<String> {
     let ask = async {
         let mut stream = TcpStream::connect(admin).await?;
@@ -146,7 +146,7 @@ pub(crate) async fn metrics(admin: &str) -> Result<String> {
     timeout(METRICS_TIME_MAX, ask).await.context("its metrics took too long")?
 }
 
-/// The sum of a metric over all its labels. `None`: it is not on the page.
+/// The sum of a metric over all its labels. `None` if the metric does not exist.
 pub(crate) fn metric(page: &str, name: &str) -> Option<u64> {
     let values = page.lines().filter_map(|line| {
         let rest = line.strip_prefix(name)?;
