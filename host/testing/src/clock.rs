@@ -1,7 +1,7 @@
-//! A node's wall clock, moved while it runs, by Debian's libfaketime.
+//! Moves a node's wall clock while the node runs, with Debian's libfaketime.
 //!
-//! The library is loaded into the node's process and reads the offset from a file at each call. The monotonic clock,
-//! by which elections and leases are timed, stays as it is.
+//! The library is loaded into the node's process and reads the offset from a file at each call. The
+//! monotonic clock, which elections and leases use, is not changed.
 
 use std::{
     fs,
@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result};
 
-/// Where Debian's package `libfaketime` has it.
+/// Paths of the library in Debian's package `libfaketime`.
 const LIBRARIES: [&str; 2] = [
     "/usr/lib/x86_64-linux-gnu/faketime/libfaketimeMT.so.1",
     "/usr/lib/aarch64-linux-gnu/faketime/libfaketimeMT.so.1",
@@ -24,7 +24,7 @@ pub struct Clock {
 }
 
 impl Clock {
-    /// A clock whose offset is kept in `file`. `None`: libfaketime is not installed.
+    /// Creates a clock whose offset is stored in `file`. Returns `None` if libfaketime is not installed.
     pub fn new(file: &Path) -> Result<Option<Self>> {
         let Some(library) = LIBRARIES.iter().map(Path::new).find(|path| path.exists()) else {
             return Ok(None);
@@ -34,15 +34,15 @@ impl Clock {
         Ok(Some(clock))
     }
 
-    /// Moves the clock by so many seconds from the true time.
+    /// Sets the clock's offset from the true time, in seconds.
     pub fn set(&self, seconds: i64) -> Result<()> {
-        // Whole at once: the node may read it at any moment.
+        // Replaced atomically, because the node may read the file at any time.
         let next = self.file.with_extension("next");
         let write = fs::write(&next, format!("{seconds:+}s\n"));
         write.and_then(|()| fs::rename(&next, &self.file)).context("cannot move a clock")
     }
 
-    /// The variables for the environment of the node.
+    /// Environment variables for the node.
     pub fn environment(&self) -> Vec<(String, String)> {
         let variable = |name: &str, value: String| (name.to_owned(), value);
         vec![

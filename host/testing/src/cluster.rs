@@ -13,7 +13,8 @@
 //! # Ok(()) }
 //! ```
 //!
-//! Dropping a [`Cluster`] ends its processes. All methods take `&self`: faults happen while clients run.
+//! Dropping a [`Cluster`] kills its processes. All methods take `&self`, so that faults can happen
+//! while clients run.
 
 mod setup;
 
@@ -37,27 +38,27 @@ use tokio::time::Instant;
 pub use self::setup::{Options, Turn, free_address, turn};
 use crate::proxy::Network;
 
-/// How long anything may take that should take much less. A test that waits so long has failed.
+/// Generous timeout for operations that are normally much faster. A test that reaches it has failed.
 pub const PATIENCE: Duration = Duration::from_secs(60);
 const POLL: Duration = Duration::from_millis(20);
-/// The lines of a node's log that a failure shows.
+/// Number of lines of a node's log that a failure shows.
 const LOG_LINES: usize = 40;
 
-/// One node's addresses, files and process.
+/// The addresses, files and process of one node.
 pub struct Node {
-    /// Its number, from 1.
+    /// The node's id, starting at 1.
     pub id: u64,
-    /// Where it listens for clients.
+    /// Address for clients.
     pub client: String,
-    /// Where its peers reach it.
+    /// Address that the node's peers connect to.
     pub peer: String,
-    /// Where it listens for its peers. The same as `peer` without a proxy.
+    /// Address on which the node listens for its peers. It equals `peer` if there is no proxy.
     pub listen_peer: String,
-    /// Where it listens for operators.
+    /// Address of the admin port.
     pub admin: String,
-    /// Its data directory.
+    /// The data directory.
     pub data_dir: PathBuf,
-    /// The file of its log.
+    /// The file of the node's log messages.
     pub log: PathBuf,
     process: Mutex<Process>,
     starts: AtomicU64,
@@ -68,7 +69,7 @@ pub struct Node {
 struct Process {
     child: Option<Child>,
     paused: bool,
-    /// How it ended each time that no test ended it.
+    /// Exit statuses of processes that no test ended.
     ended_by_itself: Vec<ExitStatus>,
     environment: Vec<(String, String)>,
 }
@@ -78,14 +79,14 @@ impl Node {
         self.process.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Sets a variable in its environment, from its next start on.
+    /// Sets an environment variable of the node, effective from its next start.
     pub fn set_variable(&self, name: &str, value: String) {
         let environment = &mut self.process().environment;
         environment.retain(|(other, _)| other != name);
         environment.push((name.to_owned(), value));
     }
 
-    /// How often it was started. It changes with every restart.
+    /// Number of times that the node was started. It changes with every restart.
     pub fn starts(&self) -> u64 {
         self.starts.load(Ordering::Acquire)
     }
@@ -95,7 +96,7 @@ impl Node {
 pub struct Cluster {
     /// The nodes, in the order of their ids.
     pub nodes: Vec<Node>,
-    /// Holds everything that the cluster writes.
+    /// The directory of all files that the cluster writes.
     pub dir: TempDir,
     options: Options,
     network: Option<Network>,
@@ -110,7 +111,7 @@ impl Cluster {
         Ok(cluster)
     }
 
-    /// Makes addresses, a directory and a master key. No node is started.
+    /// Chooses addresses, and creates a directory and a master key. Starts no node.
     pub async fn prepared(options: Options) -> Result<Self> {
         let dir = match &options.parent {
             Some(parent) => {
@@ -156,7 +157,7 @@ impl Cluster {
     /// The node with this id.
     ///
     /// # Panics
-    /// If there is none.
+    /// Panics if there is no node with this id.
     pub fn node(&self, id: u64) -> &Node {
         &self.nodes[id as usize - 1]
     }
@@ -164,7 +165,7 @@ impl Cluster {
     /// The network between the nodes.
     ///
     /// # Errors
-    /// The cluster was set up without one: see [`Options::proxied`].
+    /// Fails for a cluster without proxies: see [`Options::proxied`].
     pub fn network(&self) -> Result<&Network> {
         self.network.as_ref().context("this cluster has no proxies between its nodes")
     }
@@ -201,7 +202,7 @@ impl Cluster {
         flags
     }
 
-    /// Starts a node, or starts it again.
+    /// Starts a node, for the first time or again.
     pub fn start_node(&self, id: u64) -> Result<()> {
         let node = self.node(id);
         let mut process = node.process();
@@ -274,14 +275,14 @@ impl Cluster {
         Ok(status)
     }
 
-    /// Pauses a node (SIGSTOP): it does nothing, and its connections stay open.
+    /// Pauses a node (SIGSTOP). Its connections stay open.
     pub fn pause(&self, id: u64) -> Result<()> {
         self.signal(id, Signal::STOP)?;
         self.node(id).process().paused = true;
         Ok(())
     }
 
-    /// Lets a paused node run again (SIGCONT).
+    /// Resumes a paused node (SIGCONT).
     pub fn resume(&self, id: u64) -> Result<()> {
         if self.is_running(id) {
             self.signal(id, Signal::CONT)?;
@@ -298,23 +299,23 @@ impl Cluster {
             .with_context(|| format!("cannot send a signal to node {id}"))
     }
 
-    /// Whether a node was started and not ended by the test.
+    /// Returns true if a node was started and no test has ended it.
     pub fn is_running(&self, id: u64) -> bool {
         self.node(id).process().child.is_some()
     }
 
-    /// Whether a node runs and is not paused.
+    /// Returns true if a node runs and is not paused.
     pub fn is_active(&self, id: u64) -> bool {
         let process = self.node(id).process();
         process.child.is_some() && !process.paused
     }
 
-    /// Sets whether the clients of a workload leave a node alone, until they are told otherwise.
+    /// Sets whether the clients of a workload send no requests to a node.
     pub fn spare(&self, id: u64, spared: bool) {
         self.node(id).spared.store(spared, Ordering::Release);
     }
 
-    /// Whether the clients of a workload leave a node alone.
+    /// Returns true if the clients of a workload send no requests to a node.
     pub fn is_spared(&self, id: u64) -> bool {
         self.node(id).spared.load(Ordering::Acquire)
     }
@@ -324,7 +325,7 @@ impl Cluster {
         self.node(id).process().child.as_ref().map(Child::id)
     }
 
-    /// Fails, with the end of its log, if a node's process has ended by itself.
+    /// Fails if the node's process has ended by itself. The error contains the end of its log.
     pub fn check_running(&self, id: u64) -> Result<()> {
         let mut process = self.node(id).process();
         let child = process.child.as_mut().with_context(|| format!("node {id} does not run"))?;
@@ -334,7 +335,8 @@ impl Cluster {
         Ok(())
     }
 
-    /// Failures that a node must never show: its process ended by itself, or a part of it panicked.
+    /// Failures that a node must never have: its process ended by itself, or one of its threads
+    /// or tasks panicked.
     pub fn failures_of(&self, id: u64) -> Vec<String> {
         let mut failures = Vec::new();
         {
@@ -357,43 +359,43 @@ impl Cluster {
         lines[lines.len().saturating_sub(LOG_LINES)..].join("\n")
     }
 
-    /// A client that knows all nodes and follows the leader.
+    /// A client for all nodes that follows the leader.
     pub fn client(&self) -> Result<Client> {
         let endpoints = self.nodes.iter().map(|node| node.client.clone());
         Ok(Client::builder().endpoints(endpoints).deadline(PATIENCE).build()?)
     }
 
-    /// A client that asks one node and no other.
+    /// A client that sends requests to one node only.
     pub fn client_of(&self, id: u64) -> Result<Client> {
         let endpoint = self.node(id).client.clone();
         let client = Client::builder().endpoints([endpoint]).follow_leader(false);
         Ok(client.deadline(PATIENCE).build()?)
     }
 
-    /// The status as one node sees it, without waiting for others.
+    /// The cluster's status as one node reports it, without waiting for other nodes.
     pub async fn status_of(&self, id: u64) -> Result<StatusResponse> {
         let endpoint = self.node(id).client.clone();
         let client = Client::builder().endpoints([endpoint]).follow_leader(false);
         Ok(client.deadline(Duration::from_secs(3)).build()?.status().await?)
     }
 
-    /// Waits until the cluster names a leader.
+    /// Waits until the cluster has a leader.
     pub async fn serving(&self) -> Result<()> {
         self.leader().await.map(drop)
     }
 
-    /// The node that leads, as a node says that can be reached. Waits until there is one.
+    /// Waits until a reachable node reports a leader, and returns the leader's id.
     pub async fn leader(&self) -> Result<u64> {
         self.leader_within(PATIENCE).await
     }
 
-    /// As [`Cluster::leader`], for at most this long.
+    /// Same as [`Cluster::leader`], with this timeout.
     pub async fn leader_within(&self, patience: Duration) -> Result<u64> {
         eventually("a node leads", patience, async || {
             let active: Vec<u64> = self.ids().filter(|id| self.is_active(*id)).collect();
             let mut why = "no node runs".to_owned();
             for id in active {
-                // Its own client, as a clone would remember which nodes were silent.
+                // Uses a new client for each node, because a clone would remember unresponsive nodes.
                 match tokio::time::timeout(Duration::from_secs(1), self.status_of(id)).await {
                     Ok(Ok(status)) => {
                         let leads = |id| status.leader == id && self.is_active(id);
@@ -411,7 +413,7 @@ impl Cluster {
         .await
     }
 
-    /// Waits until one of `candidates` leads, as itself says.
+    /// Waits until one of `candidates` reports itself as the leader. Returns its id.
     pub async fn leads(&self, candidates: &[u64]) -> Result<u64> {
         eventually("one of these leads", PATIENCE, async || {
             for id in candidates {
@@ -426,7 +428,7 @@ impl Cluster {
         .await
     }
 
-    /// Waits until these nodes have applied the whole log, and the same of it.
+    /// Waits until these nodes have applied the whole log.
     pub async fn caught_up(&self, ids: &[u64], patience: Duration) -> Result<()> {
         let client = self.client()?;
         eventually("the nodes have applied the whole log", patience, async || {
@@ -442,7 +444,7 @@ impl Cluster {
         .await
     }
 
-    /// Lets everything work again: links, paused nodes, nodes that do not run.
+    /// Repairs all links, resumes paused nodes, and starts nodes that do not run.
     pub fn repair(&self) -> Result<()> {
         if let Some(network) = &self.network {
             network.repair();
@@ -478,7 +480,7 @@ fn show(text: &str) {
     eprintln!("{text}");
 }
 
-/// Tries until it works, at most as long as `patience`. The error has the last reason.
+/// Retries `attempt` until it succeeds or `patience` is over. The error contains the last reason.
 pub async fn eventually<T>(
     what: &str,
     patience: Duration,

@@ -1,16 +1,16 @@
-//! Counting machines written by hand, in as many versions as are wanted.
+//! Handwritten counting state machines in several versions.
 #![allow(clippy::unwrap_used, missing_docs, reason = "for tests, which fail by panicking")]
 
 use crate::wat::{NEW_WRITER, Wat};
 
-/// The result of a function of the contract that fails, in these words.
+/// The failing result of a function of the contract, with the message [`FAILS_WITH`].
 pub const FAILS: &str =
     "(i32.store8 (i32.const 656) (i32.const 1)) (i32.store (i32.const 664) (i32.const 4900))
      (i32.store (i32.const 668) (i32.const 12)) (i32.const 656)";
 pub const FAILS_WITH: &str = "not this one";
 
-/// Counts by `step`, and writes its state as eight bytes: version 1 the number, version 2 the number and
-/// a thousand, so that taking one for the other shows. An entry or a query with a request traps.
+/// Counts by `step`, and saves its state as eight bytes. Version 1 saves the number, version 2 the number
+/// plus a thousand, so that confusing the two is detected. An entry or a query with a request traps.
 pub fn version(name: &'static str, step: i64, state_version: u32, restores: &'static [u32]) -> Wat {
     let apply = format!(
         "(if (local.get 8) (then unreachable))
@@ -24,7 +24,8 @@ pub fn version(name: &'static str, step: i64, state_version: u32, restores: &'st
          (i32.store (i32.const 520) (i32.const 16)) (i32.const 512)"
     );
     let more_than_it_is = if state_version == 2 { 1000 } else { 0 };
-    // Each snapshot has sixteen bytes from 4096 on: what was captured, and how much of it is left.
+    // Each snapshot uses sixteen bytes from address 4096 on: the captured number, and the number of
+    // bytes left to read.
     let snapshot = format!(
         "(global.set $taken (i32.and (i32.add (global.get $taken) (i32.const 1)) (i32.const 15)))
          (i64.store offset=4096 (i32.mul (global.get $taken) (i32.const 16))
@@ -39,7 +40,7 @@ pub fn version(name: &'static str, step: i64, state_version: u32, restores: &'st
         apply: apply.leak(),
         query: query.leak(),
         snapshot: snapshot.leak(),
-        // At most three bytes at a time.
+        // Returns at most three bytes at a time.
         read: "(local.set 0 (i32.mul (local.get 0) (i32.const 16)))
                (local.set 1 (i32.load offset=4104 (local.get 0)))
                (i32.store (i32.const 48) (i32.sub (i32.add (local.get 0) (i32.const 4104)) (local.get 1)))

@@ -1,8 +1,8 @@
 //! Requests and answers of concurrent clients, with their times.
 //!
-//! All times are of one monotonic clock, that of the recording process. An operation's invocation is noted
-//! before its request is sent, and its response after its answer has come: the operation took effect between
-//! the two, if at all.
+//! All times come from one monotonic clock in the recording process. An operation's beginning is
+//! recorded before its request is sent, and its end after its answer was received. So an operation
+//! takes effect between the two, if at all.
 
 use std::{
     fmt,
@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-/// A value that is put. Each put of a history has a value of its own.
+/// A value of a put. Each put of a history has a different value.
 pub type Value = u64;
 
 /// One step of an operation.
@@ -29,28 +29,28 @@ pub enum Step {
 pub enum Compare {
     /// The key holds this value.
     Holds(String, Value),
-    /// The key is there, or is not.
+    /// The key exists (true) or does not (false).
     Exists(String, bool),
 }
 
-/// What is asked for: one list of steps or the other, in one step. A single put, delete or get is a request with
-/// one step and no condition.
+/// An atomic operation: conditions, and one of two lists of steps. A single put, delete or get is a
+/// request with one step and no condition.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Request {
-    /// All must hold for `then`.
+    /// Conditions. `then` runs only if all of them hold.
     pub compares: Vec<Compare>,
-    /// The steps if all hold.
+    /// The steps if all conditions hold.
     pub then: Vec<Step>,
     /// The steps otherwise.
     pub otherwise: Vec<Step>,
 }
 
-/// A key as it was read.
+/// The content of a key in an answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct Seen {
-    /// Its value.
+    /// The value.
     pub value: Value,
-    /// How often it was put since it was created.
+    /// Number of puts since the key was created.
     pub version: u64,
 }
 
@@ -59,9 +59,9 @@ pub struct Seen {
 pub enum Gave {
     /// The key's version after the put.
     Put(u64),
-    /// Whether the key was there.
+    /// Whether the key existed.
     Delete(bool),
-    /// The key.
+    /// The key's content.
     Get(Option<Seen>),
 }
 
@@ -72,74 +72,74 @@ pub struct Answer {
     pub succeeded: bool,
     /// One result for each step that was run.
     pub results: Vec<Gave>,
-    /// The log index of the command, or up to which the state that answered had been applied.
+    /// The log index of the command. For a query, the index up to which the state was applied.
     pub index: u64,
 }
 
-/// How an operation ended.
+/// The outcome of an operation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It took effect.
+    /// The operation took effect.
     Done(Answer),
-    /// It did not and will not take effect, for this reason.
+    /// The operation did not and will not take effect, for this reason.
     Failed(String),
-    /// It may have taken effect or not, and may still do so, for this reason.
+    /// The operation may have taken effect, or may still do so, for this reason.
     Unknown(String),
 }
 
-/// How fresh the answer must be.
+/// The kind of an operation, and the required freshness of its answer.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Kind {
-    /// It changes something.
+    /// A write.
     Write,
     /// A linearizable read.
     Read,
     /// A read under the leader's lease.
     LeaseRead,
-    /// A read of what a node has applied.
+    /// A read of the state that a node has applied.
     StaleRead,
 }
 
 /// One operation of one client.
 #[derive(Clone, Debug)]
 pub struct Operation {
-    /// The client: one operation at a time.
+    /// The client's number. Each client has one operation in flight at a time.
     pub client: u32,
-    /// The node that the client asked, and how often the node had been started then. `None`: any node, or one that
-    /// was started again meanwhile.
+    /// The node that received the request, and the number of its starts at that time. `None` if any
+    /// node could answer, or if the node was restarted meanwhile.
     pub node: Option<(u64, u64)>,
-    /// How fresh the answer must be.
+    /// The kind of the operation.
     pub kind: Kind,
     /// The request.
     pub request: Request,
-    /// When it was sent, since the history began.
+    /// Time of its beginning, relative to the beginning of the history.
     pub begun: Duration,
-    /// When the client heard of the outcome.
+    /// Time at which the client learned the outcome.
     pub ended: Duration,
     /// The outcome that the client received.
     pub outcome: Outcome,
 }
 
 impl Request {
-    /// A single step.
+    /// A request with one step.
     pub fn of(step: Step) -> Self {
         Self { then: vec![step], ..Self::default() }
     }
 
-    /// Every key that it names.
+    /// All keys of the request.
     pub fn keys(&self) -> impl Iterator<Item = &str> {
         let compared = self.compares.iter().map(Compare::key);
         compared.chain(self.then.iter().chain(&self.otherwise).map(Step::key))
     }
 
-    /// Whether it changes nothing.
+    /// Returns true if the request changes nothing.
     pub fn only_reads(&self) -> bool {
         self.then.iter().chain(&self.otherwise).all(|step| matches!(step, Step::Get(_)))
     }
 }
 
 impl Step {
-    /// The key that it names.
+    /// The key of the step.
     pub fn key(&self) -> &str {
         match self {
             Self::Put(key, _) | Self::Delete(key) | Self::Get(key) => key,
@@ -148,7 +148,7 @@ impl Step {
 }
 
 impl Compare {
-    /// The key that it names.
+    /// The key of the condition.
     pub fn key(&self) -> &str {
         match self {
             Self::Holds(key, _) | Self::Exists(key, _) => key,
@@ -157,7 +157,7 @@ impl Compare {
 }
 
 impl Operation {
-    /// The answer, if there was one.
+    /// The answer, if there is one.
     pub fn answer(&self) -> Option<&Answer> {
         match &self.outcome {
             Outcome::Done(answer) => Some(answer),
@@ -165,7 +165,8 @@ impl Operation {
         }
     }
 
-    /// Whether the operation must fit into one order with all others, beginning and end respected.
+    /// Returns true if the operation must fit into one order with all others. The order respects
+    /// beginnings and ends.
     pub fn is_linearizable(&self) -> bool {
         self.kind != Kind::StaleRead
     }
@@ -189,12 +190,12 @@ impl Recorder {
         self.origin.elapsed()
     }
 
-    /// Notes an operation that has ended.
+    /// Records a finished operation.
     pub fn add(&self, operation: Operation) {
         self.operations.lock().unwrap_or_else(PoisonError::into_inner).push(operation);
     }
 
-    /// All operations so far, by their beginning.
+    /// All recorded operations, in the order of their beginning.
     pub fn operations(&self) -> Vec<Operation> {
         let operations = self.operations.lock().unwrap_or_else(PoisonError::into_inner);
         let mut operations = operations.clone();

@@ -1,11 +1,12 @@
-//! Invariants of a run besides linearizability.
+//! Invariants of a run other than linearizability.
 //!
-//! - Indexes and time: an answer is never older than one that had come before it was asked for. This finds stale
-//!   reads without a search, and those of keys that nobody has written meanwhile.
-//! - One command per index.
-//! - A node's stale reads never go back, as long as it is not restarted.
-//! - The state at an index is one: whichever node answers.
-//! - Watches: in order, each change once, no gap, every acknowledged write, and nothing that was not written.
+//! - Indexes and time: an answer is never older than an answer that was received before its request was
+//!   sent. This detects stale reads without a search, even of keys that no client has written meanwhile.
+//! - Each index has at most one command.
+//! - The indexes of a node's stale reads never decrease until it is restarted.
+//! - The state at an index is the same on all nodes.
+//! - Watches receive changes in order, each once and without gaps. They receive every acknowledged
+//!   write, and no change that was not written.
 
 use std::{
     collections::{BTreeMap, BTreeSet, btree_map::Entry},
@@ -18,32 +19,32 @@ use crate::{
     workload::{Change, Watched},
 };
 
-/// Messages of one kind that a report has in full.
+/// Maximum number of messages per kind in a report.
 const SHOWN_MAX: usize = 5;
 
-/// A violation, in words.
+/// Violations by kind, as text.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Violations(BTreeMap<&'static str, Vec<String>>);
 
 impl Violations {
-    /// Whether everything holds.
+    /// Returns true if there are no violations.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Notes one.
+    /// Adds a violation.
     pub fn add(&mut self, kind: &'static str, text: String) {
         self.0.entry(kind).or_default().push(text);
     }
 
-    /// Takes those of another check.
+    /// Adds the violations of another check.
     pub fn extend(&mut self, other: Self) {
         for (kind, texts) in other.0 {
             self.0.entry(kind).or_default().extend(texts);
         }
     }
 
-    /// How many there are of each kind.
+    /// The number of violations of each kind.
     pub fn counts(&self) -> impl Iterator<Item = (&'static str, usize)> {
         self.0.iter().map(|(kind, texts)| (*kind, texts.len()))
     }
@@ -61,18 +62,18 @@ impl fmt::Display for Violations {
     }
 }
 
-/// An answer is older than one before it.
-pub const STALE: &str = "an answer is older than one that had come before it was asked for";
+/// An answer is older than an earlier one.
+pub const STALE: &str = "an answer is older than one received before its request";
 /// Two commands at one index.
 pub const TWICE: &str = "two commands have the same index";
-/// Stale reads go back.
-pub const BACKWARDS: &str = "a node's stale reads go back";
+/// The index of a node's stale reads decreases.
+pub const BACKWARDS: &str = "the index of a node's stale reads decreases";
 /// Two states at one index.
-pub const TWO_STATES: &str = "the state at an index is not one";
-/// A watch that is wrong.
-pub const WATCH: &str = "a watch is wrong";
+pub const TWO_STATES: &str = "two answers show different states at one index";
+/// A watch missed, repeated or invented a change, or changed its order.
+pub const WATCH: &str = "a watch is incorrect";
 
-/// Checks the answers.
+/// Checks the answers of all operations.
 pub fn check_answers(history: &[Operation]) -> Violations {
     let mut violations = Violations::default();
     indexes_follow_time(history, &mut violations);
@@ -82,10 +83,10 @@ pub fn check_answers(history: &[Operation]) -> Violations {
     violations
 }
 
-/// An answer with its index.
+/// The answers that have an index, with the index.
 fn indexed(history: &[Operation]) -> impl Iterator<Item = (&Operation, u64)> {
     let answers = history.iter().filter_map(|operation| Some((operation, operation.answer()?)));
-    // Without an index: the answer that there is no such key.
+    // "No such key" is answered without an index.
     answers.map(|(operation, answer)| (operation, answer.index)).filter(|(_, index)| *index > 0)
 }
 
@@ -105,7 +106,7 @@ fn indexes_follow_time(history: &[Operation], violations: &mut Violations) {
             }
         }
         let Some((before, newest)) = newest else { continue };
-        // A command has an index of its own.
+        // Each command has a different index.
         let allowed = if operation.kind == Kind::Write { newest + 1 } else { newest };
         if index < allowed {
             violations.add(STALE, format!("{operation}\n    after {before}"));
@@ -165,7 +166,7 @@ fn one_state_per_index(history: &[Operation], violations: &mut Violations) {
             true => &operation.request.then,
             false => &operation.request.otherwise,
         };
-        // Within one command only its last step on a key shows the state at its index.
+        // Within one command, only the last step on a key shows the state at its index.
         let mut last = BTreeMap::new();
         for (step, gave) in steps.iter().zip(&answer.results) {
             last.insert(step.key(), seen(step, gave));
@@ -195,7 +196,7 @@ fn seen(step: &Step, gave: &Gave) -> Option<Seen> {
     }
 }
 
-/// Checks what watches have seen. Each must have come to the index of the last write.
+/// Checks the events of watches. Each watch must have reached the index of the last write.
 pub fn check_watches(history: &[Operation], watches: &[Watched]) -> Violations {
     let mut violations = Violations::default();
     let expected = acknowledged(history);
@@ -212,7 +213,7 @@ pub fn check_watches(history: &[Operation], watches: &[Watched]) -> Violations {
                 .iter()
                 .map(|change| ((change.index, &*change.key), change))
                 .collect();
-            // Changes of the last index may still be on their way, except at the end of the run.
+            // Further changes at the last index may be in transit, except at the end of the run.
             for ((index, key), change) in expected.range((segment.after + 1, "")..(last, "")) {
                 if changes.get(&(*index, *key)).is_none_or(|seen| *seen != change) {
                     let seen = changes.get(&(*index, *key));
@@ -224,7 +225,7 @@ pub fn check_watches(history: &[Operation], watches: &[Watched]) -> Violations {
                 let known =
                     change.put.is_none_or(|seen| possible.contains(&(&*change.key, seen.value)));
                 if !known && change.key != "mark" {
-                    violations.add(WATCH, wrong(format!("nobody has written {change:?}")));
+                    violations.add(WATCH, wrong(format!("no client has written {change:?}")));
                 }
                 let key = (change.index, &*change.key);
                 let (before, node) = *all.entry(key).or_insert((change, watched.node));
@@ -255,7 +256,7 @@ fn in_order(changes: &[Change], after: u64, mut wrong: impl FnMut(String)) {
     }
 }
 
-/// Between two changes of a key that follow each other there is none that is missing.
+/// Checks by the versions that no change of a key is missing between two received ones.
 fn versions_follow(changes: &[Change], mut wrong: impl FnMut(String)) {
     let mut versions: BTreeMap<&str, u64> = BTreeMap::new();
     for change in changes {
@@ -309,7 +310,7 @@ fn possible(history: &[Operation]) -> BTreeSet<(&str, Value)> {
     puts.collect()
 }
 
-/// The longest time in which no write was acknowledged, and when it began.
+/// The longest time in which no write was acknowledged, and its beginning.
 pub fn longest_gap(history: &[Operation]) -> (Duration, Duration) {
     let writes = history.iter().filter(|operation| operation.kind == Kind::Write);
     let mut ends: Vec<Duration> =
@@ -418,14 +419,14 @@ mod tests {
             let found = check_watches(&history, &watched(changes));
             assert_eq!(kinds(&found), [WATCH], "{found}");
         };
-        // Dropped, repeated, reordered, invented, with another value, and before it began.
+        // A change is missing, repeated, reordered, invented, has another value, or precedes the beginning.
         wrong(|changes| _ = changes.remove(1));
         wrong(|changes| changes.insert(1, changes[1].clone()));
         wrong(|changes| changes.swap(1, 2));
         wrong(|changes| changes.insert(4, change(10, Some((9, 5)))));
         wrong(|changes| changes[1].put = Some(Seen { value: 1, version: 2 }));
         wrong(|changes| changes.insert(0, change(4, Some((1, 1)))));
-        // A delete that nobody has acknowledged may have been of unknown outcome; a version may not be missing.
+        // An unacknowledged delete may be a write with unknown outcome, but a missing version is a violation.
         wrong(|changes| changes[2] = change(8, None));
         let two = [watched(right.to_vec()), watched(vec![change(5, Some((2, 1)))])].concat();
         assert!(!check_watches(&history, &two).is_empty());

@@ -1,12 +1,12 @@
-//! The frame of this crate's programs.
+//! The main function of this crate's programs.
 #![allow(clippy::print_stdout, reason = "for programs of developers")]
 
 use std::process::ExitCode;
 
 use anyhow::{Context as _, Result};
 
-/// Runs a program, which says whether what it tests passes. The exit code is 0 if it does, 1 if not, and 2 if it could
-/// not be found out.
+/// Runs a program that returns whether its test passed. The exit code is 0 if the test passed, 1 if
+/// it failed, and 2 if it could not be completed.
 pub fn run(program: impl Future<Output = Result<bool>>) -> ExitCode {
     let runtime =
         tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();

@@ -1,17 +1,17 @@
-//! Random numbers from a seed: SplitMix64, written out so that a seed gives the same run with every version of
-//! every library.
+//! Random numbers from a seed: SplitMix64. It is implemented here so that a seed gives the same run
+//! with every version of every library.
 
 /// A source of random numbers.
 #[derive(Clone, Debug)]
 pub struct Random(u64);
 
 impl Random {
-    /// Begins with a seed.
+    /// Creates a source from a seed.
     pub fn new(seed: u64) -> Self {
         Self(seed)
     }
 
-    /// Another source, which depends on this one and on a number.
+    /// Another source, derived from this one and a number.
     pub fn fork(&mut self, number: u64) -> Self {
         Self(self.next() ^ number.wrapping_mul(0xd6e8_feb8_6659_fd93))
     }
@@ -25,22 +25,22 @@ impl Random {
         mixed ^ (mixed >> 31)
     }
 
-    /// A number below `end`, which is not 0.
+    /// A random number below `end`. `end` must not be 0.
     pub fn below(&mut self, end: u64) -> u64 {
         self.next() % end.max(1)
     }
 
-    /// A number of a range.
+    /// A random number in a range.
     pub fn range(&mut self, range: std::ops::Range<u64>) -> u64 {
         range.start + self.below(range.end.saturating_sub(range.start))
     }
 
-    /// Whether an event of this chance in a hundred happens.
+    /// Returns true with a probability of `chance` percent.
     pub fn percent(&mut self, chance: u64) -> bool {
         self.below(100) < chance
     }
 
-    /// One of several. `None` if there is none.
+    /// A random element. `None` if there are no elements.
     pub fn pick<T: Copy>(&mut self, items: &[T]) -> Option<T> {
         items.get(self.below(items.len() as u64) as usize).copied()
     }

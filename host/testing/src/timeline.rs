@@ -1,8 +1,8 @@
-//! A run as one page for a browser: who asked for what and when, what was answered, which faults were there, and
-//! where no order of the operations goes on.
+//! Shows a run as one page for a browser: the operations with their times and answers, the faults,
+//! and the point at which no order of the operations can be continued.
 //!
-//! The page is one file without anything from elsewhere. It shows the operations of the groups of keys that are wrong,
-//! or all of them if no group is.
+//! The page is a single file without external resources. It shows the operations of the groups of
+//! keys with a violation, or all operations if there is none.
 
 use std::{collections::BTreeMap, fmt::Write as _, time::Duration};
 
@@ -12,7 +12,7 @@ use crate::{
     linearizability::Violation,
 };
 
-/// Operations that a page shows at most: a browser takes no more with ease.
+/// Maximum number of operations on a page. Browsers become slow with more.
 const OPERATIONS_MAX: usize = 4000;
 /// Pixels per second of the run.
 const SCALE: f64 = 240.0;
@@ -35,7 +35,7 @@ svg text { fill: var(--text); }
 td, th { text-align: left; padding: .15rem .8rem .15rem 0; vertical-align: top; }
 ";
 
-/// The page of a run.
+/// Renders the page of a run.
 pub fn page(run: &Run) -> String {
     let mut page = String::new();
     let title = format!("Chaos run with seed {}", run.seed);
@@ -165,7 +165,7 @@ fn bar(page: &mut String, operation: &Operation, stuck: bool, (left, right): (f6
     );
 }
 
-/// The order that was found, and what does not fit behind it.
+/// The longest order found, and the operations that do not fit after it.
 fn table(page: &mut String, violation: &Violation) {
     let stuck = &violation.stuck;
     let _ = write!(

@@ -1,4 +1,4 @@
-//! How a cluster is set up.
+//! Setup of clusters.
 
 use std::{
     net::{SocketAddr, TcpListener},
@@ -15,15 +15,15 @@ use anyhow::Result;
 use super::Node;
 use crate::proxy::Network;
 
-/// The right of one test to have a cluster, until it is dropped.
+/// Permission for one test to run a cluster, until it is dropped.
 pub struct Turn(());
 
-/// Clusters of this program at the moment.
+/// Number of clusters that this process is running.
 static CLUSTERS: Mutex<usize> = Mutex::new(0);
 static TURN_ENDED: Condvar = Condvar::new();
 
-/// Waits until there is room for a cluster. Three nodes fill two cores, so a program has one cluster per two cores at a
-/// time.
+/// Waits for permission to run a cluster. Three nodes fill two cores, so one process runs one
+/// cluster per two cores at a time.
 pub fn turn() -> Turn {
     let clusters_max = available_parallelism().map_or(1, |cores| (cores.get() / 2).max(1));
     let clusters = CLUSTERS.lock().unwrap_or_else(PoisonError::into_inner);
@@ -39,25 +39,25 @@ impl Drop for Turn {
     }
 }
 
-/// How a cluster is set up.
+/// Settings of a cluster.
 #[derive(Clone, Debug)]
 pub struct Options {
     /// The program `conclave`.
     pub binary: PathBuf,
     /// The number of nodes.
     pub nodes: u64,
-    /// More flags for every node.
+    /// Additional flags for every node.
     pub flags: Vec<String>,
-    /// The initial component. `None`: the key-value store.
+    /// The initial component. `None` for the key-value store.
     pub component: Option<PathBuf>,
     /// Whether peers reach each other through a [`Network`](crate::proxy::Network).
     pub proxied: bool,
-    /// Where the directory of the cluster is made. `None`: where temporary files go.
+    /// Parent of the cluster's directory. `None` for the directory of temporary files.
     pub parent: Option<PathBuf>,
 }
 
 impl Options {
-    /// Three nodes with the key-value store, directly connected.
+    /// Three nodes with the key-value store, connected without proxies.
     pub fn new(binary: impl Into<PathBuf>) -> Self {
         Self {
             binary: binary.into(),
@@ -88,8 +88,8 @@ impl Options {
     }
 }
 
-/// A free loopback address. Its port is not one of those that the kernel gives to outgoing connections: such
-/// a connection could take it before the node listens.
+/// A free loopback address. Its port is outside the range that the kernel uses for outgoing
+/// connections. Otherwise such a connection could take the port before the node listens.
 pub fn free_address() -> String {
     static TRIED: AtomicU32 = AtomicU32::new(0);
     loop {
@@ -102,7 +102,7 @@ pub fn free_address() -> String {
     }
 }
 
-/// A network with a proxy before each node.
+/// Creates a network with a proxy in front of each node.
 pub(super) async fn proxies(nodes: &[Node]) -> Result<Network> {
     let network = Network::new(nodes.iter().map(|node| node.id));
     for node in nodes {

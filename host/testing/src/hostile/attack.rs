@@ -1,4 +1,4 @@
-//! The attacks of hostile clients, each on all nodes and at a bounded rate.
+//! The attacks of hostile clients. Each attack runs on all nodes and at a bounded rate.
 
 use std::{
     sync::{
@@ -26,36 +26,36 @@ use tokio::{
 
 use crate::{cluster::Cluster, random::Random};
 
-/// How long an attacker holds what it has before it begins again.
+/// Time for which an attacker holds its resources before it repeats the attack.
 const HOLD: Duration = Duration::from_secs(20);
 const PAUSE: Duration = Duration::from_millis(200);
 const CONNECT_TIME_MAX: Duration = Duration::from_secs(2);
-/// Streams of one connection, about as many as a node allows.
+/// Number of streams per connection, about as many as a node allows.
 const STREAMS: usize = 1_000;
 const IDLE_CONNECTIONS: usize = 1_500;
 const ADMIN_CONNECTIONS: usize = 200;
-/// Streams that are begun and cancelled in one burst.
+/// Number of streams that are opened and cancelled in one burst.
 const CANCELLED: usize = 100;
-/// Large answers are made of these.
+/// Number and size of the keys from which large answers are composed.
 const LARGE_KEYS: u64 = 64;
 const LARGE_BYTES: usize = 64 << 10;
 const LARGE: &str = "large/";
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 
-/// One kind of hostile client.
+/// A kind of hostile client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Attack {
-    /// Asks for large answers and does not read them.
+    /// Requests large answers and does not read them.
     UnreadAnswers,
     /// Announces large requests and does not send them.
     UnfinishedBodies,
-    /// Holds connections open, with and without HTTP/2's preface.
+    /// Holds connections open, with and without the HTTP/2 preface.
     IdleConnections,
-    /// Begins calls and cancels them at once.
+    /// Makes calls and cancels them immediately.
     CancelledStreams,
     /// Sends random bytes.
     Garbage,
-    /// Watches many times on one connection and does not read.
+    /// Opens many watches on one connection and does not read them.
     UnreadWatches,
     /// Resumes watches from an index that does not exist yet.
     FutureWatches,
@@ -64,7 +64,7 @@ pub enum Attack {
 }
 
 impl Attack {
-    /// All of them.
+    /// All attacks.
     pub const ALL: [Self; 8] = [
         Self::UnreadAnswers,
         Self::UnfinishedBodies,
@@ -76,14 +76,14 @@ impl Attack {
         Self::IdleAdminConnections,
     ];
 
-    /// The things that are counted, for the report.
+    /// Description of the counted actions, for the report.
     pub fn describe(self) -> &'static str {
         match self {
-            Self::UnreadAnswers => "large answers that were asked for and not read",
+            Self::UnreadAnswers => "large answers that were requested and not read",
             Self::UnfinishedBodies => "requests of 4 MiB that were announced and not sent",
             Self::IdleConnections => "connections that stayed idle",
-            Self::CancelledStreams => "calls that were cancelled at once",
-            Self::Garbage => "connections that brought random bytes",
+            Self::CancelledStreams => "calls that were cancelled immediately",
+            Self::Garbage => "connections that sent random bytes",
             Self::UnreadWatches => "watches that were not read",
             Self::FutureWatches => "watches from an index beyond the log",
             Self::IdleAdminConnections => "idle connections to the admin port",
@@ -91,7 +91,7 @@ impl Attack {
     }
 }
 
-/// Attackers that run.
+/// Running attackers.
 pub(super) struct Attackers {
     stopping: Arc<AtomicBool>,
     counts: Vec<Arc<AtomicU64>>,
@@ -99,11 +99,11 @@ pub(super) struct Attackers {
 }
 
 impl Attackers {
-    /// Stops them; what each kind did.
+    /// Stops all attackers. Returns the counters of each kind.
     pub(super) async fn stop(self) -> Vec<Arc<AtomicU64>> {
         self.stopping.store(true, Ordering::Relaxed);
         for task in self.tasks {
-            // Its connections are closed with it.
+            // Aborting the task closes its connections.
             task.abort();
             let _ = task.await;
         }
@@ -111,7 +111,7 @@ impl Attackers {
     }
 }
 
-/// Writes the keys that large answers are made of.
+/// Writes the keys from which large answers are composed.
 pub(super) async fn fill(cluster: &Cluster) -> Result<()> {
     let kv = cluster.client()?.kv().retry_unknown(true);
     for number in 0..LARGE_KEYS {
@@ -170,7 +170,7 @@ impl Drop for Held {
 impl Attacker {
     async fn run(mut self, stopping: Arc<AtomicBool>) {
         while !stopping.load(Ordering::Relaxed) {
-            // A node refuses attackers: they try again.
+            // A node may reject an attack. The attacker then retries.
             let _ = self.round().await;
             sleep(PAUSE).await;
         }
@@ -307,7 +307,7 @@ async fn open(address: &str) -> Result<TcpStream> {
     Ok(timeout(CONNECT_TIME_MAX, TcpStream::connect(address)).await??)
 }
 
-/// A connection whose windows are as small as HTTP/2 begins with.
+/// Opens a connection with a small initial window for its streams.
 async fn connect(address: &str) -> Result<(SendRequest<Bytes>, JoinHandle<()>)> {
     let socket = open(address).await?;
     let handshake = Builder::new().initial_window_size(16 << 10).handshake(socket);

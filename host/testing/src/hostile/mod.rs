@@ -1,10 +1,11 @@
 //! Hostile clients beside ordinary ones.
 //!
-//! Three nodes serve sixteen ordinary clients while others hold connections, streams, bodies and answers open, do not
-//! read, cancel, and send garbage ([`attack`]). The ordinary calls must stay fast and succeed, the probes must be answered,
-//! and the nodes must stay within their limits of memory and descriptors.
+//! Three nodes serve sixteen ordinary clients. Meanwhile, hostile clients hold connections,
+//! streams, bodies and answers open, do not read, cancel calls, and send garbage ([`attack`]). The
+//! ordinary calls must stay fast and succeed. The probes must be answered, and the nodes must stay
+//! within their limits of memory and descriptors.
 //!
-//! For people: `cargo xtask hostile --help`.
+//! To run it: `cargo xtask hostile --help`.
 
 pub mod attack;
 mod ordinary;
@@ -25,24 +26,24 @@ use crate::{
     soak::sample::Sample,
 };
 
-/// The most that the 99th percentile of ordinary calls may be.
+/// Maximum 99th percentile of the durations of ordinary calls.
 pub const P99_MAX: Duration = Duration::from_millis(100);
-/// The memory of one node.
+/// Maximum resident memory of one node.
 pub const RESIDENT_BYTES_MAX: u64 = 2 << 30;
 const SAMPLE_INTERVAL: Duration = Duration::from_secs(2);
-/// Ordinary clients alone, to compare with.
+/// Duration of the ordinary load before the attacks, for comparison.
 const CALM: Duration = Duration::from_secs(10);
-/// How long the nodes may take to recover when the attacks have ended.
+/// Time that the nodes have to recover after the attacks.
 const RECOVERY: Duration = Duration::from_secs(60);
 
 /// The settings of a run.
 #[derive(Clone, Debug)]
 pub struct Plan {
-    /// How long the attacks take.
+    /// Duration of the attacks.
     pub time: Duration,
-    /// Ordinary clients.
+    /// Number of ordinary clients.
     pub clients: u64,
-    /// The attacks, all at once.
+    /// The attacks, which run at the same time.
     pub attacks: Vec<Attack>,
     /// The seed of the random bytes.
     pub seed: u64,
@@ -51,16 +52,16 @@ pub struct Plan {
 /// The outcome of a run.
 #[derive(Debug)]
 pub struct Run {
-    /// Faults that were found. Empty: the run passes.
+    /// The failures. Empty if the run passes.
     pub failures: Vec<String>,
-    /// For people.
+    /// A summary for display.
     pub report: String,
 }
 
 /// Runs a cluster of this binary under attack.
 ///
 /// # Errors
-/// The cluster or the attackers cannot be started, or a node has ended.
+/// Fails if the cluster or the attackers cannot be started, or if a node has ended.
 pub async fn run(binary: &Path, plan: &Plan) -> Result<Run> {
     let files = rustix::process::Resource::Nofile;
     let limit = rustix::process::getrlimit(files);

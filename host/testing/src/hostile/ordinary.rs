@@ -1,4 +1,4 @@
-//! Ordinary clients, and how long their calls take.
+//! Ordinary clients, and the durations of their calls.
 
 use std::{
     collections::BTreeMap,
@@ -24,20 +24,21 @@ use tokio::{
 
 use crate::cluster::Cluster;
 
-/// Between two calls of one client.
+/// Pause between two calls of one client.
 const PAUSE: Duration = Duration::from_millis(20);
-/// A probe of an orchestrator that is not answered in this time has failed.
+/// Maximum duration of a successful probe.
 const PROBE_TIME_MAX: Duration = Duration::from_secs(1);
 const PROBE_INTERVAL: Duration = Duration::from_secs(1);
-/// Probes that fail in a row end a process under an orchestrator's default.
+/// Maximum number of failed probes in a row. By default, orchestrators end a process after some
+/// failures in a row.
 const PROBES_FAILED_MAX: u32 = 2;
 const FAILURES_MAX: usize = 20;
 
-/// The times and failures of the clients' calls.
+/// The durations and failures of the clients' calls.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Measured {
     times: Vec<Duration>,
-    /// Calls that a documented limit refused, by its message.
+    /// Number of calls that a documented limit rejected, by error message.
     pub(super) refused: BTreeMap<String, u64>,
     pub(super) failures: Vec<String>,
     probes: u64,
@@ -84,7 +85,7 @@ impl fmt::Display for Measured {
     }
 }
 
-/// Clients that run.
+/// Running clients.
 pub(super) struct Ordinary {
     measured: Arc<Mutex<Measured>>,
     stopping: Arc<AtomicBool>,
@@ -150,7 +151,7 @@ async fn calls(
     }
 }
 
-/// A limit says which it is; everything else is a failure.
+/// Rejections by a limit are counted by message. Every other error is a failure.
 fn note(measured: &mut Measured, error: &Error) {
     let message = error.to_string();
     match error.code() {
@@ -159,7 +160,7 @@ fn note(measured: &mut Measured, error: &Error) {
     }
 }
 
-/// Asks for `/livez` as an orchestrator does.
+/// Requests `/livez` periodically, as an orchestrator does.
 async fn probes(admin: String, measured: Arc<Mutex<Measured>>, stopping: Arc<AtomicBool>) {
     let mut failed = 0;
     while !stopping.load(Ordering::Relaxed) {

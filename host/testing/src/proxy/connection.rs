@@ -1,4 +1,4 @@
-//! One connection: two directions, each over its link.
+//! One connection with two directions, each over its own link.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,21 +15,22 @@ use tokio::{
 
 use super::{BUFFER_CHUNKS, CHUNK_BYTES, Fault, Link, Part, Shape, Tally};
 
-/// Bytes that are on their way. An empty one is the end of the stream, which is a packet like any other.
+/// Bytes in transit. An empty chunk is the end of the stream, which is delivered like other packets.
 struct Chunk {
     bytes: Bytes,
     arrives: Instant,
 }
 
-/// How one direction ended.
+/// The end of one direction.
 enum Ended {
-    /// The sender has closed it, and the receiver has heard of that.
+    /// The sender closed it, and the receiver was notified.
     Closed,
     /// The connection must not be used any more: bytes were lost, or it was refused.
     Broken,
 }
 
-/// Carries a connection to its end. `server`: the connection to the node that is asked, unless it refused it.
+/// Forwards a connection until it ends. `server` is the connection to the receiving node. `None` if
+/// that node refused it.
 pub(super) async fn carry(
     client: TcpStream,
     server: Option<TcpStream>,
@@ -37,7 +38,7 @@ pub(super) async fn carry(
     response: Arc<Link>,
 ) {
     let Some(server) = server else {
-        // The refusal is a packet of the response's direction.
+        // The refusal is a packet in the direction of responses.
         wait_until_carried(&response).await;
         reset(&client);
         return;
@@ -50,7 +51,7 @@ pub(super) async fn carry(
     let requests = direction(client_reads, server_writes, &request, Part::Requests);
     let responses = direction(server_reads, client_writes, &response, Part::Responses);
     tokio::pin!(requests, responses);
-    // Both directions to their ends, unless one breaks: then both are reset, as their streams are dropped.
+    // Each direction is forwarded until it ends. If one breaks, dropping the streams resets both.
     tokio::select! {
         ended = &mut requests => if matches!(ended, Ended::Closed) { responses.await; },
         ended = &mut responses => if matches!(ended, Ended::Closed) { requests.await; },
@@ -68,7 +69,7 @@ async fn direction(reads: OwnedReadHalf, writes: OwnedWriteHalf, link: &Link, pa
     }
 }
 
-/// Takes bytes from the sender as they come, also while the link holds them.
+/// Reads bytes from the sender immediately, even while the link holds them.
 async fn read(mut stream: OwnedReadHalf, chunks: mpsc::Sender<Chunk>, tally: &Tally<'_>) -> Ended {
     let mut buffer = vec![0; CHUNK_BYTES];
     loop {
@@ -91,7 +92,7 @@ async fn read(mut stream: OwnedReadHalf, chunks: mpsc::Sender<Chunk>, tally: &Ta
     }
 }
 
-/// Gives bytes to the receiver when the link lets them arrive.
+/// Writes bytes to the receiver when the link delivers them.
 async fn write(
     mut stream: OwnedWriteHalf,
     chunks: mpsc::Receiver<Chunk>,
@@ -116,14 +117,14 @@ async fn deliver(
             () = refused(&mut shape) => return Ended::Broken,
         };
         let Some(chunk) = chunk else { return Ended::Broken };
-        // A longer delay that is set meanwhile holds for later bytes.
+        // A longer delay that is set meanwhile applies only to later bytes.
         sleep_until(chunk.arrives).await;
         let fault = shape.borrow_and_update().fault;
         match fault {
             Fault::None => {}
             Fault::Refuse => return Ended::Broken,
             Fault::Hold | Fault::Cut => {
-                // From hold to cut the bytes are lost, from cut to hold they stay lost.
+                // Bytes are lost if a held link is cut, and stay lost if a cut link is held.
                 let mut lost = fault == Fault::Cut;
                 let repaired = shape.wait_for(|shape| {
                     lost |= shape.fault == Fault::Cut;
@@ -152,7 +153,7 @@ async fn deliver(
 async fn refused(shape: &mut watch::Receiver<Shape>) {
     let refused = shape.wait_for(|shape| shape.fault == Fault::Refuse).await.is_ok();
     if !refused {
-        // The network is gone, and its connections with it.
+        // The network was dropped. Its connections end with it.
         std::future::pending::<()>().await;
     }
 }

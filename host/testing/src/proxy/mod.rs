@@ -1,28 +1,28 @@
-//! A TCP proxy between the nodes, in this process, that can break each link by itself.
+//! A TCP proxy between the nodes, in the test's process, that can break each link separately.
 //!
-//! A [`Network`] listens at the peer address that a node advertises and passes each connection on to the
-//! address where the node listens. All nodes are given the same list of members, so the address does not say
-//! which node connects: the kernel does (see [`source`]).
+//! A [`Network`] listens on the peer address that a node advertises, and forwards each connection to
+//! the address on which the node listens. All nodes have the same list of members, so the address
+//! does not identify the node that connects. The kernel's socket tables do (see [`source`]).
 //!
-//! A *link* carries all bytes from one node to another, in every connection between the two, whichever opened
-//! it: requests of the connections that the first has opened, and responses of those that the second has.
-//! So a link is one direction of the network between two hosts.
+//! A *link* carries all bytes from one node to another, over all connections between the two. It
+//! carries the requests of connections that the first node opened, and the responses of connections
+//! that the second one opened. So a link is one direction of the network between two hosts.
 //!
-//! # What a link can do
+//! # Faults of a link
 //!
 //! | [`Fault`] | bytes | connections |
 //! |---|---|---|
 //! | `Hold` | wait, and arrive in order after the release | stay open |
 //! | `Cut` | are lost | stay open while the link is cut; each that lost bytes is reset afterwards |
-//! | `Refuse` | are lost | are reset at once, new ones too |
+//! | `Refuse` | are lost | are reset immediately, including new ones |
 //!
-//! Beside that, [`Shape`] has a delay and a rate.
+//! In addition, [`Shape`] has a delay and a rate.
 //!
 //! # Caveats
 //!
-//! - The proxy accepts connections while a link is cut. Nothing is heard on such a connection, where a real
-//!   network would leave the connection unanswered: connect timeouts are not tested by it.
-//! - A sender can have [`BUFFER_CHUNKS`] × [`CHUNK_BYTES`] on the way before its own buffers fill.
+//! - The proxy accepts connections while a link is cut, but forwards nothing. A real network would
+//!   not complete such a connection. So connect timeouts are not tested.
+//! - A sender can have [`BUFFER_CHUNKS`] × [`CHUNK_BYTES`] in transit before its own buffers fill.
 
 mod connection;
 pub mod source;
@@ -46,15 +46,15 @@ use tokio::{
 
 use self::source::Owners;
 
-/// The number of chunks that wait in one direction of a connection.
+/// Maximum number of chunks that wait in one direction of a connection.
 pub const BUFFER_CHUNKS: usize = 256;
-/// The size of the largest chunk.
+/// Maximum size of a chunk.
 pub const CHUNK_BYTES: usize = 16 << 10;
 
 /// The fault of a link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Fault {
-    /// Nothing.
+    /// No fault.
     #[default]
     None,
     /// Bytes wait until the link is released.
@@ -68,20 +68,20 @@ pub enum Fault {
 /// How a link carries bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
-    /// Its fault.
+    /// The fault.
     pub fault: Fault,
-    /// How long each byte is on its way.
+    /// Delay of each byte.
     pub delay: Duration,
-    /// How many bytes pass per second and connection. `None`: as many as come.
+    /// Bytes per second and connection. `None` for no limit.
     pub bytes_per_second: Option<u64>,
 }
 
-/// Which bytes of a link. Those of different connections may overtake each other.
+/// A part of a link's bytes. Bytes of different connections may overtake each other.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Part {
-    /// Those of connections that the sender has opened.
+    /// Bytes of connections that the sender opened.
     Requests,
-    /// Those of connections that the receiver has opened.
+    /// Bytes of connections that the receiver opened.
     Responses,
 }
 
@@ -89,11 +89,11 @@ pub enum Part {
 pub struct Link {
     requests: watch::Sender<Shape>,
     responses: watch::Sender<Shape>,
-    /// Bytes that were taken from the sender.
+    /// Number of bytes that were read from the sender.
     taken: AtomicU64,
-    /// Bytes that were given to the receiver.
+    /// Number of bytes that were written to the receiver.
     given: AtomicU64,
-    /// Bytes that were taken and never given: their connections have ended.
+    /// Number of bytes that were read but never written, because their connections ended.
     lost: AtomicU64,
 }
 
@@ -112,7 +112,7 @@ impl Link {
         self.set_part(Part::Responses, &change);
     }
 
-    /// Changes how the link carries some of its bytes.
+    /// Changes how the link carries one part of its bytes.
     pub fn set_part(&self, part: Part, change: impl FnOnce(&mut Shape)) {
         self.part(part).send_modify(change);
     }
@@ -139,24 +139,24 @@ impl Link {
         self.set(|shape| shape.fault = Fault::Refuse);
     }
 
-    /// Makes the link carry bytes as on the first day: no fault, no delay, no limit.
+    /// Removes all faults, delays and limits.
     pub fn repair(&self) {
         self.set(|shape| *shape = Shape::default());
     }
 
-    /// Bytes that are on their way: taken from the sender and not yet given to the receiver.
+    /// Number of bytes in transit: read from the sender and not yet written to the receiver.
     pub fn waiting(&self) -> u64 {
         let over = self.given.load(Ordering::Acquire) + self.lost.load(Ordering::Acquire);
         self.taken.load(Ordering::Acquire).saturating_sub(over)
     }
 
-    /// Bytes that were given to the receiver.
+    /// Number of bytes that were written to the receiver.
     pub fn given(&self) -> u64 {
         self.given.load(Ordering::Acquire)
     }
 }
 
-/// The bytes of one direction of one connection.
+/// Counters of the bytes in one direction of one connection.
 struct Tally<'a> {
     link: &'a Link,
     part: Part,
@@ -204,7 +204,7 @@ pub struct Network {
 }
 
 impl Network {
-    /// Links between these nodes. No proxy runs yet.
+    /// Creates the links between these nodes. Starts no proxy.
     pub fn new(nodes: impl Iterator<Item = u64> + Clone) -> Self {
         let pairs = nodes.clone().flat_map(|from| nodes.clone().map(move |to| (from, to)));
         let links = pairs.filter(|(from, to)| from != to);
@@ -215,7 +215,7 @@ impl Network {
         }
     }
 
-    /// Carries the connections to one node: from `advertised` to `listening`.
+    /// Starts the proxy of one node, which forwards connections from `advertised` to `listening`.
     pub async fn serve(
         &self,
         to: u64,
@@ -231,7 +231,7 @@ impl Network {
             while let Ok((stream, from)) = listener.accept().await {
                 let (owners, links) = (Arc::clone(&owners), links.clone());
                 tokio::spawn(async move {
-                    // A process that has ended meanwhile is not heard any more.
+                    // The process of the connecting node may have ended meanwhile.
                     let Some(from) = owners.owner_of(from, advertised) else { return };
                     let request = links.get(&(from, to)).cloned();
                     let (Some(request), Some(response)) =
@@ -248,7 +248,7 @@ impl Network {
         Ok(())
     }
 
-    /// Says which process is a node, so that its connections are recognized.
+    /// Sets the process of a node, so that its connections are recognized.
     pub fn is_process(&self, node: u64, pid: u32) {
         self.owners.insert(node, pid);
     }
@@ -256,7 +256,7 @@ impl Network {
     /// The link that carries bytes from one node to another.
     ///
     /// # Panics
-    /// If there is no such pair of nodes.
+    /// Panics if there is no such pair of nodes.
     #[allow(clippy::expect_used, reason = "the caller names nodes of its own cluster")]
     pub fn link(&self, from: u64, to: u64) -> &Link {
         self.links.get(&(from, to)).expect("two different nodes of this network")
@@ -279,7 +279,7 @@ impl Network {
         links.map(|(_, link)| &**link)
     }
 
-    /// The links that touch a node, in both directions.
+    /// The links to and from a node.
     pub fn around(&self, node: u64) -> impl Iterator<Item = &Link> {
         self.into(node).chain(self.out_of(node))
     }
@@ -289,7 +289,7 @@ impl Network {
         self.links.values().map(|link| &**link)
     }
 
-    /// Heals all links.
+    /// Repairs all links.
     pub fn repair(&self) {
         for link in self.all() {
             link.repair();
@@ -316,7 +316,7 @@ mod tests {
 
     const SOON: Duration = Duration::from_millis(200);
 
-    /// A connection of node 1 (this process) to node 2: both ends.
+    /// Both ends of a connection from node 1 (this process) to node 2.
     async fn connected() -> (Network, TcpStream, TcpStream, SocketAddr) {
         let network = Network::new([1, 2].into_iter());
         network.is_process(1, std::process::id());

@@ -1,7 +1,7 @@
-//! Which node has opened a connection: the one whose process owns the other end of it.
+//! Finds the node that opened a connection: the node whose process owns the other end.
 //!
-//! `/proc/net/tcp` has the socket's inode, and `/proc/PID/fd` which process has it open. A process that is
-//! stopped has it open, too.
+//! `/proc/net/tcp` contains the socket's inode, and `/proc/PID/fd` lists the sockets that a process
+//! has open. This also works for stopped processes.
 
 use std::{
     collections::BTreeMap,
@@ -16,12 +16,12 @@ use std::{
 pub struct Owners(Mutex<BTreeMap<u64, u32>>);
 
 impl Owners {
-    /// Says which process is a node.
+    /// Sets the process of a node.
     pub fn insert(&self, node: u64, pid: u32) {
         self.0.lock().unwrap_or_else(PoisonError::into_inner).insert(node, pid);
     }
 
-    /// The node that has opened the connection from `local` to `remote`.
+    /// The node that opened the connection from `local` to `remote`.
     pub fn owner_of(&self, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
         let table = fs::read_to_string("/proc/net/tcp").ok()?;
         let inode = inode_of(&table, local, remote)?;
@@ -43,13 +43,13 @@ fn inode_of(table: &str, local: SocketAddr, remote: SocketAddr) -> Option<u64> {
     table.lines().skip(1).find_map(|line| {
         let mut words = line.split_whitespace().skip(1);
         let matches = words.next()? == local && words.next()? == remote;
-        // Behind the addresses: state, queues, timer, retransmissions, user, timeout.
+        // The fields after the addresses: state, queues, timer, retransmissions, user, timeout.
         let inode = words.nth(6)?;
         if matches { inode.parse().ok() } else { None }
     })
 }
 
-/// An address as `/proc/net/tcp` has it: the four bytes as one little-endian number.
+/// Formats an address as in `/proc/net/tcp`: the four bytes as one little-endian number.
 fn in_hex(address: SocketAddr) -> Option<String> {
     let SocketAddr::V4(address) = address else { return None };
     let [a, b, c, d] = address.ip().octets();
@@ -69,7 +69,7 @@ mod tests {
         let client = TcpStream::connect(advertised).unwrap();
         let owners = Owners::default();
         assert_eq!(owners.owner_of(client.local_addr().unwrap(), advertised), None);
-        // Process 1 has no such socket.
+        // Process 1 does not have this socket.
         owners.insert(1, 1);
         owners.insert(2, std::process::id());
         assert_eq!(owners.owner_of(client.local_addr().unwrap(), advertised), Some(2));

@@ -1,9 +1,9 @@
-//! A schedule from a seed.
+//! Random schedules from a seed.
 
 use super::{Event, Fault, Schedule, Target};
 use crate::random::Random;
 
-/// The faults that this host allows.
+/// The faults that this host supports.
 #[derive(Clone, Copy, Debug, Default)]
 pub struct Available {
     /// Disks that can be made to hang.
@@ -15,11 +15,11 @@ pub struct Available {
 }
 
 impl Schedule {
-    /// The schedule of a seed.
+    /// Generates the schedule of a seed.
     pub fn generate(seed: u64, nodes: u64, length_ms: u64, available: Available) -> Self {
         let mut random = Random::new(seed);
         let snapshots = random.percent(50);
-        // One set of faults per run finds more than all of them in each: pauses alone, links alone, and so on.
+        // Runs with few families of faults find more than runs with all of them.
         let families: &[Family] = match random.below(9) {
             0 | 1 => &[Family::Pauses],
             2 | 3 => &[Family::Links],
@@ -30,7 +30,7 @@ impl Schedule {
             _ => &[Family::Pauses, Family::Links, Family::Processes, Family::Hosts],
         };
         let mut events = Vec::new();
-        // Up to two sequences of faults, so that two may be there at once.
+        // Up to two sequences of faults, so that two faults can overlap.
         let sequences = if random.percent(30) { 2 } else { 1 };
         for _ in 0..sequences {
             let mut at_ms = random.range(500..1500);
@@ -108,7 +108,7 @@ fn target(random: &mut Random, nodes: u64) -> Target {
     }
 }
 
-/// A node that is another one than `target` for certain.
+/// A node that is never the same as `target`.
 fn other(random: &mut Random, target: Target, nodes: u64) -> Target {
     match target {
         Target::Leader => Target::Follower(random.range(1..nodes)),
@@ -117,14 +117,14 @@ fn other(random: &mut Random, target: Target, nodes: u64) -> Target {
     }
 }
 
-/// About an election most of the time: a second, more or less.
+/// The duration of a fault. Most last about as long as an election: roughly a second.
 fn length_of(fault: &Fault, random: &mut Random) -> u64 {
     match fault {
         Fault::Pause(_) | Fault::HoldInbound(_) | Fault::Hold(_) => random.range(600..1700),
-        // As long as it takes: this only leaves the time for it.
+        // The fault determines its own duration. This only reserves the time.
         Fault::LateAnswers(_) => 1200,
         Fault::Trap => random.range(500..3000),
-        // A start and two consistency checks.
+        // Enough for a start and two consistency checks.
         Fault::Diverge(_) => random.range(3000..5000),
         Fault::Snapshot(_) | Fault::Upgrade => random.range(300..1000),
         Fault::Kill(_) | Fault::Stop(_) | Fault::KillAll => random.range(50..2000),

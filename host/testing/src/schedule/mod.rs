@@ -1,4 +1,4 @@
-//! Which faults happen when: from a seed, as text, and back.
+//! Schedules of faults: from a seed, as text, and from text.
 //!
 //! A schedule is a list of lines, `BEGIN+LENGTH FAULT`, in milliseconds:
 //!
@@ -8,8 +8,8 @@
 //! 3000+1500 cut leader node-2
 //! ```
 //!
-//! Which node leads is found out when a fault begins, so the same schedule does not give the same run twice; it
-//! gives the same kind of run.
+//! The leader is determined when a fault begins. So the same schedule does not give the same run
+//! twice, but the same kind of run.
 
 mod generate;
 mod text;
@@ -18,18 +18,18 @@ use std::fmt;
 
 pub use self::generate::Available;
 
-/// The node that a fault concerns.
+/// The node that a fault affects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Target {
-    /// The node that leads when the fault begins.
+    /// The leader at the beginning of the fault.
     Leader,
-    /// The n-th node that does not lead then, from 1.
+    /// The n-th follower at that time, starting at 1.
     Follower(u64),
-    /// A certain node.
+    /// The node with this id.
     Node(u64),
 }
 
-/// The fault.
+/// A fault.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     /// SIGSTOP, then SIGCONT.
@@ -50,29 +50,29 @@ pub enum Fault {
     Cut(Target, Target),
     /// The link from one node to another loses its bytes.
     CutOneWay(Target, Target),
-    /// The links to and from a node hold their bytes. In the end the answers are released, those of one node after
-    /// those of the other, and then everything.
+    /// The links to and from a node hold their bytes. At the end the answers are released, one node
+    /// after the other, and then all other bytes.
     Hold(Target),
-    /// The same of the links to a node only.
+    /// Same as `Hold`, but only for the links to the node.
     HoldInbound(Target),
-    /// The leader is deposed while the answers of its followers are on their way. The flag: whether it is paused
-    /// meanwhile. See [`late_answers`](crate::late_answers).
+    /// The leader is deposed while the answers of its followers are in transit. The flag selects
+    /// whether the leader is paused meanwhile. See [`late_answers`](crate::late_answers).
     LateAnswers(bool),
-    /// The connections of a node are reset, and new ones too.
+    /// The connections of a node are reset, including new ones.
     Refuse(Target),
-    /// All links take so many milliseconds.
+    /// All links delay bytes by this number of milliseconds.
     DelayAll(u64),
-    /// The links of a node take so many milliseconds.
+    /// The links of a node delay bytes by this number of milliseconds.
     Delay(Target, u64),
-    /// The links of a node carry so many bytes per second.
+    /// The links of a node carry this number of bytes per second.
     Throttle(Target, u64),
-    /// The disk of a node takes no writes.
+    /// Writes to the disk of a node hang.
     HangDisk(Target),
-    /// The clock of a node is off by so many seconds.
+    /// The clock of a node is off by this number of seconds.
     Clock(Target, i64),
     /// A command of the state machine traps, several times.
     Trap,
-    /// A node has other limits than the others, so that one put has an effect there and traps on the others.
+    /// A node skips an entry that the others apply, so that it diverges from them.
     Diverge(Target),
     /// A node takes a snapshot and purges its log.
     Snapshot(Target),
@@ -83,9 +83,9 @@ pub enum Fault {
 /// A fault and its time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// When it begins, in milliseconds from the beginning of the run.
+    /// Time of its beginning, in milliseconds from the beginning of the run.
     pub at_ms: u64,
-    /// How long it lasts, in milliseconds.
+    /// Its duration, in milliseconds.
     pub for_ms: u64,
     /// The fault.
     pub fault: Fault,
@@ -96,16 +96,16 @@ pub struct Event {
 pub struct Schedule {
     /// The number of nodes.
     pub nodes: u64,
-    /// How long clients and faults run, in milliseconds.
+    /// The duration of clients and faults, in milliseconds.
     pub length_ms: u64,
     /// Whether nodes take snapshots often and keep little of the log.
     pub snapshots: bool,
-    /// The steps, by time.
+    /// The events, sorted by time.
     pub events: Vec<Event>,
 }
 
 impl Fault {
-    /// Its name, without the nodes.
+    /// The fault's name, without the nodes.
     pub fn name(&self) -> &'static str {
         match self {
             Self::Pause(_) => "pause",

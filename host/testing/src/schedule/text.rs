@@ -1,4 +1,4 @@
-//! A schedule from its text.
+//! Parses schedules.
 
 use std::str::FromStr;
 
@@ -36,7 +36,7 @@ impl Schedule {
                 "nodes" => self.nodes = number(words.next())?,
                 "length" => self.length_ms = number(words.next())?,
                 "snapshots" => self.snapshots = true,
-                _ => bail!("{word:?} is none of nodes, length and snapshots"),
+                _ => bail!("{word:?} is not one of nodes, length and snapshots"),
             }
         }
         Ok(())
@@ -49,7 +49,7 @@ impl FromStr for Event {
     fn from_str(line: &str) -> Result<Self> {
         let mut words = line.split_whitespace();
         let times = words.next().and_then(|word| word.split_once('+'));
-        let (at, length) = times.context("no time such as 1200+900")?;
+        let (at, length) = times.context("the time is missing, such as 1200+900")?;
         let (at_ms, for_ms) = (number(Some(at))?, number(Some(length))?);
         let name = words.next().context("no fault")?;
         let mut target = || target(words.next());
@@ -84,7 +84,7 @@ impl FromStr for Event {
             _ => bail!("there is no fault {name:?}"),
         };
         if let Some(word) = words.next() {
-            bail!("{word:?} is too much");
+            bail!("unexpected {word:?}");
         }
         Ok(Self { at_ms, for_ms, fault })
     }
@@ -92,7 +92,7 @@ impl FromStr for Event {
 
 fn number(word: Option<&str>) -> Result<u64> {
     let word = word.context("a number is missing")?;
-    word.parse().with_context(|| format!("{word:?} is no number"))
+    word.parse().with_context(|| format!("{word:?} is not a number"))
 }
 
 fn target(word: Option<&str>) -> Result<Target> {
@@ -105,6 +105,6 @@ fn target(word: Option<&str>) -> Result<Target> {
     } else if let Some(number) = numbered("follower-") {
         Ok(Target::Follower(number))
     } else {
-        bail!("{word:?} is none of leader, follower-1 and node-1")
+        bail!("{word:?} is not a node such as leader, follower-1 or node-1")
     }
 }

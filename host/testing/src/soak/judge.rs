@@ -7,10 +7,12 @@
 //!   at the same time. So the check detects a file that grew at a peak and did not shrink afterwards.
 //! - **No trend**: the second half is cut into [`WINDOWS`] windows, and a quantity is represented
 //!   by its mean in each. It grows if both of the following hold. Single peaks affect neither.
-//!    - The windows rise more often than chance explains (Mann-Kendall test, one-sided, p < 0.001).
-//!    - The growth over the half is more than [`GROWTH_MAX`] of the median and more than the quantity's slack. Growth
-//!      is the median of all slopes between two windows (Theil-Sen), times the length of the half.
-//! - **Coverage**: each node must have taken snapshots, purged its log and trapped. Otherwise the run fails.
+//!   - The windows rise more often than chance explains (Mann-Kendall test, one-sided, p < 0.001).
+//!   - The growth over the half is more than [`GROWTH_MAX`] of the median and more than the quantity's
+//!     slack. Growth is the median of all slopes between two windows (Theil-Sen), times the length of
+//!     the half.
+//! - **Coverage**: each node must have taken snapshots, purged its log and trapped. Otherwise the
+//!   run fails.
 
 use std::fmt;
 
@@ -206,8 +208,7 @@ fn failures(summary: &Summary, limits: Limits) -> Vec<String> {
         ("traps", summary.traps, 1),
     ] {
         if count < least {
-            failures
-                .push(format!("{count} {what}: the run is too short or too slow"));
+            failures.push(format!("{count} {what}: the run is too short or too slow to judge"));
         }
     }
     failures

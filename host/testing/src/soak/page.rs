@@ -49,16 +49,16 @@ fn write(page: &mut String, run: &Run, subject: &Subject, plot: &str) -> std::fm
     let plan = &run.plan;
     writeln!(
         page,
-        "# Soak\n\nWritten by `cargo xtask soak`.\n\n![the figures over the time]({plot})\n"
+        "# Soak\n\nWritten by `cargo xtask soak`.\n\n![the figures over time]({plot})\n"
     )?;
     writeln!(page, "| | |\n|---|---|")?;
     writeln!(page, "| program | {}, revision {} |", subject.program, subject.revision)?;
     writeln!(page, "| date | {} |", subject.date)?;
-    writeln!(page, "| computer | {} |", computer())?;
+    writeln!(page, "| host | {} |", computer())?;
     writeln!(
         page,
         "| load | three nodes, {} keys of {} bytes, {} writes per second ({} minutes), a trapping call every {} s, \
-         reads, watches, expiring keys and connections that come and go |",
+         reads, watches, expiring keys and short-lived connections |",
         plan.keys,
         plan.value_bytes,
         plan.writes_per_second,
@@ -81,8 +81,8 @@ fn write(page: &mut String, run: &Run, subject: &Subject, plot: &str) -> std::fm
     match &run.verdict.failures[..] {
         [] => writeln!(
             page,
-            "\nThe run passes: everything is bounded, nothing grows, all acknowledged keys were read at each node with their \
-             values, and the nodes' states were equal."
+            "\nThe run passes: all resources are bounded and none grows, every node has all acknowledged keys with their \
+             values, and the nodes' states are equal."
         )?,
         failures => {
             writeln!(page, "\nThe run fails:\n")?;
@@ -96,15 +96,15 @@ fn write(page: &mut String, run: &Run, subject: &Subject, plot: &str) -> std::fm
 
 fn judged() -> String {
     format!(
-        "- *Disk space* is the blocks that the files of the data directory take, a snapshot that is being written included. In each\n  \
-         sample of the second half it is at most {DISK_FACTOR} times the entries of the log, in bytes, plus the finished snapshots at\n  \
-         that moment.\n\
-         - *Growth* is by the second half, cut into {WINDOWS} windows: the median of all slopes between the windows' means\n  \
-         (Theil-Sen), over the whole half. A quantity grows if the means rise more often than chance explains (Mann-Kendall\n  \
-         test, p < 0.001) and the growth is more than {:.0} % of the median. Slower growth than that does not show.\n\
+        "- *Disk space* is the space that the files of the data directory take, including a snapshot that is being written. In\n  \
+         each sample of the second half it is at most {DISK_FACTOR} times the bytes of the log's entries and of the finished\n  \
+         snapshots at that time.\n\
+         - *Growth* is measured in the second half, cut into {WINDOWS} windows: the median of all slopes between the windows'\n  \
+         means (Theil-Sen), times the length of the half. A quantity grows if the means rise more often than chance explains\n  \
+         (Mann-Kendall test, p < 0.001) and the growth is more than {:.0} % of the median. Slower growth is not detected.\n\
          - Memory and descriptors have fixed limits in each sample.\n\
-         - Each value that is read is compared, all bytes of it, with the acknowledged one; at the end all keys, at each node. No\n  \
-         key may be left of a call that trapped.\n",
+         - All bytes of each value that is read are compared with the acknowledged value, and at the end all keys at each node.\n  \
+         No key may exist that only a trapped call has written.\n",
         GROWTH_MAX * 100.0
     )
 }

@@ -1,4 +1,4 @@
-//! One operation as a call.
+//! Makes one operation as a call.
 
 use std::time::Duration;
 
@@ -39,7 +39,7 @@ pub async fn call(client: &Client, kind: Kind, request: &Request, deadline: Dura
 
 fn failed(method: &str, error: &Error) -> Outcome {
     if method == GET && error.is_not_found() {
-        // The answer without a key. An error does not say at which index.
+        // The error means that the key does not exist. It contains no index.
         let results = vec![Gave::Get(None)];
         return Outcome::Done(Answer { succeeded: true, results, index: 0 });
     }
@@ -51,7 +51,7 @@ fn failed(method: &str, error: &Error) -> Outcome {
 
 const GET: &str = "kv.v1.KV/Get";
 
-/// The method that an operation calls.
+/// The method for an operation.
 pub fn method_of(request: &Request) -> &'static str {
     match (&request.compares[..], &request.then[..]) {
         ([], [Step::Put(..)]) => "kv.v1.KV/Put",

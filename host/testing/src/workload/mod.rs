@@ -1,10 +1,10 @@
-//! Concurrent clients of the key-value store, recorded.
+//! Concurrent, recorded clients of the key-value store.
 //!
-//! Each client has one operation under way at a time. It asks a certain node most of the time, so that nodes that
-//! are cut off or deposed are asked, too, and the leader otherwise. Deadlines are short: the outcome of many
-//! operations is unknown while there are faults.
+//! Each client has one operation in flight at a time. Most requests go to a fixed node, so that
+//! nodes that are cut off or deposed also receive requests. The others go to the leader. Deadlines
+//! are short, so the outcome of many operations is unknown during faults.
 //!
-//! The keys change every few seconds, so that the history of each is short enough to be checked.
+//! The keys change every few seconds, so that the history of each key is short enough to be checked.
 
 mod call;
 mod watching;
@@ -32,25 +32,25 @@ pub use self::{
     watching::{Change, KEYS_OF_FAULTS, Segment, Watched},
 };
 
-/// How long the same keys are used.
+/// Time for which the same keys are used.
 pub const KEYS_LAST: Duration = Duration::from_secs(3);
-/// Keys of one time that are used alone.
+/// Number of keys per period that are used alone.
 pub const SINGLE_KEYS: u64 = 4;
-/// Pairs of keys of one time that are used together.
+/// Number of pairs of keys per period that are used together.
 const PAIRS: u64 = 2;
-/// The deadlines that clients set, in milliseconds. The longest covers an election.
+/// The clients' deadlines, in milliseconds. The longest covers an election.
 const DEADLINES_MS: [u64; 3] = [250, 600, 2000];
 
-/// How the clients behave.
+/// The behaviour of the clients.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Plan {
-    /// The number of clients.
+    /// Number of clients.
     pub clients: u32,
-    /// The longest pause of a client between two operations, in milliseconds.
+    /// Maximum pause of a client between two operations, in milliseconds.
     pub think_ms: u64,
     /// Whether there are reads under the leader's lease.
     pub lease_reads: bool,
-    /// Watchers for each node.
+    /// Number of watchers per node.
     pub watchers: u32,
 }
 
@@ -63,7 +63,7 @@ pub struct Workload {
 
 struct Shared {
     recorder: Arc<Recorder>,
-    /// A client that follows the leader, and one for each node.
+    /// A client that follows the leader. `nodes` has one client per node.
     any: Client,
     nodes: Vec<Client>,
     cluster: Arc<Cluster>,
@@ -73,8 +73,8 @@ struct Shared {
 }
 
 impl Plan {
-    /// The behaviour of the clients of a seed. Few clients leave times without a write under way, many share batches:
-    /// each finds faults that the other does not.
+    /// Derives the behaviour of the clients from a seed. With few clients there are times without a
+    /// write in flight. Many clients share batches. Each finds faults that the other does not.
     pub fn generate(seed: u64) -> Self {
         let mut random = Random::new(seed ^ 0x706c_616e);
         let clients = random.pick(&[4, 8, 12, 20]).unwrap_or(12);
@@ -84,7 +84,7 @@ impl Plan {
 }
 
 impl Workload {
-    /// Starts clients.
+    /// Starts the clients and watchers.
     pub async fn start(
         cluster: &Arc<Cluster>,
         recorder: Arc<Recorder>,
@@ -114,7 +114,7 @@ impl Workload {
         Ok(Self { clients: clients.collect(), shared, watchers })
     }
 
-    /// Stops the clients once their operations have ended, and reads each key that was used.
+    /// Stops the clients after their current operations.
     pub async fn stop(&mut self) -> Result<()> {
         self.shared.stopped.store(true, Ordering::Release);
         for client in self.clients.drain(..) {
@@ -123,7 +123,7 @@ impl Workload {
         Ok(())
     }
 
-    /// Reads all keys of the history once more, in turn at each node.
+    /// Reads each key of the history once more, at alternating nodes.
     pub async fn read_everything(&self) {
         let operations = self.shared.recorder.operations();
         let keys = operations.iter().flat_map(|operation| operation.request.keys());
@@ -136,7 +136,7 @@ impl Workload {
         }
     }
 
-    /// Ends the watches, once they have seen what was written before; what each of them has seen.
+    /// Ends the watches after they have received all earlier changes. Returns what each has received.
     pub async fn stop_watching(&mut self, patience: Duration) -> Result<Vec<Watched>> {
         let index = watching::mark(&self.shared.any).await?;
         let mut seen = Vec::new();
@@ -173,7 +173,8 @@ impl Shared {
         }
     }
 
-    /// The node, or another one if that is to be left alone. A client that follows the leader could ask such a node.
+    /// Returns the node, or another one if the node is spared. A client that follows the leader
+    /// could reach a spared node, so it is replaced too.
     fn unspared(&self, node: Option<u64>) -> Option<u64> {
         let spared = |id: &u64| self.cluster.is_spared(*id);
         match node {
@@ -197,7 +198,7 @@ impl Shared {
         let begun = self.recorder.now();
         let outcome = call(asked, kind, &request, Duration::from_millis(deadline_ms)).await;
         let ended = self.recorder.now();
-        // Restarted meanwhile: it is not said which of the two answered.
+        // After a restart it is unknown which of the two processes answered.
         let node = if starts() == before { before } else { None };
         self.recorder.add(Operation { client, node, kind, request, begun, ended, outcome });
     }
@@ -237,7 +238,7 @@ impl Shared {
                 (Kind::Write, Request { compares, then, otherwise })
             }
             _ => {
-                // The value of a recent put: about one in some is still there.
+                // The value of a recent put. Some keys still hold it.
                 let recent = self.values.load(Ordering::Relaxed).saturating_sub(random.below(30));
                 let compares = vec![Compare::Holds(one.clone(), recent)];
                 let (then, otherwise) =

@@ -1,4 +1,4 @@
-//! Watches of all keys, one node each, through the loss of nodes.
+//! Watches of all keys at one node each. They continue through the loss of nodes.
 
 use std::{
     sync::{Arc, Mutex, PoisonError},
@@ -22,41 +22,42 @@ use crate::{
     history::{Kind as OperationKind, Outcome, Request, Seen, Step},
 };
 
-/// How long a watch waits before it asks its node again.
+/// Pause before a watch is retried.
 const RETRY: Duration = Duration::from_millis(100);
 /// The key whose put ends the watches.
 const MARK: &str = "mark";
-/// Keys that begin with it are put by faults. Their values are not of the workload, and watches leave them out.
+/// Prefix of keys that faults put. Their values are not values of the workload, so watches ignore them.
 pub const KEYS_OF_FAULTS: &str = "fault-";
 
-/// One change of one key.
+/// A change of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Change {
     /// The log index of the command.
     pub index: u64,
     /// The key.
     pub key: String,
-    /// The key after a put; `None` after a delete.
+    /// The key's content after a put. `None` after a delete.
     pub put: Option<Seen>,
 }
 
-/// The events of one watch without a gap.
+/// The events of a watch, without a gap.
 #[derive(Clone, Debug, Default)]
 pub struct Segment {
-    /// It has all changes after this index.
+    /// The index before the first change. The segment has all changes after it.
     pub after: u64,
-    /// The changes, as they came.
+    /// The changes, in the order of their arrival.
     pub changes: Vec<Change>,
 }
 
-/// The events of a watcher of one node. A new segment begins where the node did not keep what came before.
+/// The events of a watcher of one node. A new segment begins if the node no longer has the events
+/// after the last one.
 #[derive(Clone, Debug, Default)]
 pub struct Watched {
     /// The node.
     pub node: u64,
-    /// In the order in which they were seen.
+    /// The segments, in the order of their arrival.
     pub segments: Vec<Segment>,
-    /// How often a stream was resumed.
+    /// Number of times that a stream was resumed.
     pub resumed: u64,
 }
 
@@ -66,7 +67,7 @@ pub(super) struct Watcher {
     task: JoinHandle<()>,
 }
 
-/// Puts a key that no client uses; the index.
+/// Puts a key that no client uses. Returns its index.
 pub(super) async fn mark(client: &Client) -> Result<u64> {
     let request = Request::of(Step::Put(MARK.into(), 0));
     match call(client, OperationKind::Write, &request, PATIENCE).await {
@@ -85,7 +86,7 @@ impl Watcher {
             let seen = Arc::clone(&seen);
             async move {
                 loop {
-                    // A stream that ends, for whatever reason, is resumed after the last message.
+                    // A stream that ends for any reason is resumed after the last message.
                     watch(&client, &seen).await;
                     sleep(RETRY).await;
                 }
@@ -94,7 +95,7 @@ impl Watcher {
         Ok(Self { node, seen, task })
     }
 
-    /// Waits until the watch has come to an index, and ends it.
+    /// Waits until the watch has reached an index, and ends it.
     pub(super) async fn stop(self, index: u64, patience: Duration) -> Result<Watched> {
         let deadline = Instant::now() + patience;
         loop {
@@ -123,7 +124,7 @@ fn last_index(seen: &Watched) -> Option<u64> {
 
 async fn watch(client: &Client, seen: &Mutex<Watched>) {
     let lock = || seen.lock().unwrap_or_else(PoisonError::into_inner);
-    // All of the last index again: more than one key may have changed there.
+    // Requests all changes of the last index again, because several keys may have changed there.
     let (resume, again) = {
         let mut seen = lock();
         match seen.segments.last() {
@@ -156,7 +157,7 @@ async fn watch(client: &Client, seen: &Mutex<Watched>) {
     follow(&mut stream, &lock, again).await;
 }
 
-/// The node does not keep what came after the last message any more: another segment.
+/// Begins another segment, because the node no longer has the events after the last message.
 async fn begin<'a>(client: &Client, lock: &impl Fn() -> std::sync::MutexGuard<'a, Watched>) {
     let request = WatchRequest::default().encode_to_vec();
     let options = CallOptions::read();
@@ -175,7 +176,8 @@ async fn follow<'a>(
     while let Ok(Some(message)) = stream.next().await {
         let Ok(message) = WatchResponse::decode(message) else { return };
         if again > 0 {
-            // The same as before the stream was lost: the invariants would find a difference among the nodes.
+            // This change was received before the stream was lost. The invariants would detect a
+            // difference among the nodes.
             again -= 1;
             continue;
         }
