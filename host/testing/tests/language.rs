@@ -1,6 +1,6 @@
-//! The mechanical part of the rules for prose (CONTRIBUTING.md): words that are not used, and how comments begin.
+//! The mechanical rules for prose (CONTRIBUTING.md): banned words, and the beginnings of comments.
 //!
-//! Words are looked for in the whole text of source files and documents, so that messages count like comments.
+//! Words are searched in the whole text of source files and documents, so messages are checked like comments.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::{
@@ -8,7 +8,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// Words and phrases that have a plainer form: things are not persons, and idioms of other languages are not English.
+/// Words and phrases with a plainer equivalent. Things are not persons, and idioms of other
+/// languages are not English.
 const BANNED: [&[&str]; 17] = [
     &["nobody"],
     &["somebody"],
@@ -29,13 +30,13 @@ const BANNED: [&[&str]; 17] = [
     &["torture", "kit"],
 ];
 
-/// Files that quote the words.
+/// Files that quote the banned words.
 const QUOTING: [&str; 2] = ["host/testing/tests/language.rs", "CONTRIBUTING.md"];
 
-/// A comment that begins with one of these is a clause where a noun phrase or a verb belongs.
+/// First words of comments that are a clause, where a noun phrase or a verb belongs.
 const OPENERS: [&str; 4] = ["What", "Who", "Whoever", "Whose"];
 
-/// Lines of 1,000 lines of comments that may begin so all the same.
+/// Allowed number of such comment lines per 1,000 comment lines.
 const OPENERS_MAX: usize = 2;
 
 const FILES: [&str; 5] = ["rs", "proto", "wit", "md", "py"];
@@ -44,7 +45,7 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// The files below a folder that hold prose, without what is compiled, fetched or generated.
+/// The files below a folder that contain prose. Compiled, downloaded and generated files are left out.
 fn files(folder: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(folder).unwrap().map(Result::unwrap) {
@@ -60,7 +61,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     found
 }
 
-/// The words of a text in lower case, each with its line. A name in code is one word.
+/// The words of a text in lower case, each with its line. An identifier is one word.
 fn words(text: &str) -> Vec<(usize, String)> {
     let lines = text.lines().zip(1..);
     let words = lines.flat_map(|(line, number)| {
@@ -87,7 +88,7 @@ fn banned(text: &str) -> Vec<(usize, String)> {
     found
 }
 
-/// The text of the comment in a line of Rust, if it is one.
+/// The text of the comment, if the line is one.
 fn comment(line: &str) -> Option<&str> {
     let rest = line.trim_start().strip_prefix("//")?;
     Some(rest.trim_start_matches(['/', '!']).trim_start())

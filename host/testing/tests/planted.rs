@@ -1,8 +1,9 @@
-//! The patches that plant bugs must apply to the tree as it is: `cargo xtask chaos --planted NAME` needs them.
+//! Checks that the patches of planted bugs apply to the current tree. `cargo xtask chaos --planted
+//! NAME` needs them.
 #![allow(
     clippy::unwrap_used,
     clippy::print_stderr,
-    reason = "tests fail by panicking and say what they skip"
+    reason = "tests fail by panicking and print skipped parts"
 )]
 
 use std::{fs, path::Path, process::Command};
@@ -12,7 +13,7 @@ fn every_planted_bug_applies_to_the_tree() {
     let crate_dir = Path::new(env!("CARGO_MANIFEST_DIR"));
     let root = crate_dir.join("../..");
     if Command::new("git").arg("--version").output().is_err() {
-        eprintln!("skipped: planted bugs: there is no git");
+        eprintln!("skipped: planted bugs: git is not installed");
         return;
     }
     let mut count = 0;
@@ -26,7 +27,7 @@ fn every_planted_bug_applies_to_the_tree() {
             check.current_dir(&root).args(["apply", "--check"]).arg(&path).output().unwrap();
         assert!(
             checked.status.success(),
-            "{} does not apply any more: change it with the code that it patches, or remove it with its row in \
+            "{} does not apply any more: adapt it to the changed code, or remove it together with its entry in \
              host/testing/README.md\n{}",
             path.display(),
             String::from_utf8_lossy(&checked.stderr)

@@ -1,5 +1,5 @@
-//! Rules about the source that the compiler does not check: which crate depends on what, supervised tasks, and the
-//! length of files.
+//! Rules for the source that the compiler does not check: dependencies between crates, supervised
+//! tasks, and the length of files.
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking")]
 
 use std::{
@@ -9,10 +9,10 @@ use std::{
     process::Command,
 };
 
-/// A longer file is split.
+/// Maximum number of lines in a file.
 const LINES_MAX: usize = 500;
 
-/// Libraries that only some crates use.
+/// Libraries that only the listed crates may use.
 const KEPT_APART: [&str; 9] = [
     "aes-gcm",
     "clap",
@@ -26,15 +26,15 @@ const KEPT_APART: [&str; 9] = [
 ];
 
 struct Crate {
-    /// A folder of `host`.
+    /// The crate's folder in `host`.
     folder: &'static str,
-    /// The crates of `host` that it depends on, by folder.
+    /// The crates of `host` that it may depend on, by folder.
     sees: &'static [&'static str],
-    /// Those of [`KEPT_APART`] that it depends on.
+    /// The libraries of [`KEPT_APART`] that it may depend on.
     uses: &'static [&'static str],
 }
 
-/// The table of crates in reading order: `sees` only ever names crates above. A new edge is a decision.
+/// The crates in reading order. `sees` names only crates above. A new edge is a decision.
 const CRATES: [Crate; 10] = [
     Crate { folder: "types", sees: &[], uses: &[] },
     Crate { folder: "proto", sees: &["types"], uses: &["tonic"] },
@@ -51,12 +51,12 @@ const CRATES: [Crate; 10] = [
     Crate {
         folder: "node",
         sees: &["types", "crypto", "machine", "storage", "raft", "api"],
-        // For the settings, with the feature `command-line`.
+        // Needed for the settings, with the feature `command-line`.
         uses: &["clap"],
     },
     Crate {
         folder: "cli",
-        // `check`, `inspect` and `replay` use components without a node, and the fuzz targets are all here.
+        // `check`, `inspect` and `replay` use components without a node. All fuzz targets are in this crate.
         sees: &["types", "machine", "check", "storage", "raft", "api", "node"],
         uses: &["clap", "conclave-build"],
     },
@@ -137,7 +137,7 @@ fn a_planted_dependency_is_found() {
     assert_eq!(violations(machine, allowed), [""; 0]);
 }
 
-/// A program that runs a node compiles no command line, no compiler of components and no client.
+/// A program that embeds a node must not compile the command line, a compiler of components, or the client.
 #[test]
 fn node_as_a_library_does_not_depend_on_the_command_line() {
     let mut tree = Command::new(env!("CARGO"));
@@ -162,12 +162,12 @@ fn the_client_depends_on_no_crate_of_the_host() {
     }
 }
 
-/// A task that panics outside of the supervisor ends unnoticed, and the node continues without it.
+/// A panic in an unsupervised task is not noticed, and the node would continue without the task.
 #[test]
 fn all_tasks_of_a_node_are_supervised() {
-    // A task that is awaited, so its panic is the caller's.
+    // The caller awaits this task, so the caller receives its panic.
     const AWAITED: [&str; 1] = ["let asked = tokio::spawn(async move { raft.is_initialized()"];
-    // It waits for the node's end and returns its error.
+    // This file waits for the end of the node and returns its error.
     const EMBEDDED: &str = "embed.rs";
     let folders =
         ["api", "raft", "storage", "node"].map(|of| root().join("host").join(of).join("src"));

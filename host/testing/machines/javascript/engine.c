@@ -1,5 +1,5 @@
-// QuickJS behind the contract conclave:fsm@0.1.0: machine.js answers calls, with text for bytes, and this file speaks
-// the canonical ABI, whose records are laid out as C lays out structs.
+// QuickJS behind the contract conclave:fsm@0.1.0. machine.js answers calls, with text instead of
+// bytes. This file implements the canonical ABI, whose records have the layout of C structs.
 
 #include <stdint.h>
 #include <stdio.h>
@@ -31,8 +31,8 @@ __attribute__((export_name("cabi_realloc"))) void *cabi_realloc(void *old, size_
 
 static JSContext *js;
 
-// Every call of a machine begins the stream of random bytes anew, so this is a function of the entry; QuickJS's own
-// generator is one of all the calls before.
+// The host restarts the stream of random bytes at every call, so this number is a function of the
+// entry. QuickJS's own generator would depend on all earlier calls.
 static JSValue chance(JSContext *js, JSValueConst self, int count, JSValueConst *arguments) {
     uint64_t bits;
     if (getentropy(&bits, sizeof bits)) abort();
@@ -50,10 +50,10 @@ static JSValue print(JSContext *js, JSValueConst self, int count, JSValueConst *
     return JS_UNDEFINED;
 }
 
-// What the machine does not answer for is a trap.
+// An error that machine.js does not return as a failure is a trap.
 static void broken(JSValue exception) {
     const char *text = JS_ToCString(js, exception);
-    fprintf(stderr, "%s\n", text ? text : "the machine is broken");
+    fprintf(stderr, "%s\n", text ? text : "the state machine is broken");
     fflush(stderr);
     abort();
 }
@@ -78,7 +78,7 @@ static void start(void) {
     JS_FreeValue(js, value);
 }
 
-// What the host reads until the next call.
+// Memory that the host reads before the next call.
 static void *kept;
 
 static list keep(const char *text, size_t size) {
@@ -97,7 +97,7 @@ static list keep_text(JSValue value) {
     return answer;
 }
 
-// Calls a global function of machine.js. Gives 1 and a failure for an error that has a code.
+// Calls a global function of machine.js. Returns 1 and a failure for an error that has a code.
 static int call(const char *name, int count, list *arguments, list *answer, failure *refused) {
     JSValue global = JS_GetGlobalObject(js), function = JS_GetPropertyStr(js, global, name), values[2];
     for (int at = 0; at < count; at++) values[at] = JS_NewStringLen(js, arguments[at].at, arguments[at].count);

@@ -1,5 +1,5 @@
-// The raffle of examples/raffle, in JavaScript, for engine.c beside it. What it reads of the clock and of chance is
-// the entry's.
+// The raffle of examples/raffle in JavaScript, run by engine.c. The clock and the random numbers
+// come from the log entry.
 
 let tickets = new Map();
 let winners = [];
@@ -18,7 +18,7 @@ const commands = {
         return String(tickets.get(name));
     },
     Draw() {
-        if (tickets.size === 0) refuse(FAILED_PRECONDITION, "nobody has a ticket");
+        if (tickets.size === 0) refuse(FAILED_PRECONDITION, "there are no tickets");
         const name = sorted()[Math.floor(Math.random() * tickets.size)];
         const winner = `${name} ${Date.now()}`;
         tickets.delete(name);
@@ -26,7 +26,8 @@ const commands = {
         console.log(name, "wins");
         return winner;
     },
-    // What no machine should do: a Map is in the order of its making, which a restored one has not lived through.
+    // A state machine must not do this: a Map keeps the order of insertion, which a restore
+    // does not preserve.
     Unsorted: () => [...tickets.keys()].join(" "),
     Panic() {
         tickets.clear();

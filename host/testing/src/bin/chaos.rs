@@ -1,5 +1,5 @@
-//! Runs random faults against real clusters, one seed after another: see `cargo xtask chaos --help`.
-#![allow(clippy::print_stdout, reason = "what a program for developers is for")]
+//! Runs clusters under random faults, one seed after another: see `cargo xtask chaos --help`.
+#![allow(clippy::print_stdout, reason = "this program is for developers")]
 
 use std::{
     fs,
@@ -18,34 +18,34 @@ use conclave_testing::{
     workload::Plan,
 };
 
-/// Run clusters under random faults and check what their clients saw
+/// Run clusters under random faults and check the answers that clients received
 ///
-/// Each seed is one run: a cluster of its own, a schedule of faults, concurrent clients, and the checks. The first
-/// violation ends the program, which prints the seed, the schedule and the path of a timeline.
+/// Each seed is one run: a new cluster, a schedule of faults, concurrent clients, and the checks. The
+/// program stops at the first violation. It prints the seed, the schedule and the path of a timeline.
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The program `conclave`
+    /// Path of the program `conclave`
     #[arg(long, value_name = "FILE")]
     binary: PathBuf,
-    /// How long to begin new runs, in minutes
+    /// Time during which new runs are started, in minutes
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
-    /// The seed of the first run; the next runs have the numbers after it
+    /// Seed of the first run; each next run adds 1
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// How many runs at most
+    /// Maximum number of runs
     #[arg(long, value_name = "NUMBER")]
     runs: Option<u64>,
-    /// The number of nodes [default: 3, and 5 in each fourth run]
+    /// Number of nodes [default: 3, and 5 in each fourth run]
     #[arg(long, value_name = "NUMBER")]
     nodes: Option<u64>,
-    /// How long the faults of one run go on, in seconds
+    /// Duration of the faults of one run, in seconds
     #[arg(long, default_value_t = 20)]
     seconds: u64,
-    /// The number of clients [default: as the seed says]
+    /// Number of clients [default: derived from the seed]
     #[arg(long, value_name = "NUMBER")]
     clients: Option<u32>,
-    /// The longest pause of a client between two operations, in milliseconds [default: as the seed says]
+    /// Maximum pause of a client between two operations, in milliseconds [default: derived from the seed]
     #[arg(long, value_name = "MILLISECONDS")]
     think_ms: Option<u64>,
     /// Run the schedule in this file instead of random ones
@@ -54,13 +54,13 @@ struct Arguments {
     /// Continue after a violation
     #[arg(long)]
     keep_going: bool,
-    /// Where timelines are written
+    /// Directory for timelines
     #[arg(long, value_name = "DIR", default_value = "target/chaos")]
     output: PathBuf,
     /// Write the timeline of each run
     #[arg(long)]
     all_timelines: bool,
-    /// Leave out the comparison of the nodes' logs, which takes some seconds per run
+    /// Skip the comparison of the nodes' logs, which takes some seconds per run
     #[arg(long)]
     no_replays: bool,
 }
@@ -70,7 +70,7 @@ fn main() -> ExitCode {
     program::run(async { Ok(run(&arguments).await? == 0) })
 }
 
-/// The number of runs with violations.
+/// Returns the number of runs with violations.
 async fn run(arguments: &Arguments) -> Result<u64> {
     fs::create_dir_all(&arguments.output)?;
     let mut setup = Setup::new(&arguments.binary);
@@ -79,8 +79,8 @@ async fn run(arguments: &Arguments) -> Result<u64> {
     setup.component = chaos::other_component(&arguments.binary, &component)?;
     let available = setup.available();
     for (there, what) in [
-        (available.disks, "disks that hang: needs root, loop devices and fsfreeze"),
-        (available.clocks, "clocks that are off: needs libfaketime"),
+        (available.disks, "hanging disks: they need root, loop devices and fsfreeze"),
+        (available.clocks, "wrong clocks: they need libfaketime"),
         (available.components, "upgrades: there is no other component beside the binary"),
     ] {
         if !there {
@@ -107,7 +107,7 @@ async fn run(arguments: &Arguments) -> Result<u64> {
         setup.plan = Some(plan);
         let run_begun = Instant::now();
         let run = chaos::run(&setup, &schedule, seed).await;
-        let run = run.with_context(|| format!("the run with seed {seed} could not be made"))?;
+        let run = run.with_context(|| format!("cannot complete the run with seed {seed}"))?;
         total.add(&run.figures);
         let faults: Vec<&str> = schedule.events.iter().map(|event| event.fault.name()).collect();
         let sound = if run.violations.is_empty() { "ok" } else { "VIOLATION" };

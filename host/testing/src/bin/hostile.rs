@@ -1,5 +1,5 @@
 //! Runs hostile clients beside ordinary ones: see `cargo xtask hostile --help`.
-#![allow(clippy::print_stdout, reason = "what a program for developers is for")]
+#![allow(clippy::print_stdout, reason = "this program is for developers")]
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -13,16 +13,16 @@ use conclave_testing::{
 /// Run hostile clients against a cluster, and check that ordinary clients stay fast and succeed
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The program `conclave`
+    /// Path of the program `conclave`
     #[arg(long, value_name = "FILE")]
     binary: PathBuf,
-    /// How long the attacks take, in minutes
+    /// Duration of the attacks, in minutes
     #[arg(long, default_value_t = 60.0)]
     minutes: f64,
-    /// The number of ordinary clients
+    /// Number of ordinary clients
     #[arg(long, default_value_t = 16)]
     clients: u64,
-    /// The seed of the random bytes
+    /// Seed of the random bytes
     #[arg(long, default_value_t = 1)]
     seed: u64,
 }
@@ -32,7 +32,7 @@ fn main() -> ExitCode {
     program::run(run(&arguments))
 }
 
-/// Whether the run passes.
+/// Returns true if the run passes.
 async fn run(arguments: &Arguments) -> Result<bool> {
     let plan = Plan {
         time: Duration::from_secs_f64(arguments.minutes * 60.0),

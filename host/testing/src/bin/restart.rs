@@ -1,5 +1,5 @@
 //! Measures restarts and the time without a standby after a trap: see `cargo xtask restart --help`.
-#![allow(clippy::print_stdout, reason = "what a program for developers is for")]
+#![allow(clippy::print_stdout, reason = "this program is for developers")]
 
 use std::{path::PathBuf, process::ExitCode, time::Duration};
 
@@ -10,22 +10,22 @@ use conclave_testing::{
     restart::{self, Restarts},
 };
 
-/// Measure how long a restart takes, and how long a node is without a standby after a trap
+/// Measure the duration of restarts, and the time that a node is without a standby after a trap
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The program `conclave`
+    /// Path of the program `conclave`
     #[arg(long, value_name = "FILE")]
     binary: PathBuf,
-    /// examples/quota as a component; without it, restarts with a large component are left out
+    /// Component of examples/quota. Without it, restarts with a large component are not measured
     #[arg(long, value_name = "FILE.wasm")]
     component: Option<PathBuf>,
-    /// The number of small keys of a restart; 0: leave that out
+    /// Number of small keys for the measurement of restarts; 0 to skip it
     #[arg(long, default_value_t = 1_000_000)]
     keys: u64,
-    /// The number of keys when a call traps; 0: leave that out
+    /// Number of keys for the measurement of traps; 0 to skip it
     #[arg(long, default_value_t = 100_000)]
     trap_keys: u64,
-    /// How often each is measured
+    /// Number of rounds of each measurement
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
 }
@@ -47,7 +47,7 @@ async fn run(arguments: &Arguments) -> Result<()> {
     if *trap_keys > 0 {
         let times = restart::after_traps(binary, *trap_keys, *rounds).await?;
         println!(
-            "a trap with {trap_keys} keys, until a node has a standby that serves: {}",
+            "a trap with {trap_keys} keys, until a node has a serving standby: {}",
             range(times)
         );
     }
@@ -56,14 +56,14 @@ async fn run(arguments: &Arguments) -> Result<()> {
 
 fn show(what: &str, restarts: &Restarts) {
     println!(
-        "{what}: the first start until a read {:.1} s, a restart until a read {}, with {} of processor time",
+        "{what}: from the first start to a read {:.1} s, from a restart to a read {}, with {} of processor time",
         restarts.first.as_secs_f64(),
         range(restarts.again.iter().map(|restart| restart.time).collect()),
         range(restarts.again.iter().map(|restart| restart.processor_time).collect())
     );
 }
 
-/// The median, and the shortest and longest.
+/// Formats the median, the minimum, the maximum and the number of these times.
 fn range(mut times: Vec<Duration>) -> String {
     times.sort();
     let seconds = |at: usize| times.get(at).map_or(0.0, Duration::as_secs_f64);

@@ -1,5 +1,5 @@
-//! Runs a cluster under load for a long time and judges what it uses: see `cargo xtask soak --help`.
-#![allow(clippy::print_stdout, reason = "what a program for developers is for")]
+//! Runs a cluster under load for a long time and judges its use of resources: see `cargo xtask soak --help`.
+#![allow(clippy::print_stdout, reason = "this program is for developers")]
 
 use std::{
     fs::{self, File},
@@ -24,34 +24,34 @@ use conclave_testing::{
 /// Run a cluster under a steady load and check that its memory, descriptors and disk space stay bounded
 #[derive(Debug, Parser)]
 struct Arguments {
-    /// The program `conclave`
+    /// Path of the program `conclave`
     #[arg(long, value_name = "FILE")]
     binary: PathBuf,
-    /// How long the load runs, in minutes
+    /// Duration of the load, in minutes
     #[arg(long, default_value_t = 60.0)]
     minutes: f64,
-    /// The number of keys
+    /// Number of keys
     #[arg(long, default_value_t = Plan::default().keys)]
     keys: u64,
     /// Puts and deletes per second
     #[arg(long, default_value_t = Plan::default().writes_per_second)]
     writes: u64,
-    /// The seed of the load
+    /// Seed of the load
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The kind of the build, for the plot and the page
+    /// Kind of the build, shown in the plot and the report
     #[arg(long, default_value = "")]
     build: String,
-    /// The revision of the sources, for the page
+    /// Revision of the sources, shown in the report
     #[arg(long, default_value = "unknown")]
     revision: String,
-    /// The day, for the plot and the page
+    /// Date, shown in the plot and the report
     #[arg(long, default_value = "")]
     date: String,
-    /// Where the nodes keep their data [default: where temporary files go]
+    /// Directory for the nodes' data [default: the directory of temporary files]
     #[arg(long, value_name = "DIR")]
     data: Option<PathBuf>,
-    /// Where soak.svg, soak.md and samples.csv are written
+    /// Directory for soak.svg, soak.md and samples.csv
     #[arg(long, value_name = "DIR", default_value = "target/soak")]
     output: PathBuf,
 }
@@ -61,7 +61,7 @@ fn main() -> ExitCode {
     program::run(run(&arguments))
 }
 
-/// Whether the run passes.
+/// Returns true if the run passes.
 async fn run(arguments: &Arguments) -> Result<bool> {
     fs::create_dir_all(&arguments.output)?;
     let table = arguments.output.join("samples.csv");
@@ -71,7 +71,7 @@ async fn run(arguments: &Arguments) -> Result<bool> {
     let seconds = arguments.minutes * 60.0;
     let plan = Plan {
         time: Duration::from_secs_f64(seconds),
-        // Enough samples also of a short trial.
+        // A short trial also needs enough samples.
         sample_interval: Duration::from_secs_f64((seconds / 200.0).clamp(0.5, 5.0)),
         keys: arguments.keys,
         writes_per_second: arguments.writes,
@@ -85,7 +85,7 @@ async fn run(arguments: &Arguments) -> Result<bool> {
     };
     let mut next_minute = 0;
     let progress = |sample: &Sample| {
-        // The table is for a look into a run that failed: the run does not depend on it.
+        // The table helps to examine a failed run. The run does not depend on it.
         let _ = table.write_all(rows(sample).as_bytes());
         let minute = sample.at.as_secs() / 60;
         if minute >= next_minute {

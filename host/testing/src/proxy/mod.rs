@@ -65,7 +65,7 @@ pub enum Fault {
     Refuse,
 }
 
-/// How a link carries bytes.
+/// The fault, delay and rate of a link.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Shape {
     /// The fault.

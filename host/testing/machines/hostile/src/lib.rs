@@ -1,6 +1,6 @@
-//! A machine that misbehaves on demand, for the host's tests of traps, limits and rollback.
+//! A state machine that misbehaves on request, for the host's tests of traps, limits and rollback.
 //!
-//! See `proto/hostile/v1/hostile.proto` for what each method does.
+//! `proto/hostile/v1/hostile.proto` describes each method.
 
 use std::{hint::black_box, num::NonZeroU32, sync::LazyLock};
 
@@ -11,7 +11,7 @@ mod pb {
 }
 pub use pb::{AddRequest, Nothing, Total};
 
-/// What every hostile command adds before it misbehaves.
+/// The number that every hostile command adds before it misbehaves.
 pub const MARK: i64 = 1000;
 
 /// The length of the answer to `Huge`.
@@ -52,7 +52,7 @@ static ROUTER: LazyLock<Router<Hostile>> = LazyLock::new(|| {
     })
 });
 
-/// The state: one number, and the wake-up time that `Wake` set for good, as each tick panics.
+/// The state: a number, and the wake-up time. `Wake` sets that time permanently, because each tick panics.
 #[derive(Default)]
 pub struct Hostile {
     total: i64,
@@ -81,12 +81,12 @@ fn loops() -> Result<Total, Failure> {
     }
 }
 
-/// Rust checks a divisor and panics before the instruction can trap, but not one whose type says that
-/// it is never zero.
-#[allow(unsafe_code, reason = "only a lie about the divisor reaches the instruction's own trap")]
+/// Divides by zero in wasm. Rust checks a divisor and panics before the instruction can trap,
+/// unless the type guarantees that the divisor is not zero.
+#[allow(unsafe_code, reason = "only a false guarantee lets the instruction itself trap")]
 fn divides_by_zero() -> Result<Total, Failure> {
-    // SAFETY: none; this is the lie. The zero is hidden from the optimizer, and what the
-    // instruction does with it is defined in wasm: it traps.
+    // SAFETY: the guarantee is false on purpose. The zero is hidden from the optimizer, and wasm
+    // defines that the instruction traps on a zero divisor.
     let divisor = unsafe { NonZeroU32::new_unchecked(black_box(0)) };
     Ok(Total { total: i64::from(black_box(1) / divisor) })
 }
@@ -98,14 +98,15 @@ fn allocates() -> Result<Total, Failure> {
     }
 }
 
-/// Small frames: the host's limit on the call stack comes first. It cannot become a loop, as there is
-/// work after the call.
+/// Uses small frames, so that the host's limit of the call stack is reached first. The work after
+/// the call prevents a conversion to a loop.
 #[allow(unconditional_recursion, reason = "the point of the method")]
 fn recurses(depth: i64) -> i64 {
     recurses(black_box(depth + 1)) ^ depth
 }
 
-/// A kibibyte of the guest's own stack a call: the end of that, in linear memory, comes first.
+/// Uses one KiB of the guest's own stack per call, so that the end of that stack, in linear memory,
+/// is reached first.
 #[allow(unconditional_recursion, reason = "the point of the method")]
 fn recurses_wide(depth: i64) -> i64 {
     let frame = black_box([depth; 128]);

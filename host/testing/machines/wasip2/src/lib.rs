@@ -1,5 +1,5 @@
-//! The raffle of `examples/raffle`, in Rust for wasm32-wasip2, with what machines for wasm32-unknown-unknown do
-//! without: hash tables, the clock, chance, lines to standard output.
+//! The raffle of `examples/raffle`, in Rust for wasm32-wasip2. It uses features that state machines for
+//! wasm32-unknown-unknown do not have: hash tables, the clock, random numbers, and standard output.
 
 use std::{
     collections::HashMap,
@@ -24,7 +24,7 @@ impl Machine for Raffle {
         match call.method.as_str() {
             "raffle.v1.Raffle/Enter" => self.enter(text(&call.request)?),
             "raffle.v1.Raffle/Draw" => self.draw(),
-            // What no machine should do: the order is a hash table's own.
+            // A state machine must not do this: the order of a hash table may differ between instances.
             "raffle.v1.Raffle/Unsorted" => {
                 let names: Vec<_> = self.tickets.keys().map(String::as_str).collect();
                 Ok(Reply::new(names.join(" ")))
@@ -81,11 +81,11 @@ impl Raffle {
     fn draw(&mut self) -> Result<Reply, Failure> {
         let names = self.names();
         if names.is_empty() {
-            return Err(Failure::failed_precondition("nobody has a ticket"));
+            return Err(Failure::failed_precondition("there are no tickets"));
         }
-        let chance = getrandom::u64().expect("there is chance");
+        let chance = getrandom::u64().expect("random numbers are available");
         let name = names[(chance % names.len() as u64) as usize].to_owned();
-        let at = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is later").as_millis();
+        let at = SystemTime::now().duration_since(UNIX_EPOCH).expect("it is after 1970").as_millis();
         println!("{name} wins");
         self.tickets.remove(&name);
         self.winners.push(format!("{name} {at}"));
@@ -99,7 +99,7 @@ impl Raffle {
     }
 }
 
-/// What else the standard library shows.
+/// The other facilities of the standard library.
 fn world() -> String {
     let start = Instant::now();
     thread::sleep(Duration::from_secs(3600));

@@ -1,8 +1,8 @@
-//! Remembers words, and breaks the contract in one way at a time, for the tests of `conclave check`.
+//! Stores words, and breaks the contract in one selectable way, for the tests of `conclave check`.
 //!
-//! Which way is written in the component itself: its bytes hold [`SELECTOR`] once, and a test overwrites
-//! the two digits at its end. So each wrong machine is a component like any other, and one build serves
-//! them all. `00` is right.
+//! The component itself selects the breach: its bytes contain [`SELECTOR`] once, and a test
+//! overwrites the two digits at its end. So each variant is an ordinary component, and all are made
+//! from one build. `00` selects no breach.
 
 use std::{
     cell::Cell,
@@ -24,68 +24,71 @@ mod pb {
 }
 pub use pb::{AddRequest, Added, Amount, Nothing, Number, Word};
 
-/// What a test looks for in the component. The two digits say what is wrong.
+/// The text that tests search for in the component. The two digits select the breach.
 #[used]
 static SELECTOR: [u8; 27] = *b"conclave-wrong-machine-is00";
 
-/// What is wrong.
+/// The selected breach.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Wrong {
     Nothing,
-    /// A `static` decides an answer, and is not saved.
+    /// A `static` affects an answer, and is not saved.
     HiddenGlobal,
-    /// Asking how many words there are adds to the answer.
+    /// A query for the number of words increases the next answer.
     QueryChanges,
     /// The first word is the one at the lowest address.
     AddressOrder,
-    /// The sum is kept up along the log, and added up in order of the words after a restore.
+    /// The sum is maintained along the log, but computed in the order of the words after a restore.
     FloatSum,
-    /// A `static` holds the words too; a restore adds to it.
+    /// A `static` also stores the words, and a restore adds to it.
     LeakAcrossRestore,
-    /// The snapshot has the words as they came.
+    /// The snapshot has the words in the order of insertion.
     InsertionOrder,
-    /// The bytes of a snapshot depend on how it is read.
+    /// The bytes of a snapshot depend on the sizes in which it is read.
     ChunkMarks,
-    /// The state depends on how a snapshot is handed over.
+    /// The restored state depends on the sizes in which a snapshot is written.
     ChunkLoss,
-    /// A snapshot shows the state at the moment when it is read.
+    /// A snapshot shows the state at the time when it is read.
     LateSnapshot,
-    /// Each restore leaves memory behind.
+    /// Each restore leaks memory.
     MemoryLeak,
-    /// The empty word makes it panic.
+    /// The empty word causes a panic.
     Panics,
-    /// The word `slow` takes a third of the fuel that there is.
+    /// The word `slow` uses a third of the available fuel.
     Slow,
     /// Taking a snapshot changes an answer.
     SnapshotChanges,
-    /// Each restore leaves a little memory behind.
+    /// Each restore leaks a small amount of memory.
     SmallLeak,
-    /// A count is wrong once a word was added twice, and right again after a restore. Only a tick shows it.
+    /// The count is wrong after a word was added twice, and correct again after a restore. Only a
+    /// tick shows it.
     StaleCount,
-    /// An event of each call holds the request three times.
+    /// An event of each call contains the request three times.
     LargeEvents,
-    /// Adding a word again adds its amount, and fails.
+    /// Adding a known word adds to its amount, and fails.
     FailureChanges,
-    /// All words end ten seconds after the first, but with two words the state names no time for that.
+    /// All words expire ten seconds after the first one. With two words, the state requests no
+    /// wake-up time for that.
     DroppedWakeUp,
-    /// All words end ten seconds after the first, but the state never names a time for that.
+    /// All words expire ten seconds after the first one, but the state never requests a wake-up
+    /// time for that.
     NoWakeUp,
-    /// Nothing: all words end ten seconds after the first, and the state names the time. Adding a word again fails,
-    /// after words that have ended are gone.
+    /// No breach: all words expire ten seconds after the first one, and the state requests that
+    /// wake-up time. Adding a known word fails, after expired words were removed.
     NothingWithTimers,
-    /// Nothing: snapshots have another format, and those in the old one are read.
+    /// No breach: snapshots have another format, and snapshots in the old format can be restored.
     NewFormat,
-    /// Snapshots in the old format are refused if there are words.
+    /// A restore of a snapshot in the old format fails if it has words.
     RefusesOld,
-    /// Snapshots in the old format make it panic if there are words.
+    /// A restore of a snapshot in the old format panics if it has words.
     MigrationPanics,
     /// The last word of a snapshot in the old format is lost.
     MigrationLoses,
-    /// The count is one too high if it comes from a snapshot in the old format. A tick shows it.
+    /// The count is one too high after a restore from the old format. A tick shows it.
     MigrationMiscounts,
 }
 
-/// What snapshots in the new format begin with. No amount has these bytes: NaNs are the canonical one.
+/// The first bytes of snapshots in the new format. No amount has these bytes, because NaNs are canonical.
 const NEW_FORMAT: [u8; 8] = [0xff; 8];
 
 impl Wrong {
@@ -118,13 +121,14 @@ impl Wrong {
             Wrong::MigrationLoses,
             Wrong::MigrationMiscounts,
         ];
-        // Hidden from the optimizer, which would see that nobody ever writes there.
+        // `black_box` hides the value from the optimizer, which would otherwise see that the static
+        // is never written.
         let [.., tens, ones] = *black_box(&SELECTOR);
         let number = usize::from(tens - b'0') * 10 + usize::from(ones - b'0');
         ALL.get(number).copied().unwrap_or(Wrong::Nothing)
     }
 
-    /// Whether snapshots have the new format.
+    /// Returns true if snapshots have the new format.
     fn has_new_format(self) -> bool {
         matches!(
             self,
@@ -136,7 +140,7 @@ impl Wrong {
         )
     }
 
-    /// Whether words end.
+    /// Returns true if words expire.
     fn has_timers(self) -> bool {
         matches!(self, Self::DroppedWakeUp | Self::NoWakeUp | Self::NothingWithTimers)
     }
@@ -155,16 +159,16 @@ static ROUTER: LazyLock<Router<Words>> = LazyLock::new(|| {
         .query("wrong.v1.Wrong/Sum", Words::sum)
 });
 
-/// The state: words and their amounts, in order unless that is what is wrong.
+/// The state: words and their amounts. They are sorted, unless the breach concerns their order.
 #[derive(Default)]
 pub struct Words {
     words: Vec<(Box<str>, f64)>,
-    /// What the amounts came to, one after the other.
+    /// The sum of the amounts, in the order of the calls.
     running: f64,
-    /// How many words there are.
+    /// The number of words.
     total: usize,
     asked: Cell<u64>,
-    /// When all words end. 0: never.
+    /// The time at which all words expire. 0 for never.
     until_ms: u64,
 }
 
@@ -223,7 +227,7 @@ impl Words {
         }
     }
 
-    /// Makes some words of the old format those of the new one.
+    /// Migrates the words from the old format to the new one.
     fn migrate(&mut self, wrong: Wrong) -> Result<(), Failure> {
         match wrong {
             Wrong::RefusesOld => {
@@ -252,7 +256,7 @@ impl Words {
 
     fn first(&self, _: &Context, _: Nothing) -> Result<Word, Failure> {
         let first = match Wrong::chosen() {
-            // Whoever keeps words as they came sorts them when asked.
+            // This variant stores the words unsorted.
             Wrong::InsertionOrder => self.words.iter().map(|(word, _)| word).min(),
             _ => self.words.first().map(|(word, _)| word),
         };
@@ -281,7 +285,7 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// About 7×10⁸ units of fuel, of 2×10⁹.
+/// Uses about 7×10⁸ of the 2×10⁹ units of fuel.
 fn spin() {
     for round in 0..100_000_000_u64 {
         black_box(round);
@@ -318,7 +322,7 @@ impl Machine for Words {
         (named && self.until_ms > 0).then_some(self.until_ms)
     }
 
-    /// Ends what is due, and forgets a word if it believes that there are more than there are.
+    /// Removes expired words. Also removes a word if the count is too high.
     fn tick(&mut self, context: &Context) -> Reply {
         self.end(context);
         if self.total > self.words.len() {
@@ -327,7 +331,8 @@ impl Machine for Words {
         Reply::default()
     }
 
-    /// The amount, the word's length, the word; again and again. Before them the time at which all words end, if they do.
+    /// Encodes each word as its amount, its length and its bytes. Variants with timers first write
+    /// the time at which all words expire.
     fn save(&self) -> Vec<u8> {
         let mut bytes = Vec::new();
         if Wrong::chosen().has_new_format() {
@@ -402,7 +407,7 @@ impl Machine for Words {
     }
 }
 
-/// Gives one byte less than it was asked for at the end of each piece, but counts it as given.
+/// Replaces the last byte of each full piece by `#`.
 struct Marks(Vec<u8>);
 
 impl SnapshotReader for Marks {
@@ -416,7 +421,7 @@ impl SnapshotReader for Marks {
     }
 }
 
-/// Reads what the state is by then.
+/// Reads the state at the time of the read.
 struct Late(usize);
 
 impl SnapshotReader for Late {
@@ -429,7 +434,7 @@ impl SnapshotReader for Late {
     }
 }
 
-/// Overwrites the first byte of every piece but the first.
+/// Overwrites the first byte of every piece except the first.
 struct Lossy(Vec<u8>);
 
 impl RestoreWriter<Words> for Lossy {
