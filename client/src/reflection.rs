@@ -135,9 +135,9 @@ impl Client {
         Ok(all(&known))
     }
 
-    async fn known(&self, anew: bool) -> Result<Arc<Known>, Error> {
+    async fn known(&self, refresh: bool) -> Result<Arc<Known>, Error> {
         let mut kept = self.shared.catalog.known.lock().await;
-        if let Some(known) = kept.as_ref().filter(|_| !anew) {
+        if let Some(known) = kept.as_ref().filter(|_| !refresh) {
             return Ok(Arc::clone(known));
         }
         let known = Arc::new(self.fetch().await?);

@@ -140,7 +140,7 @@ async fn read_past_the_preface(stream: &mut TcpStream) {
 }
 
 /// Returns an address without a listener.
-pub(crate) fn nobody() -> String {
+pub(crate) fn unused_address() -> String {
     let (runtime, _, address) = listen();
     runtime.shutdown_background();
     address

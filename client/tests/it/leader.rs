@@ -5,7 +5,7 @@ use std::time::{Duration, Instant};
 use conclave_client::{CallOptions, Client, Consistency};
 use tonic::Code;
 
-use crate::fake::{answer, error, nobody, node, slow_node};
+use crate::fake::{answer, error, node, slow_node, unused_address};
 
 const SAY: &str = "test.v1.Echo/Say";
 
@@ -53,7 +53,7 @@ async fn the_leader_that_an_answer_names_is_asked_from_then_on() {
 /// in total, not one per call.
 #[tokio::test]
 async fn a_leader_out_of_reach_is_not_insisted_on() {
-    let unreachable = nobody();
+    let unreachable = unused_address();
     let follower = node(move |_| answer(b"forwarded", &unreachable));
     let client = client(&[&follower.address]);
     let began = Instant::now();
@@ -68,7 +68,7 @@ async fn a_leader_out_of_reach_is_not_insisted_on() {
 #[tokio::test]
 async fn a_dead_node_is_skipped() {
     let alive = node(|_| answer(b"alive", ""));
-    let (first, second) = (nobody(), nobody());
+    let (first, second) = (unused_address(), unused_address());
     let client = client(&[&first, &second, &alive.address]);
     assert_eq!(client.call_raw(SAY, "").await.unwrap().message.as_ref(), b"alive");
 }

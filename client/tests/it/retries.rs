@@ -12,7 +12,8 @@ use conclave_client::{
 use tonic::{Code, Status, metadata::MetadataMap};
 
 use crate::fake::{
-    GO_AWAY, REFUSED_STREAM, answer, answers_with, error, frozen, hangs_up, nobody, node, slow_node,
+    GO_AWAY, REFUSED_STREAM, answer, answers_with, error, frozen, hangs_up, node, slow_node,
+    unused_address,
 };
 
 const SAY: &str = "test.v1.Echo/Say";
@@ -99,7 +100,7 @@ async fn a_lost_connection_is_told_from_none() {
     assert!(lost.is_unavailable() && lost.outcome_unknown(), "{lost}");
     assert_eq!(peer.calls(), 1, "it was retried");
 
-    let none = client(&nobody(), 300).call_raw(SAY, "").await.unwrap_err();
+    let none = client(&unused_address(), 300).call_raw(SAY, "").await.unwrap_err();
     assert!(none.is_unavailable() && !none.outcome_unknown(), "{none}");
     assert!(none.to_string().contains("connection refused"), "{none}");
     assert!(none.to_string().contains("times"), "{none}");
@@ -151,7 +152,7 @@ async fn a_write_is_retried_while_the_node_is_busy() {
 #[tokio::test]
 async fn the_deadline_holds_and_the_error_says_what_was_tried() {
     let electing = node(|_| Err(error(Code::Unavailable, None, true)));
-    let dead = nobody();
+    let dead = unused_address();
     let client = Client::builder()
         .endpoints([&electing.address, &dead])
         .deadline(Duration::from_millis(400))
@@ -240,7 +241,7 @@ async fn an_error_says_whether_a_node_answered() {
     let electing = node(|_| Err(error(Code::Unavailable, None, true)));
     let error = client(&electing.address, 300).call_raw(SAY, "").await.unwrap_err();
     assert!(!error.is_unreachable() && error.message().contains("no success within"), "{error}");
-    let error = client(&nobody(), 300).call_raw(SAY, "").await.unwrap_err();
+    let error = client(&unused_address(), 300).call_raw(SAY, "").await.unwrap_err();
     assert!(error.is_unreachable() && error.message().contains("no answer within"), "{error}");
 }
 

@@ -137,10 +137,10 @@ fn simpler_steps(step: &Step, vocabulary: &Vocabulary) -> Vec<Step> {
         .into_iter()
         .filter(shorter)
         .map(|request| Call { request: request.into(), ..call.clone() });
-    let nobody =
+    let anonymous =
         (!call.principal.is_empty()).then(|| Call { principal: "".into(), ..call.clone() });
     calls
-        .chain(nobody)
+        .chain(anonymous)
         .map(|call| Step {
             time_ms: step.time_ms,
             action: match &step.action {
