@@ -1,4 +1,5 @@
-//! Compiles the default state machine and gathers the SDK: the binary carries both.
+//! Build script: compiles the default state machine and gathers the SDK's files. The binary
+//! contains both.
 use std::{
     env,
     error::Error,
@@ -14,8 +15,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     sdk(&out)
 }
 
-/// Compiles `guest-kv` to `OUT_DIR/kv.wasm`. Its own target directory, beside this build's, is shared
-/// by all profiles: the machine is the same in each.
+/// Compiles `guest-kv` to `OUT_DIR/kv.wasm`. All profiles share one target directory beside this
+/// build's, because the component is the same in each profile.
 fn default_machine(out: &Path) -> Result<(), Box<dyn Error>> {
     let target_dir = out.ancestors().nth(4).ok_or("OUT_DIR is not inside a target directory")?;
     let manifest_dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
@@ -31,14 +32,14 @@ fn default_machine(out: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// What of the SDK `conclave new` writes into a project in Rust, as places in this repository.
+/// Paths in this repository of the SDK files that `conclave new` writes into a Rust project.
 const RUST_SDK: [&str; 6] =
     ["LICENSE", "sdk/Cargo.toml", "sdk/src", "sdk/protobuf/Cargo.toml", "sdk/protobuf/src", "wit"];
-/// And into one in Python.
+/// The same for a Python project.
 const PYTHON_SDK: [&str; 3] = ["LICENSE", "sdk/python/conclave_sdk", "wit"];
 
-/// Writes `OUT_DIR/rust_sdk.rs` and `python_sdk.rs`, lists of files with their contents. They have their
-/// places in this repository, so that they are the same files, but for the manifest of their workspace.
+/// Writes `OUT_DIR/rust_sdk.rs` and `python_sdk.rs`: lists of files with their contents. Paths and
+/// contents are those of this repository, except for the manifest of the SDK's workspace.
 fn sdk(out: &Path) -> Result<(), Box<dyn Error>> {
     let root = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?).join("../..").canonicalize()?;
     let manifest = out.join("sdk_workspace.toml");
@@ -53,7 +54,7 @@ fn sdk(out: &Path) -> Result<(), Box<dyn Error>> {
     Ok(())
 }
 
-/// The files at these places, and where they are.
+/// Returns the files under these paths: each path in the repository with its location on disk.
 fn gather(root: &Path, places: &[&str]) -> Result<Vec<(PathBuf, PathBuf)>, Box<dyn Error>> {
     let mut files = Vec::new();
     let mut queue: Vec<_> = places.iter().map(|place| root.join(place)).collect();
@@ -73,21 +74,22 @@ fn gather(root: &Path, places: &[&str]) -> Result<Vec<(PathBuf, PathBuf)>, Box<d
     Ok(files)
 }
 
-/// The manifest that the SDK's crates inherit from: this workspace's, with nothing but what they use.
+/// Builds the manifest from which the SDK's crates inherit: this workspace's, reduced to the parts
+/// that they use.
 fn sdk_workspace(root: &Path) -> Result<String, Box<dyn Error>> {
     const MEMBERS: [&str; 2] = ["sdk", "sdk/protobuf"];
     let manifest = root.join("Cargo.toml");
     println!("cargo::rerun-if-changed={}", manifest.display());
     let mut workspace: toml::Table = fs::read_to_string(manifest)?.parse()?;
     workspace.retain(|name, _| name == "workspace");
-    let table = workspace["workspace"].as_table_mut().ok_or("the root is no workspace")?;
+    let table = workspace["workspace"].as_table_mut().ok_or("the root is not a workspace")?;
     table.insert("members".to_owned(), MEMBERS.to_vec().into());
     table.remove("default-members");
     let mut used = Vec::new();
     for member in MEMBERS {
         let member: toml::Table =
             fs::read_to_string(root.join(member).join("Cargo.toml"))?.parse()?;
-        // Cargo reads those of tests too, though it fetches none of them.
+        // Cargo also reads dev-dependencies, although it fetches none of them.
         for table in ["dependencies", "dev-dependencies"] {
             let dependencies = member.get(table).and_then(toml::Value::as_table);
             used.extend(dependencies.into_iter().flat_map(|table| table.keys().cloned()));

@@ -1,9 +1,10 @@
-//! `conclave`, with nodes whose key-value store is not a component but compiled into the node: what
-//! `cargo xtask bench` holds nodes of WebAssembly against, end to end.
+//! `conclave` with a key-value store that is compiled into the node instead of a component. `cargo
+//! xtask bench` compares WebAssembly nodes with it, end to end.
 //!
-//! It serves nobody else: what is written is in the log, but in no snapshot.
+//! It is of no use otherwise: writes are in the log, but in no snapshot.
 //!
-//! `cargo run --release --workspace --example native_node --features conclave/bench -- dev --data-dir DIR`
+//! `cargo run --release --workspace --example native_node --features conclave/bench -- dev
+//! --data-dir DIR`
 
 use std::process::ExitCode;
 
@@ -18,20 +19,20 @@ use conclave_types::{Call, Code, Event, Failure, Outcome, Reply};
 use guest_kv::Kv;
 use tikv_jemallocator::Jemalloc;
 
-/// As in the binary.
+/// The same allocator as in the binary.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 struct Store(Kv);
 
-/// The machine's words for what the host says.
+/// Converts the host's types to those of the SDK.
 fn guest(context: EntryContext, call: &Call) -> (Context, conclave_sdk::Call) {
     let EntryContext { index, time_ms, seed } = context;
     let context = Context { index, time_ms, seed, principal: call.principal.to_string() };
     (context, conclave_sdk::Call::new(&*call.method, &*call.request))
 }
 
-/// The load that is measured makes none, so its code may be lost.
+/// Converts a failure. The measured load causes none, so its code may be lost.
 fn failure(failure: &conclave_sdk::Failure) -> Failure {
     Failure { code: Code::Internal, message: format!("{failure:?}") }
 }

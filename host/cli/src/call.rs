@@ -1,4 +1,4 @@
-//! `conclave call`: any method of any service, with JSON.
+//! `conclave call`: calls any method of any service with JSON.
 
 use std::path::Path;
 
@@ -13,13 +13,15 @@ use super::{
     remote::{Freshness, Remote, file, stdin},
 };
 
-/// Call a method of the cluster's machine, or of the host, with JSON
+/// Call a method of the cluster's state machine or of the host, with JSON
 ///
-/// What there is to call is learned from the nodes by reflection, so this works with every machine.
-/// The request is protobuf's JSON: bytes in base64, 64-bit integers as numbers or strings. Without a
-/// request an empty message is sent. A query is retried until the timeout; a command only when it is
-/// known not to have been applied, unless --idempotent says that applying it twice is harmless. A
-/// subscription prints each message in a line, until it is interrupted or its node stops.
+/// The methods are read from the nodes by reflection, so this works with every state machine. The
+/// request is protobuf's JSON: bytes in base64, 64-bit integers as numbers or strings. Without a
+/// request, an empty message is sent.
+///
+/// A query is retried until the timeout. A command is retried only if it is known not to have been
+/// applied, unless --idempotent says that applying it twice is harmless. A subscription prints one
+/// message per line, until it is interrupted or its node stops.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -31,18 +33,18 @@ Examples:
   conclave call kv.v1.KV/Watch '{\"prefix\": \"app/\"}'
   jq -n '{key: \"color\"}' | conclave call kv.v1.KV/Get -
 
-With --list --json: [{\"name\", \"kind\"}]. With --describe --json: {\"name\", \"kind\", \"request\", \"response\"}, a message as
-{\"name\", \"fields\": [{\"name\", \"number\", \"type\", \"repeated\", \"oneof\" (null if none)}]}")]
+With --list --json: [{\"name\", \"kind\"}]. With --describe --json: {\"name\", \"kind\", \"request\", \"response\"}, each message
+as {\"name\", \"fields\": [{\"name\", \"number\", \"type\", \"repeated\", \"oneof\" (null if none)}]}")]
 pub struct Arguments {
-    /// package.Service/Method
+    /// Method to call, as package.Service/Method
     #[arg(required_unless_present_any = ["list", "describe"])]
     method: Option<String>,
 
-    /// The request: JSON, - for stdin, @FILE for a file
+    /// Request: JSON, - for stdin, @FILE for a file
     #[arg(value_name = "JSON|-|@FILE")]
     request: Option<String>,
 
-    /// List all methods, with what calling them does
+    /// List all methods with their kind: command, query or subscription
     #[arg(long, conflicts_with_all = ["method", "describe"])]
     list: bool,
 
@@ -50,11 +52,12 @@ pub struct Arguments {
     #[arg(long, value_name = "METHOD", conflicts_with = "method")]
     describe: Option<String>,
 
-    /// Applying the command twice is as good as once: retry it also when its outcome is unknown
+    /// Retry a command also when its outcome is unknown: applying it twice has the same effect
+    /// as once
     #[arg(long)]
     idempotent: bool,
 
-    /// For a subscription: go on after this index of the log, without what comes at first
+    /// Resume a subscription after this log index, skipping the initial state
     #[arg(long, value_name = "INDEX")]
     from_index: Option<u64>,
 
@@ -89,7 +92,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
         return subscribe(&client, &method, request, from, remote, output).await;
     }
     if arguments.from_index.is_some() {
-        return Err(Failed::Usage(format!("{name} is no subscription: leave out --from-index")));
+        return Err(Failed::Usage(format!("{name} is not a subscription: leave out --from-index")));
     }
     let options = match method.kind() {
         MethodKind::Query => CallOptions::read(),
@@ -173,7 +176,7 @@ fn describe(method: &Method, output: &mut Output) {
     }
 }
 
-/// A method for scripts.
+/// Formats a method as JSON.
 fn described(method: &Method) -> Value {
     let message = |message: &MessageDescriptor| {
         let fields = message.fields().map(|field| {
@@ -207,16 +210,17 @@ fn type_name(field: &FieldDescriptor) -> String {
     }
 }
 
-/// The name of the group of fields of which one is set.
+/// Returns the name of the field's oneof group.
 fn one_of(field: &FieldDescriptor) -> Option<String> {
-    // `optional` is a oneof of its own in the descriptor, of no interest to a reader.
+    // In a descriptor, each `optional` field has a synthetic oneof, which is of no interest
+    // to a reader.
     field
         .containing_oneof()
         .filter(|group| !group.is_synthetic())
         .map(|group| group.name().to_owned())
 }
 
-/// One line per field: its name in JSON, its type, and with which others it excludes itself.
+/// Formats one line per field: its name in JSON, its type and its oneof group.
 fn fields(message: &MessageDescriptor) -> Vec<String> {
     let rows: Vec<_> = message
         .fields()

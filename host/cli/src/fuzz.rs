@@ -1,10 +1,10 @@
-//! Fuzz targets of files that verbs read.
+//! Fuzz targets for files that verbs read.
 
 use std::collections::HashSet;
 
 use super::kv::flatten::flatten;
 
-/// A JSON document for `conclave kv import`: two places never share a key.
+/// Flattens a JSON document as `conclave kv import` does: no two values share a key.
 pub fn json_import(data: &[u8]) {
     let Ok(document) = serde_json::from_slice(data) else { return };
     let Ok(leaves) = flatten(document, "p/") else { return };
@@ -13,7 +13,7 @@ pub fn json_import(data: &[u8]) {
     assert!(leaves.iter().all(|(key, _)| key.starts_with("p/")));
 }
 
-/// Documents of all shapes.
+/// Seed documents of all shapes.
 pub fn json_import_seeds() -> Vec<Vec<u8>> {
     let documents: [&[u8]; 3] = [
         br#"{"a": {"b": [true, "x", null, {}], "c/d~": 1.50}, "e": []}"#,

@@ -1,8 +1,9 @@
-//! Fuzz targets: everything that decodes bytes from outside, as functions of these bytes.
+//! Fuzz targets: all decoders of bytes from outside, as functions of these bytes.
 //!
-//! A target must return, whatever it is given, and asserts what it promises. The unit test here runs each of them
-//! on its seeds, on the inputs in `host/fuzz/corpus`, and on some thousand mutations of both. `cargo fuzz` in
-//! `host/fuzz` runs them for as long as one likes, guided by coverage; what it finds belongs into the corpus.
+//! A target must return for any input, and asserts its own promises. The unit test here runs each
+//! target on its seeds, on the inputs in `host/fuzz/corpus`, and on thousands of mutations of both.
+//! `cargo fuzz` in `host/fuzz` runs the targets without a time limit, guided by coverage. Add its
+//! findings to the corpus.
 
 use crate as cli;
 use conclave::config;
@@ -11,14 +12,14 @@ use conclave_machine as machine;
 use conclave_raft as raft;
 use conclave_storage as storage;
 
-/// One target.
+/// A fuzz target.
 #[derive(Clone, Copy, Debug)]
 pub struct Target {
-    /// Its name, which is that of its directory in the corpus.
+    /// The target's name, and the name of its directory in the corpus.
     pub name: &'static str,
-    /// Takes any bytes.
+    /// Runs the target on any bytes.
     pub run: fn(&[u8]),
-    /// Valid inputs to begin from.
+    /// Returns valid inputs from which to start.
     pub seeds: fn() -> Vec<Vec<u8>>,
 }
 
@@ -71,10 +72,11 @@ mod tests {
 
     use super::*;
 
-    /// Mutations for each target: the same ones in each run, so that what is found can be repeated.
+    /// Number of mutations per target. They are the same in each run, so that findings can
+    /// be reproduced.
     const COUNT: u32 = 20_000;
     const BYTES_MAX: usize = 64 << 10;
-    /// Values at which decoders count wrong.
+    /// Values at the limits of integer encodings, where decoders often have off-by-one errors.
     const INTERESTING: [&[u8]; 8] = [
         &[0],
         &[0x7f],
@@ -141,7 +143,7 @@ mod tests {
         }
     }
 
-    /// The corpus that `cargo fuzz` begins from has the seeds.
+    /// The corpus from which `cargo fuzz` starts contains the seeds.
     #[test]
     fn seeds_are_in_the_corpus() {
         for target in TARGETS {

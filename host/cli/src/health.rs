@@ -1,4 +1,4 @@
-//! `conclave health`: whether one node serves, for probes.
+//! `conclave health`: health check of one node, for probes.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -13,29 +13,31 @@ use serde_json::json;
 use super::{Failed, Result, output::Output, remote::duration};
 use conclave::config::{Settings, client_address};
 
-/// Ask one node whether it serves
+/// Check whether one node is serving
 ///
-/// Exits with 0 if it does and with 1 if not: it knows no leader, reaches no majority, has a fault or
-/// does not answer. For the health checks of containers and balancers.
+/// Exits with 0 if the node serves. Exits with 1 if it does not: it knows no leader, reaches no
+/// majority, has a fatal error or does not respond. Meant for the health checks of containers and
+/// load balancers.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   conclave health
   conclave health --endpoint 127.0.0.1:7102 --timeout 1s")]
 pub struct Arguments {
-    /// The node's client address [default: where a node with this environment and configuration file listens]
+    /// The node's client address [default: the address on which a node with this environment and
+    /// configuration file listens]
     #[arg(long, value_name = "HOST:PORT")]
     endpoint: Option<String>,
 
-    /// The node's configuration file, for its listen_client
+    /// The node's configuration file, to read its listen_client
     #[arg(long, env = "CONCLAVE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// How long to wait for the answer
+    /// Maximum time to wait for the response
     #[arg(long, default_value = "2s", value_parser = duration, value_name = "TIME")]
     timeout: Duration,
 
-    /// Where the node of this environment listens.
+    /// The client address of a node with this environment.
     #[arg(long, env = "CONCLAVE_LISTEN_CLIENT", hide = true)]
     listen_client: Option<String>,
 
@@ -44,7 +46,7 @@ pub struct Arguments {
     json: bool,
 }
 
-/// Asks once, without looking for another node.
+/// Runs the verb: one request to one node, without a search for another one.
 pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     output.set_json(arguments.json);
     let endpoints = match arguments.endpoint {
@@ -59,7 +61,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     let mut asked = Err(Failed::local("no address"));
     for endpoint in &endpoints {
         asked = ask(endpoint, arguments.timeout).await;
-        // Where IPv6 is switched off, a node that listens on all addresses is reached by IPv4 only.
+        // Without IPv6, a node that listens on all addresses is reached by IPv4 only.
         if !matches!(&asked, Err(Failed::Failure { code: "UNAVAILABLE", .. })) {
             break;
         }
@@ -82,7 +84,7 @@ async fn ask(endpoint: &str, timeout: Duration) -> Result {
     match client.is_serving().await {
         Ok(true) => Ok(()),
         Ok(false) => {
-            let message = format!("{endpoint} does not serve: its log says why");
+            let message = format!("{endpoint} does not serve; its log has the reason");
             Err(Failed::Failure { code: "NOT_SERVING", message, outcome: None })
         }
         Err(error) => {
@@ -92,7 +94,8 @@ async fn ask(endpoint: &str, timeout: Duration) -> Result {
     }
 }
 
-/// Where a node that listens here is reached from its own computer: one that listens everywhere, on loopback.
+/// Returns the addresses at which a node is reached from its own host. A node that listens on all
+/// addresses is reached on loopback.
 fn local(listen: SocketAddr) -> Vec<String> {
     let port = listen.port();
     match listen.ip() {

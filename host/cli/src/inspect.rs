@@ -1,4 +1,4 @@
-//! `conclave inspect`: what a component is, and whether a node would serve it.
+//! `conclave inspect`: description of a component, as a node would load it.
 
 use std::{collections::BTreeMap, fs, path::PathBuf};
 
@@ -12,20 +12,20 @@ use super::{
 };
 use conclave_machine::{Component, Engine, Limits, Memory, MethodKind};
 
-/// Show what a machine's component is
+/// Show a component: its id, version, methods, imports and memory
 ///
-/// Loads it as a node would, with a node's default limits: it is compiled, started once and asked what
-/// it is. So a file that a node would refuse is refused here, with the same reason. The component id is
-/// the SHA-256 of the file. Methods are those of the machine's descriptor set; a machine without one
-/// is called with raw bytes.
+/// Loads the component as a node does, with a node's default limits: compiles it, starts it once
+/// and reads its description. A file that a node would refuse is refused here with the same reason.
+/// The component id is the SHA-256 of the file. The methods come from the state machine's
+/// descriptor set; a state machine without one is called with raw bytes.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   conclave inspect target/my-counter.wasm
-  conclave inspect                            the key-value store that this program carries
+  conclave inspect                            the built-in key-value store
   conclave inspect target/my-counter.wasm --json | jq -r .component")]
 pub struct Arguments {
-    /// The component [default: the key-value store]
+    /// Component to show [default: the built-in key-value store]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
 
@@ -105,7 +105,7 @@ fn lines(component: &Component) -> Vec<String> {
     let mut lines = table(&rows);
     lines.push(String::new());
     if component.methods().is_empty() {
-        lines.push("It describes no methods: it is called with raw bytes.".to_owned());
+        lines.push("The component describes no methods: it is called with raw bytes.".to_owned());
         return lines;
     }
     let mut methods = vec![row("METHOD", "KIND".to_owned())];
@@ -116,7 +116,7 @@ fn lines(component: &Component) -> Vec<String> {
     lines
 }
 
-/// The imports, a line a package: `wasi:clocks@0.2.9 monotonic-clock, wall-clock`.
+/// Formats the imports, one line per package: `wasi:clocks@0.2.9 monotonic-clock, wall-clock`.
 fn packages(imports: &[String]) -> Vec<String> {
     let mut packages = BTreeMap::<String, Vec<&str>>::new();
     for import in imports {
@@ -138,7 +138,7 @@ fn row(name: &str, value: String) -> Vec<String> {
     vec![name.to_owned(), value]
 }
 
-/// What an instance may hold on a node with the default limits.
+/// Returns the maximum memory of an instance on a node with the default limits.
 fn bytes_max(component: &Component) -> usize {
     component.memory().declared_bytes_max.min(component.engine().limits().cluster.memory_bytes_max)
 }
@@ -147,10 +147,10 @@ fn memory(component: &Component) -> String {
     let Memory { started_bytes, declared_bytes_max } = component.memory();
     let bytes_max = bytes_max(component);
     let whose = match declared_bytes_max == bytes_max {
-        true => "as it declares",
-        false => "as a node allows: memory-bytes-max",
+        true => "declared by the component",
+        false => "a node's limit: memory-bytes-max",
     };
-    format!("{} once started, at most {} ({whose})", size(started_bytes), size(bytes_max))
+    format!("{} after the start, at most {} ({whose})", size(started_bytes), size(bytes_max))
 }
 
 fn size(bytes: usize) -> String {

@@ -1,4 +1,4 @@
-//! `conclave key`: master keys.
+//! `conclave key`: generation of master keys.
 
 use std::{
     fs::{File, OpenOptions},
@@ -13,11 +13,11 @@ use super::{Failed, Result, output::Output};
 
 const KEY_BYTES: usize = 32;
 
-/// Make master keys
+/// Generate master keys
 ///
 /// The master key wraps the keys that encrypt everything a node writes. All nodes of a cluster may
-/// share one, or each may have its own. Without it a node's data cannot be read by anybody: keep a
-/// copy away from the disks that it protects.
+/// share one master key, or each may have its own. Without its master key, a node's data cannot be
+/// read: keep a copy of the key away from the disks that it protects.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -32,13 +32,13 @@ pub struct Arguments {
 enum Verb {
     /// Write a new random master key to a file that only its owner can read
     #[command(after_long_help = "\
-The file holds 64 hexadecimal digits. A file that exists is never overwritten: that would make the
-data under its key unreadable.
+The file holds 64 hexadecimal digits. An existing file is never overwritten: the data that its key
+encrypts would become unreadable.
 
 Examples:
   conclave key generate master.key")]
     Generate {
-        /// Where to write it
+        /// File to create
         file: PathBuf,
     },
 }
@@ -47,19 +47,19 @@ Examples:
 pub fn run(arguments: Arguments, output: &mut Output) -> Result {
     let Verb::Generate { file } = arguments.verb;
     generate(&file)?;
-    output.remark(format!("{}: a new master key; keep a copy elsewhere", file.display()));
+    output.remark(format!("{}: wrote a new master key; keep a copy elsewhere", file.display()));
     Ok(())
 }
 
-/// Writes a new key to a new file, durably. Fails if the file exists.
+/// Writes a new key durably to a new file. Fails if the file exists.
 pub fn generate(path: &Path) -> Result {
     let mut key = zeroize::Zeroizing::new([0; KEY_BYTES]);
     getrandom::fill(key.as_mut_slice())
-        .map_err(|cause| Failed::local(format!("no random numbers: {cause}")))?;
+        .map_err(|cause| Failed::local(format!("cannot get random numbers: {cause}")))?;
     let text = zeroize::Zeroizing::new(format!("{}\n", hex::encode(key.as_slice())));
     write_new(path, text.as_bytes()).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::AlreadyExists => Failed::local(format!(
-            "{} exists and is left as it is; choose another name",
+            "{} exists and was not changed; choose another name",
             path.display()
         )),
         _ => Failed::local(format!("{}: {cause}", path.display())),

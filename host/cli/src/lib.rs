@@ -1,14 +1,17 @@
-//! The command line: one file a verb.
+//! The command line: one file per verb.
 //!
-//! Contract: a verb takes its arguments, does its work through the client crate alone (only `serve`
-//! and `dev` know of nodes as processes, and `new`, `build`, `inspect`, `check` and `replay` of no cluster at all),
-//! hands what it has to say to [`output`] and returns. It never prints and never exits by itself. Results go to
-//! stdout, everything else to stderr, so that scripts can read the one and people the other. The exit code is 0
-//! for success, 1 for a failure, 2 for wrong usage or configuration, 3 when `kv get` finds no such key, 4 if it is unknown
-//! whether a write was applied and 5 if a call certainly had no effect and can be sent again.
+//! Contract: a verb takes its arguments and does its work through the client crate alone.
+//! Exceptions: `serve` and `dev` run nodes as processes; `new`, `build`, `inspect`, `check`,
+//! `replay` and `recover` need no cluster. A verb passes its results to [`output`] and returns. It
+//! never prints and never exits by itself.
 //!
-//! Caveats: values given as arguments are visible in the process list; `kv put KEY -` and `--file`
-//! are not.
+//! Results go to stdout and everything else to stderr, so that scripts can read the former and
+//! people the latter. Exit codes: 0 for success, 1 for a failure, 2 for wrong usage or
+//! configuration, 3 when `kv get` finds no such key, 4 if it is unknown whether a write was
+//! applied, 5 if a call certainly had no effect and can be sent again.
+//!
+//! Caveat: values given as arguments are visible in the process list. Values from `kv put KEY -`
+//! and `--file` are not.
 
 pub mod build;
 pub mod call;
@@ -34,7 +37,8 @@ mod signals;
 pub mod status;
 pub mod telemetry;
 
-/// The component of the key-value store, which a new cluster begins with unless another is given.
+/// The component of the key-value store: the initial component of a new cluster unless another one
+/// is given.
 pub const DEFAULT_MACHINE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kv.wasm"));
 
 use std::{env, process::ExitCode, thread};
@@ -45,16 +49,16 @@ use tokio::runtime;
 use self::output::Output;
 use conclave::config;
 
-/// How a verb ends when it does not succeed.
+/// The reason why a verb did not succeed.
 #[derive(Debug)]
 pub enum Failed {
-    /// It did not work. One line for people that says what to do next, and gRPC's name of the code.
+    /// The verb failed.
     Failure {
-        /// For programs: `UNAVAILABLE`, `NOT_FOUND`, ...
+        /// gRPC's name of the status code, for programs: `UNAVAILABLE`, `NOT_FOUND`, ...
         code: &'static str,
-        /// For people.
+        /// One line for people that also says what to do next.
         message: String,
-        /// Whether a call had an effect, if that is in question.
+        /// The effect of a call, if it is in question whether there was one.
         outcome: Option<Outcome>,
     },
     /// The arguments do not make sense together.
@@ -64,22 +68,22 @@ pub enum Failed {
 }
 
 impl Failed {
-    /// A failure of this program's own, without an answer from a node.
+    /// A failure inside this program, without a response from a node.
     pub fn local(message: impl Into<String>) -> Self {
         Self::Failure { code: "FAILED", message: message.into(), outcome: None }
     }
 
-    /// Says so, and gives the process's exit code.
+    /// Reports the failure and returns the process's exit code.
     fn report(&self) -> ExitCode {
         Output::new().failed(self);
         ExitCode::from(self.exit_code())
     }
 
-    /// The process's exit code.
+    /// Returns the process's exit code.
     pub fn exit_code(&self) -> u8 {
         match self {
             Self::Failure { outcome: Some(Outcome::Unknown), .. } => 4,
-            // A trap has no effect either, and would come again.
+            // A trap has no effect either, but a retry would trap again: exit code 1.
             Self::Failure { code: "UNAVAILABLE" | "DEADLINE_EXCEEDED", outcome, .. }
                 if outcome.is_some() =>
             {
@@ -92,17 +96,17 @@ impl Failed {
     }
 }
 
-/// Whether a call that failed had an effect.
+/// The effect of a failed call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Outcome {
-    /// It had none, and never will.
+    /// The call had no effect and never will.
     NotApplied,
-    /// It had one, or may still have.
+    /// The call had an effect, or may still have one.
     Unknown,
 }
 
 impl Outcome {
-    /// As the nodes name it in `conclave-outcome`.
+    /// Returns the value that nodes send in the metadata `conclave-outcome`.
     pub fn name(self) -> &'static str {
         match self {
             Self::NotApplied => "not-applied",
@@ -111,10 +115,10 @@ impl Outcome {
     }
 }
 
-/// How verbs end.
+/// The result of a verb.
 pub type Result<T = ()> = std::result::Result<T, Failed>;
 
-/// A host for replicated state machines that are WebAssembly components.
+/// Replicate a state machine, written as a WebAssembly component, across a cluster of nodes
 #[derive(Debug, Parser)]
 #[command(
     name = "conclave",
@@ -122,30 +126,30 @@ pub type Result<T = ()> = std::result::Result<T, Failed>;
     arg_required_else_help = true,
     after_long_help = "\
 Try it:
-  conclave dev                             a cluster of three nodes on this machine
+  conclave dev                             run a cluster of three nodes on this computer
   conclave kv put greeting hello           in another terminal
   conclave kv get greeting
   conclave status
-  conclave cluster verify                  whether all nodes have the same state
-  conclave call --list                     what the cluster's machine can do
+  conclave cluster verify                  check that all nodes have the same state
+  conclave call --list                     list the methods of the cluster's state machine
 
-Write a machine:
-  conclave new my-counter                  a project that builds and passes its tests
-  conclave build my-counter                a component
+Write a state machine:
+  conclave new my-counter                  create a project that builds and passes its tests
+  conclave build my-counter                compile it to a component
   conclave check my-counter/target/my-counter.wasm
   conclave dev --component my-counter/target/my-counter.wasm --watch
-  conclave component push my-counter/target/my-counter.wasm    to a cluster that runs
+  conclave component push my-counter/target/my-counter.wasm    send it to a running cluster
 
 Exit codes:
   0  success
   1  failure
   2  wrong usage or configuration
   3  no such key (kv get)
-  4  unknown outcome: the write may have been applied, so read the state before sending it again
-  5  no effect: no node could serve the call in time, so it can be sent again
+  4  unknown outcome: the write may have been applied; read the state before you send it again
+  5  no effect: no node could serve the call in time; it can be sent again
 
-With --json errors are {\"error\": {\"code\", \"message\", \"outcome\" (not-applied or unknown; absent if the call was
-answered)}} on standard error."
+With --json, errors are printed to standard error as {\"error\": {\"code\", \"message\", \"outcome\"}}. \"outcome\" is
+not-applied or unknown, and absent if the call was answered."
 )]
 struct Cli {
     #[command(subcommand)]
@@ -171,7 +175,7 @@ enum Verb {
     Recover(recover::Arguments),
 }
 
-/// The whole program: parse, run, exit.
+/// Parses the arguments, runs the verb and returns the exit code.
 pub fn main() -> ExitCode {
     // SAFETY: this is the first line of the program, which has one thread.
     #[allow(unsafe_code, reason = "before there are threads")]
@@ -180,8 +184,9 @@ pub fn main() -> ExitCode {
     }
     let cli = Cli::parse();
     let mut runtime = runtime::Builder::new_multi_thread();
-    // Half of the processors: a node's storage, head and reader have threads of their own, and on
-    // few processors more workers cost each write and read a fifth of its time in waking each other.
+    // Half of the processors: a node's storage, primary and standby have threads of their own.
+    // On few processors, more workers wake each other so often that each write and read takes a
+    // fifth longer.
     if env::var_os("TOKIO_WORKER_THREADS").is_none() {
         let processors = thread::available_parallelism().map_or(2, usize::from);
         runtime.worker_threads((processors / 2).max(1));
@@ -191,7 +196,7 @@ pub fn main() -> ExitCode {
         Err(error) => return Failed::local(format!("cannot start threads: {error}")).report(),
     };
     let code = runtime.block_on(cli.run());
-    // What is still at work, such as a query without end, must not keep the process.
+    // Tasks that still run, such as a query without end, must not keep the process alive.
     runtime.shutdown_background();
     ExitCode::from(code)
 }
@@ -200,7 +205,8 @@ impl Cli {
     /// Runs the verb and returns the process's exit code.
     async fn run(self) -> u8 {
         let mut output = Output::new();
-        // A cluster or a node outlives the reader of what is printed, and a replay removes its copy first.
+        // A cluster or a node continues when the reader of its output is gone. A replay removes its
+        // copy first.
         let outlives = matches!(self.verb, Verb::Dev(_) | Verb::Serve(_) | Verb::Replay(_));
         let watched = output.clone();
         let result = tokio::select! {

@@ -1,10 +1,11 @@
-//! The binary.
+//! The `conclave` binary.
 use std::process::ExitCode;
 
 use tikv_jemallocator::Jemalloc;
 
-/// Every call of a client allocates some dozens of small things on one thread and frees them on another.
-/// With the system's allocator linearizable gets cost a fifth more, and a fresh idle node holds no less.
+/// Each client call allocates dozens of small objects on one thread and frees them on another. With
+/// the system's allocator, linearizable gets take a fifth longer, and a fresh idle node needs no
+/// less memory.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 

@@ -1,8 +1,9 @@
-//! The one place that prints.
+//! Output of all verbs: the one place that prints.
 //!
-//! A result that cannot be written ends the verb, and the first error counts: when the reader went away on purpose
-//! (`head`, a pager), the verb ends quietly and successfully; anything else, such as a full disk, is a failure. A remark
-//! that cannot be written is dropped: there is no place left to report it to.
+//! A result that cannot be written ends the verb, and the first write error decides how. If the
+//! reader closed the pipe (`head`, a pager), the verb ends quietly and successfully. Any other
+//! error, such as a full disk, is a failure. A remark that cannot be written is dropped, because
+//! there is no place left to report that.
 #![allow(clippy::print_stdout, reason = "the command line's only place that prints")]
 
 use std::{
@@ -19,42 +20,43 @@ use tokio::sync::watch;
 
 use super::{Failed, Result};
 
-/// Without a terminal, progress is a line this often.
+/// Interval between lines of progress if stderr is no terminal.
 const PROGRESS_LINE_EVERY: Duration = Duration::from_secs(2);
 
-/// Where results and remarks go. Clones share the state of standard output.
+/// Destination of results and remarks. Clones share the state of standard output.
 #[derive(Clone, Debug)]
 pub struct Output {
     json: bool,
-    /// Why results are not written any more.
+    /// The error because of which results are no longer written.
     broken: Arc<watch::Sender<Option<ErrorKind>>>,
 }
 
 impl Output {
-    /// For people, until [`Output::set_json`] says otherwise.
+    /// Creates an output for people; [`Output::set_json`] changes the format.
     #[allow(clippy::new_without_default, reason = "one is made, in one place")]
     pub fn new() -> Self {
         Self { json: false, broken: Arc::default() }
     }
 
-    /// Errors become JSON too.
+    /// Selects JSON for errors too.
     pub fn set_json(&mut self, json: bool) {
         self.json = json;
     }
 
-    /// A line of the result.
+    /// Writes one line of the result.
     pub fn line(&mut self, text: impl AsRef<str>) {
         self.write(&[text.as_ref().as_bytes(), b"\n"]);
     }
 
-    /// A line of a result that has no end. `false`: results cannot be written any more.
+    /// Writes one line of a result without end. Returns `false` if results can no longer
+    /// be written.
     pub fn stream(&mut self, text: impl AsRef<str>) -> bool {
         self.write(&[text.as_ref().as_bytes(), b"\n"]);
         self.flush();
         !self.is_broken()
     }
 
-    /// Bytes of the result, exactly.
+    /// Writes bytes of the result unchanged.
     pub fn bytes(&mut self, bytes: &[u8]) {
         self.write(&[bytes]);
         self.flush();
@@ -67,7 +69,7 @@ impl Output {
         }
     }
 
-    /// Writes what is buffered.
+    /// Flushes standard output.
     fn flush(&mut self) {
         if !self.is_broken() {
             self.note(io::stdout().lock().flush());
@@ -80,12 +82,12 @@ impl Output {
         }
     }
 
-    /// Whether results cannot be written any more.
+    /// Returns whether results can no longer be written.
     pub(super) fn is_broken(&self) -> bool {
         self.broken.borrow().is_some()
     }
 
-    /// Waits until a result cannot be written.
+    /// Waits until results can no longer be written.
     pub(super) async fn broken(&self) {
         let mut broken = self.broken.subscribe();
         if broken.wait_for(Option::is_some).await.is_err() {
@@ -94,7 +96,7 @@ impl Output {
         }
     }
 
-    /// The verb's result, and whether all of it was written.
+    /// Returns the verb's result, or a failure if a part of it was not written.
     pub(super) fn finish(&mut self, result: Result) -> Result {
         self.flush();
         match *self.broken.borrow() {
@@ -102,24 +104,22 @@ impl Output {
             Some(kind) => {
                 result?;
                 let error = io::Error::from(kind);
-                Err(Failed::local(format!(
-                    "the result cannot be written to standard output: {error}"
-                )))
+                Err(Failed::local(format!("cannot write the result to standard output: {error}")))
             }
         }
     }
 
-    /// A result as JSON, indented.
+    /// Writes a result as indented JSON.
     pub fn value(&mut self, value: &Value) {
         self.line(format!("{value:#}"));
     }
 
-    /// A remark for people, on stderr.
+    /// Writes a remark for people to stderr.
     pub fn remark(&mut self, text: impl AsRef<str>) {
         let _ = writeln!(io::stderr().lock(), "{}", printable(text.as_ref()));
     }
 
-    /// Why the verb did not succeed: one line on stderr.
+    /// Writes the reason why the verb did not succeed, as one line on stderr.
     pub fn failed(&mut self, failed: &Failed) {
         let (code, message) = match failed {
             Failed::Failure { code, message, .. } => (*code, message),
@@ -137,7 +137,7 @@ impl Output {
         }
     }
 
-    /// A bar on a terminal, lines elsewhere.
+    /// Starts a progress display: a bar on a terminal, lines elsewhere.
     pub fn progress(&mut self, total: u64, what: &'static str) -> Progress {
         if !io::stderr().is_terminal() || self.json {
             return Progress::Lines {
@@ -158,27 +158,27 @@ impl Output {
     }
 }
 
-/// How far a long verb has come.
+/// Progress of a long-running verb.
 pub enum Progress {
-    /// Redrawn in place.
+    /// A bar that is redrawn in place.
     Bar(ProgressBar),
-    /// A line now and then.
+    /// A line every [`PROGRESS_LINE_EVERY`].
     Lines {
-        /// So far.
+        /// The number of items done.
         done: u64,
-        /// In the end.
+        /// The total number of items.
         total: u64,
-        /// Of what.
+        /// The noun for the items.
         what: &'static str,
-        /// When the last line was printed.
+        /// The time of the last line.
         last: Instant,
-        /// No lines either.
+        /// Whether no lines are printed either.
         silent: bool,
     },
 }
 
 impl Progress {
-    /// So many more are done.
+    /// Counts `by` more items as done.
     pub fn advance(&mut self, by: u64) {
         match self {
             Self::Bar(bar) => bar.inc(by),
@@ -192,7 +192,7 @@ impl Progress {
         }
     }
 
-    /// Takes the bar away.
+    /// Removes the bar.
     pub fn finish(self) {
         if let Self::Bar(bar) = self {
             bar.finish_and_clear();
@@ -200,7 +200,7 @@ impl Progress {
     }
 }
 
-/// Text from a server as it may go to a terminal: control characters, which could drive it, are escaped.
+/// Escapes the control characters of a text from a server, since they could control the terminal.
 pub fn printable(text: &str) -> Cow<'_, str> {
     let drives = |character: char| character.is_control() && !matches!(character, '\n' | '\t');
     if !text.contains(drives) {
@@ -216,7 +216,8 @@ pub fn printable(text: &str) -> Cow<'_, str> {
     escaped.into()
 }
 
-/// Columns as wide as their widest cell. Control characters are escaped. The first row is the head.
+/// Formats rows as columns, each as wide as its widest cell. The first row is the header. Control
+/// characters are escaped.
 pub fn table(rows: &[Vec<String>]) -> Vec<String> {
     let cell = |cell: &String| printable(cell).replace(['\n', '\t'], " ");
     let rows: Vec<Vec<String>> = rows.iter().map(|row| row.iter().map(cell).collect()).collect();

@@ -1,4 +1,4 @@
-//! `conclave recover`: the ways out of a state that no node can start with.
+//! `conclave recover`: repairs of the data directory of a node that cannot start.
 
 use std::{fs, path::PathBuf};
 
@@ -13,22 +13,25 @@ use conclave::{
     node,
 };
 
-/// Repair the directory of a stopped node that cannot start
+/// Repair the data directory of a stopped node that cannot start
 ///
-/// If all nodes stop while they apply the same entry, and again after each restart, there is no leader that could
-/// activate a corrected component. There are two ways out. Both change the directory of a stopped node, so make a copy of
-/// it first, and do the same on every node before you start the first one:
+/// If all nodes stop while they apply the same entry, and again after each restart, there is no
+/// leader that could activate a corrected component. There are two repairs. Both change the
+/// directory of a stopped node, so make a copy of it first. Make the same repair on every node
+/// before you start the first one.
 ///
-/// --trap-entry records an entry as trapped: the node never applies it and continues with the next one. The effects of
-/// the entry are lost.
+/// --trap-entry records an entry as trapped: the node never applies it and continues with the next
+/// one. The effects of the entry are lost.
 ///
-/// --component makes another component the active one from the newest snapshot on: the node restores the snapshot into it
-/// and applies all later entries with it. Entries that trapped before are applied too. The snapshots of the nodes are of
-/// different indexes, so the component should treat the entries since the oldest of them as the one before did.
+/// --component makes another component the active one from the newest snapshot on: the node
+/// restores the snapshot into it and applies all later entries with it. Entries that trapped before
+/// are applied too. The nodes' snapshots have different indexes, so the component should treat the
+/// entries since the oldest snapshot like the previous component did.
 ///
-/// A node on which this was forgotten ends in another state than the others. The consistency checks find that and repair
-/// the minority from the majority. `conclave replay` shows on a copy of the directory at which entry a node stops, and with
-/// `--component` what another component makes of the log.
+/// A node that was left out reaches a different state than the others. The consistency checks
+/// detect that and repair the minority from the majority. `conclave replay` shows on a copy of the
+/// directory at which entry a node stops, and with `--component` the outcomes of the log under
+/// another component.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -41,23 +44,23 @@ With --trap-entry --json: {\"index\", \"subject\" (the method that the entry cal
 With --component --json: {\"index\" (of the snapshot), \"snapshot_bytes\", \"restore_ms\", \"memory_bytes\"}")]
 #[command(group = ArgGroup::new("way").required(true).args(["trap_entry", "component"]))]
 pub struct Arguments {
-    /// The node's configuration file
+    /// Configuration file of the node
     #[arg(long, env = "CONCLAVE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The directory of the stopped node
+    /// Data directory of the stopped node
     #[arg(long, env = "CONCLAVE_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
-    /// The file with the master key
+    /// File with the node's master key
     #[arg(long, env = "CONCLAVE_MASTER_KEY_FILE", value_name = "FILE")]
     master_key_file: Option<PathBuf>,
 
-    /// Record this entry as trapped
+    /// Record the entry at this log index as trapped
     #[arg(long, value_name = "INDEX")]
     trap_entry: Option<u64>,
 
-    /// Also if the node does not know that the entry is committed
+    /// Record the entry even if the node does not know that it is committed
     #[arg(long, requires = "trap_entry")]
     uncommitted: bool,
 
@@ -137,7 +140,7 @@ async fn replace_component(
         }));
     } else {
         output.line(format!(
-            "the component is the active one from the snapshot at index {} on, whose state it restored in {restore_ms} ms",
+            "the component is active from the snapshot at index {} on; it restored the snapshot in {restore_ms} ms",
             replaced.index
         ));
         output.remark(ON_EVERY_NODE);

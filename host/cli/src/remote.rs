@@ -1,4 +1,4 @@
-//! What all verbs that talk to a cluster share: where it is, how long to wait, how failures read.
+//! Arguments and errors shared by all verbs that call a cluster: addresses, timeout, consistency.
 
 use std::{io::Read, path::Path, time::Duration};
 
@@ -7,14 +7,14 @@ use conclave_client::{Client, Consistency, Error};
 
 use super::{Failed, Outcome, Result};
 
-/// A request on stdin or in a file may be this large; nodes refuse far smaller ones.
+/// Maximum size of input from stdin or a file. Nodes have far smaller limits.
 const INPUT_BYTES_MAX: u64 = 1 << 30;
 
-/// Where the cluster is.
+/// The arguments that locate the cluster.
 #[derive(Args, Clone, Debug)]
 pub struct Remote {
-    /// Client addresses of nodes, host:port, separated by commas. One is enough: the others only
-    /// help when it is down
+    /// Client addresses of nodes, host:port, separated by commas. One is enough; the others help
+    /// when it is down
     #[arg(
         long,
         env = "CONCLAVE_ENDPOINTS",
@@ -25,7 +25,8 @@ pub struct Remote {
     )]
     pub endpoints: Vec<String>,
 
-    /// How long a call may take with all its retries: 500ms, 10s, 2m [default: 10s; 1m to 5m for verbs that take long]
+    /// Maximum time of a call with all its retries: 500ms, 10s, 2m [default: 10s; 1m to 5m for
+    /// verbs that take long]
     #[arg(
         long,
         value_name = "DURATION",
@@ -35,37 +36,37 @@ pub struct Remote {
     )]
     pub timeout: Option<Duration>,
 
-    /// Results and errors as JSON, for scripts
+    /// Print results and errors as JSON, for scripts
     #[arg(long, global = true, help_heading = "Cluster")]
     pub json: bool,
 }
 
-/// How fresh a read must be.
+/// The required consistency of a read.
 #[derive(Args, Clone, Copy, Debug)]
 pub struct Freshness {
-    /// linearizable sees every acknowledged write; lease asks the leader alone; stale asks any one
-    /// node and may miss the newest writes
+    /// Consistency of the read: linearizable sees every acknowledged write; lease reads at the
+    /// leader alone, under its lease; stale reads at any one node and may miss the newest writes
     #[arg(long, value_enum, value_name = "LEVEL", default_value = "linearizable")]
     pub consistency: Level,
 
-    /// Short for --consistency stale
+    /// Same as --consistency stale
     #[arg(long, conflicts_with = "consistency")]
     pub stale: bool,
 }
 
-/// The names on the command line.
+/// Consistency levels by their names on the command line.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Level {
-    /// Sees every acknowledged write.
+    /// See every acknowledged write
     Linearizable,
-    /// The leader alone.
+    /// Read at the leader alone
     Lease,
-    /// Any one node.
+    /// Read at any one node
     Stale,
 }
 
 impl Freshness {
-    /// As the client takes it.
+    /// Returns the client's type for the level.
     pub fn consistency(self) -> Consistency {
         match self.consistency {
             _ if self.stale => Consistency::Stale,
@@ -77,12 +78,12 @@ impl Freshness {
 }
 
 impl Remote {
-    /// A client that reads linearizably.
+    /// Returns a client with linearizable reads.
     pub fn client(&self) -> Result<Client> {
         self.client_reading(Consistency::Linearizable)
     }
 
-    /// A client that reads as fresh as asked.
+    /// Returns a client whose reads have this consistency.
     pub fn client_reading(&self, consistency: Consistency) -> Result<Client> {
         let mut client =
             Client::builder().endpoints(self.endpoints.clone()).consistency(consistency);
@@ -92,9 +93,9 @@ impl Remote {
         client.build().map_err(|error| Failed::Usage(error.to_string()))
     }
 
-    /// A client's error as the user reads it, with what to do next.
+    /// Converts a client's error to a message for the user, with the next step.
     pub fn failed(&self, error: &Error) -> Failed {
-        // A write of unknown outcome says by itself what to do.
+        // The message of a write with unknown outcome already names the next step.
         let next = match error.is_unreachable() && !error.outcome_unknown() {
             true => "; is the cluster up (`conclave dev` starts one), and are --endpoints right?",
             false => "",
@@ -104,7 +105,7 @@ impl Remote {
     }
 }
 
-/// Whether the call had an effect, as far as that is in question.
+/// Returns the effect of a failed call, if it is in question whether there was one.
 pub fn outcome(error: &Error) -> Option<Outcome> {
     match (error.outcome_unknown(), error.not_applied()) {
         (true, _) => Some(Outcome::Unknown),
@@ -113,12 +114,12 @@ pub fn outcome(error: &Error) -> Option<Outcome> {
     }
 }
 
-/// Reads a time to wait: `500ms`, `10s`, `1m 30s` or a plain number of seconds.
+/// Parses a timeout: `500ms`, `10s`, `1m 30s` or a plain number of seconds.
 pub fn duration(text: &str) -> std::result::Result<Duration, String> {
     between(text, "24h", Duration::from_secs(24 * 3600))
 }
 
-/// Reads a time to live: as [`duration`], and longer.
+/// Parses a time to live: like [`duration`], with a larger maximum.
 pub fn lifetime(text: &str) -> std::result::Result<Duration, String> {
     between(text, "100 years", Duration::from_secs(100 * 366 * 24 * 3600))
 }
@@ -129,20 +130,20 @@ fn between(text: &str, most: &str, max: Duration) -> std::result::Result<Duratio
         Err(_) => humantime::parse_duration(text).map_err(|cause| cause.to_string()),
     };
     let read = read.map_err(|cause| {
-        format!("{text:?} is no duration ({cause}): write it as 500ms, 10s, 1h30m or 7d")
+        format!("{text:?} is not a duration ({cause}): write it as 500ms, 10s, 1h30m or 7d")
     })?;
     match (Duration::from_millis(1)..=max).contains(&read) {
         true => Ok(read),
-        false => Err(format!("a duration lies between 1ms and {most}")),
+        false => Err(format!("a duration must be between 1ms and {most}")),
     }
 }
 
-/// All of stdin.
+/// Reads all of stdin.
 pub fn stdin() -> Result<Vec<u8>> {
     limited(std::io::stdin().lock(), "stdin")
 }
 
-/// All of a file.
+/// Reads all of a file.
 pub fn file(path: &Path) -> Result<Vec<u8>> {
     let file = std::fs::File::open(path)
         .map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))?;

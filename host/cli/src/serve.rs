@@ -1,4 +1,4 @@
-//! `conclave serve`: one node, in the foreground.
+//! `conclave serve`: runs one node in the foreground.
 
 use std::{future::Future, io, io::Read, thread};
 
@@ -14,9 +14,9 @@ use conclave::{
 
 /// Run one node of a cluster
 ///
-/// Every setting can be given as a flag, as an environment variable or in the TOML file that --config
-/// names; a flag wins over the environment, which wins over the file. The nodes that found a cluster
-/// are all given the same members.
+/// Every setting can be given as a flag, as an environment variable or in the TOML file named by
+/// --config. A flag takes precedence over the environment, which takes precedence over the file.
+/// Start every initial node with the same member list.
 #[derive(clap::Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -40,12 +40,12 @@ pub struct Arguments {
     settings: Settings,
 }
 
-/// Runs the node until it is told to stop.
+/// Runs the node until a signal or, if requested, until standard input closes.
 pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     let mut config =
         Config::load(arguments.settings).map_err(|error| Failed::Usage(error.to_string()))?;
     config.component.get_or_insert(ComponentSource::Default(Bytes::from_static(DEFAULT_MACHINE)));
-    // The log's readers get the reason for the end as they get everything else.
+    // The reason for the end is written in the format of the log.
     output.set_json(config.log_format == LogFormat::Json);
     let _log = telemetry::start(config.log_format).map_err(Failed::Usage)?;
     node::raise_file_limit();
@@ -54,12 +54,12 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     node::run(config, stop).await.map_err(|error| Failed::local(error.to_string()))
 }
 
-/// Done at SIGTERM, at Ctrl-C and, if asked for, when standard input closes.
+/// Completes at SIGTERM, at Ctrl-C and, if requested, when standard input closes.
 fn stop_requested(exit_on_stdin_close: bool) -> io::Result<impl Future<Output = ()>> {
     let signalled = signals::requested()?;
     let (closed, stdin_closed) = oneshot::channel::<()>();
     if exit_on_stdin_close {
-        // A thread of its own: a read of standard input cannot be given up.
+        // A thread of its own, because a read of standard input cannot be cancelled.
         thread::Builder::new().name("stdin".to_owned()).spawn(move || {
             let mut ignored = [0; 64];
             while io::stdin().read(&mut ignored).is_ok_and(|bytes| bytes > 0) {}

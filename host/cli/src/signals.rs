@@ -1,4 +1,4 @@
-//! The signals that end `conclave serve`.
+//! Signals that end `conclave serve`.
 
 use std::{io, process, thread};
 
@@ -8,10 +8,10 @@ use tokio::{
     sync::oneshot,
 };
 
-/// Waits for SIGTERM or Ctrl-C. A second one ends the process at once, with the exit code that a shell gives to a
-/// process that the signal ended.
+/// Returns a future that completes at SIGTERM or Ctrl-C. A second signal ends the process
+/// immediately, with the exit code that a shell reports for a process ended by that signal.
 ///
-/// A thread of its own waits, so that the second signal is obeyed while the node's own threads hang.
+/// A separate thread waits, so that the second signal works even while the node's own threads hang.
 pub(super) fn requested() -> io::Result<impl Future<Output = ()>> {
     let (stop, stopped) = oneshot::channel();
     let runtime = runtime::Builder::new_current_thread().enable_io().build()?;
@@ -23,13 +23,13 @@ pub(super) fn requested() -> io::Result<impl Future<Output = ()>> {
         runtime.block_on(async {
             let mut signals = (terminate, interrupt);
             next(&mut signals).await;
-            // The node may have ended by itself.
+            // The receiver is gone if the node has ended by itself.
             let _ = stop.send(());
             process::exit(128 + next(&mut signals).await.as_raw_value());
         });
     })?;
     Ok(async {
-        // An error means that the thread is gone, which is a reason to stop.
+        // An error means that the thread has ended, which is a reason to stop.
         let _ = stopped.await;
     })
 }

@@ -1,4 +1,4 @@
-//! `conclave status`: the cluster at a glance.
+//! `conclave status`: overview of the cluster.
 
 use clap::Args;
 use conclave_client::proto::cluster::{Node, PeerLink, StatusResponse};
@@ -10,16 +10,16 @@ use super::{
     remote::Remote,
 };
 
-/// Show the cluster: who leads, how far each node is, what is wrong
+/// Show the state of the cluster: leader, progress of each node, problems
 ///
-/// Any node answers, also without a leader; it asks the others for their own state. APPLIED is how
-/// far a node's machine has come, and differs for a moment on a cluster at work. FAULT stays empty on
-/// a node that works.
+/// Any node answers, even without a leader, and fetches the state of every other node from that
+/// node. APPLIED is the index of the last entry that a node has applied; it differs between nodes
+/// for moments while the cluster is at work. FATAL ERROR is empty on a node that works.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   conclave status
-  conclave status --endpoints node1:7100
+  conclave status --endpoints node1:7101
   conclave status --json | jq .leader
 
 With --json: {\"cluster_id\", \"leader\" (null if none), \"term\", \"answered_by\", \"nodes\": [{\"id\", \"role\",
@@ -58,7 +58,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     let engines: std::collections::BTreeSet<&str> = engines.collect();
     if engines.len() > 1 {
         output.remark(format!(
-            "the nodes' engines differ ({}): calls that reach a limit may end differently on each, and diverge",
+            "the nodes' engines differ ({}): calls that reach a limit may have different outcomes, so that nodes diverge",
             engines.into_iter().collect::<Vec<_>>().join(", ")
         ));
     }
@@ -113,7 +113,7 @@ fn link_as_json(link: &PeerLink) -> Value {
     })
 }
 
-/// What scripts read.
+/// Formats the status as JSON.
 pub fn as_json(status: &StatusResponse) -> Value {
     let nodes: Vec<_> = status.nodes.iter().map(node_as_json).collect();
     json!({

@@ -1,11 +1,12 @@
-//! The node's log, on standard error.
+//! The node's log on standard error.
 //!
-//! A log that cannot be written never stops or slows a node. Lines go to a queue with a limit, and a thread of its own
-//! writes them. A line that finds the queue full, because the reader is slow or does not read, is dropped and counted;
-//! so is a line whose write fails, because the reader is gone or the disk is full.
+//! A log that cannot be written never stops or slows a node. Lines go to a queue with a limit, and
+//! a separate thread writes them. A line is dropped and counted if the queue is full because the
+//! reader is slow or does not read. The same happens to a line whose write fails because the reader
+//! is gone or the disk is full.
 //!
-//! `tracing-appender` is not used: it does not count failed writes, and at the end of the process it prints to standard
-//! output, which blocks if both streams go to the same reader.
+//! `tracing-appender` is not used: it does not count failed writes, and at the end of the process
+//! it prints to standard output, which blocks if both streams go to the same reader.
 
 use std::{
     env,
@@ -21,16 +22,17 @@ use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 use conclave::config::{LOG_VARIABLE, LogFormat};
 use conclave_api::LOG_LINES_DROPPED;
 
-/// openraft reports each step of a working cluster at `info`, and each failed heartbeat at `warn`.
+/// The default log filter. openraft logs each step of a working cluster at `info`, and each failed
+/// heartbeat at `warn`.
 const FILTER_DEFAULT: &str = "info,openraft=error,sled=warn,h2=warn,hyper=warn,tonic=warn";
-/// Bytes of lines that wait to be written: some thousands of lines.
+/// Maximum size of the queue in bytes: some thousands of lines.
 const QUEUE_BYTES_MAX: usize = 1 << 20;
-/// At the end of a process the queue is written for so long.
+/// Maximum time to write the queue at the end of the process.
 const FLUSH_TIME_MAX: Duration = Duration::from_millis(500);
-/// A descriptor that another program made non-blocking is tried again after this time.
+/// Pause before a retry of a write to a descriptor that another program made non-blocking.
 const RETRY_PAUSE: Duration = Duration::from_millis(10);
 
-/// The log of this process. Dropped, it waits until the queue is written, for a short time.
+/// The log of this process. Dropping this waits a short time until the queue is written.
 #[must_use]
 #[derive(Debug)]
 pub struct Log(Option<Queue>);
@@ -51,7 +53,8 @@ pub fn start(format: LogFormat) -> Result<Log, String> {
     let log = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(queue.clone())
-        // It would print, which panics when standard error cannot be written.
+        // The subscriber would print its own errors, which panics when standard error cannot
+        // be written.
         .log_internal_errors(false)
         .with_ansi(io::stderr().is_terminal() && !no_color);
     let started = match format {
@@ -61,7 +64,8 @@ pub fn start(format: LogFormat) -> Result<Log, String> {
     Ok(Log(started.is_ok().then_some(queue)))
 }
 
-/// The number of lines that were not written, because the reader was too slow or the write failed.
+/// Returns the number of lines that were not written, because the reader was too slow or the
+/// write failed.
 pub fn lines_dropped() -> u64 {
     LOG_LINES_DROPPED.load(Ordering::Relaxed)
 }
@@ -74,7 +78,7 @@ impl Drop for Log {
     }
 }
 
-/// Lines that wait to be written. Each is in it as a whole or not at all.
+/// A queue of lines to write. Each line is in the queue as a whole or not at all.
 #[derive(Clone, Debug, Default)]
 struct Queue(Arc<Shared>);
 
@@ -87,7 +91,7 @@ struct Shared {
 #[derive(Debug, Default)]
 struct Pending {
     lines: Vec<u8>,
-    /// The thread is writing lines that it took from the queue.
+    /// Whether the thread is writing lines that it took from the queue.
     is_writing: bool,
 }
 
@@ -110,7 +114,7 @@ impl Queue {
         self.0.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Waits for lines and exchanges them for the ones that were written.
+    /// Waits for lines and swaps them with the buffer of written ones.
     fn take(&self, written: &mut Vec<u8>) {
         written.clear();
         let mut pending = self.lock();
@@ -162,7 +166,7 @@ impl MakeWriter<'_> for Queue {
     }
 }
 
-/// Writes lines, and returns how many of them were not written as a whole.
+/// Writes lines and returns the number of lines that were not written completely.
 fn write_lines(out: &mut impl Write, mut lines: &[u8]) -> u64 {
     while !lines.is_empty() {
         match out.write(lines) {
@@ -187,7 +191,7 @@ mod tests {
     const OPEN: u8 = 1;
     const BROKEN: u8 = 2;
 
-    /// A reader that does not read, reads, or is gone, as the test says.
+    /// A reader whose state the test sets: it does not read, reads, or is gone.
     struct Gate(Arc<AtomicU8>, mpsc::Sender<Vec<u8>>);
 
     impl Write for Gate {
@@ -209,7 +213,7 @@ mod tests {
         }
     }
 
-    /// All in one test: the counter is the process's.
+    /// One test for all cases, because the counter is global to the process.
     #[test]
     fn lines_that_are_not_read_or_not_written_are_counted() {
         let gate = Arc::new(AtomicU8::new(CLOSED));
@@ -219,7 +223,7 @@ mod tests {
         for _ in 0..3 * QUEUE_BYTES_MAX / line.len() {
             queue.write_all(&line).unwrap();
         }
-        // The queue is full, and up to as much is on its way out.
+        // The queue is full, and up to as many bytes again are being written.
         let dropped = lines_dropped();
         assert!(dropped >= (QUEUE_BYTES_MAX / line.len()) as u64, "{dropped}");
         let began = Instant::now();

@@ -1,7 +1,7 @@
-//! `conclave build`: from a machine's project to a component.
+//! `conclave build`: builds a state machine's project into a component.
 //!
-//! Contract: the component appears whole or not at all. What the compilers say goes to stderr as they say
-//! it; the component's path to stdout.
+//! Contract: the component's file is either complete or not written. The compilers' messages go to
+//! stderr immediately, the component's path to stdout.
 
 mod core;
 mod project;
@@ -17,18 +17,19 @@ pub(super) use self::python::{BYTECODE_DIR, write_descriptor_set};
 use self::project::{Language, Project};
 use super::{Failed, Result, output::Output};
 
-/// Build a machine's component
+/// Build the component of a state machine
 ///
-/// A directory with a Cargo.toml is built with Rust, for wasm32-unknown-unknown; one with a
-/// pyproject.toml with componentize-py, which is installed from PyPI into the project's target
-/// directory, along with the packages that the project depends on; one with a go.mod with Go, for wasip1.
-/// What is missing for that is named, with how to install it.
+/// A directory with a Cargo.toml is built with Rust for wasm32-unknown-unknown. One with a
+/// pyproject.toml is built with componentize-py, which is installed from PyPI into the project's
+/// target directory, along with the packages on which the project depends. One with a go.mod is
+/// built with Go for wasip1. If a tool is missing, the error explains how to install it.
 ///
-/// A file is a core module that some other compiler made, for wasip1 or without WASI, with the functions of
-/// conclave:fsm. It becomes a component with the adapter to WASI 0.2.
+/// A file is a core module from any other compiler, for wasip1 or without WASI, with the functions
+/// of conclave:fsm. It is adapted to WASI 0.2 and becomes a component.
 ///
-/// A component in Rust depends on the source alone, not on where it lies: the same source and compiler
-/// give the same module id. Python's holds a started interpreter, and differs from build to build.
+/// A Rust component depends only on the source, not on its location: the same source and compiler
+/// give the same component id. A Python component contains a started interpreter and differs from
+/// build to build.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -37,38 +38,39 @@ Examples:
   conclave build lock.core.wasm --output lock.wasm
   conclave dev --component \"$(conclave build)\" --watch
 
-What it needs:
+Requirements:
   rustup target add wasm32-unknown-unknown            for Rust
-  apt-get install python3 python3-venv                for Python, and access to PyPI
+  apt-get install python3 python3-venv                for Python, which also needs access to PyPI
   https://go.dev/doc/install                          for Go, 1.24 or newer")]
 pub struct Arguments {
-    /// The machine's project, or a core module
+    /// Directory of the project, or file with a core module
     #[arg(value_name = "DIR|FILE", default_value = ".")]
     dir: PathBuf,
 
-    /// Where the component goes [default: DIR/target/NAME.wasm, or FILE with `.component.wasm` at its end]
+    /// File to write the component to [default: DIR/target/NAME.wasm, or FILE with the extension
+    /// .component.wasm]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 
-    /// Where the compilers keep their files [default: DIR/target]
+    /// Directory for the compilers' files [default: DIR/target]
     #[arg(long, value_name = "DIR", env = "CARGO_TARGET_DIR", hide_env_values = true)]
     target_dir: Option<PathBuf>,
 }
 
-/// What a build gave.
+/// The result of a build.
 struct Built {
     size_bytes: u64,
     imports: Vec<String>,
     changed: bool,
 }
 
-/// The directory of the nearest project above a component.
+/// Returns the directory of the nearest project above a component.
 pub(super) fn project_above(component: &Path) -> Option<PathBuf> {
     Project::above(component).map(|project| project.dir)
 }
 
-/// What a build writes besides the compilers' files, so that it is no source: the component, and what is made
-/// on the way.
+/// Returns the files that a build writes besides the compilers' files, which are therefore no
+/// sources: the component and intermediate files.
 pub(super) fn outputs(project: &Path, component: &Path) -> [PathBuf; 3] {
     [
         component.to_owned(),
@@ -84,7 +86,7 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
         let file = file.unwrap_or_else(|| arguments.dir.with_extension("component.wasm"));
         return report(&core::adapt(&arguments.dir, &file)?, &file, output);
     }
-    // So that paths read as one would write them.
+    // Removes a leading `./` from the paths that are printed.
     let project = Project::of(arguments.dir.strip_prefix(".").unwrap_or(&arguments.dir))?;
     let file = arguments
         .output
@@ -100,16 +102,17 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
 
 fn report(built: &Built, file: &Path, output: &mut Output) -> Result {
     output.remark(format!(
-        "{} kB, {}; it imports {}",
+        "{} kB, {}; imports: {}",
         built.size_bytes.div_ceil(1000),
-        if built.changed { "new" } else { "as it was" },
+        if built.changed { "changed" } else { "unchanged" },
         imports_text(&built.imports)
     ));
     output.line(file.display().to_string());
     Ok(())
 }
 
-/// Imports in a line. WASI's come by the dozen; `conclave inspect` names each.
+/// Formats the imports in one line, with the dozens of WASI as one word. `conclave inspect`
+/// lists each.
 fn imports_text(imports: &[String]) -> String {
     let (wasi, mut named): (Vec<_>, Vec<_>) =
         imports.iter().map(String::as_str).partition(|import| import.starts_with("wasi:"));
@@ -119,7 +122,7 @@ fn imports_text(imports: &[String]) -> String {
     if named.is_empty() { "nothing".to_owned() } else { named.join(", ") }
 }
 
-/// The whole chain of reasons, in one line.
+/// Converts an error with its whole chain of causes to one line.
 fn failed(error: &anyhow::Error) -> Failed {
     Failed::local(format!("{error:#}"))
 }

@@ -1,4 +1,4 @@
-//! Which language a project is in, and what its machine is called: both by the manifest that is there.
+//! Language and name of a project, as its manifest defines them.
 
 use std::{
     fs, io,
@@ -7,7 +7,7 @@ use std::{
 
 use crate::{Failed, Result};
 
-/// What a project may be written in.
+/// A programming language that `conclave build` compiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Language {
     Rust,
@@ -18,7 +18,7 @@ pub(super) enum Language {
 impl Language {
     const ALL: [Self; 3] = [Self::Rust, Self::Python, Self::Go];
 
-    /// The file that tells the language.
+    /// Returns the manifest's file name, which identifies the language.
     fn manifest(self) -> &'static str {
         match self {
             Self::Rust => "Cargo.toml",
@@ -27,7 +27,7 @@ impl Language {
         }
     }
 
-    /// The name in a manifest, and the manifest, if it is TOML.
+    /// Returns the name in a manifest, and the manifest if it is TOML.
     fn read(self, manifest: &str) -> std::result::Result<(String, toml::Table), String> {
         match self {
             Self::Rust => in_table(manifest, "package"),
@@ -37,18 +37,18 @@ impl Language {
     }
 }
 
-/// A machine's project.
+/// The project of a state machine.
 #[derive(Clone, Debug)]
 pub(super) struct Project {
     pub(super) dir: PathBuf,
     pub(super) name: String,
     pub(super) language: Language,
-    /// The whole manifest; of Go's, which is no TOML, nothing.
+    /// The whole manifest; empty for Go, whose manifest is not TOML.
     pub(super) manifest: toml::Table,
 }
 
 impl Project {
-    /// The project in `dir`; the empty path is the current directory.
+    /// Reads the project in `dir`; the empty path is the current directory.
     pub(super) fn of(dir: &Path) -> Result<Self> {
         for language in Language::ALL {
             let path = dir.join(language.manifest());
@@ -66,13 +66,13 @@ impl Project {
         let manifests = Language::ALL.map(Language::manifest).join(" or ");
         let dir = if dir.as_os_str().is_empty() { Path::new(".") } else { dir };
         Err(Failed::local(format!(
-            "{} holds no machine's project: there is no {manifests}; `conclave new` makes one",
+            "{} holds no project: there is no {manifests}; `conclave new` creates one",
             dir.display()
         )))
     }
 
-    /// The nearest one whose directory is above `file`. One that could not be built, such as a workspace of
-    /// others, is none.
+    /// Returns the nearest project whose directory is above `file`. A manifest that cannot be
+    /// built, such as a workspace of other crates, does not count.
     pub(super) fn above(file: &Path) -> Option<Self> {
         file.ancestors().skip(1).find_map(|dir| Self::of(dir).ok())
     }
@@ -85,19 +85,19 @@ fn in_table(manifest: &str, table: &str) -> std::result::Result<(String, toml::T
     Ok((name, manifest))
 }
 
-/// The last part of the module's path: `tally` of `module example.com/machines/tally`.
+/// Returns the last part of the module's path: `tally` of `module example.com/machines/tally`.
 fn in_go_mod(manifest: &str) -> std::result::Result<String, String> {
     let path = manifest.lines().find_map(|line| line.trim().strip_prefix("module "));
     let path = path.ok_or("there is no line `module PATH`")?.trim().trim_matches('"');
     plain(path.rsplit('/').next().unwrap_or(path))
 }
 
-/// A name becomes a file's, so it is a plain one.
+/// Checks that a name is plain, because it becomes a file name.
 fn plain(name: &str) -> std::result::Result<String, String> {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_".contains(c);
     match !name.is_empty() && name.chars().all(plain) {
         true => Ok(name.to_owned()),
-        false => Err(format!("{name:?} cannot be a machine's name")),
+        false => Err(format!("{name:?} cannot be a state machine's name")),
     }
 }
 

@@ -1,9 +1,9 @@
-//! A component from Python, as componentize-py makes it.
+//! Component from a Python project, made by componentize-py.
 //!
-//! Everything that is installed goes below the target directory: a virtual environment with
-//! componentize-py, and the project's own dependencies in pure Python, which end in the component. The
-//! interpreter imports WASI, which a node serves as far as it depends on the log alone
-//! (`machine/wasi`): so `print` reaches the node's log, and what asks for the time gets the entry's.
+//! Everything is installed below the target directory: a virtual environment with componentize-py,
+//! and the project's own dependencies in pure Python, which become part of the component. The
+//! interpreter imports WASI, of which a node serves the part that depends on the log alone
+//! (`machine/wasi`). So `print` writes to the node's log, and the time is that of the entry.
 
 use std::{
     ffi::OsStr,
@@ -20,17 +20,18 @@ use prost::Message as _;
 use super::{Built, failed, project::Project};
 use crate::{Result, new, output::Output};
 
-/// The release that was tried. Its interpreter is [`PYTHON_VERSION`].
+/// The tested release of componentize-py. Its interpreter is [`PYTHON_VERSION`].
 const COMPONENTIZE_PY: &str = "componentize-py==0.25.1";
-/// What dependencies must be made for.
+/// The Python version for which dependencies are installed.
 const PYTHON_VERSION: &str = "3.14";
-/// The module that the component is made of: it imports the project's `machine.py`.
+/// The module from which the component is made. It imports the project's `machine.py`.
 const APP: &str = "conclave_sdk.component";
-/// What descriptor sets are kept in.
+/// The file with the descriptor set.
 pub(super) const DESCRIPTOR_SET_FILE: &str = "descriptor_set.py";
-/// Where an interpreter, the component's too, keeps what it has compiled: beside the sources.
+/// The directory beside the sources where interpreters, including the component's, store
+/// compiled bytecode.
 pub(crate) const BYTECODE_DIR: &str = "__pycache__";
-/// Base64 in a line: a multiple of 4, so that each line stands by itself.
+/// Length of a base64 line: a multiple of 4, so that each line can be decoded by itself.
 const LINE_BYTES: usize = 96;
 
 pub(super) fn build(
@@ -43,8 +44,8 @@ pub(super) fn build(
     let tools = Tools { dir: target_dir.join("python") };
     let mut build = || {
         if tools.install(&dependencies(project), output)? {
-            // This run compiles all packages, and what the compiler leaves behind in memory is in the
-            // component: 28 MB of it. The next finds them compiled, and gives 19 MB.
+            // The first run compiles all packages, and the compiler's memory becomes part of the
+            // component: 28 MB. The second run finds them compiled and gives 19 MB.
             componentize(project, &tools, file)?;
         }
         componentize(project, &tools, file)
@@ -52,7 +53,7 @@ pub(super) fn build(
     build().map_err(|error| failed(&error))
 }
 
-/// Compiles what is in `proto/` for `machine.py`.
+/// Compiles the files in `proto/` to a descriptor set for `machine.py`.
 pub(crate) fn write_descriptor_set(project: &Path) -> Result {
     let write = || -> anyhow::Result<()> {
         let proto = project.join("proto");
@@ -60,10 +61,10 @@ pub(crate) fn write_descriptor_set(project: &Path) -> Result {
         proto_files(&proto, &mut files)
             .with_context(|| format!("cannot read {}", proto.display()))?;
         files.sort();
-        // Only protox's `Debug` says where.
+        // Only protox's `Debug` format contains the position of the error.
         let mut set = protox::compile(&files, [&proto])
             .map_err(|error| anyhow!("cannot compile the protobuf: {error:?}"))?;
-        // The component need not carry the comments.
+        // The component does not need the comments.
         for file in &mut set.file {
             file.source_code_info = None;
         }
@@ -101,7 +102,7 @@ fn descriptor_source(set: &[u8]) -> String {
     source + ")\n"
 }
 
-/// What the project's manifest names, for pip.
+/// Returns the dependencies in the project's manifest, for pip.
 fn dependencies(project: &Project) -> Vec<String> {
     let dependencies =
         project.manifest.get("project").and_then(|table| table.get("dependencies")?.as_array());
@@ -109,7 +110,7 @@ fn dependencies(project: &Project) -> Vec<String> {
     dependencies.filter_map(|dependency| dependency.as_str().map(str::to_owned)).collect()
 }
 
-/// What is installed for a build, in a directory of its own.
+/// The tools that are installed for a build, in a directory of their own.
 struct Tools {
     dir: PathBuf,
 }
@@ -123,8 +124,8 @@ impl Tools {
         self.dir.join("packages")
     }
 
-    /// Installs what is not there yet, and says whether there was anything. What is there is written
-    /// down once it all is.
+    /// Installs the tools and dependencies unless they are already there. Returns whether it
+    /// installed anything. The list of installed packages is written only after all of them are.
     fn install(&self, dependencies: &[String], output: &mut Output) -> anyhow::Result<bool> {
         let wanted = format!("{COMPONENTIZE_PY}\n{PYTHON_VERSION}\n{}\n", dependencies.join("\n"));
         let installed = self.dir.join("installed");
@@ -138,7 +139,7 @@ impl Tools {
         output.remark(format!("installing {COMPONENTIZE_PY} into {}", self.dir.display()));
         let mut venv = Command::new("python3");
         run(venv.args(["-m", "venv"]).arg(self.dir.join("venv"))).context(
-            "building in Python needs python3 with venv, 3.10 or newer; on Debian: \
+            "building a Python project needs python3 3.10 or newer with venv; on Debian: \
              `apt-get install python3 python3-venv`",
         )?;
         let mut install = self.pip();
@@ -151,7 +152,7 @@ impl Tools {
             install.args(["--python-version", PYTHON_VERSION, "--only-binary=:all:"]);
             install.args(["--platform", "any", "--implementation", "py", "--abi", "none"]);
             run(install.args(dependencies)).context(
-                "pip cannot install the project's dependencies from PyPI; a component takes \
+                "pip cannot install the project's dependencies from PyPI; a component can contain \
                  packages in pure Python only",
             )?;
         }
@@ -168,8 +169,8 @@ impl Tools {
     }
 }
 
-/// Where the contract lies: in the project's own `conclave_sdk`, or, for a project that has none, in the
-/// one that this binary carries, which is written beside the other packages.
+/// Returns the directory of the contract: in the project's own `conclave_sdk` or, without one, in
+/// the copy that this binary contains, which is written beside the other packages.
 fn contract(project: &Path, tools: &Tools) -> anyhow::Result<PathBuf> {
     const PLACE: &str = "conclave_sdk/wit";
     if project.join("conclave_sdk").is_dir() {
@@ -198,11 +199,12 @@ fn componentize(project: &Project, tools: &Tools, file: &Path) -> anyhow::Result
     command.arg("--wit-path").arg(wit).args(["--world", "machine"]);
     command.args(["componentize", "--output"]).arg(&partial);
     command.arg("--python-path").arg(dir).arg("--python-path").arg(tools.packages()).arg(APP);
-    // It would look for packages in whatever environment it is started from.
+    // Otherwise componentize-py would look for packages in the environment from which it
+    // is started.
     command.env("VIRTUAL_ENV", tools.dir.join("venv"));
-    // It is written in Rust, and its own backtrace would hide the one of the machine.
+    // componentize-py is written in Rust, and its own backtrace would hide the one of the project.
     command.env("RUST_LIB_BACKTRACE", "0");
-    run(&mut command).context("cannot make the machine a component; the reason is above")?;
+    run(&mut command).context("cannot build the component; the reason is above")?;
     let built = check(&partial);
     match &built {
         Ok(_) => fs::rename(&partial, file),
@@ -219,7 +221,7 @@ fn check(component: &Path) -> anyhow::Result<Built> {
     Ok(Built { size_bytes: bytes.len() as u64, imports, changed: true })
 }
 
-/// Runs a command whose messages are for whoever waits for the build.
+/// Runs a command whose messages go to the user.
 fn run(command: &mut Command) -> anyhow::Result<()> {
     let program = command.get_program().display().to_string();
     let status = command

@@ -1,4 +1,4 @@
-//! A component from a crate, as `conclave-build` makes it.
+//! Component from a Rust crate, made by `conclave-build`.
 
 use std::path::Path;
 

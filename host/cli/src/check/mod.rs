@@ -1,4 +1,4 @@
-//! `conclave check`: whether a machine keeps the contract.
+//! `conclave check`: conformance tests of a component.
 
 mod recorded;
 
@@ -21,32 +21,35 @@ use conclave_check as check;
 use conclave_check::{CheckError, Checked, Options, Report, Source, Subject, Verdict};
 use conclave_types::components::Change;
 
-/// A file of calls that is larger is checked in parts.
+/// Maximum size of a file of calls; a larger one must be checked in parts.
 const CALLS_BYTES_MAX: u64 = 1 << 30;
 
-/// Check that a machine keeps the contract
+/// Check that a state machine keeps the contract
 ///
-/// Replicas agree only if a machine is a pure function of the log, and if its snapshot holds all of its
-/// state. This runs a component in ways that must come to the same end, and compares: the log twice; in
-/// machine code and in wasmtime's interpreter; with its memory stirred; cut, saved and restored at many
-/// places and in pieces of all sizes; restored over another state; with independent calls exchanged;
-/// with and without queries. It also looks for calls that fail and change something, lost timers, traps, leaks, floats, and
-/// calls that come near a limit.
+/// Replicas agree only if a state machine is a pure function of the log, and if its snapshot holds
+/// all of its state. This verb runs a component in several ways that must give the same result, and
+/// compares: the log twice; in machine code and in wasmtime's interpreter; while snapshots and
+/// queries disturb its memory; interrupted, saved and restored at many points and in pieces of all
+/// sizes; restored over another state; with independent calls exchanged; with and without queries.
+/// It also detects failed calls that change the state, lost timers, traps, leaks, floats, and calls
+/// close to a limit.
 ///
-/// For each check that fails it says what differs and what to do, and shows the smallest log of calls that
-/// it found to show it. Such a log can be given back with --calls.
+/// For each check that fails, it reports the difference and the next step, and shows the smallest
+/// log of calls that it found to reproduce the failure. Such a log can be passed with --calls.
 ///
-/// The calls are made up from the machine's descriptor, the same for the same seed, or come from a file: a
-/// JSON object a line, with "method", and "request" (as for `conclave call`) or "request_base64". Optional
-/// are "time_ms", "principal" and "kind": command, query or tick. A machine without a descriptor needs
-/// a file. Calls are shown as they are, secrets included.
+/// By default the calls are generated from the state machine's descriptor, the same ones for the
+/// same seed. With --calls they come from a file with one JSON object per line: "method", and
+/// "request" (as for `conclave call`) or "request_base64". Optional are "time_ms", "principal" and
+/// "kind": command, query or tick. A state machine without a descriptor needs a file. Calls are
+/// shown unchanged, including secrets.
 ///
-/// Or they are those that a cluster was asked, in their order and with their times: --data-dir takes what the log of a
-/// stopped node still has. Queries are in no log.
+/// With --data-dir the calls are those of a real cluster, in their order and with their times: the
+/// ones that the log of a stopped node still has. Queries are in no log.
 ///
-/// With --from it tests an upgrade: the calls are played on that component, its snapshots are restored into FILE at several
-/// places, and both continue. It reports a snapshot that is refused, a trap in the migration, a state that replicas could
-/// disagree about afterwards, changes that break clients, answers that differ, and whether a rollback is possible.
+/// With --from it tests an upgrade: the calls are applied to that component, its snapshots are
+/// restored into FILE at several points, and both continue. It reports a snapshot that is refused,
+/// a trap in the migration, a state on which replicas could disagree afterwards, changes that break
+/// clients, responses that differ, and whether a rollback is possible.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -55,48 +58,49 @@ Examples:
   conclave check target/my-counter.wasm --calls calls.jsonl
   conclave check target/my-counter.wasm --data-dir /var/lib/conclave --master-key-file master.key
   conclave check target/my-counter.wasm --save smallest.jsonl || cat smallest.jsonl
-  conclave check target/new.wasm --from target/old.wasm      whether one can take the place of the other
+  conclave check target/new.wasm --from target/old.wasm      check that new.wasm can replace old.wasm
   conclave check target/my-counter.wasm --json | jq -r '.checks[] | select(.verdict != \"ok\") | .name'
-  conclave check                              the key-value store that this program carries
+  conclave check                              check the built-in key-value store
 
-A line of calls:
+Lines of a file of calls:
   {\"method\": \"my_counter.v1.MyCounter/Add\", \"request\": {\"name\": \"pear\", \"amount\": 3}}
   {\"kind\": \"tick\", \"time_ms\": 1750000060000}
 
-Exit codes: 0 no check failed, 1 one did or a component is no machine, 2 wrong usage or calls.")]
+Exit codes: 0 no check failed, 1 a check failed or the component cannot be loaded, 2 wrong usage or calls.")]
 pub struct Arguments {
-    /// The component [default: the key-value store]
+    /// Component to check [default: the built-in key-value store]
     #[arg(value_name = "FILE")]
     file: Option<PathBuf>,
 
-    /// Test the upgrade from this component to FILE, instead of FILE itself
+    /// Check the upgrade from this component to FILE, instead of FILE itself
     #[arg(long, value_name = "OLD")]
     from: Option<PathBuf>,
 
-    /// Make up so many calls from the machine's descriptor
+    /// Number of calls to generate from the state machine's descriptor
     #[arg(long, value_name = "N", default_value_t = 2_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     generate: u32,
 
-    /// Another seed makes other calls
+    /// Seed of the generated calls
     #[arg(long, value_name = "S", default_value_t = 1)]
     seed: u64,
 
-    /// Take the calls from a file, a JSON object a line
+    /// Read the calls from a file with one JSON object per line
     #[arg(long, value_name = "FILE", conflicts_with_all = ["generate", "seed"])]
     calls: Option<PathBuf>,
 
     #[command(flatten)]
     recorded: Recorded,
 
-    /// Leave a check out; may be given again
+    /// Skip this check; repeatable
     #[arg(long, value_name = "CHECK")]
     skip: Vec<String>,
 
-    /// How long to look for a smaller log, for each check that fails
+    /// Maximum time to search for a smaller log, for each check that fails
     #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=3600))]
     shrink: u64,
 
-    /// Write the smallest log of the first check that fails, or else warns, to a file
+    /// Write the smallest log of the first check that fails, or else of the first one that warns,
+    /// to this file
     #[arg(long, value_name = "FILE")]
     save: Option<PathBuf>,
 
@@ -127,7 +131,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     };
     let subject = Subject::load(component).map_err(|error| failed(&error, &name, None))?;
     let calls = arguments.calls.as_ref().or(arguments.recorded.data_dir.as_ref());
-    // The log of an upgrade is the old component's.
+    // For an upgrade, the log is the old component's.
     let name = old.as_ref().map_or(&name, |(old, _)| old);
     let failed = |error| failed(&error, name, calls.map(PathBuf::as_path));
     let mut progress = None;
@@ -172,13 +176,13 @@ fn calls(path: &Path) -> Result<Bytes> {
     let size = fs::metadata(path).map_err(|cause| refuse(cause.to_string()))?.len();
     if size > CALLS_BYTES_MAX {
         return Err(refuse(format!(
-            "it has {size} bytes; check a part of at most {CALLS_BYTES_MAX}"
+            "the file has {size} bytes; check a part of at most {CALLS_BYTES_MAX}"
         )));
     }
     Ok(Bytes::from(fs::read(path).map_err(|cause| refuse(cause.to_string()))?))
 }
 
-/// What the arguments say wrongly is wrong usage; anything else a failure.
+/// Converts an error: errors in the arguments are wrong usage, all others are failures.
 fn failed(error: &CheckError, name: &str, calls: Option<&Path>) -> Failed {
     match (error, calls) {
         (CheckError::Calls { .. } | CheckError::NoCalls, Some(calls)) => {
@@ -202,7 +206,7 @@ fn verdict(report: &Report) -> Result {
                         named(&old.machine, &old.version),
                         named(&report.machine, &report.version),
                     );
-                    format!("{new} cannot take the place of {old}: {failed}")
+                    format!("{new} cannot replace {old}: {failed}")
                 }
                 None => format!("{} does not keep the contract: {failed}", report.machine),
             }))
@@ -210,14 +214,14 @@ fn verdict(report: &Report) -> Result {
     }
 }
 
-/// Writes the smallest log that there is something to say of.
+/// Writes the smallest log of the first check that failed, or else of the first one that warned.
 fn save(report: &Report, path: &Path, output: &mut Output) -> Result {
     let first = |verdict| {
         let mut checks = report.checks.iter();
         checks.find(|checked| checked.verdict == verdict && !checked.log.is_empty())
     };
     let Some(checked) = first(Verdict::Failed).or_else(|| first(Verdict::Warned)) else {
-        output.remark("there is no log to save: no check has one to show");
+        output.remark("there is no log to save: no check that failed or warned has one");
         return Ok(());
     };
     let mut text = format!("# {}: {}\n", checked.name, checked.said.replace(char::is_control, " "));
@@ -237,7 +241,7 @@ fn named(machine: &str, version: &str) -> String {
 fn lines(report: &Report) -> Vec<String> {
     let (commands, queries, ticks) = report.calls;
     let source = match report.seed {
-        Some(seed) => format!("made up with seed {seed}"),
+        Some(seed) => format!("generated with seed {seed}"),
         None => "as given".to_owned(),
     };
     let name = named(&report.machine, &report.version);
@@ -254,7 +258,10 @@ fn lines(report: &Report) -> Vec<String> {
         ),
     ]);
     if report.subscriptions > 0 {
-        lines.push(format!("{} methods stream, and were not called", report.subscriptions));
+        lines.push(format!(
+            "{} methods are subscriptions and were not called",
+            report.subscriptions
+        ));
     }
     lines.push(String::new());
     let rows: Vec<_> = report
@@ -272,8 +279,7 @@ fn lines(report: &Report) -> Vec<String> {
     if report.failed().count() > 1 {
         lines.push(String::new());
         lines.push(
-            "Begin with the first that failed: what breaks it breaks some of the others."
-                .to_owned(),
+            "Begin with the first check that failed: its cause may also break others.".to_owned(),
         );
     }
     let remarkable = report.checks.iter().filter(|checked| !checked.advice.is_empty());
@@ -283,7 +289,7 @@ fn lines(report: &Report) -> Vec<String> {
     lines
 }
 
-/// What a check means, what was found, what to do, and with which calls.
+/// Formats one check: its meaning, its findings, the next step and the calls.
 fn details(checked: &Checked, report: &Report) -> Vec<String> {
     let mut lines = vec![
         String::new(),

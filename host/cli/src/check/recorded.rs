@@ -1,4 +1,4 @@
-//! The calls that a stopped node's log has.
+//! Calls from the log of a stopped node.
 
 use std::{env, path::PathBuf};
 
@@ -13,38 +13,39 @@ use conclave::{
 };
 use conclave_check::{Action, Step};
 
-/// As many as a file of calls may have.
+/// Maximum number of calls, the same as for a file of calls.
 const CALLS_MAX: usize = 1_000_000;
 const BYTES_MAX: usize = 1 << 30;
 
-/// Where the log is, and what opens it.
+/// The arguments that locate the log and its key.
 #[derive(Args, Debug)]
 pub(super) struct Recorded {
-    /// Take the calls from the log in a stopped node's data directory, or a copy of it that was made while it
-    /// was stopped. Nothing in it is changed
+    /// Read the calls from the log in a stopped node's data directory, or in a copy of it that was
+    /// made while it was stopped. The directory is not changed
     #[arg(long, value_name = "DIR", conflicts_with_all = ["calls", "generate", "seed"])]
     pub(super) data_dir: Option<PathBuf>,
 
-    /// The file with that node's master key; CONCLAVE_MASTER_KEY may hold the key itself
+    /// File with that node's master key; CONCLAVE_MASTER_KEY may hold the key itself
     #[arg(long, env = "CONCLAVE_MASTER_KEY_FILE", value_name = "FILE")]
     master_key_file: Option<PathBuf>,
 
-    /// The settings of that node: its data_dir and master_key_file count here
+    /// Configuration file of that node, to read its data_dir and master_key_file
     #[arg(long, value_name = "FILE", conflicts_with_all = ["calls", "generate", "seed"])]
     config: Option<PathBuf>,
 
-    /// Make the copy that the log is read from in this directory [default: the system's for temporary files]
+    /// Directory for a temporary copy of the log [default: the system's directory for
+    /// temporary files]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
 }
 
 impl Recorded {
-    /// Whether calls are to come from a log.
+    /// Returns whether the calls come from a log.
     pub(super) fn is_wanted(&self) -> bool {
         self.data_dir.is_some() || self.config.is_some()
     }
 
-    /// Reads them, and says which they are.
+    /// Reads the calls and describes them to the user.
     pub(super) async fn steps(&self, output: &mut Output) -> Result<Vec<Step>> {
         let stopped = StoppedNode::load(Settings {
             config: self.config.clone(),
@@ -53,7 +54,7 @@ impl Recorded {
             ..Settings::default()
         });
         let stopped = stopped.map_err(|error| Failed::Usage(error.to_string()))?;
-        // The copy is needed no longer than this.
+        // The copy is removed at the end of this function.
         let private = PrivateDir::create(&self.work_dir.clone().unwrap_or_else(env::temp_dir))?;
         let stop = private.guard()?;
         let reading = spawn_blocking({
@@ -65,7 +66,7 @@ impl Recorded {
                     node::open_replay(&stopped, &copy, ended).map_err(|error| failed(&error))?;
                 let found = source.asked(CALLS_MAX, BYTES_MAX).map_err(|error| failed(&error))?;
                 if ended() {
-                    return Err(failed(&"stopped; the data directory is as it was"));
+                    return Err(failed(&"stopped; the data directory is unchanged"));
                 }
                 Ok((said(&source, &found), steps(found)))
             }
@@ -84,16 +85,16 @@ fn said(source: &Source, found: &AskedAll) -> String {
     let ticks = found.asked.iter().filter(|asked| asked.call.is_none()).count();
     let calls = found.asked.len() - ticks;
     let before = match found.from_the_beginning {
-        true => "the state is empty at first, as it was then",
+        true => "the state is empty at first, as it was in the cluster",
         false => {
-            "what came before is in a snapshot only, and the state is empty at first, so that answers may be others \
-             than they were"
+            "earlier calls are in a snapshot only; the state is empty at first, so outcomes may differ from those \
+             in the cluster"
         }
     };
-    let more = if found.more { "; it has more, which are left out" } else { "" };
+    let more = if found.more { "; more calls in it are left out" } else { "" };
     format!(
         "{calls} calls and {ticks} ticks from entries {first} to {last} of the log of node {node}{more}; {before}. \
-         They were encrypted, and what is shown of them may be secret"
+         They were encrypted and may be secret"
     )
 }
 

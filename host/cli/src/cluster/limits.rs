@@ -12,9 +12,9 @@ use crate::{
 
 /// Show the limits that decide outcomes
 ///
-/// Every node applies an entry of the log under the limits that hold at its index, also when it replays the entry after
-/// a restart. The configuration of a node has them for a new cluster only; change them with `conclave cluster
-/// set-limits`.
+/// Every node applies a log entry under the limits that hold at its index, also when it replays the
+/// entry after a restart. A node's configuration sets them for a new cluster only. Change them with
+/// `conclave cluster set-limits`.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -26,10 +26,11 @@ With --json: {\"index\" (the entry that has set the limits, or the first call of
 \"event_bytes_max\"}}")]
 pub(super) struct ShowLimits {}
 
-/// Change limits that decide outcomes, on all nodes at one entry
+/// Change limits that decide outcomes, on all nodes at one log entry
 ///
-/// The limits hold from the next entry on. Entries before keep their outcomes, also after a restart. Limits that are not
-/// given stay as they are. All are changed or none is.
+/// The limits hold from the next entry on. Earlier entries keep their outcomes, also after a
+/// restart. Limits that are not given stay unchanged. Either all given limits are changed or
+/// none is.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -40,27 +41,28 @@ Examples:
 With --json: as `conclave cluster limits`")]
 #[group(required = true, multiple = true)]
 pub(super) struct SetLimits {
-    /// Linear memory of one instance of the state machine, twice as much while its state is saved or restored: 16 MiB to 4 GiB - 64 KiB
+    /// Maximum linear memory of one instance of the state machine, twice as much while its state is
+    /// saved or restored: 16 MiB to 4 GiB - 64 KiB
     #[arg(long, value_name = "BYTES")]
     memory_bytes_max: Option<u64>,
 
-    /// Fuel of one command or tick, about one unit per instruction: 10^6 to 10^12
+    /// Maximum fuel of one command or tick, about one unit per instruction: 10^6 to 10^12
     #[arg(long, value_name = "UNITS")]
     fuel_per_call: Option<u64>,
 
-    /// Fuel of one query or subscription [default: half of fuel_per_call, if that is given]
+    /// Maximum fuel of one query or subscription [default: half of fuel_per_call, if that is given]
     #[arg(long, value_name = "UNITS")]
     fuel_per_query: Option<u64>,
 
-    /// Fuel of one call that saves or restores the whole state
+    /// Maximum fuel of one call that saves or restores the whole state
     #[arg(long, value_name = "UNITS")]
     fuel_per_state_call: Option<u64>,
 
-    /// The response of one call: 4 MiB to 64 MiB
+    /// Maximum size of the response of one call: 4 MiB to 64 MiB
     #[arg(long, value_name = "BYTES")]
     response_bytes_max: Option<u64>,
 
-    /// The events of one command: 8 MiB to 64 MiB
+    /// Maximum size of the events of one command: 8 MiB to 64 MiB
     #[arg(long, value_name = "BYTES")]
     event_bytes_max: Option<u64>,
 }
@@ -79,7 +81,7 @@ impl ShowLimits {
             output.line(line);
         }
         output.remark(match index {
-            0 => "the cluster has had no command yet: the first one settles the limits, from the leader's configuration"
+            0 => "no command was applied yet: the first one sets the limits from the leader's configuration"
                 .to_owned(),
             index => format!("in force since entry {index}"),
         });

@@ -1,4 +1,4 @@
-//! `conclave cluster`: what operators do with a cluster as a whole, one file a verb.
+//! `conclave cluster`: operations on a cluster as a whole, one file per verb.
 
 mod limits;
 mod set_time;
@@ -8,14 +8,14 @@ use clap::{Args, Subcommand};
 
 use super::{Result, output::Output, remote::Remote};
 
-/// Look after the cluster as a whole
+/// Operate the cluster as a whole: compare states, set the time, change limits
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
-  conclave cluster verify                  whether all nodes have the same state
-  conclave cluster verify --timeout 5m     of a large one
-  conclave cluster set-time now            if the log's time has fallen behind
-  conclave cluster limits                  fuel, memory and sizes that decide outcomes")]
+  conclave cluster verify                  check that all nodes have the same state
+  conclave cluster verify --timeout 5m     the same for a large state
+  conclave cluster set-time now            correct the log's time if it has fallen behind
+  conclave cluster limits                  show the fuel, memory and sizes that decide outcomes")]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,

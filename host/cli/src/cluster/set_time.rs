@@ -1,4 +1,4 @@
-//! `conclave cluster set-time`: the log's time, by an operator's word.
+//! `conclave cluster set-time`: sets the log's time at an operator's request.
 
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -9,22 +9,25 @@ use crate::{Result, output::Output, remote::Remote};
 
 /// Set the log's time forward
 ///
-/// State machines get their time from the log: ttls and timers run on it. It follows the leader's monotonic clock and is
-/// slewed towards the clocks of a majority of the voters by at most 500 ppm, so no wrong clock moves it. If it has fallen
-/// behind, as after all nodes were suspended together, this verb sets it: at once, and for good. Keys and leases that end
-/// before then expire. The time never goes back.
+/// State machines get their time from the log, and TTLs and timers depend on it. The log's time
+/// follows the leader's monotonic clock and is slewed towards the clocks of a majority of the
+/// voters by at most 500 ppm, so a single wrong clock cannot move it.
+///
+/// If the log's time has fallen behind, for example because all nodes were suspended together, this
+/// verb sets it immediately and permanently. Keys and leases that end before the new time expire.
+/// The time never goes back.
 ///
 /// `conclave status` shows how far the log's time is from the clocks.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
-  conclave cluster set-time now             this computer's clock
-  conclave cluster set-time @1790000000     seconds since 1970
+  conclave cluster set-time now             set it to this computer's clock
+  conclave cluster set-time @1790000000     set it to seconds since 1970
   conclave cluster set-time now --json | jq .before_ms
 
 With --json: {\"index\", \"before_ms\", \"time_ms\"}")]
 pub(super) struct SetTime {
-    /// `now`, or `@` and the seconds since 1970-01-01 00:00 UTC
+    /// New time: `now`, or `@` and the seconds since 1970-01-01 00:00 UTC
     #[arg(value_name = "TIME", value_parser = parse)]
     time: Time,
 }

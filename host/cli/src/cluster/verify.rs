@@ -1,4 +1,4 @@
-//! `conclave cluster verify`: whether all nodes have the same state.
+//! `conclave cluster verify`: compares the states of all nodes.
 
 use clap::Args;
 use conclave_client::proto::cluster::{VerifiedNode, VerifyResponse};
@@ -10,12 +10,15 @@ use crate::{
     remote::Remote,
 };
 
-/// Compare the nodes' states
+/// Compare the states of all nodes
 ///
-/// Puts an entry into the log. After it every voter hashes its machine's snapshot, byte by byte, while the cluster
-/// goes on to serve; the hashes must be the same. DIGEST is the running hash over everything that the machines
-/// answered up to there, which the nodes compare by themselves every few seconds. STATE also finds a difference
-/// that no answer has shown yet. Exits with 1 if anything differs, or a voter does not answer in time.
+/// Appends an entry to the log. After it, every voter hashes the snapshot of its state machine byte
+/// by byte while the cluster continues to serve. The hashes must be equal.
+///
+/// DIGEST is the running hash over all outcomes up to the entry, which the nodes also compare by
+/// themselves every few seconds. STATE is the hash of the state. It also reveals a difference that
+/// has not affected any outcome yet. Exits with 1 if any hash differs, or if a voter does not
+/// respond in time.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -47,17 +50,17 @@ impl Verify {
     }
 }
 
-/// What is not as it should be, and what to do.
+/// Returns the problem and the next step.
 fn why(found: &VerifyResponse) -> String {
     if found.nodes.iter().any(|node| !node.reason.is_empty()) {
-        return "not every voter could be compared: the reasons are above; `conclave status` shows how the \
-                nodes are"
+        return "not every voter could be compared; the reasons are above, and `conclave status` shows the state \
+                of the nodes"
             .to_owned();
     }
     format!(
-        "the nodes do not have the same at index {}: the one that differs from the majority has a wrong state. If \
-         its digest differs as well it repairs by itself; otherwise replace it by a new node, and look whether the \
-         machine is a function of the log alone",
+        "the nodes have different states at index {}: a node that differs from the majority has a wrong state. If \
+         its digest differs as well, it is repaired automatically; otherwise replace the node by a new one, and \
+         check that the state machine is deterministic (`conclave check`)",
         found.index
     )
 }

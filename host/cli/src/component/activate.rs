@@ -1,4 +1,4 @@
-//! `conclave component activate`: another component goes on with the state.
+//! `conclave component activate`: makes another component the active one, with the state migrated.
 
 use clap::Args;
 use conclave_client::Permissions;
@@ -6,11 +6,15 @@ use conclave_client::Permissions;
 use super::show;
 use crate::{Result, output::Output, remote::Remote};
 
-/// Make a component the one that the cluster runs
+/// Activate a component: switch the running cluster to it
 ///
-/// Refused unless every voter has rehearsed it and is up (see --without), and, without --allow-breaking, if clients of
-/// the active component could fail. At one index every node carries its state over; writes wait meanwhile, reads do
-/// not. If the state cannot be carried over, the answer says why, and the active component goes on, on every node.
+/// Every node migrates its state to the component at one log index. Writes wait meanwhile, reads do
+/// not. If the state cannot be migrated, the response has the reason and the active component stays
+/// active on every node.
+///
+/// An activation is refused unless every voter has rehearsed the component and is up (see
+/// --without). Without --allow-breaking, it is also refused if clients of the active component
+/// could fail.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -18,16 +22,17 @@ Examples:
   conclave component activate 3f8a02 --allow-breaking
   conclave component activate 3f8a02 --without 3")]
 pub(super) struct Activate {
-    /// The component's id, or the beginning of it
+    /// Component id or its beginning, at least six digits
     #[arg(value_name = "COMPONENT")]
     component: String,
 
-    /// Activate it though clients of the active component may fail: `conclave component diff` says which
+    /// Activate the component although clients of the active one may fail; `conclave component
+    /// diff` shows the changes
     #[arg(long)]
     allow_breaking: bool,
 
-    /// Do not wait for this node, which is down; it activates the component when it is back. Repeat for several: a
-    /// majority of the voters must be ready
+    /// Do not wait for this node, which is down; it activates the component when it is back.
+    /// Repeatable; a majority of the voters must be ready
     #[arg(long, value_name = "NODE")]
     without: Vec<u64>,
 }

@@ -1,4 +1,4 @@
-//! `conclave component diff`: what clients would notice.
+//! `conclave component diff`: the changes that clients would notice.
 
 use clap::Args;
 use serde_json::json;
@@ -6,11 +6,12 @@ use serde_json::json;
 use super::show;
 use crate::{Result, output::Output, remote::Remote};
 
-/// Show what would change for clients if a component were active
+/// Compare a component with the active one: show the changes for clients
 ///
-/// Compares the services of the active component with those of the other, by what travels: a change is breaking if
-/// a client that was built for the active one could fail or be misunderstood. `activate` refuses those without
-/// --allow-breaking. What the machine does with a request no comparison can tell.
+/// Compares the services of both components by their wire format. A change is breaking if a client
+/// that was built for the active component could fail or be misunderstood. `activate` refuses
+/// breaking changes without --allow-breaking. The comparison does not cover how the state machine
+/// handles a request.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -20,7 +21,7 @@ Examples:
 With --json: {\"from\", \"to\", \"from_state_version\", \"to_state_version\", \"restores\",
 \"changes\": [{\"subject\", \"text\", \"breaking\"}]}")]
 pub(super) struct Diff {
-    /// The component's id, or the beginning of it
+    /// Component id or its beginning, at least six digits
     #[arg(value_name = "COMPONENT")]
     component: String,
 }
@@ -52,22 +53,22 @@ impl Diff {
             output.line(format!("{mark}{} {}", change.subject, change.text));
         }
         if diff.changes.is_empty() {
-            output.line("clients would notice nothing");
+            output.line("no changes for clients");
         }
         output.line(format!(
             "state version {} → {}: {}",
             diff.from_state_version,
             diff.to_state_version,
             match diff.restores {
-                true => "it restores the active component's state",
+                true => "the component restores the active one's state",
                 false =>
-                    "it does not restore the active component's state, so it cannot be activated",
+                    "the component does not restore the active one's state and cannot be activated",
             }
         ));
         let short = show::short(&diff.to);
         if diff.changes.iter().any(|change| change.breaking) {
             output.remark(format!(
-                "clients of the active component may fail: mend the component, or \
+                "clients of the active component may fail: fix the component, or run \
                  `conclave component activate {short} --allow-breaking`"
             ));
         }

@@ -1,4 +1,4 @@
-//! `conclave component list`: which components there are, and how far the nodes are with them.
+//! `conclave component list`: the cluster's components, and which nodes are ready for them.
 
 use clap::Args;
 use conclave_client::proto::cluster::Component;
@@ -11,10 +11,11 @@ use crate::{
     remote::Remote,
 };
 
-/// Show the cluster's components and which nodes are ready for them
+/// List the cluster's components and show which nodes are ready for them
 ///
-/// The active one first, then the newest. A node is ready once it has compiled a component and rehearsed it on its
-/// own state. It rehearses each again whenever another has become active.
+/// The active component comes first, then the others from the newest to the oldest. A node is ready
+/// once it has compiled a component and rehearsed it (a dry run of the activation on the node's own
+/// state). It repeats each rehearsal whenever another component has become active.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:

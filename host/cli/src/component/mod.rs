@@ -1,4 +1,4 @@
-//! `conclave component`: other machines for a cluster that runs, one file a step.
+//! `conclave component`: upgrades of the state machine of a running cluster, one file per step.
 
 mod activate;
 mod diff;
@@ -12,23 +12,26 @@ use clap::{Args, Subcommand};
 
 use super::{Result, output::Output, remote::Remote};
 
-/// Upgrade the machine that the cluster runs
+/// Upgrade the state machine of the running cluster
 ///
-/// A component is a machine's component, named by its SHA-256. It is pushed into the log, so that every node
-/// has it; every node rehearses it on its own state; activated, it goes on with the state at one index on
-/// all nodes, while the cluster serves. Writes pause for about as long as the rehearsal took to carry the state
-/// over. If the state cannot be carried over nothing changes. The component before is kept to roll back to.
+/// A component is a WebAssembly file with a state machine, identified by its SHA-256. An upgrade
+/// has three steps. `push` sends the component through the log to every node. Every node rehearses
+/// it: a dry run of the activation on the node's real state. `activate` migrates the state to it at
+/// one log index on all nodes, while the cluster serves. Writes pause for about as long as the
+/// migration took in the rehearsal.
+///
+/// If the state cannot be migrated, nothing changes. The previous component is kept for a rollback.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
-  conclave component push target/my-machine.wasm       to all nodes; nothing is active yet
-  conclave component list                              which there are, and which nodes are ready
-  conclave component diff 3f8a02                       what clients would notice
-  conclave component rehearse 3f8a02                   try it again on every node, and wait
-  conclave component activate 3f8a02
-  conclave component rollback                          to the one before, with what was written since
+  conclave component push target/my-machine.wasm       send it to all nodes, without activating it
+  conclave component list                              show the components and the nodes that are ready
+  conclave component diff 3f8a02                       show the changes for clients
+  conclave component rehearse 3f8a02                   rehearse it again on every node, and wait
+  conclave component activate 3f8a02                   switch to it
+  conclave component rollback                          switch back, keeping all writes
 
-A component is named by its id, or by the beginning of it: at least six digits.")]
+A component is given by its id or the beginning of its id, at least six digits.")]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,

@@ -1,4 +1,4 @@
-//! `conclave component push`: a component to all nodes.
+//! `conclave component push`: sends a component to all nodes.
 
 use std::path::PathBuf;
 
@@ -13,20 +13,21 @@ use crate::{
     remote::{Remote, file},
 };
 
-/// Bring a machine's component to all nodes
+/// Send a component to all nodes
 ///
-/// The leader loads it first, as `conclave inspect` does, and refuses what no node would run; then it goes
-/// through the log. Every node compiles and rehearses it in the background. Nothing is active yet. The cluster
-/// keeps eight components; the oldest one that is neither active nor the one before gives way to a new one.
+/// The leader first loads the component as `conclave inspect` does, and refuses it if no node could
+/// run it. Then the component goes through the log, and every node compiles and rehearses it in the
+/// background. It does not become active yet. The cluster keeps eight components; a new one
+/// replaces the oldest that is neither active nor the previous one.
 ///
-/// A component that the cluster has already is not sent again, and a push that was interrupted is continued.
+/// A component that the cluster already has is not sent again. An interrupted push is continued.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   conclave build my-machine && conclave component push my-machine/target/my-machine.wasm
   conclave component push my-machine.wasm --json | jq -r .component")]
 pub(super) struct Push {
-    /// The component
+    /// Component to send
     #[arg(value_name = "FILE")]
     file: PathBuf,
 }
@@ -53,11 +54,11 @@ impl Push {
         output.line(format!("the cluster has {}", show::name(&component)));
         let short = show::short(&component.id);
         output.remark(match component.active {
-            true => "it is active already".to_owned(),
+            true => "the component is already active".to_owned(),
             false => format!(
-                "its nodes rehearse it now: `conclave component rehearse {short}` waits for them, \
-                 `conclave component diff {short}` shows what clients would notice, and then \
-                 `conclave component activate {short}`"
+                "the nodes rehearse it now: `conclave component rehearse {short}` waits for them, \
+                 `conclave component diff {short}` shows the changes for clients, and \
+                 `conclave component activate {short}` switches to it"
             ),
         });
         Ok(())

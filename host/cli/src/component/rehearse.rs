@@ -1,4 +1,4 @@
-//! `conclave component rehearse`: try a component on every node, and wait.
+//! `conclave component rehearse`: rehearses a component on every node and waits for the results.
 
 use clap::Args;
 use serde_json::json;
@@ -6,18 +6,20 @@ use serde_json::json;
 use super::show;
 use crate::{Failed, Result, output::Output, remote::Remote};
 
-/// Try a component on every node's real state, and wait for all
+/// Rehearse a component on every node's real state, and wait for the results
 ///
-/// Each voter restores its present state into the component, as the activation would, and then its newest snapshot,
-/// and applies the entries of the log since. Nothing that is served is touched. Every component is rehearsed by
-/// itself once it is pushed; this does it again and tells how it went. Fails if a node is not ready.
+/// A rehearsal is a dry run of an activation. Each voter restores its present state into the
+/// component, as the activation would. Then it restores its newest snapshot and applies the log
+/// entries since. The instances that serve are not touched. Every component is rehearsed
+/// automatically once it is pushed; this verb repeats that and reports the result. Fails if a node
+/// is not ready.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   conclave component rehearse 3f8a02
   conclave component rehearse 3f8a02 && conclave component activate 3f8a02")]
 pub(super) struct Rehearse {
-    /// The component's id, or the beginning of it
+    /// Component id or its beginning, at least six digits
     #[arg(value_name = "COMPONENT")]
     component: String,
 }
@@ -38,11 +40,13 @@ impl Rehearse {
         let short = show::short(&component.id);
         if !answer.ready {
             return Err(Failed::local(format!(
-                "not every node is ready for component {short}: mend what they say, and rehearse again"
+                "not every node is ready for component {short}: fix the reported causes and run `conclave component rehearse` again"
             )));
         }
         if !remote.json {
-            output.remark(format!("every node is ready: `conclave component activate {short}`"));
+            output.remark(format!(
+                "every node is ready; next: `conclave component activate {short}`"
+            ));
         }
         Ok(())
     }

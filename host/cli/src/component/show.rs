@@ -1,25 +1,25 @@
-//! How components and nodes are shown, to people and to scripts.
+//! Formats of components and nodes, for people and for scripts.
 
 use conclave_client::proto::cluster::{ActivateComponentResponse, Component, ComponentNode};
 use serde_json::{Value, json};
 
 use crate::output::Output;
 
-/// As much of an id as people need.
+/// Returns the beginning of an id, for people.
 pub(crate) fn short(id: &str) -> &str {
     id.get(..12).unwrap_or(id)
 }
 
-/// `counter 2.0 (3f8a02…)`
+/// Formats a component as `counter 2.0 (3f8a02…)`.
 pub(super) fn name(component: &Component) -> String {
     format!("{} {} ({})", component.name, component.version, short(&component.id))
 }
 
-/// A node's state, with what belongs to it.
+/// Formats a node's state with its measurements or its reason.
 pub(crate) fn node(node: &ComponentNode) -> String {
     match node.state.as_str() {
         "ready" => format!(
-            "ready: state carried over in {} ms, {} entries applied",
+            "ready: state migrated in {} ms, {} entries applied",
             node.migration_ms, node.entries
         ),
         state if node.reason.is_empty() => state.to_owned(),
@@ -27,7 +27,7 @@ pub(crate) fn node(node: &ComponentNode) -> String {
     }
 }
 
-/// What scripts read of a component.
+/// Formats a component as JSON.
 pub(super) fn as_json(component: &Component) -> Value {
     let nodes = component.nodes.iter().map(|node| {
         json!({
@@ -52,7 +52,7 @@ pub(super) fn as_json(component: &Component) -> Value {
     })
 }
 
-/// Says what is active now.
+/// Prints the active component after an activation.
 pub(super) fn activated(response: &ActivateComponentResponse, json: bool, output: &mut Output) {
     let ActivateComponentResponse { component, previous, index } = response;
     if json {
@@ -62,7 +62,7 @@ pub(super) fn activated(response: &ActivateComponentResponse, json: bool, output
     output.line(format!("component {} is active since index {index}", short(component)));
     if component != previous {
         output.remark(format!(
-            "before it was {}: `conclave component rollback` goes back to it",
+            "the previous component is {}: `conclave component rollback` activates it again",
             short(previous)
         ));
     }
@@ -80,7 +80,7 @@ mod tests {
             entries: 34,
             ..ComponentNode::default()
         };
-        assert_eq!(node(&ready), "ready: state carried over in 12 ms, 34 entries applied");
+        assert_eq!(node(&ready), "ready: state migrated in 12 ms, 34 entries applied");
         let failed = ComponentNode {
             state: "failed".into(),
             reason: "entry 7 traps".into(),

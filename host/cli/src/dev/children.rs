@@ -1,8 +1,8 @@
-//! The nodes as processes: started, watched, stopped.
+//! Child processes of `conclave dev`, one per node: start, supervision and stop.
 //!
-//! A node is in a process group of its own, so that Ctrl-C reaches only its parent, which then stops
-//! all in order. Each node's stdin is a pipe that only the parent writes: however the parent dies, the
-//! pipe ends and the node stops by `--exit-on-stdin-close`.
+//! Each node has a process group of its own, so that Ctrl-C reaches only the parent, which then
+//! stops all nodes in order. Each node's stdin is a pipe that only the parent holds open. However
+//! the parent dies, the pipe closes and the node stops because of `--exit-on-stdin-close`.
 
 use std::{
     collections::BTreeMap,
@@ -25,13 +25,13 @@ use super::plan::Node;
 use crate::{Failed, Result};
 use conclave::config;
 
-/// A node that is asked to stop hands over and syncs; after this time it is killed.
+/// Time for a node to transfer its leadership and sync its files after SIGTERM. Then it is killed.
 const STOP_WAIT: Duration = Duration::from_secs(10);
-/// The end of a log that is worth showing.
+/// Number of lines shown from the end of a log.
 const TAIL_LINES: usize = 15;
 const TAIL_BYTES_MAX: u64 = 16 << 10;
 
-/// How urgently the children should end.
+/// The requested state of the children.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Wanted {
     Running,
@@ -39,19 +39,19 @@ enum Wanted {
     Killed,
 }
 
-/// A child that ended.
+/// A child that has ended.
 pub(super) struct Ended {
     pub(super) id: u64,
     pub(super) status: Option<ExitStatus>,
 }
 
-/// All children. Dropped, they are killed.
+/// All children. Dropping this kills them.
 pub(super) struct Children {
     wanted: watch::Sender<Wanted>,
     ended: mpsc::UnboundedReceiver<Ended>,
     report: mpsc::UnboundedSender<Ended>,
     running: usize,
-    /// By node id: stops one child.
+    /// Channel that stops one child, by node id.
     stops: BTreeMap<u64, oneshot::Sender<()>>,
 }
 
@@ -62,7 +62,7 @@ impl Children {
         Self { wanted, ended, report, running: 0, stops: BTreeMap::new() }
     }
 
-    /// Starts a node; its output goes to the end of its log file. Answers with its process id.
+    /// Starts a node and returns its process id. The node's output is appended to its log file.
     pub(super) fn start(
         &mut self,
         program: &Path,
@@ -78,14 +78,14 @@ impl Children {
             .map_err(|cause| failed(&node.log, cause))?;
         let log_too = log.try_clone().map_err(|cause| failed(&node.log, cause))?;
         let mut command = Command::new(program);
-        // A node is what its flags say, and not what this shell's variables would make of it.
+        // Flags alone configure a node, not this shell's variables.
         for name in config::variables() {
             command.env_remove(name);
         }
         let child = command
             .args(arguments)
             .arg("--exit-on-stdin-close")
-            // The nodes compile each component once.
+            // With a shared cache the nodes compile each component once.
             .env("CONCLAVE_COMPILE_CACHE", compile_cache)
             .stdin(Stdio::piped())
             .stdout(log)
@@ -94,20 +94,20 @@ impl Children {
             .kill_on_drop(true)
             .spawn()
             .map_err(|cause| failed(program, cause))?;
-        let pid = child.id().ok_or_else(|| Failed::local("the node ended at once"))?;
+        let pid = child.id().ok_or_else(|| Failed::local("the node ended immediately"))?;
         let (report, wanted, id) = (self.report.clone(), self.wanted.subscribe(), node.id);
         self.running += 1;
         let (stop, stopped) = oneshot::channel();
         self.stops.insert(id, stop);
         tokio::spawn(async move {
             let status = watch_over(child, wanted, stopped).await;
-            // Nobody listens any more only when the program ends anyway.
+            // The receiver is gone only when the program ends.
             let _ = report.send(Ended { id, status });
         });
         Ok(pid)
     }
 
-    /// Waits for the next child to end. None: all have.
+    /// Waits for the next child to end. Returns `None` if all have ended.
     pub(super) async fn next_ended(&mut self) -> Option<Ended> {
         if self.running == 0 {
             return None;
@@ -117,32 +117,32 @@ impl Children {
         ended
     }
 
-    /// Asks one child to stop.
+    /// Requests one child to stop.
     pub(super) fn stop_one(&mut self, id: u64) {
         if let Some(stop) = self.stops.remove(&id) {
-            // Its task is gone if it has ended.
+            // The child's task is gone if the child has ended.
             let _ = stop.send(());
         }
     }
 
-    /// Asks all children to stop. [`Children::next_ended`] tells when they have.
+    /// Requests all children to stop. [`Children::next_ended`] reports the end of each.
     pub(super) fn stop(&self) {
         self.wanted.send_replace(Wanted::Stopped);
     }
 
-    /// Does not wait any longer.
+    /// Kills all children.
     pub(super) fn kill(&self) {
         self.wanted.send_replace(Wanted::Killed);
     }
 }
 
-/// Waits for one child's end, on its own or as wanted.
+/// Waits until one child ends, by itself or as requested.
 async fn watch_over(
     mut child: Child,
     mut wanted: watch::Receiver<Wanted>,
     stopped: oneshot::Receiver<()>,
 ) -> Option<ExitStatus> {
-    // Kept open until the child has ended: its end is the sign that the parent is gone.
+    // Kept open until the child has ended: a closed pipe tells the child that the parent is gone.
     let stdin = child.stdin.take();
     tokio::select! {
         status = child.wait() => return status.ok(),
@@ -151,7 +151,7 @@ async fn watch_over(
     }
     let pid = child.id().and_then(|pid| Pid::from_raw(pid.cast_signed()));
     if let Some(pid) = pid {
-        // It fails only if the child has ended meanwhile.
+        // Fails only if the child has ended meanwhile.
         let _ = kill_process(pid, Signal::TERM);
     }
     tokio::select! {
@@ -165,7 +165,7 @@ async fn watch_over(
     status
 }
 
-/// How a process ended, in words.
+/// Describes how a process ended.
 pub(super) fn in_words(status: Option<ExitStatus>) -> String {
     match status.map(|status| (status.code(), status.signal())) {
         Some((Some(code), _)) => format!("exited with code {code}"),
@@ -174,7 +174,7 @@ pub(super) fn in_words(status: Option<ExitStatus>) -> String {
     }
 }
 
-/// The last lines of a log file; nothing if it cannot be read.
+/// Returns the last lines of a log file, or none if the file cannot be read.
 pub(super) fn tail(path: &Path) -> Vec<String> {
     let read = || -> std::io::Result<Vec<u8>> {
         let mut file = std::fs::File::open(path)?;

@@ -1,15 +1,15 @@
-//! `conclave dev`: a cluster on this machine, each node a process of its own.
+//! `conclave dev`: a development cluster on this host, with one process per node.
 //!
-//! Contract: the cluster lives as long as this process. Started again on the same directory it goes
-//! on with the same data. `DIR/cluster.json` names every node's process, addresses and data; it is
-//! replaced atomically whenever a node starts or ends.
+//! Contract: the cluster lives as long as this process. Started again on the same directory, it
+//! continues with the same data. `DIR/cluster.json` lists every node's process, addresses and data.
+//! It is replaced atomically whenever a node starts or ends.
 //!
-//! `dev restart` leaves its request in `DIR/restart` and sends this process SIGUSR1.
+//! `dev restart` writes its request to `DIR/restart` and sends this process SIGUSR1.
 //!
-//! Caveats: a node that dies stays dead, on purpose: this is where one sees what a cluster does then.
-//! The command that starts it again is printed. The nodes get no `CONCLAVE_…` variable of this process but the one that
-//! chooses the lines of their logs. All nodes share one master key, which lies beside the
-//! data that it protects: fine for trying things out, for nothing else.
+//! Caveats: a node that dies stays down on purpose, to show how a cluster handles the loss. The
+//! command that starts it again is printed. The nodes get no `CONCLAVE_…` variable of this process,
+//! except the one with the log filter. All nodes share one master key, which lies beside the data
+//! that it protects: acceptable for experiments only.
 
 mod children;
 mod plan;
@@ -38,16 +38,17 @@ use self::{
 };
 use super::{Failed, Result, key, output::Output};
 
-/// Run a cluster on this machine, to try things out
+/// Run a local cluster for development
 ///
-/// Starts each node as a process of its own, waits until the cluster serves, and stops it on Ctrl-C.
-/// Node i listens on port base+i for clients, base+100+i for its peers and base+200+i for metrics.
-/// Started again on the same directory the cluster goes on with its data. In the directory are
-/// cluster.json (process ids and addresses), node-N.log, the nodes' data and master.key.
+/// Starts each node as a process of its own, waits until the cluster serves, and stops it on
+/// Ctrl-C. Node i listens on port base+i for clients, base+100+i for its peers and base+200+i for
+/// metrics. Started again on the same directory, the cluster continues with its data. The directory
+/// contains cluster.json (process ids and addresses), node-N.log, the nodes' data and master.key.
 ///
-/// With --watch a machine is written while it runs: after each change of its source it is built, and the cluster
-/// goes on with the new machine and the state that it has, as with `conclave component`. Changes that break clients
-/// are shown and allowed. What does not build, or does not take the state, changes nothing, and says why.
+/// With --watch, each change of the state machine's source is built, and the running cluster is
+/// upgraded to the new component and keeps its state, as with `conclave component`. Changes that
+/// break clients are shown and allowed. If the build fails, or the new component does not restore
+/// the state, nothing changes and the reason is printed.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -56,7 +57,7 @@ Examples:
   conclave dev --component target/machine.wasm --reset
   conclave dev --component target/machine.wasm --watch
 
-To lose a node, and start it again:
+To kill a node and start it again:
   conclave dev status
   kill -9 $(jq .nodes[0].pid conclave-dev/cluster.json)
   conclave dev restart 1")]
@@ -65,30 +66,32 @@ pub struct Arguments {
     #[command(subcommand)]
     verb: Option<verbs::Verb>,
 
-    /// How many nodes, 1 to 9; 3 for a new cluster
+    /// Number of nodes, 1 to 9 [default for a new cluster: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..=NODES_MAX))]
     nodes: Option<u64>,
 
-    /// Where the cluster lives
+    /// Directory of the cluster
     #[arg(long, value_name = "DIR", default_value = "conclave-dev")]
     data_dir: PathBuf,
 
-    /// The ports begin above this one; 7100 for a new cluster
+    /// Base of the port numbers: node 1 listens for clients on this port + 1 [default for a new
+    /// cluster: 7100]
     #[arg(long, value_name = "PORT", value_parser = clap::value_parser!(u16).range(1..=PORT_BASE_MAX))]
     port_base: Option<u16>,
 
-    /// The machine's component that a new cluster begins with; the key-value store if not given. One
-    /// that has data goes on with its own: `conclave component push` brings it another
+    /// Initial component of a new cluster [default: the key-value store]. A cluster that has data
+    /// continues with its own component: use `conclave component push` to upgrade it
     #[arg(long, value_name = "FILE")]
     component: Option<PathBuf>,
 
-    /// Build the project above FILE whenever a source changes, and upgrade the cluster to it. Without a project
-    /// (a Cargo.toml or a pyproject.toml, as for `conclave build`) FILE itself is watched. What .gitignore names
-    /// is not, nor what lies outside of the project
+    /// Build the project above FILE whenever a source changes, and upgrade the cluster to the
+    /// result. Without a project (a Cargo.toml, pyproject.toml or go.mod, as for `conclave
+    /// build`), FILE itself is watched. Files that .gitignore names and files outside of the
+    /// project are not watched
     #[arg(long, requires = "component")]
     watch: bool,
 
-    /// Remove the cluster that the directory holds, with its data, and start a new one
+    /// Remove the directory's cluster with all its data, and start a new one
     #[arg(long)]
     reset: bool,
 }
@@ -102,8 +105,8 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     let _lock = lock(&dir)?;
     ignore(&dir)?;
     let program = std::env::current_exe()
-        .map_err(|cause| Failed::local(format!("this program cannot find itself: {cause}")))?;
-    // From here on a signal ends the children too, not this process alone.
+        .map_err(|cause| Failed::local(format!("cannot find this program's path: {cause}")))?;
+    // From here on a signal also ends the children, not this process alone.
     let mut signals = Signals::new()?;
     let watched = arguments.component.as_ref().filter(|_| arguments.watch);
     let mut watch = watched.map(|file| Watch::new(&program, file, &dir)).transpose()?;
@@ -138,12 +141,12 @@ struct Cluster {
     program: PathBuf,
     plan: Plan,
     children: Children,
-    /// The nodes that are asked to stop and are then started again.
+    /// The nodes that are stopping in order to be started again.
     restarting: BTreeSet<u64>,
 }
 
 impl Cluster {
-    /// From the start of the first node until a signal, or until no node is left.
+    /// Starts the nodes and runs until a signal, or until no node is left.
     async fn live(
         &mut self,
         watch: Option<Watch>,
@@ -156,7 +159,7 @@ impl Cluster {
         }
         self.plan.write(&self.dir)?;
         output.remark(format!(
-            "starting {} nodes in {}, which compile their machine first",
+            "starting {} nodes in {}; each compiles its component first",
             self.plan.nodes.len(),
             self.dir.display()
         ));
@@ -171,7 +174,7 @@ impl Cluster {
         self.explain(leader, output);
         let client = self.client()?;
         let said = output.clone();
-        // Dropped at the end, with the build that may be under way.
+        // Dropped at the end, together with a build that may be running.
         let mut watching = Box::pin(async {
             match watch {
                 Some(watch) => watch.run(client, said).await,
@@ -183,7 +186,7 @@ impl Cluster {
                 ended = self.children.next_ended() => match ended {
                     Some(Ended { id, .. }) if self.restarting.remove(&id) => self.start_again(id)?,
                     Some(_) => self.report(ended, output)?,
-                    None => return Err(Failed::local("no node is left")),
+                    None => return Err(Failed::local("all nodes have ended")),
                 },
                 () = signals.next() => return Ok(()),
                 id = requests.next() => self.restart(id)?,
@@ -192,7 +195,7 @@ impl Cluster {
         }
     }
 
-    /// Starts a node's process.
+    /// Starts the process of the node at this position of the plan.
     fn start(&mut self, at: usize) -> Result {
         let node = &self.plan.nodes[at];
         let (arguments, compiled) = (self.arguments(node), plan::compile_cache(&self.dir));
@@ -201,7 +204,7 @@ impl Cluster {
         Ok(())
     }
 
-    /// Stops a node if it runs, and has it started again.
+    /// Stops a node if it runs, and arranges its restart.
     fn restart(&mut self, id: u64) -> Result {
         let node = self.plan.nodes.iter().find(|node| node.id == id);
         if node.is_some_and(|node| node.pid.is_some()) {
@@ -218,10 +221,10 @@ impl Cluster {
         self.plan.write(&self.dir)
     }
 
-    /// Asks all nodes to stop; a second signal kills them.
+    /// Requests all nodes to stop. A second signal kills them.
     async fn stop(&mut self, signals: &mut Signals, output: &mut Output) {
         self.children.stop();
-        output.remark("stopping; once more to kill");
+        output.remark("stopping the nodes; press Ctrl-C again to kill them");
         loop {
             tokio::select! {
                 ended = self.children.next_ended() => match ended {
@@ -236,7 +239,7 @@ impl Cluster {
         }
     }
 
-    /// A client of all nodes.
+    /// Returns a client of all nodes.
     fn client(&self) -> Result<Client> {
         let endpoints = self.plan.nodes.iter().map(|node| node.client.clone());
         let client = Client::builder().endpoints(endpoints).build();
@@ -253,7 +256,7 @@ impl Cluster {
         }
     }
 
-    /// A node ended that nobody stopped.
+    /// Reports a node that ended without a request to stop.
     fn report(&mut self, ended: Option<Ended>, output: &mut Output) -> Result {
         let Some(Ended { id, status }) = ended else { return Ok(()) };
         self.forget(id);
@@ -295,15 +298,15 @@ impl Cluster {
         if let Some(node) = plan.nodes.first() {
             output.line(format!("  grpcurl -plaintext {} list", node.client));
         }
-        output.line("\nEach node by itself, once this process or the node has stopped:");
+        output.line("\nTo run a node by itself, once this process or the node has stopped:");
         for node in &plan.nodes {
             output.line(format!("  {}", shell(&self.program, &self.arguments(node))));
         }
-        output.line("\nCtrl-C stops the cluster; its data stays.");
+        output.line("\nCtrl-C stops the cluster and keeps its data.");
     }
 }
 
-/// What asks this process to end.
+/// The signals that end this process.
 struct Signals([Signal; 3]);
 
 impl Signals {
@@ -333,7 +336,7 @@ fn absolute(path: &Path) -> Result<PathBuf> {
     fs::canonicalize(path).map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))
 }
 
-/// Makes the directory, for its owner alone.
+/// Creates the directory, accessible to its owner only.
 fn directory(path: &Path) -> Result<PathBuf> {
     fs::DirBuilder::new()
         .recursive(true)
@@ -343,8 +346,8 @@ fn directory(path: &Path) -> Result<PathBuf> {
     absolute(path)
 }
 
-/// Keeps the directory out of the repository that it may lie in: the master key is in it. A directory that was there
-/// before with other files is left as it is.
+/// Keeps the directory, which contains the master key, out of a surrounding git repository. An
+/// older directory with other files is left unchanged.
 fn ignore(dir: &Path) -> Result {
     let path = dir.join(".gitignore");
     let failed = |cause: std::io::Error| Failed::local(format!("{}: {cause}", path.display()));
@@ -355,11 +358,12 @@ fn ignore(dir: &Path) -> Result {
     fs::write(&path, "*\n").map_err(failed)
 }
 
-/// Two clusters in one directory would fight over everything in it.
+/// Locks the directory: two clusters would overwrite each other's files.
 fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(LOCK);
     let failed = |cause: std::io::Error| Failed::local(format!("{}: {cause}", path.display()));
-    // It holds the process id, which stays if the lock is another process's.
+    // The file holds the process id, so it must not be truncated while another process has
+    // the lock.
     let mut options = File::options();
     let mut file =
         options.read(true).write(true).create(true).truncate(false).open(&path).map_err(failed)?;

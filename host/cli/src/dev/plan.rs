@@ -1,4 +1,4 @@
-//! What a development cluster consists of: its nodes, their ports, files and commands. Kept in
+//! Plan of a development cluster: its nodes with their ports, files and commands. It is stored in
 //! `cluster.json`, which tests and scripts read too.
 
 use std::{
@@ -13,19 +13,19 @@ use serde::{Deserialize, Serialize};
 
 use crate::{Failed, Result};
 
-/// Peer ports lie this far above client ports, admin ports twice as far: so there are at most this
-/// many nodes.
+/// Distance from client ports to peer ports, and from those to admin ports. It bounds the number
+/// of nodes.
 const PORTS_APART: u16 = 100;
-/// More on one machine teach nothing.
+/// Maximum number of nodes: more on one host teach nothing.
 pub(super) const NODES_MAX: u64 = 9;
-/// The last port of the last node must be one.
+/// Maximum port base, so that the last port of the last node is a valid port.
 pub(super) const PORT_BASE_MAX: i64 = 65_535 - 2 * PORTS_APART as i64 - NODES_MAX as i64;
 
 /// The file that a running `conclave dev` holds locked, with its process id.
 pub(super) const LOCK: &str = "dev.lock";
-/// The cluster's description.
+/// The file with the cluster's plan.
 const PLAN: &str = "cluster.json";
-/// The names that a directory without a cluster may hold.
+/// Names of files that a directory without a cluster may contain.
 const OWN_FILES: [&str; 3] = [LOCK, "master.key", ".gitignore"];
 
 /// A development cluster.
@@ -33,16 +33,16 @@ const OWN_FILES: [&str; 3] = [LOCK, "master.key", ".gitignore"];
 pub(super) struct Plan {
     pub(super) cluster_id: String,
     pub(super) port_base: u16,
-    /// The machine's component; null for the key-value store.
+    /// The component's file; null for the key-value store.
     pub(super) component: Option<PathBuf>,
     pub(super) nodes: Vec<Node>,
 }
 
-/// One node of it.
+/// One node of the cluster.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Node {
     pub(super) id: u64,
-    /// Null while it does not run.
+    /// Null while the node does not run.
     pub(super) pid: Option<u32>,
     pub(super) client: String,
     pub(super) peer: String,
@@ -51,7 +51,7 @@ pub(super) struct Node {
     pub(super) log: PathBuf,
 }
 
-/// What the user asked for; nothing where the flag was not given.
+/// The user's flags; `None` if a flag was not given.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Wishes {
     pub(super) nodes: Option<u64>,
@@ -60,7 +60,7 @@ pub(super) struct Wishes {
 }
 
 impl Plan {
-    /// The cluster that `dir` holds, or a new one as wished.
+    /// Reads the cluster in `dir`, or plans a new one according to `wishes`.
     pub(super) fn of(dir: &Path, wishes: &Wishes) -> Result<Self> {
         let path = dir.join(PLAN);
         let mut plan = match fs::read(&path) {
@@ -102,7 +102,7 @@ impl Plan {
         Self { cluster_id, port_base, component: None, nodes }
     }
 
-    /// The cluster that `dir` holds.
+    /// Reads the cluster in `dir`.
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(PLAN);
         let bytes = fs::read(&path)
@@ -111,7 +111,7 @@ impl Plan {
             .map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))
     }
 
-    /// Members and their addresses are in the cluster's log: a wish cannot change them.
+    /// Rejects flags that contradict the cluster: its members and their addresses are in its log.
     fn check(&self, dir: &Path, wishes: &Wishes) -> Result {
         let nodes = self.nodes.len() as u64;
         let wrong = match (wishes.nodes, wishes.port_base) {
@@ -122,18 +122,18 @@ impl Plan {
             _ => return Ok(()),
         };
         Err(Failed::Usage(format!(
-            "{} holds a cluster with {wrong}, another --data-dir, or --reset to lose its data",
+            "{} holds a cluster with {wrong}, another --data-dir, or --reset to delete its data",
             dir.display()
         )))
     }
 
-    /// Fails with the name of the first port that is taken.
+    /// Fails with the first address that is in use.
     pub(super) fn check_ports(&self) -> Result {
         for node in &self.nodes {
             for address in [&node.client, &node.peer, &node.admin] {
                 TcpListener::bind(address).map_err(|cause| {
                     Failed::local(format!(
-                        "node {} cannot listen on {address}: {cause}; stop what does, or choose another --port-base and --data-dir",
+                        "node {} cannot listen on {address}: {cause}; stop the program that uses it, or choose another --port-base and --data-dir",
                         node.id
                     ))
                 })?;
@@ -142,7 +142,7 @@ impl Plan {
         Ok(())
     }
 
-    /// Replaces `cluster.json` as a whole: a reader sees the old one or the new one.
+    /// Replaces `cluster.json` atomically: a reader sees the old file or the new one.
     pub(super) fn write(&self, dir: &Path) -> Result {
         let path = dir.join(PLAN);
         let temporary = dir.join("cluster.json.new");
@@ -155,7 +155,7 @@ impl Plan {
         write().map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))
     }
 
-    /// The arguments that start `node` by itself.
+    /// Returns the arguments that start `node` by itself.
     pub(super) fn serve_arguments(&self, dir: &Path, node: &Node) -> Vec<OsString> {
         let mut arguments: Vec<OsString> = vec!["serve".into()];
         let mut flag = |name: &str, value: &dyn AsRef<std::ffi::OsStr>| {
@@ -179,20 +179,21 @@ impl Plan {
         arguments
     }
 
-    /// The nodes' client addresses, as `--endpoints` takes them.
+    /// Returns the nodes' client addresses in the form of `--endpoints`.
     pub(super) fn endpoints(&self) -> String {
         let clients: Vec<_> = self.nodes.iter().map(|node| node.client.as_str()).collect();
         clients.join(",")
     }
 }
 
-/// Removes what `dev` put into `dir`, but for the key. Refuses a directory that `dev` did not make.
+/// Removes the files of `dev` from `dir`, except the key. Refuses a directory that `dev` did
+/// not create.
 pub(super) fn reset(dir: &Path) -> Result {
     let failed = |path: &Path, cause| Failed::local(format!("{}: {cause}", path.display()));
     if !dir.join(PLAN).exists() {
         return match is_ours(dir).map_err(|cause| failed(dir, cause))? {
             false => Err(Failed::local(format!(
-                "{} has no cluster.json, so it is not a development cluster's; it is left as it is",
+                "{} has no cluster.json, so it is not the directory of a development cluster; nothing was removed",
                 dir.display()
             ))),
             true => Ok(()),
@@ -216,7 +217,7 @@ pub(super) fn reset(dir: &Path) -> Result {
     fs::remove_file(&plan).map_err(|cause| failed(&plan, cause))
 }
 
-/// Whether a directory holds a development cluster, or nothing that is not of one.
+/// Returns whether a directory holds a development cluster, or no files other than those of one.
 pub(super) fn is_ours(dir: &Path) -> io::Result<bool> {
     if dir.join(PLAN).exists() {
         return Ok(true);
@@ -230,12 +231,12 @@ pub(super) fn is_ours(dir: &Path) -> io::Result<bool> {
     Ok(true)
 }
 
-/// Where the nodes keep compiled components, which they share.
+/// Returns the directory of compiled components, which all nodes share.
 pub(super) fn compile_cache(dir: &Path) -> PathBuf {
     dir.join("compiled")
 }
 
-/// A command as one types it.
+/// Formats a command with shell quoting.
 pub(super) fn shell(program: &Path, arguments: &[OsString]) -> String {
     let quote = |word: &std::ffi::OsStr| {
         let word = word.to_string_lossy();

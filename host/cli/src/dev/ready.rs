@@ -1,4 +1,4 @@
-//! Waiting until a cluster serves.
+//! Waits until a development cluster serves.
 
 use std::time::{Duration, Instant};
 
@@ -7,14 +7,15 @@ use conclave_client::Client;
 use super::plan::{Node, Plan};
 use crate::{Failed, Result};
 
-/// Every node compiles the machine that the cluster began with and the one that it has come to, all nodes at once: in
-/// Python 20 MB each, which takes two busy processors minutes. A node that ends is not waited for.
+/// Time for all nodes to compile the initial and the active component, all at once. In Python a
+/// component has 20 MB, which takes minutes with two busy processors. A node that ends is not
+/// waited for.
 const START_WAIT: Duration = Duration::from_secs(900);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 const ANSWER_WAIT: Duration = Duration::from_secs(1);
 
-/// Waits until every node says that it serves (which it does only when it can answer linearizable
-/// reads) and all agree on who leads. Answers with the leader's id.
+/// Waits until every node reports that it serves, and returns the leader's id. A node reports it
+/// only when it can serve linearizable reads.
 pub(super) async fn wait(plan: &Plan) -> Result<u64> {
     let ends = Instant::now() + START_WAIT;
     let mut leader = 0;
@@ -43,11 +44,11 @@ async fn wait_for(node: &Node, ends: Instant) -> Result<u64> {
     }
 }
 
-/// The leader, if the node serves and knows one; otherwise the reason why not.
+/// Returns the leader if the node serves and knows one, or the reason why the node does not serve.
 pub(super) async fn state(client: &Client) -> std::result::Result<u64, String> {
     match client.is_serving().await {
         Ok(true) => {}
-        Ok(false) => return Err("it says NOT_SERVING".to_owned()),
+        Ok(false) => return Err("its health status is NOT_SERVING".to_owned()),
         Err(error) => return Err(error.to_string()),
     }
     let status = client.status().await.map_err(|error| error.to_string())?;
@@ -57,7 +58,7 @@ pub(super) async fn state(client: &Client) -> std::result::Result<u64, String> {
     }
 }
 
-/// A client that asks this node and no other.
+/// Returns a client of this node alone.
 pub(super) fn of(node: &Node) -> Result<Client> {
     Client::builder()
         .endpoints([&node.client])

@@ -21,9 +21,9 @@ use crate::{
     output::{Output, table},
 };
 
-/// The file with the id of the node that is to be restarted.
+/// The file with the id of the node to restart.
 const REQUEST: &str = "restart";
-/// A node stops within 10 s, and may compile for some time.
+/// Maximum time of a restart: a node stops within 10 s and may then compile its component.
 const RESTART_TIME_MAX: Duration = Duration::from_secs(300);
 const ASK_EVERY: Duration = Duration::from_millis(100);
 
@@ -43,7 +43,7 @@ Examples:
 With --json: {\"cluster\", \"running\", \"nodes\": [{\"id\", \"pid\" (or null), \"client\", \"peer\", \"admin\",
 \"serving\", \"leads\", \"why\" (why it does not serve, or null), \"data_dir\", \"log\"}]}")]
 pub(super) struct Status {
-    /// The cluster's directory
+    /// Directory of the cluster
     #[arg(long, value_name = "DIR", default_value = "conclave-dev")]
     data_dir: PathBuf,
 
@@ -59,11 +59,11 @@ Examples:
   conclave dev restart 2
   conclave dev restart 2 --data-dir /tmp/five")]
 pub(super) struct Restart {
-    /// The node's id
+    /// Id of the node
     #[arg(value_name = "N")]
     node: u64,
 
-    /// The cluster's directory
+    /// Directory of the cluster
     #[arg(long, value_name = "DIR", default_value = "conclave-dev")]
     data_dir: PathBuf,
 }
@@ -104,7 +104,7 @@ async fn status(arguments: Status, output: &mut Output) -> Result {
         output.line(line);
     }
     if !is_running {
-        output.remark("no `conclave dev` runs in this directory");
+        output.remark("no `conclave dev` is running in this directory");
     }
     Ok(())
 }
@@ -122,20 +122,20 @@ async fn restart(arguments: Restart, output: &mut Output) -> Result {
     let node = |plan: &Plan| {
         plan.nodes.iter().find(|node| node.id == id).cloned().ok_or_else(|| {
             Failed::Usage(format!(
-                "there is no node {id}: there are nodes 1 to {}",
+                "there is no node {id}: the cluster has nodes 1 to {}",
                 plan.nodes.len()
             ))
         })
     };
     let before = node(&Plan::read(&dir)?)?;
     let dev = dev_process(&dir)?.ok_or_else(|| {
-        Failed::local(format!("no `conclave dev` runs in {}: start it", dir.display()))
+        Failed::local(format!("no `conclave dev` is running in {}; start it first", dir.display()))
     })?;
     let request = dir.join(REQUEST);
     fs::write(&request, id.to_string())
         .map_err(|cause| Failed::local(format!("{}: {cause}", request.display())))?;
     kill_process(dev, Signal::USR1)
-        .map_err(|cause| Failed::local(format!("`conclave dev` cannot be reached: {cause}")))?;
+        .map_err(|cause| Failed::local(format!("cannot signal `conclave dev`: {cause}")))?;
     let ends = Instant::now() + RESTART_TIME_MAX;
     let client = ready::of(&before)?;
     let mut has_restarted = false;
@@ -161,12 +161,12 @@ async fn restart(arguments: Restart, output: &mut Output) -> Result {
         };
         if Instant::now() >= ends {
             let log = now.log.display();
-            return Err(Failed::local(format!("node {id} does not serve again: {why}; see {log}")));
+            return Err(Failed::local(format!("node {id} does not serve yet: {why}; see {log}")));
         }
     }
 }
 
-/// The process that runs the cluster in `dir`, if one does.
+/// Returns the process that runs the cluster in `dir`, if any.
 fn dev_process(dir: &Path) -> Result<Option<Pid>> {
     let path = dir.join(LOCK);
     let failed = |cause: io::Error| Failed::local(format!("{}: {cause}", path.display()));
@@ -184,7 +184,7 @@ fn dev_process(dir: &Path) -> Result<Option<Pid>> {
     }
 }
 
-/// The requests that `conclave dev restart` leaves.
+/// The requests from `conclave dev restart`.
 pub(super) struct Requests {
     path: PathBuf,
     signal: unix::Signal,
@@ -202,7 +202,7 @@ impl Requests {
         loop {
             self.signal.recv().await;
             let request = fs::read_to_string(&self.path);
-            // One that cannot be removed is replaced by the next one.
+            // A file that cannot be removed is replaced by the next request.
             let _ = fs::remove_file(&self.path);
             if let Some(id) = request.ok().and_then(|text| text.trim().parse().ok()) {
                 return id;

@@ -1,22 +1,22 @@
-//! Keys and values in the batches that they are sent in.
+//! Batches of keys and values.
 
-/// `kv.v1.KV/Batch` takes no more operations.
+/// Maximum number of operations of `kv.v1.KV/Batch`.
 pub(crate) const OPERATIONS_MAX: usize = 128;
-/// And no more bytes of keys and values.
+/// Maximum size of its keys and values in bytes.
 pub(crate) const BYTES_MAX: usize = 1 << 20;
-/// What a key and a value cost beside their own bytes, at most: tags and lengths.
+/// Maximum overhead of a key and a value beside their own bytes: tags and lengths.
 const OVERHEAD_BYTES: usize = 32;
 
 /// A key and its value.
 pub(crate) type Pair = (String, String);
 
-/// Fills batches in order. A pair that is too large for any batch is a batch of its own, so that the
-/// node's refusal names it.
+/// Iterator that fills batches in order. A pair that is too large for any batch gets a batch of its
+/// own, so that the node's error names it.
 pub(crate) struct Batches<I: Iterator<Item = Pair>> {
     pairs: std::iter::Peekable<I>,
 }
 
-/// Cuts `pairs` into batches.
+/// Divides `pairs` into batches.
 pub(crate) fn batches<I: IntoIterator<Item = Pair>>(pairs: I) -> Batches<I::IntoIter> {
     Batches { pairs: pairs.into_iter().peekable() }
 }

@@ -1,23 +1,26 @@
-//! A JSON document of any shape as keys and values.
+//! Conversion of a JSON document of any shape to keys and values.
 //!
-//! `{"a": {"b": [true, "x"]}}` becomes `a/b/0 = true` and `a/b/1 = x`. Inside a document's own key `~`
-//! is written `~0` and `/` is written `~1`, as in JSON Pointer, so that two places never share a key.
-//! Strings are their own text, everything else is as the document has it, numbers to the last digit. An empty object or array is kept as `{}`
-//! or `[]`, for otherwise nothing would tell that it was there.
+//! `{"a": {"b": [true, "x"]}}` becomes `a/b/0 = true` and `a/b/1 = x`. In the document's own keys,
+//! `~` is written `~0` and `/` is written `~1`, as in JSON Pointer (RFC 6901), so that no two
+//! values share a key. Strings become their own text. Everything else is kept as it is in the
+//! document, with all digits of numbers. An empty object or array becomes `{}` or `[]`, since
+//! otherwise it would be lost.
 //!
-//! Caveats: what was an array and what an object with the keys 0, 1, 2 looks the same afterwards, and
-//! so do the number 1 and the string "1".
+//! Caveats: afterwards an array cannot be distinguished from an object with the keys 0, 1, 2, nor
+//! the number 1 from the string "1".
 
 use std::collections::BTreeMap;
 
 use serde::de::Error as _;
 use serde_json::{Error, value::RawValue};
 
-/// Documents are nested no deeper than the parser takes them otherwise. A raw value may be.
+/// Maximum nesting of a document, the same as the parser's limit, which does not apply to
+/// raw values.
 const DEPTH_MAX: usize = 128;
 
-/// The document's leaves in order, each key beginning with `prefix`. A document without any member
-/// has no leaves; one that is a bare string, number or literal has one, under `prefix` itself.
+/// Returns the document's leaves in order, each key beginning with `prefix`. A document without
+/// members has no leaves. A document that is a bare string, number or literal has one, with the
+/// key `prefix`.
 pub(crate) fn flatten(document: &RawValue, prefix: &str) -> Result<Vec<(String, String)>, Error> {
     let mut leaves = Vec::new();
     match members(document)? {
@@ -53,8 +56,8 @@ fn descend(
     Ok(())
 }
 
-/// The members of an object by their names, or of an array by their places. `None`: the value has none. A name that comes
-/// twice has its last value.
+/// Returns the members of an object by name, or of an array by position; `None` if the value can
+/// have none. If a name occurs twice, its last value counts.
 fn members(value: &RawValue) -> Result<Option<Vec<(String, &RawValue)>>, Error> {
     Ok(match value.get().as_bytes().first() {
         Some(b'{') => {
@@ -174,7 +177,7 @@ mod tests {
         assert_eq!(pairs(json!({"": 1}), ""), owned(&[("", "1")]));
     }
 
-    /// Builds the document back, with its leaves as text.
+    /// Restores the document, with its leaves as text.
     fn unflatten(leaves: &[(String, String)]) -> Value {
         let mut root = Value::Object(Map::new());
         for (key, value) in leaves {
@@ -188,7 +191,8 @@ mod tests {
         root
     }
 
-    /// What survives flattening: containers as objects, leaves as text.
+    /// Returns the part of a document that survives flattening: containers as objects, leaves
+    /// as text.
     fn survives(value: &Value) -> Value {
         match value {
             Value::Object(members) if !members.is_empty() => {

@@ -1,9 +1,9 @@
-//! `conclave kv import`: a JSON document as keys and values.
+//! `conclave kv import`: writes a JSON document as keys and values.
 //!
-//! Batches are atomic and several are in flight; the document as a whole is not atomic. An import is taken
-//! to be the only writer of its keys: a batch of unknown outcome is sent again, and an import that
-//! stopped is simply run again. A batch that the machine refuses is
-//! halved until the keys to blame are alone: the others are written all the same.
+//! Batches are atomic and several are in flight; the document as a whole is not atomic. An import
+//! must be the only writer of its keys: a batch of unknown outcome is sent again, and an import
+//! that stopped can simply be repeated. A batch that the state machine refuses is halved until the
+//! invalid keys are isolated. All other keys are written.
 
 use std::{path::PathBuf, time::Instant};
 
@@ -23,22 +23,25 @@ use crate::{
     remote::{self, Remote, file, stdin},
 };
 
-/// Enough to keep the leader's disk busy while answers travel, few enough not to queue.
+/// Number of batches in flight: enough to keep the leader's disk busy while responses are in
+/// transit, few enough not to queue.
 const IN_FLIGHT_MAX: usize = 8;
-/// `kv.v1.KV` takes no longer keys.
+/// Maximum length of a key of `kv.v1.KV`.
 const KEY_BYTES_MAX: usize = 4096;
-/// After so many refused keys the document is not meant for this store.
+/// Number of refused keys after which the import ends: the document is not meant for this store.
 const REFUSED_MAX: usize = 1000;
-/// So many refused keys are named one by one.
+/// Maximum number of refused keys that are listed one by one.
 const NAMED_MAX: usize = 20;
 
-/// Write a JSON document of any shape as keys and values
+/// Import a JSON document of any shape as keys and values
 ///
-/// {"a": {"b": [1, "x"]}} becomes a/b/0 = 1 and a/b/1 = x. Strings are written as they are, anything
-/// else as it stands in the document, numbers to the last digit; an empty object or array is kept as {} or []. Inside a document's own key, ~ is
-/// written ~0 and / is written ~1. Keys that were there before are overwritten, others left alone.
-/// Run it again after an interruption: it starts over and ends the same. Let nobody else write these keys
-/// meanwhile: a batch whose answer was lost is sent again.
+/// {"a": {"b": [1, "x"]}} becomes a/b/0 = 1 and a/b/1 = x. Strings are written as they are.
+/// Everything else is written as it is in the document, with all digits of numbers. An empty object
+/// or array becomes {} or []. In the document's own keys, ~ is written ~0 and / is written ~1.
+///
+/// Existing keys of the same name are overwritten, others are not changed. Repeat an interrupted
+/// import: it starts from the beginning and has the same result. No other client may write these
+/// keys meanwhile, because a batch whose response was lost is sent again.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -46,19 +49,19 @@ Examples:
   conclave kv import config.json --prefix app/
   curl -s https://example.org/config.json | conclave kv import - --prefix app/
 
-Exit code 0 says that every key was written. After 1000 refused keys the import ends.
+Exit code 0 means that every key was written. After 1000 refused keys the import ends.
 
 With --json: {\"keys\", \"written\", \"bytes\", \"seconds\", \"refused\": [{\"key\", \"why\"}], \"not_tried\" (keys
 that were not sent, or whose batch failed, when the import ended)}")]
 pub(super) struct Import {
-    /// The JSON file, - for stdin
+    /// JSON file to import, - for stdin
     file: PathBuf,
 
-    /// Put before each key as it is: end it with / to make it a folder
+    /// Text to put before each key; end it with / to make it a folder
     #[arg(long, default_value = "")]
     prefix: String,
 
-    /// How many batches are under way at the same time
+    /// Number of batches in flight
     #[arg(long, value_name = "N", default_value_t = IN_FLIGHT_MAX as u64, value_parser = clap::value_parser!(u64).range(1..=64))]
     parallel: u64,
 }
@@ -86,7 +89,7 @@ impl Import {
     }
 }
 
-/// Sets aside the keys that no store takes.
+/// Separates the keys that no store accepts.
 fn acceptable(pairs: Vec<Pair>) -> (Vec<Pair>, Vec<Refused>) {
     let mut refused = Vec::new();
     let pairs = pairs
@@ -111,18 +114,19 @@ struct Refused {
     why: String,
 }
 
-/// What became of one batch or of all.
+/// The result of one batch or of all.
 #[derive(Default)]
 struct Report {
     written: usize,
     bytes: usize,
     refused: Vec<Refused>,
-    /// The first key of the earliest batch that was not written, and why the import stopped there.
+    /// Number and first key of the earliest batch that was not written, and the error that stopped
+    /// the import.
     stopped: Option<(usize, String, Error)>,
 }
 
-/// Sends the batches, several at once, until all are sent or one fails for a reason that is not its
-/// keys'.
+/// Sends the batches, several at once, until all are sent or one fails for a reason other than
+/// its keys.
 async fn send(kv: &Kv, pairs: Vec<Pair>, parallel: usize, mut progress: Progress) -> Report {
     let mut report = Report::default();
     let mut batches = batches(pairs).enumerate();
@@ -143,7 +147,7 @@ async fn send(kv: &Kv, pairs: Vec<Pair>, parallel: usize, mut progress: Progress
     report
 }
 
-/// Writes one batch; halves it when the machine refuses it, to find the keys to blame.
+/// Writes one batch. If the state machine refuses the batch, halves it to find the invalid keys.
 async fn write(kv: &Kv, number: usize, batch: Vec<Pair>) -> Report {
     let mut report = Report::default();
     let mut parts = vec![batch];
@@ -174,7 +178,7 @@ async fn write(kv: &Kv, number: usize, batch: Vec<Pair>) -> Report {
     report
 }
 
-/// Whether the batch itself was refused, so that a part of it may be accepted.
+/// Returns whether the batch itself was refused, so that a part of it may be accepted.
 fn blames_its_keys(error: &Error) -> bool {
     error.trap_kind().is_some()
         || matches!(
@@ -234,10 +238,10 @@ impl Report {
         if let Some((_, key, error)) = self.stopped {
             return Err(Failed::Failure {
                 code: error.code_name(),
-                // Some keys were written: the whole has had an effect.
+                // If some keys were written, the import has had an effect.
                 outcome: remote::outcome(&error).filter(|_| self.written == 0),
                 message: format!(
-                    "stopped; the first key not written is {:?}: {error}; run the import again, it starts over and ends the same",
+                    "the import stopped; the first key not written is {:?}: {error}; run the import again: it starts from the beginning and has the same result",
                     shortened(&key)
                 ),
             });
@@ -266,7 +270,7 @@ impl Report {
     }
 }
 
-/// Keys too long for the store are too long for a message too.
+/// Shortens a key for a message: a key may be too long for the store.
 fn shortened(key: &str) -> String {
     match key.char_indices().nth(100) {
         Some((at, _)) => format!("{}...", &key[..at]),

@@ -1,4 +1,4 @@
-//! `conclave kv list`: keys under a prefix, page by page.
+//! `conclave kv list`: lists keys under a prefix, page by page.
 
 use clap::Args;
 use conclave_client::proto::kv::{KeyValue, RangeRequest, key_value};
@@ -10,14 +10,14 @@ use crate::{
     remote::{Freshness, Remote},
 };
 
-/// Keys a page: with values of a few KiB a page stays far below the largest message.
+/// Keys per page: with values of a few KiB, a page stays far below the maximum message size.
 const PAGE_KEYS: u64 = 500;
 
 /// List keys with their values, in order
 ///
-/// One key a line, then a tab and its value. A value is shown in quotes and escaped when it has
-/// control characters in it, and by its size when it is not text. Pages are read one after the other:
-/// writes that come meanwhile may or may not be seen.
+/// One key per line, followed by a tab and its value. A value with control characters is quoted and
+/// escaped. A value that is not text is shown by its size. Pages are read one after the other, so
+/// writes during the listing may or may not be included.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -26,15 +26,15 @@ Examples:
   conclave kv list app/ --keys-only --limit 10
   conclave kv list app/ --json | jq -r '.[].key'")]
 pub(super) struct List {
-    /// Only keys that begin with this
+    /// Prefix of the keys to list [default: all keys]
     #[arg(default_value = "", hide_default_value = true)]
     prefix: String,
 
-    /// Without values
+    /// Leave out the values
     #[arg(long)]
     keys_only: bool,
 
-    /// Stop after so many keys
+    /// Maximum number of keys to list [default: all]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
     limit: Option<u64>,
 
@@ -88,7 +88,7 @@ impl List {
     }
 }
 
-/// As it is, unless it would break the line or drive the terminal.
+/// Quotes and escapes a text that would break the line or control the terminal.
 fn plain(text: &str) -> String {
     match text.chars().any(char::is_control) {
         true => format!("{text:?}"),

@@ -1,4 +1,4 @@
-//! `conclave kv`: the default machine, typed.
+//! `conclave kv`: typed access to the default state machine.
 
 mod batches;
 pub(super) mod flatten;
@@ -11,10 +11,10 @@ use clap::{Args, Subcommand};
 
 use super::{Result, output::Output, remote::Remote};
 
-/// Read and write the default machine, a key-value store
+/// Read and write keys of the default state machine, a key-value store
 ///
-/// Keys are text, by custom with slashes: app/db/password. Values are text or bytes. Every write is
-/// on a majority's disks before it is acknowledged.
+/// Keys are text, by convention with slashes: app/db/password. Values are text or bytes. Every
+/// write is on the disks of a majority before it is acknowledged.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:

@@ -1,4 +1,4 @@
-//! `conclave kv put|get|delete`: single keys.
+//! `conclave kv put|get|delete`: reads and writes single keys.
 
 use std::{
     path::PathBuf,
@@ -20,8 +20,8 @@ use crate::{
 
 /// Set a key to a value
 ///
-/// A value that is UTF-8 is stored as text, any other as bytes. Use --file or - for secrets: what
-/// stands on a command line is visible in the process list.
+/// A value that is UTF-8 is stored as text, any other value as bytes. For secrets, use --file or
+/// `-`: command-line arguments are visible in the process list.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -31,10 +31,10 @@ Examples:
   conclave kv put session/42 alice --ttl 10m
   conclave kv put app/license abc --ttl 30d")]
 pub(super) struct Put {
-    /// The key
+    /// Key to set
     key: String,
 
-    /// The value, - for stdin (all of it, with its last newline)
+    /// Value to store, - for stdin (all of it, including its last newline)
     #[arg(required_unless_present = "file", allow_hyphen_values = true)]
     value: Option<String>,
 
@@ -69,7 +69,7 @@ impl Put {
     }
 }
 
-/// A put of text, as part of a batch.
+/// Returns a put of text, as an operation of a batch.
 pub(super) fn put_operation(key: &str, text: &str) -> Operation {
     let put = PutRequest {
         key: key.to_owned(),
@@ -79,10 +79,10 @@ pub(super) fn put_operation(key: &str, text: &str) -> Operation {
     Operation { operation: Some(operation::Operation::Put(put)) }
 }
 
-/// Print a key's value
+/// Print the value of a key
 ///
 /// Text is printed with a newline after it. A value that is not text is refused unless --raw or
-/// --json is given. When the key expires is said on standard error.
+/// --json is given. The remaining lifetime of a key that expires is printed to standard error.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -91,12 +91,12 @@ Examples:
   conclave kv get app/color --json
   conclave kv get app/color --stale
 
-Exit code 3 says that there is no such key.")]
+Exit code 3 means that there is no such key.")]
 pub(super) struct Get {
-    /// The key
+    /// Key to read
     key: String,
 
-    /// The value's bytes and nothing else: no newline
+    /// Print only the bytes of the value, without a newline
     #[arg(long, conflicts_with = "json")]
     raw: bool,
 
@@ -140,14 +140,14 @@ impl Get {
     }
 }
 
-/// How long a key still lives, by this computer's clock. `None`: it does not expire.
+/// Returns the remaining lifetime of a key by this computer's clock; `None` if it does not expire.
 fn time_left(found: &KeyValue) -> Option<Duration> {
     let expires = UNIX_EPOCH + Duration::from_millis(found.expires_at_ms);
     let left = expires.duration_since(SystemTime::now()).unwrap_or_default();
     (found.expires_at_ms != 0).then_some(Duration::from_secs(left.as_secs()))
 }
 
-/// A key with its value as `text` or, if it is not text, as `value` in base64.
+/// Formats a key as JSON, with its value as `text` or, if it is not text, as `value` in base64.
 pub(super) fn as_json(found: &KeyValue, with_value: bool) -> Value {
     let mut json = json!({
         "key": found.key,
@@ -167,9 +167,9 @@ pub(super) fn as_json(found: &KeyValue, with_value: bool) -> Value {
     json
 }
 
-/// Remove keys
+/// Delete keys
 ///
-/// A key that is not there is no failure.
+/// A key that does not exist is not an error.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -177,7 +177,7 @@ Examples:
   conclave kv delete app/a app/b
   conclave kv list tmp/ --keys-only | xargs conclave kv delete")]
 pub(super) struct Delete {
-    /// The keys
+    /// Keys to delete
     #[arg(required = true, value_name = "KEY")]
     keys: Vec<String>,
 }

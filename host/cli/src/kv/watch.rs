@@ -1,4 +1,4 @@
-//! `conclave kv watch`: changes as they happen.
+//! `conclave kv watch`: prints changes as they happen.
 
 use clap::Args;
 use conclave_client::proto::kv::{WatchRequest, WatchResponse, key_value, watch_response::Kind};
@@ -10,12 +10,14 @@ use crate::{Failed, Result, output::Output, remote::Remote};
 
 /// Print changes of keys as they happen
 ///
-/// One line per change, until interrupted: put, delete or expire, the key, and the value that was put, with
-/// control characters escaped. A node that is lost is replaced by another, without a change lost or printed twice. If no
-/// node can be reached, the watch waits for one. --json prints one object per line, whose index --from-index takes.
+/// Prints one line per change until interrupted: put, delete or expire, the key, and the new value,
+/// with control characters escaped. If a node is lost, the watch continues at another one without
+/// losing or repeating a change. If no node can be reached, the watch waits for one. --json prints
+/// one object per line, whose index can be passed to --from-index.
 ///
-/// Nodes keep the latest changes only. If changes are missing after a long outage, the line `relist` is printed, the keys
-/// as they are now (`initial`), and `ready`: a key that is not printed again was deleted.
+/// Nodes keep only the latest changes. If changes are missing after a long outage, the watch prints
+/// the line `relist`, all present keys (`initial`), and `ready`. A key that is not printed again
+/// was deleted.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
@@ -24,18 +26,18 @@ Examples:
   conclave kv watch --key app/color --json | jq -r .text
   conclave kv watch app/ --from-index 4711")]
 pub(super) struct Watch {
-    /// Keys that begin with this [default: all]
+    /// Prefix of the keys to watch [default: all keys]
     prefix: Option<String>,
 
-    /// This key alone
+    /// Watch this key alone
     #[arg(long, conflicts_with = "prefix")]
     key: Option<String>,
 
-    /// Begin with the keys as they are now
+    /// Print the present keys first
     #[arg(long, conflicts_with = "from_index")]
     initial: bool,
 
-    /// Continue after this index of the log, as long as a node keeps what came then
+    /// Resume after this log index, if a node still keeps the changes since then
     #[arg(long, value_name = "INDEX")]
     from_index: Option<u64>,
 
@@ -43,7 +45,7 @@ pub(super) struct Watch {
     #[arg(long)]
     no_relist: bool,
 
-    /// End after so many changes
+    /// Number of changes after which the watch ends [default: no limit]
     #[arg(long, value_name = "COUNT")]
     count: Option<u64>,
 }

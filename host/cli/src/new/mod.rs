@@ -1,12 +1,12 @@
-//! `conclave new`: a machine's project that builds and passes its own tests.
+//! `conclave new`: a project for a state machine, which builds and passes its own tests.
 //!
-//! The templates are real projects, of a machine called `my-machine`, under `sdk/templates`; the name
-//! is replaced in each of its spellings, in contents and in paths.
+//! The templates in `sdk/templates` are real projects of a state machine called `my-machine`. The
+//! name is replaced in each of its spellings, in contents and in paths.
 //!
-//! A project brings its SDK along (`vendor/` for Rust, the package `conclave_sdk` for Python): the SDK is
-//! on no registry yet, a path would tie the project to this computer, and a git address to a repository
-//! and a network. The copy is of the sources that this binary was compiled from, so it fits the
-//! contract that this binary serves.
+//! A project contains its SDK (`vendor/` for Rust, the package `conclave_sdk` for Python). The SDK
+//! is on no registry yet; a path would tie the project to this computer, and a git address to a
+//! repository and a network. The copy is of the sources from which this binary was compiled, so it
+//! fits the contract that this binary serves.
 
 mod name;
 mod python;
@@ -24,40 +24,41 @@ pub(super) use self::python::sdk as python_sdk;
 use self::name::Name;
 use super::{Failed, Result, build, output::Output};
 
-/// Make a new machine's project
+/// Create a project for a new state machine
 ///
-/// The project holds a protobuf file, a machine that serves it, tests that hold the machine to the
-/// contract, a README and the SDK. It builds and passes its tests as it is: change it from there. The
-/// machine is called as the directory: lower-case letters, digits and dashes.
+/// The project holds a protobuf file, a state machine that serves it, tests of the contract, a
+/// README and the SDK. It builds and passes its tests without changes, so you can start from
+/// there. The directory's name becomes the name of the state machine: lower-case letters, digits
+/// and dashes.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
   conclave new my-counter
   conclave new machines/lock --lang python
 
-What to do with it:
+Next steps:
   cd my-counter
-  cargo test                                     or, in Python: python3 -m unittest
+  cargo test                                     in Python: python3 -m unittest
   conclave build
   conclave dev --component target/my-counter.wasm --watch")]
 pub struct Arguments {
-    /// The project's directory, which must not exist; its last part names the machine
+    /// Directory to create for the project; its last part names the state machine
     #[arg(value_name = "NAME")]
     path: PathBuf,
 
-    /// The language that the machine is written in
+    /// Programming language of the state machine
     #[arg(long, value_enum, default_value_t = Language::Rust)]
     lang: Language,
 }
 
-/// What a machine may be written in.
+/// A programming language with a template.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub(super) enum Language {
     Rust,
     Python,
 }
 
-/// A file of a project: its place and its contents.
+/// A file of a project: its path in the project and its contents.
 type File = (String, String);
 
 /// Runs the verb.
@@ -72,7 +73,7 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
     if arguments.lang == Language::Python {
         build::write_descriptor_set(path)?;
     }
-    output.remark(format!("{}: a new machine; its README.md says more", path.display()));
+    output.remark(format!("{}: created the project; see its README.md", path.display()));
     output.line(format!("cd {}", path.display()));
     for command in commands {
         output.line(command);
@@ -80,11 +81,11 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
     Ok(())
 }
 
-/// Writes a project into a directory that is made for it.
+/// Creates a directory and writes a project into it.
 fn write(path: &Path, files: &[File]) -> Result {
     let failed = |path: &Path, cause: io::Error| match cause.kind() {
         io::ErrorKind::AlreadyExists => Failed::local(format!(
-            "{} exists and is left as it is; choose another name",
+            "{} exists and was not changed; choose another name",
             path.display()
         )),
         _ => Failed::local(format!("{}: {cause}", path.display())),

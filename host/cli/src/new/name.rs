@@ -1,14 +1,15 @@
-//! A machine's name in the spellings that a project needs.
+//! Name of a state machine, in the spellings that a project needs.
 
 use std::path::Path;
 
-/// A description's name may have 64 bytes (`wit/types.wit`); a path `name.v1.Name/Method` needs more.
+/// Maximum length of a name. The name in a description may have 64 bytes (`wit/types.wit`), but a
+/// path `name.v1.Name/Method` needs more.
 const BYTES_MAX: usize = 48;
 
-/// Names that the project would have for something else: words of Rust and Python, what the template
-/// and the SDK call their own, and packages that the host or protobuf keep to themselves.
+/// Reserved names: keywords of Rust and Python, names of the template and the SDK, and packages
+/// that the host or protobuf reserve.
 const TAKEN: [&str; 103] = [
-    // Rust, and crates that cargo does not let anybody be called.
+    // Rust keywords, and names that cargo rejects for crates.
     "abstract",
     "alloc",
     "as",
@@ -66,7 +67,7 @@ const TAKEN: [&str; 103] = [
     "where",
     "while",
     "yield",
-    // Rust's prelude, which the machine's type would hide.
+    // Rust's prelude, which the state machine's type would hide.
     "b-tree-map",
     "err",
     "none",
@@ -76,7 +77,7 @@ const TAKEN: [&str; 103] = [
     "some",
     "string",
     "vec",
-    // Python.
+    // Python keywords.
     "and",
     "assert",
     "class",
@@ -94,7 +95,8 @@ const TAKEN: [&str; 103] = [
     "pass",
     "raise",
     "with",
-    // The template's messages, and what it and its tests take from the standard library and the SDK.
+    // The template's messages, and names that it and its tests import from the standard library and
+    // the SDK.
     "add-request",
     "add-response",
     "call",
@@ -118,48 +120,48 @@ const TAKEN: [&str; 103] = [
     "grpc",
 ];
 
-/// See the module's page.
+/// The name of a state machine, see the module's documentation.
 ///
-/// Invariants: words of lower-case letters and digits, each beginning with a letter, joined by single
-/// dashes; at most [`BYTES_MAX`] bytes; none of [`TAKEN`].
+/// Invariants: words of lower-case letters and digits, each beginning with a letter, joined by
+/// single dashes; at most [`BYTES_MAX`] bytes; none of [`TAKEN`].
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Name(String);
 
 impl Name {
-    /// The name of the machine whose project is to lie at `path`, or what is wrong with it.
+    /// Derives the name from the project's path, or returns the reason why it is invalid.
     pub(super) fn of(path: &Path) -> Result<Self, String> {
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let refuse = |why: &str| Err(format!("{name:?} cannot be a machine's name: {why}"));
+        let refuse = |why: &str| Err(format!("{name:?} cannot name a state machine: {why}"));
         let word = |word: &str| {
             word.starts_with(|c: char| c.is_ascii_lowercase())
                 && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())
         };
         if name.len() > BYTES_MAX {
-            return refuse(&format!("it has {} bytes, and may have {BYTES_MAX}", name.len()));
+            return refuse(&format!("it has {} bytes; the maximum is {BYTES_MAX}", name.len()));
         }
         if !name.split('-').all(word) {
             return refuse(
-                "it is made of words of lower-case letters and digits that begin with a letter, \
-                 with a dash in between, such as my-counter",
+                "use words of lower-case letters and digits, each beginning with a letter, \
+                 with single dashes between them, such as my-counter",
             );
         }
         if TAKEN.contains(&&*name) {
-            return refuse("Rust, Python, protobuf or the SDK have something of this name");
+            return refuse("Rust, Python, protobuf or the SDK already have something of this name");
         }
         Ok(Self(name.into_owned()))
     }
 
-    /// `my-counter`: the package and the machine.
+    /// Returns `my-counter`: the name of the package and the state machine.
     pub(super) fn kebab(&self) -> &str {
         &self.0
     }
 
-    /// `my_counter`: the crate, the module and the protobuf package.
+    /// Returns `my_counter`: the name of the crate, the module and the protobuf package.
     pub(super) fn snake(&self) -> String {
         self.0.replace('-', "_")
     }
 
-    /// `MyCounter`: the type and the service.
+    /// Returns `MyCounter`: the name of the type and the service.
     pub(super) fn pascal(&self) -> String {
         let capitalized = |word: &str| {
             let (first, rest) = word.split_at(1);
@@ -168,7 +170,7 @@ impl Name {
         self.0.split('-').map(capitalized).collect()
     }
 
-    /// A template's text, or path, with this name in place of the template's.
+    /// Replaces the template's name by this one in a text or a path of the template.
     pub(super) fn instead_of_the_templates(&self, template: &str) -> String {
         template
             .replace("my-machine", self.kebab())

@@ -1,8 +1,8 @@
-//! The project of a machine in Python.
+//! Project template for Python.
 
 use super::{File, Name};
 
-/// The SDK's package and the contract, as their files in this repository (`build.rs`).
+/// The files of the SDK's package and of the contract, gathered from this repository by `build.rs`.
 const SDK: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/python_sdk.rs"));
 
 const TEMPLATE: [(&str, &str); 7] = [
@@ -21,7 +21,7 @@ const TEMPLATE: [(&str, &str); 7] = [
     ),
 ];
 
-/// The package `conclave_sdk`, with the contract in it so that the two stay together.
+/// Returns the package `conclave_sdk`, which contains the contract so that the two stay together.
 pub(crate) fn sdk() -> impl Iterator<Item = File> {
     SDK.iter().map(|(place, text)| {
         let place = match place.strip_prefix("sdk/python/") {
@@ -32,7 +32,7 @@ pub(crate) fn sdk() -> impl Iterator<Item = File> {
     })
 }
 
-/// The project's files, but for the descriptor set that is made of its protobuf.
+/// Returns the project's files, except the descriptor set, which is compiled from its protobuf.
 pub(super) fn project(name: &Name) -> Vec<File> {
     let own = TEMPLATE.iter().map(|(place, text)| {
         (name.instead_of_the_templates(place), name.instead_of_the_templates(text))
@@ -40,7 +40,7 @@ pub(super) fn project(name: &Name) -> Vec<File> {
     own.chain(sdk()).collect()
 }
 
-/// What to do with it next.
+/// Returns the next commands for the user.
 pub(super) fn commands(name: &Name) -> [String; 3] {
     [
         "conclave build".to_owned(),

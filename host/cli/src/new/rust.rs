@@ -1,8 +1,8 @@
-//! The project of a machine in Rust.
+//! Project template for Rust.
 
 use super::{File, Name};
 
-/// The SDK's crates and the contract, as their files in this repository (`build.rs`).
+/// The files of the SDK's crates and of the contract, gathered from this repository by `build.rs`.
 const SDK: &[(&str, &str)] = &include!(concat!(env!("OUT_DIR"), "/rust_sdk.rs"));
 
 const TEMPLATE: [(&str, &str); 8] = [
@@ -19,7 +19,7 @@ const TEMPLATE: [(&str, &str); 8] = [
     ("tests/contract.rs", include_str!("../../../../sdk/templates/rust/tests/contract.rs")),
 ];
 
-/// The project's files.
+/// Returns the project's files.
 pub(super) fn project(name: &Name) -> Vec<File> {
     let own = TEMPLATE.iter().map(|(place, text)| {
         let text = text.replace("SDK_VERSION", env!("CARGO_PKG_VERSION"));
@@ -31,7 +31,7 @@ pub(super) fn project(name: &Name) -> Vec<File> {
     own.chain(lints).chain(sdk).collect()
 }
 
-/// What to do with it next.
+/// Returns the next commands for the user.
 pub(super) fn commands(name: &Name) -> [String; 3] {
     [
         "cargo test".to_owned(),
@@ -57,7 +57,7 @@ mod tests {
         assert!(files.iter().any(|(place, _)| place == "proto/my_lock/v1/my_lock.proto"));
         for (place, text) in &files {
             for template in ["my-machine", "my_machine", "MyMachine", "SDK_VERSION"] {
-                // The SDK's own documentation may speak of some machine of its reader.
+                // The SDK's own documentation may mention a state machine of its reader.
                 let own = !place.starts_with("vendor/");
                 assert!(!(own && text.contains(template)), "{place} says {template}");
             }

@@ -1,4 +1,4 @@
-//! One entry, for people and for programs.
+//! Formats of one log entry, for people and for programs.
 
 use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use bytes::Bytes;
@@ -8,7 +8,8 @@ use crate::output::Output;
 use conclave::replay::{Kind, Messages, Seen};
 use conclave_types::{Call, Code, Failure, Outcome, Reply};
 
-/// Its facts without a request or a response: nothing that a client meant to keep secret but the method's name.
+/// Formats an entry as JSON without its request and response. Of the data that a client may want to
+/// keep secret, it contains only the method's name.
 pub(super) fn brief(seen: &Seen) -> Value {
     let mut brief = json!({
         "index": seen.index,
@@ -24,7 +25,7 @@ pub(super) fn brief(seen: &Seen) -> Value {
     brief
 }
 
-/// The same as a line.
+/// Formats the same as one line.
 pub(super) fn line(seen: &Seen) -> String {
     let time = seen.time_ms.map(time).unwrap_or_default();
     let line = format!(
@@ -36,7 +37,7 @@ pub(super) fn line(seen: &Seen) -> String {
     line.trim_end().to_owned()
 }
 
-/// All of it.
+/// Formats an entry as JSON with its request and outcome.
 pub(super) fn whole(seen: &Seen) -> Value {
     let mut whole = json!({
         "index": seen.index,
@@ -72,7 +73,7 @@ pub(super) fn whole(seen: &Seen) -> Value {
     whole
 }
 
-/// What came of it.
+/// Formats an entry's outcome as JSON.
 pub(super) fn outcome(seen: &Seen) -> Value {
     match &seen.outcome {
         None => Value::Null,
@@ -110,23 +111,23 @@ fn reply_of(seen: &Seen, reply: &Reply) -> Value {
     value
 }
 
-/// A response.
+/// Formats a response as JSON.
 pub(super) fn response(messages: &Messages, method: &str, bytes: &Bytes) -> Value {
     let decoded = messages.response(method, bytes).unwrap_or_else(|| raw(bytes));
     json!({"response": decoded, "response_bytes": bytes.len()})
 }
 
-/// A machine's no.
+/// Formats a state machine's failure as JSON.
 pub(super) fn failure(failure: &Failure) -> Value {
     json!({"failure": code(failure.code), "message": failure.message})
 }
 
-/// Bytes that nobody describes.
+/// Formats bytes for which there is no descriptor.
 fn raw(bytes: &Bytes) -> Value {
     json!({"base64": BASE64.encode(bytes)})
 }
 
-/// Prints all of it for people.
+/// Prints an entry with its request and outcome for people.
 pub(super) fn print(seen: &Seen, output: &mut Output) {
     output.line(format!("entry {} of term {}: {}", seen.index, seen.term, subject(&seen.kind)));
     if let Some(time_ms) = seen.time_ms {
@@ -134,7 +135,7 @@ pub(super) fn print(seen: &Seen, output: &mut Output) {
     }
     let description = seen.component.description();
     output.line(format!(
-        "component     {} {} {}",
+        "component  {} {} {}",
         description.name,
         description.version,
         seen.component.id()
@@ -172,19 +173,19 @@ pub(super) fn print(seen: &Seen, output: &mut Output) {
 fn print_trap_report(seen: &Seen, output: &mut Output) {
     let trap_report = seen.trap_report.clone().unwrap_or_default();
     if let Some(words) = &trap_report.last_words {
-        output.line(format!("it said    {words}"));
+        output.line(format!("last error {words}"));
     }
     if trap_report.backtrace.is_empty() {
-        output.line("there is no backtrace: the trap is not in the machine's own code");
+        output.line("there is no backtrace: the trap is not in the component's own code");
         return;
     }
-    output.line("backtrace  the innermost call first");
+    output.line("backtrace  innermost call first");
     for line in &trap_report.backtrace {
         output.line(line);
     }
     if trap_report.backtrace.iter().any(|line| line.contains("<wasm function")) {
         output.remark(
-            "functions without a name: build the machine without stripping it of symbols (strip = \"debuginfo\")",
+            "some functions have no name: build the component with its symbols (strip = \"debuginfo\")",
         );
     }
 }
@@ -215,7 +216,7 @@ fn outcome_name(outcome: Option<&Outcome>) -> Option<String> {
     })
 }
 
-/// gRPC's name of it.
+/// Returns gRPC's name of the code.
 fn code(code: Code) -> &'static str {
     match code {
         Code::InvalidArgument => "INVALID_ARGUMENT",
@@ -231,10 +232,11 @@ fn code(code: Code) -> &'static str {
     }
 }
 
-/// A moment in UTC, as RFC 3339 writes it.
+/// Formats a time in UTC according to RFC 3339.
 fn time(time_ms: u64) -> String {
     let (days, ms) = (time_ms / 86_400_000, time_ms % 86_400_000);
-    // Howard Hinnant's civil_from_days, for days since 1970 alone: eras of 400 years from March of the year 0.
+    // Howard Hinnant's `civil_from_days`, restricted to days since 1970: eras of 400 years from
+    // March of the year 0.
     let days = days + 719_468;
     let (era, day_of_era) = (days / 146_097, days % 146_097);
     let year_of_era =

@@ -1,4 +1,4 @@
-//! `conclave replay`: what a stopped node's log did, and what it would do elsewhere.
+//! `conclave replay`: replays a stopped node's log, with its own components or with another one.
 
 mod entry;
 mod plan;
@@ -21,74 +21,76 @@ use conclave::{
 };
 use conclave_machine::Component;
 
-/// Replay a stopped node's log to any index, and look there
+/// Replay a stopped node's log to any index, and show its entries and state
 ///
-/// The newest snapshot, or the beginning if the log reaches back to it, and the committed entries after it are
-/// applied as the node applied them, with the components that the log activates. Then queries are answered from
-/// that state. An entry can be shown with its outcome, and one that trapped with a backtrace of the machine.
+/// Starts from the newest snapshot, or from the beginning if the log reaches back to it, and
+/// applies the committed entries as the node applied them, with the components that the log
+/// activates. Then queries are answered from that state. An entry can be shown with its outcome,
+/// and one that trapped with a backtrace of the component.
 ///
-/// Nothing in the directory is changed. Its files are copied into a private directory, sealed as they are, which
-/// is removed at the end; a node that runs is refused. The limits that decide outcomes are in the log. A node's own
-/// configuration file can be given for all settings.
+/// The data directory is not changed. Its encrypted files are copied into a private directory,
+/// which is removed at the end. The node must be stopped. The limits that decide outcomes are in
+/// the log. A node's configuration file can be passed unchanged with --config.
 ///
-/// What is shown was encrypted: keep it out of tickets and logs.
+/// The output shows data that was encrypted: keep it out of tickets and logs.
 #[derive(Args, Debug)]
 #[command(after_long_help = "\
 Examples:
-  conclave replay --config node.toml                       how far the log goes, and what came of it
-  conclave replay --config node.toml --entries 100..120    what these entries are, a line each
-  conclave replay --config node.toml --show 117            one of them, with its outcome
+  conclave replay --config node.toml                       summarize the log and its outcomes
+  conclave replay --config node.toml --entries 100..120    list these entries, one per line
+  conclave replay --config node.toml --show 117            show one entry with its outcome
   conclave replay --data-dir /var/lib/conclave --master-key-file master.key \\
-      --to 116 --query kv.v1.KV/Get '{\"key\": \"color\"}'     the state just before it
+      --to 116 --query kv.v1.KV/Get '{\"key\": \"color\"}'     query the state before entry 117
   conclave replay --config node.toml --show 117 --component fixed.wasm
   conclave replay --config node.toml --component fixed.wasm --compare")]
 pub struct Arguments {
-    /// The settings of the node: its data_dir and master_key_file count here
+    /// Configuration file of the node, to read its data_dir and master_key_file
     #[arg(long, env = "CONCLAVE_CONFIG", value_name = "FILE")]
     config: Option<PathBuf>,
 
-    /// The stopped node's data directory, or a copy of it that was made while it was stopped
+    /// Data directory of the stopped node, or a copy that was made while it was stopped
     #[arg(long, env = "CONCLAVE_DATA_DIR", value_name = "DIR")]
     data_dir: Option<PathBuf>,
 
-    /// The file with its master key; CONCLAVE_MASTER_KEY may hold the key itself
+    /// File with the node's master key; CONCLAVE_MASTER_KEY may hold the key itself
     #[arg(long, env = "CONCLAVE_MASTER_KEY_FILE", value_name = "FILE")]
     master_key_file: Option<PathBuf>,
 
-    /// Replay up to this index [default: the last that is known to be committed; with --show or --entries
-    /// alone as far as they need]
+    /// Replay up to this index [default: the last index that is known to be committed; with --show
+    /// or --entries alone, as far as they need]
     #[arg(long, value_name = "INDEX")]
     to: Option<u64>,
 
-    /// Ask the machine in the end, with JSON; repeat for more
+    /// Run a query against the final state (JSON request; repeatable)
     #[arg(long, num_args = 2, value_names = ["METHOD", "JSON"])]
     query: Vec<String>,
 
-    /// Show one entry: its request, its outcome, and why it trapped
+    /// Show one entry with its request and outcome, and the reason if it trapped
     #[arg(long, value_name = "INDEX")]
     show: Option<u64>,
 
-    /// Show these entries, a line each; either end may be left out
+    /// List these entries, one per line; either end may be left out
     #[arg(long, value_name = "FROM..TO", value_parser = plan::range)]
     entries: Option<(Option<u64>, Option<u64>)>,
 
-    /// Apply the log with this component instead, from where the replay begins
+    /// Apply the log with this component instead, from the start of the replay
     #[arg(long, value_name = "FILE.wasm")]
     component: Option<PathBuf>,
 
-    /// Apply it with the components of the time as well, and show where the outcomes differ
+    /// Apply the log with the original components as well, and show the entries whose
+    /// outcomes differ
     #[arg(long, requires = "component")]
     compare: bool,
 
-    /// Show so many of the entries that differ
+    /// Maximum number of differing entries to show
     #[arg(long, value_name = "COUNT", default_value_t = 20, requires = "compare")]
     differences_max: usize,
 
-    /// Go on with entries that may not be committed
+    /// Include entries that may not be committed
     #[arg(long)]
     uncommitted: bool,
 
-    /// Make the copy in this directory [default: the system's for temporary files]
+    /// Directory for the temporary copy [default: the system's directory for temporary files]
     #[arg(long, value_name = "DIR")]
     work_dir: Option<PathBuf>,
 
@@ -109,7 +111,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     });
     let component = component.transpose()?;
     let parent = arguments.work_dir.clone().unwrap_or_else(env::temp_dir);
-    // Dropped last of all: what is open lies in it.
+    // Dropped last, because the open files lie in it.
     let private = PrivateDir::create(&parent)?;
     let stop = private.guard()?;
     let opening = spawn_blocking({

@@ -1,4 +1,4 @@
-//! What is to be replayed, out of what was asked for.
+//! Plan of a replay, derived from the arguments.
 
 use serde_json::Value;
 
@@ -6,41 +6,41 @@ use super::Arguments;
 use crate::{Failed, Result};
 use conclave::replay::Span;
 
-/// From where to where, and what to do there.
+/// The range of a replay, and the results to show.
 #[derive(Debug)]
 pub(super) struct Plan {
-    /// The state that the replay must begin with, or earlier.
+    /// The latest index whose state may be the start of the replay.
     pub(super) begin: u64,
-    /// The last entry.
+    /// The index of the last entry to apply.
     pub(super) end: u64,
     pub(super) show: Option<u64>,
-    /// The entries to be shown, both ends included.
+    /// The entries to list, both ends included.
     pub(super) entries: Option<(u64, u64)>,
     pub(super) queries: Vec<Query>,
 }
 
-/// A question to the machine.
+/// A query to the state machine.
 #[derive(Debug)]
 pub(super) struct Query {
     pub(super) method: String,
     pub(super) request: Value,
 }
 
-/// `FROM..TO`, either of which may be missing.
+/// Parses `FROM..TO`, either of which may be missing.
 pub(super) fn range(text: &str) -> std::result::Result<(Option<u64>, Option<u64>), String> {
     let (from, to) = text.split_once("..").ok_or("it must look like 100..120, 100.. or ..120")?;
     let end = |text: &str| match text {
         "" => Ok(None),
-        number => number.parse().map(Some).map_err(|_| format!("{number} is no index")),
+        number => number.parse().map(Some).map_err(|_| format!("{number} is not an index")),
     };
     let (from, to) = (end(from)?, end(to)?);
     match from.zip(to) {
-        Some((from, to)) if from > to => Err("it ends before it begins".to_owned()),
+        Some((from, to)) if from > to => Err("the range ends before it begins".to_owned()),
         _ => Ok((from, to)),
     }
 }
 
-/// Pairs of a method and a request.
+/// Parses pairs of a method and a request.
 pub(super) fn queries(arguments: &[String]) -> Result<Vec<Query>> {
     let pairs = arguments.chunks_exact(2);
     let query = |pair: &[String]| {
@@ -56,7 +56,7 @@ impl Plan {
     pub(super) fn new(arguments: &Arguments, span: Span, queries: Vec<Query>) -> Result<Self> {
         let Arguments { to, show, entries, compare, .. } = arguments;
         let (from, until) = entries.unwrap_or_default();
-        // What is to be seen, and no more, if no state is asked for.
+        // The replay ends at the last entry to show, unless the arguments need a later state.
         let seen = (*show).max(until).filter(|_| until.is_some() || entries.is_none());
         let end = match (to, seen) {
             (Some(to), _) => *to,
@@ -65,10 +65,10 @@ impl Plan {
         };
         for (what, index) in [("--show", *show), ("--entries", from.max(until))] {
             if index.is_some_and(|index| index > end) {
-                return Err(Failed::Usage(format!("{what} goes further than --to {end}")));
+                return Err(Failed::Usage(format!("{what} is beyond --to {end}")));
             }
         }
-        // An entry is seen by applying it, so the state before it is needed.
+        // An entry is shown by applying it, so the state before it is needed.
         let before = |index: u64| index.saturating_sub(1);
         let entries = entries.map(|(from, to)| (from.unwrap_or(span.first + 1), to.unwrap_or(end)));
         let begin = [Some(end), show.map(before), entries.map(|(from, _)| before(from))];

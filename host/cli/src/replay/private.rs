@@ -1,4 +1,4 @@
-//! A directory for the copy, gone when the verb ends.
+//! Private directory for a copy of a node's files, removed when the verb ends.
 
 use std::{
     fs::{self, DirBuilder},
@@ -14,7 +14,7 @@ use tokio::{
 
 use crate::{Failed, Result};
 
-/// Whether the verb is to end.
+/// The request to end the verb.
 #[derive(Clone)]
 pub(crate) struct Stop(watch::Receiver<bool>);
 
@@ -23,26 +23,26 @@ impl Stop {
         *self.0.borrow()
     }
 
-    /// What the future gives, or the reason why it was not waited for.
+    /// Returns the future's output, or an error if the verb is to end before.
     pub(super) async fn or<T>(&self, future: impl Future<Output = T>) -> Result<T> {
         let mut asked = self.0.clone();
         tokio::select! {
             biased;
             Ok(_) = asked.wait_for(|asked| *asked) => {
-                Err(Failed::local("the replay was stopped; the data directory is as it was"))
+                Err(Failed::local("the replay was stopped; the data directory is unchanged"))
             }
             result = future => Ok(result),
         }
     }
 }
 
-/// For its owner alone, and removed when dropped.
+/// A directory that only its owner can access. Dropping this removes it.
 pub(crate) struct PrivateDir(PathBuf);
 
 impl PrivateDir {
     pub(crate) fn create(parent: &Path) -> Result<Self> {
         let failed = |cause: &dyn std::fmt::Display| {
-            Failed::local(format!("cannot make a directory in {}: {cause}", parent.display()))
+            Failed::local(format!("cannot create a directory in {}: {cause}", parent.display()))
         };
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|cause| failed(&cause))?;
@@ -55,8 +55,9 @@ impl PrivateDir {
         &self.0
     }
 
-    /// Watches for Ctrl-C and SIGTERM: the first asks the verb to end, in the middle of an entry; the second
-    /// removes the directory and ends the process at once. So does the first, once there is no directory.
+    /// Handles Ctrl-C and SIGTERM. The first signal requests the verb to end, even in the middle of
+    /// an entry. The second one, or the first if the directory no longer exists, removes the
+    /// directory and ends the process immediately.
     pub(crate) fn guard(&self) -> Result<Stop> {
         let failed = |cause| Failed::local(format!("cannot wait for signals: {cause}"));
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
@@ -81,7 +82,7 @@ impl PrivateDir {
 
 impl Drop for PrivateDir {
     fn drop(&mut self) {
-        // What stays is sealed, and lies where the system clears up.
+        // Files that remain are encrypted, and lie in a directory that the system cleans up.
         let _ = fs::remove_dir_all(&self.0);
     }
 }

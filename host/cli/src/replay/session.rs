@@ -1,4 +1,4 @@
-//! A replay from its beginning to its end.
+//! Run of a replay, from its start to its report.
 
 use serde_json::{Map, Value, json};
 
@@ -8,10 +8,10 @@ use conclave::replay::{Error, Messages, Player, Seen, Source, Start};
 use conclave_machine::{Component, QueryError};
 use conclave_types::{Call, Outcome};
 
-/// The traps that are told by their index.
+/// Maximum number of traps that are reported with their index.
 const TRAPS_MAX: usize = 100;
 
-/// What there is, and what is to be done with it.
+/// The source of a replay and its plan.
 pub(super) struct Session {
     pub(super) source: Source,
     pub(super) other: Option<Component>,
@@ -19,7 +19,7 @@ pub(super) struct Session {
     pub(super) stop: Stop,
 }
 
-/// What came of the entries.
+/// The counts of outcomes, and the entries to show.
 #[derive(Default)]
 struct Tally {
     entries: u64,
@@ -31,7 +31,7 @@ struct Tally {
     different: u64,
     differences: Vec<(Seen, Seen)>,
     listed: Vec<Value>,
-    /// The entry that is to be shown, with each component.
+    /// The entry to show, with its outcome under each component.
     shown: Vec<Seen>,
 }
 
@@ -45,7 +45,7 @@ impl Session {
         self.source.check_end(end, arguments.uncommitted).map_err(failed)?;
         let start = self.source.start(begin).map_err(failed)?;
         if !self.plan.queries.is_empty() || self.plan.show.is_some() {
-            output.remark("what follows was encrypted, and may be secret");
+            output.remark("the following data was encrypted and may be secret");
         }
         let mut players = self.players(start.clone(), arguments.compare).await?;
         let tally = self.play(&mut players, arguments, &start, output).await?;
@@ -62,7 +62,8 @@ impl Session {
         Ok(())
     }
 
-    /// With the components of the time, with the other one, or with both, in this order.
+    /// Starts a player with the original components, one with the other component, or both in
+    /// this order.
     async fn players(&self, start: Start, compare: bool) -> Result<Vec<Player>> {
         let with = |other| Player::start(&self.source, start.clone(), other);
         let mut players = Vec::new();
@@ -88,7 +89,7 @@ impl Session {
         loop {
             let mut batches = Vec::with_capacity(players.len());
             for player in players.iter_mut() {
-                // A batch is thousands of entries, and each may take a second.
+                // A batch has thousands of entries, each of which may take a second.
                 match self.stop.or(player.advance(end)).await {
                     Ok(advanced) => batches.push(advanced.map_err(failed)?.into_iter()),
                     Err(stopped) => {
@@ -119,7 +120,7 @@ impl Session {
         Ok(tally)
     }
 
-    /// Notes what is to be known of an entry; `twin` is the same one with the other component.
+    /// Records one entry for the report. `twin` is the same entry, applied with the other component.
     fn take(
         &self,
         tally: &mut Tally,
@@ -277,7 +278,7 @@ impl Session {
         let unsure = self.source.span().last.saturating_sub(self.source.span().committed);
         if unsure > 0 {
             output.remark(format!(
-                "{unsure} more entries may not be committed: --uncommitted --to {} goes on with them",
+                "{unsure} more entries may not be committed; use --uncommitted --to {} to include them",
                 report["last"]
             ));
         }

@@ -1,4 +1,5 @@
-//! `conclave build` as a process, so that it can be ended at any moment, with its compilers.
+//! Runs `conclave build` as a child process, so that it can be killed at any time together with
+//! its compilers.
 
 use std::{
     path::Path,
@@ -10,14 +11,15 @@ use tokio::process::{Child, Command};
 
 use crate::dev::children::in_words;
 
-/// A process group of its own. Dropped, all of it is killed: a component appears whole or not at all.
+/// A process group of its own. Dropping this kills the whole group. The component file is either
+/// complete or absent.
 struct Group(Child);
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // None once it has ended.
+        // The id is `None` once the process has ended.
         if let Some(pid) = self.0.id().and_then(|pid| Pid::from_raw(pid.cast_signed())) {
-            // It fails only if all have ended meanwhile.
+            // Fails only if all processes of the group have ended meanwhile.
             let _ = kill_process_group(pid, Signal::KILL);
         }
     }
@@ -34,14 +36,14 @@ impl Group {
     }
 }
 
-/// Builds a project into `file`. What the compilers say goes to stderr.
+/// Builds a project into `file`. The compilers' messages go to stderr.
 ///
 /// # Errors
-/// It failed; they have said why.
+/// The build failed; the compilers have printed the reason.
 pub(super) async fn build(program: &Path, project: &Path, file: &Path) -> Result<(), String> {
     let mut command = Command::new(program);
     command.arg("build").arg(project).arg("--output").arg(file).stdout(Stdio::null());
-    let failed = |cause| format!("{} cannot be run: {cause}", program.display());
+    let failed = |cause| format!("cannot run {}: {cause}", program.display());
     let mut group = Group::start(&mut command).map_err(failed)?;
     let status = group.ended().await.map_err(failed)?;
     match status.success() {
@@ -78,7 +80,7 @@ mod tests {
         tokio::time::timeout(Duration::from_secs(10), gone).await.expect("it is still there");
     }
 
-    /// A process that nobody waits for stays as a zombie, in some containers for ever.
+    /// A process without a parent that waits for it stays a zombie, in some containers permanently.
     fn is_alive(pid: Pid) -> bool {
         let stat = fs::read_to_string(format!("/proc/{}/stat", pid.as_raw_pid()));
         stat.is_ok_and(|stat| !stat.contains(") Z "))

@@ -1,10 +1,13 @@
-//! The author's loop: a saved source becomes what the running cluster runs, with its state.
+//! The edit-build-upgrade loop of `conclave dev --watch`: the running cluster follows the saved
+//! sources and keeps its state.
 //!
-//! Contract: whatever goes wrong (a build, a component, a rehearsal, an activation) is said, the cluster goes on
-//! with the component that it has, and the next change is a new try. A change during a build leads to another one.
+//! Contract: any failure (of a build, a component, a rehearsal or an activation) is reported, the
+//! cluster continues with its present component, and the next change is a new attempt. A change
+//! during a build leads to another build.
 //!
-//! Caveats: the files are looked at again and again, which needs nothing of the operating system and is right
-//! in containers and on network disks too. What a project takes from outside of its directory is not watched.
+//! Caveats: the files are polled. That needs no support from the operating system and also works
+//! in containers and on network disks. Files that a project uses from outside of its directory
+//! are not watched.
 
 mod builder;
 mod sources;
@@ -22,25 +25,26 @@ use conclave_client::Client;
 use self::sources::{Picture, Sources};
 use crate::{Failed, Result, build, output::Output};
 
-/// Between two looks. Sources that are the same in two of them have been saved.
+/// Polling interval. Sources that are equal in two successive polls are completely saved.
 const LOOK_EVERY: Duration = Duration::from_millis(200);
 
-/// What is watched, and how it looked when it was last dealt with.
+/// The watched sources, with their state when they were last handled.
 pub(super) struct Watch {
-    /// `conclave` itself.
+    /// The path of `conclave` itself.
     program: PathBuf,
-    /// The component.
+    /// The component's file.
     file: PathBuf,
-    /// What it is built of; none: whatever writes the component builds it.
+    /// The project from which the component is built. `None`: another program writes the
+    /// component's file.
     project: Option<PathBuf>,
     sources: Sources,
-    /// None: there is something to be built.
+    /// The sources of the last build. `None`: a build is needed.
     done: Option<Picture>,
 }
 
 impl Watch {
-    /// Of the component `file`, which need not be there if a project above it builds it. `data_dir` is the
-    /// cluster's.
+    /// Watches the component `file`, which need not exist if a project above it builds it.
+    /// `data_dir` is the cluster's directory.
     pub(super) fn new(program: &Path, file: &Path, data_dir: &Path) -> Result<Self> {
         let file = real(file)?;
         let project = build::project_above(&file);
@@ -68,18 +72,18 @@ impl Watch {
         Ok(Self { program: program.to_owned(), file, project, sources, done })
     }
 
-    /// In a line.
+    /// Describes in one line what is watched.
     pub(super) fn describe(&self) -> String {
         let file = self.file.display();
         match &self.project {
             Some(project) => {
-                format!("watching {}: a change is built into {file}", project.display())
+                format!("watching {}: each change is built into {file}", project.display())
             }
-            None => format!("watching {file}: there is no project above it to build it from"),
+            None => format!("watching {file}: there is no project above it from which to build it"),
         }
     }
 
-    /// Builds the component if there is none, for a cluster to begin with.
+    /// Builds the component if it does not exist, as the initial component of the cluster.
     pub(super) async fn first(&mut self) -> Result {
         let Some(project) = self.project.as_ref().filter(|_| !self.file.exists()) else {
             return Ok(());
@@ -90,7 +94,7 @@ impl Watch {
         Ok(())
     }
 
-    /// Brings the cluster up to date, and does so again after each change.
+    /// Upgrades the cluster to the present sources, and again after each change.
     pub(super) async fn run(mut self, client: Client, mut output: Output) -> Infallible {
         if self.done.is_some() {
             self.upgrade(&client, &mut output).await;
@@ -107,7 +111,7 @@ impl Watch {
         }
     }
 
-    /// A change has been saved.
+    /// Builds the changed sources and upgrades the cluster.
     async fn follow(&self, client: &Client, output: &mut Output) {
         if let Some(project) = &self.project {
             output.remark(format!("building {}", project.display()));
@@ -117,11 +121,11 @@ impl Watch {
             }
         }
         if !self.upgrade(client, output).await {
-            output.remark("the cluster runs this component already");
+            output.remark("the cluster already runs this component");
         }
     }
 
-    /// Whether there was anything to do.
+    /// Upgrades the cluster. Returns `false` if it already runs this component.
     async fn upgrade(&self, client: &Client, output: &mut Output) -> bool {
         match upgrade::upgrade(client, &self.file, output).await {
             Ok(changed) => changed,
@@ -134,9 +138,9 @@ impl Watch {
 }
 
 const GOES_ON: &str =
-    "the cluster goes on with the component that it has, and the next change is another try";
+    "the cluster keeps its present component, and the next change is a new attempt";
 
-/// Without links, as far as it exists.
+/// Resolves the symbolic links of the part of a path that exists.
 fn real(path: &Path) -> Result<PathBuf> {
     let failed = |cause: io::Error| Failed::local(format!("{}: {cause}", path.display()));
     let path = std::path::absolute(path).map_err(failed)?;
@@ -145,7 +149,7 @@ fn real(path: &Path) -> Result<PathBuf> {
         match fs::canonicalize(above) {
             Ok(found) => {
                 let rest = path.strip_prefix(above).unwrap_or(Path::new(""));
-                // `join` of nothing would end with a slash.
+                // `join` with an empty path would append a slash.
                 return Ok(found.components().chain(rest.components()).collect());
             }
             Err(cause) if missing(&cause) => {}

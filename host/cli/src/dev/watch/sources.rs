@@ -1,4 +1,4 @@
-//! The files that are watched, and how they look.
+//! The watched files, with their times and sizes.
 
 use std::{
     collections::BTreeMap,
@@ -12,36 +12,38 @@ use ignore::WalkBuilder;
 
 use crate::build::BYTECODE_DIR;
 
-/// When each file was last changed, and its size. Two that differ mean a change.
+/// Modification time and size of each file. Two pictures that differ mean a change.
 pub(super) type Picture = BTreeMap<PathBuf, (SystemTime, u64)>;
 
-/// A directory without what is no source, or a single file.
+/// A directory of source files, without files that are no sources, or a single file.
 #[derive(Clone, Debug)]
 pub(super) struct Sources {
     root: PathBuf,
     others: Vec<PathBuf>,
-    /// Files that this process writes to, by device and number: `conclave dev > dev.log` is no change.
+    /// Files to which this process writes, by device and inode: the output of `conclave dev >
+    /// dev.log` is not a change.
     written: Vec<(u64, u64)>,
 }
 
 impl Sources {
-    /// All files below `root` but `others`, hidden ones, Python's bytecode, and what a `.gitignore` names.
+    /// Includes all files below `root`, except `others`, hidden files, Python's bytecode, and files
+    /// that a `.gitignore` names.
     pub(super) fn new(root: &Path, others: Vec<PathBuf>) -> Self {
         let outputs = [file_of(io::stdout()), file_of(io::stderr())];
         Self { root: root.to_owned(), others, written: outputs.into_iter().flatten().collect() }
     }
 
-    /// As they are now. Blocking.
+    /// Returns the present state of the files. Blocking.
     pub(super) fn picture(&self) -> Picture {
         let others = self.others.clone();
         let mut walk = WalkBuilder::new(&self.root);
-        // A project has its .gitignore before it is a repository.
+        // A project has its .gitignore before it becomes a repository.
         walk.require_git(false);
         walk.filter_entry(move |entry| {
             entry.file_name() != BYTECODE_DIR && !others.iter().any(|other| other == entry.path())
         });
         let mut picture = Picture::new();
-        // A file that goes away meanwhile is missing in the next picture too.
+        // A file that is removed meanwhile is missing in the next picture too.
         for entry in walk.build().filter_map(Result::ok) {
             let Ok(metadata) = entry.metadata() else { continue };
             let source =
@@ -53,11 +55,11 @@ impl Sources {
         picture
     }
 
-    /// The same, without blocking.
+    /// Returns the present state of the files without blocking.
     pub(super) async fn look(&self) -> Picture {
         let sources = self.clone();
         let looking = tokio::task::spawn_blocking(move || sources.picture());
-        // It does not fail; if it did, the next look would find a change.
+        // The task does not fail. If it did, the next poll would find a change.
         looking.await.unwrap_or_default()
     }
 }

@@ -1,4 +1,4 @@
-//! Makes the component in a file the component that the cluster runs: the steps of `conclave component` in a row.
+//! Upgrades the cluster to the component in a file: the steps of `conclave component` in sequence.
 
 use std::{path::Path, time::Instant};
 
@@ -11,10 +11,10 @@ use sha2::{Digest, Sha256};
 
 use crate::{component::show, output::Output};
 
-/// Whether it is another component than the one that ran before.
+/// Upgrades the cluster. Returns `false` if the component is already active.
 ///
 /// # Errors
-/// Why the one before goes on.
+/// The reason why the previous component remains active.
 pub(super) async fn upgrade(
     client: &Client,
     file: &Path,
@@ -30,7 +30,7 @@ pub(super) async fn upgrade(
         return Ok(false);
     }
     output.remark(format!(
-        "bringing {} kB to the nodes, which compile and rehearse it",
+        "sending a component of {} kB to the nodes, which compile and rehearse it",
         component.len().div_ceil(1000)
     ));
     let component =
@@ -62,8 +62,8 @@ fn check_state(component: &Component, difference: &DiffComponentResponse) -> Res
         return Ok(());
     }
     Err(format!(
-        "{} {} does not restore the state that the cluster has, of version {}: add that to what it restores, or \
-         start anew, without the data, with --reset",
+        "{} {} does not restore the cluster's state, which has version {}: add this version to the ones that it \
+         restores, or start without the data with --reset",
         component.name, component.version, difference.from_state_version
     ))
 }
