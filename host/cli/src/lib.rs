@@ -1,17 +1,16 @@
-//! The command line: one file per verb.
+//! Command line of Conclave, one file per verb.
 //!
-//! Contract: a verb takes its arguments and does its work through the client crate alone.
-//! Exceptions: `serve` and `dev` run nodes as processes; `new`, `build`, `inspect`, `check`,
-//! `replay` and `recover` need no cluster. A verb passes its results to [`output`] and returns. It
-//! never prints and never exits by itself.
+//! Contract: a verb takes its arguments and does its work through the client crate alone. Exceptions: `serve`
+//! and `dev` run nodes as processes; `new`, `build`, `inspect`, `check`, `replay` and `recover` need no
+//! cluster. A verb passes its results to [`output`] and returns. It never prints and never exits by itself.
 //!
-//! Results go to stdout and everything else to stderr, so that scripts can read the former and
-//! people the latter. Exit codes: 0 for success, 1 for a failure, 2 for wrong usage or
-//! configuration, 3 when `kv get` finds no such key, 4 if it is unknown whether a write was
-//! applied, 5 if a call certainly had no effect and can be sent again.
+//! Results go to stdout and everything else to stderr, so that scripts can read the former and people the
+//! latter. Exit codes: 0 for success, 1 for a failure, 2 for wrong usage or configuration, 3 when `kv get`
+//! finds no such key, 4 if it is unknown whether a write was applied, 5 if a call certainly had no effect and
+//! can be sent again.
 //!
-//! Caveat: values given as arguments are visible in the process list. Values from `kv put KEY -`
-//! and `--file` are not.
+//! Caveat: values given as arguments are visible in the process list. Values from `kv put KEY -` and `--file`
+//! are not.
 
 pub mod build;
 pub mod call;

@@ -162,7 +162,7 @@ impl Output {
 pub enum Progress {
     /// A bar that is redrawn in place.
     Bar(ProgressBar),
-    /// A line every [`PROGRESS_LINE_EVERY`].
+    /// A line every two seconds.
     Lines {
         /// The number of items done.
         done: u64,

@@ -54,7 +54,7 @@ impl List {
 fn row(component: &Component) -> Vec<String> {
     let role = match (component.active, component.previous) {
         (true, _) => "active",
-        (_, true) => "before",
+        (_, true) => "previous",
         _ => "",
     };
     let nodes: Vec<_> =

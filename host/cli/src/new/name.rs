@@ -131,7 +131,7 @@ impl Name {
     /// Derives the name from the project's path, or returns the reason why it is invalid.
     pub(super) fn of(path: &Path) -> Result<Self, String> {
         let name = path.file_name().map(|name| name.to_string_lossy()).unwrap_or_default();
-        let refuse = |why: &str| Err(format!("{name:?} cannot name a state machine: {why}"));
+        let refuse = |why: &str| Err(format!("{name:?} cannot be a state machine's name: {why}"));
         let word = |word: &str| {
             word.starts_with(|c: char| c.is_ascii_lowercase())
                 && word.chars().all(|c| c.is_ascii_lowercase() || c.is_ascii_digit())

@@ -1,5 +1,5 @@
-//! `check` as a process: exit codes, what goes where, and its files. What it finds, and machines that
-//! fail, are `tests/check`'s.
+//! `check` as a process: exit codes, stdout and stderr, and files. The findings, and state machines
+//! that fail, are tested in `host/check`.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ fn a_right_machine_passes_for_people_and_for_programs() {
     assert_eq!(code(&passed), 0, "{}{}", out(&passed), err(&passed));
     let shown = out(&passed);
     assert!(shown.starts_with("kv "), "{shown}");
-    assert!(shown.contains("made up with seed 1"), "{shown}");
+    assert!(shown.contains("generated with seed 1"), "{shown}");
     for name in conclave_check::names() {
         let line = shown.lines().find(|line| line.split_whitespace().nth(1) == Some(name));
         assert!(line.is_some_and(|line| line.starts_with("ok")), "{name} in {shown}");

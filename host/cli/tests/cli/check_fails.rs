@@ -1,4 +1,4 @@
-//! `conclave check` of a machine that fails: what a script and a person see.
+//! `conclave check` of a state machine that fails: the output for scripts and for people.
 
 use std::{
     fs,
@@ -71,7 +71,7 @@ fn the_verb_says_both_components_and_exits_with_1() {
         assert!(shown.contains(part), "{part:?} is not in: {shown}");
     }
     let remarks = String::from_utf8(failed.stderr).unwrap();
-    assert!(remarks.contains("cannot take the place of wrong "), "{remarks}");
+    assert!(remarks.contains("cannot replace wrong "), "{remarks}");
 
     let failed = check(&["new.wasm", "--from", "old.wasm", "--json"]);
     let report: Value = serde_json::from_slice(&failed.stdout).unwrap();

@@ -1,5 +1,5 @@
-//! The binary's verbs: what goes to stdout, and the exit codes that scripts rely on. Client verbs run
-//! against a small store in this process that keeps `kv.v1.KV`'s limits.
+//! The binary's verbs: stdout, and the exit codes on which scripts rely. Client verbs run against a
+//! small store in this process with the limits of `kv.v1.KV`.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -131,7 +131,7 @@ fn a_document_is_imported_whole_and_again() {
     assert_eq!(store.get("p/a~1b").unwrap(), "null");
 }
 
-/// Goal: what the store refuses is named, and everything else is written all the same.
+/// Goal: refused keys are named, and all others are written.
 #[test]
 fn refused_keys_are_named_and_the_rest_is_written() {
     let store = Store::start();
@@ -152,7 +152,7 @@ fn refused_keys_are_named_and_the_rest_is_written() {
     assert_eq!(store.get("key-499").unwrap(), "499");
 }
 
-/// Goal: an import that cannot go on names the first key that was not written.
+/// Goal: an import that cannot continue names the first key that was not written.
 #[test]
 fn an_import_that_stops_says_where() {
     let store = Store::start();
@@ -163,8 +163,8 @@ fn an_import_that_stops_says_where() {
     assert!(err(&imported).contains("the first key not written is \"a/b\""), "{}", err(&imported));
 }
 
-/// Goal: a verb ends when its reader is gone, and fails when the disk is full. Method: a listing of more pages than the
-/// pipe holds.
+/// Goal: a verb ends when its reader is gone, and fails when the disk is full. Method: a listing
+/// with more pages than fit into the pipe.
 #[test]
 fn a_listing_ends_with_its_reader() {
     let store = Store::start();

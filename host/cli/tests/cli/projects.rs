@@ -1,4 +1,4 @@
-//! `new`, `build` and `inspect`, as far as they need no compiler for machines; `it/projects.rs` has the
+//! `new`, `build` and `inspect` without a compiler for components. `it/projects.rs` tests the
 //! whole way.
 
 use std::{
@@ -59,7 +59,7 @@ fn a_bad_name_is_refused_before_anything_is_made() {
     {
         let refused = conclave(dir.path(), &["new", &format!("deep/{name}")]);
         assert_eq!(code(&refused), 2, "{name}: {}", err(&refused));
-        assert!(err(&refused).contains("cannot be a machine's name"), "{}", err(&refused));
+        assert!(err(&refused).contains("cannot be a state machine's name"), "{}", err(&refused));
     }
     assert_eq!(fs::read_dir(dir.path()).unwrap().count(), 0);
     assert_eq!(code(&conclave(dir.path(), &["new", "lock", "--lang", "cobol"])), 2);
@@ -74,7 +74,8 @@ fn what_is_no_project_is_not_built() {
     assert!(err(&refused).contains("conclave new"), "{}", err(&refused));
 }
 
-/// Goal: without a compiler for machines one is told how to get it, and nothing is left behind.
+/// Goal: if the compiler is missing, the error explains how to install it, and no file is
+/// left behind.
 #[test]
 fn a_missing_compiler_is_named_with_how_to_install_it() {
     let dir = TempDir::new().unwrap();

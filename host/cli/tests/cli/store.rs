@@ -1,4 +1,4 @@
-//! `kv.v1.KV` as far as the command line uses it: a map behind a gRPC server.
+//! The part of `kv.v1.KV` that the command line uses: a map behind a gRPC server.
 
 use std::{
     collections::BTreeMap,
@@ -44,7 +44,7 @@ impl Store {
         Self { address, map, ranges, runtime: Mutex::new(Some(runtime)) }
     }
 
-    /// How many pages were read so far.
+    /// Returns the number of pages read so far.
     pub(crate) fn ranges(&self) -> usize {
         self.ranges.load(Ordering::Relaxed)
     }
@@ -120,7 +120,7 @@ fn range(map: &mut Map, request: RangeRequest) -> Result<RangeResponse, Status> 
     Ok(RangeResponse { kvs, more, next_page_token: last.unwrap_or_default(), ..Default::default() })
 }
 
-/// All or nothing.
+/// Applies all operations or none.
 fn batch(map: &mut Map, request: BatchRequest) -> Result<BatchResponse, Status> {
     assert!(request.operations.len() <= 128, "a batch of {}", request.operations.len());
     let mut changed = map.clone();

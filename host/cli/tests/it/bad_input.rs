@@ -1,4 +1,4 @@
-//! Whatever comes in, at every place where something can: a clear error, no panic, nothing lost.
+//! Invalid input at every place where input arrives: a clear error, no panic, no loss of data.
 
 use std::{
     fs,
@@ -14,7 +14,7 @@ use serde_json::json;
 
 use crate::harness::{Cluster, PATIENCE, Setup, conclave, files, get, get_stale, put};
 
-/// Bytes that look random and are the same at every run.
+/// Returns bytes that look random and are the same in every run.
 fn noise(seed: u64, bytes: usize) -> Vec<u8> {
     let mut state = seed | 1;
     let step = |_| {
@@ -34,7 +34,7 @@ fn send(address: &str, bytes: &[u8]) {
     let _ = stream.read_to_end(&mut answer);
 }
 
-/// Runs a command that must end by itself; kills it if it does not.
+/// Runs a command that must end by itself, and kills it otherwise.
 fn ended(mut command: Command) -> Output {
     let mut child = command.stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();
     let deadline = Instant::now() + PATIENCE;
@@ -48,7 +48,7 @@ fn ended(mut command: Command) -> Output {
     child.wait_with_output().unwrap()
 }
 
-/// Runs `conclave serve` with these flags; it must refuse and say this.
+/// Runs `conclave serve` with these flags, which must fail with this message.
 fn refuses(flags: &[String], says: &str) {
     let mut serve = conclave();
     serve.arg("serve").args(flags).stdin(Stdio::null());
@@ -119,7 +119,7 @@ async fn calls_that_make_no_sense() {
     assert_eq!(format!("{:?}", error.code()), "InvalidArgument", "{error}");
     let error = client.call_json("kv.v1.KV/Get", json!({ "kee": "x" })).await.unwrap_err();
     assert!(error.to_string().contains("kee"), "{error}");
-    // And what is allowed is allowed to the last byte.
+    // The largest allowed key and value are accepted.
     put(&client, &"k".repeat(4096), &"v".repeat(1 << 20)).await.unwrap();
 }
 
@@ -153,22 +153,22 @@ async fn settings_that_cannot_hold() {
     fs::write(&garbage, noise(6, 1000)).unwrap();
     refuses(&and(&["--component", garbage.to_str().unwrap()]), "not WebAssembly");
 
-    // The directory of another node, of another cluster, and one that is in use.
+    // The directories of another node and of another cluster, and one that is in use.
     let others = cluster.node(2).data_dir.display().to_string();
     refuses(&with(&free, "--data-dir", &others), "in use");
     cluster.stop(2);
     refuses(&with(&free, "--data-dir", &others), "node 2");
     refuses(&with(&free, "--cluster-id", "elsewhere"), "cluster");
 
-    // After all that the node starts as if nothing had been.
+    // After all that the node starts normally.
     cluster.start_node(1);
     cluster.start_node(2);
     put(&cluster.client(), "key", "text").await.unwrap();
     cluster.caught_up(&[1, 2, 3]).await;
 }
 
-/// Every file of a stopped node's directory, damaged in turn: the node refuses with the file's or the
-/// index's name, or starts and has everything. With the bytes put back it starts again.
+/// Each file of a stopped node's directory is damaged in turn. The node refuses to start and names
+/// the file or the index, or it starts with all its data. With the bytes restored it starts again.
 #[tokio::test(flavor = "multi_thread")]
 async fn damage_in_every_file_of_the_data_directory() {
     let setup = Setup {
@@ -181,7 +181,7 @@ async fn damage_in_every_file_of_the_data_directory() {
         put(&client, &format!("key/{number}"), &"text ".repeat(20)).await.unwrap();
     }
     cluster.caught_up(&[1, 2, 3]).await;
-    // Alone, so that nothing the node says while damaged is believed by anybody.
+    // Alone, so that no other node receives messages from the damaged one.
     for id in 1..=3 {
         cluster.stop(id);
     }

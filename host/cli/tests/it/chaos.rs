@@ -1,7 +1,8 @@
-//! Clients under faults: a fixed set of short schedules, checked for linearizability and for what else must hold.
+//! Clients under faults: a fixed set of short schedules, checked for linearizability and the
+//! other invariants.
 //!
-//! `cargo xtask chaos` runs random ones. A schedule that has found something belongs here, with its story in
-//! `host/testing/README.md`.
+//! `cargo xtask chaos` runs random schedules. A schedule that has found a bug belongs here, with
+//! its story in `host/testing/README.md`.
 
 use std::{
     sync::Arc,
@@ -19,7 +20,7 @@ use conclave_testing::{
 
 use crate::harness::conclave;
 
-/// Runs a schedule; a failure names the file with its timeline.
+/// Runs a schedule. A failure names the file with its timeline.
 async fn holds(name: &str, seed: u64, schedule: &str) -> Vec<Happened> {
     let _turn = cluster::turn();
     let mut setup = Setup::new(conclave().get_program());
@@ -67,7 +68,8 @@ async fn answers_stay_linearizable_with_five_nodes() {
     holds("five", 4, schedule).await;
 }
 
-/// A diverged node is found, repaired, and serves again, also if commands trap meanwhile and the leader is killed.
+/// A diverged node is detected, repaired and serves again, even if commands trap meanwhile and the
+/// leader is killed.
 #[tokio::test(flavor = "multi_thread")]
 async fn answers_stay_linearizable_while_a_node_diverges_and_is_repaired() {
     let schedule = "nodes 3 length 12000 snapshots\n\
@@ -78,9 +80,10 @@ async fn answers_stay_linearizable_while_a_node_diverges_and_is_repaired() {
     assert!(faults[0].happened, "{faults:?}");
 }
 
-/// Reads rested on openraft's clock of acknowledgements, which credits a follower with having answered a request that it has
-/// not received (`docs/upstream/openraft-drain-acked.md`): 11 to 16 of the 16 reads of each round were stale, lease reads
-/// too.
+/// Regression: reads relied on openraft's clock of acknowledgements. It credits a follower with a
+/// response to a request that the follower has not received
+/// (`docs/upstream/openraft-drain-acked.md`). 11 to 16 of the 16 reads of each round were stale,
+/// including lease reads.
 #[tokio::test(flavor = "multi_thread")]
 async fn late_answers_of_followers_confirm_no_reads() {
     let _turn = cluster::turn();
@@ -105,7 +108,8 @@ async fn late_answers_of_followers_confirm_no_reads() {
     }
 }
 
-/// The proxies do what their names say: otherwise the schedules above test nothing.
+/// Checks that the proxies have the effect of their names: otherwise the schedules above
+/// test nothing.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cut_link_is_silent_and_a_held_link_delivers_late() {
     let _turn = cluster::turn();
@@ -122,7 +126,8 @@ async fn a_cut_link_is_silent_and_a_held_link_delivers_late() {
     };
     assert!(matches!(put(leader, 1).await, Outcome::Done(_)));
 
-    // Nothing reaches the leader any more, so it commits nothing; the others elect another.
+    // No message reaches the leader any more, so it commits nothing, and the others elect a
+    // new leader.
     network.into(leader).for_each(|link| link.cut());
     let given: u64 = network.into(leader).map(|link| link.given()).sum();
     assert!(!matches!(put(leader, 2).await, Outcome::Done(_)));
@@ -134,7 +139,7 @@ async fn a_cut_link_is_silent_and_a_held_link_delivers_late() {
     let all: Vec<u64> = cluster.ids().collect();
     cluster.caught_up(&all, cluster::PATIENCE).await.unwrap();
 
-    // What a link holds arrives in the end.
+    // The messages that a link holds arrive later.
     let leader = cluster.leader().await.unwrap();
     let follower = leader % 3 + 1;
     let link = network.link(leader, follower);
@@ -152,7 +157,7 @@ async fn a_cut_link_is_silent_and_a_held_link_delivers_late() {
     .await
     .unwrap();
 
-    // A paused node is silent and alive; it follows when it is resumed.
+    // A paused node is silent but alive. It follows when it is resumed.
     cluster.pause(leader).unwrap();
     assert!(cluster.status_of(leader).await.is_err());
     let others: Vec<u64> = cluster.ids().filter(|id| *id != leader).collect();
@@ -162,8 +167,8 @@ async fn a_cut_link_is_silent_and_a_held_link_delivers_late() {
     cluster.check_running(leader).unwrap();
 }
 
-/// A leader asks only as many voters as it needs, and the others if those do not answer. One of the two followers
-/// is the one that is asked first.
+/// A leader sends read confirmations to as many voters as it needs, and to the others if those do
+/// not answer. One of the two followers is the first choice.
 #[tokio::test(flavor = "multi_thread")]
 async fn reads_do_not_wait_for_a_paused_follower() {
     let _turn = cluster::turn();

@@ -1,7 +1,7 @@
-//! Clocks that are wrong: the log's time follows none of them alone.
+//! Wrong clocks: the log's time follows no single clock.
 //!
-//! Each node's wall clock is moved by Debian's libfaketime, through a file that it reads once per second. Monotonic
-//! clocks stay as they are.
+//! Debian's libfaketime moves each node's wall clock, through a file that it reads once per second.
+//! Monotonic clocks are not changed.
 
 use std::{
     path::PathBuf,
@@ -18,7 +18,7 @@ use crate::harness::{
 
 const HOUR_S: i64 = 3_600;
 
-/// The path of the library, if it is installed.
+/// Returns the path of the library, if it is installed.
 fn faketime() -> Option<PathBuf> {
     let libraries = std::fs::read_dir("/usr/lib").ok()?.flatten();
     let mut found = libraries
@@ -66,20 +66,20 @@ impl Clocks {
         self.cluster.dir.path().join(format!("clock-{id}"))
     }
 
-    /// Moves a node's clock to so many seconds from the true time.
+    /// Sets a node's clock to this many seconds from the true time.
     fn set(&self, id: u64, seconds: i64) {
-        // In one step: the node may be reading it.
+        // Replaced atomically, because the node may be reading the file.
         let new = self.cluster.dir.path().join("clock-new");
         std::fs::write(&new, format!("{seconds:+}\n")).unwrap();
         std::fs::rename(&new, self.file(id)).unwrap();
     }
 
-    /// The state of a node's clock, as the node reports it.
+    /// Returns the state of a node's clock, as the node reports it.
     async fn clock(&self, id: u64) -> Result<Clock, String> {
         clock_of(&self.cluster, id).await
     }
 
-    /// Waits until what a node says of its clock is so.
+    /// Waits until a node's report of its clock meets a condition.
     async fn until(&self, what: &str, id: u64, is: impl Fn(&Clock) -> bool) -> Clock {
         eventually(what, async || {
             let clock = self.clock(id).await?;
@@ -95,7 +95,7 @@ async fn clock_of(cluster: &Cluster, id: u64) -> Result<Clock, String> {
     node.and_then(|node| node.clock).ok_or_else(|| "no clock".to_owned())
 }
 
-/// About so many seconds.
+/// Returns whether a time is close to this many seconds.
 fn near(ms: Option<i64>, seconds: i64) -> bool {
     ms.is_some_and(|ms| ms.abs_diff(seconds * 1000) < 3_000)
 }
@@ -118,7 +118,7 @@ async fn gone(client: &Client, key: &str) {
     .await;
 }
 
-/// A leader whose clock is off leads no longer, and is not elected while it is.
+/// A leader with a wrong clock gives up leadership, and is not elected while the clock is wrong.
 #[tokio::test(flavor = "multi_thread")]
 async fn leader_with_a_wrong_clock_transfers_leadership() {
     let Some(library) = faketime() else {
@@ -141,14 +141,14 @@ async fn leader_with_a_wrong_clock_transfers_leadership() {
     let successor = leads(&clocks, wrong, &others).await;
     let transfers = clocks.cluster.metric(wrong, "conclave_raft_transfers_total");
     assert_eq!(transfers, Ok(1.0), "it has asked for that");
-    // It is not elected either, though it has as much of the log.
+    // It is not elected either, although its log is as long.
     let third = (1..=3).find(|id| ![wrong, successor].contains(id)).unwrap();
     clocks.cluster.kill(successor);
     leads(&clocks, third, &[third]).await;
     put_for(&clocks.cluster.client_of(third), "key", Duration::from_secs(600)).await;
     clocks.start_node(successor);
     clocks.cluster.caught_up(&[1, 2, 3]).await;
-    // With the right time it may lead again, and does when the others cannot.
+    // With the right time it may lead again, and does so when the others cannot.
     clocks.set(wrong, 0);
     clocks.until("the clock is right", wrong, |clock| clock.alarm.is_empty()).await;
     eventually("it leads again", async || {
@@ -165,15 +165,15 @@ async fn leader_with_a_wrong_clock_transfers_leadership() {
     .await;
 }
 
-/// Reads with a lease, at one node.
+/// Reads with a lease at one node.
 async fn lease_read(client: &Client) -> Result<String, String> {
     let options = CallOptions::read().consistency(Consistency::Lease);
     let options = options.deadline(Duration::from_secs(5));
     get_with_options(client, "key", options).await.map_err(|error| error.to_string())
 }
 
-/// A node that was paused for longer than its lease answers no lease read from its old state, and the log's time has
-/// passed meanwhile.
+/// A node that was paused for longer than its lease answers no lease read from its old state. The
+/// log's time has advanced during the pause.
 #[tokio::test(flavor = "multi_thread")]
 async fn pause_ends_the_lease_and_counts_for_the_logs_time() {
     let cluster = Cluster::start().await;
@@ -192,9 +192,9 @@ async fn pause_ends_the_lease_and_counts_for_the_logs_time() {
         let paused = cluster.client_of(leader);
         lease_read(&paused).await.unwrap();
         signal(&[leader], Signal::STOP);
-        // Acknowledged by another leader.
+        // This write is acknowledged by another leader.
         put(&other, "key", &round.to_string()).await.unwrap();
-        // The requests lie in the socket when the node continues.
+        // The requests wait in the socket when the node continues.
         let reads: Vec<_> = (0..20)
             .map(|_| {
                 let paused = paused.clone();
@@ -236,8 +236,9 @@ async fn a_wrong_clock_expires_no_keys_and_downtime_does() {
     let leader = clocks.cluster.leader().await;
     put_for(&client, "long", Duration::from_secs(600)).await;
 
-    // The leader's clock is an hour ahead. If it were stamped, one write would delete all keys with a ttl below an
-    // hour. Another node leads soon after this one notices, so it writes until then.
+    // The leader's clock is an hour ahead. If entries had its time, one write would delete all keys
+    // with a TTL below an hour. Another node leads soon after this one detects it, so the test
+    // writes until then.
     clocks.until("the clocks are compared", leader, |clock| near(clock.offset_ms, 0)).await;
     clocks.set(leader, HOUR_S);
     let at_leader = clocks.cluster.client_of(leader);
@@ -253,13 +254,13 @@ async fn a_wrong_clock_expires_no_keys_and_downtime_does() {
     assert!(has(&client, "long").await);
     gone(&client, "short").await;
     assert!(has(&client, "long").await);
-    // Nor does a ttl of two seconds last an hour after the clock is right again.
+    // A TTL of two seconds does not last an hour either, after the clock is right again.
     clocks.set(leader, 0);
     clocks.until("the clock is right", leader, |clock| clock.alarm.is_empty()).await;
     put_for(&client, "short", Duration::from_secs(2)).await;
     gone(&client, "short").await;
 
-    // A follower whose clock is behind takes part in a comparison of states, and has its alarm.
+    // A follower whose clock is behind takes part in `cluster verify` and reports its alarm.
     let follower = clocks.cluster.leader().await % 3 + 1;
     clocks.set(follower, -600);
     let clock =
@@ -269,7 +270,7 @@ async fn a_wrong_clock_expires_no_keys_and_downtime_does() {
     assert!(found.equal, "{found:?}");
     clocks.set(follower, 0);
 
-    // All nodes were down for ten minutes, and one of them comes back with a clock that is an hour further.
+    // All nodes were down for ten minutes, and the clock of one is an hour ahead afterwards.
     for id in 1..=3 {
         clocks.cluster.stop(id);
         clocks.set(id, if id == leader { 700 + HOUR_S } else { 700 });
@@ -286,7 +287,7 @@ async fn a_wrong_clock_expires_no_keys_and_downtime_does() {
         })
         .await;
 
-    // An operator sets the time forward, and a successor continues from there.
+    // An operator sets the time forward, and the next leader continues from there.
     put_for(&client, "long", Duration::from_secs(900)).await;
     let before = clocks.clock(follower).await.unwrap().log_time_ms;
     let to_s = before / 1000 + 800;

@@ -1,4 +1,5 @@
-//! Links that fail in one direction only: a node hears another one that does not hear it.
+//! Links that fail in one direction only: a node receives messages from another one that receives
+//! none from it.
 
 use std::time::{Duration, Instant};
 
@@ -12,7 +13,7 @@ use crate::harness::conclave;
 
 /// `election_max` by default.
 const ELECTION_MAX: Duration = Duration::from_millis(1000);
-/// How long a link is cut: several elections could happen.
+/// Duration of a cut, long enough for several elections.
 const CUT: Duration = Duration::from_secs(5);
 const DEADLINE: Duration = Duration::from_secs(3);
 
@@ -55,15 +56,16 @@ async fn readiness(cluster: &Cluster, id: u64, ready: bool) {
     .unwrap();
 }
 
-/// One link between the leader and a follower is cut in one direction. The other follower hears the leader, so it votes for no
-/// other node: the leader continues to lead in its term, and writes are acknowledged without a pause of an election.
+/// Cuts one link between the leader and a follower in one direction. The other follower receives
+/// the leader's messages, so it votes for no other node. The leader keeps its term, and writes are
+/// acknowledged without the pause of an election.
 async fn leader_continues_to_lead(from_leader: bool) {
     let _turn = cluster::turn();
     let cluster = Cluster::start(Options::new(conclave().get_program()).proxied()).await.unwrap();
     let leader = cluster.leader().await.unwrap();
     let (follower, witness) = (leader % 3 + 1, (leader + 1) % 3 + 1);
     let term = cluster.status_of(witness).await.unwrap().term;
-    // Its first write waits for the members' clocks.
+    // The first write waits for the members' clocks.
     let mut values = 1;
     let put = call(&cluster, leader, Kind::Write, Step::Put("key".into(), values)).await;
     assert!(matches!(put, Outcome::Done(_)), "{put}");
@@ -77,7 +79,7 @@ async fn leader_continues_to_lead(from_leader: bool) {
     if from_leader {
         readiness(&cluster, follower, false).await;
     }
-    // No stale answer: the follower has none at all, or a current one.
+    // The follower gives no response or a current one, never a stale one.
     let read = call(&cluster, follower, Kind::Read, Step::Get("key".into())).await;
     if let Outcome::Done(answer) = &read {
         let newest = call(&cluster, leader, Kind::Read, Step::Get("key".into())).await;
@@ -107,7 +109,7 @@ async fn leader_that_does_not_hear_one_follower_continues_to_lead() {
     leader_continues_to_lead(false).await;
 }
 
-/// A leader whose messages reach no follower hears that another node was elected.
+/// A leader whose messages reach no follower learns that another node was elected.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_not_heard_is_replaced_and_follows() {
     let _turn = cluster::turn();
@@ -122,7 +124,7 @@ async fn a_leader_that_is_not_heard_is_replaced_and_follows() {
     let put = call(&cluster, successor, Kind::Write, Step::Put("key".into(), 1)).await;
     assert!(matches!(put, Outcome::Done(_)), "{put}");
     readiness(&cluster, leader, false).await;
-    // It may hear of the write, and confirms no read that it cannot.
+    // The old leader may learn of the write, and confirms no read that it cannot.
     for kind in [Kind::Read, Kind::LeaseRead] {
         let read = call(&cluster, leader, kind, Step::Get("key".into())).await;
         let Outcome::Done(answer) = &read else { continue };

@@ -1,4 +1,4 @@
-//! `conclave dev`: three nodes with one command, found again by the next one.
+//! `conclave dev`: one command starts three nodes, and the next run finds them again.
 
 use std::{
     fs,
@@ -13,8 +13,8 @@ use tempfile::TempDir;
 
 use crate::harness::{PATIENCE, conclave};
 
-/// The ports of a run: below 32768, where the kernel takes the ports of connections from. A test may add what no other
-/// does, up to 90.
+/// The port base of a run: below 32768, where the kernel's range for outgoing connections begins. A
+/// test may add an offset of its own, up to 90.
 pub(crate) fn port_base() -> u16 {
     20_000 + (std::process::id() % 40) as u16 * 300
 }
@@ -23,7 +23,7 @@ fn dev(dir: &Path, base: u16) -> (Child, String) {
     let mut child = conclave()
         .args(["dev", "--nodes", "3", "--port-base", &base.to_string(), "--data-dir"])
         .arg(dir)
-        // Settings of other nodes, which these nodes must not have.
+        // Settings of other nodes, which must not affect these nodes.
         .env("CONCLAVE_CONFIG", "/no/such/file.toml")
         .env("CONCLAVE_MASTER_KEY", "not a key")
         .env("CONCLAVE_HEARTBEAT_MS", "nonsense")
@@ -34,7 +34,7 @@ fn dev(dir: &Path, base: u16) -> (Child, String) {
     let mut said = String::new();
     let mut stdout = BufReader::new(child.stdout.take().unwrap());
     stdout.read_line(&mut said).unwrap();
-    // Whoever starts it need not read on.
+    // Drains the output, so that the child never blocks.
     std::thread::spawn(move || stdout.lines().map_while(Result::ok).for_each(drop));
     (child, said)
 }
@@ -60,7 +60,7 @@ fn alive(pid: u64) -> bool {
     Path::new(&format!("/proc/{pid}/exe")).exists()
 }
 
-/// A node that was killed, and one that runs, are restarted by a verb in another process.
+/// Restarts a killed node and a running one, with a verb in another process.
 fn restart_and_status(dir: &Path, nodes: &[Value]) {
     let verb = |words: &[&str]| {
         let output = conclave().arg("dev").args(words).arg("--data-dir").arg(dir).output().unwrap();
@@ -117,7 +117,7 @@ fn three_nodes_with_one_command() {
         assert!(alive(node["pid"].as_u64().unwrap()) && node["data_dir"].is_string(), "{node}");
     }
 
-    // The three share what one of them compiled.
+    // The three nodes share the code that one of them compiled.
     let compiled = fs::read_dir(dir.path().join("compiled")).unwrap();
     let is_code = |path: &Path| path.extension().is_some_and(|extension| extension == "compiled");
     assert_eq!(compiled.filter(|entry| is_code(&entry.as_ref().unwrap().path())).count(), 1);

@@ -1,6 +1,6 @@
-//! `conclave dev --watch`: what an author saves is what the running cluster runs, with the state that it has.
+//! `conclave dev --watch`: the running cluster follows the saved sources and keeps its state.
 //!
-//! Each test reads what `dev` says and waits for the line that it is about.
+//! Each test reads the output of `dev` and waits for the expected line.
 
 use std::{
     fs,
@@ -24,14 +24,14 @@ use crate::{
 };
 use conclave_testing::counters::version;
 
-/// A build may compile all that a project needs.
+/// Maximum time of a build, which may compile all dependencies.
 const BUILDING_TIME_MAX: Duration = Duration::from_secs(400);
 
-/// A `conclave dev` that runs, and what it says on both of its outputs.
+/// A running `conclave dev`, with the lines of both its outputs.
 struct Dev {
     child: Option<Child>,
     said: Receiver<String>,
-    /// What was read of it, for a test that fails.
+    /// The lines read so far, for the message of a failed test.
     heard: Vec<String>,
     endpoints: Vec<String>,
 }
@@ -51,7 +51,7 @@ impl Dev {
             .arg(component)
             .arg("--watch")
             .env("CARGO_TARGET_DIR", projects::target())
-            // As many who write Rust have it.
+            // Many Rust developers have this set.
             .env("RUST_BACKTRACE", "1")
             .stdin(Stdio::null())
             .stdout(Stdio::piped())
@@ -65,7 +65,7 @@ impl Dev {
         Self { child: Some(child), said, heard: Vec::new(), endpoints }
     }
 
-    /// Waits for the next line with these words.
+    /// Waits for the next line that contains these words and returns it.
     fn says(&mut self, words: &str) -> String {
         let deadline = Instant::now() + BUILDING_TIME_MAX;
         loop {
@@ -104,14 +104,14 @@ async fn add(client: &Client, amount: i64) -> Value {
     answer.unwrap()["count"].clone()
 }
 
-/// Replaces `from`, which must be there.
+/// Replaces `from` in a file, which must contain it.
 fn edit(file: &Path, from: &str, to: &str) {
     let source = fs::read_to_string(file).unwrap();
     assert!(source.contains(from), "{} has no {from:?}", file.display());
     fs::write(file, source.replace(from, to)).unwrap();
 }
 
-/// Processes that have these words in their command line.
+/// Returns the processes with these words in their command line.
 fn processes(words: &Path) -> Vec<String> {
     let of = |path: PathBuf| fs::read(path.join("cmdline")).unwrap_or_default();
     let entries = fs::read_dir("/proc").unwrap().map(|entry| entry.unwrap().path());
@@ -123,7 +123,7 @@ fn processes(words: &Path) -> Vec<String> {
 async fn a_machine_is_written_while_it_runs() {
     let project = projects::empty("watched").join("my-tally");
     assert!(conclave().arg("new").arg(&project).output().unwrap().status.success());
-    // The versions that this repository is tested with, which are here already.
+    // The tested dependency versions, which are already downloaded.
     let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
     fs::copy(lock, project.join("Cargo.lock")).unwrap();
     let (source, manifest) = (project.join("src/lib.rs"), project.join("Cargo.toml"));
@@ -133,7 +133,7 @@ async fn a_machine_is_written_while_it_runs() {
         edit(&manifest, &before, &after);
     };
 
-    // Nothing is built yet; and the cluster lives in the project.
+    // The component is not built yet, and the cluster's directory lies in the project.
     let (component, data) = (project.join("target/my-tally.wasm"), project.join("conclave-dev"));
     let mut dev = Dev::start(&data, port_base() + 10, 1, &component);
     dev.says("watching");
@@ -146,22 +146,22 @@ async fn a_machine_is_written_while_it_runs() {
     assert!(upgraded.contains("at log index ") && upgraded.ends_with(" ms"), "{upgraded}");
     assert_eq!(add(&client, 1).await, "13", "the new machine with the state of the old one");
 
-    // What the compiler says is seen, and what runs goes on.
+    // The compiler's messages are shown, and the running component stays active.
     edit(&source, "checked_add(amount * 10)", "checked_add(amount * )");
     dev.says("error: expected expression");
-    dev.says("the next change is another try");
+    dev.says("the next change is a new attempt");
     assert_eq!(add(&client, 1).await, "23");
 
     mend("checked_add(amount * )", "checked_add(amount * 100)", ["0.2.0", "0.3.0"]);
     dev.says("upgraded to my-tally 0.3.0");
     assert_eq!(add(&client, 1).await, "123");
 
-    // A state that the new one does not take is no reason to stop.
+    // If the new component does not restore the state, `dev` continues.
     edit(&source, "STATE_VERSION: u32 = 1", "STATE_VERSION: u32 = 2");
     dev.says("--reset");
     assert_eq!(add(&client, 1).await, "223");
 
-    // In the middle of a build: nothing is left behind.
+    // A stop during a build leaves no process behind.
     edit(&source, "STATE_VERSION: u32 = 2", "STATE_VERSION: u32 = 1 ");
     dev.says("building ");
     dev.stop();
@@ -171,7 +171,7 @@ async fn a_machine_is_written_while_it_runs() {
         thread::sleep(Duration::from_millis(20));
     }
 
-    // What was not built then is built now, on the same data.
+    // The interrupted build is repeated now, on the same data.
     mend("amount * 100", "amount * 1000", ["0.3.0", "0.4.0"]);
     let mut dev = Dev::start(&data, port_base() + 10, 1, &component);
     dev.says("upgraded to my-tally 0.4.0");
@@ -179,7 +179,7 @@ async fn a_machine_is_written_while_it_runs() {
     dev.stop();
 }
 
-/// The same in Python, where every build takes an interpreter with it.
+/// The same in Python, where every build includes an interpreter.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_machine_in_python_is_written_while_it_runs() {
     let project = projects::empty("watched-python").join("my-tally");
@@ -196,14 +196,14 @@ async fn a_machine_in_python_is_written_while_it_runs() {
     dev.says(" serves: ");
     assert_eq!(add(&dev.client(), 3).await, "3");
 
-    // What the interpreter says is seen, without how its compiler came to say so.
+    // The interpreter's message is shown without a backtrace of its compiler.
     edit(&source, "+ request.amount", "+ request.amount *");
     dev.says("SyntaxError: invalid syntax (machine.py, line ");
-    dev.says("the next change is another try");
+    dev.says("the next change is a new attempt");
     assert!(!dev.heard.iter().any(|line| line.contains("backtrace")), "{:#?}", dev.heard);
     assert_eq!(add(&dev.client(), 1).await, "4");
 
-    // The protobuf is a source too, and a new client sees what became of it.
+    // The protobuf file is a source too, and a new client sees the changed message.
     let proto = project.join("proto/my_tally/v1/my_tally.proto");
     edit(&proto, "message AddResponse {", "message AddResponse {\n  string name = 2;");
     let text = fs::read_to_string(&source).unwrap();
@@ -220,7 +220,7 @@ async fn a_machine_in_python_is_written_while_it_runs() {
     dev.stop();
 }
 
-/// Counts, and answers with the count.
+/// Counts once and returns the count.
 async fn count(client: &Client) -> i64 {
     let request = json!({"method": "any", "request": ""});
     let apply = "conclave.machine.v1.Machine/Apply";
@@ -253,7 +253,7 @@ async fn without_a_project_the_component_is_watched() {
     assert!(refused.contains("WebAssembly"), "{refused}");
     assert_eq!(count(&client).await, 21);
 
-    // While a node is down nothing is activated; once it is back, the next change is.
+    // While a node is down, no component is activated. The next change after its return is.
     let cluster = fs::read_to_string(data.join("cluster.json")).unwrap();
     let cluster: Value = serde_json::from_str(&cluster).unwrap();
     let pid = cluster["nodes"][1]["pid"].as_i64().unwrap();
@@ -264,7 +264,7 @@ async fn without_a_project_the_component_is_watched() {
     write("hundreds", 100);
     let refused = dev.says("not upgraded");
     assert!(refused.contains("node 2 is unreachable"), "{refused}");
-    assert!(refused.contains("the next change is another try"), "{refused}");
+    assert!(refused.contains("the next change is a new attempt"), "{refused}");
     assert_eq!(count(&client).await, 31);
     let restarted = Command::new("sh").arg("-c").arg(again.trim()).output().unwrap();
     assert!(restarted.status.success(), "{restarted:?}");
@@ -280,7 +280,7 @@ async fn without_a_project_the_component_is_watched() {
     assert_eq!(count(&client).await, 131);
     dev.stop();
 
-    // A cluster with data goes on with its own component, and then with the file's.
+    // A cluster with data first continues with its own component, and then changes to the file's.
     write("thousands", 1000);
     let mut dev = Dev::start(&data, port_base() + 20, 3, &file);
     dev.says(" serves: ");

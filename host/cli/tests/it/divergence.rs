@@ -1,8 +1,8 @@
-//! A replica that does not agree with the others: found within one consistency check, named, silent, repaired.
+//! A diverged replica is detected within one consistency check, reported, quarantined and repaired.
 //!
-//! Two ways to get one by public means. A machine that keeps something out of its snapshots is no function of
-//! the log: restored from one, a node answers otherwise. And a query that changes the state corrupts one node's
-//! reader; a snapshot of that and a trap, which makes the reader the head, spread it to both of its instances.
+//! Two ways cause a divergence. A state machine that keeps a part of its state out of its snapshots gives
+//! other outcomes after a restore. A query that changes the state corrupts one node's standby. A snapshot of
+//! the standby and a trap, which promotes it, spread that to both instances.
 
 use std::time::{Duration, Instant};
 
@@ -22,15 +22,15 @@ use crate::{
 };
 use conclave_testing::{counters::version, wat::Wat};
 
-/// Between two consistency_checks.
+/// Interval between two consistency checks.
 const INTERVAL: Duration = Duration::from_millis(300);
 
-/// What the machine does, by the length of the request.
+/// Counts. The state machine distinguishes requests by their length.
 pub(crate) const COUNT: &[u8] = b"";
 const TRAP: &[u8] = b"1";
-/// Counts in memory that no snapshot has.
+/// Counts in memory that is not part of snapshots.
 const HIDDEN: &[u8] = b"22";
-/// In a query: adds a thousand to the state.
+/// As a query, adds a thousand to the state.
 const CORRUPT: &[u8] = b"333";
 
 pub(crate) fn machine() -> Wat {
@@ -74,7 +74,7 @@ fn number(answer: &Value) -> i64 {
     i64::from_le_bytes(bytes[..8].try_into().unwrap())
 }
 
-/// What the machine answered, and at which index.
+/// Applies a command and returns its result and its index.
 pub(crate) async fn apply(client: &Client, request: &[u8]) -> Result<(i64, u64), Error> {
     let request = json!({"method": "any", "request": BASE64.encode(request)});
     let options = CallOptions::write();
@@ -97,7 +97,7 @@ async fn node(cluster: &Cluster, id: u64) -> Result<Node, String> {
     status.nodes.into_iter().find(|node| node.id == id).ok_or_else(|| "no such node".to_owned())
 }
 
-/// Waits until a node has diverged so often and serves again.
+/// Waits until a node has diverged this many times and serves again.
 pub(crate) async fn repaired(cluster: &Cluster, id: u64, times: u64) {
     eventually("the node is repaired", async || {
         let node = node(cluster, id).await?;
@@ -108,16 +108,16 @@ pub(crate) async fn repaired(cluster: &Cluster, id: u64, times: u64) {
     .await;
 }
 
-/// Waits until a node has agreed with a consistency check: the leader proposes none without news.
+/// Waits until a node agrees with a new consistency check, for which there must be new entries.
 async fn agreed(cluster: &Cluster, id: u64) {
-    eventually("the node agrees with a consistency_check", async || {
+    eventually("the node agrees with a consistency check", async || {
         let equal = cluster.metric(id, "conclave_consistency_checks_equal_total")?;
         if equal > 0.0 { Ok(()) } else { Err(format!("{equal:?}")) }
     })
     .await;
 }
 
-/// Waits until the leader has made so many more checks that no majority decided.
+/// Waits until the leader has made this many more checks that no majority decided.
 async fn undecided(cluster: &Cluster, leader: u64, more: f64) {
     const NAME: &str = "conclave_consistency_checks_undecided_total";
     let before = cluster.metric(leader, NAME).unwrap();
@@ -128,7 +128,7 @@ async fn undecided(cluster: &Cluster, leader: u64, more: f64) {
     .await;
 }
 
-/// `conclave cluster verify --json`: whether it succeeded, and what it says.
+/// Runs `conclave cluster verify --json` and returns its success and its output.
 fn verify(cluster: &Cluster) -> (bool, Value) {
     let endpoints: Vec<_> = cluster.nodes.iter().map(|node| node.client.clone()).collect();
     let mut command = conclave();
@@ -162,7 +162,7 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
     }
     cluster.caught_up(&[1, 2, 3]).await;
     assert_equal(&cluster);
-    // A node that lives through it all agrees; one that is restored from a snapshot has forgotten.
+    // A node that applied all entries agrees; a restored one lacks the hidden count.
     cluster.client_of(victim).snapshot().await.unwrap();
     cluster.stop(victim);
     cluster.start_node(victim);
@@ -176,13 +176,12 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
     repaired(&cluster, victim, 1).await;
     assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", begun.elapsed());
     let named = node(&cluster, victim).await.unwrap().divergence;
-    // "all outcomes up to entry A were equal, but those up to B differ": B is the first consistency
-    // check after the wrong answer.
+    // The message names the last equal check and the first one after the wrong outcome.
     let numbers: Vec<u64> = named
         .split(|c: char| !c.is_ascii_digit())
         .filter_map(|number| number.parse().ok())
         .collect();
-    // Which one it agreed with last is the leader's timing.
+    // The last check with which it agreed depends on the leader's timing.
     assert!(numbers[0] < wrong && wrong <= numbers[1], "{named}: {wrong}");
     for id in (1..=3).filter(|id| *id != victim) {
         assert_eq!(node(&cluster, id).await.unwrap().divergences, 0, "node {id}");
@@ -192,7 +191,7 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
         assert_eq!(query(&cluster.client_of(id), COUNT).await.unwrap(), 1, "node {id}");
     }
 
-    // It forgets again whenever it is repaired, which takes longer each time: long enough to look at it.
+    // Each repair loses the hidden count again and takes longer, so it can be observed.
     for times in 2..=4 {
         repaired(&cluster, victim, times - 1).await;
         let others = Client::builder()
@@ -225,8 +224,7 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
     .await;
     let error = query(&silent, COUNT).await.unwrap_err();
     assert!(error.is_unavailable() && error.to_string().contains("diverged"), "{error}");
-    // The others serve, and what they were told is there when it is back; a restart changes nothing, also if
-    // nobody is there who could repair it.
+    // The others serve, and the node gets their writes. A restart does not end the quarantine.
     let (_, last) = apply(&client, COUNT).await.unwrap();
     for id in 1..=3 {
         cluster.kill(id);
@@ -240,7 +238,7 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
     })
     .await;
     assert!(!silent.is_serving().await.unwrap());
-    // It has not found out again, from a consistency check that its log still has.
+    // The node has not detected it again from a consistency check that its log still has.
     let status = silent.status().await.unwrap();
     let own = status.nodes.iter().find(|node| node.id == victim).unwrap();
     assert!(own.fatal_error.contains("diverged") && own.divergences == 0, "{own:?}");
@@ -259,7 +257,7 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
         cluster.assert_running(id);
     }
 
-    // What went wrong in the cluster shows without one, with the calls that led to it.
+    // `conclave check` shows the bug without a cluster, with the calls that caused it.
     let sound = (1..=3).find(|id| *id != victim).unwrap();
     cluster.stop(sound);
     let (key, component) =
@@ -273,14 +271,14 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
     );
 }
 
-/// Makes both instances of one node a thousand more than they should be.
+/// Adds a thousand to the state of both instances of one node.
 pub(crate) async fn corrupt(cluster: &Cluster, victim: u64, expected: i64) {
     let client = cluster.client();
     assert_eq!(apply(&client, COUNT).await.unwrap().0, expected);
     cluster.caught_up(&[1, 2, 3]).await;
     let target = cluster.client_of(victim);
     assert_eq!(query(&target, CORRUPT).await.unwrap(), expected + 1000);
-    // No answer has shown it yet: only the states differ.
+    // No outcome differs yet, only the states do.
     let (success, found) = verify(cluster);
     assert!(!success && found["equal"] == false, "{found}");
     for node in found["nodes"].as_array().unwrap() {
@@ -309,7 +307,7 @@ async fn a_corrupted_node_is_found_and_healed_also_if_it_leads() {
     let leader = cluster.leader().await;
     let before = node(&cluster, leader).await.unwrap().divergences;
     corrupt(&cluster, leader, 3).await;
-    // Until the consistency check nobody knows.
+    // Until the consistency check no node detects it.
     assert_eq!(apply(&client, COUNT).await.unwrap().0, 1004, "the leader is not");
     repaired(&cluster, leader, before + 1).await;
     let successor = cluster.leader().await;
@@ -323,8 +321,8 @@ async fn a_corrupted_node_is_found_and_healed_also_if_it_leads() {
     }
 }
 
-/// A diverged leader whose voters cannot be elected: it continues to lead, is repaired, and serves. (openraft's own
-/// transfer of leadership cannot be taken back: the leader proposed nothing for the rest of its term.)
+/// A diverged leader without an electable successor continues to lead, is repaired, and serves. (openraft's
+/// own leadership transfer cannot be undone: the leader proposed nothing for the rest of its term.)
 #[tokio::test(flavor = "multi_thread")]
 async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     let _turn = turn();
@@ -341,7 +339,7 @@ async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     cluster.caught_up(&[1, 2, 3], PATIENCE).await.unwrap();
     assert_eq!(query(&client, CORRUPT).await.unwrap(), 1001);
     client.snapshot().await.unwrap();
-    // The followers answer the leader, but their own requests reach no node, so none can win an election.
+    // The followers answer the leader, but their own requests reach no node: none is elected.
     let network = cluster.network().unwrap();
     for from in cluster.ids().filter(|id| *id != leader) {
         for to in cluster.ids().filter(|id| *id != from) {
@@ -353,7 +351,7 @@ async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     eventually("the leader is repaired and serves", async || {
         let answer = timeout(Duration::from_secs(5), apply(&client, COUNT)).await;
         let answer = answer.map_err(|_| "no answer".to_owned())?.map_err(|e| e.to_string())?;
-        // A diverged one may have answered before it was found.
+        // The diverged state may have answered before it was detected.
         if answer.0 < 1000 { Ok(()) } else { Err(format!("{answer:?}")) }
     })
     .await;
@@ -364,7 +362,7 @@ async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     cluster.caught_up(&[1, 2, 3], PATIENCE).await.unwrap();
 }
 
-/// Makes both instances of a node a thousand more than they should be, and returns what they count to.
+/// Adds a thousand to the state of both instances of a node, and returns its count.
 async fn make_wrong(cluster: &Cluster, id: u64) -> i64 {
     let target = cluster.client_of(id);
     let count = query(&target, CORRUPT).await.unwrap();
@@ -374,8 +372,7 @@ async fn make_wrong(cluster: &Cluster, id: u64) -> i64 {
     count
 }
 
-/// Stops a node, counts on to `before`, and makes both instances of the leader a thousand more, as `corrupt` does with
-/// all three nodes: the leader, the node that is away, and the healthy one.
+/// Stops a node, counts up to `before`, and corrupts the leader. Returns leader, stopped and healthy node.
 async fn diverged_leader(cluster: &mut Cluster, before: i64) -> (u64, u64, u64) {
     let client = cluster.client();
     let leader = cluster.leader().await;
@@ -397,10 +394,10 @@ fn small_logs() -> [&'static str; 2] {
     ["--snapshot-entries=100", "--keep-entries=0"]
 }
 
-/// Two replicas disagree while the third is down. The leader, which is the wrong one, took snapshots of its state and
-/// purged its log, the third got such a snapshot when it came back, and its copy of the digest made a majority with
-/// the leader's own: the healthy node was condemned and overwritten. The leader takes no snapshot now, so the third
-/// applies the entries itself, and decides.
+/// Regression: two replicas disagreed while the third was down. The diverged leader took snapshots and purged
+/// its log. The third node got such a snapshot, whose digest made a majority with the leader's, and the
+/// healthy node was overwritten. Now the leader takes no snapshot, so the third node applies the entries
+/// itself and decides.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_returns_decides_which_replica_has_diverged() {
     let (mut cluster, _dir) = start_with(&small_logs()).await;
@@ -422,8 +419,8 @@ async fn a_node_that_returns_decides_which_replica_has_diverged() {
     assert_equal(&cluster);
 }
 
-/// The same, but the third node needs a snapshot that was taken after the damage and before it showed in an outcome, so
-/// it gets a copy of the wrong state. A copy is no second opinion: no majority decides, and no node is condemned.
+/// The same, but the third node needs a snapshot from after the damage and before any outcome differed, and
+/// gets the wrong state. A copy is no second opinion: no majority decides, and no node is condemned.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_copy_of_a_diverged_state_does_not_outvote_the_healthy_node() {
     let (mut cluster, _dir) = start_with(&small_logs()).await;
@@ -431,14 +428,14 @@ async fn a_copy_of_a_diverged_state_does_not_outvote_the_healthy_node() {
     let (leader, away, healthy) = diverged_leader(&mut cluster, 600).await;
     eventually("the leader has purged the entries that the third node needs", async || {
         let purged = node(&cluster, leader).await?.purged;
-        // The third node stopped before the tenth, and the log is purged by some hundred.
+        // The third node stopped before the tenth entry; logs are purged by some hundred.
         if purged > 100 { Ok(()) } else { Err(format!("{purged}")) }
     })
     .await;
     cluster.start_node(away);
     cluster.caught_up(&[away, healthy]).await;
     assert_eq!(query(&cluster.client_of(away), COUNT).await.unwrap(), 1601, "it has a copy");
-    // Checks in which all three have a say.
+    // Checks in which all three nodes take part.
     let (_, last) = apply(&client, COUNT).await.unwrap();
     eventually("the copy has applied it", async || {
         let applied = node(&cluster, away).await?.applied;
@@ -451,14 +448,13 @@ async fn a_copy_of_a_diverged_state_does_not_outvote_the_healthy_node() {
     assert_eq!(query(&cluster.client_of(healthy), COUNT).await.unwrap(), 602);
 }
 
-/// While no consistency check has run since the damage, the leader takes a snapshot whose outcomes the healthy node
-/// contradicts, and the third node needs it. It gets none: a disputed state is not spread. Each further attempt is
-/// refused as well.
+/// Before any consistency check, the leader takes a snapshot whose outcomes the healthy node contradicts. The
+/// third node is refused it at each attempt: a disputed state is not spread.
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshot_of_a_disputed_state_is_given_to_no_peer() {
     const WITHHELD: &str = "conclave_snapshots_withheld_total";
     let [entries, kept] = small_logs();
-    // No check within the test.
+    // No consistency check runs during the test.
     let flags = vec![entries.into(), kept.into(), "--consistency-check-interval-ms=600000".into()];
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("drifting.wasm");
@@ -488,7 +484,7 @@ async fn snapshot_of_a_disputed_state_is_given_to_no_peer() {
         if connected == 1.0 { Ok(()) } else { Err("it is not".to_owned()) }
     })
     .await;
-    // The leader tried while the node was down, too.
+    // The leader also tried while the node was down.
     let before = cluster.metric(leader, WITHHELD).unwrap();
     eventually("the third node is refused the snapshot, or has it", async || {
         let withheld = cluster.metric(leader, WITHHELD)?;

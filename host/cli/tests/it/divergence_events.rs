@@ -1,4 +1,5 @@
-//! Events of a state machine that has diverged: its subscriptions end, and none of its events outlives the repair.
+//! Events of a diverged state machine: its subscriptions end, and none of its events outlives
+//! the repair.
 
 use std::time::Duration;
 
@@ -13,7 +14,7 @@ use tokio::time::timeout;
 use crate::divergence::{COUNT, apply, corrupt, machine, repaired, start_machine};
 use conclave_testing::wat::Wat;
 
-/// A service with one method that streams.
+/// Returns the descriptors of a service with one streaming method.
 fn descriptors() -> Vec<u8> {
     let message = DescriptorProto { name: Some("M".into()), ..DescriptorProto::default() };
     let watch = MethodDescriptorProto {
@@ -39,7 +40,7 @@ fn descriptors() -> Vec<u8> {
     FileDescriptorSet { file: vec![file] }.encode_to_vec()
 }
 
-/// Counts as [`machine`] does, and each count is an event.
+/// A state machine that counts like [`machine`], with an event for each count.
 fn announcing() -> Wat {
     Wat {
         apply: "(if (i32.eq (local.get 8) (i32.const 1)) (then unreachable))
@@ -59,7 +60,7 @@ fn announcing() -> Wat {
     }
 }
 
-/// The next count, `None` if the subscription ends.
+/// Returns the next count, or `None` if the subscription ends.
 async fn next(events: &mut Subscription) -> Option<i64> {
     let next = timeout(Duration::from_secs(20), events.next()).await.expect("something happens");
     let bytes = next.ok()??;
@@ -76,16 +77,18 @@ async fn events_of_a_diverged_state_machine_end_with_it() {
     let options = CallOptions::read();
     let mut events = target.subscribe_raw("w.W/Watch", COUNT, None, &options).await.unwrap();
     let before = events.index().unwrap();
-    // The cluster is idle afterwards: the state that the node is given is of the index where it stands.
+    // The cluster is idle afterwards, so the state sent to the node has the index at which the
+    // node stands.
     assert_eq!(apply(&cluster.client_of(leader), COUNT).await.unwrap().0, 2);
     let mut seen = Vec::new();
     while let Some(count) = next(&mut events).await {
         seen.push(count);
     }
-    // Until the check it passed for sound.
+    // Until the check, the diverged state was served.
     assert!(seen.is_empty() || seen == [1002], "{seen:?}");
     repaired(&cluster, victim, 1).await;
-    // One that continues from before is given the right event, or is told to begin again.
+    // A subscription that resumes from before gets the correct event, or is told to start from
+    // the beginning.
     match target.subscribe_raw("w.W/Watch", COUNT, Some(before), &options).await {
         Ok(mut events) => {
             assert_eq!(apply(&cluster.client_of(leader), COUNT).await.unwrap().0, 3);

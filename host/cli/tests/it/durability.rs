@@ -1,6 +1,6 @@
-//! Durable means synced: under a system-call trace of the leader, every acknowledged put of a single
-//! client shows a write to sled's `db` file and then a completed fdatasync of it, both between the
-//! moment the put was sent and the moment its answer came.
+//! Durable means synced. Under a system-call trace of the leader, every acknowledged put of a
+//! single client has a write to sled's `db` file and then a completed fdatasync of it. Both lie
+//! between the times when the put was sent and when its response arrived.
 
 use std::{
     collections::BTreeMap,
@@ -24,13 +24,13 @@ enum Event {
     Synced(f64),
 }
 
-/// Reads strace's lines: `PID TIME call(FD<path>, …) = result`, or in two halves when another thread
+/// Parses strace's lines: `PID TIME call(FD<path>, …) = result`, or two halves if another thread
 /// was traced in between. An event happens when its call has returned.
 fn events(trace: &str) -> Vec<Event> {
     let mut begun: BTreeMap<(&str, &str), bool> = BTreeMap::new();
     let mut events = Vec::new();
     for line in trace.lines() {
-        // strace pads process ids of fewer digits.
+        // strace pads shorter process ids.
         let Some((pid, rest)) = line.split_once(' ') else { continue };
         let Some((time, call)) = rest.trim_start().split_once(' ') else { continue };
         let Ok(time) = time.parse::<f64>() else { continue };
@@ -63,7 +63,7 @@ fn a_trace_is_read_in_both_forms() {
     assert_eq!(events(trace), [Event::Written(10.1), Event::Synced(10.4)]);
 }
 
-/// Why a test is skipped, see [`strace_works`].
+/// The reason why a test is skipped, see [`strace_works`].
 pub(crate) const NO_STRACE: &str = "strace is not installed or may not trace here";
 
 pub(crate) fn strace_works() -> bool {
@@ -81,7 +81,8 @@ async fn every_acknowledged_put_was_synced_first() {
         return skip("every acknowledged put was synced first", NO_STRACE);
     }
     let cluster = Cluster::start().await;
-    // A traced node is slow, and may lose its leadership over it: then its disk decides nothing.
+    // A traced node is slow and may lose its leadership because of that. Then its disk
+    // decides nothing.
     for _ in 0..5 {
         let before = term(&cluster).await;
         let leader = cluster.leader().await;
@@ -97,7 +98,7 @@ async fn term(cluster: &Cluster) -> u64 {
     cluster.client().status().await.unwrap().term
 }
 
-/// When each put was sent and acknowledged, and what the leader did to its disk.
+/// Returns the times when each put was sent and acknowledged, and the leader's disk events.
 async fn traced_puts(cluster: &Cluster, leader: u64) -> (Vec<(f64, f64)>, Vec<Event>) {
     let path = cluster.dir.path().join("trace");
     let _ = fs::remove_file(&path);

@@ -1,8 +1,9 @@
-//! Every machine under examples/, as its README says: built to a component, served by three nodes, called by
-//! its client program.
+//! Every state machine under examples/, used as its README describes: built to a component, served
+//! by three nodes, called by its client program.
 //!
-//! The programs are those of `cargo build --example`, which costs nothing where `cargo test --workspace`
-//! has compiled them already. `examples/embedded` has a test of its own: it brings its nodes along.
+//! The programs are those of `cargo build --example`, which costs nothing where `cargo test
+//! --workspace` has already compiled them. `examples/embedded` has a test of its own, because it
+//! contains its nodes.
 
 use std::{
     collections::BTreeMap,
@@ -24,14 +25,14 @@ fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// The client programs of all machines in Rust, by name, compiled at once.
+/// Returns the client programs of all state machines in Rust by name, compiled together.
 fn programs() -> &'static BTreeMap<String, PathBuf> {
     static PROGRAMS: OnceLock<BTreeMap<String, PathBuf>> = OnceLock::new();
     PROGRAMS.get_or_init(|| {
         let mut cargo = Command::new(env!("CARGO"));
         // `cargo xtask test` sets it for this program alone. With it, dependencies would be compiled once more.
         cargo.env_remove("RUSTC_BOOTSTRAP");
-        // The whole workspace, so that its dependencies have the features that they have in the tests.
+        // The whole workspace, so that its dependencies have the same features as in the tests.
         cargo.current_dir(root()).args(["build", "--workspace", "--message-format=json"]);
         cargo.args(
             ["counter", "flags", "lock", "queue"].map(|name| format!("--example={name}-client")),
@@ -48,12 +49,12 @@ fn programs() -> &'static BTreeMap<String, PathBuf> {
     })
 }
 
-/// Three nodes that run the machine.
+/// Starts three nodes that run the state machine.
 async fn serve(component: PathBuf) -> Cluster {
     Cluster::start_with(Setup { component: Some(component), ..Setup::default() }).await
 }
 
-/// What a program says, given the nodes' addresses.
+/// Runs a program with the nodes' addresses and returns its output.
 fn said(mut program: Command, cluster: &Cluster) -> String {
     program.args(cluster.nodes.iter().map(|node| &node.client));
     let output = program.output().unwrap();
@@ -63,9 +64,10 @@ fn said(mut program: Command, cluster: &Cluster) -> String {
     said
 }
 
-/// Builds the machine in Rust, serves it, runs its client program; gives what that said.
+/// Builds a state machine in Rust, serves it, runs its client program and returns the
+/// program's output.
 async fn story(name: &str) -> String {
-    // One directory for all: they share their dependencies' compiled code.
+    // One directory for all, which shares the compiled code of their dependencies.
     let target_dir = root().join("target/machines");
     let spec = conclave_build::MachineSpec {
         manifest_dir: root().join("examples").join(name),
@@ -74,7 +76,7 @@ async fn story(name: &str) -> String {
     };
     let cluster = serve(conclave_build::build_machine(&spec).unwrap().path).await;
     let said = said(Command::new(&programs()[&format!("{name}-client")]), &cluster);
-    // Whatever it did, all three came to the same.
+    // All three nodes have the same state afterwards.
     cluster.caught_up(&[1, 2, 3]).await;
     said
 }
@@ -139,8 +141,8 @@ async fn a_message_that_nobody_digests_becomes_a_dead_letter() {
     );
 }
 
-/// In a copy, as building writes into the project. What is installed for it is shared with the other tests
-/// of machines in Python.
+/// Works in a copy, because a build writes into the project. The installed packages are shared with
+/// the other tests of state machines in Python.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_quota_in_python_limits_a_fleet() {
     let (source, project) = (root().join("examples/quota"), scratch().join("quota"));

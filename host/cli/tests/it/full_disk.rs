@@ -1,5 +1,5 @@
-//! A full disk: who has one says why and answers nobody; what was acknowledged is there, and when there is room
-//! again the node goes on.
+//! A full disk: the node reports the reason and serves no request. All acknowledged writes are
+//! kept, and the node continues once there is room again.
 //!
 //! The disks are small file systems in memory, which only root may mount.
 
@@ -15,15 +15,15 @@ use conclave_client::Client;
 
 use crate::harness::{Cluster, PATIENCE, Setup, eventually, files, get, get_stale, put, skip};
 
-/// sled takes 16 MiB at a time.
+/// Size of the disks. sled allocates 16 MiB at a time.
 const DISK_BYTES: usize = 128 << 20;
 const VALUE_BYTES: usize = 256 << 10;
 
-/// A small file system, there until it is dropped.
+/// A small file system, unmounted when dropped.
 struct SmallDisk(PathBuf);
 
 impl SmallDisk {
-    /// Nothing where that is not permitted.
+    /// Mounts the file system. Returns `None` where that is not permitted.
     fn mount(at: &Path, bytes: usize) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         let size = format!("size={bytes},mode=700");
@@ -37,7 +37,7 @@ impl SmallDisk {
         Some(Self(at.to_owned()))
     }
 
-    /// Leaves no byte free.
+    /// Fills the file system completely.
     fn fill(&self) {
         let mut ballast = File::create(self.0.join("ballast")).unwrap();
         let page = [1; 4096];
@@ -61,12 +61,12 @@ fn run(command: &mut Command) -> Option<Output> {
 
 impl Drop for SmallDisk {
     fn drop(&mut self) {
-        // Lazily: a process that is being killed may still have files open.
+        // A lazy unmount, because a process that is being killed may still have files open.
         let _ = run(Command::new("umount").arg("-l").arg(&self.0));
     }
 }
 
-/// Puts values one after another, and what was acknowledged.
+/// A writer of successive values, with the acknowledged ones.
 struct Writing {
     client: Client,
     acknowledged: Vec<String>,
@@ -74,7 +74,7 @@ struct Writing {
 }
 
 impl Writing {
-    /// Tries once; an error must be one that tells a client what to do.
+    /// Tries one put. An error must be one that a client can handle.
     async fn put(&mut self) -> bool {
         let key = format!("key/{}", self.tried);
         self.tried += 1;
@@ -101,13 +101,13 @@ async fn fatal_error(cluster: &Cluster, id: u64) -> Result<String, String> {
     node.map(|node| node.fatal_error).ok_or_else(|| "no such node".to_owned())
 }
 
-/// Writes until the node with the full disk says so.
+/// Writes until the node with the full disk reports the reason.
 async fn until_it_says_why(cluster: &Cluster, id: u64, writing: &mut Writing) {
     let why = eventually("the node says why", async || {
         writing.put().await;
         let fatal_error = fatal_error(cluster, id).await?;
         if fatal_error.is_empty() {
-            Err(format!("no fatal_error after {} puts", writing.tried))
+            Err(format!("no fatal error after {} puts", writing.tried))
         } else {
             Ok(fatal_error)
         }
@@ -153,7 +153,7 @@ async fn a_follower_and_then_the_leader_run_out_of_space() {
         let disk = &disks[full as usize - 1];
         disk.fill();
         until_it_says_why(&cluster, full, &mut writing).await;
-        // The others go on, whoever led.
+        // The others continue, whether or not the full node led.
         let goal = writing.acknowledged.len() + 5;
         eventually("writing goes on", async || {
             writing.put().await;
@@ -167,7 +167,7 @@ async fn a_follower_and_then_the_leader_run_out_of_space() {
         let log = fs::read_to_string(&cluster.node(full).log).unwrap();
         assert!(log.contains("No space left") && !log.contains("panicked"), "{log}");
 
-        // A restart that comes too early says what to do, and does no harm.
+        // A restart before there is room reports the next step and does no harm.
         cluster.stop(full);
         let before = fs::read_to_string(&cluster.node(full).log).unwrap().len();
         cluster.start_node(full);
@@ -217,7 +217,7 @@ async fn a_snapshot_that_finds_no_room_fails_alone() {
         assert_eq!(get(&client, "after").await.unwrap(), round.to_string());
         assert_eq!(fatal_error(&cluster, 1).await.unwrap(), "");
     }
-    // Also a restart finds nothing that could be taken for one.
+    // After a restart there is no file that could be taken for a snapshot either.
     cluster.kill(1);
     cluster.start_node(1);
     cluster.serving().await;

@@ -14,15 +14,15 @@ use conclave_client::{CallOptions, Client, Consistency};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 
-/// Long enough for the slowest machine; a test that waits so long has failed.
+/// Maximum time to wait, long enough for the slowest host. A test that waits so long has failed.
 pub(crate) const PATIENCE: Duration = Duration::from_secs(60);
 
-/// How the nodes of a cluster are started.
+/// Options with which the nodes of a cluster are started.
 #[derive(Default)]
 pub(crate) struct Setup {
-    /// The machine's component; absent: the key-value store.
+    /// The component's file; absent: the key-value store.
     pub component: Option<PathBuf>,
-    /// More flags for every node.
+    /// Additional flags for every node.
     pub flags: Vec<String>,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Node {
     pub admin: String,
     pub data_dir: PathBuf,
     pub log: PathBuf,
-    /// Where the other nodes reach its peer port, if not there.
+    /// The address at which the other nodes reach its peer port, if it differs from `peer`.
     reached_at: Option<String>,
     child: Option<Child>,
 }
@@ -47,14 +47,15 @@ pub(crate) struct Cluster {
     _turn: conclave_testing::cluster::Turn,
 }
 
-/// The binary under test, or another one: `cargo xtask chaos --planted NAME` sets the variable.
+/// Returns a command with the binary under test, or with another one for which `cargo xtask chaos
+/// --planted NAME` sets the variable.
 pub(crate) fn conclave() -> Command {
     let other = std::env::var_os("CONCLAVE_BINARY");
     Command::new(other.unwrap_or_else(|| env!("CARGO_BIN_EXE_conclave").into()))
 }
 
-/// A free loopback address. Its port is not one of those that the kernel gives to outgoing connections:
-/// one of them could have taken it by the time that a node listens.
+/// Returns a free loopback address. Its port is outside of the kernel's range for outgoing
+/// connections, one of which could otherwise take it before the node listens.
 pub(crate) fn free_address() -> String {
     static TRIED: AtomicU32 = AtomicU32::new(0);
     loop {
@@ -84,7 +85,7 @@ impl Cluster {
         cluster
     }
 
-    /// Addresses, directories and a master key for three nodes; none is started.
+    /// Prepares addresses, directories and a master key for three nodes without starting them.
     pub(crate) fn prepared(setup: Setup) -> Self {
         let turn = conclave_testing::cluster::turn();
         let dir = TempDir::new().unwrap();
@@ -104,12 +105,13 @@ impl Cluster {
         Self { nodes: nodes.collect(), dir, setup, _turn: turn }
     }
 
-    /// Has all nodes reach a node's peer port at another address. Before any is started.
+    /// Makes all nodes reach a node's peer port at another address. Must be called before any node
+    /// is started.
     pub(crate) fn reach(&mut self, id: u64, address: String) {
         self.nodes[id as usize - 1].reached_at = Some(address);
     }
 
-    /// The command that runs a node; its output goes to the node's log.
+    /// Returns the command that runs a node. Its output is appended to the node's log.
     pub(crate) fn command(&self, id: u64) -> Command {
         let node = self.node(id);
         let log = File::options().create(true).append(true).open(&node.log).unwrap();
@@ -119,7 +121,7 @@ impl Cluster {
         command
     }
 
-    /// The flags of `conclave serve` for a node.
+    /// Returns the flags of `conclave serve` for a node.
     pub(crate) fn serve_flags(&self, id: u64) -> Vec<String> {
         let node = self.node(id);
         let mut flags = vec![
@@ -155,18 +157,18 @@ impl Cluster {
         &self.nodes[id as usize - 1]
     }
 
-    /// Starts a node, or starts it again.
+    /// Starts a node, also after it has ended.
     pub(crate) fn start_node(&mut self, id: u64) {
         let command = self.command(id);
         self.run(id, command);
     }
 
-    /// Starts a node by a command of one's own, see [`Cluster::command`].
+    /// Starts a node with a modified command, see [`Cluster::command`].
     pub(crate) fn run(&mut self, id: u64, mut command: Command) {
         self.nodes[id as usize - 1].child = Some(command.spawn().unwrap());
     }
 
-    /// SIGKILL, and waits until the process is gone.
+    /// Sends SIGKILL and waits until the process is gone.
     pub(crate) fn kill(&mut self, id: u64) {
         if let Some(mut child) = self.nodes[id as usize - 1].child.take() {
             child.kill().unwrap();
@@ -174,7 +176,7 @@ impl Cluster {
         }
     }
 
-    /// SIGTERM, and waits until the process is gone.
+    /// Sends SIGTERM and waits until the process is gone.
     pub(crate) fn stop(&mut self, id: u64) {
         let Some(child) = &self.node(id).child else { return };
         let pid = rustix::process::Pid::from_child(child);
@@ -182,7 +184,7 @@ impl Cluster {
         self.ended(id);
     }
 
-    /// Waits until a process that was told to end is gone.
+    /// Waits until a process that was signalled to end is gone.
     pub(crate) fn ended(&mut self, id: u64) {
         let Some(mut child) = self.nodes[id as usize - 1].child.take() else { return };
         let deadline = Instant::now() + PATIENCE;
@@ -192,19 +194,19 @@ impl Cluster {
         }
     }
 
-    /// The process id of a node that runs.
+    /// Returns the process id of a running node.
     pub(crate) fn pid(&self, id: u64) -> u32 {
         self.node(id).child.as_ref().expect("the node runs").id()
     }
 
-    /// Fails with the node's log if it has ended by itself.
+    /// Fails with the node's log if the node has ended by itself.
     pub(crate) fn assert_running(&mut self, id: u64) {
         let child = self.nodes[id as usize - 1].child.as_mut().expect("the node was started");
         let ended = child.try_wait().unwrap();
         assert!(ended.is_none(), "node {id} ended: {ended:?}\n{}", self.log_tail(id));
     }
 
-    /// The last lines of a node's log.
+    /// Returns the last lines of a node's log.
     pub(crate) fn log_tail(&self, id: u64) -> String {
         let log = fs::read(&self.node(id).log).unwrap_or_default();
         let log = String::from_utf8_lossy(&log);
@@ -212,8 +214,8 @@ impl Cluster {
         lines[lines.len().saturating_sub(40)..].join("\n")
     }
 
-    /// A page of a node's admin port: its status line, headers and body. A node that was just started may not
-    /// answer yet.
+    /// Returns a page of a node's admin port: its status line, headers and body. A node that was
+    /// just started may not answer yet.
     pub(crate) fn page(&self, id: u64, path: &str) -> Result<String, String> {
         let attempt = || {
             let mut stream = TcpStream::connect(&self.node(id).admin)?;
@@ -227,7 +229,7 @@ impl Cluster {
         attempt().map_err(|error: std::io::Error| error.to_string())
     }
 
-    /// A metric of a node, by its name and labels.
+    /// Returns a metric of a node, by its name and labels.
     pub(crate) fn metric(&self, id: u64, name: &str) -> Result<f64, String> {
         let page = self.page(id, "/metrics")?;
         let value = page.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
@@ -248,13 +250,13 @@ impl Cluster {
         assert!(verified.status.success(), "{verified:?}");
     }
 
-    /// A client that knows all nodes.
+    /// Returns a client that knows all nodes.
     pub(crate) fn client(&self) -> Client {
         let endpoints = self.nodes.iter().map(|node| node.client.clone());
         Client::builder().endpoints(endpoints).deadline(PATIENCE).build().unwrap()
     }
 
-    /// A client that talks to one node and stays there.
+    /// Returns a client that calls one node only.
     pub(crate) fn client_of(&self, id: u64) -> Client {
         let endpoint = self.node(id).client.clone();
         let client = Client::builder().endpoints([endpoint]).follow_leader(false);
@@ -271,7 +273,7 @@ impl Cluster {
         status.await;
     }
 
-    /// The node that leads.
+    /// Returns the leader's id.
     pub(crate) async fn leader(&self) -> u64 {
         let client = self.client();
         eventually("somebody leads", async || {
@@ -282,7 +284,7 @@ impl Cluster {
         .await
     }
 
-    /// Waits until these nodes have all applied the same, and as much as the leader has committed.
+    /// Waits until these nodes have applied the same entries, up to the leader's commit index.
     pub(crate) async fn caught_up(&self, ids: &[u64]) {
         let client = self.client();
         eventually("the nodes agree", async || {
@@ -315,7 +317,7 @@ impl Drop for Cluster {
     }
 }
 
-/// Tries until it works; fails with the last reason.
+/// Retries until the operation succeeds, and fails with the last reason after [`PATIENCE`].
 pub(crate) async fn eventually<T>(
     what: &str,
     mut attempt: impl AsyncFnMut() -> Result<T, String>,
@@ -353,12 +355,12 @@ pub(crate) async fn put(
     call(client, "kv.v1.KV/Put", request, options).await
 }
 
-/// The text under a key.
+/// Returns the text under a key.
 pub(crate) async fn get(client: &Client, key: &str) -> Result<String, conclave_client::Error> {
     get_with_options(client, key, CallOptions::read()).await
 }
 
-/// The text under a key as one node has it.
+/// Returns the text under a key from one node's own state.
 pub(crate) async fn get_stale(
     client: &Client,
     key: &str,
@@ -385,15 +387,16 @@ fn find_text(value: &Value) -> Option<String> {
     }
 }
 
-/// Says that something is not tested here, and why. Also seen in a run that passes: of that, libtest keeps back what
-/// the print macros write, and nothing else.
+/// Reports that something is not tested here, and the reason. The line is also shown in a run that
+/// passes, where libtest captures the output of the print macros.
 pub(crate) fn skip(what: &str, why: &str) {
-    // In one piece, so that no other test's line gets in between. What it cannot say, it cannot say elsewhere.
+    // Written at once, so that no other test's line gets in between. A failed write cannot be
+    // reported elsewhere.
     let line = format!("skipped: {what}: {}\n", why.trim_end());
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
-/// Every file under a directory.
+/// Returns every file under a directory.
 pub(crate) fn files(dir: &Path) -> Vec<PathBuf> {
     let mut found = Vec::new();
     for entry in fs::read_dir(dir).into_iter().flatten().flatten() {

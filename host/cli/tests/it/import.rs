@@ -1,8 +1,9 @@
-//! Real input: what `cargo metadata` says of this workspace, megabytes of JSON with tens of thousands
-//! of values, imported while the leader is killed half way.
+//! Real input: the output of `cargo metadata` for this workspace, megabytes of JSON with tens of
+//! thousands of values, imported while the leader is killed half-way.
 //!
-//! Shown: the import finishes; every key is on every node; a killed node catches up; nothing is lost
-//! when all nodes die; and no key or value occurs in any file, while the nodes run and after.
+//! The test shows that the import finishes, every key is on every node, a killed node catches up,
+//! and no data is lost when all nodes die. No key or value occurs in any file, neither while the
+//! nodes run nor afterwards.
 
 use std::{
     collections::{BTreeMap, HashMap},
@@ -16,7 +17,8 @@ use serde_json::Value;
 
 use crate::harness::{Cluster, Setup, conclave, eventually, files};
 
-/// The same rule as `conclave kv import`, written again so that the two check each other.
+/// The same rule as in `conclave kv import`, implemented a second time so that the two check
+/// each other.
 fn flatten(value: &Value, key: String, into: &mut BTreeMap<String, String>) {
     let child = |name: &str| {
         let name = name.replace('~', "~0").replace('/', "~1");
@@ -57,7 +59,7 @@ fn metadata(path: &Path) -> BTreeMap<String, String> {
     expected
 }
 
-/// All keys and texts, as one node has them.
+/// Returns all keys and texts of one node's own state.
 fn listed(endpoint: &str) -> Result<BTreeMap<String, String>, String> {
     let mut listing = conclave();
     listing.args(["kv", "list", "--json", "--consistency", "stale", "--endpoints", endpoint]);
@@ -87,16 +89,16 @@ async fn holds(cluster: &Cluster, id: u64, expected: &BTreeMap<String, String>) 
                 listed.len(),
                 expected.len()
             )),
-            None if listed.len() != expected.len() => Err("has keys that nobody put".to_owned()),
+            None if listed.len() != expected.len() => Err("has keys that were not put".to_owned()),
             None => Ok(()),
         }
     })
     .await;
 }
 
-/// Neither keys nor values may be readable by whoever has the disk.
+/// Checks that neither keys nor values are readable on the disk.
 fn no_plaintext(cluster: &Cluster, expected: &BTreeMap<String, String>) {
-    // Short texts occur by chance in any megabyte of noise, and some name what is no secret.
+    // Short texts occur by chance in any megabyte of noise, and some are names that are not secret.
     let longest = |texts: Vec<&String>| {
         let mut texts: Vec<String> = texts.into_iter().filter(|t| t.len() >= 24).cloned().collect();
         texts.sort_by_key(|text| std::cmp::Reverse(text.len()));
@@ -108,13 +110,13 @@ fn no_plaintext(cluster: &Cluster, expected: &BTreeMap<String, String>) {
     let mut values = longest(expected.values().collect());
     values.truncate(2000);
     needles.extend(values);
-    // A text that occurs begins somewhere.
+    // Index of the texts by their first bytes, for a fast search.
     let beginnings: HashMap<&[u8], &str> =
         needles.iter().map(|needle| (&needle.as_bytes()[..24], needle.as_str())).collect();
     let mut searched = 0;
     for node in &cluster.nodes {
         for path in files(&node.data_dir) {
-            let Ok(bytes) = fs::read(&path) else { continue }; // Purged while we look.
+            let Ok(bytes) = fs::read(&path) else { continue }; // Purged meanwhile.
             searched += bytes.iter().filter(|byte| **byte != 0).count();
             for window in bytes.windows(24) {
                 let found = beginnings.get(window);
@@ -127,7 +129,7 @@ fn no_plaintext(cluster: &Cluster, expected: &BTreeMap<String, String>) {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn survives_the_leader_and_leaves_no_plaintext() {
-    // Snapshots and purges happen during the import, so that restarts use them.
+    // Small limits cause snapshots and purges during the import, so that restarts use them.
     let setup = Setup {
         flags: vec!["--snapshot-entries=100".into(), "--keep-entries=50".into()],
         ..Setup::default()
@@ -150,7 +152,7 @@ async fn survives_the_leader_and_leaves_no_plaintext() {
     let said = std::thread::spawn(move || {
         BufReader::new(stderr).lines().map_while(Result::ok).collect::<Vec<_>>().join("\n")
     });
-    // Half way is when half of the batches have been applied.
+    // The import is half done when half of the batches have been applied.
     let batches = (expected.len() / 128) as u64;
     eventually("half of the import is done", async || {
         let status = client.status().await.map_err(|error| error.to_string())?;

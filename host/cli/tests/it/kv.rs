@@ -1,4 +1,4 @@
-//! The default machine through every node, and what the answers promise.
+//! The default state machine through every node, and the guarantees of its responses.
 
 use conclave_client::{CallOptions, Client};
 use serde_json::json;
@@ -53,7 +53,7 @@ async fn put_for(client: &Client, key: &str, ttl_ms: u64) {
     call(client, "kv.v1.KV/Put", request, CallOptions::write()).await.unwrap();
 }
 
-/// Nobody writes, and yet the key goes on every node: the leader ticks when it is due.
+/// Waits until a key is gone on every node without any write: the leader ticks when it is due.
 async fn is_gone_everywhere(cluster: &Cluster, key: &str) {
     for id in 1..=3 {
         let client = cluster.client_of(id);
@@ -66,9 +66,9 @@ async fn is_gone_everywhere(cluster: &Cluster, key: &str) {
     }
 }
 
-/// A key with a ttl goes when its time comes, without writes: under the leader that it was put under,
-/// under the next one, and after a restart of all nodes from a snapshot, which does not tell when the
-/// machine wants to be woken.
+/// A key with a TTL expires in time without writes: under the leader at which it was put, under the
+/// next one, and after a restart of all nodes from a snapshot, which does not contain the state
+/// machine's wake-up time.
 #[tokio::test(flavor = "multi_thread")]
 async fn keys_expire_by_themselves() {
     let setup = Setup { flags: vec!["--snapshot-entries=100".into()], ..Setup::default() };

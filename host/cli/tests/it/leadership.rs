@@ -1,8 +1,9 @@
-//! Leadership moves by itself: away from a node whose disk hangs, and before a planned stop.
+//! Automatic transfer of leadership: away from a node whose disk hangs, and before a planned stop.
 //!
-//! Goal: no state of one node stops the cluster for longer than an election takes, and no node claims to lead
-//! that does not. Method: real nodes; their disks are loop mounts that `fsfreeze` hangs (root only), other
-//! nodes are paused with SIGSTOP. A writer through the other nodes measures the longest gap.
+//! Goal: no state of one node stops the cluster for longer than an election takes, and no node
+//! reports to lead that does not. Method: real nodes. Their disks are loop mounts that `fsfreeze`
+//! hangs (root only), and other nodes are paused with SIGSTOP. A writer through the other nodes
+//! measures the longest gap.
 
 use std::{
     fs::{self, File},
@@ -33,7 +34,7 @@ use crate::harness::{
 /// `election_max` by default.
 const ELECTION_MAX: Duration = Duration::from_secs(1);
 
-/// A metric of a node that answers.
+/// Returns a metric of a node that answers.
 fn metric(cluster: &Cluster, id: u64, name: &str) -> f64 {
     cluster.metric(id, name).unwrap()
 }
@@ -65,17 +66,18 @@ fn others(id: u64) -> Vec<u64> {
     (1..=3).filter(|other| *other != id).collect()
 }
 
-/// One writer's puts, in a row.
+/// The results of one writer's successive puts.
 #[derive(Debug, Default)]
 struct Written {
     acknowledged: u64,
     unknown: Vec<String>,
     refused: Vec<String>,
-    /// Between two acknowledgements.
+    /// The longest time between two acknowledgements.
     longest_gap: Duration,
 }
 
-/// Puts through these nodes, without repeating anything of unknown outcome, until it is told to stop.
+/// A writer through these nodes that runs until it is stopped. It repeats no put of
+/// unknown outcome.
 struct Writer {
     stop: tokio::sync::watch::Sender<bool>,
     written: JoinHandle<Written>,
@@ -117,14 +119,15 @@ impl Writer {
     }
 }
 
-/// The role of a node as another one reports it.
+/// Returns the role of a node as another node reports it.
 async fn role(cluster: &Cluster, asked: u64, of: u64) -> Result<(String, String), String> {
     let status = cluster.client_of(asked).status().await.map_err(|error| error.to_string())?;
     let node = status.nodes.into_iter().find(|node| node.id == of);
     node.map(|node| (node.role, node.fatal_error)).ok_or_else(|| "no such node".to_owned())
 }
 
-/// Issue 9, section 2 (etcd 15247): a leader whose fdatasync hangs went on leading, and nothing was committed.
+/// Issue 9, section 2 (etcd 15247): a leader whose fdatasync hangs kept its leadership, and nothing
+/// was committed.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_whose_disk_hangs_does_not_lead_until_the_disk_answers() {
     let mut cluster = Cluster::prepared(Setup::default());
@@ -162,7 +165,7 @@ async fn a_node_whose_disk_hangs_does_not_lead_until_the_disk_answers() {
     .await;
     let time = began.elapsed();
     assert!(time < ELECTION_MAX * 4, "another leads after {time:?}");
-    // New calls are refused at once, so that clients ask the others.
+    // New calls are refused immediately, so that clients try the other nodes.
     let impatient = Client::builder().endpoints([cluster.node(leader).client.clone()]);
     let impatient =
         impatient.follow_leader(false).deadline(Duration::from_secs(2)).build().unwrap();
@@ -173,7 +176,7 @@ async fn a_node_whose_disk_hangs_does_not_lead_until_the_disk_answers() {
     let (role, fatal_error) = role(&cluster, rest[0], leader).await.unwrap();
     assert_eq!(role, "follower");
     assert!(fatal_error.contains("the disk has not completed"), "{fatal_error}");
-    // It is not elected while its disk hangs, also if the new leader stops.
+    // The node is not elected while its disk hangs, even if the new leader stops.
     cluster.stop(successor);
     cluster.start_node(successor);
     cluster.serving().await;
@@ -188,7 +191,7 @@ async fn a_node_whose_disk_hangs_does_not_lead_until_the_disk_answers() {
     assert_eq!(get(&cluster.client_of(leader), "key").await.unwrap(), "1");
     assert_ne!(cluster.leader().await, leader, "it comes back as a follower");
 
-    // A follower says it too, and nothing else changes.
+    // A follower reports it too, without any other effect.
     let leader = cluster.leader().await;
     let follower = others(leader)[0];
     disks[follower as usize - 1].hang().unwrap();
@@ -201,7 +204,8 @@ async fn a_node_whose_disk_hangs_does_not_lead_until_the_disk_answers() {
     assert_eq!(get(&cluster.client_of(follower), "key").await.unwrap(), "3");
 }
 
-/// Issue 9, section 2: ten planned stops of a leader cost gaps of 0.74 to 1.18 s and 17 unknown outcomes.
+/// Issue 9, section 2: ten planned stops of a leader caused gaps of 0.74 to 1.18 s and 17
+/// unknown outcomes.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_planned_stop_of_the_leader_loses_no_outcome_and_makes_no_gap() {
     let mut cluster = Cluster::start().await;
@@ -224,7 +228,7 @@ async fn a_planned_stop_of_the_leader_loses_no_outcome_and_makes_no_gap() {
     }
 }
 
-/// A stop waits only for a leader's transfer: followers and nodes without others stop at once.
+/// A stop waits only for the transfer of a leader. Followers and nodes without peers stop immediately.
 #[tokio::test(flavor = "multi_thread")]
 async fn stops_without_a_successor_are_not_delayed() {
     let mut cluster = Cluster::start().await;
@@ -237,7 +241,8 @@ async fn stops_without_a_successor_are_not_delayed() {
     }
 }
 
-/// Issue 9, section 2: a leader without a majority reported that it led, and its watches were silent for 120 s.
+/// Issue 9, section 2: a leader without a majority reported that it led, and its watches were silent for
+/// 120 s.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_cut_off_does_not_claim_to_lead_and_ends_its_subscriptions() {
     let cluster = Cluster::start().await;
@@ -266,7 +271,7 @@ async fn a_node_that_is_cut_off_does_not_claim_to_lead_and_ends_its_subscription
     for id in others(leader) {
         signal(&cluster, id, Signal::CONT);
     }
-    // The client library continues by itself, here or elsewhere.
+    // The client library resumes the subscription by itself, at this node or another one.
     put(&client, "w/after", "y").await.unwrap();
     let told = timeout(Duration::from_secs(30), async {
         loop {
@@ -280,14 +285,14 @@ async fn a_node_that_is_cut_off_does_not_claim_to_lead_and_ends_its_subscription
     assert_eq!(told.kv.unwrap_or_default().key, "w/after");
 }
 
-/// Carries connections to an address, and is slow towards it while it is told to be.
+/// A proxy to an address, which can be slowed down in the direction of the address.
 struct SlowLink {
     address: String,
     slow: Arc<AtomicBool>,
 }
 
 impl SlowLink {
-    /// Bytes per step, ten steps per second: heartbeats pass at once, entries queue.
+    /// Bytes per step, ten steps per second: heartbeats pass immediately, entries queue.
     const STEP_BYTES: usize = 8 << 10;
 
     fn to(target: &str) -> Self {
@@ -295,7 +300,7 @@ impl SlowLink {
         let address = listener.local_addr().unwrap().to_string();
         let slow = Arc::new(AtomicBool::new(false));
         let (target, slowness) = (target.to_owned(), slow.clone());
-        // The threads end with their connections, at the latest with the test's process.
+        // The threads end with their connections, at the latest with the test process.
         std::thread::spawn(move || {
             for from in listener.incoming().flatten() {
                 let Ok(to) = TcpStream::connect(&target) else { continue };
@@ -330,7 +335,8 @@ impl SlowLink {
 async fn a_follower_that_is_far_behind_is_not_ready_until_it_has_caught_up() {
     const ENTRIES: usize = 4000;
     let mut cluster = Cluster::prepared(Setup::default());
-    // The others reach node 3 over the slow link. Node 3 starts last, so that it does not lead.
+    // The other nodes reach node 3 over the slow link. Node 3 starts last, so that it does
+    // not lead.
     let listens = cluster.node(3).peer.clone();
     let link = SlowLink::to(&listens);
     cluster.nodes[2].peer = link.address.clone();
@@ -379,7 +385,8 @@ fn assert_no_errors(cluster: &Cluster) {
     }
 }
 
-/// Clients give up calls all the time: that is no error of a node, whatever it was doing for the call.
+/// Clients often cancel calls. A cancelled call is not an error of the node, in whatever phase
+/// it is.
 #[tokio::test(flavor = "multi_thread")]
 async fn cancelled_reads_log_no_error() {
     let cluster = Cluster::start_with(json_logs()).await;
@@ -409,7 +416,7 @@ async fn cancelled_reads_log_no_error() {
     assert_no_errors(&cluster);
 }
 
-/// A planned stop and a start of all nodes are ordinary: no error and no panic.
+/// A planned stop and a start of all nodes are normal: no error and no panic.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clean_restart_logs_no_error() {
     let mut cluster = Cluster::start_with(json_logs()).await;
@@ -417,7 +424,7 @@ async fn a_clean_restart_logs_no_error() {
     for number in 0..20 {
         put(&client, &format!("key/{number}"), "x").await.unwrap();
     }
-    // All at once, as `docker compose down` does it.
+    // All at once, as `docker compose down` does.
     for id in 1..=3 {
         signal(&cluster, id, Signal::TERM);
     }

@@ -1,4 +1,4 @@
-//! Limits that decide outcomes change through the log only.
+//! Limits that decide outcomes change only through the log.
 
 use std::time::Duration;
 
@@ -13,11 +13,11 @@ use crate::{
 use conclave_testing::{counters::version, wat::Wat};
 
 const FUEL: &str = "CONCLAVE_FUEL_PER_CALL";
-/// Less than a put of [`long`] takes, and more.
+/// Less fuel than a put of [`long`] needs, and more.
 const LITTLE: &str = "1000000";
 const PLENTY: &str = "2000000";
 
-/// A text whose check takes about 48 instructions per character.
+/// Returns a text whose check takes about 48 instructions per character.
 fn long() -> String {
     "\u{e9}".repeat(30_000)
 }
@@ -27,7 +27,7 @@ fn limits(cluster: &Cluster) -> Value {
     serde_json::from_slice(&shown.stdout).unwrap_or_else(|_| panic!("{shown:?}"))
 }
 
-/// Starts a node that has another limit in its own configuration.
+/// Starts a node with another limit in its own configuration.
 fn start_with_fuel(cluster: &mut Cluster, id: u64, fuel: &str) {
     let mut command = cluster.command(id);
     command.env(FUEL, fuel);
@@ -38,8 +38,8 @@ async fn put_long(cluster: &Cluster, key: &str) -> Result<Value, String> {
     put(&cluster.client(), key, &long()).await.map_err(|error| error.to_string())
 }
 
-/// Nodes that were restarted with another limit once gave other outcomes from then on, and also to entries that they
-/// replayed.
+/// Regression: nodes that were restarted with another limit gave different outcomes from then on,
+/// and also for entries that they replayed.
 #[tokio::test(flavor = "multi_thread")]
 async fn limits_change_through_the_log_and_in_no_other_way() {
     let mut cluster = Cluster::prepared(Setup::default());
@@ -49,14 +49,14 @@ async fn limits_change_through_the_log_and_in_no_other_way() {
     cluster.serving().await;
     assert_eq!(limits(&cluster)["index"], 0, "no command has been applied");
     put(&cluster.client(), "short", "x").await.unwrap();
-    // The configuration of the first leader counts, from before the first command on.
+    // The first leader's configuration applies, from the first command on.
     let first = limits(&cluster);
     assert_eq!(first["limits"]["fuel_per_call"], 1_000_000, "{first}");
     assert_eq!(first["limits"]["fuel_per_query"], 1_000_000, "at least: {first}");
     let trapped = put_long(&cluster, "before").await.unwrap_err();
     assert!(trapped.contains("fuel of 1000000"), "{trapped}");
 
-    // A rolling restart with another configuration changes nothing but an alarm.
+    // A rolling restart with another configuration only raises an alarm.
     for id in 1..=3 {
         cluster.kill(id);
         start_with_fuel(&mut cluster, id, PLENTY);
@@ -77,7 +77,7 @@ async fn limits_change_through_the_log_and_in_no_other_way() {
     }
     cluster.assert_equal();
 
-    // An operator changes them.
+    // An operator changes the limits.
     let text = "x".repeat(60_000);
     for key in 0..300 {
         put(&cluster.client(), &format!("large-{key}"), &text).await.unwrap();
@@ -105,7 +105,8 @@ async fn limits_change_through_the_log_and_in_no_other_way() {
     let status = cluster.verb(&["status"]);
     assert!(!String::from_utf8_lossy(&status.stderr).contains("differ"), "{status:?}");
 
-    // A node that starts from a snapshot has them, and one that replays the log has those of each entry.
+    // A node that starts from a snapshot has the new limits. One that replays the log applies each
+    // entry under its own.
     cluster.client_of(2).snapshot().await.unwrap();
     for id in 1..=3 {
         cluster.kill(id);
@@ -124,7 +125,7 @@ async fn limits_change_through_the_log_and_in_no_other_way() {
         assert_eq!((own.divergences, &*own.fatal_error), (0, ""), "node {id}");
     }
 
-    // The log says so.
+    // The log contains the change.
     cluster.stop(1);
     let replayed = conclave()
         .arg("replay")
@@ -140,7 +141,8 @@ async fn limits_change_through_the_log_and_in_no_other_way() {
     assert!(listed.contains("trap fuel-exhausted"), "{listed}");
 }
 
-/// A state that needs more memory to be restored than there is has no snapshot. More memory is the way out.
+/// A state that needs more memory for a restore than the limit has no snapshot. A higher limit is
+/// the way out.
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshot_that_needs_more_memory_is_taken_after_the_limit_was_raised() {
     let counter = version("large", 1, 1, &[1]);
@@ -165,14 +167,15 @@ async fn snapshot_that_needs_more_memory_is_taken_after_the_limit_was_raised() {
     let set = cluster.verb(&["cluster", "set-limits", "--memory-bytes-max", "25165824"]);
     assert!(set.status.success(), "{set:?}");
     cluster.client_of(1).snapshot().await.unwrap();
-    // It is more than three quarters, so there is a warning.
+    // The restore needs more than three quarters of the limit, so there is a warning.
     let remarks = remarks(&cluster);
     assert!(!remarks.contains("no snapshot can be taken"), "{remarks}");
     assert!(remarks.contains("node 1: restoring the last snapshot took"), "{remarks}");
     assert_eq!(apply(&cluster.client(), COUNT).await.unwrap().0, 2);
 }
 
-/// A change whose leader is killed takes effect on all nodes or on none, and one that was answered lasts.
+/// A change whose leader is killed takes effect on all nodes or on none. An acknowledged change
+/// is permanent.
 #[tokio::test(flavor = "multi_thread")]
 async fn change_during_a_leaders_death_is_made_on_all_nodes_or_on_none() {
     let mut cluster = Cluster::start().await;

@@ -1,4 +1,4 @@
-//! A TCP proxy in front of a node's peer port, which can throttle and cut.
+//! TCP proxy in front of a node's peer port, which can throttle and cut connections.
 
 use std::sync::{
     Arc, Mutex,
@@ -16,7 +16,7 @@ use tokio::{
 
 use crate::harness::free_address;
 
-/// The proxy; dropped, it stops.
+/// The proxy. Dropping this stops it.
 pub(crate) struct Link {
     pub address: String,
     state: Arc<State>,
@@ -24,17 +24,17 @@ pub(crate) struct Link {
 }
 
 struct State {
-    /// Bytes per second towards the node; 0: no limit.
+    /// Maximum bytes per second towards the node; 0: no limit.
     rate: AtomicU64,
-    /// Bytes that have passed towards the node.
+    /// The number of bytes that have passed towards the node.
     passed: AtomicU64,
-    /// All connections are cut when so many bytes have passed.
+    /// The number of passed bytes at which all connections are cut.
     cut_at: AtomicU64,
-    /// Connections that were made by then are silent: no byte passes, and neither end hears of it.
+    /// Whether existing connections are silent: no byte passes, and neither end is notified.
     silent: watch::Sender<bool>,
-    /// Changes when the connections are cut.
+    /// A counter that changes when the connections are cut.
     cuts: watch::Sender<u64>,
-    /// When the next byte may pass.
+    /// The time at which the next byte may pass.
     next: Mutex<Instant>,
 }
 
@@ -61,28 +61,28 @@ impl Link {
         Self { address, state, task }
     }
 
-    /// Lets so many bytes per second through towards the node; 0 is no limit.
+    /// Limits the bytes per second towards the node; 0 is no limit.
     pub(crate) fn throttle(&self, bytes_per_second: u64) {
         self.state.rate.store(bytes_per_second, Ordering::Relaxed);
     }
 
-    /// Cuts all connections once so many more bytes have passed.
+    /// Cuts all connections once this many more bytes have passed.
     pub(crate) fn cut_after(&self, bytes: u64) {
         self.state.cut_at.store(self.passed() + bytes, Ordering::Relaxed);
     }
 
-    /// Bytes that have passed towards the node.
+    /// Returns the number of bytes that have passed towards the node.
     pub(crate) fn passed(&self) -> u64 {
         self.state.passed.load(Ordering::Relaxed)
     }
 
-    /// Makes all connections silent for good, and those that are made until [`Link::appear`], as if the host at the
-    /// other end had vanished.
+    /// Makes all existing connections silent permanently, and new ones until [`Link::appear`], as
+    /// if the host at the other end had vanished.
     pub(crate) fn vanish(&self) {
         self.state.silent.send_replace(true);
     }
 
-    /// Connections that are made from now on work.
+    /// Lets new connections work again.
     pub(crate) fn appear(&self) {
         self.state.silent.send_replace(false);
     }

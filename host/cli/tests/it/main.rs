@@ -1,6 +1,6 @@
-//! Stories at the outermost boundary: real processes, real disks, real sockets.
+//! Tests at the outermost boundary: real processes, real disks, real sockets.
 //!
-//! Each test starts nodes of its own on loopback, and ends them by dropping the [`harness::Cluster`].
+//! Each test starts its own nodes on loopback, and ends them by dropping the [`harness::Cluster`].
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,

@@ -1,4 +1,4 @@
-//! The connections between nodes: back-off, long round trips, and members whose data is an old copy.
+//! Connections between nodes: back-off, long round trips, and members whose data is an old copy.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use crate::{
     link::Link,
 };
 
-/// Processor time of a process so far, in seconds.
+/// Returns the processor time of a process so far, in seconds.
 fn cpu_seconds(pid: u32) -> f64 {
     let stat = fs::read_to_string(format!("/proc/{pid}/stat")).unwrap();
     // The name in parentheses may hold anything; user and system time are the 14th and 15th field.
@@ -31,15 +31,16 @@ fn log_lines(path: &Path) -> usize {
     fs::read_to_string(path).unwrap_or_default().lines().count()
 }
 
-/// Asserts that idle nodes use little of a processor and log next to nothing. An idle node with all its peers
-/// uses about 1 to 2 % in this build; one that retries without a pause uses more than 50 %.
+/// Asserts that idle nodes use little processor time and log almost no lines. An idle node with all
+/// its peers uses about 1 to 2 % of a processor in this build. One that retries without a pause
+/// uses more than 50 %.
 async fn assert_idle(cluster: &Cluster, ids: &[u64], what: &str) {
     const SPAN: Duration = Duration::from_secs(4);
     let measure = || -> Vec<_> {
         let of = |id: &u64| (cpu_seconds(cluster.pid(*id)), log_lines(&cluster.node(*id).log));
         ids.iter().map(of).collect()
     };
-    // What happened just before is over.
+    // Wait until the effects of the previous step are over.
     sleep(Duration::from_secs(2)).await;
     let before = measure();
     sleep(SPAN).await;
@@ -67,7 +68,7 @@ async fn idle_cluster_with_a_dead_or_refused_member_rests() {
     cluster.kill(lost);
     assert_idle(&cluster, &[leader, healthy], "with a dead member").await;
 
-    // A restarted member is reached soon, though the pauses have become long.
+    // A restarted member is reached soon, although the pauses between retries have become long.
     cluster.start_node(lost);
     eventually("the peer port listens", async || {
         let connected = TcpStream::connect(&cluster.node(lost).peer).await;
@@ -84,14 +85,14 @@ async fn idle_cluster_with_a_dead_or_refused_member_rests() {
     cluster.start_node(lost);
     assert_idle(&cluster, &[1, 2, 3], "with a member without its data").await;
     let logged = fs::read_to_string(&cluster.node(leader).log).unwrap();
-    assert!(logged.contains("another data directory"), "it does not say why\n{logged}");
+    assert!(logged.contains("another data directory"), "the reason is missing\n{logged}");
 }
 
-/// Waits until a restarted node serves, and returns how long it takes from then on until these links are up.
+/// Waits until a restarted node serves, and returns the time from then until these links are up.
 async fn time_to_connect(cluster: &Cluster, restarted: u64, links: &[(u64, u64)]) -> Duration {
     const POLL: Duration = Duration::from_millis(2);
     let until = Instant::now() + PATIENCE;
-    // Its port answers earlier, while it starts.
+    // The port already answers while the node starts.
     while cluster.metric(restarted, "conclave_raft_term").is_err() {
         assert!(Instant::now() < until, "node {restarted} does not serve");
         sleep(POLL).await;
@@ -111,9 +112,9 @@ async fn time_to_connect(cluster: &Cluster, restarted: u64, links: &[(u64, u64)]
     }
 }
 
-/// A member that is restarted is connected in both directions as soon as it serves: after a stop, which its peers
-/// notice at once, and on a host that has vanished, whose connections are silent. It makes itself known to its peers,
-/// and they retry then.
+/// A restarted member is connected in both directions as soon as it serves. This holds after a
+/// stop, which its peers notice immediately, and on a host that has vanished, whose connections are
+/// silent. The member announces itself to its peers, which then retry.
 #[tokio::test(flavor = "multi_thread")]
 async fn restarted_member_is_connected_as_soon_as_it_serves() {
     let mut cluster = Cluster::prepared(Setup::default());
@@ -133,7 +134,7 @@ async fn restarted_member_is_connected_as_soon_as_it_serves() {
             link.vanish();
         }
         cluster.kill(away);
-        // The others notice, and come to retry once per second.
+        // The others detect the loss, and their retries slow down to one per second.
         for other in [1, 2] {
             eventually("the peers notice", async || {
                 let name = format!("conclave_peer_connected{{peer=\"{away}\"}}");
@@ -153,7 +154,7 @@ async fn restarted_member_is_connected_as_soon_as_it_serves() {
     assert!(slowest < Duration::from_millis(300), "{slowest:?}");
 }
 
-/// Three nodes with this round trip between any two; not waited for.
+/// Starts three nodes with this round trip between any two, without waiting until they serve.
 async fn distant_cluster(round_trip: Duration, flags: &[&str]) -> testing::Cluster {
     let options = testing::Options::new(conclave().get_program()).proxied();
     let options = flags.iter().fold(options, |options, flag| options.flag(*flag));
@@ -192,7 +193,7 @@ async fn cluster_works_with_a_round_trip_of_250_ms() {
     assert_eq!(link.problem, "");
 }
 
-/// A round trip that the settings do not allow is measured, and named with what to do.
+/// A round trip that is too long for the settings is measured and reported with advice.
 #[tokio::test(flavor = "multi_thread")]
 async fn too_long_a_round_trip_is_reported_with_advice() {
     let flags = ["--heartbeat-ms=30", "--election-min-ms=200", "--election-max-ms=240"];
@@ -208,8 +209,8 @@ async fn too_long_a_round_trip_is_reported_with_advice() {
     assert!(node.links.iter().any(|link| link.problem.contains("heartbeat_ms")), "{node:?}");
 }
 
-/// A call that a follower has forwarded to a leader that falls silent ends as soon as another leads: it is not
-/// known whether it had an effect, so the client retries it.
+/// A call that a follower has forwarded to a leader that then falls silent ends as soon as another
+/// node leads. Its outcome is unknown, so the client retries it.
 #[tokio::test(flavor = "multi_thread")]
 async fn forwarded_call_ends_when_its_leader_is_superseded() {
     let cluster = Cluster::start().await;
@@ -218,7 +219,7 @@ async fn forwarded_call_ends_when_its_leader_is_superseded() {
     let leader = cluster.leader().await;
     let (follower, _) = others(leader);
     let client = cluster.client_of(follower);
-    // The connection, and the descriptors, are there.
+    // This opens the connection and loads the descriptors.
     put(&client, "key", "text").await.unwrap();
     let signal = |signal| {
         let pid = rustix::process::Pid::from_raw(cluster.pid(leader) as i32).unwrap();
@@ -232,13 +233,13 @@ async fn forwarded_call_ends_when_its_leader_is_superseded() {
     let answered = call.await.unwrap().unwrap();
     signal(rustix::process::Signal::CONT);
     eprintln!("the call is answered after {answered:?}");
-    // An election takes a second; a dead connection is given up after three.
+    // An election takes a second. A dead connection is closed after three.
     assert!(answered < Duration::from_millis(2500), "{answered:?}");
     assert_eq!(get(&cluster.client(), "key").await.unwrap(), "after");
 }
 
-/// Lease reads rest on how long followers keep their votes back, so nodes with another setting refuse each other, at
-/// either end of a connection, and say why.
+/// Lease reads rely on the time for which followers withhold their votes. Nodes with different
+/// settings therefore refuse each other, at either end of a connection, and report the reason.
 #[tokio::test(flavor = "multi_thread")]
 async fn nodes_with_another_election_timeout_refuse_each_other() {
     let mut cluster = Cluster::start().await;
@@ -258,7 +259,7 @@ async fn nodes_with_another_election_timeout_refuse_each_other() {
         })
         .await;
     }
-    // The others do without it.
+    // The other nodes serve without it.
     put(&cluster.client_of(1), "key", "after").await.unwrap();
     cluster.assert_running(other);
 }
@@ -276,8 +277,8 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// A cluster in which `leader` and `old` acknowledged 100 writes that `behind` never got, and `old` was then
-/// given a copy of its directory from before. Only `leader` runs.
+/// Returns a cluster in which `leader` and `old` acknowledged 100 writes that `behind` never got.
+/// `old` was then given a copy of its directory from before. Only `leader` runs.
 async fn with_old_copy() -> (Cluster, u64, u64, u64) {
     let mut cluster = Cluster::start().await;
     let client = cluster.client();
@@ -301,13 +302,13 @@ async fn with_old_copy() -> (Cluster, u64, u64, u64) {
     (cluster, leader, old, behind)
 }
 
-/// Whether a majority without the writes serves, within a few elections.
+/// Returns whether a majority without the writes serves, within a few elections.
 async fn serves_without_them(client: &Client) -> bool {
     timeout(Duration::from_secs(5), get(client, "key-99")).await.is_ok_and(|found| found.is_ok())
 }
 
-/// The directory of the old copy is refused by name, by itself after a restart as well, and no majority
-/// forms with it. With the leader back, every write is there.
+/// Asserts that the old copy is refused by name, after a restart also by itself, and that no
+/// majority forms with it. With the leader back, every write is there.
 async fn assert_refused(cluster: &mut Cluster, leader: u64, old: u64, behind: u64) {
     eventually("the old copy is named", async || {
         let log = fs::read_to_string(&cluster.node(old).log).unwrap();
@@ -317,7 +318,7 @@ async fn assert_refused(cluster: &mut Cluster, leader: u64, old: u64, behind: u6
     cluster.kill(leader);
     cluster.start_node(behind);
     assert!(!serves_without_them(&cluster.client_of(behind)).await, "writes are lost");
-    // The old copy remembers that it is one.
+    // The node has recorded that its directory is an old copy.
     cluster.kill(old);
     cluster.start_node(old);
     assert!(!serves_without_them(&cluster.client_of(behind)).await, "writes are lost");
@@ -337,11 +338,12 @@ async fn old_copy_of_a_directory_is_refused_and_no_write_is_lost() {
     assert_refused(&mut cluster, leader, old, behind).await;
 }
 
-/// The leader remembers what its peers acknowledged through a kill and a restart.
+/// The leader's record of its peers' acknowledgements survives a kill and a restart.
 #[tokio::test(flavor = "multi_thread")]
 async fn old_copy_is_refused_after_all_nodes_were_killed() {
     let (mut cluster, leader, old, behind) = with_old_copy().await;
-    // Acknowledgements are written and synced every 200 ms; a leader that is killed earlier forgets the last ones.
+    // Acknowledgements are written and synced every 200 ms. A leader that is killed earlier loses the
+    // last ones.
     sleep(Duration::from_secs(2)).await;
     cluster.kill(leader);
     cluster.start_node(leader);
@@ -354,8 +356,8 @@ async fn old_copy_is_refused_after_all_nodes_were_killed() {
     assert_refused(&mut cluster, leader, old, behind).await;
 }
 
-/// What a later leader has truncated is no loss: a member that was deposed with entries which only it had comes
-/// back, restarts, and is accepted by all.
+/// Entries that a later leader has truncated are no loss. A deposed member with entries that only
+/// it had comes back, restarts, and is accepted by all.
 #[tokio::test(flavor = "multi_thread")]
 async fn truncated_tail_and_restarts_are_no_loss() {
     let mut cluster = Cluster::start().await;
@@ -364,7 +366,7 @@ async fn truncated_tail_and_restarts_are_no_loss() {
     cluster.caught_up(&[1, 2, 3]).await;
     let first = cluster.leader().await;
     let (second, third) = others(first);
-    // The leader and one follower get entries that cannot be committed by the leader alone later.
+    // The leader and one follower get entries that the leader alone cannot commit later.
     cluster.kill(second);
     cluster.kill(third);
     let at_first = cluster.client_of(first);

@@ -1,4 +1,4 @@
-//! The peer port, where a test speaks as one of the members.
+//! The peer port, at which the test acts as one of the members.
 
 use std::{
     fs,
@@ -18,7 +18,7 @@ use tonic::{Code, Request, Status, transport::Channel};
 
 use crate::harness::{Cluster, PATIENCE, Setup, eventually, files, get, put};
 
-/// A member's side of a connection to another.
+/// A member's side of a connection to another member.
 struct Pretender {
     client: RaftClient<Channel>,
     from: u64,
@@ -26,7 +26,7 @@ struct Pretender {
 }
 
 impl Pretender {
-    /// Introduces itself with what the identity file of node `like` says.
+    /// Sends the introduction with the identity file of node `like`.
     async fn introduce(cluster: &Cluster, from: u64, like: u64, to: u64) -> Result<Self, Status> {
         Self::introduce_with_lease(cluster, from, like, to, 0).await
     }
@@ -53,7 +53,7 @@ impl Pretender {
             engine_fingerprint: String::new(),
             protocol_version: PROTOCOL_VERSION,
             lease_ms,
-            // A member that has taken part in a later term has lost nothing.
+            // A member that has taken part in a later term has lost no data.
             standing: Some(Standing {
                 process: 1,
                 vote: Some(Vote { term: 50, node_id: from, committed: false }),
@@ -77,7 +77,7 @@ impl Pretender {
         request
     }
 
-    /// Sends a snapshot, and waits for what becomes of it.
+    /// Sends a snapshot and returns the outcome.
     async fn install(&mut self, parts: Vec<Part>) -> Result<(), Status> {
         let parts = parts.into_iter().map(|part| SnapshotPart { part: Some(part) });
         let request = self.request(futures::stream::iter(parts.collect::<Vec<_>>()));
@@ -87,10 +87,11 @@ impl Pretender {
                 return Ok(());
             }
         }
-        Err(Status::internal("the answers ended"))
+        Err(Status::internal("the response stream ended"))
     }
 
-    /// Whether its vote is given to one with more than anybody can have, if it is answered in a while.
+    /// Returns whether the node votes for a candidate with a longer log than any node can have, or
+    /// `None` if it does not answer for a while.
     async fn elects_me(&mut self, pre_vote: bool, leadership_transfer: bool) -> Option<bool> {
         let request = self.request(VoteRequest {
             vote: Some(Vote { term: 100, node_id: self.from, committed: false }),
@@ -103,8 +104,9 @@ impl Pretender {
     }
 }
 
-/// A leader answers lease reads for as long as its followers elect nobody else. One that has just been
-/// restarted must not forget that. One that led itself has nobody to wait for.
+/// A leader answers lease reads as long as its followers elect no other node. A restarted
+/// follower must not violate that, so it observes the vote hold-off. A node that led itself has
+/// no leader to protect.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_follower_elects_nobody_for_a_lease() {
     let flags = ["--election-min-ms=35000", "--election-max-ms=60000"];
@@ -128,9 +130,10 @@ async fn a_restarted_follower_elects_nobody_for_a_lease() {
     assert_eq!(at_follower.elects_me(false, true).await, Some(true), "the leader's own wish");
 }
 
-/// After a restart of all nodes no node knows how long the cluster was down, until a leader has found it out. The
-/// followers learn the log's time from the leader as soon as they know it, not at their next comparison of clocks a
-/// second later: if the leader fell silent first, its successor would have to find out again.
+/// After a restart of all nodes, the downtime is unknown until a leader has determined it. The
+/// followers get the log's time from the leader as soon as they know the leader, not at their next
+/// comparison of clocks a second later. If the leader fell silent first, its successor would have
+/// to determine the downtime again.
 #[tokio::test(flavor = "multi_thread")]
 async fn restarted_followers_know_the_time_of_the_log_as_soon_as_a_leader_is_known() {
     const SOON: Duration = Duration::from_millis(500);
@@ -154,7 +157,7 @@ async fn restarted_followers_know_the_time_of_the_log_as_soon_as_a_leader_is_kno
             assert!(begun.elapsed() < PATIENCE, "round {round}: {led_since:?} {known:?}");
             for (at, peer) in peers.iter_mut().enumerate() {
                 let request = peer.request(CompareClocksRequest {});
-                // A connection of the node's own replaces the one that the test made.
+                // The node's own connection replaces the one from the test.
                 let Ok(answer) = peer.client.compare_clocks(request).await else { continue };
                 let clock = answer.into_inner();
                 if clock.leads {
@@ -175,7 +178,7 @@ async fn restarted_followers_know_the_time_of_the_log_as_soon_as_a_leader_is_kno
     }
 }
 
-/// Whatever a member sends, it is refused before it has had any effect, and the node goes on.
+/// Any invalid message from a member is refused before it has an effect, and the node continues.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_no_member_would_send_is_refused() {
     let mut cluster = Cluster::start().await;
@@ -207,7 +210,7 @@ async fn what_no_member_would_send_is_refused() {
         assert_invalid(pretender.client.heartbeat(request).await);
     }
     assert_appends_are_refused(&cluster, &mut pretender).await;
-    // A snapshot that openraft could not install, of a leader that is ahead of everybody.
+    // A snapshot that openraft could not install, from a leader that is ahead of all nodes.
     let identity = fs::read(cluster.node(2).data_dir.join("identity")).unwrap();
     let header = SnapshotHeader {
         cluster_id: "test".into(),
@@ -216,7 +219,8 @@ async fn what_no_member_would_send_is_refused() {
         ..SnapshotHeader::default()
     };
     let vote = Some(Vote { term: 100, node_id: 2, committed: true });
-    // The whole of one, of a later term but before what is committed: openraft asserts that it is not.
+    // A complete snapshot of a later term, but with an index before the commit index: openraft
+    // asserts that this does not happen.
     let mut earlier = header_with(&cluster, conclave_cli::DEFAULT_MACHINE);
     earlier.last_log_id = Some(LogId { term: 100, index: 1 });
     earlier.membership.as_mut().unwrap().log_id = Some(LogId { term: 1, index: 0 });
@@ -256,7 +260,8 @@ async fn what_no_member_would_send_is_refused() {
     timeout(PATIENCE, cluster.caught_up(&[1, 2, 3])).await.unwrap();
 }
 
-/// Appends that would poison the log on disk, or replace what is committed. None is answered.
+/// Asserts that appends that would corrupt the log on disk or replace committed entries are
+/// refused. None is acknowledged.
 async fn assert_appends_are_refused(cluster: &Cluster, pretender: &mut Pretender) {
     let status = cluster.client_of(1).status().await.unwrap();
     let committed = status.nodes.iter().find(|node| node.id == 1).unwrap().committed;
@@ -314,7 +319,7 @@ async fn assert_appends_are_refused(cluster: &Cluster, pretender: &mut Pretender
     );
 }
 
-/// Of a leader that is ahead of everybody, with a component whose bytes these are.
+/// Returns the header of a leader that is ahead of all nodes, with a component of these bytes.
 fn header_with(cluster: &Cluster, component: &[u8]) -> SnapshotHeader {
     let last_log_id = Some(LogId { term: 100, index: 1_000_000 });
     let members = cluster.nodes.iter().map(|node| Member {
@@ -342,7 +347,7 @@ fn header_with(cluster: &Cluster, component: &[u8]) -> SnapshotHeader {
     }
 }
 
-/// The parts of a snapshot, with an end that fits.
+/// Returns the parts of a snapshot with a matching end.
 fn parts(header: SnapshotHeader, chunks: &[&[u8]]) -> Vec<Part> {
     let vote = Some(Vote { term: 100, node_id: 2, committed: true });
     let bytes = chunks.iter().map(|chunk| chunk.len() as u64).sum();
@@ -355,8 +360,9 @@ fn parts(header: SnapshotHeader, chunks: &[&[u8]]) -> Vec<Part> {
     parts
 }
 
-/// A snapshot that is not what it says is refused by name, before it takes anything's place: the node has its
-/// state, its vote and its snapshot as before, and nothing of the other lies in its directory.
+/// A snapshot that does not match its header is refused by name before it replaces anything.
+/// The node keeps its state, its vote and its snapshot, and no part of the other one remains
+/// in its directory.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_snapshot_that_is_not_what_it_says_is_refused() {
     let mut cluster = Cluster::start().await;
@@ -429,7 +435,8 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
         assert!(refused.message().contains(says), "{what}: {refused}");
         eventually("nothing is left of it", async || {
             let mut found = files(&snapshots);
-            // What broke off may be continued, and the next one takes its place.
+            // An interrupted transfer may be continued, so its file stays until the next one
+            // replaces it.
             let left =
                 found.extract_if(.., |path| path.extension().is_some_and(|end| end == "tmp"));
             assert!(left.count() <= 1);

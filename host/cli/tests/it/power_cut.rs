@@ -1,9 +1,9 @@
-//! A power cut: what was written but not synced is lost, or only some of it is there.
+//! A power cut: data that was written but not synced is lost completely or in part.
 //!
-//! No file system here forgets on request. So a node runs under a system-call trace, which tells what it wrote
-//! to which file and what it synced when; from that are made the directories that a disk could hold if the
-//! power failed at some moment, see [`disk`]. On each of them a node must start, and have every put that had
-//! been acknowledged by then.
+//! No file system here can lose data on request. A node therefore runs under a system-call trace,
+//! which shows its writes and syncs of each file with their times. From the trace the test builds
+//! the directories that a disk could hold if the power failed at some time, see [`disk`]. On each
+//! of them a node must start, with every put that had been acknowledged by then.
 
 mod disk;
 mod metadata;
@@ -30,40 +30,40 @@ use crate::{
 
 const WRITERS: usize = 4;
 const PUTS: usize = 120;
-/// Each writer's own: a put replaces an older one.
+/// Number of keys of each writer: a put replaces an older one.
 const KEYS: usize = 5;
-/// The number of moments, spread over the run; each makes a directory on which a node is started.
+/// The number of cuts, spread over the run. For each, a node is started on a directory.
 const CUTS: usize = 34;
-/// The sync of the log that fails, if one is to fail.
+/// The sync of the log that fails, in the test of a failed sync.
 const FAILED_SYNC: &str = "inject=fdatasync:error=EIO:when=70";
 
-/// A put: of which key, when it was sent and when its answer came.
+/// A put: its key, when it was sent and when its response arrived.
 struct Put {
     key: String,
     number: usize,
     acknowledged: f64,
 }
 
-/// Most are small, some so large that sled's segments fill up and are used again.
+/// Returns a text. Most are small, some so large that sled's segments fill up and are reused.
 fn text(number: usize) -> String {
     let bytes = if number.is_multiple_of(3) { 300_000 } else { 200 };
     format!("{number}:{}", "x".repeat(bytes))
 }
 
-/// The first life of the node ends in the middle of its work; the second begins on what the first left in the kernel's
-/// memory.
+/// The first life of the node ends in the middle of its work. The second begins with the data that
+/// the first left in the kernel's memory.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_puts_survive_a_power_cut_at_any_moment() {
     check_cuts(End::Killed).await;
 }
 
-/// After a sync that failed nothing is acknowledged, and a restart loses nothing that was.
+/// After a failed sync no write is acknowledged, and a restart loses no acknowledged one.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_puts_survive_a_power_cut_after_a_failed_sync() {
     check_cuts(End::FailedSync).await;
 }
 
-/// How the first life ends.
+/// The end of the first life.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
     Killed,
@@ -106,14 +106,15 @@ async fn check_cuts(first_end: End) {
     futures::stream::iter(checks).buffer_unordered(2).collect::<()>().await;
 }
 
-/// Some at random, some between a write and the end of the sync that makes it durable, and the last.
+/// Chooses the cuts: some at random, some between a write and the end of the sync that makes it
+/// durable, and the end of the trace.
 fn contexts(events: &[trace::Event], lines: usize) -> Vec<usize> {
     let mut dice = Dice::new(7);
     let syncs: Vec<_> =
         events.iter().filter(|event| matches!(event.call, trace::Call::Sync(_))).collect();
     let mut contexts: Vec<usize> = (0..CUTS)
         .map(|number| {
-            // Spread, so that every stretch of the run has its own.
+            // Spread, so that every part of the run has some.
             let sync = syncs[(number * syncs.len() + dice.below(syncs.len())) / CUTS];
             if dice.below(2) == 0 { sync.ended } else { sync.ended + 1 + dice.below(6) }
         })
@@ -141,7 +142,7 @@ fn start_traced_with(cluster: &mut Cluster, arguments: &[&str]) {
 
 /// Kills the traced node.
 fn stop_traced(cluster: &mut Cluster) {
-    // strace does not hand on a signal; the node's own number is in its lock.
+    // strace does not forward a signal. The node's own process id is in its lock file.
     let pid = fs::read_to_string(cluster.node(1).data_dir.join("lock")).unwrap();
     let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
     rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
@@ -188,8 +189,8 @@ async fn traced_puts(cluster: &mut Cluster, first_end: End) -> Vec<Put> {
     std::mem::take(&mut puts.lock().unwrap())
 }
 
-/// Puts by several clients at once, from a number on. Each ends with the number after its last try: at the first error,
-/// or at the end.
+/// Starts puts by several clients at once, from a number on. Each returns the number after its last
+/// attempt, at the first error or at the end.
 fn write(cluster: &Cluster, puts: &Arc<Mutex<Vec<Put>>>, from: usize, to: usize) -> JoinSet<usize> {
     let client = cluster.client();
     let writers = (0..WRITERS).map(|writer| {
@@ -208,7 +209,8 @@ fn write(cluster: &Cluster, puts: &Arc<Mutex<Vec<Put>>>, from: usize, to: usize)
     writers.collect()
 }
 
-/// Pushes and activates another component: the key-value store with a few bytes behind it that say nothing.
+/// Pushes and activates another component: the key-value store with a few meaningless
+/// bytes appended.
 async fn another_component(cluster: &Cluster) {
     let mut component = conclave_cli::DEFAULT_MACHINE.to_vec();
     // A custom section: its kind, its size, its name.
@@ -217,7 +219,7 @@ async fn another_component(cluster: &Cluster) {
     let client = cluster.client();
     client.push_component(id.0, component.into(), |_| {}).await.unwrap();
     let endpoint = &cluster.node(1).client;
-    // The node rehearses it first.
+    // The node rehearses the component first.
     eventually("the component is active", async || {
         let mut activate = conclave();
         activate.args(["component", "activate", &id.to_string(), "--endpoints", endpoint]);
@@ -228,7 +230,7 @@ async fn another_component(cluster: &Cluster) {
     .await;
 }
 
-/// A node on an image.
+/// A node that was started on an image.
 struct Restarted {
     child: Child,
     client: Client,
@@ -252,18 +254,18 @@ impl Restarted {
         let mut serve = conclave();
         serve.arg("serve").args(flags).stdin(Stdio::null()).stdout(Stdio::null());
         let child = serve.stderr(File::create(&log).unwrap()).spawn().unwrap();
-        // Impatient: in between it is looked whether the node has ended.
+        // Short deadlines, so that the test can check in between whether the node has ended.
         let client = Client::builder().endpoints([client]).follow_leader(false);
         Self { child, client: client.deadline(Duration::from_secs(5)).build().unwrap(), log }
     }
 
-    /// Every key has what was put last before the cut, or later.
+    /// Asserts that every key has the last value put before the cut, or a later one.
     async fn has(&self, puts: &[Put], cut: f64, what: &str) {
         let log = || fs::read_to_string(&self.log).unwrap();
         for writer in 0..WRITERS {
             for key in (0..KEYS).map(|key| format!("{writer}/{key}")) {
                 let found = eventually(what, async || {
-                    // It says so when it refuses the directory.
+                    // A node that refuses the directory ends with the reason in its log.
                     assert!(self.runs(), "{what}: it ended: {}", log());
                     get(&self.client, &key).await.or_else(|error| match error.is_not_found() {
                         true => Ok(String::new()),

@@ -1,4 +1,4 @@
-//! A node as a process: its log, its signals, its environment and its files, when ordinary things about them are wrong.
+//! A node as a process: its log, signals, environment and files, under ordinary faults.
 
 use std::{
     convert::Infallible,
@@ -21,7 +21,7 @@ use rustix::process::{Pid, Signal, kill_process};
 
 use crate::harness::{Cluster, PATIENCE, Setup, conclave, eventually, get, put, skip};
 
-/// A node's start stops at its component: the file is a pipe that nothing is written to.
+/// Returns a component file at which a node's start blocks: a pipe to which no process writes.
 fn stuck(cluster: &Cluster) -> PathBuf {
     let path = cluster.dir.path().join("pipe.wasm");
     let mode = rustix::fs::Mode::RUSR | rustix::fs::Mode::WUSR;
@@ -52,14 +52,15 @@ async fn page_says(cluster: &Cluster, id: u64, path: &str, says: &[&str]) {
     .await;
 }
 
-/// Goal: a log that cannot be written stops, freezes or blinds no node. Method: one node's log is on a full disk, one's
-/// reader is gone, one's reader does not read; then the third loses its peers, and is told to end.
+/// Goal: a log that cannot be written does not stop, block or blind a node. Method: one node's log
+/// is on a full disk, one's reader is gone, one's reader does not read. Then the third node loses
+/// its peers and is signalled to end.
 #[tokio::test(flavor = "multi_thread")]
 async fn logs_that_cannot_be_written_do_no_harm() {
     let cluster = Cluster::prepared(Setup::default());
     let with_log = |cluster: &Cluster, id, log: Stdio| {
         let mut command = cluster.command(id);
-        // Without the compiler's lines, of which there are millions.
+        // Without the compiler's millions of lines.
         command.stderr(log).env("CONCLAVE_LOG", "info,conclave=trace,openraft=trace,h2=trace");
         command
     };
@@ -85,7 +86,7 @@ async fn logs_that_cannot_be_written_do_no_harm() {
     }
     assert_eq!(get(&client, "key").await.unwrap(), "text");
 
-    // Losing them is worth a line of the log, and is noticed although that line is not written.
+    // The loss of the peers is logged, and is detected although that line is not written.
     for child in [&mut on_full_disk, &mut without_reader] {
         assert!(child.try_wait().unwrap().is_none(), "the node has ended");
         child.kill().unwrap();
@@ -98,7 +99,7 @@ async fn logs_that_cannot_be_written_do_no_harm() {
     drop(pipe);
 }
 
-/// Goal: a node that starts answers probes, refuses calls at once and can be told to end.
+/// Goal: a starting node answers probes, refuses calls immediately and obeys signals.
 #[tokio::test(flavor = "multi_thread")]
 async fn ports_answer_and_signals_are_obeyed_while_a_node_starts() {
     let mut cluster = Cluster::prepared(Setup::default());
@@ -122,15 +123,15 @@ async fn ports_answer_and_signals_are_obeyed_while_a_node_starts() {
     let status = ended(&mut child);
     assert!(status.success(), "{status}\n{}", cluster.log_tail(1));
     assert!(!cluster.node(1).data_dir.exists());
-    // With its own component it starts.
+    // With a real component the node starts.
     for id in 1..=3 {
         cluster.start_node(id);
     }
     cluster.serving().await;
 }
 
-/// Goal: a stop that takes long is ended by a second signal. Method: a call whose request never ends keeps the node
-/// from stopping for some seconds.
+/// Goal: a second signal ends a stop that takes long. Method: a call whose request never ends
+/// delays the node's stop for some seconds.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_second_signal_ends_a_node_at_once() {
     let cluster = Cluster::prepared(Setup::default());
@@ -150,7 +151,7 @@ async fn a_second_signal_ends_a_node_at_once() {
         .body(BodyExt::boxed_unsync(StreamBody::new(body)))
         .unwrap();
     let _answer = tokio::spawn(client.send_request(request));
-    // The node has seen the call when it answers a later one on the same connection.
+    // The node has received the call when it answers a later one on the same connection.
     let body = http_body_util::Full::new(Bytes::from_static(b"\0\0\0\0\0"));
     let later = http::Request::post("http://x/kv.v1.KV/Range")
         .header("content-type", "application/grpc")
@@ -167,8 +168,8 @@ async fn a_second_signal_ends_a_node_at_once() {
     }
 }
 
-/// Goal: what cannot be unset can be emptied, an image's defaults lose against everything else, and a key in the
-/// environment wins over the file that the image names.
+/// Goal: an empty variable counts as unset, an image's defaults have the lowest precedence, and a
+/// key in the environment takes precedence over the file that the image names.
 #[tokio::test(flavor = "multi_thread")]
 async fn empty_variables_are_unset_and_defaults_are_overridden() {
     let mut cluster = Cluster::prepared(Setup::default());
@@ -226,13 +227,14 @@ async fn empty_variables_are_unset_and_defaults_are_overridden() {
     cluster.run(1, command);
     page_says(&cluster, 1, "/readyz", &["not ready: starting: "]).await;
 
-    // A probe finds the port that the configuration file names.
+    // A probe uses the port from the configuration file.
     let health = conclave().arg("health").env("CONCLAVE_CONFIG", &config).output().unwrap();
     assert!(text(&health).contains("this node is starting: "), "{}", text(&health));
     cluster.kill(1);
 }
 
-/// Each line: a mistake in the configuration. The exit code is the one for wrong usage, and no key is shown.
+/// Each line is a mistake in the configuration. The exit code is the one for wrong usage, and no
+/// key is printed.
 #[test]
 fn mistakes_in_the_configuration_have_the_exit_code_of_wrong_usage() {
     let dir = tempfile::tempdir().unwrap();
@@ -268,7 +270,8 @@ fn mistakes_in_the_configuration_have_the_exit_code_of_wrong_usage() {
     assert!(text(&filter).contains("CONCLAVE_LOG"), "{}", text(&filter));
 }
 
-/// Goal: a node raises its limit of open files. Method: it starts with a soft limit that is below the hard one.
+/// Goal: a node raises its limit of open files. Method: it starts with a soft limit below the
+/// hard one.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_limit_of_open_files_is_raised() {
     let mut cluster = Cluster::prepared(Setup::default());
@@ -285,8 +288,8 @@ async fn the_limit_of_open_files_is_raised() {
     .await;
 }
 
-/// Goal: a volume that belongs to another user and is shared through its group is accepted. Method: the node runs as a
-/// user of that group, which takes root.
+/// Goal: a volume that belongs to another user and is shared through its group is accepted. Method:
+/// the node runs as a user of that group, for which the test needs root.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_data_directory_that_the_group_may_write_to_is_accepted() {
     const USER: u32 = 65_532;
@@ -295,7 +298,7 @@ async fn a_data_directory_that_the_group_may_write_to_is_accepted() {
     }
     let mut cluster = Cluster::prepared(Setup::default());
     let dir = cluster.dir.path().to_owned();
-    // For the other user, everything that the node needs.
+    // All files that the node needs, accessible to the other user.
     let binary = dir.join("conclave");
     fs::copy(conclave().get_program(), &binary).unwrap();
     open_for_all(&dir, 0o755);
@@ -323,7 +326,7 @@ fn open_for_all(path: &Path, mode: u32) {
     fs::set_permissions(path, fs::Permissions::from_mode(mode)).unwrap();
 }
 
-/// Goal: snapshots are also taken by time, so the log of a quiet cluster is purged too.
+/// Goal: snapshots are also taken by time, so that the log of a quiet cluster is purged too.
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_are_taken_by_time() {
     let flags = ["--snapshot-interval-ms=1000", "--snapshot-interval-entries=20"];
@@ -344,7 +347,7 @@ async fn snapshots_are_taken_by_time() {
     }
 }
 
-/// Goal: a result that cannot be written is a failure, and one whose reader went away is not.
+/// Goal: a result that cannot be written is a failure. One whose reader has closed the pipe is not.
 #[test]
 fn results_that_cannot_be_written_are_failures() {
     let dir = tempfile::tempdir().unwrap();
@@ -357,7 +360,7 @@ fn results_that_cannot_be_written_are_failures() {
     let output = new("one").stdout(full()).output().unwrap();
     assert_eq!(output.status.code(), Some(1), "{}", text(&output));
     assert!(text(&output).contains("standard output"), "{}", text(&output));
-    // Nothing is left to say it on.
+    // There is no stream left on which to report the failure.
     assert_eq!(new("two").stdout(full()).stderr(full()).status().unwrap().code(), Some(1));
 
     let mut child = new("three").stdout(Stdio::piped()).stderr(Stdio::piped()).spawn().unwrap();

@@ -1,5 +1,5 @@
-//! From an empty directory to a machine that serves: `conclave new`, its own tests, `conclave build`,
-//! `conclave inspect`, `conclave check`, three nodes, a call.
+//! From an empty directory to a running state machine: `conclave new`, its own tests, `conclave
+//! build`, `conclave inspect`, `conclave check`, three nodes, a call.
 
 use std::{
     fs,
@@ -14,14 +14,16 @@ use serde_json::{Value, json};
 
 use crate::harness::{Cluster, Setup, call, conclave, skip};
 
-/// Three nodes compile 20 MB on two cores, with compilers of the test suite's profile.
+/// Maximum time for three nodes to compile 20 MB on two cores, with compilers of the test
+/// suite's profile.
 const COMPILING_TIME_MAX: Duration = Duration::from_secs(300);
 
-/// What building in Python installs is shared, and two that install it at once would disturb each other.
+/// Serializes installations: the packages for Python builds are shared, and two installations at
+/// once would disturb each other.
 static INSTALLING: Mutex<()> = Mutex::new(());
 
-/// A directory that is empty, and at the same place in every run: what cargo compiled there stays
-/// useful, which saves minutes.
+/// Returns an empty directory at the same path in every run. Code that cargo compiled there can be
+/// reused, which saves minutes.
 pub(crate) fn empty(name: &str) -> PathBuf {
     let dir = scratch().join(name);
     if dir.exists() {
@@ -35,7 +37,7 @@ pub(crate) fn scratch() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("projects")
 }
 
-/// Compiled dependencies, shared by the runs.
+/// Returns the directory of compiled dependencies, shared by all runs.
 pub(crate) fn target() -> PathBuf {
     scratch().join("target")
 }
@@ -51,32 +53,32 @@ fn said(command: &mut Command) -> String {
     String::from_utf8(run(command).stdout).unwrap()
 }
 
-/// Builds a project in Python, which needs an interpreter and access to PyPI.
+/// Builds a Python project, which needs an interpreter and access to PyPI.
 pub(crate) fn build_python(project: &Path) -> Output {
     let _turn = INSTALLING.lock().unwrap_or_else(PoisonError::into_inner);
     conclave().arg("build").arg(project).env("CARGO_TARGET_DIR", target()).output().unwrap()
 }
 
-/// Why a machine in Python cannot be built on this computer, if that is what the build says.
+/// Returns the reason why Python projects cannot be built on this host, if the build reported that.
 pub(crate) fn without_python(built: &Output) -> Option<String> {
     let said = String::from_utf8_lossy(&built.stderr);
     let why = |line: &&str| line.contains("needs python3") || line.contains("from PyPI");
     said.lines().find(why).map(str::to_owned)
 }
 
-/// The tests of a project in Python, with the packages that its build installed. Whether they passed, and
-/// what they said.
+/// Runs the tests of a Python project with the packages that its build installed. Returns whether
+/// they passed, and their output.
 pub(crate) fn test_python(project: &Path) -> (bool, String) {
     let mut tests = Command::new("python3");
     tests.args(["-m", "unittest"]).current_dir(project);
     tests.env("PYTHONPATH", target().join("python/packages"));
-    // The SDK's folder is one of the sources that the host is built from.
+    // The SDK's directory is one of the sources from which the host is built.
     tests.env("PYTHONDONTWRITEBYTECODE", "1");
     let tests = tests.output().unwrap();
     (tests.status.success(), String::from_utf8_lossy(&tests.stderr).into_owned())
 }
 
-/// Three nodes of a machine in Python. Each compiles an interpreter before it serves.
+/// Starts three nodes with a component from Python. Each compiles an interpreter before it serves.
 pub(crate) async fn serve_python(component: PathBuf) -> Cluster {
     let mut cluster = Cluster::prepared(with_component(component));
     for id in 1..=3 {
@@ -91,7 +93,7 @@ pub(crate) async fn serve_python(component: PathBuf) -> Cluster {
     cluster
 }
 
-/// Its own tests, as its author runs them.
+/// Returns the command that runs a project's own tests, as its author does.
 fn cargo_test(project: &Path) -> Command {
     let mut command = Command::new("cargo");
     // `cargo xtask test` sets it for this program alone.
@@ -104,7 +106,7 @@ fn cargo_test(project: &Path) -> Command {
 async fn a_machine_in_rust_from_nothing() {
     let project = empty("rust").join("my-counter");
     run(conclave().arg("new").arg(&project));
-    // The versions that this repository is tested with, which are here already.
+    // The tested dependency versions, which are already downloaded.
     fs::copy(concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock"), project.join("Cargo.lock"))
         .unwrap();
     let tested = said(&mut cargo_test(&project));
@@ -118,7 +120,7 @@ async fn a_machine_in_rust_from_nothing() {
     let cluster = Cluster::start_with(with_component(component)).await;
     assert_serves(&cluster, "my_counter.v1.MyCounter").await;
 
-    // A test that cannot fail is none: this machine forgets what it was told once it is restored.
+    // The tests can fail: this state machine loses its state when it is restored.
     let source = fs::read_to_string(project.join("src/lib.rs")).unwrap();
     let forgetful = source.replace("{ counts: self.counts.clone() }", "::default()");
     assert_ne!(source, forgetful);
@@ -132,7 +134,8 @@ async fn a_machine_in_rust_from_nothing() {
 async fn a_machine_in_python_from_nothing() {
     let project = empty("python").join("my-counter");
     run(conclave().args(["new", "--lang", "python"]).arg(&project));
-    // Some lines more than nothing: a way to break it, and what its standard library shows of the world.
+    // Additional lines: a way to make it fail, and a method that shows the time and random numbers
+    // of its standard library.
     let source = fs::read_to_string(project.join("machine.py")).unwrap();
     let first_line = "        name_bytes = len(request.name.encode())\n";
     let breaks = format!("{MORE_PYTHON}{first_line}");
@@ -149,7 +152,7 @@ async fn a_machine_in_python_from_nothing() {
 
     let (passed, said) = test_python(&project);
     assert!(passed && said.contains("Ran 3 tests"), "{said}");
-    // The kit's own tests, with the packages of the project.
+    // The conformance tests' own tests, with the packages of the project.
     let sdk = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../sdk/python");
     let (passed, said) = test_python(&sdk);
     assert!(passed && said.contains("Ran 5 tests"), "{said}");
@@ -167,7 +170,7 @@ async fn a_machine_in_python_from_nothing() {
     assert_sees_the_log(&cluster).await;
     drop(cluster);
 
-    // Tests that cannot fail are none.
+    // The tests can fail.
     let source = fs::read_to_string(project.join("machine.py")).unwrap();
     for (right, wrong, symptom) in [
         ("counts=self.counts)", ")", "once restored"),
@@ -205,8 +208,8 @@ const MORE_PYTHON: &str = r#"        assert request.name != "boom", "broken on p
             raise Failure(Code.OUT_OF_RANGE, seen)
 "#;
 
-/// What the standard library shows is the same on all nodes: the machine keeps it, and each is asked. It is
-/// another thing for another entry, and what was printed is in the log.
+/// Asserts that the standard library gives the same values on all nodes: the state machine keeps
+/// them, and each node is queried. They differ between entries, and printed text is in the log.
 async fn assert_sees_the_log(cluster: &Cluster) {
     let (add, get) = ("my_counter.v1.MyCounter/Add", "my_counter.v1.MyCounter/Get");
     let mut before = String::new();
@@ -236,7 +239,7 @@ fn with_component(component: PathBuf) -> Setup {
     Setup { component: Some(component), ..Setup::default() }
 }
 
-/// It is what it should be, and passes the checks; what it imports.
+/// Asserts that a component has this name and passes the checks, and returns its imports.
 fn assert_sound(component: &Path, name: &str) -> Vec<String> {
     let inspected = said(conclave().arg("inspect").arg(component).arg("--json"));
     let inspected: Value = serde_json::from_str(&inspected).unwrap();
@@ -252,7 +255,8 @@ fn assert_sound(component: &Path, name: &str) -> Vec<String> {
     imports.iter().map(|import| import.as_str().unwrap().to_owned()).collect()
 }
 
-/// Three nodes serve the service: commands, queries, the machine's own refusals.
+/// Asserts that three nodes serve the service: commands, queries, and the state machine's
+/// own failures.
 async fn assert_serves(cluster: &Cluster, service: &str) {
     let client = cluster.client();
     let (add, get) = (format!("{service}/Add"), format!("{service}/Get"));

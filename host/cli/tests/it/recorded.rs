@@ -1,4 +1,4 @@
-//! `conclave check --data-dir`: what a cluster was asked, as the check's input.
+//! `conclave check --data-dir`: the calls of a real cluster as the check's input.
 
 use std::{path::Path, process::Output};
 
@@ -8,7 +8,8 @@ use tempfile::TempDir;
 
 use crate::harness::{Cluster, call, conclave, eventually, files, get, put};
 
-/// Runs the verb on a node's directory, with a place of its own for the copy, which must be empty afterwards.
+/// Runs the verb on a node's directory, with a work directory for the copy, which must be
+/// empty afterwards.
 pub(crate) fn check(cluster: &Cluster, id: u64, key: &Path, arguments: &[&str]) -> Output {
     let work = TempDir::new().unwrap();
     let output = conclave()

@@ -1,4 +1,4 @@
-//! `conclave recover`: the ways out of a state that no node can start with.
+//! `conclave recover`: repairs of directories with which no node can start.
 
 use std::{path::PathBuf, process::Output};
 
@@ -28,7 +28,7 @@ fn assert_refused(refused: &Output, says: &str) {
     assert!(refused.status.code() == Some(1) && why.contains(says), "not {says:?}: {refused:?}");
 }
 
-/// Puts a key. The index of the entry.
+/// Puts a key and returns the index of the entry.
 async fn put_at(cluster: &Cluster, key: &str) -> u64 {
     let client = cluster.client();
     let method = client.method("kv.v1.KV/Put").await.unwrap();
@@ -75,7 +75,7 @@ async fn entry_is_skipped_on_stopped_nodes() {
     cluster.assert_equal();
     assert!(cluster.log_tail(1).contains("an operator had the entry skipped"));
 
-    // A replay skips it too, and shows that.
+    // A replay also skips the entry, and shows that.
     cluster.stop(1);
     let mut replay = conclave();
     replay.args(["replay", "--show", &indexes[1].to_string(), "--json", "--data-dir"]);
@@ -85,7 +85,8 @@ async fn entry_is_skipped_on_stopped_nodes() {
     assert!(text.contains("an operator had the entry skipped"), "{shown:?}");
 }
 
-/// A node that alone skips an entry has another state than the others. The checks find that and repair it.
+/// A node that alone skips an entry has a different state. The consistency checks detect that and
+/// repair it.
 #[tokio::test(flavor = "multi_thread")]
 async fn node_that_alone_skips_an_entry_is_repaired() {
     let flags = vec!["--consistency-check-interval-ms=300".to_owned()];
@@ -145,7 +146,7 @@ async fn cluster_continues_from_its_snapshots_with_another_component() {
     for counted in 4..=5 {
         assert_eq!(apply(&cluster.client(), COUNT).await.unwrap().0, counted);
     }
-    // With a request the component traps.
+    // The component traps on a non-empty request.
     apply(&cluster.client(), b"1").await.unwrap_err();
     cluster.caught_up(&[1, 2, 3]).await;
     for id in 1..=3 {
@@ -157,14 +158,14 @@ async fn cluster_continues_from_its_snapshots_with_another_component() {
     for id in 1..=3 {
         let replaced = recovered(&cluster, id, &ten);
         let said = String::from_utf8_lossy(&replaced.stdout);
-        let is_active = said.contains("is the active one from the snapshot at index");
+        let is_active = said.contains("is active from the snapshot at index");
         assert!(replaced.status.success() && is_active, "{replaced:?}");
     }
     for id in 1..=3 {
         cluster.start_node(id);
     }
     cluster.serving().await;
-    // Three by the one before the snapshot; two, and one now, by the other.
+    // Three counts by the component before the snapshot; two, and one now, by the other.
     assert_eq!(apply(&cluster.client(), COUNT).await.unwrap().0, 33);
     cluster.caught_up(&[1, 2, 3]).await;
     cluster.assert_equal();

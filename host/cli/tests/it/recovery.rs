@@ -1,4 +1,4 @@
-//! What is left after nodes die: everything that was acknowledged, on every node.
+//! Recovery after nodes die: every acknowledged write is on every node.
 
 use std::{
     sync::{
@@ -15,17 +15,17 @@ use crate::harness::{Cluster, Setup, call, eventually, get, get_stale, put};
 
 const PUTS: usize = 600;
 
-/// Waits until some more puts have come back.
+/// Waits until some more puts have been acknowledged.
 async fn goes_on(done: &AtomicUsize) {
     let enough = (done.load(Ordering::Relaxed) + 40).min(PUTS);
-    eventually("writing goes on", async || {
+    eventually("writing continues", async || {
         let now = done.load(Ordering::Relaxed);
         if now >= enough { Ok(()) } else { Err(format!("{now} of {enough} puts")) }
     })
     .await;
 }
 
-/// Nodes are killed in turn under load; each acknowledged put is on every node in the end.
+/// Nodes are killed in turn under load. Finally, each acknowledged put is on every node.
 #[tokio::test(flavor = "multi_thread")]
 async fn acknowledged_puts_survive_any_order_of_kills() {
     let mut cluster = Cluster::start().await;
@@ -63,8 +63,8 @@ async fn acknowledged_puts_survive_any_order_of_kills() {
     }
 }
 
-/// A leader that is killed may be back before the others have missed it. It must not lead on in its old
-/// term: it may lack entries that it had sent, and would give their places to others.
+/// A killed leader may be back before the others have noticed. It must not continue to lead in its
+/// old term: it may lack entries that it had sent, and would assign their indexes to other entries.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_back_at_once_is_elected_anew() {
     let flags = ["--election-min-ms=3000", "--election-max-ms=4000"];
@@ -90,7 +90,7 @@ async fn a_leader_that_is_back_at_once_is_elected_anew() {
         writer.await.unwrap();
     }
     cluster.caught_up(&[1, 2, 3]).await;
-    assert!(client.status().await.unwrap().term > before, "it leads on in term {before}");
+    assert!(client.status().await.unwrap().term > before, "it still leads in term {before}");
     for id in 1..=3 {
         let client = cluster.client_of(id);
         for (writer, number) in (0..PUTS).map(|put| (put / 10, put % 10)) {
@@ -100,8 +100,8 @@ async fn a_leader_that_is_back_at_once_is_elected_anew() {
     }
 }
 
-/// A leader that stops has proposed commands whose outcome it will not hear of. Were one of them said not
-/// to have been applied, the client would send it again: it would be applied twice.
+/// A stopping leader has proposed commands whose outcome it will not learn. If one of them were
+/// reported as not applied, the client would send it again, and it would be applied twice.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_command_is_applied_twice_when_the_leader_stops() {
     let mut cluster = Cluster::start().await;
@@ -118,7 +118,7 @@ async fn no_command_is_applied_twice_when_the_leader_stops() {
                 while !stop.load(Ordering::Relaxed) {
                     let key = format!("{round}/{writer}/{}", sent.len());
                     let request = json!({ "key": key, "text": "text" });
-                    // Some have an unknown outcome, and are not sent again.
+                    // Some calls have an unknown outcome and are not sent again.
                     let _ = call(&client, "kv.v1.KV/Put", request, CallOptions::write()).await;
                     sent.push(key);
                 }
@@ -143,7 +143,7 @@ async fn no_command_is_applied_twice_when_the_leader_stops() {
     }
 }
 
-/// A follower that was away so long that the log it needs is gone gets a snapshot.
+/// A follower that was down so long that the entries it needs are purged gets a snapshot.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_follower_that_was_away_gets_a_snapshot() {
     let setup = Setup {
@@ -175,15 +175,15 @@ async fn a_follower_that_was_away_gets_a_snapshot() {
     let status = client.status().await.unwrap();
     let node = status.nodes.iter().find(|node| node.id == away).unwrap();
     assert!(node.snapshot >= purged, "{node:?}");
-    // And it can be restarted from that snapshot.
+    // The follower can be restarted from that snapshot.
     cluster.stop(away);
     cluster.start_node(away);
     cluster.caught_up(&[1, 2, 3]).await;
     assert_eq!(get_stale(&own, "key/599").await.unwrap(), "text");
 }
 
-/// Two dead nodes of three: no write is acknowledged, no linearizable read answered, stale ones are;
-/// one comes back and all is well.
+/// With two of three nodes dead, no write is acknowledged and no linearizable read answered; stale
+/// reads are. After one node is back, the cluster serves again.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_majority_nothing_is_promised() {
     let mut cluster = Cluster::start().await;
@@ -218,7 +218,7 @@ async fn without_a_majority_nothing_is_promised() {
     assert_eq!(get(&client, "key").await.unwrap(), "again");
 }
 
-/// A node whose data directory was lost must not vote again under its old id.
+/// A node that lost its data directory must not vote again under its old id.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_lost_its_data_is_refused() {
     let mut cluster = Cluster::start().await;
@@ -244,7 +244,7 @@ async fn a_node_that_lost_its_data_is_refused() {
     );
 }
 
-/// Without a leader nothing is proposed, so a deadline that passes leaves nothing in doubt.
+/// Without a leader no call is proposed, so after a deadline no outcome is unknown.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_deadline_that_passes_without_a_leader_leaves_nothing_in_doubt() {
     let mut cluster = Cluster::start().await;

@@ -1,4 +1,4 @@
-//! `conclave replay`: what a stopped node's directory tells, and that it is not touched by being asked.
+//! `conclave replay`: the entries and states of a stopped node's directory, which is not changed.
 
 use std::{
     collections::BTreeMap,
@@ -20,7 +20,8 @@ use crate::{
 };
 use conclave_testing::{counters::version, wat::Wat};
 
-/// Runs the verb on a node's directory, with a place of its own for the copy, which must be empty afterwards.
+/// Runs the verb on a node's directory, with a work directory for the copy, which must be
+/// empty afterwards.
 pub(crate) fn replay(cluster: &Cluster, id: u64, arguments: &[&str]) -> Output {
     let key = cluster.dir.path().join("master.key");
     replay_of(&cluster.node(id).data_dir, &key, arguments)
@@ -42,7 +43,7 @@ fn replay_of(data_dir: &Path, key: &Path, arguments: &[&str]) -> Output {
     output
 }
 
-/// What it says as JSON.
+/// Returns the verb's output as JSON.
 pub(crate) fn replayed(cluster: &Cluster, id: u64, arguments: &[&str]) -> Value {
     let output = replay(cluster, id, &[arguments, &["--json"]].concat());
     let stderr = String::from_utf8_lossy(&output.stderr);
@@ -50,14 +51,14 @@ pub(crate) fn replayed(cluster: &Cluster, id: u64, arguments: &[&str]) -> Value 
     serde_json::from_slice(&output.stdout).unwrap()
 }
 
-/// Why it refuses.
+/// Returns the error of a refused run.
 fn refused(output: &Output) -> String {
     let stderr = String::from_utf8_lossy(&output.stderr).into_owned();
     assert!(!output.status.success(), "it was not refused: {stderr}");
     stderr
 }
 
-/// Every file with its bytes, its permissions and when it was last changed.
+/// Returns every file with its bytes, its permissions and its modification time.
 fn picture(dir: &Path) -> BTreeMap<PathBuf, (Vec<u8>, u32, SystemTime, i64)> {
     let one = |path: PathBuf| {
         let metadata = fs::metadata(&path).unwrap();
@@ -92,7 +93,7 @@ async fn the_state_at_any_index_is_there_and_the_directory_stays_as_it_is() {
         put(&client, "color", color).await.unwrap();
     }
     cluster.caught_up(&[1, 2, 3]).await;
-    // One that runs keeps its directory for itself.
+    // A running node has its directory locked.
     let error = refused(&replay(&cluster, 2, &[]));
     assert!(error.contains("in use") && error.contains(&cluster.pid(2).to_string()), "{error}");
     for id in 1..=3 {
@@ -115,7 +116,7 @@ async fn the_state_at_any_index_is_there_and_the_directory_stays_as_it_is() {
     let at = replayed(&cluster, 2, &[&["--to", &first][..], &GET].concat());
     assert!(!at["answers"][0].to_string().contains("red"), "{at}");
 
-    // One entry, with what was asked and answered.
+    // One entry with its request and response.
     let shown = replayed(&cluster, 2, &["--show", &puts[1].to_string()]);
     let entry = &shown["shown"][0];
     assert_eq!(entry["kind"], "call");
@@ -126,11 +127,11 @@ async fn the_state_at_any_index_is_there_and_the_directory_stays_as_it_is() {
     assert!(said.contains("kv.v1.KV/Put") && said.contains("green"), "{said}");
     assert!(String::from_utf8_lossy(&people.stderr).contains("secret"));
 
-    // The same on another node, whose log it is too.
+    // The same on another node, which has the same log.
     let other = replayed(&cluster, 3, &["--entries", ".."]);
     assert_eq!(index_of(&other, is_put), puts);
 
-    // What there is not.
+    // An index beyond the end of the log.
     let error = refused(&replay(&cluster, 2, &["--to", "99999"]));
     assert!(error.contains("the log ends at"), "{error}");
     let wrong = cluster.dir.path().join("wrong.key");
@@ -143,7 +144,8 @@ async fn the_state_at_any_index_is_there_and_the_directory_stays_as_it_is() {
 
     let after = picture(&data_dir);
     assert!(before == after, "the directory was changed: {:?}", changed(&before, &after));
-    // A copy of it does as well, and one with a changed byte is refused under its own name.
+    // A copy of the directory works as well. In one with a changed byte, the error names the
+    // damaged file.
     let copy = cluster.dir.path().join("copy");
     copy_dir(&data_dir, &copy);
     assert!(replay_of(&copy, &key, &["--entries", ".."]).status.success());
@@ -157,7 +159,7 @@ async fn the_state_at_any_index_is_there_and_the_directory_stays_as_it_is() {
         error.contains(&initial_component.display().to_string()) && error.contains("damaged"),
         "{error}"
     );
-    // The node goes on as if nothing had been.
+    // The node continues normally.
     for id in 1..=3 {
         cluster.start_node(id);
     }
@@ -174,7 +176,7 @@ fn changed<T: PartialEq>(
 }
 
 fn copy_dir(from: &Path, to: &Path) {
-    // The one directory that may be empty.
+    // The only directory that may be empty.
     fs::create_dir_all(to.join("snapshots")).unwrap();
     for file in files(from) {
         let copy = to.join(file.strip_prefix(from).unwrap());
@@ -183,7 +185,7 @@ fn copy_dir(from: &Path, to: &Path) {
     }
 }
 
-/// Entries that take long: all of them are one batch of the replay's.
+/// A state machine whose entries take long. All of them are in one batch of the replay.
 fn slow() -> Wat {
     Wat {
         apply: "(loop $again (local.set 9 (i32.add (local.get 9) (i32.const 1)))
@@ -238,20 +240,20 @@ async fn interrupted_it_ends_at_once_and_leaves_nothing() {
         assert!(took < whole / 3, "it took {took:?} to stop what takes {whole:?}");
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let said = refused(&output);
-        assert!(said.contains("stopped") && said.contains("as it was"), "{said}");
+        assert!(said.contains("stopped") && said.contains("unchanged"), "{said}");
         assert!(fs::read_dir(work.path()).unwrap().next().is_none(), "a copy was left behind");
     }
     let after = picture(&data_dir);
     assert!(before == after, "the directory was changed: {:?}", changed(&before, &after));
 }
 
-/// Behind a snapshot nothing is left of the log, and the message says what is.
+/// Before a snapshot there is no log, and the error names the first index that is available.
 #[tokio::test(flavor = "multi_thread")]
 async fn before_the_snapshot_there_is_nothing() {
     let flags = vec!["--snapshot-entries=100".into(), "--keep-entries=0".into()];
     let mut cluster = Cluster::start_with(Setup { component: None, flags }).await;
     let client = cluster.client();
-    // The log is purged in pieces of some hundreds.
+    // The log is purged in pieces of some hundreds of entries.
     for round in 0..700 {
         put(&client, "color", &format!("color {round}")).await.unwrap();
     }
@@ -276,11 +278,11 @@ async fn before_the_snapshot_there_is_nothing() {
     let at = replayed(&cluster, 1, &[&["--to", &third_last.to_string()][..], &GET].concat());
     assert!(at["answers"][0].to_string().contains("color 707"), "{at}");
 
-    // A check with what is left begins with the initial state all the same, and says so.
+    // A check with the remaining calls starts with the empty state, and reports that.
     let key = cluster.dir.path().join("master.key");
     let checked = recorded::check(&cluster, 1, &key, &["--shrink", "0"]);
     let said = String::from_utf8_lossy(&checked.stderr);
-    assert!(checked.status.success() && said.contains("is in a snapshot only"), "{said}");
+    assert!(checked.status.success() && said.contains("are in a snapshot only"), "{said}");
     assert!(!said.contains("from entries 0 to"), "{said}");
 }
 
@@ -294,7 +296,7 @@ async fn a_trap_is_shown_with_the_names_of_the_functions_that_led_to_it() {
         add(&client, 1).await;
     }
     call(&client, "Fail", json!({})).await.unwrap_err();
-    // A query that traps is no entry.
+    // A query that traps is not an entry.
     let options = CallOptions::read();
     let query = harness::call(&client, "hostile.v1.Hostile/QueryPanic", json!({}), options);
     query.await.unwrap_err();
@@ -324,7 +326,7 @@ async fn a_trap_is_shown_with_the_names_of_the_functions_that_led_to_it() {
             backtrace.iter().map(|line| line.as_str().unwrap()).collect::<Vec<_>>().join("\n");
         assert!(names.contains(function), "{method}: {names}");
         assert!(!names.contains("!_ZN") && !names.contains("!_R"), "not demangled: {names}");
-        // Rolled back: the same before and after.
+        // The trap was rolled back: the state is the same before and after.
         for to in [index - 1, index] {
             let at = with(&[&["--to", &to.to_string()][..], &total].concat());
             assert!(at["answers"][0]["answer"]["response"].to_string().contains(before), "{at}");
@@ -340,7 +342,7 @@ async fn a_trap_is_shown_with_the_names_of_the_functions_that_led_to_it() {
     let trapping = with(&["--query", "hostile.v1.Hostile/QueryPanic", "{}"]);
     assert_eq!(trapping["answers"][0]["answer"]["trap"], "panic", "{trapping}");
 
-    // Another machine, which knows none of these methods.
+    // Another component, which has none of these methods.
     let kv = cluster.dir.path().join("kv.wasm");
     fs::write(&kv, conclave_cli::DEFAULT_MACHINE).unwrap();
     let kv = kv.to_str().unwrap();

@@ -1,4 +1,5 @@
-//! Snapshots from node to node, on bad links, from damaged disks, and into state machines that take their time.
+//! Snapshots between nodes: on bad links, from damaged disks, and into state machines with
+//! slow restores.
 
 use std::{
     sync::{
@@ -19,7 +20,7 @@ use crate::{
 };
 use conclave_testing::{counters::version, wat::Wat};
 
-/// Texts that together are a state of so many bytes.
+/// Puts texts that together make a state of this many bytes.
 async fn fill(client: &Client, bytes: usize) {
     const TEXT_BYTES: usize = 256 << 10;
     for number in 0..bytes / TEXT_BYTES {
@@ -33,7 +34,7 @@ async fn node(client: &Client, id: u64) -> Result<Node, String> {
     status.nodes.into_iter().find(|node| node.id == id).ok_or_else(|| "no such node".to_owned())
 }
 
-/// Waits until a node's log no longer has what a node has last seen that stands at `behind`.
+/// Waits until a node has purged the entries that a node at index `behind` needs.
 async fn purged_beyond(client: &Client, id: u64, behind: u64) {
     eventually("the log is purged", async || {
         let node = node(client, id).await?;
@@ -42,7 +43,8 @@ async fn purged_beyond(client: &Client, id: u64, behind: u64) {
     .await;
 }
 
-/// A cluster whose nodes reach one of the followers through a link only. That node is killed.
+/// Starts a cluster whose nodes reach one of the followers only through a link. That node
+/// is killed.
 async fn with_link(flags: &[&str]) -> (Cluster, Link, u64, u64) {
     let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
     let mut cluster = Cluster::prepared(Setup { flags, ..Setup::default() });
@@ -74,7 +76,7 @@ async fn with_link(flags: &[&str]) -> (Cluster, Link, u64, u64) {
     (cluster, link, leader, away)
 }
 
-/// A broken connection costs what was under way on it, and not what the follower has.
+/// A broken connection loses only the bytes in transit, not those that the follower has.
 #[tokio::test(flavor = "multi_thread")]
 async fn transfer_continues_after_a_broken_connection() {
     const STATE_BYTES: usize = 16 << 20;
@@ -86,7 +88,7 @@ async fn transfer_continues_after_a_broken_connection() {
         put(&client, &format!("small/{number}"), "text").await.unwrap();
     }
     purged_beyond(&client, leader, 256).await;
-    // Slow enough that nothing waits in sockets when the connection breaks.
+    // Slow enough that no bytes wait in sockets when the connection breaks.
     link.throttle(6 << 20);
     let before = link.passed();
     link.cut_after(10 << 20);
@@ -106,7 +108,7 @@ async fn transfer_continues_after_a_broken_connection() {
     cluster.caught_up(&[1, 2, 3]).await;
 }
 
-/// Bit rot in a leader's newest snapshot costs a line in its log and another snapshot.
+/// Bit rot in a leader's newest snapshot leads to a line in its log and another snapshot.
 #[tokio::test(flavor = "multi_thread")]
 async fn leader_replaces_a_damaged_snapshot() {
     let (mut cluster, _link, leader, away) =
@@ -126,20 +128,21 @@ async fn leader_replaces_a_damaged_snapshot() {
     cluster.start_node(away);
     cluster.caught_up(&[1, 2, 3]).await;
     assert_eq!(get_stale(&cluster.client_of(away), "small/299").await.unwrap(), "text");
-    assert_eq!(cluster.leader().await, leader, "it went on leading");
+    assert_eq!(cluster.leader().await, leader, "it still leads");
     let log = std::fs::read_to_string(&cluster.node(leader).log).unwrap();
     let name = snapshot.file_name().unwrap().to_str().unwrap();
     let errors = log.lines().filter(|line| line.contains("ERROR"));
     let errors: Vec<_> = errors.collect();
     assert!(errors.len() == 1 && errors[0].contains(name), "{errors:?}");
-    // The leader starts from the new one.
+    // The leader starts from the new snapshot.
     cluster.stop(leader);
     cluster.start_node(leader);
     cluster.caught_up(&[1, 2, 3]).await;
     assert_eq!(get(&cluster.client_of(leader), "small/299").await.unwrap(), "text");
 }
 
-/// While a snapshot crawls through a slow link the log goes on by many times what is kept otherwise.
+/// While a snapshot is sent through a slow link, the log grows by many times the number of entries
+/// that are normally kept.
 #[tokio::test(flavor = "multi_thread")]
 async fn follower_catches_up_under_load() {
     let flags = ["--snapshot-entries=200", "--keep-entries=50", "--keep-bytes=1048576"];
@@ -175,10 +178,11 @@ async fn follower_catches_up_under_load() {
     for writer in writers {
         writer.await.unwrap();
     }
-    // The snapshot alone took four seconds on the link, and more entries came than are kept without need.
+    // The snapshot alone took four seconds on the link. Meanwhile, more entries came than are
+    // normally kept.
     assert!(puts > 1_000 && began.elapsed() > Duration::from_secs(4), "{puts} puts");
     cluster.caught_up(&[1, 2, 3]).await;
-    // What was kept for it is purged once it is not needed.
+    // The entries kept for the follower are purged once they are not needed.
     eventually("the log is as short as before", async || {
         put(&client, "small/last", "text").await.map_err(|error| error.to_string())?;
         let node = node(&client, leader).await?;
@@ -188,11 +192,12 @@ async fn follower_catches_up_under_load() {
     .await;
 }
 
-/// A query with such a request adds a thousand to the state of the instance that it is asked of.
+/// A query with this request adds a thousand to the state of the instance that serves it.
 const CORRUPT: &[u8] = b"333";
 const TRAP: &[u8] = b"1";
 
-/// Counts, and takes some seconds to accept a state: a loop in the last call of a restore.
+/// A state machine that counts, and takes some seconds to restore a state: a loop in the last call
+/// of a restore.
 fn slow_to_restore() -> Wat {
     let counter = version("slow", 1, 1, &[1]);
     let finish = format!("(call $spin) {}", counter.finish);
@@ -242,8 +247,8 @@ async fn count(client: &Client) -> Result<(), String> {
     ask(client, "Apply", b"", options).await
 }
 
-/// A follower that restores a snapshot still answers for its leader: with the third node gone, linearizable reads
-/// need it.
+/// A follower that restores a snapshot still answers its leader. With the third node gone,
+/// linearizable reads need it.
 #[tokio::test(flavor = "multi_thread")]
 async fn follower_answers_its_leader_while_it_restores_a_snapshot() {
     let (mut cluster, _dir) = slow_cluster(&["--keep-entries=0"]).await;
@@ -265,25 +270,27 @@ async fn follower_answers_its_leader_while_it_restores_a_snapshot() {
     .await;
     cluster.kill(other);
     let term = client.status().await.unwrap().term;
-    // Before it is installed, its file has a temporary name.
+    // Before the snapshot is installed, its file has a temporary name.
     let mut answered = 0;
     while files(&received).iter().all(|path| path.extension().is_some_and(|end| end == "tmp")) {
         let options = CallOptions::read().deadline(Duration::from_secs(1));
         ask(&client, "Query", b"", options)
             .await
             .unwrap_or_else(|error| panic!("after {answered} answers: {error}"));
-        // A leader whose heartbeats are not answered for an election timeout does not say that it leads.
+        // A leader whose heartbeats are not answered for an election timeout does not report that
+        // it leads.
         let leads = cluster.metric(leader, "conclave_raft_is_leader");
         assert_eq!(leads, Ok(1.0), "after {answered} answers");
         answered += 1;
     }
     assert!(answered > 20, "{answered} answers: it was not slow");
-    assert_eq!(client.status().await.unwrap().term, term, "the leader leads on");
+    assert_eq!(client.status().await.unwrap().term, term, "the leader still leads");
     cluster.caught_up(&[leader, away]).await;
     count(&client).await.unwrap();
 }
 
-/// A node whose state is being replaced has a sound log: with the third node gone, every write needs it.
+/// A node whose state is being replaced has an intact log. With the third node gone, every write
+/// needs it.
 #[tokio::test(flavor = "multi_thread")]
 async fn node_under_repair_acknowledges_entries() {
     let (mut cluster, _dir) = slow_cluster(&["--consistency-check-interval-ms=300"]).await;
@@ -292,7 +299,7 @@ async fn node_under_repair_acknowledges_entries() {
     let (victim, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);
     count(&client).await.unwrap();
     cluster.caught_up(&[1, 2, 3]).await;
-    // The reader's state becomes that of both: by a snapshot, and by a trap after it.
+    // The standby's state spreads to both instances: by a snapshot, and by a trap after it.
     let stale = CallOptions::read().consistency(conclave_client::Consistency::Stale);
     ask(&cluster.client_of(victim), "Query", CORRUPT, stale).await.unwrap();
     cluster.client_of(victim).snapshot().await.unwrap();
@@ -307,8 +314,8 @@ async fn node_under_repair_acknowledges_entries() {
     })
     .await;
     cluster.kill(other);
-    // With enough writers there are more steps of the commit index than openraft's queue to the state machine had
-    // places for by default.
+    // With enough writers, the commit index advances in more steps than openraft's queue to the
+    // state machine had places by default.
     let client = cluster.client_of(leader);
     let (stop, counted) = (Arc::new(AtomicBool::new(false)), Arc::new(AtomicUsize::new(0)));
     let writers = (0..8).map(|_| {

@@ -1,4 +1,4 @@
-//! A follower that takes a snapshot and falls silent, played by the test.
+//! A follower, played by the test, that receives a snapshot and falls silent.
 
 use std::{
     convert::Infallible,
@@ -29,13 +29,14 @@ use tower::{Service, service_fn};
 
 use crate::harness::{Cluster, PATIENCE, Setup, eventually, put};
 
-/// What the leader did in one attempt: where it began, how many bytes it sent, and when it had sent all.
+/// One attempt of the leader: the offset where it began, the number of bytes it sent, and the time
+/// when all were sent.
 type Attempt = (u64, u64, Instant);
 
 #[derive(Clone)]
 struct Silent {
     component_id: bytes::Bytes,
-    /// Whether it is reachable for entries.
+    /// Whether the follower answers appends.
     answers: Arc<AtomicBool>,
     attempts: mpsc::UnboundedSender<Attempt>,
     received: Arc<Mutex<Vec<u8>>>,
@@ -50,7 +51,7 @@ impl Silent {
         }))
     }
 
-    /// Its log is empty.
+    /// Rejects an append: the follower's log is empty.
     fn append(
         &self,
         request: Request<Streaming<AppendRequest>>,
@@ -107,7 +108,7 @@ impl Silent {
             let done = Progress::Done(SnapshotResponse { vote });
             answers.send(answer(done)).await.unwrap();
         } else {
-            // It has all, and hangs over it.
+            // The follower has received all and never responds.
             answers.closed().await;
         }
     }
@@ -117,7 +118,7 @@ impl NamedService for Silent {
     const NAME: &'static str = "conclave.raft.v1.Raft";
 }
 
-/// Three methods of the peers' service. It answers no heartbeat and does not vote.
+/// Three methods of the peer service. The follower answers no heartbeat and does not vote.
 impl Service<http::Request<Body>> for Silent {
     type Response = http::Response<Body>;
     type Error = Infallible;
@@ -157,8 +158,9 @@ impl Service<http::Request<Body>> for Silent {
     }
 }
 
-/// The follower has received all of a snapshot and never says what became of it. Its connection lives. The leader
-/// tries again, and the follower, which still has the bytes, is not sent them twice.
+/// The follower has received all of a snapshot and never reports the result, while its connection
+/// stays open. The leader retries, and does not send the bytes a second time, as the follower still
+/// has them.
 #[tokio::test(flavor = "multi_thread")]
 async fn follower_that_falls_silent_over_a_snapshot_is_tried_again() {
     const STALL: Duration = Duration::from_secs(1);
@@ -198,7 +200,7 @@ async fn follower_that_falls_silent_over_a_snapshot_is_tried_again() {
     assert!(began_at == 0 && sent > 0);
     let (began_at, again, second) = next().await;
     assert_eq!((began_at, again), (sent, 0), "the follower has all of it");
-    // Its last call may take longer than the others.
+    // The last call of a transfer may take longer than the others.
     assert!(second - first >= STALL, "{:?}", second - first);
     put(&client, "key", "text").await.unwrap();
     serving.abort();

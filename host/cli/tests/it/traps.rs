@@ -1,5 +1,5 @@
-//! A machine that misbehaves in every way it can: each call gets its clear error within a bounded
-//! time, leaves no trace, the same on every node, and everything else goes on.
+//! A state machine that misbehaves in every possible way. Each call gets a clear error within a
+//! bounded time and has no effect, equally on every node, and all other calls continue.
 
 use std::{
     path::{Path, PathBuf},
@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 
 use crate::harness::{self, Cluster, Setup};
 
-/// Far above what a limit takes to be reached, far below a hang.
+/// Maximum time of a call: far above the time to reach a limit, far below a hang.
 const BOUND: Duration = Duration::from_secs(30);
 
 const TRAPS: [(&str, &str); 6] = [
@@ -52,7 +52,7 @@ pub(crate) async fn add(client: &Client, n: i64) -> i64 {
     number(&call(client, "Add", json!({ "n": n })).await.unwrap())
 }
 
-/// protobuf's JSON writes 64-bit numbers as text, and leaves zero out.
+/// Parses a number of protobuf's JSON, which writes 64-bit numbers as text and omits zero.
 fn number(answer: &Value) -> i64 {
     let total = answer.as_object().and_then(|fields| fields.values().next());
     total.map_or(0, |value| value.as_str().unwrap_or("0").parse().unwrap())
@@ -72,7 +72,7 @@ async fn all_agree(cluster: &Cluster, expected: i64) {
     }
 }
 
-/// Low enough that a test waits seconds, high enough for every honest call.
+/// Returns limits that are low enough for a test of seconds, and high enough for every normal call.
 pub(crate) fn setup() -> Setup {
     Setup {
         component: Some(hostile()),
@@ -91,13 +91,13 @@ async fn every_trap_is_an_outcome_and_not_an_outage() {
         assert!(begun.elapsed() < BOUND, "{method} took {:?}", begun.elapsed());
         assert!(error.to_string().contains(name), "{method}: {error}");
         assert!(!error.is_unavailable(), "{method}: {error}");
-        // The state is as before, and the next call is applied.
+        // The state is unchanged, and the next call is applied.
         expected += 1;
         assert_eq!(add(&client, 1).await, expected, "after {method}");
     }
     all_agree(&cluster, expected).await;
 
-    // Twice in a row, before anything could be rebuilt, and with honest calls in between.
+    // Several traps in a row, before an instance could be rebuilt, with normal calls in between.
     let storm = (0..6).map(|_| call(&client, "Panic", json!({})));
     let honest = (0..20).map(|_| add(&client, 1));
     let (panics, sums) =
@@ -107,7 +107,7 @@ async fn every_trap_is_an_outcome_and_not_an_outage() {
     assert_eq!(sums.into_iter().max(), Some(expected));
     all_agree(&cluster, expected).await;
 
-    // A failure is no trap: what was done before it stays.
+    // A failure is not a trap: changes before it are kept.
     let error = call(&client, "Fail", json!({})).await.unwrap_err();
     assert!(!error.to_string().contains("trap"), "{error}");
     let after_failure = total(&client, Consistency::Linearizable).await;
@@ -115,7 +115,7 @@ async fn every_trap_is_an_outcome_and_not_an_outage() {
     expected = after_failure;
     all_agree(&cluster, expected).await;
 
-    // Restart replays to the same state.
+    // A restart replays the log to the same state.
     for id in 1..=3 {
         cluster.kill(id);
     }
@@ -150,7 +150,7 @@ async fn a_query_that_traps_hurts_nobody_else() {
     }
 }
 
-/// Traps, then a snapshot, then restarts and a node that gets everything as a snapshot.
+/// Traps, then a snapshot, then restarts, and a node that gets the whole state as a snapshot.
 #[tokio::test(flavor = "multi_thread")]
 async fn traps_and_snapshots_go_together() {
     let mut setup = setup();
@@ -178,24 +178,24 @@ async fn traps_and_snapshots_go_together() {
     all_agree(&cluster, expected).await;
 }
 
-/// A caller whose deadlines are too short to hear of its traps is slowed down like any other: the leader takes note of
-/// an outcome also if the call that waited for it was cancelled.
+/// A caller whose deadlines are too short to receive its traps is slowed down like any other. The
+/// leader records the outcome even if the waiting call was cancelled.
 #[tokio::test(flavor = "multi_thread")]
 async fn traps_of_cancelled_calls_slow_their_caller_down() {
-    // A loop that takes longer than the deadline.
+    // Fuel for a loop that takes longer than the deadline.
     const FUEL: &str = "--fuel-per-call=300000000";
     const DEADLINE: Duration = Duration::from_millis(20);
     let flags = vec![FUEL.into(), "--memory-bytes-max=301989888".into()];
     let cluster = Cluster::start_with(Setup { component: Some(hostile()), flags }).await;
     let client = cluster.client_of(cluster.leader().await);
     let mut errors = Vec::new();
-    // The first call finds the methods.
+    // The first call loads the descriptors.
     let mut expected = add(&client, 1).await;
     for _ in 0..12 {
         let options = CallOptions::write().deadline(DEADLINE);
         let cut = harness::call(&client, "hostile.v1.Hostile/Loop", json!({}), options).await;
         errors.push(cut.unwrap_err().to_string());
-        // It is applied after the loop was.
+        // The call is applied after the loop.
         expected += 1;
         assert_eq!(add(&client, 1).await, expected);
     }

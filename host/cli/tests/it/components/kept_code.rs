@@ -1,11 +1,12 @@
-//! Compiled code that a node keeps for its next start.
+//! Cache of compiled code that a node keeps for its next start.
 
 use std::{fs, path::PathBuf};
 
 use super::machines::*;
 use crate::harness::{Cluster, eventually, files};
 
-/// How often a node compiled a component since it started, and loaded kept code instead.
+/// Returns the numbers of components that a node has compiled and loaded from the cache since
+/// its start.
 fn compilations(cluster: &Cluster, id: u64) -> Result<[f64; 2], String> {
     let metric = |name| cluster.metric(id, name);
     Ok([metric("conclave_components_compiled_total")?, metric("conclave_components_loaded_total")?])
@@ -23,8 +24,8 @@ async fn compilations_are(cluster: &Cluster, id: u64, expected: [f64; 2]) {
     .await;
 }
 
-/// A restart loads what the run before compiled: the first component, the active one and the one before. A damaged
-/// file costs one compilation and nothing else.
+/// A restart loads the code that the previous run compiled: the initial component, the active one
+/// and the previous one. A damaged file only costs one compilation.
 #[tokio::test(flavor = "multi_thread")]
 async fn restarted_node_compiles_nothing_again() {
     let (mut cluster, _dir) = cluster_of(&first(), &[]).await;
@@ -61,10 +62,10 @@ async fn restarted_node_compiles_nothing_again() {
     assert_eq!(kept(&cluster, restarted).len(), 2, "it was kept again");
 }
 
-/// The code of a component that the cluster has forgotten is removed, and that of the others stays.
+/// The code of a component that the cluster has dropped is removed, and that of the others is kept.
 #[tokio::test(flavor = "multi_thread")]
 async fn code_of_forgotten_components_is_removed() {
-    /// The components that a cluster has.
+    /// Maximum number of components of a cluster.
     const COMPONENTS_MAX: usize = 8;
     let (cluster, _dir) = cluster_of(&first(), &[]).await;
     let client = cluster.client();

@@ -1,4 +1,4 @@
-//! Clients that count without a pause, and what became of their calls.
+//! Clients that count without a pause, and the outcomes of their calls.
 
 use std::{
     sync::{
@@ -13,24 +13,24 @@ use tokio::task::JoinSet;
 
 use super::machines::apply;
 
-/// Clients at work.
+/// A set of running clients.
 pub(super) struct Load {
     stop: Arc<AtomicBool>,
     done: Arc<Mutex<Vec<Instant>>>,
     clients: JoinSet<Counts>,
 }
 
-/// What became of the calls.
+/// The outcomes of the calls.
 #[derive(Debug, Default)]
 pub(super) struct Counts {
-    /// Acknowledged: they must have been counted.
+    /// Acknowledged calls, which must have been counted.
     pub(super) acknowledged: i64,
-    /// They may have been counted.
+    /// Calls of unknown outcome, which may have been counted.
     pub(super) unknown: i64,
 }
 
 impl Load {
-    /// Starts so many clients, each with connections of its own.
+    /// Starts this many clients, each with connections of its own.
     pub(super) fn start(count: usize, client: impl Fn() -> Client) -> Self {
         let stop = Arc::new(AtomicBool::new(false));
         let done = Arc::<Mutex<Vec<Instant>>>::default();
@@ -41,7 +41,7 @@ impl Load {
         Self { stop, done, clients }
     }
 
-    /// Waits until so many more calls have been acknowledged.
+    /// Waits until this many more calls have been acknowledged.
     pub(super) async fn runs(&self, calls: usize) {
         let target = self.done.lock().unwrap().len() + calls;
         let begun = Instant::now();
@@ -51,7 +51,7 @@ impl Load {
         }
     }
 
-    /// The longest time between two acknowledgements, of those since `begun`.
+    /// Returns the longest time between two acknowledgements since `begun`.
     pub(super) fn longest_pause(&self, begun: Instant) -> Duration {
         let done = self.done.lock().unwrap();
         let since = done.iter().filter(|at| **at >= begun);
@@ -63,7 +63,7 @@ impl Load {
         longest.max(last.elapsed())
     }
 
-    /// Ends the clients and adds up.
+    /// Ends the clients and returns their sums.
     pub(super) async fn stop(mut self) -> Counts {
         self.stop.store(true, Ordering::Relaxed);
         let mut total = Counts::default();
@@ -76,7 +76,7 @@ impl Load {
     }
 }
 
-/// The client itself tries again what may be tried again; any other failure fails the test.
+/// Counts until stopped. The client retries safe calls itself; any other failure fails the test.
 async fn work(client: Client, stop: Arc<AtomicBool>, done: Arc<Mutex<Vec<Instant>>>) -> Counts {
     let mut counts = Counts::default();
     while !stop.load(Ordering::Relaxed) {

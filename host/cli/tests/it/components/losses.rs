@@ -11,7 +11,8 @@ use super::{load::Load, machines::*};
 use crate::harness::{Cluster, eventually};
 use conclave_testing::{counters::version, wat::Wat};
 
-/// A node that is down could come back and lack what it needs: it is refused, by the node's name.
+/// A node that is down could come back without the component. The activation is refused, and the
+/// error names the node.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_down_keeps_a_component_from_being_activated() {
     let (mut cluster, _dir) = cluster_of(&first(), &[]).await;
@@ -19,7 +20,7 @@ async fn a_node_that_is_down_keeps_a_component_from_being_activated() {
     let initial_component = active(&client).await;
     let away = cluster.leader().await % 3 + 1;
     cluster.kill(away);
-    // A majority is enough to push.
+    // A majority is enough for a push.
     let component = push(&client, second().component()).await.unwrap().id;
     count(&client).await.unwrap();
     let refused = eventually("the others are ready", async || {
@@ -41,7 +42,8 @@ async fn a_node_that_is_down_keeps_a_component_from_being_activated() {
     assert_eq!(all_agree(&cluster, &component).await, 2);
 }
 
-/// An operator can leave it out by name. It activates the component when it comes to the entry in its log.
+/// An operator can exclude the node explicitly. It activates the component when it reaches the
+/// entry in its log.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_that_is_down_can_be_left_out_of_an_activation() {
     let (mut cluster, _dir) = cluster_of(&first(), &[]).await;
@@ -59,7 +61,7 @@ async fn a_node_that_is_down_can_be_left_out_of_an_activation() {
     .await;
     assert_eq!(active(&client).await, component);
     count(&client).await.unwrap();
-    // A rollback is an activation, too.
+    // A rollback is an activation too.
     eventually("the first component is active again", async || {
         let rolled_back = client.rollback_component_with(&component, &without(&[away])).await;
         rolled_back.map(drop).map_err(|error| error.to_string())
@@ -67,7 +69,7 @@ async fn a_node_that_is_down_can_be_left_out_of_an_activation() {
     .await;
     assert_eq!(active(&client).await, initial_component);
     count(&client).await.unwrap();
-    // Too few would be left.
+    // Too few voters would be left.
     let others: Vec<u64> = (1..=3).filter(|id| *id != away).take(1).chain([away]).collect();
     let refused = client.activate_component_with(&component, &without(&others)).await.unwrap_err();
     assert!(refused.message().contains("1 of 3 voters are left"), "{refused}");
@@ -76,8 +78,8 @@ async fn a_node_that_is_down_can_be_left_out_of_an_activation() {
     assert_eq!(all_agree(&cluster, &initial_component).await, 3);
 }
 
-/// Activates these components in turn until a node was found ready and then stood still before it had applied
-/// the activation: only so can it be away at one. The node is left standing.
+/// Activates these components in turn until a node was ready and then paused before it had applied
+/// the activation. Only so can it miss an activation. The node stays paused.
 async fn activated_without(
     cluster: &Cluster,
     client: &Client,
@@ -100,7 +102,7 @@ async fn activated_without(
         });
         tokio::time::sleep(Duration::from_micros(500 * (1 + round as u64 / 2 % 12))).await;
         signal(Signal::STOP);
-        // Refused, if it stood still before it was asked.
+        // Refused if the node was paused before its readiness was checked.
         let activated = activating.await.unwrap();
         let log = fs::read_to_string(&cluster.node(away).log).unwrap();
         match activated {
@@ -110,11 +112,11 @@ async fn activated_without(
             _ => signal(Signal::CONT),
         }
     }
-    panic!("the node was never away at the right context");
+    panic!("the node was never away at the right time");
 }
 
-/// A node that was found ready is lost before the activation reaches it. It comes back by the others' log, or
-/// by their snapshot alone.
+/// A ready node is lost before the activation reaches it. It comes back with the others' log, or
+/// with their snapshot alone.
 async fn comes_back(flags: &[&str], calls: usize) {
     let (mut cluster, _dir) = cluster_of(&first(), flags).await;
     let client = cluster.client();
@@ -129,7 +131,7 @@ async fn comes_back(flags: &[&str], calls: usize) {
     }
     cluster.start_node(away);
     assert_eq!(all_agree(&cluster, &component).await, calls as i64 + 1);
-    // It is a full member of the next upgrade.
+    // The node takes part in the next upgrade.
     let next = push_ready(&client, version("third", 1, 2, &[1, 2]).component()).await;
     client.activate_component(&next, false).await.unwrap();
     count(&client).await.unwrap();
@@ -146,8 +148,8 @@ async fn a_node_that_was_away_comes_back_by_a_snapshot() {
     comes_back(&["--snapshot-entries=100", "--keep-entries=0"], 400).await;
 }
 
-/// Kills whoever leads in the middle of each step, with clients at work. Each step is done in the end, or
-/// was refused and can be asked for again.
+/// Kills the leader in the middle of each step, with clients at work. Each step completes, or was
+/// refused and can be repeated.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_may_die_in_each_phase() {
     let (mut cluster, _dir) = cluster_of(&first(), &["--snapshot-entries=3000"]).await;
@@ -155,7 +157,7 @@ async fn a_leader_may_die_in_each_phase() {
     let load = Load::start(8, || cluster.client());
     load.runs(200).await;
 
-    // While it is pushed: the client begins anew with the next leader, which has nothing of it.
+    // During the push: the client restarts the push with the next leader, which has no part of it.
     let component = padded(&second().component(), 24 << 20);
     let half = component.len() as u64 / 2;
     let (sent, mut progress) = unbounded_channel();
@@ -173,7 +175,7 @@ async fn a_leader_may_die_in_each_phase() {
     cluster.start_node(died);
     load.runs(200).await;
 
-    // While it is rehearsed.
+    // During the rehearsal.
     let rehearsing = tokio::spawn({
         let (client, component) = (client.clone(), component.clone());
         async move { client.rehearse_component(&component).await }
@@ -185,7 +187,7 @@ async fn a_leader_may_die_in_each_phase() {
     ready(&client, &component).await;
     load.runs(200).await;
 
-    // While it is activated: at once, and a little later.
+    // During the activation: immediately, and a little later.
     let initial_component = active(&client).await;
     for (round, target) in
         [&component, &initial_component, &component, &initial_component, &component]
@@ -227,8 +229,9 @@ async fn kill_leader(cluster: &mut Cluster) -> u64 {
     leader
 }
 
-/// A component that takes small numbers only: it is ready while the number is small, and cannot go on when it
-/// is not any more. Every node says so, and the old component goes on on every node.
+/// A component that accepts only small numbers. It is ready while the number is small, and
+/// cannot continue once it is not. Every node reports that, and the old component stays active
+/// on every node.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_component_that_traps_over_the_state_is_activated_nowhere() {
     let picky = second();
@@ -255,12 +258,12 @@ async fn a_component_that_traps_over_the_state_is_activated_nowhere() {
         let log = fs::read_to_string(&cluster.node(id).log).unwrap();
         assert!(!log.contains("a component is active"), "node {id}");
     }
-    // The next rehearsal finds it, and says so before anything is proposed.
+    // The next rehearsal detects and reports it before an activation is proposed.
     let rehearsed = client.rehearse_component(&component).await.unwrap();
     assert!(!rehearsed.ready, "{rehearsed:?}");
     let refused = client.activate_component(&component, false).await.unwrap_err();
     assert!(refused.message().contains("not every voter is ready"), "{refused}");
-    // Replayed from the log it is the same.
+    // A replay of the log has the same result.
     for id in 1..=3 {
         cluster.kill(id);
         cluster.start_node(id);

@@ -1,4 +1,4 @@
-//! Machines that count, and what the tests do with them.
+//! State machines that count, and helpers of the tests.
 
 use std::path::PathBuf;
 
@@ -12,22 +12,22 @@ use tempfile::TempDir;
 use crate::harness::{Cluster, Setup, call, eventually};
 use conclave_testing::{counters::version, wat::Wat};
 
-/// Counts by one; state version 1, and knows 2.
+/// Counts by one; has state version 1 and also restores 2.
 pub(super) fn first() -> Wat {
     version("first", 1, 1, &[1, 2])
 }
 
-/// Counts by one; state version 2, and knows 1.
+/// Counts by one; has state version 2 and also restores 1.
 pub(super) fn second() -> Wat {
     version("second", 1, 2, &[1, 2])
 }
 
-/// Counts by one; state version 1 again, and does not know 2.
+/// Counts by one; has state version 1 and does not restore 2.
 pub(super) fn narrow() -> Wat {
     version("narrow", 1, 1, &[1])
 }
 
-/// A component with so many bytes more, which say nothing.
+/// Returns a component with this many meaningless bytes appended.
 pub(super) fn padded(component: &[u8], bytes: usize) -> Bytes {
     let mut padded = component.to_vec();
     let name = b"\x07padding";
@@ -40,7 +40,7 @@ pub(super) fn padded(component: &[u8], bytes: usize) -> Bytes {
         size >>= 7;
     }
     padded.extend_from_slice(name);
-    // Nothing that compresses or repeats, so that a piece in the wrong place shows.
+    // Bytes that do not compress or repeat, so that a misplaced part is detected.
     let mut state = 7_u32;
     padded.extend((0..bytes).map(|_| {
         state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
@@ -49,7 +49,7 @@ pub(super) fn padded(component: &[u8], bytes: usize) -> Bytes {
     padded.into()
 }
 
-/// A cluster that is begun with a machine, and the directory that has its component.
+/// Starts a cluster with a state machine. Also returns the directory of its component.
 pub(super) async fn cluster_of(machine: &Wat, flags: &[&str]) -> (Cluster, TempDir) {
     let dir = TempDir::new().unwrap();
     let flags = flags.iter().map(|flag| (*flag).to_owned()).collect();
@@ -57,14 +57,14 @@ pub(super) async fn cluster_of(machine: &Wat, flags: &[&str]) -> (Cluster, TempD
     (Cluster::start_with(Setup { component, flags }).await, dir)
 }
 
-/// A file with a component.
+/// Writes a component to a file.
 pub(super) fn write(dir: &TempDir, name: &str, component: &[u8]) -> PathBuf {
     let path = dir.path().join(name);
     std::fs::write(&path, component).unwrap();
     path
 }
 
-/// Counts once.
+/// Sends one count.
 pub(super) async fn count(client: &Client) -> Result<(), Error> {
     let options = CallOptions::write();
     apply(client, options).await.map(drop)
@@ -74,7 +74,7 @@ pub(super) async fn apply(client: &Client, options: CallOptions) -> Result<Value
     call(client, "conclave.machine.v1.Machine/Apply", json!({"method": "any"}), options).await
 }
 
-/// What has been counted, as this client's nodes see it.
+/// Returns the count, as this client's nodes have it.
 pub(super) async fn counted(client: &Client, consistency: Consistency) -> i64 {
     let options = CallOptions::read().consistency(consistency);
     let request = json!({"method": "any"});
@@ -83,12 +83,12 @@ pub(super) async fn counted(client: &Client, consistency: Consistency) -> i64 {
     i64::from_le_bytes(words[..8].try_into().unwrap())
 }
 
-/// Every node has counted the same, and runs this component.
+/// Asserts that every node has the same count and runs this component.
 pub(super) async fn all_agree(cluster: &Cluster, component: &str) -> i64 {
     cluster.caught_up(&[1, 2, 3]).await;
     let mut numbers = Vec::new();
     for id in 1..=3 {
-        // Its own reader answers, once it has come so far.
+        // The node's own standby answers, once it has applied this far.
         numbers.push(counted(&cluster.client_of(id), Consistency::Linearizable).await);
     }
     assert!(numbers.iter().all(|number| *number == numbers[0]), "{numbers:?}");
@@ -104,7 +104,7 @@ pub(super) async fn push(client: &Client, component: Bytes) -> Result<Component,
     client.push_component(id, component, |_| {}).await
 }
 
-/// Pushes a component and waits until every node is ready for it; its id.
+/// Pushes a component, waits until every node is ready for it, and returns its id.
 pub(super) async fn push_ready(client: &Client, component: Bytes) -> String {
     let component = push(client, component).await.unwrap();
     ready(client, &component.id).await;
@@ -125,7 +125,7 @@ pub(super) async fn ready(client: &Client, id: &str) {
     .await;
 }
 
-/// The active component's id.
+/// Returns the active component's id.
 pub(super) async fn active(client: &Client) -> String {
     let components = client.components().await.unwrap();
     components.into_iter().find(|component| component.active).unwrap().id

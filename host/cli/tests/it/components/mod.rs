@@ -1,8 +1,8 @@
-//! The life of an upgrade, with real processes: push, rehearse, activate, roll back, under load and under
-//! losses, and whatever else is handed in as a component.
+//! Upgrades with real processes: push, rehearse, activate, roll back, under load and losses, and
+//! invalid components.
 //!
-//! The machines count. Each version is a component of its own; what they count is the same, so that no
-//! acknowledged call may be missing at the end, whichever component applied it.
+//! The state machines count. Each version is a component of its own. They all continue the same
+//! count, so finally no acknowledged call may be missing, whichever component applied it.
 
 mod kept_code;
 mod load;

@@ -1,4 +1,4 @@
-//! Whatever is handed in as a component: a clear refusal, nothing in the log, and the cluster goes on.
+//! Invalid components: a clear error, no entry in the log, and the cluster continues.
 
 use std::process::Output;
 
@@ -8,7 +8,7 @@ use super::machines::*;
 use crate::harness::{Cluster, conclave, eventually};
 use conclave_testing::{counters::version, wat::Wat};
 
-/// A component of nothing but this.
+/// Compiles a component from this text.
 fn component(text: &str) -> Vec<u8> {
     wat::parse_str(text).unwrap()
 }
@@ -25,7 +25,8 @@ fn text(output: &Output) -> String {
     format!("{}{}", String::from_utf8_lossy(out), String::from_utf8_lossy(err))
 }
 
-/// Each name of the contract with another version. The names have one length, so the bytes stay whole.
+/// Replaces the version in each name of the contract. The names keep their length, so the binary
+/// stays valid.
 fn of_contract(component: &[u8], version: &str) -> Vec<u8> {
     let (from, to) = (b"@0.1.0", version.as_bytes());
     assert_eq!(from.len(), to.len());
@@ -117,7 +118,7 @@ fn descriptor(body: &str) -> Vec<u8> {
     compiler.encode_file_descriptor_set()
 }
 
-/// The steps on the command line, their answers to people and to scripts, and their refusals.
+/// The steps on the command line, their output for people and for scripts, and their errors.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_command_line_leads_through_an_upgrade() {
     let (cluster, _initial_component) = cluster_of(&first(), &[]).await;
@@ -154,7 +155,7 @@ async fn the_command_line_leads_through_an_upgrade() {
     let (code, told) = run(&["activate", &id]);
     assert!(code == Some(0) && told.contains("is active since index"), "{told}");
 
-    // The way back is shut if the component before does not know the state.
+    // A rollback is impossible if the previous component does not restore the state.
     let narrow = version("third", 1, 2, &[2]).component();
     let third = push_ready(&client, narrow).await;
     client.activate_component(&third, false).await.unwrap();

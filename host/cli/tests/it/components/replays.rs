@@ -1,11 +1,11 @@
-//! A replay goes on with the components that the log activates, where it does.
+//! A replay switches to the components that the log activates, at the same entries.
 
 use serde_json::{Value, json};
 
 use super::machines::*;
 use crate::replay::replayed;
 
-/// What the machine of the time answers to a query: what it has counted, and its step.
+/// Returns the active component's response to a query: its count and its step.
 fn answered(at: &Value) -> (i64, i64) {
     use base64::{Engine, engine::general_purpose::STANDARD as BASE64};
     let text = at["answers"][0]["answer"]["response"]["base64"].as_str().unwrap();
@@ -55,14 +55,15 @@ async fn a_replay_runs_the_components_of_the_time() {
         (&json!(initial_component), &json!(true))
     );
 
-    // One that counts by ten goes through the whole log, whatever was activated.
+    // A component that counts by ten is applied to the whole log, in spite of the activations.
     let tens = conclave_testing::counters::version("tens", 10, 1, &[1]);
     let tens = write(&dir, "tens.wasm", &tens.component());
-    // From the first entry on, so that the replay does not begin with a snapshot of the second.
+    // From the first entry on, so that the replay does not start from a snapshot of the
+    // second component.
     let other = at(last, &["--entries", "1..", "--component", tens.to_str().unwrap()]);
     assert_eq!(answered(&other), (50, 10), "{other}");
     let compared =
         at(last, &["--entries", "1..", "--component", tens.to_str().unwrap(), "--compare"]);
-    // The ticks that an activation asks for are no difference.
+    // The ticks that an activation schedules are not a difference.
     assert_eq!(compared["different"], json!(5), "{compared}");
 }

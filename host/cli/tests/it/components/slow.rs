@@ -1,4 +1,5 @@
-//! An activation that takes seconds: it holds openraft's turn of the state machine, and must not make the node deaf.
+//! An activation that takes seconds. It occupies openraft's state machine task, and must not make
+//! the node unresponsive.
 
 use std::time::{Duration, Instant};
 
@@ -8,11 +9,12 @@ use tokio::task::JoinSet;
 use super::machines::*;
 use conclave_testing::{counters::version, wat::Wat};
 
-/// openraft's queue to the state machine has 1024 places by default, one for each step of the commit index.
+/// Maximum number of writes. openraft's queue to the state machine has 1024 places by default, one
+/// for each step of the commit index.
 const WRITES_MAX: usize = 6000;
 const COMMITTED: &str = "conclave_raft_committed_index";
 
-/// Counts by one; needs some seconds to take over a state.
+/// Counts by one, and needs some seconds to restore a state.
 fn slow() -> Wat {
     let counter = version("slow", 1, 1, &[1]);
     Wat {
@@ -27,8 +29,8 @@ fn slow() -> Wat {
     }
 }
 
-/// Writes wait for the activation, and each is answered; nothing else does: the nodes answer heartbeats and votes, so
-/// no leader is elected.
+/// Writes wait for the activation, and each is answered. Nothing else waits: the nodes answer
+/// heartbeats and votes, so no leader is elected.
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_activation_deposes_no_leader() {
     let (cluster, _dir) = cluster_of(&first(), &[]).await;
@@ -42,7 +44,8 @@ async fn slow_activation_deposes_no_leader() {
         let (client, component) = (client.clone(), component.clone());
         async move { client.activate_component(&component, false).await.map(|_| began.elapsed()) }
     });
-    // One after the other, so that each is a step of the commit index; a connection has room for some hundred.
+    // Sent one after the other, so that each is a step of the commit index. A connection has room
+    // for some hundreds.
     let mut writes = JoinSet::new();
     let writers: Vec<_> = (0..8).map(|_| cluster.client_of(leader)).collect();
     let reader = cluster.client_of(leader);

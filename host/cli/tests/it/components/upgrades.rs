@@ -1,4 +1,4 @@
-//! Upgrades that succeed, and what they leave.
+//! Successful upgrades and their effects.
 
 use std::time::Instant;
 
@@ -11,7 +11,7 @@ use conclave_testing::wat::Wat;
 
 const CLIENTS: usize = 64;
 
-/// The whole life under load: no acknowledged call is lost, none fails for good, and there is a way back.
+/// An upgrade and a rollback under load: no acknowledged call is lost, and no call fails permanently.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_live_upgrade_loses_nothing() {
     let (mut cluster, _dir) = cluster_of(&first(), &["--snapshot-entries=2000"]).await;
@@ -29,7 +29,7 @@ async fn a_live_upgrade_loses_nothing() {
     assert_eq!((&activated.component, &activated.previous), (&component, &initial_component));
     load.runs(2000).await;
     eprintln!("activation: the longest pause of writes was {:?}", load.longest_pause(begun));
-    // Asked again, as by somebody who lost the answer.
+    // The request is repeated, as by a client that lost the response.
     let again = client.activate_component(&component, false).await.unwrap();
     assert_eq!(again.index, activated.index);
 
@@ -50,7 +50,7 @@ async fn a_live_upgrade_loses_nothing() {
     let counts = load.stop().await;
     assert_eq!(counts.unknown, 0, "nothing was lost on the way");
     assert_eq!(all_agree(&cluster, &component).await, counts.acknowledged);
-    // From snapshots and logs, all at once.
+    // All nodes restart at once, from snapshots and logs.
     for id in 1..=3 {
         cluster.kill(id);
     }
@@ -60,7 +60,7 @@ async fn a_live_upgrade_loses_nothing() {
     cluster.serving().await;
     assert_eq!(counted(&client, Consistency::Linearizable).await, counts.acknowledged);
     assert_eq!(all_agree(&cluster, &component).await, counts.acknowledged);
-    // What is known of components has survived as well.
+    // The list of components has survived as well.
     let components = client.components().await.unwrap();
     assert_eq!(components.len(), 2);
     assert!(
@@ -69,8 +69,8 @@ async fn a_live_upgrade_loses_nothing() {
     assert!(components[1].previous && components[1].id == initial_component);
 }
 
-/// The services, reflection and the description are those of the active machine at once, and what would
-/// break clients needs to be asked for.
+/// The services, reflection and the description are immediately those of the active component.
+/// Changes that break clients need an explicit permission.
 #[tokio::test(flavor = "multi_thread")]
 async fn the_api_follows_the_machine_and_breaking_changes_are_asked_for() {
     let with_service = |body: &str| {
@@ -118,7 +118,7 @@ async fn the_api_follows_the_machine_and_breaking_changes_are_asked_for() {
         let answer = client.call_raw("t.v1.S/C", Vec::new()).await;
         assert!(answer.is_ok(), "node {id}: {answer:?}");
     }
-    // The way back breaks clients of the new method.
+    // A rollback breaks clients of the new method.
     ready(&client, &before).await;
     let refused = client.rollback_component(&component, false).await.unwrap_err();
     assert!(refused.message().contains("t.v1.S/C"), "{refused}");
@@ -134,7 +134,7 @@ impl protox::file::FileResolver for Source {
     }
 }
 
-/// The machine's methods, as it is described.
+/// Returns the methods in the state machine's description.
 async fn methods(client: &Client) -> Vec<String> {
     let name = "conclave.machine.v1.Machine/Describe";
     let described = harness::call(client, name, json!({}), CallOptions::read()).await.unwrap();
@@ -142,7 +142,7 @@ async fn methods(client: &Client) -> Vec<String> {
     methods.iter().map(|method| method["name"].as_str().unwrap().to_owned()).collect()
 }
 
-/// A newer program carries another default machine. It must not matter to a cluster that runs.
+/// A newer program has another default component. That must not affect a cluster with data.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_node_with_data_goes_on_with_the_clusters_component() {
     let mut cluster = Cluster::start_with(Setup::default()).await;
@@ -170,8 +170,8 @@ async fn a_node_with_data_goes_on_with_the_clusters_component() {
     }
 }
 
-/// A rehearsal does not only restore: it applies to the newest snapshot what clients have sent since. A component
-/// that cannot take that is not ready.
+/// A rehearsal not only restores the newest snapshot, but also applies the calls since. A component
+/// that cannot apply them is not ready.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_rehearsal_applies_what_was_really_sent() {
     let (cluster, _dir) = cluster_of(&first(), &[]).await;

@@ -1,8 +1,9 @@
-//! A disk that loses what was not synced.
+//! Model of a disk that loses unsynced data.
 //!
-//! A change is on it for sure once a sync of the same file (of the directory, for names) has begun after the
-//! change had ended, and has ended before the power fails. Of the others any may be there: of a write any of
-//! its sectors; of the names in a directory the changes up to any one, as journals keep their order.
+//! A change is on the disk for certain if a sync of the same file (of the directory, for names)
+//! begins after the change has ended, and ends before the power fails. Of the other changes, any
+//! may be there: any sectors of a write; of the names in a directory, the changes up to any one, as
+//! journals keep their order.
 
 use std::{
     collections::BTreeMap,
@@ -15,16 +16,16 @@ use super::trace::{Call, Event};
 
 const SECTOR_BYTES: u64 = 512;
 
-/// What is there of what was not synced.
+/// The part of the unsynced changes that is on the disk.
 #[derive(Clone, Copy, Debug)]
 pub(super) enum Unsynced {
     Nothing,
     Everything,
-    /// Some of it, by a seed.
+    /// A part, chosen by a seed.
     Some(u64),
 }
 
-/// Numbers that look random and are the same at every run.
+/// Generator of numbers that look random and are the same in every run.
 pub(super) struct Dice(u64);
 
 impl Dice {
@@ -58,10 +59,10 @@ enum Naming {
     Remove(PathBuf),
 }
 
-/// What was done to one file or directory, and when it was synced.
+/// The changes to one file or directory, and its syncs.
 type Past<T> = (Vec<(Span, T)>, Vec<Span>);
 
-/// The history of every file and directory.
+/// The changes and syncs of every file and directory.
 #[derive(Default)]
 pub(super) struct Disk<'a> {
     root: PathBuf,
@@ -129,7 +130,7 @@ impl<'a> Disk<'a> {
         self.dirs.entry(dir).or_default().0.push((span, naming));
     }
 
-    /// Writes what is on the disk if the power fails just before a line of the trace.
+    /// Writes the files that are on the disk if the power fails just before a line of the trace.
     pub(super) fn image(&self, cut: usize, unsynced: Unsynced, to: &Path) {
         let mut dice = Dice::new(if let Unsynced::Some(seed) = unsynced { seed } else { 1 });
         fs::create_dir(to).unwrap();
@@ -195,7 +196,8 @@ impl<'a> Disk<'a> {
     }
 }
 
-/// The first line of a sync that is the last to have ended; what had ended before it is there.
+/// Returns the first line of the last sync that has ended: changes that had ended before it are on
+/// the disk.
 fn synced(syncs: &[Span], cut: usize) -> usize {
     syncs.iter().filter(|sync| sync.ended < cut).map(|sync| sync.begun).max().unwrap_or(0)
 }

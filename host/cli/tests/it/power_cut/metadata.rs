@@ -1,7 +1,8 @@
-//! The small entries that a leader keeps of its peers, after a power cut.
+//! Metadata entries that a leader keeps about its peers, after a power cut.
 //!
-//! They are written and synced every 200 ms, so the last of them may be lost. What is there must be whole and true:
-//! an entry that claims more than a peer acknowledged would have a sound node refused.
+//! They are written and synced every 200 ms, so the last of them may be lost. The remaining ones
+//! must be complete and correct: an entry that claims more than a peer acknowledged would cause a
+//! healthy node to be refused.
 
 use std::{collections::BTreeMap, fs, path::Path, time::Duration};
 
@@ -22,12 +23,14 @@ use crate::{
 };
 
 const PUTS: usize = 200;
-/// After so long an acknowledgement is on disk, as `raft/network/local.rs` promises; and some patience for the trace.
+/// Time after which an acknowledgement is on disk, as `raft/network/local.rs` guarantees, with some
+/// tolerance for the trace.
 const LATE_S: f64 = 1.5;
-/// Entries beside the puts: the membership, the leader's first, consistency checks.
+/// Number of entries besides the puts: the membership, the leader's first entry,
+/// consistency checks.
 const OTHERS: u64 = 30;
 
-/// The log of node 1 on an image.
+/// Opens the log of node 1 on an image.
 fn open(cluster: &Cluster, image: &Path) -> Storage {
     let component = bytes::Bytes::from_static(conclave_cli::DEFAULT_MACHINE);
     let options = Options {
@@ -41,7 +44,7 @@ fn open(cluster: &Cluster, image: &Path) -> Storage {
     Storage::open(options).unwrap_or_else(|error| panic!("{}: {error}", image.display()))
 }
 
-/// The highest index that a peer has acknowledged to this node.
+/// Returns the highest index that a peer has acknowledged to this node.
 fn acknowledged(log: &LogStore, peer: u64) -> Option<u64> {
     let entry = log.get_record(&format!("peer/{peer}/acknowledged")).unwrap()?;
     let known = Acknowledged::decode(&entry[..]).unwrap();
@@ -76,7 +79,7 @@ async fn metadata_of_peers_survives_a_power_cut_whole_and_true() {
     for number in 0..PUTS {
         put(&client, "key", &number.to_string()).await.unwrap();
         puts.push(now());
-        // Over some seconds, so that entries become old enough to have to be there.
+        // Spread over some seconds, so that entries become old enough to be required.
         tokio::time::sleep(Duration::from_millis(25)).await;
     }
     stop_traced(&mut cluster);
@@ -98,7 +101,7 @@ async fn metadata_of_peers_survives_a_power_cut_whole_and_true() {
         let image = cluster.dir.path().join(format!("cut-{number}"));
         disk.image(cut, unsynced, &image);
         if !image.join("identity").exists() {
-            continue; // Before there was a directory to speak of.
+            continue; // The cut is before the directory was complete.
         }
         let what = format!("cut at line {cut} of the trace, of the unsynced {unsynced:?}");
         let storage = open(&cluster, &image);
@@ -107,7 +110,7 @@ async fn metadata_of_peers_survives_a_power_cut_whole_and_true() {
         let known: Vec<_> = [2, 3].map(|peer| acknowledged(&storage.log, peer)).into();
         let highest = known.iter().copied().max().flatten();
         assert!(highest <= Some(most), "{what}: {known:?} of {most}");
-        // One of the two has acknowledged each put.
+        // One of the two peers has acknowledged each put.
         let old = acknowledged_by(times[cut] - LATE_S);
         if old > 0 {
             demanded += 1;

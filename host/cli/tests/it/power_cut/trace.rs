@@ -1,4 +1,4 @@
-//! What a process did to the files under a directory, read from strace's lines.
+//! File operations of a process under a directory, parsed from strace's lines.
 
 use std::{
     collections::BTreeMap,
@@ -7,23 +7,23 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// What strace is asked for, see [`read`].
+/// The arguments of strace, see [`read`].
 pub(super) const ARGUMENTS: [&str; 6] = ["-f", "-ttt", "-y", "-xx", "-s", "33554432"];
 
-/// Every call by which a file or a name can change, and those that make it durable.
+/// The system calls that can change a file or a name, and those that make changes durable.
 pub(super) const CALLS: &str = "trace=openat,creat,pwrite64,write,pwritev,pwritev2,writev,ftruncate,truncate,\
      fallocate,fdatasync,fsync,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,linkat";
 
-/// A change, or what makes changes durable.
+/// A change, or a sync that makes changes durable.
 #[derive(Debug, PartialEq)]
 pub(super) enum Call {
-    /// For writing; made if it was not there and `creates`.
+    /// Open for writing; creates the file if it does not exist and `creates` is set.
     Open {
         path: PathBuf,
         creates: bool,
         truncates: bool,
     },
-    /// At an offset, or after what was written before.
+    /// Write at an offset, or after the previous write.
     Write {
         path: PathBuf,
         at: Option<u64>,
@@ -33,14 +33,15 @@ pub(super) enum Call {
         path: PathBuf,
         bytes: u64,
     },
-    /// Of a file or of a directory.
+    /// Sync of a file or a directory.
     Sync(PathBuf),
     Rename(PathBuf, PathBuf),
     Remove(PathBuf),
     MakeDir(PathBuf),
 }
 
-/// A call that succeeded, from one line of the trace to another: the same, unless other threads came between.
+/// A successful call, with its first and last line in the trace: the same line, unless other
+/// threads came between.
 #[derive(Debug)]
 pub(super) struct Event {
     pub(super) begun: usize,
@@ -48,13 +49,13 @@ pub(super) struct Event {
     pub(super) call: Call,
 }
 
-/// The calls in the order in which they ended, and when each line was written.
+/// Returns the calls in the order in which they ended, and the time of each line.
 pub(super) fn read(trace: &str, root: &Path) -> (Vec<Event>, Vec<f64>) {
     let mut unfinished: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
     let (mut events, mut times) = (Vec::new(), Vec::new());
     for line in trace.lines() {
         let number = times.len();
-        // strace pads process ids of fewer digits.
+        // strace pads shorter process ids.
         let Some((pid, rest)) = line.split_once(' ') else { continue };
         let Some((time, call)) = rest.trim_start().split_once(' ') else { continue };
         let Ok(time) = time.parse::<f64>() else { continue };
@@ -130,25 +131,26 @@ fn parse(head: &str, tail: &str, root: &Path) -> Option<Call> {
     })
 }
 
-/// The path that `-y` shows for the first descriptor.
+/// Returns the path that `-y` shows for the first descriptor.
 fn described(arguments: &str) -> Option<PathBuf> {
     let (_, rest) = arguments.split_once('<')?;
     Some(path(rest.split_once('>')?.0))
 }
 
-/// The names in quotes, those that begin at a directory's descriptor put together with it.
+/// Returns the names in quotes, joined with the path of the directory's descriptor if there is one.
 fn names(arguments: &str) -> impl Iterator<Item = PathBuf> + '_ {
     let pieces: Vec<&str> = arguments.split('"').collect();
     let pairs = (0..pieces.len() / 2).map(move |at| (pieces[2 * at], pieces[2 * at + 1]));
     pairs.map(|(before, name)| described(before).unwrap_or_default().join(path(name)))
 }
 
-/// A name may be any bytes: of a call that has none, such as a write to a socket, these are its data.
+/// Converts the bytes of a name, which may be any. For a call without a name, such as a write to a
+/// socket, these are its data.
 fn path(hex: &str) -> PathBuf {
     OsString::from_vec(unhexed(hex)).into()
 }
 
-/// `\x68\x69`: strace's way to write every byte.
+/// Decodes `\x68\x69`, the form in which strace prints every byte.
 fn unhexed(text: &str) -> Vec<u8> {
     let digit = |byte: u8| char::from(byte).to_digit(16).expect("a hexadecimal digit") as u8;
     let (bytes, rest) = text.as_bytes().as_chunks::<4>();
