@@ -207,8 +207,8 @@ impl Player {
     }
 
     /// The last error line that the state machine logged.
-    pub(super) fn last_words(&mut self) -> Option<String> {
-        self.standalone.last_words()
+    pub(super) fn last_error(&mut self) -> Option<String> {
+        self.standalone.last_error()
     }
 }
 

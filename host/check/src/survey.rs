@@ -71,7 +71,7 @@ impl Survey {
         let mut clock = self.clock;
         let answer = self.player.step(&step, clock.advance(&step))?;
         if let Answer::Trapped(trap) = &answer {
-            let words = self.player.last_words();
+            let words = self.player.last_error();
             let after = self.calm.len();
             self.traps.push(Trapped { after, step, trap: trap.clone(), words });
             self.rebuild()?;

@@ -71,7 +71,7 @@ pub struct TrapReport {
     pub backtrace: Vec<String>,
     /// The last error line that the state machine logged in this call. For a state machine in Rust
     /// it is the panic message.
-    pub last_words: Option<String>,
+    pub last_error: Option<String>,
 }
 
 impl std::fmt::Debug for SavedState {

@@ -263,7 +263,7 @@ impl Instance {
 
     /// Returns the trap report of an instance that trapped.
     pub(super) fn trap_report(&mut self) -> TrapReport {
-        TrapReport { last_words: self.take_error(), backtrace: std::mem::take(&mut self.backtrace) }
+        TrapReport { last_error: self.take_error(), backtrace: std::mem::take(&mut self.backtrace) }
     }
 
     /// Returns the linear memory that the instance holds, in bytes.

@@ -9,7 +9,7 @@
 //!    guest's. Run them inside [`Standalone::with_stack`].
 //! 2. After a call that returned [`Broke`], the instance must be dropped, because nothing was rolled back.
 //! 3. The state machine's log lines are discarded, except for the last error line, which
-//!    [`Standalone::last_words`] returns.
+//!    [`Standalone::last_error`] returns.
 
 use std::sync::Arc;
 
@@ -178,7 +178,7 @@ impl Standalone {
 
     /// Takes the last error line that the state machine logged since the previous call. For many
     /// state machines it is the panic message.
-    pub fn last_words(&mut self) -> Option<String> {
+    pub fn last_error(&mut self) -> Option<String> {
         self.instance.take_error()
     }
 }

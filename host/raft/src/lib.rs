@@ -271,9 +271,9 @@ impl Replica {
         tasks.spawn("clocks", time::run(weak()));
         tasks.spawn("ticks", ticks::run(weak(), self.0.worker.wake_at()));
         if let Some(interval) = consistency_checks {
-            tasks.spawn("consistency_checks", divergence::run_consistency_checks(weak(), interval));
+            tasks.spawn("consistency checks", divergence::run_consistency_checks(weak(), interval));
         }
-        tasks.spawn("repair", divergence::run_healing(weak()));
+        tasks.spawn("repair", divergence::run_repair(weak()));
         tasks.spawn("components", components::run(weak()));
         tasks.spawn("bootstrap", bootstrap::run(self.clone()));
         tasks.spawn("panics", watch_panics(weak()));

@@ -82,7 +82,7 @@ impl Place {
             Ok(Ok(())) => Ok(player),
             Ok(Err(failure)) => Err(found(format!("is refused: {}", failure.message))),
             Err(Broke::Trap(trap)) => {
-                let words = player.last_words().unwrap_or(trap.message);
+                let words = player.last_error().unwrap_or(trap.message);
                 Err(found(format!("causes a trap in the component that restores it: {words}")))
             }
             Err(Broke::Fatal(fatal_error)) => Err(Stop::Fatal(fatal_error)),

@@ -84,7 +84,7 @@ pub(super) fn outcome(seen: &Seen) -> Value {
             json!({
                 "trap": trap.kind.name(),
                 "message": trap.message,
-                "last_words": trap_report.last_words,
+                "last_error": trap_report.last_error,
                 "backtrace": trap_report.backtrace,
             })
         }
@@ -172,7 +172,7 @@ pub(super) fn print(seen: &Seen, output: &mut Output) {
 
 fn print_trap_report(seen: &Seen, output: &mut Output) {
     let trap_report = seen.trap_report.clone().unwrap_or_default();
-    if let Some(words) = &trap_report.last_words {
+    if let Some(words) = &trap_report.last_error {
         output.line(format!("last error {words}"));
     }
     if trap_report.backtrace.is_empty() {

@@ -201,7 +201,7 @@ impl Session {
         set(
             "began_with",
             json!(match start {
-                Start::Genesis => "nothing",
+                Start::InitialComponent => "nothing",
                 Start::Snapshot(_) => "snapshot",
             }),
         );

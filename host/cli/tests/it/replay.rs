@@ -333,7 +333,7 @@ async fn a_trap_is_shown_with_the_names_of_the_functions_that_led_to_it() {
         }
     }
     let panicked = with(&["--show", &entry("Panic").to_string()]);
-    let words = panicked["shown"][0]["outcome"]["last_words"].as_str().unwrap();
+    let words = panicked["shown"][0]["outcome"]["last_error"].as_str().unwrap();
     assert!(words.contains("panicked as asked") && words.contains("lib.rs"), "{words}");
     let failed = with(&["--show", &entry("Fail").to_string()]);
     let outcome = &failed["shown"][0]["outcome"];

@@ -90,7 +90,7 @@ impl Player {
         let next = match &start {
             // The first entry has index 0 and is not applied to the state machine. An empty log has
             // nothing to read.
-            Start::Genesis => match source.parts.log.extent() {
+            Start::InitialComponent => match source.parts.log.extent() {
                 Extent { last: Some(_), first, .. } => first,
                 Extent { last: None, .. } => 1,
             },

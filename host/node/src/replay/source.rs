@@ -47,7 +47,7 @@ pub struct Span {
 #[derive(Clone)]
 pub enum Start {
     /// Before the first entry.
-    Genesis,
+    InitialComponent,
     /// The state of a snapshot.
     Snapshot(SnapshotFile),
 }
@@ -56,7 +56,7 @@ impl Start {
     /// Returns the index of the initial state of the replay.
     pub fn index(&self) -> u64 {
         match self {
-            Self::Genesis => 0,
+            Self::InitialComponent => 0,
             Self::Snapshot(file) => file.index(),
         }
     }
@@ -102,7 +102,7 @@ impl Source {
         let Span { first, snapshot, last, .. } = self.span;
         match &self.parts.snapshot {
             Some(file) if file.index() <= index => Ok(Start::Snapshot(file.clone())),
-            _ if first <= index => Ok(Start::Genesis),
+            _ if first <= index => Ok(Start::InitialComponent),
             _ => Err(Error::Purged { wanted: index, snapshot: snapshot.unwrap_or(first), last }),
         }
     }
@@ -125,7 +125,7 @@ impl Source {
     pub(super) fn begin(&self, start: &Start) -> io::Result<Begun> {
         let Parts { components, initial_component, .. } = &self.parts;
         match start {
-            Start::Genesis => Ok(Begun {
+            Start::InitialComponent => Ok(Begun {
                 saved: None,
                 registry: components.begin(),
                 voters: BTreeSet::new(),

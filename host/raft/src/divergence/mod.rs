@@ -55,7 +55,7 @@ use tokio::sync::watch;
 use self::verify::Verifications;
 pub(super) use self::{
     consistency_checks::{heard_to_wire as digest_to_wire, run as run_consistency_checks},
-    repair::run as run_healing,
+    repair::run as run_repair,
     verify::to_wire as verified_to_wire,
 };
 use conclave_proto::{

@@ -4,7 +4,7 @@
 //! commit index, and the log of a quarantined node continues, so that every snapshot is soon behind
 //! that index. The log itself is correct: after the snapshot, the state machine applies the missed
 //! entries from the log, in
-//! [`StateMachine::begin_healing`](crate::state_machine::StateMachine::begin_healing).
+//! [`StateMachine::begin_repair`](crate::state_machine::StateMachine::begin_repair).
 
 use std::{io, sync::Weak, time::Duration};
 
@@ -173,7 +173,7 @@ impl Replica {
         let accepted = snapshot::accept(&file, &self.0.worker, &self.0.components).await;
         let accepted = accepted.map_err(|error| error.to_string())?;
         let begun = self.0.raft.with_state_machine(move |machine| {
-            Box::pin(async move { machine.begin_healing(file, accepted).await })
+            Box::pin(async move { machine.begin_repair(file, accepted).await })
         });
         let begun: io::Result<()> = begun.await.map_err(|fatal| fatal.to_string())?;
         begun.map_err(|error| error.to_string())?;

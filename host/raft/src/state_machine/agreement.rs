@@ -106,7 +106,7 @@ impl StateMachine {
     /// The snapshot's file becomes the newest on disk. For a restart that is as good as a snapshot
     /// sent by a leader: openraft installs the newest snapshot and continues in the log, which
     /// holds all entries that the snapshot covers.
-    pub(crate) async fn begin_healing(
+    pub(crate) async fn begin_repair(
         &mut self,
         file: SnapshotFile,
         accepted: Accepted,

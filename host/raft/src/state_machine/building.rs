@@ -25,7 +25,7 @@ use conclave_types::{Trap, TrapKind};
 
 impl StateMachine {
     /// Starts building a snapshot, unless one is being built or the replica is in quarantine.
-    pub(crate) fn build_anew(&self) {
+    pub(crate) fn rebuild_snapshot(&self) {
         if !self.divergence.is_stopped() && self.building.begin() {
             self.build();
         }
