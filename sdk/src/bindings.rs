@@ -1,8 +1,8 @@
-//! The code that wit-bindgen generates from `wit/`, alone in its module.
+//! The bindings that wit-bindgen generates from `wit/`, in a module of their own.
 //!
-//! Nothing here is written by hand. The records of the interface `types` are the SDK's own value
-//! types (re-exported and given constructors in [`crate::types`]): copying each into a twin would
-//! cost every call and say nothing new.
+//! The SDK uses the generated records of the interface `types` as its own value types.
+//! [`crate::types`] re-exports them and adds constructors. A second set of types would cost a copy
+//! per call.
 
 #![allow(unsafe_code, reason = "the canonical ABI moves values through raw memory")]
 #![allow(missing_docs, unreachable_pub, unused_qualifications, reason = "generated")]

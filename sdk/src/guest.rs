@@ -1,8 +1,9 @@
-//! Between the generated bindings and a [`Machine`].
+//! The adapter between the generated bindings and a [`Machine`].
 //!
-//! A component holds one machine. The state lives in a thread-local of the crate that calls
-//! [`export!`](crate::export), as a generic cannot have a static of its own; [`Slot`] is how this
-//! module reaches it. A guest has one thread and the host never calls into it twice at a time.
+//! A component holds one state machine. A generic function cannot have a static of its own. The
+//! state therefore lives in a thread-local of the crate that calls [`export!`](crate::export), and
+//! [`Slot`] gives this module access to it. A guest has one thread, and the host never makes two
+//! calls into it at the same time.
 
 use std::{cell::RefCell, marker::PhantomData};
 
@@ -13,22 +14,23 @@ use crate::{
     snapshot::{CHUNK_BYTES_MAX, RestoreWriter, SnapshotReader},
 };
 
-/// Where a component keeps its machine. Implemented by [`export!`](crate::export) alone.
+/// Access to the thread-local that holds a component's state machine. Implemented only by
+/// [`export!`](crate::export).
 pub trait Slot: 'static {
-    /// The machine that is kept.
+    /// The type of the state machine.
     type Machine: Machine;
 
-    /// Runs `body` with it.
+    /// Calls `body` with the state machine.
     fn with<R>(body: impl FnOnce(&RefCell<Self::Machine>) -> R) -> R;
 }
 
-/// The first state of a component. A panic is reported to the host's log from here on.
+/// Creates the initial state of a component. From this call on, panics are reported to the host's log.
 pub fn start<M: Machine>() -> RefCell<M> {
     std::panic::set_hook(Box::new(|info| log::error(&info.to_string())));
     RefCell::new(M::default())
 }
 
-/// The exports of a component whose machine is in `S`.
+/// The exports of a component whose state machine is stored in `S`.
 pub struct Component<S>(PhantomData<S>);
 
 impl<S: Slot> fsm::Guest for Component<S> {
@@ -83,7 +85,8 @@ impl<S: Slot> fsm::Guest for Component<S> {
                 S::Machine::RESTORES
             )));
         }
-        // A fresh instance is restored before any other call: a panic in here is to be reported, too.
+        // A fresh instance is restored before any other call. Initialize the slot, so that a panic
+        // during the restore is reported as well.
         S::with(|_| ());
         let writer = S::Machine::restore(state_version)?;
         Ok(fsm::RestoreWriter::new(Writer::<S>(RefCell::new(Some(writer)))))
@@ -95,16 +98,20 @@ pub struct Reader(RefCell<Box<dyn SnapshotReader>>);
 
 impl fsm::GuestSnapshotReader for Reader {
     fn read(&self, max_bytes: u32) -> Vec<u8> {
-        // The host never asks for more than the contract's bound, nor for nothing, which would look
-        // like the end.
+        // The host never requests more than the contract's bound. It never requests zero bytes
+        // either, because an empty chunk means the end.
         let max_bytes = (max_bytes as usize).clamp(1, CHUNK_BYTES_MAX);
         let chunk = self.0.borrow_mut().read(max_bytes);
-        assert!(chunk.len() <= max_bytes, "{} bytes read for {max_bytes}", chunk.len());
+        assert!(
+            chunk.len() <= max_bytes,
+            "the snapshot reader returned {} bytes, more than the requested {max_bytes}",
+            chunk.len()
+        );
         chunk
     }
 }
 
-/// The resource `restore-writer`. Empty once finished.
+/// The resource `restore-writer`. Empty after `finish`.
 pub struct Writer<S: Slot>(RefCell<Option<Box<dyn RestoreWriter<S::Machine>>>>);
 
 impl<S: Slot> fsm::GuestRestoreWriter for Writer<S> {
@@ -124,12 +131,12 @@ impl<S: Slot> fsm::GuestRestoreWriter for Writer<S> {
 }
 
 fn finished() -> Failure {
-    Failure::failed_precondition("this restore is finished; begin another one")
+    Failure::failed_precondition("this restore is finished; start a new restore")
 }
 
-/// Makes a crate the component of one [`Machine`](crate::Machine).
+/// Exports a [`Machine`](crate::Machine) as this crate's component.
 ///
-/// It does nothing in a native build, where the machine is an ordinary type to test.
+/// Expands to nothing in a native build, where tests use the state machine as an ordinary type.
 #[macro_export]
 macro_rules! export {
     ($machine:ty) => {
@@ -165,7 +172,8 @@ mod tests {
     use super::{fsm::Guest as _, *};
     use crate::Reply;
 
-    /// An alarm clock: `Set` sets it, `Look` changes nothing, `Fail` fails, and a tick clears it.
+    /// An alarm clock: `Set` sets it, `Look` changes nothing, any other method fails, and a tick
+    /// clears it.
     #[derive(Default)]
     struct Alarm(Option<u64>);
 

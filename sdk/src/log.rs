@@ -1,4 +1,5 @@
-//! Lines in the node's log. They are for people and are no part of the state.
+//! Functions that write lines to the node's log. The lines are meant for people and are not part of
+//! the state.
 
 #[cfg(target_family = "wasm")]
 use crate::bindings::conclave::fsm::log as host;
@@ -15,15 +16,15 @@ macro_rules! levels {
 }
 
 levels! {
-    /// What only the machine's author wants to see.
+    /// Writes details for the author of the state machine.
     trace => Trace;
-    /// What helps in finding a fault.
+    /// Writes information that helps to find a bug.
     debug => Debug;
-    /// What an operator may want to know.
+    /// Writes information for operators.
     info => Info;
-    /// What an operator should look at some time.
+    /// Writes a warning that an operator should look at eventually.
     warn => Warn;
-    /// What an operator should look at now.
+    /// Writes an error that an operator should look at now.
     error => Error;
 }
 

@@ -1,7 +1,7 @@
-//! Including what a machine's build script made of its protobuf files.
+//! The macro that includes the code generated from protobuf files.
 
-/// Includes the Rust types of a protobuf package, and `DESCRIPTOR_SET`, as `conclave_protobuf::compile`
-/// wrote them from the build script. Generated code belongs in a module of its own:
+/// Includes the Rust types of a protobuf package and its `DESCRIPTOR_SET`, which the build script
+/// generated with `conclave_protobuf::compile`. Put the generated code into a module of its own:
 ///
 /// ```ignore
 /// mod pb {
@@ -13,7 +13,7 @@ macro_rules! include_protobuf {
     ($package:literal) => {
         include!(concat!(env!("OUT_DIR"), "/", $package, ".rs"));
 
-        /// The services and everything that they import, serialized.
+        /// The serialized `FileDescriptorSet` of the services and everything that they import.
         pub const DESCRIPTOR_SET: &[u8] =
             include_bytes!(concat!(env!("OUT_DIR"), "/descriptor_set.bin"));
     };

@@ -1,4 +1,4 @@
-//! From method names to handlers of protobuf messages.
+//! Dispatch of calls to handlers by method name, with protobuf messages.
 
 use std::{
     any::{Any, TypeId},
@@ -14,12 +14,14 @@ type Command<M> = dyn Fn(&mut M, &Context, &[u8]) -> Result<Reply, Failure> + Se
 type Query<M> = dyn Fn(&M, &Context, &[u8]) -> Result<Vec<u8>, Failure> + Send + Sync;
 type Subscribe<M> = dyn Fn(&M, &Context, &[u8]) -> Result<Subscription, Failure> + Send + Sync;
 
-/// The types that a command's handler may return: a response message, or a whole [`Reply`] if it has events.
+/// A type that a command's handler may return: a response message, or a whole [`Reply`] if the
+/// command emits events.
 pub trait Respond {
-    /// The reply.
+    /// Converts the value to a reply.
     fn respond(self) -> Reply;
 
-    /// The full name of the response message. `None`: it is not known, as a [`Reply`] holds bytes.
+    /// The full name of the response message, or `None` if it is unknown, as for a [`Reply`], which
+    /// holds bytes.
     fn message_name() -> Option<String> {
         None
     }
@@ -41,31 +43,33 @@ impl Respond for Reply {
     }
 }
 
-/// The methods of a machine `M`, which gives it as [`Machine::router`].
+/// The methods of a state machine `M`, returned by [`Machine::router`].
 ///
-/// A request that does not decode is answered `INVALID_ARGUMENT`, a method that is not here
+/// A request that does not decode fails with `INVALID_ARGUMENT`, a call of an unknown method with
 /// `UNIMPLEMENTED`.
 ///
-/// Natively, the first use of a machine's router compares the messages of its handlers with those of the descriptor set, and
-/// panics if they differ: protobuf decodes the bytes of one message as another without an error. So any native test
-/// finds the handler of another method. Messages have their names ([`Name`]) from `conclave_protobuf::compile`.
+/// In native builds, the first use of a router compares the messages of its handlers with those of the
+/// descriptor set, and panics if they differ. Protobuf can decode the bytes of one message as another
+/// without an error. With this comparison, any native test detects a handler that is registered for
+/// the wrong method. Messages get their names ([`Name`]) from `conclave_protobuf::compile`.
 pub struct Router<M> {
     descriptor_set: &'static [u8],
-    // Sorted by length, then by their ends: methods of one service begin alike. A lookup allocates nothing.
+    // Sorted by length, then by the reversed name: the methods of one service share a prefix. A
+    // lookup allocates nothing.
     commands: Vec<(&'static str, Box<Command<M>>)>,
     queries: Vec<(&'static str, Box<Query<M>>)>,
     subscriptions: Vec<(&'static str, Box<Subscribe<M>>)>,
-    /// The messages of the handlers, in the order in which they were added.
+    /// The messages of the handlers, in the order of registration.
     #[cfg(not(target_family = "wasm"))]
     messages: Vec<Messages>,
 }
 
-/// The full names of the messages that a handler takes and gives.
+/// The full names of a handler's request and response messages.
 #[cfg(not(target_family = "wasm"))]
 pub(crate) struct Messages {
     pub(crate) method: &'static str,
     pub(crate) request: String,
-    /// `None`: not known.
+    /// `None` if unknown.
     pub(crate) response: Option<String>,
 }
 
@@ -82,8 +86,8 @@ impl<M: 'static> Router<M> {
         }
     }
 
-    /// Sets the serialized `FileDescriptorSet` that has these methods: the `DESCRIPTOR_SET` of
-    /// [`include_protobuf!`](crate::include_protobuf). A host serves them as gRPC from it.
+    /// Sets the serialized `FileDescriptorSet` that contains these methods: the `DESCRIPTOR_SET` of
+    /// [`include_protobuf!`](crate::include_protobuf). The host serves the methods as gRPC from it.
     #[must_use]
     pub const fn descriptor_set(mut self, descriptor_set: &'static [u8]) -> Self {
         self.descriptor_set = descriptor_set;
@@ -94,7 +98,7 @@ impl<M: 'static> Router<M> {
     ///
     /// # Panics
     ///
-    /// If the method is there already.
+    /// If the router already has the method.
     #[must_use]
     pub fn command<Request, Response>(
         mut self,
@@ -113,11 +117,11 @@ impl<M: 'static> Router<M> {
         self
     }
 
-    /// Adds a method that only reads: the handler cannot change the state.
+    /// Adds a method that only reads. The handler cannot change the state.
     ///
     /// # Panics
     ///
-    /// If the method is there already.
+    /// If the router already has the method.
     #[must_use]
     pub fn query<Request, Response>(
         mut self,
@@ -136,11 +140,11 @@ impl<M: 'static> Router<M> {
         self
     }
 
-    /// Adds a server-streaming method. The handler says which topics it is about, and what comes first.
+    /// Adds a server-streaming method. The handler returns the range of topics and the initial messages.
     ///
     /// # Panics
     ///
-    /// If the method is there already.
+    /// If the router already has the method.
     #[must_use]
     pub fn subscription<Request>(
         mut self,
@@ -158,7 +162,7 @@ impl<M: 'static> Router<M> {
         self
     }
 
-    /// Notes the messages of a handler. Components do without.
+    /// Records the messages of a handler. Does nothing in a component.
     fn note<Request: Name>(
         &mut self,
         method: &'static str,
@@ -180,7 +184,7 @@ impl<M: 'static> Router<M> {
         &self.messages
     }
 
-    /// Begins the subscription that `call` names.
+    /// Starts the subscription with the method name of `call`.
     pub fn subscribe(
         &self,
         machine: &M,
@@ -195,7 +199,7 @@ impl<M: 'static> Router<M> {
         }
     }
 
-    /// Runs the command that `call` names.
+    /// Runs the command with the method name of `call`.
     pub fn apply(&self, machine: &mut M, context: &Context, call: &Call) -> Result<Reply, Failure> {
         match find(&self.commands, &call.method) {
             Some(command) => command(machine, context, &call.request),
@@ -203,7 +207,7 @@ impl<M: 'static> Router<M> {
         }
     }
 
-    /// Answers the query that `call` names.
+    /// Answers the query with the method name of `call`.
     pub fn answer(&self, machine: &M, context: &Context, call: &Call) -> Result<Vec<u8>, Failure> {
         match find(&self.queries, &call.method) {
             Some(query) => query(machine, context, &call.request),
@@ -211,7 +215,7 @@ impl<M: 'static> Router<M> {
         }
     }
 
-    /// What [`Self::descriptor_set`] set.
+    /// The value set with [`Self::descriptor_set`].
     pub(crate) fn described(&self) -> &'static [u8] {
         self.descriptor_set
     }
@@ -235,8 +239,8 @@ impl<M: 'static> Router<M> {
     }
 
     fn unknown(&self, method: &str, other_kind: bool) -> Failure {
-        // A host goes by the descriptor set, so only a raw caller or a proto that lacks
-        // `idempotency_level` meets the first.
+        // The host takes the kind of a method from the descriptor set. Only a raw caller, or a
+        // proto file that lacks `idempotency_level`, reaches these kind errors.
         Failure::unimplemented(if find(&self.subscriptions, method).is_some() {
             format!("{method} is a subscription; it answers with a stream")
         } else if other_kind && find(&self.queries, method).is_some() {
@@ -255,8 +259,9 @@ impl<M: 'static> Default for Router<M> {
     }
 }
 
-/// The router of `M`, made at its first use and kept. A generic function has no `static` of its own, so
-/// the routers of all machines lie in one map; a component holds one machine. It is no part of the state.
+/// Returns the router of `M`, created at its first use and kept. A generic function has no `static`
+/// of its own, so one map holds the routers of all state machines; a component has only one. The
+/// router is not part of the state.
 pub(crate) fn of<M: Machine>() -> &'static Router<M> {
     type Kept = &'static (dyn Any + Send + Sync);
     static ROUTERS: RwLock<BTreeMap<TypeId, Kept>> = RwLock::new(BTreeMap::new());
@@ -267,8 +272,8 @@ pub(crate) fn of<M: Machine>() -> &'static Router<M> {
     if let Some(router) = kept.and_then(|kept| kept.downcast_ref()) {
         return router;
     }
-    // Made outside the lock, as making it runs the machine's code. If another test's thread was
-    // faster, two are alike.
+    // Created outside the lock, because this runs the state machine's code. If another test's
+    // thread was faster, both routers are equal.
     let router: &'static Router<M> = Box::leak(Box::new(M::router()));
     #[cfg(not(target_family = "wasm"))]
     crate::testing::check_messages(router.described(), router.messages());
@@ -299,6 +304,6 @@ fn insert<H: ?Sized>(
     handler: Box<H>,
 ) {
     let place = position(methods, method);
-    assert!(place.is_err(), "the method {method} is there twice");
+    assert!(place.is_err(), "the method {method} is registered twice");
     methods.insert(place.unwrap_or_else(|place| place), (method, handler));
 }

@@ -1,35 +1,35 @@
-//! Snapshots leaving a machine and states coming back.
+//! Writing and restoring snapshots.
 //!
-//! Most machines give all their bytes at once ([`Machine::save`], [`Machine::load`]) and never meet
-//! this module. A machine whose state is large implements [`SnapshotReader`] and [`RestoreWriter`],
-//! so that neither side ever holds the whole snapshot beside the state.
+//! Most state machines return the whole snapshot at once ([`Machine::save`], [`Machine::load`]) and
+//! do not need this module. A state machine with a large state implements [`SnapshotReader`] and
+//! [`RestoreWriter`], so that the whole snapshot is never in memory beside the state.
 
 use crate::{Failure, Machine};
 
-/// A snapshot being read. It shows the state at the moment it was taken, whatever is applied later.
+/// A reader of a snapshot. It shows the state at the time of the capture, regardless of later entries.
 pub trait SnapshotReader: 'static {
-    /// The next bytes: at least one and at most `max_bytes`; empty means the end. What is read, put
-    /// together, must not depend on `max_bytes`, which may be as small as one.
+    /// Returns the next bytes: at least one and at most `max_bytes`. An empty result means the end.
+    /// The concatenation of all chunks must not depend on `max_bytes`, which may be as small as one.
     fn read(&mut self, max_bytes: usize) -> Vec<u8>;
 }
 
-/// A state being restored, cut into chunks at places of the host's choice.
+/// A writer that restores a state. The host chooses where to split the snapshot into chunks.
 pub trait RestoreWriter<M>: 'static {
-    /// Takes the next bytes.
+    /// Accepts the next bytes.
     fn write(&mut self, chunk: &[u8]) -> Result<(), Failure>;
 
-    /// The restored machine, if what was written is a whole and valid snapshot.
+    /// Returns the restored state machine if the written bytes are a complete and valid snapshot.
     fn finish(self: Box<Self>) -> Result<M, Failure>;
 }
 
-/// A snapshot whose bytes exist already.
+/// A snapshot that is already serialized.
 pub struct Bytes {
     bytes: Vec<u8>,
     position: usize,
 }
 
 impl Bytes {
-    /// A reader of `bytes`.
+    /// Creates a reader of `bytes`.
     pub fn new(bytes: Vec<u8>) -> Self {
         Self { bytes, position: 0 }
     }
@@ -44,14 +44,14 @@ impl SnapshotReader for Bytes {
     }
 }
 
-/// A restore that collects every chunk and loads them at once.
+/// A restore that collects all chunks and loads them at the end.
 pub struct Collect {
     state_version: u32,
     bytes: Vec<u8>,
 }
 
 impl Collect {
-    /// Collects a snapshot that was written with `state_version`.
+    /// Creates a collector for a snapshot in the format `state_version`.
     pub fn new(state_version: u32) -> Self {
         Self { state_version, bytes: Vec::new() }
     }
@@ -68,10 +68,10 @@ impl<M: Machine> RestoreWriter<M> for Collect {
     }
 }
 
-/// The chunk that [`read_all`] and [`write_all`] move at once, and the largest that a host asks for.
+/// The size of the chunks of [`read_all`] and [`write_all`], and the largest chunk that a host requests.
 pub const CHUNK_BYTES_MAX: usize = 1 << 20;
 
-/// Everything that `reader` has. The `save` of a machine that streams.
+/// Reads all bytes of `reader`. Implements `save` for a state machine that streams its snapshots.
 pub fn read_all(mut reader: Box<dyn SnapshotReader>) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
@@ -83,7 +83,8 @@ pub fn read_all(mut reader: Box<dyn SnapshotReader>) -> Vec<u8> {
     }
 }
 
-/// Writes `bytes` to `writer` and finishes it. The `load` of a machine that streams.
+/// Writes `bytes` to `writer` and finishes it. Implements `load` for a state machine that streams
+/// its snapshots.
 pub fn write_all<M: Machine>(
     mut writer: Box<dyn RestoreWriter<M>>,
     bytes: &[u8],

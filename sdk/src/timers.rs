@@ -1,11 +1,12 @@
-//! Due times with keys, for state machines in which something ends or begins by itself.
+//! Timers with keys, for state machines in which something expires or starts at a given time.
 
 use std::{
     borrow::Borrow,
     collections::{BTreeMap, BTreeSet, btree_map},
 };
 
-/// A set of timers. Each key has at most one due time, in milliseconds of [`Context::time_ms`](crate::Context).
+/// A set of timers. Each key has at most one due time, in milliseconds of
+/// [`Context::time_ms`](crate::Context).
 ///
 /// ```
 /// # use conclave_sdk::Timers;
@@ -20,24 +21,24 @@ use std::{
 ///
 /// # Contract
 ///
-/// 1. Timers become due in the order of their times, those of the same time in the order of their keys. How they were
-///    set does not matter, so equal sets behave alike.
-/// 2. [`Self::next`] takes constant time, the other methods logarithmic time for each timer.
-/// 3. Nothing becomes due by itself: the owner calls [`Self::due`] in `tick`, and in commands whose answers depend on
-///    what has ended.
+/// 1. Timers become due in the order of their times. Timers with equal times become due in the order
+///    of their keys. The order in which they were set does not matter, so equal sets behave the same.
+/// 2. [`Self::next`] takes constant time, the other methods logarithmic time per timer.
+/// 3. No timer fires by itself. The owner calls [`Self::due`] in `tick`, and in commands whose
+///    replies depend on which timers have expired.
 ///
 /// # In snapshots
 ///
-/// Times that follow from the rest of the state are set again as it is restored. Others are saved as the pairs of
-/// [`Self::iter`], which are in the order of the keys, and collected again.
+/// Set the times that can be computed from the rest of the state again during the restore. Save the other
+/// times as the pairs of [`Self::iter`], which are in the order of the keys, and collect them again.
 ///
 /// # Caveats
 ///
-/// Each key is kept twice. With long keys use a type that is cheap to clone, such as `Rc<str>`.
+/// Each key is stored twice. For long keys use a type that is cheap to clone, such as `Rc<str>`.
 ///
 /// # Invariant
 ///
-/// `order` holds exactly the (time, key) of each entry of `times`.
+/// `order` holds exactly one (time, key) pair for each entry of `times`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Timers<K> {
     times: BTreeMap<K, u64>,
@@ -45,12 +46,12 @@ pub struct Timers<K> {
 }
 
 impl<K: Ord + Clone> Timers<K> {
-    /// No timers.
+    /// Creates an empty set.
     pub const fn new() -> Self {
         Self { times: BTreeMap::new(), order: BTreeSet::new() }
     }
 
-    /// Sets the timer of a key, in place of the one that it had. Returns the time of that one.
+    /// Sets the timer of a key and replaces its previous timer. Returns the previous time.
     pub fn set(&mut self, key: K, at_ms: u64) -> Option<u64> {
         let old = self.times.insert(key.clone(), at_ms);
         let mut entry = (at_ms, key);
@@ -73,7 +74,7 @@ impl<K: Ord + Clone> Timers<K> {
         Some(at_ms)
     }
 
-    /// The time of a key's timer.
+    /// Returns the time of a key's timer.
     pub fn get<Q: Ord + ?Sized>(&self, key: &Q) -> Option<u64>
     where
         K: Borrow<Q>,
@@ -81,14 +82,15 @@ impl<K: Ord + Clone> Timers<K> {
         self.times.get(key).copied()
     }
 
-    /// The earliest time: the value for [`Machine::wake_at`](crate::Machine::wake_at).
+    /// Returns the earliest time: the value for [`Machine::wake_at`](crate::Machine::wake_at).
     pub fn next(&self) -> Option<u64> {
         self.order.first().map(|(at_ms, _)| *at_ms)
     }
 
-    /// Removes the timers that are due at `now_ms`, a time of exactly `now_ms` included, and returns their keys: the
-    /// earliest first, and at most `limit`, which bounds the work of one entry. The others stay due, so [`Self::next`]
-    /// gives a time that has passed, and a tick follows at once.
+    /// Removes the timers that are due at `now_ms`, including those at exactly `now_ms`, and
+    /// returns their keys, the earliest first. Returns at most `limit` keys, which bounds the work
+    /// of one entry. The other timers stay due: [`Self::next`] then returns a time in the past, and
+    /// another tick follows at once.
     pub fn due(&mut self, now_ms: u64, limit: usize) -> Vec<K> {
         let mut keys = Vec::new();
         while keys.len() < limit && self.next().is_some_and(|at_ms| at_ms <= now_ms) {
@@ -99,17 +101,17 @@ impl<K: Ord + Clone> Timers<K> {
         keys
     }
 
-    /// The keys and their times, in the order of the keys.
+    /// Iterates over the keys and their times, in the order of the keys.
     pub fn iter(&self) -> impl Iterator<Item = (&K, u64)> {
         self.times.iter().map(|(key, at_ms)| (key, *at_ms))
     }
 
-    /// The number of timers.
+    /// Returns the number of timers.
     pub fn len(&self) -> usize {
         self.times.len()
     }
 
-    /// Whether there are none.
+    /// Returns whether the set is empty.
     pub fn is_empty(&self) -> bool {
         self.times.is_empty()
     }
@@ -141,7 +143,7 @@ impl<K> IntoIterator for Timers<K> {
     type Item = (K, u64);
     type IntoIter = btree_map::IntoIter<K, u64>;
 
-    /// The keys and their times, in the order of the keys.
+    /// Iterates over the keys and their times, in the order of the keys.
     fn into_iter(self) -> Self::IntoIter {
         self.times.into_iter()
     }

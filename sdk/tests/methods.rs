@@ -1,6 +1,6 @@
-//! Goal: a machine with a router answers by it, and the kit finds a router that does not fit the descriptor
-//! set.
-//! Method: machines that differ in their router alone, and what the kit must say of each.
+//! Goal: a state machine with a router dispatches by it, and the conformance tests find a router
+//! that does not match the descriptor set.
+//! Method: state machines that differ only in their routers, and the expected report for each.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports by panicking")]
 
@@ -75,9 +75,9 @@ methods!(Misspelt, |router| {
     router.command("t.S/Do", command).query("t.S/Ask", query).query("t.S/Aks", query)
 });
 
-/// The same with messages: `Do` takes a `Number` and gives a `Word`, `Ask` the other way round.
+/// The same with messages: `Do` takes a `Number` and returns a `Word`; `Ask` does the reverse.
 static WITH_MESSAGES: LazyLock<Vec<u8>> = LazyLock::new(|| {
-    // All of it is shorter than 128 bytes, so a length is one byte.
+    // The whole set is shorter than 128 bytes, so each length is one byte.
     let field = |tag: u8, bytes: &[u8]| [&[tag << 3 | 2, bytes.len() as u8], bytes].concat();
     let method = |name: &[u8], takes: &[u8], gives: &[u8], more: &[u8]| {
         let method = [field(1, name), field(2, takes), field(3, gives), more.to_vec()].concat();
@@ -169,10 +169,10 @@ fn a_router_that_does_not_fit_is_caught_with_the_method_and_why() {
 #[test]
 fn handlers_with_the_messages_of_their_methods_pass() {
     assert_eq!(complaint::<RightMessages>(), None);
-    assert_eq!(complaint::<BytesGiven>(), None, "the messages of a reply are not known");
+    assert_eq!(complaint::<BytesGiven>(), None, "the response message of a `Reply` is unknown");
 }
 
-/// Protobuf decodes a word as a number without an error: the fields of the one are unknown to the other.
+/// Protobuf decodes a word as a number without an error: each message skips the other's fields as unknown.
 #[test]
 fn the_handler_of_another_method_is_caught_with_both_messages() {
     let request = complaint::<OthersRequest>().unwrap();
@@ -183,7 +183,7 @@ fn the_handler_of_another_method_is_caught_with_both_messages() {
     assert!(response.contains("its handler gives t.Word"), "{response}");
 }
 
-/// Any native test finds it, whether or not it calls the kit.
+/// Any native test finds the mistake, even without the conformance tests.
 #[test]
 #[should_panic(expected = "t.S/Do takes t.Number")]
 fn the_first_call_compares_the_messages() {

@@ -1,6 +1,6 @@
-//! Goal: the kit finds calls that fail and change something, and wake-ups that are lost; and nothing in machines that do
-//! neither.
-//! Method: alarm clocks, each with one mistake.
+//! Goal: the conformance tests find failed calls that change the state and lost wake-ups, and
+//! report nothing for state machines without these mistakes.
+//! Method: alarm clocks with one mistake each.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports by panicking")]
 
@@ -12,18 +12,18 @@ use conclave_sdk::{
 };
 
 const RIGHT: u8 = 0;
-/// Counts a refused call before it refuses it.
+/// Counts a refused call before refusing it.
 const FAILS_LATE: u8 = 1;
-/// Names the second alarm only if the first is not set.
+/// Requests a wake-up for the second alarm only if the first is not set.
 const LATER: u8 = 2;
-/// Names no time while both alarms are set.
+/// Requests no wake-up while both alarms are set.
 const DROPS: u8 = 3;
-/// Never names a time.
+/// Never requests a wake-up.
 const NEVER: u8 = 4;
-/// Is right, and counts ticks: each changes something, whatever the time.
+/// Is correct and counts ticks: each tick changes the state, whatever the time.
 const COUNTS_TICKS: u8 = 5;
 
-/// Two alarms, and how often each thing happened.
+/// Two alarms, the number of times they rang, and a counter for some of the mistakes.
 #[derive(Default)]
 struct Alarms<const WRONG: u8> {
     at_ms: [u64; 2],
@@ -96,7 +96,8 @@ fn call(method: &str) -> Call {
     Call::new(method, [])
 }
 
-/// Alarms that ring, are set again and cancelled, also late, and calls that fail, also late.
+/// Alarms that ring, are set again and are cancelled, some of them late, and calls that fail, some
+/// of them late.
 fn log() -> Log {
     let mut log = Log::new();
     log.ask(call("Show"));
@@ -109,10 +110,10 @@ fn log() -> Log {
     log
 }
 
-/// The first words of the check, or nothing if it finds nothing wrong.
+/// Returns the message of a failed check, or `None` if the check passes.
 fn complaint(check: impl FnOnce()) -> Option<String> {
     let failed = catch_unwind(AssertUnwindSafe(check)).err()?;
-    Some(failed.downcast_ref::<String>().expect("it has a message").clone())
+    Some(failed.downcast_ref::<String>().expect("the panic has a message").clone())
 }
 
 #[test]
@@ -138,7 +139,7 @@ fn a_call_that_fails_after_a_change_is_found() {
     );
 }
 
-/// The alarm that rings before a late call fails would have rung by itself.
+/// The alarm that rings before a late call fails would have rung without the call.
 #[test]
 fn a_change_that_time_makes_is_no_mistake() {
     let mut log = Log::new();

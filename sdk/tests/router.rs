@@ -1,4 +1,4 @@
-//! Goal: a method name leads to its handler, and whatever else leads to a failure that says why.
+//! Goal: a method name selects its handler, and every other call fails with the reason.
 
 use conclave_sdk::{
     Call, Code, Context, Failure, Reply, Router, Subscription,
@@ -93,7 +93,7 @@ fn what_does_not_lead_to_a_handler_says_why() {
 }
 
 #[test]
-#[should_panic(expected = "n.v1.N/Get is there twice")]
+#[should_panic(expected = "n.v1.N/Get is registered twice")]
 fn a_method_cannot_be_there_twice() {
     let _ = router()
         .query("n.v1.N/Get", |sum: &i64, _: &Context, _: Number| Ok(Number { number: *sum }));

@@ -1,5 +1,6 @@
-//! Goal: a set of timers gives what is due in one order, whatever the way to it, and comes back from a snapshot.
-//! Method: random operations, compared with a map that is searched as a whole.
+//! Goal: a set of timers returns due keys in one order, regardless of how it was built, and
+//! survives a snapshot.
+//! Method: random operations, compared with a map that is scanned completely.
 
 use std::collections::BTreeMap;
 
@@ -13,7 +14,7 @@ enum Action {
     Due(u64, usize),
 }
 
-/// Few keys and times, so that actions meet.
+/// Few keys and times, so that actions often concern the same timer.
 fn action() -> impl Strategy<Value = Action> {
     let key = || "[a-d]";
     prop_oneof![
@@ -23,7 +24,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// The keys that are due, in order, by looking at each.
+/// The keys that are due, in order, found by scanning all keys.
 fn due(model: &mut BTreeMap<String, u64>, now_ms: u64, limit: usize) -> Vec<String> {
     let mut due: Vec<_> = model
         .iter()
@@ -56,7 +57,8 @@ proptest! {
             for key in ["a", "b", "c", "d"] {
                 prop_assert_eq!(timers.get(key), model.get(key).copied());
             }
-            // In the order of the keys, and all of the state: equal fields, the order of what is due included.
+            // The pairs are in the order of the keys and contain the whole state: a set collected
+            // from them has equal fields, including the order of due times.
             let saved: Vec<_> = timers.iter().map(|(key, at_ms)| (key.clone(), at_ms)).collect();
             prop_assert!(saved.is_sorted());
             prop_assert_eq!(&saved.iter().cloned().collect::<Timers<_>>(), &timers);

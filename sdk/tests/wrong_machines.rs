@@ -1,5 +1,5 @@
-//! Goal: the kit finds the ways in which machines break the contract.
-//! Method: one small wrong machine for each, and what the kit must say of it.
+//! Goal: the conformance tests find all ways in which a state machine can break the contract.
+//! Method: one small incorrect state machine per way, and the expected report.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports by panicking")]
 
@@ -15,7 +15,7 @@ use conclave_sdk::{
     testing::{Log, check, check_derived, check_same_state},
 };
 
-/// Remembers words. What is wrong with it is `Wrong`'s to say.
+/// Remembers words. `Wrong` selects the mistake.
 struct Words<W> {
     words: Vec<String>,
     wrong: W,
@@ -28,7 +28,7 @@ impl<W: Default> Default for Words<W> {
 }
 
 trait Wrong: Default + 'static {
-    /// Has the word stored in its place, sorted, unless it is wrong in just that.
+    /// Inserts the word in sorted order. One implementation gets the order wrong.
     fn insert(&mut self, words: &mut Vec<String>, word: String) {
         if let Err(place) = words.binary_search(&word) {
             words.insert(place, word);
@@ -92,7 +92,7 @@ fn log(words: &[&str]) -> Log {
 
 const WORDS: [&str; 5] = ["pear", "apple", "fig", "apple", "cherry"];
 
-/// What the check says, or nothing if it finds nothing wrong.
+/// Returns the message of a failed check, or `None` if the check passes.
 fn complaint(check: impl FnOnce()) -> Option<String> {
     let failed = catch_unwind(AssertUnwindSafe(check)).err()?;
     let text = failed.downcast_ref::<String>().cloned();
@@ -100,7 +100,7 @@ fn complaint(check: impl FnOnce()) -> Option<String> {
 }
 
 fn assert_caught<W: Wrong>(parts: &[&str]) {
-    let said = complaint(|| check::<Words<W>>(&log(&WORDS))).expect("nothing was found wrong");
+    let said = complaint(|| check::<Words<W>>(&log(&WORDS))).expect("the check must fail");
     for part in parts {
         assert!(said.contains(part), "{part:?} is not in: {said}");
     }
@@ -163,7 +163,7 @@ fn a_snapshot_in_order_of_insertion_is_caught() {
     assert!(said.unwrap().contains("reached in two ways differ from byte 0"));
 }
 
-/// As a hash table with a seed of its own would: the order differs from one instance to the next.
+/// Imitates a hash table with a random seed: the order differs between instances.
 #[derive(Default)]
 struct InstanceOrder(Cell<u64>);
 static INSTANCES: AtomicU64 = AtomicU64::new(1);
@@ -197,7 +197,7 @@ fn a_query_that_changes_something_is_caught() {
     ]);
 }
 
-/// Marks the beginning of each chunk, so that the bytes depend on how they are read.
+/// Marks the beginning of each chunk, so that the bytes depend on the chunk sizes.
 struct Marks(Vec<u8>);
 impl SnapshotReader for Marks {
     fn read(&mut self, max_bytes: usize) -> Vec<u8> {
@@ -227,7 +227,7 @@ fn bytes_that_depend_on_the_chunks_are_caught() {
     assert_caught::<ChunkDependent>(&["read in chunks of 1 MiB and"]);
 }
 
-/// Loses the first byte of every chunk but the first.
+/// Loses the first byte of every chunk except the first.
 struct Lossy(Vec<u8>);
 impl RestoreWriter<Lost> for Lossy {
     fn write(&mut self, chunk: &[u8]) -> Result<(), Failure> {
@@ -266,12 +266,12 @@ impl Machine for Lost {
 
 #[test]
 fn a_restore_that_depends_on_the_chunks_is_caught() {
-    let said = complaint(|| check::<Lost>(&log(&WORDS))).expect("nothing was found wrong");
+    let said = complaint(|| check::<Lost>(&log(&WORDS))).expect("the check must fail");
     assert!(said.contains("before and after a restore differ from byte 1"), "{said}");
 }
 
-/// Counts words. `total` follows from them, is kept up along the log, and is wrong if a word comes twice; a tick
-/// shows it.
+/// Counts words. `total` is derived from them, maintained along the log, and wrong if a word comes
+/// twice. A tick makes the error visible.
 #[derive(Debug, Default, PartialEq)]
 struct Counted {
     words: std::collections::BTreeSet<String>,
@@ -314,12 +314,11 @@ impl Machine for Counted {
 
 #[test]
 fn a_derived_field_that_no_entry_of_the_log_shows_is_found() {
-    let said = complaint(|| check::<Counted>(&log(&WORDS))).expect("nothing was found wrong");
-    assert!(said.contains("a machine that was restored and one that was not"), "{said}");
+    let said = complaint(|| check::<Counted>(&log(&WORDS))).expect("the check must fail");
+    assert!(said.contains("a restored state machine and the original"), "{said}");
     assert!(said.contains("snapshots after tick"), "{said}");
-    let said =
-        complaint(|| check_derived::<Counted>(&log(&WORDS))).expect("nothing was found wrong");
-    assert!(said.contains("after 4 entries, a restored machine has other fields"), "{said}");
-    // Without a word that comes twice nothing is wrong with it.
+    let said = complaint(|| check_derived::<Counted>(&log(&WORDS))).expect("the check must fail");
+    assert!(said.contains("after 4 entries, a restored state machine has other fields"), "{said}");
+    // Without a word that comes twice, `total` is correct.
     check_derived::<Counted>(&log(&["a", "b"]));
 }

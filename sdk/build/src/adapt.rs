@@ -1,7 +1,8 @@
-//! From a core module that another toolchain made, for WASI 0.1 or none, to a component.
+//! Conversion of a core module from another toolchain, for WASI 0.1 or no WASI, to a component.
 //!
-//! Go and C compilers make core modules that import `wasi_snapshot_preview1`. The Bytecode Alliance's adapter
-//! turns those into imports of WASI 0.2, which a host serves as far as they depend on the log alone.
+//! Go and C compilers produce core modules that import `wasi_snapshot_preview1`. The Bytecode
+//! Alliance's adapter replaces these imports with imports of WASI 0.2. A host serves the functions
+//! of WASI 0.2 whose results depend on the log alone.
 
 use anyhow::{Context as _, Result, bail};
 use wasi_preview1_component_adapter_provider::{
@@ -13,7 +14,7 @@ use wit_parser::{Resolve, SourceMap};
 
 use crate::component::{Component, imports};
 
-/// The contract, which a module of bindings written by hand does not carry.
+/// The WIT of the contract, for modules with hand-written bindings, which do not embed it.
 const CONTRACT: [(&str, &str); 4] = [
     ("fsm.wit", include_str!("../../../wit/fsm.wit")),
     ("log.wit", include_str!("../../../wit/log.wit")),
@@ -21,20 +22,21 @@ const CONTRACT: [(&str, &str); 4] = [
     ("world.wit", include_str!("../../../wit/world.wit")),
 ];
 const WORLD: &str = "machine";
-/// Where a module carries the world that it was made for. Bindings add a name of their own.
+/// The prefix of the custom section that holds the world of a module. Bindings generators append a name.
 const WORLD_SECTION: &str = "component-type";
 
-/// Makes a core module a component: of the world that it carries, or else of the contract's.
+/// Converts a core module to a component of its embedded world, or of the contract's world if it
+/// embeds none.
 pub fn adapt(module: &[u8]) -> Result<Component> {
     if Parser::is_component(module) {
-        bail!("it is a component already: `conclave check` takes it as it is");
+        bail!("the file is a component already: `conclave check` accepts it without conversion");
     }
     let mut module = module.to_vec();
     if !carries_world(&module)? {
         embed_contract(&mut module).context("cannot add the contract to the module")?;
     }
     let mut encoder = ComponentEncoder::default();
-    let failed = "cannot make the module a component of conclave:fsm";
+    let failed = "cannot convert the module to a component of conclave:fsm";
     encoder.validate(true).module(&module).context(failed)?;
     encoder
         .adapter(WASI_SNAPSHOT_PREVIEW1_ADAPTER_NAME, WASI_SNAPSHOT_PREVIEW1_REACTOR_ADAPTER)

@@ -1,4 +1,4 @@
-//! The inner cargo: from a crate to a core module.
+//! The inner cargo build, which compiles a crate to a core module.
 
 use std::{
     env,
@@ -12,8 +12,8 @@ use serde_json::Value;
 
 use crate::{Compiler, MachineSpec, PROFILE, TARGET, toolchain};
 
-/// The profile for a workspace that defines none of its own. The reasons stand in the workspace
-/// manifest of Conclave itself.
+/// The profile for a workspace that defines none. The reasons for these settings are in Conclave's
+/// own workspace manifest.
 const PROFILE_DEFAULTS: [&str; 6] = [
     "inherits=\"release\"",
     "opt-level=3",
@@ -23,12 +23,12 @@ const PROFILE_DEFAULTS: [&str; 6] = [
     "strip=\"debuginfo\"",
 ];
 
-/// Compiles the crate's `cdylib` and says where it is.
+/// Compiles the crate's `cdylib` and returns the path of the core module.
 pub(crate) fn core_module(spec: &MachineSpec, compiler: &Compiler) -> Result<PathBuf> {
     let manifest = spec.manifest_dir.join("Cargo.toml");
     let manifest = manifest
         .canonicalize()
-        .with_context(|| format!("there is no crate to build: {}", manifest.display()))?;
+        .with_context(|| format!("cannot find the crate to build: {}", manifest.display()))?;
     let workspace = workspace_manifest(&manifest, compiler)?;
 
     let mut cargo = cargo(compiler);
@@ -45,8 +45,8 @@ pub(crate) fn core_module(spec: &MachineSpec, compiler: &Compiler) -> Result<Pat
     run(cargo, &manifest)
 }
 
-/// Runs the build and picks the module out of cargo's messages: its name and place depend on the
-/// manifest in more ways than are worth repeating here.
+/// Runs the build and takes the module's path from cargo's messages. Its name and directory depend
+/// on the manifest in too many ways to compute them here.
 fn run(mut cargo: Command, manifest: &Path) -> Result<PathBuf> {
     let mut child = cargo
         .stdin(Stdio::null())
@@ -66,14 +66,15 @@ fn run(mut cargo: Command, manifest: &Path) -> Result<PathBuf> {
     }
     module.with_context(|| {
         format!(
-            "{} gives no WebAssembly module. Its library must be a cdylib:\n\n    [lib]\n    \
+            "{} does not produce a WebAssembly module. Its library must be a cdylib:\n\n    [lib]\n    \
              crate-type = [\"cdylib\", \"rlib\"]\n",
             manifest.display()
         )
     })
 }
 
-/// The module that a line of cargo's output announces, if it is the one of the crate at `manifest`.
+/// Returns the path of the module that a line of cargo's output reports, if it belongs to the crate
+/// at `manifest`.
 fn module_in_message(line: &str, manifest: &Path) -> Option<PathBuf> {
     let message: Value = serde_json::from_str(line).ok()?;
     if message["reason"] != "compiler-artifact"
@@ -97,7 +98,7 @@ fn workspace_manifest(manifest: &Path, compiler: &Compiler) -> Result<PathBuf> {
     Ok(PathBuf::from(String::from_utf8_lossy(&output.stdout).trim()))
 }
 
-/// What `cargo metadata` says of the crate's workspace, without looking into registries.
+/// Returns the `cargo metadata` of the crate's workspace. Does not access registries.
 pub(crate) fn metadata(manifest_dir: &Path) -> Result<Value> {
     let output = cargo(&toolchain().compiler().unwrap_or(Compiler::Rustup))
         .args(["metadata", "--no-deps", "--format-version", "1", "--manifest-path"])
@@ -117,9 +118,10 @@ fn defines_profile(workspace_manifest: &Path) -> Result<bool> {
     Ok(text.lines().any(|line| line.trim() == header))
 }
 
-/// Takes the paths of this computer out of the module (panic messages hold file names), so that the
-/// same source gives the same bytes wherever it lies: a module is named by their hash. Set even when
-/// empty, as it overrides what a cargo configuration wants of native code.
+/// Returns the compiler flags that remove this host's paths from the module, because panic messages
+/// contain file names. A component is identified by its hash, so the same source must give the same
+/// bytes in any directory. The variable is set even if it is empty, because it overrides the flags
+/// for native code in a cargo configuration.
 fn rust_flags(workspace_manifest: &Path) -> String {
     let mut flags = Vec::new();
     let home = env::var_os("HOME").map(|home| PathBuf::from(home).join(".cargo"));
@@ -138,7 +140,8 @@ fn cargo(compiler: &Compiler) -> Command {
     cargo
 }
 
-/// Removes what an outer cargo, or a user who steers the outer build, has set for another target.
+/// Removes the variables that an outer cargo, or a user, has set for the outer build, which has
+/// another target.
 pub(crate) fn clean_environment(command: &mut Command) {
     for (name, _) in env::vars_os() {
         if name.to_str().is_some_and(steers_outer_build) {

@@ -1,4 +1,4 @@
-//! From a core module to a component, refusing what no host would load.
+//! Conversion of a core module to a component. Rejects components that no host would load.
 
 use anyhow::{Context as _, Result, bail};
 use wasmparser::{Parser, Payload};
@@ -6,38 +6,39 @@ use wit_component::{ComponentEncoder, DecodedWasm};
 
 const PACKAGE: &str = "conclave:fsm/";
 const EXPORT: &str = "conclave:fsm/fsm";
-/// What a host serves of WASI to components of other toolchains. It looks at each function, too.
+/// The WASI packages of which hosts serve some functions to components of other toolchains. The
+/// host also checks each function.
 const WASI: [&str; 6] =
     ["wasi:cli/", "wasi:clocks/", "wasi:filesystem/", "wasi:io/", "wasi:random/", "wasi:sockets/"];
 
-/// A machine's component.
+/// The component of a state machine.
 #[derive(Clone, Debug)]
 pub struct Component {
-    /// The component itself.
+    /// The bytes of the component.
     pub bytes: Vec<u8>,
-    /// The interfaces that it imports.
+    /// The names of the imported interfaces.
     pub imports: Vec<String>,
 }
 
-/// Makes a core module, which carries its world in a custom section, a component.
+/// Converts a core module, which embeds its world in a custom section, to a component.
 pub fn wrap(module: &[u8]) -> Result<Component> {
     let foreign = foreign_imports(module)?;
     if !foreign.is_empty() {
         bail!(
-            "the module imports what a machine may not: {}. Something in it, perhaps a dependency, \
-             expects a browser, WASI or a C library; a machine has only its arguments.",
+            "the module has imports that a state machine may not use: {}. Some code in it, perhaps a dependency, \
+             expects a browser, WASI or a C library; a state machine has only its arguments.",
             foreign.join(", ")
         );
     }
     let mut encoder = ComponentEncoder::default();
     encoder.validate(true).module(module).context("cannot read the module's world")?;
-    let bytes = encoder.encode().context("cannot make the module a component")?;
+    let bytes = encoder.encode().context("cannot convert the module to a component")?;
     let imports = imports(&bytes)?;
     Ok(Component { bytes, imports })
 }
 
-/// The interfaces that a component imports, if it exports a machine and imports nothing that a host
-/// would refuse. For components that another toolchain made.
+/// Returns the interfaces that a component imports. Fails if it does not export a state machine or
+/// imports an interface that a host would reject. For components of other toolchains.
 pub fn imports(component: &[u8]) -> Result<Vec<String>> {
     let (imports, exports) = interfaces(component)?;
     if !exports.iter().any(|name| name.starts_with(EXPORT)) {
@@ -47,12 +48,12 @@ pub fn imports(component: &[u8]) -> Result<Vec<String>> {
         name.starts_with(PACKAGE) || WASI.iter().any(|package| name.starts_with(package))
     };
     if let Some(foreign) = imports.iter().find(|name| !served(name)) {
-        bail!("the component imports {foreign}, which no machine gets");
+        bail!("the component imports {foreign}, which no host provides to a state machine");
     }
     Ok(imports)
 }
 
-/// The imports of a core module that are not the contract's, as `module.name`.
+/// Returns the imports of a core module that do not belong to the contract, as `module.name`.
 fn foreign_imports(module: &[u8]) -> Result<Vec<String>> {
     let mut names = Vec::new();
     for payload in Parser::new(0).parse_all(module) {
@@ -61,7 +62,7 @@ fn foreign_imports(module: &[u8]) -> Result<Vec<String>> {
         };
         for import in section.into_imports() {
             let import = import.context("not a WebAssembly module")?;
-            // The second are the canonical ABI's own, for the resources that a machine exports.
+            // The second prefix is that of the canonical ABI's own imports, for exported resources.
             let ours = import.module.starts_with(PACKAGE)
                 || import.module.starts_with("[export]conclave:fsm/");
             if !ours {
@@ -72,11 +73,11 @@ fn foreign_imports(module: &[u8]) -> Result<Vec<String>> {
     Ok(names)
 }
 
-/// The names of what a component imports and exports.
+/// Returns the names of a component's imports and exports.
 fn interfaces(component: &[u8]) -> Result<(Vec<String>, Vec<String>)> {
     let decoded = wit_component::decode(component).context("cannot read the component back")?;
     let DecodedWasm::Component(resolve, world) = decoded else {
-        bail!("the encoder gave a WIT package");
+        bail!("the encoder returned a WIT package, not a component");
     };
     let world = resolve.worlds.get(world).context("the component has no world")?;
     let imports = world.imports.keys().map(|key| resolve.name_world_key(key));

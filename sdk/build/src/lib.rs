@@ -1,16 +1,19 @@
-//! Turns a Rust crate into a machine: a WebAssembly component of the world `conclave:fsm/machine`.
+//! Builds a state machine from a Rust crate: a WebAssembly component of the world `conclave:fsm/machine`.
 //!
-//! Two steps: cargo compiles the crate's `cdylib` for `wasm32-unknown-unknown` ([`toolchain`] finds a
-//! compiler that can), and the core module becomes a component (`component`), checked for imports
-//! that no host would grant. Core modules of other toolchains become one, too ([`adapt()`]). The crate is used by build scripts, by the project's own commands and by
-//! the command line, so it depends on little and prints nothing: progress goes to a callback.
+//! The build has two steps. First, cargo compiles the crate's `cdylib` for `wasm32-unknown-unknown`
+//! with a suitable compiler, found by [`toolchain`]. Then the core module is converted to a
+//! component (`component`) and checked for imports that no host would grant. Core modules of other
+//! toolchains are converted by [`adapt()`].
+//!
+//! Build scripts, the project's own commands and the command line use this crate. It therefore has
+//! few dependencies and prints nothing: progress goes to a callback.
 //!
 //! # Environment
 //!
-//! `CONCLAVE_WASM_COMPILER=rustup|debian` chooses a compiler instead of taking the first that is
-//! there. Every other variable that steers cargo is taken away from the inner build: it runs for
-//! another target than the build script that started it, and under `cargo clippy` the outer one is
-//! not even a compiler.
+//! `CONCLAVE_WASM_COMPILER=rustup|debian` selects a compiler instead of the first one available.
+//! All other variables that influence cargo are removed from the inner build. It has another target
+//! than the build script that started it. Under `cargo clippy`, the outer compiler is not a
+//! compiler at all.
 
 mod adapt;
 mod compile;
@@ -32,36 +35,36 @@ pub use provision::provision;
 pub use sources::watched_paths;
 pub use toolchain::{COMPILER_VARIABLE, Compiler, Toolchain, toolchain};
 
-/// The target that machines compile for. It has no imports of its own.
+/// The compilation target for state machines. The target itself adds no imports.
 pub const TARGET: &str = "wasm32-unknown-unknown";
 
-/// The cargo profile that machines compile with. A workspace may define its own `[profile.machine]`;
+/// The cargo profile for state machines. A workspace may define its own `[profile.machine]`;
 /// otherwise this crate supplies one.
 pub const PROFILE: &str = "machine";
 
-/// What to build, and where to put it.
+/// The input and output paths of a build.
 #[derive(Clone, Debug)]
 pub struct MachineSpec {
     /// The directory of the crate's `Cargo.toml`.
     pub manifest_dir: PathBuf,
-    /// Cargo's target directory for this build. It must not be one that an outer cargo holds locked;
-    /// machines that share one share their dependencies' compiled code.
+    /// Cargo's target directory for this build. It must not be one that an outer cargo has locked.
+    /// State machines with a common target directory share the compiled code of their dependencies.
     pub target_dir: PathBuf,
-    /// The component. Its directory is created; the file is written only if its bytes change, so that
-    /// what depends on it is not rebuilt for nothing.
+    /// The path of the component. Its directory is created. The file is written only if its bytes
+    /// change, to avoid needless rebuilds of dependent targets.
     pub output: PathBuf,
 }
 
-/// A machine that was built.
+/// The result of a build.
 #[derive(Clone, Debug)]
 pub struct Built {
-    /// The component, which is the spec's `output`.
+    /// The path of the component, which is the spec's `output`.
     pub path: PathBuf,
-    /// Its size.
+    /// The size of the component.
     pub size_bytes: u64,
-    /// What it imports, such as `conclave:fsm/log@0.1.0`. Nothing that a host would refuse.
+    /// The imports of the component, such as `conclave:fsm/log@0.1.0`. A host accepts all of them.
     pub imports: Vec<String>,
-    /// Whether the file was written, as its bytes were not there already.
+    /// Whether the file was written because its bytes changed.
     pub changed: bool,
     /// The compiler that was used.
     pub compiler: Compiler,
@@ -69,14 +72,14 @@ pub struct Built {
     pub watched: Vec<PathBuf>,
 }
 
-/// Compiles a machine and makes it a component. Cargo's own messages go to stderr.
+/// Compiles a state machine and converts it to a component. Cargo's own messages go to stderr.
 pub fn build_machine(spec: &MachineSpec) -> Result<Built> {
     let compiler = toolchain().compiler()?;
     let module_path = compile::core_module(spec, &compiler)?;
     let module = fs::read(&module_path)
         .with_context(|| format!("cannot read the compiled module {}", module_path.display()))?;
     let component = wrap(&module)
-        .with_context(|| format!("{} is not a machine", spec.manifest_dir.display()))?;
+        .with_context(|| format!("{} is not a state machine", spec.manifest_dir.display()))?;
     let changed = write_if_changed(&spec.output, &component.bytes)?;
     Ok(Built {
         path: spec.output.clone(),
@@ -88,7 +91,8 @@ pub fn build_machine(spec: &MachineSpec) -> Result<Built> {
     })
 }
 
-/// Replaces `path` by rename, so that a reader sees the old component or the new one.
+/// Writes `bytes` to `path` unless the file has them already. Replaces the file by a rename, so
+/// that a reader sees either the old component or the new one.
 pub fn write_if_changed(path: &Path, bytes: &[u8]) -> Result<bool> {
     if fs::read(path).is_ok_and(|old| old == bytes) {
         return Ok(false);

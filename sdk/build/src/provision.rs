@@ -1,4 +1,4 @@
-//! Installing a compiler for machines, where there is none.
+//! Installation of a compiler for state machines.
 
 use std::{
     io,
@@ -12,19 +12,20 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{Compiler, TARGET, toolchain};
 
-/// A mirror that cannot be reached may never answer; then Debian's packages are the way.
+/// A mirror that cannot be reached may never answer. After this time, Debian's packages are tried.
 const RUSTUP_SECONDS_MAX: u64 = 120;
-/// Three hundred megabytes over a slow line.
+/// Enough to download three hundred megabytes over a slow connection.
 const APT_SECONDS_MAX: u64 = 1800;
 const POLL: Duration = Duration::from_millis(100);
 
-/// Sees to a compiler that can build machines: the one that is there; else `rustup target add`, for at
-/// most two minutes; else, on Debian, its packages. `say` gets a line for each step, before it is
-/// taken; what the installers print goes to stderr.
+/// Finds or installs a compiler that can build state machines. Uses an installed compiler if there
+/// is one. Otherwise runs `rustup target add` for at most two minutes, and then, on Debian,
+/// installs packages. Before each step, `say` receives a line about it. The installers' output goes
+/// to stderr.
 pub fn provision(say: &mut dyn FnMut(&str)) -> Result<Compiler> {
     let missing = match toolchain().compiler() {
         Ok(compiler) => {
-            say(&format!("machines are built with {compiler}"));
+            say(&format!("state machines are built with {compiler}"));
             return Ok(compiler);
         }
         Err(missing) => missing,
@@ -32,15 +33,15 @@ pub fn provision(say: &mut dyn FnMut(&str)) -> Result<Compiler> {
     say(&format!("{missing:#}"));
     for install in [rustup_target, debian_packages] {
         if let Err(error) = install(say) {
-            say(&format!("that did not work: {error:#}"));
+            say(&format!("this step failed: {error:#}"));
             continue;
         }
         if let Ok(compiler) = toolchain().compiler() {
-            say(&format!("machines are built with {compiler}"));
+            say(&format!("state machines are built with {compiler}"));
             return Ok(compiler);
         }
     }
-    bail!("could not install a compiler for machines. {}", toolchain::how_to_install())
+    bail!("cannot install a compiler for state machines. {}", toolchain::how_to_install())
 }
 
 fn rustup_target(say: &mut dyn FnMut(&str)) -> Result<()> {
@@ -51,7 +52,7 @@ fn rustup_target(say: &mut dyn FnMut(&str)) -> Result<()> {
 
 fn debian_packages(say: &mut dyn FnMut(&str)) -> Result<()> {
     if !Path::new("/usr/bin/apt-get").exists() {
-        bail!("this is not Debian: there is no apt-get");
+        bail!("this system is not Debian: there is no apt-get");
     }
     let time = Duration::from_secs(APT_SECONDS_MAX);
     step(say, apt_get(&["update"]), time)?;
@@ -73,17 +74,17 @@ fn newest_linker_package() -> Result<String> {
         .args(["search", "--names-only", "^lld-[0-9]+$"])
         .output()
         .context("cannot run apt-cache")?;
-    newest_package(&String::from_utf8_lossy(&output.stdout)).context("apt knows no package lld-NN")
+    newest_package(&String::from_utf8_lossy(&output.stdout)).context("apt has no package lld-NN")
 }
 
-/// The newest `lld-NN` in a listing such as `lld-19 - LLVM-based linker`.
+/// Returns the newest `lld-NN` in a listing such as `lld-19 - LLVM-based linker`.
 fn newest_package(listing: &str) -> Option<String> {
     let names = listing.lines().filter_map(|line| line.split_whitespace().next());
     let version = names.filter_map(|name| name.strip_prefix("lld-")?.parse::<u32>().ok()).max()?;
     Some(format!("lld-{version}"))
 }
 
-/// Says what is run, runs it, and fails if it fails or takes too long.
+/// Reports a command, runs it, and fails if it fails or takes too long.
 fn step(say: &mut dyn FnMut(&str), mut command: Command, time: Duration) -> Result<()> {
     let line = command_line(&command);
     say(&format!("running `{line}` (at most {} s)", time.as_secs()));
@@ -104,7 +105,7 @@ fn step(say: &mut dyn FnMut(&str), mut command: Command, time: Duration) -> Resu
     }
 }
 
-/// How the child ended, or `None` if it still runs.
+/// Returns the child's exit status, or `None` if it still runs.
 fn wait(child: &mut Child, time: Duration) -> Result<Option<ExitStatus>> {
     let start = Instant::now();
     loop {

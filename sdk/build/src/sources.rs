@@ -1,4 +1,4 @@
-//! What a machine is made of.
+//! The source files of a state machine.
 
 use std::{
     collections::BTreeSet,
@@ -11,15 +11,15 @@ use serde_json::Value;
 
 use crate::compile;
 
-/// The files and directories that the component of the crate in `manifest_dir` depends on, for
-/// `cargo::rerun-if-changed`: its own and those of every crate on this computer that it uses by path,
-/// with the contract and the lock file.
+/// Returns the files and directories that the component of the crate in `manifest_dir` depends on,
+/// for `cargo::rerun-if-changed`: those of the crate and of its path dependencies, the contract,
+/// and the lock file.
 pub fn watched_paths(manifest_dir: &Path) -> Result<Vec<PathBuf>> {
     let metadata = compile::metadata(manifest_dir)?;
     let mut paths = BTreeSet::new();
     for directory in local_packages(&metadata, manifest_dir)? {
-        // Directories by name, not the crate's whole: it may hold a target directory or be edited
-        // beside the source. A missing one would make cargo rerun the build script each time.
+        // Watch named directories, not the whole crate, which may contain a target directory or
+        // unrelated files. A missing path would make cargo rerun the build script each time.
         for name in ["Cargo.toml", "build.rs", "src", "proto", "../wit"] {
             let path = directory.join(name);
             if path.exists() {
@@ -38,14 +38,14 @@ pub fn watched_paths(manifest_dir: &Path) -> Result<Vec<PathBuf>> {
     Ok(paths.into_iter().collect())
 }
 
-/// The directories of the crate and of its dependencies that are no registry's.
+/// Returns the directories of the crate and of its path dependencies.
 fn local_packages(metadata: &Value, manifest_dir: &Path) -> Result<BTreeSet<PathBuf>> {
     let own = manifest_dir.join("Cargo.toml");
     let own = fs::canonicalize(&own).with_context(|| format!("no {}", own.display()))?;
     let packages = metadata["packages"].as_array().context("cargo metadata lists no packages")?;
     let manifest_of = |package: &Value| package["manifest_path"].as_str().map(PathBuf::from);
 
-    // Path dependencies name their directory; walk them from the crate itself.
+    // The metadata gives the directory of each path dependency. Walk them from the crate itself.
     let mut found = BTreeSet::new();
     let mut queue = vec![own];
     while let Some(manifest) = queue.pop() {
@@ -57,7 +57,7 @@ fn local_packages(metadata: &Value, manifest_dir: &Path) -> Result<BTreeSet<Path
             packages.iter().find(|package| manifest_of(package).as_ref() == Some(&manifest));
         let dependencies = package.and_then(|package| package["dependencies"].as_array());
         for dependency in dependencies.into_iter().flatten() {
-            // A dependency of the tests is no part of the component.
+            // A dev-dependency is not part of the component.
             if dependency["kind"] == "dev" {
                 continue;
             }

@@ -1,8 +1,8 @@
-//! Which compilers for `wasm32-unknown-unknown` this computer has.
+//! Detection of the installed compilers for `wasm32-unknown-unknown`.
 //!
-//! A toolchain from rustup has the target once `rustup target add` ran. Debian's compiler comes
-//! without the target's standard library but with its source (`rust-web-src`), from which cargo
-//! builds it. The machine's compiler need not be the host's.
+//! A toolchain from rustup has the target after `rustup target add`. Debian's compiler comes
+//! without the target's standard library, but with its source (`rust-web-src`), from which cargo
+//! builds it. The state machine may use another compiler than the host.
 
 use std::{
     env, fmt, fs,
@@ -14,20 +14,21 @@ use anyhow::{Result, bail};
 
 use crate::TARGET;
 
-/// Chooses the compiler: `rustup` (the current toolchain) or `debian`. Unset: the first that is there.
+/// Environment variable that selects the compiler: `rustup` (the current toolchain) or `debian`.
+/// Default: the first one available.
 pub const COMPILER_VARIABLE: &str = "CONCLAVE_WASM_COMPILER";
 
 const DEBIAN_RUSTC: &str = "/usr/bin/rustc";
 const DEBIAN_CARGO: &str = "/usr/bin/cargo";
 
-/// A compiler that can build machines.
+/// A compiler that can build state machines.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Compiler {
-    /// The current toolchain: `cargo` and `rustc` as the path finds them, with the target installed.
+    /// The current toolchain: `cargo` and `rustc` from the path, with the target installed.
     Rustup,
     /// Debian's rustc and cargo, which build the standard library from source, and LLVM's linker.
     Debian {
-        /// Such as `/usr/bin/wasm-ld-19`.
+        /// The path of the linker, such as `/usr/bin/wasm-ld-19`.
         linker: PathBuf,
     },
 }
@@ -43,17 +44,18 @@ impl fmt::Display for Compiler {
     }
 }
 
-/// What was found, and what is missing.
+/// The detected compilers, and the reasons for those that are missing.
 #[derive(Clone, Debug)]
 pub struct Toolchain {
-    /// The current toolchain, or why it cannot build machines.
+    /// The current toolchain, or the reason why it cannot build state machines.
     pub rustup: Result<Compiler, String>,
-    /// Debian's, or why it cannot.
+    /// Debian's compiler, or the reason why it cannot build state machines.
     pub debian: Result<Compiler, String>,
 }
 
 impl Toolchain {
-    /// The compiler to use: the one that [`COMPILER_VARIABLE`] names, otherwise the first that is there.
+    /// Returns the compiler to use: the one selected by [`COMPILER_VARIABLE`], otherwise the first
+    /// one available.
     pub fn compiler(&self) -> Result<Compiler> {
         self.choose(env::var(COMPILER_VARIABLE).ok().as_deref())
     }
@@ -66,23 +68,23 @@ impl Toolchain {
             Some("rustup") => self.rustup.clone(),
             Some("debian") => self.debian.clone(),
             Some(other) => {
-                bail!("{COMPILER_VARIABLE} is {other:?}; it may be \"rustup\" or \"debian\"")
+                bail!("{COMPILER_VARIABLE} is {other:?}; it must be \"rustup\" or \"debian\"")
             }
         };
-        found.or_else(|missing| bail!("no compiler for machines: {missing}\n{}", how_to_install()))
+        found.or_else(|missing| bail!("no suitable compiler: {missing}\n{}", how_to_install()))
     }
 }
 
-/// For somebody who has no compiler for machines, with Conclave's source or without.
+/// Returns instructions to install a compiler for state machines, with and without Conclave's source.
 pub(crate) fn how_to_install() -> String {
     format!(
         "Run `rustup target add {TARGET}` (rustup is at https://rustup.rs), or on Debian \
          `apt-get install rustc-web cargo-web rust-web-src lld`. In Conclave's own source \
-         `cargo xtask setup` does either."
+         `cargo xtask setup` does one of the two."
     )
 }
 
-/// Looks for compilers. Takes one run of `rustc` and a look at a few files.
+/// Looks for compilers. Runs `rustc` once and checks a few files.
 pub fn toolchain() -> Toolchain {
     Toolchain { rustup: rustup(), debian: debian(Path::new("/usr")) }
 }
@@ -120,7 +122,7 @@ fn debian(prefix: &Path) -> Result<Compiler, String> {
     }
 }
 
-/// `wasm-ld-19` before `wasm-ld-9`, and one without a version last.
+/// Returns the linker with the highest version. A linker without a version comes last.
 fn newest_linker(bin: &Path) -> Option<PathBuf> {
     let entries = fs::read_dir(bin).ok()?;
     let linkers = entries.flatten().filter_map(|entry| {
@@ -134,7 +136,7 @@ fn newest_linker(bin: &Path) -> Option<PathBuf> {
     linkers.max().map(|(_, path)| path)
 }
 
-/// The programs of a compiler.
+/// Returns the cargo command of a compiler.
 pub(crate) fn cargo(compiler: &Compiler) -> Command {
     match compiler {
         Compiler::Rustup => Command::new("cargo"),
@@ -142,7 +144,7 @@ pub(crate) fn cargo(compiler: &Compiler) -> Command {
     }
 }
 
-/// What a compiler needs beyond a clean environment.
+/// Adds the settings that a compiler needs beyond a clean environment.
 pub(crate) fn prepare(compiler: &Compiler, cargo: &mut Command) {
     let Compiler::Debian { linker } = compiler else { return };
     let path = env::var_os("PATH").unwrap_or_default();
@@ -153,7 +155,8 @@ pub(crate) fn prepare(compiler: &Compiler, cargo: &mut Command) {
     }
     cargo
         .env("RUSTC", DEBIAN_RUSTC)
-        // Building the standard library from source is unstable; this opens it in a stable compiler.
+        // Building the standard library from source is unstable; this variable allows it in a
+        // stable compiler.
         .env("RUSTC_BOOTSTRAP", "1")
         .env("CARGO_TARGET_WASM32_UNKNOWN_UNKNOWN_LINKER", linker)
         .arg("-Zbuild-std=std,panic_abort");

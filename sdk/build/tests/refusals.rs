@@ -1,6 +1,7 @@
-//! Goal: a crate that is no machine is refused with what its author must change.
-//! Method: real crates of a few lines, compiled by whatever compiler for machines is here. It needs
-//! one (`cargo xtask setup`).
+//! Goal: a crate that is not a state machine is rejected, and the error tells its author what to
+//! change.
+//! Method: real crates of a few lines, compiled by any available compiler for state machines
+//! (`cargo xtask setup` installs one).
 
 #![allow(clippy::unwrap_used, reason = "a test reports by panicking")]
 
@@ -8,7 +9,7 @@ use std::{fs, path::PathBuf};
 
 use conclave_build::{MachineSpec, build_machine, wrap};
 
-/// Builds a crate with this manifest and source, and gives the error.
+/// Builds a crate with this manifest and source, and returns the error.
 fn refusal(name: &str, manifest: &str, source: &str) -> String {
     let directory = PathBuf::from(env!("CARGO_TARGET_TMPDIR")).join(name);
     fs::create_dir_all(directory.join("src")).unwrap();
@@ -23,7 +24,7 @@ fn refusal(name: &str, manifest: &str, source: &str) -> String {
         output,
     };
     let error = build_machine(&spec).unwrap_err();
-    assert!(!spec.output.exists(), "a refused machine was written");
+    assert!(!spec.output.exists(), "a rejected component was written");
     format!("{error:#}")
 }
 

@@ -1,15 +1,16 @@
-//! Compiles a machine's protobuf files in its build script, without `protoc`.
+//! Compiles the protobuf files of a state machine in its build script, without `protoc`.
 //!
 //! ```no_run
-//! # #[allow(clippy::needless_doctest_main, reason = "it is a whole build script")]
+//! # #[allow(clippy::needless_doctest_main, reason = "the example is a whole build script")]
 //! fn main() -> Result<(), Box<dyn std::error::Error>> {
 //!     conclave_protobuf::compile("proto", &["counter/v1/counter.proto"])?;
 //!     Ok(())
 //! }
 //! ```
 //!
-//! `conclave_sdk::include_protobuf!("counter.v1")` then includes what was made. It is a crate of its
-//! own so that a machine's build script need not compile what [`conclave-build`] needs.
+//! `conclave_sdk::include_protobuf!("counter.v1")` then includes the generated code. This is a
+//! separate crate so that a state machine's build script need not compile the dependencies of
+//! [`conclave-build`].
 //!
 //! [`conclave-build`]: https://docs.rs/conclave-build
 
@@ -18,15 +19,17 @@ use std::{env, fs, path::Path};
 use anyhow::{Context as _, Result, anyhow};
 use prost::Message as _;
 
-/// The file in `OUT_DIR` that holds the descriptor set.
+/// The file in `OUT_DIR` that contains the descriptor set.
 pub const DESCRIPTOR_SET_FILE: &str = "descriptor_set.bin";
 
-/// Compiles `files`, named relative to `directory`, into Rust types and a descriptor set in `OUT_DIR`.
-/// Call it from a build script only.
+/// Compiles `files`, named relative to `directory`, into Rust types and a descriptor set in
+/// `OUT_DIR`. Only for build scripts.
 pub fn compile(directory: impl AsRef<Path>, files: &[&str]) -> Result<()> {
     let directory = directory.as_ref();
-    // A build script speaks to cargo through its standard output.
-    #[allow(clippy::print_stdout, reason = "this is how a build script speaks to cargo")]
+    #[allow(
+        clippy::print_stdout,
+        reason = "a build script sends instructions to cargo through stdout"
+    )]
     {
         println!("cargo::rerun-if-changed={}", directory.display());
     }
@@ -35,7 +38,7 @@ pub fn compile(directory: impl AsRef<Path>, files: &[&str]) -> Result<()> {
     let out = Path::new(&out);
 
     let paths: Vec<_> = files.iter().map(|file| directory.join(file)).collect();
-    // Only protox's `Debug` says where.
+    // Only protox's `Debug` output includes the location.
     let mut set = protox::compile(&paths, [directory])
         .map_err(|error| anyhow!("cannot compile the protobuf: {error:?}"))?;
     prost_build::Config::new()
@@ -47,7 +50,7 @@ pub fn compile(directory: impl AsRef<Path>, files: &[&str]) -> Result<()> {
         .compile_fds(set.clone())
         .context("cannot generate Rust code for the protobuf")?;
 
-    // Comments became documentation above; the component need not carry them.
+    // The comments are in the generated documentation now. The component does not need them.
     for file in &mut set.file {
         file.source_code_info = None;
     }

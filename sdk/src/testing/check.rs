@@ -1,21 +1,24 @@
-//! The checks. Each compares two ways to the same place.
+//! The conformance tests for replay, snapshots, queries and restores. Each reaches the same state
+//! in two ways and compares the results.
 
 use std::fmt::Debug;
 
 use super::{Entry, Log, Operation, Outcome, check_failures, check_methods, check_wake_ups};
 use crate::{Machine, Subscription, snapshot::SnapshotReader};
 
-/// Cuts of a log that are tried: all of a short one, an even spread of a long one.
+/// Maximum number of positions at which a log is cut: all of a short log, evenly spread ones of a
+/// long log.
 const CUTS_MAX: usize = 48;
-/// Places at which machines go on beside the log. Each takes the log up to there and some hundred entries.
+/// Number of positions for the expensive checks. Each replays the log up to the position, and some
+/// hundred entries more.
 const FEW_CUTS: usize = 6;
-/// One byte at a time would take too long for a snapshot longer than this.
+/// Snapshots longer than this are not read in chunks of one byte, which would take too long.
 const SINGLE_BYTES_MAX: usize = 16 << 10;
-/// The size of the pieces of a snapshot where it does not matter.
+/// The chunk size of a snapshot where the size does not matter.
 pub(super) const CHUNK_BYTES: usize = 1 << 20;
 const CHUNKS_BYTES: [usize; 4] = [CHUNK_BYTES, 4096, 61, 1];
 
-/// An outcome, and the wake-up time of the state after it.
+/// An outcome and the wake-up time of the state after it.
 #[derive(Debug, PartialEq)]
 struct Seen {
     outcome: Outcome,
@@ -29,7 +32,7 @@ impl Seen {
     }
 }
 
-/// Every check there is on one log.
+/// Runs all conformance tests on one log.
 pub fn check<M: Machine>(log: &Log) {
     check_description::<M>();
     check_methods::<M>();
@@ -41,7 +44,7 @@ pub fn check<M: Machine>(log: &Log) {
     check_wake_ups::<M>(log);
 }
 
-/// Applies a log to a new machine.
+/// Applies a log to a new state machine. Returns the state machine and the outcomes.
 pub fn run<M: Machine>(log: &Log) -> (M, Vec<Outcome>) {
     let (machine, seen) = play(log);
     (machine, seen.into_iter().map(|seen| seen.outcome).collect())
@@ -53,7 +56,7 @@ fn play<M: Machine>(log: &Log) -> (M, Vec<Seen>) {
     (machine, seen)
 }
 
-/// What the machine says of itself is within the contract's bounds.
+/// Checks that the description of the state machine is within the contract's bounds.
 pub fn check_description<M: Machine>() {
     for (what, text) in [("NAME", M::NAME), ("VERSION", M::VERSION)] {
         let bytes = text.len();
@@ -61,14 +64,14 @@ pub fn check_description<M: Machine>() {
     }
     assert!(
         M::RESTORES.contains(&M::STATE_VERSION),
-        "RESTORES {:?} does not hold STATE_VERSION {}: the machine could not restore itself",
+        "RESTORES {:?} does not contain STATE_VERSION {}, so its own snapshots could not be restored",
         M::RESTORES,
         M::STATE_VERSION
     );
 }
 
-/// The same log gives the same outcomes and the same snapshot, twice in a row. A hidden `static`, a
-/// clock or a random number shows here.
+/// Checks that applying a log twice gives the same outcomes and the same snapshot. Detects a hidden
+/// `static`, a clock or a random number.
 pub fn check_replay<M: Machine>(log: &Log) {
     let (first, expected) = play::<M>(log);
     let first = save(&first, CHUNK_BYTES);
@@ -81,8 +84,8 @@ pub fn check_replay<M: Machine>(log: &Log) {
     );
 }
 
-/// Both logs lead to the same state, as the author knows, so they must lead to the same snapshot. A
-/// snapshot in order of insertion shows here.
+/// Checks that two logs that lead to the same state also lead to the same snapshot. The caller
+/// guarantees that the states are equal. Detects a snapshot in order of insertion.
 pub fn check_same_state<M: Machine>(left: &Log, right: &Log) {
     let (left, right) = (run::<M>(left).0, run::<M>(right).0);
     compare_bytes(
@@ -92,13 +95,13 @@ pub fn check_same_state<M: Machine>(left: &Log, right: &Log) {
     );
 }
 
-/// Wherever the log is cut, a snapshot taken there
+/// Checks snapshots taken at positions along the log. Each snapshot
 ///
-/// - has the same bytes however it is read, also while later entries are applied;
-/// - restores to a machine that has the same snapshot, and that gives the rest of the log the same
-///   outcomes and comes to the same end.
+/// - has the same bytes in chunks of any size, also if it is read while later entries are applied;
+/// - restores to a state machine that has the same snapshot, gives the same outcomes for the rest
+///   of the log, and reaches the same final state.
 ///
-/// A field that is not saved shows here, and a snapshot that depends on how the state was reached.
+/// Detects a field that is not saved, and a snapshot that depends on how the state was reached.
 pub fn check_snapshots<M: Machine>(log: &Log) {
     let (whole, expected) = play::<M>(log);
     let end = save(&whole, CHUNK_BYTES);
@@ -114,7 +117,7 @@ pub fn check_snapshots<M: Machine>(log: &Log) {
             open.push((cut, bytes, reader, begun));
         }
         if let Some(entry) = log.entries().get(cut) {
-            // A `static` may have run on with the restored machines; it would show at the end.
+            // If the restored state machines changed a `static`, this outcome shows it.
             let seen = Seen::of(entry, &mut machine);
             compare_outcome(
                 log,
@@ -132,8 +135,8 @@ pub fn check_snapshots<M: Machine>(log: &Log) {
     }
 }
 
-/// No question and no subscription changes the state, and the machine that is restored answers as the one that was
-/// snapshotted.
+/// Checks that queries and subscriptions do not change the state, and that a restored state machine
+/// gives the same replies as the original.
 pub fn check_queries<M: Machine>(log: &Log) {
     let mut machine = M::default();
     for applied in 0..=log.entries().len() {
@@ -176,17 +179,18 @@ pub fn check_queries<M: Machine>(log: &Log) {
             }
         }
         if let Some(entry) = log.entries().get(applied) {
-            // Outcomes are the other checks' concern.
+            // Outcomes are compared by the other checks.
             let _ = entry.apply_to(&mut machine);
         }
     }
 }
 
-/// A machine that lived through the log and one that was restored go on alike: with ticks, now and after growing
-/// pauses, and with the log's own commands once more. Outcomes, answers and snapshots must be equal.
+/// Checks that a restored state machine behaves like the original afterwards. Both get the same
+/// entries: ticks, at once and after growing pauses, and the log's own commands once more.
+/// Outcomes, query replies and snapshots must be equal.
 ///
-/// Fields that are derived from the state and kept up along the log (counters, indexes, queues of times) show here
-/// if they are wrong: a restore derives them again, and comes to other values.
+/// Detects wrong fields that are derived from the state and maintained along the log (counters,
+/// indexes, queues of times): a restore computes them again and gets other values.
 pub fn check_afterwards<M: Machine>(log: &Log) {
     for cut in few_cuts(log.entries().len()) {
         let mut lived = M::default();
@@ -195,7 +199,7 @@ pub fn check_afterwards<M: Machine>(log: &Log) {
         }
         let mut restored = restore::<M>(&save(&lived, CHUNK_BYTES), CHUNK_BYTES, cut);
         let more = log.afterwards(cut);
-        let what = format!("after {cut} entries, a machine that was restored and one that was not");
+        let what = format!("after {cut} entries, a restored state machine and the original");
         for (number, entry) in more.entries().iter().enumerate() {
             let seen = Seen::of(entry, &mut lived);
             let what = format!("{what}, given the same entries");
@@ -211,14 +215,15 @@ pub fn check_afterwards<M: Machine>(log: &Log) {
             assert_eq!(
                 lived.query(&context, query),
                 restored.query(&context, query),
-                "{what} answer {method} differently later on"
+                "{what} answer {method} differently after later entries"
             );
         }
     }
 }
 
-/// A machine that is restored equals the one that was saved, fields that are no part of the snapshot included. For
-/// machines that derive `PartialEq` and `Debug`: the only check that finds a wrong field before an answer shows it.
+/// Checks that a restored state machine equals the original, including fields that are not part of
+/// the snapshot. Requires `PartialEq` and `Debug`. No other check finds a wrong derived field
+/// before a reply depends on it.
 pub fn check_derived<M: Machine + PartialEq + Debug>(log: &Log) {
     let mut machine = M::default();
     for cut in 0..=log.entries().len() {
@@ -227,7 +232,7 @@ pub fn check_derived<M: Machine + PartialEq + Debug>(log: &Log) {
             let restored = restore::<M>(&bytes, CHUNK_BYTES, cut);
             assert!(
                 restored == machine,
-                "after {cut} entries, a restored machine has other fields than the one that was saved:\n  \
+                "after {cut} entries, a restored state machine has other fields than the original:\n  \
                  {machine:?}\n  {restored:?}"
             );
         }
@@ -237,7 +242,7 @@ pub fn check_derived<M: Machine + PartialEq + Debug>(log: &Log) {
     }
 }
 
-/// Some places along a log, its end among them.
+/// Returns a few positions along a log, including its end.
 pub(super) fn few_cuts(entries: usize) -> impl Iterator<Item = usize> {
     let step = (entries / FEW_CUTS).max(1);
     (0..entries).step_by(step).skip(1).take(FEW_CUTS - 1).chain([entries])
@@ -248,7 +253,8 @@ fn is_cut(cut: usize, entries: usize) -> bool {
     cut.is_multiple_of(step) || cut == entries
 }
 
-/// The restored machine is the one that was saved after `cut` entries, now and from here on.
+/// Checks that the state machine restored after `cut` entries equals the original, now and for the
+/// rest of the log.
 fn check_restored<M: Machine>(log: &Log, cut: usize, bytes: &[u8], expected: &[Seen], end: &[u8]) {
     for (number, chunk_bytes) in chunks(bytes).enumerate() {
         let mut restored = restore::<M>(bytes, chunk_bytes, cut);
@@ -261,7 +267,7 @@ fn check_restored<M: Machine>(log: &Log, cut: usize, bytes: &[u8], expected: &[S
                 "the wake-up time after {cut} entries, before and after a restore"
             );
         }
-        // How the bytes were cut cannot matter beyond that: one run to the end is enough.
+        // The chunk size can have no other effect, so one run to the end is enough.
         if number > 0 {
             continue;
         }
@@ -281,7 +287,7 @@ fn save_in_every_way<M: Machine>(machine: &M, cut: usize) -> Vec<u8> {
             format!("snapshots after {cut} entries, read in chunks of 1 MiB and {chunk_bytes}");
         compare_bytes(&bytes, &save(machine, chunk_bytes), &what);
     }
-    compare_bytes(&bytes, &machine.save(), "what snapshot() and save() give");
+    compare_bytes(&bytes, &machine.save(), "the bytes of snapshot() and save()");
     bytes
 }
 
@@ -298,7 +304,11 @@ fn read_chunks(reader: &mut dyn SnapshotReader, chunk_bytes: usize) -> Vec<u8> {
     let mut bytes = Vec::new();
     loop {
         let chunk = reader.read(chunk_bytes);
-        assert!(chunk.len() <= chunk_bytes, "{} bytes read for {chunk_bytes}", chunk.len());
+        assert!(
+            chunk.len() <= chunk_bytes,
+            "the snapshot reader returned {} bytes, more than the requested {chunk_bytes}",
+            chunk.len()
+        );
         if chunk.is_empty() {
             return bytes;
         }
@@ -314,11 +324,11 @@ pub(super) fn restore<M: Machine>(bytes: &[u8], chunk_bytes: usize, cut: usize) 
         writer.finish()
     });
     restored.unwrap_or_else(|failure| {
-        panic!("the snapshot after {cut} entries, in chunks of {chunk_bytes}, does not restore: {failure}")
+        panic!("cannot restore the snapshot after {cut} entries in chunks of {chunk_bytes} bytes: {failure}")
     })
 }
 
-/// Compares outcomes of the entries from `first` on with those of the whole log.
+/// Compares the outcomes of the entries from `first` on with those of the whole log.
 fn compare_outcomes(log: &Log, first: usize, expected: &[Seen], outcomes: &[Seen], what: &str) {
     for (number, outcome) in (first..).zip(outcomes) {
         compare_outcome(log, number, expected.get(number), outcome, what);

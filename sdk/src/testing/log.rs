@@ -1,4 +1,4 @@
-//! The calls that a host would make.
+//! A recorded log: the calls that a host would make.
 
 use std::fmt;
 
@@ -7,29 +7,29 @@ use crate::{
     limits::{EVENT_BYTES_MAX, RESPONSE_BYTES_MAX},
 };
 
-/// Commands of a log that are applied again after it.
+/// Maximum number of different commands of a log that [`Log::afterwards`] applies again.
 const COMMANDS_AFTERWARDS: usize = 32;
-/// A second, a minute, an hour, a day, a year.
+/// One second, one minute, one hour, one day, one year.
 const PAUSES_MS: [u64; 5] = [1_000, 60_000, 3_600_000, 86_400_000, 31_536_000_000];
 
-/// What applying an entry gave.
+/// The result of applying an entry.
 pub type Outcome = Result<Reply, Failure>;
 
-/// What an entry asks of the machine.
+/// The operation of an entry.
 #[derive(Clone, Debug)]
 pub enum Operation {
     /// A command.
     Apply(Call),
-    /// The machine's wake-up time has come.
+    /// A tick, after the state machine's wake-up time has come.
     Tick,
 }
 
 /// One entry of a log.
 #[derive(Clone, Debug)]
 pub struct Entry {
-    /// What the entry brings along.
+    /// The index, time, seed and principal of the entry.
     pub context: Context,
-    /// What it asks.
+    /// The operation to apply.
     pub operation: Operation,
 }
 
@@ -37,7 +37,7 @@ impl Entry {
     /// Applies the entry.
     ///
     /// # Panics
-    /// The reply is larger than hosts take ([`limits`](crate::limits)).
+    /// If the reply is larger than every host accepts ([`limits`](crate::limits)).
     pub fn apply_to<M: Machine>(&self, machine: &mut M) -> Outcome {
         let outcome = match &self.operation {
             Operation::Apply(call) => machine.apply(&self.context, call),
@@ -47,12 +47,12 @@ impl Entry {
             let response = reply.response.len();
             assert!(
                 response <= RESPONSE_BYTES_MAX,
-                "{self}: the response has {response} bytes; hosts take {RESPONSE_BYTES_MAX}"
+                "{self}: the response has {response} bytes; the limit is {RESPONSE_BYTES_MAX}"
             );
             let events: usize = reply.events.iter().map(Event::counted_bytes).sum();
             assert!(
                 events <= EVENT_BYTES_MAX,
-                "{self}: the events count {events} bytes; hosts take {EVENT_BYTES_MAX}"
+                "{self}: the events count {events} bytes; the limit is {EVENT_BYTES_MAX}"
             );
         }
         outcome
@@ -78,7 +78,7 @@ impl fmt::Display for Entry {
     }
 }
 
-/// Entries in order, and the questions to ask after each of them.
+/// A sequence of entries, with the queries and subscriptions to run after each of them.
 #[derive(Clone, Debug)]
 pub struct Log {
     entries: Vec<Entry>,
@@ -90,13 +90,13 @@ pub struct Log {
 }
 
 impl Log {
-    /// An empty log, at a time like today's.
+    /// Creates an empty log whose time is close to the present.
     pub fn new() -> Self {
         Self {
             entries: Vec::new(),
             queries: Vec::new(),
             subscriptions: Vec::new(),
-            // As in a real log, the first entries are not the machine's.
+            // As in a real log, the first entries do not belong to the state machine.
             index: 2,
             time_ms: 1_750_000_000_000,
             principal: String::new(),
@@ -108,7 +108,8 @@ impl Log {
         self.push(Operation::Apply(call))
     }
 
-    /// Adds a tick. The kit adds none by itself: the log's author does, after the wake-up time has come.
+    /// Adds a tick. The conformance tests add none by themselves: add one wherever the wake-up time
+    /// has come.
     pub fn tick(&mut self) -> &mut Self {
         self.push(Operation::Tick)
     }
@@ -125,35 +126,35 @@ impl Log {
         self
     }
 
-    /// Adds a question that the checks ask again and again. What the answer is does not matter to
-    /// them, only that it is the same when it should be.
+    /// Adds a query that the checks run repeatedly. They do not interpret the reply; they only
+    /// compare it.
     pub fn ask(&mut self, query: Call) -> &mut Self {
         self.queries.push(query);
         self
     }
 
-    /// Makes the checks subscribe again and again, as [`Log::ask`] asks.
+    /// Adds a subscription that the checks start repeatedly, like the queries of [`Log::ask`].
     pub fn watch(&mut self, subscription: Call) -> &mut Self {
         self.subscriptions.push(subscription);
         self
     }
 
-    /// The entries.
+    /// Returns the entries.
     pub fn entries(&self) -> &[Entry] {
         &self.entries
     }
 
-    /// The questions.
+    /// Returns the queries.
     pub fn queries(&self) -> &[Call] {
         &self.queries
     }
 
-    /// The subscriptions.
+    /// Returns the subscriptions.
     pub fn subscriptions(&self) -> &[Call] {
         &self.subscriptions
     }
 
-    /// What a query brings along that is made after the first `applied` entries.
+    /// Returns the context of a query that runs after the first `applied` entries.
     pub fn query_context(&self, applied: usize) -> Context {
         match applied.checked_sub(1).and_then(|last| self.entries.get(last)) {
             Some(entry) => entry.context.clone(),
@@ -161,15 +162,15 @@ impl Log {
         }
     }
 
-    /// Entries that may follow the first `cut` ones: ticks, at once and after pauses of up to a year, and the log's
-    /// different commands once more, before and after the pauses.
+    /// Returns entries that may follow the first `cut` ones: ticks, at once and after pauses of up
+    /// to one year, and the log's different commands once more, before and after the pauses.
     pub(super) fn afterwards(&self, cut: usize) -> Self {
         let mut more = self.clone();
         let rest = more.entries.split_off(cut);
         let last = more.entries.last().or(rest.first());
         more.time_ms = last.map_or(self.time_ms, |entry| entry.context.time_ms);
         let mut commands: Vec<&Entry> = Vec::new();
-        // The last ones are about what is there.
+        // The last commands most likely refer to objects that exist.
         for entry in self.entries.iter().rev() {
             if let Operation::Apply(call) = &entry.operation
                 && !commands.iter().any(|other| other.is_call(call))
@@ -196,7 +197,8 @@ impl Log {
     }
 
     fn push(&mut self, operation: Operation) -> &mut Self {
-        // Indexes grow, but not by one: the log also holds entries that no machine sees.
+        // Indexes increase, but not always by one: a real log also contains entries that no state
+        // machine sees.
         self.index += if self.index.is_multiple_of(5) { 2 } else { 1 };
         let context = Context {
             index: self.index,

@@ -1,7 +1,7 @@
-//! A router against the descriptor set that it serves.
+//! Comparison of a router with the descriptor set that it serves.
 //!
-//! Of a descriptor set the few fields are read that name methods and say their kind: the numbers are
-//! those of google/protobuf/descriptor.proto, which never change.
+//! Decodes only the fields of a descriptor set that give the methods' names, kinds and messages.
+//! The field numbers are those of google/protobuf/descriptor.proto, which never change.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -59,16 +59,17 @@ struct Options {
     idempotency_level: i32,
 }
 
-/// A method, as the descriptor set has it.
+/// A method of the descriptor set.
 struct Described {
     kind: &'static str,
-    /// The full names of its messages.
+    /// The full names of the request and response messages.
     request: String,
     response: String,
 }
 
-/// Every method of the descriptor set has a handler of its kind and with its messages, and every handler a method. A
-/// machine without a router answers by itself, so nothing can be said of it.
+/// Checks that every method of the descriptor set has a handler of the right kind, and that every
+/// handler belongs to a method. A state machine without a router dispatches methods itself and
+/// cannot be checked.
 pub fn check_methods<M: Machine>() {
     let router = router::of::<M>();
     let commands = router.commands().map(|name| (name.to_owned(), "command"));
@@ -83,9 +84,9 @@ pub fn check_methods<M: Machine>() {
         match described.get(name).map(|described| described.kind) {
             Some(other) => assert_eq!(
                 *kind, other,
-                "{name} is a {other}, as the protobuf has it, and has the handler of a {kind}"
+                "{name} is a {other} according to the protobuf, but the router has it as a {kind}"
             ),
-            None => panic!("the descriptor set has no method {name}, which the router handles"),
+            None => panic!("the descriptor set has no method {name}, but the router handles it"),
         }
     }
     for name in described.keys() {
@@ -93,7 +94,7 @@ pub fn check_methods<M: Machine>() {
     }
 }
 
-/// Handlers take and give the messages of their methods. Those of methods that are not described are not looked at.
+/// Checks that handlers use the messages of their methods. Methods without a description are skipped.
 pub(crate) fn check_messages(descriptor_set: &[u8], handlers: &[Messages]) {
     let described = described(descriptor_set);
     for Messages { method, request, response } in handlers {
@@ -104,8 +105,8 @@ pub(crate) fn check_messages(descriptor_set: &[u8], handlers: &[Messages]) {
         {
             assert!(
                 wanted == given || wanted.is_empty(),
-                "{method} {verb} {wanted}, as the protobuf has it, and its handler {verb} {given}: give it the handler \
-                 of this method"
+                "{method} {verb} {wanted} according to the protobuf, but its handler {verb} {given}: register \
+                 the handler of this method"
             );
         }
     }
@@ -129,7 +130,7 @@ fn described(descriptor_set: &[u8]) -> BTreeMap<String, Described> {
                     (false, NO_SIDE_EFFECTS) => "query",
                     (false, _) => "command",
                 };
-                // Names in a descriptor set begin with a dot.
+                // Full names in a descriptor set begin with a dot.
                 let full_name = |name: &str| name.strip_prefix('.').unwrap_or(name).to_owned();
                 let request = full_name(&method.input_type);
                 let response = full_name(&method.output_type);
@@ -140,8 +141,10 @@ fn described(descriptor_set: &[u8]) -> BTreeMap<String, Described> {
     methods
 }
 
-/// The files whose services the host serves. A descriptor set has all imports, whose services are not the machine's,
-/// unless their package is that of a file that no other imports or lies in it, or an own file imports them publicly.
+/// Returns the files whose services the host serves. A descriptor set contains all imports. The
+/// services of an imported file belong to the state machine only if the file is in the package of a
+/// root file or below it, or if such a file imports it publicly. A root file is one that no other
+/// file imports.
 fn own_files(set: &FileDescriptorSet) -> BTreeSet<&str> {
     let imported: BTreeSet<&str> =
         set.file.iter().flat_map(|file| file.dependency.iter().map(String::as_str)).collect();

@@ -1,4 +1,5 @@
-//! Checks for mistakes that no replica disagrees about: each does the same wrong thing.
+//! Checks for mistakes that all replicas make in the same way, so that no comparison of replicas
+//! finds them.
 
 use std::collections::BTreeMap;
 
@@ -8,19 +9,20 @@ use super::{
 };
 use crate::{Context, Machine};
 
-/// Failures of one method that are looked at: a snapshot is taken before each.
+/// Maximum number of failures per method that are checked. Each needs a snapshot before the call.
 const FAILURES_PER_METHOD: usize = 8;
-/// Dropped wake-up times that are looked at.
+/// Maximum number of dropped wake-up times that are checked.
 const DROPS_MAX: usize = 64;
-/// A second, a minute, an hour, a day, a year.
+/// One second, one minute, one hour, one day, one year.
 const PAUSES_MS: [u64; 5] = [1_000, 60_000, 3_600_000, 86_400_000, 31_536_000_000];
 
-/// A command that fails changes nothing, but for what time alone changes: after a tick at that moment the state is the
-/// same with and without the command.
+/// Checks that a command that fails changes nothing except for effects of time: after a tick in the
+/// same entry context, the state is the same with and without the command.
 ///
-/// A failure is an ordinary answer, so hosts keep the changes that were made before it: a caller is told "no" and
-/// something happened all the same. [`check`](super::check) includes this. A state machine that means to change
-/// something when it refuses, such as a count of refused attempts, answers with a reply instead.
+/// A failure is an ordinary reply, so hosts keep the changes that were made before it. The caller
+/// would get a refusal although the state changed. [`check`](super::check) includes this check. A
+/// state machine that intends to change something when it refuses, such as a count of refused
+/// attempts, should return a reply instead.
 pub fn check_failures<M: Machine>(log: &Log) {
     let mut machine = M::default();
     let failed: Vec<_> = log
@@ -50,19 +52,20 @@ pub fn check_failures<M: Machine>(log: &Log) {
             };
             assert!(
                 after == before || by_time(),
-                "entry {number} ({entry}) failed and changed the state all the same ({}). Changes before a failure \
-                 stay: check everything first, then change. The failure: {failure}",
+                "entry {number} ({entry}) failed and changed the state ({}). Changes before a failure \
+                 are kept: check everything first, then change. The failure: {failure}",
                 difference(&before, &after)
             );
         }
     }
 }
 
-/// No wake-up is lost: if a tick at some later time would change something, and time is what makes the difference, then
-/// the state asks to be woken by then.
+/// Checks that no wake-up is lost: if a tick at a later time would change the state because of the
+/// time, the state must request a wake-up by then.
 ///
-/// Looks at each entry after which a wake-up time that was pending is gone or later, and at some places along the log at
-/// pauses of a second to a year. [`check`](super::check) includes this.
+/// Examines each entry after which a pending wake-up time is gone or later. Also examines a few
+/// positions along the log, with pauses of one second to one year. [`check`](super::check) includes
+/// this check.
 pub fn check_wake_ups<M: Machine>(log: &Log) {
     let places: Vec<_> = few_cuts(log.entries().len()).collect();
     let mut machine = M::default();
@@ -76,7 +79,7 @@ pub fn check_wake_ups<M: Machine>(log: &Log) {
         }
         let now_ms = entry.context.time_ms;
         let mut candidates = Vec::new();
-        // A time that has passed shows nothing: a tick now may change something whatever the time.
+        // A time in the past proves nothing: a tick now may change the state regardless of the time.
         if let Some(before) = before.filter(|before| *before > now_ms)
             && is_after(pending, before)
             && drops < DROPS_MAX
@@ -98,9 +101,9 @@ pub fn check_wake_ups<M: Machine>(log: &Log) {
             let ticked = ticked::<M>(&state, number + 1, &then);
             assert!(
                 ticked == state || ticked == now,
-                "after entry {number} ({entry}) at {now_ms} ms the wake-up time is {pending:?}{}, and a tick at {at_ms} ms \
-                 would change the state ({}). No tick comes before the wake-up time: `Machine::wake_at` gives the \
-                 earliest time at which something is due",
+                "after entry {number} ({entry}) at {now_ms} ms the wake-up time is {pending:?}{}, and a tick at \
+                 {at_ms} ms would change the state ({}). No tick comes before the wake-up time: `Machine::wake_at` must \
+                 return the earliest time at which something is due",
                 match before {
                     Some(before) => format!(", before it was {before}"),
                     None => String::new(),
@@ -111,12 +114,12 @@ pub fn check_wake_ups<M: Machine>(log: &Log) {
     }
 }
 
-/// Whether the wake-up time is later than `at_ms`, or there is none.
+/// Returns whether the wake-up time is later than `at_ms` or absent.
 fn is_after(wake_at: Option<u64>, at_ms: u64) -> bool {
     wake_at.is_none_or(|wake_at| wake_at > at_ms)
 }
 
-/// The snapshot of the state after a tick in this context.
+/// Returns the snapshot of the state after a tick in this context.
 fn ticked<M: Machine>(state: &[u8], cut: usize, context: &Context) -> Vec<u8> {
     let mut machine = restore::<M>(state, CHUNK_BYTES, cut);
     machine.tick(context);

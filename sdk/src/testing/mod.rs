@@ -1,7 +1,7 @@
-//! Tests that a machine keeps the contract, run natively: no WebAssembly, no host.
+//! Conformance tests for state machines. They run natively, without WebAssembly or a host.
 //!
-//! Write a [`Log`], the calls that the host would make, and hand it to [`check`]. A check that fails
-//! panics, as a test does, with the first entry at which the machine went astray.
+//! Write a [`Log`] with the calls that a host would make, and pass it to [`check`]. A check that
+//! fails panics like a test, and names the first entry whose results differ.
 //!
 //! ```
 //! # use conclave_sdk::testing::{Log, check};
@@ -34,10 +34,10 @@
 //! check::<Counter>(&log);
 //! ```
 //!
-//! What it cannot see: a panic (in a host it is rolled back; here it fails the test), and what would
-//! differ only on another computer.
+//! The conformance tests cannot detect differences that appear only on other hardware. They do not
+//! roll back a panic as a host does: a panic fails the test.
 
-#![allow(clippy::panic, reason = "a check that fails must fail the test that made it")]
+#![allow(clippy::panic, reason = "a failed check must fail the calling test")]
 
 mod check;
 mod log;

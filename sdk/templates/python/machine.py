@@ -1,7 +1,7 @@
-"""The machine `my-machine`: named counts that everybody adds to.
+"""The state machine `my-machine`: named counters that any caller can add to.
 
-It is an example that is whole: state, methods, limits, snapshots. A machine is a pure function of the log:
-no clock, no chance, no files; what an entry brings along is in its `Context`.
+A complete example: state, methods, limits, snapshots. A state machine is a pure function of the log:
+no clock, no randomness, no files. `Context` contains the time and the random seed of an entry.
 """
 
 from conclave_sdk import Code, Context, Failure, Machine, command, export, messages, query
@@ -9,9 +9,9 @@ from descriptor_set import DESCRIPTOR_SET
 
 pb = messages(DESCRIPTOR_SET, "my_machine.v1")
 
-# A name, in bytes. Everything that callers send needs a limit: the state lies in memory.
+# The longest name, in bytes. Everything that callers send needs a limit, because the state is in memory.
 NAME_BYTES_MAX = 256
-# Names that there may be.
+# The maximum number of names.
 NAMES_MAX = 100_000
 
 
@@ -19,7 +19,7 @@ NAMES_MAX = 100_000
 class MyMachine(Machine):
     name = "my-machine"
     version = "0.1.0"
-    # Raise it when the snapshot's format changes, and name the old ones in `restores`.
+    # Raise this when the snapshot format changes, and list the old versions in `restores`.
     state_version = 1
     descriptor_set = DESCRIPTOR_SET
 
@@ -28,7 +28,7 @@ class MyMachine(Machine):
 
     @command("my_machine.v1.MyMachine/Add")
     def add(self, _: Context, request):
-        """Checks all, then changes: a failure is an answer, and what was changed before it would stay."""
+        """Checks everything before it changes anything: changes made before a failure are kept."""
         name_bytes = len(request.name.encode())
         if not 1 <= name_bytes <= NAME_BYTES_MAX:
             raise Failure(Code.INVALID_ARGUMENT, f"a name has 1 to {NAME_BYTES_MAX} bytes, not {name_bytes}")
@@ -47,8 +47,8 @@ class MyMachine(Machine):
         return pb.GetResponse(count=self.counts[request.name])
 
     def save(self) -> bytes:
-        # Deterministic: in the order of the names, whichever came first. The same counts must give the
-        # same snapshot bytes.
+        # Deterministic: sorted by name, because the same counts must give the same snapshot bytes,
+        # regardless of which came first.
         return pb.Snapshot(counts=self.counts).SerializeToString(deterministic=True)
 
     @classmethod

@@ -1,6 +1,6 @@
-"""Goal: the machine counts, and keeps the contract.
+"""Goal: the state machine counts correctly and satisfies the contract.
 
-Method: logs of calls, applied natively by the SDK's kit: no node, no WebAssembly.
+Method: logs of calls, applied natively by the SDK's conformance tests, without a node or WebAssembly.
 """
 
 import random
@@ -14,7 +14,7 @@ NAMES = ["pear", "apple", "fig", "quince"]
 
 
 def log(amounts) -> Log:
-    """A log that adds these amounts, and asks for all names after each entry."""
+    """A log that adds these amounts and queries all names after each entry."""
     log = Log()
     for name in NAMES:
         log.ask("my_machine.v1.MyMachine/Get", pb.GetRequest(name=name))
@@ -24,7 +24,7 @@ def log(amounts) -> Log:
 
 
 def counts(outcomes):
-    """The counts that were answered, or the codes of what was refused."""
+    """The returned counts, or the codes of failed calls."""
     return [
         outcome.code if isinstance(outcome, Failure) else pb.AddResponse.FromString(outcome.response).count
         for outcome in outcomes
@@ -42,13 +42,15 @@ class Contract(unittest.TestCase):
         self.assertEqual(counts(outcomes), [3, most, 2, Code.OUT_OF_RANGE, invalid, invalid, most])
 
     def test_the_order_in_which_names_came_does_not_show(self):
-        """Fails for a machine whose snapshot shows which name came first, as that of a list or a dict does."""
+        """Fails if the snapshot depends on which name came first, as with a list or a dict."""
         amounts = [(name, len(name)) for name in NAMES]
         check_same_state(MyMachine, log(amounts), log(reversed(amounts)))
 
     def test_whatever_is_added_it_keeps_the_contract_and_the_sums_are_right(self):
-        """Fails for a machine that forgets something in its snapshot, that answers otherwise once restored,
-        or that counts wrong: random logs, each held to the contract and compared with a few lines."""
+        """Runs the conformance tests on random logs and compares the sums with a simple model.
+
+        Fails if the snapshot omits a field, if replies differ after a restore, or if a sum is wrong.
+        """
         for seed in range(20):
             generator = random.Random(seed)
             amounts = [(generator.choice(NAMES), generator.randint(-1000, 1000)) for _ in range(30)]

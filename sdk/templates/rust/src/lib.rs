@@ -1,7 +1,7 @@
-//! The machine `my-machine`: named counts that everybody adds to.
+//! The state machine `my-machine`: named counters that any caller can add to.
 //!
-//! It is an example that is whole: state, methods, limits, snapshots. A machine is a pure function of
-//! the log: no clock, no chance, no files; what an entry brings along is in [`Context`].
+//! A complete example: state, methods, limits, snapshots. A state machine is a pure function of the log:
+//! no clock, no randomness, no files. [`Context`] contains the time and the random seed of an entry.
 
 use std::collections::BTreeMap;
 
@@ -13,21 +13,21 @@ mod pb {
 }
 pub use pb::{AddRequest, AddResponse, GetRequest, GetResponse};
 
-/// A name, in bytes. Everything that callers send needs a limit: the state lies in memory.
+/// The longest name, in bytes. Everything that callers send needs a limit, because the state is in memory.
 pub const NAME_BYTES_MAX: usize = 256;
-/// Names that there may be.
+/// The maximum number of names.
 pub const NAMES_MAX: usize = 100_000;
 
-/// The state. `Default` is the one before the first entry.
+/// The state. `Default` is the state before the first entry.
 #[derive(Default)]
 pub struct MyMachine {
-    // In the order of the names: the same counts must give the same snapshot bytes, whichever came
-    // first. A HashMap, whose order is another one in each process, would not.
+    // Sorted by name, because the same counts must give the same snapshot bytes, regardless of
+    // which came first. The order of a HashMap differs between processes.
     counts: BTreeMap<String, i64>,
 }
 
 impl MyMachine {
-    /// Checks all, then changes: a failure is an answer, and what was changed before it would stay.
+    /// Checks everything before it changes anything: changes made before a failure are kept.
     fn add(&mut self, _: &Context, request: AddRequest) -> Result<AddResponse, Failure> {
         let AddRequest { name, amount } = request;
         if name.is_empty() || name.len() > NAME_BYTES_MAX {
@@ -57,7 +57,7 @@ impl MyMachine {
 impl Machine for MyMachine {
     const NAME: &'static str = "my-machine";
     const VERSION: &'static str = env!("CARGO_PKG_VERSION");
-    // Raise it when the snapshot's format changes, and keep the old ones in RESTORES.
+    // Raise this when the snapshot format changes, and keep the old versions in RESTORES.
     const STATE_VERSION: u32 = 1;
 
     fn router() -> Router<Self> {

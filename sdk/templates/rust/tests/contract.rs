@@ -1,5 +1,5 @@
-//! Goal: the machine counts, and keeps the contract.
-//! Method: logs of calls, applied natively by the SDK's kit: no node, no WebAssembly.
+//! Goal: the state machine counts correctly and satisfies the contract. Method: logs of calls,
+//! applied natively by the SDK's conformance tests, without a node or WebAssembly.
 
 use std::collections::BTreeMap;
 
@@ -20,7 +20,7 @@ fn get(name: &str) -> Call {
     Call::of("my_machine.v1.MyMachine/Get", &GetRequest { name: name.to_owned() })
 }
 
-/// A log that adds these amounts, and asks for all names after each entry.
+/// A log that adds these amounts and queries all names after each entry.
 fn log<'a>(amounts: impl IntoIterator<Item = (&'a str, i64)>) -> Log {
     let mut log = Log::new();
     for name in NAMES {
@@ -51,7 +51,7 @@ fn it_counts_and_refuses_what_it_cannot_keep() {
         (&long, 1),
         ("fig", 0),
     ]);
-    // What is refused changes nothing, among other things.
+    // Among other things, this checks that a refused call changes nothing.
     check::<MyMachine>(&log);
     let (_, outcomes) = run::<MyMachine>(&log);
     assert_eq!(
@@ -68,16 +68,16 @@ fn it_counts_and_refuses_what_it_cannot_keep() {
     );
 }
 
-/// Fails for a machine whose snapshot shows which name came first, as that of a list does, or that is in
-/// no order at all, as that of a hash table.
+/// Fails if the snapshot depends on which name came first, as with a list, or has no defined order,
+/// as with a hash table.
 #[test]
 fn the_order_in_which_names_came_does_not_show() {
     let amounts = NAMES.map(|name| (name, name.len() as i64));
     check_same_state::<MyMachine>(&log(amounts), &log(amounts.into_iter().rev()));
 }
 
-/// Fails for a machine that forgets something in its snapshot, that answers otherwise once restored, or
-/// that counts wrong: random logs, each held to the contract and compared with a map of a few lines.
+/// Runs the conformance tests on random logs and compares the sums with a simple model. Fails if
+/// the snapshot omits a field, if replies differ after a restore, or if a sum is wrong.
 #[test]
 fn whatever_is_added_it_keeps_the_contract_and_the_sums_are_right() {
     for seed in 1..=20 {
@@ -97,7 +97,7 @@ fn whatever_is_added_it_keeps_the_contract_and_the_sums_are_right() {
     }
 }
 
-/// Looks random, and is the same at every run: a failure can be repeated.
+/// Returns pseudo-random amounts that are the same in every run, so that a failure can be reproduced.
 fn random_amounts(seed: u64) -> Vec<(&'static str, i64)> {
     let mut state = seed;
     let mut next = || {
