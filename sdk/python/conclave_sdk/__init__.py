@@ -1,20 +1,21 @@
-"""Write a Conclave state machine in Python.
+"""Conclave SDK for state machines in Python.
 
-A machine is a class that derives from `Machine`: it applies the entries of a replicated log, one call an
-entry, and answers questions about the state that they lead to. `conclave build` makes it a WebAssembly
-component, and a Conclave cluster does the rest: consensus, encryption, snapshots, gRPC.
+A state machine is a class that derives from `Machine`. It applies the entries of a replicated log, one call
+per entry, and answers queries about the resulting state. `conclave build` makes it a WebAssembly component. A
+Conclave cluster provides the rest: consensus, encryption, snapshots and gRPC.
 
-Determinism: every replica applies the same entries and must come to the same state. What an entry brings
-along (`Context`) is a machine's only source of time and chance. Iterate over no set, and over no dict that
-was filled in an order that is not the log's: sort first. `conclave_sdk.testing` finds most of the rest.
+Determinism: every replica applies the same entries and must reach the same state. The `Context` of an entry
+is the only source of time and randomness. Sort sets before you iterate over them. Do the same with dicts
+whose insertion order does not come from the log. `conclave_sdk.testing` finds most other violations.
 
-Exceptions: raise `Failure` for what a caller can do; it is an ordinary answer, and changes made before it
-stay. Any other exception is a trap: the host rolls the entry back, answers its caller with an error, the
-same on every replica, and goes on with the next. What was raised, and where, goes to the node's log.
+Exceptions: raise `Failure` for errors that a caller can cause. A failure is an ordinary reply, and changes
+made before it are kept. Any other exception is a trap: the host rolls the entry back and continues with the
+next one. It answers the caller with an error that is the same on every replica. The node's log records the
+exception and where it was raised.
 
-What the standard library finds in a component: `print` writes lines of the node's log. Clocks show the
-entry's time, which does not pass within a call. `random` begins anew with each entry's seed, and `os.urandom`
-too, so neither is a secret. There are no files, no network, no environment; to look for them is an OSError.
+The standard library in a component: `print` writes lines to the node's log. Clocks show the entry's time,
+which does not advance within a call. `random` and `os.urandom` are seeded again with each entry's seed, so
+neither is secret. There are no files, no network and no environment; access to them raises OSError.
 """
 
 from .machine import (

@@ -1,4 +1,4 @@
-"""Between the generated bindings and a `Machine`. Imported in a component only."""
+"""Adapter between the generated bindings and a `Machine`. Imported only in a component."""
 
 import random
 import sys
@@ -15,15 +15,15 @@ _class = exported()
 _machine = _class()
 _CODES = {code.name: code for code in types.Code}
 
-# What is printed should be in the node's log when the call has ended, not when a buffer is full.
+# Printed lines should be in the node's log when the call ends, not when a buffer is full.
 sys.stdout.reconfigure(line_buffering=True)
 
 
 def _call(seed, function, *arguments):
-    """A failure becomes the contract's; anything else is told to the node's log, and traps.
+    """Calls a function. Converts a `Failure` to the contract's; writes other exceptions to the log and traps.
 
-    The generator behind `random` would go on from call to call, and no snapshot holds where it stands: a
-    restored replica would draw other numbers. So it begins anew.
+    Seeds `random` again at each call. Otherwise its generator would keep its position from call to call, which
+    no snapshot contains, and a restored replica would draw other numbers.
     """
     random.seed(seed)
     try:
@@ -36,12 +36,14 @@ def _call(seed, function, *arguments):
 
 
 def _places(frames):
-    """Where it was raised, innermost first. By hand: the module traceback would look for the sources, and
-    a component has no files."""
+    """The places where an exception was raised, innermost first.
+
+    Built by hand, because the module `traceback` would look for source files, which a component does not have.
+    """
     places = []
     while frames is not None:
         code = frames.tb_frame.f_code
-        # The first directory of the build, which is the project's.
+        # The first directory of the build is the project's.
         file = code.co_filename.removeprefix("/0/")
         places.append(f"{file}:{frames.tb_lineno} in {code.co_name}")
         frames = frames.tb_next
@@ -90,7 +92,7 @@ class Fsm(exports.Fsm):
 
 
 class SnapshotReader(exports.fsm.SnapshotReader):
-    """The state as bytes, made at once; reading only cuts them."""
+    """Serves the state as bytes in chunks. The state is serialized once, at the start."""
 
     def __init__(self, snapshot):
         self.snapshot = snapshot
@@ -103,7 +105,7 @@ class SnapshotReader(exports.fsm.SnapshotReader):
 
 
 class RestoreWriter(exports.fsm.RestoreWriter):
-    """Collects the snapshot; the machine changes only in `finish`."""
+    """Collects the chunks of a snapshot. The state changes only in `finish`."""
 
     def __init__(self, state_version):
         self.state_version = state_version

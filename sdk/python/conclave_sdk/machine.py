@@ -1,4 +1,4 @@
-"""What a machine is, and the values that it takes and gives (`wit/types.wit`)."""
+"""The base class of state machines, and their argument and result types (`wit/types.wit`)."""
 
 from dataclasses import dataclass, field
 from enum import Enum
@@ -8,16 +8,16 @@ from . import protobuf
 
 @dataclass(frozen=True)
 class Context:
-    """What an entry of the log, or a query, brings along."""
+    """The context of an entry or a query: the only source of time and randomness."""
 
     index: int
-    """The log index of the entry; for a query, that of the last entry applied."""
+    """The log index of the entry. For a query: the index of the last applied entry."""
     time_ms: int
-    """Milliseconds since the Unix epoch, never smaller than an earlier entry's."""
+    """Milliseconds since the Unix epoch, never smaller than the time of an earlier entry."""
     seed: int
-    """Looks random, and is a function of the cluster and the index. Seed a `random.Random` with it."""
+    """A pseudo-random number that depends only on cluster id and index. Seed a `random.Random` with it."""
     principal: str
-    """Who called; empty for an anonymous caller."""
+    """The authenticated principal of the caller. Empty for an anonymous caller."""
 
 
 @dataclass(frozen=True)
@@ -27,11 +27,11 @@ class Call:
     method: str
     """`package.Service/Method`."""
     request: bytes
-    """The request message."""
+    """The bytes of the request message."""
 
 
 class Code(Enum):
-    """gRPC's codes, as far as a machine may answer with them."""
+    """The gRPC status codes that a state machine may fail with."""
 
     INVALID_ARGUMENT = "invalid-argument"
     NOT_FOUND = "not-found"
@@ -46,7 +46,7 @@ class Code(Enum):
 
 
 class Failure(Exception):
-    """An ordinary answer that says no. Changes made before it was raised stay: check first, then change."""
+    """An ordinary reply that refuses the request. Changes made before it are kept: check first, then change."""
 
     def __init__(self, code: Code, message: str):
         super().__init__(message)
@@ -64,64 +64,65 @@ class Failure(Exception):
 
 @dataclass(frozen=True)
 class Event:
-    """Something that happened, for those subscribed to a range of topics that holds `topic`."""
+    """An event, delivered to all subscriptions whose range of topics contains `topic`."""
 
     topic: bytes
     payload: object
-    """A response message of the subscribing method, or its bytes. Put the entry's index into it: a subscriber
-    that has lost its connection goes on from there."""
+    """A response message of the subscription's method, or its bytes. Put the entry's index into it: a
+    subscriber that lost its connection resumes from that index."""
 
 
 @dataclass
 class Subscription:
-    """What a subscriber gets: `initial` first, then every later event whose topic lies in the range."""
+    """The start of a subscription: first `initial`, then every later event whose topic is in the range."""
 
     from_topic: bytes
     to_topic: bytes = b""
-    """The end of the range, exclusive. Empty: no end."""
+    """The end of the range, exclusive. Empty: the range has no end."""
     initial: list = field(default_factory=list)
-    """Response messages that describe the state as it is now, or their bytes."""
+    """Response messages that describe the current state, or their bytes."""
 
     @classmethod
     def prefix(cls, prefix: bytes, initial=()) -> "Subscription":
-        """Every event whose topic begins with `prefix`."""
-        # The first topic after them: without the 0xff at its end, and one more in what is last.
+        """Subscribes to every event whose topic begins with `prefix`."""
+        # The end is the first topic after all of these: drop the trailing 0xff bytes, then
+        # increment the last byte.
         end = prefix.rstrip(b"\xff")
         end = end[:-1] + bytes([end[-1] + 1]) if end else b""
         return cls(prefix, end, list(initial))
 
     @classmethod
     def topic(cls, topic: bytes, initial=()) -> "Subscription":
-        """Every event of exactly this topic."""
+        """Subscribes to every event with exactly this topic."""
         return cls(topic, topic + b"\0", list(initial))
 
 
 @dataclass
 class Reply:
-    """The answer to an entry, for a command that has more to say than a response message."""
+    """The reply to an entry, for a command that also emits events."""
 
     response: object = b""
-    """A message, or its bytes."""
+    """A response message, or its bytes."""
     events: list[Event] = field(default_factory=list)
 
 
 def command(method: str):
-    """Marks a method of a machine as the one that applies `package.Service/Method`.
+    """Marks a method as the handler of the command `package.Service/Method`.
 
-    It takes the context and the request message, and gives a response message, or a `Reply`.
+    It takes the context and the request message, and returns a response message or a `Reply`.
     """
     return _handler("command", method)
 
 
 def query(method: str):
-    """Marks a method of a machine as the one that answers `package.Service/Method`. It changes nothing."""
+    """Marks a method as the handler of the query `package.Service/Method`. It must not change the state."""
     return _handler("query", method)
 
 
 def subscription(method: str):
-    """Marks a method of a machine as the one that begins the stream `package.Service/Method`.
+    """Marks a method as the handler of the subscription `package.Service/Method`.
 
-    It takes the context and the request message, and gives a `Subscription`. It changes nothing.
+    It takes the context and the request message, and returns a `Subscription`. It must not change the state.
     """
     return _handler("subscription", method)
 
@@ -139,22 +140,22 @@ class Machine:
 
     The contract:
 
-    1. A pure function of the log: no clock, no chance, no files, no order of a set, no global state.
-    2. Check, then change: what was changed before a `Failure` stays.
+    1. A pure function of the log: no clock, no randomness, no files, no set order, no global state.
+    2. Check, then change: changes made before a `Failure` are kept.
     3. The same state gives the same snapshot bytes, however it was reached.
-    4. A restored machine answers as the one that was saved would.
+    4. A restored state machine gives the same replies as the original.
     """
 
     name: str
-    """For people: `kv`, `lock`. At most 64 bytes."""
+    """The name of the state machine, for people: `kv`, `lock`. At most 64 bytes."""
     version: str
-    """The machine's own version, for people."""
+    """The version of the state machine, for people. At most 64 bytes."""
     state_version: int
-    """The version of the format that `save` writes. Raise it when the format changes."""
+    """The version of the snapshot format that `save` writes. Raise it when the format changes."""
     restores: tuple[int, ...] = ()
-    """Older formats that `load` reads too."""
+    """Older snapshot formats that `load` also reads."""
     descriptor_set: bytes = b""
-    """From `descriptor_set.py`. Empty for a machine that is called with raw bytes only."""
+    """From `descriptor_set.py`. Empty for a state machine that takes raw bytes only."""
 
     def __init_subclass__(cls, **arguments):
         super().__init_subclass__(**arguments)
@@ -177,32 +178,36 @@ class Machine:
         return Reply(protobuf.encode(reply.response), events)
 
     def query(self, context: Context, call: Call) -> bytes:
-        """Answers a question about the state as it is. Must not change it."""
+        """Answers a query about the current state. Must not change the state."""
         return protobuf.encode(self._handle("query", context, call))
 
     def subscribe(self, context: Context, call: Call) -> Subscription:
-        """Begins a subscription. Must not change the state."""
+        """Starts a subscription. Must not change the state."""
         begun = self._handle("subscription", context, call)
         return Subscription(begun.from_topic, begun.to_topic, [protobuf.encode(message) for message in begun.initial])
 
     def tick(self, context: Context) -> Reply:
-        """Runs what is due. Called through the log once the time of `wake_at` has come, and once after each
-        restore."""
+        """Runs all work that is due.
+
+        Called through the log once the time of `wake_at` has come, and once after each restore.
+        """
         return Reply()
 
     def wake_at(self) -> int | None:
-        """The time at which the state next needs `tick`, in the clock of `Context.time_ms`. A time that has passed
-        means as soon as possible. A function of the state: it is called after each tick and each command that did
-        not fail. After a failure the time before it stays."""
+        """Returns the time at which the state next needs `tick`, in the clock of `Context.time_ms`.
+
+        A time in the past means as soon as possible. The result must depend on the state only. Called after
+        each tick and each successful command. A failure leaves the pending wake-up time unchanged.
+        """
         return None
 
     def save(self) -> bytes:
-        """The whole state."""
+        """Returns the whole state as bytes, in the format `state_version`."""
         raise NotImplementedError
 
     @classmethod
     def load(cls, state_version: int, snapshot: bytes) -> "Machine":
-        """The state that was saved as these bytes in the format `state_version`."""
+        """Restores the state from a snapshot in the format `state_version`."""
         raise NotImplementedError
 
     def _handle(self, kind, context, call):
@@ -226,16 +231,16 @@ _exported: type[Machine] | None = None
 
 
 def export(machine: type[Machine]) -> type[Machine]:
-    """Makes this class the machine of the component. Usable as a decorator."""
+    """Makes this class the state machine of the component. Usable as a decorator."""
     global _exported
     if _exported is not None and _exported is not machine:
-        raise TypeError(f"a component is one machine: both {_exported.__name__} and {machine.__name__} are exported")
+        raise TypeError(f"only one class may be exported, not both {_exported.__name__} and {machine.__name__}")
     _exported = machine
     return machine
 
 
 def exported() -> type[Machine]:
-    """The class that was exported."""
+    """Returns the exported class."""
     if _exported is None:
-        raise TypeError("machine.py exports no machine: put @export above the class")
+        raise TypeError("machine.py exports no state machine: put @export above the class")
     return _exported

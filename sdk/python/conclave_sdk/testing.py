@@ -1,8 +1,8 @@
-"""Tests that a machine keeps the contract, run natively: no WebAssembly, no host.
+"""Conformance tests for state machines. They run natively, without WebAssembly or a host.
 
-Write a `Log`, the calls that the host would make, and hand it to `check`. A check that fails raises
-AssertionError, with the first entry at which the machine went astray. What it cannot see: an order that
-only another process has, such as that of a set of strings.
+Write a `Log` with the calls that a host would make, and pass it to `check`. A check that fails raises
+AssertionError and names the first entry whose results differ. The checks cannot detect an order that differs
+only between processes, such as the order of a set of strings.
 """
 
 import contextlib
@@ -16,9 +16,11 @@ from unittest import mock
 from .machine import Call, Context, Failure, Machine, Reply
 from .protobuf import encode
 
-# Cuts of a log that are tried: all of a short one, an even spread of a long one.
+# Maximum number of positions at which a log is cut: all of a short log, evenly spread ones of a
+# long log.
 _CUTS_MAX = 48
-# Places at which later ticks are tried, and the pauses before them: a second, a minute, an hour, a day, a year.
+# Number of positions at which later ticks are checked, and the pauses before them: one second, one
+# minute, one hour, one day, one year.
 _FEW_CUTS = 6
 _PAUSES_MS = [1_000, 60_000, 3_600_000, 86_400_000, 31_536_000_000]
 
@@ -31,7 +33,7 @@ class Entry:
     call: Call | None
 
     def apply_to(self, machine):
-        """The outcome: a reply or a failure."""
+        """Applies the entry. Returns the outcome: a reply or a failure."""
         try:
             return machine.tick(self.context) if self.call is None else machine.apply(self.context, self.call)
         except Failure as failure:
@@ -42,13 +44,14 @@ class Entry:
 
 
 class Log:
-    """Entries in order, and the questions to ask after each of them."""
+    """A sequence of entries, with the queries and subscriptions to run after each of them."""
 
     def __init__(self):
         self.entries: list[Entry] = []
         self.queries: list[Call] = []
         self.subscriptions: list[Call] = []
-        # As in a real log, the first entries are not the machine's, and time is like today's.
+        # As in a real log, the first entries do not belong to the state machine. The time is close
+        # to the present.
         self._index, self._time_ms = 2, 1_750_000_000_000
 
     def apply(self, method: str, request) -> "Log":
@@ -65,17 +68,18 @@ class Log:
         return self
 
     def ask(self, method: str, request) -> "Log":
-        """Adds a question that the checks ask again and again; its answer must be the same when it should."""
+        """Adds a query that the checks run repeatedly. They only compare the reply."""
         self.queries.append(Call(method, encode(request)))
         return self
 
     def watch(self, method: str, request) -> "Log":
-        """Adds a subscription that the checks begin again and again, as a question."""
+        """Adds a subscription that the checks start repeatedly, like the queries of `ask`."""
         self.subscriptions.append(Call(method, encode(request)))
         return self
 
     def _push(self, call):
-        # Indexes grow, but not by one: the log also holds entries that no machine sees.
+        # Indexes increase, but not always by one: a real log also contains entries that no state
+        # machine sees.
         self._index += 2 if self._index % 5 == 0 else 1
         seed = random.Random(self._index).getrandbits(64)
         self.entries.append(Entry(Context(self._index, self._time_ms, seed, ""), call))
@@ -83,7 +87,7 @@ class Log:
 
 
 def check(machine: type[Machine], log: Log) -> None:
-    """Every check there is on one log."""
+    """Runs all conformance tests on one log."""
     check_description(machine)
     check_replay(machine, log)
     check_snapshots(machine, log)
@@ -92,7 +96,7 @@ def check(machine: type[Machine], log: Log) -> None:
 
 
 def run(machine: type[Machine], log: Log) -> tuple[Machine, list[Reply | Failure]]:
-    """Applies a log to a new machine, without a clock and without chance."""
+    """Applies a log to a new state machine, without a clock and without randomness."""
     state, seen = _play(machine, log)
     return state, [outcome for outcome, _ in seen]
 
@@ -104,19 +108,19 @@ def _play(machine, log):
 
 
 def _step(entry, machine):
-    """The outcome, and the wake-up time of the state after it."""
+    """Returns the outcome and the wake-up time of the state after it."""
     return entry.apply_to(machine), machine.wake_at()
 
 
 def check_description(machine: type[Machine]) -> None:
-    """What the machine says of itself is within the contract's bounds."""
+    """Checks that the name and the version are within the contract's bounds."""
     for what in ("name", "version"):
         length = len(getattr(machine, what).encode())
         assert 1 <= length <= 64, f"{what} has {length} bytes; it may have 1 to 64"
 
 
 def check_replay(machine: type[Machine], log: Log) -> None:
-    """The same log gives the same outcomes and the same snapshot, twice in a row."""
+    """Checks that applying a log twice gives the same outcomes and the same snapshot."""
     first, expected = _play(machine, log)
     second, outcomes = _play(machine, log)
     _compare(log, 0, expected, outcomes, "the same log, applied twice")
@@ -124,15 +128,20 @@ def check_replay(machine: type[Machine], log: Log) -> None:
 
 
 def check_same_state(machine: type[Machine], left: Log, right: Log) -> None:
-    """Both logs lead to the same state, as the author knows, so they must lead to the same snapshot."""
+    """Checks that two logs that lead to the same state also lead to the same snapshot.
+
+    The caller guarantees that the states are equal.
+    """
     left, right = run(machine, left)[0].save(), run(machine, right)[0].save()
     assert left == right, f"the same state, reached in two ways, gives two snapshots:\n  {left!r}\n  {right!r}"
 
 
 def check_snapshots(machine: type[Machine], log: Log) -> None:
-    """Wherever the log is cut, a snapshot taken there restores to a machine that has the same snapshot,
-    answers questions as the one that was saved, gives the rest of the log the same outcomes and comes to
-    the same end. And no question changes the state."""
+    """Checks snapshots taken at positions along the log, and that queries do not change the state.
+
+    Each snapshot must restore to a state machine that has the same snapshot, gives the same replies, gives the
+    same outcomes for the rest of the log, and reaches the same final state.
+    """
     whole, expected = _play(machine, log)
     step = len(log.entries) // _CUTS_MAX + 1
     with _no_clock_and_no_chance():
@@ -145,19 +154,21 @@ def check_snapshots(machine: type[Machine], log: Log) -> None:
                 wake_at = (state.wake_at(), restored.wake_at())
                 assert wake_at[0] == wake_at[1], f"the wake-up time after {cut} entries differs once restored: {wake_at}"
                 _compare_answers(log, cut, state, restored)
-                assert state.save() == snapshot, f"after {cut} entries a question changed the state"
+                assert state.save() == snapshot, f"after {cut} entries a query or subscription changed the state"
                 outcomes = [_step(entry, restored) for entry in log.entries[cut:]]
                 _compare(log, cut, expected, outcomes, f"the log applied whole, and restored after {cut} entries")
-                assert restored.save() == whole.save(), f"restored after {cut} entries it comes to another end"
+                assert restored.save() == whole.save(), f"restored after {cut} entries, the final state differs"
             if cut < len(log.entries):
                 seen = _step(log.entries[cut], state)
                 _compare(log, cut, expected, [seen], "the log applied with snapshots in between")
 
 
 def check_failures(machine: type[Machine], log: Log) -> None:
-    """A command that fails changes nothing, but for what time alone changes: after a tick at that moment the state is
-    the same with and without the command. A machine that means to change something when it refuses answers with a reply
-    instead."""
+    """Checks that a command that fails changes nothing except for effects of time.
+
+    After a tick in the same entry context, the state must be the same with and without the command. A state
+    machine that intends to change something when it refuses should return a reply instead.
+    """
     with _no_clock_and_no_chance():
         state = machine()
         for number, entry in enumerate(log.entries):
@@ -168,15 +179,18 @@ def check_failures(machine: type[Machine], log: Log) -> None:
                 continue
             by_time = _ticked(machine, before, entry.context)
             assert by_time in (after, _ticked(machine, after, entry.context)), (
-                f"entry {number} ({entry}) failed and changed the state all the same: check everything first, "
+                f"entry {number} ({entry}) failed and changed the state: check everything first, "
                 f"then change. The failure: {outcome!r}"
             )
 
 
 def check_wake_ups(machine: type[Machine], log: Log) -> None:
-    """No wake-up is lost: if a tick at some later time would change something, and time is what makes the difference,
-    the state asks to be woken by then. Looks wherever a wake-up time that was pending is gone or later, and at some
-    places along the log at pauses of a second to a year."""
+    """Checks that no wake-up is lost.
+
+    If a tick at a later time would change the state because of the time, the state must request a wake-up by
+    then. Examines each entry after which a pending wake-up time is gone or later. Also examines a few positions
+    along the log, with pauses of one second to one year.
+    """
     step = max(1, len(log.entries) // _FEW_CUTS)
     with _no_clock_and_no_chance():
         state, pending = machine(), None
@@ -185,7 +199,7 @@ def check_wake_ups(machine: type[Machine], log: Log) -> None:
             if not isinstance(entry.apply_to(state), Failure):
                 pending = state.wake_at()
             now_ms = entry.context.time_ms
-            # A time that has passed shows nothing: a tick now may change something whatever the time.
+            # A time in the past proves nothing: a tick now may change the state regardless of the time.
             times = [before] if before is not None and before > now_ms else []
             if (number + 1) % step == 0 or number + 1 == len(log.entries):
                 times += [now_ms + pause_ms for pause_ms in _PAUSES_MS]
@@ -198,13 +212,13 @@ def check_wake_ups(machine: type[Machine], log: Log) -> None:
                 then = dataclasses.replace(entry.context, time_ms=time_ms)
                 assert _ticked(machine, snapshot, then) in unchanged, (
                     f"after entry {number} ({entry}) at {now_ms} ms the wake-up time is {pending}, before it was "
-                    f"{before}, and a tick at {time_ms} ms would change the state: `wake_at` gives the earliest time "
+                    f"{before}, and a tick at {time_ms} ms would change the state: `wake_at` must be the earliest time "
                     "at which something is due"
                 )
 
 
 def _ticked(machine, snapshot, context):
-    """The snapshot of the state after a tick."""
+    """Returns the snapshot of the state after a tick."""
     state = machine.load(machine.state_version, snapshot)
     state.tick(context)
     return state.save()
@@ -223,8 +237,8 @@ def _compare_answers(log, cut, state, restored):
     for what, call in asked:
         first = answer(getattr(state, what), call)
         again, after = answer(getattr(state, what), call), answer(getattr(restored, what), call)
-        assert first == again, f"after {cut} entries, {call.method} answered otherwise when asked again"
-        assert first == after, f"after {cut} entries, {call.method} answered otherwise once restored"
+        assert first == again, f"after {cut} entries, {call.method} answered differently when asked again"
+        assert first == after, f"after {cut} entries, {call.method} answered differently once restored"
 
 
 def _compare(log, first, expected, outcomes, what):
@@ -235,7 +249,8 @@ def _compare(log, first, expected, outcomes, what):
         )
 
 
-# What no machine has. `datetime` cannot be patched in place, so its module gets another class.
+# Functions that no state machine may call. `datetime` cannot be patched in place, so its module
+# gets another class.
 _FORBIDDEN = [
     *((time, name) for name in ("time", "time_ns", "monotonic", "monotonic_ns", "perf_counter", "sleep")),
     *((random, name) for name in ("random", "randint", "randrange", "choice", "shuffle", "getrandbits")),
@@ -245,14 +260,14 @@ _FORBIDDEN = [
 class _NoDatetime(datetime.datetime):
     @classmethod
     def now(cls, tz=None):
-        raise AssertionError("datetime.now: a machine has no clock; use Context.time_ms")
+        raise AssertionError("datetime.now: a state machine has no clock; use Context.time_ms")
 
 
 @contextlib.contextmanager
 def _no_clock_and_no_chance():
     def forbid(name):
         def forbidden(*_, **__):
-            raise AssertionError(f"{name}: a machine has no clock and no chance; use its Context")
+            raise AssertionError(f"{name}: a state machine has no clock and no randomness; use its Context")
 
         return forbidden
 

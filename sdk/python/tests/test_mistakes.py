@@ -1,7 +1,7 @@
-"""Goal: the kit finds calls that fail and change something, and wake-ups that are lost; and nothing in a machine that
-does neither.
+"""Goal: the conformance tests find failed calls that change the state and lost wake-ups, and report
+nothing for a state machine without these mistakes.
 
-Method: alarm clocks, each with one mistake.
+Method: alarm clocks with one mistake each.
 """
 
 import unittest
@@ -11,7 +11,7 @@ from conclave_sdk.testing import Log, check, check_failures, check_wake_ups
 
 
 class Alarms(Machine):
-    """Two alarms, and how often each thing happened."""
+    """Two alarms, the number of times they rang, and a counter for some of the mistakes."""
 
     name = "alarms"
     version = "1.0.0"
@@ -69,7 +69,7 @@ class FailsLate(Alarms):
 
 
 class CountsTicks(Alarms):
-    """Is right: each tick changes something, whatever the time."""
+    """Is correct: each tick changes the state, whatever the time."""
 
     def tick(self, context):
         self.counted += 1
@@ -87,7 +87,7 @@ class Never(Alarms):
 
 
 def log() -> Log:
-    """Alarms that ring, are set again and cancelled, also late, and calls that fail, also late."""
+    """Alarms that ring, are set again and are cancelled, and calls that fail. Some calls come late."""
     log = Log().ask("Show", b"")
     log.apply("Unknown", b"").apply("Second", b"")
     log.wait_ms(10_000).apply("First", b"").apply("Unknown", b"")
