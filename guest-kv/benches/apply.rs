@@ -1,9 +1,9 @@
-//! What the store itself costs, natively, without WebAssembly: the floor under every put.
+//! Benchmark of the store itself, natively, without WebAssembly: the lower bound for the cost of a put.
 //!
-//! `cargo bench -p guest-kv`. As a test it only runs each once, with few keys.
+//! Run `cargo bench -p guest-kv`. As a test, it runs each case only once, with few keys.
 
 #![allow(clippy::unwrap_used, clippy::print_stdout, reason = "a program for the terminal")]
-#![allow(clippy::disallowed_types, reason = "it measures time, and is no machine")]
+#![allow(clippy::disallowed_types, reason = "it measures time and is not a state machine")]
 
 use std::{hint::black_box, time::Instant};
 
@@ -31,7 +31,7 @@ fn main() {
 
     let snapshot = Instant::now();
     let mut reader = kv.snapshot();
-    println!("{:<24} {:>10.1} µs", "snapshot, to begin", snapshot.elapsed().as_secs_f64() * 1e6);
+    println!("{:<24} {:>10.1} µs", "snapshot, start", snapshot.elapsed().as_secs_f64() * 1e6);
     report("put beside a snapshot", rounds, |number| {
         apply(&mut kv, number, &puts[scatter(number, keys)]);
     });
@@ -45,7 +45,7 @@ fn main() {
         bytes += chunk.len();
     }
     let rate = bytes as f64 / read.elapsed().as_secs_f64() / 1e6;
-    println!("{:<24} {rate:>10.0} MB/s of {bytes} bytes", "snapshot, to read");
+    println!("{:<24} {rate:>10.0} MB/s of {bytes} bytes", "snapshot, read");
     let saved = kv.save();
     let restore = Instant::now();
     black_box(Kv::load(2, &saved).unwrap());
@@ -61,7 +61,7 @@ fn report(what: &str, count: usize, mut body: impl FnMut(usize)) {
     println!("{what:<24} {:>10.0} ns", start.elapsed().as_secs_f64() * 1e9 / count as f64);
 }
 
-/// Visits the keys in an order that no cache foresees (Knuth's multiplicative hash).
+/// Visits the keys in an order that no cache predicts (Knuth's multiplicative hash).
 fn scatter(number: usize, keys: usize) -> usize {
     number.wrapping_mul(2_654_435_761) % keys
 }

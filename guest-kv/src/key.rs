@@ -1,16 +1,17 @@
-//! Keys, and how they are compared.
+//! Keys and their comparison.
 //!
-//! A put compares some fifteen keys, most of which begin alike, and WebAssembly has no `memcmp`: the
-//! compiler's own goes byte by byte, and a profile showed its loop as the hottest place of a put. This
-//! one takes eight bytes at a time. What was hottest after that was to fetch each key from a place of its
-//! own, so a short one lies in the tree's node itself.
+//! A put compares about fifteen keys, most of which share a prefix. WebAssembly has no `memcmp`,
+//! and the compiler's own implementation compares single bytes: a profile showed its loop as the
+//! hottest spot of a put. This implementation compares eight bytes at a time. The next hottest spot
+//! was fetching each key from its own heap allocation. Short keys are therefore stored inside the
+//! tree's node.
 
 use std::{cmp::Ordering, ops::Deref};
 
 use equivalent::{Comparable, Equivalent};
 use smol_str::SmolStr;
 
-/// A key. Ordered by its bytes, as `str` is. Cloning shares it, or copies up to 23 bytes.
+/// A key, ordered by its bytes like `str`. Cloning shares a long key and copies one of up to 23 bytes.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Key(SmolStr);
 
@@ -40,7 +41,7 @@ impl Ord for Key {
     }
 }
 
-/// A key that is looked for.
+/// A borrowed key for lookups.
 #[derive(Clone, Copy)]
 pub(crate) struct Sought<'a>(pub(crate) &'a str);
 
@@ -56,7 +57,7 @@ impl Comparable<Key> for Sought<'_> {
     }
 }
 
-/// As `[u8]::cmp`.
+/// Compares like `[u8]::cmp`.
 fn compare(a: &[u8], b: &[u8]) -> Ordering {
     let common = a.len().min(b.len());
     let (a_common, b_common) = (&a[..common], &b[..common]);
@@ -66,7 +67,7 @@ fn compare(a: &[u8], b: &[u8]) -> Ordering {
             return u64::from_be_bytes(*a_word).cmp(&u64::from_be_bytes(*b_word));
         }
     }
-    // The last word may begin in what was compared, and is equal there.
+    // The last word may overlap bytes that were compared already; these are equal.
     let rest = match (a_common.last_chunk::<8>(), b_common.last_chunk::<8>()) {
         (Some(a_word), Some(b_word)) => {
             u64::from_be_bytes(*a_word).cmp(&u64::from_be_bytes(*b_word))

@@ -1,4 +1,4 @@
-//! The machine: the store behind the contract.
+//! Implementation of the contract for the store.
 
 use conclave_sdk::{
     Context, Event, Failure, Machine, Reply, Router, Subscription,
@@ -28,7 +28,8 @@ pub struct Kv {
 }
 
 impl Kv {
-    /// What the records count towards [`STORE_BYTES_MAX`](crate::limits::STORE_BYTES_MAX).
+    /// Returns the bytes that the records count towards
+    /// [`STORE_BYTES_MAX`](crate::limits::STORE_BYTES_MAX).
     pub fn bytes(&self) -> u64 {
         self.state.bytes()
     }
@@ -79,7 +80,7 @@ impl Kv {
         watch(&self.state, context, &request)
     }
 
-    /// Runs one operation, which checks everything before it changes anything.
+    /// Runs one operation. The operation checks everything before it changes anything.
     fn change<T>(
         &mut self,
         context: &Context,
@@ -93,9 +94,9 @@ impl Kv {
         Ok((given, step.into_events()))
     }
 
-    /// Runs `body` on a copy, which shares its structure with the state, and keeps it on success. It also
-    /// deletes some keys that expired: a state whose host never ticks would grow otherwise. A failure has
-    /// no events to tell of that, so it leaves them.
+    /// Runs `body` on a copy that shares its structure with the state, and keeps the copy on
+    /// success. Also deletes some expired keys: otherwise a state without ticks would only grow. A
+    /// failure has no events that could report the deletions, so it deletes nothing.
     fn all_or_none<T>(
         &mut self,
         context: &Context,
@@ -139,7 +140,7 @@ impl Machine for Kv {
         Reply { events: step.into_events(), ..Reply::default() }
     }
 
-    /// When the next key expires: the first entry of an ordered index.
+    /// Returns the time at which the next key expires: the first entry of an ordered index.
     fn wake_at(&self) -> Option<u64> {
         self.state.next_expiry_ms()
     }

@@ -13,7 +13,7 @@ use crate::{
     step::key_value,
 };
 
-/// One page. It looks at each record of the page once, and one beyond it.
+/// Returns one page. Reads each record of the page once, and one more.
 pub(crate) fn range(
     state: &State,
     time_ms: u64,
@@ -31,7 +31,7 @@ pub(crate) fn range(
         }
         let kv = key_value(key, record, request.keys_only);
         bytes += kv.encoded_len();
-        // A page holds at least one key: the caller would never get past it otherwise.
+        // A page holds at least one key. Otherwise the caller could never get past a large one.
         let full =
             response.kvs.len() == limit || (bytes > RESPONSE_BYTES_MAX && !response.kvs.is_empty());
         if full {
@@ -44,13 +44,13 @@ pub(crate) fn range(
     if response.more
         && let Some(last) = response.kvs.last()
     {
-        // The key itself: it stays valid whatever happens to the key meanwhile.
+        // The token is the key itself, so it stays valid even if the key is deleted.
         response.next_page_token = last.key.clone();
     }
     Ok(response)
 }
 
-/// Checks the request and gives the page's length.
+/// Checks the request and returns the page's length.
 fn check(request: &RangeRequest) -> Result<usize, Failure> {
     for (what, key) in [
         ("the prefix", &request.prefix),
@@ -72,7 +72,7 @@ fn check(request: &RangeRequest) -> Result<usize, Failure> {
         let token = &request.page_token;
         if *token < request.from || *token < request.prefix || is_past(request, token) {
             return Err(Failure::invalid_argument(
-                "the page token is of another range: repeat the request with only the token changed",
+                "the page token belongs to another range: repeat the request with only the token changed",
             ));
         }
     }
@@ -85,7 +85,7 @@ fn check(request: &RangeRequest) -> Result<usize, Failure> {
     }
 }
 
-/// Where the page begins. At most one of `prefix` and `from` is there.
+/// Returns the start of the page. At most one of `prefix` and `from` is set.
 fn start(request: &RangeRequest) -> Bound<&str> {
     if !request.page_token.is_empty() {
         Bound::Excluded(&request.page_token)
@@ -96,7 +96,7 @@ fn start(request: &RangeRequest) -> Bound<&str> {
     }
 }
 
-/// Whether a key that is not before the range is behind it.
+/// Returns whether a key, which is not before the range, is after it.
 fn is_past(request: &RangeRequest, key: &str) -> bool {
     !key.starts_with(&request.prefix) || (!request.to.is_empty() && *key >= *request.to)
 }

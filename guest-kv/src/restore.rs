@@ -1,5 +1,5 @@
-//! From a snapshot's bytes back to a state. Nothing in them is trusted, although the host has
-//! authenticated them: a machine that wrote a bad snapshot should be found out here, by name.
+//! Deserialization of a snapshot to a state. The host has authenticated the bytes, but this module
+//! validates them anyway: a state machine that wrote an invalid snapshot is detected here.
 
 use conclave_sdk::{Failure, snapshot::RestoreWriter};
 
@@ -11,14 +11,14 @@ use crate::{
     state::{Content, Record, State},
 };
 
-/// The version whose snapshots end with a checksum.
+/// The format version whose snapshots end with a checksum.
 pub(crate) const FORMAT_WITH_CHECKSUM: u32 = 1;
 const CHECKSUM_BYTES: usize = 4;
 
-/// The longest record: what a damaged length may make us wait for.
+/// The longest record. Bounds the bytes that are buffered if a length is damaged.
 const RECORD_BYTES_MAX: usize = RECORD_FIXED_BYTES + KEY_BYTES_MAX + VALUE_BYTES_MAX;
 
-/// A state being read. It keeps what was decoded and at most one record that is not yet whole.
+/// A restore in progress. Holds the decoded state and at most one incomplete record.
 #[derive(Default)]
 pub(crate) struct Restore {
     state: State,
@@ -26,7 +26,7 @@ pub(crate) struct Restore {
     expect: Expect,
     last_key: Option<Key>,
     pending: Vec<u8>,
-    /// Where `pending` begins in the snapshot.
+    /// The offset of `pending` in the snapshot.
     offset: u64,
 }
 
@@ -34,7 +34,7 @@ pub(crate) struct Restore {
 enum Expect {
     #[default]
     Header,
-    /// At least one.
+    /// At least one record is left.
     Records {
         left: u64,
     },
@@ -72,8 +72,7 @@ impl RestoreWriter<Kv> for Restore {
 }
 
 impl Restore {
-    /// Takes one piece off the front of `bytes` and says how long it was; nothing if it is not whole
-    /// yet.
+    /// Decodes one item at the front of `bytes` and returns its length, or `None` if it is incomplete.
     fn take(&mut self, bytes: &[u8]) -> Result<Option<usize>, Failure> {
         match self.expect {
             Expect::Header => {
@@ -102,12 +101,12 @@ impl Restore {
 
     fn header(&mut self, mut header: &[u8]) -> Result<(), Failure> {
         if take_array(&mut header)? != MAGIC {
-            return Err(Failure::invalid_argument("it is no snapshot of this machine"));
+            return Err(Failure::invalid_argument("it is not a snapshot of this state machine"));
         }
         self.version = u32::from_be_bytes(take_array(&mut header)?);
         if ![FORMAT_WITH_CHECKSUM, FORMAT_VERSION].contains(&self.version) {
             return Err(Failure::invalid_argument(format!(
-                "it has format version {}; this machine restores {FORMAT_WITH_CHECKSUM} and {FORMAT_VERSION}",
+                "unknown format version {}; this component restores {FORMAT_WITH_CHECKSUM} and {FORMAT_VERSION}",
                 self.version
             )));
         }
@@ -116,7 +115,7 @@ impl Restore {
         Ok(())
     }
 
-    /// What comes when so many records are left.
+    /// Returns the item that follows when `left` records are left.
     fn after(&self, left: u64) -> Expect {
         match left {
             0 if self.version == FORMAT_WITH_CHECKSUM => Expect::Checksum,
@@ -169,14 +168,14 @@ fn at(offset: u64, what: &str) -> Failure {
 fn take<'a>(bytes: &mut &'a [u8], count: usize) -> Result<&'a [u8], Failure> {
     let (taken, rest) = bytes
         .split_at_checked(count)
-        .ok_or_else(|| Failure::invalid_argument("the record is shorter than what it holds"))?;
+        .ok_or_else(|| Failure::invalid_argument("the record is shorter than its fields"))?;
     *bytes = rest;
     Ok(taken)
 }
 
 fn take_array<const N: usize>(bytes: &mut &[u8]) -> Result<[u8; N], Failure> {
     let taken = take(bytes, N)?;
-    taken.try_into().map_err(|_| Failure::internal("a slice has its length"))
+    taken.try_into().map_err(|_| Failure::internal("internal error: a slice has the wrong length"))
 }
 
 fn text<'a>(what: &str, bytes: &'a [u8]) -> Result<&'a str, Failure> {

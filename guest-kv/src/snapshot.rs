@@ -1,5 +1,5 @@
-//! The state as bytes, a piece at a time. The format is `docs/snapshot-format.md`: a change there is
-//! a change here, in `restore.rs` and in the golden fixture.
+//! Serialization of the state in chunks. The format is described in `docs/snapshot-format.md`. A
+//! change of the format must change that page, this file, `restore.rs` and the golden fixture.
 
 use std::ops::Bound;
 
@@ -10,24 +10,24 @@ use crate::{
     state::{Content, Record, State},
 };
 
-/// The version of the format, which is the machine's state version.
+/// The version of the format, which is the state version of this state machine.
 pub(crate) const FORMAT_VERSION: u32 = 2;
 
 pub(crate) const MAGIC: [u8; 8] = *b"CNCLV-KV";
 pub(crate) const HEADER_BYTES: usize = 8 + 4 + 8 + 8;
-/// A record but for its key and content.
+/// The size of a record without its key and content.
 pub(crate) const RECORD_FIXED_BYTES: usize = 2 + 1 + 8 + 8 + 8 + 8;
 
 pub(crate) const KIND_VALUE: u8 = 0;
 pub(crate) const KIND_TEXT: u8 = 1;
 
-/// A state being written. It holds a copy that shares its structure with the live one, and no more
-/// bytes than were asked for plus one record.
+/// A snapshot in progress. Holds a copy that shares its structure with the live state. Buffers at
+/// most the requested bytes plus one record.
 pub(crate) struct Snapshot {
     state: State,
     next: Next,
     pending: Vec<u8>,
-    /// How much of `pending` was read.
+    /// The number of bytes of `pending` that were read.
     position: usize,
 }
 
@@ -43,7 +43,7 @@ impl Snapshot {
         Self { state, next: Next::Header, pending: Vec::new(), position: 0 }
     }
 
-    /// Encodes until `bytes` are pending or there is no more.
+    /// Encodes until `bytes` are pending or the end is reached.
     fn fill(&mut self, bytes: usize) {
         self.pending.drain(..self.position);
         self.position = 0;
@@ -59,7 +59,7 @@ impl Snapshot {
         }
     }
 
-    /// One search in the tree serves the whole fill.
+    /// Encodes records with one search in the tree.
     fn fill_records(&mut self, after: Option<Key>, bytes: usize) {
         let start = after.as_deref().map_or(Bound::Unbounded, Bound::Excluded);
         for (key, record) in self.state.from(start) {
@@ -97,7 +97,7 @@ fn encode_record(key: &str, record: &Record, out: &mut Vec<u8>) {
         Content::Value(value) => (KIND_VALUE, value.as_slice()),
         Content::Text(text) => (KIND_TEXT, text.as_bytes()),
     };
-    // Both fit: keys have at most 4 KiB, values 1 MiB, and every way into the state checks.
+    // Both casts fit: keys have at most 4 KiB, values 1 MiB. All code that inserts a record checks this.
     let body_bytes = (RECORD_FIXED_BYTES + key.len() + content.len()) as u32;
     out.extend_from_slice(&body_bytes.to_be_bytes());
     out.extend_from_slice(&(key.len() as u16).to_be_bytes());

@@ -1,6 +1,7 @@
-//! The keys, in maps that share structure: a copy costs nothing, however large the store is.
+//! The keys of the store, in maps that share structure. A copy takes constant time, regardless of
+//! the store's size.
 //!
-//! That makes a snapshot a copy, and an entry of several operations all-or-none: it runs on a copy.
+//! Therefore a snapshot is a copy, and an entry with several operations runs on a copy to be atomic.
 
 use std::{ops::Bound, sync::Arc};
 
@@ -11,7 +12,7 @@ use crate::{
     limits::RECORD_OVERHEAD_BYTES,
 };
 
-/// What a key holds.
+/// The content of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Content {
     Value(Vec<u8>),
@@ -27,25 +28,25 @@ impl Content {
     }
 }
 
-/// A key's value and history.
+/// The content and the metadata of a key.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Record {
     pub(crate) content: Content,
     pub(crate) create_revision: u64,
     pub(crate) mod_revision: u64,
     pub(crate) version: u64,
-    /// 0: never.
+    /// The expiry time in milliseconds. 0: never.
     pub(crate) expires_at_ms: u64,
 }
 
 impl Record {
-    /// A key is gone at the very millisecond that it expires.
+    /// Returns whether the key is visible at `time_ms`. It is invisible from `expires_at_ms` on, inclusive.
     pub(crate) fn is_live(&self, time_ms: u64) -> bool {
         self.expires_at_ms == 0 || time_ms < self.expires_at_ms
     }
 }
 
-/// What a record counts towards the limit of the store.
+/// Returns the bytes that a record counts towards the limit of the store.
 pub(crate) fn counted_bytes(key: &str, content: &Content) -> u64 {
     (key.len() + content.bytes().len() + RECORD_OVERHEAD_BYTES) as u64
 }
@@ -54,15 +55,15 @@ pub(crate) fn counted_bytes(key: &str, content: &Content) -> u64 {
 ///
 /// # Invariants
 ///
-/// - `bytes` is the sum of [`counted_bytes`] over the records, expired ones included. It follows from
-///   them, so it is no part of a snapshot.
-/// - `expiries` holds exactly (`expires_at_ms`, key) of every record that expires.
+/// - `bytes` is the sum of [`counted_bytes`] over all records, including expired ones. It is
+///   derived from them, so it is not part of a snapshot.
+/// - `expiries` holds exactly one (`expires_at_ms`, key) pair for every record that expires.
 /// - 1 ≤ `create_revision` ≤ `mod_revision` ≤ `revision`, and `version` ≥ 1, for every record.
 #[derive(Clone, Default)]
 pub(crate) struct State {
     revision: u64,
     bytes: u64,
-    // Behind `Arc`, so that copying a tree's node copies pointers, not keys and values.
+    // Behind `Arc`, so that copying a tree node copies pointers instead of records.
     records: OrdMap<Key, Arc<Record>>,
     expiries: OrdSet<(u64, Key)>,
 }
@@ -81,23 +82,23 @@ impl State {
         self.revision
     }
 
-    /// How many records there are, expired ones included.
+    /// Returns the number of records, including expired ones.
     pub(crate) fn len(&self) -> usize {
         self.records.len()
     }
 
-    /// What the records count towards the limit of the store, expired ones included.
+    /// Returns the bytes that all records count towards the limit of the store, including expired ones.
     pub(crate) fn bytes(&self) -> u64 {
         self.bytes
     }
 
-    /// What a put of `content` would make of [`State::bytes`].
+    /// Returns the value of [`State::bytes`] after a put of `content`.
     pub(crate) fn bytes_with(&self, key: &str, content: &Content) -> u64 {
         let old = self.records.get(&Sought(key)).map_or(0, |old| counted_bytes(key, &old.content));
         self.bytes - old + counted_bytes(key, content)
     }
 
-    /// The record of a key that has not expired by `time_ms`.
+    /// Returns the record of a key unless it has expired by `time_ms`.
     pub(crate) fn get(&self, key: &str, time_ms: u64) -> Option<&Record> {
         self.records
             .get(&Sought(key))
@@ -105,7 +106,7 @@ impl State {
             .filter(|record| record.is_live(time_ms))
     }
 
-    /// The records from a key on, expired ones included.
+    /// Iterates over the records from a key on, including expired ones.
     pub(crate) fn from(
         &self,
         start: Bound<&str>,
@@ -128,14 +129,15 @@ impl State {
         }
     }
 
-    /// Puts the record that `make` gives for the live one under the key, if there is one.
+    /// Replaces the record of a key by the result of `make`, which gets the current record unless
+    /// it has expired.
     pub(crate) fn put(
         &mut self,
         key: &str,
         time_ms: u64,
         make: impl FnOnce(Option<&Record>) -> Record,
     ) {
-        // Most puts are to a key that is there: one search, and the key stays.
+        // Most puts are to an existing key: this takes one search, and the key is not copied.
         let Some(slot) = self.records.get_mut(&Sought(key)) else {
             return self.insert(Key::from(key), make(None));
         };
@@ -151,7 +153,7 @@ impl State {
         }
     }
 
-    /// Removes a key, expired or not, and gives what it held.
+    /// Removes a key, expired or not, and returns its record.
     pub(crate) fn remove(&mut self, key: &str) -> Option<Arc<Record>> {
         let (key, record) = self.records.remove_with_key(&Sought(key))?;
         self.bytes -= counted_bytes(&key, &record.content);
@@ -161,18 +163,18 @@ impl State {
         Some(record)
     }
 
-    /// When the next key expires.
+    /// Returns the time at which the next key expires.
     pub(crate) fn next_expiry_ms(&self) -> Option<u64> {
         self.expiries.get_min().map(|(expires_at_ms, _)| *expires_at_ms)
     }
 
-    /// Whether a key has expired by `time_ms` and is still here.
+    /// Returns whether a key that has expired by `time_ms` is still stored.
     pub(crate) fn has_expired(&self, time_ms: u64) -> bool {
         self.next_expiry_ms().is_some_and(|expires_at_ms| expires_at_ms <= time_ms)
     }
 
-    /// Removes the oldest of the keys that have expired by `time_ms`. It was invisible already; this gives
-    /// its memory back.
+    /// Removes the earliest key that has expired by `time_ms`. The key was invisible already; this
+    /// frees its memory.
     pub(crate) fn sweep_one(&mut self, time_ms: u64) -> Option<Key> {
         if !self.has_expired(time_ms) {
             return None;

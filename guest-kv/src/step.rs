@@ -1,4 +1,4 @@
-//! What one operation does to the state, and what watchers are told of it.
+//! The effects of one operation on the state, and the events for watchers.
 
 use conclave_sdk::{Context, Event, Failure, prost::Message as _};
 
@@ -11,8 +11,8 @@ use crate::{
     state::{Content, Record, State, counted_bytes},
 };
 
-/// The operations of one entry. They share one revision, made by the first that changes something.
-/// Each checks its request before it changes anything.
+/// The operations of one entry. They share one revision, which the first change creates. Each
+/// operation checks its request before it changes anything.
 pub(crate) struct Step<'a> {
     state: &'a mut State,
     time_ms: u64,
@@ -28,12 +28,12 @@ impl<'a> Step<'a> {
         Self { state, time_ms, index, changed: false, events: Vec::new(), event_bytes: 0 }
     }
 
-    /// What the operations brought about.
+    /// Returns the events of the operations.
     pub(crate) fn into_events(self) -> Vec<Event> {
         self.events
     }
 
-    /// Deletes keys that expired: at most `count`, until their events have `bytes`.
+    /// Deletes expired keys: at most `count`, and only until their events reach `bytes`.
     pub(crate) fn sweep(&mut self, count: usize, bytes: usize) {
         for _ in 0..count {
             if self.event_bytes >= bytes {
@@ -45,7 +45,7 @@ impl<'a> Step<'a> {
         }
     }
 
-    /// The bytes of the events so far, as the host counts them.
+    /// Returns the bytes of the events so far, as counted by the host.
     pub(crate) fn event_bytes(&self) -> usize {
         self.event_bytes
     }
@@ -128,11 +128,12 @@ impl<'a> Step<'a> {
         self.state.next_revision()
     }
 
-    /// Whether the store may hold this. What makes it no larger always passes, so that a store that is
-    /// over the limit, for example of a version with a higher one, can be put right.
+    /// Checks that the store has room for a put. A put that does not make the store larger always
+    /// passes. This allows repairing a store that exceeds the limit, for example after a version
+    /// with a higher limit.
     fn check_room(&self, key: &str, content: &Content) -> Result<(), Failure> {
         let bytes = self.state.bytes();
-        // Only a store that is nearly full has to look what the key holds.
+        // The old content is looked up only if the store is nearly full.
         if bytes + counted_bytes(key, content) <= STORE_BYTES_MAX {
             return Ok(());
         }
@@ -141,7 +142,8 @@ impl<'a> Step<'a> {
             return Ok(());
         }
         Err(Failure::resource_exhausted(format!(
-            "the store is full: with this put its keys and values would count {after} bytes, and at              most {STORE_BYTES_MAX} are allowed: delete keys first"
+            "the store is full: with this put its keys and values would count {after} bytes, and at \
+             most {STORE_BYTES_MAX} are allowed: delete keys first"
         )))
     }
 
@@ -156,7 +158,7 @@ impl<'a> Step<'a> {
     }
 }
 
-/// One key; without `kv` if there is none.
+/// Returns one key. The response has no `kv` if the key does not exist.
 pub(crate) fn get(
     state: &State,
     time_ms: u64,

@@ -1,4 +1,4 @@
-//! Several operations in one step, and what they may depend on.
+//! Batches of operations, and the conditions of transactions.
 
 use std::cmp::Ordering;
 
@@ -18,7 +18,7 @@ use crate::{
     step::Step,
 };
 
-/// Runs operations in order. After a failure the step's state is half changed: run it on a copy.
+/// Runs operations in order. A failure leaves the step's state partly changed, so run this on a copy.
 pub(crate) fn run(
     step: &mut Step<'_>,
     operations: Vec<Operation>,
@@ -54,7 +54,7 @@ fn one(step: &mut Step<'_>, operation: Operation) -> Result<OperationResult, Fai
         Some(operation::Operation::Put(request)) => Given::Put(step.put(request)?),
         Some(operation::Operation::Delete(request)) => Given::Delete(step.delete(&request)?),
         Some(operation::Operation::Get(request)) => Given::Get(step.get(&request)?),
-        None => return Err(Failure::invalid_argument("it is empty: give a put, delete or get")),
+        None => return Err(Failure::invalid_argument("it is empty: set put, delete or get")),
     };
     Ok(OperationResult { result: Some(result) })
 }
@@ -63,8 +63,8 @@ pub(crate) fn check_operations(what: &str, operations: &[Operation]) -> Result<(
     within(what, operations.len(), OPERATIONS_MAX, "operations")
 }
 
-/// Checks everything about a Txn that does not depend on the state, the branch not taken included:
-/// whether a request is valid should not depend on who else writes.
+/// Checks everything about a Txn that does not depend on the state, including the branch that is
+/// not taken. Whether a request is valid should not depend on concurrent writes.
 pub(crate) fn check_txn(request: &TxnRequest) -> Result<(), Failure> {
     within("the transaction", request.compares.len(), COMPARES_MAX, "compares")?;
     check_operations("then", &request.then)?;
@@ -94,7 +94,7 @@ fn check_compare(compare: &Compare) -> Result<(), Failure> {
     }
 }
 
-/// Whether a checked condition holds.
+/// Returns whether a valid condition holds.
 pub(crate) fn holds(state: &State, time_ms: u64, compare: &Compare) -> bool {
     let record = state.get(&compare.key, time_ms);
     let number = |field: fn(&Record) -> u64| record.map_or(0, field);

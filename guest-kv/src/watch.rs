@@ -1,4 +1,4 @@
-//! Watching keys: which topics, and what is there at first.
+//! Watches of keys: their topics and initial messages.
 
 use std::ops::Bound;
 
@@ -11,7 +11,7 @@ use crate::{
     step::key_value,
 };
 
-/// A key is the topic of its changes.
+/// Starts a watch. The topic of a change is its key.
 pub(crate) fn watch(
     state: &State,
     context: &Context,
@@ -60,11 +60,11 @@ fn initial(
         }
         messages.push(message(Kind::Initial, Some(key_value(key, record, false))));
         bytes += messages.last().map_or(0, Vec::len);
-        // One value over the bound still leaves room to what an answer may have.
+        // A response that exceeds the limit by one value is still accepted by every host.
         if bytes > RESPONSE_BYTES_MAX {
             return Err(Failure::resource_exhausted(format!(
-                "what is there at first has more than {RESPONSE_BYTES_MAX} bytes: read it with Range, and \
-                 watch without it, from the index that the first page came with (conclave-from-index)"
+                "the initial messages have more than {RESPONSE_BYTES_MAX} bytes: read the keys with Range, \
+                 and watch without `initial`, from the index of the first page (conclave-from-index)"
             )));
         }
     }

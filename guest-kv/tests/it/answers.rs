@@ -1,5 +1,6 @@
-//! Goal: no answer exceeds what every host takes, whatever the request; a request whose answer would is refused and
-//! changes nothing. Method: [`Store`] asserts the limits of every reply. The host's tests hold the component to them.
+//! Goal: no reply exceeds the limits that every host accepts. A request whose reply would exceed
+//! them is refused and changes nothing.
+//! Method: [`Store`] asserts the limits of every reply. The host's tests check the component's replies.
 
 use conclave_sdk::{Code, Machine, limits::REQUEST_BYTES_DEFAULT, prost::Message};
 use guest_kv::{
@@ -21,7 +22,7 @@ fn key(number: usize, bytes: usize) -> String {
     format!("{number:0bytes$}")
 }
 
-/// As many puts of this shape as a batch may have.
+/// As many puts of this shape as a batch may contain.
 fn puts(key_bytes: usize, value_bytes: usize, request_bytes_max: usize) -> Vec<Operation> {
     let mut operations = Vec::new();
     let mut bytes = 0;
@@ -42,7 +43,7 @@ fn every_batch_within_the_default_limit_of_requests_is_answered() {
         [(3, 900 << 10), (KEY_BYTES_MAX, 28_600), (3, 1_048_540), (3, 0), (KEY_BYTES_MAX, 0)];
     for (key_bytes, value_bytes) in shapes {
         let mut store = Store::default();
-        // Expired keys, whose events come on top of those of the batch.
+        // Expired keys, whose events are added to those of the batch.
         for number in 0..2 * OPERATIONS_MAX {
             let expires = PutRequest { ttl_ms: 1, ..put_text(&key(number, KEY_BYTES_MAX - 1), "") };
             store.put(expires).unwrap();
@@ -72,7 +73,7 @@ fn every_batch_within_the_default_limit_of_requests_is_answered() {
     }
 }
 
-/// Only where the operator has raised the limit of requests.
+/// Possible only if the operator has raised the limit of requests.
 #[test]
 fn a_batch_whose_events_exceed_the_limit_is_refused_whole() {
     let mut store = Store::default();
@@ -83,22 +84,22 @@ fn a_batch_whose_events_exceed_the_limit_is_refused_whole() {
     assert_eq!(failure.code, Code::ResourceExhausted);
     assert!(failure.message.contains("divide the request"), "{}", failure.message);
     assert_eq!(store.kv.save(), before);
-    assert_eq!(store.told.len(), 1, "no watcher is told of it");
+    assert_eq!(store.told.len(), 1, "no watcher gets an event");
 }
 
-/// An operation by its shape, which can be read where a batch of megabytes cannot: the key's number and length, the
-/// value's length, and the kind.
+/// The shape of an operation, which stays readable in a failed test, unlike a batch of megabytes:
+/// the key's number and length, the value's length, and the kind.
 type Shape = (usize, usize, usize, u8);
 
 fn shapes() -> impl Strategy<Value = Vec<Shape>> {
-    // Few keys, so that operations meet.
+    // Few keys, so that operations often concern the same key.
     let key_bytes = prop::sample::select(vec![3, 100, KEY_BYTES_MAX]);
     let value_bytes =
         prop::sample::select(vec![0, 1000, 28_600, 500_000, 900 << 10, VALUE_BYTES_MAX]);
     prop::collection::vec((0..4_usize, key_bytes, value_bytes, 0..6_u8), 1..=OPERATIONS_MAX)
 }
 
-/// As long a beginning of a batch as a request may have.
+/// Returns the longest prefix of a batch that fits into a request.
 fn fitting(shapes: &[Shape]) -> Vec<Operation> {
     let operation = |&(number, key_bytes, value_bytes, kind): &Shape| {
         let key = key(number, key_bytes);

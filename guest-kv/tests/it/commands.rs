@@ -1,4 +1,5 @@
-//! Goal: Put, Get and Delete do what they say, and refuse what is beyond a limit without a trace.
+//! Goal: Put, Get and Delete work as documented, and refuse requests beyond a limit without
+//! changing anything.
 
 use conclave_sdk::{Call, Code, Machine};
 use guest_kv::{
@@ -23,7 +24,7 @@ fn revisions_count_changes_and_versions_count_puts() {
     let kv = found.kv.unwrap();
     assert_eq!((kv.create_revision, kv.mod_revision, kv.version), (1, 3, 2));
 
-    // A key that is put again after its delete is a new key.
+    // A key that is put after its deletion is a new key.
     assert_eq!(store.delete("a").unwrap().revision, 4);
     let anew = store.put_text("a", "3");
     assert_eq!((anew.revision, anew.create_revision, anew.version), (5, 5, 1));
@@ -80,7 +81,7 @@ fn what_is_beyond_a_limit_is_refused_with_both_sizes_and_changes_nothing() {
     }
     assert_eq!(store.get("").unwrap_err().code, Code::InvalidArgument);
     assert_eq!(store.delete("").unwrap_err().code, Code::InvalidArgument);
-    assert!(store.kv.save() == before, "a refused put left a trace");
+    assert!(store.kv.save() == before, "a refused put changed the state");
 }
 
 #[test]
@@ -102,7 +103,7 @@ fn what_is_not_a_call_of_the_service_is_refused() {
 
 #[test]
 fn the_descriptor_set_says_which_methods_are_queries() {
-    // Looking for the names is enough here: the host's tests serve it.
+    // A search for the names is enough here: the host's tests serve the set.
     let set = String::from_utf8_lossy(Kv::descriptor_set()).into_owned();
     for name in ["kv.v1", "Put", "Get", "Delete", "Range", "Batch", "Txn"] {
         assert!(set.contains(name), "{name}");

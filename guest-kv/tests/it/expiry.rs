@@ -1,4 +1,4 @@
-//! Goal: an expired key is never seen, whether or not it was deleted yet, and is deleted in time.
+//! Goal: an expired key is never visible, whether or not it is deleted yet, and is deleted in time.
 
 use conclave_sdk::Code;
 use guest_kv::{
@@ -25,7 +25,7 @@ fn an_expired_key_is_invisible_before_anything_deletes_it() {
     store.time_ms = 1_500;
     assert_eq!(store.get("a").unwrap_err().code, Code::NotFound);
     assert_eq!(store.range(&RangeRequest::default()).unwrap().count, 0);
-    assert_eq!(store.held(), 1, "nothing has deleted it");
+    assert_eq!(store.held(), 1, "it is not deleted yet");
     let absent: Compare = compare("a", Operator::Equal, Target::Exists(false));
     let txn = TxnRequest { compares: vec![absent], ..Default::default() };
     assert!(store.txn(&txn).unwrap().succeeded);
@@ -55,7 +55,7 @@ fn each_reply_asks_to_be_woken_for_the_next_key_to_expire() {
     put_for(&mut store, "sooner", 20);
     assert_eq!(store.wake_at_ms, Some(120));
     store.put_text("other", "x");
-    assert_eq!(store.wake_at_ms, Some(120), "every reply repeats the wish");
+    assert_eq!(store.wake_at_ms, Some(120), "every reply repeats the wake-up time");
     store.batch(vec![put("sooner", "for good")]).unwrap();
     assert_eq!(store.wake_at_ms, Some(150));
 
@@ -63,7 +63,7 @@ fn each_reply_asks_to_be_woken_for_the_next_key_to_expire() {
     let revision = store.get("other").unwrap().revision;
     store.tick();
     assert_eq!((store.wake_at_ms, store.held()), (None, 2));
-    assert_eq!(store.get("other").unwrap().revision, revision, "expiry is no change of anyone's");
+    assert_eq!(store.get("other").unwrap().revision, revision, "expiry creates no revision");
 }
 
 #[test]

@@ -1,4 +1,4 @@
-//! The store as its callers see it, native: through the contract, with encoded messages.
+//! Native tests of the store at its boundary: through the contract, with encoded messages.
 
 #![allow(clippy::unwrap_used, clippy::panic, reason = "a test reports by panicking")]
 

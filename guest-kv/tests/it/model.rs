@@ -1,5 +1,5 @@
-//! Goal: the store is the map that it should be, and keeps the contract, whatever is asked of it.
-//! Method: random commands, against a `BTreeMap` in a few lines, and against the kit.
+//! Goal: the store behaves like a map and satisfies the contract for any sequence of commands.
+//! Method: random commands, compared with a simple `BTreeMap` model, and the conformance tests.
 
 use std::collections::BTreeMap;
 
@@ -19,13 +19,13 @@ use proptest::prelude::*;
 
 use crate::store::{Store, compare, delete, get, put, put_text, text};
 
-/// What a caller may do. Keys and values are few, so that they meet.
+/// An action of a caller. There are few keys and values, so that actions often concern the same key.
 #[derive(Clone, Debug)]
 enum Action {
     Put(String, String, i64),
     Delete(String),
     Batch(Vec<Step>),
-    /// If the key is there, the first steps, else the second.
+    /// Runs the first steps if the key exists, otherwise the second.
     IfThere(String, Vec<Step>, Vec<Step>),
     Wait(u64),
     Tick,
@@ -36,7 +36,7 @@ enum Step {
     Put(String, String),
     Delete(String),
     Get(String),
-    /// Refused: takes the whole batch with it.
+    /// An invalid operation, which makes the whole batch fail.
     Invalid,
 }
 
@@ -80,7 +80,7 @@ fn action() -> impl Strategy<Value = Action> {
     ]
 }
 
-/// The map that the store should be: what is there, and when it goes.
+/// The expected map: keys with their text and expiry time.
 #[derive(Default)]
 struct Model {
     keys: BTreeMap<String, (String, Option<u64>)>,
@@ -199,9 +199,9 @@ proptest! {
             model.act(action);
 
             let page = store.range(&RangeRequest::default()).unwrap();
-            prop_assert!(page.revision <= revision + 1, "one action, one revision");
+            prop_assert!(page.revision <= revision + 1, "one action makes at most one revision");
             if refused {
-                prop_assert_eq!(page.revision, revision, "what is refused changes nothing");
+                prop_assert_eq!(page.revision, revision, "a refused action changes nothing");
             }
             let found: Vec<_> = page.kvs.iter().map(|kv| (kv.key.clone(), text(kv).unwrap())).collect();
             let expected: Vec<_> =
@@ -214,8 +214,8 @@ proptest! {
                 prop_assert_eq!(found.as_ref(), Some(kv));
             }
         }
-        // Restoring checks the revisions of every record, and rebuilds the index of expiry times:
-        // the same wish to be woken comes out of both.
+        // A restore checks the revisions of every record and rebuilds the index of expiry times.
+        // Both stores must request the same wake-up time.
         let mut restored = Store { kv: Kv::load(2, &store.kv.save()).unwrap(), ..Store::default() };
         prop_assert_eq!(restored.kv.bytes(), store.kv.bytes());
         restored.time_ms = store.time_ms;
@@ -223,7 +223,7 @@ proptest! {
         store.tick();
         prop_assert_eq!(restored.wake_at_ms, store.wake_at_ms);
         prop_assert_eq!(restored.kv.save(), store.kv.save());
-        // All that expired is gone by now.
+        // All expired keys are deleted by now.
         let counted: usize =
             model.keys.iter().map(|(key, (text, _))| key.len() + text.len() + RECORD_OVERHEAD_BYTES).sum();
         prop_assert_eq!(store.kv.bytes(), counted as u64);
@@ -235,7 +235,7 @@ proptest! {
     }
 }
 
-/// The trees share structure and split as they grow: enough keys for several levels.
+/// The trees share structure and split as they grow. These are enough keys for several levels.
 #[test]
 fn a_store_of_many_keys_keeps_the_contract() {
     let mut log = Log::new();

@@ -1,4 +1,4 @@
-//! Goal: pages, put together, are the range; each has a bound, and says whether there is more.
+//! Goal: the pages together are the range. Each page is bounded and reports whether more keys follow.
 
 use conclave_sdk::{Code, prost::Message};
 use guest_kv::{
@@ -16,7 +16,7 @@ fn store(keys: &[&str]) -> Store {
     store
 }
 
-/// The keys of all pages.
+/// Returns the keys of all pages.
 fn pages(store: &Store, mut request: RangeRequest) -> Vec<String> {
     let mut keys = Vec::new();
     loop {

@@ -1,4 +1,4 @@
-//! Goal: a store that is full says so, by the same count on every replica, and can be emptied.
+//! Goal: a full store refuses to grow, at the same count on every replica, and can be emptied.
 
 use conclave_sdk::{Code, Failure};
 use guest_kv::{
@@ -11,7 +11,7 @@ use guest_kv::{
 
 use crate::store::{Store, compare, delete, put, put_text, put_value};
 
-/// A store into which no further value of the largest size fits.
+/// Returns a store without room for another value of the largest size.
 fn full() -> (Store, usize) {
     let mut store = Store::default();
     let each = 4 + VALUE_BYTES_MAX + RECORD_OVERHEAD_BYTES;
@@ -48,9 +48,9 @@ fn a_full_store_refuses_to_grow_and_takes_everything_else() {
     };
     refused(&store.txn(&txn).unwrap_err());
     let after = (store.kv.bytes(), store.range(&RangeRequest::default()).unwrap().revision);
-    assert_eq!(after, before, "a refusal left its mark");
+    assert_eq!(after, before, "a refusal changed the state");
 
-    // What is there is overwritten, what is small fits, and what is deleted makes room.
+    // Existing keys can be overwritten, small values fit, and deletions make room.
     large(&mut store, 0).unwrap();
     store.put(put_text("small", "x")).unwrap();
     store.batch(vec![delete("0001"), large_put]).unwrap();
@@ -59,7 +59,7 @@ fn a_full_store_refuses_to_grow_and_takes_everything_else() {
     large(&mut store, count).unwrap();
 }
 
-/// The way that a store without ticks gets rid of what has expired.
+/// Without ticks, commands delete expired keys.
 #[test]
 fn what_expired_makes_room_once_it_is_deleted() {
     let mut store = Store::default();

@@ -1,11 +1,11 @@
-//! Goal: the format is what its page says, and nothing but a whole and valid snapshot restores.
+//! Goal: the format matches its documentation, and only a complete and valid snapshot can be restored.
 
 use conclave_sdk::{Code, Machine};
 use guest_kv::{Kv, pb::PutRequest};
 
 use crate::store::{Store, put_text, put_value};
 
-/// Writing other bytes than the newest of these is a new version of the format, and the others go on restoring.
+/// Any change of the bytes needs a new version of the format. The old versions must still restore.
 const FIXTURES: [&str; 2] =
     [include_str!("../fixtures/snapshot-v1.hex"), include_str!("../fixtures/snapshot-v2.hex")];
 
@@ -19,7 +19,7 @@ fn fixture_of(version: usize) -> Vec<u8> {
     bytes.map(|byte| u8::from_str_radix(byte, 16).unwrap()).collect()
 }
 
-/// The store that the fixture holds.
+/// Returns the store that the fixture contains.
 fn store() -> Store {
     let mut store = Store { time_ms: 1_000, ..Store::default() };
     store.put_text("a", "one");
@@ -47,7 +47,7 @@ fn restores(version: u32) {
     let mut restored = Store { kv, time_ms: 1_499, ..Store::default() };
     assert_eq!(restored.text("a").as_deref(), Some("two"));
     assert_eq!(restored.get("b").unwrap().kv.unwrap().expires_at_ms, 1_500);
-    // The index of expiry times came back too.
+    // The index of expiry times is restored too.
     restored.time_ms = 1_500;
     restored.tick();
     assert_eq!((restored.held(), restored.wake_at_ms), (1, None));
@@ -58,7 +58,7 @@ fn every_end_that_comes_too_early_is_refused() {
     for version in [1, 2] {
         let whole = fixture_of(version as usize);
         for length in 0..whole.len() {
-            let failure = Kv::load(version, &whole[..length]).err().expect("it restored");
+            let failure = Kv::load(version, &whole[..length]).err().expect("it must not restore");
             assert_eq!(failure.code, Code::InvalidArgument, "cut at {length}");
             assert!(failure.message.contains("it ends"), "cut at {length}: {}", failure.message);
         }
@@ -68,7 +68,7 @@ fn every_end_that_comes_too_early_is_refused() {
 #[test]
 fn what_no_store_would_write_is_refused() {
     let body = fixture();
-    // Where the first record and the second begin, by the fixture's lines.
+    // The offsets of the first and the second record, from the lines of the fixture.
     let (first, second) = (28, 28 + 4 + 39);
     let set = |position: usize, bytes: &[u8]| {
         let mut changed = body.clone();
@@ -78,11 +78,11 @@ fn what_no_store_would_write_is_refused() {
     let swapped = [&body[..first], &body[second..], &body[first..second]].concat();
     let longer = |version| [&fixture_of(version)[..], &[0]].concat();
     for (bytes, says) in [
-        (set(0, b"X"), "no snapshot of this machine"),
+        (set(0, b"X"), "not a snapshot of this state machine"),
         (set(11, &[3]), "format version 3"),
         (set(19, &[2]), "in a store of revision 2"),
         (set(first, &[0xff]), "the record has"),
-        (set(first + 3, &[5]), "shorter than what it holds"),
+        (set(first + 3, &[5]), "shorter than its fields"),
         (set(first + 5, &[0]), "the key is empty"),
         (set(first + 6, &[0xff]), "not UTF-8"),
         (set(first + 7, &[2]), "unknown kind 2"),

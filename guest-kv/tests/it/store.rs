@@ -1,4 +1,4 @@
-//! A store and its clock, for the tests to talk to.
+//! A store with a clock, for the tests.
 
 use conclave_sdk::{
     Call, Context, Event, Failure, Machine, Reply, Subscription,
@@ -22,7 +22,7 @@ pub(crate) struct Store {
     pub(crate) time_ms: u64,
     /// The wake-up time after the last reply.
     pub(crate) wake_at_ms: Option<u64>,
-    /// What watchers were told so far, in the order of the log.
+    /// The events so far, in the order of the log.
     pub(crate) told: Vec<(String, WatchResponse)>,
 }
 
@@ -70,7 +70,7 @@ impl Store {
         self.query("Get", &GetRequest { key: key.into() })
     }
 
-    /// The text of a key that is there.
+    /// Returns the text of an existing key.
     pub(crate) fn text(&self, key: &str) -> Option<String> {
         text(&self.get(key).ok()?.kv?)
     }
@@ -95,7 +95,7 @@ impl Store {
         self.wake_at_ms = self.kv.wake_at();
     }
 
-    /// The topic is the key, and all is of this entry.
+    /// Records events, and checks that each has its key as topic and the index of this entry.
     fn note(&mut self, events: Vec<Event>) {
         for Event { topic, payload } in events {
             let message = WatchResponse::decode(&*payload).unwrap();
@@ -110,13 +110,13 @@ impl Store {
         self.kv.subscribe(&self.context(), &Call::of("kv.v1.KV/Watch", request))
     }
 
-    /// How many keys the state holds, expired ones too: the count in the snapshot's header.
+    /// Returns the number of stored keys, including expired ones: the count in the snapshot's header.
     pub(crate) fn held(&self) -> u64 {
         u64::from_be_bytes(self.kv.save()[20..28].try_into().unwrap())
     }
 }
 
-/// A host rolls back what is larger.
+/// Checks the limits above which a host rolls a reply back.
 fn assert_within_limits(response: &[u8], events: &[Event]) {
     assert!(response.len() <= RESPONSE_BYTES_MAX, "a response of {} bytes", response.len());
     let bytes: usize = events.iter().map(Event::counted_bytes).sum();

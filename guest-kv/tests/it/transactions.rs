@@ -1,4 +1,4 @@
-//! Goal: a Batch and a Txn happen whole or not at all, and a Txn takes the branch that it should.
+//! Goal: a Batch and a Txn are atomic, and a Txn takes the right branch.
 
 use conclave_sdk::{Code, Machine};
 use guest_kv::{
@@ -35,7 +35,7 @@ fn a_batch_is_one_revision_and_sees_its_own_work() {
         }
         other => panic!("{other:?}"),
     }
-    // Only reads: no revision.
+    // A batch of reads creates no revision.
     assert_eq!(store.batch(vec![get("a")]).unwrap().revision, 2);
 }
 
@@ -61,7 +61,7 @@ fn a_batch_that_fails_leaves_nothing_behind() {
         let failure = store.batch(batch).unwrap_err();
         assert_eq!(failure.code, code);
         assert!(failure.message.contains(says), "{says:?} is not in {:?}", failure.message);
-        assert!(store.kv.save() == before, "{says}: it left something behind");
+        assert!(store.kv.save() == before, "{says}: the state changed");
     }
     assert_eq!(store.batch(many(OPERATIONS_MAX)).unwrap().results.len(), OPERATIONS_MAX);
 }
@@ -89,7 +89,7 @@ fn every_comparison_holds_when_it_should() {
         ("k", Less, Target::ModRevision(3), false),
         ("k", Equal, Target::Exists(true), true),
         ("k", NotEqual, Target::Exists(true), false),
-        // A key that is not there.
+        // A key that does not exist.
         ("gone", Equal, Target::Exists(false), true),
         ("gone", Equal, Target::Version(0), true),
         ("gone", Equal, Target::CreateRevision(0), true),
@@ -140,7 +140,7 @@ fn a_transaction_that_makes_no_sense_is_refused() {
         (with(unknown), "unknown operator 9"),
         (with(compare("a", Operator::Less, Target::Exists(true))), "only be EQUAL or NOT_EQUAL"),
         (with(compare("", Operator::Equal, Target::Exists(true))), "the key is empty"),
-        // The branch that is not taken counts too.
+        // The limits also apply to the branch that is not taken.
         (TxnRequest { r#else: many, then: then.clone(), ..Default::default() }, "else has 129"),
         (
             TxnRequest { compares: vec![Compare::default(); 129], ..Default::default() },

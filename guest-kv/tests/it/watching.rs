@@ -1,4 +1,4 @@
-//! Goal: whoever is told of every change knows what the store holds.
+//! Goal: a watcher that gets every change can reconstruct the content of the store.
 
 use std::collections::BTreeMap;
 
@@ -15,7 +15,7 @@ fn prefix(prefix: &str) -> WatchRequest {
     WatchRequest { prefix: prefix.into(), ..WatchRequest::default() }
 }
 
-/// The kinds and keys that were told, from the beginning.
+/// Returns the kinds and keys of all events, from the beginning.
 fn told(store: &Store) -> Vec<(Kind, &str)> {
     store.told.iter().map(|(key, message)| (message.kind(), key.as_str())).collect()
 }
@@ -35,7 +35,7 @@ fn every_change_is_told_once_with_what_it_left() {
     let gone = store.told[3].1.kv.as_ref().unwrap();
     assert_eq!((gone.mod_revision, &gone.content), (batch.revision, &None));
 
-    // What changes nothing tells nothing.
+    // Commands that change nothing emit no events.
     store.told.clear();
     assert!(store.batch(vec![put("c", "1"), put("", "x")]).is_err());
     assert!(!store.delete("none").unwrap().deleted);
@@ -53,7 +53,7 @@ fn an_expired_key_is_told_when_it_is_deleted_and_a_failure_leaves_it_for_later()
     // A failure has no events.
     assert!(store.put(put_text("", "x")).is_err());
     assert_eq!((told(&store).len(), store.held()), (0, 3));
-    // A command that puts one of them again: first it is gone, then it is there.
+    // A command that puts one of the expired keys: first the key expires, then it exists again.
     store.put_text("b", "new");
     assert_eq!(
         told(&store),
@@ -66,7 +66,7 @@ fn an_expired_key_is_told_when_it_is_deleted_and_a_failure_leaves_it_for_later()
     assert_eq!(told(&store), [(Kind::Expire, "d")]);
 }
 
-/// The events of a sweep are a part of one answer, which has a limit.
+/// The events of a sweep are part of one reply, which has a limit.
 #[test]
 fn a_sweep_of_long_keys_is_bounded_in_bytes() {
     let mut store = Store::default();
@@ -140,7 +140,7 @@ fn too_much_at_first_is_refused_with_another_way() {
     store.watch(&WatchRequest { initial: true, ..prefix("a") }).unwrap();
 }
 
-/// A copy that is made of what is told alone.
+/// Builds a copy of the store from its events only.
 #[test]
 fn a_copy_made_of_the_changes_is_the_store() {
     let mut store = Store::default();

@@ -22,8 +22,8 @@ sys.stdout.reconfigure(line_buffering=True)
 def _call(seed, function, *arguments):
     """Calls a function. Converts a `Failure` to the contract's; writes other exceptions to the log and traps.
 
-    Seeds `random` again at each call. Otherwise its generator would keep its position from call to call, which
-    no snapshot contains, and a restored replica would draw other numbers.
+    Seeds `random` again at each call. Otherwise its generator would keep its position from call to call,
+    which no snapshot contains, and a restored replica would draw other numbers.
     """
     random.seed(seed)
     try:
@@ -38,7 +38,7 @@ def _call(seed, function, *arguments):
 def _places(frames):
     """The places where an exception was raised, innermost first.
 
-    Built by hand, because the module `traceback` would look for source files, which a component does not have.
+    Built by hand, because the module `traceback` would look for source files, and a component has none.
     """
     places = []
     while frames is not None:

@@ -87,9 +87,9 @@ def method_types(descriptor_set: bytes) -> dict[str, MethodType]:
 def _own(files) -> list:
     """Returns the files whose services the host serves.
 
-    A descriptor set contains all imports. The services of an imported file belong to the state machine only if
-    the file is in the package of a root file or below it, or if such a file imports it publicly. A root file is
-    one that no other file imports.
+    A descriptor set contains all imports. The services of an imported file belong to the state machine
+    only if the file is in the package of a root file or below it, or if such a file imports it publicly.
+    A root file is one that no other file imports.
     """
     imported = {name for file in files for name in file.dependency}
     packages = {file.package for file in files if file.name not in imported}

@@ -139,8 +139,8 @@ def check_same_state(machine: type[Machine], left: Log, right: Log) -> None:
 def check_snapshots(machine: type[Machine], log: Log) -> None:
     """Checks snapshots taken at positions along the log, and that queries do not change the state.
 
-    Each snapshot must restore to a state machine that has the same snapshot, gives the same replies, gives the
-    same outcomes for the rest of the log, and reaches the same final state.
+    Each snapshot must restore to a state machine that has the same snapshot, gives the same replies,
+    gives the same outcomes for the rest of the log, and reaches the same final state.
     """
     whole, expected = _play(machine, log)
     step = len(log.entries) // _CUTS_MAX + 1
@@ -187,9 +187,9 @@ def check_failures(machine: type[Machine], log: Log) -> None:
 def check_wake_ups(machine: type[Machine], log: Log) -> None:
     """Checks that no wake-up is lost.
 
-    If a tick at a later time would change the state because of the time, the state must request a wake-up by
-    then. Examines each entry after which a pending wake-up time is gone or later. Also examines a few positions
-    along the log, with pauses of one second to one year.
+    If a tick at a later time would change the state because of the time, the state must request a wake-up
+    by then. Examines each entry after which a pending wake-up time is gone or later. Also examines a few
+    positions along the log, with pauses of one second to one year.
     """
     step = max(1, len(log.entries) // _FEW_CUTS)
     with _no_clock_and_no_chance():
