@@ -1,4 +1,4 @@
-//! Builds the machine of `examples/counter` to a component, which the program carries.
+//! Builds the component of `examples/counter`, which the program includes.
 
 use std::{env, path::PathBuf};
 
@@ -8,7 +8,8 @@ use conclave_build::MachineSpec;
 fn main() -> anyhow::Result<()> {
     let out = PathBuf::from(env::var("OUT_DIR")?);
     let manifest_dir = PathBuf::from(env::var("CARGO_MANIFEST_DIR")?);
-    // Not a directory that this build holds locked; below it, so that `cargo clean` removes it too.
+    // This must not be the directory that this build has locked. It is below it, so that `cargo
+    // clean` removes it too.
     let target_dir = out.ancestors().nth(4).context("OUT_DIR is not inside a target directory")?;
     let built = conclave_build::build_machine(&MachineSpec {
         manifest_dir: manifest_dir.join("../counter"),

@@ -1,4 +1,4 @@
-//! Counts, as a program would: `cargo run -p counter --example counter-client -- 127.0.0.1:7101`.
+//! A client of the counter: `cargo run -p counter --example counter-client -- 127.0.0.1:7101`.
 
 use conclave_client::{CallOptions, Client};
 use counter::{AddRequest, Count, GetRequest};
@@ -10,21 +10,22 @@ async fn main() -> anyhow::Result<()> {
     if nodes.is_empty() {
         nodes.push("127.0.0.1:7101".to_owned());
     }
-    // Any node will do, and more than one survives the loss of one: the client finds the leader.
+    // One node is enough, because the client finds the leader. A list of several nodes survives the
+    // loss of one.
     let client = Client::builder().endpoints(nodes).build()?;
 
     let before: Count =
         client.call("counter.v1.Counter/Get", &GetRequest {}, &CallOptions::read()).await?;
     println!("the count is {}", before.count);
 
-    // A command whose answer is lost may have been applied, and adding twice is not adding once: the
-    // client does not send it again by itself. `Error::outcome_unknown` tells.
+    // If a reply is lost, the command may have been applied, and a second Add would count twice.
+    // The client therefore does not retry it. `Error::outcome_unknown` reports this case.
     let request = AddRequest { amount: 3 };
     let after: Count =
         client.call("counter.v1.Counter/Add", &request, &CallOptions::write()).await?;
     println!("3 more make {}", after.count);
 
-    // The machine's own refusals are errors with the code and message that it chose.
+    // Failures of the state machine are errors with the code and the message that it returned.
     let request = AddRequest { amount: i64::MAX };
     let refused: Result<Count, _> =
         client.call("counter.v1.Counter/Add", &request, &CallOptions::write()).await;

@@ -1,4 +1,4 @@
-//! The smallest machine: one number that everybody adds to.
+//! The smallest state machine: one number that any caller can add to.
 
 use conclave_sdk::{Context, Failure, Machine, Router};
 

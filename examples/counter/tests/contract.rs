@@ -1,4 +1,4 @@
-//! Goal: the counter counts, and keeps the contract.
+//! Goal: the counter counts correctly and satisfies the contract.
 
 use conclave_sdk::{
     Call, Code,

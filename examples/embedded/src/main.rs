@@ -1,7 +1,7 @@
-//! The host as a library: three nodes with a machine of their own, in one process.
+//! The host as a library: three nodes with their own state machine, in one process.
 //!
-//! `cargo run -p embedded -- DIRECTORY` counts one more at every run: the nodes' data stays in the directory.
-//! A second argument is the first of 300 ports, if 7400 will not do.
+//! `cargo run -p embedded -- DIRECTORY` adds one to a counter in each run. The nodes keep their data
+//! in the directory. The optional second argument is the first of 300 ports; the default is 7400.
 
 use std::{
     fs::{self, Permissions},
@@ -17,17 +17,18 @@ use conclave::{
 use conclave_client::{CallOptions, Client};
 use counter::{AddRequest, Count, GetRequest};
 
-/// The machine, which `build.rs` made a component.
+/// The component that `build.rs` has built.
 const MACHINE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/counter.wasm"));
 
 const NODES: u64 = 3;
 const PORT_BASE: u16 = 7400;
 
-/// What all nodes of the cluster have in common.
+/// The settings that all nodes of the cluster share.
 struct Plan {
     dir: PathBuf,
     master_key: String,
-    /// Of the same ports at every run: a member's addresses are what its peers know it by.
+    /// The base of the ports. It must be the same in each run, because peers know a member by
+    /// its addresses.
     port_base: u16,
 }
 
@@ -44,7 +45,7 @@ impl Plan {
         format!("127.0.0.1:{}", self.port_base + 200 + node_id as u16)
     }
 
-    /// The settings that `conclave serve` takes as flags, and the machine from memory.
+    /// Returns the settings that `conclave serve` takes as flags, with the component in memory.
     fn config(&self, node_id: u64) -> anyhow::Result<Config> {
         let member = |id| format!("{id}={},{}", self.peer(id), self.client(id));
         let settings = Settings {
@@ -63,7 +64,8 @@ impl Plan {
     }
 }
 
-/// Kept beside the data only because this is an example: whoever has both can read it.
+/// The key is stored beside the data only because this is an example: anyone who can read both can
+/// decrypt the data.
 fn master_key(dir: &Path) -> anyhow::Result<String> {
     let path = dir.join("master.key");
     if !path.exists() {
@@ -79,7 +81,8 @@ fn master_key(dir: &Path) -> anyhow::Result<String> {
 #[allow(clippy::print_stdout, reason = "a program for the terminal")]
 async fn main() -> anyhow::Result<()> {
     let mut arguments = std::env::args().skip(1);
-    let dir = PathBuf::from(arguments.next().context("which directory? Say `embedded DIRECTORY`")?);
+    let dir =
+        PathBuf::from(arguments.next().context("no directory given: run `embedded DIRECTORY`")?);
     let port_base = arguments.next().map_or(Ok(PORT_BASE), |text| text.parse())?;
     fs::create_dir_all(&dir)?;
     let plan = Plan { master_key: master_key(&dir)?, dir, port_base };
@@ -99,7 +102,7 @@ async fn main() -> anyhow::Result<()> {
     let add = AddRequest { amount: 1 };
     client.call::<_, Count>("counter.v1.Counter/Add", &add, &CallOptions::write()).await?;
 
-    // Any one of three may go.
+    // The cluster tolerates the loss of any one of its three nodes.
     nodes.remove(0).stop().await?;
     println!("with one node stopped the count is {}", get().await?.count);
     for node in nodes {

@@ -1,11 +1,11 @@
-//! Goal: the program runs a cluster inside itself, and what it counted is there when it runs again.
-//! Method: the program, twice, in the same directory.
+//! Goal: the program runs a cluster in its own process, and its counter persists across runs.
+//! Method: run the program twice with the same directory.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports by panicking")]
 
 use std::{net::TcpListener, path::Path, process::Command};
 
-/// Ports that nobody listens on, below those that the kernel gives to outgoing connections.
+/// Returns free ports, below the range that the kernel uses for outgoing connections.
 fn port_base() -> u16 {
     let ports = |base| (0..3).flat_map(move |kind| (1..=3).map(move |id| base + kind * 100 + id));
     let free = |port: u16| TcpListener::bind(("127.0.0.1", port)).is_ok();

@@ -1,7 +1,7 @@
-//! A team and its switches: `cargo run -p flags --example flags-client -- 127.0.0.1:7101`.
+//! A client of the feature flags: `cargo run -p flags --example flags-client -- 127.0.0.1:7101`.
 //!
-//! A flag is rolled out step by step, a colleague who was too late hears of it, and a credential lies
-//! beside the switches without being shown.
+//! Rolls out a flag in steps, shows a conflict with an outdated version, and stores a credential
+//! that lists do not show.
 
 use conclave_client::{CallOptions, Client, Error};
 use flags::pb::{
@@ -16,8 +16,8 @@ const CREDENTIAL: &str = "payments/token";
 struct Flags(Client);
 
 impl Flags {
-    /// A version makes a change that is sent twice fail the second time, so it is not sent again by
-    /// itself: whoever does not know whether it was made looks.
+    /// With a version, a change that is sent twice fails the second time. The client does not retry
+    /// it: if the outcome is unknown, the caller reads the flag.
     async fn set(
         &self,
         name: &str,
@@ -32,7 +32,7 @@ impl Flags {
         Ok(response.version)
     }
 
-    /// 0: there is no such flag.
+    /// Returns the flag's version, or 0 if there is no such flag.
     async fn version(&self, name: &str) -> Result<u64, Error> {
         let request = GetRequest { name: name.to_owned() };
         let flag = self.0.call("flags.v1.Flags/Get", &request, &CallOptions::read()).await;
@@ -59,7 +59,7 @@ fn boolean(on: bool) -> Option<Value> {
     Some(Value { kind: Some(Kind::Bool(on)) })
 }
 
-/// On for Ada, and for a share of the others in hundredths of a percent.
+/// A flag that is on for Ada, and for a share of the others in hundredths of a percent.
 fn rolled_out(rollout: u32) -> Definition {
     let testers =
         Rule { subjects: vec!["ada".to_owned()], value: boolean(true), ..Rule::default() };
@@ -94,7 +94,7 @@ async fn main() -> anyhow::Result<()> {
         println!("{FLAG} at {} %: on for {on} of 40 users, and for Ada: {ada}", rollout / 100);
     }
     if let Err(error) = flags.set(FLAG, rolled_out(0), seen, "too late").await {
-        println!("a colleague who has not looked: {}: {error}", error.code_name());
+        println!("a colleague with an outdated version: {}: {error}", error.code_name());
     }
 
     let token = Definition {
@@ -106,15 +106,15 @@ async fn main() -> anyhow::Result<()> {
     flags.set(CREDENTIAL, token, known, "rotated").await?;
     let token = flags.evaluate(CREDENTIAL, "payments-service").await?;
     if let Some(Value { kind: Some(Kind::Text(token)) }) = token.value {
-        println!("who asks for {CREDENTIAL} by name gets {} characters", token.len());
+        println!("Evaluate of {CREDENTIAL} returns {} characters", token.len());
     }
     let list: ListResponse =
         flags.0.call("flags.v1.Flags/List", &ListRequest::default(), &CallOptions::read()).await?;
-    println!("the list does not hold it: {}", !format!("{list:?}").contains("s3cr3t"));
+    println!("the list omits it: {}", !format!("{list:?}").contains("s3cr3t"));
     let request = EvaluateAllRequest { subject: "ada".to_owned(), ..EvaluateAllRequest::default() };
     let all: EvaluateAllResponse =
         flags.0.call("flags.v1.Flags/EvaluateAll", &request, &CallOptions::read()).await?;
-    println!("nor does everything that Ada's page asks for: {} flag", all.evaluations.len());
+    println!("EvaluateAll omits it too: {} flag", all.evaluations.len());
 
     let request = HistoryRequest { name: FLAG.to_owned(), before: 0, limit: 2 };
     let history: HistoryResponse =

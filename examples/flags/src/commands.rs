@@ -1,4 +1,4 @@
-//! What changes the state. Each checks everything, then changes.
+//! The commands. Each checks everything before it changes anything.
 
 use conclave_sdk::{Context, Failure, prost::Message as _};
 
@@ -80,7 +80,7 @@ impl Flags {
         check_version(&name, expected_version, Some(flag.version))?;
         if !flag.archived {
             return Err(Failure::failed_precondition(format!(
-                "{name} may still be in use: archive it first, and see that nobody misses it"
+                "{name} may still be in use: archive it first, and wait until it is clear that it is unused"
             )));
         }
         self.state.record(context, Kind::Deleted, &name, String::new(), note);
@@ -145,19 +145,19 @@ fn check_note(note: &str) -> Result<(), Failure> {
     within("the note", note.len(), TEXT_BYTES_MAX, "bytes")
 }
 
-/// Somebody else may have been faster.
+/// Fails if another caller has changed the object since.
 fn check_version(name: &str, expected: u64, actual: Option<u64>) -> Result<(), Failure> {
     match actual {
         None if expected == 0 => Ok(()),
         Some(actual) if actual == expected => Ok(()),
-        None => Err(Failure::aborted(format!("{name} is gone; to make it anew, expect version 0"))),
+        None => Err(Failure::aborted(format!("{name} is gone; to create it, expect version 0"))),
         Some(actual) => Err(Failure::aborted(format!(
-            "{name} has version {actual}, not {expected}: look at it again, then repeat the change"
+            "{name} has version {actual}, not {expected}: read it again, then repeat the change"
         ))),
     }
 }
 
-/// Which parts of a flag are other ones now; no values, as they may be secret.
+/// Returns the names of a flag's changed parts. No values, because they may be secret.
 fn difference(old: &Flag, new: &Definition) -> Result<String, Failure> {
     let Some(was) = &old.definition else { return Ok(String::new()) };
     let kind = |definition: &Definition| {
@@ -165,14 +165,14 @@ fn difference(old: &Flag, new: &Definition) -> Result<String, Failure> {
     };
     if kind(was) != kind(new) {
         return Err(invalid(format!(
-            "{} is a {}; programs that read it count on that: make another flag for another type",
+            "{} is a {}; programs that read it rely on that: create another flag for another type",
             old.name,
             kind(was).unwrap_or("nothing"),
         )));
     }
     if was.secret && !new.secret {
         return Err(invalid(format!(
-            "{} is secret and stays so: what was kept from others would be shown to them",
+            "{} is secret and stays so: otherwise its values would become visible in lists",
             old.name
         )));
     }

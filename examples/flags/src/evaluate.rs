@@ -1,4 +1,4 @@
-//! What a flag is for a subject. Pure functions of the flag, the segments and the caller.
+//! Evaluation of a flag for a subject: pure functions of the flag, the segments and the call.
 
 use std::collections::BTreeMap;
 
@@ -10,18 +10,19 @@ use crate::{
     state::State,
 };
 
-/// Whom to decide for.
+/// The subject of a decision.
 pub(crate) struct Subject<'a> {
     pub(crate) name: &'a str,
     pub(crate) attributes: &'a BTreeMap<String, String>,
 }
 
-/// The bucket of a subject, 0 to 9,999: the same at every call and in every release, as proto/flags/v1
-/// spells it out. A change here moves users between the sides of every rollout.
+/// Returns the bucket of a subject, 0 to 9,999: the same in every call and every release, as
+/// specified in proto/flags/v1. A change of this function would change the selected subjects of
+/// every rollout.
 pub fn bucket(salt: &str, subject: &str) -> u32 {
     let mut hash = Sha256::new();
     hash.update(salt.as_bytes());
-    // No salt holds a zero byte, so no two pairs give the same bytes.
+    // No salt contains a zero byte, so different pairs give different bytes.
     hash.update([0]);
     hash.update(subject.as_bytes());
     let first = hash.finalize().iter().take(8).fold(0_u64, |sum, byte| sum << 8 | u64::from(*byte));
@@ -60,7 +61,7 @@ fn holds(state: &State, rule: &Rule, salt: &str, subject: &Subject<'_>) -> bool 
         .attributes
         .iter()
         .all(|(name, value)| subject.attributes.get(name).is_some_and(|given| given == value));
-    // Last, as it is the dearest.
+    // Evaluated last, because it is the most expensive condition.
     let in_share = |share: u32| bucket(salt, subject.name) < share;
     listed && in_segment && attributes && rule.rollout.is_none_or(in_share)
 }

@@ -1,14 +1,13 @@
-//! The machine `flags.v1.Flags`: typed feature flags with rollout by percentage, and credentials.
+//! The state machine `flags.v1.Flags`: typed feature flags with rollout by percentage, and credentials.
 //!
-//! What it teaches: a service of the usual size. Commands carry the version that the caller has seen,
-//! questions are answered on any node, pages have bounds, and a history of bounded length tells who
-//! changed what.
+//! An example of a service of typical size. Commands contain the version that the caller has read, any
+//! node answers queries, pages are bounded, and a history of bounded length records who changed what.
 //!
-//! - `limits`: what is too much, and what is no flag;
+//! - `limits`: the limits, and the validation of flags;
 //! - `state`: flags, segments, history;
-//! - `evaluate`: what a flag is for a subject;
-//! - `commands`: what changes the state; the questions are here;
-//! - `snapshot`: the state as bytes.
+//! - `evaluate`: the value of a flag for a subject;
+//! - `commands`: the commands; the queries are in this file;
+//! - `snapshot`: serialization of the state.
 
 mod commands;
 mod evaluate;
@@ -18,7 +17,7 @@ mod state;
 
 /// The messages of `flags.v1`.
 pub mod pb {
-    #![allow(missing_docs, reason = "generated from the proto file, which says it all")]
+    #![allow(missing_docs, reason = "generated from the proto file, which has the documentation")]
     conclave_sdk::include_protobuf!("flags.v1");
 }
 
@@ -36,7 +35,7 @@ use crate::{
 };
 use conclave_sdk::{Context, Failure, Machine, Router, prost::Message};
 
-/// The machine.
+/// The state machine.
 #[derive(Default)]
 pub struct Flags {
     state: State,
@@ -101,7 +100,7 @@ impl Flags {
         segment.ok_or_else(|| Failure::not_found(format!("there is no segment {name:?}")))
     }
 
-    /// The flags whose names begin with `prefix`, from the one after `after` on.
+    /// Iterates over the flags whose names begin with `prefix`, after the name `after`.
     fn page<'a>(&'a self, prefix: &'a str, after: &'a str) -> impl Iterator<Item = &'a Flag> {
         let first = if after < prefix { Bound::Included(prefix) } else { Bound::Excluded(after) };
         let range = self.state.flags().range::<str, _>((first, Bound::Unbounded));
@@ -109,13 +108,13 @@ impl Flags {
     }
 }
 
-/// 0 means the most.
+/// Returns the limit of a page. 0 means the maximum.
 fn limit_or(most: usize, asked: u32) -> usize {
     if asked == 0 { most } else { most.min(asked as usize) }
 }
 
-/// At most `limit` of these, of about [`PAGE_BYTES_MAX`], and where the next page begins: after the last
-/// one's name.
+/// Returns at most `limit` items of about [`PAGE_BYTES_MAX`], and the start of the next page: the
+/// last item's name.
 fn cut<T: Message>(
     all: impl Iterator<Item = T>,
     limit: usize,
@@ -137,7 +136,7 @@ fn is_secret(flag: &Flag) -> bool {
     flag.definition.as_ref().is_some_and(|definition| definition.secret)
 }
 
-/// A flag as everybody may see it.
+/// Returns a flag without secret values.
 fn shown(flag: &Flag) -> Flag {
     let mut flag = flag.clone();
     if let Some(definition) = flag.definition.as_mut().filter(|definition| definition.secret) {

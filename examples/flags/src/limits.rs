@@ -1,5 +1,5 @@
-//! What is too much, and what is no flag. Checked before anything changes, and again when a snapshot is
-//! restored.
+//! The limits, and the validation of flags. Checked before any change, and again when a snapshot
+//! is restored.
 
 use std::collections::BTreeMap;
 
@@ -7,45 +7,46 @@ use conclave_sdk::Failure;
 
 use crate::pb::{Definition, Rule, Value, value::Kind};
 
-/// A flag's or segment's name, in bytes.
+/// The longest name of a flag or segment, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
-/// A subject, an attribute's name or value, or a note, in bytes.
+/// The longest subject, attribute name, attribute value or note, in bytes.
 pub const TEXT_BYTES_MAX: usize = 256;
-/// A description, in bytes.
+/// The longest description, in bytes.
 pub const DESCRIPTION_BYTES_MAX: usize = 1024;
-/// A value, in bytes: enough for a certificate with its chain.
+/// The largest value, in bytes: enough for a certificate with its chain.
 pub const VALUE_BYTES_MAX: usize = 16 << 10;
-/// Rules of a flag.
+/// The maximum number of rules per flag.
 pub const RULES_MAX: usize = 32;
-/// Subjects of a rule. More make a segment.
+/// The maximum number of subjects per rule. Use a segment for more.
 pub const RULE_SUBJECTS_MAX: usize = 100;
-/// Attributes of a rule or of a caller.
+/// The maximum number of attributes per rule or call.
 pub const ATTRIBUTES_MAX: usize = 16;
-/// Subjects of a segment.
+/// The maximum number of subjects per segment.
 pub const SEGMENT_SUBJECTS_MAX: usize = 10_000;
-/// Flags there may be, archived ones included.
+/// The maximum number of flags, including archived ones.
 pub const FLAGS_MAX: usize = 10_000;
-/// Segments there may be.
+/// The maximum number of segments.
 pub const SEGMENTS_MAX: usize = 1000;
-/// What flags and segments may count together, as the bytes of their messages. In memory they take a few
-/// times as much, and a snapshot all of it once more: far from the 1 GiB that a host gives by default.
+/// The limit for flags and segments together, in bytes of their messages. In memory they take a few
+/// times as much, plus the same again during a snapshot. This is far below the host's default limit
+/// of 1 GiB.
 pub const BYTES_MAX: usize = 64 << 20;
-/// Changes that the history holds.
+/// The number of changes in the history.
 pub const CHANGES_MAX: usize = 1000;
-/// Flags or changes in a page.
+/// The maximum number of flags or changes per page.
 pub const PAGE_MAX: usize = 100;
-/// Evaluations in a page.
+/// The maximum number of evaluations per page.
 pub const EVALUATIONS_MAX: usize = 1000;
-/// A page ends here, whatever is left.
+/// The size at which a page ends early, in bytes.
 pub const PAGE_BYTES_MAX: usize = 1 << 20;
-/// Buckets of a rollout: a hundredth of a percent each.
+/// The number of buckets of a rollout. Each is a hundredth of a percent.
 pub const BUCKETS: u32 = 10_000;
 
 pub(crate) fn invalid(what: impl Into<String>) -> Failure {
     Failure::invalid_argument(what)
 }
 
-/// `what` has at most `most` of `unit`.
+/// Fails unless `actual` is at most `most`. The failure names `what` and `unit`.
 pub(crate) fn within(what: &str, actual: usize, most: usize, unit: &str) -> Result<(), Failure> {
     if actual <= most {
         return Ok(());
@@ -72,7 +73,7 @@ pub(crate) fn check_attributes(attributes: &BTreeMap<String, String>) -> Result<
     Ok(())
 }
 
-/// Everything about a definition that does not depend on the state.
+/// Checks everything about a definition that does not depend on the state.
 pub(crate) fn check_definition(definition: &Definition) -> Result<(), Failure> {
     let Definition { description, off, rules, salt, .. } = definition;
     within("the description", description.len(), DESCRIPTION_BYTES_MAX, "bytes")?;
@@ -89,7 +90,7 @@ pub(crate) fn check_definition(definition: &Definition) -> Result<(), Failure> {
 }
 
 fn check_rule(rule: &Rule, flag_kind: &'static str) -> Result<(), Failure> {
-    within("it", rule.subjects.len(), RULE_SUBJECTS_MAX, "subjects")?;
+    within("the rule", rule.subjects.len(), RULE_SUBJECTS_MAX, "subjects")?;
     for subject in &rule.subjects {
         within("a subject", subject.len(), TEXT_BYTES_MAX, "bytes")?;
     }
@@ -98,16 +99,16 @@ fn check_rule(rule: &Rule, flag_kind: &'static str) -> Result<(), Failure> {
     }
     check_attributes(&rule.attributes)?;
     if let Some(rollout) = rule.rollout.filter(|rollout| *rollout > BUCKETS) {
-        return Err(invalid(format!("its rollout is {rollout}; {BUCKETS} is everybody")));
+        return Err(invalid(format!("its rollout is {rollout}; {BUCKETS} means all subjects")));
     }
     let kind = check_value("its value", rule.value.as_ref())?;
     if kind != flag_kind {
-        return Err(invalid(format!("its value is a {kind}, and the flag's `off` a {flag_kind}")));
+        return Err(invalid(format!("its value is a {kind}, the flag's `off` is a {flag_kind}")));
     }
     Ok(())
 }
 
-/// The name of its kind.
+/// Checks a value and returns the name of its kind.
 fn check_value(what: &str, value: Option<&Value>) -> Result<&'static str, Failure> {
     let Some(kind) = value.and_then(|value| value.kind.as_ref()) else {
         return Err(invalid(format!("{what} is not set")));

@@ -1,4 +1,4 @@
-//! The state as bytes: the message `Snapshot`, everything in order.
+//! Serialization of the state: the message `Snapshot`, with everything in order.
 
 use conclave_sdk::{Failure, prost::Message as _};
 
@@ -18,7 +18,7 @@ pub(crate) fn save(state: &State) -> Vec<u8> {
     snapshot.encode_to_vec()
 }
 
-/// Nothing in the bytes is trusted.
+/// Restores a state. Validates all bytes.
 pub(crate) fn load(bytes: &[u8]) -> Result<State, Failure> {
     let snapshot = pb::Snapshot::decode(bytes).map_err(|error| damaged(&error.to_string()))?;
     let mut state = State::new(snapshot.last_change);
@@ -37,7 +37,7 @@ pub(crate) fn load(bytes: &[u8]) -> Result<State, Failure> {
         || state.segments().len() > SEGMENTS_MAX
         || snapshot.changes.len() > CHANGES_MAX;
     if too_much {
-        return Err(damaged("it holds more than the machine may"));
+        return Err(damaged("it exceeds a limit of the state machine"));
     }
     for change in snapshot.changes {
         state.push_change(change);
@@ -48,10 +48,10 @@ pub(crate) fn load(bytes: &[u8]) -> Result<State, Failure> {
 fn check_version(state: &State, version: u64) -> Result<(), Failure> {
     match (1..=state.last_change).contains(&version) {
         true => Ok(()),
-        false => Err(damaged(&format!("the version {version} is that of no change"))),
+        false => Err(damaged(&format!("the version {version} is the number of no change"))),
     }
 }
 
 fn damaged(what: &str) -> Failure {
-    invalid(format!("this is no snapshot of flags: {what}"))
+    invalid(format!("not a valid snapshot of flags: {what}"))
 }

@@ -9,7 +9,7 @@ use crate::{
     pb::{self, Change, Flag, change},
 };
 
-/// Everything the machine knows. `bytes` follows from the rest.
+/// The whole state. `bytes` is derived from the other fields.
 #[derive(Default)]
 pub(crate) struct State {
     pub(crate) last_change: u64,
@@ -19,7 +19,7 @@ pub(crate) struct State {
     bytes: usize,
 }
 
-/// A list of subjects, in order, so that looking one up is fast.
+/// A list of subjects, sorted for fast lookup.
 pub(crate) struct Segment {
     pub(crate) version: u64,
     pub(crate) subjects: BTreeSet<String>,
@@ -31,7 +31,7 @@ impl Segment {
         pb::Segment { name: name.to_owned(), version: self.version, subjects }
     }
 
-    /// As [`Flag`]s count: the bytes of the message.
+    /// Returns the bytes that the segment counts: those of its message, as for a [`Flag`].
     fn counted_bytes(&self, name: &str) -> usize {
         self.message(name).encoded_len()
     }
@@ -58,13 +58,13 @@ impl State {
         &self.segments
     }
 
-    /// The oldest first.
+    /// Iterates over the changes, the oldest first.
     pub(crate) fn changes(&self) -> impl DoubleEndedIterator<Item = &Change> {
         self.changes.iter()
     }
 
-    /// Whether `added` bytes have room once `removed` ones are gone. What makes the state no larger
-    /// always has.
+    /// Checks that `added` bytes fit after `removed` bytes are gone. A change that does not make
+    /// the state larger always fits.
     pub(crate) fn check_room(&self, added: usize, removed: usize) -> Result<(), Failure> {
         if added <= removed || self.bytes - removed + added <= BYTES_MAX {
             return Ok(());
@@ -75,12 +75,12 @@ impl State {
         )))
     }
 
-    /// The bytes that a flag counts.
+    /// Returns the bytes that a flag counts.
     pub(crate) fn flag_bytes(&self, name: &str) -> usize {
         self.flags.get(name).map_or(0, Flag::encoded_len)
     }
 
-    /// The bytes that a segment counts.
+    /// Returns the bytes that a segment counts.
     pub(crate) fn segment_bytes(&self, name: &str) -> usize {
         self.segments.get(name).map_or(0, |segment| segment.counted_bytes(name))
     }
@@ -107,7 +107,8 @@ impl State {
         self.segments.remove(name);
     }
 
-    /// Writes a change into the history and gives its number. The oldest one makes room.
+    /// Adds a change to the history and returns its number. Drops the oldest change if the history
+    /// is full.
     pub(crate) fn record(
         &mut self,
         context: &Context,

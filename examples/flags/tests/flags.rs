@@ -1,6 +1,6 @@
-//! Goal: flags are what was set, for whom it was set; nobody overwrites what they have not seen; secrets
-//! stay out of everything but Evaluate; all according to the contract.
-//! Method: logs of calls, applied natively by the SDK's kit, and their answers.
+//! Goal: flags have the values that were set for each subject; a write with an outdated version
+//! fails; only Evaluate returns secrets; the state machine satisfies the contract.
+//! Method: logs of calls, applied natively by the SDK's conformance tests, and their replies.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports by panicking")]
 
@@ -34,7 +34,7 @@ fn boolean(on: bool) -> Option<Value> {
     Some(Value { kind: Some(Kind::Bool(on)) })
 }
 
-/// Off, but on by these rules.
+/// A flag that is off, except on by these rules.
 fn switch(rules: impl Into<Vec<Rule>>) -> Definition {
     let mut rules = rules.into();
     for rule in &mut rules {
@@ -115,8 +115,9 @@ impl Story {
     }
 }
 
-/// The numbers come from Python: int.from_bytes(hashlib.sha256(b"checkout/new\0ada").digest()[:8], "big")
-/// % 10_000. If this fails, every rollout in use would change its subjects.
+/// The numbers come from Python:
+/// int.from_bytes(hashlib.sha256(b"checkout/new\0ada").digest()[:8], "big") % 10_000.
+/// If this test fails, every rollout in use would change its subjects.
 #[test]
 fn the_bucket_is_what_the_proto_file_spells_out() {
     assert_eq!(bucket("checkout/new", "ada"), 2711);
@@ -141,7 +142,7 @@ fn a_larger_share_keeps_everybody_of_the_smaller_one() {
         assert!((on.len() as f64 - expected).abs() < 60.0, "{rollout}: {} of 1000", on.len());
         before = on;
     }
-    assert_eq!(before.len(), 1000, "the whole is everybody");
+    assert_eq!(before.len(), 1000, "the full share contains all subjects");
 
     let same = Definition { salt: "new".into(), ..share(2500) };
     story.set("new", share(2500), version);
@@ -198,7 +199,7 @@ fn nobody_overwrites_what_they_have_not_seen() {
     let second = story.set("new", switch([]), first);
     assert!(second > first);
 
-    // A flag that is made anew is not the one that was seen before.
+    // A flag that was deleted and created again has another version than the one read before.
     let archived: ArchiveResponse = story.try_call(&archive("new", second)).unwrap();
     let expected_version = archived.version;
     let delete = DeleteRequest { name: "new".into(), expected_version, note: String::new() };
@@ -321,11 +322,11 @@ fn what_is_no_flag_is_refused() {
         (rule(Rule::default()), "rule 0: its value is not set"),
         (
             rule(Rule { value: text("x"), ..Rule::default() }),
-            "is a text, and the flag's `off` a bool",
+            "is a text, the flag's `off` is a bool",
         ),
         (
             rule(Rule { value: boolean(true), rollout: Some(10_001), ..Rule::default() }),
-            "10000 is everybody",
+            "10000 means all subjects",
         ),
         (switch(many), "33 rules"),
         (Definition { salt: "no salt".into(), ..of(Kind::Bool(false)) }, "the salt"),
@@ -368,7 +369,7 @@ fn a_damaged_snapshot_is_refused() {
     let good = story.flags.save();
     assert!(Flags::load(1, &good).is_ok());
     assert!(Flags::load(1, &good[..good.len() - 1]).is_err());
-    // The number of the last change, which is the first field, says that there was none.
+    // The number of the last change, which is the first field, is set to 0: no change was made.
     let forged: Vec<u8> = [&[0x08, 0x00], &good[2..]].concat();
     let forged = Flags::load(1, &forged).err().unwrap();
     assert!(forged.message.contains("of no change"), "{}", forged.message);
@@ -393,7 +394,7 @@ fn it_keeps_the_contract() {
     check::<Flags>(&log);
 }
 
-/// Fails for a snapshot that shows the order in which a segment's subjects were given.
+/// Fails if the snapshot depends on the order in which a segment's subjects were given.
 #[test]
 fn the_order_of_subjects_does_not_show() {
     let log = |subjects: &[&str]| {

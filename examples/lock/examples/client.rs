@@ -1,8 +1,8 @@
 //! Two workers and one lock: `cargo run -p lock --example lock-client -- 127.0.0.1:7101`.
 //!
-//! The first holds the lock and dies without a word; the second waits, and gets it once the lease has
-//! ended. What the lock protects, here a ledger, asks for the token and so refuses what the first worker
-//! still sends: the lease alone could not.
+//! The first worker holds the lock and stops without releasing it. The second waits, and gets the
+//! lock once the lease has ended. The ledger, which the lock protects, checks the token and refuses
+//! late writes of the first worker. The lease alone could not prevent them.
 
 use std::time::Duration;
 
@@ -18,7 +18,7 @@ const LOCK: &str = "ledger";
 const TTL_MS: u64 = 2000;
 const PATIENCE: Duration = Duration::from_secs(30);
 
-/// What the lock protects. It keeps the greatest token that it has seen.
+/// The resource that the lock protects. It keeps the greatest token that it has received.
 #[derive(Default)]
 struct Ledger {
     token: u64,
@@ -39,12 +39,12 @@ impl Ledger {
 async fn acquire(client: &Client, owner: &str, wait: bool) -> anyhow::Result<AcquireResponse> {
     let (name, owner) = (LOCK.to_owned(), owner.to_owned());
     let request = AcquireRequest { name, owner, ttl_ms: TTL_MS, wait };
-    // Acquiring again is harmless, so the client may send it again when an answer was lost.
+    // Acquire is idempotent, so the client may retry it if a reply was lost.
     let options = CallOptions::write().retry_unknown(true);
     Ok(client.call("lock.v1.Lock/Acquire", &request, &options).await?)
 }
 
-/// Looks at the lock, which costs no write, until it is this owner's.
+/// Polls the lock, which needs no write, until this owner holds it.
 async fn until_mine(client: &Client, owner: &str) -> anyhow::Result<Lease> {
     let deadline = Instant::now() + PATIENCE;
     while Instant::now() < deadline {
@@ -70,7 +70,7 @@ async fn main() -> anyhow::Result<()> {
     let mut ledger = Ledger::default();
 
     let first = acquire(&client, "worker-1", false).await?;
-    let first = first.lease.filter(|_| first.acquired).context("somebody else has the lock")?;
+    let first = first.lease.filter(|_| first.acquired).context("another owner has the lock")?;
     println!("worker-1 holds the lock with token {}", first.token);
     ledger.write(first.token, "worker-1 was here").map_err(anyhow::Error::msg)?;
 
@@ -80,7 +80,7 @@ async fn main() -> anyhow::Result<()> {
     println!("the lease has ended: worker-2 holds the lock with token {}", second.token);
     ledger.write(second.token, "worker-2 was here").map_err(anyhow::Error::msg)?;
 
-    // Worker 1 comes back, and believes what it knew.
+    // Worker 1 comes back and still believes that it holds the lock.
     if let Err(refusal) = ledger.write(first.token, "worker-1 was here again") {
         println!("the ledger refuses worker-1: {refusal}");
     }

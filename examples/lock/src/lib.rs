@@ -1,11 +1,12 @@
-//! The machine `lock.v1.Lock`: leases on names, with fencing tokens.
+//! The state machine `lock.v1.Lock`: leases on names, with fencing tokens.
 //!
-//! What it teaches: time. A machine has no clock; a lease ends by the time of the entry that looks at it,
-//! and the state names the time of the next end (`wake_at`), so that a tick comes then if no call does.
+//! An example of the use of time. A state machine has no clock: a lease ends according to the time
+//! of the entry that reads it. The state also requests a wake-up at the next end (`wake_at`), so
+//! that a tick ends the lease if no call does.
 //!
-//! - `limits`: what is too much;
-//! - `state`: who holds what and who waits;
-//! - `snapshot`: the state as bytes.
+//! - `limits`: the limits;
+//! - `state`: holders and waiting owners;
+//! - `snapshot`: serialization of the state.
 
 pub mod limits;
 mod snapshot;
@@ -13,7 +14,7 @@ mod state;
 
 /// The messages of `lock.v1`.
 pub mod pb {
-    #![allow(missing_docs, reason = "generated from the proto file, which says it all")]
+    #![allow(missing_docs, reason = "generated from the proto file, which has the documentation")]
     conclave_sdk::include_protobuf!("lock.v1");
 }
 
@@ -31,7 +32,7 @@ use crate::{
     state::{Held, State},
 };
 
-/// The machine.
+/// The state machine.
 #[derive(Default)]
 pub struct Lock {
     state: State,
@@ -137,8 +138,9 @@ impl Lock {
         Ok(ListResponse { locks, more })
     }
 
-    /// Ends the leases whose time has come, as a tick does, and that on the lock that is asked for however many there
-    /// are. What this changes stays even if the call then fails: it would have happened anyway.
+    /// Ends the leases whose time has come, as a tick does. Always includes the requested lock,
+    /// regardless of the bound. These changes are kept even if the call then fails: time alone
+    /// would have made them.
     fn catch_up(&mut self, name: &str, time_ms: u64) {
         self.state.sweep(time_ms, ENDED_PER_ENTRY);
         self.state.settle(name, time_ms);
@@ -148,7 +150,7 @@ impl Lock {
         self.state.get(name).is_some_and(|held| held.owner == owner && held.token == token)
     }
 
-    /// Whether one more may wait.
+    /// Checks that one more owner may wait.
     fn check_room(&self, held: &Held, owner: &str) -> Result<(), Failure> {
         if place_of(held, owner) > 0 {
             return Ok(());
@@ -167,7 +169,7 @@ impl Lock {
     }
 }
 
-/// From 1; 0 if the owner does not wait.
+/// Returns the owner's place in the queue, from 1, or 0 if the owner does not wait.
 fn place_of(held: &Held, owner: &str) -> usize {
     held.waiting.iter().position(|waiter| waiter.owner == owner).map_or(0, |place| place + 1)
 }
@@ -181,7 +183,8 @@ fn lease(name: &str, held: &Held) -> Lease {
     }
 }
 
-/// A lease whose time has come is not shown, even if no entry has ended it yet.
+/// Returns the state of a lock. A lease whose time has come is not shown, even if no entry has
+/// ended it yet.
 fn lock_state(name: &str, held: &Held, time_ms: u64) -> LockState {
     LockState {
         name: name.to_owned(),

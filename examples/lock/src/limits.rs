@@ -1,22 +1,23 @@
-//! What is too much. Checked before anything changes, and again when a snapshot is restored.
+//! The limits. Checked before any change, and again when a snapshot is restored.
 
 use conclave_sdk::Failure;
 
-/// A name or an owner, in bytes.
+/// The longest name or owner, in bytes.
 pub const NAME_BYTES_MAX: usize = 256;
-/// Shorter, and a lease would end while its answer is on the way.
+/// The shortest ttl. A shorter lease could end before its reply arrives.
 pub const TTL_MS_MIN: u64 = 100;
-/// Longer, and a lease is no longer one: whoever dies with it keeps the others out for a day.
+/// The longest ttl. An owner that dies with such a lease blocks the lock for a day.
 pub const TTL_MS_MAX: u64 = 24 * 60 * 60 * 1000;
-/// Locks that may be held at once: with those who wait, about 60 MB of the machine's memory.
+/// The maximum number of held locks. With the waiting owners they take about 60 MB of memory.
 pub const LOCKS_MAX: usize = 50_000;
-/// Owners that may wait for one lock. Every look at the lock names them all.
+/// The maximum number of owners that wait for one lock. Every read of the lock returns all of them.
 pub const WAITING_MAX: usize = 64;
-/// Owners that may wait for all locks together.
+/// The maximum number of waiting owners of all locks together.
 pub const WAITING_TOTAL_MAX: usize = 50_000;
-/// Locks in a page.
+/// The maximum number of locks per page.
 pub const PAGE_LOCKS_MAX: usize = 100;
-/// Leases that one entry ends beside its own work. A tick asks to be woken again for the rest.
+/// The maximum number of leases that one entry ends beside its own work. If more are left, the
+/// state requests another tick.
 pub const ENDED_PER_ENTRY: usize = 1000;
 
 pub(crate) fn check_name(what: &str, name: &str) -> Result<(), Failure> {

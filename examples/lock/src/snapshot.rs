@@ -1,4 +1,4 @@
-//! The state as bytes: the message `Snapshot`, locks in the order of their names.
+//! Serialization of the state: the message `Snapshot`, with locks in the order of their names.
 
 use conclave_sdk::{Failure, prost::Message};
 
@@ -24,7 +24,8 @@ pub(crate) fn save(state: &State) -> Vec<u8> {
     pb::Snapshot { last_token: state.last_token(), locks: locks.collect() }.encode_to_vec()
 }
 
-/// Nothing in the bytes is trusted: a state that the machine could not have come to is refused.
+/// Restores a state. Validates all bytes: a state that the state machine could not have reached
+/// is rejected.
 pub(crate) fn load(bytes: &[u8]) -> Result<State, Failure> {
     let snapshot = pb::Snapshot::decode(bytes)
         .map_err(|error| damaged(&format!("it does not decode: {error}")))?;
@@ -39,7 +40,7 @@ pub(crate) fn load(bytes: &[u8]) -> Result<State, Failure> {
         }
         if !(1..=snapshot.last_token).contains(&lease.token) {
             return Err(damaged(&format!(
-                "the token {} was never given; the last was {}",
+                "the token {} was never given; the last one was {}",
                 lease.token, snapshot.last_token
             )));
         }
@@ -61,11 +62,11 @@ pub(crate) fn load(bytes: &[u8]) -> Result<State, Failure> {
         last_name = lease.name;
     }
     if state.len() > LOCKS_MAX || state.waiting_total() > WAITING_TOTAL_MAX {
-        return Err(damaged("it holds more than the machine may"));
+        return Err(damaged("it exceeds a limit of the state machine"));
     }
     Ok(state)
 }
 
 fn damaged(what: &str) -> Failure {
-    Failure::invalid_argument(format!("this is no snapshot of locks: {what}"))
+    Failure::invalid_argument(format!("not a valid snapshot of locks: {what}"))
 }

@@ -1,4 +1,4 @@
-//! Who holds what, and who waits.
+//! Holders of locks, and waiting owners.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -6,9 +6,9 @@ use conclave_sdk::Timers;
 
 /// All locks that are held.
 ///
-/// 1. A lock that nobody holds is not here: nobody waits for it either.
-/// 2. No token is given twice, whatever becomes of its lock.
-/// 3. `ends` and `waiting_total` follow from `locks`; they are there to be fast.
+/// 1. A free lock is not stored, and has no waiting owners.
+/// 2. Every token is given at most once, even if its lock becomes free.
+/// 3. `ends` and `waiting_total` are derived from `locks`, for speed.
 #[derive(Default)]
 pub(crate) struct State {
     last_token: u64,
@@ -18,19 +18,19 @@ pub(crate) struct State {
     waiting_total: usize,
 }
 
-/// A lock in somebody's hands.
+/// A held lock.
 pub(crate) struct Held {
     pub(crate) owner: String,
     pub(crate) token: u64,
     pub(crate) expires_at_ms: u64,
-    /// The next one first.
+    /// The waiting owners, the next one first.
     pub(crate) waiting: VecDeque<Waiter>,
 }
 
-/// Somebody who wants a lock that another holds.
+/// An owner that waits for a lock.
 pub(crate) struct Waiter {
     pub(crate) owner: String,
-    /// What the lease is to last once it begins.
+    /// The duration of the lease once it begins.
     pub(crate) ttl_ms: u64,
 }
 
@@ -55,25 +55,25 @@ impl State {
         self.locks.get(name)
     }
 
-    /// The locks after `after`, in the order of their names.
+    /// Iterates over the locks after `after`, in the order of their names.
     pub(crate) fn after(&self, after: &str) -> impl Iterator<Item = (&String, &Held)> {
         let range = (std::ops::Bound::Excluded(after), std::ops::Bound::Unbounded);
         self.locks.range::<str, _>(range)
     }
 
-    /// When the next lease ends.
+    /// Returns the time at which the next lease ends.
     pub(crate) fn next_end_ms(&self) -> Option<u64> {
         self.ends.next()
     }
 
-    /// Gives a lock that nobody holds.
+    /// Grants a free lock.
     pub(crate) fn grant(&mut self, name: &str, owner: String, expires_at_ms: u64) {
         self.last_token += 1;
         let token = self.last_token;
         self.insert(name, Held { owner, token, expires_at_ms, waiting: VecDeque::new() });
     }
 
-    /// A lock as a snapshot has it.
+    /// Inserts a lock from a snapshot.
     pub(crate) fn insert(&mut self, name: &str, held: Held) {
         self.waiting_total += held.waiting.len();
         self.ends.set(name.to_owned(), held.expires_at_ms);
@@ -87,7 +87,7 @@ impl State {
         self.ends.set(name.to_owned(), expires_at_ms);
     }
 
-    /// Makes an owner wait, or changes the ttl of one who does. Gives the place, from 1.
+    /// Adds an owner to the queue, or changes the ttl of a waiting owner. Returns its place, from 1.
     pub(crate) fn wait(&mut self, name: &str, owner: &str, ttl_ms: u64) -> usize {
         let Some(held) = self.locks.get_mut(name) else { return 0 };
         if let Some(place) = held.waiting.iter().position(|waiter| waiter.owner == owner) {
@@ -99,7 +99,7 @@ impl State {
         held.waiting.len()
     }
 
-    /// Makes an owner wait no longer. Whether it did.
+    /// Removes an owner from the queue. Returns whether it was waiting.
     pub(crate) fn leave(&mut self, name: &str, owner: &str) -> bool {
         let Some(held) = self.locks.get_mut(name) else { return false };
         let Some(place) = held.waiting.iter().position(|waiter| waiter.owner == owner) else {
@@ -110,14 +110,14 @@ impl State {
         true
     }
 
-    /// Takes a lock from its owner and gives it to the next one, whose lease begins now.
+    /// Ends a lease and grants the lock to the next waiting owner, whose lease begins now.
     pub(crate) fn end(&mut self, name: &str, time_ms: u64) {
         let Some(mut held) = self.locks.remove(name) else { return };
         self.ends.cancel(name);
         let Some(next) = held.waiting.pop_front() else { return };
         self.waiting_total -= 1;
         self.last_token += 1;
-        // They are counted again as they are inserted.
+        // `insert` counts the other waiting owners again.
         self.waiting_total -= held.waiting.len();
         let expires_at_ms = time_ms.saturating_add(next.ttl_ms);
         let token = self.last_token;
@@ -131,7 +131,7 @@ impl State {
         }
     }
 
-    /// Ends leases whose time has come, the oldest first, and at most so many.
+    /// Ends leases whose time has come, the earliest first, and at most `leases_max`.
     pub(crate) fn sweep(&mut self, time_ms: u64, leases_max: usize) {
         for name in self.ends.due(time_ms, leases_max) {
             self.end(&name, time_ms);

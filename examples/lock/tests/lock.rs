@@ -1,6 +1,6 @@
-//! Goal: at most one owner at a time, fair order, tokens that only grow, and leases that end by
-//! themselves; all of it according to the contract.
-//! Method: logs of calls, applied natively by the SDK's kit, and their answers.
+//! Goal: at most one owner at a time, a fair order, increasing tokens, and leases that end by
+//! themselves, in accordance with the contract.
+//! Method: logs of calls, applied natively by the SDK's conformance tests, and their replies.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports by panicking")]
 
@@ -38,7 +38,7 @@ fn get(name: &str) -> Call {
     Call::of("lock.v1.Lock/Get", &GetRequest { name: name.into() })
 }
 
-/// A machine, and the time that its next entry will have.
+/// A state machine, and the time of its next entry.
 #[derive(Default)]
 struct Story {
     lock: Lock,
@@ -76,7 +76,7 @@ impl Story {
         self.state("db").lease.map(|lease| lease.owner)
     }
 
-    /// The wake-up time after a tick.
+    /// Runs a tick. Returns the wake-up time after it.
     fn tick(&mut self) -> Option<u64> {
         self.index += 1;
         self.lock.tick(&self.context());
@@ -93,7 +93,7 @@ fn one_holds_it_and_the_others_hear_who() {
     assert!(!theirs.acquired);
     assert_eq!((theirs.lease, theirs.place), (mine.lease, 0));
     let other: AcquireResponse = story.call(&acquire("another", "b", 1000, false));
-    assert!(other.acquired, "locks have nothing to do with each other");
+    assert!(other.acquired, "locks are independent");
 }
 
 #[test]
@@ -146,8 +146,8 @@ fn those_who_wait_get_it_in_their_order_and_for_their_own_ttl() {
     assert_eq!(story.acquire("b", 2000, true).place, 1);
     assert_eq!(story.acquire("c", 3000, true).place, 2);
     assert_eq!(story.acquire("d", 4000, true).place, 3);
-    assert_eq!(story.acquire("c", 3000, true).place, 2, "asking again keeps the place");
-    assert_eq!(story.acquire("d", 4000, false).place, 3, "asking without waiting gives none up");
+    assert_eq!(story.acquire("c", 3000, true).place, 2, "a second call keeps the place");
+    assert_eq!(story.acquire("d", 4000, false).place, 3, "a call without waiting keeps the place");
     assert_eq!(story.state("db").waiting, ["b", "c", "d"]);
 
     let request = LeaveRequest { name: "db".into(), owner: "c".into() };
@@ -161,14 +161,14 @@ fn those_who_wait_get_it_in_their_order_and_for_their_own_ttl() {
     assert_eq!((second.owner.as_str(), second.expires_at_ms), ("b", START_MS + 100 + 2000));
     assert!(second.token > first.token);
 
-    // b has died: no call comes, and a tick does at the wake-up time.
+    // b has died: no call comes, but a tick comes at the wake-up time.
     assert_eq!(story.lock.wake_at(), Some(START_MS + 2100));
     story.after_ms = 2100;
     let wake_at = story.tick();
     assert_eq!(story.owner().as_deref(), Some("d"));
     assert_eq!(wake_at, Some(START_MS + 2100 + 4000));
     story.after_ms = 6100;
-    assert_eq!(story.tick(), None, "nothing is left to wait for");
+    assert_eq!(story.tick(), None, "no lease is left");
     assert_eq!(story.state("db"), LockState { name: "db".into(), ..LockState::default() });
 }
 
@@ -232,7 +232,11 @@ fn what_is_too_much_is_refused_and_changes_nothing() {
     }
     let failure = story.try_call::<AcquireResponse>(&acquire("db", "late", 1000, true));
     assert_eq!(failure.unwrap_err().code, Code::ResourceExhausted);
-    assert_eq!(story.acquire("waiter-3", 1000, true).place, 4, "who waits already still may");
+    assert_eq!(
+        story.acquire("waiter-3", 1000, true).place,
+        4,
+        "an owner that waits already may call again"
+    );
 }
 
 #[test]
@@ -242,15 +246,14 @@ fn a_damaged_snapshot_is_refused() {
     let good = story.lock.save();
     assert!(Lock::load(1, &good).is_ok());
     let short = Lock::load(1, &good[..good.len() - 1]).err().unwrap();
-    assert!(short.message.contains("no snapshot of locks"), "{}", short.message);
-    // The last token, which is the first field, says that none was given.
+    assert!(short.message.contains("not a valid snapshot of locks"), "{}", short.message);
+    // The last token, which is the first field, is set to 0: no token was given.
     let forged: Vec<u8> = [&[0x08, 0x00], &good[2..]].concat();
     let forged = Lock::load(1, &forged).err().unwrap();
     assert!(forged.message.contains("never given"), "{}", forged.message);
 }
 
-/// Random logs, each held to the contract. Beside it a few lines that know what no log may do: give a
-/// token again, or to two owners.
+/// Runs the conformance tests on random logs. Also checks that no token is given twice or to two owners.
 #[test]
 fn whatever_happens_it_keeps_the_contract_and_no_token_is_given_twice() {
     for seed in 1..=20 {
@@ -282,7 +285,7 @@ fn whatever_happens_it_keeps_the_contract_and_no_token_is_given_twice() {
                 let Some(lease) = LockState::decode(&*answer).unwrap().lease else { continue };
                 let holder = (lease.name, lease.owner);
                 let known = owners.entry(lease.token).or_insert_with(|| {
-                    // One entry may grant both locks, so the greater one may be seen first.
+                    // One entry may grant both locks, so the greater token may be read first.
                     assert!(lease.token + 1 >= last, "seed {seed}: {} after {last}", lease.token);
                     last = last.max(lease.token);
                     holder.clone()
@@ -294,7 +297,7 @@ fn whatever_happens_it_keeps_the_contract_and_no_token_is_given_twice() {
     }
 }
 
-/// Fails for a snapshot that shows in which order the locks were taken.
+/// Fails if the snapshot depends on the order in which the locks were taken.
 #[test]
 fn the_way_to_a_state_does_not_show_in_it() {
     let log = |names: [&str; 2]| {
@@ -303,7 +306,7 @@ fn the_way_to_a_state_does_not_show_in_it() {
         for name in names {
             log.apply(acquire(name, "a", 1000, false));
         }
-        // Both are released and taken again in the same order: the tokens are the same.
+        // Both locks are released and taken again in the same order, so the tokens are the same.
         let (x, y) = if names == ["x", "y"] { (2, 3) } else { (3, 2) };
         log.apply(release("x", "a", x)).apply(release("y", "a", y));
         log.apply(acquire("x", "a", 1000, false)).apply(acquire("y", "a", 1000, false));
@@ -312,7 +315,7 @@ fn the_way_to_a_state_does_not_show_in_it() {
     check_same_state::<Lock>(&log(["x", "y"]), &log(["y", "x"]));
 }
 
-/// Xorshift (Marsaglia 2003): looks random, and is the same at every run.
+/// Xorshift (Marsaglia 2003): pseudo-random numbers that are the same in every run.
 struct Random(u64);
 
 impl Random {

@@ -101,9 +101,9 @@ async fn flags_are_rolled_out_and_credentials_stay_out_of_sight() {
         &said,
         &[
             "at 100 %: on for 40 of 40 users, and for Ada: true\n",
-            "a colleague who has not looked: ABORTED: checkout/new has version 3, not 0",
-            "who asks for payments/token by name gets 12 characters\n",
-            "the list does not hold it: true\n",
+            "a colleague with an outdated version: ABORTED: checkout/new has version 3, not 0",
+            "Evaluate of payments/token returns 12 characters\n",
+            "the list omits it: true\n",
             "everything that Ada's page asks for: 1 flag\n",
             "change 3: CHANGED rules: step by step\n",
         ],
