@@ -1,6 +1,6 @@
-"""A fleet that shares a limit: `python3 client.py 127.0.0.1:7101`.
+"""Workers on several nodes that share a rate limit: `python3 client.py 127.0.0.1:7101`.
 
-It needs nothing but grpcio and grpcio-reflection: what the service is, any node tells by reflection.
+The client needs only grpcio and grpcio-reflection: any node describes the service by reflection.
 """
 
 import sys
@@ -15,7 +15,7 @@ PATIENCE_SECONDS = 20
 
 
 class Service:
-    """A gRPC service, as a node describes it. `service.Take(subject="ada")` calls its method."""
+    """A gRPC service, as described by a node. `service.Take(subject="ada")` calls its method."""
 
     def __init__(self, address: str, name: str):
         self.channel = grpc.insecure_channel(address)
@@ -34,7 +34,7 @@ class Service:
 
 
 def main(addresses: list[str]) -> None:
-    # Each worker of the fleet talks to another node; they share one bucket all the same.
+    # Each worker uses another node, but all share one bucket.
     workers = [Service(address, "quota.v1.Quota") for address in addresses]
     workers[0].Remove(limit="mail")
     workers[0].Define(limit="mail", capacity=5, per_second=10)
@@ -49,10 +49,10 @@ def main(addresses: list[str]) -> None:
             waits += 1
             time.sleep(answer.retry_after_ms / 1000)
     seconds = time.monotonic() - began
-    print(f"10 mails went out by {len(workers)} nodes; the first 5 at once, the rest at 10 a second")
-    print(f"had to wait: {waits > 0}; took at least what 5 more tokens take: {seconds > 0.4}")
+    print(f"10 mails were sent through {len(workers)} nodes: the first 5 at once, the rest at 10 per second")
+    print(f"had to wait: {waits > 0}; took at least the time of 5 more tokens: {seconds > 0.4}")
     bucket = workers[-1].Get(limit="mail", subject="grace")
-    print(f"Grace has all of hers: {bucket.left} of {bucket.capacity}")
+    print(f"Grace's bucket is full: {bucket.left} of {bucket.capacity}")
 
     try:
         workers[0].Take(limit="mail", subject="ada", tokens=6)

@@ -1,8 +1,8 @@
-"""The machine `quota`: rate limits that a whole fleet shares.
+"""The state machine `quota`: rate limits that several programs share.
 
-What it teaches: time without a clock. A bucket is filled when somebody looks at it, by the time of the entry
-that looks, so nothing needs to happen meanwhile. Amounts are whole thousandths of a token: a token a second
-is one of them a millisecond, and nothing is ever rounded, as it would be with floats.
+An example of time without a clock. A bucket is refilled when an entry reads it, according to the time of that
+entry, so no work is needed in between. Amounts are whole thousandths of a token: one token per second is one
+thousandth per millisecond. No rounding occurs, as it would with floats.
 """
 
 from dataclasses import dataclass, field
@@ -12,14 +12,14 @@ from descriptor_set import DESCRIPTOR_SET
 
 pb = messages(DESCRIPTOR_SET, "quota.v1")
 
-# A limit's name or a subject, in bytes.
+# The longest name of a limit or subject, in bytes.
 NAME_BYTES_MAX = 128
-# Limits that there may be.
+# The maximum number of limits.
 LIMITS_MAX = 1_000
-# Buckets that are not full; a full one is not kept. When there are so many, all are looked at for full ones,
-# so this also bounds the work of one entry.
+# The maximum number of buckets that are not full. Full ones are not stored. When this number is
+# reached, one entry scans all buckets for full ones, so it also bounds the work of one entry.
 BUCKETS_MAX = 10_000
-# Tokens of a bucket, and tokens that come back in a second.
+# The maximum number of tokens of a bucket, and of tokens that are added per second.
 TOKENS_MAX = 1_000_000
 
 MILLI = 1_000
@@ -27,7 +27,7 @@ MILLI = 1_000
 
 @dataclass
 class Bucket:
-    """What it held, and when. One that is full is not kept: to know nothing of it is to know enough."""
+    """The tokens of a bucket at a point in time. Full buckets are not stored, because they need no data."""
 
     milli_tokens: int
     at_ms: int
@@ -40,12 +40,12 @@ class Limit:
     buckets: dict[str, Bucket] = field(default_factory=dict)
 
     def milli_tokens(self, subject: str, time_ms: int) -> int:
-        """What a subject's bucket holds at this time."""
+        """Returns the thousandths of tokens in a subject's bucket at this time."""
         bucket = self.buckets.get(subject)
         full = self.capacity * MILLI
         if bucket is None:
             return full
-        # A token a second is a thousandth of one a millisecond.
+        # One token per second is one thousandth of a token per millisecond.
         return min(full, bucket.milli_tokens + (time_ms - bucket.at_ms) * self.per_second)
 
     def forget_full(self, time_ms: int) -> None:
@@ -75,7 +75,7 @@ class Quota(Machine):
                 raise Failure(Code.RESOURCE_EXHAUSTED, f"there are {LIMITS_MAX} limits; remove one")
             self.limits[request.limit] = Limit(request.capacity, request.per_second)
             return pb.DefineResponse()
-        # What came back until now came at the old rate.
+        # Tokens up to now are added at the old rate.
         for subject, bucket in limit.buckets.items():
             bucket.milli_tokens = limit.milli_tokens(subject, context.time_ms)
             bucket.at_ms = context.time_ms
@@ -95,7 +95,7 @@ class Quota(Machine):
         there = limit.milli_tokens(request.subject, context.time_ms)
         wanted = request.tokens * MILLI
         if there < wanted:
-            # Rounded up: to come a millisecond too early is to come in vain.
+            # Rounded up, so that a retry at this time succeeds.
             wait_ms = -(-(wanted - there) // limit.per_second)
             return pb.TakeResponse(taken=False, left=there // MILLI, retry_after_ms=wait_ms)
         if request.subject not in limit.buckets:
@@ -115,17 +115,17 @@ class Quota(Machine):
         return self.limits[name]
 
     def make_room(self, time_ms: int) -> None:
-        """For one more bucket. That full ones go shows in no answer, so it may happen before a failure."""
+        """Makes room for one bucket. Removing full ones changes no reply, so it may precede a failure."""
         if sum(len(limit.buckets) for limit in self.limits.values()) < BUCKETS_MAX:
             return
         for limit in self.limits.values():
             limit.forget_full(time_ms)
         if sum(len(limit.buckets) for limit in self.limits.values()) >= BUCKETS_MAX:
-            raise Failure(Code.RESOURCE_EXHAUSTED, f"{BUCKETS_MAX} buckets are in use; they fill by themselves")
+            raise Failure(Code.RESOURCE_EXHAUSTED, f"{BUCKETS_MAX} buckets are in use; they fill up by themselves")
 
     def save(self) -> bytes:
-        # In the order of the names: the same limits and buckets must give the same snapshot bytes, whichever
-        # came first.
+        # Sorted by name, because the same limits and buckets must give the same snapshot bytes,
+        # regardless of which came first.
         snapshot = pb.Snapshot()
         for name, limit in sorted(self.limits.items()):
             saved = snapshot.limits.add(name=name, capacity=limit.capacity, per_second=limit.per_second)
@@ -135,7 +135,7 @@ class Quota(Machine):
 
     @classmethod
     def load(cls, state_version: int, snapshot: bytes) -> "Quota":
-        # Nothing in the bytes is trusted.
+        # The bytes are not trusted.
         machine = cls()
         for saved in pb.Snapshot.FromString(snapshot).limits:
             check_name("a limit", saved.name)
@@ -145,7 +145,7 @@ class Quota(Machine):
             for one in saved.buckets:
                 check_name("a subject", one.subject)
                 if one.milli_tokens >= saved.capacity * MILLI:
-                    raise Failure(Code.INVALID_ARGUMENT, f"the bucket of {one.subject!r} is full, and kept")
+                    raise Failure(Code.INVALID_ARGUMENT, f"the bucket of {one.subject!r} is full, but stored")
             limit.buckets = {one.subject: Bucket(one.milli_tokens, one.at_ms) for one in saved.buckets}
             machine.limits[saved.name] = limit
         return machine

@@ -1,5 +1,5 @@
-// Raffle draws winners among names. It does what programs in Go do: it keeps a map, reads the clock, draws at
-// random and prints.
+// Raffle draws winners among names. It does what ordinary Go programs do: it uses a map, reads the clock,
+// draws random numbers and prints.
 package main
 
 import (
@@ -21,7 +21,7 @@ const (
 	winnersMax   = 1_000
 )
 
-// raffle is the state. Its fields are what a snapshot holds.
+// raffle is the state. Its fields are the content of a snapshot.
 type raffle struct {
 	// Tickets by name.
 	Tickets map[string]uint32
@@ -31,13 +31,13 @@ type raffle struct {
 
 type winner struct {
 	Name string
-	// AtMs is when, in milliseconds since the Unix epoch.
+	// AtMs is the time of the draw, in milliseconds since the Unix epoch.
 	AtMs int64
 }
 
 func init() { fsm.Export(&raffle{Tickets: map[string]uint32{}}) }
 
-func main() {} // a component is no program
+func main() {} // a component is not a program
 
 func (r *raffle) Describe() fsm.Description {
 	return fsm.Description{Name: "raffle", Version: "0.1.0", StateVersion: 1, Restores: []uint32{1}}
@@ -53,7 +53,7 @@ func (r *raffle) Apply(_ fsm.Context, call fsm.Call) (fsm.Reply, error) {
 	return fsm.Reply{}, unknown(call)
 }
 
-// enter gives a name one more ticket, and answers with how many it has.
+// enter gives a name one more ticket, and returns the number of its tickets.
 func (r *raffle) enter(name string) (fsm.Reply, error) {
 	if name == "" || len(name) > nameBytesMax {
 		return fsm.Reply{}, &fsm.Failure{Code: fsm.InvalidArgument, Message: "a name has 1 to 64 bytes"}
@@ -65,12 +65,12 @@ func (r *raffle) enter(name string) (fsm.Reply, error) {
 	return fsm.Reply{Response: fmt.Append(nil, r.Tickets[name])}, nil
 }
 
-// draw takes a name out, and answers with it and the time.
+// draw removes a name, and returns it with the time.
 func (r *raffle) draw() (fsm.Reply, error) {
 	if len(r.Tickets) == 0 {
-		return fsm.Reply{}, &fsm.Failure{Code: fsm.FailedPrecondition, Message: "nobody has a ticket"}
+		return fsm.Reply{}, &fsm.Failure{Code: fsm.FailedPrecondition, Message: "there are no tickets"}
 	}
-	// Sorted: a map's own order differs from replica to replica.
+	// Sorted, because the order of a map differs between replicas.
 	names := slices.Sorted(maps.Keys(r.Tickets))
 	drawn, err := rand.Int(rand.Reader, big.NewInt(int64(len(names))))
 	if err != nil {
@@ -99,7 +99,7 @@ func (r *raffle) Subscribe(_ fsm.Context, call fsm.Call) (fsm.Subscription, erro
 	return fsm.Subscription{}, unknown(call)
 }
 
-// Snapshot is JSON, which Go writes with the keys of maps in order.
+// Snapshot returns JSON. Go's encoder sorts the keys of maps.
 func (r *raffle) Snapshot() []byte {
 	snapshot, err := json.Marshal(r)
 	if err != nil {

@@ -1,7 +1,7 @@
 //! A producer and two workers: `cargo run -p queue --example queue-client -- 127.0.0.1:7101`.
 //!
-//! One worker does its work, the other dies over a message that nobody can digest; the message comes back
-//! until it is put aside.
+//! One worker does its work. The other crashes on a message that no worker can process; this
+//! message comes back until it becomes a dead letter.
 
 use std::time::Duration;
 
@@ -27,13 +27,13 @@ impl Queue {
             payload: text.as_bytes().to_vec(),
             idempotency_key: key.to_owned(),
         };
-        // The key makes sending again harmless, so the client may do it when an answer was lost.
+        // The key makes retries safe, so the client may retry if a reply was lost.
         let options = CallOptions::write().retry_unknown(true);
         Ok(self.0.call("queue.v1.Queue/Enqueue", &request, &options).await?)
     }
 
     async fn receive(&self, count: u32) -> anyhow::Result<Vec<Message>> {
-        // An answer that is lost costs a lease: what it held comes back by itself.
+        // A lost reply costs one lease: its messages come back by themselves.
         let options = CallOptions::write().retry_unknown(true);
         let request = ReceiveRequest { queue: QUEUE.to_owned(), count, lease_ms: LEASE_MS };
         let response: ReceiveResponse =
@@ -64,7 +64,7 @@ async fn main() -> anyhow::Result<()> {
     }
     let client = Client::builder().endpoints(nodes).build()?;
     let again = CallOptions::write().retry_unknown(true);
-    // From nothing, so that what follows is the same at every run.
+    // Starts with an empty queue, so that each run has the same output.
     let request = DeleteRequest { queue: QUEUE.to_owned() };
     let _: DeleteResponse = client.call("queue.v1.Queue/Delete", &request, &again).await?;
     let request = ConfigureRequest { queue: QUEUE.to_owned(), receives_max: 3 };

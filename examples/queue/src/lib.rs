@@ -1,13 +1,13 @@
-//! The machine `queue.v1.Queue`: work queues with leases, retries and dead letters.
+//! The state machine `queue.v1.Queue`: work queues with leases, retries and dead letters.
 //!
-//! What it teaches: exactly once and at least once. An idempotency key makes sending again harmless, and
-//! a receipt, which is the log index of the entry that gave a message out, tells the receiver that has it
-//! now from one that had it before.
+//! An example of exactly-once and at-least-once semantics. An idempotency key makes retries safe. A
+//! receipt is the log index of the entry that delivered a message. It distinguishes the current
+//! receiver of a message from earlier ones.
 //!
-//! - `limits`: what is too much;
+//! - `limits`: the limits;
 //! - `line`: one queue;
-//! - `state`: all queues, and what ends with time;
-//! - `snapshot`: the state as bytes.
+//! - `state`: all queues, and the timers of leases and keys;
+//! - `snapshot`: serialization of the state.
 
 pub mod limits;
 mod line;
@@ -16,7 +16,7 @@ mod state;
 
 /// The messages of `queue.v1`.
 pub mod pb {
-    #![allow(missing_docs, reason = "generated from the proto file, which says it all")]
+    #![allow(missing_docs, reason = "generated from the proto file, which has the documentation")]
     conclave_sdk::include_protobuf!("queue.v1");
 }
 
@@ -38,7 +38,7 @@ use crate::{
     state::State,
 };
 
-/// The machine.
+/// The state machine.
 #[derive(Debug, Default, PartialEq)]
 pub struct Queue {
     state: State,
@@ -83,7 +83,7 @@ impl Queue {
         self.catch_up(context);
 
         let leased_until_ms = context.time_ms.saturating_add(lease_ms);
-        // An entry gives a message out once at most, so its index tells this time from all others.
+        // An entry delivers a message at most once, so its index identifies the delivery.
         let receipt = context.index;
         let (mut messages, mut bytes) = (Vec::new(), 0);
         while messages.len() < count.max(1) as usize {
@@ -205,19 +205,19 @@ impl Queue {
         Ok(ListResponse { queues: self.state.lines().map(|(name, _)| name.clone()).collect() })
     }
 
-    /// Time has passed since the last entry. What this changes stays even if the call then fails: it
-    /// would have happened anyway.
+    /// Ends leases and keys whose time has come. These changes are kept even if the call then
+    /// fails: time alone would have made them.
     fn catch_up(&mut self, context: &Context) {
         self.state.sweep(context.time_ms, ENDED_PER_ENTRY);
     }
 
     fn find(&self, queue: &str) -> Result<&Line, Failure> {
         self.state.line(queue).ok_or_else(|| {
-            Failure::not_found(format!("there is no queue {queue:?}; its first message makes one"))
+            Failure::not_found(format!("there is no queue {queue:?}; its first message creates it"))
         })
     }
 
-    /// The message that this key made, if it is not too long ago.
+    /// Returns the message that was enqueued with this key, unless the key has expired.
     fn made_by(&self, queue: &str, key: &str, time_ms: u64) -> Option<u64> {
         let made = self.state.line(queue)?.keys.get(key)?;
         (made.kept_until_ms > time_ms).then_some(made.id)
@@ -230,16 +230,18 @@ impl Queue {
         }
         if self.state.bytes() + payload_bytes + MESSAGE_OVERHEAD_BYTES > BYTES_MAX {
             return full(format!(
-                "the queues hold {BYTES_MAX} bytes; receive and ack some messages"
+                "the queues have reached {BYTES_MAX} bytes; receive and ack some messages"
             ));
         }
         if with_key && self.state.keys_total() >= KEYS_MAX {
-            return full(format!("{KEYS_MAX} idempotency keys are kept; they end by themselves"));
+            return full(format!(
+                "{KEYS_MAX} idempotency keys are in use; they expire by themselves"
+            ));
         }
         Ok(())
     }
 
-    /// Whether the message is there; if it is, it must be in the hands of whoever has this receipt.
+    /// Returns whether the message exists. Fails if it exists but is not leased with this receipt.
     fn check_receipt(&self, queue: &str, id: u64, receipt: u64) -> Result<bool, Failure> {
         let message = self.state.line(queue).and_then(|line| line.messages.get(&id));
         match message.map(|message| message.place) {
@@ -247,7 +249,7 @@ impl Queue {
             Some(Place::Leased { receipt: current, .. }) if current == receipt => Ok(true),
             Some(_) => Err(Failure::failed_precondition(format!(
                 "the lease of message {id} with receipt {receipt} has ended, and the message came \
-                 back: somebody else will do the work, or does it now"
+                 back: another receiver will do the work, or does it now"
             ))),
         }
     }

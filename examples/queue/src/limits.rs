@@ -1,42 +1,44 @@
-//! What is too much. Checked before anything changes.
+//! The limits. Checked before any change.
 
 use std::fmt::Display;
 
 use conclave_sdk::Failure;
 
-/// A queue's name or an idempotency key, in bytes.
+/// The longest queue name or idempotency key, in bytes.
 pub const NAME_BYTES_MAX: usize = 128;
-/// A payload. What is larger belongs elsewhere, with its address in the queue.
+/// The largest payload, in bytes. Store larger data elsewhere, with its address in the queue.
 pub const PAYLOAD_BYTES_MAX: usize = 64 << 10;
-/// What a message takes beside its payload: its places in the maps, and what the allocator adds.
+/// The bytes that a message counts in addition to its payload: its entries in the maps, and the
+/// allocator's overhead.
 pub const MESSAGE_OVERHEAD_BYTES: usize = 512;
-/// What all messages may count together. A snapshot holds them all once more while it is written, so
-/// this is an eighth of the 1 GiB of memory that a host gives by default.
+/// The limit for all messages together, in bytes. A snapshot in progress contains all of them once
+/// more. The limit is therefore an eighth of the host's default memory limit of 1 GiB.
 pub const BYTES_MAX: usize = 128 << 20;
-/// Queues there may be.
+/// The maximum number of queues.
 pub const QUEUES_MAX: usize = 1000;
-/// Idempotency keys that are kept, of all queues.
+/// The maximum number of idempotency keys of all queues.
 pub const KEYS_MAX: usize = 100_000;
-/// How long a key is kept: longer than anybody goes on sending the same message again.
+/// The lifetime of a key in milliseconds. Longer than any caller retries the same message.
 pub const KEY_KEPT_MS: u64 = 10 * 60 * 1000;
-/// Messages that one call receives.
+/// The maximum number of messages per call of Receive.
 pub const RECEIVE_MAX: usize = 32;
-/// Payloads that one answer holds; the first may be larger.
+/// The maximum bytes of payloads per response. The first payload may be larger.
 pub const ANSWER_BYTES_MAX: usize = 1 << 20;
-/// Shorter, and a lease would end while its answer is on the way.
+/// The shortest lease. A shorter lease could end before its reply arrives.
 pub const LEASE_MS_MIN: u64 = 100;
-/// Longer, and a message whose receiver died would be out of sight for days.
+/// The longest lease. With a longer one, a message whose receiver died would be invisible for days.
 pub const LEASE_MS_MAX: u64 = 12 * 60 * 60 * 1000;
-/// How often a message of a new queue is given out before it is a dead letter.
+/// The default number of deliveries after which a message becomes a dead letter.
 pub const RECEIVES_DEFAULT: u32 = 5;
-/// The most that a queue can be set to.
+/// The maximum for this setting of a queue.
 pub const RECEIVES_MAX: u32 = 1000;
-/// Dead letters that one call gives another life.
+/// The maximum number of dead letters per call of Redrive.
 pub const REDRIVE_MAX: u32 = 1000;
-/// Leases and keys that one entry ends beside its own work. A tick asks to be woken again for the rest.
+/// The maximum number of leases and keys that one entry ends beside its own work. If more are left,
+/// the state requests another tick.
 pub const ENDED_PER_ENTRY: usize = 1000;
 
-/// `value` lies in `range`.
+/// Checks that `value` is within a range.
 pub(crate) fn check<T: PartialOrd + Display>(
     what: &str,
     value: T,

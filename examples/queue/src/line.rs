@@ -1,4 +1,4 @@
-//! One queue: its messages, and where each of them is.
+//! One queue: its messages and their states.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,8 +6,9 @@ use crate::limits::RECEIVES_DEFAULT;
 
 /// One queue.
 ///
-/// 1. Each message is ready, leased or dead; `ready` and `dead` hold the ids of those that are.
-/// 2. A message keeps its place: one that comes back is as far in front as it was.
+/// 1. Each message is ready, leased or dead. `ready` and `dead` contain the ids of the messages in
+///    these states.
+/// 2. A message keeps its position: a message that becomes ready again is delivered before newer ones.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Line {
     pub(crate) receives_max: u32,
@@ -21,7 +22,7 @@ pub(crate) struct Line {
 pub(crate) struct Message {
     pub(crate) payload: Vec<u8>,
     pub(crate) enqueued_at_ms: u64,
-    /// How often it was given out.
+    /// The number of deliveries.
     pub(crate) receives: u32,
     pub(crate) place: Place,
 }
@@ -33,7 +34,7 @@ pub(crate) enum Place {
     Dead,
 }
 
-/// An idempotency key, and the message that it made.
+/// An idempotency key, with the id of its message.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Key {
     pub(crate) id: u64,
@@ -68,13 +69,13 @@ impl Line {
         self.messages.remove(&id)
     }
 
-    /// The next message to be given out.
+    /// Returns the next message to deliver.
     pub(crate) fn next_ready(&self) -> Option<(u64, &Message)> {
         let id = self.ready.first()?;
         Some((*id, self.messages.get(id)?))
     }
 
-    /// Gives a message out.
+    /// Delivers a message under a lease.
     pub(crate) fn lease(&mut self, id: u64, receipt: u64, until_ms: u64) -> Option<&Message> {
         let message = self.messages.get_mut(&id)?;
         self.ready.remove(&id);
@@ -83,7 +84,7 @@ impl Line {
         Some(message)
     }
 
-    /// Takes a message back from its receiver. Whether it is a dead letter now.
+    /// Ends the lease of a message. Returns whether the message is now a dead letter.
     pub(crate) fn give_back(&mut self, id: u64) -> bool {
         let Some(message) = self.messages.get_mut(&id) else { return false };
         let dead = message.receives >= self.receives_max;
@@ -97,7 +98,7 @@ impl Line {
         dead
     }
 
-    /// Gives the oldest dead letter another life, as if it had never been received.
+    /// Makes the oldest dead letter ready again, as if it had never been received.
     pub(crate) fn redrive(&mut self) -> bool {
         let Some(id) = self.dead.pop_first() else { return false };
         if let Some(message) = self.messages.get_mut(&id) {
@@ -116,13 +117,13 @@ impl Line {
         self.dead.len()
     }
 
-    /// The dead letters after this id, the oldest first.
+    /// Iterates over the dead letters after this id, the oldest first.
     pub(crate) fn dead_after(&self, after: u64) -> impl Iterator<Item = (u64, &Message)> {
         let ids = self.dead.range(after.saturating_add(1)..);
         ids.filter_map(|id| Some((*id, self.messages.get(id)?)))
     }
 
-    /// The oldest message that is no dead letter.
+    /// Returns the oldest message that is not a dead letter.
     pub(crate) fn oldest(&self) -> Option<&Message> {
         self.messages.values().find(|message| message.place != Place::Dead)
     }

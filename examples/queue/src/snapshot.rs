@@ -1,4 +1,4 @@
-//! The state as bytes: the message `Snapshot`, everything in order.
+//! Serialization of the state: the message `Snapshot`, with everything in order.
 
 use conclave_sdk::{Failure, prost::Message as _};
 
@@ -44,7 +44,7 @@ fn save_keys(line: &Line) -> Vec<pb::snapshot::Key> {
     keys.collect()
 }
 
-/// Nothing in the bytes is trusted.
+/// Restores a state. The bytes are not trusted: names, payloads, ids and message states are checked.
 pub(crate) fn load(bytes: &[u8]) -> Result<State, Failure> {
     let snapshot = pb::Snapshot::decode(bytes)
         .map_err(|error| damaged(&format!("it does not decode: {error}")))?;
@@ -54,7 +54,7 @@ pub(crate) fn load(bytes: &[u8]) -> Result<State, Failure> {
         check("the length of a queue's name", name.len(), (1, NAME_BYTES_MAX))?;
         check("receives_max", queue.receives_max, (1, RECEIVES_MAX))?;
         if state.line(&name).is_some() {
-            return Err(damaged(&format!("the queue {name:?} is there twice")));
+            return Err(damaged(&format!("the queue {name:?} occurs twice")));
         }
         state.line_mut(&name).receives_max = queue.receives_max;
         let mut last_id = 0;
@@ -66,7 +66,7 @@ pub(crate) fn load(bytes: &[u8]) -> Result<State, Failure> {
                 (true, 0) => Place::Dead,
                 (false, 0) => Place::Ready,
                 (false, receipt) => Place::Leased { receipt, until_ms: saved.leased_until_ms },
-                (true, _) => return Err(damaged("a dead letter is in somebody's hands")),
+                (true, _) => return Err(damaged("a dead letter is leased")),
             };
             let message = Message {
                 payload: saved.payload,
@@ -85,5 +85,5 @@ pub(crate) fn load(bytes: &[u8]) -> Result<State, Failure> {
 }
 
 fn damaged(what: &str) -> Failure {
-    Failure::invalid_argument(format!("this is no snapshot of queues: {what}"))
+    Failure::invalid_argument(format!("not a valid snapshot of queues: {what}"))
 }

@@ -1,4 +1,4 @@
-//! All queues, and what of them ends with time.
+//! All queues, and the timers of their leases and keys.
 
 use std::collections::BTreeMap;
 
@@ -11,8 +11,8 @@ use crate::{
 
 /// All queues.
 ///
-/// `ends`, `keys_total` and `bytes` follow from `lines`; they are there to be fast. Whatever changes a
-/// lease or a key changes them too, so all of that goes through here.
+/// `ends`, `keys_total` and `bytes` are derived from `lines`, for speed. Every change of a lease or
+/// a key must update them, so all such changes go through this type.
 #[derive(Default, Debug, PartialEq)]
 pub(crate) struct State {
     pub(crate) last_id: u64,
@@ -22,7 +22,7 @@ pub(crate) struct State {
     bytes: usize,
 }
 
-/// Something that ends at its time.
+/// A lease or key that ends at a given time.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum End {
     Lease { queue: String, id: u64 },
@@ -68,12 +68,12 @@ impl State {
         self.lines.iter()
     }
 
-    /// When the next lease or key ends.
+    /// Returns the time at which the next lease or key ends.
     pub(crate) fn next_end_ms(&self) -> Option<u64> {
         self.ends.next()
     }
 
-    /// The queue of this name, made if there is none.
+    /// Returns the queue of this name. Creates it if it does not exist.
     pub(crate) fn line_mut(&mut self, queue: &str) -> &mut Line {
         self.lines.entry(queue.to_owned()).or_default()
     }
@@ -86,8 +86,8 @@ impl State {
         self.line_mut(queue).insert(id, message);
     }
 
-    /// Keeps a key. An earlier one of the same name has ended, but the sweep may not have come to it: the new end
-    /// takes the place of its end.
+    /// Stores a key. An expired key of the same name may still be there if no sweep has removed it
+    /// yet. Its timer is then replaced.
     pub(crate) fn insert_key(&mut self, queue: &str, key: String, made: Key) {
         self.ends.set(End::key(queue, &key), made.kept_until_ms);
         if self.line_mut(queue).keys.insert(key, made).is_none() {
@@ -103,7 +103,7 @@ impl State {
         self.ends.cancel(&End::lease(queue, id));
     }
 
-    /// Gives a message out, and shows it.
+    /// Delivers a message under a lease, and returns it.
     pub(crate) fn lease(
         &mut self,
         queue: &str,
@@ -116,13 +116,13 @@ impl State {
         Some(message)
     }
 
-    /// Takes a message back. Whether it is a dead letter now.
+    /// Ends the lease of a message. Returns whether the message is now a dead letter.
     pub(crate) fn give_back(&mut self, queue: &str, id: u64) -> bool {
         self.ends.cancel(&End::lease(queue, id));
         self.lines.get_mut(queue).is_some_and(|line| line.give_back(id))
     }
 
-    /// Removes a queue; gives the number of its messages.
+    /// Removes a queue. Returns the number of its messages.
     pub(crate) fn delete(&mut self, queue: &str) -> usize {
         let Some(line) = self.lines.remove(queue) else { return 0 };
         for (&id, message) in &line.messages {
@@ -136,7 +136,7 @@ impl State {
         line.messages.len()
     }
 
-    /// Ends leases and keys whose time has come, the oldest first, and at most so many.
+    /// Ends leases and keys whose time has come, the earliest first, and at most `ends_max`.
     pub(crate) fn sweep(&mut self, time_ms: u64, ends_max: usize) {
         for end in self.ends.due(time_ms, ends_max) {
             match end {

@@ -1,7 +1,7 @@
-//! Goal: each message is in one receiver's hands at a time, comes back if it is not acknowledged, and is
-//! put aside when that happened too often; a key makes sending again harmless; all according to the
-//! contract.
-//! Method: logs of calls, applied natively by the SDK's kit, and their answers.
+//! Goal: each message has one receiver at a time, comes back if it is not acknowledged, and becomes
+//! a dead letter after too many deliveries; a key makes retries safe; the state machine satisfies
+//! the contract.
+//! Method: logs of calls, applied natively by the SDK's conformance tests, and their replies.
 
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test reports by panicking")]
 
@@ -51,7 +51,7 @@ fn stats() -> Call {
     method("Stats", &StatsRequest { queue: "mail".into() })
 }
 
-/// A machine, and the time that its next entry will have.
+/// A state machine, and the time of its next entry.
 #[derive(Default)]
 struct Story {
     queue: Queue,
@@ -80,7 +80,7 @@ impl Story {
         self.call::<EnqueueResponse>(&enqueue(payload, "")).id
     }
 
-    /// Ids, payloads and receipts.
+    /// Receives messages. Returns their ids, payloads and receipts.
     fn receive(&mut self, count: u32) -> Vec<(u64, String, u64)> {
         let response: ReceiveResponse = self.call(&receive(count, 1000));
         let text = |payload| String::from_utf8(payload).unwrap();
@@ -91,7 +91,7 @@ impl Story {
         R::decode(&*self.queue.query(&self.context(), call).unwrap()).unwrap()
     }
 
-    /// Ready, leased and dead messages.
+    /// Returns the numbers of ready, leased and dead messages.
     fn counts(&self) -> (u64, u64, u64) {
         let stats: StatsResponse = self.query(&stats());
         (stats.ready, stats.leased, stats.dead)
@@ -117,7 +117,7 @@ fn messages_come_in_order_to_one_receiver_each_and_go_when_acknowledged() {
     assert_eq!(story.counts(), (0, 3, 0));
     assert!(story.call::<AckResponse>(&ack(first[0].0, first[0].2)).acked);
     let again: AckResponse = story.call(&ack(first[0].0, first[0].2));
-    assert!(!again.acked, "acknowledging again is harmless");
+    assert!(!again.acked, "a second ack succeeds");
     assert_eq!(story.counts(), (0, 2, 0));
 }
 
@@ -130,7 +130,10 @@ fn a_key_adds_one_message_for_ten_minutes() {
     let (id, _, receipt) = story.receive(1)[0].clone();
     story.call::<AckResponse>(&ack(id, receipt));
     story.after_ms = limits::KEY_KEPT_MS - 1;
-    assert!(story.call::<EnqueueResponse>(&enqueue("one", "k")).duplicate, "done is still done");
+    assert!(
+        story.call::<EnqueueResponse>(&enqueue("one", "k")).duplicate,
+        "the key outlives its message"
+    );
     assert_eq!(story.queue.wake_at(), Some(START_MS + limits::KEY_KEPT_MS));
     story.after_ms = limits::KEY_KEPT_MS;
     assert!(!story.call::<EnqueueResponse>(&enqueue("one", "k")).duplicate);
@@ -149,10 +152,10 @@ fn what_is_not_acknowledged_in_time_comes_back_to_its_place() {
     let failure = story.try_call::<AckResponse>(&ack(id, stale)).unwrap_err();
     assert_eq!(failure.code, Code::FailedPrecondition);
     let (same, payload, receipt) = story.receive(1)[0].clone();
-    assert_eq!((same, payload.as_str()), (id, "one"), "in front of what came later");
+    assert_eq!((same, payload.as_str()), (id, "one"), "before newer messages");
     assert!(receipt != stale);
     let failure = story.try_call::<AckResponse>(&ack(id, stale)).unwrap_err();
-    assert!(failure.message.contains("somebody else"), "{}", failure.message);
+    assert!(failure.message.contains("another receiver"), "{}", failure.message);
     assert!(story.call::<AckResponse>(&ack(id, receipt)).acked);
 }
 
@@ -182,12 +185,12 @@ fn a_message_that_comes_back_too_often_is_put_aside_until_it_is_redriven() {
 
     let (id, _, receipt) = story.receive(1)[0].clone();
     assert!(!story.call::<NackResponse>(&nack(id, receipt)).dead);
-    // The second receiver dies over it.
+    // The second receiver dies while it processes the message.
     assert_eq!(story.receive(1)[0].0, poison);
     story.after_ms = 1000;
     story.tick();
     assert_eq!(story.counts(), (1, 0, 1));
-    assert_eq!(story.receive(5).len(), 1, "a dead letter is given to nobody");
+    assert_eq!(story.receive(5).len(), 1, "a dead letter is not delivered");
 
     let request = DeadLettersRequest { queue: "mail".into(), after: 0, limit: 0 };
     let dead: DeadLettersResponse = story.query(&method("DeadLetters", &request));
@@ -197,7 +200,8 @@ fn a_message_that_comes_back_too_often_is_put_aside_until_it_is_redriven() {
     assert_eq!(story.receive(1)[0].0, poison);
 }
 
-/// Keys are removed some at a time, so a key may be used again between its end and its removal.
+/// A sweep removes a bounded number of keys, so a key may be used again after its end and before
+/// its removal.
 #[test]
 fn a_key_that_is_used_again_before_its_removal_counts_from_then_on() {
     let mut log = Log::new();
@@ -265,7 +269,7 @@ fn full_is_full_and_acknowledging_makes_room() {
     assert_eq!(failure.code, Code::ResourceExhausted);
     let received = story.receive(32);
     let most = limits::ANSWER_BYTES_MAX / limits::PAYLOAD_BYTES_MAX;
-    assert_eq!(received.len(), most, "an answer has a bound");
+    assert_eq!(received.len(), most, "a response is bounded");
     story.call::<AckResponse>(&ack(received[0].0, received[0].2));
     story.enqueue(&payload);
 }
@@ -277,15 +281,15 @@ fn a_damaged_snapshot_is_refused() {
     let good = story.queue.save();
     assert!(Queue::load(1, &good).is_ok());
     let short = Queue::load(1, &good[..good.len() - 1]).err().unwrap();
-    assert!(short.message.contains("no snapshot of queues"), "{}", short.message);
-    // The last id, which is the first field, says that there was no message.
+    assert!(short.message.contains("not a valid snapshot of queues"), "{}", short.message);
+    // The last id, which is the first field, is set to 0: there was no message.
     let forged: Vec<u8> = [&[0x08, 0x00], &good[2..]].concat();
     let forged = Queue::load(1, &forged).err().unwrap();
     assert!(forged.message.contains("id is 1"), "{}", forged.message);
 }
 
-/// Random logs, each held to the contract. Beside it a few lines that know what no log may do: lose a
-/// message that nobody acknowledged, or have one in two hands.
+/// Runs the conformance tests on random logs. Also checks that no message is lost that was
+/// not acknowledged.
 #[test]
 fn whatever_happens_it_keeps_the_contract_and_loses_nothing() {
     for seed in 1..=20 {
@@ -295,12 +299,12 @@ fn whatever_happens_it_keeps_the_contract_and_loses_nothing() {
             "DeadLetters",
             &DeadLettersRequest { queue: "mail".into(), ..DeadLettersRequest::default() },
         ));
-        // A machine lives beside the log, so that receipts can be those that were given.
+        // A second state machine runs beside the log, so that calls can use valid receipts.
         let (mut queue, mut given) = (Queue::default(), vec![(1, 3)]);
         let (mut enqueued, mut acked) = (0, 0);
         for _ in 0..80 {
             log.wait_ms(random.below(200));
-            // Mostly one of the last, which may still be good.
+            // Mostly one of the last receipts, which may still be valid.
             let back = random.below(given.len().min(5) as u64) as usize;
             let (id, receipt) = given[given.len() - 1 - back];
             match random.below(9) {
@@ -338,7 +342,7 @@ fn whatever_happens_it_keeps_the_contract_and_loses_nothing() {
     }
 }
 
-/// Xorshift (Marsaglia 2003): looks random, and is the same at every run.
+/// Xorshift (Marsaglia 2003): pseudo-random numbers that are the same in every run.
 struct Random(u64);
 
 impl Random {

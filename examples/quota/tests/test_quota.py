@@ -1,6 +1,6 @@
-"""Goal: nobody gets more than their limit, nobody waits longer than they must, and the contract is kept.
+"""Goal: no subject gets more than its limit or waits longer than necessary, and the contract is satisfied.
 
-Method: logs of calls, applied natively by the SDK's kit, and their answers: no node, no WebAssembly.
+Method: logs of calls, applied natively by the SDK's conformance tests, without a node or WebAssembly.
 """
 
 import random
@@ -23,7 +23,7 @@ def take(log: Log, subject: str, tokens: int, limit: str = "api") -> Log:
 
 
 def takes(log: Log) -> list:
-    """What the takes of a log gave: taken, left, retry after; or the code of a refusal."""
+    """Returns the results of the takes of a log: taken, left, retry after; or the code of a failure."""
     _, outcomes = run(Quota, log)
     given = []
     for entry, outcome in zip(log.entries, outcomes):
@@ -57,7 +57,7 @@ class Buckets(unittest.TestCase):
         take(log, "ada", 100)
         define(log.wait_ms(1_000), capacity=100, per_second=1)
         take(log.wait_ms(1_000), "ada", 11)
-        # A smaller bucket spills.
+        # A smaller bucket loses the excess tokens.
         define(log.wait_ms(100_000), capacity=5, per_second=1)
         take(log, "ada", 5)
         self.assertEqual(takes(log), [(True, 0, 0), (True, 0, 0), (True, 0, 0)])
@@ -96,7 +96,7 @@ class Contract(unittest.TestCase):
                 Quota.load(1, snapshot(**bad))
 
     def test_the_order_in_which_names_came_does_not_show(self):
-        """Fails for a snapshot that shows which name came first."""
+        """Fails if the snapshot depends on which name came first."""
 
         def log(names):
             log = Log()
@@ -107,8 +107,10 @@ class Contract(unittest.TestCase):
         check_same_state(Quota, log(["a", "b"]), log(["b", "a"]))
 
     def test_whatever_happens_it_keeps_the_contract_and_gives_nobody_too_much(self):
-        """Random logs, each held to the contract. Beside it the one rule: in any stretch of time a subject
-        gets at most a full bucket and what came back."""
+        """Runs the conformance tests on random logs, and checks the rate limit.
+
+        In any interval, a subject gets at most a full bucket plus the tokens that were added.
+        """
         for seed in range(20):
             generator = random.Random(seed)
             capacity, per_second = generator.randint(1, 20), generator.randint(1, 50)

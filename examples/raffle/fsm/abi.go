@@ -8,12 +8,13 @@ import (
 
 // The canonical ABI, by hand. Numbers are little-endian; a string or a list is its address and its length.
 //
-// Memory goes two ways. What the host hands over lies in [arguments] and is copied out. What the host is to read
-// stays reachable through [answer] until the next call, and does not move, as Go's collector moves nothing.
+// Memory is passed in two directions. Data from the host is in [arguments] and is copied out. Data for the
+// host stays reachable through [answer] until the next call. Its address does not change, because Go's
+// garbage collector does not move objects.
 
-// The host allocates while it may not be called back, and Go's own allocator may ask it for the time. So it
-// gets this room, which begins anew with each call. A call that brings more is a trap; a node takes requests
-// of 4 MiB, unless it was told to take larger ones.
+// The host allocates while calls back into it are not allowed, but Go's own allocator may ask the host for
+// the time. Arguments therefore use this fixed buffer, which is reset at each call. Larger arguments are a
+// trap. By default, a node accepts requests of up to 4 MiB.
 var (
 	arguments     [5 << 20]byte
 	argumentsUsed uint32
@@ -24,14 +25,14 @@ var (
 func realloc(old, oldSize, align, size uint32) uint32 {
 	at := (argumentsUsed + align - 1) &^ (align - 1)
 	if old != 0 || uint64(at)+uint64(size) > uint64(len(arguments)) {
-		panic("fsm: a call brings more than it may")
+		panic("fsm: the arguments of a call are too large")
 	}
 	argumentsUsed = at + size
 	return uint32(uintptr(unsafe.Pointer(&arguments))) + at
 }
 
-// The adapter from WASI 0.1 to 0.2 takes two pages, once, while Go's runtime begins. Without a function for them
-// it would grow the memory, and Go takes everything behind its own end for its heap.
+// The adapter from WASI 0.1 to 0.2 allocates two pages, once, at the start of Go's runtime. Without this
+// function it would grow the memory, but Go uses all memory behind its own end as its heap.
 var (
 	adapter     [3 << 16]byte
 	adapterUsed uint32
@@ -45,13 +46,13 @@ func reallocAdapter(old, oldSize, align, size uint32) uint32 {
 	return uint32(uintptr(unsafe.Pointer(&adapter))) + at
 }
 
-// answer is what the host is reading: a record, and everything that it points to.
+// answer is the data that the host reads: a record, and everything that it points to.
 var answer struct {
 	record []byte
 	parts  [][]byte
 }
 
-// begin ends what an earlier call has left behind.
+// begin discards the data of the previous call.
 func begin(recordBytes int) []byte {
 	argumentsUsed = 0
 	answer.record, answer.parts = make([]byte, recordBytes), nil
@@ -60,7 +61,7 @@ func begin(recordBytes int) []byte {
 
 func number(record []byte, at int, value uint32) { binary.LittleEndian.PutUint32(record[at:], value) }
 
-// list writes where bytes are, and how many elements they hold.
+// list writes the address of bytes and the number of their elements.
 func list(record []byte, at int, bytes []byte, count int) {
 	answer.parts = append(answer.parts, bytes)
 	number(record, at, address(bytes))
@@ -71,13 +72,13 @@ func bytesAt(record []byte, at int, bytes []byte) { list(record, at, bytes, len(
 
 func address(bytes []byte) uint32 { return uint32(uintptr(unsafe.Pointer(unsafe.SliceData(bytes)))) }
 
-// taken is a copy of what the host has handed over.
+// taken returns a copy of data from the host.
 func taken(at, size uint32) []byte {
 	there := unsafe.Slice((*byte)(unsafe.Pointer(uintptr(at))), size)
 	return append(make([]byte, 0, size), there...)
 }
 
-// failed writes the failure of a result whose payload is at 4 or 8; any other error is a trap.
+// failed writes the failure of a result whose payload is at offset 4 or 8. Any other error is a trap.
 func failed(record []byte, at int, err error) {
 	var failure *Failure
 	if !errors.As(err, &failure) {
@@ -181,7 +182,7 @@ func subscribe(index, timeMs, seed uint64, principal, principalSize, method, met
 	return address(record)
 }
 
-// Snapshots being read and restores being written, by a number that the host knows them by.
+// Open snapshots and restores, by the number that identifies them to the host.
 var (
 	readers    = map[uint32][]byte{}
 	writers    = map[uint32]*writer{}

@@ -174,9 +174,9 @@ async fn the_quota_in_python_limits_a_fleet() {
     assert_lines(
         &said,
         &[
-            "10 mails went out by 3 nodes",
-            "had to wait: True; took at least what 5 more tokens take: True\n",
-            "Grace has all of hers: 5 of 5\n",
+            "10 mails were sent through 3 nodes",
+            "had to wait: True; took at least the time of 5 more tokens: True\n",
+            "Grace's bucket is full: 5 of 5\n",
             "INVALID_ARGUMENT: tokens is 6; it must be 1 to 5\n",
         ],
     );
