@@ -1,4 +1,4 @@
-//! `build` and `dev`.
+//! The commands `build` and `dev`.
 
 use std::{os::unix::process::CommandExt as _, path::PathBuf, process::Command};
 
@@ -13,7 +13,7 @@ use crate::{
 
 #[derive(Args)]
 pub(crate) struct Build {
-    /// With all optimizations, as in the image. Compiles wasmtime a second time.
+    /// Build with all optimizations, as in the image. Compiles wasmtime a second time
     #[arg(long)]
     release: bool,
 }
@@ -27,20 +27,20 @@ impl Build {
 
 #[derive(Args)]
 pub(crate) struct Dev {
-    /// How many nodes.
+    /// Number of nodes
     #[arg(long, default_value_t = 3)]
     nodes: u32,
-    /// With all optimizations. Compiles wasmtime a second time.
+    /// Build with all optimizations. Compiles wasmtime a second time
     #[arg(long)]
     release: bool,
-    /// For `conclave dev`, such as `--port-base 8100` or `--component machine.wasm`.
+    /// Arguments for `conclave dev`, such as `--port-base 8100` or `--component machine.wasm`
     #[arg(trailing_var_arg = true, allow_hyphen_values = true, value_name = "ARGUMENTS")]
     rest: Vec<String>,
 }
 
 impl Dev {
-    /// Ends only with an error: on success, this process becomes `conclave dev`, so that Ctrl-C and
-    /// SIGTERM reach it.
+    /// Returns only errors. On success, this process is replaced by `conclave dev`, so that Ctrl-C
+    /// and SIGTERM reach it.
     pub(crate) fn run(&self, workspace: &Workspace, steps: &mut Steps) -> Result<()> {
         setup::compiler(steps)?;
         let binary = binary(workspace, self.release, steps)?;
@@ -56,8 +56,8 @@ impl Dev {
 
 /// Builds the binary and the load generator.
 ///
-/// It comes along so that cargo chooses the same features for every library as it does for the
-/// tests: with the package alone it would choose others for some, and compile wasmtime once more.
+/// Both are built together so that cargo selects the same library features as for the tests. For the
+/// package alone, cargo would select other features for some libraries and compile wasmtime again.
 pub(crate) fn build_programs(workspace: &Workspace, release: bool) -> Command {
     let mut build = cargo();
     build.current_dir(&workspace.root).args(["build", "--workspace", "--bin", "conclave"]);
@@ -68,7 +68,8 @@ pub(crate) fn build_programs(workspace: &Workspace, release: bool) -> Command {
     build
 }
 
-/// Builds the programs that are the benchmark's alone, by themselves: their feature is not for the binary.
+/// Builds the programs that only the benchmark needs. They are built separately, because the binary
+/// must not have their feature.
 pub(crate) fn build_bench_programs(workspace: &Workspace) -> Command {
     let mut build = cargo();
     build.current_dir(&workspace.root).args(["build", "--release", "--workspace"]);
@@ -77,14 +78,14 @@ pub(crate) fn build_bench_programs(workspace: &Workspace) -> Command {
     build
 }
 
-/// Builds the binary and says where it is.
+/// Builds the binary and returns its path.
 pub(crate) fn binary(workspace: &Workspace, release: bool, steps: &mut Steps) -> Result<PathBuf> {
     let binary = workspace.binary(release);
     let name = if release { "build the binary (release)" } else { "build the binary" };
     steps.run(name, || {
         if !binary.exists() {
             say(
-                "the first build compiles wasmtime, which takes several minutes; later ones do not",
+                "the first build compiles wasmtime, which takes several minutes; later builds do not",
             );
         }
         process::run(&mut build_programs(workspace, release))?;

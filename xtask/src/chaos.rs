@@ -1,4 +1,4 @@
-//! `chaos`: clusters under random faults, of this tree or of a copy with a planted bug.
+//! `chaos`: tests clusters under random faults, with this tree or with a copy that has a planted bug.
 
 use std::{
     fs,
@@ -17,31 +17,32 @@ use crate::{
     workspace::{Workspace, cargo},
 };
 
-/// The patches that plant bugs.
+/// The directory of the patches that plant bugs.
 const PLANTED: &str = "host/testing/planted";
-/// How the first line of a patch begins whose bug is found by a test of the suite `it` and not by random schedules.
+/// The prefix of a patch's first line if its bug is found by a test of the suite `it`, not by
+/// random schedules.
 const STORY: &str = "Found by: it ";
-/// The word that `host/testing/src/bin/chaos.rs` prints in the line of a run that violates an invariant.
+/// The text that `host/testing/src/bin/chaos.rs` prints in the line of a run that violates an invariant.
 const VIOLATION: &str = ": VIOLATION: ";
-/// The status with which that program ends after such a run. An error of the program itself has another.
+/// The exit status of that program after such a run. An error of the program itself has another status.
 const VIOLATED: i32 = 1;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// How long to begin new runs, in minutes.
+    /// Time in minutes during which new runs are started
     #[arg(long, default_value_t = 10.0)]
     minutes: f64,
-    /// The seed of the first run; the next runs have the numbers after it.
+    /// Seed of the first run; later runs use the following numbers
     #[arg(long, default_value_t = 1)]
     seed: u64,
-    /// The number of nodes: 3 or 5. Default: 3, and 5 in each fourth run.
+    /// Number of nodes: 3 or 5. Default: 3, and 5 in every fourth run
     #[arg(long)]
     nodes: Option<u64>,
-    /// Test a copy of this tree with a bug planted by host/testing/planted/NAME.patch. Succeeds if the bug is found: by
-    /// random schedules, or by the test that the first line of the patch names.
+    /// Test a copy of this tree with the bug planted by host/testing/planted/NAME.patch. Succeeds if
+    /// the bug is found: by random schedules, or by the test named in the first line of the patch
     #[arg(long, value_name = "NAME")]
     planted: Option<String>,
-    /// For the program that makes the runs, after `--`: such as `--schedule FILE` or `--keep-going`.
+    /// Arguments for the program of the runs, after `--`, such as `--schedule FILE` or `--keep-going`
     #[arg(last = true, value_name = "ARGUMENTS")]
     rest: Vec<String>,
 }
@@ -74,52 +75,59 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     })
 }
 
-/// The test that finds a planted bug, if its patch names one.
+/// Returns the test that finds a planted bug, if its patch names one.
 fn story(workspace: &Workspace, name: &str) -> Result<Option<String>> {
     let patch = workspace.root.join(PLANTED).join(format!("{name}.patch"));
     if !patch.is_file() {
-        bail!("there is no {}; there are: {}", patch.display(), names(workspace)?.join(", "));
+        bail!(
+            "there is no {}; available patches: {}",
+            patch.display(),
+            names(workspace)?.join(", ")
+        );
     }
     let patch =
         fs::read_to_string(&patch).with_context(|| format!("cannot read {}", patch.display()))?;
     story_of(&patch)
 }
 
-/// The test that the first line of a patch names, if it names one.
+/// Returns the test named in the first line of a patch, if any.
 fn story_of(patch: &str) -> Result<Option<String>> {
     let first = patch.lines().next().unwrap_or_default();
     let Some(test) = first.strip_prefix(STORY) else {
-        // The patch would be looked for by random schedules, which do not find it.
+        // Otherwise random schedules would search for this bug, but they do not find it.
         anyhow::ensure!(
             !first.starts_with("Found by"),
-            "the first line of the patch is `{first}`: write `{STORY}COMPONENT::TEST`"
+            "the first line of the patch is `{first}`: write `{STORY}MODULE::TEST`"
         );
         return Ok(None);
     };
     let test = test.trim();
     let is_name = test.contains("::") && !test.contains(char::is_whitespace);
-    anyhow::ensure!(is_name, "`{test}` is no full name of a test: write `{STORY}COMPONENT::TEST`");
+    anyhow::ensure!(
+        is_name,
+        "`{test}` is not the full name of a test: write `{STORY}MODULE::TEST`"
+    );
     Ok(Some(test.to_owned()))
 }
 
-/// Whether a program of random schedules found a violation, by its exit status and its output.
+/// Returns whether a program of random schedules found a violation, from its exit status and output.
 ///
 /// # Errors
-/// The program did not judge its runs: for example, a cluster could not be started.
+/// If the program did not judge its runs, for example because a cluster could not be started.
 fn finds_violation(code: Option<i32>, lines: &[String]) -> Result<bool> {
     let reported = lines.iter().any(|line| line.starts_with("seed ") && line.contains(VIOLATION));
     match (code, reported) {
         (Some(0), false) => Ok(false),
         (Some(VIOLATED), true) => Ok(true),
         (code, _) => bail!(
-            "the program of the runs ended with status {code:?} and reported {} violation: this says nothing about \
-             the bug",
+            "the program of the runs ended with status {code:?} and reported {} violation; the bug is neither \
+             found nor ruled out",
             if reported { "a" } else { "no" }
         ),
     }
 }
 
-/// The result of one test, by the output of its test program.
+/// The result of one test, from the output of its test program.
 #[derive(Debug, PartialEq, Eq)]
 enum Verdict {
     Passed,
@@ -128,7 +136,7 @@ enum Verdict {
     Absent,
 }
 
-/// The verdict on the test of this name. A failure of any other test says nothing.
+/// Returns the verdict on the test of this name. Results of other tests are ignored.
 fn verdict(test: &str, lines: &[String]) -> Verdict {
     let results = lines.iter().filter_map(|line| line.strip_prefix("test ")?.strip_prefix(test));
     for result in results {
@@ -141,7 +149,8 @@ fn verdict(test: &str, lines: &[String]) -> Verdict {
     Verdict::Absent
 }
 
-/// Runs one test of this tree: it must pass with the binary of this tree and fail with that of the planted bug.
+/// Runs one test of this tree. It must pass with the binary of this tree and fail with that of the
+/// planted bug.
 fn look_by_story(
     workspace: &Workspace,
     name: &str,
@@ -164,8 +173,8 @@ fn look_by_story(
     };
     steps.run("run the test without the planted bug", || match judge(&sound)? {
         Verdict::Passed => Ok(()),
-        Verdict::Failed => bail!("{test} fails without the bug, so it says nothing about the bug"),
-        Verdict::Absent => bail!("there is no result of {test}: is there such a test?"),
+        Verdict::Failed => bail!("{test} fails without the bug, so it cannot detect the bug"),
+        Verdict::Absent => bail!("there is no result of {test}: check that the test exists"),
     })?;
     steps.run("look for the planted bug", || match judge(planted)? {
         Verdict::Failed => {
@@ -173,7 +182,7 @@ fn look_by_story(
             Ok(())
         }
         Verdict::Passed => bail!("the planted bug {name} was not found by {test}"),
-        Verdict::Absent => bail!("there is no result of {test}: it did not run to its end"),
+        Verdict::Absent => bail!("there is no result of {test}: the test did not finish"),
     })
 }
 
@@ -188,8 +197,8 @@ fn runs(options: &Options, chaos: &Path, binary: &Path, output: &Path) -> Comman
     runs
 }
 
-/// Copies the tree as git has it and as it is changed, applies the patch, and builds that in a target directory of its
-/// own, which all planted bugs share.
+/// Copies the tree with its uncommitted changes, applies the patch, and builds the copy in a
+/// separate target directory, which all planted bugs share.
 fn planted_binary(workspace: &Workspace, name: &str) -> Result<PathBuf> {
     let patch = workspace.root.join(PLANTED).join(format!("{name}.patch"));
     let scratch = workspace.scratch("chaos");
@@ -202,7 +211,7 @@ fn planted_binary(workspace: &Workspace, name: &str) -> Result<PathBuf> {
     files.current_dir(&workspace.root).args(["ls-files", "--cached", "--others"]);
     for file in process::capture(files.arg("--exclude-standard"))?.lines() {
         let (from, to) = (workspace.root.join(file), tree.join(file));
-        // A file that was removed is still in git's index.
+        // A file that was removed can still be in git's index.
         if from.is_file() {
             fs::create_dir_all(to.parent().context("a file without a directory")?)?;
             fs::copy(&from, &to).with_context(|| format!("cannot copy {}", from.display()))?;
@@ -221,7 +230,7 @@ fn planted_binary(workspace: &Workspace, name: &str) -> Result<PathBuf> {
     Ok(target.join("debug/conclave"))
 }
 
-/// The libraries are the same: compiled code of theirs that is there already saves a compilation of wasmtime.
+/// Copies the compiled libraries, which are the same. This saves a compilation of wasmtime.
 fn share_dependencies(workspace: &Workspace, target: &Path) -> Result<()> {
     let built = workspace.target.join("debug");
     let mut copy = Command::new("cp");
@@ -306,7 +315,7 @@ mod tests {
         }
     }
 
-    /// A name that no test has would only be noticed when the bug is looked for.
+    /// A wrong test name would otherwise be noticed only when the bug is searched for.
     #[test]
     fn every_planted_bug_is_found_by_a_test_that_exists_or_by_schedules() {
         let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");

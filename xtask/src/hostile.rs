@@ -1,4 +1,4 @@
-//! `hostile`: hostile clients beside ordinary ones. The program that runs them is of `conclave-testing`.
+//! `hostile`: runs hostile clients beside ordinary ones, with a program of `conclave-testing`.
 
 use std::process::Command;
 
@@ -9,13 +9,13 @@ use crate::{build, output::Steps, process, setup, workspace::Workspace};
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// How long the attacks take, in minutes.
+    /// Duration of the attacks in minutes
     #[arg(long, default_value_t = 60.0)]
     minutes: f64,
-    /// Use a release build. It compiles wasmtime once more.
+    /// Use a release build. Compiles wasmtime a second time
     #[arg(long)]
     release: bool,
-    /// For the program that makes the run, after `--`: such as `--clients 16` or `--seed 7`.
+    /// Arguments for the program of the run, after `--`, such as `--clients 16` or `--seed 7`
     #[arg(last = true, value_name = "ARGUMENTS")]
     rest: Vec<String>,
 }

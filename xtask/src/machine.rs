@@ -1,4 +1,4 @@
-//! `machine`: builds a machine of this workspace, or any other crate that is one.
+//! `machine`: builds the component of a state machine, in this workspace or elsewhere.
 
 use std::path::{Path, PathBuf};
 
@@ -14,9 +14,9 @@ use crate::{
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// The directory of the machine's crate, such as examples/counter.
+    /// Directory of the state machine's crate, such as examples/counter
     directory: PathBuf,
-    /// Where the component goes [default: target/NAME.wasm].
+    /// Path of the component [default: target/NAME.wasm]
     #[arg(long, value_name = "FILE")]
     output: Option<PathBuf>,
 }
@@ -26,9 +26,9 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     let directory = options
         .directory
         .canonicalize()
-        .with_context(|| format!("there is no {}", options.directory.display()))?;
-    let built =
-        steps.run("build the machine", || build(workspace, &directory, options.output.clone()))?;
+        .with_context(|| format!("cannot find {}", options.directory.display()))?;
+    let built = steps
+        .run("build the component", || build(workspace, &directory, options.output.clone()))?;
     say(&format!("{} kB; run it with `cargo xtask dev --data-dir DIR --component FILE`", {
         built.size_bytes / 1_000
     }));
@@ -36,13 +36,13 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     Ok(())
 }
 
-/// Builds the machine of a crate, to target/NAME.wasm if nowhere else.
+/// Builds the component of a crate, by default to target/NAME.wasm.
 pub(crate) fn build(
     workspace: &Workspace,
     directory: &Path,
     output: Option<PathBuf>,
 ) -> Result<Built> {
-    let name = directory.file_name().context("a machine needs a directory of its own")?;
+    let name = directory.file_name().context("the crate's directory has no name")?;
     let output = output.unwrap_or_else(|| workspace.target.join(name).with_extension("wasm"));
     conclave_build::build_machine(&MachineSpec {
         manifest_dir: directory.to_owned(),

@@ -1,10 +1,16 @@
 //! Conclave's development commands, run as `cargo xtask <command>`.
 //!
-//! Each does all the set-up that it needs on a fresh machine and says what it does while it does it.
-//! They run other programs and hold little logic; what has logic sits in a component of its own:
-//! [`setup`] installs what is missing, [`mod@bench`] drives the benchmark, [`chaos`] the search for faults, [`soak`] a long run, [`hostile`] one with
-//! hostile clients, [`docker`] the image and the
-//! compose cluster. Only [`output`] prints.
+//! Each command installs everything that it needs on a fresh host, and reports its progress. The
+//! commands mostly run other programs. Modules with their own logic:
+//!
+//! - [`setup`] installs missing programs;
+//! - [`mod@bench`] drives the benchmark;
+//! - [`chaos`] searches for faults;
+//! - [`soak`] makes a long run;
+//! - [`hostile`] makes a run with hostile clients;
+//! - [`docker`] tests the image and the compose cluster.
+//!
+//! Only [`output`] prints.
 
 mod bench;
 mod build;
@@ -27,10 +33,10 @@ use clap::{Parser, Subcommand};
 
 use crate::{output::Steps, workspace::Workspace};
 
-/// Builds, runs, tests and measures Conclave.
+/// Build, run, test and measure Conclave.
 ///
-/// Start with `cargo xtask dev`: it installs the compiler for machines if there is none, builds the
-/// binary and starts three nodes. `cargo xtask test` runs the whole test suite.
+/// Start with `cargo xtask dev`: it installs a compiler for state machines if there is none, builds
+/// the binary and starts three nodes. `cargo xtask test` runs the whole test suite.
 #[derive(Parser)]
 #[command(bin_name = "cargo xtask", arg_required_else_help = true, after_help = EXAMPLES)]
 struct Options {
@@ -41,39 +47,39 @@ struct Options {
 const EXAMPLES: &str = "\
 Examples:
   cargo xtask dev                              three nodes on ports 7101-7103, data under target/dev
-  cargo xtask dev --nodes 5 --port-base 8100   what dev does not know goes to `conclave dev`
+  cargo xtask dev --nodes 5 --port-base 8100   other arguments go to `conclave dev`
   cargo xtask machine examples/counter         target/counter.wasm
-  cargo xtask test                             everything that CI tests
+  cargo xtask test                             all tests of CI
   cargo xtask test --filter traps              only the tests with `traps` in their name
-  cargo xtask bench                            three nodes beside three of etcd, alternating
-  cargo xtask chaos --minutes 60 --seed 1      clusters under random faults, their answers checked
+  cargo xtask bench                            three nodes compared with three nodes of etcd
+  cargo xtask chaos --minutes 60 --seed 1      clusters under random faults, with checked responses
   cargo xtask chaos --planted NAME             the same for a copy with a planted bug, until it is found
-  cargo xtask soak                             an hour under load: memory, descriptors and disk stay bounded
+  cargo xtask soak                             one hour under load: memory, descriptors and disk stay bounded
   cargo xtask hostile --minutes 5              hostile clients beside ordinary ones, which must stay fast";
 
 #[derive(Subcommand)]
 enum Command {
-    /// Install what building machines and running all the tests needs, and say what could not be.
+    /// Install the tools for building state machines and running all tests, and report what is missing
     Setup,
-    /// Build the binary, with the default machine in it.
+    /// Build the binary with the default state machine
     Build(build::Build),
-    /// Build the binary and start a cluster on this computer: `conclave dev`.
+    /// Build the binary and start a cluster on this host: `conclave dev`
     Dev(build::Dev),
-    /// Build a machine to a component.
+    /// Build the component of a state machine
     Machine(machine::Options),
-    /// Run the whole test suite: unit, integration and doc tests, then the image in Docker.
+    /// Run the whole test suite: unit, integration and doc tests, then the image in Docker
     Test(test::Options),
-    /// Build the image and run the compose cluster through losses of nodes and networks.
+    /// Build the image and run the compose cluster through losses of nodes and networks
     Docker(docker::Options),
-    /// Run clusters under random faults and check that their answers stay linearizable.
+    /// Run clusters under random faults and check that their responses stay linearizable
     Chaos(chaos::Options),
-    /// Run a cluster under load for an hour and check that memory, descriptors and disk stay bounded.
+    /// Run a cluster under load for one hour and check that memory, descriptors and disk stay bounded
     Soak(soak::Options),
-    /// Run hostile clients against a cluster and check that ordinary clients stay fast and succeed.
+    /// Run hostile clients against a cluster and check that ordinary clients stay fast and succeed
     Hostile(hostile::Options),
-    /// Measure how long a restart takes, and how long a node is without a standby after a trap.
+    /// Measure the duration of a restart, and the time without a standby after a trap
     Restart(restart::Options),
-    /// Measure puts, gets, failover and memory, with etcd beside it in the same run.
+    /// Measure puts, gets, failover and memory, compared with etcd in the same run
     Bench(bench::Options),
 }
 

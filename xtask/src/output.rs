@@ -1,21 +1,22 @@
-//! What the commands say: progress to stderr, results to stdout. The only file that prints.
+//! Output of the commands: progress to stderr, results to stdout. Only this file prints.
 #![allow(clippy::print_stdout, clippy::print_stderr, reason = "printing is this file's purpose")]
 
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
 
-/// A line of progress.
+/// Prints a line of progress.
 pub(crate) fn say(line: &str) {
     eprintln!("    {line}");
 }
 
-/// A part of the work that is left out. CI's log must show it, so it looks the same everywhere.
+/// Reports a part of the work that is skipped. The format is the same everywhere, because CI's log
+/// must show it.
 pub(crate) fn skip(what: &str, reason: &str) {
     eprintln!("    skipped: {what}: {reason}");
 }
 
-/// A line of a result, which a user may redirect into a file.
+/// Prints a line of a result, which a user may redirect to a file.
 pub(crate) fn result(line: &str) {
     println!("{line}");
 }
@@ -24,7 +25,7 @@ pub(crate) fn error(error: &anyhow::Error) {
     eprintln!("\nerror: {error:#}");
 }
 
-/// The steps of one command, each announced when it starts and timed.
+/// The steps of one command. Each is announced when it starts, and timed.
 pub(crate) struct Steps {
     start: Instant,
     done: Vec<Step>,
@@ -41,7 +42,7 @@ impl Steps {
         Self { start: Instant::now(), done: Vec::new() }
     }
 
-    /// Runs one step. Its error says which step it was.
+    /// Runs one step. Its error contains the name of the step.
     pub(crate) fn run<T>(&mut self, name: &str, step: impl FnOnce() -> Result<T>) -> Result<T> {
         eprintln!("\n==> {name}");
         let start = Instant::now();
@@ -52,7 +53,7 @@ impl Steps {
         result.with_context(|| format!("this step failed: {name}"))
     }
 
-    /// The time of each step, if there was more than one.
+    /// Prints the time of each step if there was more than one.
     pub(crate) fn summary(&self) {
         if self.done.len() < 2 {
             return;
@@ -62,11 +63,11 @@ impl Steps {
             let mark = if step.failed { "FAILED" } else { "ok" };
             eprintln!("    {mark:<7}{:>9}  {}", human(step.time), step.name);
         }
-        eprintln!("    {:<7}{:>9}  altogether", "", human(self.start.elapsed()));
+        eprintln!("    {:<7}{:>9}  total", "", human(self.start.elapsed()));
     }
 }
 
-/// `850 ms`, `12.3 s` or `4m 05s`.
+/// Formats a duration as `850 ms`, `12.3 s` or `4m 05s`.
 pub(crate) fn human(time: Duration) -> String {
     match time.as_millis() {
         millis if millis < 1_000 => format!("{millis} ms"),

@@ -1,4 +1,5 @@
-//! Running other programs: in the foreground with signs of life, for their output, or beside us.
+//! Running of other programs: in the foreground with progress lines, to capture their output, or
+//! in parallel.
 
 use std::{
     fs::File,
@@ -18,14 +19,14 @@ use crate::{
 };
 
 const POLL: Duration = Duration::from_millis(50);
-/// Without a terminal, cargo draws no progress bar; a line every half minute shows that it is alive.
+/// Without a terminal, cargo draws no progress bar. A line every 30 seconds shows that it still runs.
 const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
-/// For commands that answer a question.
+/// The time limit of commands whose output is captured.
 const CAPTURE_TIME_MAX: Duration = Duration::from_secs(120);
-/// A node syncs what it has and leaves; one that has not by then is killed.
+/// Time for a node to sync its data and stop. After that it is killed.
 const STOP_TIME_MAX: Duration = Duration::from_secs(15);
 
-/// Runs a command to its end, its output shown as it comes.
+/// Runs a command to its end and shows its output immediately.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let line = command_line(command);
     say(&format!("$ {line}"));
@@ -57,7 +58,7 @@ pub(crate) struct Streamed {
     pub(crate) lines: Vec<String>,
 }
 
-/// Runs a command to its end, whatever its status, and shows its output as it comes.
+/// Runs a command to its end, whatever its status, and shows its output immediately.
 pub(crate) fn stream(command: &mut Command) -> Result<Streamed> {
     let line = command_line(command);
     say(&format!("$ {line}"));
@@ -78,12 +79,12 @@ pub(crate) fn stream(command: &mut Command) -> Result<Streamed> {
     Ok(Streamed { status, lines })
 }
 
-/// Runs a command for what it prints on stdout. Its error holds what it printed on stderr.
+/// Runs a command and returns its output on stdout. Its error contains the output on stderr.
 pub(crate) fn capture(command: &mut Command) -> Result<String> {
     capture_within(command, CAPTURE_TIME_MAX)
 }
 
-/// As [`capture`], for at most `time`.
+/// Like [`capture`], for at most `time`.
 pub(crate) fn capture_within(command: &mut Command, time: Duration) -> Result<String> {
     let line = command_line(command);
     let mut child = command
@@ -111,7 +112,7 @@ pub(crate) fn capture_within(command: &mut Command, time: Duration) -> Result<St
 
 fn read_all(mut pipe: impl Read) -> String {
     let mut bytes = Vec::new();
-    // A pipe that breaks ends the output; the exit status says whether that was a failure.
+    // A broken pipe ends the output. The exit status shows whether the command failed.
     let _ = pipe.read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
 }
@@ -127,7 +128,7 @@ fn wait(child: &mut Child, time: Duration) -> Result<Option<ExitStatus>> {
     }
 }
 
-/// Repeats `attempt` until it succeeds; at the end of `time`, its last error is the error.
+/// Repeats `attempt` until it succeeds. After `time`, returns its last error.
 pub(crate) fn retry<T>(
     what: &str,
     time: Duration,
@@ -136,7 +137,7 @@ pub(crate) fn retry<T>(
     retry_while(what, time, &mut [], attempt)
 }
 
-/// As [`retry`], and given up at once if one of the programs that it waits for has ended.
+/// Like [`retry`], but fails at once if one of the given programs has ended.
 pub(crate) fn retry_while<T>(
     what: &str,
     time: Duration,
@@ -149,21 +150,22 @@ pub(crate) fn retry_while<T>(
         match attempt() {
             Ok(value) => return Ok(value),
             Err(error) if start.elapsed() > time => {
-                return Err(error.context(format!("{what}: not within {}", human(time))));
+                return Err(error.context(format!("{what}: not completed within {}", human(time))));
             }
             Err(_) => thread::sleep(Duration::from_millis(250)),
         }
     }
 }
 
-/// A program that runs beside this one, its output in a file. Dropping it ends it.
+/// A program that runs in parallel, with its output in a file. Dropping it ends the program.
 pub(crate) struct Running {
     name: String,
     child: Child,
 }
 
 impl Running {
-    /// Starts it. Where `setpriv` is there, the kernel ends the program if this one is killed.
+    /// Starts a program. If `setpriv` is installed, the kernel ends the program when this process
+    /// is killed.
     pub(crate) fn start(name: &str, command: &Command, log: &Path) -> Result<Self> {
         let file = File::create(log).with_context(|| format!("cannot create {}", log.display()))?;
         let errors = file.try_clone().context("cannot share the log file")?;
@@ -195,7 +197,7 @@ impl Running {
         self.child.id()
     }
 
-    /// An error if it has ended by itself.
+    /// Fails if the program has ended by itself.
     fn check(&mut self) -> Result<()> {
         match self.child.try_wait().context("cannot wait for a process")? {
             Some(status) => bail!("{} has ended ({status})", self.name),
@@ -225,7 +227,7 @@ impl Drop for Running {
     }
 }
 
-/// Sends a signal to one process, by its id.
+/// Sends a signal to one process, selected by its id.
 pub(crate) fn signal(pid: u32, signal: Signal) -> Result<()> {
     let id = i32::try_from(pid).ok().and_then(Pid::from_raw).context("not a process id")?;
     kill_process(id, signal).with_context(|| format!("cannot signal process {pid}"))

@@ -1,5 +1,5 @@
-//! `restart`: how long a restart takes, and a node is without a standby after a trap. The program that measures is of
-//! `conclave-testing`.
+//! `restart`: measures the duration of a restart, and the time without a standby after a trap, with
+//! a program of `conclave-testing`.
 
 use std::{path::PathBuf, process::Command};
 
@@ -15,26 +15,26 @@ use crate::{
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Measure this binary instead of building one, for example that of another version.
+    /// Measure this binary instead of building one, for example of another version
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// Use a release build. It compiles wasmtime once more.
+    /// Use a release build. Compiles wasmtime a second time
     #[arg(long)]
     release: bool,
-    /// For the program that measures, after `--`: such as `--keys 100000` or `--rounds 3`.
+    /// Arguments for the measuring program, after `--`, such as `--keys 100000` or `--rounds 3`
     #[arg(last = true, value_name = "ARGUMENTS")]
     rest: Vec<String>,
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -> Result<()> {
     setup::compiler(steps)?;
-    steps.run("build the binary and the program that measures", || {
+    steps.run("build the binary and the measuring program", || {
         let mut build = build::build_programs(workspace, options.release);
         process::run(build.args(["--bin", "restart"]))
     })?;
     let built = workspace.binary(options.release);
     let component = workspace.scratch("restart").join("quota.wasm");
-    let python = steps.run("build the component of Python", || {
+    let python = steps.run("build the component in Python", || {
         let mut build = Command::new(&built);
         build.arg("build").arg(workspace.root.join("examples/quota"));
         build.arg("--output").arg(&component);

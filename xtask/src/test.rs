@@ -1,7 +1,8 @@
-//! `test`: the whole suite.
+//! `test`: runs the whole test suite.
 //!
-//! The test programs run one after another, as with `cargo test`, but started from here: the test harness measures the
-//! time of each test, which cargo does not let through, and the slowest tests are listed at the end.
+//! The test programs run one after another, as with `cargo test`, but this command starts them
+//! directly. The test harness measures the time of each test, which cargo does not pass through.
+//! The slowest tests are listed at the end.
 
 use std::{path::PathBuf, process::Command};
 
@@ -17,25 +18,25 @@ use crate::{
     workspace::{Workspace, cargo},
 };
 
-/// The number of slow tests that are listed.
+/// The number of slow tests to list.
 const SLOWEST: usize = 20;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Run only tests whose name contains this. Leaves out the image.
+    /// Run only tests whose name contains this. Skips the image
     #[arg(long, value_name = "NAME")]
     filter: Option<String>,
-    /// Leave out the image and the compose cluster.
+    /// Skip the image and the compose cluster
     #[arg(long)]
     no_docker: bool,
-    /// Arguments for the test programs, after `--`: such as `--nocapture` or `--ignored`.
+    /// Arguments for the test programs, after `--`, such as `--nocapture` or `--ignored`
     #[arg(last = true, value_name = "ARGUMENTS")]
     rest: Vec<String>,
 }
 
 pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -> Result<()> {
     let tools = setup::everything(workspace, steps)?;
-    // The binary comes along. Building it by itself would choose other features for some libraries,
+    // This also builds the binary. A separate build would select other features for some libraries
     // and compile wasmtime twice.
     let programs = steps.run("build the tests (wasmtime takes several minutes, once)", || {
         process::run(cargo_test(workspace).arg("--no-run"))?;
@@ -48,7 +49,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
         process::run(&mut test)
     })?;
     if options.filter.is_some() {
-        skip("the image and the compose cluster", "only some tests were asked for");
+        skip("the image and the compose cluster", "only some tests were selected");
         return Ok(());
     }
     if options.no_docker {
@@ -64,25 +65,25 @@ fn cargo_test(workspace: &Workspace) -> Command {
     command
 }
 
-/// A program of tests.
+/// A test program.
 struct Program {
     /// The package and the target, such as `conclave-cli it`.
     name: String,
     executable: PathBuf,
-    /// The folder of its package, in which it runs.
+    /// The directory of its package, in which it runs.
     package: PathBuf,
 }
 
-/// The test programs that were built, in cargo's order.
+/// Returns the built test programs, in cargo's order.
 fn programs(workspace: &Workspace) -> Result<Vec<Program>> {
     let mut list = cargo_test(workspace);
     let messages = process::capture(list.args(["--no-run", "--message-format", "json"]))?;
     messages.lines().filter_map(|line| program(line).transpose()).collect()
 }
 
-/// The test program that a message of cargo is about, if it is about one.
+/// Returns the test program that a message of cargo describes, if any.
 fn program(message: &str) -> Result<Option<Program>> {
-    let message: Value = serde_json::from_str(message).context("a message of cargo")?;
+    let message: Value = serde_json::from_str(message).context("cannot read a message of cargo")?;
     let is_test = message["profile"]["test"].as_bool() == Some(true);
     let Some(executable) = message["executable"].as_str().filter(|_| is_test) else {
         return Ok(None);
@@ -94,7 +95,7 @@ fn program(message: &str) -> Result<Option<Program>> {
     Ok(Some(Program { name, executable: executable.into(), package }))
 }
 
-/// One test that has run.
+/// A test that has run.
 #[derive(Debug, PartialEq)]
 struct Test {
     name: String,
@@ -106,7 +107,8 @@ fn run_programs(programs: &[Program], options: &Options, tools: &TestTools) -> R
     for program in programs {
         let mut run = Command::new(&program.executable);
         run.current_dir(&program.package).args(&options.filter);
-        // Times are not stable yet. The variable allows them on a stable compiler, and is for this program alone.
+        // Test times are unstable. This variable allows them on a stable compiler, and is set only
+        // for this program.
         run.env("RUSTC_BOOTSTRAP", "1").args(["-Z", "unstable-options", "--report-time"]);
         run.args(&options.rest);
         if let Some(python) = &tools.python {
@@ -125,27 +127,27 @@ fn run_programs(programs: &[Program], options: &Options, tools: &TestTools) -> R
     }
     result(&slowest(tests));
     if !failed.is_empty() {
-        bail!("these programs have failed tests: {}", failed.join(", "));
+        bail!("some tests failed in these programs: {}", failed.join(", "));
     }
     say("all tests passed");
     Ok(())
 }
 
-/// The name and the time in a line of the test harness: `test NAME ... ok <1.234s>`.
+/// Returns the name and the time in a line of the test harness: `test NAME ... ok <1.234s>`.
 fn timed(line: &str) -> Option<(&str, f64)> {
     let (name, rest) = line.strip_prefix("test ")?.split_once(" ... ")?;
     let seconds = rest.split_once('<')?.1.strip_suffix("s>")?;
     Some((name, seconds.parse().ok()?))
 }
 
-/// The slowest tests, as lines.
+/// Formats the list of the slowest tests.
 fn slowest(mut tests: Vec<Test>) -> String {
     tests.sort_by(|a, b| b.seconds.total_cmp(&a.seconds));
     let total: f64 = tests.iter().map(|test| test.seconds).sum();
     let lines = tests.iter().take(SLOWEST);
     let lines = lines.map(|test| format!("{:8.1} s  {}\n", test.seconds, test.name));
     format!(
-        "\n{} tests took {total:.0} s together, some of them at the same time; the slowest:\n{}",
+        "\n{} tests took {total:.0} s in total, some of them in parallel; the slowest:\n{}",
         tests.len(),
         lines.collect::<String>()
     )

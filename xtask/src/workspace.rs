@@ -1,4 +1,4 @@
-//! Where things are.
+//! Paths of the workspace, programs and free ports.
 
 use std::{
     env,
@@ -11,15 +11,15 @@ use serde_json::Value;
 
 use crate::process;
 
-/// The workspace and the places under its target directory that these commands use.
+/// The workspace, and the directories under its target directory that these commands use.
 pub(crate) struct Workspace {
     pub(crate) root: PathBuf,
     pub(crate) target: PathBuf,
 }
 
 impl Workspace {
-    /// The workspace that holds the current directory. Cargo is asked, as the target directory can be
-    /// set in several ways.
+    /// Returns the workspace of the current directory. Uses cargo's metadata, because the target
+    /// directory can be set in several ways.
     pub(crate) fn find() -> Result<Self> {
         let mut metadata = cargo();
         metadata.args(["metadata", "--no-deps", "--format-version", "1"]);
@@ -28,32 +28,32 @@ impl Workspace {
         let path = |field: &str| metadata[field].as_str().map(PathBuf::from);
         match (path("workspace_root"), path("target_directory")) {
             (Some(root), Some(target)) => Ok(Self { root, target }),
-            _ => bail!("cargo's metadata names no workspace"),
+            _ => bail!("cargo's metadata contains no workspace"),
         }
     }
 
-    /// The built binary.
+    /// Returns the path of the built binary.
     pub(crate) fn binary(&self, release: bool) -> PathBuf {
         self.target.join(if release { "release" } else { "debug" }).join("conclave")
     }
 
-    /// A directory for `cargo xtask <verb>`'s own files.
+    /// Returns the directory for the files of `cargo xtask <verb>`.
     pub(crate) fn scratch(&self, verb: &str) -> PathBuf {
         self.target.join(verb)
     }
 
-    /// `path` from the root, for messages.
+    /// Returns `path` relative to the root, for messages.
     pub(crate) fn relative<'a>(&self, path: &'a Path) -> &'a Path {
         path.strip_prefix(&self.root).unwrap_or(path)
     }
 }
 
-/// The cargo that runs this program, so that `cargo +toolchain xtask` stays with its toolchain.
+/// Returns the cargo that runs this program, so that `cargo +toolchain xtask` stays with its toolchain.
 pub(crate) fn cargo() -> std::process::Command {
     std::process::Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
 }
 
-/// The program's path, if it is installed.
+/// Returns the program's path, if it is installed.
 pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     let path = env::var_os("PATH")?;
     // Debian's tools for root, such as debootstrap, are not always on the path of a shell.
@@ -61,10 +61,10 @@ pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
     env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
-/// Ports on loopback that were free just now.
+/// Returns loopback ports that were free just now.
 pub(crate) fn free_ports(count: usize) -> Result<Vec<u16>> {
     let bind = || TcpListener::bind(("127.0.0.1", 0)).context("no free port");
-    // All are held until all are chosen, so that none is given twice.
+    // All listeners stay open until all ports are chosen, so that no port is chosen twice.
     let listeners = (0..count).map(|_| bind()).collect::<Result<Vec<_>>>()?;
     let port = |listener: &TcpListener| Ok(listener.local_addr().context("no port")?.port());
     listeners.iter().map(port).collect()

@@ -1,4 +1,4 @@
-//! A running cluster of either system.
+//! A running cluster of Conclave or etcd.
 
 use std::{
     fs,
@@ -12,32 +12,32 @@ use crate::process::Running;
 pub(crate) struct Node {
     pub(crate) id: u64,
     pub(crate) pid: u32,
-    /// Where clients connect, as host:port.
+    /// The address for clients, as host:port.
     pub(crate) endpoint: String,
 }
 
-/// Asks the nodes which of them leads.
+/// Queries the nodes for the current leader.
 pub(crate) type AskLeader = Box<dyn Fn(&[Node]) -> Result<u64> + Send + Sync>;
 
-/// Ends its processes when it is dropped.
+/// A running cluster. Dropping it ends its processes.
 pub(crate) struct Cluster {
     pub(crate) name: &'static str,
     pub(crate) nodes: Vec<Node>,
     pub(crate) ask_leader: AskLeader,
-    /// The processes to end, which need not be the nodes: `conclave dev` ends its own.
+    /// The processes to end. They need not be the nodes: `conclave dev` ends its own nodes.
     #[expect(dead_code, reason = "held to be dropped")]
     pub(crate) processes: Vec<Running>,
 }
 
 impl Cluster {
-    /// The node that leads now.
+    /// Returns the current leader.
     pub(crate) fn leader(&self) -> Result<&Node> {
         let id = (self.ask_leader)(&self.nodes)?;
         let mut nodes = self.nodes.iter();
         nodes.find(|node| node.id == id).with_context(|| format!("{}: no leader", self.name))
     }
 
-    /// The resident memory of each node.
+    /// Returns the resident memory of each node.
     pub(crate) fn memory_mib(&self) -> Result<Vec<u64>> {
         self.nodes.iter().map(|node| resident_mib(node.pid)).collect()
     }
@@ -51,7 +51,7 @@ fn resident_mib(pid: u32) -> Result<u64> {
     Ok(kib.with_context(|| format!("{path} has no VmRSS"))? / 1024)
 }
 
-/// The directory, made anew.
+/// Creates the directory, or empties it if it exists.
 pub(crate) fn empty_directory(path: &Path) -> Result<PathBuf> {
     if path.exists() {
         fs::remove_dir_all(path).with_context(|| format!("cannot empty {}", path.display()))?;

@@ -1,4 +1,4 @@
-//! Three nodes of Conclave, by `conclave dev`.
+//! A cluster of three Conclave nodes, started by `conclave dev`.
 
 use std::{
     fs,
@@ -15,17 +15,17 @@ use super::cluster::{Cluster, Node};
 use crate::process::{self, Running};
 
 const NODES: u16 = 3;
-/// A data directory is opened, a component compiled and a leader elected.
+/// Enough to open a data directory, compile a component and elect a leader.
 const START_TIME_MAX: Duration = Duration::from_secs(60);
 /// Node i listens on base+i, base+100+i and base+200+i.
 const PORT_OFFSETS: [u16; 3] = [0, 100, 200];
 
-/// Starts three nodes, with the data that the directory holds, of the default machine or of this one.
+/// Starts three nodes with the data in the directory, and with the given component or the default one.
 pub(crate) fn start(binary: &Path, component: Option<&Path>, directory: &Path) -> Result<Cluster> {
     start_with(binary, component, directory, &[])
 }
 
-/// The same, with settings as environment variables.
+/// Like [`start`], with settings as environment variables.
 pub(crate) fn start_with(
     binary: &Path,
     component: Option<&Path>,
@@ -50,12 +50,15 @@ pub(crate) fn start_with(
     };
     let what = format!("the cluster's start (its log: {})", log.display());
     let nodes = process::retry_while(&what, START_TIME_MAX, &mut [&mut dev], || {
-        // A node that does not run has no process id there.
+        // A node that does not run has no process id in this file.
         let nodes = nodes(&description)?;
         ask_leader(&nodes)?;
-        // Before that a node that dies is a start that failed, and `dev` stops the others.
+        // If a node dies before this line, `dev` treats the start as failed and stops the others.
         let printed = fs::read_to_string(&log).context("cannot read its log")?;
-        anyhow::ensure!(printed.contains(" serves: "), "conclave dev does not say that it serves");
+        anyhow::ensure!(
+            printed.contains(" serves: "),
+            "conclave dev has not reported that it serves"
+        );
         Ok(nodes)
     })?;
     Ok(Cluster { name: "conclave", nodes, ask_leader, processes: vec![dev] })
@@ -73,7 +76,7 @@ fn nodes(description: &PathBuf) -> Result<Vec<Node>> {
             endpoint: node["client"].as_str()?.to_owned(),
         })
     };
-    nodes.iter().map(|value| node(value).context("cluster.json has a strange node")).collect()
+    nodes.iter().map(|value| node(value).context("cluster.json has an invalid node")).collect()
 }
 
 fn leader(binary: &Path, nodes: &[Node]) -> Result<u64> {
@@ -85,7 +88,7 @@ fn leader(binary: &Path, nodes: &[Node]) -> Result<u64> {
     status["leader"].as_u64().filter(|&id| id != 0).context("conclave has no leader")
 }
 
-/// The same base for the same data; otherwise the first whose ports are all free.
+/// Returns the base used before with the same data, or else the first base whose ports are all free.
 fn port_base(directory: &Path) -> Result<u16> {
     let path = directory.join("port-base");
     if let Ok(text) = fs::read_to_string(&path) {

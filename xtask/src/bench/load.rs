@@ -1,4 +1,4 @@
-//! The load generator, run as a program of its own: `client/examples/load`.
+//! The load generator, a separate program: `client/examples/load`.
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
@@ -11,7 +11,7 @@ use super::{
 };
 use crate::process;
 
-/// Beyond the time that it is asked to measure: warming up, connecting, and its last answers.
+/// Added to the measured time: warm-up, connection setup and the last responses.
 const SLACK: Duration = Duration::from_secs(30);
 const FILL_TIME_MAX: Duration = Duration::from_secs(120);
 
@@ -31,7 +31,7 @@ impl Work {
         }
     }
 
-    /// For the report.
+    /// The name of the load in the report.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Put => "put",
@@ -41,7 +41,7 @@ impl Work {
     }
 }
 
-/// The fault of a leader.
+/// A fault of the leader.
 #[derive(Clone, Copy)]
 pub(crate) enum Fault<'a> {
     Kill,
@@ -60,7 +60,7 @@ impl Fault<'_> {
         }
     }
 
-    /// For the report.
+    /// The name of the fault in the report.
     pub(crate) fn title(self) -> &'static str {
         match self {
             Self::Kill => "SIGKILL",
@@ -71,13 +71,13 @@ impl Fault<'_> {
     }
 }
 
-/// What one measurement gave.
+/// The results of one measurement.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Figures {
     pub(crate) ops_per_second: f64,
     pub(crate) p50_us: f64,
     pub(crate) p99_us: f64,
-    /// The slowest call.
+    /// The latency of the slowest call.
     pub(crate) max_us: f64,
 }
 
@@ -122,7 +122,7 @@ impl Load {
             bail!("{}: {} calls failed, the last: {}", cluster.name, line["errors"], line["error"]);
         }
         let field = |name: &str| {
-            line[name].as_f64().with_context(|| format!("the load generator gave no {name}"))
+            line[name].as_f64().with_context(|| format!("the load generator reported no {name}"))
         };
         Ok(Figures {
             ops_per_second: field("ops_per_second")?,
@@ -132,7 +132,8 @@ impl Load {
         })
     }
 
-    /// Disturbs the leader and measures the longest time in which the other nodes acknowledge no write.
+    /// Injects a fault into the leader. Measures the longest time without a write acknowledged by
+    /// the other nodes.
     pub(crate) fn failover(&self, cluster: &Cluster, fault: Fault<'_>) -> Result<Duration> {
         let leader = cluster.leader()?;
         let survivors: Vec<_> = cluster
@@ -148,7 +149,7 @@ impl Load {
             command.arg("--disk").arg(disks.of(leader.id)?);
         }
         let line = parse(&process::capture(&mut command)?)?;
-        let millis = line["gap_ms"].as_u64().context("the load generator gave no time")?;
+        let millis = line["gap_ms"].as_u64().context("the load generator reported no time")?;
         Ok(Duration::from_millis(millis))
     }
 
@@ -160,5 +161,5 @@ impl Load {
 }
 
 fn parse(line: &str) -> Result<Value> {
-    serde_json::from_str(line).context("cannot read the load generator's answer")
+    serde_json::from_str(line).context("cannot read the load generator's output")
 }

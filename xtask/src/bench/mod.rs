@@ -1,12 +1,12 @@
-//! `bench`: Conclave beside etcd.
+//! `bench`: comparison of Conclave with etcd.
 //!
-//! Both clusters run for the whole time, on the same disk and loopback, with default settings, so a
-//! write is synced by a majority before it is acknowledged. For each load the systems take turns,
-//! round by round (A B A B), so that the machine's noise hits both; the figures are the medians of the rounds.
-//! One generator drives both (`client/examples/load`), against the leader.
+//! Both clusters run during the whole benchmark, on the same disk and loopback, with default settings:
+//! a write is synced by a majority before it is acknowledged. For each load the systems alternate
+//! round by round (A B A B), so that noise on the host affects both. The figures are the medians of
+//! the rounds. One generator drives both systems (`client/examples/load`), against the leader.
 //!
-//! Everything is bounded: the number of rounds, the time of each, and what an answer may take. The
-//! processes are ended by their ids when the benchmark ends, however it ends.
+//! The number of rounds, the time of each round and all waits are bounded. When the benchmark ends,
+//! for any reason, it ends the processes by their ids.
 
 mod cluster;
 mod conclave;
@@ -39,42 +39,42 @@ use disks::Disks;
 use load::{Fault, Figures, Load, Work};
 use report::Row;
 
-/// What the gets read.
+/// The number of keys that the gets read.
 const KEYS: u64 = 10_000;
-/// Memory is read when the nodes had nothing to do for this long.
+/// The idle time in seconds before the nodes' memory is read.
 const IDLE_SECONDS: u64 = 10;
-/// The crowd that the goals speak of.
+/// The number of clients in the performance goals.
 const GOAL_CLIENTS: u32 = 64;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// How often each load is measured on each system.
+    /// Number of measurements per load and system
     #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u32).range(1..=100))]
     rounds: u32,
-    /// How long each of these measurements takes, after one second of warming up.
+    /// Duration of each measurement in seconds, after one second of warm-up
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=600))]
     seconds: u32,
-    /// Numbers of clients.
+    /// Numbers of concurrent clients
     #[arg(long, value_delimiter = ',', default_value = "1,64,256")]
     clients: Vec<u32>,
-    /// Which loads.
+    /// Loads to measure
     #[arg(long, value_delimiter = ',', default_value = "put,get,stale-get")]
     works: Vec<Work>,
-    /// How often each fault of the leader is measured.
+    /// Number of measurements per fault of the leader
     #[arg(long, default_value_t = 5)]
     failovers: u32,
-    /// Leave out etcd.
+    /// Skip etcd
     #[arg(long)]
     without_etcd: bool,
-    /// Leave out Conclave.
+    /// Skip Conclave
     #[arg(long)]
     without_conclave: bool,
-    /// Measure this binary instead of building one.
+    /// Measure this binary instead of building one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
 }
 
-/// How to start a system again on the data that it has.
+/// Starts a system with its existing data.
 type Start<'a> = Box<dyn Fn() -> Result<Cluster> + 'a>;
 
 pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -> Result<()> {
@@ -94,7 +94,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
         systems.push(Box::new(move || conclave::start(&binary, None, &data)));
     }
     if systems.is_empty() {
-        bail!("there is nothing to measure");
+        bail!("both systems are skipped: there is nothing to measure");
     }
 
     let running = steps.run("start the clusters", || {
@@ -135,7 +135,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     Ok(())
 }
 
-/// The memory of each system's nodes in MiB, once they had nothing to do for a while.
+/// Returns the memory of each system's nodes in MiB, after some idle time.
 fn idle_memory(running: &[Cluster], step: &str, steps: &mut Steps) -> Result<Vec<Vec<u64>>> {
     steps.run(step, || {
         thread::sleep(Duration::from_secs(IDLE_SECONDS));
@@ -154,15 +154,15 @@ fn build(workspace: &Workspace, steps: &mut Steps) -> Result<Load> {
 }
 
 fn etcd(workspace: &Workspace, steps: &mut Steps) -> Result<Option<etcd::Etcd>> {
-    steps.run("see to etcd", || {
+    steps.run("install etcd", || {
         etcd::install(workspace).map(Some).or_else(|error| {
-            skip("etcd, so Conclave is measured alone", &format!("{error:#}"));
+            skip("etcd (Conclave is measured alone)", &format!("{error:#}"));
             Ok(None)
         })
     })
 }
 
-/// The store as a component beside the same store compiled into the nodes, in two fresh clusters.
+/// Compares the store as a component with the same store compiled into the nodes, in two fresh clusters.
 fn beside_native(
     workspace: &Workspace,
     load: &Load,
@@ -173,7 +173,7 @@ fn beside_native(
     if options.without_conclave {
         return Ok(None);
     }
-    steps.run("measure beside a native machine", || {
+    steps.run("compare with a native state machine", || {
         let natively = workspace.target.join("release/examples/native_node");
         let mut clusters = Vec::new();
         for (name, binary) in [("wasm", binary), ("native", &*natively)] {
@@ -190,14 +190,15 @@ fn beside_native(
         }
         let [wasm, native] = rounds.map(|rounds| report::medians(&rounds).ops_per_second);
         Ok(Some(format!(
-            "with the store compiled into the nodes a cluster takes {native:.0} puts/s from {GOAL_CLIENTS} clients; as a \
-             component {wasm:.0}/s, {:.2} of that",
+            "with the store compiled into the nodes, a cluster accepts {native:.0} puts/s from {GOAL_CLIENTS} clients; \
+             as a component {wasm:.0}/s, a ratio of {:.2}",
             wasm / native
         )))
     })
 }
 
-/// The share of Conclave's machine in the processors' time, under the load of the goals.
+/// Measures the share of the state machine in the processors' time, under the load of the
+/// performance goals.
 fn machine_share(
     load: &Load,
     options: &Options,
@@ -207,18 +208,18 @@ fn machine_share(
     let Some(cluster) = running.iter().find(|cluster| cluster.name == "conclave") else {
         return Ok(None);
     };
-    steps.run("measure the machine's share of the processors' time", || {
+    steps.run("measure the state machine's share of the processors' time", || {
         let before = share::Ticks::read(cluster)?;
         load.run(cluster, Work::Put, GOAL_CLIENTS, options.seconds)?;
         let share = share::Ticks::read(cluster)?.share_since(before);
         Ok(Some(format!(
-            "the machines of all nodes, head and reader, take {:.1} % of the processors' time at {GOAL_CLIENTS} clients that put",
+            "instances of all nodes (primary and standby): {:.1} % of the processors' time with {GOAL_CLIENTS} clients that put",
             share * 100.0
         )))
     })
 }
 
-/// Round by round, the systems in turn.
+/// Measures each load round by round, with the systems alternating.
 fn measure(load: &Load, options: &Options, running: &[Cluster]) -> Result<Vec<Row>> {
     let mut rows = Vec::new();
     for &work in &options.works {
@@ -237,8 +238,8 @@ fn measure(load: &Load, options: &Options, running: &[Cluster]) -> Result<Vec<Ro
     Ok(rows)
 }
 
-/// The longest times without an acknowledged write around each fault of the leader. Each round starts the
-/// cluster again on the data that it has, so that all three nodes are there.
+/// Measures the longest time without an acknowledged write for each fault of the leader. Each round
+/// restarts the cluster with its existing data, so that all three nodes run.
 fn gaps(
     workspace: &Workspace,
     load: &Load,
@@ -257,7 +258,7 @@ fn gaps(
     if options.without_conclave || options.failovers == 0 {
         return Ok(rows);
     }
-    // The data of the other clusters lies on one disk.
+    // This fault needs a separate disk per node. The other clusters share one disk.
     let directory = cluster::empty_directory(&workspace.scratch("bench").join("disks"))?;
     let data = directory.join("data");
     match Disks::mount(&directory.join("images"), |id| data.join(format!("node-{id}"))) {
@@ -271,7 +272,7 @@ fn gaps(
             columns.iter_mut().next_back().into_iter().for_each(|last| last.clone_from(&times));
             rows.push(report::Gaps { fault: fault.title(), times: columns });
         }
-        Err(error) => skip("the gap at a disk hang", &format!("{error:#}")),
+        Err(error) => skip("the gap of a disk hang", &format!("{error:#}")),
     }
     Ok(rows)
 }
@@ -292,7 +293,7 @@ fn disturb(
     Ok(times)
 }
 
-/// What one apply costs in wasm and natively, which the host's own example measures.
+/// Measures the cost of one apply in WebAssembly and natively, with an example program of the host.
 fn apply_cost(
     workspace: &Workspace,
     options: &Options,

@@ -1,4 +1,4 @@
-//! The figures as tables.
+//! Formatting of the results as tables.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -8,14 +8,14 @@ use super::{
 };
 use crate::output::human;
 
-/// The rounds of one load: for each system, its measurements.
+/// The rounds of one load: the measurements per system.
 pub(crate) struct Row {
     pub(crate) work: Work,
     pub(crate) clients: u32,
     pub(crate) rounds: Vec<Vec<Figures>>,
 }
 
-/// One line while it goes on.
+/// Returns a line of progress after a load.
 pub(crate) fn progress(running: &[Cluster], row: &Row) -> String {
     let systems = running.iter().zip(&row.rounds).map(|(cluster, rounds)| {
         let figures = medians(rounds);
@@ -25,7 +25,8 @@ pub(crate) fn progress(running: &[Cluster], row: &Row) -> String {
     format!("{}, {} clients: {}", row.work.title(), row.clients, systems.join("; "))
 }
 
-/// The loads, the systems side by side, and of two systems the ratio of the second to the first.
+/// Returns the table of loads, with one group of columns per system, and the ratios if there are
+/// two systems.
 pub(crate) fn loads(names: &[&str], rows: &[Row]) -> String {
     let mut table = vec![vec!["load".to_owned(), "clients".to_owned()]];
     for name in names {
@@ -55,7 +56,7 @@ pub(crate) fn loads(names: &[&str], rows: &[Row]) -> String {
     markdown(&table)
 }
 
-/// Memory of fresh and of loaded nodes.
+/// Returns the table of the memory of fresh nodes and of nodes after the load.
 pub(crate) fn nodes(names: &[&str], [fresh, loaded]: &[Vec<Vec<u64>>; 2]) -> String {
     let heads = ["", "idle node, MiB: fresh", "after the load"];
     let list = |memory: &[u64]| memory.iter().map(u64::to_string).collect::<Vec<_>>().join(", ");
@@ -66,13 +67,13 @@ pub(crate) fn nodes(names: &[&str], [fresh, loaded]: &[Vec<Vec<u64>>; 2]) -> Str
     markdown(&table)
 }
 
-/// The longest times without an acknowledged write around one fault of the leader, for each system.
+/// The longest times without an acknowledged write for one fault of the leader, per system.
 pub(crate) struct Gaps {
     pub(crate) fault: &'static str,
     pub(crate) times: Vec<Vec<Duration>>,
 }
 
-/// The gaps: for each system the median and the longest.
+/// Returns the table of gaps: the median and the longest per system.
 pub(crate) fn gaps(names: &[&str], rows: &[Gaps]) -> String {
     let mut table = vec![vec!["longest gap between writes at the leader's".to_owned()]];
     for name in names {
@@ -91,12 +92,12 @@ pub(crate) fn gaps(names: &[&str], rows: &[Gaps]) -> String {
     markdown(&table)
 }
 
-/// Each figure's median by itself.
+/// Returns the median of each figure separately.
 pub(crate) fn medians(rounds: &[Figures]) -> Figures {
     let median = |figure: fn(&Figures) -> f64| {
         let mut values: Vec<_> = rounds.iter().map(figure).collect();
         values.sort_by(f64::total_cmp);
-        // Of an even number, the mean of the middle two.
+        // For an even number of values, the mean of the middle two.
         let at = |index: usize| values.get(index).copied().unwrap_or(f64::NAN);
         (at(values.len().saturating_sub(1) / 2) + at(values.len() / 2)) / 2.0
     };
@@ -116,7 +117,7 @@ fn micros(micros: f64) -> String {
     }
 }
 
-/// A table whose columns are aligned, to be read as it is or pasted into a document.
+/// Returns a table with aligned columns, readable as text and as Markdown.
 fn markdown(table: &[Vec<String>]) -> String {
     let columns = table.iter().map(Vec::len).max().unwrap_or(0);
     let width = |column: usize| {

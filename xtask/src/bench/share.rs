@@ -1,5 +1,5 @@
-//! The share of the machine's threads in the processors' time: while every processor is busy, a write takes as
-//! long as the work that it makes, and no machine could save more than that.
+//! The share of the state machine's threads in the processors' time. If all processors are busy,
+//! this share is the upper bound of the time that a faster state machine could save.
 
 use std::{fs, path::Path};
 
@@ -7,7 +7,7 @@ use anyhow::{Context as _, Result};
 
 use super::cluster::Cluster;
 
-/// As the kernel names them, which cuts names at 15 bytes.
+/// Names as the kernel reports them, truncated to 15 bytes.
 const MACHINE_THREADS: [&str; 2] = ["conclave-head", "conclave-reader"];
 
 /// Processor time in the kernel's ticks.
@@ -18,7 +18,7 @@ pub(crate) struct Ticks {
 }
 
 impl Ticks {
-    /// The time that was spent so far: by the machine's threads of all nodes, and by everything.
+    /// Reads the time used so far: by the state machine threads of all nodes, and by all processes.
     pub(crate) fn read(cluster: &Cluster) -> Result<Self> {
         let mut machine = 0;
         for node in &cluster.nodes {
@@ -36,20 +36,21 @@ impl Ticks {
         Ok(Self { machine, busy })
     }
 
-    /// The share of the machine's threads in what was spent since `before`.
+    /// Returns the share of the state machine's threads in the time used since `before`.
     pub(crate) fn share_since(self, before: Self) -> f64 {
         (self.machine - before.machine) as f64 / (self.busy - before.busy).max(1) as f64
     }
 }
 
-/// The time of a thread that runs the machine. Threads come and go while they are read.
+/// Returns the time of a thread if it runs the state machine. Threads may end while they are read.
 fn machine_thread(task: &Path) -> Option<u64> {
     let name = fs::read_to_string(task.join("comm")).ok()?;
     if !MACHINE_THREADS.contains(&name.trim()) {
         return None;
     }
     let stat = fs::read_to_string(task.join("stat")).ok()?;
-    // Past the name, which may hold spaces: the state is field 3, the times are fields 14 and 15.
+    // The fields follow the name, which may contain spaces: the state is field 3, the times are
+    // fields 14 and 15.
     let fields: Vec<_> = stat.rsplit_once(") ")?.1.split(' ').collect();
     Some(fields.get(11)?.parse::<u64>().ok()? + fields.get(12)?.parse::<u64>().ok()?)
 }

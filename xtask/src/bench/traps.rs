@@ -1,4 +1,4 @@
-//! The cost that a caller whose calls keep trapping has for the others.
+//! The effect on other clients of a caller whose calls trap repeatedly.
 
 use std::{path::Path, process::Command, thread, time::Duration};
 
@@ -16,21 +16,21 @@ use crate::{
     workspace::Workspace,
 };
 
-/// The size of the state that the goal is given for.
+/// The number of keys for which the goal is defined.
 const KEYS: u64 = 100_000;
-/// The other clients.
+/// The number of other clients.
 const CLIENTS: u32 = 8;
-/// Of each measurement.
+/// The duration of each measurement.
 const SECONDS: u32 = 10;
-/// With so little fuel a large batch traps, and a put does not.
+/// With this little fuel a large batch traps, but a put does not.
 const FUEL_PER_CALL: &str = "1000000";
-/// The trapping caller begins before a measurement and ends after it.
+/// The trapping caller starts before a measurement and ends after it.
 const MARGIN: Duration = Duration::from_secs(3);
 /// The goals.
 const SHARE_MIN: f64 = 0.5;
 const P99_MS_MAX: f64 = 100.0;
 
-/// Measures clients of each node without and with a caller that traps in a loop.
+/// Measures the clients of each node without and with a caller that traps in a loop.
 pub(crate) fn cost(
     workspace: &Workspace,
     load: &Load,
@@ -38,13 +38,13 @@ pub(crate) fn cost(
     steps: &mut Steps,
 ) -> Result<String> {
     let directory = workspace.scratch("bench").join("traps");
-    steps.run("measure what a caller that traps costs the others", || {
+    steps.run("measure the effect of a trapping caller on other clients", || {
         let data = cluster::empty_directory(&directory)?;
         let settings = [("CONCLAVE_FUEL_PER_CALL", FUEL_PER_CALL)];
         let running = conclave::start_with(binary, None, &data, &settings)?;
         load.fill(&running, KEYS)?;
         let mut lines = vec![format!(
-            "a caller that traps in a loop, {KEYS} keys, {CLIENTS} other clients: goals: share {SHARE_MIN:.2}, p99 {P99_MS_MAX:.0} ms"
+            "a caller that traps in a loop, {KEYS} keys, {CLIENTS} other clients; goals: share {SHARE_MIN:.2}, p99 {P99_MS_MAX:.0} ms"
         )];
         for work in [Work::Put, Work::Get, Work::StaleGet] {
             let leader = running.leader()?.id;
@@ -90,12 +90,12 @@ fn beside_traps(
     ))
 }
 
-/// Runs the trapping caller for somewhat longer than a measurement.
+/// Runs the trapping caller slightly longer than a measurement.
 fn trap(load: &Load, node: &Node) -> Result<Value> {
     let time = Duration::from_secs(u64::from(SECONDS) + 1) + MARGIN;
     let mut command = Command::new(&load.program);
     command.args(["trap", "--endpoint", &node.endpoint]);
     command.args(["--seconds", &time.as_secs().to_string()]);
     let line = process::capture_within(&mut command, time + MARGIN * 4)?;
-    serde_json::from_str(&line).context("cannot read the load generator's answer")
+    serde_json::from_str(&line).context("cannot read the load generator's output")
 }

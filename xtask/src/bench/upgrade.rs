@@ -1,4 +1,4 @@
-//! How long writes wait while another component is activated.
+//! The pause of writes during the activation of another component.
 
 use std::{
     fs,
@@ -22,15 +22,15 @@ use crate::{
     workspace::Workspace,
 };
 
-/// The size of the state that the goal is given for.
+/// The number of keys for which the goal is defined.
 const KEYS: u64 = 100_000;
 const CLIENTS: u32 = 64;
-/// Of each measurement. The component is activated in the middle.
+/// The duration of each measurement. The component is activated in the middle.
 const SECONDS: u32 = 8;
 const REHEARSAL_TIME_MAX: Duration = Duration::from_secs(120);
 
-/// Fills a cluster of its own and upgrades it under load: to the key-value store with a few bytes that say
-/// nothing behind it, which is another component.
+/// Fills a separate cluster and upgrades it under load. The new component is the key-value store
+/// with an additional custom section, so that its hash differs.
 pub(crate) fn pause(
     workspace: &Workspace,
     load: &Load,
@@ -47,7 +47,7 @@ pub(crate) fn pause(
         let endpoints = endpoints.join(",");
         let verb = |arguments: &[&str]| verb(binary, &endpoints, arguments);
         let pushed = verb(&["push", &component.display().to_string()])?;
-        let id = pushed["component"].as_str().context("the push has no component")?.to_owned();
+        let id = pushed["component"].as_str().context("no component in the output of the push")?.to_owned();
         let rehearsed = verb(&["rehearse", &id])?;
         let carried = rehearsed["component"]["nodes"].as_array().into_iter().flatten();
         let carried = carried.filter_map(|node| node["migration_ms"].as_u64()).max();
@@ -67,7 +67,7 @@ pub(crate) fn pause(
         say(&format!("{:.0} ms", millis(&with)));
         Ok(format!(
             "activating a component over {KEYS} keys: the longest put of {CLIENTS} clients took {:.0} ms, and no call failed \
-             (without an activation {:.0} ms); the rehearsal carried the state over in {} ms",
+             (without an activation {:.0} ms); the state migration of the rehearsal took {} ms",
             millis(&with),
             millis(&without),
             carried.unwrap_or_default(),
@@ -75,12 +75,12 @@ pub(crate) fn pause(
     })
 }
 
-/// `conclave component ... --json`
+/// Runs `conclave component ... --json`.
 fn verb(binary: &Path, endpoints: &str, arguments: &[&str]) -> Result<Value> {
     let mut command = Command::new(binary);
     command.arg("component").args(arguments).args(["--json", "--endpoints", endpoints]);
     let answer = process::capture_within(&mut command, REHEARSAL_TIME_MAX)?;
-    serde_json::from_str(&answer).context("cannot read the answer of `conclave component`")
+    serde_json::from_str(&answer).context("cannot read the output of `conclave component`")
 }
 
 fn other_component(workspace: &Workspace) -> Result<PathBuf> {
@@ -90,7 +90,7 @@ fn other_component(workspace: &Workspace) -> Result<PathBuf> {
         output: workspace.target.join("kv.wasm"),
     })?;
     let mut component = fs::read(&built.path).context("cannot read the key-value store")?;
-    // A custom section: its kind, its size, its name.
+    // A custom section: kind, size and name.
     component.extend_from_slice(b"\0\x06\x05other");
     let path = workspace.target.join("kv-other.wasm");
     fs::write(&path, component).with_context(|| format!("cannot write {}", path.display()))?;

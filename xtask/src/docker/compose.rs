@@ -1,4 +1,4 @@
-//! `docker-compose.yml`, run under a name and on ports of its own.
+//! `docker-compose.yml`, run with a separate project name and separate ports.
 
 use std::{fmt, path::PathBuf, process::Command, time::Duration};
 
@@ -13,10 +13,10 @@ use crate::{
 
 const UP_TIME_MAX: Duration = Duration::from_secs(300);
 
-/// A Docker engine that answers, and the compose tool beside it.
+/// A running Docker engine and its compose tool.
 pub(crate) struct Engine {
     version: String,
-    /// `docker compose`, or `docker-compose` of old.
+    /// `docker compose`, or the older `docker-compose`.
     compose: Vec<String>,
 }
 
@@ -32,7 +32,7 @@ impl Engine {
             bail!("docker is not installed");
         }
         let version = docker(&["version", "--format", "{{.Server.Version}}"])
-            .context("no Docker engine answers")?;
+            .context("no Docker engine is running")?;
         let candidates = [vec!["docker", "compose"], vec!["docker-compose"]];
         let compose = candidates.into_iter().find(|words| {
             let mut command = Command::new(words[0]);
@@ -44,7 +44,7 @@ impl Engine {
     }
 }
 
-/// One project: containers, a network and volumes that bear its name.
+/// A compose project: containers, a network and volumes with its name.
 pub(crate) struct Compose {
     command: Vec<String>,
     root: PathBuf,
@@ -71,7 +71,7 @@ impl Compose {
         })
     }
 
-    /// Where a client on this computer reaches the node.
+    /// Returns the address of the node for a client on this host.
     pub(crate) fn endpoint(&self, node: usize) -> String {
         format!("127.0.0.1:{}", self.ports.get(node - 1).copied().unwrap_or_default())
     }
@@ -80,17 +80,17 @@ impl Compose {
         self.run(&["up", "--detach", "--no-build"]).map(drop)
     }
 
-    /// Removes the containers and the network. The volumes stay.
+    /// Removes the containers and the network. Keeps the volumes.
     pub(crate) fn down(&self) -> Result<()> {
         self.run(&["down"]).map(drop)
     }
 
-    /// Removes everything that this project made.
+    /// Removes everything that this project created.
     pub(crate) fn remove(&self) -> Result<()> {
         self.run(&["down", "--volumes", "--remove-orphans"]).map(drop)
     }
 
-    /// The id of a node's container, running or not.
+    /// Returns the id of a node's container, running or not.
     pub(crate) fn container(&self, node: usize) -> Result<String> {
         let all = docker(&[
             "ps",
@@ -107,24 +107,24 @@ impl Compose {
         }
     }
 
-    /// `starting`, `healthy` or `unhealthy`.
+    /// Returns the health of a node: `starting`, `healthy` or `unhealthy`.
     pub(crate) fn health(&self, node: usize) -> Result<String> {
         inspect(&self.container(node)?, "{{.State.Health.Status}}")
     }
 
-    /// Takes the node off the network that the nodes share.
+    /// Disconnects the node from the network that the nodes share.
     pub(crate) fn disconnect(&self, node: usize) -> Result<()> {
         docker(&["network", "disconnect", &self.network(), &self.container(node)?]).map(drop)
     }
 
-    /// Brings it back, under the name that the others know.
+    /// Reconnects the node, with the name that its peers use.
     pub(crate) fn connect(&self, node: usize) -> Result<()> {
         let (network, container) = (self.network(), self.container(node)?);
         docker(&["network", "connect", "--alias", &format!("node{node}"), &network, &container])
             .map(drop)
     }
 
-    /// The last lines of each node, after a failure.
+    /// Prints the last lines of each node's log, after a failure.
     pub(crate) fn show_logs(&self) {
         match self.run(&["logs", "--no-color", "--tail", "40"]) {
             Ok(logs) => logs.lines().for_each(say),

@@ -1,4 +1,4 @@
-//! The image, from a base that Debian's packages make and a binary that is already built.
+//! The image, built from a base of Debian packages and an existing binary.
 
 use std::{
     fs,
@@ -16,7 +16,7 @@ use crate::{
     workspace::{Workspace, find_program},
 };
 
-/// What [`build`] made. Dropping it removes the images.
+/// The images created by [`build`]. Dropping them removes the images.
 pub(crate) struct Images {
     tags: Vec<String>,
 }
@@ -27,7 +27,7 @@ impl Images {
     }
 
     pub(crate) fn size_bytes(&self) -> Result<u64> {
-        inspect(self.tag(), "{{.Size}}")?.parse().context("docker gave no size")
+        inspect(self.tag(), "{{.Size}}")?.parse().context("docker reported no size")
     }
 }
 
@@ -60,7 +60,7 @@ pub(crate) fn build(
         }
     };
 
-    // The context holds the binary alone: the workspace would be gigabytes of compiled code.
+    // The context contains only the binary. The workspace contains gigabytes of compiled code.
     let context = workspace.scratch("docker").join("context");
     fs::create_dir_all(&context).with_context(|| format!("cannot create {}", context.display()))?;
     let copy = context.join("conclave");
@@ -76,7 +76,8 @@ pub(crate) fn build(
     Ok(images)
 }
 
-/// A small Debian of this computer's release, so that its C library fits the binary. Made once.
+/// Creates a small base image of this host's Debian release, unless it exists. The release must
+/// match so that its C library fits the binary.
 fn base_archive(workspace: &Workspace) -> Result<PathBuf> {
     let suite = release()?;
     let directory = workspace.scratch("docker");
@@ -107,12 +108,12 @@ fn base_archive(workspace: &Workspace) -> Result<PathBuf> {
         tar.arg(format!("--exclude=./{left_out}/*"));
     }
     process::run(tar.arg("."))?;
-    fs::rename(&partial, &archive).context("cannot keep the base image")?;
+    fs::rename(&partial, &archive).context("cannot rename the base image")?;
     remove_as_root(&root)?;
     Ok(archive)
 }
 
-/// Such as `bookworm`.
+/// Returns the release name, such as `bookworm`.
 fn release() -> Result<String> {
     if find_program("apt-get").is_none() {
         bail!(
@@ -125,7 +126,7 @@ fn release() -> Result<String> {
     Ok(codename.trim_matches('"').to_owned())
 }
 
-/// The mirror that this computer's own packages come from.
+/// Returns the mirror of this host's own packages.
 fn mirror(suite: &str) -> Option<String> {
     let mut targets = Command::new("apt-get");
     targets.args(["indextargets", "--format", "$(RELEASE) $(REPO_URI)", "Created-By: Packages"]);

@@ -1,8 +1,8 @@
-//! The image and the compose cluster, tested on a real engine.
+//! Tests of the image and the compose cluster on a real Docker engine.
 //!
-//! Nothing is fetched from a registry of images: the base is made from Debian's packages, and the binary is
-//! the one that is already built, so that one run compiles wasmtime once. What a run makes bears its own
-//! name and is removed at its end.
+//! No image registry is used: the base consists of Debian packages, and the binary is an existing
+//! one, so that one run compiles wasmtime once. All objects of a run have its name and are removed
+//! at its end.
 
 mod compose;
 mod image;
@@ -24,15 +24,15 @@ use scenario::Cluster;
 
 #[derive(Args)]
 pub(crate) struct Options {
-    /// Put this binary into the image instead of building one.
+    /// Use this binary instead of building one
     #[arg(long, value_name = "FILE")]
     binary: Option<PathBuf>,
-    /// Use this image as the base instead of making one with debootstrap.
+    /// Use this base image instead of creating one with debootstrap
     #[arg(long, value_name = "IMAGE")]
     base: Option<String>,
 }
 
-/// `cargo xtask docker`: an engine that is not there is an error.
+/// Runs `cargo xtask docker`. A missing engine is an error.
 pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -> Result<()> {
     let engine = Engine::find()?;
     let binary = match &options.binary {
@@ -45,7 +45,7 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
     on_engine(workspace, &engine, &binary, options.base.as_deref(), steps)
 }
 
-/// As a part of `cargo xtask test`: without an engine it is skipped.
+/// Runs the tests as a part of `cargo xtask test`. Without an engine they are skipped.
 pub(crate) fn test(workspace: &Workspace, binary: &PathBuf, steps: &mut Steps) -> Result<()> {
     match Engine::find() {
         Ok(engine) => on_engine(workspace, &engine, binary, None, steps),
@@ -65,7 +65,7 @@ fn on_engine(
 ) -> Result<()> {
     say(&format!("{engine}"));
     let name = format!("conclave-test-{}", std::process::id());
-    // Dropped last: no container uses the images by then.
+    // Dropped last, when no container uses the images any more.
     let images = steps.run("build the image", || image::build(workspace, &name, binary, base))?;
     say(&format!("the image has {} MB", images.size_bytes()? / 1_000_000));
     let compose = Compose::new(workspace, engine, &name, images.tag())?;
@@ -78,21 +78,21 @@ fn on_engine(
     result.and(clean)
 }
 
-/// Runs docker with these arguments, for what it prints.
+/// Runs docker with these arguments and returns its output.
 fn docker(arguments: &[&str]) -> Result<String> {
     process::capture(Command::new("docker").args(arguments)).map(|text| text.trim().to_owned())
 }
 
-/// Asks docker about one thing.
+/// Returns one property of a docker object.
 fn inspect(what: &str, format: &str) -> Result<String> {
     let answer = docker(&["inspect", "--format", format, what])?;
     if answer == "<no value>" {
-        bail!("docker knows no {format} of {what}");
+        bail!("docker has no {format} of {what}");
     }
     Ok(answer)
 }
 
-/// Where compose finds a file with the master key: random, readable by the container's user.
+/// Creates a file with a random master key for compose, readable by the container's user.
 fn master_key(workspace: &Workspace) -> Result<PathBuf> {
     let directory = workspace.scratch("docker");
     std::fs::create_dir_all(&directory)

@@ -1,4 +1,4 @@
-//! What the compose cluster must live through.
+//! The scenarios of the compose cluster: loss of the leader, of the network, and of all containers.
 
 use std::{path::PathBuf, process::Command, time::Duration};
 
@@ -9,24 +9,24 @@ use super::{compose::Compose, docker, inspect};
 use crate::{output::Steps, process};
 
 const NODES: [usize; 3] = [1, 2, 3];
-/// From containers created to a cluster that serves, on a busy computer.
+/// From the creation of the containers to a serving cluster, on a busy host.
 const HEALTHY_TIME_MAX: Duration = Duration::from_secs(120);
-/// An election, and a client that finds the new leader.
+/// Enough for an election, and for a client to find the new leader.
 const ANSWER_TIME_MAX: Duration = Duration::from_secs(30);
-/// Several health checks in a row must fail first.
+/// The engine reports a node as unhealthy only after several failed health checks in a row.
 const UNHEALTHY_TIME_MAX: Duration = Duration::from_secs(60);
-/// A process that was killed, as the engine gives it: it did not leave when it was asked to.
+/// The exit status of a killed process: it did not stop on request.
 const KILLED: &str = "137";
 
 pub(crate) struct Cluster<'a> {
     pub(crate) compose: &'a Compose,
-    /// The binary as a client, run on this computer.
+    /// The binary that runs as a client on this host.
     pub(crate) binary: &'a PathBuf,
 }
 
-/// Every story, in order: each starts from three healthy nodes and leaves them so.
+/// Runs all scenarios in order. Each starts with three healthy nodes and ends with three healthy nodes.
 pub(crate) fn run(cluster: &Cluster<'_>, steps: &mut Steps) -> Result<()> {
-    steps.run("compose up: three healthy nodes without rights", || cluster.start())?;
+    steps.run("compose up: three healthy nodes without privileges", || cluster.start())?;
     steps.run("put, stop the leader, get from another", || cluster.lose_the_leader())?;
     steps.run("disconnect a node from the network, reconnect it", || cluster.lose_the_network())?;
     steps.run("compose down and up keeps the data", || cluster.down_and_up())
@@ -52,7 +52,7 @@ impl Cluster<'_> {
         let container = self.compose.container(leader)?;
         docker(&["stop", &container])?;
         if inspect(&container, "{{.State.ExitCode}}")? == KILLED {
-            bail!("node {leader} did not leave when it was asked to; it had to be killed");
+            bail!("node {leader} did not stop on request and had to be killed");
         }
         for &node in &others {
             self.expect_value("docker/first", "one", node)?;
@@ -71,7 +71,7 @@ impl Cluster<'_> {
         let rest: Vec<_> = NODES.into_iter().filter(|&node| node != lost).collect();
 
         self.compose.disconnect(lost)?;
-        process::retry("a node without peers says so", UNHEALTHY_TIME_MAX, || {
+        process::retry("a node without peers becomes unhealthy", UNHEALTHY_TIME_MAX, || {
             expect(&self.compose.health(lost)?, "unhealthy", "health")
         })?;
         self.put("docker/third", "three", &rest)?;
@@ -109,7 +109,7 @@ impl Cluster<'_> {
         })
     }
 
-    /// Asks one node, which asks the others whether it is up to date.
+    /// Reads from one node. The node confirms with its peers that it is up to date.
     fn expect_value(&self, key: &str, value: &str, node: usize) -> Result<()> {
         process::retry(&format!("{key} on node {node}"), ANSWER_TIME_MAX, || {
             let answer = self.client(&["kv", "get", key], &[node])?;
