@@ -37,7 +37,7 @@ impl Entry {
     /// Applies the entry.
     ///
     /// # Panics
-    /// If the reply is larger than every host accepts ([`limits`](crate::limits)).
+    /// If the reply exceeds the limits that every host guarantees ([`limits`](crate::limits)).
     pub fn apply_to<M: Machine>(&self, machine: &mut M) -> Outcome {
         let outcome = match &self.operation {
             Operation::Apply(call) => machine.apply(&self.context, call),
