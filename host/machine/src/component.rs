@@ -327,21 +327,19 @@ fn describe(
     pre: &MachinePre<State>,
 ) -> Result<(WireDescription, Memory), LoadError> {
     let (engine, pre) = (engine.clone(), pre.clone());
-    let described =
-        thread::run("conclave-load", engine.limits().thread_stack_bytes(), move || {
-            // The cluster's limits may be higher than at its beginning, so the instance gets the
-            // highest. The rehearsal finds out whether the component can be activated under the
-            // actual limits.
-            let most =
-                ClusterLimits { memory_bytes_max: MEMORY_BYTES_MOST, ..engine.limits().cluster };
-            let mut instance = Instance::new(&engine, &pre, "load", most, || false)?;
-            let description = instance.describe()?;
-            let memory = Memory {
-                started_bytes: instance.memory_bytes(),
-                declared_bytes_max: instance.memory_bytes_declared(),
-            };
-            Ok((description, memory))
-        })?;
+    let described = thread::run("load", engine.limits().thread_stack_bytes(), move || {
+        // The cluster's limits may be higher than at its beginning, so the instance gets the
+        // highest. The rehearsal finds out whether the component can be activated under the
+        // actual limits.
+        let most = ClusterLimits { memory_bytes_max: MEMORY_BYTES_MOST, ..engine.limits().cluster };
+        let mut instance = Instance::new(&engine, &pre, "load", most, || false)?;
+        let description = instance.describe()?;
+        let memory = Memory {
+            started_bytes: instance.memory_bytes(),
+            declared_bytes_max: instance.memory_bytes_declared(),
+        };
+        Ok((description, memory))
+    })?;
     described.map_err(|broken| match broken {
         Broken::Trap(trap) => LoadError::Traps(trap),
         other => LoadError::Fatal(other.into_fatal("the component could not be described")),

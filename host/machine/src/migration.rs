@@ -114,11 +114,11 @@ fn stream(
     let (pieces, received) = sync_channel(PIECES_IN_FLIGHT);
     scope(|scope| {
         let body = move || write(restoring, received);
-        let writing = thread::spawn_scoped(scope, "conclave-carry", stack_bytes, body)
-            .map_err(NotCarried::Fatal)?;
+        let writing =
+            thread::spawn_scoped(scope, "migrate", stack_bytes, body).map_err(NotCarried::Fatal)?;
         let bytes_max = old.cluster_limits().memory_bytes_max;
         let read = read(old, snapshot, bytes_max, stop, pieces);
-        let written = thread::joined("conclave-carry", writing).map_err(NotCarried::Fatal)?;
+        let written = thread::joined("migrate", writing).map_err(NotCarried::Fatal)?;
         match (read, written) {
             (Err(NotCarried::Fatal(fatal_error)), _) => Err(NotCarried::Fatal(fatal_error)),
             (Err(NotCarried::Interrupted), _) => Err(NotCarried::Interrupted),

@@ -123,7 +123,7 @@ pub fn rehearse(
     std::thread::scope(|scope| {
         let stack_bytes = component.engine().limits().thread_stack_bytes();
         let body = move || stage.run(saved, entries);
-        let thread = thread::spawn_scoped(scope, "conclave-rehearse", stack_bytes, body)?;
+        let thread = thread::spawn_scoped(scope, "rehearse", stack_bytes, body)?;
         while !thread.is_finished() {
             if stopped.load(Ordering::Relaxed) || stop() {
                 stopped.store(true, Ordering::Relaxed);
@@ -133,7 +133,7 @@ pub fn rehearse(
             }
             std::thread::park_timeout(STOP_EVERY);
         }
-        thread::joined("conclave-rehearse", thread)?
+        thread::joined("rehearse", thread)?
     })
 }
 

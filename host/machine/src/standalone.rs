@@ -63,7 +63,7 @@ impl Standalone {
     ) -> Result<T, FatalError> {
         std::thread::scope(|scope| {
             let thread = std::thread::Builder::new()
-                .name("conclave-standalone".to_owned())
+                .name("standalone".to_owned())
                 .stack_size(limits.thread_stack_bytes())
                 .spawn_scoped(scope, body)
                 .map_err(|error| FatalError::new(format!("cannot start a thread: {error}")))?;

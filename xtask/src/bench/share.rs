@@ -8,7 +8,7 @@ use anyhow::{Context as _, Result};
 use super::cluster::Cluster;
 
 /// Names as the kernel reports them, truncated to 15 bytes.
-const MACHINE_THREADS: [&str; 2] = ["conclave-head", "conclave-reader"];
+const MACHINE_THREADS: [&str; 2] = ["primary", "standby"];
 
 /// Processor time in the kernel's ticks.
 #[derive(Clone, Copy)]

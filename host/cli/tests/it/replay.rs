@@ -228,7 +228,7 @@ async fn interrupted_it_ends_at_once_and_leaves_nothing() {
             let tasks = fs::read_dir(&threads).map_err(|error| error.to_string())?;
             let names = tasks.flatten().map(|task| fs::read_to_string(task.path().join("comm")));
             let names: Vec<String> = names.flatten().collect();
-            let runs = names.iter().any(|name| name.starts_with("conclave-head"));
+            let runs = names.iter().any(|name| name.trim() == "primary");
             if runs { Ok(()) } else { Err(format!("{names:?}")) }
         })
         .await;

@@ -108,7 +108,7 @@ impl Worker {
         let stack_bytes = limits.thread_stack_bytes();
         let ([primary, standby], clock) = {
             let shared = Arc::clone(&shared);
-            thread::run("conclave-restore", stack_bytes, move || match at {
+            thread::run("restore", stack_bytes, move || match at {
                 Some(saved) => shared
                     .restored(["primary", "standby"], saved)
                     .map_err(shared::Restore::into_fatal),
@@ -149,8 +149,8 @@ impl Worker {
         let primary = Primary::new(Arc::clone(&shared), prepared(primary), digests);
         let standby = Standby::new(Arc::clone(&shared), prepared(standby));
         let threads = vec![
-            spawn(&shared, "conclave-primary", stack_bytes, move || primary.run(inbox))?,
-            spawn(&shared, "conclave-standby", stack_bytes, move || standby.run())?,
+            spawn(&shared, "primary", stack_bytes, move || primary.run(inbox))?,
+            spawn(&shared, "standby", stack_bytes, move || standby.run())?,
         ];
         let room_units =
             u32::try_from(limits.queue_bytes_max / ROOM_UNIT_BYTES).unwrap_or(u32::MAX >> 4);

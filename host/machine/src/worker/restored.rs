@@ -150,7 +150,7 @@ fn run<const COUNT: usize>(
     std::thread::scope(|scope| {
         let stack_bytes = shared.engine.limits().thread_stack_bytes();
         let body = || shared.restored_unless(roles, saved, cancelled);
-        let thread = thread::spawn_scoped(scope, "conclave-restore", stack_bytes, body)?;
+        let thread = thread::spawn_scoped(scope, "restore", stack_bytes, body)?;
         while !thread.is_finished() {
             if cancelled.load(Ordering::Relaxed) || shared.stopping() {
                 // A call that began after the last interruption has missed it, so it is repeated.
@@ -158,6 +158,6 @@ fn run<const COUNT: usize>(
             }
             std::thread::park_timeout(CANCEL_INTERVAL);
         }
-        thread::joined("conclave-restore", thread)
+        thread::joined("restore", thread)
     })
 }

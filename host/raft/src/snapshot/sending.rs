@@ -284,8 +284,9 @@ pub(crate) async fn replace_damaged(replica: Weak<Inner>, transfers: Arc<Transfe
         }
         let building = inner.building.clone();
         let built = building.ready.notified();
-        let begun =
-            inner.raft.with_state_machine(|machine| Box::pin(async move { machine.rebuild_snapshot() }));
+        let begun = inner
+            .raft
+            .with_state_machine(|machine| Box::pin(async move { machine.rebuild_snapshot() }));
         if begun.await.is_err() {
             return;
         }
