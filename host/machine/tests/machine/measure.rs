@@ -12,7 +12,7 @@ use tokio::sync::oneshot;
 use crate::support::{HOSTILE, Node, Number, add, build, call, limits, number, trap_kind, with};
 use conclave_testing::wat::Wat;
 
-const HEAD: &str = "conclave-primary";
+const HEAD: &str = "primary";
 
 fn resident_bytes() -> u64 {
     let status = std::fs::read_to_string("/proc/self/status").unwrap();
