@@ -26,8 +26,8 @@ fn revisions_count_changes_and_versions_count_puts() {
 
     // A key that is put after its deletion is a new key.
     assert_eq!(store.delete("a").unwrap().revision, 4);
-    let anew = store.put_text("a", "3");
-    assert_eq!((anew.revision, anew.create_revision, anew.version), (5, 5, 1));
+    let again = store.put_text("a", "3");
+    assert_eq!((again.revision, again.create_revision, again.version), (5, 5, 1));
 }
 
 #[test]

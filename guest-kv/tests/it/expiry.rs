@@ -37,8 +37,8 @@ fn a_put_after_expiry_makes_a_new_key_and_a_put_without_ttl_keeps_it_for_good() 
     let mut store = Store::default();
     put_for(&mut store, "a", 10);
     store.time_ms = 10;
-    let anew = store.put(PutRequest { ttl_ms: 10, ..put_text("a", "y") }).unwrap();
-    assert_eq!((anew.version, anew.create_revision), (1, anew.revision));
+    let again = store.put(PutRequest { ttl_ms: 10, ..put_text("a", "y") }).unwrap();
+    assert_eq!((again.version, again.create_revision), (1, again.revision));
     assert_eq!(store.wake_at_ms, Some(20));
 
     store.put_text("a", "z");

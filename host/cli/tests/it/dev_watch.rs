@@ -127,7 +127,7 @@ async fn a_machine_is_written_while_it_runs() {
     let lock = concat!(env!("CARGO_MANIFEST_DIR"), "/../../Cargo.lock");
     fs::copy(lock, project.join("Cargo.lock")).unwrap();
     let (source, manifest) = (project.join("src/lib.rs"), project.join("Cargo.toml"));
-    let mend = |from: &str, to: &str, versions: [&str; 2]| {
+    let repair = |from: &str, to: &str, versions: [&str; 2]| {
         edit(&source, from, to);
         let [before, after] = versions.map(|version| format!("\nversion = \"{version}\"\n"));
         edit(&manifest, &before, &after);
@@ -141,7 +141,7 @@ async fn a_machine_is_written_while_it_runs() {
     let client = dev.client();
     assert_eq!(add(&client, 3).await, "3");
 
-    mend("checked_add(amount)", "checked_add(amount * 10)", ["0.1.0", "0.2.0"]);
+    repair("checked_add(amount)", "checked_add(amount * 10)", ["0.1.0", "0.2.0"]);
     let upgraded = dev.says("upgraded to my-tally 0.2.0 (sha256 ");
     assert!(upgraded.contains("at log index ") && upgraded.ends_with(" ms"), "{upgraded}");
     assert_eq!(add(&client, 1).await, "13", "the new machine with the state of the old one");
@@ -152,7 +152,7 @@ async fn a_machine_is_written_while_it_runs() {
     dev.says("the next change is a new attempt");
     assert_eq!(add(&client, 1).await, "23");
 
-    mend("checked_add(amount * )", "checked_add(amount * 100)", ["0.2.0", "0.3.0"]);
+    repair("checked_add(amount * )", "checked_add(amount * 100)", ["0.2.0", "0.3.0"]);
     dev.says("upgraded to my-tally 0.3.0");
     assert_eq!(add(&client, 1).await, "123");
 
@@ -172,7 +172,7 @@ async fn a_machine_is_written_while_it_runs() {
     }
 
     // The interrupted build is repeated now, on the same data.
-    mend("amount * 100", "amount * 1000", ["0.3.0", "0.4.0"]);
+    repair("amount * 100", "amount * 1000", ["0.3.0", "0.4.0"]);
     let mut dev = Dev::start(&data, port_base() + 10, 1, &component);
     dev.says("upgraded to my-tally 0.4.0");
     assert_eq!(add(&dev.client(), 1).await, "1223");

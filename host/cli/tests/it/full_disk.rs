@@ -155,7 +155,7 @@ async fn a_follower_and_then_the_leader_run_out_of_space() {
         until_it_says_why(&cluster, full, &mut writing).await;
         // The others continue, whether or not the full node led.
         let goal = writing.acknowledged.len() + 5;
-        eventually("writing goes on", async || {
+        eventually("writing continues", async || {
             writing.put().await;
             let done = writing.acknowledged.len();
             if done >= goal { Ok(()) } else { Err(format!("{done} puts of {goal}")) }

@@ -276,7 +276,7 @@ impl Cluster {
     /// Returns the leader's id.
     pub(crate) async fn leader(&self) -> u64 {
         let client = self.client();
-        eventually("somebody leads", async || {
+        eventually("a node leads", async || {
             let status = client.status().await.map_err(|error| error.to_string())?;
             let leader = status.nodes.iter().find(|node| node.role == "leader");
             leader.map(|node| node.id).ok_or_else(|| "no leader".to_owned())

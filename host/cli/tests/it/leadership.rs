@@ -281,7 +281,7 @@ async fn a_node_that_is_cut_off_does_not_claim_to_lead_and_ends_its_subscription
             }
         }
     });
-    let told = told.await.expect("the watch goes on");
+    let told = told.await.expect("the watch continues");
     assert_eq!(told.kv.unwrap_or_default().key, "w/after");
 }
 

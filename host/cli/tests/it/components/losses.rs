@@ -170,8 +170,8 @@ async fn a_leader_may_die_in_each_phase() {
     while progress.recv().await.expect("it is being pushed") < half {}
     cluster.kill(died);
     let component = pushing.await.unwrap().unwrap().id;
-    let anew = std::iter::from_fn(|| progress.try_recv().ok()).any(|bytes| bytes < half);
-    assert!(anew, "the leader died when the component was in the log already");
+    let again = std::iter::from_fn(|| progress.try_recv().ok()).any(|bytes| bytes < half);
+    assert!(again, "the leader died when the component was in the log already");
     cluster.start_node(died);
     load.runs(200).await;
 
