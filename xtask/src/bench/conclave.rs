@@ -22,16 +22,6 @@ const PORT_OFFSETS: [u16; 3] = [0, 100, 200];
 
 /// Starts three nodes with the data in the directory, and with the given component or the default one.
 pub(crate) fn start(binary: &Path, component: Option<&Path>, directory: &Path) -> Result<Cluster> {
-    start_with(binary, component, directory, &[])
-}
-
-/// Like [`start`], with settings as environment variables.
-pub(crate) fn start_with(
-    binary: &Path,
-    component: Option<&Path>,
-    directory: &Path,
-    settings: &[(&str, &str)],
-) -> Result<Cluster> {
     let data = directory.join("data");
     let description = data.join("cluster.json");
     let mut command = Command::new(binary);
@@ -40,7 +30,6 @@ pub(crate) fn start_with(
     if let Some(component) = component {
         command.arg("--component").arg(component);
     }
-    command.envs(settings.iter().copied());
     let log = directory.join("dev.log");
     let mut dev = Running::start("conclave dev", &command, &log)?;
 
