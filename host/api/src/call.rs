@@ -33,8 +33,9 @@ use super::{
     Backend, MethodKind, Shared,
     answer::{Answer, Bounded},
     budget::Reserved,
-    components, generic,
-    listeners::Connection,
+    components,
+    connection::{Connection, caller, connection},
+    generic,
     message::{self, LARGE_BYTES},
     metadata,
     metrics::Flight,
@@ -42,7 +43,7 @@ use super::{
     status, subscription,
     table::{Method, Target},
 };
-use conclave_types::{Call, Caller, Outcome, error::Error};
+use conclave_types::{Call, Outcome, error::Error};
 
 /// Limits of the bytes and the time for discarding a rejected request, before its stream is reset.
 const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
@@ -204,16 +205,6 @@ fn framed<B: Backend>(
         }
         Err(error) => Err(error),
     }
-}
-
-/// Returns the connection of a request. Every request of the port has one.
-pub(super) fn connection(parts: &Parts) -> Connection {
-    parts.extensions.get::<Connection>().cloned().unwrap_or_default()
-}
-
-/// Returns the caller, as recorded by the connection.
-pub(super) fn caller(parts: &Parts) -> Caller {
-    connection(parts).caller
 }
 
 /// Calls the state machine. The request of a method without a descriptor is passed on unchecked.

@@ -27,6 +27,7 @@ mod backend;
 mod budget;
 mod call;
 mod components;
+mod connection;
 #[doc(hidden)]
 pub mod fuzz;
 mod gather;
@@ -66,8 +67,8 @@ pub use self::{
 };
 use self::{
     budget::{Budget, Reserved},
+    connection::Connection,
     health::{HealthService, Names},
-    listeners::Connection,
     message::LARGE_BYTES,
     metrics::Metrics,
     reflection::Reflection,

@@ -27,12 +27,14 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncRead, AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream, ToSocketAddrs, tcp::OwnedWriteHalf},
-    sync::{Semaphore, watch},
+    sync::watch,
     task::JoinSet,
     time::{sleep, timeout},
 };
 
-use super::{Backend, Options, Shared, budget::Share, call, gather::Gather, streams::Streams};
+use super::{
+    Backend, Options, Shared, call, connection::Connection, gather::Gather, streams::Streams,
+};
 use conclave_types::{Caller, error::Error};
 
 /// The bytes that begin every HTTP/2 connection (RFC 9113, section 3.4).
@@ -149,39 +151,6 @@ pub(super) async fn accept(listener: &TcpListener) -> (TcpStream, SocketAddr) {
                 sleep(ACCEPT_PAUSE).await;
             }
         }
-    }
-}
-
-/// The connection of a request.
-#[derive(Clone, Debug)]
-pub(super) struct Connection {
-    pub(super) caller: Caller,
-    /// Permits for further subscriptions.
-    pub(super) subscriptions: Arc<Semaphore>,
-    /// The connection's parts of the node's budgets.
-    pub(super) load: Arc<Load>,
-}
-
-/// A connection's parts of the node's budgets.
-#[derive(Debug, Default)]
-pub(super) struct Load {
-    pub(super) calls: Share,
-    pub(super) operators: Share,
-    pub(super) requests: Share,
-    pub(super) answers: Share,
-}
-
-impl Connection {
-    fn new(caller: Caller, subscriptions_max: usize) -> Self {
-        let subscriptions = Arc::new(Semaphore::new(subscriptions_max));
-        Self { caller, subscriptions, load: Arc::default() }
-    }
-}
-
-impl Default for Connection {
-    /// A placeholder for requests without a connection. It permits no subscriptions.
-    fn default() -> Self {
-        Self::new(Caller::default(), 0)
     }
 }
 

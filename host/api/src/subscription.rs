@@ -45,7 +45,8 @@ use super::{
     Backend, Events, Shared, Subscribed,
     answer::{self, Answer, PIECE_BYTES, transfer_time},
     budget::Reserved,
-    call::{self, GRPC, name_leader, not_grpc},
+    call::{GRPC, name_leader, not_grpc},
+    connection::{caller, connection},
     message::{self, LARGE_BYTES},
     metadata,
     metrics::Flight,
@@ -119,7 +120,7 @@ async fn begin<B: Backend>(
     let consistency = metadata::consistency(&parts.headers)?;
     let resume = metadata::from_index(&parts.headers)?;
     let progress = progress_interval(&parts.headers)?;
-    let connection = call::connection(parts);
+    let connection = connection(parts);
     let place = Arc::clone(&connection.subscriptions).try_acquire_owned().map_err(|_| {
         Error::busy(format!(
             "this connection has {} subscriptions, which is the maximum: use another connection, or another node",
@@ -136,7 +137,7 @@ async fn begin<B: Backend>(
         request: message.bytes.clone(),
         principal: shared.anonymous.clone(),
     };
-    let caller = call::caller(parts);
+    let caller = caller(parts);
     let begun = shared.backend.subscribe(call, &caller, consistency, resume, deadline);
     let begun = timeout_at(deadline, begun).await.map_err(|_| Error::deadline())??;
     let Subscribed { index, result } = begun;
