@@ -4,7 +4,8 @@
 //! * A response keeps its call's slot until the connection has sent its last byte. If it is large,
 //!   it keeps its reserved memory until the connection has taken its last piece.
 //! * A reader has [`Options::transfer_time`](super::Options::transfer_time), plus one second per
-//!   [`BYTES_PER_SECOND_MIN`]. After that the stream ends (`streams.rs`).
+//!   [`BYTES_PER_SECOND_MIN`](super::transfer::BYTES_PER_SECOND_MIN). After that the stream ends
+//!   (`streams.rs`).
 //!
 //! Caveat: a piece that HTTP/2 has begun to send keeps its slot until the reader takes it or
 //! the connection ends.
@@ -22,18 +23,11 @@ use hyper::body::{Body, Frame};
 use tokio::time::{Instant, Sleep};
 use tonic::Status;
 
-use super::{budget::Reserved, message::PREFIX_BYTES, status, streams};
+use super::{budget::Reserved, message::PREFIX_BYTES, status, streams, transfer::transfer_time};
 use conclave_types::error::Error;
 
-/// Minimum transfer rate. Slower readers and writers are aborted.
-pub(super) const BYTES_PER_SECOND_MIN: usize = 64 * 1024;
 /// Size of the pieces of a large response. The connection takes one piece at a time, when it can send it.
 pub(super) const PIECE_BYTES: usize = 64 * 1024;
-
-/// The time allowed for a message of `bytes` bytes.
-pub(super) fn transfer_time(bytes: usize, least: Duration) -> Duration {
-    least + Duration::from_millis((bytes * 1000 / BYTES_PER_SECOND_MIN) as u64)
-}
 
 /// The body of a response.
 #[derive(Default)]

@@ -46,6 +46,7 @@ mod status;
 mod streams;
 mod subscription;
 mod table;
+mod transfer;
 
 use std::{future::Future, sync::Arc, time::Duration};
 

@@ -14,7 +14,7 @@ use http_body_util::BodyExt;
 use hyper::body::{Body, Incoming};
 use tokio::time::timeout;
 
-use super::{Backend, Shared, answer::transfer_time, budget::Reserved, connection::Connection};
+use super::{Backend, Shared, budget::Reserved, connection::Connection, transfer::transfer_time};
 use conclave_types::error::Error;
 
 /// Length of the prefix: the compression flag and the message length.

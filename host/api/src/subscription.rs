@@ -43,7 +43,7 @@ use tonic::{Code, Status};
 
 use super::{
     Backend, Events, Shared, Subscribed,
-    answer::{self, Answer, PIECE_BYTES, transfer_time},
+    answer::{self, Answer, PIECE_BYTES},
     budget::Reserved,
     call::{GRPC, name_leader, not_grpc},
     connection::{caller, connection},
@@ -52,6 +52,7 @@ use super::{
     metrics::Flight,
     status, streams,
     table::Method,
+    transfer::transfer_time,
 };
 use conclave_types::{Call, error::Error, status::Health};
 
