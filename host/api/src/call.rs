@@ -17,11 +17,7 @@ use futures::{
     future::{Ready, ready},
     stream::{self, BoxStream},
 };
-use http::{
-    HeaderValue, Request, Response, StatusCode,
-    header::{ALLOW, CONTENT_TYPE},
-    request::Parts,
-};
+use http::{Request, Response, header::CONTENT_TYPE, request::Parts};
 use hyper::body::{Body, Incoming};
 use tokio::time::{Instant, timeout, timeout_at};
 use tonic::{Code, Status, Streaming, server::StreamingService};
@@ -36,18 +32,15 @@ use super::{
     components,
     connection::{Connection, caller, connection},
     generic,
-    message::{self, LARGE_BYTES},
+    message::{self, DISCARD_BYTES_MAX, DISCARD_TIME_MAX, LARGE_BYTES},
     metadata,
     metrics::Flight,
     reflection::Sent,
+    response::{GRPC, Served, name_leader, not_grpc},
     status, subscription,
     table::{Method, Target},
 };
 use conclave_types::{Call, Outcome, error::Error};
-
-/// Limits of the bytes and the time for discarding a rejected request, before its stream is reset.
-const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
-const DISCARD_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// Maximum size of a reflection request, which names one symbol or file.
 const QUESTION_BYTES_MAX: usize = 64 * 1024;
@@ -56,14 +49,6 @@ const QUESTION_PAUSE_MAX: Duration = Duration::from_secs(300);
 
 /// Errors are responses too, so this type cannot fail.
 pub(super) type Outgoing = Result<Response<Answer>, std::convert::Infallible>;
-
-pub(super) const GRPC: HeaderValue = HeaderValue::from_static("application/grpc");
-
-/// The response of a call and its log index.
-pub(super) struct Served {
-    pub(super) response: Bytes,
-    pub(super) index: Option<u64>,
-}
 
 /// Serves one request of the client port.
 pub(super) async fn serve<B: Backend>(
@@ -121,16 +106,6 @@ async fn unary<B: Backend>(
         }
     }
     response
-}
-
-/// Adds the leader's address, if it is known and the response does not have it yet.
-pub(super) fn name_leader<B: Backend>(shared: &Shared<B>, response: &mut Response<Answer>) {
-    if let Some(leader) = shared.backend.leader()
-        && !response.headers().contains_key(status::LEADER)
-        && let Some(address) = status::address_value(&leader.client_address)
-    {
-        response.headers_mut().insert(status::LEADER, address);
-    }
 }
 
 /// Reads, admits and serves a call. Returns the response with the call's slot.
@@ -329,16 +304,4 @@ impl<B: Backend> StreamingService<ServerReflectionRequest> for Questions<'_, B> 
         });
         ready(Ok(tonic::Response::new(answers.boxed())))
     }
-}
-
-/// Rejects a request that is not a gRPC call. It reads a little of the body first, since some
-/// clients treat a reset as the response.
-pub(super) async fn not_grpc(status: StatusCode, body: &mut Incoming) -> Response<Answer> {
-    let _ = timeout(DISCARD_TIME_MAX, message::discard(body, LARGE_BYTES)).await;
-    let mut response = Response::new(Answer::Empty);
-    *response.status_mut() = status;
-    if status == StatusCode::METHOD_NOT_ALLOWED {
-        response.headers_mut().insert(ALLOW, HeaderValue::from_static("POST"));
-    }
-    response
 }

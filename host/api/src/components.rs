@@ -5,8 +5,8 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Backend, Shared,
-    call::Served,
     generic::{decode, encode},
+    response::Served,
     table::Verb,
 };
 use conclave_proto::cluster as wire;

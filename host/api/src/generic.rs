@@ -7,12 +7,7 @@ use http::request::Parts;
 use prost::Message;
 use tokio::time::{Instant, timeout_at};
 
-use super::{
-    Backend, MethodKind, Shared,
-    call::{self, Served},
-    message,
-    table::Target,
-};
+use super::{Backend, MethodKind, Shared, call, message, response::Served, table::Target};
 use conclave_proto::{cluster, machine as wire};
 use conclave_types::{
     error::Error,

@@ -40,6 +40,7 @@ mod metrics;
 mod peers;
 mod process;
 mod reflection;
+mod response;
 mod shape;
 mod startup;
 mod status;

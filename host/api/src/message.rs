@@ -8,6 +8,8 @@
 //! thousand times as large as its bytes on the wire, so budgets would have to count bytes that have not
 //! arrived. The values of a configuration store are small, and nodes and clients are close to each other.
 
+use std::time::Duration;
+
 use bytes::{Bytes, BytesMut};
 use http::HeaderMap;
 use http_body_util::BodyExt;
@@ -22,6 +24,10 @@ pub(super) const PREFIX_BYTES: usize = 5;
 
 /// Larger messages are counted in bytes. The number of calls bounds the memory of smaller ones.
 pub(super) const LARGE_BYTES: usize = 64 * 1024;
+
+/// Limits of the bytes and the time for discarding a rejected request, before its stream is reset.
+pub(super) const DISCARD_BYTES_MAX: usize = 16 * 1024 * 1024;
+pub(super) const DISCARD_TIME_MAX: Duration = Duration::from_secs(1);
 
 /// A whole request message, with the memory reserved while it is processed.
 pub(super) struct Message {
