@@ -11,7 +11,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use futures::{
     StreamExt as _,
     future::{Ready, ready},
@@ -30,8 +29,8 @@ use super::{
     answer::{Answer, Bounded},
     budget::Reserved,
     components,
-    connection::{Connection, caller, connection},
-    generic,
+    connection::{Connection, connection},
+    generic, invoke,
     message::{self, DISCARD_BYTES_MAX, DISCARD_TIME_MAX, LARGE_BYTES},
     metadata,
     metrics::Flight,
@@ -40,7 +39,7 @@ use super::{
     status, subscription,
     table::{Method, Target},
 };
-use conclave_types::{Call, Outcome, error::Error};
+use conclave_types::error::Error;
 
 /// Maximum size of a reflection request, which names one symbol or file.
 const QUESTION_BYTES_MAX: usize = 64 * 1024;
@@ -144,7 +143,7 @@ async fn call<B: Backend>(
     let served = match method.target {
         Target::Machine(kind) => {
             let name = method.name.clone();
-            machine(shared, Some(method), kind, name, request, parts, deadline).await
+            invoke::machine(shared, Some(method), kind, name, request, parts, deadline).await
         }
         Target::Apply => generic::apply(shared, request, parts, deadline).await,
         Target::Query => generic::query(shared, request, parts, deadline).await,
@@ -179,54 +178,6 @@ fn framed<B: Backend>(
             Err(lost.at_index(index.unwrap_or_default()))
         }
         Err(error) => Err(error),
-    }
-}
-
-/// Calls the state machine. The request of a method without a descriptor is passed on unchecked.
-pub(super) async fn machine<B: Backend>(
-    shared: &Shared<B>,
-    method: Option<&Method>,
-    kind: MethodKind,
-    name: Arc<str>,
-    request: Bytes,
-    parts: &Parts,
-    deadline: Instant,
-) -> Result<Served, Error> {
-    if let Some(method) = method {
-        method.check_request(&request)?;
-    }
-    let call = Call { method: name, request, principal: shared.anonymous.clone() };
-    let caller = caller(parts);
-    match kind {
-        MethodKind::Command => {
-            let applied = timeout_at(deadline, shared.backend.command(call, &caller, deadline));
-            let applied = applied.await.map_err(|_| Error::deadline_outcome_unknown())??;
-            let index = Some(applied.index);
-            match applied.outcome {
-                Some(Outcome::Reply(reply)) => Ok(Served { response: reply.response, index }),
-                Some(Outcome::Failure(failure)) => {
-                    Err(Error::failure(failure).at_index(applied.index))
-                }
-                Some(Outcome::Trap(trap)) => Err(Error::trap(trap).at_index(applied.index)),
-                None => Err(Error::fatal(
-                    "the log has a different entry at the call's index: report this bug",
-                )),
-            }
-        }
-        MethodKind::Query => {
-            let consistency = metadata::consistency(&parts.headers)?;
-            let answered =
-                timeout_at(deadline, shared.backend.query(call, &caller, consistency, deadline));
-            let answered = answered.await.map_err(|_| Error::deadline())??;
-            let index = answered.index;
-            match answered.result {
-                Ok(response) => Ok(Served { response, index: Some(index) }),
-                Err(failure) => Err(Error::failure(failure).at_index(index)),
-            }
-        }
-        MethodKind::Subscription => {
-            Err(Error::fatal("a subscription was called as a unary method"))
-        }
     }
 }
 

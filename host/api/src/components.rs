@@ -5,7 +5,7 @@ use tokio::time::{Instant, timeout_at};
 
 use super::{
     Backend, Shared,
-    generic::{decode, encode},
+    codec::{decode, encode},
     response::Served,
     table::Verb,
 };

@@ -4,10 +4,15 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::request::Parts;
-use prost::Message;
 use tokio::time::{Instant, timeout_at};
 
-use super::{Backend, MethodKind, Shared, call, message, response::Served, table::Target};
+use super::{
+    Backend, MethodKind, Shared,
+    codec::{decode, encode},
+    invoke, message,
+    response::Served,
+    table::Target,
+};
 use conclave_proto::{cluster, machine as wire};
 use conclave_types::{
     error::Error,
@@ -82,7 +87,7 @@ async fn by_name<B: Backend>(
     }
     let known = method.as_ref().map(|method| method.name.clone());
     let name = known.unwrap_or_else(|| Arc::from(name));
-    call::machine(shared, method.as_deref(), kind, name, request, parts, deadline).await
+    invoke::machine(shared, method.as_deref(), kind, name, request, parts, deadline).await
 }
 
 pub(super) fn describe<B: Backend>(shared: &Shared<B>) -> Result<Served, Error> {
@@ -242,12 +247,4 @@ fn link_to_wire(link: PeerLink) -> cluster::PeerLink {
         round_trip_us: link.round_trip.as_micros() as u64,
         problem: link.problem,
     }
-}
-
-pub(super) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
-    M::decode(message).map_err(|error| Error::invalid(format!("the request is malformed: {error}")))
-}
-
-pub(super) fn encode(message: &impl Message, index: Option<u64>) -> Served {
-    Served { response: message.encode_to_vec().into(), index }
 }

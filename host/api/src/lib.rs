@@ -26,6 +26,7 @@ mod answer;
 mod backend;
 mod budget;
 mod call;
+mod codec;
 mod components;
 mod connection;
 #[doc(hidden)]
@@ -33,6 +34,7 @@ pub mod fuzz;
 mod gather;
 mod generic;
 mod health;
+mod invoke;
 mod listeners;
 mod message;
 mod metadata;
