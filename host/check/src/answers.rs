@@ -12,13 +12,12 @@ use prost::Message;
 use prost_reflect::{DynamicMessage, FieldDescriptor, Kind, ReflectMessage, Value};
 
 use super::{
+    bench::Bench,
     calls::{Action, Clock, Step},
-    checks::Bench,
     finding::Stop,
     player::{Answer, Player},
-    report::{Checked, Verdict},
+    report::{Checked, Verdict, size},
     survey::Survey,
-    usage::size,
     vocabulary::Method,
 };
 use conclave_machine::{AnswerSize, MethodKind};

@@ -4,10 +4,7 @@ use std::collections::BTreeMap;
 
 use wasmparser::{DataKind, Operator, Parser, Payload};
 
-use super::{
-    report::{Checked, Verdict},
-    usage::size,
-};
+use super::report::{Checked, Verdict, size};
 
 const NAME: &str = "features";
 const MEANING: &str = "nothing in the component is known to make replicas differ";

@@ -28,8 +28,10 @@
 //!   first entry is played on the initial state nevertheless.
 
 mod answers;
+mod bench;
 mod calls;
 mod checks;
+mod compare;
 mod error;
 mod features;
 mod finding;
@@ -54,7 +56,8 @@ pub use finding::Finding;
 pub use report::{Checked, Origin, Report, Verdict};
 pub use upgrade::{check_upgrade, upgrade_names};
 
-use checks::{About, Bench, CHECKS, Check, different};
+use bench::Bench;
+use checks::{About, CHECKS, Check, different};
 use conclave_machine::{Component, Engine, FatalError, Limits, Standalone};
 use finding::Stop;
 use survey::Survey;

@@ -125,3 +125,14 @@ impl Report {
         log.iter().map(|step| calls::line(step, &self.vocabulary)).collect()
     }
 }
+
+/// Formats a number of bytes.
+pub(super) fn size(bytes: usize) -> String {
+    const KIB: usize = 1 << 10;
+    const MIB: usize = 1 << 20;
+    match bytes {
+        0..KIB => format!("{bytes} bytes"),
+        KIB..MIB => format!("{:.1} KiB", bytes as f64 / KIB as f64),
+        _ => format!("{:.1} MiB", bytes as f64 / MIB as f64),
+    }
+}

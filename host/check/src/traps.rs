@@ -8,8 +8,8 @@
 use std::time::Duration;
 
 use super::{
+    bench::Bench,
     calls::{Step, contexts},
-    checks::Bench,
     finding::{Finding, Stop},
     player::{Answer, Player, timed},
     report::{Checked, Verdict},

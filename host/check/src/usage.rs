@@ -3,10 +3,10 @@
 use std::collections::BTreeMap;
 
 use super::{
-    checks::Bench,
+    bench::Bench,
     finding::Stop,
     player::{Player, timed},
-    report::{Checked, Verdict},
+    report::{Checked, Verdict, size},
     survey::Survey,
 };
 
@@ -93,14 +93,4 @@ pub(super) fn memory(bench: &Bench<'_>, survey: &Survey) -> Result<Checked, Stop
                 .to_owned();
     }
     Ok(checked)
-}
-
-pub(super) fn size(bytes: usize) -> String {
-    const KIB: usize = 1 << 10;
-    const MIB: usize = 1 << 20;
-    match bytes {
-        0..KIB => format!("{bytes} bytes"),
-        KIB..MIB => format!("{:.1} KiB", bytes as f64 / KIB as f64),
-        _ => format!("{:.1} MiB", bytes as f64 / MIB as f64),
-    }
 }

@@ -6,10 +6,12 @@
 //! index and time of a call may be part of the state. So a difference counts only if it also exists
 //! when each call keeps its own context.
 
-use super::{Bench, cuts};
+use super::cuts;
 use crate::{
+    bench::Bench,
     calls::{Action, Step, contexts},
-    finding::{Stop, compare_states},
+    compare::compare_states,
+    finding::Stop,
     player::{Answer, Player},
 };
 use conclave_machine::EntryContext;

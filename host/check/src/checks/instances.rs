@@ -2,10 +2,12 @@
 
 use bytes::Bytes;
 
-use super::{Bench, cuts, live};
+use super::{cuts, live};
 use crate::{
+    bench::Bench,
     calls::{Step, contexts},
-    finding::{Finding, Stop, compare, compare_fuel, compare_states, place},
+    compare::{compare, compare_fuel, compare_states},
+    finding::{Finding, Stop, place},
     player::{Answer, Played, Player, timed},
 };
 use conclave_machine::{Component, EntryContext, OpenSnapshot};

@@ -1,11 +1,12 @@
 //! Checks that repeated operations do not use more and more memory.
 
-use super::{Bench, different};
+use super::different;
 use crate::{
+    bench::Bench,
     calls::{Step, contexts},
     finding::{Finding, Stop},
     player::{Answer, Player, timed},
-    usage::size,
+    report::size,
 };
 
 /// Limits of a third of the rounds: bytes of state that are moved, and fuel. Each takes about a second.

@@ -2,10 +2,12 @@
 //!
 //! Neither breaks the contract, so a finding is a warning.
 
-use super::{Bench, Live, cuts, live};
+use super::{Live, cuts, live};
 use crate::{
+    bench::Bench,
     calls::{Action, Clock, Step, contexts},
-    finding::{Finding, Stop, state_sides},
+    compare::state_sides,
+    finding::{Finding, Stop},
     player::{Answer, Player},
 };
 use conclave_machine::EntryContext;

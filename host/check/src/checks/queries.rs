@@ -1,9 +1,11 @@
 //! Checks that queries change nothing.
 
-use super::{Bench, cuts, different, live};
+use super::{cuts, different, live};
 use crate::{
+    bench::Bench,
     calls::{Step, contexts},
-    finding::{Finding, Stop, compare, compare_states, place, show},
+    compare::{compare, compare_states, show},
+    finding::{Finding, Stop, place},
     player::{Answer, Player, timed},
 };
 

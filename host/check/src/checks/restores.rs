@@ -1,9 +1,11 @@
 //! Checks of snapshots and of the states restored from them.
 
-use super::{Bench, Live, cuts, different, live};
+use super::{Live, cuts, different, live};
 use crate::{
+    bench::Bench,
     calls::{Action, Step, contexts},
-    finding::{Stop, compare, compare_states, place},
+    compare::{compare, compare_states},
+    finding::{Stop, place},
     player::{Answer, Player, timed},
 };
 

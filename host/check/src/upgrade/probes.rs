@@ -6,7 +6,8 @@ use super::{
 };
 use crate::{
     calls::Step,
-    finding::{Finding, Stop, compare, compare_states, place, show},
+    compare::{compare, compare_states, show},
+    finding::{Finding, Stop, place},
     player::{Answer, Player},
 };
 use conclave_machine::SNAPSHOT_CHUNK_BYTES_MAX;
