@@ -3,11 +3,11 @@
 use std::{sync::Arc, time::Duration};
 
 use crate::{
+    catalog::Catalog,
     client::{Client, Shared},
     error::Error,
     nodes::Nodes,
     options::Consistency,
-    reflection::Catalog,
 };
 
 /// Configures a [`Client`]. Nothing is connected before the first call.
@@ -22,6 +22,13 @@ pub struct Builder {
     consistency: Consistency,
     follow_leader: bool,
     response_bytes_max: usize,
+}
+
+impl Client {
+    /// Returns a builder for a client.
+    pub fn builder() -> Builder {
+        Builder::default()
+    }
 }
 
 impl Default for Builder {

@@ -13,14 +13,13 @@ use tonic::{
 };
 
 use crate::{
-    builder::Builder,
+    catalog::Catalog,
     codec::BytesCodec,
     connection::Node,
     error::{Error, Tried, plain},
     method::MethodName,
     nodes::Nodes,
     options::{CallOptions, Consistency},
-    reflection::Catalog,
     retry::{self, Failure, LEADER},
 };
 
@@ -66,11 +65,6 @@ impl<T> Answer<T> {
 }
 
 impl Client {
-    /// Returns a builder for a client.
-    pub fn builder() -> Builder {
-        Builder::default()
-    }
-
     /// Calls `method` with an encoded message, as a write that is not retried when its outcome is
     /// unknown. Use [`Client::call_raw_with`] for other options.
     pub async fn call_raw(

@@ -39,6 +39,7 @@
 //! and ends with it; [`Kv::watch`] continues at another node.
 
 mod builder;
+mod catalog;
 mod client;
 mod cluster;
 mod codec;
@@ -58,13 +59,13 @@ mod subscription;
 mod watch;
 
 pub use builder::Builder;
+pub use catalog::{Method, MethodKind};
 pub use client::{Answer, Client};
 pub use components::Permissions;
 pub use error::Error;
 pub use kv::Kv;
 pub use method::MethodName;
 pub use options::{CallOptions, Consistency};
-pub use reflection::{Method, MethodKind};
 pub use subscription::{JsonSubscription, Subscription};
 pub use tonic::Code;
 pub use watch::Watch;

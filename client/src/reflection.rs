@@ -1,4 +1,4 @@
-//! The methods that the nodes serve, fetched by server reflection, and calls with JSON.
+//! Server reflection, which fetches the methods that the nodes serve, and calls with JSON.
 //!
 //! Descriptors are fetched once and kept. They are fetched again if a method is unknown, since
 //! another component may have been activated.
@@ -11,14 +11,13 @@ use std::{
 use bytes::Bytes;
 use prost::Message as _;
 use prost_reflect::{
-    DescriptorPool, DynamicMessage, MessageDescriptor, MethodDescriptor, SerializeOptions,
-    prost_types::{FileDescriptorProto, method_options::IdempotencyLevel},
+    DescriptorPool, DynamicMessage, SerializeOptions, prost_types::FileDescriptorProto,
 };
 use serde_json::Value;
-use tokio::sync::Mutex;
 use tonic::Code;
 
 use crate::{
+    catalog::{Known, Method, MethodKind, all, find, unknown},
     client::{Answer, Client},
     error::Error,
     method::MethodName,
@@ -29,63 +28,6 @@ use crate::{
 /// Bounds the memory that a hostile server can occupy.
 const FILES_MAX: usize = 1024;
 const FILES_BYTES_MAX: usize = 16 << 20;
-
-/// The descriptors fetched so far.
-#[derive(Default)]
-pub(crate) struct Catalog {
-    known: Mutex<Option<Arc<Known>>>,
-}
-
-struct Known {
-    pool: DescriptorPool,
-    services: Vec<String>,
-}
-
-/// The kinds of methods.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MethodKind {
-    /// May change the state.
-    Command,
-    /// Declares `idempotency_level = NO_SIDE_EFFECTS`.
-    Query,
-    /// Returns a stream of messages.
-    Subscription,
-}
-
-/// A method that the nodes serve.
-#[derive(Clone, Debug)]
-pub struct Method {
-    descriptor: MethodDescriptor,
-}
-
-impl Method {
-    /// Returns the name as `package.Service/Method`.
-    pub fn name(&self) -> String {
-        format!("{}/{}", self.descriptor.parent_service().full_name(), self.descriptor.name())
-    }
-
-    /// Returns the kind of the method.
-    pub fn kind(&self) -> MethodKind {
-        let options = self.descriptor.method_descriptor_proto().options.as_ref();
-        let query =
-            options.is_some_and(|o| o.idempotency_level() == IdempotencyLevel::NoSideEffects);
-        match (self.descriptor.is_server_streaming(), query) {
-            (true, _) => MethodKind::Subscription,
-            (false, true) => MethodKind::Query,
-            (false, false) => MethodKind::Command,
-        }
-    }
-
-    /// Returns the type of the request.
-    pub fn request(&self) -> MessageDescriptor {
-        self.descriptor.input()
-    }
-
-    /// Returns the type of the response.
-    pub fn response(&self) -> MessageDescriptor {
-        self.descriptor.output()
-    }
-}
 
 impl Client {
     /// Calls a method with its request as protobuf's JSON. A query is retried like a read; a
@@ -229,31 +171,6 @@ impl Files {
 
 fn unfit(why: &str) -> Error {
     Error::new(Code::FailedPrecondition, format!("the node's reflection is not usable: {why}"))
-}
-
-fn find(known: &Known, name: &MethodName) -> Option<Method> {
-    let service = known.pool.get_service_by_name(name.service())?;
-    let descriptor = service.methods().find(|method| method.name() == name.method())?;
-    known.services.iter().any(|s| s == name.service()).then_some(Method { descriptor })
-}
-
-fn all(known: &Known) -> Vec<Method> {
-    known
-        .services
-        .iter()
-        .filter(|service| !service.starts_with("grpc.reflection."))
-        .filter_map(|service| known.pool.get_service_by_name(service))
-        .flat_map(|service| service.methods().collect::<Vec<_>>())
-        .map(|descriptor| Method { descriptor })
-        .collect()
-}
-
-fn unknown(known: &Known, name: &MethodName) -> Error {
-    let names: Vec<_> = all(known).iter().map(Method::name).collect();
-    Error::new(
-        Code::Unimplemented,
-        format!("unknown method {name}; the methods are {}", names.join(", ")),
-    )
 }
 
 pub(crate) fn encode(method: &Method, request: Value) -> Result<Bytes, Error> {

@@ -6,12 +6,13 @@ use serde_json::Value;
 use tonic::{Request, Status, Streaming, metadata::MetadataValue};
 
 use crate::{
+    catalog::Method,
     client::{Answer, Client},
     codec::BytesCodec,
     error::Error,
     method::MethodName,
     options::CallOptions,
-    reflection::{self, Method},
+    reflection,
     retry::Failure,
 };
 
