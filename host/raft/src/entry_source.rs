@@ -11,7 +11,6 @@ use prost::Message;
 
 use super::{
     components::Components,
-    recover::SKIPPED,
     snapshot::{saved_state, unreadable},
 };
 use conclave_machine as machine;
@@ -39,6 +38,10 @@ struct Traps {
 /// The maximum size of the entries that are returned at once, in bytes.
 const REPLAY_BYTES_MAX: usize = 4 * 1024 * 1024;
 const TRAP_PREFIX: &str = "trap/";
+
+/// The message of the trap of a skipped entry. The same text on every node.
+pub(super) const SKIPPED: &str =
+    "an operator had the entry skipped (conclave recover --trap-entry)";
 
 /// Returns the name of the metadata entry for an entry's trap.
 pub(super) fn trap_record(index: u64) -> String {

@@ -24,6 +24,7 @@ mod forward;
 #[doc(hidden)]
 pub mod fuzz;
 mod health;
+mod host_state;
 mod leadership;
 mod lease;
 mod limits;
@@ -68,6 +69,7 @@ use self::{
     confirmation::Confirmation,
     disk::DiskWatch,
     divergence::Divergence,
+    host_state::HostState,
     leadership::Leadership,
     lease::Lease,
     network::{
@@ -78,16 +80,14 @@ use self::{
         standing::Standing,
     },
     read::{ReadIndex, ReadRequests},
-    snapshot::{Admission, Raft, Receiving, Transfers},
-    state_machine::{Building, HostState, StateMachine},
+    settings::{Limits, Member as InitialMember, SnapshotPolicy},
+    snapshot::{Admission, Receiving, Transfers},
+    state_machine::{Building, Raft, StateMachine},
+    supervise::Supervisor,
     time::Time,
+    timing::Timing,
     trap_limiter::TrapLimiter,
     vote_holdoff::VoteHoldoff,
-};
-use crate::{
-    settings::{Limits, Member as InitialMember, SnapshotPolicy},
-    supervise::Supervisor,
-    timing::Timing,
 };
 use conclave_machine::{Component, Worker};
 use conclave_proto::raft::raft_server::RaftServer;

@@ -10,7 +10,7 @@ use prost::Message;
 
 use super::{
     components::{Components, about},
-    entry_source::{recorded_traps, trap_record},
+    entry_source::{SKIPPED, recorded_traps, trap_record},
     snapshot::{header, saved_state},
 };
 use crate::registry::Registry;
@@ -47,10 +47,6 @@ pub struct Skipped {
     /// Set if the entry had trapped before, so that nothing has changed.
     pub was_recorded: bool,
 }
-
-/// The message of the trap of a skipped entry. The same text on every node.
-pub(super) const SKIPPED: &str =
-    "an operator had the entry skipped (conclave recover --trap-entry)";
 
 /// Returns the entries that were skipped at the request of an operator.
 ///

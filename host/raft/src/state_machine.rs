@@ -31,6 +31,7 @@ pub(super) use self::building::{Building, FinishedSnapshot};
 use super::{
     components::{Components, part_to_wire},
     divergence::Divergence,
+    host_state::HostState,
     limits::LimitsInForce,
     snapshot::{self, Accepted, OpenSnapshot, SnapshotData, Transfers},
     time::Time,
@@ -54,17 +55,6 @@ use conclave_types::{
 /// delay the first responses.
 const BATCH_ENTRIES_MAX: usize = 256;
 
-/// The replicated state of the host, and how much of the log has been fed to the worker.
-#[derive(Clone, Debug)]
-pub(super) struct HostState {
-    /// The position in the log, and the members there.
-    pub(super) meta: SnapshotMeta,
-    /// The components of the cluster at this position.
-    pub(super) registry: Registry,
-    /// The limits in force at this position.
-    pub(super) limits: LimitsInForce,
-}
-
 /// The state machine as openraft sees it.
 pub(super) struct StateMachine {
     worker: Worker,
@@ -84,6 +74,9 @@ pub(super) struct StateMachine {
     /// A healthy state that has not yet reached the position that openraft assumes for the state machine.
     repair: Option<Repair>,
 }
+
+/// The type of openraft's handle.
+pub(super) type Raft = openraft::Raft<TypeConfig, StateMachine>;
 
 /// The way in which an entry is applied.
 enum Step {

@@ -40,15 +40,15 @@ use bytes::Bytes;
 use tokio::sync::Notify;
 
 pub use self::kept::KeptCode;
+use self::push::Stage;
 pub(super) use self::{ask::status_to_wire, push::part_to_wire, rehearsals::run};
-use self::{push::Stage, rehearsals::Tried};
 use crate::registry::Registry;
 use conclave_machine as machine;
 use conclave_machine::{Component, Engine, FatalError, LoadError, Work};
 use conclave_storage::raft_types::{Entry, Payload};
 use conclave_types::{
     CommandKind, ComponentId,
-    components::{About, ComponentCommand},
+    components::{About, ComponentCommand, Rehearsed},
 };
 
 /// A node's data about components, apart from the registry.
@@ -79,6 +79,14 @@ pub struct Components {
 struct Activations {
     by_index: BTreeMap<u64, Component>,
     newest_snapshot: u64,
+}
+
+/// The result of a rehearsal.
+#[derive(Clone, Debug)]
+struct Tried {
+    /// The component that was active then, and whose state was used.
+    from: ComponentId,
+    result: Result<Rehearsed, String>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

@@ -23,7 +23,7 @@ use tokio::{
     time::{Instant, sleep, timeout},
 };
 
-use super::lock;
+use super::{Tried, lock};
 use crate::{Inner, LocalEntrySource, Replica, registry::Registry, snapshot::unreadable};
 use conclave_machine::{
     Component, Entry, EntrySource, EntrySourceError, NotReady, Rehearsal, SavedState, Work,
@@ -44,14 +44,6 @@ const PAUSE: Duration = Duration::from_millis(200);
 const ARRIVAL_TIME_MAX: Duration = Duration::from_secs(5);
 /// The registry is checked at least this often.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
-
-/// The result of a rehearsal.
-#[derive(Clone, Debug)]
-pub(super) struct Tried {
-    /// The component that was active then, and whose state was used.
-    from: ComponentId,
-    result: Result<Rehearsed, String>,
-}
 
 /// Rehearses new components, and takes a snapshot after each activation, until the replica is gone.
 pub(crate) async fn run(replica: Weak<Inner>) {

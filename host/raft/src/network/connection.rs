@@ -12,20 +12,33 @@ use tonic::{
     transport::{Channel, Endpoint},
 };
 
-use super::{
-    CLUSTER_HEADER, FROM_HEADER, MESSAGE_BYTES_MAX, TO_HEADER,
-    local::Local,
-    peer::{CLASSES, CONNECT_TIMEOUT},
-};
+use super::{CLUSTER_HEADER, FROM_HEADER, MESSAGE_BYTES_MAX, TO_HEADER, local::Local};
 use conclave_proto::raft::raft_client::RaftClient;
 use conclave_types::NodeId;
 
+/// The time limit of a connection attempt, a handshake and a ping.
+pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The interval at which an idle connection is probed.
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// The time after which a connection without a response to a probe is closed.
 const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(2);
 /// HTTP/2 flow control, per stream and per connection: enough for a batch of the largest entries.
 const WINDOW_BYTES: u32 = 8 * 1024 * 1024;
+
+/// The purpose of a connection. Each class has its own connection, so that none waits behind another.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConnectionClass {
+    /// Log entries.
+    Log,
+    /// Heartbeats, votes, forwarded calls and queries.
+    Control,
+    /// Snapshots.
+    Snapshot,
+}
+
+/// All classes, in the order of their discriminants.
+const CLASSES: [ConnectionClass; 3] =
+    [ConnectionClass::Log, ConnectionClass::Control, ConnectionClass::Snapshot];
 
 /// Adds the cluster, the sender and the receiver to every request.
 #[derive(Clone)]

@@ -19,11 +19,11 @@ use tokio::{
 };
 use tonic::{Code, Request, Status};
 
-pub use super::connection::Client;
+pub use super::connection::{Client, ConnectionClass};
 use super::{
     PROTOCOL_VERSION,
     backoff::{self, Problem},
-    connection::{Connection, Connector},
+    connection::{CONNECT_TIMEOUT, Connection, Connector},
     local::Local,
 };
 use crate::{disk::DiskWatch, supervise::Supervisor};
@@ -31,26 +31,10 @@ use conclave_proto::raft::{HandshakeRequest, HandshakeResponse, PingRequest};
 use conclave_storage::BatchWindow;
 use conclave_types::{NodeId, status::PeerLink};
 
-/// The time limit of a connection attempt, a handshake and a ping.
-pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
 /// The interval at which a connected peer is pinged.
 const PING_INTERVAL: Duration = Duration::from_secs(1);
 /// The minimum time between two attempts, whatever their cause.
 const ATTEMPT_SPACING: Duration = Duration::from_millis(20);
-
-/// The purpose of a connection. Each class has its own connection, so that none waits behind another.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConnectionClass {
-    /// Log entries.
-    Log,
-    /// Heartbeats, votes, forwarded calls and queries.
-    Control,
-    /// Snapshots.
-    Snapshot,
-}
-
-pub(super) const CLASSES: [ConnectionClass; 3] =
-    [ConnectionClass::Log, ConnectionClass::Control, ConnectionClass::Snapshot];
 
 /// The reason why a peer was not reached.
 #[derive(Clone, Debug, thiserror::Error)]

@@ -12,6 +12,7 @@ use tokio::task::spawn_blocking;
 use super::{PendingEntry, StateMachine};
 use crate::{
     divergence::Quarantine,
+    host_state::HostState,
     limits::LimitsInForce,
     snapshot::{self, Accepted},
 };
@@ -130,7 +131,7 @@ impl StateMachine {
         self.adopt(file, state).await?;
         self.divergence.restored(snapshot::origin(&header), index);
         self.time.observe(header.time_ms);
-        let machine = self.replaying(super::HostState { meta, registry, limits });
+        let machine = self.replaying(HostState { meta, registry, limits });
         self.repair =
             Some(Repair { machine: Box::new(machine), from: index, next: index + 1, quarantine });
         Ok(())
@@ -168,7 +169,7 @@ impl StateMachine {
 
     /// Returns a copy of this state machine with its own host state, which also
     /// applies entries in quarantine.
-    fn replaying(&self, applied: super::HostState) -> Self {
+    fn replaying(&self, applied: HostState) -> Self {
         Self {
             worker: self.worker.clone(),
             log: self.log.clone(),

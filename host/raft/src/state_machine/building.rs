@@ -12,10 +12,11 @@ use std::{
 use openraft::RaftSnapshotBuilder;
 use tokio::{sync::Notify, task::spawn_blocking};
 
-use super::{HostState, StateMachine};
+use super::StateMachine;
 use crate::{
     components::Components,
     divergence::Divergence,
+    host_state::HostState,
     snapshot::{self, OpenSnapshot, SnapshotData},
     supervise::Supervisor,
 };
