@@ -13,8 +13,7 @@ use super::{
     Error,
     error::Reason,
     format::{self, Block, BlockHead},
-    sizes::Sizes,
-    state::entry_bytes,
+    sizes::{Sizes, entry_bytes},
     tree::Tree,
     watermark::{Watermark, record_sum},
 };

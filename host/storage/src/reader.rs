@@ -7,7 +7,8 @@ use bytes::BytesMut;
 use super::{
     Error,
     format::{self, BlockHead},
-    state::{Shared, entry_bytes},
+    sizes::entry_bytes,
+    state::Shared,
     tree::Tree,
 };
 use crate::raft_types::Entry;

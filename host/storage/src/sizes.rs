@@ -2,8 +2,13 @@
 
 use std::collections::VecDeque;
 
+use crate::raft_types::{Entry, Payload};
+
 /// The number of bytes between two marks. A log of 1 GiB takes 256 KiB of memory here.
 const STEP_BYTES: u64 = 64 << 10;
+
+/// The approximate memory of an entry in addition to its payload.
+const ENTRY_OVERHEAD_BYTES: usize = 128;
 
 /// The sizes of the log's entries.
 #[derive(Clone, Default)]
@@ -50,6 +55,16 @@ impl Sizes {
         let at = self.marks.partition_point(|(_, before)| self.total - before > bytes_max);
         self.marks.get(at).map(|(index, _)| *index)
     }
+}
+
+/// Returns the approximate memory of an entry.
+pub(super) fn entry_bytes(entry: &Entry) -> usize {
+    let payload = match &entry.payload {
+        Payload::Blank => 0,
+        Payload::Normal(command) => command.kind.bytes(),
+        Payload::Membership(membership) => 128 * membership.nodes().count(),
+    };
+    payload + ENTRY_OVERHEAD_BYTES
 }
 
 #[cfg(test)]

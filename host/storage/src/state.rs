@@ -15,16 +15,17 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use super::{check::Recovered, sizes::Sizes, watermark::record_sum};
-use crate::raft_types::{Entry, LogId, Payload, Vote};
+use super::{
+    check::Recovered,
+    sizes::{Sizes, entry_bytes},
+    watermark::record_sum,
+};
+use crate::raft_types::{Entry, LogId, Vote};
 use conclave_types::panic_message;
 
 /// The bytes of written entries that stay in memory. Nearly all reads of replication and apply are
 /// served from them.
 const CACHE_BYTES_MAX: usize = 8 << 20;
-
-/// The approximate memory of an entry in addition to its payload.
-const ENTRY_OVERHEAD_BYTES: usize = 128;
 
 /// The state shared by the handles and the storage thread.
 pub(super) struct Shared {
@@ -314,16 +315,6 @@ fn committed_hint(recovered: &Recovered) -> Option<LogId> {
         (committed, _) if *holds_committed => *committed,
         _ => *purged,
     }
-}
-
-/// Returns the approximate memory of an entry.
-pub(super) fn entry_bytes(entry: &Entry) -> usize {
-    let payload = match &entry.payload {
-        Payload::Blank => 0,
-        Payload::Normal(command) => command.kind.bytes(),
-        Payload::Membership(membership) => 128 * membership.nodes().count(),
-    };
-    payload + ENTRY_OVERHEAD_BYTES
 }
 
 /// Returns the sum over all metadata entries after a change of one of them.
