@@ -1,10 +1,11 @@
-//! Running of other programs: in the foreground with progress lines, to capture their output, or
-//! in parallel.
+//! Other programs: found on the path, and run in the foreground with progress lines, to capture
+//! their output, or in parallel.
 
 use std::{
+    env,
     fs::File,
     io::{BufRead as _, BufReader, IsTerminal as _, Read},
-    path::Path,
+    path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     thread,
     time::{Duration, Instant},
@@ -13,10 +14,7 @@ use std::{
 use anyhow::{Context as _, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-use crate::{
-    output::{human, result, say},
-    workspace::find_program,
-};
+use crate::output::{human, result, say};
 
 const POLL: Duration = Duration::from_millis(50);
 /// Without a terminal, cargo draws no progress bar. A line every 30 seconds shows that it still runs.
@@ -25,6 +23,14 @@ const SIGN_OF_LIFE: Duration = Duration::from_secs(30);
 const CAPTURE_TIME_MAX: Duration = Duration::from_secs(120);
 /// Time for a node to sync its data and stop. After that it is killed.
 const STOP_TIME_MAX: Duration = Duration::from_secs(15);
+
+/// Returns the program's path, if it is installed.
+pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
+    let path = env::var_os("PATH")?;
+    // Debian's tools for root, such as debootstrap, are not always on the path of a shell.
+    let system = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];
+    env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
+}
 
 /// Runs a command to its end and shows its output immediately.
 pub(crate) fn run(command: &mut Command) -> Result<()> {

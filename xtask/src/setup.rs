@@ -10,8 +10,8 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     output::{Steps, say, skip},
-    process,
-    workspace::{Workspace, find_program},
+    process::{self, find_program},
+    workspace::Workspace,
 };
 
 /// The tools whose paths are passed to the tests. Tools that the tests find on the path are not

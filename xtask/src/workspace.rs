@@ -1,4 +1,4 @@
-//! Paths of the workspace, programs and free ports.
+//! Paths of the workspace, its cargo, and free ports.
 
 use std::{
     env,
@@ -51,14 +51,6 @@ impl Workspace {
 /// Returns the cargo that runs this program, so that `cargo +toolchain xtask` stays with its toolchain.
 pub(crate) fn cargo() -> std::process::Command {
     std::process::Command::new(env::var_os("CARGO").unwrap_or_else(|| "cargo".into()))
-}
-
-/// Returns the program's path, if it is installed.
-pub(crate) fn find_program(name: &str) -> Option<PathBuf> {
-    let path = env::var_os("PATH")?;
-    // Debian's tools for root, such as debootstrap, are not always on the path of a shell.
-    let system = [PathBuf::from("/usr/sbin"), PathBuf::from("/sbin")];
-    env::split_paths(&path).chain(system).map(|dir| dir.join(name)).find(|file| file.is_file())
 }
 
 /// Returns loopback ports that were free just now.

@@ -18,6 +18,7 @@
 mod adapt;
 mod compile;
 mod component;
+mod environment;
 mod provision;
 mod sources;
 mod toolchain;

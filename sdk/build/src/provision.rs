@@ -10,7 +10,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
-use crate::{Compiler, TARGET, toolchain};
+use crate::{Compiler, TARGET, environment::clean_environment, toolchain};
 
 /// A mirror that cannot be reached may never answer. After this time, Debian's packages are tried.
 const RUSTUP_SECONDS_MAX: u64 = 120;
@@ -88,7 +88,7 @@ fn newest_package(listing: &str) -> Option<String> {
 fn step(say: &mut dyn FnMut(&str), mut command: Command, time: Duration) -> Result<()> {
     let line = command_line(&command);
     say(&format!("running `{line}` (at most {} s)", time.as_secs()));
-    crate::compile::clean_environment(&mut command);
+    clean_environment(&mut command);
     let mut child = command
         .stdin(Stdio::null())
         .stdout(Stdio::from(io::stderr()))

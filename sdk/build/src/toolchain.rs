@@ -12,7 +12,7 @@ use std::{
 
 use anyhow::{Result, bail};
 
-use crate::TARGET;
+use crate::{TARGET, environment::clean_environment};
 
 /// Environment variable that selects the compiler: `rustup` (the current toolchain) or `debian`.
 /// Default: the first one available.
@@ -91,7 +91,7 @@ pub fn toolchain() -> Toolchain {
 
 fn rustup() -> Result<Compiler, String> {
     let mut rustc = Command::new("rustc");
-    crate::compile::clean_environment(&mut rustc);
+    clean_environment(&mut rustc);
     let sysroot = rustc
         .args(["--print", "sysroot"])
         .output()

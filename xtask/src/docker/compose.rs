@@ -7,8 +7,8 @@ use anyhow::{Context as _, Result, bail};
 use super::{docker, inspect, master_key};
 use crate::{
     output::say,
-    process,
-    workspace::{Workspace, find_program, free_ports},
+    process::{self, find_program},
+    workspace::{Workspace, free_ports},
 };
 
 const UP_TIME_MAX: Duration = Duration::from_secs(300);

@@ -12,8 +12,9 @@ use anyhow::{Context as _, Result, bail};
 use super::{docker, inspect};
 use crate::{
     output::say,
-    process, setup,
-    workspace::{Workspace, find_program},
+    process::{self, find_program},
+    setup,
+    workspace::Workspace,
 };
 
 /// The images created by [`build`]. Dropping them removes the images.
