@@ -5,12 +5,11 @@ use aes_gcm::{
     aead::{AeadInOut, consts::U12},
 };
 
-use super::{Error, KeyId, Keyring};
+use super::{Error, KeyId, Keyring, keyring::NONCE_BYTES};
 
 /// The envelope version that this program writes. It reads no other version.
 pub const VERSION: u8 = 1;
 
-pub(super) const NONCE_BYTES: usize = 12;
 pub(super) const TAG_BYTES: usize = 16;
 /// The length of version, key id and nonce.
 const HEADER_BYTES: usize = 1 + 4 + NONCE_BYTES;

@@ -13,7 +13,7 @@ use std::{
 use aes_gcm::{Aes256Gcm, KeyInit};
 use zeroize::Zeroizing;
 
-use super::{Error, envelope::NONCE_BYTES, random};
+use super::{Error, random};
 
 /// The maximum number of times that a data key seals. The counter in the nonce has 32 bits and
 /// restarts with each random prefix. This is half of its range.
@@ -22,6 +22,9 @@ pub const USES_MAX: u64 = 1 << 31;
 /// The number of uses after which the holder of the keyring should install a new active key: a
 /// quarter of [`USES_MAX`]. A node with 2,000 group commits per second reaches it in three days.
 pub const ROTATE_AFTER_USES: u64 = USES_MAX / 4;
+
+/// The length of a nonce: a random prefix and a counter.
+pub(super) const NONCE_BYTES: usize = 12;
 
 /// The id of a data key. A keyring never reuses an id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]

@@ -19,8 +19,8 @@ use zeroize::{Zeroize, Zeroizing};
 
 use super::{
     Aad, Error, KeyId, Keyring, MasterKey,
-    envelope::{NONCE_BYTES, TAG_BYTES, decrypt, encrypt},
-    keyring::StoredKey,
+    envelope::{TAG_BYTES, decrypt, encrypt},
+    keyring::{NONCE_BYTES, StoredKey},
     random,
 };
 
