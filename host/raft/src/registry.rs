@@ -93,6 +93,11 @@ impl Upload {
         self.pieces.push(piece);
     }
 
+    /// Returns whether the part belongs to this upload.
+    fn is_of(&self, part: &ComponentPart) -> bool {
+        self.component == part.component && self.total_bytes == part.total_bytes
+    }
+
     fn finish(self) -> Option<Bytes> {
         let hash: [u8; 32] = self.hasher.finalize().into();
         if ComponentId(hash) != self.component {
@@ -168,17 +173,14 @@ impl Registry {
         let (Some(end), false) = (end, bytes.is_empty()) else {
             return Err(invalid(format!("{part:?} does not fit into its {total_bytes} bytes")));
         };
-        let continues = self.upload.as_ref().is_some_and(|upload| {
-            upload.component == *component && upload.total_bytes == *total_bytes
-        });
+        let continues = self.upload.as_ref().is_some_and(|upload| upload.is_of(part));
         if *at == 0 && !continues {
             let about = about.clone().ok_or_else(|| {
                 invalid("the first piece of a component has no description".to_owned())
             })?;
             self.upload = Some(Upload::new(*component, *total_bytes, about));
         }
-        let Some(upload) = self.upload.as_mut().filter(|upload| upload.component == *component)
-        else {
+        let Some(upload) = self.upload.as_mut().filter(|upload| upload.is_of(part)) else {
             return Ok(PartApplied { next_at: 0, whole: false });
         };
         if *at != upload.received_bytes {

@@ -104,6 +104,22 @@ fn what_cannot_be_a_piece_is_refused() {
     assert!(registry.upload.is_none());
 }
 
+/// Such a piece must not make an upload longer than its total. No node could read a snapshot of it.
+#[test]
+fn a_piece_that_names_another_total_changes_nothing() {
+    let mut registry = begun();
+    let pieces = pieces(b"abcdef", 3);
+    registry.apply_part(7, &pieces[0]).unwrap();
+    let other = ComponentPart {
+        total_bytes: 20,
+        bytes: Bytes::from_static(b"defghi"),
+        ..pieces[1].clone()
+    };
+    assert_eq!(registry.apply_part(8, &other).unwrap(), PartApplied { next_at: 0, whole: false });
+    assert_eq!(registry.next_at(&other.component), 3);
+    assert!(registry.apply_part(9, &pieces[1]).unwrap().whole);
+}
+
 /// An unfinished component does not block another. The displaced push fails at its next piece.
 #[test]
 fn a_new_component_takes_the_place_of_an_unfinished_one() {
