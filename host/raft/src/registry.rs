@@ -38,8 +38,12 @@ pub const BYTES_MAX: u64 = 3 * COMPONENT_BYTES_MAX as u64;
 /// Invariants:
 /// - The active and the previous component are known, and differ.
 /// - The bytes of a known component have the hash that is its id.
-/// - There are at most [`COMPONENTS_MAX`] components and [`BYTES_MAX`] bytes.
+/// - There are at most [`COMPONENTS_MAX`] components. They have at most [`BYTES_MAX`] bytes, unless
+///   one of them is larger than a component that can be pushed. Only an operator can provide such a
+///   component.
 /// - An upload is incomplete.
+///
+/// The hashes are checked where the bytes come in. The rest is asserted after each change.
 #[derive(Clone, Debug)]
 pub struct Registry {
     pub(super) known: BTreeMap<ComponentId, Known>,
@@ -122,7 +126,9 @@ impl Registry {
     pub fn begin(component: ComponentId, bytes: Bytes, about: About) -> Self {
         let known = Known { bytes, about, index: 0, activated_index: 0 };
         let known = BTreeMap::from([(component, known)]);
-        Self { known, active: component, previous: None, upload: None }
+        let registry = Self { known, active: component, previous: None, upload: None };
+        registry.assert_invariants();
+        registry
     }
 
     /// Returns the component that the cluster runs.
@@ -187,11 +193,12 @@ impl Registry {
             return Ok(PartApplied { next_at: upload.received_bytes, whole: false });
         }
         upload.push(bytes.clone());
-        if end < *total_bytes {
-            return Ok(PartApplied { next_at: end, whole: false });
+        let whole = end == *total_bytes;
+        if whole {
+            self.take_in(index)?;
         }
-        self.take_in(index)?;
-        Ok(PartApplied { next_at: end, whole: true })
+        self.assert_invariants();
+        Ok(PartApplied { next_at: end, whole })
     }
 
     /// Completes the upload.
@@ -279,6 +286,25 @@ impl Registry {
         {
             known.activated_index = index;
             self.previous = Some(std::mem::replace(&mut self.active, component));
+        }
+        self.assert_invariants();
+    }
+
+    /// Asserts the invariants that need no hash of the bytes.
+    fn assert_invariants(&self) {
+        let is_known = |id: &ComponentId| self.known.contains_key(id);
+        assert!(is_known(&self.active), "the active component is not known");
+        assert!(self.previous.iter().all(is_known), "the previous component is not known");
+        assert!(self.previous != Some(self.active), "the previous component is the active one");
+        assert!(self.known.len() <= COMPONENTS_MAX, "there are too many components");
+        let is_large = |known: &Known| known.bytes.len() > COMPONENT_BYTES_MAX;
+        assert!(
+            self.bytes() <= BYTES_MAX || self.known.values().any(is_large),
+            "the components have too many bytes"
+        );
+        if let Some(upload) = &self.upload {
+            assert!(upload.received_bytes < upload.total_bytes, "the upload is complete");
+            assert!(upload.total_bytes <= COMPONENT_BYTES_MAX as u64, "the upload is too large");
         }
     }
 }

@@ -97,7 +97,9 @@ impl Registry {
             read.push(gather(&mut chunks, received)?);
             Ok(read)
         });
-        Ok(Some(Self { known, active, previous, upload: upload.transpose()? }))
+        let registry = Self { known, active, previous, upload: upload.transpose()? };
+        registry.assert_invariants();
+        Ok(Some(registry))
     }
 }
 
