@@ -110,7 +110,10 @@ pub(super) struct StoredKey {
 /// The keyring is an immutable value. Each change returns a new keyring that shares the keys and
 /// their use counters with the old one. The holder writes the new keyring to disk before using it.
 ///
-/// Invariants: the active key is in the map; each key is stored under its own id; ids only grow.
+/// Invariants:
+/// - The active key is in the map.
+/// - Each key is stored under its own id.
+/// - Ids only grow.
 #[derive(Clone)]
 pub struct Keyring {
     slots: BTreeMap<KeyId, Slot>,
@@ -121,7 +124,7 @@ impl Keyring {
     /// Returns a keyring with one random key and no reservation.
     pub fn generate() -> Result<Self, Error> {
         let slot = Self::generate_slot(KeyId(1))?;
-        Ok(Self { slots: BTreeMap::from([(KeyId(1), slot)]), active: KeyId(1) })
+        Ok(Self::new(BTreeMap::from([(KeyId(1), slot)]), KeyId(1)))
     }
 
     /// Returns a keyring with one key that several processes share, and no reservation. Each
@@ -130,7 +133,20 @@ impl Keyring {
         let id = KeyId(1);
         let key = DataKey::new(id, 0, Zeroizing::new(bytes), 0)?;
         let slot = Slot { key: Arc::new(key), uses_reserved: 0 };
-        Ok(Self { slots: BTreeMap::from([(id, slot)]), active: id })
+        Ok(Self::new(BTreeMap::from([(id, slot)]), id))
+    }
+
+    fn new(slots: BTreeMap<KeyId, Slot>, active: KeyId) -> Self {
+        let keyring = Self { slots, active };
+        keyring.assert_invariants();
+        keyring
+    }
+
+    /// Asserts the invariants that do not depend on earlier keyrings.
+    fn assert_invariants(&self) {
+        assert!(self.slots.contains_key(&self.active), "the active data key is missing");
+        let has_own_id = |(id, slot): (&KeyId, &Slot)| *id == slot.key.id;
+        assert!(self.slots.iter().all(has_own_id), "a data key is stored under another id");
     }
 
     fn generate_slot(id: KeyId) -> Result<Slot, Error> {
@@ -163,7 +179,7 @@ impl Keyring {
         let id = KeyId(newest.checked_add(1).ok_or(Error::Keyring { reason: "ids used up" })?);
         let mut slots = self.slots.clone();
         slots.insert(id, Self::generate_slot(id)?);
-        Ok(Self { slots, active: id })
+        Ok(Self::new(slots, id))
     }
 
     /// Returns a keyring without this key. Data sealed under the key can no longer be opened. The
@@ -174,7 +190,7 @@ impl Keyring {
         }
         let mut slots = self.slots.clone();
         match slots.remove(&key_id) {
-            Some(_) => Ok(Self { slots, active: self.active }),
+            Some(_) => Ok(Self::new(slots, self.active)),
             None => Err(Error::Retire { key_id, reason: "is not in the keyring" }),
         }
     }
@@ -186,6 +202,7 @@ impl Keyring {
         if let Some(slot) = next.slots.get_mut(&self.active) {
             slot.uses_reserved = slot.key.uses().saturating_add(uses).min(USES_MAX);
         }
+        next.assert_invariants();
         next
     }
 
@@ -242,7 +259,7 @@ impl Keyring {
         if !slots.contains_key(&active) {
             return Err(Error::Keyring { reason: "the active key is missing" });
         }
-        Ok(Self { slots, active })
+        Ok(Self::new(slots, active))
     }
 
     #[cfg(test)]
