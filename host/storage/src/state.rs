@@ -90,7 +90,8 @@ impl Shared {
     }
 
     pub(super) fn lock(&self) -> MutexGuard<'_, State> {
-        // No code panics in the middle of a change of the state. The storage thread catches its own panics.
+        // A change of the state can panic only in the assertions at its end. The storage thread
+        // catches its own panics.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -128,8 +129,11 @@ impl Shared {
 
 /// The log as the handles see it.
 ///
-/// Invariants: the cache holds consecutive entries and ends with the last one; every entry that is
-/// neither purged nor in the cache is in the tree; unwritten entries are never evicted.
+/// Invariants:
+/// - The cache holds consecutive entries and ends with the last one.
+/// - Every entry that is neither purged nor in the cache is in the tree: unwritten entries are never
+///   evicted.
+/// - After a purge, the oldest retained index follows the purged entry.
 pub(super) struct State {
     pub(super) vote: Option<Vote>,
     pub(super) committed: Option<LogId>,
@@ -230,6 +234,7 @@ impl State {
         }
         self.cache_bytes += bytes;
         self.unwritten_bytes += bytes;
+        self.assert_invariants();
         Ok(bytes)
     }
 
@@ -248,6 +253,7 @@ impl State {
         self.written_to = self.written_to.min(next);
         self.last = after.max(self.purged);
         self.epoch += 1;
+        self.assert_invariants();
     }
 
     /// Removes the entries up to and including `to`. Returns false if they were already removed.
@@ -270,6 +276,7 @@ impl State {
         }
         self.cache_first = self.cache_first.max(to.index + 1);
         self.written_to = self.written_to.max(to.index + 1);
+        self.assert_invariants();
         true
     }
 
@@ -286,6 +293,25 @@ impl State {
             let Some((_, bytes)) = self.cache.pop_front() else { break };
             self.cache_bytes -= bytes;
             self.cache_first += 1;
+        }
+        self.assert_invariants();
+    }
+
+    /// Asserts the invariants as far as the ends of the cache show them. Entries are appended without
+    /// a gap, so the number of entries between the ends shows that they are consecutive.
+    fn assert_invariants(&self) {
+        if let (Some((front, _)), Some((back, _))) = (self.cache.front(), self.cache.back()) {
+            let (front, back) = (front.log_id.index, back.log_id.index);
+            assert_eq!(front, self.cache_first, "the first entry of the cache");
+            assert_eq!(Some(back), self.last.map(|last| last.index), "the last entry of the cache");
+            assert_eq!(self.cache.len() as u64 - 1, back - front, "the entries of the cache");
+        } else {
+            assert_eq!(self.cache_bytes, 0, "the bytes of an empty cache");
+        }
+        let evictable_to = self.written_to.max(self.first);
+        assert!(self.cache_first <= evictable_to, "an unwritten entry was evicted");
+        if let Some(purged) = self.purged {
+            assert_eq!(self.first, purged.index + 1, "the index after the purged entry");
         }
     }
 
