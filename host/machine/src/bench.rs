@@ -20,7 +20,7 @@ mod switches {
 
     use bytes::Bytes;
 
-    use super::super::instance::EntryContext;
+    use super::super::entry_context::EntryContext;
     use conclave_types::{Call, Failure, Outcome};
 
     /// A state machine that is not a component. It takes no part in snapshots, restores and ticks.

@@ -1,7 +1,7 @@
 //! The clock of a state machine: it derives each entry's context (index, time, seed) from the log
 //! and the cluster's key alone.
 
-use super::instance::EntryContext;
+use super::entry_context::EntryContext;
 
 /// Follows the log and computes the context of each entry.
 #[derive(Clone, Debug)]

@@ -15,8 +15,9 @@ use super::{
     descriptors::{self, MethodSpec},
     engine::Engine,
     error::{FatalError, LoadError},
-    guest_log,
-    instance::{Instance, State},
+    instance::Instance,
+    log_import,
+    state::State,
     thread,
     trap::Broken,
     wasi,
@@ -313,7 +314,7 @@ fn link(
     linker: &mut Linker<State>,
     component: &WasmComponent,
 ) -> Result<MachinePre<State>, LoadError> {
-    guest_log::link(linker)
+    log_import::link(linker)
         .map_err(|error| LoadError::Fatal(FatalError::new(format!("{error:#}"))))?;
     linker
         .instantiate_pre(component)

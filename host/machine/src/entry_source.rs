@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{component::Component, error::EntrySourceError};
+use super::{component::Component, error::EntrySourceError, trap::TrapReport};
 use conclave_types::{Call, Digest, Trap, limits::ClusterLimits};
 
 /// One entry of the log that the state machine sees.
@@ -59,19 +59,6 @@ pub struct SavedState {
     pub digest: Option<Digest>,
     /// The state's bytes, in chunks of any size.
     pub chunks: Box<dyn Iterator<Item = Result<Bytes, EntrySourceError>> + Send>,
-}
-
-/// The trap report: diagnostics of an instance that trapped, for people who look for the cause. No outcome
-/// contains any of it, because it names addresses, and the state machine's error line may be secret.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct TrapReport {
-    /// The guest's call stack, innermost frame first: one line per function, followed by one for
-    /// its position in the source, as far as the component has names and debugging information.
-    /// Empty for a trap outside of the guest.
-    pub backtrace: Vec<String>,
-    /// The last error line that the state machine logged in this call. For a state machine in Rust
-    /// it is the panic message.
-    pub last_error: Option<String>,
 }
 
 impl std::fmt::Debug for SavedState {

@@ -6,12 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use wasmtime::{
-    StoreContextMut,
-    component::{Linker, WasmStr},
-};
-
-use super::{bindings::conclave::fsm::log::Level, instance::State, limits::Limits};
+use super::{bindings::conclave::fsm::log::Level, limits::Limits};
 
 /// The fuel of a line. It corresponds to the host's time for a line, about a microsecond.
 pub(super) const FUEL_PER_LINE: u64 = 1_000;
@@ -31,8 +26,8 @@ pub(super) struct GuestLog {
     dropped: u64,
     /// The last error line, if `keeps_errors` is set. It is the panic message of a state
     /// machine that panics.
-    last_error: Option<String>,
-    keeps_errors: bool,
+    pub(super) last_error: Option<String>,
+    pub(super) keeps_errors: bool,
 }
 
 impl GuestLog {
@@ -78,7 +73,7 @@ impl GuestLog {
     }
 
     /// Returns whether another line may be written now.
-    fn admit(&mut self) -> bool {
+    pub(super) fn admit(&mut self) -> bool {
         if self.muted {
             return false;
         }
@@ -93,7 +88,7 @@ impl GuestLog {
         true
     }
 
-    fn write(&mut self, level: Level, line: &str) {
+    pub(super) fn write(&mut self, level: Level, line: &str) {
         if self.dropped > 0 {
             let dropped = std::mem::take(&mut self.dropped);
             tracing::warn!(target: "machine", instance = self.role, dropped, "lines of the state machine were dropped before this one");
@@ -144,34 +139,6 @@ impl LineBudget {
         self.lines = self.lines.saturating_sub(1);
         is_left
     }
-}
-
-/// Defines the import `log`.
-pub(super) fn link(linker: &mut Linker<State>) -> wasmtime::Result<()> {
-    linker.instance("conclave:fsm/log@0.1.0")?.func_wrap(
-        "write",
-        |mut store: StoreContextMut<'_, State>, (level, message): (Level, WasmStr)| {
-            // Text that is not Unicode is an error here and a trap for the guest. It is always
-            // checked, also when no line is written, so that all nodes behave the same.
-            let bytes = message.to_str(&store)?.len();
-            charge(&mut store, FUEL_PER_LINE + FUEL_PER_BYTE * bytes as u64)?;
-            if level == Level::Error && store.data().log.keeps_errors {
-                let line = super::cut(&message.to_str(&store)?, LINE_BYTES_MAX).to_owned();
-                store.data_mut().log.last_error = Some(line.replace(char::is_control, " "));
-            }
-            if store.data_mut().log.admit() {
-                let line = super::cut(&message.to_str(&store)?, LINE_BYTES_MAX).to_owned();
-                store.data_mut().log.write(level, &line);
-            }
-            Ok(())
-        },
-    )
-}
-
-/// Charges the fuel of the host's work. If none is left, the guest traps at its next fuel check.
-pub(super) fn charge(store: &mut StoreContextMut<'_, State>, cost: u64) -> wasmtime::Result<()> {
-    let left = store.get_fuel()?.saturating_sub(cost);
-    store.set_fuel(left)
 }
 
 #[cfg(test)]

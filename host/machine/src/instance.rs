@@ -20,35 +20,17 @@ use super::{
         exports::conclave::fsm::fsm::Guest,
     },
     engine::Engine,
-    entry_source::TrapReport,
+    entry_context::EntryContext,
     error::FatalError,
     guest_log::GuestLog,
     limits::{Limiter, Limits, SNAPSHOT_READ_BYTES},
-    trap::{About, Broken, METHOD_BYTES_MAX, classify},
-    wasi::Wasi,
+    state::{State, Wasi},
+    trap::{About, Broken, METHOD_BYTES_MAX, TrapReport, classify},
 };
 use conclave_types::{
     Call, Code, Event, Failure, Outcome, Reply, TrapKind,
     limits::{ClusterLimits, EVENT_OVERHEAD_BYTES},
 };
-
-/// The host's data in the wasmtime store, beside the guest.
-pub(super) struct State {
-    limiter: Limiter,
-    pub(super) log: GuestLog,
-    pub(super) wasi: Wasi,
-}
-
-/// The context of an entry or a query, passed beside the call.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct EntryContext {
-    /// The log index of the entry; for a query, that of the last applied entry.
-    pub index: u64,
-    /// The state machine's time, in milliseconds since the Unix epoch.
-    pub time_ms: u64,
-    /// A number that looks random and is a function of the cluster and the index.
-    pub seed: u64,
-}
 
 /// A state machine's answer to a subscriber.
 #[derive(Debug)]

@@ -82,6 +82,7 @@ mod descriptor_scan;
 mod descriptors;
 pub mod diff;
 mod engine;
+mod entry_context;
 mod entry_source;
 mod error;
 #[doc(hidden)]
@@ -89,10 +90,12 @@ pub mod fuzz;
 mod guest_log;
 mod instance;
 mod limits;
+mod log_import;
 mod migration;
 mod rehearsal;
 mod restoring;
 mod standalone;
+mod state;
 mod thread;
 mod trap;
 mod wasi;
@@ -102,14 +105,16 @@ pub use compiled::{CompiledCode, Compiling};
 pub use component::{Component, Description, Memory};
 pub use descriptors::{MethodKind, MethodSpec};
 pub use engine::Engine;
-pub use entry_source::{Entry, EntrySource, SavedState, TrapReport, Work};
+pub use entry_context::EntryContext;
+pub use entry_source::{Entry, EntrySource, SavedState, Work};
 pub use error::{
     EntrySourceError, Error, FatalError, LoadError, QueryError, SnapshotError, WatchError,
 };
-pub use instance::{AnswerSize, EntryContext};
+pub use instance::AnswerSize;
 pub use limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX};
 pub use rehearsal::{NotReady, Rehearsal, rehearse};
 pub use standalone::{Broke, OpenSnapshot, Standalone};
+pub use trap::TrapReport;
 pub use worker::{
     Answered, BatchItem, Done, Restored, StateStream, Stats, Subscribed, Subscribing, Watcher,
     Worker,

@@ -18,8 +18,9 @@ use wasmtime::component::ResourceAny;
 
 use super::{
     component::Component,
+    entry_context::EntryContext,
     error::FatalError,
-    instance::{AnswerSize, EntryContext, Instance},
+    instance::{AnswerSize, Instance},
     limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX},
     trap::Broken,
 };

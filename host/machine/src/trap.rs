@@ -6,11 +6,26 @@
 //! lifting and lowering have no types in wasmtime 48, so they are recognized by their text. The text
 //! is fixed by the version, which is part of the engine's fingerprint. `tests/machine` provokes these
 //! errors, and `trap_tests.rs` compares the table with wasmtime's source.
+//!
+//! The details of a trap that are no outcome are in its [`TrapReport`].
 
 use wasmtime::Trap as Wasm;
 
 use super::{error::FatalError, limits::Limits};
 use conclave_types::{Trap, TrapKind, limits::ClusterLimits};
+
+/// The trap report: diagnostics of an instance that trapped, for people who look for the cause. No outcome
+/// contains any of it, because it names addresses, and the state machine's error line may be secret.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct TrapReport {
+    /// The guest's call stack, innermost frame first: one line per function, followed by one for
+    /// its position in the source, as far as the component has names and debugging information.
+    /// Empty for a trap outside of the guest.
+    pub backtrace: Vec<String>,
+    /// The last error line that the state machine logged in this call. For a state machine in Rust
+    /// it is the panic message.
+    pub last_error: Option<String>,
+}
 
 /// The reasons why a call gave no answer. The instance is unusable afterwards.
 #[derive(Debug)]

@@ -6,10 +6,10 @@
 use wasmtime::component::{Resource, WasmStr};
 
 use super::{
-    Definitions, charge, provide,
+    provide::{Definitions, provide},
     wire::{AddressFamily, Addresses, Descriptor, Network, NetworkError, TcpSocket, UdpSocket},
 };
-use crate::trap::Refusal;
+use crate::{state::charge, trap::Refusal};
 use conclave_types::TrapKind;
 
 /// The resources of which no function returns a handle.

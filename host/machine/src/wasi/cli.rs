@@ -3,10 +3,13 @@
 use wasmtime::component::Resource;
 
 use super::{
-    Definitions, io, provide,
+    provide::{Definitions, provide},
     wire::{Input, Output, TerminalInput, TerminalOutput},
 };
-use crate::trap::Refusal;
+use crate::{
+    state::{STDERR, STDOUT},
+    trap::Refusal,
+};
 use conclave_types::TrapKind;
 
 pub(super) fn define(
@@ -30,10 +33,10 @@ pub(super) fn define(
             provide(to, name, |_, ()| Ok((Resource::<Input>::new_own(0),)))?;
         }
         ("stdout", "get-stdout") => {
-            provide(to, name, |_, ()| Ok((Resource::<Output>::new_own(io::STDOUT),)))?;
+            provide(to, name, |_, ()| Ok((Resource::<Output>::new_own(STDOUT),)))?;
         }
         ("stderr", "get-stderr") => {
-            provide(to, name, |_, ()| Ok((Resource::<Output>::new_own(io::STDERR),)))?;
+            provide(to, name, |_, ()| Ok((Resource::<Output>::new_own(STDERR),)))?;
         }
         ("terminal-stdin", "get-terminal-stdin") => {
             provide(to, name, |_, ()| Ok((None::<Resource<TerminalInput>>,)))?;

@@ -5,7 +5,7 @@
 use wasmtime::component::Resource;
 
 use super::{
-    Context, Definitions, provide,
+    provide::{Context, Definitions, provide},
     wire::{Datetime, Pollable},
 };
 

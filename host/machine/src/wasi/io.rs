@@ -3,18 +3,14 @@
 use wasmtime::component::{Resource, WasmList};
 
 use super::{
-    Context, Definitions, absent, charge, provide,
+    absent,
+    provide::{Context, Definitions, provide},
     wire::{Input, Output, Pollable, StreamError},
 };
 use crate::{
-    bindings::conclave::fsm::log::Level,
     guest_log::{FUEL_PER_BYTE, FUEL_PER_LINE, LINE_BYTES_MAX},
-    instance::State,
+    state::{STDERR, STDOUT, charge},
 };
-
-/// The numbers of the two output streams.
-pub(super) const STDOUT: u32 = 0;
-pub(super) const STDERR: u32 = 1;
 
 /// The number of bytes that a stream reports as writable, and the part of one write that is logged.
 const WRITE_BYTES_MAX: usize = 64 << 10;
@@ -118,15 +114,8 @@ fn write(
         let room = LINE_BYTES_MAX.saturating_sub(line.len());
         line.extend_from_slice(&text[..text.len().min(room)]);
         if ends {
-            end_line(state, stream);
+            state.end_line(stream);
         }
     }
     Ok(())
-}
-
-/// Passes a line to the node's log.
-pub(super) fn end_line(state: &mut State, stream: usize) {
-    let line = std::mem::take(&mut state.wasi.lines[stream]);
-    let level = if stream == STDERR as usize { Level::Warn } else { Level::Info };
-    state.log.line(level, &String::from_utf8_lossy(&line));
 }

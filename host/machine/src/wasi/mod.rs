@@ -22,7 +22,7 @@
 //!
 //! 1. A query gets the time and the seed of the last applied entry, as its `context` does.
 //!    All other calls (instantiation, `describe`, snapshots and restores) get the constant
-//!    context [`EntryContext::STILL`].
+//!    context [`EntryContext::STILL`](super::entry_context::EntryContext::STILL).
 //! 2. `describe` is called before anything else. So the state that a runtime initializes in its
 //!    first call is the same in an instance that has applied the log and in a restored one.
 //! 3. A component that imports a function missing from the table is rejected when it is loaded. The
@@ -47,78 +47,24 @@ mod absent;
 mod cli;
 mod clocks;
 mod io;
+mod provide;
 mod random;
 mod wire;
 
-use wasmtime::{
-    StoreContextMut,
-    component::{
-        ComponentNamedList, Lift, Linker, LinkerInstance, Lower, ResourceType,
-        types::{ComponentInstance, ComponentItem},
-    },
+use wasmtime::component::{
+    Linker, ResourceType,
+    types::{ComponentInstance, ComponentItem},
 };
 
+use self::provide::Definitions;
 use super::{
-    bench,
     error::{FatalError, LoadError},
-    guest_log::charge,
-    instance::{EntryContext, State},
+    state::State,
 };
 
-/// The version of this implementation. It must change with every change here that affects outcomes,
-/// and is part of the engine's fingerprint.
+/// The version of this implementation. It must change with every change here or in `state.rs` that
+/// affects outcomes, and is part of the engine's fingerprint.
 pub(super) const VERSION: u32 = 1;
-
-/// The fuel of a call into the host. It corresponds to the time of the call.
-const FUEL_PER_CALL: u64 = 100;
-
-/// The number of output streams.
-const STREAMS: usize = 2;
-
-/// The WASI state of one instance.
-pub(super) struct Wasi {
-    context: EntryContext,
-    /// Created when a call first requests bytes.
-    random: Option<blake3::OutputReader>,
-    /// The beginnings of unfinished lines, one per stream. Empty between calls.
-    lines: [Vec<u8>; STREAMS],
-}
-
-impl EntryContext {
-    /// The context of calls that no entry causes: the first second of the year 2000. The time is
-    /// not zero because Go's runtime takes a clock that shows zero for a broken one.
-    pub(super) const STILL: Self = Self { index: 0, time_ms: 946_684_800_000, seed: 0 };
-}
-
-impl Wasi {
-    pub(super) fn new() -> Self {
-        Self { context: EntryContext::STILL, random: None, lines: Default::default() }
-    }
-
-    /// Sets the context at the beginning of a call.
-    pub(super) fn begin(&mut self, context: EntryContext) {
-        if bench::bare() {
-            return;
-        }
-        self.context = context;
-        self.random = None;
-    }
-}
-
-impl State {
-    /// Ends a call. Output without an end of line becomes a line.
-    pub(super) fn end_call(&mut self) {
-        self.wasi.begin(EntryContext::STILL);
-        for stream in 0..STREAMS {
-            if !self.wasi.lines[stream].is_empty() {
-                io::end_line(self, stream);
-            }
-        }
-    }
-}
-
-type Context<'a> = StoreContextMut<'a, State>;
-type Definitions<'a> = LinkerInstance<'a, State>;
 
 /// Defines the functions that a component imports from `import`, an interface of WASI.
 pub(super) fn link(
@@ -196,22 +142,6 @@ fn resource(to: &mut Definitions<'_>, name: &str) -> wasmtime::Result<bool> {
     };
     to.resource(name, ty, |_, _| Ok(()))?;
     Ok(true)
-}
-
-/// Defines one function, and charges the guest fuel for each call.
-fn provide<P, R>(
-    to: &mut Definitions<'_>,
-    name: &str,
-    body: impl Fn(&mut Context<'_>, P) -> wasmtime::Result<R> + Send + Sync + 'static,
-) -> wasmtime::Result<()>
-where
-    P: ComponentNamedList + Lift + 'static,
-    R: ComponentNamedList + Lower + 'static,
-{
-    to.func_wrap(name, move |mut context: Context<'_>, arguments: P| {
-        charge(&mut context, FUEL_PER_CALL)?;
-        body(&mut context, arguments)
-    })
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 //! They are not secret: they can be computed from the cluster's id and the entry's index. So a
 //! state machine must not make keys or tokens from them. Its callers have to send those.
 
-use super::{Context, Definitions, charge, provide};
-use crate::{instance::EntryContext, trap::Refusal};
+use super::provide::{Context, Definitions, provide};
+use crate::{entry_context::EntryContext, state::charge, trap::Refusal};
 use conclave_types::TrapKind;
 
 /// The maximum number of bytes per call. Runtimes request a few, to seed their own generator.

@@ -16,8 +16,9 @@ use super::{Answered, digest::OutcomeHash, stream::StateStream, subscribe::Begun
 use crate::{
     clock::Clock,
     component::Component,
+    entry_context::EntryContext,
     error::{QueryError, SnapshotError},
-    instance::{EntryContext, Instance},
+    instance::Instance,
 };
 use conclave_types::{Call, limits::ClusterLimits};
 

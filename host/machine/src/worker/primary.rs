@@ -22,9 +22,10 @@ use super::{
 use crate::{
     clock::Clock,
     component::Component,
+    entry_context::EntryContext,
     entry_source::{Entry, Work},
     error::FatalError,
-    instance::{EntryContext, Instance},
+    instance::Instance,
     trap::Broken,
 };
 use conclave_types::{Call, Digest, Outcome, Reply, Trap, limits::ClusterLimits};

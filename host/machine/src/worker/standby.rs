@@ -26,9 +26,10 @@ use super::{
 use crate::{
     clock::Clock,
     component::Component,
+    entry_context::EntryContext,
     entry_source::{Entry, Work},
     error::{EntrySourceError, FatalError, QueryError},
-    instance::{EntryContext, Instance},
+    instance::Instance,
     trap::Broken,
 };
 use conclave_types::{Call, Outcome, Trap, TrapKind, limits::ClusterLimits};

@@ -9,7 +9,7 @@ use super::{
     inbox::{Chunk, ReadRequest},
     shared::Shared,
 };
-use crate::{component::Component, error::SnapshotError, instance::EntryContext};
+use crate::{component::Component, entry_context::EntryContext, error::SnapshotError};
 
 /// The state machine's state at one index. Its pieces are pulled from the standby one by one, and
 /// entries and queries continue between two of them. Dropping the stream releases the state.

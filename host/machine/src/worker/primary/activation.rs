@@ -9,8 +9,9 @@ use super::Primary;
 use crate::{
     clock::Clock,
     component::Component,
+    entry_context::EntryContext,
     error::FatalError,
-    instance::{EntryContext, FAILURE_BYTES_MAX, Instance},
+    instance::{FAILURE_BYTES_MAX, Instance},
     migration::NotCarried,
     worker::{
         inbox::Step,

@@ -9,8 +9,9 @@ use bytes::Bytes;
 
 use super::{Standby, end_of};
 use crate::{
+    entry_context::EntryContext,
     error::QueryError,
-    instance::{EntryContext, Subscription},
+    instance::Subscription,
     trap::Broken,
     worker::{
         Answered,
