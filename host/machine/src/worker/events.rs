@@ -29,7 +29,7 @@ use bytes::Bytes;
 
 use super::{
     seats::{Seat, Seats, TopicRange},
-    shared::{End, Shared},
+    status::{End, Status},
 };
 use crate::{bench, error::WatchError};
 use conclave_types::{Event, Outcome};
@@ -173,7 +173,8 @@ impl Kept {
 
 /// A subscription's stream of events: those whose topic is in its range.
 pub struct Watcher {
-    shared: Arc<Shared>,
+    events: Arc<Events>,
+    status: Arc<Status>,
     range: TopicRange,
     seat: Arc<Seat>,
     /// All events up to this index have been taken.
@@ -188,14 +189,15 @@ impl Watcher {
     /// # Errors
     /// Fails if events after `place` are no longer kept.
     pub(super) fn new(
-        shared: Arc<Shared>,
+        events: Arc<Events>,
+        status: Arc<Status>,
         place: u64,
         from_topic: Vec<u8>,
         to_topic: Vec<u8>,
     ) -> Result<Self, WatchError> {
         let range = TopicRange { from: from_topic, to: to_topic };
         let seat = Arc::<Seat>::default();
-        let mut kept = shared.events.lock();
+        let mut kept = events.lock();
         if place < kept.floor {
             return Err(WatchError::Gone { index: place, floor: kept.floor });
         }
@@ -204,9 +206,9 @@ impl Watcher {
         let first = later.find(|noted| range.has_any_of(&noted.events));
         seat.set_pending(first.map_or(0, |noted| noted.index));
         kept.seats.insert(range.clone(), Arc::clone(&seat));
-        shared.events.watchers.fetch_add(1, Ordering::Relaxed);
+        events.watchers.fetch_add(1, Ordering::Relaxed);
         drop(kept);
-        Ok(Self { shared, range, seat, place, taken: VecDeque::new() })
+        Ok(Self { events, status, range, seat, place, taken: VecDeque::new() })
     }
 
     /// Returns the next entry with events in the range: its index and the payloads. Cancel safe.
@@ -220,7 +222,7 @@ impl Watcher {
             if let Some(next) = self.taken.pop_front() {
                 return Ok(next);
             }
-            match self.shared.check() {
+            match self.status.check() {
                 Ok(()) => {}
                 Err(End::Stopped) => return Err(WatchError::Stopped),
                 Err(End::Fatal(fatal_error)) => return Err(WatchError::Fatal(fatal_error)),
@@ -253,7 +255,7 @@ impl Watcher {
     }
 
     fn take(&mut self) -> Result<(), WatchError> {
-        let kept = self.shared.events.lock();
+        let kept = self.events.lock();
         self.check_state()?;
         let pending = self.seat.pending();
         if pending == 0 {
@@ -287,8 +289,8 @@ impl Watcher {
 
 impl Drop for Watcher {
     fn drop(&mut self) {
-        self.shared.events.lock().seats.remove(&self.range, &self.seat);
-        self.shared.events.watchers.fetch_sub(1, Ordering::Relaxed);
+        self.events.lock().seats.remove(&self.range, &self.seat);
+        self.events.watchers.fetch_sub(1, Ordering::Relaxed);
     }
 }
 

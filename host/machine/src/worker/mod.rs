@@ -11,6 +11,7 @@ mod seats;
 mod shared;
 mod standby;
 mod stats;
+mod status;
 mod stream;
 mod subscribe;
 
@@ -176,12 +177,12 @@ impl Worker {
             .unwrap_or(u32::MAX)
             .min(*room_units);
         let Ok(permit) = Arc::clone(room).acquire_many_owned(units).await else {
-            return Err(shared.end());
+            return Err(shared.status.end());
         };
-        if shared.check().is_err() {
-            return Err(shared.end());
+        if shared.status.check().is_err() {
+            return Err(shared.status.end());
         }
-        jobs.send(Job::Apply { batch, _room: permit }).await.map_err(|_| shared.end())
+        jobs.send(Job::Apply { batch, _room: permit }).await.map_err(|_| shared.status.end())
     }
 
     /// Returns the log index that the primary has applied.
@@ -198,8 +199,8 @@ impl Worker {
     pub async fn digest_at(&self, index: u64) -> Result<Option<Digest>, FatalError> {
         let (reply, answer) = oneshot::channel();
         let sent = self.0.jobs.send(Job::Digest { index, reply }).await;
-        sent.map_err(|_| self.0.shared.end())?;
-        answer.await.map_err(|_| self.0.shared.end())
+        sent.map_err(|_| self.0.shared.status.end())?;
+        answer.await.map_err(|_| self.0.shared.status.end())
     }
 
     /// Returns whether digests are kept. They are not for a state from a snapshot of another
@@ -215,7 +216,7 @@ impl Worker {
     /// Fails if the worker has stopped.
     pub async fn begin_digest(&self, index: u64, digest: Digest) -> Result<(), FatalError> {
         let sent = self.0.jobs.send(Job::BeginDigest { index, digest }).await;
-        sent.map_err(|_| self.0.shared.end())
+        sent.map_err(|_| self.0.shared.status.end())
     }
 
     /// Returns a channel with the wake-up time, in the state machine's own time. 0 means as
@@ -236,7 +237,9 @@ impl Worker {
     pub async fn query(&self, call: Call, index_min: u64) -> Result<Answered, QueryError> {
         let (reply, answer) = oneshot::channel();
         self.push(Question { call, index_min, ask: Ask::Query(reply) })?;
-        answer.await.unwrap_or_else(|_| Err(QueryError::stopped(self.0.shared.fatal_error())))
+        answer
+            .await
+            .unwrap_or_else(|_| Err(QueryError::stopped(self.0.shared.status.fatal_error())))
     }
 
     /// Takes a snapshot of the state exactly at `index`, the last index passed to
@@ -261,14 +264,14 @@ impl Worker {
         async move {
             match opened.await {
                 Ok(answer) => answer,
-                Err(_) => Err(shared.snapshot_end()),
+                Err(_) => Err(shared.status.snapshot_end()),
             }
         }
     }
 
     /// Returns the reason why the worker has stopped, if a fatal error stopped it.
     pub fn fatal_error(&self) -> Option<String> {
-        self.0.shared.fatal_error().map(ToString::to_string)
+        self.0.shared.status.fatal_error().map(ToString::to_string)
     }
 
     /// Returns a channel with the message of a panic in one of the worker's threads. Nothing is

@@ -17,7 +17,8 @@ use super::{
     digest::{Digests, OutcomeHash},
     inbox::{Finished, Prepared, Promotion, Step},
     restored::{Commit, Restored},
-    shared::{End, Shared},
+    shared::Shared,
+    status::End,
 };
 use crate::{
     clock::Clock,
@@ -92,7 +93,7 @@ impl Primary {
                 let Some(job) = jobs.blocking_recv() else { return };
                 job
             };
-            let done = self.shared.check().and_then(|()| self.carry_out(job));
+            let done = self.shared.status.check().and_then(|()| self.carry_out(job));
             match done.and_then(|()| self.answer_queries()) {
                 Ok(more) => queries_left = more,
                 Err(End::Stopped) => return,
@@ -124,7 +125,7 @@ impl Primary {
 
     fn apply_batch(&mut self, batch: Vec<BatchItem>) -> Result<(), End> {
         for (index, entry, done) in batch {
-            self.shared.check()?;
+            self.shared.status.check()?;
             let after = self.clock.index();
             if index < after || (index == after && index > 0) {
                 return Err(FatalError::new(format!(
@@ -289,7 +290,7 @@ impl Primary {
         let instance = loop {
             match promoted.recv_timeout(Duration::from_millis(100)) {
                 Ok(instance) => break instance,
-                Err(RecvTimeoutError::Timeout) => self.shared.check()?,
+                Err(RecvTimeoutError::Timeout) => self.shared.status.check()?,
                 Err(RecvTimeoutError::Disconnected) => return Err(self.ended()),
             }
         };
@@ -307,7 +308,7 @@ impl Primary {
         let inbox = &self.shared.inbox;
         let mut queue = inbox.lock();
         while !queue.catching_up && queue.finished_bytes > bytes_max && !queue.ended {
-            self.shared.check()?;
+            self.shared.status.check()?;
             inbox.wake_standby(&mut queue);
             queue = inbox.wait_for_room(queue);
         }
@@ -350,7 +351,7 @@ impl Primary {
         })?;
         let mut queue = self.shared.inbox.lock();
         if queue.ended {
-            return Err(self.shared.end());
+            return Err(self.shared.status.end());
         }
         queue.finished.clear();
         queue.finished_bytes = 0;
@@ -384,7 +385,7 @@ impl Primary {
     }
 
     fn ended(&self) -> End {
-        match self.shared.check() {
+        match self.shared.status.check() {
             Err(end) => end,
             Ok(()) => FatalError::new("the standby has ended").into(),
         }

@@ -99,8 +99,8 @@ impl Worker {
         let (reply, done) = oneshot::channel();
         let job = Job::Adopt { restored: Box::new(restored), commit: Box::new(commit), reply };
         let sent = self.0.jobs.send(job).await;
-        sent.map_err(|_| self.0.shared.end())?;
-        done.await.unwrap_or_else(|_| Err(self.0.shared.end()))
+        sent.map_err(|_| self.0.shared.status.end())?;
+        done.await.unwrap_or_else(|_| Err(self.0.shared.status.end()))
     }
 
     /// Combines [`Worker::prepare`] and [`Worker::adopt`].
@@ -152,7 +152,7 @@ fn run<const COUNT: usize>(
         let body = || shared.restored_unless(roles, saved, cancelled);
         let thread = thread::spawn_scoped(scope, "restore", stack_bytes, body)?;
         while !thread.is_finished() {
-            if cancelled.load(Ordering::Relaxed) || shared.stopping() {
+            if cancelled.load(Ordering::Relaxed) || shared.status.stopping() {
                 // A call that began after the last interruption has missed it, so it is repeated.
                 shared.interrupt();
             }

@@ -13,6 +13,7 @@ use super::{
     inbox::{Inbox, Queue},
     primary::Job,
     stats::Counters,
+    status::Status,
 };
 use crate::{
     bench,
@@ -20,7 +21,7 @@ use crate::{
     component::Component,
     engine::Engine,
     entry_source::{EntrySource, SavedState},
-    error::{EntrySourceError, FatalError, SnapshotError},
+    error::{EntrySourceError, FatalError},
     instance::Instance,
     migration::{NotCarried, migration},
     restoring::Restoring,
@@ -38,7 +39,7 @@ pub(super) struct Shared {
     pub(super) entry_source: Arc<dyn EntrySource>,
     pub(super) inbox: Inbox,
     pub(super) counters: Counters,
-    pub(super) events: Events,
+    pub(super) events: Arc<Events>,
     /// Whether there is a standby, and the reason if not.
     pub(super) absence: Absence,
     /// The primary's queue.
@@ -50,23 +51,10 @@ pub(super) struct Shared {
     /// The wake-up time of the state machine. It is not part of a snapshot, so after a restore it
     /// is as soon as possible, and the state machine's next reply sets it.
     pub(super) wake_at: watch::Sender<Option<u64>>,
+    pub(super) status: Arc<Status>,
     key: [u8; 32],
-    stop: Arc<AtomicBool>,
-    fatal_error: OnceLock<FatalError>,
     /// The message of a panic in one of the two threads.
     pub(super) panic: watch::Sender<Option<String>>,
-}
-
-/// The reasons why a thread of the worker ends.
-pub(super) enum End {
-    Stopped,
-    Fatal(FatalError),
-}
-
-impl From<FatalError> for End {
-    fn from(fatal_error: FatalError) -> Self {
-        Self::Fatal(fatal_error)
-    }
 }
 
 impl Shared {
@@ -82,26 +70,21 @@ impl Shared {
             entry_source,
             inbox: Inbox::default(),
             counters: Counters::default(),
-            events: Events::default(),
+            events: Arc::default(),
             absence: Absence::default(),
             jobs: OnceLock::new(),
             applied: AtomicU64::new(0),
             keeps_digest: AtomicBool::new(true),
             wake_at: watch::Sender::new(None),
+            status: Arc::default(),
             key,
-            stop: Arc::new(AtomicBool::new(false)),
-            fatal_error: OnceLock::new(),
             panic: watch::Sender::new(None),
         }
     }
 
-    pub(super) fn stopping(&self) -> bool {
-        self.stop.load(Ordering::Relaxed)
-    }
-
     /// Stops both threads and their running calls.
     pub(super) fn stop(&self) {
-        self.stop.store(true, Ordering::Relaxed);
+        self.status.stop.store(true, Ordering::Relaxed);
         self.interrupt();
         self.inbox.wake_all();
         self.events.wake();
@@ -124,13 +107,9 @@ impl Shared {
         self.engine.inner().increment_epoch();
     }
 
-    pub(super) fn fatal_error(&self) -> Option<&FatalError> {
-        self.fatal_error.get()
-    }
-
     /// Stops the worker with a fatal error. Only the first fatal error is kept.
     pub(super) fn fail(&self, fatal_error: FatalError) {
-        let is_first = self.fatal_error.set(fatal_error.clone()).is_ok();
+        let is_first = self.status.set_fatal_error(fatal_error.clone());
         self.inbox.wake_all();
         self.events.wake();
         if is_first {
@@ -149,29 +128,9 @@ impl Shared {
         }
     }
 
-    /// Returns the reason why a thread has to end, if there is one.
-    pub(super) fn check(&self) -> Result<(), End> {
-        if self.stopping() {
-            return Err(End::Stopped);
-        }
-        self.fatal_error().map_or(Ok(()), |fatal_error| Err(End::Fatal(fatal_error.clone())))
-    }
-
-    /// Returns the reason why the worker accepts nothing more.
-    pub(super) fn end(&self) -> FatalError {
-        self.fatal_error()
-            .cloned()
-            .unwrap_or_else(|| FatalError::new("the state machine is shutting down"))
-    }
-
-    pub(super) fn snapshot_end(&self) -> SnapshotError {
-        self.fatal_error()
-            .map_or(SnapshotError::Stopped, |fatal_error| SnapshotError::Fatal(fatal_error.clone()))
-    }
-
     /// Creates an instance in the initial state of the log's initial component.
     pub(super) fn fresh(&self, role: &'static str) -> Result<Instance, Broken> {
-        self.initial.instance(role, self.engine.limits().cluster, &self.stop)
+        self.initial.instance(role, self.engine.limits().cluster, &self.status.stop)
     }
 
     /// Returns the reason why this component does not replace `old` at this entry, as far as it is
@@ -195,7 +154,7 @@ impl Shared {
         role: &'static str,
     ) -> Result<Instance, NotCarried> {
         self.check_engine(component).map_err(NotCarried::Fatal)?;
-        migration(old, old_component.state_version(), component, role, &self.stop)
+        migration(old, old_component.state_version(), component, role, &self.status.stop)
     }
 
     /// Checks that the component comes from this worker's engine. An interruption does not reach
@@ -245,14 +204,14 @@ impl Shared {
         };
         let mut restoring = Vec::with_capacity(COUNT);
         for role in roles {
-            let (stop, cancelled) = (Arc::clone(&self.stop), Arc::clone(cancelled));
+            let (stop, cancelled) = (Arc::clone(&self.status.stop), Arc::clone(cancelled));
             let interrupted =
                 move || stop.load(Ordering::Relaxed) || cancelled.load(Ordering::Relaxed);
             let begun =
                 Restoring::interruptible(&component, state_version, role, limits, interrupted);
             restoring.push(begun.map_err(broken)?);
         }
-        let stopped = || self.stopping() || cancelled.load(Ordering::Relaxed);
+        let stopped = || self.status.stopping() || cancelled.load(Ordering::Relaxed);
         for chunk in chunks {
             if stopped() {
                 return Err(Restore::Stopped);

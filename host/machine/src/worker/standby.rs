@@ -21,7 +21,8 @@ use wasmtime::component::ResourceAny;
 use super::{
     digest::OutcomeHash,
     inbox::{Finished, Prepared, Promotion, Question, Queue, ReadRequest, SnapshotRequest, Step},
-    shared::{End, Restore, Shared},
+    shared::{Restore, Shared},
+    status::{End, end_of},
 };
 use crate::{
     clock::Clock,
@@ -112,7 +113,7 @@ impl Standby {
         let end = loop {
             let done = self.turn().or_else(|end| match end {
                 // The primary works without a standby.
-                End::Fatal(fatal_error) if self.shared.fatal_error().is_none() => {
+                End::Fatal(fatal_error) if self.shared.status.fatal_error().is_none() => {
                     self.rest(fatal_error)
                 }
                 end => Err(end),
@@ -127,7 +128,7 @@ impl Standby {
     }
 
     fn turn(&mut self) -> Result<(), End> {
-        self.shared.check()?;
+        self.shared.status.check()?;
         if self.instance.is_none() {
             self.begin_absence();
             if !self.replaced() {
@@ -163,7 +164,7 @@ impl Standby {
         let shared = Arc::clone(&self.shared);
         let mut queue = shared.inbox.lock();
         loop {
-            shared.check()?;
+            shared.status.check()?;
             self.adopt(&mut queue);
             if self.succeed(&mut queue) {
                 // Releasing a large memory takes long.
@@ -314,7 +315,7 @@ impl Standby {
             self.clock.skip_to(to);
         }
         for Entry { index, time_ms, work } in entries {
-            self.shared.check()?;
+            self.shared.status.check()?;
             if index <= self.clock.index() || index > to {
                 return Err(FatalError::new(format!(
                     "the entry source returned entry {index} for the range {from} to {to}"
@@ -474,28 +475,21 @@ impl Drop for Standby {
     fn drop(&mut self) {
         let mut queue = self.shared.inbox.lock();
         queue.ended = true;
-        let fatal_error = self.shared.fatal_error().cloned();
+        let fatal_error = self.shared.status.fatal_error().cloned();
         let why = || fatal_error.clone().map_or(QueryError::Stopped, QueryError::Fatal);
         let questions: Vec<Question> = queue.ready.drain(..).collect();
         for question in questions.into_iter().chain(std::mem::take(&mut queue.waiting)) {
             question.ask.fail(why());
         }
         for request in std::mem::take(&mut queue.snapshots) {
-            let _ = request.reply.send(Err(self.shared.snapshot_end()));
+            let _ = request.reply.send(Err(self.shared.status.snapshot_end()));
         }
         for request in std::mem::take(&mut queue.reads) {
-            let _ = request.reply.send(Err(self.shared.snapshot_end()));
+            let _ = request.reply.send(Err(self.shared.status.snapshot_end()));
         }
         queue.promotion = None;
         queue.finished.clear();
         drop(queue);
         self.shared.inbox.wake_all();
-    }
-}
-
-fn end_of(broken: Broken, what: &str) -> End {
-    match broken {
-        Broken::Interrupted => End::Stopped,
-        other => End::Fatal(other.into_fatal(what)),
     }
 }

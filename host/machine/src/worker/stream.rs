@@ -60,7 +60,9 @@ impl StateStream {
     pub async fn next(&mut self) -> Option<Result<Bytes, SnapshotError>> {
         let asked = self.ask()?;
         let answer = match asked {
-            Ok(receiver) => receiver.await.unwrap_or_else(|_| Err(self.shared.snapshot_end())),
+            Ok(receiver) => {
+                receiver.await.unwrap_or_else(|_| Err(self.shared.status.snapshot_end()))
+            }
             Err(error) => Err(error),
         };
         self.give(answer)
@@ -71,7 +73,7 @@ impl StateStream {
         let asked = self.ask()?;
         let answer = match asked {
             Ok(receiver) => {
-                receiver.blocking_recv().unwrap_or_else(|_| Err(self.shared.snapshot_end()))
+                receiver.blocking_recv().unwrap_or_else(|_| Err(self.shared.status.snapshot_end()))
             }
             Err(error) => Err(error),
         };
@@ -85,7 +87,7 @@ impl StateStream {
         let (reply, receiver) = oneshot::channel();
         let mut queue = self.shared.inbox.lock();
         if queue.ended {
-            return Some(Err(self.shared.snapshot_end()));
+            return Some(Err(self.shared.status.snapshot_end()));
         }
         queue.reads.push_back(ReadRequest { stream: self.number, reply });
         self.shared.inbox.wake_standby(&mut queue);

@@ -59,8 +59,9 @@ impl Worker {
         let index_min = index_min.max(resume.unwrap_or(0));
         let ask = Ask::Subscribe { resume, reply };
         self.push(Question { call, index_min, ask })?;
-        let Begun { index, result } =
-            begun.await.unwrap_or_else(|_| Err(QueryError::stopped(shared.fatal_error())))?;
+        let Begun { index, result } = begun
+            .await
+            .unwrap_or_else(|_| Err(QueryError::stopped(shared.status.fatal_error())))?;
         let result = result.map(|(subscription, events)| {
             let initial = if resume.is_some() { Vec::new() } else { subscription.initial };
             Subscribing { initial, events }
@@ -72,8 +73,8 @@ impl Worker {
     pub(super) fn push(&self, question: Question) -> Result<(), QueryError> {
         let shared = Arc::clone(&self.0.shared);
         let mut queue = shared.inbox.lock();
-        if queue.ended || shared.check().is_err() {
-            return Err(QueryError::stopped(shared.fatal_error()));
+        if queue.ended || shared.status.check().is_err() {
+            return Err(QueryError::stopped(shared.status.fatal_error()));
         }
         let waiting_max = shared.engine.limits().queries_waiting_max;
         if queue.ready.len() + queue.waiting.len() >= waiting_max {

@@ -13,10 +13,7 @@ use crate::{
     error::FatalError,
     instance::{FAILURE_BYTES_MAX, Instance},
     migration::NotCarried,
-    worker::{
-        inbox::Step,
-        shared::{End, NotActivated},
-    },
+    worker::{inbox::Step, shared::NotActivated, status::End},
 };
 use conclave_types::{Code, Failure, Outcome, Reply};
 

@@ -9,7 +9,7 @@ use crate::{
     worker::{
         Answered,
         inbox::{Ask, Question},
-        shared::End,
+        status::End,
     },
 };
 

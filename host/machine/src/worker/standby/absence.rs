@@ -6,7 +6,7 @@ use std::{sync::atomic::Ordering, time::Instant};
 use super::{Standby, TURN_COUNT};
 use crate::{
     error::{FatalError, QueryError, SnapshotError},
-    worker::{inbox::Queue, shared::End},
+    worker::{inbox::Queue, status::End},
 };
 
 impl Standby {
@@ -92,7 +92,7 @@ impl Standby {
         shared.inbox.made_room();
         let until = Instant::now() + pause;
         loop {
-            shared.check()?;
+            shared.status.check()?;
             let left = until.saturating_duration_since(Instant::now());
             if left.is_zero() || queue.promotion.is_some() || queue.replacement.is_some() {
                 return Ok(());

@@ -3,7 +3,7 @@
 use std::sync::atomic::Ordering;
 
 use super::Standby;
-use crate::{component::Component, error::FatalError, migration::NotCarried, worker::shared::End};
+use crate::{component::Component, error::FatalError, migration::NotCarried, worker::status::End};
 use conclave_types::TrapKind;
 
 impl Standby {

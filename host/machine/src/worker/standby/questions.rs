@@ -7,7 +7,7 @@ use std::{
 
 use bytes::Bytes;
 
-use super::{Standby, end_of};
+use super::Standby;
 use crate::{
     entry_context::EntryContext,
     error::QueryError,
@@ -17,7 +17,7 @@ use crate::{
         Answered,
         events::Watcher,
         inbox::{Ask, Question},
-        shared::End,
+        status::{End, end_of},
         subscribe::Begun,
     },
 };
@@ -98,7 +98,13 @@ impl Standby {
             Ok(subscription) => {
                 let (from, to) = (subscription.from_topic.clone(), subscription.to_topic.clone());
                 let place = resume.unwrap_or(now.index);
-                let events = Watcher::new(Arc::clone(&self.shared), place, from, to)?;
+                let events = Watcher::new(
+                    Arc::clone(&self.shared.events),
+                    Arc::clone(&self.shared.status),
+                    place,
+                    from,
+                    to,
+                )?;
                 Ok((subscription, events))
             }
             Err(failure) => Err(failure),

@@ -4,7 +4,7 @@ use std::sync::{Arc, atomic::Ordering};
 
 use bytes::Bytes;
 
-use super::{OpenStream, Standby, end_of};
+use super::{OpenStream, Standby};
 use crate::{
     error::SnapshotError,
     instance::Instance,
@@ -12,7 +12,7 @@ use crate::{
     trap::Broken,
     worker::{
         inbox::{Chunk, ReadRequest, SnapshotRequest},
-        shared::End,
+        status::{End, end_of},
         stream::StateStream,
     },
 };
