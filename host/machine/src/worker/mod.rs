@@ -5,7 +5,9 @@ mod absence;
 mod digest;
 mod events;
 mod inbox;
+mod job;
 mod primary;
+mod restore;
 mod restored;
 mod seats;
 mod shared;
@@ -28,7 +30,8 @@ use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use self::{
     digest::Digests,
     inbox::{Ask, Prepared, Question, SnapshotRequest},
-    primary::{Job, Primary},
+    job::Job,
+    primary::Primary,
     shared::Shared,
     standby::Standby,
 };

@@ -10,13 +10,14 @@ use std::sync::{
 };
 use std::time::Duration;
 
-use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot};
 
 use super::{
     BatchItem,
     digest::{Digests, OutcomeHash},
     inbox::{Finished, Prepared, Promotion, Step},
-    restored::{Commit, Restored},
+    job::{Commit, Job},
+    restored::Restored,
     shared::Shared,
     status::End,
 };
@@ -30,26 +31,6 @@ use crate::{
     trap::Broken,
 };
 use conclave_types::{Call, Digest, Outcome, Reply, Trap, limits::ClusterLimits};
-
-/// A request to the primary.
-pub(super) enum Job {
-    /// Applies entries. The permit is the room that they take in the queue.
-    Apply { batch: Vec<BatchItem>, _room: OwnedSemaphorePermit },
-    /// Continues from another state, which two new instances have accepted.
-    Adopt {
-        restored: Box<Restored>,
-        commit: Commit,
-        reply: oneshot::Sender<Result<(), FatalError>>,
-    },
-    /// Reports the digest at an index, once the primary has applied it.
-    Digest { index: u64, reply: oneshot::Sender<Option<Digest>> },
-    /// Starts the digest with another value.
-    BeginDigest { index: u64, digest: Digest },
-    /// Answers queries, because there is no standby.
-    AnswerQueries,
-    /// Checks whether the worker has stopped.
-    Stop,
-}
 
 /// The number of finished entries after which they are fed to the standby, so that both threads
 /// work in parallel.

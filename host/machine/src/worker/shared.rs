@@ -11,7 +11,7 @@ use super::{
     absence::Absence,
     events::Events,
     inbox::{Inbox, Queue},
-    primary::Job,
+    job::Job,
     stats::Counters,
     status::Status,
 };
