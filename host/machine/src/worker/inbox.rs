@@ -12,15 +12,15 @@ use std::{
 
 use tokio::sync::oneshot;
 
-use super::{Answered, digest::OutcomeHash, stream::StateStream, subscribe::Begun};
+use super::{Answered, digest::OutcomeHash, events::Watcher};
 use crate::{
     clock::Clock,
     component::Component,
     entry_context::EntryContext,
     error::{QueryError, SnapshotError},
-    instance::Instance,
+    instance::{Instance, Subscription},
 };
-use conclave_types::{Call, limits::ClusterLimits};
+use conclave_types::{Call, Failure, limits::ClusterLimits};
 
 /// An entry that the primary has finished.
 pub(super) struct Finished {
@@ -82,6 +82,12 @@ pub(super) enum Ask {
     Subscribe { resume: Option<u64>, reply: oneshot::Sender<Result<Begun, QueryError>> },
 }
 
+/// The standby's answer to a subscription, created on its thread.
+pub(super) struct Begun {
+    pub(super) index: u64,
+    pub(super) result: Result<(Subscription, Watcher), Failure>,
+}
+
 impl Ask {
     /// Returns whether the caller has given up.
     pub(super) fn is_closed(&self) -> bool {
@@ -104,7 +110,15 @@ impl Ask {
 /// A request for a snapshot of the state at an index.
 pub(super) struct SnapshotRequest {
     pub(super) index: u64,
-    pub(super) reply: oneshot::Sender<Result<StateStream, SnapshotError>>,
+    pub(super) reply: oneshot::Sender<Result<Captured, SnapshotError>>,
+}
+
+/// A state that the standby, which runs this component, has captured. It holds the state under this
+/// number until the snapshot has been read or closed.
+pub(super) struct Captured {
+    pub(super) stream: u64,
+    pub(super) component: Component,
+    pub(super) context: EntryContext,
 }
 
 /// A piece of a snapshot; `None` at its end.

@@ -34,6 +34,7 @@ use self::{
     primary::Primary,
     shared::Shared,
     standby::Standby,
+    stream::Opening,
 };
 pub use self::{
     events::Watcher,
@@ -256,7 +257,7 @@ impl Worker {
         index: u64,
     ) -> impl Future<Output = Result<StateStream, SnapshotError>> + Send + use<> {
         let shared = Arc::clone(&self.0.shared);
-        let (reply, opened) = oneshot::channel();
+        let (reply, captured) = oneshot::channel();
         {
             let mut queue = shared.inbox.lock();
             if !queue.ended {
@@ -264,12 +265,7 @@ impl Worker {
                 shared.inbox.wake_standby(&mut queue);
             }
         }
-        async move {
-            match opened.await {
-                Ok(answer) => answer,
-                Err(_) => Err(shared.status.snapshot_end()),
-            }
-        }
+        Opening::new(shared, captured).stream()
     }
 
     /// Returns the reason why the worker has stopped, if a fatal error stopped it.

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    inbox::{Chunk, ReadRequest},
+    inbox::{Captured, Chunk, ReadRequest},
     shared::Shared,
 };
 use crate::{component::Component, entry_context::EntryContext, error::SnapshotError};
@@ -23,14 +23,8 @@ pub struct StateStream {
 }
 
 impl StateStream {
-    /// Creates the stream of a snapshot that the standby, which runs this component, holds
-    /// under this number.
-    pub(super) fn new(
-        shared: Arc<Shared>,
-        component: Component,
-        number: u64,
-        context: EntryContext,
-    ) -> Self {
+    fn new(shared: Arc<Shared>, captured: Captured) -> Self {
+        let Captured { stream: number, component, context } = captured;
         let EntryContext { index, time_ms, .. } = context;
         Self { shared, component, number, index, time_ms, ended: false }
     }
@@ -106,6 +100,42 @@ impl Drop for StateStream {
             let mut queue = self.shared.inbox.lock();
             queue.closed.push(self.number);
             self.shared.inbox.wake_standby(&mut queue);
+        }
+    }
+}
+
+/// A request for a snapshot, until its answer is received. If nothing receives the answer, the
+/// state is released.
+pub(super) struct Opening {
+    shared: Arc<Shared>,
+    captured: oneshot::Receiver<Result<Captured, SnapshotError>>,
+}
+
+impl Opening {
+    pub(super) fn new(
+        shared: Arc<Shared>,
+        captured: oneshot::Receiver<Result<Captured, SnapshotError>>,
+    ) -> Self {
+        Self { shared, captured }
+    }
+
+    /// Waits until the standby has captured the state.
+    pub(super) async fn stream(mut self) -> Result<StateStream, SnapshotError> {
+        match (&mut self.captured).await {
+            Ok(answer) => {
+                answer.map(|captured| StateStream::new(Arc::clone(&self.shared), captured))
+            }
+            Err(_) => Err(self.shared.status.snapshot_end()),
+        }
+    }
+}
+
+impl Drop for Opening {
+    fn drop(&mut self) {
+        // The standby may have answered already. After `close`, it can no longer.
+        self.captured.close();
+        if let Ok(Ok(captured)) = self.captured.try_recv() {
+            drop(StateStream::new(Arc::clone(&self.shared), captured));
         }
     }
 }

@@ -9,9 +9,9 @@ use tokio::sync::oneshot;
 use super::{
     Worker,
     events::Watcher,
-    inbox::{Ask, Question},
+    inbox::{Ask, Begun, Question},
 };
-use crate::{error::QueryError, instance::Subscription};
+use crate::error::QueryError;
 use conclave_types::{Call, Failure};
 
 /// The answer to a call that subscribes.
@@ -30,12 +30,6 @@ pub struct Subscribing {
     pub initial: Vec<Bytes>,
     /// The events after them.
     pub events: Watcher,
-}
-
-/// The standby's answer, created on its thread.
-pub(super) struct Begun {
-    pub(super) index: u64,
-    pub(super) result: Result<(Subscription, Watcher), Failure>,
 }
 
 impl Worker {

@@ -16,9 +16,8 @@ use crate::{
     worker::{
         Answered,
         events::Watcher,
-        inbox::{Ask, Question},
+        inbox::{Ask, Begun, Question},
         status::{End, end_of},
-        subscribe::Begun,
     },
 };
 use conclave_types::Failure;

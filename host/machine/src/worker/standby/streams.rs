@@ -1,6 +1,6 @@
 //! Snapshots that are read from the standby, piece by piece.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 
@@ -11,9 +11,8 @@ use crate::{
     migration::too_large,
     trap::Broken,
     worker::{
-        inbox::{Chunk, ReadRequest, SnapshotRequest},
+        inbox::{Captured, Chunk, ReadRequest, SnapshotRequest},
         status::{End, end_of},
-        stream::StateStream,
     },
 };
 
@@ -35,13 +34,14 @@ impl Standby {
                 let stream = self.next_stream;
                 self.next_stream += 1;
                 self.streams.insert(stream, OpenStream { snapshot, bytes: 0 });
-                let component = self.component.clone();
-                StateStream::new(Arc::clone(&self.shared), component, stream, now)
+                Captured { stream, component: self.component.clone(), context: now }
             })
         };
-        // Dropping the stream closes it, at the caller or here.
-        let _ = request.reply.send(answer);
-        Ok(())
+        // A caller that has given up does not close the stream.
+        match request.reply.send(answer) {
+            Err(Ok(captured)) => self.close(captured.stream),
+            Ok(()) | Err(Err(_)) => Ok(()),
+        }
     }
 
     /// Returns the next piece of a snapshot.
