@@ -43,6 +43,10 @@ impl Primary {
         if !questions.is_empty() {
             more = true;
             let mut queue = self.shared.inbox.lock();
+            if queue.ended {
+                // Nothing would take them from the queue any more. Dropping them fails them.
+                return Err(self.ended());
+            }
             while let Some(question) = questions.pop_back() {
                 queue.ready.push_front(question);
             }
