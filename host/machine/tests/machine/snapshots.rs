@@ -130,6 +130,19 @@ async fn snapshots_that_nobody_reads_are_let_go() {
     assert_eq!(saved_number(&node.snapshot().await), 5);
 }
 
+/// The standby may have answered when the caller gives up.
+#[tokio::test]
+async fn snapshots_whose_answer_is_not_received_are_released() {
+    let mut node = Node::start();
+    node.add(5).await;
+    for begun in 1..=10 {
+        let snapshot = node.worker.snapshot(node.index);
+        node.until("the snapshot has begun", |node| node.worker.stats().snapshots == begun).await;
+        drop(snapshot);
+    }
+    assert_eq!(saved_number(&node.snapshot().await), 5);
+}
+
 #[tokio::test]
 async fn a_restore_replaces_head_and_standby() {
     let mut old = Node::start();
