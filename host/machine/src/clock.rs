@@ -3,7 +3,7 @@
 
 use super::entry_context::EntryContext;
 
-/// Follows the log and computes the context of each entry.
+/// Follows the log and computes the context of each entry. Index and time never go back.
 #[derive(Clone, Debug)]
 pub(super) struct Clock {
     key: [u8; 32],
@@ -28,14 +28,26 @@ impl Clock {
     /// Advances without computing a context, because the caller has it or does not need it. The
     /// seed costs a hash.
     pub(super) fn follow(&mut self, index: u64, proposed_ms: u64) {
-        self.index = index;
         // The clocks of leaders differ, but a state machine's time never goes back.
-        self.time_ms = self.time_ms.max(proposed_ms);
+        self.move_to(index, self.time_ms.max(proposed_ms));
     }
 
     /// Advances over entries that the state machine does not see.
     pub(super) fn skip_to(&mut self, index: u64) {
-        self.index = index;
+        self.move_to(index, self.time_ms);
+    }
+
+    /// Moves forward. The caller has checked the order of entries that it has read.
+    fn move_to(&mut self, index: u64, time_ms: u64) {
+        // A log may begin at index 0, where a clock without entries stands.
+        let is_later = index > self.index || (index, self.index) == (0, 0);
+        assert!(
+            is_later,
+            "the clock stands at entry {}, and entry {index} is not later",
+            self.index
+        );
+        assert!(time_ms >= self.time_ms, "the time at entry {index} goes back");
+        (self.index, self.time_ms) = (index, time_ms);
     }
 
     pub(super) fn index(&self) -> u64 {
@@ -74,6 +86,12 @@ mod tests {
         assert_ne!(first.seed, second.seed);
         assert_eq!(Clock::new([7; 32], 0, 0).advance(5, 0).seed, first.seed);
         assert_ne!(Clock::new([8; 32], 0, 0).advance(5, 0).seed, first.seed);
+    }
+
+    #[test]
+    #[should_panic(expected = "the clock stands at entry 4, and entry 4 is not later")]
+    fn an_index_that_does_not_go_forward_is_a_bug() {
+        Clock::new([7; 32], 4, 1000).advance(4, 1000);
     }
 
     #[test]

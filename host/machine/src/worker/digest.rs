@@ -15,7 +15,8 @@ use conclave_types::{ComponentId, Digest, Outcome, TrapKind};
 /// they cover more than one second, far more than the distance between voters.
 const RECENT_MAX: usize = 16_384;
 
-/// The digest after the last entry, and after recent entries before it.
+/// The digest after the last entry, and after recent entries before it. Their indexes only go
+/// forward.
 pub(super) struct Digests {
     /// The oldest index whose digest is known.
     from: (u64, Digest),
@@ -55,7 +56,10 @@ impl Digests {
         if bench::bare() || !self.kept {
             return;
         }
-        let (_, last) = self.recent.back().copied().unwrap_or(self.from);
+        let (last_index, last) = self.recent.back().copied().unwrap_or(self.from);
+        // A log may begin at index 0, where a digest without entries stands.
+        let is_later = index > last_index || (index, last_index) == (0, 0);
+        assert!(is_later, "the digest is at entry {last_index}, and entry {index} is not later");
         if self.recent.len() >= RECENT_MAX
             && let Some(oldest) = self.recent.pop_front()
         {
@@ -221,6 +225,12 @@ mod tests {
 
     /// The expected digest, recorded once for each [`DIGEST_VERSION`](conclave_types::DIGEST_VERSION).
     const GOLDEN: &str = "b2c0ab176aecc06bdf980554b89a600c99a12174dc15c76faf0cbc2669b564be";
+
+    #[test]
+    #[should_panic(expected = "the digest is at entry 10, and entry 10 is not later")]
+    fn an_index_that_does_not_go_forward_is_a_bug() {
+        Digests::new(10, Digest::default()).push(10, OutcomeHash::of(&reply(b"x")));
+    }
 
     #[test]
     fn without_a_beginning_there_is_no_digest() {

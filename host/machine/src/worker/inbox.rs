@@ -147,6 +147,14 @@ pub(super) struct Prepared {
 }
 
 /// The queue. See the module documentation.
+///
+/// Invariants:
+/// - The kept entries are the newest that the primary has finished. The last one is at `pushed`, and
+///   the next one follows it without a gap.
+/// - `finished_bytes` is the size of the kept entries.
+/// - `ready` has the questions that can be answered at `serving`, and `waiting` the others.
+/// - The primary is requested to answer queries only while there is no standby.
+/// - Nothing waits for a standby that has ended.
 #[derive(Default)]
 pub(super) struct Queue {
     pub(super) finished: VecDeque<Finished>,
@@ -199,7 +207,8 @@ pub(super) struct Inbox {
 
 impl Inbox {
     pub(super) fn lock(&self) -> MutexGuard<'_, Queue> {
-        // No code panics under the lock. If it did, the guard of the threads would stop the worker.
+        // Only a broken invariant panics under the lock. The guard of the threads then stops the
+        // worker.
         self.queue.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -273,6 +282,22 @@ impl Inbox {
 }
 
 impl Queue {
+    /// Begins at the index at which both instances stand.
+    pub(super) fn begin_at(&mut self, index: u64) {
+        self.pushed = index;
+        self.serving = index;
+        self.assert_invariants();
+    }
+
+    /// Continues from another state, which both instances have.
+    pub(super) fn adopt(&mut self, prepared: Prepared) {
+        self.finished.clear();
+        self.finished_bytes = 0;
+        self.pushed = prepared.clock.index();
+        self.replacement = Some(prepared);
+        self.assert_invariants();
+    }
+
     /// Returns the index that the standby must not pass yet, because a snapshot or a promotion
     /// needs the state there.
     pub(super) fn boundary(&self) -> u64 {
@@ -286,6 +311,9 @@ impl Queue {
     /// Appends entries. While the standby catches up, drops the oldest beyond the limit, because
     /// the standby reads them from the log.
     pub(super) fn push(&mut self, entries: &mut Vec<Finished>, bytes: usize, bytes_max: usize) {
+        if let Some(first) = entries.first() {
+            assert_eq!(first.after, self.pushed, "entry {} leaves a gap in the queue", first.index);
+        }
         if let Some(last) = entries.last() {
             self.pushed = last.index;
         }
@@ -295,6 +323,7 @@ impl Queue {
             let Some(oldest) = self.finished.pop_front() else { break };
             self.finished_bytes -= oldest.bytes();
         }
+        self.assert_invariants();
     }
 
     /// Takes at most `count` entries that follow `applied`, up to the boundary.
@@ -313,6 +342,7 @@ impl Queue {
                 into.push(next);
             }
         }
+        self.assert_invariants();
     }
 
     /// Returns the index up to which entries must be read from the entry source, because the kept
@@ -345,6 +375,7 @@ impl Queue {
         let more = !self.ready.is_empty();
         left.append(&mut self.ready);
         self.ready = left;
+        self.assert_invariants();
         (taken, more)
     }
 
@@ -360,6 +391,7 @@ impl Queue {
                 self.ready.push_back(question);
             }
         }
+        self.assert_invariants();
         taken
     }
 
@@ -376,5 +408,61 @@ impl Queue {
             self.ready.extend(ready);
             self.waiting = waiting;
         }
+        self.assert_invariants();
+    }
+
+    /// Checks the invariants, as far as that takes constant time. Called at the end of each mutation,
+    /// also by the code that changes fields directly.
+    pub(super) fn assert_invariants(&self) {
+        let (count, bytes) = (self.finished.len(), self.finished_bytes);
+        if let (Some(first), Some(last)) = (self.finished.front(), self.finished.back()) {
+            assert!(first.after <= first.index && first.index <= last.index);
+            assert_eq!(last.index, self.pushed, "the last kept entry is the last finished one");
+            assert!(bytes >= count * ENTRY_BYTES, "{bytes} bytes are too few for {count} entries");
+        } else {
+            assert_eq!(bytes, 0, "no entries have no size");
+        }
+        let can_be_answered = |question: &Question| question.index_min <= self.serving;
+        assert!(self.ready.front().is_none_or(can_be_answered), "a question is ready too early");
+        assert!(self.ready.back().is_none_or(can_be_answered), "a question is ready too early");
+        assert!(!self.waiting.last().is_some_and(can_be_answered), "a question waits too long");
+        assert!(self.primary_answers || !self.primary_asked, "there is a standby to answer");
+        if self.ended {
+            let questions = self.ready.len() + self.waiting.len();
+            let requests = self.snapshots.len() + self.reads.len();
+            assert_eq!((count, questions, requests), (0, 0, 0), "the standby has ended");
+            assert!(self.promotion.is_none(), "the standby has ended");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Returns an entry that the state machine does not see.
+    fn blank(after: u64, index: u64) -> Finished {
+        Finished { after, index, step: Step::Skip { time_ms: 0 }, outcome: None }
+    }
+
+    #[test]
+    fn the_oldest_entries_make_room_while_the_standby_catches_up() {
+        let mut queue = Queue { catching_up: true, ..Queue::default() };
+        queue.begin_at(4);
+        let mut entries: Vec<_> = (4..10).map(|after| blank(after, after + 1)).collect();
+        queue.push(&mut entries, 6 * ENTRY_BYTES, 2 * ENTRY_BYTES);
+        assert_eq!(queue.gap(4), Some(8), "the standby reads the others from the log");
+        let mut taken = Vec::new();
+        queue.take(8, 10, &mut taken);
+        let taken: Vec<_> = taken.iter().map(|finished| finished.index).collect();
+        assert_eq!((taken, queue.gap(10)), (vec![9, 10], None));
+    }
+
+    #[test]
+    #[should_panic(expected = "entry 6 leaves a gap in the queue")]
+    fn an_entry_that_leaves_a_gap_is_a_bug() {
+        let mut queue = Queue::default();
+        queue.begin_at(4);
+        queue.push(&mut vec![blank(5, 6)], ENTRY_BYTES, usize::MAX);
     }
 }

@@ -141,11 +141,7 @@ impl Worker {
             .standby_memory_bytes
             .store(standby.memory_bytes() as u64, Ordering::Relaxed);
         shared.counters.standby_applied.store(clock.index(), Ordering::Relaxed);
-        {
-            let mut queue = shared.inbox.lock();
-            queue.pushed = clock.index();
-            queue.serving = clock.index();
-        }
+        shared.inbox.lock().begin_at(clock.index());
         let (jobs, inbox) = mpsc::channel(JOBS_MAX);
         // A weak reference, so that the worker ends with the last handle.
         let _ = shared.jobs.set(jobs.downgrade());
@@ -264,6 +260,7 @@ impl Worker {
                 queue.snapshots.push(SnapshotRequest { index, reply });
                 shared.inbox.wake_standby(&mut queue);
             }
+            queue.assert_invariants();
         }
         Opening::new(shared, captured).stream()
     }

@@ -266,6 +266,7 @@ impl Primary {
             }
             queue.promotion = Some(Promotion { index, reply, broken: self.instance.take() });
             self.shared.inbox.wake_standby(&mut queue);
+            queue.assert_invariants();
         }
         // The standby either answers or ends, which drops the request with the queue.
         let instance = loop {
@@ -334,11 +335,8 @@ impl Primary {
         if queue.ended {
             return Err(self.shared.status.end());
         }
-        queue.finished.clear();
-        queue.finished_bytes = 0;
-        queue.pushed = index;
         let (standby_component, standby_clock) = (component.clone(), clock.clone());
-        queue.replacement = Some(Prepared {
+        queue.adopt(Prepared {
             instance: standby,
             component: standby_component,
             clock: standby_clock,

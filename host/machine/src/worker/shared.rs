@@ -126,6 +126,7 @@ impl Shared {
             // If the queue is full, the primary answers after the next batch anyway.
             queue.primary_asked = jobs.try_send(Job::AnswerQueries).is_ok();
         }
+        queue.assert_invariants();
     }
 
     /// Creates an instance in the initial state of the log's initial component.

@@ -222,6 +222,7 @@ impl Standby {
             counters.standby_queue_bytes.store(queue.finished_bytes as u64, Ordering::Relaxed);
             self.shared.inbox.made_room();
         }
+        queue.assert_invariants();
         Ok(turn)
     }
 
@@ -237,6 +238,7 @@ impl Standby {
         queue.successor = None;
         self.shared.absence.replaced();
         queue.catching_up = false;
+        queue.assert_invariants();
         true
     }
 
@@ -489,6 +491,7 @@ impl Drop for Standby {
         }
         queue.promotion = None;
         queue.finished.clear();
+        queue.finished_bytes = 0;
         drop(queue);
         self.shared.inbox.wake_all();
     }

@@ -85,6 +85,7 @@ impl StateStream {
         }
         queue.reads.push_back(ReadRequest { stream: self.number, reply });
         self.shared.inbox.wake_standby(&mut queue);
+        queue.assert_invariants();
         Some(Ok(receiver))
     }
 

@@ -91,6 +91,7 @@ impl Worker {
                 shared.inbox.wake_standby(&mut queue);
             }
         }
+        queue.assert_invariants();
         Ok(())
     }
 }

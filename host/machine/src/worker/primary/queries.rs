@@ -50,6 +50,7 @@ impl Primary {
             while let Some(question) = questions.pop_back() {
                 queue.ready.push_front(question);
             }
+            queue.assert_invariants();
             // Wakes the standby, if one exists by now, to answer them.
             self.shared.inbox.wake_standby(&mut queue);
         }

@@ -33,6 +33,7 @@ impl Standby {
             // A request that the primary has not handled yet must not count in the next absence.
             queue.primary_asked = false;
             self.shared.absence.end();
+            queue.assert_invariants();
         }
     }
 
@@ -63,6 +64,7 @@ impl Standby {
         self.shared.counters.rotations.fetch_add(1, Ordering::Relaxed);
         self.shared.events.skip_to(self.clock.index());
         queue.catching_up = true;
+        queue.assert_invariants();
         true
     }
 
@@ -108,6 +110,7 @@ impl Standby {
                 let _ = request.reply.send(Err(SnapshotError::Lost));
             }
             queue.closed.clear();
+            queue.assert_invariants();
             queue = shared.inbox.wait_at_most(queue, left);
         }
     }

@@ -42,6 +42,7 @@ impl Standby {
             while let Some(question) = questions.pop_back() {
                 queue.ready.push_front(question);
             }
+            queue.assert_invariants();
         }
         Ok(())
     }
