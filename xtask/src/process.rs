@@ -275,7 +275,7 @@ mod tests {
 
     #[test]
     fn a_dropped_process_is_gone() {
-        let log = std::env::temp_dir().join(format!("xtask-running-{}", std::process::id()));
+        let log = env::temp_dir().join(format!("xtask-running-{}", std::process::id()));
         let running = Running::start("sleep", &shell("exec sleep 60"), &log).unwrap();
         let pid = running.pid();
         assert!(Path::new(&format!("/proc/{pid}")).exists());
