@@ -410,6 +410,8 @@ async fn serve(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests {
+    use conclave_testing::wat::Wat;
+
     use super::*;
     use crate::config::Settings;
 
@@ -433,7 +435,9 @@ mod tests {
             members: vec![format!("1={peer},{client}")],
             ..Settings::default()
         };
-        Config::load(settings).unwrap()
+        let mut config = Config::load(settings).unwrap();
+        config.component = Some(ComponentSource::Bytes(Wat::default().component()));
+        config
     }
 
     /// Goal: the engine accepts all combinations of limits that the configuration accepts.

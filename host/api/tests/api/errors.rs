@@ -29,7 +29,7 @@ const TABLE: [Row; 18] = [
     (
         || Error::stopped("the disk is broken: replace it"),
         Code::Unavailable,
-        "send the call to another: the disk is broken",
+        "send the call to another node: the disk is broken",
         None,
         Some("not-applied"),
     ),

@@ -80,7 +80,7 @@ fn a_snapshot_that_is_refused_is_shown_with_the_reason() {
 #[test]
 fn a_trap_in_the_migration_is_shown_with_the_panic() {
     let said = caught(23, "migration", Verdict::Failed, 1);
-    assert!(said.contains("trap: "), "{said}");
+    assert!(said.contains("causes a trap"), "{said}");
     assert!(said.contains("a word without a language"), "{said}");
 }
 

@@ -48,10 +48,10 @@ fn a_hand_made_machine_without_services_is_a_machine() {
 
 #[test]
 fn what_is_no_component_is_refused() {
-    let (error, text) = refusal(wat::parse_str("(component)").unwrap());
+    let (error, text) = refusal(wat::parse_str("(module)").unwrap());
     assert!(matches!(error, LoadError::CoreModule) && text.contains("conclave build"));
     assert!(matches!(refusal(&b"PK\x03\x04"[..]).0, LoadError::NotWasm { .. }));
-    assert!(refusal(&b"(component)"[..]).1.contains("text"));
+    assert!(refusal(&b"(module)"[..]).1.contains("text"));
     assert!(refusal(&b""[..]).1.contains("empty"));
     let mut torn = HOSTILE.to_vec();
     torn.truncate(torn.len() / 2);
