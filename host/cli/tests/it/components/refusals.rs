@@ -58,7 +58,7 @@ async fn what_is_no_component_is_refused_and_the_cluster_goes_on() {
         ("text", b"(component)".to_vec(), "WebAssembly text"),
         ("elf", b"\x7fELF and so on".to_vec(), "native program"),
         ("noise", vec![0xa5; 100_000], "not WebAssembly"),
-        ("core", component("(component)"), "core WebAssembly module"),
+        ("core", component("(module)"), "core WebAssembly module"),
         ("world", component("(component)"), "does not export conclave:fsm/fsm@0.1.0"),
         ("contract", of_contract(&machine, "@0.9.0"), "built against conclave:fsm/"),
         ("cut", machine[..machine.len() / 2].to_vec(), "does not compile"),
@@ -170,7 +170,7 @@ async fn the_command_line_leads_through_an_upgrade() {
         if failed { Ok(()) } else { Err(format!("{:?}", found.nodes)) }
     })
     .await;
-    refused(&["activate", &narrow], "restores versions [1] only");
+    refused(&["activate", &narrow], "restores only versions [1]");
     let (code, told) = run(&["list"]);
     assert!(
         code == Some(0) && told.contains("on node 2: failed: the state has version 2"),
