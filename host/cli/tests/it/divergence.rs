@@ -214,7 +214,7 @@ async fn a_component_that_is_no_function_of_the_log_is_found_named_silenced_and_
     let silent = cluster.client_of(victim);
     let status = node(&cluster, victim).await.unwrap();
     assert!(
-        status.fatal_error.contains("diverged") && status.fatal_error.contains("4. time"),
+        status.fatal_error.contains("diverged") && status.fatal_error.contains("(4 times"),
         "{status:?}"
     );
     eventually("its health is not serving", async || match silent.is_serving().await {
