@@ -113,7 +113,8 @@ impl Client {
     /// Makes attempts until one succeeds, one fails permanently, or the deadline passes.
     ///
     /// Nodes are called in rounds. A round calls each known node once, the leader first, without a
-    /// pause. After a pause the next round begins.
+    /// pause. After a pause the next round begins. A resumed subscription fails with OUT_OF_RANGE
+    /// after a round in which a node returned that and no node could serve it.
     pub(crate) async fn run<T, F, Fut>(
         &self,
         options: &CallOptions,
@@ -135,12 +136,17 @@ impl Client {
         let mut history = History::default();
         let mut tried: Vec<Arc<Node>> = Vec::new();
         let mut round = 0;
+        let mut out_of_range: Option<Error> = None;
         loop {
             let remaining = ends.saturating_duration_since(Instant::now());
             if remaining.is_zero() {
-                return Err(history.exhausted(deadline, options));
+                let exhausted = || history.exhausted(deadline, options);
+                return Err(out_of_range.unwrap_or_else(exhausted));
             }
             let Some(node) = shared.nodes.pick(&tried, spread) else {
+                if let Some(error) = out_of_range.take() {
+                    return Err(error);
+                }
                 let pause = retry::pause(round);
                 round += 1;
                 tried.clear();
@@ -158,6 +164,10 @@ impl Client {
                 }
                 Err(failure) => {
                     self.note(&node, &failure);
+                    if options.resumes && failure.code == Code::OutOfRange {
+                        out_of_range = Some(Error::new(failure.code, failure.message));
+                        continue;
+                    }
                     let again = failure.passing && (options.repeatable() || !failure.maybe_applied);
                     if !again {
                         return Err(history.refused(node.address(), failure, options));

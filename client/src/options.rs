@@ -39,6 +39,9 @@ pub struct CallOptions {
     pub(crate) spread: bool,
     /// The usual time of a long operation.
     pub(crate) long: Option<Duration>,
+    /// True for a subscription that resumes. Each node keeps its own events, so another node may
+    /// have those that one node lacks.
+    pub(crate) resumes: bool,
 }
 
 impl CallOptions {
@@ -57,6 +60,7 @@ impl CallOptions {
             consistency: None,
             spread: false,
             long: None,
+            resumes: false,
         }
     }
 

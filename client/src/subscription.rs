@@ -58,7 +58,8 @@ impl Client {
         let request = request.into();
         let bytes_max = self.shared.response_bytes_max;
         // A subscription changes nothing, so it is retried after any temporary failure.
-        let options = CallOptions { read: true, spread: true, ..options.clone() };
+        let resumes = from_index.is_some();
+        let options = CallOptions { read: true, spread: true, resumes, ..options.clone() };
         let response = self
             .run(&options, |channel, mut metadata| {
                 // The node would apply it to the whole stream.

@@ -256,3 +256,24 @@ async fn the_node_learns_the_deadline() {
     });
     client(&node.address, 1000).call_raw("test.v1.Echo.Say", "bytes").await.unwrap();
 }
+
+/// Each node keeps its own events. After a restart a node has fewer than the others.
+#[tokio::test]
+async fn subscription_resumes_at_the_node_that_keeps_the_events() {
+    let gone = || node(|_| Err(error(Code::OutOfRange, None, false)));
+    let (lacks, keeps) = (gone(), node(|_| answer(b"event", "")));
+    let of = |nodes: [&crate::fake::Node; 2]| {
+        Client::builder().endpoints(nodes.map(|node| node.address.clone())).build().unwrap()
+    };
+    let resume =
+        async |client: &Client| client.subscribe_raw(SAY, "", Some(7), &CallOptions::read()).await;
+    for nodes in [[&lacks, &keeps], [&keeps, &lacks]] {
+        let mut stream = resume(&of(nodes)).await.map_err(|error| error.to_string()).unwrap();
+        assert!(stream.next().await.unwrap().is_some());
+    }
+    let other = gone();
+    let before = lacks.calls();
+    let refused = resume(&of([&lacks, &other])).await.err().unwrap();
+    assert_eq!(refused.code(), Code::OutOfRange);
+    assert_eq!((lacks.calls() - before, other.calls()), (1, 1), "once each");
+}

@@ -4,7 +4,7 @@
 use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
-use futures::stream::BoxStream;
+use futures::future::BoxFuture;
 use tokio::{sync::watch, time::Instant};
 
 use conclave_types::{
@@ -112,13 +112,23 @@ pub struct Subscribed {
 pub struct Subscription {
     /// The initial messages.
     pub initial: Vec<Bytes>,
-    /// The events that follow, in log order. The stream ends with an error.
-    pub events: Events,
+    /// The events that follow.
+    pub events: Box<dyn Events>,
 }
 
-/// The messages of entries, each with its index. An item without messages means that all messages
-/// of entries up to its index have been delivered.
-pub type Events = BoxStream<'static, Result<(u64, Vec<Bytes>), Error>>;
+/// The events of a subscription, in log order.
+pub trait Events: Send {
+    /// Waits for the messages of the next entry, and returns them with its index. A result without
+    /// messages means that all messages of entries up to its index have been delivered. Cancel safe.
+    ///
+    /// # Errors
+    /// Returns the reason why the subscription has ended.
+    fn next(&mut self) -> BoxFuture<'_, Result<(u64, Vec<Bytes>), Error>>;
+
+    /// Returns an index up to which all messages have been delivered. `None`: messages are waiting,
+    /// or the subscription has ended.
+    fn place(&mut self) -> Option<u64>;
+}
 
 /// Upgrades of the state machine. Futures may be dropped at any await and called again: completed
 /// work is not repeated. The deadline bounds the proposal; an activation whose deadline has passed

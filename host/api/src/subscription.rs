@@ -31,7 +31,7 @@
 use std::{collections::VecDeque, sync::Arc, time::Duration};
 
 use bytes::{Bytes, BytesMut};
-use futures::{FutureExt as _, StreamExt as _, future::BoxFuture, stream};
+use futures::{FutureExt as _, future::BoxFuture, stream};
 use http::{HeaderMap, Request, Response, header::CONTENT_TYPE, request::Parts};
 use http_body_util::StreamBody;
 use hyper::body::{Frame, Incoming};
@@ -198,7 +198,7 @@ struct Feed {
     /// The rest of a frame that has been sent in part.
     rest: Bytes,
     /// `None` once the trailers have been sent.
-    events: Option<Events>,
+    events: Option<Box<dyn Events>>,
     closing: watch::Receiver<bool>,
     /// Completes when the node has not served for so long that its subscriptions end.
     not_serving: BoxFuture<'static, Error>,
@@ -240,15 +240,15 @@ impl Feed {
                 () = ended => break Error::deadline(),
                 error = &mut self.not_serving => break error,
                 next = events.next() => match next {
-                    Some(Ok((index, messages))) => {
+                    Ok((index, messages)) => {
                         self.sending = index;
                         self.messages = messages.into();
                     }
-                    Some(Err(error)) => break error,
-                    None => break Error::shutting_down(),
+                    Err(error) => break error,
                 },
             }
         };
+        self.note_last_place();
         self.events = None;
         self.messages.clear();
         tracing::debug!(%error, index = self.index, "a subscription ends");
@@ -257,6 +257,16 @@ impl Feed {
 }
 
 impl Feed {
+    /// Notes the position of a subscription that ends because the node stops. Events of other topics
+    /// may have moved it far since the last event or progress.
+    fn note_last_place(&mut self) {
+        let is_waiting = self.messages.is_empty() && self.rest.is_empty();
+        let place = self.events.as_mut().filter(|_| is_waiting && *self.closing.borrow());
+        if let Some(place) = place.and_then(|events| events.place()) {
+            self.index = self.index.max(place);
+        }
+    }
+
     /// Ends the stream if the reader does not take these bytes in time, so that memory is not
     /// held without limit.
     fn hands_over(&self, bytes: usize) {

@@ -3,14 +3,15 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use futures::{StreamExt as _, stream};
+use futures::future::BoxFuture;
 use tokio::{
     sync::watch,
     time::{Instant, timeout},
 };
 
 use conclave_api::{
-    Backend, MachineInfo, MethodKind, MethodSpec, Metric, Subscribed, Subscription, Upgrades,
+    Backend, Events, MachineInfo, MethodKind, MethodSpec, Metric, Subscribed, Subscription,
+    Upgrades,
 };
 use conclave_machine as machine;
 use conclave_machine::{WatchError, Watcher};
@@ -61,12 +62,9 @@ impl Backend for ReplicaBackend {
     ) -> Result<Subscribed, Error> {
         let begun = self.0.subscribe(call, caller, consistency, resume, deadline);
         let begun = self.0.unless_disk_hangs(begun).await?;
-        let result = begun.result.map(|machine::Subscribing { initial, events }| {
-            let events = stream::unfold(events, |mut events| async {
-                let next = next_or_place(&mut events).await.map_err(raft::watch_ended);
-                Some((next, events))
-            });
-            Subscription { initial, events: events.boxed() }
+        let result = begun.result.map(|machine::Subscribing { initial, events }| Subscription {
+            initial,
+            events: Box::new(ReplicaEvents(events)),
         });
         Ok(Subscribed { index: begun.index, result })
     }
@@ -334,6 +332,19 @@ fn clock_metrics(clock: ClockStatus) -> impl Iterator<Item = Metric> {
 
 /// The interval at which a subscription without events reports its position.
 const PLACE_INTERVAL: Duration = Duration::from_secs(1);
+
+/// The events of a subscription, from the state machine.
+struct ReplicaEvents(Watcher);
+
+impl Events for ReplicaEvents {
+    fn next(&mut self) -> BoxFuture<'_, Result<(u64, Vec<Bytes>), Error>> {
+        Box::pin(async { next_or_place(&mut self.0).await.map_err(raft::watch_ended) })
+    }
+
+    fn place(&mut self) -> Option<u64> {
+        self.0.place().ok().flatten()
+    }
+}
 
 /// Returns the next events, or the position in the log if there were none.
 async fn next_or_place(events: &mut Watcher) -> Result<(u64, Vec<Bytes>), WatchError> {

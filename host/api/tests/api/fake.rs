@@ -12,8 +12,8 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes};
 use conclave_api::{
-    Admin, Api, Backend, MachineInfo, MethodKind, MethodSpec, Metric, Options, Startup, Subscribed,
-    Subscription, bind,
+    Admin, Api, Backend, Events, MachineInfo, MethodKind, MethodSpec, Metric, Options, Startup,
+    Subscribed, Subscription, bind,
 };
 use conclave_types::{
     Call, Caller, ComponentId, Digest, Failure, Outcome, Receipt, Reply,
@@ -24,6 +24,7 @@ use conclave_types::{
         Verification, Verified,
     },
 };
+use futures::future::BoxFuture;
 use http::uri::PathAndQuery;
 use http_body_util::Full;
 use hyper_util::rt::{TokioExecutor, TokioIo};
@@ -109,6 +110,8 @@ pub struct Fake {
     /// Events for subscribers: an entry's index and its messages. `None` means that the subscriber
     /// is too slow.
     pub events: broadcast::Sender<(u64, Option<Vec<Bytes>>)>,
+    /// The position that subscriptions report while no events wait. 0: none.
+    pub place: Arc<AtomicU64>,
     /// The index from which the last subscription resumed.
     pub resumed: Mutex<Option<u64>>,
 }
@@ -136,6 +139,27 @@ impl Fake {
             engine: "engine".to_owned(),
             ..NodeStatus::unreachable(1, "client:1".to_owned(), "peer:1".to_owned())
         }
+    }
+}
+
+/// The events of a subscription: those that a test sends.
+struct FakeEvents {
+    events: BroadcastStream<(u64, Option<Vec<Bytes>>)>,
+    place: Arc<AtomicU64>,
+}
+
+impl Events for FakeEvents {
+    fn next(&mut self) -> BoxFuture<'_, Result<(u64, Vec<Bytes>), Error>> {
+        Box::pin(async {
+            match self.events.next().await.unwrap().unwrap() {
+                (index, Some(messages)) => Ok((index, messages)),
+                (index, None) => Err(Error::gone(format!("after {index}"))),
+            }
+        })
+    }
+
+    fn place(&mut self) -> Option<u64> {
+        Some(self.place.load(Ordering::Relaxed)).filter(|place| *place > 0)
     }
 }
 
@@ -194,14 +218,13 @@ impl Backend for Fake {
             Script::Answer(result) => Ok(result.clone()),
             _ => Ok(Ok(call.request)),
         }?;
-        let events =
-            BroadcastStream::new(self.events.subscribe()).map(|event| match event.unwrap() {
-                (index, Some(messages)) => Ok((index, messages)),
-                (index, None) => Err(Error::gone(format!("after {index}"))),
-            });
+        let events = FakeEvents {
+            events: BroadcastStream::new(self.events.subscribe()),
+            place: Arc::clone(&self.place),
+        };
         let result = result.map(|first| Subscription {
             initial: if resume.is_some() { Vec::new() } else { vec![first] },
-            events: Box::pin(events),
+            events: Box::new(events),
         });
         Ok(Subscribed { index: self.index.load(Ordering::Relaxed), result })
     }
@@ -292,6 +315,7 @@ impl Node {
             leader: Mutex::new(Some(Leader { node_id: 1, client_address: "client:1".into() })),
             health: watch::channel(Health::Serving).0,
             events: broadcast::channel(64).0,
+            place: Arc::default(),
             resumed: Mutex::new(None),
         });
         let api = Api::new(fake.clone(), options).unwrap();

@@ -104,7 +104,7 @@ async fn flags_are_rolled_out_and_credentials_stay_out_of_sight() {
             "a colleague with an outdated version: ABORTED: checkout/new has version 3, not 0",
             "Evaluate of payments/token returns 12 characters\n",
             "the list omits it: true\n",
-            "everything that Ada's page asks for: 1 flag\n",
+            "EvaluateAll omits it too: 1 flag\n",
             "change 3: CHANGED rules: step by step\n",
         ],
     );

@@ -177,6 +177,7 @@ async fn traced_puts(cluster: &mut Cluster, first_end: End) -> Vec<Put> {
         }
     }
     stop_traced(cluster);
+    trace::complete_interrupted_writes(&cluster.dir.path().join("trace"));
     let begun = writers.join_all().await.into_iter().max().unwrap();
     assert!(begun < PUTS, "the first life ended after all of its puts");
 

@@ -3,7 +3,8 @@
 use std::{
     collections::BTreeMap,
     ffi::OsString,
-    os::unix::ffi::OsStringExt,
+    fs::{self, File},
+    os::unix::{ffi::OsStringExt, fs::FileExt},
     path::{Path, PathBuf},
 };
 
@@ -80,6 +81,54 @@ pub(super) fn read(trace: &str, root: &Path) -> (Vec<Event>, Vec<f64>) {
         }
     }
     (events, times)
+}
+
+/// Completes the trace of a process that was killed. strace does not show the result of a write that
+/// was under way, but the kernel may have done it, and the next process reads it. The file shows how
+/// much of it was done. Call this before anything else changes the files.
+pub(super) fn complete_interrupted_writes(trace: &Path) {
+    let text = fs::read_to_string(trace).unwrap();
+    let mut unfinished: BTreeMap<&str, &str> = BTreeMap::new();
+    let mut completed = String::new();
+    for line in text.lines() {
+        let call = line.split_once(' ').and_then(|(pid, rest)| {
+            let (time, call) = rest.trim_start().split_once(' ')?;
+            time.parse::<f64>().ok().map(|_| (pid, time, call))
+        });
+        let Some((pid, time, call)) = call else { continue };
+        let interrupted = if let Some(head) = call.strip_suffix(" <unfinished ...>") {
+            unfinished.insert(pid, head);
+            None
+        } else if let Some(resumed) = call.strip_prefix("<... ") {
+            unfinished.remove(pid).filter(|_| resumed.ends_with(" = ?"))
+        } else {
+            call.strip_suffix(" = ?").map(|head| head.trim_end())
+        };
+        if let Some(done) = interrupted.and_then(done_of) {
+            completed += &format!("{pid} {time} {done}\n");
+        }
+    }
+    let last = text.lines().rev().find_map(|line| {
+        line.split_once(' ')?.1.trim_start().split_once(' ').map(|(time, _)| time)
+    });
+    for (pid, head) in unfinished {
+        if let Some(done) = done_of(head) {
+            completed += &format!("{pid} {} {done}\n", last.unwrap());
+        }
+    }
+    fs::write(trace, text + &completed).unwrap();
+}
+
+/// Returns an interrupted write with its result, if it changed the file.
+fn done_of(head: &str) -> Option<String> {
+    let head = head.trim_end_matches(')');
+    let arguments = head.strip_prefix("pwrite64(")?;
+    let data = unhexed(arguments.split('"').nth(1)?);
+    let at = arguments.rsplit(", ").next()?.parse().unwrap();
+    let mut there = vec![0; data.len()];
+    let read = File::open(described(arguments)?).and_then(|file| file.read_at(&mut there, at));
+    let same = there[..read.ok()?].iter().zip(&data).take_while(|(a, b)| a == b).count();
+    (same > 0).then(|| format!("{head}) = {same}"))
 }
 
 fn parse(head: &str, tail: &str, root: &Path) -> Option<Call> {
