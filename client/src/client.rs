@@ -23,6 +23,11 @@ use crate::{
     retry::{self, Failure, LEADER},
 };
 
+/// Minimum time that is left for another attempt.
+const ATTEMPT_TIME_MIN: Duration = Duration::from_millis(20);
+/// The time between the deadline that a node gets and the end of the client's own wait, at most.
+const RESPONSE_TIME: Duration = Duration::from_millis(50);
+
 /// A client of one cluster. Clones share its connections.
 #[derive(Clone)]
 pub struct Client {
@@ -139,7 +144,8 @@ impl Client {
         let mut out_of_range: Option<Error> = None;
         loop {
             let remaining = ends.saturating_duration_since(Instant::now());
-            if remaining.is_zero() {
+            // A node could not respond any more, and a write that it received would be in doubt.
+            if remaining.is_zero() || (round > 0 && remaining < ATTEMPT_TIME_MIN) {
                 let exhausted = || history.exhausted(deadline, options);
                 return Err(out_of_range.unwrap_or_else(exhausted));
             }
@@ -246,6 +252,9 @@ fn metadata(consistency: Consistency, options: &CallOptions, limit: Duration) ->
     if options.read && consistency != Consistency::Linearizable {
         metadata.insert("conclave-consistency", MetadataValue::from_static(consistency.name()));
     }
+    // The node must respond before the client stops waiting: only the response tells whether a write
+    // may still be applied.
+    let limit = limit - (limit / 8).min(RESPONSE_TIME);
     // gRPC allows eight digits, which is about a day in milliseconds.
     let milliseconds = limit.as_millis().clamp(1, 99_999_999);
     if let Ok(timeout) = MetadataValue::try_from(format!("{milliseconds}m")) {
