@@ -127,6 +127,18 @@ impl Backend for ReplicaBackend {
     }
 
     fn metrics(&self) -> Vec<Metric> {
+        let mut metrics = self.state_machine_metrics();
+        metrics.extend(self.standby_metrics());
+        metrics.extend(self.log_metrics());
+        metrics.extend(self.divergence_metrics());
+        metrics.extend(clock_metrics(self.0.clock()));
+        metrics
+    }
+}
+
+impl ReplicaBackend {
+    /// Returns the metrics of the state machine and its component.
+    fn state_machine_metrics(&self) -> Vec<Metric> {
         let (stats, component) = (self.0.worker().stats(), self.0.worker().component());
         let description = component.description();
         let mut metrics = vec![
@@ -154,7 +166,33 @@ impl Backend for ReplicaBackend {
                 stats.standby_builds,
             ),
         ];
+        let [compiled, loaded] = self.0.compilations();
         metrics.extend([
+            Metric::counter(
+                "conclave_components_compiled_total",
+                "Components compiled by this node since its start.",
+                compiled,
+            ),
+            Metric::counter(
+                "conclave_components_loaded_total",
+                "Components loaded from stored compiled code since the start.",
+                loaded,
+            ),
+        ]);
+        for (kind, count) in TrapKind::ALL.into_iter().zip(stats.traps) {
+            let metric = Metric::counter(
+                "conclave_traps_total",
+                "Calls that trapped and were rolled back.",
+                count,
+            );
+            metrics.push(metric.label("trap", kind.name()));
+        }
+        metrics
+    }
+
+    /// Returns the metrics of the standby instance and of snapshots.
+    fn standby_metrics(&self) -> Vec<Metric> {
+        vec![
             Metric::gauge(
                 "conclave_standby",
                 "1 if the state machine has a standby instance, else 0. Without one, a trap stops writes until it is built.",
@@ -175,22 +213,13 @@ impl Backend for ReplicaBackend {
                 "1 if the last snapshot failed, else 0. Meanwhile the log grows; `conclave status` shows the reason.",
                 f64::from(u8::from(self.0.snapshot_failure().is_some())),
             ),
-        ]);
-        let [compiled, loaded] = self.0.compilations();
-        metrics.extend([
-            Metric::counter(
-                "conclave_components_compiled_total",
-                "Components compiled by this node since its start.",
-                compiled,
-            ),
-            Metric::counter(
-                "conclave_components_loaded_total",
-                "Components loaded from stored compiled code since the start.",
-                loaded,
-            ),
-        ]);
+        ]
+    }
+
+    /// Returns the metrics of the log, the disk and leadership.
+    fn log_metrics(&self) -> Vec<Metric> {
         let (disk_hung, transfers) = self.0.fitness();
-        metrics.extend([
+        vec![
             Metric::gauge(
                 "conclave_log_live_bytes",
                 "Size of the entries in the log, in bytes. The log takes more space on the disk.",
@@ -211,9 +240,13 @@ impl Backend for ReplicaBackend {
                 "Entries that the leader has committed and this node has not applied.",
                 self.0.lag() as f64,
             ),
-        ]);
+        ]
+    }
+
+    /// Returns the metrics of consistency checks.
+    fn divergence_metrics(&self) -> Vec<Metric> {
         let ([equal, diverged, repaired, undecided, withheld], quarantined) = self.0.agreement();
-        metrics.extend([
+        vec![
             Metric::gauge(
                 "conclave_diverged",
                 "1 if this node's state machine has diverged from the others, so that it rejects requests; else 0.",
@@ -245,17 +278,7 @@ impl Backend for ReplicaBackend {
                  and no majority decides, or because it is being repaired.",
                 withheld,
             ),
-        ]);
-        metrics.extend(clock_metrics(self.0.clock()));
-        for (kind, count) in TrapKind::ALL.into_iter().zip(stats.traps) {
-            let metric = Metric::counter(
-                "conclave_traps_total",
-                "Calls that trapped and were rolled back.",
-                count,
-            );
-            metrics.push(metric.label("trap", kind.name()));
-        }
-        metrics
+        ]
     }
 }
 

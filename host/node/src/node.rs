@@ -165,14 +165,16 @@ fn port_options(config: &Config) -> api::Options {
     }
 }
 
+fn engine(config: &Config) -> Result<Engine, Error> {
+    let subscriptions_max = config.connections.subscriptions;
+    let limits = machine::Limits { subscriptions_max, ..machine::Limits::default() };
+    Engine::new(&limits).map_err(startup)
+}
+
 /// Opens the parts below Raft: keys, storage and the state machine.
 fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
     let master_key = master_key(&config.master_key)?;
-    let limits = machine::Limits {
-        subscriptions_max: config.connections.subscriptions,
-        ..machine::Limits::default()
-    };
-    let engine = Engine::new(&limits).map_err(startup)?;
+    let engine = engine(config)?;
     let given = component(config)?;
     let shared = config
         .compile_cache

@@ -4,6 +4,7 @@
     unreachable_pub,
     unused_qualifications,
     clippy::all,
+    clippy::pedantic,
     clippy::allow_attributes_without_reason,
     reason = "generated code; the .proto files carry the documentation"
 )]

@@ -9,8 +9,7 @@
 //! command that was acknowledged before the query was sent.
 //!
 //! Caveats: without exactly-once sessions (Raft thesis, section 6.3), a command that is sent again
-//! after a lost response is applied again; see [`Error::is_unknown_outcome`]. The membership does
-//! not change after the cluster has been initialized.
+//! after a lost response is applied again; see [`Error::is_unknown_outcome`]. Members are fixed.
 
 mod boot_time;
 mod bootstrap;
@@ -148,6 +147,7 @@ struct Inner {
 impl Replica {
     /// Restores the state machine from the newest snapshot and the log, and joins the cluster.
     /// Requests are served only once the peer service listens.
+    #[allow(clippy::too_many_lines, reason = "the parts of a replica, one per line")]
     pub async fn start(options: Options) -> Result<Self, Error> {
         let Options { identity, timing, limits, snapshot, members, log, snapshots, .. } = options;
         let disk = DiskWatch::new(log.clone(), timing.election_max);

@@ -6,6 +6,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    clippy::too_many_lines,
     reason = "tests fail by panicking and say what they skip"
 )]
 

@@ -5,6 +5,7 @@
     clippy::expect_used,
     clippy::panic,
     clippy::print_stderr,
+    clippy::too_many_lines,
     reason = "tests: a failure is a panic, and the measurements are printed"
 )]
 

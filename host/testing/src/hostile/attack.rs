@@ -199,46 +199,9 @@ impl Attacker {
                 let request = WatchRequest::default().encode_to_vec();
                 self.ask(&mut held, "/kv.v1.KV/Watch", &request, headers).await?;
             }
-            Attack::UnfinishedBodies => {
-                let (mut sender, connection) = connect(&self.client).await?;
-                held.connections.push(connection);
-                for _ in 0..STREAMS {
-                    sender = timeout(PAUSE, sender.ready()).await??;
-                    let (response, mut body) =
-                        sender.send_request(request("/kv.v1.KV/Put", HeaderMap::new())?, false)?;
-                    let mut begin = BytesMut::new();
-                    begin.put_u8(0);
-                    begin.put_u32(4 << 20);
-                    begin.put_slice(b"begin");
-                    body.send_data(begin.freeze(), false)?;
-                    held.streams.push((response, body));
-                    self.count.fetch_add(1, Ordering::Relaxed);
-                }
-                sleep(HOLD).await;
-            }
-            Attack::CancelledStreams => {
-                let (mut sender, connection) = connect(&self.client).await?;
-                held.connections.push(connection);
-                for _ in 0..CANCELLED {
-                    sender = timeout(PAUSE, sender.ready()).await??;
-                    let (response, mut body) =
-                        sender.send_request(request("/kv.v1.KV/Get", HeaderMap::new())?, false)?;
-                    body.send_reset(h2::Reason::CANCEL);
-                    drop(response);
-                    self.count.fetch_add(1, Ordering::Relaxed);
-                }
-            }
-            Attack::IdleConnections => {
-                for number in 0..IDLE_CONNECTIONS {
-                    let mut socket = open(&self.client).await?;
-                    if number % 2 == 0 {
-                        socket.write_all(PREFACE).await?;
-                    }
-                    held.sockets.push(socket);
-                    self.count.fetch_add(1, Ordering::Relaxed);
-                }
-                sleep(HOLD).await;
-            }
+            Attack::UnfinishedBodies => self.unfinished_bodies(&mut held).await?,
+            Attack::CancelledStreams => self.cancelled_streams(&mut held).await?,
+            Attack::IdleConnections => self.idle_connections(&mut held).await?,
             Attack::IdleAdminConnections => {
                 for _ in 0..ADMIN_CONNECTIONS {
                     held.sockets.push(open(&self.admin).await?);
@@ -246,18 +209,71 @@ impl Attacker {
                 }
                 sleep(HOLD).await;
             }
-            Attack::Garbage => {
-                let mut socket = open(&self.client).await?;
-                if self.random.percent(50) {
-                    socket.write_all(PREFACE).await?;
-                }
-                let bytes: Vec<u8> =
-                    (0..self.random.range(1..20_000)).map(|_| self.random.next() as u8).collect();
-                self.count.fetch_add(1, Ordering::Relaxed);
-                socket.write_all(&bytes).await?;
-                sleep(PAUSE).await;
-            }
+            Attack::Garbage => self.garbage().await?,
         }
+        Ok(())
+    }
+
+    /// Begins requests and never ends them.
+    async fn unfinished_bodies(&mut self, held: &mut Held) -> Result<()> {
+        let (mut sender, connection) = connect(&self.client).await?;
+        held.connections.push(connection);
+        for _ in 0..STREAMS {
+            sender = timeout(PAUSE, sender.ready()).await??;
+            let (response, mut body) =
+                sender.send_request(request("/kv.v1.KV/Put", HeaderMap::new())?, false)?;
+            let mut begin = BytesMut::new();
+            begin.put_u8(0);
+            begin.put_u32(4 << 20);
+            begin.put_slice(b"begin");
+            body.send_data(begin.freeze(), false)?;
+            held.streams.push((response, body));
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        sleep(HOLD).await;
+        Ok(())
+    }
+
+    /// Begins requests and cancels them at once.
+    async fn cancelled_streams(&mut self, held: &mut Held) -> Result<()> {
+        let (mut sender, connection) = connect(&self.client).await?;
+        held.connections.push(connection);
+        for _ in 0..CANCELLED {
+            sender = timeout(PAUSE, sender.ready()).await??;
+            let (response, mut body) =
+                sender.send_request(request("/kv.v1.KV/Get", HeaderMap::new())?, false)?;
+            body.send_reset(h2::Reason::CANCEL);
+            drop(response);
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// Opens connections to the client port and sends nothing, or only a preface.
+    async fn idle_connections(&mut self, held: &mut Held) -> Result<()> {
+        for number in 0..IDLE_CONNECTIONS {
+            let mut socket = open(&self.client).await?;
+            if number % 2 == 0 {
+                socket.write_all(PREFACE).await?;
+            }
+            held.sockets.push(socket);
+            self.count.fetch_add(1, Ordering::Relaxed);
+        }
+        sleep(HOLD).await;
+        Ok(())
+    }
+
+    /// Sends random bytes.
+    async fn garbage(&mut self) -> Result<()> {
+        let mut socket = open(&self.client).await?;
+        if self.random.percent(50) {
+            socket.write_all(PREFACE).await?;
+        }
+        let bytes: Vec<u8> =
+            (0..self.random.range(1..20_000)).map(|_| self.random.next() as u8).collect();
+        self.count.fetch_add(1, Ordering::Relaxed);
+        socket.write_all(&bytes).await?;
+        sleep(PAUSE).await;
         Ok(())
     }
 
