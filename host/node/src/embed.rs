@@ -33,7 +33,7 @@
 //! let mut config = Config::from_settings(settings, None)?;
 //! config.component = Some(ComponentSource::File("target/counter.wasm".into()));
 //! let node = Node::start(config).await?;
-//! Calls go to 127.0.0.1:7101, with conclave-client or any other gRPC client.
+//! // Calls go to 127.0.0.1:7101, with conclave-client or any other gRPC client.
 //! node.stop().await?;
 //! # Ok(()) }
 //! ```
