@@ -42,12 +42,12 @@ pub(crate) fn run(workspace: &Workspace, options: &Options, steps: &mut Steps) -
         process::run(cargo_test(workspace).arg("--no-run"))?;
         programs(workspace)
     })?;
-    steps.run("run the tests", || run_programs(&programs, options, &tools))?;
     steps.run("run the examples in the documentation", || {
         let mut test = cargo_test(workspace);
         test.arg("--doc").arg("--no-fail-fast").args(&options.filter);
         process::run(&mut test)
     })?;
+    steps.run("run the tests", || run_programs(&programs, options, &tools))?;
     if options.filter.is_some() {
         skip("the image and the compose cluster", "only some tests were selected");
         return Ok(());

@@ -1,5 +1,8 @@
 //! The worker of a node: two instances of the state machine, two threads, and the queues between
 //! them. See the crate documentation for the overview.
+//!
+//! Contract: the standby never applies an entry that the primary has not finished. An entry that
+//! traps in the primary therefore never reaches the standby, which can take the primary's place.
 
 mod absence;
 mod digest;
