@@ -275,12 +275,12 @@ mod tests {
 
     #[test]
     fn a_dropped_process_is_gone() {
-        let log = env::temp_dir().join(format!("xtask-running-{}", std::process::id()));
+        let dir = tempfile::tempdir().unwrap();
+        let log = dir.path().join("log");
         let running = Running::start("sleep", &shell("exec sleep 60"), &log).unwrap();
         let pid = running.pid();
         assert!(Path::new(&format!("/proc/{pid}")).exists());
         drop(running);
         assert!(!Path::new(&format!("/proc/{pid}")).exists());
-        std::fs::remove_file(log).unwrap();
     }
 }

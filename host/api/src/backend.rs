@@ -127,7 +127,7 @@ pub trait Events: Send {
 
     /// Returns an index up to which all messages have been delivered. `None`: messages are waiting,
     /// or the subscription has ended.
-    fn place(&mut self) -> Option<u64>;
+    fn position(&mut self) -> Option<u64>;
 }
 
 /// Upgrades of the state machine. Futures may be dropped at any await and called again: completed

@@ -78,8 +78,13 @@ use self::{
     reflection::Reflection,
     table::Table,
 };
-use conclave_types as types;
-use conclave_types::error::Error;
+use conclave_types::{
+    error::Error,
+    limits::{
+        CALL_TIME_MAX, CONNECTION_IDLE, CONNECTIONS_MAX, REQUEST_BYTES_MAX, REQUEST_TIMEOUT,
+        SUBSCRIPTIONS_PER_CONNECTION_MAX,
+    },
+};
 
 /// Limits of the layer. All of them apply at the same time.
 #[derive(Clone, Copy, Debug)]
@@ -122,20 +127,17 @@ pub struct Options {
 impl Default for Options {
     fn default() -> Self {
         Self {
-            deadlines: Deadlines {
-                default: Duration::from_secs(10),
-                max: Duration::from_secs(300),
-            },
-            request_bytes_max: types::limits::REQUEST_BYTES,
+            deadlines: Deadlines { default: REQUEST_TIMEOUT.default, max: CALL_TIME_MAX },
+            request_bytes_max: REQUEST_BYTES_MAX.default,
             large_requests_bytes_max: 256 * 1024 * 1024,
             large_answers_bytes_max: 256 * 1024 * 1024,
             calls_in_flight_max: 16 * 1024,
             operator_calls_max: 256,
-            connections_max: 4096,
-            connection_idle: Some(Duration::from_secs(1800)),
+            connections_max: CONNECTIONS_MAX.default,
+            connection_idle: Some(CONNECTION_IDLE.default),
             connection_age: None,
             streams_per_connection_max: 1024,
-            subscriptions_per_connection_max: 512,
+            subscriptions_per_connection_max: SUBSCRIPTIONS_PER_CONNECTION_MAX.default,
             transfer_time: Duration::from_secs(10),
             preface_timeout: Duration::from_secs(5),
             drain: Duration::from_secs(5),

@@ -88,9 +88,9 @@ mod tests {
     #[tokio::test]
     async fn a_stream_ends_at_the_time_of_its_answer_and_not_before_there_is_one() {
         let (held, mut dropped) = oneshot::channel::<()>();
-        let (answer, asked) = oneshot::channel::<()>();
+        let (answer, requested) = oneshot::channel::<()>();
         Streams.execute(async move {
-            asked.await.unwrap();
+            requested.await.unwrap();
             answered(Instant::now() + Duration::from_millis(20));
             pending::<()>().await;
             drop(held);
@@ -104,12 +104,12 @@ mod tests {
     #[tokio::test]
     async fn a_stream_that_waits_does_not_end_and_another_answer_has_a_time_of_its_own() {
         let (held, mut dropped) = oneshot::channel::<()>();
-        let (answer, asked) = oneshot::channel::<()>();
+        let (answer, requested) = oneshot::channel::<()>();
         Streams.execute(async move {
             answered(Instant::now() + Duration::from_millis(20));
             tokio::task::yield_now().await;
             waits();
-            asked.await.unwrap();
+            requested.await.unwrap();
             answered(Instant::now() + Duration::from_millis(20));
             pending::<()>().await;
             drop(held);

@@ -122,7 +122,7 @@ async fn begin<B: Backend>(
     let resume = metadata::from_index(&parts.headers)?;
     let progress = progress_interval(&parts.headers)?;
     let connection = connection(parts);
-    let place = Arc::clone(&connection.subscriptions).try_acquire_owned().map_err(|_| {
+    let permit = Arc::clone(&connection.subscriptions).try_acquire_owned().map_err(|_| {
         Error::busy(format!(
             "this connection has {} subscriptions, which is the maximum: use another connection, or another node",
             options.subscriptions_per_connection_max
@@ -151,7 +151,7 @@ async fn begin<B: Backend>(
         index,
         sending: index,
         progress,
-        told: Instant::now(),
+        last_sent: Instant::now(),
         messages: subscription.initial.into(),
         rest: Bytes::new(),
         events: Some(subscription.events),
@@ -160,7 +160,7 @@ async fn begin<B: Backend>(
         ends,
         memory: memory.transpose()?,
         transfer_time: options.transfer_time,
-        _place: Some(place),
+        _permit: Some(permit),
     })
 }
 
@@ -193,7 +193,7 @@ struct Feed {
     /// The interval of progress messages, if the subscriber wants them.
     progress: Option<Duration>,
     /// The time of the last message of any kind.
-    told: Instant,
+    last_sent: Instant,
     messages: VecDeque<Bytes>,
     /// The rest of a frame that has been sent in part.
     rest: Bytes,
@@ -208,7 +208,7 @@ struct Feed {
     /// The base time for a reader, in addition to the time for the size.
     transfer_time: Duration,
     /// The permit for one of the connection's subscriptions.
-    _place: Option<OwnedSemaphorePermit>,
+    _permit: Option<OwnedSemaphorePermit>,
 }
 
 impl Feed {
@@ -217,7 +217,7 @@ impl Feed {
             match self.ready() {
                 Ok(None) => {}
                 Ok(Some(framed)) => {
-                    self.told = Instant::now();
+                    self.last_sent = Instant::now();
                     self.hands_over(framed.len());
                     return Some(Frame::data(framed));
                 }
@@ -248,7 +248,7 @@ impl Feed {
                 },
             }
         };
-        self.note_last_place();
+        self.note_last_position();
         self.events = None;
         self.messages.clear();
         tracing::debug!(%error, index = self.index, "a subscription ends");
@@ -259,11 +259,11 @@ impl Feed {
 impl Feed {
     /// Notes the position of a subscription that ends because the node stops. Events of other topics
     /// may have moved it far since the last event or progress.
-    fn note_last_place(&mut self) {
+    fn note_last_position(&mut self) {
         let is_waiting = self.messages.is_empty() && self.rest.is_empty();
-        let place = self.events.as_mut().filter(|_| is_waiting && *self.closing.borrow());
-        if let Some(place) = place.and_then(|events| events.place()) {
-            self.index = self.index.max(place);
+        let events = self.events.as_mut().filter(|_| is_waiting && *self.closing.borrow());
+        if let Some(position) = events.and_then(|events| events.position()) {
+            self.index = self.index.max(position);
         }
     }
 
@@ -298,7 +298,7 @@ impl Feed {
         self.index = self.sending;
         match self.progress {
             // Also sent without new messages, since proxies close silent connections.
-            Some(interval) if self.told.elapsed() >= interval => {
+            Some(interval) if self.last_sent.elapsed() >= interval => {
                 progress_message(self.index).map(Some)
             }
             _ => Ok(None),
@@ -343,7 +343,7 @@ mod tests {
             index: 1,
             sending: 2,
             progress: None,
-            told: Instant::now(),
+            last_sent: Instant::now(),
             messages: vec![message; 1_000].into(),
             rest: Bytes::new(),
             events: None,
@@ -352,7 +352,7 @@ mod tests {
             ends: None,
             memory: None,
             transfer_time: Duration::ZERO,
-            _place: None,
+            _permit: None,
         };
         let mut frames = Vec::new();
         while let Some(frame) = feed.ready().unwrap() {

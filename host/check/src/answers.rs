@@ -21,7 +21,7 @@ use super::{
     vocabulary::Method,
 };
 use conclave_machine::{AnswerSize, MethodKind};
-use conclave_types::{Call, limits::REQUEST_BYTES};
+use conclave_types::{Call, limits::REQUEST_BYTES_MAX};
 
 const NAME: &str = "answers";
 const MEANING: &str =
@@ -32,7 +32,7 @@ const REQUESTS_A_METHOD: usize = 4;
 const ITEMS: [usize; 3] = [1, 4, 128];
 /// Maximum sizes of one text in bytes: small, as large as fits, and slightly below a limit that
 /// many state machines have. The last size comes last so that large values remain stored.
-const TEXT_BYTES: [usize; 3] = [1 << 10, REQUEST_BYTES, (1 << 20) - 64];
+const TEXT_BYTES: [usize; 3] = [1 << 10, REQUEST_BYTES_MAX.default, (1 << 20) - 64];
 /// Maximum number of queries after each enlarged request.
 const QUESTIONS_MAX: usize = 16;
 /// Approximate size of the rest of a request, in bytes.
@@ -127,11 +127,11 @@ fn enlarged(method: &Method, request: &[u8], items: usize, text_bytes: usize) ->
     repeat(&mut message, items);
     let only_first = texts(&message, false) == 0;
     let texts = texts(&message, only_first);
-    let room = REQUEST_BYTES.saturating_sub(message.encoded_len() + REST_BYTES);
+    let room = REQUEST_BYTES_MAX.default.saturating_sub(message.encoded_len() + REST_BYTES);
     if let Some(share) = room.checked_div(texts) {
         enlarge(&mut message, only_first, share.min(text_bytes));
     }
-    Some(message.encode_to_vec()).filter(|bytes| bytes.len() <= REQUEST_BYTES)
+    Some(message.encode_to_vec()).filter(|bytes| bytes.len() <= REQUEST_BYTES_MAX.default)
 }
 
 /// Extends the lists of messages in a message to `items` items.

@@ -34,7 +34,7 @@ pub struct Arguments {
     config: Option<PathBuf>,
 
     /// Maximum time to wait for the response
-    #[arg(long, default_value = "2s", value_parser = duration, value_name = "TIME")]
+    #[arg(long, default_value = "2s", value_parser = duration, value_name = "DURATION")]
     timeout: Duration,
 
     /// The client address of a node with this environment.
@@ -58,15 +58,15 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
             local(address.map_err(|error| Failed::Usage(error.to_string()))?)
         }
     };
-    let mut asked = Err(Failed::local("no address"));
+    let mut result = Err(Failed::local("no address"));
     for endpoint in &endpoints {
-        asked = ask(endpoint, arguments.timeout).await;
+        result = ask(endpoint, arguments.timeout).await;
         // Without IPv6, a node that listens on all addresses is reached by IPv4 only.
-        if !matches!(&asked, Err(Failed::Failure { code: "UNAVAILABLE", .. })) {
+        if !matches!(&result, Err(Failed::Failure { code: "UNAVAILABLE", .. })) {
             break;
         }
     }
-    asked?;
+    result?;
     match arguments.json {
         true => output.value(&json!({ "serving": true })),
         false => output.line(format!("{} serves", endpoints.join(" or "))),

@@ -114,27 +114,35 @@ pub fn outcome(error: &Error) -> Option<Outcome> {
     }
 }
 
-/// Parses a timeout: `500ms`, `10s`, `1m 30s` or a plain number of seconds.
+/// Parses a timeout: `500ms`, `10s` or `1m 30s`.
 pub fn duration(text: &str) -> std::result::Result<Duration, String> {
-    between(text, "24h", Duration::from_secs(24 * 3600))
+    between(text, Duration::from_millis(1), "24h", Duration::from_secs(24 * 3600))
 }
 
 /// Parses a time to live: like [`duration`], with a larger maximum.
 pub fn lifetime(text: &str) -> std::result::Result<Duration, String> {
-    between(text, "100 years", Duration::from_secs(100 * 366 * 24 * 3600))
+    let max = Duration::from_secs(100 * 366 * 24 * 3600);
+    between(text, Duration::from_millis(1), "100 years", max)
 }
 
-fn between(text: &str, most: &str, max: Duration) -> std::result::Result<Duration, String> {
-    let read = match text.parse() {
-        Ok(seconds) => Duration::try_from_secs_f64(seconds).map_err(|cause| cause.to_string()),
-        Err(_) => humantime::parse_duration(text).map_err(|cause| cause.to_string()),
-    };
-    let read = read.map_err(|cause| {
-        format!("{text:?} is not a duration ({cause}): write it as 500ms, 10s, 1h30m or 7d")
-    })?;
-    match (Duration::from_millis(1)..=max).contains(&read) {
-        true => Ok(read),
-        false => Err(format!("a duration must be between 1ms and {most}")),
+/// Parses the time of an optional step: like [`duration`], but zero is allowed and the maximum is smaller.
+pub fn search_time(text: &str) -> std::result::Result<Duration, String> {
+    between(text, Duration::ZERO, "1h", Duration::from_secs(3600))
+}
+
+fn between(
+    text: &str,
+    min: Duration,
+    most: &str,
+    max: Duration,
+) -> std::result::Result<Duration, String> {
+    let duration = conclave_types::duration::parse(text)?;
+    match (min..=max).contains(&duration) {
+        true => Ok(duration),
+        false => {
+            let min = conclave_types::duration::text(min);
+            Err(format!("the duration must be between {min} and {most}"))
+        }
     }
 }
 
@@ -167,23 +175,18 @@ mod tests {
     use super::*;
 
     #[test]
-    fn durations_read_as_people_write_them() {
-        for (text, milliseconds) in [
-            ("250ms", 250),
-            ("10s", 10_000),
-            ("1.5", 1500),
-            ("2m", 120_000),
-            ("1m 30s", 90_000),
-            ("1.5h", 5_400_000),
-        ] {
+    fn durations_have_ranges() {
+        for (text, milliseconds) in [("1ms", 1), ("10s", 10_000), ("24h", 86_400_000)] {
             assert_eq!(duration(text), Ok(Duration::from_millis(milliseconds)));
         }
-        for bad in ["", "s", "10x", "0s", "-1s", "-1", "25h", "NaN", "inf", "infs", "1e300"] {
+        for bad in ["", "10", "0s", "0", "-1s", "25h"] {
             assert!(duration(bad).is_err(), "{bad}");
         }
         for (text, hours) in [("48h", 48), ("7d", 168), ("1y", 8766)] {
             assert_eq!(lifetime(text), Ok(Duration::from_secs(hours * 3600)), "{text}");
         }
         assert!(lifetime("101y").is_err());
+        assert_eq!(search_time("0"), Ok(Duration::ZERO));
+        assert!(search_time("61m").is_err());
     }
 }

@@ -24,7 +24,7 @@ use super::{
 };
 use conclave_types::{
     ComponentId,
-    limits::{ClusterLimits, MEMORY_BYTES_MOST},
+    limits::{ClusterLimits, MEMORY_BYTES_MAX},
 };
 
 /// The description that a state machine gives of itself.
@@ -332,7 +332,8 @@ fn describe(
         // The cluster's limits may be higher than at its beginning, so the instance gets the
         // highest. The rehearsal finds out whether the component can be activated under the
         // actual limits.
-        let most = ClusterLimits { memory_bytes_max: MEMORY_BYTES_MOST, ..engine.limits().cluster };
+        let most =
+            ClusterLimits { memory_bytes_max: MEMORY_BYTES_MAX.max, ..engine.limits().cluster };
         let mut instance = Instance::new(&engine, &pre, "load", most, || false)?;
         let description = instance.describe()?;
         let memory = Memory {

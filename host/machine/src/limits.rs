@@ -14,7 +14,7 @@
 use wasmtime::ResourceLimiter;
 
 use super::error::{Error, FatalError};
-use conclave_types::limits::{ClusterLimits, MEMORY_BYTES_MOST};
+use conclave_types::limits::{ClusterLimits, MEMORY_BYTES_MAX, SUBSCRIPTIONS_MAX};
 
 const MIB: usize = 1 << 20;
 
@@ -63,7 +63,7 @@ pub struct Limits {
     /// The maximum number of queries that wait for the standby. Default 4,096; more are
     /// rejected with `Busy`.
     pub queries_waiting_max: usize,
-    /// The maximum number of concurrent subscriptions. Default 10,000; more are rejected with
+    /// The maximum number of concurrent subscriptions; more are rejected with
     /// `Busy`. A subscription whose reader is slow holds 64 KiB, or the events of one entry.
     pub subscriptions_max: usize,
     /// The maximum size of a component in bytes. Default 64 MiB: a component in Python has 18 MB,
@@ -83,7 +83,7 @@ impl Default for Limits {
             stack_bytes: MIB,
             queue_bytes_max: 32 * MIB,
             queries_waiting_max: 4096,
-            subscriptions_max: 10_000,
+            subscriptions_max: SUBSCRIPTIONS_MAX.default,
             component_bytes_max: 64 * MIB,
             log_lines_burst: 100,
             log_lines_per_second: 5,
@@ -113,7 +113,7 @@ impl Limits {
             "memory_bytes_max",
             memory_bytes_max as u64,
             1 << 20,
-            MEMORY_BYTES_MOST as u64,
+            MEMORY_BYTES_MAX.max as u64,
             "1 MiB to 4 GiB − 64 KiB",
         )?;
         check(

@@ -354,29 +354,29 @@ fn clock_metrics(clock: ClockStatus) -> impl Iterator<Item = Metric> {
 }
 
 /// The interval at which a subscription without events reports its position.
-const PLACE_INTERVAL: Duration = Duration::from_secs(1);
+const POSITION_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The events of a subscription, from the state machine.
 struct ReplicaEvents(Watcher);
 
 impl Events for ReplicaEvents {
     fn next(&mut self) -> BoxFuture<'_, Result<(u64, Vec<Bytes>), Error>> {
-        Box::pin(async { next_or_place(&mut self.0).await.map_err(raft::watch_ended) })
+        Box::pin(async { next_or_position(&mut self.0).await.map_err(raft::watch_ended) })
     }
 
-    fn place(&mut self) -> Option<u64> {
+    fn position(&mut self) -> Option<u64> {
         self.0.place().ok().flatten()
     }
 }
 
 /// Returns the next events, or the position in the log if there were none.
-async fn next_or_place(events: &mut Watcher) -> Result<(u64, Vec<Bytes>), WatchError> {
+async fn next_or_position(events: &mut Watcher) -> Result<(u64, Vec<Bytes>), WatchError> {
     loop {
-        if let Ok(next) = timeout(PLACE_INTERVAL, events.next()).await {
+        if let Ok(next) = timeout(POSITION_INTERVAL, events.next()).await {
             return next;
         }
-        if let Some(place) = events.place()? {
-            return Ok((place, Vec::new()));
+        if let Some(position) = events.place()? {
+            return Ok((position, Vec::new()));
         }
     }
 }

@@ -413,6 +413,7 @@ async fn serve(
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests {
     use conclave_testing::wat::Wat;
+    use conclave_types::limits::{self, Limit, LimitValue};
 
     use super::*;
     use crate::config::Settings;
@@ -445,27 +446,32 @@ mod tests {
     /// Goal: the engine accepts all combinations of limits that the configuration accepts.
     #[test]
     fn limits_at_their_ends_can_be_set_together() {
-        let limits = |end: fn(u64, u64) -> u64| {
-            let pick = |least, most| Some(end(least, most));
-            let bytes = |least, most| pick(least, most).map(|bytes| bytes as usize);
+        fn pick<T>(limit: &Limit<T>, end: fn(T, T) -> T) -> Option<T>
+        where
+            T: LimitValue,
+        {
+            Some(end(limit.min, limit.max))
+        }
+        let limits = |bytes: fn(usize, usize) -> usize, fuel: fn(u64, u64) -> u64| {
             let settings = Settings {
                 node_id: Some(1),
                 cluster_id: Some("test".into()),
                 data_dir: Some("/tmp/none".into()),
                 master_key_file: Some("/tmp/key".into()),
                 members: vec!["1=127.0.0.1:7201,127.0.0.1:7101".into()],
-                request_bytes_max: bytes(1024, 16 << 20),
-                response_bytes_max: bytes(4 << 20, 64 << 20),
-                event_bytes_max: bytes(8 << 20, 64 << 20),
-                fuel_per_call: pick(1_000_000, 1_000_000_000_000),
-                fuel_per_query: pick(1_000_000, 1_000_000_000_000),
-                memory_bytes_max: bytes(16 << 20, (4 << 30) - (64 << 10)),
-                commands_in_flight_max: bytes(1, 1_000_000),
+                request_bytes_max: pick(&limits::REQUEST_BYTES_MAX, bytes),
+                response_bytes_max: pick(&limits::RESPONSE_BYTES_MAX, bytes),
+                event_bytes_max: pick(&limits::EVENT_BYTES_MAX, bytes),
+                fuel_per_call: pick(&limits::FUEL_PER_CALL, fuel),
+                fuel_per_query: pick(&limits::FUEL_PER_QUERY, fuel),
+                fuel_per_state_call: pick(&limits::FUEL_PER_STATE_CALL, fuel),
+                memory_bytes_max: pick(&limits::MEMORY_BYTES_MAX, bytes),
+                commands_in_flight_max: pick(&limits::COMMANDS_IN_FLIGHT_MAX, bytes),
                 ..Settings::default()
             };
             Config::from_settings(settings, None).unwrap().limits
         };
-        for limits in [limits(u64::min), limits(u64::max)] {
+        for limits in [limits(usize::min, u64::min), limits(usize::max, u64::max)] {
             let cluster = limits.configured();
             Engine::new(&machine::Limits { cluster, ..machine::Limits::default() }).unwrap();
         }

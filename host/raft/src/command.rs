@@ -42,7 +42,7 @@ impl Replica {
         if let Some(why) = self.0.fatal_error() {
             return Err(Error::stopped(why));
         }
-        let patience = Instant::now() + self.0.timing.election_max * 3;
+        let patience = Instant::now() + self.0.timing.leader_patience();
         loop {
             let attempt = match self.0.leader() {
                 Some((node_id, member)) if node_id != self.0.node_id() => {

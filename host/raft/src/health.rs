@@ -93,7 +93,7 @@ fn look(inner: &Arc<Inner>) -> Health {
         return not_serving(NotServing::NoLeader);
     };
     // With pre-vote, a node that is cut off continues to name the last known leader.
-    if leader != inner.node_id() && inner.leader_silence() > inner.timing.election_max * 2 {
+    if leader != inner.node_id() && inner.leader_silence() > inner.timing.election_time() {
         return not_serving(NotServing::LeaderSilent(leader));
     }
     if leader == inner.node_id() && !has_quorum(inner, &metrics) {

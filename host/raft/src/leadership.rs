@@ -232,7 +232,7 @@ impl Replica {
         while under_way() > 0 && Instant::now() < until {
             sleep(Duration::from_millis(1)).await;
         }
-        let limit = inner.timing.election_max * 2;
+        let limit = inner.timing.election_time();
         match timeout(limit, self.transfer_leadership(|_| true)).await {
             Ok(Ok(to)) => {
                 tracing::info!(to, "leadership transferred before the stop");

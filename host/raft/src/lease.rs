@@ -21,9 +21,6 @@ use super::boot_time::boot_time;
 use conclave_storage::raft_types::Membership;
 use conclave_types::NodeId;
 
-/// The part of the followers' promise that the leader uses: the rates of clocks may differ by a tenth.
-const USED_TENTHS: u32 = 9;
-
 /// The time since the host was started, suspension included. It also advances
 /// while the process is paused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -52,9 +49,9 @@ struct State {
 }
 
 impl Lease {
-    /// Creates a lease for followers that vote for no other node during `promise`.
-    pub(super) fn new(promise: Duration) -> Self {
-        Self { length: promise * USED_TENTHS / 10, state: Mutex::default() }
+    /// Creates a lease of this length ([`crate::timing::Timing::lease_used`]).
+    pub(super) fn new(length: Duration) -> Self {
+        Self { length, state: Mutex::default() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -108,7 +105,7 @@ mod tests {
     use super::*;
     use conclave_storage::raft_types::Member;
 
-    const PROMISE: Duration = Duration::from_millis(500);
+    const LENGTH: Duration = Duration::from_millis(450);
 
     fn at(ms: u64) -> BootTime {
         BootTime(Duration::from_millis(ms))
@@ -122,17 +119,17 @@ mod tests {
     }
 
     #[test]
-    fn the_lease_counts_from_the_sending_and_keeps_a_margin() {
-        let (lease, three) = (Lease::new(PROMISE), membership(&[1, 2, 3]));
+    fn the_lease_counts_from_the_sending() {
+        let (lease, three) = (Lease::new(LENGTH), membership(&[1, 2, 3]));
         lease.extend(2, 4, at(1000));
         assert!(lease.is_valid_at(at(1449), 4, &three, 1));
-        assert!(!lease.is_valid_at(at(1450), 4, &three, 1), "nine tenths of 500 ms");
+        assert!(!lease.is_valid_at(at(1450), 4, &three, 1), "450 ms after the sending");
         assert!(!lease.is_valid_at(at(1449), 4, &membership(&[1, 2, 3, 4, 5]), 1), "two of five");
     }
 
     #[test]
     fn an_answer_that_comes_late_does_not_shorten_the_lease() {
-        let (lease, three) = (Lease::new(PROMISE), membership(&[1, 2, 3]));
+        let (lease, three) = (Lease::new(LENGTH), membership(&[1, 2, 3]));
         lease.extend(2, 4, at(1200));
         lease.extend(2, 4, at(1000));
         assert!(lease.is_valid_at(at(1600), 4, &three, 1));
@@ -140,7 +137,7 @@ mod tests {
 
     #[test]
     fn heartbeats_of_another_term_do_not_count() {
-        let (lease, three) = (Lease::new(PROMISE), membership(&[1, 2, 3]));
+        let (lease, three) = (Lease::new(LENGTH), membership(&[1, 2, 3]));
         lease.extend(2, 4, at(1000));
         assert!(!lease.is_valid_at(at(1001), 5, &three, 1));
         lease.extend(3, 5, at(1001));
@@ -152,7 +149,7 @@ mod tests {
 
     #[test]
     fn a_transfer_ends_the_lease_of_its_term_for_good() {
-        let (lease, three) = (Lease::new(PROMISE), membership(&[1, 2, 3]));
+        let (lease, three) = (Lease::new(LENGTH), membership(&[1, 2, 3]));
         lease.extend(2, 4, at(1000));
         lease.end(4);
         lease.extend(2, 4, at(1100));
@@ -163,6 +160,6 @@ mod tests {
 
     #[test]
     fn a_cluster_of_one_needs_nobody_elses_promise() {
-        assert!(Lease::new(PROMISE).is_valid_at(at(1), 1, &membership(&[1]), 1));
+        assert!(Lease::new(LENGTH).is_valid_at(at(1), 1, &membership(&[1]), 1));
     }
 }

@@ -182,7 +182,7 @@ impl Replica {
         let longest = vote_holdoff::longest_lease(&log, timing.lease()).map_err(unreadable)?;
         let hold = VoteHoldoff::new(vote, local.identity.node_id, longest);
         let own_replica = OwnReplica::default();
-        let lease = Arc::new(Lease::new(timing.lease()));
+        let lease = Arc::new(Lease::new(timing.lease_used()));
         let raft = openraft::Raft::new(
             local.identity.node_id,
             options::raft_config(&local.identity.cluster_id, timing, snapshot)?,

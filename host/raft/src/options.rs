@@ -7,7 +7,7 @@ use openraft::StepDownPolicy;
 use super::{Components, LocalEntrySource};
 use crate::{
     settings::{Limits, Member, SnapshotPolicy},
-    timing::Timing,
+    timing::{RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, Timing},
 };
 use conclave_machine::Worker;
 use conclave_storage::{Identity, LogStore, SnapshotStore};
@@ -82,11 +82,15 @@ pub(super) fn raft_config(
         removed_leader_step_down: StepDownPolicy::After(ms(timing.election_min)),
         // A leader without a quorum stops its heartbeats, so that nodes that still reach each other
         // elect another leader (Raft thesis, section 6.2).
-        quorum_loss_probe_interval: Some(2 * ms(timing.election_max)),
+        quorum_loss_probe_interval: Some(ms(timing.election_time())),
         // A node that returns from a partition does not disturb a working leader
         // (Raft thesis, section 9.6).
         enable_pre_vote: Some(true),
-        backoff: "20ms 50ms 100ms 200ms ...1000ms".to_owned(),
+        backoff: format!(
+            "{}ms 50ms 100ms 200ms ...{}ms",
+            RETRY_PAUSE_MIN.as_millis(),
+            RETRY_PAUSE_MAX.as_millis()
+        ),
         // A leader sends entries before they are on its own disk. After a restart it may lack
         // entries that its followers have. If it continued to lead in the same term, it would
         // assign their log ids to other entries. So it must be elected again in a new term, which

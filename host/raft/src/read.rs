@@ -215,7 +215,7 @@ impl Replica {
 
     /// Returns the read index. Retries through an election.
     pub(super) async fn read_index_waiting(&self, deadline: Instant) -> Result<u64, Error> {
-        let patience = (Instant::now() + self.0.timing.election_max * 3).min(deadline);
+        let patience = (Instant::now() + self.0.timing.leader_patience()).min(deadline);
         loop {
             match self.0.reads.next().await {
                 Err(error)

@@ -15,15 +15,16 @@ pub struct Member {
     pub client_address: String,
 }
 
-/// The limits of requests and of the state machine.
+/// The limits of requests and of the state machine. [`conclave_types::limits`] has the defaults and
+/// the ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Limits {
-    /// The largest request message. Default 4 MiB, at most 16 MiB.
+    /// The largest request message.
     pub request_bytes_max: usize,
     /// The cluster limits in this configuration, if any. A new cluster starts with them. Later they
     /// change only through the log.
     pub cluster: LimitsChange,
-    /// The maximum number of commands in flight on the leader. Default 8192.
+    /// The maximum number of commands in flight on the leader.
     pub commands_in_flight_max: usize,
 }
 
@@ -36,26 +37,27 @@ impl Limits {
     }
 }
 
-/// The conditions for a snapshot. The log before a snapshot is purged.
+/// The conditions for a snapshot. The log before a snapshot is purged. [`conclave_types::limits`]
+/// has the defaults and the ranges.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SnapshotPolicy {
-    /// The number of entries since the last snapshot. Default 50,000, at least 100.
+    /// The number of entries since the last snapshot.
     pub entries: u64,
-    /// The number of bytes of entries since the last snapshot. Default 64 MiB, at least 1 MiB.
+    /// The number of bytes of entries since the last snapshot.
     pub bytes: u64,
     /// The time since the last snapshot, if there are `interval_entries` new entries; `None`
-    /// disables it. Default 1 h, at least 1 s.
+    /// disables it.
     pub interval: Option<Duration>,
-    /// The number of new entries that a snapshot by time requires. Default 1,000.
+    /// The number of new entries that a snapshot by time requires.
     pub interval_entries: u64,
     /// The number of entries that stay in the log although a snapshot covers them, so that a
-    /// follower that was away for a short time needs no snapshot. Default 5,000.
+    /// follower that was away for a short time needs no snapshot.
     pub keep_entries: u64,
-    /// The maximum number of bytes of these entries. Default 64 MiB.
+    /// The maximum number of bytes of these entries.
     pub keep_bytes: u64,
     /// The maximum number of log bytes kept for a follower that is catching up, at least
-    /// `keep_bytes`. When half of them are used, the leader slows writers down. Default 1 GiB.
+    /// `keep_bytes`. When half of them are used, the leader slows writers down.
     pub catch_up_bytes: u64,
-    /// The time without progress after which a snapshot transfer ends. Default 30 s.
+    /// The time without progress after which a snapshot transfer ends.
     pub stall: Duration,
 }

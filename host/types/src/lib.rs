@@ -1,11 +1,12 @@
 //! Types shared by all layers.
 //!
-//! This file holds calls, commands and outcomes, as plain data. [`limits`] holds the limits of a
-//! cluster and their defaults. [`components`] holds the log's entries about components,
-//! [`services`] the services of a component's descriptor set, [`status`] the status of nodes, and
-//! [`error`] the public error.
+//! This file holds calls, commands and outcomes, as plain data. [`limits`] holds the limits and
+//! their defaults. [`components`] holds the log's entries about components, [`duration`] the text
+//! of durations, [`services`] the services of a component's descriptor set, [`status`] the status
+//! of nodes, and [`error`] the public error.
 
 pub mod components;
+pub mod duration;
 pub mod error;
 pub mod limits;
 pub mod services;

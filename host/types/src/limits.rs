@@ -1,100 +1,202 @@
-//! Defaults of the limits that several layers share. A node, `conclave check` and the tests use the
-//! same defaults.
+//! The limits that settings set: one table of names, defaults and ranges.
 //!
-//! The contract (`wit/types.wit`) guarantees some limits to every state machine: [`RESPONSE_BYTES`]
-//! and [`EVENT_BYTES`]. A configuration cannot set lower values. The SDK has the same figures, and
-//! a test compares the two.
+//! Every constant of type [`Limit`] has the name of its setting in upper case. The validation of
+//! settings, the help texts and `docs/operating/limits.md` follow from this table. A node,
+//! `conclave check` and the tests use the same defaults.
+//!
+//! The contract (`wit/types.wit`) guarantees some limits to every state machine, so a configuration
+//! cannot set lower values: [`RESPONSE_BYTES_MAX`] and [`EVENT_BYTES_MAX`]. The SDK has the same
+//! figures, and a test compares the two.
 
-use bytes::Bytes;
+mod cluster;
 
+use std::time::Duration;
+
+pub use cluster::{ClusterLimits, LimitsChange};
+
+use crate::duration;
+
+const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
+const MIB_64: u64 = 1 << 20;
+const TIB_64: u64 = 1 << 40;
 
-/// The largest request message, in bytes.
-pub const REQUEST_BYTES: usize = 4 * MIB;
-/// The largest response of one call, in bytes. It is the default limit of gRPC clients.
-pub const RESPONSE_BYTES: usize = 4 * MIB;
-/// The largest events of one entry, in bytes: topics, payloads and [`EVENT_OVERHEAD_BYTES`] per
-/// event. It is twice the largest request, because an event of a key-value store holds the key
-/// twice and the value once.
-pub const EVENT_BYTES: usize = 8 * MIB;
+/// The fuel of a call. Less than the minimum would not even suffice to decode a request.
+const FUEL: Limit<u64> = Limit::new(2_000_000_000, 1_000_000, 1_000_000_000_000);
+
+/// The longest time without traffic, and between snapshots.
+const WEEK: Duration = seconds(7 * 24 * 3600);
+
 /// The bytes that an event counts in addition to its topic and payload, because the host keeps two
 /// vectors per event.
 pub const EVENT_OVERHEAD_BYTES: usize = 64;
 /// The least difference between the limit of events and the limit of requests, in bytes. The events
 /// of a batch repeat its keys, and a command may also delete expired keys.
 pub const EVENT_BYTES_ABOVE_REQUEST: usize = MIB;
-/// Fuel of one command or tick.
-pub const FUEL_PER_CALL: u64 = 2_000_000_000;
 /// The divisor that gives the fuel of a query from that of a command. Queries of all callers share
 /// one instance.
 pub const FUEL_PER_QUERY_DIVISOR: u64 = 2;
+
+/// The interval of the leader's heartbeats.
+pub const HEARTBEAT: Limit<Duration> = Limit::new(millis(100), millis(10), seconds(10));
+/// The shortest silence after which a follower starts an election. The minimum follows from the
+/// shortest heartbeat.
+pub const ELECTION_MIN: Limit<Duration> = Limit::new(millis(800), millis(50), seconds(120));
+/// The longest silence after which a follower starts an election.
+pub const ELECTION_MAX: Limit<Duration> = Limit::new(seconds(1), millis(60), seconds(120));
+/// The time limit of a request whose caller set no deadline.
+pub const REQUEST_TIMEOUT: Limit<Duration> =
+    Limit::new(seconds(10), millis(100), CALL_TIME_MAX).because("no call on a node takes longer");
+/// The maximum time of a call on a node.
+pub const CALL_TIME_MAX: Duration = seconds(300);
+
+/// The largest request message, in bytes.
+pub const REQUEST_BYTES_MAX: Limit<usize> = Limit::new(4 * MIB, KIB, 16 * MIB);
+/// The largest response of one call, in bytes. The default is that of gRPC clients.
+pub const RESPONSE_BYTES_MAX: Limit<usize> =
+    Limit::new(4 * MIB, 4 * MIB, 64 * MIB).because(RELIED_ON);
+/// The largest events of one entry, in bytes: topics, payloads and [`EVENT_OVERHEAD_BYTES`] per
+/// event. The default is twice the largest request, because an event of a key-value store holds
+/// the key twice and the value once.
+pub const EVENT_BYTES_MAX: Limit<usize> = Limit::new(8 * MIB, 8 * MIB, 64 * MIB).because(RELIED_ON);
+const RELIED_ON: &str = "every state machine may rely on the minimum";
+/// Fuel of one command or tick.
+pub const FUEL_PER_CALL: Limit<u64> = FUEL;
+/// Fuel of one query or subscription.
+pub const FUEL_PER_QUERY: Limit<u64> =
+    FUEL.with_default(FUEL_PER_CALL.default / FUEL_PER_QUERY_DIVISOR);
 /// Fuel of one call that moves the whole state. A state machine may serialize a gigabyte in one call.
-pub const FUEL_PER_STATE_CALL: u64 = 200_000_000_000;
-/// Linear memory of one instance, in bytes.
-pub const MEMORY_BYTES: usize = 1024 * MIB;
-/// The largest memory that 32-bit addresses reach.
-pub const MEMORY_BYTES_MOST: usize = 4096 * MIB - (64 << 10);
+pub const FUEL_PER_STATE_CALL: Limit<u64> = FUEL.with_default(200_000_000_000);
+/// Linear memory of one instance, in bytes. The maximum is the memory that 32-bit addresses reach.
+pub const MEMORY_BYTES_MAX: Limit<usize> = Limit::new(1024 * MIB, 16 * MIB, 4096 * MIB - 64 * KIB);
 
-/// The limits that decide outcomes. They are the same on every node at the same entry.
-///
-/// A cluster starts with [`ClusterLimits::DEFAULT`]. Every change is a log entry, and a snapshot
-/// holds the limits of its index. Replaying an entry therefore always uses the limits that it was
-/// first applied with. The stack and the tables of a state machine also decide outcomes. They are
-/// constants of a version, and part of the engine's fingerprint.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct ClusterLimits {
-    /// Linear memory of one instance in bytes, as the sum of all its memories. A node keeps two
-    /// instances, and a third while it restores a snapshot. Calls that move the state have twice as
-    /// much ([`Self::state_call_memory_bytes_max`]).
-    pub memory_bytes_max: usize,
-    /// Fuel of one `apply` or `tick`: about one unit per instruction, and more for slow instructions
-    /// (`machine/engine.rs`). A put of 256 bytes into the key-value store takes 1.6×10⁴.
-    pub fuel_per_call: u64,
-    /// Fuel of one `query` or `subscribe`. It decides no outcome of an entry, but responses should
-    /// not depend on the node.
-    pub fuel_per_query: u64,
-    /// Fuel of one call that moves the whole state: `describe`, `snapshot`, `restore`, `finish`.
-    pub fuel_per_state_call: u64,
-    /// The largest response of one call in bytes. For a subscription, the sum of its initial
-    /// messages. A command whose response is larger traps, and a query fails.
-    pub response_bytes_max: usize,
-    /// The largest events of one entry, in bytes: topics, payloads and [`EVENT_OVERHEAD_BYTES`] per event.
-    pub event_bytes_max: usize,
+/// The number of commands in flight on the leader.
+pub const COMMANDS_IN_FLIGHT_MAX: Limit<usize> = Limit::new(8192, 1, 1_000_000);
+/// The number of subscriptions of a node.
+pub const SUBSCRIPTIONS_MAX: Limit<usize> = Limit::new(10_000, 1, 1_000_000);
+/// The number of subscriptions of a connection. Other calls need room beside them.
+pub const SUBSCRIPTIONS_PER_CONNECTION_MAX: Limit<usize> = Limit::new(512, 1, 1000);
+/// The number of connections of clients. The limit of open files may lower the default.
+pub const CONNECTIONS_MAX: Limit<usize> = Limit::new(4096, 1, 1_000_000);
+/// The time after which a connection without calls is closed.
+pub const CONNECTION_IDLE: Limit<Duration> = Limit::new(seconds(1800), seconds(1), WEEK).or_never();
+/// The age at which a connection is closed.
+pub const CONNECTION_AGE: Limit<Duration> = Limit::new(Duration::ZERO, seconds(1), WEEK).or_never();
+
+/// The number of entries since the last snapshot after which one is taken.
+pub const SNAPSHOT_ENTRIES: Limit<u64> = Limit::new(50_000, 100, 100_000_000);
+/// The bytes of entries since the last snapshot after which one is taken.
+pub const SNAPSHOT_BYTES: Limit<u64> = Limit::new(64 * MIB_64, MIB_64, TIB_64);
+/// The time since the last snapshot after which one is taken.
+pub const SNAPSHOT_INTERVAL: Limit<Duration> =
+    Limit::new(seconds(3600), seconds(1), WEEK).or_never();
+/// The number of new entries that a snapshot by time requires.
+pub const SNAPSHOT_INTERVAL_ENTRIES: Limit<u64> = Limit::new(1000, 1, 100_000_000);
+/// The number of entries that stay in the log although a snapshot covers them.
+pub const KEEP_ENTRIES: Limit<u64> = Limit::new(5000, 0, 10_000_000);
+/// The bytes of entries that stay in the log although a snapshot covers them.
+pub const KEEP_BYTES: Limit<u64> = Limit::new(64 * MIB_64, 0, TIB_64);
+/// The bytes of log that a leader retains for a follower that is catching up.
+pub const CATCH_UP_BYTES: Limit<u64> = Limit::new(1024 * MIB_64, MIB_64, TIB_64);
+/// The time without progress after which the transfer of a snapshot ends.
+pub const SNAPSHOT_STALL: Limit<Duration> = Limit::new(seconds(30), seconds(1), seconds(600));
+/// The interval between consistency checks.
+pub const CONSISTENCY_CHECK_INTERVAL: Limit<Duration> =
+    Limit::new(seconds(10), millis(100), seconds(3600)).or_never();
+
+const fn millis(number: u64) -> Duration {
+    Duration::from_millis(number)
 }
 
-/// A change of limits. An absent limit keeps its value.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct LimitsChange {
-    /// See [`ClusterLimits`].
-    pub memory_bytes_max: Option<usize>,
-    /// See [`ClusterLimits`].
-    pub fuel_per_call: Option<u64>,
-    /// See [`ClusterLimits`]. If absent while `fuel_per_call` is given: half of `fuel_per_call`.
-    pub fuel_per_query: Option<u64>,
-    /// See [`ClusterLimits`].
-    pub fuel_per_state_call: Option<u64>,
-    /// See [`ClusterLimits`].
-    pub response_bytes_max: Option<usize>,
-    /// See [`ClusterLimits`].
-    pub event_bytes_max: Option<usize>,
+const fn seconds(number: u64) -> Duration {
+    Duration::from_secs(number)
 }
 
-impl LimitsChange {
-    /// Returns the limits of this change that differ from `limits`: name, value in the change,
-    /// value in `limits`.
-    pub fn differences(&self, limits: &ClusterLimits) -> Vec<(&'static str, u64, u64)> {
-        let bytes = |bytes: Option<usize>| bytes.map(|bytes| bytes as u64);
-        let given = [
-            bytes(self.memory_bytes_max),
-            self.fuel_per_call,
-            self.fuel_per_query,
-            self.fuel_per_state_call,
-            bytes(self.response_bytes_max),
-            bytes(self.event_bytes_max),
-        ];
-        let pairs = given.into_iter().zip(limits.by_name());
-        let pairs = pairs.filter_map(|(given, (name, there))| Some((name, given?, there)));
-        pairs.filter(|(_, here, there)| here != there).collect()
+/// A value that a limit bounds.
+pub trait LimitValue: Copy + PartialOrd + Default {
+    /// Returns the value as a user writes it.
+    fn text(self) -> String;
+}
+
+impl LimitValue for u64 {
+    fn text(self) -> String {
+        self.to_string()
+    }
+}
+
+impl LimitValue for usize {
+    fn text(self) -> String {
+        self.to_string()
+    }
+}
+
+impl LimitValue for Duration {
+    fn text(self) -> String {
+        duration::text(self)
+    }
+}
+
+/// The default and the range of a setting.
+#[derive(Clone, Copy, Debug)]
+pub struct Limit<T> {
+    /// The value if none is given.
+    pub default: T,
+    /// The smallest allowed value.
+    pub min: T,
+    /// The largest allowed value.
+    pub max: T,
+    /// Zero is allowed as well, and disables the function.
+    pub or_never: bool,
+    /// The reason for the range, if it is not obvious.
+    reason: &'static str,
+}
+
+impl<T: LimitValue> Limit<T> {
+    const fn new(default: T, min: T, max: T) -> Self {
+        Self { default, min, max, or_never: false, reason: "" }
+    }
+
+    const fn with_default(self, default: T) -> Self {
+        Self { default, ..self }
+    }
+
+    const fn or_never(self) -> Self {
+        Self { or_never: true, ..self }
+    }
+
+    const fn because(self, reason: &'static str) -> Self {
+        Self { reason, ..self }
+    }
+
+    /// Returns the given value, or else the default.
+    pub fn or_default(&self, given: Option<impl Into<T>>) -> T {
+        given.map_or(self.default, Into::into)
+    }
+
+    /// Rejects a value that is out of range. `name` is that of the setting.
+    pub fn check(&self, name: &'static str, value: T) -> Result<(), LimitError> {
+        let is_in_range = self.min <= value && value <= self.max;
+        if is_in_range || self.or_never && value == T::default() {
+            return Ok(());
+        }
+        let (min, max) = (self.min.text(), self.max.text());
+        let never = if self.or_never { ", or 0 for never" } else { "" };
+        let colon = if self.reason.is_empty() { "" } else { ": " };
+        let rule = format!("must be between {min} and {max}{never}{colon}{}", self.reason);
+        Err(LimitError { name, value: value.text(), rule })
+    }
+
+    /// Returns the default and the range for a help text: `[default: 100ms; 10ms to 10s]`.
+    #[must_use]
+    pub fn help(&self) -> String {
+        format!("[default: {}; {}]", self.default.text(), self.range())
+    }
+
+    /// Returns the range for a help text: `10ms to 10s`.
+    #[must_use]
+    pub fn range(&self) -> String {
+        let never = if self.or_never { ", or 0" } else { "" };
+        format!("{} to {}{never}", self.min.text(), self.max.text())
     }
 }
 
@@ -105,212 +207,34 @@ pub struct LimitError {
     /// The name of the limit.
     pub name: &'static str,
     /// The rejected value.
-    pub value: u64,
+    pub value: String,
     /// The values that are allowed.
     pub rule: String,
 }
 
-/// The least fuel of a call. Less fuel would not even suffice to decode a request.
-const FUEL_LEAST: u64 = 1_000_000;
-const FUEL_MOST: u64 = 1_000_000_000_000;
-/// The least memory that a configuration may set.
-const MEMORY_BYTES_LEAST: usize = 16 * MIB;
-/// The largest response limit that a configuration may set.
-const ANSWER_BYTES_MOST: usize = 64 * MIB;
-
-impl ClusterLimits {
-    /// The limits before any change, and the defaults. Never change them: the log of every cluster
-    /// depends on them up to its first change of limits. A newer version that needs other defaults
-    /// sets them with a log entry, as a configuration does.
-    pub const DEFAULT: Self = Self {
-        memory_bytes_max: MEMORY_BYTES,
-        fuel_per_call: FUEL_PER_CALL,
-        fuel_per_query: FUEL_PER_CALL / FUEL_PER_QUERY_DIVISOR,
-        fuel_per_state_call: FUEL_PER_STATE_CALL,
-        response_bytes_max: RESPONSE_BYTES,
-        event_bytes_max: EVENT_BYTES,
-    };
-
-    /// Linear memory during `snapshot`, `read`, `restore`, `write` and `finish`, in bytes. It is
-    /// twice `memory_bytes_max`, because such a call often holds the state and its serialized bytes
-    /// together. A call that grows the state beyond `memory_bytes_max` traps. Any state below that
-    /// limit can therefore be saved and restored.
-    #[must_use]
-    pub fn state_call_memory_bytes_max(&self) -> usize {
-        self.memory_bytes_max.saturating_mul(2).min(MEMORY_BYTES_MOST)
-    }
-
-    /// Returns these limits with a change applied.
-    ///
-    /// # Errors
-    /// A limit is out of range, or too small for requests of `request_bytes_max`.
-    pub fn changed(
-        &self,
-        change: &LimitsChange,
-        request_bytes_max: usize,
-    ) -> Result<Self, LimitError> {
-        let fuel_per_call = change.fuel_per_call.unwrap_or(self.fuel_per_call);
-        let half = (fuel_per_call / FUEL_PER_QUERY_DIVISOR).max(FUEL_LEAST);
-        let fuel_per_query = match change.fuel_per_call {
-            Some(_) => half,
-            None => self.fuel_per_query,
-        };
-        let limits = Self {
-            memory_bytes_max: change.memory_bytes_max.unwrap_or(self.memory_bytes_max),
-            fuel_per_call,
-            fuel_per_query: change.fuel_per_query.unwrap_or(fuel_per_query),
-            fuel_per_state_call: change.fuel_per_state_call.unwrap_or(self.fuel_per_state_call),
-            response_bytes_max: change.response_bytes_max.unwrap_or(self.response_bytes_max),
-            event_bytes_max: change.event_bytes_max.unwrap_or(self.event_bytes_max),
-        };
-        limits.check()?;
-        limits.check_fits(request_bytes_max)?;
-        Ok(limits)
-    }
-
-    /// Rejects a limit that is out of range.
-    pub fn check(&self) -> Result<(), LimitError> {
-        let fuel = |name, value: u64| {
-            let rule = || format!("must be between {FUEL_LEAST} and {FUEL_MOST}");
-            within(name, value, FUEL_LEAST..=FUEL_MOST, rule)
-        };
-        let bytes = |name, value: usize, least: usize, most: usize, why: &str| {
-            let rule = || format!("must be between {least}{why} and {most}");
-            within(name, value as u64, least as u64..=most as u64, rule)
-        };
-        let relied_on = ", which every state machine may rely on,";
-        bytes(
-            "memory_bytes_max",
-            self.memory_bytes_max,
-            MEMORY_BYTES_LEAST,
-            MEMORY_BYTES_MOST,
-            "",
-        )?;
-        fuel("fuel_per_call", self.fuel_per_call)?;
-        fuel("fuel_per_query", self.fuel_per_query)?;
-        fuel("fuel_per_state_call", self.fuel_per_state_call)?;
-        bytes(
-            "response_bytes_max",
-            self.response_bytes_max,
-            RESPONSE_BYTES,
-            ANSWER_BYTES_MOST,
-            relied_on,
-        )?;
-        bytes("event_bytes_max", self.event_bytes_max, EVENT_BYTES, ANSWER_BYTES_MOST, relied_on)
-    }
-
-    /// Checks the limits against the largest request: a response may return what a request stored,
-    /// and its events repeat it.
-    fn check_fits(&self, request_bytes_max: usize) -> Result<(), LimitError> {
-        if self.response_bytes_max < request_bytes_max {
-            return Err(LimitError {
-                name: "response_bytes_max",
-                value: self.response_bytes_max as u64,
-                rule: format!(
-                    "must be at least request_bytes_max ({request_bytes_max}), because a response may return what a \
-                     request stored: raise response_bytes_max or lower request_bytes_max"
-                ),
-            });
-        }
-        let least = request_bytes_max + EVENT_BYTES_ABOVE_REQUEST;
-        if self.event_bytes_max < least {
-            return Err(LimitError {
-                name: "event_bytes_max",
-                value: self.event_bytes_max as u64,
-                rule: format!(
-                    "must be at least {least}, 1 MiB more than request_bytes_max ({request_bytes_max}), because the \
-                     events of a command repeat what it stores: raise event_bytes_max or lower request_bytes_max"
-                ),
-            });
-        }
-        Ok(())
-    }
-
-    /// Encodes the limits for the digest of outcomes: each limit as eight bytes, little-endian, in
-    /// the order of [`Self::by_name`].
-    pub fn to_bytes(&self) -> Bytes {
-        let bytes: Vec<u8> =
-            self.by_name().iter().flat_map(|(_, value)| value.to_le_bytes()).collect();
-        bytes.into()
-    }
-
-    /// Returns the limits with their names.
-    pub fn by_name(&self) -> [(&'static str, u64); 6] {
-        [
-            ("memory_bytes_max", self.memory_bytes_max as u64),
-            ("fuel_per_call", self.fuel_per_call),
-            ("fuel_per_query", self.fuel_per_query),
-            ("fuel_per_state_call", self.fuel_per_state_call),
-            ("response_bytes_max", self.response_bytes_max as u64),
-            ("event_bytes_max", self.event_bytes_max as u64),
-        ]
-    }
-}
-
-fn within(
-    name: &'static str,
-    value: u64,
-    range: std::ops::RangeInclusive<u64>,
-    rule: impl FnOnce() -> String,
-) -> Result<(), LimitError> {
-    if range.contains(&value) {
-        return Ok(());
-    }
-    Err(LimitError { name, value, rule: rule() })
-}
-
 #[cfg(test)]
-#[allow(clippy::unwrap_used, reason = "a test")]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_change_leaves_the_other_limits() {
-        let change = LimitsChange { memory_bytes_max: Some(64 * MIB), ..LimitsChange::default() };
-        let changed = ClusterLimits::DEFAULT.changed(&change, REQUEST_BYTES).unwrap();
-        let expected = ClusterLimits { memory_bytes_max: 64 * MIB, ..ClusterLimits::DEFAULT };
-        assert_eq!(changed, expected);
-        assert_eq!(change.differences(&changed), []);
-        assert_eq!(
-            change.differences(&ClusterLimits::DEFAULT),
-            [("memory_bytes_max", 64 << 20, 1 << 30)]
-        );
-    }
-
-    #[test]
-    fn the_fuel_of_queries_follows_that_of_commands_unless_it_is_given() {
-        let changed = |fuel_per_call, fuel_per_query| {
-            let change = LimitsChange { fuel_per_call, fuel_per_query, ..LimitsChange::default() };
-            let changed = ClusterLimits::DEFAULT.changed(&change, REQUEST_BYTES).unwrap();
-            (changed.fuel_per_call, changed.fuel_per_query)
+    fn values_outside_the_range_are_refused_with_the_range() {
+        let check = |limit: &Limit<Duration>, ms| {
+            limit.check("it", millis(ms)).map_err(|error| error.to_string())
         };
-        assert_eq!(changed(Some(8_000_000), None), (8_000_000, 4_000_000));
-        assert_eq!(changed(Some(1_000_000), None), (1_000_000, 1_000_000));
-        assert_eq!(changed(Some(8_000_000), Some(2_000_000)), (8_000_000, 2_000_000));
-        assert_eq!(changed(None, Some(7_000_000)), (2_000_000_000, 7_000_000));
-        assert_eq!(changed(None, None), (2_000_000_000, 1_000_000_000));
+        assert_eq!(check(&HEARTBEAT, 10), Ok(()));
+        assert_eq!(check(&HEARTBEAT, 10_000), Ok(()));
+        let rule = "it = 9ms: must be between 10ms and 10s";
+        assert_eq!(check(&HEARTBEAT, 9), Err(rule.to_owned()));
+        assert!(check(&HEARTBEAT, 0).is_err());
+        assert_eq!(check(&CONNECTION_IDLE, 0), Ok(()));
+        let rule = "it = 1ms: must be between 1s and 7days, or 0 for never";
+        assert_eq!(check(&CONNECTION_IDLE, 1), Err(rule.to_owned()));
     }
 
     #[test]
-    fn limits_that_cannot_hold_are_refused_by_name() {
-        type Case = (fn(&mut LimitsChange), usize, &'static str);
-        let cases: &[Case] = &[
-            (|c| c.memory_bytes_max = Some(1 << 20), REQUEST_BYTES, "memory_bytes_max"),
-            (|c| c.memory_bytes_max = Some(1 << 32), REQUEST_BYTES, "memory_bytes_max"),
-            (|c| c.fuel_per_call = Some(999_999), REQUEST_BYTES, "fuel_per_call"),
-            (|c| c.fuel_per_query = Some(0), REQUEST_BYTES, "fuel_per_query"),
-            (|c| c.fuel_per_state_call = Some(1 << 50), REQUEST_BYTES, "fuel_per_state_call"),
-            (|c| c.response_bytes_max = Some(1 << 20), REQUEST_BYTES, "may rely on"),
-            (|c| c.event_bytes_max = Some(1 << 20), REQUEST_BYTES, "may rely on"),
-            (|_| (), 5 * MIB, "raise response_bytes_max"),
-            (|c| c.response_bytes_max = Some(16 * MIB), 8 * MIB, "raise event_bytes_max"),
-        ];
-        for (change, request_bytes_max, says) in cases {
-            let mut changed = LimitsChange::default();
-            change(&mut changed);
-            let refused = ClusterLimits::DEFAULT.changed(&changed, *request_bytes_max);
-            let refused = refused.unwrap_err().to_string();
-            assert!(refused.contains(says), "{refused:?} does not say {says:?}");
-        }
+    fn help_has_the_default_and_the_range() {
+        assert_eq!(HEARTBEAT.help(), "[default: 100ms; 10ms to 10s]");
+        assert_eq!(CONNECTION_IDLE.help(), "[default: 30m; 1s to 7days, or 0]");
+        assert_eq!(REQUEST_BYTES_MAX.help(), "[default: 4194304; 1024 to 16777216]");
     }
 }

@@ -114,12 +114,11 @@ mod tests {
 
     #[test]
     fn the_same_bytes_are_not_written_again() {
-        let directory = std::env::temp_dir().join(format!("conclave-build-{}", std::process::id()));
-        let path = directory.join("deep/machine.wasm");
+        let directory = tempfile::tempdir().unwrap();
+        let path = directory.path().join("deep/machine.wasm");
         assert!(write_if_changed(&path, b"one").unwrap());
         assert!(!write_if_changed(&path, b"one").unwrap());
         assert!(write_if_changed(&path, b"two").unwrap());
         assert_eq!(fs::read(&path).unwrap(), b"two");
-        fs::remove_dir_all(directory).unwrap();
     }
 }

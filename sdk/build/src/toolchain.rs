@@ -168,14 +168,13 @@ mod tests {
 
     #[test]
     fn the_newest_linker_wins_by_number() {
-        let bin = env::temp_dir().join(format!("conclave-linkers-{}", std::process::id()));
-        fs::create_dir_all(&bin).unwrap();
-        assert_eq!(newest_linker(&bin), None);
+        let dir = tempfile::tempdir().unwrap();
+        let bin = dir.path();
+        assert_eq!(newest_linker(bin), None);
         for name in ["wasm-ld-9", "wasm-ld-19", "wasm-ld", "wasm-ld-old", "ld.lld-21"] {
             fs::write(bin.join(name), "").unwrap();
         }
-        assert_eq!(newest_linker(&bin), Some(bin.join("wasm-ld-19")));
-        fs::remove_dir_all(bin).unwrap();
+        assert_eq!(newest_linker(bin), Some(bin.join("wasm-ld-19")));
     }
 
     #[test]

@@ -111,7 +111,7 @@ pub struct Fake {
     /// is too slow.
     pub events: broadcast::Sender<(u64, Option<Vec<Bytes>>)>,
     /// The position that subscriptions report while no events wait. 0: none.
-    pub place: Arc<AtomicU64>,
+    pub position: Arc<AtomicU64>,
     /// The index from which the last subscription resumed.
     pub resumed: Mutex<Option<u64>>,
 }
@@ -145,7 +145,7 @@ impl Fake {
 /// The events of a subscription: those that a test sends.
 struct FakeEvents {
     events: BroadcastStream<(u64, Option<Vec<Bytes>>)>,
-    place: Arc<AtomicU64>,
+    position: Arc<AtomicU64>,
 }
 
 impl Events for FakeEvents {
@@ -158,8 +158,8 @@ impl Events for FakeEvents {
         })
     }
 
-    fn place(&mut self) -> Option<u64> {
-        Some(self.place.load(Ordering::Relaxed)).filter(|place| *place > 0)
+    fn position(&mut self) -> Option<u64> {
+        Some(self.position.load(Ordering::Relaxed)).filter(|position| *position > 0)
     }
 }
 
@@ -220,7 +220,7 @@ impl Backend for Fake {
         }?;
         let events = FakeEvents {
             events: BroadcastStream::new(self.events.subscribe()),
-            place: Arc::clone(&self.place),
+            position: Arc::clone(&self.position),
         };
         let result = result.map(|first| Subscription {
             initial: if resume.is_some() { Vec::new() } else { vec![first] },
@@ -315,7 +315,7 @@ impl Node {
             leader: Mutex::new(Some(Leader { node_id: 1, client_address: "client:1".into() })),
             health: watch::channel(Health::Serving).0,
             events: broadcast::channel(64).0,
-            place: Arc::default(),
+            position: Arc::default(),
             resumed: Mutex::new(None),
         });
         let api = Api::new(fake.clone(), options).unwrap();

@@ -109,7 +109,7 @@ async fn a_node_that_stops_ends_its_streams() {
     happens(&node, 5, &["a"]);
     assert_eq!(next(&mut stream).await.unwrap().unwrap(), "a");
     // Entries without events for this subscriber have been applied since.
-    node.fake.place.store(900, std::sync::atomic::Ordering::Relaxed);
+    node.fake.position.store(900, std::sync::atomic::Ordering::Relaxed);
     drop(node.stop.take());
     let status = next(&mut stream).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable);

@@ -172,19 +172,19 @@ impl Tools {
 /// Returns the directory of the contract: in the project's own `conclave_sdk` or, without one, in
 /// the copy that this binary contains, which is written beside the other packages.
 fn contract(project: &Path, tools: &Tools) -> anyhow::Result<PathBuf> {
-    const PLACE: &str = "conclave_sdk/wit";
+    const CONTRACT: &str = "conclave_sdk/wit";
     if project.join("conclave_sdk").is_dir() {
-        return Ok(project.join(PLACE));
+        return Ok(project.join(CONTRACT));
     }
     let packages = tools.packages();
-    for (place, text) in new::python_sdk() {
-        let path = packages.join(place);
+    for (relative, text) in new::python_sdk() {
+        let path = packages.join(relative);
         let directory = path.parent().unwrap_or(&packages);
         fs::create_dir_all(directory)
             .and_then(|()| fs::write(&path, text))
             .with_context(|| format!("cannot write {}", path.display()))?;
     }
-    Ok(packages.join(PLACE))
+    Ok(packages.join(CONTRACT))
 }
 
 fn componentize(project: &Project, tools: &Tools, file: &Path) -> anyhow::Result<Built> {

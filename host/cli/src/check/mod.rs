@@ -16,6 +16,7 @@ use self::recorded::Recorded;
 use super::{
     Failed, Result,
     output::{Output, table},
+    remote::search_time,
 };
 use conclave_check as check;
 use conclave_check::{CheckError, Checked, Options, Report, Source, Subject, Verdict};
@@ -95,9 +96,9 @@ pub struct Arguments {
     #[arg(long, value_name = "CHECK")]
     skip: Vec<String>,
 
-    /// Maximum time to search for a smaller log, for each check that fails
-    #[arg(long, value_name = "SECONDS", default_value_t = 5, value_parser = clap::value_parser!(u64).range(0..=3600))]
-    shrink: u64,
+    /// Maximum time to search for a smaller log, for each check that fails; 0 disables the search
+    #[arg(long, value_name = "DURATION", default_value = "5s", value_parser = search_time)]
+    shrink: Duration,
 
     /// Write the smallest log of the first check that fails, or else of the first one that warns,
     /// to this file
@@ -124,11 +125,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
             seed: arguments.seed,
         },
     };
-    let options = Options {
-        source,
-        skip: arguments.skip.clone(),
-        shrink_for: Duration::from_secs(arguments.shrink),
-    };
+    let options = Options { source, skip: arguments.skip.clone(), shrink_for: arguments.shrink };
     let subject = Subject::load(component).map_err(|error| failed(&error, &name, None))?;
     let calls = arguments.calls.as_ref().or(arguments.recorded.data_dir.as_ref());
     // For an upgrade, the log is the old component's.

@@ -9,7 +9,7 @@ use crate::{Failed, Result, output::Output, replay::PrivateDir};
 use conclave::{
     config::{Settings, StoppedNode},
     node,
-    replay::{AskedAll, Source},
+    replay::{LoggedCall, LoggedCalls, Source},
 };
 use conclave_check::{Action, Step};
 
@@ -64,26 +64,26 @@ impl Recorded {
                 let ended = || stop.is_asked_for();
                 let source =
                     node::open_replay(&stopped, &copy, ended).map_err(|error| failed(&error))?;
-                let found = source.asked(CALLS_MAX, BYTES_MAX).map_err(|error| failed(&error))?;
+                let found = source.calls(CALLS_MAX, BYTES_MAX).map_err(|error| failed(&error))?;
                 if ended() {
                     return Err(failed(&"stopped; the data directory is unchanged"));
                 }
-                Ok((said(&source, &found), steps(found)))
+                Ok((summary(&source, &found), steps(found)))
             }
         });
-        let (said, steps) = reading.await.map_err(|error| Failed::local(error.to_string()))??;
-        output.remark(said);
+        let (text, steps) = reading.await.map_err(|error| Failed::local(error.to_string()))??;
+        output.remark(text);
         Ok(steps)
     }
 }
 
-fn said(source: &Source, found: &AskedAll) -> String {
+fn summary(source: &Source, found: &LoggedCalls) -> String {
     let node = source.identity().node_id;
     let Some((first, last)) = found.span else {
         return format!("the log of node {node} has no entries");
     };
-    let ticks = found.asked.iter().filter(|asked| asked.call.is_none()).count();
-    let calls = found.asked.len() - ticks;
+    let ticks = found.calls.iter().filter(|logged| logged.call.is_none()).count();
+    let calls = found.calls.len() - ticks;
     let before = match found.from_the_beginning {
         true => "the state is empty at first, as it was in the cluster",
         false => {
@@ -98,10 +98,10 @@ fn said(source: &Source, found: &AskedAll) -> String {
     )
 }
 
-fn steps(found: AskedAll) -> Vec<Step> {
-    let step = |asked: conclave::replay::Asked| Step {
-        time_ms: asked.time_ms,
-        action: asked.call.map_or(Action::Tick, Action::Apply),
+fn steps(found: LoggedCalls) -> Vec<Step> {
+    let step = |logged: LoggedCall| Step {
+        time_ms: logged.time_ms,
+        action: logged.call.map_or(Action::Tick, Action::Apply),
     };
-    found.asked.into_iter().map(step).collect()
+    found.calls.into_iter().map(step).collect()
 }

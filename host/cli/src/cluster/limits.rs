@@ -2,6 +2,10 @@
 
 use clap::Args;
 use conclave_client::proto::cluster::Limits;
+use conclave_types::limits::{
+    EVENT_BYTES_MAX, FUEL_PER_CALL, FUEL_PER_QUERY, FUEL_PER_STATE_CALL, Limit, LimitValue,
+    MEMORY_BYTES_MAX, RESPONSE_BYTES_MAX,
+};
 use serde_json::{Value, json};
 
 use crate::{
@@ -41,30 +45,46 @@ Examples:
 With --json: as `conclave cluster limits`")]
 #[group(required = true, multiple = true)]
 pub(super) struct SetLimits {
-    /// Maximum linear memory of one instance of the state machine, twice as much while its state is
-    /// saved or restored: 16 MiB to 4 GiB - 64 KiB
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", help = help(
+        "Maximum linear memory of one instance of the state machine, twice as much while its state is saved or restored",
+        &MEMORY_BYTES_MAX,
+    ))]
     memory_bytes_max: Option<u64>,
 
-    /// Maximum fuel of one command or tick, about one unit per instruction: 10^6 to 10^12
-    #[arg(long, value_name = "UNITS")]
+    #[arg(long, value_name = "UNITS", help = help(
+        "Maximum fuel of one command or tick, about one unit per instruction",
+        &FUEL_PER_CALL,
+    ))]
     fuel_per_call: Option<u64>,
 
-    /// Maximum fuel of one query or subscription [default: half of fuel_per_call, if that is given]
-    #[arg(long, value_name = "UNITS")]
+    #[arg(long, value_name = "UNITS", help = help(
+        "Maximum fuel of one query or subscription; half of fuel_per_call by default, if that is given",
+        &FUEL_PER_QUERY,
+    ))]
     fuel_per_query: Option<u64>,
 
-    /// Maximum fuel of one call that saves or restores the whole state
-    #[arg(long, value_name = "UNITS")]
+    #[arg(long, value_name = "UNITS", help = help(
+        "Maximum fuel of one call that saves or restores the whole state",
+        &FUEL_PER_STATE_CALL,
+    ))]
     fuel_per_state_call: Option<u64>,
 
-    /// Maximum size of the response of one call: 4 MiB to 64 MiB
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", help = help(
+        "Maximum size of the response of one call",
+        &RESPONSE_BYTES_MAX,
+    ))]
     response_bytes_max: Option<u64>,
 
-    /// Maximum size of the events of one command: 8 MiB to 64 MiB
-    #[arg(long, value_name = "BYTES")]
+    #[arg(long, value_name = "BYTES", help = help(
+        "Maximum size of the events of one command",
+        &EVENT_BYTES_MAX,
+    ))]
     event_bytes_max: Option<u64>,
+}
+
+/// Returns the help text of a limit with its range.
+fn help<T: LimitValue>(text: &str, limit: &Limit<T>) -> String {
+    format!("{text} [{}]", limit.range())
 }
 
 impl ShowLimits {

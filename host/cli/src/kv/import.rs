@@ -300,8 +300,8 @@ mod tests {
             |count| Report { refused: (0..count).map(refused).collect(), ..Report::default() };
         let remote = Remote { endpoints: Vec::new(), timeout: None, json: true };
         let tell = |count, total| {
-            let told = report(count).tell(total, 1.0, &remote, &mut Output::new());
-            let Err(Failed::Failure { message, .. }) = told else { panic!("it did not fail") };
+            let reported = report(count).tell(total, 1.0, &remote, &mut Output::new());
+            let Err(Failed::Failure { message, .. }) = reported else { panic!("it did not fail") };
             message
         };
         assert!(tell(1000, 3000).contains("2000 more keys were not tried"));

@@ -118,7 +118,7 @@ impl Get {
             return Ok(());
         }
         if let Some(left) = time_left(&found).filter(|_| !self.raw) {
-            output.remark(format!("expires in {}", humantime::format_duration(left)));
+            output.remark(format!("expires in {}", conclave_types::duration::text(left)));
         }
         match (self.raw, &found.content) {
             (_, None) => {}

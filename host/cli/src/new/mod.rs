@@ -94,8 +94,8 @@ fn write(path: &Path, files: &[File]) -> Result {
         fs::create_dir_all(parent).map_err(|cause| failed(parent, cause))?;
     }
     fs::create_dir(path).map_err(|cause| failed(path, cause))?;
-    for (place, contents) in files {
-        let file = path.join(place);
+    for (relative, contents) in files {
+        let file = path.join(relative);
         let directory = file.parent().unwrap_or(path);
         fs::create_dir_all(directory).map_err(|cause| failed(directory, cause))?;
         fs::write(&file, contents).map_err(|cause| failed(&file, cause))?;

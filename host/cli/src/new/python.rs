@@ -23,19 +23,19 @@ const TEMPLATE: [(&str, &str); 7] = [
 
 /// Returns the package `conclave_sdk`, which contains the contract so that the two stay together.
 pub(crate) fn sdk() -> impl Iterator<Item = File> {
-    SDK.iter().map(|(place, text)| {
-        let place = match place.strip_prefix("sdk/python/") {
-            Some(place) => place.to_owned(),
-            None => format!("conclave_sdk/{place}"),
+    SDK.iter().map(|(path, text)| {
+        let path = match path.strip_prefix("sdk/python/") {
+            Some(path) => path.to_owned(),
+            None => format!("conclave_sdk/{path}"),
         };
-        (place, (*text).to_owned())
+        (path, (*text).to_owned())
     })
 }
 
 /// Returns the project's files, except the descriptor set, which is compiled from its protobuf.
 pub(super) fn project(name: &Name) -> Vec<File> {
-    let own = TEMPLATE.iter().map(|(place, text)| {
-        (name.instead_of_the_templates(place), name.instead_of_the_templates(text))
+    let own = TEMPLATE.iter().map(|(path, text)| {
+        (name.instead_of_the_templates(path), name.instead_of_the_templates(text))
     });
     own.chain(sdk()).collect()
 }
@@ -58,18 +58,18 @@ mod tests {
     #[test]
     fn a_project_has_its_own_name_everywhere_and_brings_the_sdk() {
         let files = project(&Name::of(Path::new("my-lock")).unwrap());
-        for (place, text) in &files {
+        for (path, text) in &files {
             for template in ["my-machine", "my_machine", "MyMachine"] {
-                assert!(!text.contains(template), "{place} says {template}");
+                assert!(!text.contains(template), "{path} says {template}");
             }
         }
-        for place in [
+        for path in [
             "conclave_sdk/testing.py",
             "conclave_sdk/wit/fsm.wit",
             "conclave_sdk/LICENSE",
             "proto/my_lock/v1/my_lock.proto",
         ] {
-            assert!(files.iter().any(|(file, _)| file == place), "{place}");
+            assert!(files.iter().any(|(file, _)| file == path), "{path}");
         }
     }
 }

@@ -21,13 +21,13 @@ const TEMPLATE: [(&str, &str); 8] = [
 
 /// Returns the project's files.
 pub(super) fn project(name: &Name) -> Vec<File> {
-    let own = TEMPLATE.iter().map(|(place, text)| {
+    let own = TEMPLATE.iter().map(|(path, text)| {
         let text = text.replace("SDK_VERSION", env!("CARGO_PKG_VERSION"));
-        (name.instead_of_the_templates(place), name.instead_of_the_templates(&text))
+        (name.instead_of_the_templates(path), name.instead_of_the_templates(&text))
     });
     let lints = include_str!("../../../../sdk/clippy.toml");
     let lints = [("clippy.toml".to_owned(), lints.to_owned())];
-    let sdk = SDK.iter().map(|(place, text)| (format!("vendor/{place}"), (*text).to_owned()));
+    let sdk = SDK.iter().map(|(path, text)| (format!("vendor/{path}"), (*text).to_owned()));
     own.chain(lints).chain(sdk).collect()
 }
 
@@ -46,20 +46,20 @@ mod tests {
 
     use super::*;
 
-    fn manifest(files: &[File], place: &str) -> toml::Table {
-        let (_, text) = files.iter().find(|(file, _)| file == place).unwrap();
+    fn manifest(files: &[File], path: &str) -> toml::Table {
+        let (_, text) = files.iter().find(|(file, _)| file == path).unwrap();
         text.parse().unwrap()
     }
 
     #[test]
     fn a_project_has_its_own_name_everywhere() {
         let files = project(&Name::of(Path::new("my-lock")).unwrap());
-        assert!(files.iter().any(|(place, _)| place == "proto/my_lock/v1/my_lock.proto"));
-        for (place, text) in &files {
+        assert!(files.iter().any(|(path, _)| path == "proto/my_lock/v1/my_lock.proto"));
+        for (path, text) in &files {
             for template in ["my-machine", "my_machine", "MyMachine", "SDK_VERSION"] {
                 // The SDK's own documentation may mention a state machine of its reader.
-                let own = !place.starts_with("vendor/");
-                assert!(!(own && text.contains(template)), "{place} says {template}");
+                let own = !path.starts_with("vendor/");
+                assert!(!(own && text.contains(template)), "{path} says {template}");
             }
         }
     }
@@ -72,8 +72,8 @@ mod tests {
         for member in vendor["workspace"]["members"].as_array().unwrap() {
             manifest(&files, &format!("vendor/{}/Cargo.toml", member.as_str().unwrap()));
         }
-        for place in ["vendor/wit/fsm.wit", "vendor/LICENSE", "vendor/sdk/src/testing/mod.rs"] {
-            assert!(files.iter().any(|(file, _)| file == place), "{place}");
+        for path in ["vendor/wit/fsm.wit", "vendor/LICENSE", "vendor/sdk/src/testing/mod.rs"] {
+            assert!(files.iter().any(|(file, _)| file == path), "{path}");
         }
         let lints = "std::collections::HashMap";
         assert!(files.iter().any(|(file, text)| file == "clippy.toml" && text.contains(lints)));

@@ -97,8 +97,8 @@ mod tests {
 
     fn plan(line: &[&str]) -> Result<Plan> {
         let line = Line::try_parse_from([&["replay"], line].concat()).unwrap();
-        let asked = queries(&line.arguments.query)?;
-        Plan::new(&line.arguments, SPAN, asked)
+        let queries = queries(&line.arguments.query)?;
+        Plan::new(&line.arguments, SPAN, queries)
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! Private directory for a copy of a node's files, removed when the verb ends.
 
 use std::{
-    fs::{self, DirBuilder},
-    os::unix::fs::DirBuilderExt,
-    path::{Path, PathBuf},
+    fs::{self, Permissions},
+    os::unix::fs::PermissionsExt,
+    path::Path,
     process,
 };
 
+use tempfile::TempDir;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch,
@@ -25,10 +26,10 @@ impl Stop {
 
     /// Returns the future's output, or an error if the verb is to end before.
     pub(super) async fn or<T>(&self, future: impl Future<Output = T>) -> Result<T> {
-        let mut asked = self.0.clone();
+        let mut stop = self.0.clone();
         tokio::select! {
             biased;
-            Ok(_) = asked.wait_for(|asked| *asked) => {
+            Ok(_) = stop.wait_for(|stop| *stop) => {
                 Err(Failed::local("the replay was stopped; the data directory is unchanged"))
             }
             result = future => Ok(result),
@@ -36,23 +37,23 @@ impl Stop {
     }
 }
 
-/// A directory that only its owner can access. Dropping this removes it.
-pub(crate) struct PrivateDir(PathBuf);
+/// A directory that only its owner can access. Dropping this removes it. Files that cannot be removed
+/// are encrypted, and lie in a directory that the system cleans up.
+pub(crate) struct PrivateDir(TempDir);
 
 impl PrivateDir {
     pub(crate) fn create(parent: &Path) -> Result<Self> {
-        let failed = |cause: &dyn std::fmt::Display| {
+        let created = tempfile::Builder::new()
+            .prefix("conclave-replay-")
+            .permissions(Permissions::from_mode(0o700))
+            .tempdir_in(parent);
+        created.map(Self).map_err(|cause| {
             Failed::local(format!("cannot create a directory in {}: {cause}", parent.display()))
-        };
-        let mut random = [0; 8];
-        getrandom::fill(&mut random).map_err(|cause| failed(&cause))?;
-        let path = parent.join(format!("conclave-replay-{}", hex::encode(random)));
-        DirBuilder::new().mode(0o700).create(&path).map_err(|cause| failed(&cause))?;
-        Ok(Self(path))
+        })
     }
 
     pub(crate) fn path(&self) -> &Path {
-        &self.0
+        self.0.path()
     }
 
     /// Handles Ctrl-C and SIGTERM. The first signal requests the verb to end, even in the middle of
@@ -62,35 +63,26 @@ impl PrivateDir {
         let failed = |cause| Failed::local(format!("cannot wait for signals: {cause}"));
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
-        let (asks, asked) = watch::channel(false);
-        let path = self.0.clone();
+        let (sender, stop) = watch::channel(false);
+        let path = self.path().to_owned();
         tokio::spawn(async move {
             loop {
                 tokio::select! {
                     _ = interrupt.recv() => {}
                     _ = terminate.recv() => {}
                 }
-                if asks.send_replace(true) || !path.exists() {
+                if sender.send_replace(true) || !path.exists() {
                     let _ = fs::remove_dir_all(&path);
                     process::exit(1);
                 }
             }
         });
-        Ok(Stop(asked))
-    }
-}
-
-impl Drop for PrivateDir {
-    fn drop(&mut self) {
-        // Files that remain are encrypted, and lie in a directory that the system cleans up.
-        let _ = fs::remove_dir_all(&self.0);
+        Ok(Stop(stop))
     }
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::PermissionsExt;
-
     use super::*;
 
     #[test]

@@ -135,7 +135,7 @@ async fn settings_that_cannot_hold() {
     let and = |more: &[&str]| [free.clone(), more.iter().map(|s| (*s).into()).collect()].concat();
     refuses(&and(&["--config", config.to_str().unwrap()]), "heartbeet_ms");
     refuses(&and(&["--config", "/no/such/file.toml"]), "/no/such/file.toml");
-    refuses(&and(&["--election-min-ms", "120"]), "2 times heartbeat_ms");
+    refuses(&and(&["--election-min", "120ms"]), "2 times heartbeat");
     refuses(&and(&["--component", "/no/such.wasm"]), "/no/such.wasm");
     refuses(&with(&free, "--node-id", "9"), "must be among the members");
     refuses(&with(&free, "--master-key-file", "/no/such.key"), "/no/such.key");

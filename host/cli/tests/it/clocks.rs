@@ -128,9 +128,9 @@ async fn leader_with_a_wrong_clock_transfers_leadership() {
     let wrong = clocks.cluster.leader().await;
     clocks.until("the clocks are compared", wrong, |clock| near(clock.offset_ms, 0)).await;
     clocks.set(wrong, HOUR_S);
-    let leads = async |clocks: &Clocks, asked: u64, candidates: &[u64]| {
+    let leads = async |clocks: &Clocks, observer: u64, candidates: &[u64]| {
         eventually("another node leads", async || {
-            let status = clocks.cluster.client_of(asked).status().await;
+            let status = clocks.cluster.client_of(observer).status().await;
             let status = status.map_err(|error| error.to_string())?;
             let elected = candidates.contains(&status.leader);
             if elected { Ok(status.leader) } else { Err(format!("{status:?}")) }

@@ -26,7 +26,7 @@ fn dev(dir: &Path, base: u16) -> (Child, String) {
         // Settings of other nodes, which must not affect these nodes.
         .env("CONCLAVE_CONFIG", "/no/such/file.toml")
         .env("CONCLAVE_MASTER_KEY", "not a key")
-        .env("CONCLAVE_HEARTBEAT_MS", "nonsense")
+        .env("CONCLAVE_HEARTBEAT", "nonsense")
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
         .spawn()

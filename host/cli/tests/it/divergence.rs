@@ -64,7 +64,7 @@ pub(crate) async fn start_machine(machine: &Wat, flags: &[&str]) -> (Cluster, Te
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("drifting.wasm");
     std::fs::write(&path, machine.component()).unwrap();
-    let mut flags = vec![format!("--consistency-check-interval-ms={}", INTERVAL.as_millis())];
+    let mut flags = vec![format!("--consistency-check-interval={}ms", INTERVAL.as_millis())];
     flags.extend(more);
     (Cluster::start_with(Setup { component: Some(path), flags }).await, dir)
 }
@@ -331,7 +331,7 @@ async fn diverged_leader_without_a_successor_is_healed_and_serves() {
     std::fs::write(&path, machine().component()).unwrap();
     let mut options = Options::new(conclave().get_program()).proxied();
     options.component = Some(path);
-    let options = options.flag(format!("--consistency-check-interval-ms={}", INTERVAL.as_millis()));
+    let options = options.flag(format!("--consistency-check-interval={}ms", INTERVAL.as_millis()));
     let cluster = conclave_testing::cluster::Cluster::start(options).await.unwrap();
     let leader = cluster.leader().await.unwrap();
     let client = cluster.client_of(leader).unwrap();
@@ -455,7 +455,7 @@ async fn snapshot_of_a_disputed_state_is_given_to_no_peer() {
     const WITHHELD: &str = "conclave_snapshots_withheld_total";
     let [entries, kept] = small_logs();
     // No consistency check runs during the test.
-    let flags = vec![entries.into(), kept.into(), "--consistency-check-interval-ms=600000".into()];
+    let flags = vec![entries.into(), kept.into(), "--consistency-check-interval=10m".into()];
     let dir = TempDir::new().unwrap();
     let path = dir.path().join("drifting.wasm");
     std::fs::write(&path, machine().component()).unwrap();

@@ -186,11 +186,11 @@ async fn the_quota_in_python_limits_a_fleet() {
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let place = to.join(entry.file_name());
+        let target = to.join(entry.file_name());
         match entry.file_name().to_str() {
             Some("target" | "__pycache__") => {}
-            _ if entry.path().is_dir() => copy(&entry.path(), &place),
-            _ => drop(fs::copy(entry.path(), place).unwrap()),
+            _ if entry.path().is_dir() => copy(&entry.path(), &target),
+            _ => drop(fs::copy(entry.path(), target).unwrap()),
         }
     }
 }

@@ -120,8 +120,8 @@ impl Writer {
 }
 
 /// Returns the role of a node as another node reports it.
-async fn role(cluster: &Cluster, asked: u64, of: u64) -> Result<(String, String), String> {
-    let status = cluster.client_of(asked).status().await.map_err(|error| error.to_string())?;
+async fn role(cluster: &Cluster, observer: u64, of: u64) -> Result<(String, String), String> {
+    let status = cluster.client_of(observer).status().await.map_err(|error| error.to_string())?;
     let node = status.nodes.into_iter().find(|node| node.id == of);
     node.map(|node| (node.role, node.fatal_error)).ok_or_else(|| "no such node".to_owned())
 }
@@ -273,7 +273,7 @@ async fn a_node_that_is_cut_off_does_not_claim_to_lead_and_ends_its_subscription
     }
     // The client library resumes the subscription by itself, at this node or another one.
     put(&client, "w/after", "y").await.unwrap();
-    let told = timeout(Duration::from_secs(30), async {
+    let event = timeout(Duration::from_secs(30), async {
         loop {
             match watch.next().await {
                 Ok(message) => break message,
@@ -281,8 +281,8 @@ async fn a_node_that_is_cut_off_does_not_claim_to_lead_and_ends_its_subscription
             }
         }
     });
-    let told = told.await.expect("the watch continues");
-    assert_eq!(told.kv.unwrap_or_default().key, "w/after");
+    let event = event.await.expect("the watch continues");
+    assert_eq!(event.kv.unwrap_or_default().key, "w/after");
 }
 
 /// A proxy to an address, which can be slowed down in the direction of the address.

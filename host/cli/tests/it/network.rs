@@ -196,17 +196,17 @@ async fn cluster_works_with_a_round_trip_of_250_ms() {
 /// A round trip that is too long for the settings is measured and reported with advice.
 #[tokio::test(flavor = "multi_thread")]
 async fn too_long_a_round_trip_is_reported_with_advice() {
-    let flags = ["--heartbeat-ms=30", "--election-min-ms=200", "--election-max-ms=240"];
+    let flags = ["--heartbeat=30ms", "--election-min=200ms", "--election-max=240ms"];
     let _turn = testing::turn();
     let cluster = distant_cluster(Duration::from_millis(200), &flags).await;
     eventually("the log says which setting is too small", async || {
         let log = fs::read_to_string(&cluster.node(1).log).unwrap_or_default();
-        if log.contains("set heartbeat_ms to") { Ok(()) } else { Err(log) }
+        if log.contains("set heartbeat to") { Ok(()) } else { Err(log) }
     })
     .await;
     let status = cluster.status_of(1).await.unwrap();
     let node = status.nodes.iter().find(|node| node.id == 1).unwrap();
-    assert!(node.links.iter().any(|link| link.problem.contains("heartbeat_ms")), "{node:?}");
+    assert!(node.links.iter().any(|link| link.problem.contains("heartbeat")), "{node:?}");
 }
 
 /// A call that a follower has forwarded to a leader that then falls silent ends as soon as another
@@ -247,14 +247,14 @@ async fn nodes_with_another_election_timeout_refuse_each_other() {
     let other = 3;
     cluster.stop(other);
     let mut command = cluster.command(other);
-    command.arg("--election-max-ms=3000");
+    command.arg("--election-max=3s");
     cluster.run(other, command);
     for (from, to) in [(1, other), (2, other), (other, 1), (other, 2)] {
         eventually("the link says why it is down", async || {
             let status = cluster.client_of(from).status().await.map_err(|e| e.to_string())?;
             let node = status.nodes.iter().find(|node| node.id == from).ok_or("no such node")?;
             let link = node.links.iter().find(|link| link.node_id == to).ok_or("no such link")?;
-            let refused = !link.connected && link.problem.contains("election_max_ms of");
+            let refused = !link.connected && link.problem.contains("election_max of");
             if refused { Ok(()) } else { Err(format!("{link:?}")) }
         })
         .await;

@@ -109,7 +109,7 @@ impl Pretender {
 /// no leader to protect.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_restarted_follower_elects_nobody_for_a_lease() {
-    let flags = ["--election-min-ms=35000", "--election-max-ms=60000"];
+    let flags = ["--election-min=35s", "--election-max=1m"];
     let setup = Setup { flags: flags.map(str::to_owned).into(), ..Setup::default() };
     let mut cluster = Cluster::start_with(setup).await;
     put(&cluster.client(), "key", "text").await.unwrap();
@@ -190,7 +190,7 @@ async fn what_no_member_would_send_is_refused() {
 
     let refused = Pretender::introduce_with_lease(&cluster, 2, 2, 1, 700).await.err().unwrap();
     assert_eq!(refused.code(), Code::PermissionDenied, "{refused}");
-    assert!(refused.message().contains("election_max_ms of 1400"), "{refused}");
+    assert!(refused.message().contains("election_max of 1s 400ms"), "{refused}");
 
     let mut pretender = Pretender::member(&cluster, 2, 1).await;
     let elected = Some(Vote { term: 1, node_id: 2, committed: true });

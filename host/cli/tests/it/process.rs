@@ -329,7 +329,7 @@ fn open_for_all(path: &Path, mode: u32) {
 /// Goal: snapshots are also taken by time, so that the log of a quiet cluster is purged too.
 #[tokio::test(flavor = "multi_thread")]
 async fn snapshots_are_taken_by_time() {
-    let flags = ["--snapshot-interval-ms=1000", "--snapshot-interval-entries=20"];
+    let flags = ["--snapshot-interval=1s", "--snapshot-interval-entries=20"];
     let setup = Setup { flags: flags.map(str::to_owned).to_vec(), ..Setup::default() };
     let cluster = Cluster::start_with(setup).await;
     let client = cluster.client();

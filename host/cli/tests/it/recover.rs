@@ -89,7 +89,7 @@ async fn entry_is_skipped_on_stopped_nodes() {
 /// repair it.
 #[tokio::test(flavor = "multi_thread")]
 async fn node_that_alone_skips_an_entry_is_repaired() {
-    let flags = vec!["--consistency-check-interval-ms=300".to_owned()];
+    let flags = vec!["--consistency-check-interval=300ms".to_owned()];
     let mut cluster = Cluster::start_with(Setup { component: None, flags }).await;
     let index = put_at(&cluster, "skipped").await;
     cluster.caught_up(&[1, 2, 3]).await;

@@ -67,7 +67,7 @@ async fn acknowledged_puts_survive_any_order_of_kills() {
 /// old term: it may lack entries that it had sent, and would assign their indexes to other entries.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_leader_that_is_back_at_once_is_elected_anew() {
-    let flags = ["--election-min-ms=3000", "--election-max-ms=4000"];
+    let flags = ["--election-min=3s", "--election-max=4s"];
     let setup = Setup { flags: flags.map(str::to_owned).into(), ..Setup::default() };
     let mut cluster = Cluster::start_with(setup).await;
     let (client, leader) = (cluster.client(), cluster.leader().await);

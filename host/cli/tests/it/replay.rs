@@ -233,10 +233,10 @@ async fn interrupted_it_ends_at_once_and_leaves_nothing() {
         })
         .await;
         assert_ne!(files(work.path()), Vec::<PathBuf>::new(), "there is a copy");
-        let asked = Instant::now();
+        let began = Instant::now();
         rustix::process::kill_process(rustix::process::Pid::from_child(&child), signal).unwrap();
         let output = child.wait_with_output().unwrap();
-        let took = asked.elapsed();
+        let took = began.elapsed();
         assert!(took < whole / 3, "it took {took:?} to stop what takes {whole:?}");
         assert_eq!(output.status.code(), Some(1), "{output:?}");
         let said = refused(&output);

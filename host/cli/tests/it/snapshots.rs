@@ -293,7 +293,7 @@ async fn follower_answers_its_leader_while_it_restores_a_snapshot() {
 /// needs it.
 #[tokio::test(flavor = "multi_thread")]
 async fn node_under_repair_acknowledges_entries() {
-    let (mut cluster, _dir) = slow_cluster(&["--consistency-check-interval-ms=300"]).await;
+    let (mut cluster, _dir) = slow_cluster(&["--consistency-check-interval=300ms"]).await;
     let client = cluster.client();
     let leader = cluster.leader().await;
     let (victim, other) = (leader % 3 + 1, (leader + 1) % 3 + 1);

@@ -164,7 +164,7 @@ impl Service<http::Request<Body>> for Silent {
 #[tokio::test(flavor = "multi_thread")]
 async fn follower_that_falls_silent_over_a_snapshot_is_tried_again() {
     const STALL: Duration = Duration::from_secs(1);
-    let flags = ["--snapshot-entries=100", "--keep-entries=0", "--snapshot-stall-ms=1000"];
+    let flags = ["--snapshot-entries=100", "--keep-entries=0", "--snapshot-stall=1s"];
     let setup = Setup { flags: flags.map(str::to_owned).into(), ..Setup::default() };
     let mut cluster = Cluster::prepared(setup);
     let component_id = conclave_types::ComponentId::of(conclave_cli::DEFAULT_MACHINE).0.to_vec();

@@ -29,16 +29,16 @@ async fn watch(client: &Client) -> Watch {
 
 /// Collects the changes up to the end: kinds, keys and values. Each is in an entry of its own,
 /// in order.
-async fn told(mut watch: Watch) -> Vec<(Kind, String, String)> {
-    let mut told = Vec::new();
+async fn received(mut watch: Watch) -> Vec<(Kind, String, String)> {
+    let mut received = Vec::new();
     let mut last = 0;
     loop {
         let message = timeout(Duration::from_secs(120), watch.next()).await;
-        let message = match message.expect("the end is told") {
+        let message = match message.expect("the watch has an end") {
             Ok(message) => message,
             // There is no leader for a while. The watch continues at its position.
             Err(error) if error.is_unavailable() || error.is_deadline() => continue,
-            Err(error) => panic!("{error}; told so far: {told:?}"),
+            Err(error) => panic!("{error}; received so far: {received:?}"),
         };
         let kind = message.kind();
         if !matches!(kind, Kind::Initial | Kind::Ready) {
@@ -50,19 +50,19 @@ async fn told(mut watch: Watch) -> Vec<(Kind, String, String)> {
             Some(key_value::Content::Text(text)) => text,
             _ => String::new(),
         };
-        told.push((kind, kv.key, text));
-        if told.last().is_some_and(|(_, key, _)| key == END) {
-            return told;
+        received.push((kind, kv.key, text));
+        if received.last().is_some_and(|(_, key, _)| key == END) {
+            return received;
         }
     }
 }
 
 /// Asserts that a watcher got `initial`, `ready`, and then each acknowledged put once and in order.
 /// A put of unknown outcome may be among them.
-fn assert_told(who: &str, told: &[(Kind, String, String)], acknowledged: &[String]) {
-    assert_eq!(told[0], (Kind::Initial, "w/before".into(), "x".into()), "{who}");
-    assert_eq!(told[1].0, Kind::Ready, "{who}");
-    let puts: Vec<&str> = told[2..]
+fn assert_received(who: &str, received: &[(Kind, String, String)], acknowledged: &[String]) {
+    assert_eq!(received[0], (Kind::Initial, "w/before".into(), "x".into()), "{who}");
+    assert_eq!(received[1].0, Kind::Ready, "{who}");
+    let puts: Vec<&str> = received[2..]
         .iter()
         .filter(|(_, key, _)| key == "w/number")
         .map(|(kind, _, text)| {
@@ -71,9 +71,9 @@ fn assert_told(who: &str, told: &[(Kind, String, String)], acknowledged: &[Strin
         })
         .collect();
     assert!(puts.is_sorted(), "{who}: {puts:?}");
-    assert!(puts.windows(2).all(|two| two[0] != two[1]), "{who} was told twice: {puts:?}");
+    assert!(puts.windows(2).all(|two| two[0] != two[1]), "{who} received an event twice: {puts:?}");
     for text in acknowledged {
-        assert!(puts.binary_search(&text.as_str()).is_ok(), "{who} was not told of {text}");
+        assert!(puts.binary_search(&text.as_str()).is_ok(), "{who} did not receive {text}");
     }
 }
 
@@ -85,8 +85,8 @@ async fn every_put_is_told_once_whichever_nodes_are_killed() {
     put(&client, "elsewhere", "x").await.unwrap();
     let leader = cluster.leader().await;
     let follower = leader % 3 + 1;
-    let stays = tokio::spawn(told(watch(&cluster.client_of(follower)).await));
-    let moves = tokio::spawn(told(watch(&client).await));
+    let stays = tokio::spawn(received(watch(&cluster.client_of(follower)).await));
+    let moves = tokio::spawn(received(watch(&client).await));
 
     let done = Arc::new(AtomicUsize::new(0));
     let writer = tokio::spawn({
@@ -130,8 +130,8 @@ async fn every_put_is_told_once_whichever_nodes_are_killed() {
     let acknowledged = writer.await.unwrap();
     assert!(acknowledged.len() > PUTS / 2, "{} were acknowledged", acknowledged.len());
     put(&client, END, "x").await.unwrap();
-    assert_told("who moves", &moves.await.unwrap(), &acknowledged);
-    assert_told("who stays", &stays.await.unwrap(), &acknowledged);
+    assert_received("who moves", &moves.await.unwrap(), &acknowledged);
+    assert_received("who stays", &stays.await.unwrap(), &acknowledged);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,14 +160,14 @@ async fn the_command_line_prints_a_line_a_change() {
     assert_eq!(lines.next().unwrap(), "put app/lines one\\ntwo");
     // There is no signal when the watch without `initial` has started, so the test puts until the
     // watch prints a change.
-    let told = tokio::task::spawn_blocking(move || objects.next().unwrap());
+    let received = tokio::task::spawn_blocking(move || objects.next().unwrap());
     let mut number = 0;
-    while !told.is_finished() {
+    while !received.is_finished() {
         number += 1;
         put(&client, "app/color", &format!("red {number}")).await.unwrap();
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    let object: Value = serde_json::from_str(&told.await.unwrap()).unwrap();
+    let object: Value = serde_json::from_str(&received.await.unwrap()).unwrap();
     assert_eq!((&object["kind"], &object["key"]), (&"put".into(), &"app/color".into()));
     assert!(lines.next().unwrap().starts_with("put app/color red"));
     assert!(plain.wait().unwrap().success(), "three changes");

@@ -67,11 +67,11 @@ fn skip(what: &str, why: &str) {
 fn copy(from: &Path, to: &Path) {
     fs::create_dir_all(to).unwrap();
     for entry in fs::read_dir(from).unwrap().map(Result::unwrap) {
-        let place = to.join(entry.file_name());
+        let target = to.join(entry.file_name());
         match entry.path().is_dir() {
             true if entry.file_name() == "target" => {}
-            true => copy(&entry.path(), &place),
-            false => drop(fs::copy(entry.path(), place).unwrap()),
+            true => copy(&entry.path(), &target),
+            false => drop(fs::copy(entry.path(), target).unwrap()),
         }
     }
 }

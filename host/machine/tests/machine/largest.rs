@@ -48,7 +48,11 @@ struct Store {
 impl Store {
     fn call(&mut self, method: &str, request: &impl Message) -> Result<Reply, (Code, String)> {
         let request = request.encode_to_vec();
-        assert!(request.len() <= limits::REQUEST_BYTES, "not a legal request: {}", request.len());
+        assert!(
+            request.len() <= limits::REQUEST_BYTES_MAX.default,
+            "not a legal request: {}",
+            request.len()
+        );
         let call = Call {
             method: format!("kv.v1.KV/{method}").into(),
             request: request.into(),
@@ -159,7 +163,7 @@ fn fitting(shapes: &[Shape]) -> Vec<Operation> {
     let mut bytes = 0;
     let fits = |operation: &Operation| {
         bytes += operation.encoded_len() + 8;
-        bytes <= limits::REQUEST_BYTES
+        bytes <= limits::REQUEST_BYTES_MAX.default
     };
     shapes.iter().map(Shape::operation).take_while(fits).collect()
 }
@@ -190,7 +194,7 @@ fn many_small_events_are_transferred_up_to_the_limit() {
         "(i32.store (i32.const 272) (i32.const 0x500000)) (i32.store (i32.const 276) (local.get 8))
         (i32.const 256)";
     let component = component(Wat { apply, memory: "128", ..Wat::default() }.component());
-    let largest = limits::EVENT_BYTES / limits::EVENT_OVERHEAD_BYTES;
+    let largest = limits::EVENT_BYTES_MAX.default / limits::EVENT_OVERHEAD_BYTES;
     let apply = |count: usize| {
         let mut standalone = Standalone::start(&component).unwrap();
         let call =
@@ -242,7 +246,7 @@ async fn an_answer_that_is_too_large_fails_and_keeps_the_standby() {
     };
     let query = async |bytes| node.worker.query(call(bytes), 0).await.unwrap().result;
     let subscribe = async |bytes| node.worker.subscribe(call(bytes), 0, None).await.unwrap().result;
-    let largest = limits::RESPONSE_BYTES;
+    let largest = limits::RESPONSE_BYTES_MAX.default;
     assert_eq!(query(largest).await.unwrap().len(), largest);
     assert_eq!(subscribe(largest).await.unwrap().initial[0].len(), largest);
     let builds = node.worker.stats().standby_builds;
@@ -266,5 +270,5 @@ fn a_node_takes_what_the_contract_promises() {
     assert_eq!(limits.cluster.response_bytes_max, contract::RESPONSE_BYTES_MAX);
     assert_eq!(limits.cluster.event_bytes_max, contract::EVENT_BYTES_MAX);
     assert_eq!(limits::EVENT_OVERHEAD_BYTES, contract::EVENT_OVERHEAD_BYTES);
-    assert_eq!(limits::REQUEST_BYTES, contract::REQUEST_BYTES_DEFAULT);
+    assert_eq!(limits::REQUEST_BYTES_MAX.default, contract::REQUEST_BYTES_DEFAULT);
 }

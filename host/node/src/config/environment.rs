@@ -12,6 +12,8 @@ use std::{
 
 use zeroize::Zeroizing;
 
+use super::{ConfigError, error::renamed};
+
 /// The environment variable that may hold the master key itself.
 pub(super) const MASTER_KEY_VARIABLE: &str = "CONCLAVE_MASTER_KEY";
 /// The environment variable with the path of a TOML file of defaults. All other settings override
@@ -54,6 +56,12 @@ pub fn variables() -> impl Iterator<Item = OsString> {
         let name = name.to_string_lossy();
         name.starts_with(PREFIX) && name != crate::config::LOG_VARIABLE
     })
+}
+
+/// Rejects variables with former names of settings, which would be ignored otherwise.
+pub(super) fn check_names() -> Result<(), ConfigError> {
+    let renamed = env::vars_os().find_map(|(name, _)| renamed(name.to_str()?));
+    renamed.map_or(Ok(()), |advice| Err(ConfigError::Renamed(advice)))
 }
 
 /// Returns the master key as text, if it was in the environment.

@@ -5,7 +5,8 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::environment::MASTER_KEY_VARIABLE;
+use super::{environment::MASTER_KEY_VARIABLE, settings::VARIABLES};
+use conclave_types::limits::LimitError;
 
 /// The reason why the settings are invalid.
 #[derive(Debug, thiserror::Error)]
@@ -29,6 +30,9 @@ pub enum ConfigError {
         /// The mistake, without values.
         reason: String,
     },
+    /// A variable of the environment has the former name of a setting.
+    #[error("{0}")]
+    Renamed(String),
     /// A setting without a default was not set.
     #[error(
         "{name} is not set: give --{flag}, or {variable} in the environment, or {name} in the configuration file"
@@ -53,6 +57,12 @@ pub enum ConfigError {
     },
 }
 
+impl From<LimitError> for ConfigError {
+    fn from(LimitError { name, value, rule }: LimitError) -> Self {
+        invalid(name, value, rule)
+    }
+}
+
 fn position(at: &Option<(usize, usize)>) -> String {
     at.map(|(line, column)| format!(", line {line}, column {column}")).unwrap_or_default()
 }
@@ -72,14 +82,34 @@ pub(super) fn malformed(path: &Path, text: &str, error: &toml::de::Error) -> Con
         let column = before.chars().rev().take_while(|c| *c != '\n').count() + 1;
         (before.matches('\n').count() + 1, column)
     });
+    let renamed = error.message().split('`').nth(1).and_then(renamed);
     let reason = match error.message() {
         message if message.starts_with("unknown field `master_key`") => format!(
             "the master key must not be in this file: put it into a separate file that only its owner can read and set \
              master_key_file to its path, or set {MASTER_KEY_VARIABLE}"
         ),
-        message => without_keys(message),
+        message if message.starts_with("unknown field") => {
+            renamed.unwrap_or_else(|| without_keys(message))
+        }
+        message => {
+            let line = error.span().and_then(|span| text.get(..span.start)?.rsplit('\n').next());
+            let name =
+                line.and_then(|line| line.split_once('=')).map_or("", |(name, _)| name.trim());
+            let is_known = VARIABLES.iter().any(|(known, _)| *known == name);
+            let name = if is_known { format!("{name}: ") } else { String::new() };
+            name + &without_keys(message)
+        }
     };
     ConfigError::Malformed { path: path.to_owned(), at, reason }
+}
+
+/// Returns the advice for the name of a setting that has become a duration.
+pub(super) fn renamed(name: &str) -> Option<String> {
+    let lower = name.to_lowercase();
+    let base = lower.strip_prefix("conclave_").unwrap_or(&lower).strip_suffix("_ms")?;
+    let (setting, variable) = VARIABLES.iter().find(|(known, _)| *known == base)?;
+    let new = if lower == name { setting } else { variable };
+    Some(format!("unknown setting {name}: use {new}, with a unit, such as 100ms or 10s"))
 }
 
 /// Replaces every word of the text that is as long as a key.

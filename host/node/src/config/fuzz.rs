@@ -32,8 +32,8 @@ cluster_id = "c"
 data_dir = "d"
 listen_client = "127.0.0.1:7101"
 members = ["1=a:7201,a:7101", "2=[::1]:7201,[::1]:7101", "3=c:7201,c:7101"]
-election_min_ms = 800
-election_max_ms = 1000
+election_min = "800ms"
+election_max = "1s"
 snapshot_entries = 1000
 request_bytes_max = 4194304
 log_format = "json"

@@ -5,13 +5,12 @@
 //! the environment, except for `CONCLAVE_LOG`.
 
 mod addresses;
+mod duration;
 mod environment;
 mod error;
 #[doc(hidden)]
 pub mod fuzz;
 mod settings;
-#[cfg(test)]
-mod timing_tests;
 mod validate;
 
 use std::{fmt, net::SocketAddr, path::PathBuf, time::Duration};
@@ -21,6 +20,7 @@ pub use conclave_raft::{
     settings::{Limits, Member, SnapshotPolicy},
     timing::Timing,
 };
+pub use duration::HumanDuration;
 pub use environment::{take as take_environment, variables};
 pub use error::ConfigError;
 pub use settings::{LogFormat, Settings};
@@ -61,8 +61,7 @@ pub struct Config {
     pub connections: ConnectionLimits,
     /// The conditions for taking a snapshot.
     pub snapshot: SnapshotPolicy,
-    /// Interval at which the leader has the replicas compare their outcomes. `None`: never. Default
-    /// 10 s, at least 100 ms.
+    /// Interval at which the leader has the replicas compare their outcomes. `None`: never.
     pub consistency_check_interval: Option<Duration>,
     /// Format of the node's log.
     pub log_format: LogFormat,
@@ -131,17 +130,15 @@ impl fmt::Debug for ComponentSource {
 /// Limits of client connections and subscriptions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConnectionLimits {
-    /// Maximum number of connections. `None`: 4096, or fewer if the limit of open files is low.
+    /// Maximum number of connections. `None`: the default, or fewer if the limit of open files is low.
     pub max: Option<usize>,
     /// Idle limit: a connection that begins no call for this time is closed once its calls have
-    /// ended. `None`: no limit. Default 30 min.
+    /// ended. `None`: no limit.
     pub idle: Option<Duration>,
-    /// Age limit: an older connection is closed once its calls have ended. `None`: no limit, which
-    /// is the default.
+    /// Age limit: an older connection is closed once its calls have ended. `None`: no limit.
     pub age: Option<Duration>,
-    /// Maximum number of subscriptions of the node. Default 10,000.
+    /// Maximum number of subscriptions of the node.
     pub subscriptions: usize,
-    /// Maximum number of subscriptions per connection. Default 512, at most 1,000, since other
-    /// calls need room.
+    /// Maximum number of subscriptions per connection.
     pub subscriptions_each: usize,
 }

@@ -8,21 +8,18 @@ use std::{
 use zeroize::Zeroizing;
 
 use super::{
-    ComponentSource, Config, ConfigError, ConnectionLimits, Limits, MasterKeySource, Settings,
-    SnapshotPolicy, StoppedNode, Timing, addresses,
+    ComponentSource, Config, ConfigError, ConnectionLimits, HumanDuration, Limits, MasterKeySource,
+    Settings, SnapshotPolicy, StoppedNode, Timing, addresses,
     environment::{self, MASTER_KEY_VARIABLE},
     error::invalid,
+    settings::{ADMIN_PORT, CLIENT_PORT, PEER_PORT},
 };
-use conclave_types::{
-    limits as defaults,
-    limits::{ClusterLimits, LimitError, LimitsChange},
-};
-
-const MIB: usize = 1024 * 1024;
+use conclave_types::limits::{self, ClusterLimits, Limit, LimitError, LimitsChange};
 
 impl Config {
     /// Reads the file, if one is named, applies the defaults and checks every rule.
     pub fn load(settings: Settings) -> Result<Self, ConfigError> {
+        environment::check_names()?;
         Self::from_settings(settings.with_file()?, environment::master_key())
     }
 
@@ -41,25 +38,33 @@ impl Config {
         if node_id == 0 {
             return Err(invalid("node_id", node_id, "must be 1 or more"));
         }
+        settings.check_ranges()?;
         Ok(Self {
             node_id,
             cluster_id: cluster_id(settings.cluster_id.as_deref())?,
             data_dir: data_dir(&settings)?,
             listen_client: client_address(&settings)?,
-            listen_peer: addresses::listen("listen_peer", settings.listen_peer.as_deref(), 7201)?,
+            listen_peer: addresses::listen(
+                "listen_peer",
+                settings.listen_peer.as_deref(),
+                PEER_PORT,
+            )?,
             listen_admin: addresses::listen(
                 "listen_admin",
                 settings.listen_admin.as_deref(),
-                7301,
+                ADMIN_PORT,
             )?,
             members: addresses::members(&settings.members, node_id)?,
-            connections: connections(&settings)?,
+            connections: connections(&settings),
             master_key: master_key(settings.master_key_file.clone(), master_key_value)?,
             component: settings.component.clone().map(ComponentSource::File),
             timing: timing(&settings)?,
             limits: limits(&settings)?,
             snapshot: snapshot_policy(&settings)?,
-            consistency_check_interval: consistency_check_interval(&settings)?,
+            consistency_check_interval: unless_never(
+                limits::CONSISTENCY_CHECK_INTERVAL,
+                settings.consistency_check_interval,
+            ),
             log_format: settings.log_format.unwrap_or_default(),
             compile_cache: settings.compile_cache.clone(),
             exit_on_stdin_close: settings.exit_on_stdin_close,
@@ -81,7 +86,7 @@ impl StoppedNode {
 
 /// Returns the address at which a node with these settings listens for clients.
 pub fn client_address(settings: &Settings) -> Result<std::net::SocketAddr, ConfigError> {
-    addresses::listen("listen_client", settings.listen_client.as_deref(), 7101)
+    addresses::listen("listen_client", settings.listen_client.as_deref(), CLIENT_PORT)
 }
 
 fn data_dir(settings: &Settings) -> Result<PathBuf, ConfigError> {
@@ -154,177 +159,71 @@ fn master_key(
     }
 }
 
-fn timing(settings: &Settings) -> Result<Timing, ConfigError> {
-    let heartbeat = settings.heartbeat_ms.unwrap_or(100);
-    // Each default is derived from the other value. Both follow from the heartbeat interval if
-    // that is long.
-    let (election_min, election_max) = match (settings.election_min_ms, settings.election_max_ms) {
-        (Some(min), Some(max)) => (min, max),
-        (Some(min), None) => (min, min.saturating_mul(10) / 8),
-        (None, Some(max)) => (max.saturating_mul(8) / 10, max),
-        (None, None) => {
-            (heartbeat.saturating_mul(8).max(800), heartbeat.saturating_mul(10).max(1000))
-        }
-    };
-    let request_timeout = settings.request_timeout_ms.unwrap_or(10_000);
-    if !(10..=10_000).contains(&heartbeat) {
-        return Err(invalid("heartbeat_ms", heartbeat, "must be between 10 and 10000"));
-    }
-    if election_min < election_max / 2 + heartbeat * 2 || election_min > 120_000 {
-        let rule = format!(
-            "must be at least half of election_max_ms ({election_max}) and 2 times heartbeat_ms \
-             ({heartbeat}) together, so {}, and at most 120000: a shorter timeout elects a new leader \
-             whenever a few heartbeats are late",
-            election_max / 2 + heartbeat * 2
-        );
-        return Err(invalid("election_min_ms", election_min, rule));
-    }
-    if election_max < election_min + heartbeat || election_max > 120_000 {
-        let rule = format!(
-            "must be at least election_min_ms + heartbeat_ms ({}) and at most 120000: if all nodes \
-             start their elections at once, no node wins",
-            election_min + heartbeat
-        );
-        return Err(invalid("election_max_ms", election_max, rule));
-    }
-    if !(100..=300_000).contains(&request_timeout) {
-        let rule = "must be between 100 and 300000, the maximum time of a call on a node";
-        return Err(invalid("request_timeout_ms", request_timeout, rule));
-    }
-    Ok(Timing {
-        heartbeat: Duration::from_millis(heartbeat),
-        election_min: Duration::from_millis(election_min),
-        election_max: Duration::from_millis(election_max),
-        request_timeout: Duration::from_millis(request_timeout),
-    })
+fn timing(settings: &Settings) -> Result<Timing, LimitError> {
+    let given = |duration: Option<HumanDuration>| duration.map(Into::into);
+    Timing::new(
+        given(settings.heartbeat),
+        given(settings.election_min),
+        given(settings.election_max),
+        given(settings.request_timeout),
+    )
 }
 
-fn limits(settings: &Settings) -> Result<Limits, ConfigError> {
-    let within = |name, value: usize, least: usize, most: usize| {
-        if (least..=most).contains(&value) {
-            Ok(value)
-        } else {
-            Err(invalid(name, value, format!("must be between {least} and {most}")))
-        }
-    };
-    let request_bytes_max = within(
-        "request_bytes_max",
-        settings.request_bytes_max.unwrap_or(defaults::REQUEST_BYTES),
-        1024,
-        16 * MIB,
-    )?;
+fn limits(settings: &Settings) -> Result<Limits, LimitError> {
+    let request_bytes_max = limits::REQUEST_BYTES_MAX.or_default(settings.request_bytes_max);
     // The defaults grow with the maximum request size.
     let at_least = |default, needed| (needed > default).then_some(needed);
-    let response = at_least(defaults::RESPONSE_BYTES, request_bytes_max);
-    let events = at_least(defaults::EVENT_BYTES, 2 * request_bytes_max);
-    let limits = Limits {
-        request_bytes_max,
-        cluster: LimitsChange {
-            memory_bytes_max: settings.memory_bytes_max,
-            fuel_per_call: settings.fuel_per_call,
-            fuel_per_query: settings.fuel_per_query,
-            fuel_per_state_call: settings.fuel_per_state_call,
-            response_bytes_max: settings.response_bytes_max.or(response),
-            event_bytes_max: settings.event_bytes_max.or(events),
-        },
-        commands_in_flight_max: within(
-            "commands_in_flight_max",
-            settings.commands_in_flight_max.unwrap_or(8192),
-            1,
-            1_000_000,
-        )?,
+    let response = at_least(limits::RESPONSE_BYTES_MAX.default, request_bytes_max);
+    let events = at_least(limits::EVENT_BYTES_MAX.default, 2 * request_bytes_max);
+    let cluster = LimitsChange {
+        memory_bytes_max: settings.memory_bytes_max,
+        fuel_per_call: settings.fuel_per_call,
+        fuel_per_query: settings.fuel_per_query,
+        fuel_per_state_call: settings.fuel_per_state_call,
+        response_bytes_max: settings.response_bytes_max.or(response),
+        event_bytes_max: settings.event_bytes_max.or(events),
     };
-    let changed = ClusterLimits::DEFAULT.changed(&limits.cluster, request_bytes_max);
-    changed.map_err(|LimitError { name, value, rule }| invalid(name, value, rule))?;
-    Ok(limits)
+    ClusterLimits::DEFAULT.changed(&cluster, request_bytes_max)?;
+    let commands_in_flight_max =
+        limits::COMMANDS_IN_FLIGHT_MAX.or_default(settings.commands_in_flight_max);
+    Ok(Limits { request_bytes_max, cluster, commands_in_flight_max })
 }
 
 fn snapshot_policy(settings: &Settings) -> Result<SnapshotPolicy, ConfigError> {
-    let entries = settings.snapshot_entries.unwrap_or(50_000);
-    let bytes = settings.snapshot_bytes.unwrap_or(64 * MIB as u64);
-    if !(100..=100_000_000).contains(&entries) {
-        return Err(invalid("snapshot_entries", entries, "must be between 100 and 100000000"));
-    }
-    if !(MIB as u64..=1 << 40).contains(&bytes) {
-        return Err(invalid("snapshot_bytes", bytes, "must be between 1 MiB and 1 TiB"));
-    }
-    let keep_entries = settings.keep_entries.unwrap_or(5_000);
-    if keep_entries > 10_000_000 {
-        return Err(invalid("keep_entries", keep_entries, "must be at most 10000000"));
-    }
-    let keep_bytes = settings.keep_bytes.unwrap_or(64 * MIB as u64);
-    if keep_bytes > 1 << 40 {
-        return Err(invalid("keep_bytes", keep_bytes, "must be at most 1 TiB"));
-    }
-    let catch_up_bytes = settings.catch_up_bytes.unwrap_or(keep_bytes.max(1024 * MIB as u64));
-    if !(MIB as u64..=1 << 40).contains(&catch_up_bytes) || catch_up_bytes < keep_bytes {
-        let rule = "must be between 1 MiB and 1 TiB, and at least keep_bytes";
+    let keep_bytes = limits::KEEP_BYTES.or_default(settings.keep_bytes);
+    let catch_up_bytes =
+        settings.catch_up_bytes.unwrap_or(keep_bytes.max(limits::CATCH_UP_BYTES.default));
+    if catch_up_bytes < keep_bytes {
+        let rule = format!("must be at least keep_bytes ({keep_bytes})");
         return Err(invalid("catch_up_bytes", catch_up_bytes, rule));
     }
-    let stall_ms = settings.snapshot_stall_ms.unwrap_or(30_000);
-    if !(1_000..=600_000).contains(&stall_ms) {
-        return Err(invalid("snapshot_stall_ms", stall_ms, "must be between 1000 and 600000"));
-    }
-    let stall = Duration::from_millis(stall_ms);
-    let interval = match settings.snapshot_interval_ms.unwrap_or(3_600_000) {
-        0 => None,
-        interval @ 1_000..=604_800_000 => Some(Duration::from_millis(interval)),
-        interval => {
-            let rule = "must be between 1000 and 604800000, or 0 for never";
-            return Err(invalid("snapshot_interval_ms", interval, rule));
-        }
-    };
-    let interval_entries = settings.snapshot_interval_entries.unwrap_or(1_000);
-    if !(1..=100_000_000).contains(&interval_entries) {
-        let rule = "must be between 1 and 100000000";
-        return Err(invalid("snapshot_interval_entries", interval_entries, rule));
-    }
     Ok(SnapshotPolicy {
-        entries,
-        bytes,
-        interval,
-        interval_entries,
-        keep_entries,
+        entries: limits::SNAPSHOT_ENTRIES.or_default(settings.snapshot_entries),
+        bytes: limits::SNAPSHOT_BYTES.or_default(settings.snapshot_bytes),
+        interval: unless_never(limits::SNAPSHOT_INTERVAL, settings.snapshot_interval),
+        interval_entries: limits::SNAPSHOT_INTERVAL_ENTRIES
+            .or_default(settings.snapshot_interval_entries),
+        keep_entries: limits::KEEP_ENTRIES.or_default(settings.keep_entries),
         keep_bytes,
         catch_up_bytes,
-        stall,
+        stall: limits::SNAPSHOT_STALL.or_default(settings.snapshot_stall),
     })
 }
 
-fn connections(settings: &Settings) -> Result<ConnectionLimits, ConfigError> {
-    if let Some(max) = settings.connections_max
-        && !(1..=1_000_000).contains(&max)
-    {
-        return Err(invalid("connections_max", max, "must be between 1 and 1000000"));
-    }
-    let time = |name, given: Option<u64>, default| match given.unwrap_or(default) {
-        0 => Ok(None),
-        time @ 1_000..=604_800_000 => Ok(Some(Duration::from_millis(time))),
-        time => Err(invalid(name, time, "must be between 1000 and 604800000, or 0 for no limit")),
-    };
-    let count = |name, given: Option<usize>, default, most| match given.unwrap_or(default) {
-        count if (1..=most).contains(&count) => Ok(count),
-        count => Err(invalid(name, count, format!("must be between 1 and {most}"))),
-    };
-    let each = settings.subscriptions_per_connection_max;
-    Ok(ConnectionLimits {
-        subscriptions: count("subscriptions_max", settings.subscriptions_max, 10_000, 1_000_000)?,
-        subscriptions_each: count("subscriptions_per_connection_max", each, 512, 1_000)?,
+fn connections(settings: &Settings) -> ConnectionLimits {
+    ConnectionLimits {
+        subscriptions: limits::SUBSCRIPTIONS_MAX.or_default(settings.subscriptions_max),
+        subscriptions_each: limits::SUBSCRIPTIONS_PER_CONNECTION_MAX
+            .or_default(settings.subscriptions_per_connection_max),
         max: settings.connections_max,
-        idle: time("connection_idle_ms", settings.connection_idle_ms, 1_800_000)?,
-        age: time("connection_age_ms", settings.connection_age_ms, 0)?,
-    })
+        idle: unless_never(limits::CONNECTION_IDLE, settings.connection_idle),
+        age: unless_never(limits::CONNECTION_AGE, settings.connection_age),
+    }
 }
 
-fn consistency_check_interval(settings: &Settings) -> Result<Option<Duration>, ConfigError> {
-    match settings.consistency_check_interval_ms.unwrap_or(10_000) {
-        0 => Ok(None),
-        interval @ 100..=3_600_000 => Ok(Some(Duration::from_millis(interval))),
-        interval => {
-            let rule = "must be between 100 and 3600000, or 0 for never";
-            Err(invalid("consistency_check_interval_ms", interval, rule))
-        }
-    }
+/// Returns the duration, or `None` if zero disables the function.
+fn unless_never(limit: Limit<Duration>, given: Option<HumanDuration>) -> Option<Duration> {
+    Some(limit.or_default(given)).filter(|duration| !duration.is_zero())
 }
 
 #[cfg(test)]
@@ -341,6 +240,10 @@ mod tests {
             members: vec!["1=127.0.0.1:7201,127.0.0.1:7101".into()],
             ..Settings::default()
         }
+    }
+
+    fn ms(milliseconds: u64) -> Option<HumanDuration> {
+        Some(Duration::from_millis(milliseconds).into())
     }
 
     /// Each line: an invalid change to valid settings, and a part of the expected error.
@@ -360,15 +263,15 @@ mod tests {
             (|s| s.connections_max = Some(0), "between 1 and"),
             (|s| s.subscriptions_max = Some(0), "subscriptions_max = 0: must be between 1 and"),
             (|s| s.subscriptions_per_connection_max = Some(1_024), "between 1 and 1000"),
-            (|s| s.connection_idle_ms = Some(1), "or 0 for no limit"),
-            (|s| s.snapshot_interval_ms = Some(1), "or 0 for never"),
+            (|s| s.connection_idle = ms(1), "or 0 for never"),
+            (|s| s.snapshot_interval = ms(1), "or 0 for never"),
             (|s| s.cluster_id = Some("a b".into()), "letters, digits"),
-            (|s| s.heartbeat_ms = Some(1), "between 10"),
-            (|s| s.election_min_ms = Some(200), "2 times heartbeat_ms"),
-            (|s| s.election_max_ms = Some(300), "2 times heartbeat_ms"),
+            (|s| s.heartbeat = ms(1), "heartbeat = 1ms: must be between 10ms and 10s"),
+            (|s| s.election_min = ms(200), "2 times heartbeat"),
+            (|s| s.election_max = ms(300), "2 times heartbeat"),
             (
-                |s| (s.election_min_ms, s.election_max_ms) = (Some(900), Some(950)),
-                "at least election_min_ms + heartbeat_ms",
+                |s| (s.election_min, s.election_max) = (ms(900), ms(950)),
+                "at least election_min + heartbeat",
             ),
             (|s| s.request_bytes_max = Some(1 << 30), "must be between"),
             (|s| s.response_bytes_max = Some(1 << 20), "may rely on"),
@@ -382,7 +285,10 @@ mod tests {
                 "raise event_bytes_max or lower request_bytes_max",
             ),
             (|s| s.snapshot_entries = Some(1), "must be between 100"),
-            (|s| s.consistency_check_interval_ms = Some(1), "or 0 for never"),
+            (|s| s.consistency_check_interval = ms(1), "or 0 for never"),
+            (|s| s.keep_bytes = Some((1 << 40) + 1), "keep_bytes = 1099511627777: must be between"),
+            (|s| (s.keep_bytes, s.catch_up_bytes) = (Some(2 << 20), Some(1 << 20)), "keep_bytes ("),
+            (|s| s.snapshot_stall = Some(Duration::MAX.into()), "must be between 1s and 10m"),
         ];
         assert!(Config::from_settings(complete(), None).is_ok());
         for (change, says) in cases {
@@ -436,9 +342,19 @@ mod tests {
         for key in [hexadecimal, base64, base64.trim_end_matches('=')] {
             for (text, says) in [
                 (
-                    "node_id = 1\nheartbeet_ms = 3".to_owned(),
-                    "line 2, column 1: unknown field `heartbeet_ms`",
+                    "node_id = 1\nheartbeet = 3".to_owned(),
+                    "line 2, column 1: unknown field `heartbeet`",
                 ),
+                (
+                    "node_id = 1\nheartbeat_ms = 3".to_owned(),
+                    "line 2, column 1: unknown setting heartbeat_ms: use heartbeat",
+                ),
+                (
+                    "heartbeat = \"100\"".to_owned(),
+                    "line 1, column 13: heartbeat: a duration needs a unit, such as 100ms or 10s",
+                ),
+                ("heartbeat = 100".to_owned(), "heartbeat: a duration needs a unit"),
+                (format!("heartbeat = \"{key}\""), "heartbeat: "),
                 (format!("node_id = 1\nmaster_key = \"{key}\""), "master_key_file"),
                 (format!("node_id = \"{key}\""), "line 1, column 11"),
                 (format!("master_key = {key}"), "line 1"),

@@ -1,9 +1,8 @@
 //! The limit of open files: raised to the hard limit, and shared between clients and the node itself.
 
+use conclave_types::limits::CONNECTIONS_MAX;
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
-/// Maximum number of client connections, unless the settings or the limit of open files are lower.
-const CONNECTIONS_DEFAULT: usize = 4096;
 /// Files for the log, snapshots, the admin port and the process itself.
 const OWN_FILES: u64 = 192;
 /// Files per member: connections of three classes in both directions, doubled while they are
@@ -28,7 +27,7 @@ pub fn raise_file_limit() {
 /// Returns the number of client connections that the limit of open files allows, at most
 /// the configured one.
 pub(super) fn connections_max(configured: Option<usize>, members: usize) -> usize {
-    let wanted = configured.unwrap_or(CONNECTIONS_DEFAULT);
+    let wanted = CONNECTIONS_MAX.or_default(configured);
     let Some(files) = getrlimit(Resource::Nofile).current else { return wanted };
     let room = room(files, members);
     if wanted > room {

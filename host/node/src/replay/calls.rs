@@ -9,7 +9,7 @@ const READ_BYTES_MAX: usize = 4 << 20;
 
 /// A call or tick in the log.
 #[derive(Clone, Debug)]
-pub struct Asked {
+pub struct LoggedCall {
     /// Its log index.
     pub index: u64,
     /// Milliseconds since the Unix epoch on the proposing leader's clock.
@@ -18,11 +18,11 @@ pub struct Asked {
     pub call: Option<Call>,
 }
 
-/// The result of [`Source::asked`].
+/// The result of [`Source::calls`].
 #[derive(Clone, Debug)]
-pub struct AskedAll {
+pub struct LoggedCalls {
     /// Calls and ticks in log order.
-    pub asked: Vec<Asked>,
+    pub calls: Vec<LoggedCall>,
     /// The first and the last entry that was read; `None` if the log is empty.
     pub span: Option<(u64, u64)>,
     /// True if the log reaches back to its first entry.
@@ -37,13 +37,13 @@ impl Source {
     ///
     /// # Errors
     /// The log cannot be read, or has a gap.
-    pub fn asked(&self, count_max: usize, bytes_max: usize) -> Result<AskedAll, Error> {
+    pub fn calls(&self, count_max: usize, bytes_max: usize) -> Result<LoggedCalls, Error> {
         let (log, span) = (&self.parts.log, self.span());
         let extent = log.extent();
         let begin = extent.first;
         let end = extent.last.map_or(0, |last| last.index.min(span.committed) + 1);
-        let mut found = AskedAll {
-            asked: Vec::new(),
+        let mut found = LoggedCalls {
+            calls: Vec::new(),
             span: None,
             from_the_beginning: span.first == 0,
             more: false,
@@ -59,22 +59,22 @@ impl Source {
                 if index != next {
                     return Err(Error::Gap(next));
                 }
-                let asked = match entry.payload {
+                let logged = match entry.payload {
                     Payload::Normal(Command { time_ms, kind: CommandKind::Call(call) }) => {
-                        Some(Asked { index, time_ms, call: Some(call) })
+                        Some(LoggedCall { index, time_ms, call: Some(call) })
                     }
                     Payload::Normal(Command {
                         time_ms,
                         kind: CommandKind::Tick | CommandKind::SetTime,
-                    }) => Some(Asked { index, time_ms, call: None }),
+                    }) => Some(LoggedCall { index, time_ms, call: None }),
                     _ => None,
                 };
-                bytes += asked.iter().filter_map(|asked| asked.call.as_ref()).fold(0, size);
-                if asked.is_some() && (found.asked.len() == count_max || bytes > bytes_max) {
+                bytes += logged.iter().filter_map(|logged| logged.call.as_ref()).fold(0, size);
+                if logged.is_some() && (found.calls.len() == count_max || bytes > bytes_max) {
                     found.more = true;
                     return Ok(found);
                 }
-                found.asked.extend(asked);
+                found.calls.extend(logged);
                 found.span = Some((begin, index));
                 next += 1;
             }

@@ -2,7 +2,7 @@
 //! or another one.
 //!
 //! [`Source`] is the data to replay. [`Player`] applies it entry by entry and answers queries in
-//! between. [`Seen`] is an entry with its outcome, [`Asked`] is a call without its outcome.
+//! between. [`Seen`] is an entry with its outcome, [`LoggedCall`] is a call without its outcome.
 //! [`Messages`] converts requests and responses to JSON.
 //!
 //! # Contract
@@ -30,7 +30,7 @@ mod seen;
 mod source;
 
 pub use self::{
-    calls::{Asked, AskedAll},
+    calls::{LoggedCall, LoggedCalls},
     error::Error,
     messages::Messages,
     player::Player,

@@ -2,9 +2,8 @@
 
 use std::time::{Duration, Instant};
 
-/// The first retry is quick, because a process that was restarted listens again within about 10 ms.
-const PAUSE_MIN: Duration = Duration::from_millis(20);
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+use crate::timing::{RETRY_PAUSE_MAX as PAUSE_MAX, RETRY_PAUSE_MIN as PAUSE_MIN};
+
 /// The limit after refusals: a peer that refuses this node rarely accepts it later by itself.
 const REFUSED_PAUSE_MAX: Duration = Duration::from_secs(5);
 /// The interval at which a lasting problem is logged again.
@@ -12,7 +11,8 @@ const REPEAT_INTERVAL: Duration = Duration::from_secs(60);
 /// A problem that ends within this time is not logged, because members start one after the other.
 const QUIET: Duration = Duration::from_secs(1);
 
-/// Returns the pause before attempt `failures + 1`. It doubles from 20 ms to one second. A random
+/// Returns the pause before attempt `failures + 1`. It doubles from [`PAUSE_MIN`] to
+/// [`PAUSE_MAX`]. A random
 /// part of up to one half is subtracted, so that nodes do not retry in step.
 pub(super) fn pause(failures: u32) -> Duration {
     jittered(PAUSE_MIN.saturating_mul(1 << failures.saturating_sub(1).min(10)).min(PAUSE_MAX))

@@ -31,7 +31,7 @@ use conclave_storage::{
     BatchWindow, Identity, LogStore,
     raft_types::{LogId, Vote},
 };
-use conclave_types::NodeId;
+use conclave_types::{NodeId, duration};
 
 /// The interval at which new acknowledgements are written.
 const WRITE_INTERVAL: Duration = Duration::from_millis(200);
@@ -206,12 +206,14 @@ impl Local {
     ) -> Result<(), String> {
         // A leader's lease reads depend on the time for which its followers grant no vote.
         let lease = self.lease_ms();
+        let election_max =
+            |lease_ms: u64| duration::text(Duration::from_millis(lease_ms.saturating_mul(2)));
         if lease_ms != 0 && lease_ms != lease {
             return Err(format!(
-                "node {node_id} has an election_max_ms of {}, but node {} has {}: set the same value on every node",
-                lease_ms.saturating_mul(2),
+                "node {node_id} has an election_max of {}, but node {} has {}: set the same value on every node",
+                election_max(lease_ms),
                 self.identity.node_id,
-                lease.saturating_mul(2)
+                election_max(lease)
             ));
         }
         if component_id != self.identity.component_id.0 {

@@ -234,7 +234,7 @@ pub async fn run(setup: &Setup, schedule: &Schedule, seed: u64) -> Result<Run> {
 fn options(setup: &Setup, schedule: &Schedule) -> Options {
     let mut options = Options::new(&setup.binary).nodes(schedule.nodes).proxied();
     options.parent.clone_from(&setup.parent);
-    options = options.flag("--consistency-check-interval-ms=1000");
+    options = options.flag("--consistency-check-interval=1s");
     if schedule.snapshots {
         options = options.flag("--snapshot-entries=400").flag("--keep-entries=100");
     }

@@ -78,13 +78,13 @@ mod tests {
     #[test]
     fn only_sources_are_seen() {
         let dir = tempfile::tempdir().unwrap();
-        let write = |place: &str, text: &str| {
-            let path = dir.path().join(place);
+        let write = |relative: &str, text: &str| {
+            let path = dir.path().join(relative);
             fs::create_dir_all(path.parent().unwrap()).unwrap();
             fs::write(path, text).unwrap();
         };
-        for place in ["src/lib.rs", "proto/a.proto", "target/a.wasm", "data/cluster.json"] {
-            write(place, "one");
+        for relative in ["src/lib.rs", "proto/a.proto", "target/a.wasm", "data/cluster.json"] {
+            write(relative, "one");
         }
         write(".git/HEAD", "main");
         write("notes.tmp", "ignored");
@@ -92,8 +92,8 @@ mod tests {
         let others = vec![dir.path().join("target"), dir.path().join("data")];
         let mut sources = Sources::new(dir.path(), others);
         let before = sources.picture();
-        let places = before.keys().map(|path| path.strip_prefix(dir.path()).unwrap());
-        assert_eq!(places.collect::<Vec<_>>(), [Path::new("proto/a.proto"), "src/lib.rs".as_ref()]);
+        let paths = before.keys().map(|path| path.strip_prefix(dir.path()).unwrap());
+        assert_eq!(paths.collect::<Vec<_>>(), [Path::new("proto/a.proto"), "src/lib.rs".as_ref()]);
 
         write("target/a.wasm", "another");
         write("data/cluster.json", "another");

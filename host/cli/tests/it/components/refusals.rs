@@ -89,9 +89,9 @@ async fn what_is_no_component_is_refused_and_the_cluster_goes_on() {
     for (name, bytes, says) in cases {
         let path = write(&dir, &format!("{name}.wasm"), &bytes);
         let output = run_verb(&cluster, &["push", path.to_str().unwrap()]);
-        let told = text(&output);
-        assert_eq!(output.status.code(), Some(1), "{name}: {told}");
-        assert!(told.contains(says), "{name}: {told:?} does not say {says:?}");
+        let printed = text(&output);
+        assert_eq!(output.status.code(), Some(1), "{name}: {printed}");
+        assert!(printed.contains(says), "{name}: {printed:?} does not say {says:?}");
     }
     assert_eq!(client.status().await.unwrap().nodes[0].last_log, before, "nothing was logged");
     assert_eq!(client.components().await.unwrap().len(), 1);
@@ -131,38 +131,41 @@ async fn the_command_line_leads_through_an_upgrade() {
         (output.status.code(), text(&output))
     };
     let refused = |arguments: &[&str], says: &str| {
-        let (code, told) = run(arguments);
-        assert!(code == Some(1) && told.contains(says), "{arguments:?}: {told:?}, not {says:?}");
+        let (code, printed) = run(arguments);
+        assert!(
+            code == Some(1) && printed.contains(says),
+            "{arguments:?}: {printed:?}, not {says:?}"
+        );
     };
     refused(&["activate", "123456"], "conclave component push");
     refused(&["activate", "12"], "at least the first 6 digits");
     refused(&["rollback"], "nothing to roll back to");
     refused(&["push", "/no/such/file.wasm"], "/no/such/file.wasm");
 
-    let (code, told) = run(&["push", path.to_str().unwrap()]);
-    assert!(code == Some(0) && told.contains("the cluster has second"), "{told}");
-    let id = told.split_once('(').unwrap().1[..12].to_owned();
-    assert!(told.contains(&format!("conclave component activate {id}")), "{told}");
+    let (code, printed) = run(&["push", path.to_str().unwrap()]);
+    assert!(code == Some(0) && printed.contains("the cluster has second"), "{printed}");
+    let id = printed.split_once('(').unwrap().1[..12].to_owned();
+    assert!(printed.contains(&format!("conclave component activate {id}")), "{printed}");
     let (code, again) = run(&["push", path.to_str().unwrap(), "--json"]);
     let again: serde_json::Value = serde_json::from_str(&again).unwrap();
     assert_eq!((code, again["name"].as_str()), (Some(0), Some("second")));
-    let (code, told) = run(&["rehearse", &id]);
-    assert!(code == Some(0) && told.contains("node 3: ready"), "{told}");
-    let (code, told) = run(&["diff", &id]);
-    assert!(code == Some(0) && told.contains("state version 1 → 2"), "{told}");
-    let (code, told) = run(&["list"]);
-    assert!(code == Some(0) && told.contains("1 ready, 2 ready, 3 ready"), "{told}");
-    let (code, told) = run(&["activate", &id]);
-    assert!(code == Some(0) && told.contains("is active since index"), "{told}");
+    let (code, printed) = run(&["rehearse", &id]);
+    assert!(code == Some(0) && printed.contains("node 3: ready"), "{printed}");
+    let (code, printed) = run(&["diff", &id]);
+    assert!(code == Some(0) && printed.contains("state version 1 → 2"), "{printed}");
+    let (code, printed) = run(&["list"]);
+    assert!(code == Some(0) && printed.contains("1 ready, 2 ready, 3 ready"), "{printed}");
+    let (code, printed) = run(&["activate", &id]);
+    assert!(code == Some(0) && printed.contains("is active since index"), "{printed}");
 
     // A rollback is impossible if the previous component does not restore the state.
     let narrow = version("third", 1, 2, &[2]).component();
     let third = push_ready(&client, narrow).await;
     client.activate_component(&third, false).await.unwrap();
     let path = write(&dir, "narrow.wasm", &super::machines::narrow().component());
-    let (_, told) = run(&["push", path.to_str().unwrap(), "--json"]);
-    let told: serde_json::Value = serde_json::from_str(&told).unwrap();
-    let narrow = told["component"].as_str().unwrap().to_owned();
+    let (_, printed) = run(&["push", path.to_str().unwrap(), "--json"]);
+    let printed: serde_json::Value = serde_json::from_str(&printed).unwrap();
+    let narrow = printed["component"].as_str().unwrap().to_owned();
     eventually("it has been rehearsed", async || {
         let components = client.components().await.map_err(|error| error.to_string())?;
         let found = components.into_iter().find(|component| component.id == narrow).unwrap();
@@ -171,10 +174,10 @@ async fn the_command_line_leads_through_an_upgrade() {
     })
     .await;
     refused(&["activate", &narrow], "restores only versions [1]");
-    let (code, told) = run(&["list"]);
+    let (code, printed) = run(&["list"]);
     assert!(
-        code == Some(0) && told.contains("on node 2: failed: the state has version 2"),
-        "{told}"
+        code == Some(0) && printed.contains("on node 2: failed: the state has version 2"),
+        "{printed}"
     );
     count(&client).await.unwrap();
     assert_eq!(all_agree(&cluster, &third).await, 2);

@@ -88,13 +88,13 @@ async fn the_api_follows_the_machine_and_breaking_changes_are_asked_for() {
 
     let component = push_ready(&client, new.component()).await;
     let diff = client.diff_component(&component).await.unwrap();
-    let told: Vec<_> = diff
+    let changes: Vec<_> = diff
         .changes
         .iter()
         .map(|change| (change.subject.as_str(), change.text.as_str(), change.breaking))
         .collect();
     let expected = [("t.v1.S/B", "is not served any more", true), ("t.v1.S/C", "is new", false)];
-    assert_eq!(told, expected);
+    assert_eq!(changes, expected);
     assert!(diff.restores);
     let refused = client.activate_component(&component, false).await.unwrap_err();
     assert_eq!(refused.code_name(), "FAILED_PRECONDITION");
