@@ -185,6 +185,8 @@ impl Storage {
         finish_creation(&dir)?;
         let keys = Keys::open(&dir, identity.clone(), master_key)?;
         let (watermark_file, watermark) = WatermarkFile::open(&dir, keys.clone())?;
+        // While sled opens the log, it changes its file. A loss by a power failure must be detected.
+        watermark_file.sync()?;
         files::remove_temporary(&dir)?;
         // File names that an earlier process created may not be durable yet.
         files::sync_dir(&dir)?;

@@ -3,13 +3,16 @@
 //! No file system here can lose data on request. A node therefore runs under a system-call trace,
 //! which shows its writes and syncs of each file with their times. From the trace the test builds
 //! the directories that a disk could hold if the power failed at some time, see [`disk`]. On each
-//! of them a node must start, with every put that had been acknowledged by then.
+//! of them a node must start, with every put that had been acknowledged by then. When a traced node
+//! was killed, the model is compared with the real directory.
 
 mod disk;
 mod metadata;
+mod rebuild;
 mod trace;
 
 use std::{
+    collections::BTreeSet,
     fs::{self, File},
     path::{Path, PathBuf},
     process::{Child, Command, Stdio},
@@ -25,7 +28,7 @@ use tokio::task::JoinSet;
 use self::disk::{Dice, Disk, Unsynced};
 use crate::{
     durability::{NO_STRACE, now, strace_works},
-    harness::{Cluster, Setup, conclave, eventually, free_address, get, put, skip},
+    harness::{Cluster, Setup, conclave, eventually, files, free_address, get, put, skip},
 };
 
 const WRITERS: usize = 4;
@@ -34,10 +37,13 @@ const PUTS: usize = 120;
 const KEYS: usize = 5;
 /// The number of cuts, spread over the run. For each, a node is started on a directory.
 const CUTS: usize = 34;
+/// The number of the log's syncs at the start of the second life that are each followed by a cut.
+const STARTING_SYNCS: usize = 6;
 /// The sync of the log that fails, in the test of a failed sync.
 const FAILED_SYNC: &str = "inject=fdatasync:error=EIO:when=70";
 
 /// A put: its key, when it was sent and when its response arrived.
+#[derive(Clone)]
 struct Put {
     key: String,
     number: usize,
@@ -63,6 +69,12 @@ async fn acknowledged_puts_survive_a_power_cut_after_a_failed_sync() {
     check_cuts(End::FailedSync).await;
 }
 
+/// A rebuild of the log, cut off at any step, leaves one complete log.
+#[tokio::test(flavor = "multi_thread")]
+async fn acknowledged_puts_survive_a_power_cut_during_a_rebuild() {
+    rebuild::check_cuts_of_a_rebuild().await;
+}
+
 /// The end of the first life.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum End {
@@ -74,34 +86,49 @@ async fn check_cuts(first_end: End) {
     if !strace_works() {
         return skip("acknowledged puts survive a power cut", NO_STRACE);
     }
-    let flags = ["--snapshot-entries=100", "--keep-entries=0"].map(str::to_owned).into();
+    // With few entries in the log, sled's older segments are soon unused.
+    let flags = ["--snapshot-entries=20", "--keep-entries=0"].map(str::to_owned).into();
     let mut cluster = Cluster::prepared(Setup { component: None, flags });
     cluster.nodes.truncate(1);
-    let puts = traced_puts(&mut cluster, first_end).await;
-    let trace = fs::read_to_string(cluster.dir.path().join("trace")).unwrap();
-    let (events, times) = trace::read(&trace, &cluster.node(1).data_dir);
-    drop(trace);
+    let (puts, second_life) = traced_puts(&mut cluster, first_end).await;
+    let (events, times) = read_trace(&cluster);
     let disk = Disk::new(&cluster.node(1).data_dir, &events);
-    let images = contexts(&events, times.len()).into_iter().enumerate().map(|(number, cut)| {
-        let unsynced = match number % 6 {
-            0 | 2 | 4 => Unsynced::Nothing,
-            1 | 3 => Unsynced::Some(number as u64),
-            _ => Unsynced::Everything,
-        };
-        (cut, unsynced)
-    });
-    let cluster = &cluster;
-    let checks = images.enumerate().map(|(number, (cut, unsynced))| {
-        let (disk, puts, at) = (&disk, &puts, times[cut]);
-        async move {
-            let image = cluster.dir.path().join(format!("cut-{number}"));
-            disk.image(cut, unsynced, &image);
-            let what = format!("cut at line {cut} of the trace, of the unsynced {unsynced:?}");
-            let node = Restarted::start(cluster, &image);
-            node.has(puts, at, &what).await;
-            drop(node);
-            fs::remove_dir_all(&image).unwrap();
-        }
+    let mut cuts: Vec<_> = (contexts(&events, times.len()).into_iter().enumerate())
+        .map(|(number, cut)| {
+            let unsynced = match number % 6 {
+                0 | 2 | 4 => Unsynced::Nothing,
+                1 | 3 => Unsynced::Some(number as u64),
+                _ => Unsynced::Everything,
+            };
+            (cut, unsynced)
+        })
+        .collect();
+    // At its start, the second life changes what the first has made durable.
+    let log = cluster.node(1).data_dir.join("log/db");
+    let synced = (events.iter()).filter(|event| event.call == trace::Call::Sync(log.clone()));
+    let after_syncs = synced.filter(|event| event.begun >= second_life).take(STARTING_SYNCS);
+    cuts.extend(after_syncs.map(|event| (event.ended + 1, Unsynced::Nothing)));
+    let images = cuts.into_iter().map(|(cut, unsynced)| (cut, unsynced, times[cut]));
+    check_images(&cluster, &disk, images.collect(), &puts).await;
+}
+
+/// Starts a node on the disk of each cut: a line of the trace, the unsynced changes that are there,
+/// and the time up to which the acknowledged puts must be there.
+async fn check_images(
+    cluster: &Cluster,
+    disk: &Disk<'_>,
+    cuts: Vec<(usize, Unsynced, f64)>,
+    puts: &[Put],
+) {
+    let checks = cuts.into_iter().enumerate().map(|(number, (cut, unsynced, at))| async move {
+        let image = cluster.dir.path().join(format!("cut-{number}"));
+        disk.image(cut, unsynced, &image);
+        let what = format!("cut at line {cut} of the trace, of the unsynced {unsynced:?}");
+        let node = Restarted::start(cluster, &image);
+        node.has(puts, at, &what).await;
+        assert!(!image.join("log.rebuild").exists(), "{what}: a leftover of a rebuild");
+        drop(node);
+        fs::remove_dir_all(&image).unwrap();
     });
     futures::stream::iter(checks).buffer_unordered(2).collect::<()>().await;
 }
@@ -131,26 +158,64 @@ fn start_traced(cluster: &mut Cluster) {
 
 fn start_traced_with(cluster: &mut Cluster, arguments: &[&str]) {
     let node = cluster.command(1);
-    let mut strace = Command::new("strace");
-    strace.args(trace::ARGUMENTS).args(["-e", trace::CALLS, "--seccomp-bpf"]).args(arguments);
-    strace.args(["-A", "-o"]).arg(cluster.dir.path().join("trace"));
-    strace.arg(node.get_program()).args(node.get_args());
+    let mut strace = traced(&node, &cluster.dir.path().join("trace"), arguments);
     let log = File::options().create(true).append(true).open(&cluster.node(1).log).unwrap();
     strace.stdin(Stdio::null()).stdout(Stdio::null()).stderr(log);
     cluster.run(1, strace);
 }
 
-/// Kills the traced node.
-fn stop_traced(cluster: &mut Cluster) {
-    // strace does not forward a signal. The node's own process id is in its lock file.
-    let pid = fs::read_to_string(cluster.node(1).data_dir.join("lock")).unwrap();
-    let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
-    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
-    cluster.ended(1);
+/// Returns the command that runs a node under the trace.
+fn traced(node: &Command, trace: &Path, arguments: &[&str]) -> Command {
+    let mut strace = Command::new("strace");
+    strace.args(trace::ARGUMENTS).args(["-e", trace::CALLS, "--seccomp-bpf"]).args(arguments);
+    strace.args(["-A", "-o"]).arg(trace).arg(node.get_program()).args(node.get_args());
+    strace
 }
 
-/// Runs the node under the trace, with puts, in two lives.
-async fn traced_puts(cluster: &mut Cluster, first_end: End) -> Vec<Put> {
+/// Kills the traced node, and asserts that the trace has everything that the node did. Returns the
+/// number of lines of the trace.
+fn stop_traced(cluster: &mut Cluster) -> usize {
+    kill_traced(&cluster.node(1).data_dir);
+    cluster.ended(1);
+    trace::complete_interrupted_calls(&cluster.dir.path().join("trace"));
+    let data_dir = &cluster.node(1).data_dir;
+    let (events, times) = read_trace(cluster);
+    let image = cluster.dir.path().join("model");
+    Disk::new(data_dir, &events).image(times.len(), Unsynced::Everything, &image);
+    assert_same(&image, data_dir);
+    fs::remove_dir_all(&image).unwrap();
+    times.len()
+}
+
+/// Kills the traced node that runs on a directory.
+fn kill_traced(data_dir: &Path) {
+    // strace does not forward a signal. The node's own process id is in its lock file.
+    let pid = fs::read_to_string(data_dir.join("lock")).unwrap();
+    let pid = rustix::process::Pid::from_raw(pid.trim().parse().unwrap()).unwrap();
+    rustix::process::kill_process(pid, rustix::process::Signal::KILL).unwrap();
+}
+
+fn read_trace(cluster: &Cluster) -> (Vec<trace::Event>, Vec<f64>) {
+    let trace = fs::read_to_string(cluster.dir.path().join("trace")).unwrap();
+    trace::read(&trace, &cluster.node(1).data_dir, Vec::new())
+}
+
+/// Asserts that two directories have the same files, except for unfinished ones.
+fn assert_same(model: &Path, real: &Path) {
+    let names = |dir: &Path| -> BTreeSet<PathBuf> {
+        let names = files(dir).into_iter().map(|path| path.strip_prefix(dir).unwrap().to_owned());
+        names.filter(|name| name.extension().is_none_or(|suffix| suffix != "tmp")).collect()
+    };
+    assert_eq!(names(model), names(real), "the names in the model, and the real ones");
+    for name in names(real) {
+        let same = fs::read(model.join(&name)).unwrap() == fs::read(real.join(&name)).unwrap();
+        assert!(same, "{} is not the same in the model", name.display());
+    }
+}
+
+/// Runs the node under the trace, with puts, in two lives. Also returns the first line of the
+/// second in the trace.
+async fn traced_puts(cluster: &mut Cluster, first_end: End) -> (Vec<Put>, usize) {
     let puts = Arc::<Mutex<Vec<Put>>>::default();
     let arguments: &[&str] = match first_end {
         End::Killed => &[],
@@ -158,7 +223,7 @@ async fn traced_puts(cluster: &mut Cluster, first_end: End) -> Vec<Put> {
     };
     start_traced_with(cluster, arguments);
     cluster.serving().await;
-    let writers = write(cluster, &puts, 0, PUTS);
+    let writers = write(&cluster.client(), &puts, 0, PUTS);
     match first_end {
         End::Killed => {
             let half = WRITERS * PUTS / 2;
@@ -176,24 +241,23 @@ async fn traced_puts(cluster: &mut Cluster, first_end: End) -> Vec<Put> {
             .await;
         }
     }
-    stop_traced(cluster);
-    trace::complete_interrupted_writes(&cluster.dir.path().join("trace"));
+    let second_life = stop_traced(cluster);
     let begun = writers.join_all().await.into_iter().max().unwrap();
     assert!(begun < PUTS, "the first life ended after all of its puts");
 
     start_traced(cluster);
     cluster.serving().await;
     another_component(cluster).await;
-    let ends = write(cluster, &puts, begun, PUTS).join_all().await;
+    let ends = write(&cluster.client(), &puts, begun, PUTS).join_all().await;
     assert_eq!(ends, [PUTS; WRITERS]);
     stop_traced(cluster);
-    std::mem::take(&mut puts.lock().unwrap())
+    let puts = std::mem::take(&mut *puts.lock().unwrap());
+    (puts, second_life)
 }
 
 /// Starts puts by several clients at once, from a number on. Each returns the number after its last
 /// attempt, at the first error or at the end.
-fn write(cluster: &Cluster, puts: &Arc<Mutex<Vec<Put>>>, from: usize, to: usize) -> JoinSet<usize> {
-    let client = cluster.client();
+fn write(client: &Client, puts: &Arc<Mutex<Vec<Put>>>, from: usize, to: usize) -> JoinSet<usize> {
     let writers = (0..WRITERS).map(|writer| {
         let (client, puts) = (client.clone(), Arc::clone(puts));
         async move {
@@ -240,6 +304,11 @@ struct Restarted {
 
 impl Restarted {
     fn start(cluster: &Cluster, image: &Path) -> Self {
+        Self::start_with(cluster, image, |serve| serve)
+    }
+
+    /// Starts a node by the command that `wrap` makes of the usual one.
+    fn start_with(cluster: &Cluster, image: &Path, wrap: impl FnOnce(Command) -> Command) -> Self {
         let log = image.with_extension("log");
         let [client, peer, admin] = [(); 3].map(|()| free_address());
         let mut flags = cluster.serve_flags(1);
@@ -253,7 +322,9 @@ impl Restarted {
         set("--listen-admin", admin);
         set("--member", format!("1={peer},{client}"));
         let mut serve = conclave();
-        serve.arg("serve").args(flags).stdin(Stdio::null()).stdout(Stdio::null());
+        serve.arg("serve").args(flags);
+        let mut serve = wrap(serve);
+        serve.stdin(Stdio::null()).stdout(Stdio::null());
         let child = serve.stderr(File::create(&log).unwrap()).spawn().unwrap();
         // Short deadlines, so that the test can check in between whether the node has ended.
         let client = Client::builder().endpoints([client]).follow_leader(false);

@@ -15,7 +15,7 @@ use prost::Message;
 use super::{
     contexts,
     disk::{Disk, Unsynced},
-    start_traced, stop_traced, trace,
+    read_trace, start_traced, stop_traced,
 };
 use crate::{
     durability::{NO_STRACE, now, strace_works},
@@ -88,8 +88,7 @@ async fn metadata_of_peers_survives_a_power_cut_whole_and_true() {
         .map(|(peer, identity)| (peer, identity[18..34].to_vec()))
         .collect();
 
-    let trace = fs::read_to_string(cluster.dir.path().join("trace")).unwrap();
-    let (events, times) = trace::read(&trace, &cluster.node(1).data_dir);
+    let (events, times) = read_trace(&cluster);
     let disk = Disk::new(&cluster.node(1).data_dir, &events);
     let (mut present, mut demanded) = (0, 0);
     for (number, cut) in contexts(&events, times.len()).into_iter().enumerate() {

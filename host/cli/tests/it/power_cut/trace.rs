@@ -4,9 +4,15 @@ use std::{
     collections::BTreeMap,
     ffi::OsString,
     fs::{self, File},
-    os::unix::{ffi::OsStringExt, fs::FileExt},
+    io::Write,
+    os::unix::{
+        ffi::{OsStrExt, OsStringExt},
+        fs::FileExt,
+    },
     path::{Path, PathBuf},
 };
+
+use crate::durability::now;
 
 /// The arguments of strace, see [`read`].
 pub(super) const ARGUMENTS: [&str; 6] = ["-f", "-ttt", "-y", "-xx", "-s", "33554432"];
@@ -14,6 +20,8 @@ pub(super) const ARGUMENTS: [&str; 6] = ["-f", "-ttt", "-y", "-xx", "-s", "33554
 /// The system calls that can change a file or a name, and those that make changes durable.
 pub(super) const CALLS: &str = "trace=openat,creat,pwrite64,write,pwritev,pwritev2,writev,ftruncate,truncate,\
      fallocate,fdatasync,fsync,rename,renameat,renameat2,unlink,unlinkat,mkdir,mkdirat,rmdir,link,linkat";
+
+const CHUNK_BYTES: usize = 1 << 20;
 
 /// A change, or a sync that makes changes durable.
 #[derive(Debug, PartialEq)]
@@ -37,6 +45,8 @@ pub(super) enum Call {
     /// Sync of a file or a directory.
     Sync(PathBuf),
     Rename(PathBuf, PathBuf),
+    /// Exchange of two names.
+    Exchange(PathBuf, PathBuf),
     Remove(PathBuf),
     MakeDir(PathBuf),
 }
@@ -50,10 +60,11 @@ pub(super) struct Event {
     pub(super) call: Call,
 }
 
-/// Returns the calls in the order in which they ended, and the time of each line.
-pub(super) fn read(trace: &str, root: &Path) -> (Vec<Event>, Vec<f64>) {
+/// Returns the calls in the order in which they ended, and the time of each line. `before` has the
+/// calls before the trace, which count as one line each.
+pub(super) fn read(trace: &str, root: &Path, before: Vec<Event>) -> (Vec<Event>, Vec<f64>) {
     let mut unfinished: BTreeMap<&str, (usize, &str)> = BTreeMap::new();
-    let (mut events, mut times) = (Vec::new(), Vec::new());
+    let (mut times, mut events) = (vec![0.0; before.len()], before);
     for line in trace.lines() {
         let number = times.len();
         // strace pads shorter process ids.
@@ -83,52 +94,114 @@ pub(super) fn read(trace: &str, root: &Path) -> (Vec<Event>, Vec<f64>) {
     (events, times)
 }
 
-/// Completes the trace of a process that was killed. strace does not show the result of a write that
-/// was under way, but the kernel may have done it, and the next process reads it. The file shows how
-/// much of it was done. Call this before anything else changes the files.
-pub(super) fn complete_interrupted_writes(trace: &Path) {
+/// Completes the trace of a process that was killed. strace does not show the result of a call that
+/// was under way, but the kernel may have done it, and the next process finds its effect. The files
+/// show whether it was done. Call this before anything else changes them.
+pub(super) fn complete_interrupted_calls(trace: &Path) {
     let text = fs::read_to_string(trace).unwrap();
     let mut unfinished: BTreeMap<&str, &str> = BTreeMap::new();
-    let mut completed = String::new();
+    let mut interrupted = Vec::new();
+    let mut last = "";
     for line in text.lines() {
         let call = line.split_once(' ').and_then(|(pid, rest)| {
             let (time, call) = rest.trim_start().split_once(' ')?;
             time.parse::<f64>().ok().map(|_| (pid, time, call))
         });
         let Some((pid, time, call)) = call else { continue };
-        let interrupted = if let Some(head) = call.strip_suffix(" <unfinished ...>") {
+        last = time;
+        if let Some(head) = call.strip_suffix(" <unfinished ...>") {
             unfinished.insert(pid, head);
-            None
         } else if let Some(resumed) = call.strip_prefix("<... ") {
-            unfinished.remove(pid).filter(|_| resumed.ends_with(" = ?"))
-        } else {
-            call.strip_suffix(" = ?").map(|head| head.trim_end())
-        };
-        if let Some(done) = interrupted.and_then(done_of) {
-            completed += &format!("{pid} {time} {done}\n");
+            let head = unfinished.remove(pid).filter(|_| resumed.ends_with(" = ?"));
+            interrupted.extend(head.map(|head| (pid, head)));
+        } else if let Some(head) = call.strip_suffix(" = ?") {
+            interrupted.push((pid, head));
         }
     }
-    let last = text.lines().rev().find_map(|line| {
-        line.split_once(' ')?.1.trim_start().split_once(' ').map(|(time, _)| time)
-    });
-    for (pid, head) in unfinished {
-        if let Some(done) = done_of(head) {
-            completed += &format!("{pid} {} {done}\n", last.unwrap());
+    interrupted.extend(unfinished);
+    let mut completed = String::new();
+    for (pid, head) in interrupted {
+        let head = head.trim_end().trim_end_matches(')').trim_end_matches(" <unfinished ...>");
+        if let Some(result) = result_of(head) {
+            completed += &format!("{pid} {last} {head}) = {result}\n");
         }
     }
     fs::write(trace, text + &completed).unwrap();
 }
 
-/// Returns an interrupted write with its result, if it changed the file.
-fn done_of(head: &str) -> Option<String> {
-    let head = head.trim_end_matches(')');
-    let arguments = head.strip_prefix("pwrite64(")?;
-    let data = unhexed(arguments.split('"').nth(1)?);
-    let at = arguments.rsplit(", ").next()?.parse().unwrap();
-    let mut there = vec![0; data.len()];
-    let read = File::open(described(arguments)?).and_then(|file| file.read_at(&mut there, at));
-    let same = there[..read.ok()?].iter().zip(&data).take_while(|(a, b)| a == b).count();
-    (same > 0).then(|| format!("{head}) = {same}"))
+/// Returns the result of an interrupted call, if the kernel did it.
+fn result_of(head: &str) -> Option<usize> {
+    let (name, arguments) = head.split_once('(')?;
+    let number = |text: &str| text.parse().unwrap();
+    let last = arguments.rsplit(", ").next()?;
+    let mut names = names(arguments);
+    let done = match name {
+        "pwrite64" => {
+            let data = unhexed(arguments.split('"').nth(1)?);
+            let mut there = vec![0; data.len()];
+            let file = File::open(described(arguments)?);
+            let read = file.and_then(|file| file.read_at(&mut there, number(last))).ok()?;
+            let same = there[..read].iter().zip(&data).take_while(|(a, b)| a == b).count();
+            return (same > 0).then_some(same);
+        }
+        "ftruncate" => fs::metadata(described(arguments)?).ok()?.len() == number(last),
+        "rename" | "renameat" | "renameat2" => {
+            !names.next()?.exists() && !arguments.contains("RENAME_EXCHANGE")
+        }
+        "unlink" | "unlinkat" | "rmdir" => !names.next()?.exists(),
+        "openat" => arguments.contains("O_CREAT") && names.next()?.exists(),
+        "mkdir" | "mkdirat" => names.next()?.exists(),
+        _ => false,
+    };
+    done.then_some(0)
+}
+
+/// Returns the calls that make a directory as it is, durably.
+pub(super) fn calls_that_make(dir: &Path) -> Vec<Event> {
+    let mut calls = Vec::new();
+    make(dir, &mut calls);
+    let numbered = calls.into_iter().enumerate();
+    numbered.map(|(line, call)| Event { begun: line, ended: line, call }).collect()
+}
+
+fn make(dir: &Path, calls: &mut Vec<Call>) {
+    for entry in fs::read_dir(dir).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            calls.push(Call::MakeDir(path.clone()));
+            make(&path, calls);
+            continue;
+        }
+        calls.push(Call::Open { path: path.clone(), creates: true, truncates: false });
+        let content = fs::read(&path).unwrap();
+        calls.push(Call::SetLength { path: path.clone(), bytes: content.len() as u64 });
+        let zeros = vec![0; CHUNK_BYTES];
+        for (number, data) in content.chunks(CHUNK_BYTES).enumerate() {
+            if *data != zeros[..data.len()] {
+                let (at, data) = (Some((number * CHUNK_BYTES) as u64), data.to_vec());
+                calls.push(Call::Write { path: path.clone(), at, data });
+            }
+        }
+        calls.push(Call::Sync(path));
+    }
+    calls.push(Call::Sync(dir.to_owned()));
+}
+
+/// Creates a file of zeros that takes no space, with its calls in the trace.
+pub(super) fn create_sparse_file(trace: &Path, path: &Path, bytes: u64) {
+    File::create_new(path).and_then(|file| file.set_len(bytes)).unwrap();
+    let hex = |path: &Path| {
+        path.as_os_str().as_bytes().iter().map(|byte| format!("\\x{byte:02x}")).collect::<String>()
+    };
+    let (dir, path, time) = (hex(path.parent().unwrap()), hex(path), now());
+    let calls = format!(
+        "0 {time} openat(AT_FDCWD<>, \"{path}\", O_WRONLY|O_CREAT, 0600) = 3<{path}>\n\
+         0 {time} ftruncate(3<{path}>, {bytes}) = 0\n\
+         0 {time} fsync(3<{path}>) = 0\n\
+         0 {time} fsync(3<{dir}>) = 0\n"
+    );
+    let mut file = File::options().append(true).open(trace).unwrap();
+    file.write_all(calls.as_bytes()).unwrap();
 }
 
 fn parse(head: &str, tail: &str, root: &Path) -> Option<Call> {
@@ -166,10 +239,10 @@ fn parse(head: &str, tail: &str, root: &Path) -> Option<Call> {
             Call::SetLength { path: of_descriptor()?, bytes }
         }
         "fdatasync" | "fsync" => Call::Sync(of_descriptor()?),
-        "rename" | "renameat" | "renameat2" => {
-            assert!(!arguments.contains("RENAME_EXCHANGE"), "not understood: {head}");
-            Call::Rename(within(names.next()?)?, names.next()?)
+        "renameat2" if arguments.contains("RENAME_EXCHANGE") => {
+            Call::Exchange(within(names.next()?)?, names.next()?)
         }
+        "rename" | "renameat" | "renameat2" => Call::Rename(within(names.next()?)?, names.next()?),
         "unlink" | "unlinkat" | "rmdir" => Call::Remove(within(names.next()?)?),
         "mkdir" | "mkdirat" => Call::MakeDir(within(names.next()?)?),
         _ => {
@@ -220,7 +293,8 @@ fn a_trace_is_read() {
 1 10.5 <... pwrite64 resumed>) = 2
 1 10.6 renameat(AT_FDCWD<{}>, \"{tmp}\", AT_FDCWD<{}>, \"{db}\") = 0
 1 10.7 unlinkat(5<{}>, \"{}\", 0) = 0
-1 10.8 write(1<{}>, \"{}\", 2) = 2",
+1 10.8 write(1<{}>, \"{}\", 2) = 2
+1 10.9 renameat2(AT_FDCWD<{}>, \"{tmp}\", AT_FDCWD<{}>, \"{db}\", RENAME_EXCHANGE) = 0",
         hex("/x"),
         hex("/x"),
         hex("hi"),
@@ -231,19 +305,22 @@ fn a_trace_is_read() {
         hex("tmp"),
         hex("/elsewhere"),
         hex("hi"),
+        hex("/x"),
+        hex("/x"),
     );
-    let (events, times) = read(&trace, Path::new("/d"));
-    assert_eq!(times.len(), 8);
+    let (events, times) = read(&trace, Path::new("/d"), Vec::new());
+    assert_eq!(times.len(), 9);
     let spans: Vec<_> = events.iter().map(|event| (event.begun, event.ended)).collect();
-    assert_eq!(spans, [(0, 0), (3, 3), (2, 4), (5, 5), (6, 6)]);
+    assert_eq!(spans, [(0, 0), (3, 3), (2, 4), (5, 5), (6, 6), (8, 8)]);
     let calls: Vec<_> = events.into_iter().map(|event| event.call).collect();
     let (db, tmp) = (PathBuf::from("/d/db"), PathBuf::from("/d/tmp"));
     let expected = [
         Call::Open { path: db.clone(), creates: true, truncates: false },
         Call::Sync("/d".into()),
         Call::Write { path: db.clone(), at: Some(512), data: b"hi".to_vec() },
-        Call::Rename(tmp.clone(), db),
-        Call::Remove(tmp),
+        Call::Rename(tmp.clone(), db.clone()),
+        Call::Remove(tmp.clone()),
+        Call::Exchange(tmp, db),
     ];
     assert_eq!(calls, expected);
 }
