@@ -1,13 +1,14 @@
 //! Calls from files, and generated calls.
 
 use conclave_check::{CheckError, Verdict};
+use conclave_types::error::chain;
 
 use super::{checked, generated, given, run, said, verdict, wrong};
 
 fn refused(lines: &[&str]) -> (usize, String) {
     let lines: Vec<_> = lines.iter().map(|line| (*line).to_owned()).collect();
     match run(wrong(0), &given(&lines)) {
-        Err(CheckError::Calls { line, why }) => (line, why),
+        Err(CheckError::Calls { line, why }) => (line, chain(&why)),
         other => panic!("{other:?}"),
     }
 }

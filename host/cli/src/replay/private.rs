@@ -42,7 +42,7 @@ pub(crate) struct PrivateDir(PathBuf);
 impl PrivateDir {
     pub(crate) fn create(parent: &Path) -> Result<Self> {
         let failed = |cause: &dyn std::fmt::Display| {
-            Failed::local(format!("cannot create a directory in {}: {cause}", parent.display()))
+            Failed::because(format!("cannot create a directory in {}", parent.display()), &cause)
         };
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|cause| failed(&cause))?;
@@ -59,7 +59,7 @@ impl PrivateDir {
     /// an entry. The second one, or the first if the directory no longer exists, removes the
     /// directory and ends the process immediately.
     pub(crate) fn guard(&self) -> Result<Stop> {
-        let failed = |cause| Failed::local(format!("cannot wait for signals: {cause}"));
+        let failed = |cause| Failed::because("cannot wait for signals", &cause);
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let (asks, asked) = watch::channel(false);

@@ -32,7 +32,7 @@ mod source;
 pub use self::{
     calls::{Asked, AskedAll},
     error::Error,
-    messages::Messages,
+    messages::{EncodeError, Messages},
     player::Player,
     seen::{Kind, Seen},
     source::{Parts, Source, Span, Start},
