@@ -209,7 +209,7 @@ const TEXT_MAX: [(&str, usize); 11] = [
     ("host/machine", 17),
     ("host/check", 0),
     ("host/storage", 0),
-    ("host/raft", 58),
+    ("host/raft", 46),
     ("host/api", 0),
     // An address that cannot be resolved.
     ("host/node", 1),
