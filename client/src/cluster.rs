@@ -86,7 +86,8 @@ impl Client {
     ) -> Result<R, Error> {
         let answer = self.call_raw_with(method, request.encode_to_vec(), options).await?;
         R::decode(answer.message).map_err(|cause| {
-            Error::new(Code::Internal, format!("the response of {method} does not decode: {cause}"))
+            let message = format!("the response of {method} does not decode");
+            Error::new(Code::Internal, message).with_source(cause)
         })
     }
 }

@@ -75,7 +75,9 @@ impl Node {
     ) -> Result<Self, Error> {
         let address = bare_address(address)?;
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
-            .map_err(|cause| Error::invalid(format!("{address} is not an address: {cause}")))?
+            .map_err(|cause| {
+                Error::invalid(format!("{address} is not an address")).with_source(cause)
+            })?
             .connect_timeout(connect_timeout)
             .http2_keep_alive_interval(KEEP_ALIVE_INTERVAL)
             .keep_alive_timeout(KEEP_ALIVE_TIMEOUT)

@@ -1,6 +1,6 @@
 //! The error type of this crate.
 
-use std::{fmt, time::Duration};
+use std::{error::Error as StdError, fmt, time::Duration};
 
 use tonic::Code;
 
@@ -16,7 +16,10 @@ struct Inner {
     silence: bool,
     trap: Option<String>,
     tried: Tried,
+    source: Option<Source>,
 }
+
+type Source = Box<dyn StdError + Send + Sync>;
 
 impl Error {
     /// Returns the error for a request that cannot be sent because of a mistake of the caller.
@@ -32,6 +35,7 @@ impl Error {
             silence: false,
             trap: None,
             tried: Tried::default(),
+            source: None,
         }))
     }
 
@@ -52,6 +56,11 @@ impl Error {
 
     pub(crate) fn with_tried(mut self, tried: Tried) -> Self {
         self.0.tried = tried;
+        self
+    }
+
+    pub(crate) fn with_source(mut self, source: impl Into<Source>) -> Self {
+        self.0.source = Some(source.into());
         self
     }
 
@@ -112,6 +121,10 @@ impl Error {
 impl fmt::Display for Error {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0.message)?;
+        // Shown here, because more text follows.
+        if let Some(source) = &self.0.source {
+            write!(f, ": {source}")?;
+        }
         if !self.0.tried.failures.is_empty() {
             write!(f, "; tried {}", self.0.tried)?;
         }
@@ -130,7 +143,11 @@ impl fmt::Debug for Error {
     }
 }
 
-impl std::error::Error for Error {}
+impl StdError for Error {
+    fn source(&self) -> Option<&(dyn StdError + 'static)> {
+        self.0.source.as_deref().map(|source| source as _)
+    }
+}
 
 /// The addresses with their last failures, in the order of the first attempts.
 #[derive(Default)]
@@ -194,5 +211,24 @@ pub(crate) fn code_name(code: Code) -> &'static str {
         Code::Unavailable => "UNAVAILABLE",
         Code::DataLoss => "DATA_LOSS",
         Code::Unauthenticated => "UNAUTHENTICATED",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use prost::Message as _;
+
+    use super::*;
+
+    #[test]
+    fn cause_is_kept_as_a_value_and_shown_before_what_to_do() {
+        let Err(cause) = <()>::decode(&[0xff_u8][..]) else { unreachable!() };
+        let text = cause.to_string();
+        let error = Error::new(Code::Internal, "the response of a/B does not decode")
+            .with_source(cause)
+            .with_unknown_outcome(true);
+        assert!(error.source().is_some_and(|cause| cause.is::<prost::DecodeError>()));
+        let expected = format!("the response of a/B does not decode: {text}; it is unknown");
+        assert!(error.to_string().starts_with(&expected), "{error}");
     }
 }

@@ -40,7 +40,7 @@ impl MethodName {
 
     pub(crate) fn path(&self) -> Result<PathAndQuery, Error> {
         PathAndQuery::try_from(format!("/{}/{}", self.service, self.method))
-            .map_err(|cause| Error::invalid(format!("{self}: {cause}")))
+            .map_err(|cause| Error::invalid(format!("{self} is not a method")).with_source(cause))
     }
 }
 

@@ -106,7 +106,7 @@ impl Client {
         }
         let mut pool = DescriptorPool::new();
         pool.add_file_descriptor_protos(files.files.into_values())
-            .map_err(|cause| unfit(&cause.to_string()))?;
+            .map_err(|cause| unfit("its descriptors do not fit together").with_source(cause))?;
         services.retain(|service| pool.get_service_by_name(service).is_some());
         Ok(Known { pool, services })
     }
@@ -125,7 +125,7 @@ impl Files {
         for file in encoded {
             self.bytes += file.len();
             let file = FileDescriptorProto::decode(file.as_slice())
-                .map_err(|cause| unfit(&cause.to_string()))?;
+                .map_err(|cause| unfit("a descriptor does not decode").with_source(cause))?;
             // prost-reflect panics on any other syntax.
             if !matches!(file.syntax.as_deref(), None | Some("proto2" | "proto3")) {
                 let (name, syntax) = (file.name(), file.syntax());
@@ -181,25 +181,24 @@ pub(crate) fn encode(method: &Method, request: Value) -> Result<Bytes, Error> {
             true => "no fields".to_owned(),
             false => format!("the fields {}", fields.join(", ")),
         };
-        Error::invalid(format!(
-            "the JSON does not fit the request of {}: {cause}; {} has {has}",
+        let message = format!(
+            "the JSON does not fit the request of {}; {} has {has}",
             method.name(),
             request.full_name(),
-        ))
+        );
+        Error::invalid(message).with_source(cause)
     })?;
     Ok(message.encode_to_vec().into())
 }
 
 pub(crate) fn decode(method: &Method, response: &Bytes) -> Result<Value, Error> {
-    let wrong = |cause: String| {
-        Error::new(
-            Code::Internal,
-            format!("the response of {} does not decode: {cause}", method.name()),
-        )
+    let wrong = || {
+        let message = format!("the response of {} does not decode", method.name());
+        Error::new(Code::Internal, message)
     };
     let message = DynamicMessage::decode(method.response(), response.as_ref())
-        .map_err(|cause| wrong(cause.to_string()))?;
+        .map_err(|cause| wrong().with_source(cause))?;
     message
         .serialize_with_options(serde_json::value::Serializer, &SerializeOptions::new())
-        .map_err(|cause| wrong(cause.to_string()))
+        .map_err(|cause| wrong().with_source(cause))
 }

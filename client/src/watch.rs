@@ -110,7 +110,8 @@ impl Watch {
             match stream.advance().await {
                 Ok(Some(message)) => {
                     let message = WatchResponse::decode(message).map_err(|cause| {
-                        Error::new(Code::Internal, format!("{METHOD}: {cause}"))
+                        let message = format!("a message of {METHOD} does not decode");
+                        Error::new(Code::Internal, message).with_source(cause)
                     })?;
                     if self.is_new(&message) {
                         return Ok(message);
@@ -192,8 +193,10 @@ impl Watch {
         let request = RangeRequest { prefix, page_token, limit: 10_000, ..RangeRequest::default() };
         let options = CallOptions::read();
         let answer = self.client.call_raw_with(RANGE, request.encode_to_vec(), &options).await?;
-        let page = RangeResponse::decode(answer.message)
-            .map_err(|cause| Error::new(Code::Internal, format!("{RANGE}: {cause}")))?;
+        let page = RangeResponse::decode(answer.message).map_err(|cause| {
+            let message = format!("the response of {RANGE} does not decode");
+            Error::new(Code::Internal, message).with_source(cause)
+        })?;
         Ok(Listing {
             page: page.kvs.into(),
             next_page: Some(page.next_page_token).filter(|token| !token.is_empty()),

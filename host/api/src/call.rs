@@ -39,7 +39,7 @@ use super::{
     status, subscription,
     table::{Method, Target},
 };
-use conclave_types::error::Error;
+use conclave_types::error::{Error, chain};
 
 /// Maximum size of a reflection request, which names one symbol or file.
 const QUESTION_BYTES_MAX: usize = 64 * 1024;
@@ -93,7 +93,7 @@ async fn unary<B: Backend>(
         }
         Err(error) => {
             flight.answered(status::code(&error));
-            tracing::debug!(method = %method.name, %error, "call refused");
+            tracing::debug!(method = %method.name, error = chain(&error), "call refused");
             status::to_status(&error).into_http()
         }
     };

@@ -8,7 +8,8 @@ use conclave_types::error::Error;
 
 /// Decodes a request.
 pub(super) fn decode<M: Message + Default>(message: Bytes) -> Result<M, Error> {
-    M::decode(message).map_err(|error| Error::invalid(format!("the request is malformed: {error}")))
+    M::decode(message)
+        .map_err(|error| Error::invalid("the request is malformed").with_source(error))
 }
 
 /// Encodes a response, which belongs to `index` if there is one.

@@ -11,7 +11,7 @@ use http::{HeaderMap, HeaderName, HeaderValue};
 use tonic::{Code, Status, metadata::MetadataMap};
 
 use conclave_types as types;
-use conclave_types::error::{Error, ErrorKind};
+use conclave_types::error::{Error, ErrorKind, chain};
 
 /// The log index of the response.
 pub(super) const INDEX: HeaderName = HeaderName::from_static("conclave-index");
@@ -87,7 +87,7 @@ pub(super) fn to_status(error: &Error) -> Status {
         headers.insert(INDEX, index_value(index));
     }
     let metadata = MetadataMap::from_headers(headers);
-    Status::with_metadata(code(error), cut(error.to_string()), metadata)
+    Status::with_metadata(code(error), cut(chain(error)), metadata)
 }
 
 /// Returns an index as a header value. An index rarely occurs twice, and HTTP/2 header compression

@@ -54,7 +54,11 @@ use super::{
     table::Method,
     transfer::transfer_time,
 };
-use conclave_types::{Call, error::Error, status::Health};
+use conclave_types::{
+    Call,
+    error::{Error, chain},
+    status::Health,
+};
 
 const PROGRESS: &str = "conclave-progress-ms";
 /// The field of a progress message. It has the largest number that protobuf allows, so that no
@@ -100,7 +104,7 @@ pub(super) async fn serve<B: Backend>(
         }
         Err(error) => {
             flight.answered(status::code(&error));
-            tracing::debug!(method = %method.name, %error, "subscription refused");
+            tracing::debug!(method = %method.name, error = chain(&error), "subscription refused");
             status::to_status(&error).into_http()
         }
     };
@@ -251,7 +255,7 @@ impl Feed {
         self.note_last_position();
         self.events = None;
         self.messages.clear();
-        tracing::debug!(%error, index = self.index, "a subscription ends");
+        tracing::debug!(error = chain(&error), index = self.index, "a subscription ends");
         Some(Frame::trailers(trailers(&error, self.index)))
     }
 }

@@ -170,9 +170,10 @@ fn machine_methods(machine: &MachineInfo) -> Result<Vec<MachineMethod>, Error> {
     }
     let pool = DescriptorPool::decode(machine.descriptor_set.clone()).map_err(|error| {
         Error::fatal(format!(
-            "the descriptor set of component {} is damaged: {error}; build the component again",
+            "the descriptor set of component {} is damaged; build the component again",
             machine.component_id
         ))
+        .with_source(error)
     })?;
     let mut shapes = Shapes::default();
     let mut found = Vec::new();

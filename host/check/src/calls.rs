@@ -20,7 +20,10 @@ use base64::{Engine as _, engine::general_purpose::STANDARD as BASE64};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use super::{error::CheckError, vocabulary::Vocabulary};
+use super::{
+    error::{CallError, CheckError, JsonError},
+    vocabulary::Vocabulary,
+};
 use conclave_machine::{EntryContext, MethodKind};
 use conclave_types::Call;
 
@@ -105,51 +108,45 @@ pub(super) fn parse(text: &[u8], vocabulary: &Vocabulary) -> Result<Vec<Step>, C
         if line.is_empty() || line.starts_with(b"#") {
             continue;
         }
-        let refuse = |why: String| CheckError::Calls { line: number, why };
+        let refuse = |why| CheckError::Calls { line: number, why };
         let time_ms = steps.last().map_or(TIME_MS, |step| step.time_ms);
-        let line: Line =
-            serde_json::from_slice(line).map_err(|error| refuse(json_error(&error)))?;
+        let line: Line = serde_json::from_slice(line)
+            .map_err(|error| refuse(CallError::Json(JsonError(error))))?;
         steps.push(step(line, time_ms, vocabulary).map_err(refuse)?);
         if steps.len() > STEPS_MAX {
-            return Err(refuse(format!("there are more than {STEPS_MAX} calls; split the file")));
+            let rule = format!("there are more than {STEPS_MAX} calls; split the file");
+            return Err(refuse(rule.into()));
         }
     }
     Ok(steps)
 }
 
-/// Removes the position that serde adds: serde sees each line of the file as line 1.
-fn json_error(error: &serde_json::Error) -> String {
-    let text = error.to_string();
-    text.split(" at line ").next().unwrap_or(&text).to_owned()
-}
-
-fn step(line: Line, time_ms: u64, vocabulary: &Vocabulary) -> Result<Step, String> {
+fn step(line: Line, time_ms: u64, vocabulary: &Vocabulary) -> Result<Step, CallError> {
     let Line { method, request, request_base64, kind, time_ms: stamped, principal } = line;
     let time_ms = stamped.unwrap_or(time_ms).max(time_ms);
     if kind == Some(Kind::Tick) {
         if method.is_some() || request.is_some() || request_base64.is_some() {
-            return Err("a tick has neither method nor request".to_owned());
+            return Err("a tick has neither method nor request".into());
         }
         return Ok(Step { time_ms, action: Action::Tick });
     }
     let method = method.ok_or("`method` is missing: \"package.Service/Method\"")?;
     if method.len() > METHOD_BYTES_MAX {
-        return Err(format!("`method` has more than {METHOD_BYTES_MAX} bytes"));
+        return Err(format!("`method` has more than {METHOD_BYTES_MAX} bytes").into());
     }
     let known = vocabulary.method(&method);
     let bytes = match (request, request_base64) {
-        (Some(_), Some(_)) => return Err("give `request` or `request_base64`, not both".to_owned()),
+        (Some(_), Some(_)) => return Err("give `request` or `request_base64`, not both".into()),
         (None, None) => Vec::new(),
-        (None, Some(text)) => {
-            BASE64.decode(text).map_err(|error| format!("`request_base64`: {error}"))?
-        }
+        (None, Some(text)) => BASE64.decode(text).map_err(CallError::Base64)?,
         (Some(json), None) => match known {
-            Some(known) => known.request_bytes(json).map_err(|why| format!("`request`: {why}"))?,
+            Some(known) => known.request_bytes(json).map_err(CallError::Request)?,
             None => {
                 return Err(format!(
                     "the state machine describes no method {method}, so `request` cannot be encoded: \
                      correct the name, or give `request_base64`"
-                ));
+                )
+                .into());
             }
         },
     };

@@ -51,7 +51,7 @@ use std::time::Duration;
 use bytes::Bytes;
 
 pub use calls::{Action, Step};
-pub use error::CheckError;
+pub use error::{CallError, CheckError, JsonError};
 pub use finding::Finding;
 pub use report::{Checked, Origin, Report, Verdict};
 pub use upgrade::{check_upgrade, upgrade_names};

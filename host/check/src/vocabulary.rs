@@ -83,8 +83,8 @@ impl Method {
     }
 
     /// Encodes a request from JSON.
-    pub(super) fn request_bytes(&self, json: Value) -> Result<Vec<u8>, String> {
-        let message = self.request.clone().deserialize(json).map_err(|error| error.to_string())?;
+    pub(super) fn request_bytes(&self, json: Value) -> Result<Vec<u8>, serde_json::Error> {
+        let message = self.request.clone().deserialize(json)?;
         Ok(message.encode_to_vec())
     }
 

@@ -12,6 +12,7 @@ use super::{
     output::{Output, table},
     remote::{Freshness, Remote, file, stdin},
 };
+use conclave_types::error::chain;
 
 /// Call a method of the cluster's state machine or of the host, with JSON
 ///
@@ -136,7 +137,7 @@ fn request(argument: Option<&str>) -> Result<Value> {
         },
     };
     serde_json::from_slice(&bytes)
-        .map_err(|cause| Failed::Usage(format!("{source} is not JSON: {cause}")))
+        .map_err(|cause| Failed::Usage(format!("{source} is not JSON: {}", chain(&cause))))
 }
 
 async fn list(client: &Client, remote: &Remote, output: &mut Output) -> Result {

@@ -12,6 +12,7 @@ use serde_json::json;
 
 use super::{Failed, Result, output::Output, remote::duration};
 use conclave::config::{Settings, client_address};
+use conclave_types::error::chain;
 
 /// Check whether one node is serving
 ///
@@ -55,7 +56,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
             let (config, listen_client) = (arguments.config, arguments.listen_client);
             let settings = Settings { config, listen_client, ..Settings::default() };
             let address = settings.with_file().and_then(|settings| client_address(&settings));
-            local(address.map_err(|error| Failed::Usage(error.to_string()))?)
+            local(address.map_err(|error| Failed::usage(&error))?)
         }
     };
     let mut result = Err(Failed::local("no address"));
@@ -80,7 +81,7 @@ async fn ask(endpoint: &str, timeout: Duration) -> Result {
         .follow_leader(false)
         .deadline(timeout)
         .build()
-        .map_err(|error| Failed::Usage(error.to_string()))?;
+        .map_err(|error| Failed::usage(&error))?;
     match client.is_serving().await {
         Ok(true) => Ok(()),
         Ok(false) => {
@@ -88,7 +89,7 @@ async fn ask(endpoint: &str, timeout: Duration) -> Result {
             Err(Failed::Failure { code: "NOT_SERVING", message, outcome: None })
         }
         Err(error) => {
-            let message = error.to_string();
+            let message = chain(&error);
             Err(Failed::Failure { code: "UNAVAILABLE", message, outcome: None })
         }
     }

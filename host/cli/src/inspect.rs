@@ -39,16 +39,14 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
     output.set_json(arguments.json);
     let (name, component) = match &arguments.file {
         Some(path) => {
-            let bytes = fs::read(path)
-                .map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))?;
+            let bytes = fs::read(path).map_err(Failed::at(path))?;
             (path.display().to_string(), Bytes::from(bytes))
         }
         None => ("the key-value store".to_owned(), Bytes::from_static(crate::DEFAULT_MACHINE)),
     };
-    let engine =
-        Engine::new(&Limits::default()).map_err(|error| Failed::local(error.to_string()))?;
-    let component = Component::load(&engine, component)
-        .map_err(|error| Failed::local(format!("{name}: {error}")))?;
+    let engine = Engine::new(&Limits::default()).map_err(|error| Failed::of(&error))?;
+    let component =
+        Component::load(&engine, component).map_err(|error| Failed::because(name, &error))?;
     if arguments.json {
         output.value(&value(&component));
     } else {

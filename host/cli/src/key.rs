@@ -55,14 +55,14 @@ pub fn run(arguments: Arguments, output: &mut Output) -> Result {
 pub fn generate(path: &Path) -> Result {
     let mut key = zeroize::Zeroizing::new([0; KEY_BYTES]);
     getrandom::fill(key.as_mut_slice())
-        .map_err(|cause| Failed::local(format!("cannot get random numbers: {cause}")))?;
+        .map_err(|cause| Failed::because("cannot get random numbers", &cause))?;
     let text = zeroize::Zeroizing::new(format!("{}\n", hex::encode(key.as_slice())));
     write_new(path, text.as_bytes()).map_err(|cause| match cause.kind() {
         std::io::ErrorKind::AlreadyExists => Failed::local(format!(
             "{} exists and was not changed; choose another name",
             path.display()
         )),
-        _ => Failed::local(format!("{}: {cause}", path.display())),
+        _ => Failed::because(path.display(), &cause),
     })
 }
 

@@ -40,13 +40,14 @@ pub mod telemetry;
 /// is given.
 pub const DEFAULT_MACHINE: &[u8] = include_bytes!(concat!(env!("OUT_DIR"), "/kv.wasm"));
 
-use std::{env, process::ExitCode, thread};
+use std::{env, error::Error as StdError, fmt, io, path::Path, process::ExitCode, thread};
 
 use clap::{Parser, Subcommand};
 use tokio::runtime;
 
 use self::output::Output;
 use conclave::config;
+use conclave_types::error::chain;
 
 /// The reason why a verb did not succeed.
 #[derive(Debug)]
@@ -70,6 +71,26 @@ impl Failed {
     /// A failure inside this program, without a response from a node.
     pub fn local(message: impl Into<String>) -> Self {
         Self::Failure { code: "FAILED", message: message.into(), outcome: None }
+    }
+
+    /// A failure inside this program because of an error, with all its causes.
+    pub fn of(error: &(dyn StdError + 'static)) -> Self {
+        Self::local(chain(error))
+    }
+
+    /// A failure of `what` inside this program because of an error, with all its causes.
+    pub fn because(what: impl fmt::Display, error: &(dyn StdError + 'static)) -> Self {
+        Self::local(format!("{what}: {}", chain(error)))
+    }
+
+    /// Returns a closure for `map_err` that names the file or directory.
+    pub fn at(path: &Path) -> impl Fn(io::Error) -> Self + Copy {
+        move |error| Self::because(path.display(), &error)
+    }
+
+    /// A wrong use of the arguments because of an error, with all its causes.
+    pub fn usage(error: &(dyn StdError + 'static)) -> Self {
+        Self::Usage(chain(error))
     }
 
     /// Reports the failure and returns the process's exit code.
@@ -192,7 +213,7 @@ pub fn main() -> ExitCode {
     }
     let runtime = match runtime.enable_all().build() {
         Ok(runtime) => runtime,
-        Err(error) => return Failed::local(format!("cannot start threads: {error}")).report(),
+        Err(error) => return Failed::because("cannot start threads", &error).report(),
     };
     let code = runtime.block_on(cli.run());
     // Tasks that still run, such as a query without end, must not keep the process alive.

@@ -104,7 +104,7 @@ impl Output {
             Some(kind) => {
                 result?;
                 let error = io::Error::from(kind);
-                Err(Failed::local(format!("cannot write the result to standard output: {error}")))
+                Err(Failed::because("cannot write the result to standard output", &error))
             }
         }
     }

@@ -82,7 +82,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
         master_key_file: arguments.master_key_file,
         ..Settings::default()
     };
-    let stopped = StoppedNode::load(settings).map_err(|error| Failed::Usage(error.to_string()))?;
+    let stopped = StoppedNode::load(settings).map_err(|error| Failed::usage(&error))?;
     if let Some(index) = arguments.trap_entry {
         return trap_entry(stopped, index, arguments.uncommitted, arguments.json, output).await;
     }
@@ -100,8 +100,8 @@ async fn trap_entry(
     output: &mut Output,
 ) -> Result {
     let recording = spawn_blocking(move || node::trap_entry(&stopped, index, uncommitted));
-    let recorded = recording.await.map_err(|error| local(&error))?;
-    let recorded = recorded.map_err(|error| local(&error))?;
+    let recorded = recording.await.map_err(|error| Failed::of(&error))?;
+    let recorded = recorded.map_err(|error| Failed::of(&error))?;
     let subject = &recorded.subject;
     if json {
         output.value(&json!({
@@ -125,11 +125,10 @@ async fn replace_component(
     output: &mut Output,
 ) -> Result {
     let component = fs::read(&path).map(Bytes::from);
-    let component =
-        component.map_err(|error| Failed::local(format!("{}: {error}", path.display())))?;
+    let component = component.map_err(Failed::at(&path))?;
     let replacing = spawn_blocking(move || node::replace_component(&stopped, component));
-    let replaced = replacing.await.map_err(|error| local(&error))?;
-    let replaced = replaced.map_err(|error| local(&error))?;
+    let replaced = replacing.await.map_err(|error| Failed::of(&error))?;
+    let replaced = replaced.map_err(|error| Failed::of(&error))?;
     let restore_ms = u64::try_from(replaced.rehearsal.restore_time.as_millis()).unwrap_or(u64::MAX);
     if json {
         output.value(&json!({
@@ -146,8 +145,4 @@ async fn replace_component(
         output.remark(ON_EVERY_NODE);
     }
     Ok(())
-}
-
-fn local(error: &dyn std::fmt::Display) -> Failed {
-    Failed::local(error.to_string())
 }

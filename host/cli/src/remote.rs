@@ -6,6 +6,7 @@ use clap::{Args, ValueEnum};
 use conclave_client::{Client, Consistency, Error};
 
 use super::{Failed, Outcome, Result};
+use conclave_types::error::chain;
 
 /// Maximum size of input from stdin or a file. Nodes have far smaller limits.
 const INPUT_BYTES_MAX: u64 = 1 << 30;
@@ -90,7 +91,7 @@ impl Remote {
         if let Some(timeout) = self.timeout {
             client = client.deadline(timeout).long_deadline(timeout);
         }
-        client.build().map_err(|error| Failed::Usage(error.to_string()))
+        client.build().map_err(|error| Failed::usage(&error))
     }
 
     /// Converts a client's error to a message for the user, with the next step.
@@ -101,7 +102,7 @@ impl Remote {
             false => "",
         };
         let (code, outcome) = (error.code_name(), outcome(error));
-        Failed::Failure { code, message: format!("{error}{next}"), outcome }
+        Failed::Failure { code, message: format!("{}{next}", chain(error)), outcome }
     }
 }
 
@@ -153,8 +154,7 @@ pub fn stdin() -> Result<Vec<u8>> {
 
 /// Reads all of a file.
 pub fn file(path: &Path) -> Result<Vec<u8>> {
-    let file = std::fs::File::open(path)
-        .map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))?;
+    let file = std::fs::File::open(path).map_err(Failed::at(path))?;
     limited(file, &path.display().to_string())
 }
 
@@ -163,7 +163,7 @@ fn limited(source: impl Read, name: &str) -> Result<Vec<u8>> {
     source
         .take(INPUT_BYTES_MAX + 1)
         .read_to_end(&mut bytes)
-        .map_err(|cause| Failed::local(format!("{name}: {cause}")))?;
+        .map_err(|cause| Failed::because(name, &cause))?;
     if bytes.len() as u64 > INPUT_BYTES_MAX {
         return Err(Failed::local(format!("{name} is larger than 1 GiB")));
     }

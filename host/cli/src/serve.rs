@@ -42,16 +42,15 @@ pub struct Arguments {
 
 /// Runs the node until a signal or, if requested, until standard input closes.
 pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
-    let mut config =
-        Config::load(arguments.settings).map_err(|error| Failed::Usage(error.to_string()))?;
+    let mut config = Config::load(arguments.settings).map_err(|error| Failed::usage(&error))?;
     config.component.get_or_insert(ComponentSource::Default(Bytes::from_static(DEFAULT_MACHINE)));
     // The reason for the end is written in the format of the log.
     output.set_json(config.log_format == LogFormat::Json);
     let _log = telemetry::start(config.log_format).map_err(Failed::Usage)?;
     node::raise_file_limit();
     let stop = stop_requested(config.exit_on_stdin_close);
-    let stop = stop.map_err(|error| Failed::local(format!("cannot wait for signals: {error}")))?;
-    node::run(config, stop).await.map_err(|error| Failed::local(error.to_string()))
+    let stop = stop.map_err(|error| Failed::because("cannot wait for signals", &error))?;
+    node::run(config, stop).await.map_err(|error| Failed::of(&error))
 }
 
 /// Completes at SIGTERM, at Ctrl-C and, if requested, when standard input closes.

@@ -21,6 +21,7 @@ use tracing_subscriber::{EnvFilter, fmt::MakeWriter};
 
 use conclave::config::{LOG_VARIABLE, LogFormat};
 use conclave_api::LOG_LINES_DROPPED;
+use conclave_types::error::chain;
 
 /// The default log filter. openraft logs each step of a working cluster at `info`, and each failed
 /// heartbeat at `warn`.
@@ -43,9 +44,9 @@ pub struct Log(Option<Queue>);
 /// The value of `CONCLAVE_LOG` is not a filter.
 pub fn start(format: LogFormat) -> Result<Log, String> {
     let filter = match env::var(LOG_VARIABLE) {
-        Ok(text) if !text.is_empty() => EnvFilter::builder()
-            .parse(&text)
-            .map_err(|error| format!("{LOG_VARIABLE} = {text:?} is not a filter: {error}"))?,
+        Ok(text) if !text.is_empty() => EnvFilter::builder().parse(&text).map_err(|error| {
+            format!("{LOG_VARIABLE} = {text:?} is not a filter: {}", chain(&error))
+        })?,
         _ => EnvFilter::new(FILTER_DEFAULT),
     };
     let Ok(queue) = Queue::start(io::stderr()) else { return Ok(Log(None)) };

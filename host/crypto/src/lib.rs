@@ -29,7 +29,7 @@ mod wrapping;
 
 pub use envelope::{Aad, OVERHEAD_BYTES, VERSION as ENVELOPE_VERSION, key_id_of, open, seal};
 pub use keyring::{KeyId, KeyStatus, Keyring, ROTATE_AFTER_USES, USES_MAX};
-pub use master_key::MasterKey;
+pub use master_key::{MasterKey, MasterKeyError};
 
 /// Errors of keys and envelopes.
 #[derive(Debug, thiserror::Error)]
@@ -41,7 +41,8 @@ pub enum Error {
         /// The file or the environment variable.
         source_name: String,
         /// The cause, and the expected format.
-        reason: String,
+        #[source]
+        reason: MasterKeyError,
     },
     /// The keyring is wrapped by another master key.
     #[error(
@@ -103,8 +104,8 @@ pub enum Error {
         reason: &'static str,
     },
     /// The operating system returned no random bytes.
-    #[error("no random bytes from the operating system: {0}")]
-    Random(getrandom::Error),
+    #[error("no random bytes from the operating system")]
+    Random(#[source] getrandom::Error),
     /// The plaintext exceeds AES-GCM's limit, and the cipher rejects it.
     #[error("{place}: too large to seal")]
     TooLarge {

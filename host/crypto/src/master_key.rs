@@ -1,6 +1,12 @@
 //! The master key, which the operator holds.
 
-use std::{fmt, fs::File, io::Read, os::unix::fs::PermissionsExt, path::Path};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read},
+    os::unix::fs::PermissionsExt,
+    path::Path,
+};
 
 use base64::{Engine, engine::general_purpose};
 use zeroize::Zeroizing;
@@ -13,6 +19,27 @@ const SOURCE_BYTES_MAX: u64 = 1024;
 
 const EXPECTED: &str = "a master key is 32 random bytes: raw (file only), 64 hexadecimal \
                         digits, or base64 (44 characters); create one with `openssl rand -hex 32`";
+
+/// The reason why a file or a text is not a master key.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum MasterKeyError {
+    /// The file cannot be read.
+    #[error("cannot be read")]
+    Unreadable(#[source] io::Error),
+    /// The text has another length or other characters than a key.
+    #[error("{bytes} bytes that are not a master key; {EXPECTED}")]
+    Format {
+        /// The length of the text in bytes.
+        bytes: usize,
+    },
+    /// The bytes are printable.
+    #[error("32 characters of text instead of 32 random bytes; {EXPECTED}")]
+    Text,
+    /// The bytes are obviously not random.
+    #[error("all bytes are equal; {EXPECTED}")]
+    Equal,
+}
 
 /// The key that wraps a node's keyring. Wiped from memory when dropped; never printed.
 #[derive(Clone)]
@@ -34,9 +61,9 @@ impl MasterKey {
     /// secrets mounted into containers often have such a mode.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let source_name = path.display().to_string();
-        let unreadable = |error: std::io::Error| Error::MasterKey {
+        let unreadable = |error| Error::MasterKey {
             source_name: source_name.clone(),
-            reason: format!("cannot be read: {error}"),
+            reason: MasterKeyError::Unreadable(error),
         };
         let file = File::open(path).map_err(unreadable)?;
         let mode = file.metadata().map_err(unreadable)?.permissions().mode();
@@ -66,7 +93,7 @@ impl MasterKey {
         let text = text.trim_ascii();
         let wrong = || Error::MasterKey {
             source_name: source_name.to_owned(),
-            reason: format!("{} bytes that are not a master key; {EXPECTED}", text.len()),
+            reason: MasterKeyError::Format { bytes: text.len() },
         };
         let mut key = Zeroizing::new([0; 32]);
         if text.len() == 64 && hex::decode_to_slice(text, &mut *key).is_ok() {
@@ -89,7 +116,7 @@ impl MasterKey {
     /// hexadecimal digits. 32 random bytes are all printable once in 10¹³ times.
     fn raw(key: Zeroizing<[u8; 32]>, source_name: &str) -> Result<Self, Error> {
         if key.iter().all(|byte| byte.is_ascii_graphic() || *byte == b' ') {
-            let reason = format!("32 characters of text instead of 32 random bytes; {EXPECTED}");
+            let reason = MasterKeyError::Text;
             return Err(Error::MasterKey { source_name: source_name.to_owned(), reason });
         }
         Self::checked(key, source_name)
@@ -98,7 +125,7 @@ impl MasterKey {
     /// Rejects a key that is obviously not random.
     fn checked(key: Zeroizing<[u8; 32]>, source_name: &str) -> Result<Self, Error> {
         if key.iter().all(|byte| *byte == key[0]) {
-            let reason = format!("all bytes are equal; {EXPECTED}");
+            let reason = MasterKeyError::Equal;
             return Err(Error::MasterKey { source_name: source_name.to_owned(), reason });
         }
         Ok(Self(key))
@@ -137,7 +164,7 @@ impl fmt::Debug for MasterKey {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use std::fs;
+    use std::{error::Error as _, fs};
 
     use super::*;
 
@@ -180,7 +207,11 @@ mod tests {
     fn what_is_no_key_is_refused_without_showing_it() {
         let dir = tempfile::tempdir().unwrap();
         let path = dir.path().join("key");
-        assert!(MasterKey::from_file(&path).unwrap_err().to_string().contains("cannot be read"));
+        let error = MasterKey::from_file(&path).unwrap_err();
+        assert!(error.to_string().contains("cannot be read"), "{error}");
+        let reason = error.source().unwrap().downcast_ref::<MasterKeyError>().unwrap();
+        let cause = reason.source().unwrap().downcast_ref::<io::Error>().unwrap();
+        assert_eq!(cause.kind(), io::ErrorKind::NotFound);
         for text in ["", "secret", &"ab".repeat(31), &"zz".repeat(32), &"00".repeat(32)] {
             let error = MasterKey::from_text(text, "CONCLAVE_MASTER_KEY").unwrap_err().to_string();
             assert!(error.contains("CONCLAVE_MASTER_KEY") && error.contains("openssl"), "{error}");

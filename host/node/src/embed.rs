@@ -108,5 +108,5 @@ impl Node {
 }
 
 fn ended(joined: Result<Result<(), Error>, JoinError>) -> Result<(), Error> {
-    joined.unwrap_or_else(|error| Err(Error::fatal(format!("the node failed: {error}"))))
+    joined.unwrap_or_else(|error| Err(Error::fatal("the node failed").with_source(error)))
 }

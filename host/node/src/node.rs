@@ -1,12 +1,12 @@
 //! Assembles one node. This is the only module that connects the layers.
 
 mod file_limit;
+mod open_replay;
 mod recover;
 
 use std::{
     fs,
     future::Future,
-    path::Path,
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
@@ -14,14 +14,12 @@ use std::{
 
 use bytes::Bytes;
 pub use file_limit::raise_file_limit;
+pub use open_replay::open_replay;
 pub use recover::{replace_component, trap_entry};
 use tokio::{net::TcpListener, sync::watch, time::timeout};
 
 use crate::backend::ReplicaBackend;
-use crate::{
-    config::{ComponentSource, Config, MasterKeySource, StoppedNode},
-    replay,
-};
+use crate::config::{ComponentSource, Config, MasterKeySource};
 use conclave_api as api;
 use conclave_api::{Admin, Api, Backend, Startup};
 use conclave_crypto::MasterKey;
@@ -31,7 +29,10 @@ use conclave_raft as raft;
 use conclave_raft::{Components, KeptCode, LocalEntrySource, Replica, supervise::Supervisor};
 use conclave_storage as storage;
 use conclave_storage::{CompiledStore, Identity, Storage};
-use conclave_types::{ComponentId, error::Error};
+use conclave_types::{
+    ComponentId,
+    error::{Error, chain},
+};
 
 /// The name of a startup step.
 const COMPILING: &str = "loading the component, which compiles it if no compiled code is kept";
@@ -144,7 +145,7 @@ async fn start(config: &Config, startup: &Startup) -> Result<Replica, Error> {
         let (config, startup) = (config.clone(), startup.clone());
         move || open(&config, &startup)
     });
-    let options = opening.await.map_err(|error| Error::fatal(error.to_string()))??;
+    let options = opening.await.map_err(|error| Error::caused_by(Error::fatal, error))??;
     startup.step("restoring the snapshot and replaying the log");
     Replica::start(options).await
 }
@@ -277,41 +278,8 @@ fn load(
     let how = kept.map(|kept| kept.compiling(false)).unwrap_or_default();
     Component::load_with(engine, component, how).map_err(|error| {
         let name = config.component.as_ref().map(ToString::to_string).unwrap_or_default();
-        Error::invalid(format!("{name}: {error}")).with_source(error)
+        Error::invalid(format!("cannot load {name}")).with_source(error)
     })
-}
-
-/// Opens a stopped node's directory for a replay. The replay works on `copy`, an empty directory of
-/// the caller. Blocking; polls `stop` to cancel.
-pub fn open_replay(
-    stopped: &StoppedNode,
-    copy: &Path,
-    stop: impl Fn() -> bool,
-) -> Result<replay::Source, Error> {
-    let dir = &stopped.data_dir;
-    let key = master_key(&stopped.master_key)?;
-    // An error in the copy is an error in the original, so the message names the original.
-    let named = |error| {
-        let text = startup(error).to_string();
-        Error::fatal(text.replace(&*copy.to_string_lossy(), &dir.to_string_lossy()))
-    };
-    let storage = Storage::open_copy(dir, copy, key, stop).map_err(named)?;
-    let Storage { identity, initial_component, log, snapshots, compiled, .. } = storage;
-    let kept = KeptCode::new(compiled);
-    let snapshot = snapshots.latest().map_err(named)?;
-    let engine = Engine::new(&machine::Limits::default()).map_err(startup)?;
-    let initial_component =
-        Component::load_with(&engine, initial_component, kept.compiling(false)).map_err(startup)?;
-    let seed = seed(&identity);
-    let components = Components::new(initial_component.clone(), seed, kept);
-    Ok(replay::Source::new(replay::Parts {
-        identity,
-        log,
-        snapshot,
-        components,
-        initial_component,
-        seed,
-    }))
 }
 
 /// Returns the seed of the state machine's randomness, which is the same on every node.
@@ -319,18 +287,9 @@ fn seed(identity: &Identity) -> [u8; 32] {
     *blake3::hash(identity.cluster_id.as_bytes()).as_bytes()
 }
 
-/// Returns an error for a failed start, with its causes.
+/// Returns the error for a failed step of a start.
 fn startup(error: impl std::error::Error + Send + Sync + 'static) -> Error {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        source = cause.source();
-    }
-    Error::fatal(text)
+    Error::caused_by(Error::fatal, error)
 }
 
 fn component(config: &Config) -> Result<Bytes, Error> {
@@ -342,7 +301,7 @@ fn component(config: &Config) -> Result<Bytes, Error> {
         Some(ComponentSource::File(path)) => path,
     };
     let bytes = fs::read(path).map_err(|error| {
-        Error::invalid(format!("cannot read the component {}: {error}", path.display()))
+        Error::invalid(format!("cannot read the component {}", path.display())).with_source(error)
     })?;
     Ok(Bytes::from(bytes))
 }
@@ -368,7 +327,8 @@ async fn follow_machine(api: Api<ReplicaBackend>, replica: Replica) {
             Ok(()) => tracing::info!(%component, "serving the methods of the state machine"),
             // Loading the component has already checked its descriptor, so this is not expected.
             Err(error) => {
-                tracing::error!(%component, %error, "the previous methods are still served")
+                let error = chain(&error);
+                tracing::error!(%component, error, "the previous methods are still served")
             }
         }
     }
@@ -412,6 +372,8 @@ async fn serve(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests {
+    use std::path::Path;
+
     use conclave_testing::wat::Wat;
     use conclave_types::limits::{self, Limit, LimitValue};
 
@@ -475,6 +437,24 @@ mod tests {
             let cluster = limits.configured();
             Engine::new(&machine::Limits { cluster, ..machine::Limits::default() }).unwrap();
         }
+    }
+
+    /// Goal: the error of a start keeps its causes as values.
+    #[test]
+    fn failed_start_keeps_its_causes() {
+        use std::error::Error as _;
+
+        use conclave_crypto::{Error as CryptoError, MasterKeyError};
+
+        let path = Path::new("/nowhere/master.key");
+        let error = master_key(&MasterKeySource::File(path.to_owned())).unwrap_err();
+        let cause = error.source().unwrap();
+        let reason = cause.downcast_ref::<CryptoError>().unwrap().source().unwrap();
+        assert!(matches!(reason.downcast_ref(), Some(MasterKeyError::Unreadable(_))));
+        assert_eq!(
+            chain(&error),
+            "master key from /nowhere/master.key: cannot be read: No such file or directory (os error 2)"
+        );
     }
 
     /// Goal: if any task of the node panics, the node ends with an error that names the task.

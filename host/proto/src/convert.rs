@@ -19,12 +19,22 @@ pub struct Malformed {
     message: &'static str,
     reason: String,
     newer: bool,
+    source: Option<Box<dyn std::error::Error + Send + Sync>>,
 }
 
 impl Malformed {
     /// Returns the error for this message, with the reason.
     pub fn new(message: &'static str, reason: impl Into<String>) -> Self {
-        Self { message, reason: reason.into(), newer: false }
+        Self { message, reason: reason.into(), newer: false, source: None }
+    }
+
+    /// Returns the error for this message, with the cause as the reason.
+    pub fn caused_by(
+        message: &'static str,
+        cause: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        let reason = cause.to_string();
+        Self { source: Some(Box::new(cause)), ..Self::new(message, reason) }
     }
 
     /// Whether a newer version wrote the message: this version does not know its kind.
@@ -103,6 +113,7 @@ pub fn command_from_wire(command: wire::Command) -> Result<Command, Malformed> {
                 message: "command",
                 reason: "its kind is unknown".into(),
                 newer: true,
+                source: None,
             });
         }
     };
@@ -124,8 +135,8 @@ pub fn cluster_limits_to_wire(limits: &ClusterLimits) -> wire::ClusterLimits {
 
 /// Converts limits from the wire.
 pub fn cluster_limits_from_wire(limits: &wire::ClusterLimits) -> Result<ClusterLimits, Malformed> {
-    let malformed = |error: &dyn std::fmt::Display| Malformed::new("limits", error.to_string());
-    let bytes = |value: u64| usize::try_from(value).map_err(|error| malformed(&error));
+    let bytes =
+        |value: u64| usize::try_from(value).map_err(|error| Malformed::caused_by("limits", error));
     let read = ClusterLimits {
         memory_bytes_max: bytes(limits.memory_bytes_max)?,
         fuel_per_call: limits.fuel_per_call,
@@ -134,7 +145,7 @@ pub fn cluster_limits_from_wire(limits: &wire::ClusterLimits) -> Result<ClusterL
         response_bytes_max: bytes(limits.response_bytes_max)?,
         event_bytes_max: bytes(limits.event_bytes_max)?,
     };
-    read.check().map_err(|error| malformed(&error))?;
+    read.check().map_err(|error| Malformed::caused_by("limits", error))?;
     Ok(read)
 }
 

@@ -7,7 +7,7 @@ use conclave_proto::{
 };
 use conclave_types::{
     Outcome, Receipt, Reply,
-    error::{Error, ErrorKind},
+    error::{Error, ErrorKind, chain},
     status::Leader,
 };
 
@@ -63,7 +63,7 @@ pub(super) fn refusal_to_wire(error: &Error) -> wire::Refusal {
         reason: reason.into(),
         message: match error.kind() {
             ErrorKind::Lost(why) => why.clone(),
-            _ => error.to_string(),
+            _ => chain(error),
         },
         leader_node_id: leader.map_or(0, |leader| leader.node_id),
         leader_client_address: leader

@@ -154,7 +154,7 @@ impl Replica {
         let supervisor = Supervisor::default();
         let building = Arc::new(Building::new(supervisor.clone()));
         let consistency_checks = options.consistency_check_interval;
-        let unreadable = |error| Error::fatal(format!("cannot start from the log: {error}"));
+        let unreadable = |error| Error::fatal("cannot start from the log").with_source(error);
         let vote = log.clone().read_vote().await.map_err(unreadable)?;
         let standing =
             Standing::new(vote, snapshot::last_log_id(&log, &snapshots).map_err(unreadable)?);
@@ -196,7 +196,7 @@ impl Replica {
             machine,
         )
         .await
-        .map_err(|error| Error::fatal(format!("cannot start from the log: {error}")))?;
+        .map_err(|error| Error::fatal("cannot start from the log").with_source(error))?;
 
         let (reads, read_requests) = ReadIndex::new();
         let (health, _) = watch::channel(Health::NotServing(NotServing::Starting));

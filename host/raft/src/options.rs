@@ -103,5 +103,6 @@ pub(super) fn raft_config(
         ..openraft::Config::default()
     };
     let config = config.validate();
-    Ok(Arc::new(config.map_err(|error| Error::invalid(format!("Raft's configuration: {error}")))?))
+    let invalid = |error| Error::invalid("Raft's configuration is invalid").with_source(error);
+    Ok(Arc::new(config.map_err(invalid)?))
 }

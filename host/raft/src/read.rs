@@ -353,8 +353,10 @@ impl Replica {
 /// Returns the reason why a subscription has ended.
 pub fn watch_ended(error: WatchError) -> Error {
     match error {
-        WatchError::Gone { .. } | WatchError::Replaced { .. } => Error::gone(error.to_string()),
-        WatchError::Fatal(fatal_error) => Error::stopped(fatal_error.to_string()),
+        WatchError::Gone { .. } | WatchError::Replaced { .. } => {
+            Error::caused_by(Error::gone, error)
+        }
+        WatchError::Fatal(fatal_error) => Error::caused_by(Error::stopped, fatal_error),
         WatchError::Stopped => Error::shutting_down(),
     }
 }
@@ -362,9 +364,9 @@ pub fn watch_ended(error: WatchError) -> Error {
 fn failed(error: QueryError) -> Error {
     match error {
         QueryError::Trap(trap) => Error::trap(trap),
-        QueryError::Fatal(fatal_error) => Error::stopped(fatal_error.to_string()),
+        QueryError::Fatal(fatal_error) => Error::caused_by(Error::stopped, fatal_error),
         QueryError::Stopped => Error::shutting_down(),
-        error @ QueryError::NoStandby(_) => Error::busy(error.to_string()),
+        error @ QueryError::NoStandby(_) => Error::caused_by(Error::busy, error),
         QueryError::Busy => Error::busy(
             "too many queries or subscriptions are waiting on this node: try again, or another node",
         ),

@@ -239,8 +239,7 @@ impl Recovered {
         match key {
             format::BIRTH => self.birth = Some(body),
             format::VOTE => {
-                let vote: wire::Vote =
-                    prost::Message::decode(body).map_err(|error| error.to_string())?;
+                let vote: wire::Vote = prost::Message::decode(body)?;
                 self.vote = Some(crate::convert::vote_from_wire(&vote));
                 self.watermark.vote = sequence;
             }
@@ -249,10 +248,10 @@ impl Recovered {
             format::REMOVED => {}
             format::TRUNCATED => self.watermark.truncated = sequence,
             [format::RECORD, name @ ..] => {
-                let name = str::from_utf8(name).map_err(|error| error.to_string())?;
+                let name = str::from_utf8(name)?;
                 self.records.insert(name.to_owned(), (sequence, body));
             }
-            _ => return Err(Reason::Newer("it is a value of unknown kind".into())),
+            _ => return Err(Reason::UnknownKind),
         }
         Ok(())
     }
@@ -327,9 +326,9 @@ mod tests {
     fn an_unknown_command_is_of_a_newer_version_and_a_missing_field_is_not() {
         let newer =
             conclave_proto::convert::command_from_wire(wire::Command::default()).unwrap_err();
-        assert!(matches!(Reason::from(newer), Reason::Newer(_)));
+        assert!(matches!(Error::unusable("log entry 1", newer), Error::Newer { .. }));
         let broken = crate::convert::entry_from_wire(wire::Entry::default()).unwrap_err();
-        assert!(matches!(Reason::from(broken), Reason::Damaged(_)));
+        assert!(matches!(Error::unusable("log entry 1", broken), Error::Damaged { .. }));
     }
 
     const WATERMARK: Watermark = Watermark {

@@ -32,10 +32,10 @@ use std::{
     sync::Arc,
 };
 
-use super::{Error, Keys, files};
+use super::{Error, Keys, Reason, files};
 use conclave_crypto as crypto;
 use conclave_crypto::{Aad, KeyId, Keyring, MasterKey, OVERHEAD_BYTES};
-use conclave_types::ComponentId;
+use conclave_types::{ComponentId, error::chain};
 
 const MAGIC: &[u8; 8] = b"CNCLVCMP";
 const VERSION: u16 = 1;
@@ -148,7 +148,7 @@ impl CompiledStore {
         match self.read(&path, &name) {
             Ok(code) => code,
             Err(why) => {
-                remove(&path, &why);
+                remove(&path, &chain(&why));
                 None
             }
         }
@@ -224,16 +224,16 @@ impl CompiledStore {
     }
 
     /// Reads the code. An error contains the reason to discard the file.
-    fn read(&self, path: &Path, name: &Name<'_>) -> Result<Option<Vec<u8>>, String> {
+    fn read(&self, path: &Path, name: &Name<'_>) -> Result<Option<Vec<u8>>, Reason> {
         let file = match File::open(path) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
-            opened => opened.map_err(|error| error.to_string())?,
+            opened => opened?,
         };
         let mut file = io::BufReader::with_capacity(PIECE_BYTES, file);
         let mut preamble = [0; PREAMBLE_BYTES];
         let unreadable = |error: io::Error| match error.kind() {
-            io::ErrorKind::UnexpectedEof => "it is truncated".to_owned(),
-            _ => error.to_string(),
+            io::ErrorKind::UnexpectedEof => "it is truncated".into(),
+            _ => Reason::from(error),
         };
         file.read_exact(&mut preamble).map_err(unreadable)?;
         let pieces = pieces_of(&preamble)?;
@@ -243,16 +243,16 @@ impl CompiledStore {
             file.read_exact(&mut length).map_err(unreadable)?;
             let length = u32::from_be_bytes(length) as usize;
             if length > PIECE_BYTES + OVERHEAD_BYTES {
-                return Err("a piece exceeds the size limit".to_owned());
+                return Err("a piece exceeds the size limit".into());
             }
             let mut sealed = vec![0; length];
             file.read_exact(&mut sealed).map_err(unreadable)?;
             let piece = self.open_piece(&key(&preamble, name, number), &sealed);
-            code.extend_from_slice(&piece.map_err(|error| error.to_string())?);
+            code.extend_from_slice(&piece?);
         }
         match file.read(&mut [0]).map_err(unreadable)? {
             0 => Ok(Some(code)),
-            _ => Err("it has extra bytes at its end".to_owned()),
+            _ => Err("it has extra bytes at its end".into()),
         }
     }
 
@@ -317,21 +317,22 @@ fn key(preamble: &[u8], name: &Name<'_>, number: u32) -> Vec<u8> {
 
 /// Returns the number of pieces from the preamble. The preamble itself is not authenticated, but
 /// each piece is bound to it.
-fn pieces_of(preamble: &[u8; PREAMBLE_BYTES]) -> Result<u32, String> {
+fn pieces_of(preamble: &[u8; PREAMBLE_BYTES]) -> Result<u32, Reason> {
     let (magic, rest) = preamble.split_at(8);
     if magic != MAGIC {
-        return Err("it does not start with the magic bytes".to_owned());
+        return Err("it does not start with the magic bytes".into());
     }
     let version = u16::from_be_bytes([rest[0], rest[1]]);
     if version != VERSION {
         return Err(format!(
             "it has format version {version}, but this version of Conclave uses version {VERSION}"
-        ));
+        )
+        .into());
     }
     let pieces = u32::from_be_bytes([rest[18], rest[19], rest[20], rest[21]]);
     match pieces as usize {
-        0 => Err("it is empty".to_owned()),
-        count if count > COMPILED_BYTES_MAX / PIECE_BYTES => Err("it is too long".to_owned()),
+        0 => Err("it is empty".into()),
+        count if count > COMPILED_BYTES_MAX / PIECE_BYTES => Err("it is too long".into()),
         _ => Ok(pieces),
     }
 }

@@ -73,7 +73,7 @@ pub fn membership_from_wire(membership: wire::Membership) -> Result<Membership, 
         })
         .collect();
     Membership::new(configs.collect(), members)
-        .map_err(|error| Malformed::new("membership", error.to_string()))
+        .map_err(|error| Malformed::caused_by("membership", error))
 }
 
 /// Converts a stored membership to the wire.

@@ -1,12 +1,18 @@
 //! Errors of a data directory.
 
 use std::{
-    fmt, io,
+    borrow::Cow,
+    error::Error as StdError,
+    io,
+    iter::successors,
     path::{Path, PathBuf},
+    str::Utf8Error,
+    sync::Arc,
 };
 
 use conclave_crypto as crypto;
 use conclave_proto::convert::Malformed;
+use conclave_types::error::chain;
 
 /// The advice about damage. A node must not continue with less than it has acknowledged: with a
 /// lost vote it could elect a second leader in a term, and with lost entries the log could lack
@@ -16,7 +22,8 @@ const DAMAGE: &str = "do not run this node with this data directory, nor with an
                       node while a majority of the members runs. Put the newest data directory of this node back; \
                       keep the damaged one for analysis";
 
-/// The reason why storage rejects a data directory or an operation.
+/// The reason why storage rejects a data directory or an operation. The texts end with advice, and
+/// therefore show their causes before it.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -104,36 +111,40 @@ pub enum Error {
     },
     /// A newer version of Conclave wrote a value.
     #[error(
-        "{what} was written by a newer version of Conclave ({reason}); nothing is lost: run that version, or a later one"
+        "{what} was written by a newer version of Conclave ({}); nothing is lost: run that version, or a later one",
+        chain(reason)
     )]
     Newer {
         /// The log index, or the name of the value.
         what: String,
         /// The evidence for a newer version.
-        reason: String,
+        #[source]
+        reason: Reason,
     },
     /// A file or value differs from the written one.
-    #[error("{what} is damaged ({reason}); {DAMAGE}")]
+    #[error("{what} is damaged ({}); {DAMAGE}", chain(reason))]
     Damaged {
         /// The file, the log index, or the name of the value.
         what: String,
         /// The failed check.
-        reason: String,
+        #[source]
+        reason: Reason,
     },
     /// A snapshot file differs from the written one.
     #[error(
-        "snapshot {} is damaged ({reason}); no older snapshot can replace it, because the log before it was purged: \
+        "snapshot {} is damaged ({}); no older snapshot can replace it, because the log before it was purged: \
          {DAMAGE}",
-        path.display()
+        path.display(), chain(reason)
     )]
     Snapshot {
         /// The file.
         path: PathBuf,
         /// The failed check.
-        reason: String,
+        #[source]
+        reason: Reason,
     },
     /// The keyring cannot be opened, changed or used.
-    #[error("{}: {source}", path.display())]
+    #[error("{}: {}", path.display(), chain(source))]
     Keys {
         /// The keyring's file.
         path: PathBuf,
@@ -141,10 +152,10 @@ pub enum Error {
         source: crypto::Error,
     },
     /// An earlier write failed, and the store rejects every further operation.
-    #[error("the store rejects all operations because of an earlier failure: {0}")]
-    Poisoned(String),
+    #[error("the store rejects all operations because of an earlier failure: {}", chain(.0))]
+    Poisoned(#[source] Arc<io::Error>),
     /// The operating system returned an error.
-    #[error("{action} {}: {source}{}", path.display(), advice(source))]
+    #[error("{action} {}: {}{}", path.display(), chain(source), advice(source))]
     Io {
         /// The failed action.
         action: &'static str,
@@ -162,16 +173,16 @@ impl Error {
         move |source| Self::Io { action, path, source }
     }
 
-    pub(super) fn damaged(what: impl Into<String>, reason: impl ToString) -> Self {
-        Self::Damaged { what: what.into(), reason: reason.to_string() }
+    pub(super) fn damaged(what: impl Into<String>, reason: impl Into<Reason>) -> Self {
+        Self::Damaged { what: what.into(), reason: reason.into() }
     }
 
-    /// Returns the error for a value that cannot be used.
-    pub(super) fn unusable(what: impl Into<String>, reason: Reason) -> Self {
-        let what = what.into();
-        match reason {
-            Reason::Damaged(reason) => Self::Damaged { what, reason },
-            Reason::Newer(reason) => Self::Newer { what, reason },
+    /// Returns the error for a value that cannot be used: damage, or a value of a newer version.
+    pub(super) fn unusable(what: impl Into<String>, reason: impl Into<Reason>) -> Self {
+        let (what, reason) = (what.into(), reason.into());
+        match reason.is_newer() {
+            true => Self::Newer { what, reason },
+            false => Self::Damaged { what, reason },
         }
     }
 
@@ -189,48 +200,74 @@ impl Error {
     }
 }
 
-/// The reason why a value cannot be used.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Reason {
-    /// The value is damaged.
-    Damaged(String),
-    /// This version does not know the kind of value.
-    Newer(String),
+/// The reason why a file or a stored value cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum Reason {
+    /// A check of this crate failed. The text is a clause, such as "it is too short".
+    #[error("{0}")]
+    Check(Cow<'static, str>),
+    /// This version does not know the kind of the value.
+    #[error("it is a value of unknown kind")]
+    UnknownKind,
+    /// The bytes are not protobuf.
+    #[error("it does not decode")]
+    Protobuf(#[from] prost::DecodeError),
+    /// The message is not valid.
+    #[error("it is not valid")]
+    Malformed(#[from] Malformed),
+    /// The text is not UTF-8.
+    #[error("it is not UTF-8")]
+    Utf8(#[from] Utf8Error),
+    /// The bytes cannot be decrypted.
+    #[error("it does not open")]
+    Sealed(#[from] crypto::Error),
+    /// The record at an offset of the file cannot be decrypted.
+    #[error("the record at byte {at} does not open")]
+    Record {
+        /// The offset in bytes.
+        at: u64,
+        /// The cause.
+        source: crypto::Error,
+    },
+    /// The bytes cannot be read.
+    #[error("it cannot be read")]
+    Read(#[from] io::Error),
 }
 
-impl From<&str> for Reason {
-    fn from(reason: &str) -> Self {
-        Self::Damaged(reason.to_owned())
+impl Reason {
+    /// Whether a newer version wrote the value, and nothing is damaged.
+    fn is_newer(&self) -> bool {
+        match self {
+            Self::UnknownKind => true,
+            Self::Malformed(malformed) => malformed.is_newer(),
+            _ => false,
+        }
+    }
+}
+
+impl From<&'static str> for Reason {
+    fn from(reason: &'static str) -> Self {
+        Self::Check(reason.into())
     }
 }
 
 impl From<String> for Reason {
     fn from(reason: String) -> Self {
-        Self::Damaged(reason)
+        Self::Check(reason.into())
     }
 }
 
-impl From<Malformed> for Reason {
-    fn from(error: Malformed) -> Self {
-        match error.is_newer() {
-            true => Self::Newer(error.to_string()),
-            false => Self::Damaged(error.to_string()),
-        }
-    }
+/// Returns the error of the operating system among an error and its causes.
+fn os_error(error: &io::Error) -> Option<&io::Error> {
+    successors(Some(error as &(dyn StdError + 'static)), |&error| error.source())
+        .filter_map(|error| error.downcast_ref::<io::Error>())
+        .find(|error| error.raw_os_error().is_some())
 }
 
-impl fmt::Display for Reason {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (Self::Damaged(reason) | Self::Newer(reason)) = self;
-        f.write_str(reason)
-    }
-}
-
-/// Whether the operating system returned the error. sled copies such errors as text, and wraps them
-/// in panics.
+/// Whether the operating system returned the error.
 fn is_of_the_system(error: &io::Error) -> bool {
-    let text = || error.to_string();
-    error.raw_os_error().is_some()
+    os_error(error).is_some()
         || !matches!(
             error.kind(),
             io::ErrorKind::InvalidData
@@ -239,30 +276,23 @@ fn is_of_the_system(error: &io::Error) -> bool {
                 | io::ErrorKind::NotFound
                 | io::ErrorKind::Other
         )
-        || text().contains("Os { code: ")
-        || text().contains("(os error ")
 }
 
 /// Returns the advice about an error of the operating system.
 fn advice(error: &io::Error) -> &'static str {
-    let text = error.to_string();
-    let is = |kind: io::ErrorKind, name: &str| {
-        error.kind() == kind || text.contains(&format!("kind: {name}"))
-    };
-    if is(io::ErrorKind::StorageFull, "StorageFull")
-        || is(io::ErrorKind::QuotaExceeded, "QuotaExceeded")
-    {
-        return ": nothing is lost. Make room and start the node again; it needs about 64 MiB to open its log";
-    }
-    if is(io::ErrorKind::PermissionDenied, "PermissionDenied") {
-        return ": nothing is lost. Give the data directory to the user that the node runs as";
-    }
-    if is(io::ErrorKind::ReadOnlyFilesystem, "ReadOnlyFilesystem") {
-        return ": nothing is lost. Mount the file system for writing; the kernel's log shows why it is read-only";
-    }
-    match error.raw_os_error() {
-        Some(EMFILE | ENFILE) => ": nothing is lost. Raise the limit of open files",
-        Some(EIO) => {
+    let error = os_error(error).unwrap_or(error);
+    match (error.kind(), error.raw_os_error()) {
+        (io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded, _) => {
+            ": nothing is lost. Make room and start the node again; it needs about 64 MiB to open its log"
+        }
+        (io::ErrorKind::PermissionDenied, _) => {
+            ": nothing is lost. Give the data directory to the user that the node runs as"
+        }
+        (io::ErrorKind::ReadOnlyFilesystem, _) => {
+            ": nothing is lost. Mount the file system for writing; the kernel's log shows why it is read-only"
+        }
+        (_, Some(EMFILE | ENFILE)) => ": nothing is lost. Raise the limit of open files",
+        (_, Some(EIO)) => {
             ": the device reported an error. Check the kernel's log before you start the node again"
         }
         _ => "",
@@ -289,39 +319,54 @@ impl From<Error> for io::Error {
 mod tests {
     use super::*;
 
-    /// The errors of the operating system in the forms that sled returns, and real damage.
+    fn os(errno: rustix::io::Errno) -> io::Error {
+        io::Error::from_raw_os_error(errno.raw_os_error())
+    }
+
     #[test]
     fn only_damage_is_called_damage() {
-        let os = |code| io::Error::from_raw_os_error(code);
-        let full = || os(rustix::io::Errno::NOSPC.raw_os_error());
-        let as_text = |error: io::Error| io::Error::new(error.kind(), format!("{error:?}"));
-        let panicked = |error: io::Error| {
-            let reason = format!("sled panicked: called unwrap on {error:?}");
-            io::Error::new(io::ErrorKind::InvalidData, reason)
-        };
         let path = Path::new("/data/log");
-        for error in [full(), as_text(full()), panicked(full())] {
-            let error = Error::unreadable("the log", path, error).to_string();
-            assert!(error.contains("/data/log") && error.contains("Make room"), "{error}");
-            assert!(!error.contains("damaged"), "{error}");
-        }
+        let inner = Error::io("cannot sync", path)(os(rustix::io::Errno::IO));
         for (error, advice) in [
-            (os(rustix::io::Errno::ACCESS.raw_os_error()), "user that the node runs as"),
-            (os(EMFILE), "open files"),
-            (os(EIO), "kernel's log"),
-            (os(rustix::io::Errno::ROFS.raw_os_error()), "for writing"),
+            (os(rustix::io::Errno::NOSPC), "Make room"),
+            (os(rustix::io::Errno::ACCESS), "user that the node runs as"),
+            (os(rustix::io::Errno::MFILE), "open files"),
+            (os(rustix::io::Errno::IO), "kernel's log"),
+            (os(rustix::io::Errno::ROFS), "for writing"),
+            (io::Error::new(io::ErrorKind::InvalidData, inner), "kernel's log"),
+            (io::ErrorKind::StorageFull.into(), "Make room"),
         ] {
             let error = Error::unreadable("the log", path, error).to_string();
             assert!(error.contains(advice) && !error.contains("damaged"), "{error}");
+            assert!(error.contains("/data/log"), "{error}");
         }
         let cut = io::Error::from(io::ErrorKind::UnexpectedEof);
         let changed = io::Error::new(io::ErrorKind::InvalidData, "corruption encountered");
-        for error in [cut, changed] {
+        let quoting = io::Error::new(io::ErrorKind::InvalidData, "a key named (os error 28)");
+        for error in [cut, changed, quoting] {
             let error = Error::unreadable("the log", path, error).to_string();
             assert!(
                 error.contains("the log is damaged") && error.contains("newest data"),
                 "{error}"
             );
         }
+    }
+
+    #[test]
+    fn causes_are_kept_as_values() {
+        let refused = crypto::Error::Refused { place: "log".into() };
+        let error = Error::damaged("log entry 7", refused);
+        assert!(
+            error.to_string().contains("log entry 7 is damaged (it does not open: log: cannot")
+        );
+        let reason = error.source().unwrap().downcast_ref::<Reason>().unwrap();
+        assert!(reason.source().unwrap().is::<crypto::Error>());
+        // Through openraft, an error is passed as one of I/O.
+        let error = io::Error::from(error);
+        assert!(error.get_ref().unwrap().is::<Error>());
+        assert!(error.get_ref().unwrap().source().unwrap().is::<Reason>());
+        let poisoned = Error::Poisoned(Arc::new(os(rustix::io::Errno::NOSPC)));
+        let cause = poisoned.source().unwrap().downcast_ref::<Arc<io::Error>>().unwrap();
+        assert_eq!(cause.kind(), io::ErrorKind::StorageFull);
     }
 }

@@ -190,7 +190,7 @@ pub(super) fn encode_entry(entry: &Entry, buffer: &mut Vec<u8>) {
 }
 
 pub(super) fn decode_entry(bytes: Bytes) -> Result<Entry, Reason> {
-    let entry = wire::Entry::decode(bytes).map_err(|error| error.to_string())?;
+    let entry = wire::Entry::decode(bytes)?;
     Ok(crate::convert::entry_from_wire(entry)?)
 }
 
@@ -204,11 +204,11 @@ pub(super) fn encode_log_id(log_id: Option<&LogId>) -> Vec<u8> {
 }
 
 /// Decodes a log id, or its absence.
-pub(super) fn decode_log_id(mut body: Bytes) -> Result<Option<LogId>, String> {
+pub(super) fn decode_log_id(mut body: Bytes) -> Result<Option<LogId>, Reason> {
     match body.try_get_u8() {
         Ok(0) if body.is_empty() => Ok(None),
         Ok(1) => {
-            let log_id = wire::LogId::decode(body).map_err(|error| error.to_string())?;
+            let log_id = wire::LogId::decode(body)?;
             Ok(Some(crate::convert::log_id_from_wire(&log_id)))
         }
         _ => Err("it is not a log id".into()),

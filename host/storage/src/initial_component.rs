@@ -58,7 +58,7 @@ pub(super) fn write(dir: &Path, keys: &Keys, component: &[u8]) -> Result<(), Err
 /// The file is missing or damaged, or contains another component than the directory's initial component.
 pub(super) fn open(dir: &Path, keys: &Keys, identity: &Identity) -> Result<Bytes, Error> {
     let path = path(dir);
-    let damaged = |reason: &str| Error::damaged(path.display().to_string(), reason);
+    let damaged = |reason: &'static str| Error::damaged(path.display().to_string(), reason);
     let file = files::read_small(&path, FILE_BYTES_MAX)?;
     let file = file.ok_or_else(|| Error::Missing { path: path.clone() })?;
     let (component, stale) = decode(&file, &path, keys)?;
@@ -73,7 +73,7 @@ pub(super) fn open(dir: &Path, keys: &Keys, identity: &Identity) -> Result<Bytes
 
 /// Decodes the component. Also returns whether any piece is sealed under an inactive key.
 fn decode(file: &[u8], path: &Path, keys: &Keys) -> Result<(Bytes, bool), Error> {
-    let damaged = |reason: &str| Error::damaged(path.display().to_string(), reason);
+    let damaged = |reason: &'static str| Error::damaged(path.display().to_string(), reason);
     let (magic, rest) = file.split_first_chunk::<8>().ok_or(damaged("it is too short"))?;
     if magic != MAGIC {
         return Err(damaged("it does not start with the magic bytes"));
@@ -93,7 +93,8 @@ fn decode(file: &[u8], path: &Path, keys: &Keys) -> Result<(Bytes, bool), Error>
         }
         let (sealed, after) = after.split_at(length);
         let piece = keys.open_sealed(PLACE, &number.to_be_bytes(), sealed);
-        component.put_slice(&piece.map_err(|error| damaged(&error.to_string()))?);
+        let piece = piece.map_err(|error| Error::damaged(path.display().to_string(), error))?;
+        component.put_slice(&piece);
         stale |= crypto::key_id_of(sealed) != Some(keys.active());
         rest = after;
         number += 1;

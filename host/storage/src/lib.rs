@@ -73,7 +73,7 @@ use std::{
 use bytes::Bytes;
 
 pub use compiled::{COMPILED_BYTES_MAX, CompiledStore};
-pub use error::Error;
+pub use error::{Error, Reason};
 pub use group_commit::BatchWindow;
 pub use identity::Identity;
 pub use keys::Keys;

@@ -233,8 +233,8 @@ impl LogStore {
     }
 
     /// The failure because of which the store rejects all operations, if any.
-    pub fn poisoned(&self) -> Option<String> {
-        self.inner.shared.poisoned().map(str::to_owned)
+    pub fn poisoned(&self) -> Option<Arc<io::Error>> {
+        self.inner.shared.poisoned().cloned()
     }
 
     /// The duration of the storage thread's current step (for example a sync) so far. Zero while

@@ -5,7 +5,7 @@ use std::{io, ops::Range};
 use bytes::BytesMut;
 
 use super::{
-    Error,
+    Error, Reason,
     format::{self, BlockHead},
     sizes::entry_bytes,
     state::Shared,
@@ -122,34 +122,34 @@ fn confirm(
 
 /// Reads the entries of the block that contains this index.
 pub(super) fn read_pack(tree: &Tree, index: u64) -> io::Result<Vec<Entry>> {
-    let damaged = |reason: &dyn ToString| {
-        io::Error::from(Error::damaged(format!("log entry {index}"), reason.to_string()))
-    };
+    let what = || format!("log entry {index}");
+    let unusable = |reason: Reason| io::Error::from(Error::unusable(what(), reason));
+    let damaged = |reason: &'static str| unusable(reason.into());
     let last_key = tree.last_key_up_to(format::ENTRIES, &format::part_key(index, u16::MAX))?;
     let (first, _) = last_key
         .and_then(|key| format::parse_part_key(&key))
-        .ok_or_else(|| damaged(&"it is missing"))?;
+        .ok_or_else(|| damaged("it is missing"))?;
     let part = |part| {
-        let plaintext =
-            tree.get(&format::part_key(first, part)).map_err(|error| damaged(&error))?;
-        plaintext.ok_or_else(|| damaged(&"a part of it is missing"))
+        let plaintext = tree
+            .get(&format::part_key(first, part))
+            .map_err(|error| io::Error::from(Error::unreadable(what(), tree.dir(), error)))?;
+        plaintext.ok_or_else(|| damaged("a part of it is missing"))
     };
-    let mut head = BlockHead::parse(part(0)?).map_err(|reason| damaged(&reason))?;
+    let mut head = BlockHead::parse(part(0)?).map_err(damaged)?;
     if head.parts > 1 {
         let mut body = BytesMut::from(std::mem::take(&mut head.body));
         for number in 1..head.parts {
-            let (sequence, rest) =
-                format::split_value(part(number)?).map_err(|reason| damaged(&reason))?;
+            let (sequence, rest) = format::split_value(part(number)?).map_err(damaged)?;
             if sequence != head.sequence + u64::from(number) {
-                return Err(damaged(&"its parts are from different writes"));
+                return Err(damaged("its parts are from different writes"));
             }
             body.extend_from_slice(&rest);
         }
         head.body = body.freeze();
     }
-    let entries = head.decode(first).map_err(|reason| damaged(&reason))?;
+    let entries = head.decode(first).map_err(unusable)?;
     match entries.last() {
         Some(last) if last.log_id.index >= index => Ok(entries),
-        _ => Err(damaged(&"it is missing")),
+        _ => Err(damaged("it is missing")),
     }
 }

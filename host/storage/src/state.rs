@@ -6,7 +6,7 @@ use std::{
     collections::{BTreeMap, VecDeque},
     io,
     sync::{
-        Mutex, MutexGuard, OnceLock, PoisonError,
+        Arc, Mutex, MutexGuard, OnceLock, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::{Duration, Instant},
@@ -21,7 +21,7 @@ use super::{
     watermark::record_sum,
 };
 use crate::raft_types::{Entry, LogId, Vote};
-use conclave_types::panic_message;
+use conclave_types::{error::chain, panic_message};
 
 /// The bytes of written entries that stay in memory. Nearly all reads of replication and apply are
 /// served from them.
@@ -30,7 +30,7 @@ const CACHE_BYTES_MAX: usize = 8 << 20;
 /// The state shared by the handles and the storage thread.
 pub(super) struct Shared {
     state: Mutex<State>,
-    poisoned: OnceLock<String>,
+    poisoned: OnceLock<Arc<io::Error>>,
     pub(super) appended_bytes: AtomicU64,
     /// Notified whenever entries have been written, for tasks that wait for room.
     pub(super) written: tokio::sync::Notify,
@@ -95,31 +95,31 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Rejects all operations from now on. Only the first reason is kept.
-    pub(super) fn poison(&self, reason: impl ToString) {
-        let reason = reason.to_string();
+    /// Rejects all operations from now on. Only the first failure is kept.
+    pub(super) fn poison(&self, failure: Arc<io::Error>) {
+        tracing::error!(reason = chain(&failure), "the store rejects all further operations");
         // A later failure is a consequence of the first.
-        let _ = self.poisoned.set(reason.clone());
+        let _ = self.poisoned.set(failure);
         self.written.notify_waiters();
-        tracing::error!(%reason, "the store rejects all further operations");
     }
 
     /// Poisons the store after a panic of the storage thread, and publishes the panic.
-    pub(super) fn panicked(&self, panic: &(dyn Any + Send)) -> io::Error {
+    pub(super) fn panicked(&self, panic: &(dyn Any + Send)) -> Arc<io::Error> {
         let message = format!("the storage thread panicked: {}", panic_message(panic));
-        self.poison(&message);
-        self.panic.send_replace(Some(message.clone()));
-        io::Error::other(message)
+        let failure = Arc::new(io::Error::other(message.clone()));
+        self.poison(Arc::clone(&failure));
+        self.panic.send_replace(Some(message));
+        failure
     }
 
-    pub(super) fn poisoned(&self) -> Option<&str> {
-        self.poisoned.get().map(String::as_str)
+    pub(super) fn poisoned(&self) -> Option<&Arc<io::Error>> {
+        self.poisoned.get()
     }
 
     /// Returns an error if the store is poisoned.
     pub(super) fn check_poisoned(&self) -> io::Result<()> {
         self.poisoned()
-            .map_or(Ok(()), |reason| Err(super::Error::Poisoned(reason.to_owned()).into()))
+            .map_or(Ok(()), |failure| Err(super::Error::Poisoned(Arc::clone(failure)).into()))
     }
 
     pub(super) fn count_appended(&self, bytes: usize) {

@@ -16,7 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{Error, Keys, files};
+use super::{Error, Keys, Reason, files};
 use conclave_crypto::OVERHEAD_BYTES;
 
 const PLACE: &str = "watermark";
@@ -94,7 +94,7 @@ impl WatermarkFile {
             opened => opened.map_err(Error::io("cannot open", &path))?,
         };
         let mut newest: Option<(u8, Watermark)> = None;
-        let mut reason = "it is empty".to_owned();
+        let mut reason = Reason::from("it is empty");
         for slot in 0..2 {
             let mut sealed = [0; SEALED_BYTES];
             match file.read_exact_at(&mut sealed, u64::from(slot) * SLOT_BYTES) {
@@ -108,8 +108,8 @@ impl WatermarkFile {
                         newest = Some((slot, watermark));
                     }
                 }
-                Ok(None) => reason = "it is malformed".to_owned(),
-                Err(error) => reason = error.to_string(),
+                Ok(None) => reason = "it is malformed".into(),
+                Err(error) => reason = error.into(),
             }
         }
         let (slot, watermark) =

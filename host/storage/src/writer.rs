@@ -113,13 +113,16 @@ impl Writer {
             let result = match self.shared.check_poisoned() {
                 Err(error) => {
                     waiting.extend(ops.into_iter().filter_map(Waiting::of));
-                    Err(error)
+                    Err(Arc::new(error))
                 }
                 Ok(()) => {
                     let commit = || self.commit(ops, lazy, urgent, ends, &mut waiting);
-                    let result = catch_unwind(AssertUnwindSafe(commit))
-                        .unwrap_or_else(|panic| Err(self.shared.panicked(&*panic)));
-                    result.inspect_err(|error| self.shared.poison(error))
+                    match catch_unwind(AssertUnwindSafe(commit)) {
+                        Ok(result) => result
+                            .map_err(Arc::new)
+                            .inspect_err(|error| self.shared.poison(Arc::clone(error))),
+                        Err(panic) => Err(self.shared.panicked(&*panic)),
+                    }
                 }
             };
             self.group_commit.note(entries, began.elapsed());
@@ -236,11 +239,11 @@ impl Writer {
             written = written.and_then(|()| self.watermark_file.sync());
         }
         if let Err(error) = written {
-            self.shared.poison(error);
+            self.shared.poison(Arc::new(error.into()));
         }
     }
 
-    fn answer(&self, waiting: Vec<Waiting>, result: &io::Result<()>) {
+    fn answer(&self, waiting: Vec<Waiting>, result: &Result<(), Arc<io::Error>>) {
         if result.is_ok() {
             let mut state = self.shared.lock();
             let now = state.epoch;
@@ -261,7 +264,7 @@ impl Writer {
         for waiting in waiting.into_iter().rev() {
             let result = match result {
                 Ok(()) => Ok(()),
-                Err(error) => Err(io::Error::new(error.kind(), error.to_string())),
+                Err(error) => Err(io::Error::new(error.kind(), Arc::clone(error))),
             };
             match waiting {
                 Waiting::Append { flushed, .. } => flushed.io_completed(result),

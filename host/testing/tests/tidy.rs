@@ -193,6 +193,97 @@ fn all_tasks_of_a_node_are_supervised() {
     }
 }
 
+/// Lines that make text of an error for a reason: the file, a part of the line, and the reason.
+const TEXT_ALLOWED: [(&str, &str, &str); 4] = [
+    ("types/src/error.rs", "error.to_string();", "the helper that prints a chain"),
+    ("types/src/error.rs", "cause.to_string()", "the cause is kept as the source"),
+    ("proto/src/convert.rs", "cause.to_string();", "the cause is kept as the source"),
+    ("storage/src/tree.rs", "error.to_string();", "sled returns some errors of the system as text"),
+];
+
+/// The largest number of lines in a folder that make text of an error. The numbers may only decrease.
+const TEXT_MAX: [(&str, usize); 11] = [
+    ("host/types", 0),
+    ("host/proto", 0),
+    ("host/crypto", 0),
+    ("host/machine", 17),
+    ("host/check", 0),
+    ("host/storage", 0),
+    ("host/raft", 46),
+    ("host/api", 0),
+    // An address that cannot be resolved.
+    ("host/node", 1),
+    ("host/cli", 0),
+    ("client", 0),
+];
+
+/// Whether a line of code makes text of an error. A log line and a gRPC status are edges.
+fn makes_text(line: &str) -> bool {
+    let line = line.trim_start();
+    let is_edge = line.contains("tracing::") || line.contains("Status::");
+    if is_edge || line.starts_with("//") || line.starts_with("use ") {
+        return false;
+    }
+    ["error", "cause", "err"].iter().any(|name| {
+        ["{NAME}", "{NAME:#}", "{NAME:?}"]
+            .iter()
+            .any(|form| line.contains(&form.replace("NAME", name)))
+            || line.match_indices(&format!("{name}.to_string()")).any(|(at, _)| {
+                let before = line[..at].chars().next_back();
+                !before.is_some_and(|c| c.is_alphanumeric() || c == '_')
+            })
+    })
+}
+
+/// An error keeps its causes as values until an edge prints them with `conclave_types::error::chain`.
+#[test]
+fn errors_become_text_at_the_edges_only() {
+    for (folder, max) in TEXT_MAX {
+        let mut found = Vec::new();
+        for file in rust_files(&root().join(folder).join("src")) {
+            let name = file.to_string_lossy().into_owned();
+            if name.ends_with("tests.rs") || name.ends_with("fuzz.rs") {
+                continue;
+            }
+            let text = fs::read_to_string(&file).unwrap();
+            let code = text.split("#[cfg(test)]").next().unwrap();
+            let lines = code.lines().zip(1..).filter(|(line, _)| makes_text(line));
+            let is_allowed = |line: &str| {
+                let mut allowed = TEXT_ALLOWED.iter();
+                allowed.any(|(file, part, _)| name.ends_with(file) && line.contains(part))
+            };
+            let lines = lines.filter(|(line, _)| !is_allowed(line));
+            found.extend(lines.map(|(line, at)| format!("{name}:{at}: {}", line.trim())));
+        }
+        assert!(
+            found.len() <= max,
+            "{folder}: {} lines make text of an error, at most {max} may: keep the error as the source\n{}",
+            found.len(),
+            found.join("\n")
+        );
+    }
+}
+
+#[test]
+fn planted_text_of_an_error_is_found() {
+    for line in [
+        r#"    .map_err(|error| Error::fatal(format!("cannot start: {error}")))?;"#,
+        r#"    .map_err(|error| X(error.to_string()))?;"#,
+        r#"    let why = format!("{cause:#}");"#,
+    ] {
+        assert!(makes_text(line), "{line}");
+    }
+    for line in [
+        "use super::{error::Error, source::Source};",
+        r#"    Status::internal(error.to_string())"#,
+        r#"    /// The text of `error.to_string()`."#,
+        r#"    last_error.to_string()"#,
+        r#"    #[error("{what}: {source}")]"#,
+    ] {
+        assert!(!makes_text(line), "{line}");
+    }
+}
+
 #[test]
 fn no_file_is_too_long() {
     for file in rust_files(&root()) {

@@ -2,13 +2,33 @@
 //!
 //! The type is opaque so that kinds can be added. Programs use its predicates: whether to retry, on
 //! which node, and whether a command may have been applied. Its text is for people, and ends in
-//! what to do next. The one table from errors to gRPC codes is in `api/status.rs`.
+//! what to do next. Causes are its sources; [`chain`] prints them. The one table from errors to
+//! gRPC codes is in `api/status.rs`.
 
 use std::{error::Error as StdError, fmt, io};
 
 use crate::{Failure, Trap, status::Leader};
 
 type Source = Box<dyn StdError + Send + Sync>;
+
+/// Returns the text of an error with its causes: "a: b: c".
+///
+/// The only place that makes text of causes. Called at the edges: the command line, messages of
+/// gRPC, log lines, and the reason why a node is not healthy. An error whose text ends with advice
+/// already shows its cause before the advice, so a cause that the text contains is not repeated.
+pub fn chain(error: &(dyn StdError + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
 
 /// The reason why a call was not served, or why a node could not start.
 pub struct Error(Box<Inner>);
@@ -172,6 +192,13 @@ impl Error {
         Self::new(ErrorKind::Listen { port, address }).with_source(source)
     }
 
+    /// Returns the error of a kind for a cause whose text already says what failed, as in
+    /// `Error::caused_by(Error::fatal, cause)`. The cause is the source.
+    pub fn caused_by(kind: impl FnOnce(String) -> Self, cause: impl Into<Source>) -> Self {
+        let cause = cause.into();
+        kind(cause.to_string()).with_source(cause)
+    }
+
     /// Adds the error that caused this one.
     #[must_use]
     pub fn with_source(mut self, source: impl Into<Source>) -> Self {
@@ -323,5 +350,39 @@ impl fmt::Debug for Error {
 impl StdError for Error {
     fn source(&self) -> Option<&(dyn StdError + 'static)> {
         self.0.source.as_deref().map(|source| source as _)
+    }
+}
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, thiserror::Error)]
+    #[error("cannot open /data")]
+    struct Opening(#[source] io::Error);
+
+    fn denied() -> io::Error {
+        io::Error::new(io::ErrorKind::PermissionDenied, "permission denied")
+    }
+
+    #[test]
+    fn causes_are_kept_as_values_and_printed_as_a_chain() {
+        let error = Error::fatal("the node cannot start").with_source(Opening(denied()));
+        assert_eq!(error.to_string(), "the node cannot start");
+        assert_eq!(chain(&error), "the node cannot start: cannot open /data: permission denied");
+        let cause = error.source().unwrap().downcast_ref::<Opening>().unwrap();
+        assert_eq!(cause.0.kind(), io::ErrorKind::PermissionDenied);
+    }
+
+    #[test]
+    fn cause_that_says_everything_is_not_repeated() {
+        let error = Error::caused_by(Error::invalid, Opening(denied()));
+        assert!(matches!(error.kind(), ErrorKind::Invalid(_)));
+        assert_eq!(chain(&error), "cannot open /data: permission denied");
+        assert!(error.source().unwrap().is::<Opening>());
+        let error = Error::listen("client", "127.0.0.1:1", denied());
+        assert_eq!(chain(&error), error.to_string());
+        assert!(error.source().unwrap().is::<io::Error>());
     }
 }

@@ -124,5 +124,5 @@ fn imports_text(imports: &[String]) -> String {
 
 /// Converts an error with its whole chain of causes to one line.
 fn failed(error: &anyhow::Error) -> Failed {
-    Failed::local(format!("{error:#}"))
+    Failed::of(&**error)
 }

@@ -6,6 +6,7 @@ use std::{
 };
 
 use crate::{Failed, Result};
+use conclave_types::error::chain;
 
 /// A programming language that `conclave build` compiles.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,7 +61,7 @@ impl Project {
                     return Ok(Self { dir: dir.to_owned(), name, language, manifest });
                 }
                 Err(cause) if cause.kind() == io::ErrorKind::NotFound => {}
-                Err(cause) => return Err(Failed::local(format!("{}: {cause}", path.display()))),
+                Err(cause) => return Err(Failed::because(path.display(), &cause)),
             }
         }
         let manifests = Language::ALL.map(Language::manifest).join(" or ");
@@ -79,7 +80,7 @@ impl Project {
 }
 
 fn in_table(manifest: &str, table: &str) -> std::result::Result<(String, toml::Table), String> {
-    let manifest: toml::Table = manifest.parse().map_err(|cause| format!("{cause}"))?;
+    let manifest: toml::Table = manifest.parse().map_err(|cause| chain(&cause))?;
     let name = manifest.get(table).and_then(|table| table.get("name")?.as_str());
     let name = plain(name.ok_or_else(|| format!("there is no name in a table [{table}]"))?)?;
     Ok((name, manifest))

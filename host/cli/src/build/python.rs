@@ -7,13 +7,13 @@
 
 use std::{
     ffi::OsStr,
-    fmt::Write as _,
+    fmt::{self, Write as _},
     fs, io,
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
-use anyhow::{Context as _, anyhow, bail};
+use anyhow::{Context as _, bail};
 use base64::{Engine as _, engine::general_purpose::STANDARD};
 use prost::Message as _;
 
@@ -53,6 +53,22 @@ pub(super) fn build(
     build().map_err(|error| failed(&error))
 }
 
+/// An error in the protobuf files. Only protox's `Debug` format contains the position.
+#[derive(Debug)]
+struct NotCompiled(protox::Error);
+
+impl fmt::Display for NotCompiled {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "cannot compile the protobuf: {:?}", self.0)
+    }
+}
+
+impl std::error::Error for NotCompiled {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        Some(&self.0)
+    }
+}
+
 /// Compiles the files in `proto/` to a descriptor set for `machine.py`.
 pub(crate) fn write_descriptor_set(project: &Path) -> Result {
     let write = || -> anyhow::Result<()> {
@@ -61,9 +77,7 @@ pub(crate) fn write_descriptor_set(project: &Path) -> Result {
         proto_files(&proto, &mut files)
             .with_context(|| format!("cannot read {}", proto.display()))?;
         files.sort();
-        // Only protox's `Debug` format contains the position of the error.
-        let mut set = protox::compile(&files, [&proto])
-            .map_err(|error| anyhow!("cannot compile the protobuf: {error:?}"))?;
+        let mut set = protox::compile(&files, [&proto]).map_err(NotCompiled)?;
         // The component does not need the comments.
         for file in &mut set.file {
             file.source_code_info = None;

@@ -21,6 +21,7 @@ use super::{
 use conclave_check as check;
 use conclave_check::{CheckError, Checked, Options, Report, Source, Subject, Verdict};
 use conclave_types::components::Change;
+use conclave_types::error::chain;
 
 /// Maximum size of a file of calls; a larger one must be checked in parts.
 const CALLS_BYTES_MAX: u64 = 1 << 30;
@@ -163,31 +164,30 @@ fn component(file: Option<&Path>) -> Result<(String, Bytes)> {
     let Some(path) = file else {
         return Ok(("the key-value store".to_owned(), Bytes::from_static(crate::DEFAULT_MACHINE)));
     };
-    let bytes =
-        fs::read(path).map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))?;
+    let bytes = fs::read(path).map_err(Failed::at(path))?;
     Ok((path.display().to_string(), Bytes::from(bytes)))
 }
 
 fn calls(path: &Path) -> Result<Bytes> {
-    let refuse = |cause: String| Failed::local(format!("{}: {cause}", path.display()));
-    let size = fs::metadata(path).map_err(|cause| refuse(cause.to_string()))?.len();
+    let size = fs::metadata(path).map_err(Failed::at(path))?.len();
     if size > CALLS_BYTES_MAX {
-        return Err(refuse(format!(
-            "the file has {size} bytes; check a part of at most {CALLS_BYTES_MAX}"
+        return Err(Failed::local(format!(
+            "{}: the file has {size} bytes; check a part of at most {CALLS_BYTES_MAX}",
+            path.display()
         )));
     }
-    Ok(Bytes::from(fs::read(path).map_err(|cause| refuse(cause.to_string()))?))
+    Ok(Bytes::from(fs::read(path).map_err(Failed::at(path))?))
 }
 
 /// Converts an error: errors in the arguments are wrong usage, all others are failures.
 fn failed(error: &CheckError, name: &str, calls: Option<&Path>) -> Failed {
     match (error, calls) {
         (CheckError::Calls { .. } | CheckError::NoCalls, Some(calls)) => {
-            Failed::Usage(format!("{}: {error}", calls.display()))
+            Failed::Usage(format!("{}: {}", calls.display(), chain(error)))
         }
-        (CheckError::NothingToCall, _) => Failed::Usage(format!("{name}: {error}")),
-        (CheckError::NoSuchCheck { .. }, _) => Failed::Usage(error.to_string()),
-        _ => Failed::local(format!("{name}: {error}")),
+        (CheckError::NothingToCall, _) => Failed::Usage(format!("{name}: {}", chain(error))),
+        (CheckError::NoSuchCheck { .. }, _) => Failed::usage(error),
+        _ => Failed::because(name, error),
     }
 }
 
@@ -226,7 +226,7 @@ fn save(report: &Report, path: &Path, output: &mut Output) -> Result {
         text.push_str(&line);
         text.push('\n');
     }
-    fs::write(path, text).map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))?;
+    fs::write(path, text).map_err(Failed::at(path))?;
     output.remark(format!("the smallest log of {} is in {}", checked.name, path.display()));
     Ok(())
 }

@@ -53,25 +53,25 @@ impl Recorded {
             master_key_file: self.master_key_file.clone(),
             ..Settings::default()
         });
-        let stopped = stopped.map_err(|error| Failed::Usage(error.to_string()))?;
+        let stopped = stopped.map_err(|error| Failed::usage(&error))?;
         // The copy is removed at the end of this function.
         let private = PrivateDir::create(&self.work_dir.clone().unwrap_or_else(env::temp_dir))?;
         let stop = private.guard()?;
         let reading = spawn_blocking({
             let copy = private.path().to_owned();
-            let failed = |error: &dyn std::fmt::Display| Failed::local(error.to_string());
             move || {
                 let ended = || stop.is_asked_for();
-                let source =
-                    node::open_replay(&stopped, &copy, ended).map_err(|error| failed(&error))?;
-                let found = source.calls(CALLS_MAX, BYTES_MAX).map_err(|error| failed(&error))?;
+                let source = node::open_replay(&stopped, &copy, ended)
+                    .map_err(|error| Failed::of(&error))?;
+                let found =
+                    source.calls(CALLS_MAX, BYTES_MAX).map_err(|error| Failed::of(&error))?;
                 if ended() {
-                    return Err(failed(&"stopped; the data directory is unchanged"));
+                    return Err(Failed::local("stopped; the data directory is unchanged"));
                 }
                 Ok((summary(&source, &found), steps(found)))
             }
         });
-        let (text, steps) = reading.await.map_err(|error| Failed::local(error.to_string()))??;
+        let (text, steps) = reading.await.map_err(|error| Failed::of(&error))??;
         output.remark(text);
         Ok(steps)
     }

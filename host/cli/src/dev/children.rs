@@ -70,7 +70,7 @@ impl Children {
         compile_cache: &Path,
         node: &Node,
     ) -> Result<u32> {
-        let failed = |what: &Path, cause| Failed::local(format!("{}: {cause}", what.display()));
+        let failed = |what: &Path, cause| Failed::because(what.display(), &cause);
         let log = OpenOptions::new()
             .create(true)
             .append(true)

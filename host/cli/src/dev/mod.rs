@@ -105,7 +105,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     let _lock = lock(&dir)?;
     ignore(&dir)?;
     let program = std::env::current_exe()
-        .map_err(|cause| Failed::local(format!("cannot find this program's path: {cause}")))?;
+        .map_err(|cause| Failed::because("cannot find this program's path", &cause))?;
     // From here on a signal also ends the children, not this process alone.
     let mut signals = Signals::new()?;
     let watched = arguments.component.as_ref().filter(|_| arguments.watch);
@@ -243,7 +243,7 @@ impl Cluster {
     fn client(&self) -> Result<Client> {
         let endpoints = self.plan.nodes.iter().map(|node| node.client.clone());
         let client = Client::builder().endpoints(endpoints).build();
-        client.map_err(|error| Failed::local(error.to_string()))
+        client.map_err(|error| Failed::of(&error))
     }
 
     fn arguments(&self, node: &Node) -> Vec<OsString> {
@@ -312,8 +312,7 @@ struct Signals([Signal; 3]);
 impl Signals {
     fn new() -> Result<Self> {
         let listen = |kind| {
-            signal(kind)
-                .map_err(|cause| Failed::local(format!("cannot listen to signals: {cause}")))
+            signal(kind).map_err(|cause| Failed::because("cannot listen to signals", &cause))
         };
         Ok(Self([
             listen(SignalKind::interrupt())?,
@@ -333,16 +332,12 @@ impl Signals {
 }
 
 fn absolute(path: &Path) -> Result<PathBuf> {
-    fs::canonicalize(path).map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))
+    fs::canonicalize(path).map_err(Failed::at(path))
 }
 
 /// Creates the directory, accessible to its owner only.
 fn directory(path: &Path) -> Result<PathBuf> {
-    fs::DirBuilder::new()
-        .recursive(true)
-        .mode(0o700)
-        .create(path)
-        .map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))?;
+    fs::DirBuilder::new().recursive(true).mode(0o700).create(path).map_err(Failed::at(path))?;
     absolute(path)
 }
 
@@ -350,7 +345,7 @@ fn directory(path: &Path) -> Result<PathBuf> {
 /// older directory with other files is left unchanged.
 fn ignore(dir: &Path) -> Result {
     let path = dir.join(".gitignore");
-    let failed = |cause: std::io::Error| Failed::local(format!("{}: {cause}", path.display()));
+    let failed = |cause: std::io::Error| Failed::because(path.display(), &cause);
     let is_ours = plan::is_ours(dir).map_err(failed)?;
     if !is_ours || path.exists() {
         return Ok(());
@@ -361,7 +356,7 @@ fn ignore(dir: &Path) -> Result {
 /// Locks the directory: two clusters would overwrite each other's files.
 fn lock(dir: &Path) -> Result<File> {
     let path = dir.join(LOCK);
-    let failed = |cause: std::io::Error| Failed::local(format!("{}: {cause}", path.display()));
+    let failed = |cause: std::io::Error| Failed::because(path.display(), &cause);
     // The file holds the process id, so it must not be truncated while another process has
     // the lock.
     let mut options = File::options();

@@ -12,6 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use crate::{Failed, Result};
+use conclave_types::error::chain;
 
 /// Distance from client ports to peer ports, and from those to admin ports. It bounds the number
 /// of nodes.
@@ -67,8 +68,9 @@ impl Plan {
             Ok(bytes) => {
                 let plan: Self = serde_json::from_slice(&bytes).map_err(|cause| {
                     Failed::local(format!(
-                        "{}: {cause}; --reset starts a new cluster",
-                        path.display()
+                        "{}: {}; --reset starts a new cluster",
+                        path.display(),
+                        chain(&cause)
                     ))
                 })?;
                 plan.check(dir, wishes)?;
@@ -78,7 +80,7 @@ impl Plan {
                 let suffix: u32 = rand::random();
                 Self::new(dir, wishes, format!("dev-{suffix:08x}"))
             }
-            Err(cause) => return Err(Failed::local(format!("{}: {cause}", path.display()))),
+            Err(cause) => return Err(Failed::because(path.display(), &cause)),
         };
         if wishes.component.is_some() {
             plan.component.clone_from(&wishes.component);
@@ -106,9 +108,9 @@ impl Plan {
     pub(super) fn read(dir: &Path) -> Result<Self> {
         let path = dir.join(PLAN);
         let bytes = fs::read(&path)
-            .map_err(|cause| Failed::local(format!("no cluster: {}: {cause}", path.display())))?;
+            .map_err(|cause| Failed::because(format!("no cluster: {}", path.display()), &cause))?;
         serde_json::from_slice(&bytes)
-            .map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))
+            .map_err(|cause| Failed::because(path.display(), &cause))
     }
 
     /// Rejects flags that contradict the cluster: its members and their addresses are in its log.
@@ -133,8 +135,9 @@ impl Plan {
             for address in [&node.client, &node.peer, &node.admin] {
                 TcpListener::bind(address).map_err(|cause| {
                     Failed::local(format!(
-                        "node {} cannot listen on {address}: {cause}; stop the program that uses it, or choose another --port-base and --data-dir",
-                        node.id
+                        "node {} cannot listen on {address}: {}; stop the program that uses it, or choose another --port-base and --data-dir",
+                        node.id,
+                        chain(&cause)
                     ))
                 })?;
             }
@@ -152,7 +155,7 @@ impl Plan {
             file.sync_all()?;
             fs::rename(&temporary, &path)
         };
-        write().map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))
+        write().map_err(Failed::at(&path))
     }
 
     /// Returns the arguments that start `node` by itself.
@@ -189,7 +192,7 @@ impl Plan {
 /// Removes the files of `dev` from `dir`, except the key. Refuses a directory that `dev` did
 /// not create.
 pub(super) fn reset(dir: &Path) -> Result {
-    let failed = |path: &Path, cause| Failed::local(format!("{}: {cause}", path.display()));
+    let failed = |path: &Path, cause| Failed::because(path.display(), &cause);
     if !dir.join(PLAN).exists() {
         return match is_ours(dir).map_err(|cause| failed(dir, cause))? {
             false => Err(Failed::local(format!(

@@ -6,6 +6,7 @@ use conclave_client::Client;
 
 use super::plan::{Node, Plan};
 use crate::{Failed, Result};
+use conclave_types::error::chain;
 
 /// Time for all nodes to compile the initial and the active component, all at once. In Python a
 /// component has 20 MB, which takes minutes with two busy processors. A node that ends is not
@@ -49,9 +50,9 @@ pub(super) async fn state(client: &Client) -> std::result::Result<u64, String> {
     match client.is_serving().await {
         Ok(true) => {}
         Ok(false) => return Err("its health status is NOT_SERVING".to_owned()),
-        Err(error) => return Err(error.to_string()),
+        Err(error) => return Err(chain(&error)),
     }
-    let status = client.status().await.map_err(|error| error.to_string())?;
+    let status = client.status().await.map_err(|error| chain(&error))?;
     match status.leader {
         0 => Err("it knows no leader".to_owned()),
         leader => Ok(leader),
@@ -65,5 +66,5 @@ pub(super) fn of(node: &Node) -> Result<Client> {
         .deadline(ANSWER_WAIT)
         .follow_leader(false)
         .build()
-        .map_err(|error| Failed::local(error.to_string()))
+        .map_err(|error| Failed::of(&error))
 }

@@ -132,10 +132,9 @@ async fn restart(arguments: Restart, output: &mut Output) -> Result {
         Failed::local(format!("no `conclave dev` is running in {}; start it first", dir.display()))
     })?;
     let request = dir.join(REQUEST);
-    fs::write(&request, id.to_string())
-        .map_err(|cause| Failed::local(format!("{}: {cause}", request.display())))?;
+    fs::write(&request, id.to_string()).map_err(Failed::at(&request))?;
     kill_process(dev, Signal::USR1)
-        .map_err(|cause| Failed::local(format!("cannot signal `conclave dev`: {cause}")))?;
+        .map_err(|cause| Failed::because("cannot signal `conclave dev`", &cause))?;
     let ends = Instant::now() + RESTART_TIME_MAX;
     let client = ready::of(&before)?;
     let mut has_restarted = false;
@@ -169,7 +168,7 @@ async fn restart(arguments: Restart, output: &mut Output) -> Result {
 /// Returns the process that runs the cluster in `dir`, if any.
 fn dev_process(dir: &Path) -> Result<Option<Pid>> {
     let path = dir.join(LOCK);
-    let failed = |cause: io::Error| Failed::local(format!("{}: {cause}", path.display()));
+    let failed = Failed::at(&path);
     let file = match File::open(&path) {
         Err(cause) if cause.kind() == io::ErrorKind::NotFound => return Ok(None),
         opened => opened.map_err(failed)?,
@@ -193,7 +192,7 @@ pub(super) struct Requests {
 impl Requests {
     pub(super) fn new(dir: &Path) -> Result<Self> {
         let signal = unix::signal(SignalKind::user_defined1())
-            .map_err(|cause| Failed::local(format!("cannot listen to signals: {cause}")))?;
+            .map_err(|cause| Failed::because("cannot listen to signals", &cause))?;
         Ok(Self { path: dir.join(REQUEST), signal })
     }
 

@@ -22,6 +22,7 @@ use crate::{
     output::{Output, Progress},
     remote::{self, Remote, file, stdin},
 };
+use conclave_types::error::chain;
 
 /// Number of batches in flight: enough to keep the leader's disk busy while responses are in
 /// transit, few enough not to queue.
@@ -75,7 +76,7 @@ impl Import {
         let leaves = serde_json::from_slice::<&RawValue>(&bytes)
             .and_then(|document| flatten(document, &self.prefix));
         let leaves = leaves.map_err(|cause| {
-            Failed::local(format!("{} is not JSON: {cause}", self.file.display()))
+            Failed::because(format!("{} is not JSON", self.file.display()), &cause)
         })?;
         drop(bytes);
         let (pairs, refused) = acceptable(leaves);
@@ -241,8 +242,9 @@ impl Report {
                 // If some keys were written, the import has had an effect.
                 outcome: remote::outcome(&error).filter(|_| self.written == 0),
                 message: format!(
-                    "the import stopped; the first key not written is {:?}: {error}; run the import again: it starts from the beginning and has the same result",
-                    shortened(&key)
+                    "the import stopped; the first key not written is {:?}: {}; run the import again: it starts from the beginning and has the same result",
+                    shortened(&key),
+                    chain(&error)
                 ),
             });
         }

@@ -7,6 +7,7 @@ use serde_json::json;
 
 use super::single::as_json;
 use crate::{Failed, Result, output::Output, remote::Remote};
+use conclave_types::error::chain;
 
 /// Print changes of keys as they happen
 ///
@@ -69,7 +70,8 @@ impl Watch {
                 Err(error) if error.is_unavailable() || error.is_deadline() => {
                     if !waits {
                         output.remark(format!(
-                            "conclave: no node serves the watch; waiting for one: {error}"
+                            "conclave: no node serves the watch; waiting for one: {}",
+                            chain(&error)
                         ));
                     }
                     waits = true;

@@ -88,7 +88,7 @@ fn write(path: &Path, files: &[File]) -> Result {
             "{} exists and was not changed; choose another name",
             path.display()
         )),
-        _ => Failed::local(format!("{}: {cause}", path.display())),
+        _ => Failed::because(path.display(), &cause),
     };
     if let Some(parent) = path.parent() {
         fs::create_dir_all(parent).map_err(|cause| failed(parent, cause))?;

@@ -103,11 +103,11 @@ pub struct Arguments {
 pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     output.set_json(arguments.json);
     let stopped = StoppedNode::load(settings(&arguments));
-    let stopped = stopped.map_err(|error| Failed::Usage(error.to_string()))?;
+    let stopped = stopped.map_err(|error| Failed::usage(&error))?;
     let queries = plan::queries(&arguments.query)?;
     let component = arguments.component.as_ref().map(|path| {
         let read = fs::read(path).map(Bytes::from);
-        read.map_err(|cause| Failed::local(format!("{}: {cause}", path.display())))
+        read.map_err(Failed::at(path))
     });
     let component = component.transpose()?;
     let parent = arguments.work_dir.clone().unwrap_or_else(env::temp_dir);
@@ -118,12 +118,12 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
         let (copy, stop) = (private.path().to_owned(), stop.clone());
         move || {
             let source = node::open_replay(&stopped, &copy, || stop.is_asked_for())
-                .map_err(|error| Failed::local(error.to_string()))?;
+                .map_err(|error| Failed::of(&error))?;
             let other = component.map(|component| other(&source, component)).transpose()?;
             Ok::<_, Failed>((source, other))
         }
     });
-    let (source, other) = opening.await.map_err(|error| Failed::local(error.to_string()))??;
+    let (source, other) = opening.await.map_err(|error| Failed::of(&error))??;
     let plan = Plan::new(&arguments, source.span(), queries)?;
     let session = Session { source, other, plan, stop };
     session.run(&arguments, output).await
@@ -140,5 +140,5 @@ fn settings(arguments: &Arguments) -> Settings {
 
 fn other(source: &Source, component: Bytes) -> Result<Component> {
     Component::load(source.engine(), component)
-        .map_err(|error| Failed::local(format!("the other component: {error}")))
+        .map_err(|error| Failed::because("the other component", &error))
 }

@@ -5,6 +5,7 @@ use serde_json::Value;
 use super::Arguments;
 use crate::{Failed, Result};
 use conclave::replay::Span;
+use conclave_types::error::chain;
 
 /// The range of a replay, and the results to show.
 #[derive(Debug)]
@@ -45,6 +46,7 @@ pub(super) fn queries(arguments: &[String]) -> Result<Vec<Query>> {
     let pairs = arguments.chunks_exact(2);
     let query = |pair: &[String]| {
         let request = serde_json::from_str(&pair[1]).map_err(|cause| {
+            let cause = chain(&cause);
             Failed::Usage(format!("the request of --query {} is not JSON: {cause}", pair[0]))
         })?;
         Ok(Query { method: pair[0].clone(), request })

@@ -48,7 +48,7 @@ impl PrivateDir {
             .permissions(Permissions::from_mode(0o700))
             .tempdir_in(parent);
         created.map(Self).map_err(|cause| {
-            Failed::local(format!("cannot create a directory in {}: {cause}", parent.display()))
+            Failed::because(format!("cannot create a directory in {}", parent.display()), &cause)
         })
     }
 
@@ -60,7 +60,7 @@ impl PrivateDir {
     /// an entry. The second one, or the first if the directory no longer exists, removes the
     /// directory and ends the process immediately.
     pub(crate) fn guard(&self) -> Result<Stop> {
-        let failed = |cause| Failed::local(format!("cannot wait for signals: {cause}"));
+        let failed = |cause| Failed::because("cannot wait for signals", &cause);
         let mut interrupt = signal(SignalKind::interrupt()).map_err(failed)?;
         let mut terminate = signal(SignalKind::terminate()).map_err(failed)?;
         let (sender, stop) = watch::channel(false);

@@ -36,7 +36,7 @@ struct Tally {
 }
 
 fn failed(error: Error) -> Failed {
-    Failed::local(error.to_string())
+    Failed::of(&error)
 }
 
 impl Session {
@@ -161,7 +161,9 @@ impl Session {
         let messages = Messages::of(player.component());
         for query in &self.plan.queries {
             let method = &query.method;
-            let request = messages.encode_request(method, &query.request).map_err(Failed::Usage)?;
+            let request = messages
+                .encode_request(method, &query.request)
+                .map_err(|error| Failed::usage(&error))?;
             let call = Call { method: method.as_str().into(), request, principal: "".into() };
             let answer = match self.stop.or(player.query(call)).await? {
                 Ok(answered) => match &answered.result {

@@ -28,7 +28,8 @@ pub fn trap_entry(stopped: &StoppedNode, index: u64, uncommitted: bool) -> Resul
 pub fn replace_component(stopped: &StoppedNode, component: Bytes) -> Result<Replaced, Error> {
     let engine = Engine::new(&Limits::default()).map_err(startup)?;
     let component = Component::load(&engine, component);
-    let component = component.map_err(|error| Error::invalid(format!("the component: {error}")))?;
+    let component = component
+        .map_err(|error| Error::invalid("cannot load the component").with_source(error))?;
     let Storage { identity, initial_component, log, snapshots, compiled, .. } = open(stopped)?;
     let (seed, kept) = (seed(&identity), KeptCode::new(compiled));
     let initial_component =

@@ -11,7 +11,7 @@ use conclave_machine::{
 };
 use conclave_raft::{Components, saved_state};
 use conclave_storage::LogStore;
-use conclave_types::Trap;
+use conclave_types::{Trap, error::chain};
 
 /// Maximum size of the entries returned together.
 const REPLAY_BYTES_MAX: usize = 4 << 20;
@@ -27,8 +27,8 @@ pub(super) struct ReplayEntrySource {
     pub(super) trap_report: Mutex<BTreeMap<u64, TrapReport>>,
 }
 
-fn unreadable(error: impl std::fmt::Display) -> EntrySourceError {
-    EntrySourceError::Unreadable(error.to_string())
+fn unreadable(error: impl std::error::Error + 'static) -> EntrySourceError {
+    EntrySourceError::Unreadable(chain(&error))
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {

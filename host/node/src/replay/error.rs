@@ -2,6 +2,8 @@
 
 use std::io;
 
+use tokio::task::JoinError;
+
 use conclave_machine::{FatalError, LoadError, QueryError};
 
 /// The error of a replay.
@@ -61,12 +63,10 @@ pub enum Error {
     #[error("entry {0} is missing in the log")]
     Gap(u64),
     /// The store cannot be read.
-    #[error("{0}")]
+    #[error("the data directory cannot be read")]
     Unreadable(#[from] io::Error),
     /// A component in the log cannot be loaded by this program.
-    #[error(
-        "component {component}, which the log activates at index {index}, cannot be loaded: {source}"
-    )]
+    #[error("component {component}, which the log activates at index {index}, cannot be loaded")]
     Component {
         /// The index of the activation.
         index: u64,
@@ -76,14 +76,18 @@ pub enum Error {
         source: LoadError,
     },
     /// The state machine stopped with a fatal error, as it would on a node.
-    #[error("the state machine stopped after index {index}: {fatal_error}")]
+    #[error("the state machine stopped after index {index}")]
     Fatal {
         /// The last applied index.
         index: u64,
         /// The cause.
+        #[source]
         fatal_error: FatalError,
     },
     /// A query failed.
-    #[error("{0}")]
+    #[error("the query failed")]
     Query(#[from] QueryError),
+    /// A thread of the replay panicked, or the runtime shut down.
+    #[error("the replay was interrupted")]
+    Interrupted(#[from] JoinError),
 }

@@ -9,6 +9,31 @@ use serde_json::Value;
 use conclave_machine::Component;
 use conclave_types::services;
 
+/// The reason why a request cannot be encoded.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum EncodeError {
+    /// The state machine describes no methods, and the request is not base64.
+    #[error("the state machine describes no methods: give the request's bytes as a base64 string")]
+    NotBase64(#[source] Option<base64::DecodeError>),
+    /// The state machine has no such method.
+    #[error("unknown method {method}; the methods are {known}")]
+    UnknownMethod {
+        /// The requested name.
+        method: String,
+        /// The names of all methods.
+        known: String,
+    },
+    /// The JSON does not fit the method's request.
+    #[error("the request of {method} cannot be encoded")]
+    Request {
+        /// The method.
+        method: String,
+        /// The cause.
+        source: serde_json::Error,
+    },
+}
+
 /// The message types of one component.
 pub struct Messages(DescriptorPool);
 
@@ -34,18 +59,15 @@ impl Messages {
     ///
     /// # Errors
     /// The request is invalid, or the method is unknown; the text lists the methods.
-    pub fn encode_request(&self, method: &str, request: &Value) -> Result<Bytes, String> {
+    pub fn encode_request(&self, method: &str, request: &Value) -> Result<Bytes, EncodeError> {
         let services = services::own(&self.0);
         if services.is_empty() {
             let bytes = match request {
-                Value::String(text) => BASE64.decode(text).ok(),
-                Value::Object(fields) if fields.is_empty() => Some(Vec::new()),
-                _ => None,
+                Value::String(text) => BASE64.decode(text).map_err(Some),
+                Value::Object(fields) if fields.is_empty() => Ok(Vec::new()),
+                _ => Err(None),
             };
-            return bytes.map(Bytes::from).ok_or_else(|| {
-                "the state machine describes no methods: give the request's bytes as a base64 string"
-                    .to_owned()
-            });
+            return bytes.map(Bytes::from).map_err(EncodeError::NotBase64);
         }
         let found = self.method(method).ok_or_else(|| {
             let methods = services.iter().flat_map(|service| {
@@ -55,13 +77,11 @@ impl Messages {
                     .map(move |method| format!("{of}/{}", method.name()))
                     .collect::<Vec<_>>()
             });
-            format!(
-                "unknown method {method}; the methods are {}",
-                methods.collect::<Vec<_>>().join(", ")
-            )
+            let known = methods.collect::<Vec<_>>().join(", ");
+            EncodeError::UnknownMethod { method: method.to_owned(), known }
         })?;
         let message = DynamicMessage::deserialize(found.input(), request)
-            .map_err(|error| format!("the request of {method}: {error}"))?;
+            .map_err(|source| EncodeError::Request { method: method.to_owned(), source })?;
         Ok(message.encode_to_vec().into())
     }
 

@@ -32,7 +32,7 @@ mod source;
 pub use self::{
     calls::{LoggedCall, LoggedCalls},
     error::Error,
-    messages::Messages,
+    messages::{EncodeError, Messages},
     player::Player,
     seen::{Kind, Seen},
     source::{Parts, Source, Span, Start},

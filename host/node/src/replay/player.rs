@@ -108,10 +108,7 @@ impl Player {
         });
         let (seed, of_worker) = (source.parts.seed, entry_source.clone());
         let worker = spawn_blocking(move || Worker::start(initial, seed, of_worker, saved)).await;
-        let worker = worker
-            .map_err(|error| FatalError::new(error.to_string()))
-            .and_then(|worker| worker)
-            .map_err(|fatal_error| Error::Fatal { index, fatal_error })?;
+        let worker = worker?.map_err(|fatal_error| Error::Fatal { index, fatal_error })?;
         Ok(Self { entry_source, worker, registry, voters, component, index, next })
     }
 
@@ -248,8 +245,7 @@ impl Player {
             }
         };
         let components = self.entry_source.components.clone();
-        let compiled = spawn_blocking(move || components.compile(id, &bytes)).await;
-        let compiled = compiled.map_err(std::io::Error::other)?;
+        let compiled = spawn_blocking(move || components.compile(id, &bytes)).await?;
         let component = compiled.map_err(|source| Error::Component {
             index,
             component: id.to_string(),

@@ -163,12 +163,12 @@ impl Replica {
                 )));
             }
             components.compile(id, &bytes).map_err(|error| match error {
-                LoadError::Fatal(fatal_error) => Error::fatal(fatal_error.to_string()),
-                LoadError::TooLarge { .. } => Error::limit(error.to_string()),
-                error => Error::invalid(error.to_string()),
+                LoadError::Fatal(fatal_error) => Error::caused_by(Error::fatal, fatal_error),
+                LoadError::TooLarge { .. } => Error::caused_by(Error::limit, error),
+                error => Error::caused_by(Error::invalid, error),
             })
         });
-        loading.await.map_err(|error| Error::fatal(error.to_string()))?
+        loading.await.map_err(|error| Error::caused_by(Error::fatal, error))?
     }
 
     async fn propose_component(
@@ -223,7 +223,7 @@ pub(crate) fn part_to_wire(applied: PartApplied) -> Bytes {
 fn part_from_wire(bytes: &Bytes) -> Result<PartApplied, Error> {
     let applied = ComponentPartApplied::decode(bytes.clone());
     let applied = applied
-        .map_err(|error| Error::fatal(format!("the response to a piece is malformed: {error}")))?;
+        .map_err(|error| Error::fatal("the response to a piece is malformed").with_source(error))?;
     Ok(PartApplied { next_at: applied.next_at, whole: applied.whole })
 }
 

@@ -245,7 +245,7 @@ impl Replica {
     async fn newest_snapshot(&self) -> Result<Option<SnapshotFile>, Error> {
         let snapshots = self.0.snapshots.clone();
         let newest = spawn_blocking(move || snapshots.latest()).await;
-        let newest = newest.map_err(|error| Error::fatal(error.to_string()))?;
-        newest.map_err(|error| Error::fatal(error.to_string()))
+        let newest = newest.map_err(|error| Error::caused_by(Error::fatal, error))?;
+        newest.map_err(|error| Error::caused_by(Error::fatal, error))
     }
 }

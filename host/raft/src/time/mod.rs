@@ -24,6 +24,7 @@
 //! nodes of a cluster were suspended together, the log's time is behind by that duration, as leases
 //! on monotonic clocks are, until an operator sets the time or all nodes are restarted.
 
+mod alarm;
 mod exchange;
 mod log_clock;
 mod offsets;
@@ -39,6 +40,7 @@ use std::{
 
 pub(super) use self::exchange::run;
 use self::{
+    alarm::Alarm,
     log_clock::{Evidence, LogClock, Nanos, ms_of_nanos, nanos_of_ms},
     offsets::{OFFSET_MAX, Offset, majority},
 };
@@ -93,7 +95,7 @@ struct State {
     majority: Option<(Duration, i128)>,
     /// The time of the last comparison for [`LogClock::settle`].
     settled_at: Option<Duration>,
-    alarm: String,
+    alarm: Option<Alarm>,
 }
 
 impl State {
@@ -139,7 +141,7 @@ impl Time {
                 voters: Vec::new(),
                 majority: None,
                 settled_at: None,
-                alarm: String::new(),
+                alarm: None,
             }),
             latest_stamp_ms: AtomicU64::new(0),
             settling: tokio::sync::Mutex::default(),
@@ -204,7 +206,7 @@ impl Time {
             offset_ms: state.majority(now).map(|offset| ms(-offset)),
             log_time_ms: ms_of_nanos(log_time),
             log_offset_ms: wall.map(|wall| ms(difference(log_time, wall))),
-            alarm: state.alarm.clone(),
+            alarm: state.alarm.map(|alarm| alarm.to_string()).unwrap_or_default(),
         }
     }
 
@@ -219,52 +221,31 @@ impl Time {
         let heard = state.fresh(now).count() + 1;
         let voters = state.voters.iter().map(BTreeSet::len).max();
         let alarm = match state.majority(now) {
-            Some(offset) if offset.unsigned_abs() > OFFSET_MAX.as_nanos() => format!(
-                "this node's clock is {} the majority's by {}: check its time synchronization",
-                if offset < 0 { "ahead of" } else { "behind" },
-                seconds(offset)
-            ),
+            Some(offset) if offset.unsigned_abs() > OFFSET_MAX.as_nanos() => {
+                Some(Alarm::OwnClock(offset))
+            }
             Some(offset) if state.clock.is_known() => {
                 let ahead = difference(log_time, now.wall.saturating_add_signed(offset));
-                match ahead.unsigned_abs() > LOG_OFFSET_MAX.as_nanos() {
-                    true if ahead > 0 => format!(
-                        "the log's time is ahead of the majority's clocks by {}: ttls keep their lengths, but times \
-                         of day in state machines are wrong by that amount",
-                        seconds(ahead)
-                    ),
-                    true => format!(
-                        "the log's time is behind the majority's clocks by {}: if the clocks are right, run \
-                         `conclave cluster set-time now`",
-                        seconds(ahead)
-                    ),
-                    false => String::new(),
-                }
+                let differs = ahead.unsigned_abs() > LOG_OFFSET_MAX.as_nanos();
+                differs.then_some(Alarm::LogTime(ahead))
             }
-            None if voters.is_some_and(|voters| heard * 2 > voters) => {
-                "no majority of the voters' clocks agrees: check the nodes' time synchronization"
-                    .to_owned()
-            }
-            _ => String::new(),
+            None if voters.is_some_and(|voters| heard * 2 > voters) => Some(Alarm::NoMajority),
+            _ => None,
         };
-        // The numbers change all the time, so only the texts before them are compared.
-        let kind = |alarm: &str| alarm.split(" by ").next().map(str::to_owned);
-        if kind(&alarm) != kind(&state.alarm) {
-            match alarm.is_empty() {
-                true => tracing::info!("the clocks agree again"),
-                false => tracing::warn!("{alarm}"),
+        match (alarm, state.alarm) {
+            (None, Some(_)) => tracing::info!("the clocks agree again"),
+            (Some(alarm), before) if before.is_none_or(|before| !alarm.is_like(before)) => {
+                tracing::warn!("{alarm}");
             }
+            _ => {}
         }
-        state.alarm.clone_from(&alarm);
-        let off = state.majority(now).is_some_and(|by| by.unsigned_abs() > OFFSET_MAX.as_nanos());
-        off.then_some(alarm)
+        state.alarm = alarm;
+        let own = alarm.filter(|alarm| matches!(alarm, Alarm::OwnClock(_)));
+        own.map(|alarm| alarm.to_string())
     }
 }
 
 fn difference(time: Nanos, other: Nanos) -> i128 {
     let ahead = i128::try_from(time.abs_diff(other)).unwrap_or(i128::MAX);
     if time >= other { ahead } else { -ahead }
-}
-
-fn seconds(nanos: i128) -> String {
-    format!("{:.1} s", nanos.unsigned_abs() as f64 / 1e9)
 }

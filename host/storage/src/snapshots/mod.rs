@@ -142,7 +142,7 @@ impl SnapshotStore {
                     .extension()
                     .is_some_and(|extension| extension == format::EXTENSION) =>
                 {
-                    let reason = "its name is not a valid snapshot name".to_owned();
+                    let reason = "its name is not a valid snapshot name".into();
                     return Err(Error::Snapshot { path, reason });
                 }
                 // Another file, such as `lost+found` of a file system, or a file of a backup tool.

@@ -18,7 +18,7 @@ use super::{
         VERSION,
     },
 };
-use crate::{Error, Keys, files};
+use crate::{Error, Keys, Reason, files};
 use conclave_crypto as crypto;
 use conclave_crypto::{KeyId, OVERHEAD_BYTES};
 
@@ -71,7 +71,8 @@ impl SnapshotFile {
         keys: &Keys,
         temporary: bool,
     ) -> Result<Self, Error> {
-        let damaged = |reason: &str| Error::Snapshot { path: path.into(), reason: reason.into() };
+        let damaged =
+            |reason: &'static str| Error::Snapshot { path: path.into(), reason: reason.into() };
         let file = File::open(path).map_err(Error::io("cannot open", path))?;
         let file_bytes = file.metadata().map_err(Error::io("cannot read", path))?.len();
         let mut bytes = [0; PREAMBLE_BYTES];
@@ -179,7 +180,7 @@ impl fmt::Debug for SnapshotFile {
 }
 
 impl Inner {
-    fn damaged(&self, reason: impl Into<String>) -> Error {
+    fn damaged(&self, reason: impl Into<Reason>) -> Error {
         Error::Snapshot { path: self.path.clone(), reason: reason.into() }
     }
 
@@ -209,7 +210,7 @@ impl Inner {
         let key = self.preamble.key(kind, sequence);
         let key_id = crypto::key_id_of(&sealed).unwrap_or(KeyId(0));
         let opened = self.keys.open_sealed(format::PLACE, &key, &sealed);
-        let opened = opened.map_err(|error| self.damaged(format!("at byte {at}: {error}")))?;
+        let opened = opened.map_err(|source| self.damaged(Reason::Record { at, source }))?;
         Ok((opened.into(), key_id))
     }
 

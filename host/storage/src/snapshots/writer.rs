@@ -55,7 +55,7 @@ impl SnapshotWriter {
         writer.put(|writer, file| file.write_all(&writer.preamble.0))?;
         if header.len() > CHUNK_BYTES_MAX {
             let reason = format!("its header has {} bytes, which exceeds the limit", header.len());
-            return Err(Error::Snapshot { path: writer.temporary.clone(), reason });
+            return Err(Error::Snapshot { path: writer.temporary.clone(), reason: reason.into() });
         }
         writer.record(Kind::Header, 0, header)?;
         Ok(writer)

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_storage::raft_types::Vote;
+use conclave_storage::{Error, raft_types::Vote};
 use futures::{FutureExt, StreamExt, TryStreamExt, poll};
 use openraft::{RaftLogReader, storage::RaftLogStorage};
 
@@ -174,7 +174,7 @@ async fn records_are_synced_on_demand() {
     storage.log.put_record("name", Some(b"value".to_vec())).unwrap();
     // The metadata entries are written, but not synced. A sync must now fail.
     tokio::time::sleep(Duration::from_millis(600)).await;
-    assert_eq!(storage.log.poisoned(), None);
+    assert!(storage.log.poisoned().is_none());
     storage.log.sync_records().unwrap();
     let until = Instant::now() + Duration::from_secs(10);
     while storage.log.poisoned().is_none() {
@@ -247,9 +247,12 @@ async fn a_failed_sync_poisons_the_store() {
         log.put_record("a", None),
     ];
     for later in later {
-        assert!(later.unwrap_err().to_string().contains("on fire"));
+        let error = later.unwrap_err();
+        assert!(error.to_string().contains("on fire"));
+        let error = error.get_ref().unwrap().downcast_ref::<Error>();
+        assert!(matches!(error, Some(Error::Poisoned(_))), "{error:?}");
     }
-    assert!(log.poisoned().unwrap().contains("on fire"));
+    assert!(log.poisoned().unwrap().to_string().contains("on fire"));
     assert_eq!(log.read_vote().await.unwrap(), None);
     drop((log, storage));
     let again = open(dir.path()).log;

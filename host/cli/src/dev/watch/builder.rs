@@ -10,6 +10,7 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 
 use crate::dev::children::in_words;
+use conclave_types::error::chain;
 
 /// A process group of its own. Dropping this kills the whole group. The component file is either
 /// complete or absent.
@@ -43,7 +44,7 @@ impl Group {
 pub(super) async fn build(program: &Path, project: &Path, file: &Path) -> Result<(), String> {
     let mut command = Command::new(program);
     command.arg("build").arg(project).arg("--output").arg(file).stdout(Stdio::null());
-    let failed = |cause| format!("cannot run {}: {cause}", program.display());
+    let failed = |cause| format!("cannot run {}: {}", program.display(), chain(&cause));
     let mut group = Group::start(&mut command).map_err(failed)?;
     let status = group.ended().await.map_err(failed)?;
     match status.success() {

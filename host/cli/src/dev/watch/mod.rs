@@ -142,7 +142,7 @@ const GOES_ON: &str =
 
 /// Resolves the symbolic links of the part of a path that exists.
 fn real(path: &Path) -> Result<PathBuf> {
-    let failed = |cause: io::Error| Failed::local(format!("{}: {cause}", path.display()));
+    let failed = Failed::at(path);
     let path = std::path::absolute(path).map_err(failed)?;
     let missing = |cause: &io::Error| cause.kind() == io::ErrorKind::NotFound;
     for above in path.ancestors() {

@@ -10,6 +10,7 @@ use conclave_client::{
 use sha2::{Digest, Sha256};
 
 use crate::{component::show, output::Output};
+use conclave_types::error::chain;
 
 /// Upgrades the cluster. Returns `false` if the component is already active.
 ///
@@ -21,7 +22,7 @@ pub(super) async fn upgrade(
     output: &mut Output,
 ) -> Result<bool, String> {
     let component = tokio::fs::read(file).await;
-    let component = component.map_err(|cause| format!("{}: {cause}", file.display()))?;
+    let component = component.map_err(|cause| format!("{}: {}", file.display(), chain(&cause)))?;
     let id: [u8; 32] = Sha256::digest(&component).into();
     let name = hex::encode(id);
     let began = Instant::now();
@@ -54,7 +55,7 @@ pub(super) async fn upgrade(
 }
 
 fn said(error: Error) -> String {
-    error.to_string()
+    chain(&error)
 }
 
 fn check_state(component: &Component, difference: &DiffComponentResponse) -> Result<(), String> {
