@@ -7,7 +7,6 @@ mod recover;
 use std::{
     fs,
     future::Future,
-    path::Path,
     pin::{Pin, pin},
     sync::Arc,
     time::Duration,
@@ -146,7 +145,7 @@ async fn start(config: &Config, startup: &Startup) -> Result<Replica, Error> {
         let (config, startup) = (config.clone(), startup.clone());
         move || open(&config, &startup)
     });
-    let options = opening.await.map_err(startup)??;
+    let options = opening.await.map_err(|error| Error::caused_by(Error::fatal, error))??;
     startup.step("restoring the snapshot and replaying the log");
     Replica::start(options).await
 }
@@ -373,6 +372,8 @@ async fn serve(
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests {
+    use std::path::Path;
+
     use conclave_testing::wat::Wat;
 
     use super::*;

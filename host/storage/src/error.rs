@@ -260,7 +260,7 @@ impl From<String> for Reason {
 
 /// Returns the error of the operating system among an error and its causes.
 fn os_error(error: &io::Error) -> Option<&io::Error> {
-    successors(Some(error as &(dyn StdError + 'static)), |error| error.source())
+    successors(Some(error as &(dyn StdError + 'static)), |&error| error.source())
         .filter_map(|error| error.downcast_ref::<io::Error>())
         .find(|error| error.raw_os_error().is_some())
 }

@@ -28,6 +28,7 @@ use std::{
 
 use super::{Error, Keys, Medium, files};
 use conclave_crypto::KeyId;
+use conclave_types::panic_message;
 
 /// The largest segment that sled supports. sled writes values above a quarter of a segment to blob
 /// files, which it never syncs. It also writes a leaf of about 17 values as one. With values of at
@@ -300,8 +301,6 @@ fn quoted_os_error(text: &str) -> Option<io::Error> {
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests {
-    use std::error::Error as _;
-
     use super::*;
     use crate::{Disk, Identity};
     use conclave_crypto::MasterKey;

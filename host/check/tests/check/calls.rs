@@ -1,6 +1,6 @@
 //! Calls from files, and generated calls.
 
-use conclave_check::{CheckError, Verdict};
+use conclave_check::{CallError, CheckError, Verdict};
 use conclave_types::error::chain;
 
 use super::{checked, generated, given, run, said, verdict, wrong};
@@ -32,6 +32,15 @@ fn a_line_that_is_no_call_is_named_with_its_number() {
         assert_eq!(number, 4, "{line}");
         assert!(said.contains(why), "{line}: {said}");
         assert!(!said.contains(" at line 1"), "{said}");
+    }
+}
+
+#[test]
+fn cause_of_a_refused_line_is_kept_as_a_value() {
+    let line = r#"{"method": "wrong.v1.Wrong/Add", "request_base64": "*"}"#;
+    match run(wrong(0), &given(&[line.to_owned()])) {
+        Err(CheckError::Calls { why: CallError::Base64(_), line: 1 }) => {}
+        other => panic!("{other:?}"),
     }
 }
 

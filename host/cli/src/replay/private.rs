@@ -41,8 +41,8 @@ pub(crate) struct PrivateDir(PathBuf);
 
 impl PrivateDir {
     pub(crate) fn create(parent: &Path) -> Result<Self> {
-        let failed = |cause: &dyn std::fmt::Display| {
-            Failed::because(format!("cannot create a directory in {}", parent.display()), &cause)
+        let failed = |cause: &(dyn std::error::Error + 'static)| {
+            Failed::because(format!("cannot create a directory in {}", parent.display()), cause)
         };
         let mut random = [0; 8];
         getrandom::fill(&mut random).map_err(|cause| failed(&cause))?;

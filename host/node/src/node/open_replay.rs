@@ -69,3 +69,25 @@ impl StdError for InCopy {
         self.error.source()
     }
 }
+
+#[cfg(test)]
+#[allow(clippy::unwrap_used, reason = "tests")]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    #[test]
+    fn error_in_the_copy_names_the_original_and_keeps_its_cause() {
+        let source = io::Error::from(io::ErrorKind::StorageFull);
+        let path = "/tmp/copy/log/db".into();
+        let error = storage::Error::Io { action: "cannot open", path, source };
+        let (copy, original) = ("/tmp/copy".into(), "/data".into());
+        let error = Error::caused_by(Error::fatal, InCopy { error, copy, original });
+        let text = chain(&error);
+        assert!(text.starts_with("cannot open /data/log/db: ") && !text.contains("copy"), "{text}");
+        let cause = error.source().unwrap().source().unwrap();
+        let cause = cause.downcast_ref::<io::Error>().unwrap();
+        assert_eq!(cause.kind(), io::ErrorKind::StorageFull);
+    }
+}

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use conclave_storage::raft_types::Vote;
+use conclave_storage::{Error, raft_types::Vote};
 use futures::{FutureExt, StreamExt, TryStreamExt, poll};
 use openraft::{RaftLogReader, storage::RaftLogStorage};
 
@@ -247,7 +247,10 @@ async fn a_failed_sync_poisons_the_store() {
         log.put_record("a", None),
     ];
     for later in later {
-        assert!(later.unwrap_err().to_string().contains("on fire"));
+        let error = later.unwrap_err();
+        assert!(error.to_string().contains("on fire"));
+        let error = error.get_ref().unwrap().downcast_ref::<Error>();
+        assert!(matches!(error, Some(Error::Poisoned(_))), "{error:?}");
     }
     assert!(log.poisoned().unwrap().to_string().contains("on fire"));
     assert_eq!(log.read_vote().await.unwrap(), None);
