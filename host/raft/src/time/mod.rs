@@ -37,7 +37,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-pub(super) use self::exchange::run;
+pub(super) use self::exchange::Clock;
 use self::{
     log_clock::{Evidence, LogClock, Nanos, ms_of_nanos, nanos_of_ms},
     offsets::{OFFSET_MAX, Offset, majority},
