@@ -49,7 +49,7 @@ impl Backend for ReplicaBackend {
         consistency: Consistency,
         deadline: Instant,
     ) -> Result<Answered, Error> {
-        self.0.unless_disk_hangs(self.0.query(call, caller, consistency, deadline)).await
+        self.0.query(call, caller, consistency, deadline).await
     }
 
     async fn subscribe(
@@ -60,8 +60,7 @@ impl Backend for ReplicaBackend {
         resume: Option<u64>,
         deadline: Instant,
     ) -> Result<Subscribed, Error> {
-        let begun = self.0.subscribe(call, caller, consistency, resume, deadline);
-        let begun = self.0.unless_disk_hangs(begun).await?;
+        let begun = self.0.subscribe(call, caller, consistency, resume, deadline).await?;
         let result = begun.result.map(|machine::Subscribing { initial, events }| Subscription {
             initial,
             events: Box::new(ReplicaEvents(events)),

@@ -2,18 +2,19 @@
 
 use std::{
     mem::discriminant,
-    sync::{Arc, Weak},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
-use openraft::{Instant as _, async_runtime::WatchReceiver};
+use openraft::async_runtime::WatchReceiver;
 use tokio::time::{Instant, sleep};
 
-use super::Inner;
+use super::node::Node;
 use conclave_types::status::{Health, NotServing};
 
-/// The polling interval for facts that change without an event, such as the age of the last contact
-/// with a majority. Raft's metrics and a quarantine wake the watcher directly.
+/// The interval at which the health is derived. Polled, because most of its facts change without an
+/// event: a hung disk, the age of the last contact with a majority, and the age of the applied
+/// state. Raft's metrics and a quarantine wake the monitor directly.
 const POLL_INTERVAL: Duration = Duration::from_millis(100);
 
 /// The age beyond which the applied state is not ready. Linearizable reads take about as long.
@@ -24,51 +25,106 @@ const BEHIND_MAX: u64 = 10_000;
 /// The divisor of both limits for a node that is behind: it is ready again below a quarter of them.
 const HYSTERESIS: u32 = 4;
 
-/// Updates the replica's health until the replica is gone or shuts down.
-pub(super) async fn watch(replica: Weak<Inner>) {
-    let Some(inner) = replica.upgrade() else { return };
-    let (mut metrics, mut refusing) = (inner.raft.server_metrics(), inner.divergence.watch());
-    drop(inner);
-    let mut lag = Lag::new(Instant::now());
-    while let Some(inner) = replica.upgrade() {
-        let (committed, applied) = inner.progress();
-        lag.note(committed, applied, Instant::now());
-        let health = match look(&inner) {
-            Health::Serving => lag.health(),
-            other => other,
-        };
-        let (mut stopping, mut is_news) = (false, false);
-        inner.health.send_if_modified(|known| {
-            // A shutdown may set this at any time. It is final.
-            stopping = *known == Health::NotServing(NotServing::ShuttingDown);
-            let changed = !stopping && *known != health;
-            if changed {
-                is_news = kind(known) != kind(&health);
-                known.clone_from(&health);
+/// Derives and publishes this node's health.
+pub(super) struct HealthMonitor {
+    node: Arc<Node>,
+    leader_heard: Mutex<Instant>,
+}
+
+impl HealthMonitor {
+    pub(super) fn new(node: Arc<Node>) -> Self {
+        Self { node, leader_heard: Mutex::new(Instant::now()) }
+    }
+
+    /// Records a message of the leader.
+    pub(super) fn hear_leader(&self) {
+        *self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    }
+
+    fn leader_silence(&self) -> Duration {
+        self.leader_heard.lock().unwrap_or_else(PoisonError::into_inner).elapsed()
+    }
+
+    /// Returns the commit index that this node knows, and the applied index.
+    pub(super) fn progress(&self) -> (u64, u64) {
+        let metrics = self.node.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let committed = metrics.cluster_committed.max(metrics.local_committed);
+        (committed.map_or(0, |log_id| log_id.index), self.node.worker.applied())
+    }
+
+    /// Updates the node's health until the node shuts down.
+    pub(super) async fn run(self: Arc<Self>) {
+        let (node, mut lag) = (&self.node, Lag::new(Instant::now()));
+        let (mut metrics, mut refusing) = (node.raft.server_metrics(), node.divergence.watch());
+        loop {
+            let (committed, applied) = self.progress();
+            lag.note(committed, applied, Instant::now());
+            let health = match self.look() {
+                Health::Serving => lag.health(),
+                other => other,
+            };
+            if !publish(node, &health) {
+                return;
             }
-            changed
-        });
-        if is_news {
-            match &health {
-                Health::Serving => tracing::info!("serving"),
-                Health::NotServing(why) => {
-                    tracing::warn!(reason = why.name(), %why, "not serving");
-                }
+            tokio::select! {
+                changed = metrics.changed() => if changed.is_err() {
+                    // Raft's core has ended, so `changed` returns at once from now on.
+                    sleep(POLL_INTERVAL).await;
+                },
+                _ = refusing.changed() => {}
+                () = sleep(POLL_INTERVAL) => {}
             }
-        }
-        if stopping {
-            return;
-        }
-        drop(inner);
-        tokio::select! {
-            changed = metrics.changed() => if changed.is_err() {
-                // Raft's core has ended, so `changed` returns at once from now on.
-                sleep(POLL_INTERVAL).await;
-            },
-            _ = refusing.changed() => {}
-            () = sleep(POLL_INTERVAL) => {}
         }
     }
+
+    fn look(&self) -> Health {
+        let node = &self.node;
+        let metrics = node.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let not_serving = Health::NotServing;
+        if let Some(fatal_error) = node.fatal_error() {
+            return not_serving(NotServing::Fatal(fatal_error));
+        }
+        if let Err(fatal) = &metrics.running_state {
+            return not_serving(NotServing::Fatal(format!("Raft has stopped: {fatal}")));
+        }
+        let Some(leader) = metrics.current_leader else {
+            return not_serving(NotServing::NoLeader);
+        };
+        // With pre-vote, a node that is cut off continues to name the last known leader.
+        if leader != node.id() && self.leader_silence() > node.timing.election_time() {
+            return not_serving(NotServing::LeaderSilent(leader));
+        }
+        if leader == node.id() && !node.has_quorum(&metrics) {
+            return not_serving(NotServing::NoMajority);
+        }
+        Health::Serving
+    }
+}
+
+/// Publishes the health. Returns `false` once the node shuts down.
+fn publish(node: &Node, health: &Health) -> bool {
+    let (mut stopping, mut is_news) = (false, false);
+    node.health.send_if_modified(|known| {
+        // A shutdown may set this at any time. It is final.
+        stopping = *known == Health::NotServing(NotServing::ShuttingDown);
+        let changed = !stopping && known != health;
+        if changed {
+            is_news = kind(known) != kind(health);
+            known.clone_from(health);
+        }
+        changed
+    });
+    if is_news {
+        match health {
+            Health::Serving => tracing::info!("serving"),
+            Health::NotServing(why) => {
+                tracing::warn!(reason = why.name(), %why, "not serving");
+            }
+        }
+    }
+    !stopping
 }
 
 /// Returns the kind of the health, without its numbers.
@@ -76,68 +132,6 @@ fn kind(health: &Health) -> Option<std::mem::Discriminant<NotServing>> {
     match health {
         Health::Serving => None,
         Health::NotServing(why) => Some(discriminant(why)),
-    }
-}
-
-fn look(inner: &Arc<Inner>) -> Health {
-    let metrics = inner.raft.metrics();
-    let metrics = metrics.borrow_watched();
-    let not_serving = Health::NotServing;
-    if let Some(fatal_error) = inner.fatal_error() {
-        return not_serving(NotServing::Fatal(fatal_error));
-    }
-    if let Err(fatal) = &metrics.running_state {
-        return not_serving(NotServing::Fatal(format!("Raft has stopped: {fatal}")));
-    }
-    let Some(leader) = metrics.current_leader else {
-        return not_serving(NotServing::NoLeader);
-    };
-    // With pre-vote, a node that is cut off continues to name the last known leader.
-    if leader != inner.node_id() && inner.leader_silence() > inner.timing.election_time() {
-        return not_serving(NotServing::LeaderSilent(leader));
-    }
-    if leader == inner.node_id() && !has_quorum(inner, &metrics) {
-        return not_serving(NotServing::NoMajority);
-    }
-    Health::Serving
-}
-
-/// Returns whether a majority has responded to this leader within an election timeout. After that
-/// time the others may have elected another leader.
-fn has_quorum(inner: &Inner, metrics: &openraft::RaftMetrics<super::TypeConfig>) -> bool {
-    if metrics.membership_config.voter_ids().count() == 1 {
-        return true;
-    }
-    let contact = metrics.last_quorum_acked.map(|at| at.elapsed());
-    contact.is_some_and(|age| age <= inner.timing.election_max)
-}
-
-impl Inner {
-    /// Returns the reason why this node rejects requests, if any: the state machine stopped,
-    /// storage failed, or the replica has diverged.
-    pub(super) fn fatal_error(&self) -> Option<String> {
-        let stored = || self.log.poisoned().map(|why| format!("the store failed: {why}"));
-        let fatal_error =
-            self.worker.fatal_error().or_else(stored).or_else(|| self.disk.fatal_error());
-        fatal_error.or_else(|| self.local.lost()).or_else(|| self.divergence.why())
-    }
-
-    /// Returns whether this node leads and other nodes can rely on it: its disk and a majority respond.
-    pub(super) fn leads(&self) -> bool {
-        if self.disk.is_hung() {
-            return false;
-        }
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        metrics.state.is_leader() && has_quorum(self, &metrics)
-    }
-
-    /// Returns the commit index that this node knows, and the applied index.
-    pub(super) fn progress(&self) -> (u64, u64) {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let committed = metrics.cluster_committed.max(metrics.local_committed);
-        (committed.map_or(0, |log_id| log_id.index), self.worker.applied())
     }
 }
 

@@ -19,22 +19,26 @@
 //! valid. So a leader that has asked serves no lease reads for the rest of its term.
 
 use std::{
-    fmt,
     sync::{
-        Arc, Mutex, PoisonError, Weak,
-        atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering},
+        Arc,
+        atomic::{AtomicU64, Ordering},
     },
     time::Duration,
 };
 
 use openraft::{Instant as _, async_runtime::WatchReceiver};
-use tokio::{
-    sync::watch,
-    time::{Instant, sleep, timeout},
-};
+use tokio::time::{Instant, sleep, timeout};
 use tonic::Status;
 
-use super::{Inner, Replica, network::peer::ConnectionClass};
+use super::{
+    fitness::{Fitness, Unfit},
+    lease::Lease,
+    network::peer::ConnectionClass,
+    node::Node,
+    peer_status,
+    raft_state::{leader_changed, raft_state},
+    vote_holdoff::VoteHoldoff,
+};
 use conclave_proto::raft::TransferLeaderRequest;
 use conclave_storage::{
     convert::{log_id_to_wire, vote_to_wire},
@@ -46,194 +50,112 @@ use conclave_types::{
     status::{Health, NotServing},
 };
 
-/// The interval at which the disk is polled, because a hung disk raises no event.
+/// The interval at which the disk is checked. Polled, because a hung disk raises no event.
 const POLL_INTERVAL: Duration = Duration::from_millis(50);
-/// The interval while an event is awaited that takes milliseconds.
-const SHORT_POLL: Duration = Duration::from_millis(5);
+/// The interval at which another node is asked whether it has elected a leader. The other node sends
+/// no notification, and an election takes milliseconds.
+const ASK_INTERVAL: Duration = Duration::from_millis(5);
 /// The time that running proposals may take before leadership is transferred.
 const PROPOSALS_TIME_MAX: Duration = Duration::from_millis(500);
 /// The time that the other followers may take to learn of the new leader.
 const SPREAD_TIME_MAX: Duration = Duration::from_millis(500);
+/// The interval at which running proposals are counted. Polled, because only a planned stop waits
+/// for them, and a notification would cost every command.
+const COUNT_INTERVAL: Duration = Duration::from_millis(1);
 /// The time limit of a short request.
 const ASK_TIMEOUT: Duration = Duration::from_millis(200);
 /// The pause before a failed transfer is retried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The reason why a node must not lead.
-#[derive(Clone, Debug)]
-pub(super) enum Unfit {
-    Disk(Duration),
-    Clock(String),
-    Stopping,
-}
-
-impl fmt::Display for Unfit {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            Self::Disk(busy) => {
-                write!(f, "the disk has not completed a write for {:.1} s", busy.as_secs_f64())
-            }
-            Self::Clock(why) => f.write_str(why),
-            Self::Stopping => f.write_str("this node is shutting down"),
-        }
-    }
-}
-
-/// The reasons and counters that decide whether this node leads.
+/// Decides whether this node leads, and transfers leadership.
 pub(super) struct Leadership {
-    stopping: AtomicBool,
-    clock: Mutex<Option<String>>,
-    /// Set while proposals are rejected, because another node is about to lead.
-    transferring: AtomicBool,
-    /// The number of proposals that openraft has received and not answered.
-    proposals: Arc<AtomicUsize>,
+    node: Arc<Node>,
+    fitness: Arc<Fitness>,
+    lease: Arc<Lease>,
+    hold: Arc<VoteHoldoff>,
     transfers: AtomicU64,
-    hung: watch::Sender<bool>,
-    /// Set once the peers' streams end.
-    closed: watch::Sender<bool>,
-}
-
-/// A running proposal.
-pub(super) struct Proposal(Arc<AtomicUsize>);
-
-impl Drop for Proposal {
-    fn drop(&mut self) {
-        self.0.fetch_sub(1, Ordering::SeqCst);
-    }
 }
 
 impl Leadership {
-    pub(super) fn new() -> Self {
-        Self {
-            stopping: AtomicBool::new(false),
-            clock: Mutex::new(None),
-            transferring: AtomicBool::new(false),
-            proposals: Arc::default(),
-            transfers: AtomicU64::new(0),
-            hung: watch::Sender::new(false),
-            closed: watch::Sender::new(false),
-        }
-    }
-
-    /// Counts a proposal, or rejects it while leadership is being transferred.
-    pub(super) fn propose(&self) -> Result<Proposal, Error> {
-        // Counted before the check, because a transfer sets the flag before it reads the count.
-        self.proposals.fetch_add(1, Ordering::SeqCst);
-        let proposal = Proposal(self.proposals.clone());
-        if self.transferring.load(Ordering::SeqCst) {
-            return Err(Error::not_leader(None));
-        }
-        Ok(proposal)
-    }
-
-    /// Sets or clears a fault of this node's clock. The node must not lead with a fault.
-    pub(super) fn set_clock_fault(&self, fatal_error: Option<String>) {
-        *self.clock.lock().unwrap_or_else(PoisonError::into_inner) = fatal_error;
-    }
-
-    /// Waits until the disk hangs.
-    pub(super) async fn disk_hangs(&self) {
-        let mut hung = self.hung.subscribe();
-        if hung.wait_for(|hung| *hung).await.is_err() {
-            std::future::pending().await
-        }
-    }
-}
-
-impl Inner {
-    /// Returns the reason why this node must not lead, if there is one.
-    pub(super) fn unfit(&self) -> Option<Unfit> {
-        if let Some(busy) = self.disk.hung_for() {
-            return Some(Unfit::Disk(busy));
-        }
-        if self.is_stopping() {
-            return Some(Unfit::Stopping);
-        }
-        let clock = self.leadership.clock.lock().unwrap_or_else(PoisonError::into_inner);
-        clock.clone().map(Unfit::Clock)
-    }
-
-    /// Returns whether this node is about to stop, or has stopped.
-    pub(super) fn is_stopping(&self) -> bool {
-        self.leadership.stopping.load(Ordering::SeqCst)
-    }
-
-    pub(super) fn set_stopping(&self) {
-        self.health.send_replace(Health::NotServing(NotServing::ShuttingDown));
-        self.leadership.stopping.store(true, Ordering::SeqCst);
-        self.raft.runtime_config().elect(false);
+    pub(super) fn new(
+        node: Arc<Node>,
+        fitness: Arc<Fitness>,
+        lease: Arc<Lease>,
+        hold: Arc<VoteHoldoff>,
+    ) -> Self {
+        Self { node, fitness, lease, hold, transfers: AtomicU64::new(0) }
     }
 
     /// Returns how often this node has transferred its leadership.
     pub(super) fn transfers(&self) -> u64 {
-        self.leadership.transfers.load(Ordering::Relaxed)
+        self.transfers.load(Ordering::Relaxed)
     }
-}
 
-/// Enables openraft's elections and heartbeats according to this node's fitness, and transfers
-/// leadership away from an unfit node, until the replica is gone.
-pub(super) async fn run(replica: Weak<Inner>) {
-    let mut last: Option<Unfit> = None;
-    // The term in which leadership was transferred. openraft may not have noticed, see the module page.
-    let mut transferred_in = None;
-    let mut retry_at = Instant::now();
-    loop {
-        sleep(POLL_INTERVAL).await;
-        let Some(inner) = replica.upgrade() else { return };
-        let unfit = inner.unfit();
-        let (hung, was_unfit) = (matches!(unfit, Some(Unfit::Disk(_))), last.is_some());
-        inner.leadership.hung.send_if_modified(|known| std::mem::replace(known, hung) != hung);
-        match &unfit {
-            Some(Unfit::Stopping) => {}
-            Some(why) if !was_unfit => tracing::warn!(%why, "this node must not lead"),
-            None if was_unfit => tracing::info!("this node may lead again"),
-            _ => {}
-        }
-        let config = inner.raft.runtime_config();
-        config.elect(unfit.is_none() && inner.hold.is_released() && inner.local.lost().is_none());
-        config.heartbeat(!hung);
-        // Observed twice, because a process that was paused during a write finds its disk working.
-        let lasting = was_unfit && unfit.is_some();
-        last = unfit;
-        let term = inner.raft.metrics().borrow_watched().current_term;
-        // A planned stop makes its own transfer.
-        if lasting && !inner.is_stopping() && inner.raft.is_leader() && transferred_in != Some(term)
-        {
-            if Instant::now() < retry_at {
-                continue;
+    /// Reports that this node is about to stop, and takes part in no further election.
+    pub(super) fn set_stopping(&self) {
+        self.node.health.send_replace(Health::NotServing(NotServing::ShuttingDown));
+        self.fitness.set_stopping();
+        self.node.raft.runtime_config().elect(false);
+    }
+
+    /// Enables openraft's elections and heartbeats according to this node's fitness, and transfers
+    /// leadership away from an unfit node.
+    pub(super) async fn run(self: Arc<Self>) {
+        let Self { node, fitness, .. } = &*self;
+        let mut last: Option<Unfit> = None;
+        // The term in which leadership was transferred. openraft may not have noticed, see the module page.
+        let mut transferred_in = None;
+        let mut retry_at = Instant::now();
+        loop {
+            sleep(POLL_INTERVAL).await;
+            let unfit = fitness.unfit();
+            let (hung, was_unfit) = (matches!(unfit, Some(Unfit::Disk(_))), last.is_some());
+            fitness.set_hung(hung);
+            match &unfit {
+                Some(Unfit::Stopping) => {}
+                Some(why) if !was_unfit => tracing::warn!(%why, "this node must not lead"),
+                None if was_unfit => tracing::info!("this node may lead again"),
+                _ => {}
             }
-            match Replica(inner.clone()).transfer_leadership(|_| true).await {
-                Ok(to) => {
-                    tracing::warn!(to, "leadership transferred");
-                    transferred_in = Some(term);
-                }
-                Err(why) => {
-                    tracing::warn!(why, "cannot transfer leadership");
-                    retry_at = Instant::now() + RETRY_INTERVAL;
+            let config = node.raft.runtime_config();
+            config.elect(unfit.is_none() && self.hold.is_released() && node.local.lost().is_none());
+            config.heartbeat(!hung);
+            // Observed twice, because a process that was paused during a write finds its disk working.
+            let lasting = was_unfit && unfit.is_some();
+            last = unfit;
+            let term = node.raft.metrics().borrow_watched().current_term;
+            // A planned stop makes its own transfer.
+            let must_transfer = lasting && !fitness.is_stopping() && node.raft.is_leader();
+            if must_transfer && transferred_in != Some(term) && Instant::now() >= retry_at {
+                match self.transfer(|_| true).await {
+                    Ok(to) => {
+                        tracing::warn!(to, "leadership transferred");
+                        transferred_in = Some(term);
+                    }
+                    Err(why) => {
+                        tracing::warn!(why, "cannot transfer leadership");
+                        retry_at = Instant::now() + RETRY_INTERVAL;
+                    }
                 }
             }
         }
     }
-}
 
-impl Replica {
     /// Prepares a planned stop. Reports that this node is stopping, takes part in no further
     /// election, and transfers leadership if this node leads. Calls are served in the meantime.
     /// Takes at most three election timeouts.
-    pub async fn retire(&self) {
-        let inner = &self.0;
-        inner.set_stopping();
-        if !inner.is_leader() || self.other_voters().is_empty() {
+    pub(super) async fn retire(&self) {
+        self.set_stopping();
+        if !self.node.is_leader() || self.node.other_voters().is_empty() {
             return;
         }
-        inner.leadership.transferring.store(true, Ordering::SeqCst);
-        let under_way = || inner.leadership.proposals.load(Ordering::SeqCst);
+        self.fitness.set_transferring(true);
         let until = Instant::now() + PROPOSALS_TIME_MAX;
-        while under_way() > 0 && Instant::now() < until {
-            sleep(Duration::from_millis(1)).await;
+        while self.fitness.proposals() > 0 && Instant::now() < until {
+            sleep(COUNT_INTERVAL).await;
         }
-        let limit = inner.timing.election_time();
-        match timeout(limit, self.transfer_leadership(|_| true)).await {
+        let limit = self.node.timing.election_time();
+        match timeout(limit, self.transfer(|_| true)).await {
             Ok(Ok(to)) => {
                 tracing::info!(to, "leadership transferred before the stop");
                 self.until_followed(to).await;
@@ -249,33 +171,16 @@ impl Replica {
                 "no other node has taken over leadership: this node stops as the leader"
             ),
         }
-        inner.leadership.transferring.store(false, Ordering::SeqCst);
-    }
-
-    /// Ends the streams of peers, so that Raft can stop without an open stream.
-    pub fn close_peers(&self) {
-        self.0.leadership.closed.send_replace(true);
-    }
-
-    /// Returns whether [`Replica::close_peers`] was called.
-    pub(super) fn is_closed_for_peers(&self) -> bool {
-        *self.0.leadership.closed.borrow()
-    }
-
-    /// Waits for [`Replica::close_peers`].
-    pub(super) fn peers_closed(&self) -> impl Future<Output = ()> + Send + use<> {
-        let mut closed = self.0.leadership.closed.subscribe();
-        // A dropped sender also closes the streams.
-        async move { drop(closed.wait_for(|closed| *closed).await) }
+        self.fitness.set_transferring(false);
     }
 
     /// Asks the other voters that may lead, best matched first, to take over, until one has.
     /// Returns the node that then leads.
-    pub(super) async fn transfer_leadership(
+    pub(super) async fn transfer(
         &self,
         may_lead: impl Fn(NodeId) -> bool,
     ) -> Result<NodeId, String> {
-        let state = self.0.raft_state(|state| {
+        let state = raft_state(&self.node.raft, |state| {
             let last: Option<LogId> = state.log_ids.last().copied();
             (*state.vote_ref(), last)
         });
@@ -283,13 +188,13 @@ impl Replica {
             .await
             .map_err(|_| "Raft does not respond".to_owned())?
             .map_err(|fatal| fatal.to_string())?;
-        let hung = self.0.disk.is_hung();
+        let hung = self.node.disk.is_hung();
         let mut reasons = Vec::new();
         let mut successors = self.successors();
         successors.retain(|other| may_lead(other.node_id));
         for Successor { node_id, member, matched, .. } in successors {
             // From here on its election may succeed at any time.
-            self.0.lease.end(vote.leader_id.term);
+            self.lease.end(vote.leader_id.term);
             // With a hung disk, no other node may have the end of the log.
             let last = if hung { matched } else { last };
             let request = TransferLeaderRequest {
@@ -297,8 +202,8 @@ impl Replica {
                 to_node_id: node_id,
                 last_log_id: last.as_ref().map(log_id_to_wire),
             };
-            let peer = self.0.peers.peer(node_id, &member);
-            let answer = timeout(self.0.timing.election_min, async {
+            let peer = self.node.peers.peer(node_id, &member);
+            let answer = timeout(self.node.timing.election_min, async {
                 let mut client = peer
                     .client(ConnectionClass::Control)
                     .await
@@ -323,7 +228,7 @@ impl Replica {
             }
             match self.led_by_another(node_id, &member, vote.leader_id.term).await {
                 Some(leader) => {
-                    self.0.leadership.transfers.fetch_add(1, Ordering::Relaxed);
+                    self.transfers.fetch_add(1, Ordering::Relaxed);
                     return Ok(leader);
                 }
                 None => reasons.push(format!("node {node_id} accepted but was not elected")),
@@ -338,19 +243,20 @@ impl Replica {
     /// Waits until another node leads. A node whose disk hangs does not learn of it, so
     /// it queries the successor.
     async fn led_by_another(&self, to: NodeId, member: &Member, term: u64) -> Option<NodeId> {
-        let until = Instant::now() + self.0.timing.election_min;
+        let until = Instant::now() + self.node.timing.election_min;
         while Instant::now() < until {
-            let known = self.0.leader().map(|(leader, _)| leader);
-            if let Some(leader) = known.filter(|leader| *leader != self.0.node_id()) {
+            let known = self.node.leader().map(|(leader, _)| leader);
+            if let Some(leader) = known.filter(|leader| *leader != self.node.id()) {
                 return Some(leader);
             }
-            if let Ok(Ok(status)) = timeout(ASK_TIMEOUT, self.ask(to, member)).await
+            if let Ok(Ok(status)) =
+                timeout(ASK_TIMEOUT, peer_status::ask(&self.node.peers, to, member)).await
                 && status.term > term
                 && let Some(leader) = status.leader
             {
                 return Some(leader);
             }
-            sleep(SHORT_POLL).await;
+            sleep(ASK_INTERVAL).await;
         }
         None
     }
@@ -359,35 +265,32 @@ impl Replica {
     /// calls to a stopped node.
     async fn until_followed(&self, leader: NodeId) {
         let until = Instant::now() + SPREAD_TIME_MAX;
-        for (node_id, member) in self.other_voters() {
+        for (node_id, member) in self.node.other_voters() {
             while node_id != leader && Instant::now() < until {
-                match timeout(ASK_TIMEOUT, self.ask(node_id, &member)).await {
-                    Ok(Ok(status)) if status.leader != Some(leader) => sleep(SHORT_POLL).await,
+                match timeout(ASK_TIMEOUT, peer_status::ask(&self.node.peers, node_id, &member))
+                    .await
+                {
+                    Ok(Ok(status)) if status.leader != Some(leader) => sleep(ASK_INTERVAL).await,
                     _ => break,
                 }
             }
         }
         // Also waits for this node itself, so that running calls are forwarded.
-        while self.0.leader().is_none_or(|(known, _)| known != leader) && Instant::now() < until {
-            self.leader_changed().await;
+        while self.node.leader().is_none_or(|(known, _)| known != leader) && Instant::now() < until
+        {
+            leader_changed(&self.node.raft).await;
         }
-    }
-
-    fn other_voters(&self) -> Vec<(NodeId, Member)> {
-        let mut voters = self.voters();
-        voters.retain(|(node_id, _)| *node_id != self.0.node_id());
-        voters
     }
 
     /// Returns the other voters, the most suitable successor first: first those that responded
     /// recently, then by matched log.
     fn successors(&self) -> Vec<Successor> {
-        let voters = self.other_voters().into_iter();
-        let metrics = self.0.raft.metrics();
+        let voters = self.node.other_voters().into_iter();
+        let metrics = self.node.raft.metrics();
         let metrics = metrics.borrow_watched();
         let answered = |node_id: &NodeId| {
             let at = metrics.heartbeat.as_ref()?.get(node_id).copied().flatten()?;
-            Some(at.elapsed() < self.0.timing.election_max)
+            Some(at.elapsed() < self.node.timing.election_max)
         };
         let matched =
             |node_id: &NodeId| metrics.replication.as_ref()?.get(node_id).copied().flatten();
@@ -405,32 +308,32 @@ impl Replica {
 
     /// Returns whether this node may take over leadership from another.
     pub(super) fn may_take_over(&self) -> bool {
-        self.0.unfit().is_none() && self.0.fatal_error().is_none()
+        self.fitness.unfit().is_none() && self.node.fatal_error().is_none()
     }
 
     /// Rejects a peer's request that openraft's core could answer only after a write,
     /// while the disk hangs. A leader that this node already follows is not rejected,
     /// because its vote is on disk.
     pub(super) fn check_disk(&self, leader: Option<&Vote>) -> Result<(), Status> {
-        if !self.0.disk.is_hung() {
+        if !self.node.disk.is_hung() {
             return Ok(());
         }
-        let followed = self.0.raft.metrics().borrow_watched().vote;
-        if leader == Some(&followed) && !self.0.raft.is_leader() {
+        let followed = self.node.raft.metrics().borrow_watched().vote;
+        if leader == Some(&followed) && !self.node.raft.is_leader() {
             return Ok(());
         }
         Err(Status::unavailable("this node's disk does not respond"))
     }
 
     /// Ends a call early once the disk hangs, because another node can serve it.
-    pub async fn unless_disk_hangs<T>(
+    pub(super) async fn unless_disk_hangs<T>(
         &self,
         call: impl Future<Output = Result<T, Error>>,
     ) -> Result<T, Error> {
         tokio::select! {
             result = call => result,
-            () = self.0.leadership.disk_hangs() => {
-                let why = self.0.disk.fatal_error();
+            () = self.fitness.disk_hangs() => {
+                let why = self.node.disk.fatal_error();
                 Err(Error::stopped(why.unwrap_or_else(|| "the disk did not respond".to_owned())))
             }
         }

@@ -12,22 +12,11 @@
 //! 3. An entry contains all limits, so a replay needs no earlier entry. Changes are made one at a
 //!    time, based on the limits that the leader has applied.
 
-use std::sync::atomic::Ordering;
-
-use openraft::async_runtime::WatchReceiver;
-use tokio::time::{Instant, timeout_at};
-
-use super::Replica;
 use conclave_proto::{
     convert::{Malformed, cluster_limits_from_wire, cluster_limits_to_wire},
     raft::SnapshotHeader,
 };
-use conclave_types::{
-    CommandKind,
-    error::Error,
-    limits::{ClusterLimits, LimitsChange},
-    status::LimitsSet,
-};
+use conclave_types::limits::{ClusterLimits, LimitsChange};
 
 /// The limits in force after an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -87,87 +76,6 @@ impl LimitsInForce {
             "limits in this node's configuration differ from the cluster's, which are in force: {differences}. Correct \
              the configuration, or change the cluster's limits with `conclave cluster set-limits`"
         ))
-    }
-}
-
-impl Replica {
-    /// Returns the limits in force as far as this node has applied the log, and the entry that set them.
-    pub(super) fn limits_in_force(&self) -> LimitsInForce {
-        self.0.applied().limits
-    }
-
-    /// Changes limits as the leader. The change takes effect after the entry at the returned index.
-    pub async fn set_limits(
-        &self,
-        change: LimitsChange,
-        deadline: Instant,
-    ) -> Result<LimitsSet, Error> {
-        self.check_leader()?;
-        let turn = timeout_at(deadline, self.0.limits_turn.clone().lock_owned());
-        let turn = turn.await.map_err(|_| Error::deadline())?;
-        self.applied_own_term(deadline).await?;
-        let LimitsInForce { limits: before, index } = self.limits_in_force();
-        let limits = before.changed(&change, self.0.limits.request_bytes_max);
-        let limits = limits.map_err(|error| Error::invalid(error.to_string()))?;
-        if limits == before {
-            return Ok(LimitsSet { index, limits });
-        }
-        let stats = self.0.worker.stats();
-        let held = stats.primary_memory_bytes.max(stats.standby_memory_bytes);
-        if limits.memory_bytes_max < before.memory_bytes_max
-            && limits.memory_bytes_max as u64 <= held
-        {
-            return Err(Error::refused(format!(
-                "memory_bytes_max = {}: an instance on this node already holds {held} bytes, so commands would trap and \
-                 no snapshot could be restored: choose a larger limit",
-                limits.memory_bytes_max
-            )));
-        }
-        let kind = CommandKind::SetLimits(limits);
-        let applied = self.propose_holding(kind, deadline, turn).await?;
-        Ok(LimitsSet { index: applied.index, limits })
-    }
-
-    /// Puts the limits of this node's configuration into the log if the cluster has not
-    /// applied a command yet. A leader calls this before each command; after the first call
-    /// it costs one atomic load.
-    pub(super) async fn settle_limits(&self, deadline: Instant) -> Result<(), Error> {
-        if self.0.limits_settled.load(Ordering::Relaxed) {
-            return Ok(());
-        }
-        let turn = timeout_at(deadline, self.0.limits_turn.clone().lock_owned());
-        let turn = turn.await.map_err(|_| Error::deadline())?;
-        let configured = self.0.limits.configured();
-        if configured != ClusterLimits::DEFAULT {
-            self.applied_own_term(deadline).await?;
-            if self.limits_in_force().index == 0 {
-                let kind = CommandKind::SetLimits(configured);
-                self.propose_holding(kind, deadline, turn).await?;
-            }
-        }
-        self.0.limits_settled.store(true, Ordering::Relaxed);
-        Ok(())
-    }
-
-    /// Waits until this leader has applied an entry of its own term, and therefore all entries of
-    /// earlier leaders (Raft thesis, section 6.4).
-    async fn applied_own_term(&self, deadline: Instant) -> Result<(), Error> {
-        let mut metrics = self.0.raft.metrics();
-        loop {
-            self.check_leader()?;
-            let applied = {
-                let metrics = metrics.borrow_watched();
-                let last = self.0.applied().meta.last_log_id;
-                last.is_some_and(|last| last.leader_id.term == metrics.current_term)
-            };
-            if applied {
-                return Ok(());
-            }
-            let changed = timeout_at(deadline, metrics.changed());
-            if changed.await.map_err(|_| Error::deadline())?.is_err() {
-                return Err(Error::shutting_down());
-            }
-        }
     }
 }
 

@@ -1,12 +1,14 @@
 //! Snapshots: saved from the state machine to a file, sent to a peer, received from a peer.
 //!
-//! [`policy`] decides when a snapshot is taken. [`sending`] is the leader's side of a transfer,
-//! [`receiving`] the follower's. [`keeping`] purges the log as far as no follower needs it.
+//! [`policy`] decides when a snapshot is taken, and [`taking`] takes one on request. [`sending`] is
+//! the leader's side of a transfer, [`receiving`] the follower's. [`keeping`] purges the log as far
+//! as no follower needs it.
 
 mod keeping;
 mod policy;
 mod receiving;
 mod sending;
+mod taking;
 
 use std::{collections::BTreeSet, io, sync::Arc, time::Duration};
 
@@ -20,11 +22,12 @@ use tonic::{Status, Streaming};
 
 pub(super) use self::{
     keeping::{Admission, keep_log},
-    policy::{hand_over, watch_growth},
+    policy::{Growth, watch_growth},
     receiving::{Offered, Receiving},
-    sending::{Failure, Transfers, offer, replace_damaged},
+    sending::{Failure, Transfers, offer},
+    taking::Snapshots,
 };
-use super::{Replica, components::Components, host_state::HostState, limits::LimitsInForce};
+use super::{components::Components, host_state::HostState, limits::LimitsInForce};
 use crate::registry::Registry;
 use conclave_machine::{EntrySourceError, Restored, SavedState, StateStream, Worker};
 use conclave_proto::{
@@ -290,27 +293,24 @@ fn write(
     }
 }
 
-impl Replica {
-    /// Returns the parts of a snapshot for a peer that requested it. If the file turns out to be
-    /// damaged, the stream ends without an end part, and the receiver discards the parts.
-    pub(super) fn send_snapshot(
-        &self,
-        vote: Vote,
-        file: SnapshotFile,
-    ) -> impl Stream<Item = SnapshotPart> + Send + use<> {
-        let (parts, stream) = mpsc::channel(PARTS_IN_FLIGHT);
-        let transfers = self.0.transfers.clone();
-        spawn_blocking(move || {
-            let sent = start(vote, &file).and_then(|start| {
-                parts.blocking_send(start).map_err(io::Error::other)?;
-                sending::send_chunks(&file, None, &parts, &transfers)
-            });
-            if let Err(error) = sent {
-                tracing::warn!(%error, "cannot send the snapshot at index {}", file.index());
-            }
+/// Returns the parts of a snapshot for a peer that requested it. If the file turns out to be
+/// damaged, the stream ends without an end part, and the receiver discards the parts.
+pub(super) fn send(
+    vote: Vote,
+    file: SnapshotFile,
+    transfers: Arc<Transfers>,
+) -> impl Stream<Item = SnapshotPart> + Send + use<> {
+    let (parts, stream) = mpsc::channel(PARTS_IN_FLIGHT);
+    spawn_blocking(move || {
+        let sent = start(vote, &file).and_then(|start| {
+            parts.blocking_send(start).map_err(io::Error::other)?;
+            sending::send_chunks(&file, None, &parts, &transfers)
         });
-        ReceiverStream::new(stream)
-    }
+        if let Err(error) = sent {
+            tracing::warn!(%error, "cannot send the snapshot at index {}", file.index());
+        }
+    });
+    ReceiverStream::new(stream)
 }
 
 /// Returns the first part of a snapshot.

@@ -30,7 +30,7 @@ use self::agreement::Repair;
 pub(super) use self::building::{Building, FinishedSnapshot};
 use super::{
     components::{Components, part_to_wire},
-    divergence::Divergence,
+    divergence::{Divergence, StateHashes},
     host_state::HostState,
     limits::LimitsInForce,
     snapshot::{self, Accepted, OpenSnapshot, SnapshotData, Transfers},
@@ -65,6 +65,7 @@ pub(super) struct StateMachine {
     applied: Arc<Mutex<HostState>>,
     building: Arc<Building>,
     divergence: Arc<Divergence>,
+    state_hashes: Arc<StateHashes>,
     time: Arc<Time>,
     /// The limits in this node's configuration.
     configured: LimitsChange,
@@ -117,6 +118,7 @@ impl StateMachine {
         components: Arc<Components>,
         building: Arc<Building>,
         divergence: Arc<Divergence>,
+        state_hashes: Arc<StateHashes>,
         time: Arc<Time>,
         configured: LimitsChange,
     ) -> Self {
@@ -135,6 +137,7 @@ impl StateMachine {
             applied,
             building,
             divergence,
+            state_hashes,
             time,
             configured,
             transfers: Arc::default(),
@@ -240,7 +243,7 @@ impl StateMachine {
         match registry.apply_part(index, part) {
             Ok(applied) => {
                 if applied.whole {
-                    self.components.changed.notify_waiters();
+                    self.components.note_change();
                 }
                 Outcome::Reply(Reply { response: part_to_wire(applied), ..Reply::default() })
             }
@@ -340,7 +343,7 @@ impl StateMachine {
         if let Some(responder) = responder {
             responder.send(types::Receipt { index, outcome: Some(outcome) });
         }
-        self.components.changed.notify_waiters();
+        self.components.note_change();
         Ok(())
     }
 
@@ -435,7 +438,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             self.divergence.resume();
             self.divergence.repaired(index);
         }
-        self.components.changed.notify_waiters();
+        self.components.note_change();
         Ok(())
     }
 

@@ -1,22 +1,16 @@
 //! The status of this node and of its cluster.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use openraft::{ServerState, async_runtime::WatchReceiver};
 use tokio::time::timeout;
 
-use super::{Replica, limits::LimitsInForce, network::peer::ConnectionClass};
-use conclave_proto::{
-    raft as wire,
-    raft::{NodeStatusRequest, NodeStatusResponse},
-};
-use conclave_storage::raft_types::{LogId, Member};
+use super::{limits::LimitsInForce, node::Node, peer_status, state_machine::Building, time::Time};
+use conclave_storage::raft_types::LogId;
 use conclave_types::{
-    ComponentId, NodeId,
-    error::Error,
-    limits::ClusterLimits,
-    status::{ClockStatus, ClusterStatus, LimitsSet, NodeStatus, PeerLink, Role},
+    limits::{ClusterLimits, LimitsChange},
+    status::{ClusterStatus, LimitsSet, NodeStatus, Role},
 };
 
 /// The time after which a member that has not responded counts as unreachable.
@@ -26,21 +20,39 @@ fn index(log_id: Option<&LogId>) -> u64 {
     log_id.map_or(0, |log_id| log_id.index)
 }
 
-impl Replica {
+/// The status of this node and of its cluster.
+pub(super) struct Status {
+    node: Arc<Node>,
+    time: Arc<Time>,
+    building: Arc<Building>,
+    /// The limits in this node's configuration.
+    configured: LimitsChange,
+}
+
+impl Status {
+    pub(super) fn new(
+        node: Arc<Node>,
+        time: Arc<Time>,
+        building: Arc<Building>,
+        configured: LimitsChange,
+    ) -> Self {
+        Self { node, time, building, configured }
+    }
+
     /// Returns the status of this node.
-    pub fn node_status(&self) -> NodeStatus {
-        let inner = &self.0;
-        let (leads, fatal_error) = (inner.leads(), inner.fatal_error().unwrap_or_default());
-        let metrics = inner.raft.metrics();
+    pub(super) fn of_node(&self) -> NodeStatus {
+        let node = &self.node;
+        let (leads, fatal_error) = (node.leads(), node.fatal_error().unwrap_or_default());
+        let metrics = node.raft.metrics();
         let metrics = metrics.borrow_watched();
-        let member = metrics.membership_config.get_node(&inner.node_id()).cloned();
+        let member = metrics.membership_config.get_node(&node.id()).cloned();
         let member = member.unwrap_or_default();
-        let (divergences, divergence) = inner.divergence.past();
+        let (divergences, divergence) = node.divergence.past();
         // A leader without its majority or its disk leads no node, even if openraft has not noticed.
         let deposed = metrics.state.is_leader() && !leads;
         let leader = metrics.current_leader.filter(|_| !deposed);
         NodeStatus {
-            id: inner.node_id(),
+            id: node.id(),
             role: match metrics.state {
                 ServerState::Leader if deposed => Role::Follower,
                 ServerState::Leader => Role::Leader,
@@ -52,35 +64,30 @@ impl Replica {
             leader,
             last_log: metrics.last_log_index.unwrap_or_default(),
             committed: index(metrics.local_committed.as_ref()),
-            applied: inner.worker.applied(),
+            applied: node.worker.applied(),
             snapshot: index(metrics.snapshot.as_ref()),
             purged: index(metrics.purged.as_ref()),
-            component: Some(inner.worker.component().id()),
+            component: Some(node.worker.component().id()),
             version: env!("CARGO_PKG_VERSION").to_owned(),
             client_address: member.client_address,
             peer_address: member.peer_address,
-            engine: inner.local.engine.clone(),
+            engine: node.local.engine.clone(),
             fatal_error,
             divergences,
             divergence,
-            clock: Some(inner.time.status()),
-            links: inner.peers.status(),
-            alarms: inner.alarms(),
+            clock: Some(self.time.status()),
+            links: node.peers.status(),
+            alarms: self.alarms(),
         }
     }
 
     /// Returns the status of the cluster, and queries all members in parallel.
-    pub async fn cluster_status(&self) -> ClusterStatus {
-        let own = self.node_status();
-        let members: Vec<(NodeId, Member)> = {
-            let metrics = self.0.raft.metrics();
-            let metrics = metrics.borrow_watched();
-            let nodes = metrics.membership_config.nodes();
-            nodes.map(|(node_id, member)| (*node_id, member.clone())).collect()
-        };
+    pub(super) async fn of_cluster(&self) -> ClusterStatus {
+        let own = self.of_node();
+        let members = self.node.members();
         let others = members.iter().filter(|(node_id, _)| *node_id != own.id);
-        let asked = others.map(|(node_id, member)| async move {
-            match timeout(ASK_TIMEOUT, self.ask(*node_id, member)).await {
+        let requests = others.map(|(node_id, member)| async move {
+            match timeout(ASK_TIMEOUT, peer_status::ask(&self.node.peers, *node_id, member)).await {
                 Ok(Ok(status)) => status,
                 _ => NodeStatus::unreachable(
                     *node_id,
@@ -89,15 +96,15 @@ impl Replica {
                 ),
             }
         });
-        let mut nodes = join_all(asked).await;
+        let mut nodes = join_all(requests).await;
         nodes.push(own.clone());
         nodes.sort_by_key(|node| node.id);
         // A node without a leader, for example because its disk hangs, relies on the others' status.
         let leading = nodes.iter().filter(|node| node.role == Role::Leader);
         let leading = leading.max_by_key(|node| node.term).map(|node| node.id);
-        let LimitsInForce { limits, index } = self.limits_in_force();
+        let LimitsInForce { limits, index } = self.node.applied().limits;
         ClusterStatus {
-            cluster_id: self.0.local.identity.cluster_id.clone(),
+            cluster_id: self.node.local.identity.cluster_id.clone(),
             leader: own.leader.or(leading),
             term: own.term,
             answered_by: own.id,
@@ -106,102 +113,18 @@ impl Replica {
         }
     }
 
-    pub(super) async fn ask(&self, node_id: NodeId, member: &Member) -> Result<NodeStatus, Error> {
-        let peer = self.0.peers.peer(node_id, member);
-        let client = peer.client(ConnectionClass::Control).await;
-        let mut client = client.map_err(|error| Error::fatal(error.to_string()))?;
-        let answer = client.node_status(NodeStatusRequest {}).await;
-        let answer = answer.map_err(|status| {
-            Error::fatal(peer.failed(ConnectionClass::Control, status).to_string())
-        })?;
-        Ok(from_wire(answer.into_inner(), member))
-    }
-
-    /// Returns the reason why the last snapshot failed, if it did.
-    pub fn snapshot_failure(&self) -> Option<String> {
-        self.0.building.failure()
-    }
-
-    /// Returns the linear memory used to restore the last snapshot, in bytes.
-    pub fn snapshot_restored_bytes(&self) -> u64 {
-        self.0.building.restored_bytes()
-    }
-
-    /// Takes a snapshot and waits until it is on disk. Returns the index that it covers.
-    pub async fn snapshot_now(&self) -> Result<u64, Error> {
-        const POLL_INTERVAL: Duration = Duration::from_millis(50);
-        if let Some(why) = self.0.fatal_error() {
-            return Err(Error::stopped(why));
-        }
-        if self.0.divergence.holds_snapshots() {
-            return Err(Error::busy(
-                "the replicas disagree and no majority decides, so no snapshot is taken: start the voters that are \
-                 down, or see this node's log",
-            ));
-        }
-        let mut metrics = self.0.raft.metrics();
-        let target = index(metrics.borrow_watched().last_applied.as_ref());
-        let snapshot = index(metrics.borrow_watched().snapshot.as_ref());
-        if snapshot >= target {
-            return Ok(snapshot);
-        }
-        loop {
-            let ready = self.0.building.ready.notified();
-            // Repeated, because a snapshot that was already running may be of an older state.
-            if self.0.building.wants(target) {
-                self.0.raft.trigger().snapshot().await.map_err(|fatal| self.0.stopped(fatal))?;
-            }
-            let snapshot = index(metrics.borrow_watched().snapshot.as_ref());
-            if snapshot >= target {
-                return Ok(snapshot);
-            }
-            tokio::select! {
-                () = ready => if let Some(failure) = self.0.building.failure() {
-                    return Err(Error::fatal(format!("no snapshot was taken: {failure}")));
-                },
-                _ = timeout(POLL_INTERVAL, metrics.changed()) => {}
-            }
-        }
-    }
-}
-
-fn from_wire(status: NodeStatusResponse, member: &Member) -> NodeStatus {
-    NodeStatus {
-        id: status.node_id,
-        role: Role::from_name(&status.role).unwrap_or(Role::Unreachable),
-        term: status.term,
-        leader: (status.leader_node_id != 0).then_some(status.leader_node_id),
-        last_log: status.last_log_index,
-        committed: status.committed_index,
-        applied: status.applied_index,
-        snapshot: status.snapshot_index,
-        purged: status.purged_index,
-        component: status.component_id.as_ref().try_into().ok().map(ComponentId),
-        version: status.version,
-        client_address: member.client_address.clone(),
-        peer_address: member.peer_address.clone(),
-        engine: status.engine_fingerprint,
-        fatal_error: status.fatal_error,
-        divergences: status.divergences,
-        divergence: status.divergence,
-        clock: status.clock.map(clock_from_wire),
-        links: status.links.into_iter().map(link_from_wire).collect(),
-        alarms: status.alarms,
-    }
-}
-
-impl super::Inner {
     /// Returns the problems that need an operator's attention although the node works.
     fn alarms(&self) -> Vec<String> {
-        let standby = self.worker.standby_problem();
+        let standby = self.node.worker.standby_problem();
         let standby = standby.map(|why| format!("standby instance: {why}"));
         let snapshot = self.building.failure();
         let snapshot =
             snapshot.map(|why| format!("no snapshot can be taken, so the log grows: {why}"));
-        let in_force = self.applied().limits;
-        let limits = in_force.difference(&self.limits.cluster);
+        let in_force = self.node.applied().limits;
+        let limits = in_force.difference(&self.configured);
         let restore = restore_headroom(self.building.restored_bytes(), &in_force.limits);
-        let growth = growth_headroom(self.worker.stats().primary_memory_bytes, &in_force.limits);
+        let growth =
+            growth_headroom(self.node.worker.stats().primary_memory_bytes, &in_force.limits);
         let headroom = restore.into_iter().chain(growth);
         standby.into_iter().chain(snapshot).chain(limits).chain(headroom).collect()
     }
@@ -228,62 +151,6 @@ fn growth_headroom(primary_bytes: u64, limits: &ClusterLimits) -> Option<String>
              delete data, or raise memory_bytes_max with `conclave cluster set-limits`"
         )
     })
-}
-
-fn clock_from_wire(clock: wire::ClockStatus) -> ClockStatus {
-    let wire::ClockStatus { offset_ms, log_time_ms, log_offset_ms, alarm } = clock;
-    ClockStatus { offset_ms, log_time_ms, log_offset_ms, alarm }
-}
-
-/// Converts a node's status to its wire form.
-pub(super) fn to_wire(status: &NodeStatus) -> NodeStatusResponse {
-    NodeStatusResponse {
-        node_id: status.id,
-        role: status.role.name().to_owned(),
-        term: status.term,
-        leader_node_id: status.leader.unwrap_or_default(),
-        last_log_index: status.last_log,
-        committed_index: status.committed,
-        applied_index: status.applied,
-        snapshot_index: status.snapshot,
-        purged_index: status.purged,
-        component_id: status
-            .component
-            .map(|component| component.0.to_vec())
-            .unwrap_or_default()
-            .into(),
-        engine_fingerprint: status.engine.clone(),
-        version: status.version.clone(),
-        fatal_error: status.fatal_error.clone(),
-        divergences: status.divergences,
-        divergence: status.divergence.clone(),
-        clock: status.clock.clone().map(|clock| wire::ClockStatus {
-            offset_ms: clock.offset_ms,
-            log_time_ms: clock.log_time_ms,
-            log_offset_ms: clock.log_offset_ms,
-            alarm: clock.alarm,
-        }),
-        links: status.links.iter().map(link_to_wire).collect(),
-        alarms: status.alarms.clone(),
-    }
-}
-
-fn link_from_wire(link: wire::PeerLink) -> PeerLink {
-    PeerLink {
-        node_id: link.node_id,
-        connected: link.connected,
-        round_trip: Duration::from_micros(link.round_trip_us),
-        problem: link.problem,
-    }
-}
-
-fn link_to_wire(link: &PeerLink) -> wire::PeerLink {
-    wire::PeerLink {
-        node_id: link.node_id,
-        connected: link.connected,
-        round_trip_us: link.round_trip.as_micros() as u64,
-        problem: link.problem.clone(),
-    }
 }
 
 #[cfg(test)]

@@ -7,12 +7,16 @@
 use std::{
     panic::AssertUnwindSafe,
     pin::Pin,
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     task::{Context, Poll, ready},
 };
 
 use futures::FutureExt;
-use tokio::{runtime::Handle, sync::watch, task::JoinHandle};
+use tokio::{
+    runtime::Handle,
+    sync::watch,
+    task::{AbortHandle, JoinHandle},
+};
 
 use conclave_types::panic_message;
 
@@ -104,6 +108,41 @@ impl<T: Send + 'static> Drop for Finish<T> {
     }
 }
 
+/// The background tasks of one replica. Each ends at its next pause once the set is stopped or dropped.
+pub(crate) struct Tasks {
+    supervisor: Supervisor,
+    running: Mutex<Vec<AbortHandle>>,
+}
+
+impl Tasks {
+    /// Creates an empty set. The tasks run under the supervisor.
+    pub(crate) fn new(supervisor: Supervisor) -> Self {
+        Self { supervisor, running: Mutex::default() }
+    }
+
+    /// Runs a task until it returns or the set is stopped. A panic in the task is reported.
+    pub(crate) fn spawn(
+        &self,
+        name: &'static str,
+        task: impl Future<Output = ()> + Send + 'static,
+    ) {
+        let task = self.supervisor.spawn(name, task).abort_handle();
+        self.running.lock().unwrap_or_else(PoisonError::into_inner).push(task);
+    }
+
+    /// Ends all tasks.
+    pub(crate) fn stop(&self) {
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
+        running.drain(..).for_each(|task| task.abort());
+    }
+}
+
+impl Drop for Tasks {
+    fn drop(&mut self) {
+        self.stop();
+    }
+}
+
 #[cfg(test)]
 #[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 mod tests {
@@ -125,6 +164,29 @@ mod tests {
         supervisor.spawn("first", async { panic!("broken {}", 1) }).await.unwrap();
         supervisor.spawn("second", async { panic!("broken too") }).await.unwrap();
         assert_eq!(supervisor.failed().await, "the task first panicked: broken 1");
+    }
+
+    #[tokio::test]
+    async fn background_tasks_end_with_their_set() {
+        let (supervisor, held) = (Supervisor::default(), Arc::new(()));
+        let tasks = Tasks::new(supervisor.clone());
+        for _ in 0..2 {
+            let held = held.clone();
+            tasks.spawn("endless", async move {
+                std::future::pending::<()>().await;
+                drop(held);
+            });
+        }
+        assert_eq!(Arc::strong_count(&held), 3);
+        drop(tasks);
+        let ended = async {
+            while Arc::strong_count(&held) > 1 {
+                tokio::task::yield_now().await;
+            }
+        };
+        timeout(Duration::from_secs(10), ended).await.expect("the tasks drop what they hold");
+        let failed = timeout(Duration::from_millis(10), supervisor.failed()).await;
+        assert!(failed.is_err(), "a task that was stopped is no failure");
     }
 
     #[tokio::test]

@@ -102,9 +102,9 @@ pub(super) struct Turn {
 }
 
 /// The slot of a call that waits for its turn.
-struct Place<'a>(&'a AtomicUsize);
+struct Slot<'a>(&'a AtomicUsize);
 
-impl Drop for Place<'_> {
+impl Drop for Slot<'_> {
     fn drop(&mut self) {
         self.0.fetch_sub(1, Ordering::Relaxed);
     }
@@ -139,7 +139,7 @@ impl TrapLimiter {
             self.waiting.fetch_sub(1, Ordering::Relaxed);
             return Err(busy());
         }
-        let _place = Place(&self.waiting);
+        let _slot = Slot(&self.waiting);
         let ready = async {
             let gate = Arc::clone(&limited.gate).lock_owned().await;
             standby.present().await;

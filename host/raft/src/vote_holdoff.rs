@@ -15,7 +15,7 @@
 use std::{
     io,
     sync::{
-        Weak,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
@@ -23,7 +23,7 @@ use std::{
 
 use tokio::time::{Instant, sleep_until};
 
-use super::Inner;
+use super::{fitness::Fitness, node::Node};
 use conclave_storage::{LogStore, raft_types::Vote};
 use conclave_types::NodeId;
 
@@ -81,26 +81,21 @@ impl VoteHoldoff {
 }
 
 /// Lets the node stand for election once it may.
-pub(super) async fn release(replica: Weak<Inner>) {
-    let Some(until) = replica.upgrade().map(|inner| inner.hold.until) else { return };
-    sleep_until(until).await;
-    let Some(inner) = replica.upgrade() else { return };
-    inner.peers.settled().await;
+pub(super) async fn release(node: Arc<Node>, fitness: Arc<Fitness>, hold: Arc<VoteHoldoff>) {
+    hold.over().await;
+    node.peers.settled().await;
     // Every promise of an earlier process has expired.
-    if let Err(error) = record_lease(&inner.log, inner.timing.lease()) {
+    if let Err(error) = record_lease(&node.log, node.timing.lease()) {
         tracing::warn!(%error, "cannot store the length of the lease");
     }
-    inner.hold.released.store(true, Ordering::Relaxed);
-    if inner.local.lost().is_none() && inner.unfit().is_none() {
-        inner.raft.runtime_config().elect(true);
+    hold.released.store(true, Ordering::Relaxed);
+    if node.local.lost().is_none() && fitness.unfit().is_none() {
+        node.raft.runtime_config().elect(true);
     }
-    let mut lost = inner.local.watch_lost();
-    drop(inner);
+    let mut lost = node.local.watch_lost();
     // Peers ignore a node whose directory is an old copy. The node must not stand for election either.
-    if lost.wait_for(Option::is_some).await.is_ok()
-        && let Some(inner) = replica.upgrade()
-    {
-        inner.raft.runtime_config().elect(false);
+    if lost.wait_for(Option::is_some).await.is_ok() {
+        node.raft.runtime_config().elect(false);
     }
 }
 

@@ -284,6 +284,32 @@ fn planted_text_of_an_error_is_found() {
     }
 }
 
+/// A handle whose methods are spread over files owns the state of all of them.
+#[test]
+fn replica_is_implemented_in_one_file() {
+    let files = rust_files(&root().join("host/raft/src")).into_iter();
+    let with_impl =
+        files.filter(|file| fs::read_to_string(file).unwrap().contains("impl Replica "));
+    let names: Vec<_> =
+        with_impl.map(|file| file.file_name().unwrap().to_string_lossy().into_owned()).collect();
+    assert_eq!(names, ["lib.rs"], "add the method to the part that owns its state");
+}
+
+/// Polling delays a reaction and costs an idle node, so each interval states why no event serves.
+#[test]
+fn each_poll_interval_has_a_reason() {
+    for file in rust_files(&root().join("host/raft/src")) {
+        let text = fs::read_to_string(&file).unwrap();
+        let lines: Vec<_> = text.lines().map(str::trim_start).collect();
+        for at in (0..lines.len()).filter(|at| lines[*at].contains("const POLL_INTERVAL:")) {
+            let comment = lines[..at].iter().rev().take_while(|line| line.starts_with("///"));
+            let reason: Vec<_> = comment.collect();
+            let has_reason = reason.iter().any(|line| line.contains("because"));
+            assert!(has_reason, "{}: state why POLL_INTERVAL is needed", file.display());
+        }
+    }
+}
+
 #[test]
 fn no_file_is_too_long() {
     for file in rust_files(&root()) {

@@ -109,8 +109,7 @@ impl Plan {
         let path = dir.join(PLAN);
         let bytes = fs::read(&path)
             .map_err(|cause| Failed::because(format!("no cluster: {}", path.display()), &cause))?;
-        serde_json::from_slice(&bytes)
-            .map_err(|cause| Failed::because(path.display(), &cause))
+        serde_json::from_slice(&bytes).map_err(|cause| Failed::because(path.display(), &cause))
     }
 
     /// Rejects flags that contradict the cluster: its members and their addresses are in its log.

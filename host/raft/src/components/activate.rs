@@ -1,11 +1,11 @@
 //! Proposes the activation of another component, once every voter is ready for it.
 
-use std::collections::BTreeSet;
+use std::{collections::BTreeSet, sync::Arc};
 
 use tokio::time::Instant;
 
-use super::ask::difference;
-use crate::{Replica, registry::Registry};
+use super::catalog::{Catalog, difference};
+use crate::{limits_proposer::LimitsProposer, node::Node, registry::Registry};
 use conclave_types::{
     CommandKind, ComponentId, NodeId, Outcome,
     components::{Activated, Activation, Change, ComponentCommand, Permissions, Readiness},
@@ -15,17 +15,28 @@ use conclave_types::{
 /// The number of changes that a rejection lists; `conclave component diff` shows all of them.
 const LISTED_MAX: usize = 10;
 
-impl Replica {
+/// Activates components as the leader.
+pub(crate) struct Activate {
+    node: Arc<Node>,
+    catalog: Arc<Catalog>,
+    limits: Arc<LimitsProposer>,
+}
+
+impl Activate {
+    pub(crate) fn new(node: Arc<Node>, catalog: Arc<Catalog>, limits: Arc<LimitsProposer>) -> Self {
+        Self { node, catalog, limits }
+    }
+
     /// Activates a component. If it is already active, that is the response, so that a client that
     /// lost the first response can retry.
-    pub async fn activate_component(
+    pub(crate) async fn activate(
         &self,
         component: ComponentId,
         permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
-        self.check_leader()?;
-        let registry = self.fresh_registry(deadline).await?;
+        self.node.check_leader()?;
+        let registry = self.catalog.fresh_registry(deadline).await?;
         if registry.active() == component {
             return Ok(activated(&registry));
         }
@@ -34,14 +45,14 @@ impl Replica {
 
     /// Activates the previous component again. `from` is the component that the caller believes to
     /// be active. If it is the previous one by now, the rollback has already been done.
-    pub async fn rollback_component(
+    pub(crate) async fn roll_back(
         &self,
         from: ComponentId,
         permissions: &Permissions,
         deadline: Instant,
     ) -> Result<Activated, Error> {
-        self.check_leader()?;
-        let registry = self.fresh_registry(deadline).await?;
+        self.node.check_leader()?;
+        let registry = self.catalog.fresh_registry(deadline).await?;
         let previous = registry.previous().ok_or_else(|| {
             Error::refused(
                 "there is nothing to roll back to: only the initial component was ever active",
@@ -67,8 +78,10 @@ impl Replica {
         deadline: Instant,
     ) -> Result<Activated, Error> {
         let from = registry.active();
-        let (old, new) =
-            (self.compiled(registry, from).await?, self.compiled(registry, component).await?);
+        let (old, new) = (
+            self.catalog.compiled(registry, from).await?,
+            self.catalog.compiled(registry, component).await?,
+        );
         let difference = difference(&old, &new);
         if !difference.restores {
             return Err(Error::refused(format!(
@@ -80,7 +93,7 @@ impl Replica {
                 new.description().restores
             )));
         }
-        let nodes = self.ask_voters(component, None).await;
+        let nodes = self.catalog.ask_voters(component, None).await;
         check_ready(component, from, &nodes, &permissions.without)?;
         if !permissions.allow_breaking {
             check_breaking(component, &difference.changes)?;
@@ -89,7 +102,7 @@ impl Replica {
         tracing::info!(%component, %from, "proposing to activate a component");
         let activation = Activation { component, from, voters };
         let command = CommandKind::Component(ComponentCommand::Activate(activation));
-        let applied = self.propose_kind(command, deadline).await?;
+        let applied = self.limits.propose_settled(command, deadline).await?;
         match applied.outcome {
             Some(Outcome::Reply(_)) => {
                 Ok(Activated { component, previous: from, index: applied.index })

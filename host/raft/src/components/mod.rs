@@ -2,7 +2,7 @@
 //!
 //! The components in the log are in [`crate::registry::Registry`]; this module acts on them.
 //! [`push`] puts a component into the log, [`rehearsals`] tries each component on this node's
-//! state, [`ask`] requests the progress of the other nodes, and [`activate`] proposes the change
+//! state, [`catalog`] requests the progress of the other nodes, and [`activate`] proposes the change
 //! once all are ready. [`Components`] holds the data that they share: the compiled components, the
 //! past activations and the results of rehearsals.
 //!
@@ -23,10 +23,12 @@
 //! components that it needs.
 
 mod activate;
-mod ask;
+mod catalog;
 mod kept;
+mod part_wire;
 mod push;
 mod rehearsals;
+mod stage;
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -37,11 +39,17 @@ use std::{
 };
 
 use bytes::Bytes;
-use tokio::sync::Notify;
+use tokio::sync::watch;
 
 pub use self::kept::KeptCode;
-use self::push::Stage;
-pub(super) use self::{ask::status_to_wire, push::part_to_wire, rehearsals::run};
+use self::stage::Stage;
+pub(super) use self::{
+    activate::Activate,
+    catalog::{Catalog, status_to_wire},
+    part_wire::part_to_wire,
+    push::Push,
+    rehearsals::Rehearsals,
+};
 use crate::registry::Registry;
 use conclave_machine as machine;
 use conclave_machine::{Component, Engine, FatalError, LoadError, Work};
@@ -68,8 +76,8 @@ pub struct Components {
     /// Held during a rehearsal: each needs the memory of one more state.
     rehearsing: Mutex<()>,
     stage: Stage,
-    /// Notified when the registry has changed.
-    pub(super) changed: Notify,
+    /// Changes with the registry, and with the components that are needed.
+    changed: watch::Sender<()>,
     stopping: AtomicBool,
 }
 
@@ -118,7 +126,7 @@ impl Components {
             tried: Mutex::default(),
             rehearsing: Mutex::default(),
             stage: Stage::default(),
-            changed: Notify::new(),
+            changed: watch::Sender::new(()),
             stopping: AtomicBool::new(false),
         })
     }
@@ -211,10 +219,25 @@ impl Components {
         lock(&self.tried).retain(|id, _| registry.get(id).is_some());
     }
 
+    /// Records that the registry has changed.
+    pub(super) fn note_change(&self) {
+        self.changed.send_replace(());
+    }
+
+    /// Returns the changes of the registry, and of the components that are needed.
+    fn watch(&self) -> watch::Receiver<()> {
+        self.changed.subscribe()
+    }
+
+    /// Discards a component that is no longer being pushed.
+    fn clear_stage(&self, component: ComponentId) {
+        self.stage.clear(component);
+        self.note_change();
+    }
+
     /// Stops rehearsals.
     pub(super) fn stop(&self) {
         self.stopping.store(true, Ordering::Relaxed);
-        self.changed.notify_waiters();
     }
 
     fn is_stopping(&self) -> bool {

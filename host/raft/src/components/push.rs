@@ -6,19 +6,17 @@
 //! come in between. If the leader is lost, the client sends the pieces again to the next leader,
 //! which continues in the log where the first one stopped.
 
-use std::{sync::Mutex, time::Duration};
+use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
-use prost::Message;
+use bytes::Bytes;
 use tokio::{
     task::spawn_blocking,
     time::{Instant, timeout_at},
 };
 
-use super::{about, lock};
-use crate::{Replica, registry::PartApplied};
+use super::{Components, about, catalog::Catalog, part_wire::part_from_wire};
+use crate::{limits_proposer::LimitsProposer, node::Node, registry::PartApplied};
 use conclave_machine::{Component, LoadError};
-use conclave_proto::raft::ComponentPartApplied;
 use conclave_types::{
     CommandKind, ComponentId, Outcome,
     components::{COMPONENT_BYTES_MAX, ComponentCommand, ComponentPart, PART_BYTES_MAX, Pushed},
@@ -27,72 +25,6 @@ use conclave_types::{
 
 /// The maximum size of one request's piece.
 const PIECE_BYTES_MAX: usize = 1 << 20;
-/// The time without a request after which a push makes room for another.
-const IDLE_MAX: Duration = Duration::from_secs(15);
-
-/// The buffer in which a component is collected before it goes into the log.
-#[derive(Default)]
-pub(super) struct Stage {
-    collected: Mutex<Option<Collected>>,
-    /// Held while a component is loaded and proposed. A client that retries after its timeout waits here.
-    finishing: tokio::sync::Mutex<()>,
-}
-
-struct Collected {
-    component: ComponentId,
-    total_bytes: u64,
-    bytes: BytesMut,
-    heard: Instant,
-}
-
-impl Stage {
-    /// Adds a piece. Returns the offset of the next piece, or, as the inner error, the complete bytes.
-    fn collect(&self, piece: &ComponentPart) -> Result<Result<u64, Bytes>, Error> {
-        let ComponentPart { component, total_bytes, at, bytes, .. } = piece;
-        let mut stage = lock(&self.collected);
-        match &*stage {
-            Some(other) if other.component != *component && other.heard.elapsed() < IDLE_MAX => {
-                return Err(Error::busy(format!(
-                    "component {} is being pushed: components are pushed one at a time, try again when it is done",
-                    other.component
-                )));
-            }
-            Some(same) if same.component == *component && same.total_bytes == *total_bytes => {}
-            _ => {
-                *stage = Some(Collected {
-                    component: *component,
-                    total_bytes: *total_bytes,
-                    bytes: BytesMut::new(),
-                    heard: Instant::now(),
-                });
-            }
-        }
-        let Some(collected) = stage.as_mut() else { return Ok(Ok(0)) };
-        collected.heard = Instant::now();
-        let have = collected.bytes.len() as u64;
-        if *at == have {
-            collected.bytes.extend_from_slice(bytes);
-        }
-        let have = collected.bytes.len() as u64;
-        Ok(if have == *total_bytes {
-            Err(Bytes::copy_from_slice(&collected.bytes))
-        } else {
-            Ok(have)
-        })
-    }
-
-    /// Returns the component that is being collected, loaded or proposed.
-    pub(super) fn component(&self) -> Option<ComponentId> {
-        lock(&self.collected).as_ref().map(|collected| collected.component)
-    }
-
-    fn clear(&self, component: ComponentId) {
-        let mut stage = lock(&self.collected);
-        if stage.as_ref().is_some_and(|collected| collected.component == component) {
-            *stage = None;
-        }
-    }
-}
 
 fn check(piece: &ComponentPart) -> Result<(), Error> {
     let ComponentPart { total_bytes, at, bytes, .. } = piece;
@@ -121,41 +53,58 @@ fn check(piece: &ComponentPart) -> Result<(), Error> {
     Ok(())
 }
 
-impl Replica {
+/// Puts pushed components into the log as the leader.
+pub(crate) struct Push {
+    node: Arc<Node>,
+    components: Arc<Components>,
+    catalog: Arc<Catalog>,
+    limits: Arc<LimitsProposer>,
+}
+
+impl Push {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        components: Arc<Components>,
+        catalog: Arc<Catalog>,
+        limits: Arc<LimitsProposer>,
+    ) -> Self {
+        Self { node, components, catalog, limits }
+    }
+
     /// Accepts a piece of a component. With the last piece, the component goes into the log.
-    pub async fn push_component(
+    pub(crate) async fn piece(
         &self,
         piece: ComponentPart,
         deadline: Instant,
     ) -> Result<Pushed, Error> {
-        self.check_leader()?;
+        self.node.check_leader()?;
         check(&piece)?;
         let id = piece.component;
         let done = async || {
-            let status = self.component_status(id).await;
+            let status = self.catalog.status(id).await;
             Pushed { next_at: piece.total_bytes, component: Some(status) }
         };
-        if self.registry().get(&id).is_some() {
+        if self.catalog.registry().get(&id).is_some() {
             return Ok(done().await);
         }
-        let bytes = match self.0.components.stage.collect(&piece)? {
+        let bytes = match self.components.stage.collect(&piece)? {
             Ok(next_at) => return Ok(Pushed { next_at, component: None }),
             Err(bytes) => bytes,
         };
-        let turn = timeout_at(deadline, self.0.components.stage.finishing.lock());
+        let turn = timeout_at(deadline, self.components.stage.finishing.lock());
         let _turn = turn.await.map_err(|_| Error::deadline())?;
-        if self.fresh_registry(deadline).await?.get(&id).is_none() {
+        if self.catalog.fresh_registry(deadline).await?.get(&id).is_none() {
             let loaded = self.load_pushed(id, bytes.clone()).await;
-            let loaded = loaded.inspect_err(|_| self.0.components.stage.clear(id))?;
+            let loaded = loaded.inspect_err(|_| self.components.clear_stage(id))?;
             self.propose_component(&loaded, &bytes, deadline).await?;
         }
-        self.0.components.stage.clear(id);
+        self.components.clear_stage(id);
         Ok(done().await)
     }
 
     /// Checks that a node could run the component.
     async fn load_pushed(&self, id: ComponentId, bytes: Bytes) -> Result<Component, Error> {
-        let components = self.0.components.clone();
+        let components = self.components.clone();
         let loading = spawn_blocking(move || {
             if ComponentId::of(&bytes) != id {
                 return Err(Error::invalid(format!(
@@ -177,7 +126,7 @@ impl Replica {
         bytes: &Bytes,
         deadline: Instant,
     ) -> Result<(), Error> {
-        let mut at = self.registry().next_at(&component.id());
+        let mut at = self.catalog.registry().next_at(&component.id());
         let mut begun = false;
         tracing::info!(component = %component.id(), bytes = bytes.len(), at, "proposing a component");
         loop {
@@ -191,7 +140,7 @@ impl Replica {
                 about: (at == 0).then(|| about(component)),
             };
             let command = CommandKind::Component(ComponentCommand::Part(part));
-            let applied = self.propose_kind(command, deadline).await?;
+            let applied = self.limits.propose_settled(command, deadline).await?;
             let PartApplied { next_at, whole } = match applied.outcome {
                 Some(Outcome::Reply(reply)) => part_from_wire(&reply.response)?,
                 Some(Outcome::Failure(failure)) => {
@@ -214,19 +163,6 @@ impl Replica {
     }
 }
 
-/// Encodes the result of a piece as the bytes of a response.
-pub(crate) fn part_to_wire(applied: PartApplied) -> Bytes {
-    let PartApplied { next_at, whole } = applied;
-    ComponentPartApplied { next_at, whole }.encode_to_vec().into()
-}
-
-fn part_from_wire(bytes: &Bytes) -> Result<PartApplied, Error> {
-    let applied = ComponentPartApplied::decode(bytes.clone());
-    let applied = applied
-        .map_err(|error| Error::fatal("the response to a piece is malformed").with_source(error))?;
-    Ok(PartApplied { next_at: applied.next_at, whole: applied.whole })
-}
-
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
@@ -235,29 +171,6 @@ mod tests {
     fn piece(component: u8, at: u64, bytes: &'static [u8]) -> ComponentPart {
         let (component, bytes) = (ComponentId([component; 32]), Bytes::from_static(bytes));
         ComponentPart { component, total_bytes: 6, at, bytes, about: None }
-    }
-
-    #[test]
-    fn pieces_are_collected_in_order_however_often_they_come() {
-        let stage = Stage::default();
-        let collect = |at, bytes| stage.collect(&piece(1, at, bytes)).unwrap();
-        assert_eq!(collect(3, b"def"), Ok(0), "from the beginning, please");
-        assert_eq!(collect(0, b"abc"), Ok(3));
-        assert_eq!(collect(0, b"abc"), Ok(3));
-        assert_eq!(collect(3, b"def"), Err(Bytes::from_static(b"abcdef")));
-        assert_eq!(collect(3, b"def"), Err(Bytes::from_static(b"abcdef")), "asked again");
-    }
-
-    #[test]
-    fn one_component_is_pushed_at_a_time() {
-        let stage = Stage::default();
-        stage.collect(&piece(1, 0, b"abc")).unwrap().unwrap();
-        let error = stage.collect(&piece(2, 0, b"abc")).unwrap_err();
-        assert!(error.to_string().contains("one at a time"), "{error}");
-        stage.clear(ComponentId([2; 32]));
-        assert!(stage.collect(&piece(2, 0, b"abc")).is_err());
-        stage.clear(ComponentId([1; 32]));
-        assert_eq!(stage.collect(&piece(2, 0, b"abc")).unwrap(), Ok(3));
     }
 
     #[test]

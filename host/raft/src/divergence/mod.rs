@@ -34,9 +34,11 @@
 //!   including past ones: every node then serves the state that it has.
 
 mod consistency_checks;
+mod digests;
 mod giving;
 mod lineage;
 mod repair;
+mod state_hashes;
 mod verify;
 
 use std::{
@@ -52,11 +54,13 @@ use bytes::Bytes;
 use prost::Message;
 use tokio::sync::watch;
 
-use self::verify::Verifications;
 pub(super) use self::{
-    consistency_checks::{heard_to_wire as digest_to_wire, run as run_consistency_checks},
-    repair::run as run_repair,
-    verify::to_wire as verified_to_wire,
+    consistency_checks::ConsistencyChecks,
+    digests::{Digests, heard_to_wire as digest_to_wire},
+    giving::Giving,
+    repair::Repairs,
+    state_hashes::StateHashes,
+    verify::{StateHashChecks, to_wire as verified_to_wire},
 };
 use conclave_proto::{
     convert::{consistency_check_from_wire, consistency_check_to_wire},
@@ -93,7 +97,6 @@ pub(super) struct Divergence {
     /// Set while requests are rejected. Lasts longer than `stopped`: until the missed
     /// entries are applied too.
     refusing: watch::Sender<bool>,
-    verifications: Verifications,
     counts: Counts,
 }
 
@@ -158,7 +161,6 @@ impl Divergence {
             refused_snapshot: AtomicBool::new(false),
             stopped: AtomicBool::new(quarantined),
             refusing: watch::Sender::new(quarantined),
-            verifications: Verifications::default(),
             counts: Counts::default(),
         })
     }

@@ -26,12 +26,11 @@ use tokio::time::sleep;
 use tonic::{Code, Request, Status};
 
 use super::{
-    OwnReplica, backoff, message,
+    OwnGiving, backoff, message,
     pacing::paced,
     peer::{ConnectionClass, Peer, PeerError},
 };
 use crate::{
-    Replica,
     lease::{BootTime, Lease},
     snapshot::{self, SnapshotData, Transfers},
 };
@@ -48,7 +47,7 @@ pub struct PeerNetwork {
     class: ConnectionClass,
     lease: Arc<Lease>,
     transfers: Arc<Transfers>,
-    replica: OwnReplica,
+    giving: OwnGiving,
     /// The number of consecutive append streams that failed without a response.
     failures: Arc<AtomicU32>,
 }
@@ -59,18 +58,18 @@ impl PeerNetwork {
         class: ConnectionClass,
         lease: Arc<Lease>,
         transfers: Arc<Transfers>,
-        replica: OwnReplica,
+        giving: OwnGiving,
     ) -> Self {
-        Self { peer, class, lease, transfers, replica, failures: Arc::default() }
+        Self { peer, class, lease, transfers, giving, failures: Arc::default() }
     }
 
     /// Returns an error while this node's state is disputed, so that it is not copied.
     /// openraft retries after a pause.
     async fn may_give(&self, file: &SnapshotFile) -> Result<(), StreamingError<TypeConfig>> {
-        let Some(replica) = self.replica.get().and_then(Weak::upgrade).map(Replica) else {
+        let Some(giving) = self.giving.get().and_then(Weak::upgrade) else {
             return Ok(());
         };
-        let given = replica.may_give(file, self.peer.node_id).await;
+        let given = giving.may_give(file, self.peer.node_id).await;
         given.map_err(|why| StreamingError::Unreachable(Unreachable::from_string(why)))
     }
 

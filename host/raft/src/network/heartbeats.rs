@@ -3,23 +3,20 @@
 //! openraft sends its own heartbeats at its heartbeat interval, which is also the deadline of each
 //! heartbeat; see [`crate::timing::Timing`].
 
-use std::sync::Weak;
+use std::sync::Arc;
 
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::Inner;
+use crate::node::Node;
 
-/// Triggers openraft's heartbeats while this node leads, until the replica is gone.
-pub(crate) async fn run(replica: Weak<Inner>) {
-    let Some(every) = replica.upgrade().map(|inner| inner.timing.heartbeat) else { return };
-    let mut ticks = interval(every);
+/// Triggers openraft's heartbeats while this node leads, until Raft has stopped.
+pub(crate) async fn run(node: Arc<Node>) {
+    let mut ticks = interval(node.timing.heartbeat);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     loop {
         ticks.tick().await;
-        let Some(inner) = replica.upgrade() else { return };
         // A leader whose disk hangs sends no heartbeats.
-        let sends = inner.is_leader() && !inner.disk.is_hung();
-        if sends && inner.raft.trigger().heartbeat().await.is_err() {
+        if node.is_leader() && node.raft.trigger().heartbeat().await.is_err() {
             return;
         }
     }

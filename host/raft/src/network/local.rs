@@ -17,7 +17,7 @@
 use std::{
     collections::HashMap,
     io,
-    sync::{Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
@@ -347,11 +347,10 @@ impl Local {
     }
 }
 
-/// Writes new acknowledgements every 200 ms, until the replica is gone.
-pub(crate) async fn write_acknowledged(local: Weak<Local>) {
+/// Writes new acknowledgements every 200 ms, until the store fails.
+pub(crate) async fn write_acknowledged(local: Arc<Local>) {
     loop {
         sleep(WRITE_INTERVAL).await;
-        let Some(local) = local.upgrade() else { return };
         // A store that has failed reports that itself.
         if local.write_acknowledged().is_err() {
             return;

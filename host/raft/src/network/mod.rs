@@ -2,9 +2,9 @@
 //!
 //! [`peers`] holds the connections: each [`peer`] has its [`connection`]s, and [`backoff`] paces
 //! their retries. [`local`] is this node's identity, with its records about the peers, which it
-//! compares with their [`standing`]. [`client`] sends openraft's requests, [`pacing`] times them
-//! and [`heartbeats`] triggers heartbeats. [`service`] handles the peers' requests, and
-//! [`message`] checks their messages.
+//! compares with their [`standing`]. [`client`] sends openraft's requests, on connections that
+//! [`factory`] provides; [`pacing`] times them and [`heartbeats`] triggers heartbeats. [`service`]
+//! handles the peers' requests, and [`message`] checks their messages.
 //!
 //! Contract: a node answers a request, and accepts a response, only after both sides have checked
 //! that they belong to the same cluster, are the intended nodes, and still have the data
@@ -14,6 +14,7 @@
 mod backoff;
 pub mod client;
 mod connection;
+mod factory;
 #[doc(hidden)]
 pub mod fuzz;
 pub(super) mod heartbeats;
@@ -25,14 +26,7 @@ pub mod peers;
 pub mod service;
 pub(super) mod standing;
 
-use std::sync::{Arc, OnceLock, Weak};
-
-use openraft::RaftNetworkFactory;
-
-use self::{client::PeerNetwork, peer::ConnectionClass, peers::Peers};
-use super::{Inner, lease::Lease, snapshot::Transfers};
-use conclave_storage::raft_types::{Member, TypeConfig};
-use conclave_types::NodeId;
+pub(super) use self::factory::{NetworkFactory, OwnGiving};
 
 /// The version of the protocol between peers. Nodes of different versions do not
 /// communicate. Version 2 added components to the log and to snapshots. Version 3 added the
@@ -52,45 +46,3 @@ pub const TO_HEADER: &str = "conclave-to";
 
 /// The metadata on errors of a node that is stopping: the request had no effect.
 pub const REFUSED_HEADER: &str = "conclave-refused";
-
-/// This node's replica, set once it exists: openraft's connections are created before it.
-pub(super) type OwnReplica = Arc<OnceLock<Weak<Inner>>>;
-
-/// Creates openraft's connections.
-#[derive(Clone)]
-pub struct NetworkFactory {
-    pub(super) peers: Arc<Peers>,
-    pub(super) lease: Arc<Lease>,
-    pub(super) transfers: Arc<Transfers>,
-    pub(super) replica: OwnReplica,
-}
-
-impl NetworkFactory {
-    fn network(&self, target: NodeId, member: &Member, class: ConnectionClass) -> PeerNetwork {
-        PeerNetwork::new(
-            self.peers.peer(target, member),
-            class,
-            self.lease.clone(),
-            self.transfers.clone(),
-            self.replica.clone(),
-        )
-    }
-}
-
-impl RaftNetworkFactory<TypeConfig> for NetworkFactory {
-    type Network = PeerNetwork;
-
-    async fn new_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
-        self.network(target, member, ConnectionClass::Log)
-    }
-
-    /// A separate connection, because a heartbeat that waits behind a large append starts an election.
-    async fn new_heartbeat_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
-        self.network(target, member, ConnectionClass::Control)
-    }
-
-    /// A separate connection, because a snapshot takes long.
-    async fn new_snapshot_client(&mut self, target: NodeId, member: &Member) -> PeerNetwork {
-        self.network(target, member, ConnectionClass::Snapshot)
-    }
-}

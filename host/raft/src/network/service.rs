@@ -8,7 +8,7 @@ use std::{
 
 use futures::{StreamExt, stream::BoxStream};
 use openraft::raft::{StreamAppendError, StreamAppendResult};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{
     Code, Request, Response, Status, Streaming,
@@ -21,7 +21,22 @@ use super::{
     local::Local,
     message::{self, log_id, malformed, required},
 };
-use crate::{Replica, components, divergence, forward, snapshot, status};
+use crate::{
+    bootstrap::Bootstrap,
+    command::Commands,
+    components::{self, Rehearsals},
+    divergence::{self, Digests, Giving, StateHashChecks},
+    forward,
+    health::HealthMonitor,
+    leadership::Leadership,
+    node::Node,
+    peer_status,
+    read_index::ReadIndex,
+    snapshot::{self, Receiving, Transfers},
+    status::Status as NodeStatus,
+    time::Clock,
+    vote_holdoff::VoteHoldoff,
+};
 use conclave_proto::{
     convert::{call_from_wire, component_id_from_wire, consistency_check_from_wire},
     raft as wire,
@@ -32,10 +47,31 @@ use conclave_storage::{
 };
 use conclave_types::{Caller, NodeId};
 
+/// The parts of a replica that serve the peers' requests.
+pub(crate) struct Parts {
+    pub(crate) node: Arc<Node>,
+    pub(crate) bootstrap: Arc<Bootstrap>,
+    pub(crate) hold: Arc<VoteHoldoff>,
+    pub(crate) health: Arc<HealthMonitor>,
+    pub(crate) leadership: Arc<Leadership>,
+    pub(crate) commands: Arc<Commands>,
+    pub(crate) read_index: Arc<ReadIndex>,
+    pub(crate) clock: Arc<Clock>,
+    pub(crate) status: Arc<NodeStatus>,
+    pub(crate) rehearsals: Arc<Rehearsals>,
+    pub(crate) digests: Arc<Digests>,
+    pub(crate) state_hash_checks: Arc<StateHashChecks>,
+    pub(crate) giving: Arc<Giving>,
+    pub(crate) transfers: Arc<Transfers>,
+    pub(crate) receiving: Arc<Receiving>,
+    /// Set once the streams of peers end.
+    pub(crate) closed: watch::Receiver<bool>,
+}
+
 /// The only service of the peer port.
 #[derive(Clone)]
 pub struct PeerService {
-    replica: Replica,
+    parts: Arc<Parts>,
     local: Arc<Local>,
     /// The peers that have introduced themselves to this process.
     greeted: Arc<Mutex<BTreeSet<NodeId>>>,
@@ -44,9 +80,17 @@ pub struct PeerService {
 }
 
 impl PeerService {
-    /// Creates the service for this replica.
-    pub fn new(replica: Replica, local: Arc<Local>) -> Self {
-        Self { replica, local, greeted: Arc::default(), refused: Arc::default() }
+    /// Creates the service for these parts of a replica.
+    pub(crate) fn new(parts: Parts) -> Self {
+        let local = parts.node.local.clone();
+        Self { parts: Arc::new(parts), local, greeted: Arc::default(), refused: Arc::default() }
+    }
+
+    /// Waits until the streams of peers end.
+    fn closed(&self) -> impl Future<Output = ()> + Send + use<> {
+        let mut closed = self.parts.closed.clone();
+        // A dropped sender also closes the streams.
+        async move { drop(closed.wait_for(|closed| *closed).await) }
     }
 
     /// Rejects a caller that belongs to another cluster, intends another node, or has made no
@@ -67,7 +111,7 @@ impl PeerService {
             .ok_or_else(|| Status::permission_denied("the peer port is for members only"))?;
         let greeted = self.greeted.lock().unwrap_or_else(PoisonError::into_inner).contains(&from);
         // A member that was removed must repeat the handshake, which then fails.
-        if greeted && self.replica.is_member(from) {
+        if greeted && self.parts.bootstrap.is_member(from) {
             Ok(from)
         } else {
             Err(Status::permission_denied("a handshake must come first"))
@@ -76,7 +120,7 @@ impl PeerService {
 
     /// Rejects requests once this node stops.
     fn check_open(&self) -> Result<(), Status> {
-        if !self.replica.is_closed_for_peers() {
+        if !*self.parts.closed.borrow() {
             return Ok(());
         }
         let mut metadata = MetadataMap::new();
@@ -92,7 +136,7 @@ impl PeerService {
                 hello.protocol_version
             )));
         }
-        if !self.replica.is_member(hello.node_id) {
+        if !self.parts.bootstrap.is_member(hello.node_id) {
             return Err(Status::permission_denied(format!(
                 "node {} is not a member of this cluster",
                 hello.node_id
@@ -177,13 +221,13 @@ impl wire::raft_server::Raft for PeerService {
         self.check(&hello).inspect_err(|status| self.refuse(hello.node_id, status))?;
         self.greeted.lock().unwrap_or_else(PoisonError::into_inner).insert(hello.node_id);
         self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(&hello.node_id);
-        self.replica.peers().contacted(hello.node_id, hello.standing.unwrap_or_default().process);
+        self.parts.node.peers.contacted(hello.node_id, hello.standing.unwrap_or_default().process);
         let identity = &self.local.identity;
         Ok(Response::new(wire::HandshakeResponse {
             incarnation: identity.incarnation.to_vec().into(),
             component_id: identity.component_id.0.to_vec().into(),
             engine_fingerprint: self.local.engine.clone(),
-            initialized: self.replica.is_initialized().await,
+            initialized: self.parts.bootstrap.is_initialized().await,
             standing: Some(self.local.standing.to_wire()),
             lease_ms: self.local.lease_ms(),
         }))
@@ -203,10 +247,10 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<Self::AppendStream>, Status> {
         let from = self.admit(request.metadata())?;
         // An invalid request ends the stream, because the requests after it build on it.
-        let (replica, local) = (self.replica.clone(), self.local.clone());
-        let closed = Box::pin(self.replica.peers_closed());
+        let (parts, local) = (self.parts.clone(), self.local.clone());
+        let closed = Box::pin(self.closed());
         let requests = request.into_inner().take_until(closed).scan((), move |(), request| {
-            let (replica, local) = (replica.clone(), local.clone());
+            let (parts, local) = (parts.clone(), local.clone());
             async move {
                 let checked = async {
                     let request = request?;
@@ -214,8 +258,8 @@ impl wire::raft_server::Raft for PeerService {
                         return Err(Status::unavailable(reason));
                     }
                     let request = message::append(request, from)?;
-                    replica.check_disk(Some(&request.vote))?;
-                    message::check_against_log(&request, replica.log()).await?;
+                    parts.leadership.check_disk(Some(&request.vote))?;
+                    message::check_against_log(&request, &parts.node.log).await?;
                     Ok(request)
                 };
                 let checked = checked.await.inspect_err(|status: &Status| {
@@ -224,11 +268,11 @@ impl wire::raft_server::Raft for PeerService {
                 checked.ok()
             }
         });
-        let answers = self.replica.raft().stream_append(requests);
-        let (replica, process) = (self.replica.clone(), self.local.standing.process());
+        let answers = self.parts.node.raft.stream_append(requests);
+        let (health, process) = (self.parts.health.clone(), self.local.standing.process());
         let answers = answers.map(move |answer| {
             if matches!(&answer, Ok(result) if !matches!(result, Err(StreamAppendError::HigherVote(_)))) {
-                replica.hear_leader();
+                health.hear_leader();
             }
             answer.map(|result| append_to_wire(result, process)).map_err(stopped)
         });
@@ -241,16 +285,16 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<wire::AppendResponse>, Status> {
         let from = self.admit(request.metadata())?;
         let request = message::append(request.into_inner(), from)?;
-        message::check_against_log(&request, self.replica.log()).await?;
+        message::check_against_log(&request, &self.parts.node.log).await?;
         if !request.entries.is_empty() {
             return Err(Status::invalid_argument("a heartbeat must not contain entries"));
         }
-        self.replica.check_disk(Some(&request.vote))?;
+        self.parts.leadership.check_disk(Some(&request.vote))?;
         let previous = request.prev_log_id;
-        let answer = self.replica.raft().append_entries(request).await.map_err(stopped)?;
+        let answer = self.parts.node.raft.append_entries(request).await.map_err(stopped)?;
         let result = answer.into_stream_result(previous, None);
         if !matches!(result, Err(StreamAppendError::HigherVote(_))) {
-            self.replica.hear_leader();
+            self.parts.health.hear_leader();
         }
         Ok(Response::new(append_to_wire(result, self.local.standing.process())))
     }
@@ -260,13 +304,14 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<wire::VoteRequest>,
     ) -> Result<Response<wire::VoteResponse>, Status> {
         let from = self.admit(request.metadata())?;
-        self.replica.check_disk(None)?;
+        self.parts.leadership.check_disk(None)?;
         let message = request.into_inner();
         let request = message::vote_request(&message, from)?;
         if !message.leadership_transfer {
-            self.replica.votes_freely().await;
+            self.parts.hold.over().await;
+            self.parts.node.peers.settled().await;
         }
-        let raft = self.replica.raft();
+        let raft = &self.parts.node.raft;
         let answer =
             if message.pre_vote { raft.pre_vote(request).await } else { raft.vote(request).await };
         let answer = answer.map_err(stopped)?;
@@ -282,7 +327,7 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<wire::DigestRequest>,
     ) -> Result<Response<wire::DigestResponse>, Status> {
         self.admit(request.metadata())?;
-        let digest = self.replica.digest_here(request.into_inner().index).await;
+        let digest = self.parts.digests.here(request.into_inner().index).await;
         Ok(Response::new(divergence::digest_to_wire(digest)))
     }
 
@@ -297,10 +342,11 @@ impl wire::raft_server::Raft for PeerService {
         let consistency_check = required(consistency_check, "consistency_check")?;
         let consistency_check =
             consistency_check_from_wire(&consistency_check).map_err(malformed)?;
-        let found = self.replica.snapshot_for(consistency_check, index_min, to).await;
+        let found = self.parts.giving.snapshot_for(consistency_check, index_min, to).await;
         let (vote, file) = found.map_err(|error| Status::failed_precondition(error.to_string()))?;
         tracing::info!(to, index = file.index(), "sending a snapshot to a node that has diverged");
-        Ok(Response::new(self.replica.send_snapshot(vote, file).map(Ok).boxed()))
+        let parts = snapshot::send(vote, file, self.parts.transfers.clone());
+        Ok(Response::new(parts.map(Ok).boxed()))
     }
 
     async fn verify_state(
@@ -308,7 +354,7 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<wire::VerifyStateRequest>,
     ) -> Result<Response<wire::VerifyStateResponse>, Status> {
         self.admit(request.metadata())?;
-        let found = self.replica.verify_here(request.into_inner().index).await;
+        let found = self.parts.state_hash_checks.here(request.into_inner().index).await;
         Ok(Response::new(divergence::verified_to_wire(found)))
     }
 
@@ -317,7 +363,7 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<wire::CompareClocksRequest>,
     ) -> Result<Response<wire::CompareClocksResponse>, Status> {
         self.admit(request.metadata())?;
-        Ok(Response::new(self.replica.clock_for_peer()))
+        Ok(Response::new(self.parts.clock.for_peer()))
     }
 
     type InstallSnapshotStream = ReceiverStream<Result<wire::SnapshotProgress, Status>>;
@@ -334,7 +380,7 @@ impl wire::raft_server::Raft for PeerService {
             return Err(Status::invalid_argument("a snapshot must begin with its header"));
         };
         let vote = message::leader_vote(start.vote, from)?;
-        self.replica.check_disk(Some(&vote))?;
+        self.parts.leadership.check_disk(Some(&vote))?;
         let mut header = required(start.header, "header")?;
         snapshot::note_origin(&mut header, from);
         snapshot::check_header(&header, &self.local.identity)
@@ -345,10 +391,10 @@ impl wire::raft_server::Raft for PeerService {
         let wire::SnapshotStart { file_id, bytes, .. } = start;
         let offered = snapshot::Offered { vote, header, file_id, bytes, parts };
         let (reports, answers) = mpsc::channel(REPORTS_WAITING);
-        let replica = self.replica.clone();
+        let receiving = self.parts.receiving.clone();
         // In a separate task, because the received part outlives the connection.
-        let receiving = async move { replica.receive_snapshot(offered, reports).await };
-        self.replica.supervisor().spawn("snapshot receiver", receiving);
+        let receiving = async move { receiving.receive(offered, reports).await };
+        self.parts.node.supervisor.spawn("snapshot receiver", receiving);
         Ok(Response::new(ReceiverStream::new(answers)))
     }
 
@@ -358,7 +404,7 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
         let from = self.admit(request.metadata())?;
         let message = request.into_inner();
-        if !self.replica.may_take_over() {
+        if !self.parts.leadership.may_take_over() {
             return Ok(Response::new(wire::TransferLeaderResponse { accepted: false }));
         }
         let request = openraft::raft::TransferLeaderRequest::<TypeConfig>::new(
@@ -366,7 +412,7 @@ impl wire::raft_server::Raft for PeerService {
             message.to_node_id,
             log_id(message.last_log_id)?,
         );
-        let answer = self.replica.raft().handle_transfer_leader(request).await.map_err(stopped)?;
+        let answer = self.parts.node.raft.handle_transfer_leader(request).await.map_err(stopped)?;
         Ok(Response::new(wire::TransferLeaderResponse { accepted: answer.is_ok() }))
     }
 
@@ -379,7 +425,7 @@ impl wire::raft_server::Raft for PeerService {
         let call = call_from_wire(required(message.call, "call")?);
         let deadline = tokio::time::Instant::now() + Duration::from_millis(message.timeout_ms);
         let caller = Caller(message.caller.into());
-        let result = self.replica.propose(call, &caller, deadline).await;
+        let result = self.parts.commands.propose(call, &caller, deadline).await;
         Ok(Response::new(forward::result_to_wire(result)))
     }
 
@@ -388,10 +434,10 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<wire::ReadIndexRequest>,
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
         let from = self.admit(request.metadata())?;
-        self.replica.check_disk(None)?;
-        let result = match self.replica.read_index_as_leader().await {
+        self.parts.leadership.check_disk(None)?;
+        let result = match self.parts.read_index.get_as_leader().await {
             Ok(index) => {
-                self.replica.peers().want_commit(from, index);
+                self.parts.node.peers.want_commit(from, index);
                 wire::read_index_response::Result::Index(index)
             }
             Err(error) => {
@@ -409,7 +455,7 @@ impl wire::raft_server::Raft for PeerService {
     ) -> Result<Response<Self::ConfirmLeaderStream>, Status> {
         self.admit(request.metadata())?;
         let local = self.local.clone();
-        let requests = request.into_inner().take_until(Box::pin(self.replica.peers_closed()));
+        let requests = request.into_inner().take_until(Box::pin(self.closed()));
         let answers = requests.map(move |request| {
             let wire::ConfirmLeaderRequest { round } = request?;
             match local.lost() {
@@ -425,7 +471,7 @@ impl wire::raft_server::Raft for PeerService {
         request: Request<wire::NodeStatusRequest>,
     ) -> Result<Response<wire::NodeStatusResponse>, Status> {
         self.identify(request.metadata())?;
-        Ok(Response::new(status::to_wire(&self.replica.node_status())))
+        Ok(Response::new(peer_status::to_wire(&self.parts.status.of_node())))
     }
 
     async fn component_status(
@@ -436,8 +482,8 @@ impl wire::raft_server::Raft for PeerService {
         let wire::ComponentStatusRequest { component_id, rehearse } = request.into_inner();
         let component = component_id_from_wire(&component_id).map_err(malformed)?;
         let readiness = match rehearse {
-            true => self.replica.rehearse_here(component).await,
-            false => self.replica.readiness(component),
+            true => self.parts.rehearsals.rehearse(component).await,
+            false => self.parts.rehearsals.readiness(component),
         };
         Ok(Response::new(components::status_to_wire(&readiness)))
     }

@@ -18,18 +18,20 @@
 
 use std::{
     collections::BTreeMap,
-    sync::{Mutex, PoisonError, Weak},
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
 use openraft::{Instant as _, async_runtime::WatchReceiver};
 use tokio::time::{Instant, sleep, sleep_until};
 
-use crate::{Inner, settings::SnapshotPolicy};
+use super::Transfers;
+use crate::{node::Node, settings::SnapshotPolicy};
 use conclave_storage::raft_types::LogId;
 use conclave_types::{NodeId, error::Error};
 
-/// The interval at which the retention is decided.
+/// The interval at which the retention is decided. Polled, because the log and the followers'
+/// positions change with each entry, and a silent follower raises no event.
 const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// The time for which a follower without progress is still waited for. With a hung disk a follower
 /// responds to heartbeats and accepts no entries.
@@ -92,24 +94,27 @@ fn rate(needed_bytes: u64, policy: SnapshotPolicy) -> Option<u64> {
     (left < most / 2).then(|| (left / HORIZON.as_secs()).max(RATE_MIN))
 }
 
-/// Purges the log, and slows writers down if necessary, until the replica is gone.
-pub(crate) async fn keep_log(replica: Weak<Inner>, policy: SnapshotPolicy) {
-    let (mut followers, mut slowed, mut asked) = (Followers::default(), false, 0);
+/// Purges the log, and slows writers down if necessary, until Raft has stopped.
+pub(crate) async fn keep_log(
+    node: Arc<Node>,
+    transfers: Arc<Transfers>,
+    admission: Arc<Admission>,
+    policy: SnapshotPolicy,
+) {
+    let (mut followers, mut slowed, mut purging_to) = (Followers::default(), false, 0);
     loop {
         sleep(POLL_INTERVAL).await;
-        let Some(inner) = replica.upgrade() else { return };
         let index = |log_id: &Option<LogId>| log_id.as_ref().map_or(0, |log_id| log_id.index);
         let (snapshot, purged, matched) = {
-            let metrics = inner.raft.metrics();
+            let metrics = node.raft.metrics();
             let metrics = metrics.borrow_watched();
             let heard = |node_id: &NodeId| {
                 let heard =
                     metrics.heartbeat.as_ref().and_then(|heard| heard.get(node_id)?.as_ref());
-                heard.is_some_and(|heard| heard.elapsed() < inner.timing.election_max)
+                heard.is_some_and(|heard| heard.elapsed() < node.timing.election_max)
             };
             let matched = metrics.replication.iter().flatten();
-            let others =
-                matched.filter(|(node_id, _)| **node_id != inner.node_id() && heard(node_id));
+            let others = matched.filter(|(node_id, _)| **node_id != node.id() && heard(node_id));
             let matched: BTreeMap<_, _> =
                 others.map(|(node_id, log_id)| (*node_id, index(log_id))).collect();
             (index(&metrics.snapshot), index(&metrics.purged), matched)
@@ -117,9 +122,9 @@ pub(crate) async fn keep_log(replica: Weak<Inner>, policy: SnapshotPolicy) {
         // A follower that needs a snapshot anyway has a position before the log.
         let matched = matched.into_iter().filter(|(_, index)| *index >= purged).collect();
         let following = followers.lowest(&matched, Instant::now());
-        let sending = inner.transfers.lowest().filter(|_| inner.is_leader());
+        let sending = transfers.lowest().filter(|_| node.is_leader());
         let needed = following.into_iter().chain(sending).min();
-        let needed = needed.map(|index| (index, inner.log.bytes_after(index)));
+        let needed = needed.map(|index| (index, node.log.bytes_after(index)));
         let limit = needed.and_then(|(_, bytes)| rate(bytes, policy));
         if limit.is_some() != slowed {
             slowed = limit.is_some();
@@ -131,13 +136,13 @@ pub(crate) async fn keep_log(replica: Weak<Inner>, policy: SnapshotPolicy) {
                 None => tracing::info!("writers are no longer slowed down"),
             }
         }
-        inner.admission.limit(limit);
-        let within_keep_bytes = inner.log.first_within(policy.keep_bytes);
+        admission.limit(limit);
+        let within_keep_bytes = node.log.first_within(policy.keep_bytes);
         let to = purge_to(Extent { snapshot, within_keep_bytes, needed }, policy);
         // openraft retries by itself if it is sending entries that are to be purged.
-        if to >= purged.saturating_add(PURGE_COUNT_MIN) && to > asked {
-            asked = to;
-            if inner.raft.trigger().purge_log(to).await.is_err() {
+        if to >= purged.saturating_add(PURGE_COUNT_MIN) && to > purging_to {
+            purging_to = to;
+            if node.raft.trigger().purge_log(to).await.is_err() {
                 return;
             }
         }

@@ -29,7 +29,7 @@ use tokio::{
 use tonic::{Status, Streaming};
 
 use super::{Accepted, check_committed, opened, saved_state};
-use crate::Replica;
+use crate::{components::Components, node::Node, raft_state::raft_state};
 use conclave_proto::raft::{
     SnapshotEnd, SnapshotHeader, SnapshotOffer, SnapshotPart, SnapshotProgress, SnapshotResponse,
     snapshot_part::Part, snapshot_progress::Progress,
@@ -47,16 +47,13 @@ const REPORT_INTERVAL: Duration = Duration::from_millis(500);
 
 /// The snapshot transfers that a node receives.
 pub(crate) struct Receiving {
+    node: Arc<Node>,
+    components: Arc<Components>,
+    files: SnapshotStore,
     /// The remainder of the last transfer. Locked while a transfer is running.
     left: Mutex<Option<Partial>>,
     /// Counts transfers. A running transfer ends when a newer one begins.
     newest: watch::Sender<u64>,
-}
-
-impl Default for Receiving {
-    fn default() -> Self {
-        Self { left: Mutex::default(), newest: watch::Sender::new(0) }
-    }
 }
 
 /// The identity of a snapshot.
@@ -93,17 +90,20 @@ pub(crate) struct Offered {
 type Reports = mpsc::Sender<Result<SnapshotProgress, Status>>;
 
 impl Receiving {
+    pub(crate) fn new(node: Arc<Node>, components: Arc<Components>, files: SnapshotStore) -> Self {
+        let newest = watch::Sender::new(0);
+        Self { node, components, files, left: Mutex::default(), newest }
+    }
+
     /// Removes the remainder of a transfer that was not continued for a long time.
     pub(crate) fn expire(&self) {
         if let Ok(mut left) = self.left.try_lock() {
             left.take_if(|partial| partial.at.elapsed() > KEPT_FOR);
         }
     }
-}
 
-impl Replica {
     /// Receives a snapshot, restores it and installs it. Reports on the way, and at the end.
-    pub(crate) async fn receive_snapshot(self, offered: Offered, reports: Reports) {
+    pub(crate) async fn receive(&self, offered: Offered, reports: Reports) {
         let report = match self.received(offered, &reports).await {
             Ok(vote) => {
                 let vote = Some(vote_to_wire(&vote));
@@ -116,19 +116,18 @@ impl Replica {
     }
 
     async fn received(&self, offered: Offered, reports: &Reports) -> Result<Vote, Status> {
-        let own = self.0.raft.metrics().borrow_watched().vote;
+        let own = self.node.raft.metrics().borrow_watched().vote;
         if own > offered.vote {
             return Ok(own); // The sender is no longer the leader.
         }
         let last = offered.header.last_log_id.as_ref().map(log_id_from_wire);
         self.check_committed(last).await?;
-        let receiving = &self.0.receiving;
         let mut number = 0;
-        receiving.newest.send_modify(|newest| {
+        self.newest.send_modify(|newest| {
             *newest += 1;
             number = *newest;
         });
-        let mut left = receiving.left.lock().await;
+        let mut left = self.left.lock().await;
         let subject = Subject {
             file_id: offered.file_id,
             bytes: offered.bytes,
@@ -138,16 +137,16 @@ impl Replica {
         let position = position.map_or((0, 0), |log_id| (log_id.term, log_id.index));
         let partial = match left.take().filter(|partial| partial.subject == subject) {
             Some(partial) => partial,
-            None => Partial::begin(&self.0.snapshots, subject, position).await?,
+            None => Partial::begin(&self.files, subject, position).await?,
         };
         let transfer = Transfer {
             reports,
             number,
-            newest: receiving.newest.subscribe(),
+            newest: self.newest.subscribe(),
             work: Arc::new(AtomicU64::new(0)),
         };
         let (partial, result) =
-            transfer.receive(&self.0.snapshots, partial, offered.parts, position).await;
+            transfer.receive(&self.files, partial, offered.parts, position).await;
         if let Err(status) = result {
             *left = partial;
             return Err(status);
@@ -155,7 +154,7 @@ impl Replica {
         let Some(Partial { subject, file: Stage::Whole(file), bytes, hash, .. }) = partial else {
             return Err(Status::internal("the received snapshot is not complete"));
         };
-        let accepting = accept(file.clone(), self, transfer.work.clone());
+        let accepting = self.accept(file.clone(), transfer.work.clone());
         let accepted = match transfer.reporting(accepting).await {
             Ok(accepted) => accepted,
             // The leader stopped waiting. The received bytes can be used by the next transfer.
@@ -170,13 +169,25 @@ impl Replica {
         self.check_committed(last).await?;
         let mut snapshot = opened(file).map_err(|error| Status::internal(error.to_string()))?;
         snapshot.snapshot.accepted = Some(Box::new(accepted));
-        let installing = self.0.raft.install_full_snapshot(offered.vote, snapshot);
+        let installing = self.node.raft.install_full_snapshot(offered.vote, snapshot);
         let answer = transfer.reporting(installing).await?;
         Ok(answer.map_err(stopped)?.vote)
     }
 
+    /// Does the same as [`super::accept`], and counts the restored bytes.
+    async fn accept(&self, file: SnapshotFile, work: Arc<AtomicU64>) -> io::Result<Accepted> {
+        let components = self.components.clone();
+        let reading = spawn_blocking(move || saved_state(&file, &components));
+        let (mut saved, registry) = reading.await.map_err(io::Error::other)??;
+        saved.chunks = Box::new(saved.chunks.inspect(move |chunk| {
+            work.fetch_add(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64), Ordering::Relaxed);
+        }));
+        let state = self.node.worker.prepare(saved).await.map_err(io::Error::other)?;
+        Ok(Accepted { state, registry })
+    }
+
     async fn check_committed(&self, last: Option<LogId>) -> Result<(), Status> {
-        let committed = self.0.raft_state(|state| state.local_committed().copied());
+        let committed = raft_state(&self.node.raft, |state| state.local_committed().copied());
         let committed = committed.await.map_err(stopped)?;
         last.map_or(Ok(()), |last| check_committed(last, committed))
             .map_err(Status::invalid_argument)
@@ -189,22 +200,6 @@ fn stopped(error: impl std::fmt::Display) -> Status {
 
 fn progress(progress: Progress) -> SnapshotProgress {
     SnapshotProgress { progress: Some(progress) }
-}
-
-/// Does the same as [`super::accept`], and counts the restored bytes.
-async fn accept(
-    file: SnapshotFile,
-    replica: &Replica,
-    work: Arc<AtomicU64>,
-) -> io::Result<Accepted> {
-    let components = replica.0.components.clone();
-    let reading = spawn_blocking(move || saved_state(&file, &components));
-    let (mut saved, registry) = reading.await.map_err(io::Error::other)??;
-    saved.chunks = Box::new(saved.chunks.inspect(move |chunk| {
-        work.fetch_add(chunk.as_ref().map_or(0, |chunk| chunk.len() as u64), Ordering::Relaxed);
-    }));
-    let state = replica.0.worker.prepare(saved).await.map_err(io::Error::other)?;
-    Ok(Accepted { state, registry })
 }
 
 impl Partial {

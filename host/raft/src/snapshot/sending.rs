@@ -12,23 +12,20 @@ use std::{
     collections::BTreeMap,
     io,
     path::PathBuf,
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
 };
 
 use tokio::{
-    sync::{Notify, mpsc},
+    sync::{mpsc, watch},
     task::spawn_blocking,
-    time::{sleep, timeout},
+    time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::Status;
 
 use super::{PARTS_IN_FLIGHT, start};
-use crate::{
-    Inner,
-    network::peer::{ConnectionClass, Peer, PeerError},
-};
+use crate::network::peer::{ConnectionClass, Peer, PeerError};
 use conclave_proto::raft::{
     SnapshotEnd, SnapshotOffer, SnapshotPart, snapshot_part::Part, snapshot_progress::Progress,
 };
@@ -42,22 +39,20 @@ const RESTORE_STALLS: u32 = 10;
 const RESUME_WITHIN: Duration = Duration::from_secs(60);
 /// The time within which openraft learns the follower's position after a snapshot was installed.
 const FOLLOW_WITHIN: Duration = Duration::from_secs(5);
-/// The pause before the replacement of a damaged snapshot is retried.
-const REPLACE_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The snapshots that this node is sending.
 #[derive(Default)]
 pub(crate) struct Transfers {
-    state: Mutex<State>,
-    /// Notified when a damaged file has been detected.
-    found_damage: Notify,
+    by_target: Mutex<BTreeMap<NodeId, Transfer>>,
+    /// The file that is damaged, until another has replaced it.
+    damaged: watch::Sender<Option<Damaged>>,
 }
 
-#[derive(Default)]
-struct State {
-    by_target: BTreeMap<NodeId, Transfer>,
-    /// The file that is damaged, until another has replaced it.
-    damaged: Option<([u8; 16], PathBuf)>,
+/// A damaged snapshot file.
+#[derive(Clone)]
+pub(super) struct Damaged {
+    pub(super) id: [u8; 16],
+    pub(super) path: PathBuf,
 }
 
 struct Transfer {
@@ -75,16 +70,16 @@ impl Transfer {
 }
 
 impl Transfers {
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    fn by_target(&self) -> MutexGuard<'_, BTreeMap<NodeId, Transfer>> {
+        self.by_target.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Returns the file of a transfer that is running or may be continued. The newest,
     /// if there are several.
     pub(crate) fn resumable(&self) -> Option<SnapshotFile> {
-        let mut state = self.state();
-        state.by_target.retain(|_, transfer| !transfer.is_over());
-        let open = state.by_target.values().filter(|transfer| !transfer.done);
+        let mut transfers = self.by_target();
+        transfers.retain(|_, transfer| !transfer.is_over());
+        let open = transfers.values().filter(|transfer| !transfer.done);
         let files = open.map(|transfer| &transfer.file);
         files.max_by_key(|file| file.index()).cloned()
     }
@@ -92,42 +87,54 @@ impl Transfers {
     /// Returns the lowest index of a snapshot that is being sent or was just installed. The log
     /// after it will be needed.
     pub(crate) fn lowest(&self) -> Option<u64> {
-        let mut state = self.state();
-        state.by_target.retain(|_, transfer| !transfer.is_over());
-        state.by_target.values().map(|transfer| transfer.file.index()).min()
+        let mut transfers = self.by_target();
+        transfers.retain(|_, transfer| !transfer.is_over());
+        transfers.values().map(|transfer| transfer.file.index()).min()
     }
 
     fn begin(&self, target: NodeId, file: &SnapshotFile) {
         let transfer = Transfer { file: file.clone(), moved: Instant::now(), done: false };
-        self.state().by_target.insert(target, transfer);
+        self.by_target().insert(target, transfer);
     }
 
     fn moved(&self, target: NodeId, done: bool) {
-        if let Some(transfer) = self.state().by_target.get_mut(&target) {
+        if let Some(transfer) = self.by_target().get_mut(&target) {
             (transfer.moved, transfer.done) = (Instant::now(), done);
         }
     }
 
     /// Returns whether this file is known to be damaged.
     fn is_damaged(&self, file: &SnapshotFile) -> bool {
-        self.state().damaged.as_ref().is_some_and(|(id, _)| *id == file.id())
+        self.damaged.borrow().as_ref().is_some_and(|damaged| damaged.id == file.id())
     }
 
     /// Records that a file is damaged.
     pub(crate) fn damaged(&self, file: &SnapshotFile, reason: &dyn std::fmt::Display) {
-        let mut state = self.state();
-        state.by_target.retain(|_, transfer| transfer.file.id() != file.id());
-        if state.damaged.as_ref().is_some_and(|(id, _)| *id == file.id()) {
-            return;
+        self.by_target().retain(|_, transfer| transfer.file.id() != file.id());
+        let is_news = self.damaged.send_if_modified(|known| {
+            let is_news = known.as_ref().is_none_or(|known| known.id != file.id());
+            if is_news {
+                *known = Some(Damaged { id: file.id(), path: file.path().to_owned() });
+            }
+            is_news
+        });
+        if is_news {
+            tracing::error!(
+                path = %file.path().display(),
+                %reason,
+                "a snapshot on this node's disk is damaged; a new one is built from the running state and replaces it"
+            );
         }
-        state.damaged = Some((file.id(), file.path().to_owned()));
-        drop(state);
-        tracing::error!(
-            path = %file.path().display(),
-            %reason,
-            "a snapshot on this node's disk is damaged; a new one is built from the running state and replaces it"
-        );
-        self.found_damage.notify_one();
+    }
+
+    /// Returns the file that is damaged, and its changes.
+    pub(super) fn watch_damage(&self) -> watch::Receiver<Option<Damaged>> {
+        self.damaged.subscribe()
+    }
+
+    /// Records that another file has replaced the damaged one.
+    pub(super) fn replaced(&self) {
+        self.damaged.send_replace(None);
     }
 }
 
@@ -266,35 +273,4 @@ pub(super) fn send_chunks(
         send(Part::Chunk(chunk))?;
     }
     send(Part::End(SnapshotEnd { bytes, blake3: hash.finalize().as_bytes().to_vec().into() }))
-}
-
-/// Builds a new snapshot in place of a damaged one, until the replica is gone.
-pub(crate) async fn replace_damaged(replica: Weak<Inner>, transfers: Arc<Transfers>) {
-    loop {
-        // With a timeout, to notice that the replica is gone or that a build has failed.
-        let _ = timeout(REPLACE_INTERVAL, transfers.found_damage.notified()).await;
-        let Some(inner) = replica.upgrade() else { return };
-        let Some((id, path)) = transfers.state().damaged.clone() else { continue };
-        let snapshots = inner.snapshots.clone();
-        let newest = spawn_blocking(move || snapshots.latest()).await;
-        if matches!(newest, Ok(Ok(Some(file))) if file.id() != id) {
-            tracing::info!(path = %path.display(), "the damaged snapshot has been replaced");
-            transfers.state().damaged = None;
-            continue;
-        }
-        let building = inner.building.clone();
-        let built = building.ready.notified();
-        let begun = inner
-            .raft
-            .with_state_machine(|machine| Box::pin(async move { machine.rebuild_snapshot() }));
-        if begun.await.is_err() {
-            return;
-        }
-        drop(inner);
-        let _ = timeout(REPLACE_INTERVAL, built).await;
-        if building.failure().is_some() {
-            sleep(REPLACE_INTERVAL).await;
-        }
-        transfers.found_damage.notify_one();
-    }
 }

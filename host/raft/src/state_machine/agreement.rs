@@ -76,7 +76,7 @@ impl StateMachine {
         let PendingEntry { index, time_ms, responder } = pending;
         self.hand_over(vec![(index, None, None)]).await?;
         if self.time.is_within(time_ms, VERIFY_WITHIN) {
-            let hashing = Arc::clone(&self.divergence).hash_state(&self.worker, index);
+            let hashing = self.state_hashes.clone().hash(&self.worker, index);
             self.building.supervisor.spawn("state hash", hashing);
         }
         if let Some(responder) = responder {
@@ -162,7 +162,7 @@ impl StateMachine {
         let applied = repair.machine.applied().clone();
         *self.applied() = applied;
         self.divergence.resume();
-        self.components.changed.notify_waiters();
+        self.components.note_change();
         self.divergence.repaired(repair.from);
         Ok(None)
     }
@@ -179,6 +179,7 @@ impl StateMachine {
             applied: Arc::new(Mutex::new(applied)),
             building: self.building.clone(),
             divergence: self.divergence.clone(),
+            state_hashes: self.state_hashes.clone(),
             time: self.time.clone(),
             configured: self.configured,
             transfers: self.transfers.clone(),

@@ -10,7 +10,7 @@ use std::{
 };
 
 use openraft::RaftSnapshotBuilder;
-use tokio::{sync::Notify, task::spawn_blocking};
+use tokio::{sync::watch, task::spawn_blocking};
 
 use super::StateMachine;
 use crate::{
@@ -122,22 +122,35 @@ impl Source {
 /// The snapshot that is being built.
 ///
 /// An error from a snapshot builder stops the node in openraft, and a state machine may trap while
-/// it saves its state. So openraft gets no builder until the file is complete. Then `ready` is
-/// notified, its listener triggers openraft again, and openraft receives the file. If a snapshot
+/// it saves its state. So openraft gets no builder until the file is complete. Then the listener of
+/// [`Building::watch`] triggers openraft again, and openraft receives the file. If a snapshot
 /// fails, the only cost is that the log is kept longer.
 #[derive(Default)]
 pub(crate) struct Building {
-    state: Mutex<BuildState>,
-    /// Notified when a file is complete, and when a build has failed for good.
-    pub ready: Notify,
-    /// The reason why the last build failed, if it did.
-    failure: Mutex<Option<String>>,
+    progress: watch::Sender<Progress>,
     /// The linear memory used to restore the last snapshot, in bytes; 0 if none was restored yet.
     restored_bytes: AtomicU64,
     /// The index of the last snapshot that openraft received.
     handed_over: AtomicU64,
     /// Supervises the state machine's background tasks.
     pub(super) supervisor: Supervisor,
+}
+
+/// The progress of builds.
+#[derive(Default)]
+pub(crate) struct Progress {
+    state: BuildState,
+    /// The reason why the last build failed, if it did.
+    pub(crate) failure: Option<String>,
+    /// The number of builds that have ended.
+    pub(crate) finished: u64,
+}
+
+impl Progress {
+    /// Returns whether a complete file waits for openraft.
+    pub(crate) fn is_whole(&self) -> bool {
+        matches!(self.state, BuildState::Whole(_))
+    }
 }
 
 #[derive(Default)]
@@ -173,21 +186,27 @@ impl Building {
     }
 
     fn finished(&self, result: io::Result<SnapshotFile>) {
+        if let Err(error) = &result {
+            tracing::error!(%error, "no snapshot was taken; the log is kept");
+        }
         let (state, failure) = match result {
             Ok(file) => (BuildState::Whole(file), None),
-            Err(error) => {
-                tracing::error!(%error, "no snapshot was taken; the log is kept");
-                (BuildState::Idle, Some(error.to_string()))
-            }
+            Err(error) => (BuildState::Idle, Some(error.to_string())),
         };
-        *self.failure.lock().unwrap_or_else(PoisonError::into_inner) = failure;
-        *self.state.lock().unwrap_or_else(PoisonError::into_inner) = state;
-        self.ready.notify_waiters();
+        self.progress.send_modify(|progress| {
+            let finished = progress.finished + 1;
+            *progress = Progress { state, failure, finished };
+        });
+    }
+
+    /// Returns the progress of builds, and its changes.
+    pub(crate) fn watch(&self) -> watch::Receiver<Progress> {
+        self.progress.subscribe()
     }
 
     /// Returns the reason why the last snapshot failed, if it did.
     pub(crate) fn failure(&self) -> Option<String> {
-        self.failure.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.progress.borrow().failure.clone()
     }
 
     /// Returns the linear memory used to restore the last snapshot, in bytes; 0 if none was restored yet.
@@ -195,41 +214,40 @@ impl Building {
         self.restored_bytes.load(Ordering::Relaxed)
     }
 
-    /// Returns whether a complete file waits for openraft.
-    pub(crate) fn is_whole(&self) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        matches!(*state, BuildState::Whole(_))
-    }
-
     /// Returns whether no snapshot is being built or waits for openraft, and openraft has
     /// received none up to `index`.
     pub(crate) fn wants(&self, index: u64) -> bool {
-        let state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        matches!(*state, BuildState::Idle) && self.handed_over.load(Ordering::Relaxed) < index
+        let is_idle = matches!(self.progress.borrow().state, BuildState::Idle);
+        is_idle && self.handed_over.load(Ordering::Relaxed) < index
     }
 
     /// Marks a build as started. Returns `false` if one is running or complete.
     fn begin(&self) -> bool {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        let idle = matches!(*state, BuildState::Idle);
-        if idle {
-            *state = BuildState::Running;
-        }
-        idle
+        self.progress.send_if_modified(|progress| {
+            let is_idle = matches!(progress.state, BuildState::Idle);
+            if is_idle {
+                progress.state = BuildState::Running;
+            }
+            is_idle
+        })
     }
 
     /// Takes the file if it is complete. Otherwise the error is whether the caller must start a build.
     pub(super) fn take_or_begin(&self) -> Result<SnapshotFile, bool> {
-        let mut state = self.state.lock().unwrap_or_else(PoisonError::into_inner);
-        match std::mem::replace(&mut *state, BuildState::Running) {
-            BuildState::Idle => Err(true),
-            BuildState::Running => Err(false),
-            BuildState::Whole(file) => {
-                *state = BuildState::Idle;
-                self.handed_over.store(file.index(), Ordering::Relaxed);
-                Ok(file)
+        let mut taken = Err(false);
+        self.progress.send_if_modified(|progress| {
+            match std::mem::replace(&mut progress.state, BuildState::Running) {
+                BuildState::Idle => taken = Err(true),
+                BuildState::Running => {}
+                BuildState::Whole(file) => {
+                    progress.state = BuildState::Idle;
+                    self.handed_over.store(file.index(), Ordering::Relaxed);
+                    taken = Ok(file);
+                }
             }
-        }
+            !matches!(taken, Err(false))
+        });
+        taken
     }
 }
 

@@ -1,16 +1,16 @@
 //! Compares this node's clock with the members' clocks, and provides the leader's stamps.
 
-use std::{sync::Weak, time::Duration};
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::FuturesUnordered};
 use openraft::async_runtime::WatchReceiver;
-use tokio::time::{Instant, timeout};
+use tokio::time::timeout;
 
 use super::{Compared, Evidence, Nanos, Offset, Reading, State, Time, log_clock};
-use crate::{Inner, Replica, network::peer::ConnectionClass};
+use crate::{fitness::Fitness, network::peer::ConnectionClass, node::Node, raft_state::superseded};
 use conclave_proto::raft::{CompareClocksRequest, CompareClocksResponse};
 use conclave_storage::raft_types::Member;
-use conclave_types::{CommandKind, NodeId, error::Error, status::TimeSet};
+use conclave_types::NodeId;
 
 /// The interval between two comparisons with every member.
 const INTERVAL: Duration = Duration::from_secs(1);
@@ -19,41 +19,6 @@ const RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// The time after which a peer that has not responded is skipped in this comparison.
 const ASK_TIMEOUT: Duration = Duration::from_millis(500);
 const NANOS_PER_MICRO: Nanos = 1_000;
-/// The latest time that an operator may set: the year 2200.
-const SET_MS_MAX: u64 = 7_258_118_400_000;
-
-/// Compares the clocks until the replica is gone: at intervals, and as soon as another leader
-/// becomes known. A node that follows the leader's pace can continue the log's time at once
-/// when that leader fails.
-pub(crate) async fn run(replica: Weak<Inner>) {
-    loop {
-        let Some(replica) = replica.upgrade().map(Replica) else { return };
-        let mut metrics = replica.0.raft.server_metrics();
-        let before = metrics.borrow_and_update().current_leader;
-        replica.compare_clocks(|_| false).await;
-        let leads = replica.0.is_leader();
-        if leads {
-            // Also without writes, because timers that were due during a downtime wait for the stamp.
-            replica.stamp().await;
-        }
-        replica.0.leadership.set_clock_fault(replica.0.time.check());
-        let pause = pause(before.is_some() && !leads, replica.0.time.follows());
-        drop(replica);
-        let another_leads = async {
-            loop {
-                let leader = metrics.borrow_and_update().current_leader;
-                if leader.is_some() && leader != before {
-                    return;
-                }
-                if metrics.changed().await.is_err() {
-                    // Raft has stopped.
-                    std::future::pending::<()>().await;
-                }
-            }
-        };
-        let _ = timeout(pause, another_leads).await;
-    }
-}
 
 /// Returns the pause before the next comparison. A leader that was just elected may have responded
 /// before it knew the log's time.
@@ -61,58 +26,87 @@ fn pause(has_leader: bool, follows: bool) -> Duration {
     if has_leader && !follows { RETRY_INTERVAL } else { INTERVAL }
 }
 
-impl Replica {
+/// This node's clock, compared with the members' clocks.
+pub(crate) struct Clock {
+    node: Arc<Node>,
+    fitness: Arc<Fitness>,
+    time: Arc<Time>,
+}
+
+impl Clock {
+    pub(crate) fn new(node: Arc<Node>, fitness: Arc<Fitness>, time: Arc<Time>) -> Self {
+        Self { node, fitness, time }
+    }
+
+    /// Compares the clocks at intervals, and as soon as another leader becomes known. A node that
+    /// follows the leader's pace can continue the log's time at once when that leader fails.
+    pub(crate) async fn run(self: Arc<Self>) {
+        let mut metrics = self.node.raft.server_metrics();
+        loop {
+            let before = metrics.borrow_and_update().current_leader;
+            self.compare(|_| false).await;
+            let leads = self.node.is_leader();
+            if leads {
+                // Also without writes, because timers that were due during a downtime wait for the stamp.
+                self.stamp().await;
+            }
+            self.fitness.set_clock_fault(self.time.check());
+            let pause = pause(before.is_some() && !leads, self.time.follows());
+            let _ = timeout(pause, superseded(&self.node.raft, before)).await;
+        }
+    }
+
     /// Returns the stamp for an entry that this node proposes as the leader.
-    pub(crate) async fn stamp(&self) -> u64 {
-        let time = &self.0.time;
+    pub(crate) async fn stamp(self: &Arc<Self>) -> u64 {
+        let time = &self.time;
         if let Some(stamp_ms) = time.stamp_ms() {
             return stamp_ms;
         }
         // In a separate task: the call that needs the stamp may be cancelled, and calls with short
         // deadlines would otherwise restart the comparison endlessly.
-        let replica = self.clone();
-        let settled =
-            self.0.supervisor.spawn("log-time", async move { replica.settle_time().await });
+        let clock = self.clone();
+        let settled = self.node.supervisor.spawn("log-time", async move { clock.settle().await });
         let _ = settled.await;
         time.stamp_ms().unwrap_or_else(|| time.now_ms())
     }
 
     /// Determines the log's time from the members' clocks, once for all callers.
-    async fn settle_time(&self) {
-        let time = &self.0.time;
+    async fn settle(&self) {
+        let time = &self.time;
         let _turn = time.settling.lock().await;
-        let asked = time.state().settled_at;
+        let settled_at = time.state().settled_at;
         let recent = |at| Reading::now().boot.saturating_sub(at) < INTERVAL;
-        if time.stamp_ms().is_none() && !asked.is_some_and(recent) {
-            let own = self.0.node_id();
-            self.compare_clocks(|state| state.is_decided(own, Reading::now())).await;
+        if time.stamp_ms().is_none() && !settled_at.is_some_and(recent) {
+            let own = self.node.id();
+            self.compare(|state| state.is_decided(own, Reading::now())).await;
             time.settle();
         }
     }
 
     /// Requests the clocks of all members in parallel. Returns early once `enough` returns `true`.
-    async fn compare_clocks(&self, enough: impl Fn(&mut State) -> bool) {
+    async fn compare(&self, enough: impl Fn(&mut State) -> bool) {
         let (voters, members) = {
-            let metrics = self.0.raft.metrics();
+            let metrics = self.node.raft.metrics();
             let metrics = metrics.borrow_watched();
             let membership = metrics.membership_config.membership();
             let members: Vec<(NodeId, Member)> =
                 membership.nodes().map(|(id, member)| (*id, member.clone())).collect();
             (membership.get_joint_config().clone(), members)
         };
-        self.0.time.state().voters = voters;
-        let others = members.iter().filter(|(id, _)| *id != self.0.node_id());
-        let asked = others.map(|(id, member)| timeout(ASK_TIMEOUT, self.compare_with(*id, member)));
-        let mut asked: FuturesUnordered<_> = asked.collect();
-        while asked.next().await.is_some() {
-            if enough(&mut self.0.time.state()) {
+        self.time.state().voters = voters;
+        let others = members.iter().filter(|(id, _)| *id != self.node.id());
+        let requests =
+            others.map(|(id, member)| timeout(ASK_TIMEOUT, self.compare_with(*id, member)));
+        let mut requests: FuturesUnordered<_> = requests.collect();
+        while requests.next().await.is_some() {
+            if enough(&mut self.time.state()) {
                 return;
             }
         }
     }
 
     async fn compare_with(&self, node_id: NodeId, member: &Member) {
-        let peer = self.0.peers.peer(node_id, member);
+        let peer = self.node.peers.peer(node_id, member);
         let Ok(mut client) = peer.client(ConnectionClass::Control).await else { return };
         let sent = Reading::now();
         let answer = match client.compare_clocks(CompareClocksRequest {}).await {
@@ -124,15 +118,16 @@ impl Replica {
         };
         let received = Reading::now();
         let round_trip = received.boot.saturating_sub(sent.boot);
-        let follows = answer.leads && self.0.leader().is_some_and(|(leader, _)| leader == node_id);
-        self.0.time.note(node_id, sent, round_trip, &answer, follows);
+        let follows =
+            answer.leads && self.node.leader().is_some_and(|(leader, _)| leader == node_id);
+        self.time.note(node_id, sent, round_trip, &answer, follows);
     }
 
     /// Returns this node's clock, for a peer.
-    pub(crate) fn clock_for_peer(&self) -> CompareClocksResponse {
-        let leads = self.0.is_leader();
+    pub(crate) fn for_peer(&self) -> CompareClocksResponse {
+        let leads = self.node.is_leader();
         let now = Reading::now();
-        let mut state = self.0.time.state();
+        let mut state = self.time.state();
         let log_time = state.clock.advance(now.boot, None);
         let micros = |nanos: Nanos| u64::try_from(nanos / NANOS_PER_MICRO).unwrap_or(u64::MAX);
         CompareClocksResponse {
@@ -140,28 +135,6 @@ impl Replica {
             log_time_us: if state.clock.is_known() { micros(log_time) } else { 0 },
             leads,
         }
-    }
-
-    /// Sets the log's time for an operator: an entry of the log, from which every later leader continues.
-    pub async fn set_time(&self, time_ms: u64, deadline: Instant) -> Result<TimeSet, Error> {
-        self.check_leader()?;
-        let before_ms = self.stamp().await;
-        if time_ms > SET_MS_MAX {
-            return Err(Error::invalid(format!(
-                "the time {time_ms} ms after 1970 lies beyond the year 2200: give milliseconds since the Unix epoch"
-            )));
-        }
-        if time_ms <= before_ms {
-            return Err(Error::refused(format!(
-                "the log's time is {before_ms} ms, and never goes back: {time_ms} ms is {} ms before it. It continues \
-                 at its pace, is slewed towards the majority's clocks, and ttls keep their lengths",
-                before_ms - time_ms
-            )));
-        }
-        tracing::warn!(before_ms, time_ms, "an operator sets the log's time");
-        let applied = self.propose_at(time_ms, CommandKind::SetTime, deadline).await?;
-        self.0.time.set(time_ms);
-        Ok(TimeSet { index: applied.index, before_ms, time_ms })
     }
 }
 
@@ -214,7 +187,8 @@ impl Time {
         }
     }
 
-    fn set(&self, time_ms: u64) {
+    /// Applies the time that an operator has set, once its entry is in the log.
+    pub(crate) fn set(&self, time_ms: u64) {
         let now = Reading::now();
         self.state().clock.set(now.boot, log_clock::nanos_of_ms(time_ms));
     }

@@ -38,7 +38,7 @@ use std::{
     time::{Duration, SystemTime, UNIX_EPOCH},
 };
 
-pub(super) use self::exchange::run;
+pub(super) use self::exchange::Clock;
 use self::{
     alarm::Alarm,
     log_clock::{Evidence, LogClock, Nanos, ms_of_nanos, nanos_of_ms},

@@ -1,12 +1,15 @@
-//! Queries of the voters' progress with a component.
+//! The components of the cluster, with the voters' progress.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::join_all;
 use openraft::async_runtime::WatchReceiver;
-use tokio::time::{Instant, sleep, timeout};
+use tokio::time::{Instant, timeout, timeout_at};
 
-use crate::{Replica, network::peer::ConnectionClass, registry::Registry};
+use super::{Components, rehearsals::Rehearsals};
+use crate::{
+    network::peer::ConnectionClass, node::Node, read_index::ReadIndex, registry::Registry,
+};
 use conclave_machine::{Component, diff};
 use conclave_proto::{
     convert::component_id_from_wire,
@@ -19,41 +22,46 @@ use conclave_types::{
     error::Error,
 };
 
-/// The polling interval while a node applies the entries that it lacks.
-const APPLIED_PAUSE: Duration = Duration::from_millis(10);
 /// The time after which a voter that has not responded counts as unreachable.
 const ASK_TIMEOUT: Duration = Duration::from_secs(2);
 
-impl Replica {
+/// The components of the cluster, as this node and the other voters know them.
+pub(crate) struct Catalog {
+    node: Arc<Node>,
+    components: Arc<Components>,
+    rehearsals: Arc<Rehearsals>,
+    read_index: Arc<ReadIndex>,
+}
+
+impl Catalog {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        components: Arc<Components>,
+        rehearsals: Arc<Rehearsals>,
+        read_index: Arc<ReadIndex>,
+    ) -> Self {
+        Self { node, components, rehearsals, read_index }
+    }
+
     /// Returns the components in the log, as far as this node has applied it.
-    pub(crate) fn registry(&self) -> Registry {
-        self.0.applied().registry.clone()
+    pub(super) fn registry(&self) -> Registry {
+        self.rehearsals.registry()
     }
 
     /// Returns the components in the log, including everything that was acknowledged before this call.
     pub(super) async fn fresh_registry(&self, deadline: Instant) -> Result<Registry, Error> {
-        let index = self.read_index_waiting(deadline).await?;
-        while self.0.applied().meta.last_log_id.is_none_or(|log_id| log_id.index < index) {
-            if let Some(why) = self.0.fatal_error() {
+        let index = self.read_index.get(deadline).await?;
+        let mut metrics = self.node.raft.data_metrics();
+        while metrics.borrow_and_update().last_applied.is_none_or(|log_id| log_id.index < index) {
+            if let Some(why) = self.node.fatal_error() {
                 return Err(Error::stopped(why));
             }
-            if Instant::now() >= deadline {
-                return Err(Error::deadline());
+            let changed = timeout_at(deadline, metrics.changed()).await;
+            if changed.map_err(|_| Error::deadline())?.is_err() {
+                return Err(Error::shutting_down());
             }
-            sleep(APPLIED_PAUSE).await;
         }
         Ok(self.registry())
-    }
-
-    /// Returns the voters, with their addresses.
-    pub(crate) fn voters(&self) -> Vec<(NodeId, Member)> {
-        let metrics = self.0.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let membership = metrics.membership_config.membership();
-        let voters = membership.voter_ids().filter_map(|node_id| {
-            membership.get_node(&node_id).map(|member| (node_id, member.clone()))
-        });
-        voters.collect()
     }
 
     /// Queries all voters in parallel. Waits for the default timeout, or until the
@@ -65,13 +73,13 @@ impl Replica {
     ) -> Vec<(NodeId, Readiness)> {
         let within = rehearse
             .map_or(ASK_TIMEOUT, |deadline| deadline.saturating_duration_since(Instant::now()));
-        let voters = self.voters();
-        let asked = voters.iter().map(|(node_id, member)| async move {
-            let own = *node_id == self.0.node_id();
+        let voters = self.node.voters();
+        let requests = voters.iter().map(|(node_id, member)| async move {
+            let own = *node_id == self.node.id();
             let answer = async {
                 match (own, rehearse.is_some()) {
-                    (true, false) => Ok(self.readiness(component)),
-                    (true, true) => Ok(self.rehearse_here(component).await),
+                    (true, false) => Ok(self.rehearsals.readiness(component)),
+                    (true, true) => Ok(self.rehearsals.rehearse(component).await),
                     (false, rehearse) => self.ask_one(*node_id, member, component, rehearse).await,
                 }
             };
@@ -85,7 +93,7 @@ impl Replica {
             };
             (*node_id, readiness)
         });
-        join_all(asked).await
+        join_all(requests).await
     }
 
     async fn ask_one(
@@ -97,7 +105,7 @@ impl Replica {
     ) -> Result<Readiness, String> {
         // A rehearsal takes long, and must not delay heartbeats.
         let class = if rehearse { ConnectionClass::Snapshot } else { ConnectionClass::Control };
-        let peer = self.0.peers.peer(node_id, member);
+        let peer = self.node.peers.peer(node_id, member);
         let mut client = peer.client(class).await.map_err(|error| error.to_string())?;
         let request =
             ComponentStatusRequest { component_id: component.0.to_vec().into(), rehearse };
@@ -107,16 +115,12 @@ impl Replica {
     }
 
     /// Returns the status of one of the cluster's components, with the voters' progress.
-    pub(super) async fn component_status(&self, id: ComponentId) -> ComponentStatus {
+    pub(super) async fn status(&self, id: ComponentId) -> ComponentStatus {
         let nodes = self.ask_voters(id, None).await;
         self.with_nodes(id, nodes)
     }
 
-    pub(super) fn with_nodes(
-        &self,
-        id: ComponentId,
-        nodes: Vec<(NodeId, Readiness)>,
-    ) -> ComponentStatus {
+    fn with_nodes(&self, id: ComponentId, nodes: Vec<(NodeId, Readiness)>) -> ComponentStatus {
         let registry = self.registry();
         let known = registry.get(&id);
         ComponentStatus {
@@ -133,16 +137,16 @@ impl Replica {
 
     /// Returns all components of the cluster: the active one first, then the newest. Without a
     /// leader, returns the components that this node knows.
-    pub async fn list_components(&self) -> Vec<ComponentStatus> {
+    pub(crate) async fn list(&self) -> Vec<ComponentStatus> {
         let registry = self.fresh_registry(Instant::now() + ASK_TIMEOUT).await;
         let registry = registry.unwrap_or_else(|_| self.registry());
         let mut ids: Vec<_> = registry.components().map(|(id, known)| (known.index, id)).collect();
         ids.sort_by_key(|(index, id)| (*id != registry.active(), u64::MAX - index));
-        join_all(ids.into_iter().map(|(_, id)| self.component_status(id))).await
+        join_all(ids.into_iter().map(|(_, id)| self.status(id))).await
     }
 
     /// Returns the component whose id begins with `beginning`.
-    pub async fn find_component(
+    pub(crate) async fn find(
         &self,
         beginning: &str,
         deadline: Instant,
@@ -170,7 +174,7 @@ impl Replica {
     }
 
     /// Makes every voter rehearse a component, and waits for all of them.
-    pub async fn rehearse_component(
+    pub(crate) async fn rehearse(
         &self,
         id: ComponentId,
         deadline: Instant,
@@ -180,7 +184,7 @@ impl Replica {
     }
 
     /// Returns the changes for clients if a component became active.
-    pub async fn diff_component(&self, id: ComponentId) -> Result<Difference, Error> {
+    pub(crate) async fn diff(&self, id: ComponentId) -> Result<Difference, Error> {
         let registry = self.registry();
         let from = self.compiled(&registry, registry.active()).await?;
         let to = self.compiled(&registry, id).await?;
@@ -195,7 +199,7 @@ impl Replica {
         let bytes = registry.get(&id).map(|known| known.bytes.clone());
         let bytes =
             bytes.ok_or_else(|| Error::refused(format!("the cluster has no component {id}")))?;
-        let components = self.0.components.clone();
+        let components = self.components.clone();
         let compiling = tokio::task::spawn_blocking(move || components.compile(id, &bytes));
         let compiled = compiling.await.map_err(|error| Error::fatal(error.to_string()))?;
         compiled.map_err(|error| Error::fatal(format!("cannot compile component {id}: {error}")))
