@@ -98,7 +98,7 @@ impl Assembly {
         let supervisor = Supervisor::default();
         let building = Arc::new(Building::new(supervisor.clone()));
         let check_interval = options.consistency_check_interval;
-        let unreadable = |error| Error::fatal(format!("cannot start from the log: {error}"));
+        let unreadable = |error| Error::fatal("cannot start from the log").with_source(error);
         let vote = log.clone().read_vote().await.map_err(unreadable)?;
         let last_log_id = snapshot::last_log_id(&log, &files).map_err(unreadable)?;
         let standing = Standing::new(vote, last_log_id);
@@ -137,7 +137,7 @@ impl Assembly {
         let config = options::raft_config(&local.identity.cluster_id, timing, policy)?;
         let raft = openraft::Raft::new(node_id, config, network, log.clone(), machine).await;
         let raft =
-            raft.map_err(|error| Error::fatal(format!("cannot start from the log: {error}")))?;
+            raft.map_err(|error| Error::fatal("cannot start from the log").with_source(error))?;
 
         let (health, _) = watch::channel(Health::NotServing(NotServing::Starting));
         let fitness = Arc::new(Fitness::new(disk.clone()));

@@ -48,7 +48,7 @@ impl LimitsProposer {
         self.applied_own_term(deadline).await?;
         let LimitsInForce { limits: before, index } = self.node.applied().limits;
         let limits = before.changed(&change, self.configured.request_bytes_max);
-        let limits = limits.map_err(|error| Error::invalid(error.to_string()))?;
+        let limits = limits.map_err(|error| Error::caused_by(Error::invalid, error))?;
         if limits == before {
             return Ok(LimitsSet { index, limits });
         }

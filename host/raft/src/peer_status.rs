@@ -22,7 +22,7 @@ pub(super) async fn ask(
 ) -> Result<NodeStatus, Error> {
     let peer = peers.peer(node_id, member);
     let client = peer.client(ConnectionClass::Control).await;
-    let mut client = client.map_err(|error| Error::fatal(error.to_string()))?;
+    let mut client = client.map_err(|error| Error::caused_by(Error::fatal, error))?;
     let answer = client.node_status(NodeStatusRequest {}).await;
     let answer = answer.map_err(|status| {
         Error::fatal(peer.failed(ConnectionClass::Control, status).to_string())

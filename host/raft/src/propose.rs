@@ -105,7 +105,7 @@ impl Proposer {
             RaftError::APIError(ClientWriteError::LogEntryDiscarded(_)) => {
                 Error::lost("another leader took over before the command was committed")
             }
-            RaftError::APIError(error) => Error::fatal(error.to_string()),
+            RaftError::APIError(error) => Error::caused_by(Error::fatal, error),
             // Raft was running when the command was proposed. So the command may be in the log,
             // although Raft or the state machine stopped before the response. Reported as certainly
             // not applied, it would be sent again and applied twice.

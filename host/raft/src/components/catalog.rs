@@ -201,8 +201,8 @@ impl Catalog {
             bytes.ok_or_else(|| Error::refused(format!("the cluster has no component {id}")))?;
         let components = self.components.clone();
         let compiling = tokio::task::spawn_blocking(move || components.compile(id, &bytes));
-        let compiled = compiling.await.map_err(|error| Error::fatal(error.to_string()))?;
-        compiled.map_err(|error| Error::fatal(format!("cannot compile component {id}: {error}")))
+        let compiled = compiling.await.map_err(|error| Error::caused_by(Error::fatal, error))?;
+        compiled.map_err(|error| Error::fatal(format!("cannot compile component {id}")).with_source(error))
     }
 }
 

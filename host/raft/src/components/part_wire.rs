@@ -17,6 +17,6 @@ pub(crate) fn part_to_wire(applied: PartApplied) -> Bytes {
 pub(super) fn part_from_wire(bytes: &Bytes) -> Result<PartApplied, Error> {
     let applied = ComponentPartApplied::decode(bytes.clone());
     let applied = applied
-        .map_err(|error| Error::fatal(format!("the response to a piece is malformed: {error}")))?;
+        .map_err(|error| Error::fatal("the response to a piece is malformed").with_source(error))?;
     Ok(PartApplied { next_at: applied.next_at, whole: applied.whole })
 }

@@ -48,8 +48,8 @@ impl Snapshots {
     pub(crate) async fn newest(&self) -> Result<Option<SnapshotFile>, Error> {
         let files = self.files.clone();
         let newest = spawn_blocking(move || files.latest()).await;
-        let newest = newest.map_err(|error| Error::fatal(error.to_string()))?;
-        newest.map_err(|error| Error::fatal(error.to_string()))
+        let newest = newest.map_err(|error| Error::caused_by(Error::fatal, error))?;
+        newest.map_err(|error| Error::caused_by(Error::fatal, error))
     }
 
     /// Takes a snapshot and waits until it is on disk. Returns the index that it covers.
