@@ -7,8 +7,8 @@ use super::{
     finding::{Finding, Stop, place},
 };
 use conclave_machine::{
-    AnswerSize, Broke, Component, EntryContext, FatalError, OpenSnapshot, SNAPSHOT_CHUNK_BYTES_MAX,
-    Standalone,
+    AnswerSize, Broken, Component, EntryContext, FatalError, OpenSnapshot,
+    SNAPSHOT_CHUNK_BYTES_MAX, Standalone,
 };
 use conclave_types::{Call, Failure, Outcome, Trap};
 
@@ -163,7 +163,7 @@ impl Player {
         state_version: u32,
         state: &[u8],
         bytes_max: usize,
-    ) -> Result<Result<(), Failure>, Broke> {
+    ) -> Result<Result<(), Failure>, Broken> {
         self.standalone.restore(state_version, state, bytes_max)
     }
 
@@ -217,22 +217,22 @@ pub(super) fn timed(steps: &[Step]) -> impl Iterator<Item = (&Step, EntryContext
     steps.iter().zip(contexts(steps))
 }
 
-fn trapped(answer: Result<Answer, Broke>) -> Result<Answer, FatalError> {
+fn trapped(answer: Result<Answer, Broken>) -> Result<Answer, FatalError> {
     match answer {
         Ok(answer) => Ok(answer),
-        Err(Broke::Trap(trap)) => Ok(Answer::Trapped(trap)),
-        Err(Broke::Fatal(fatal_error)) => Err(fatal_error),
+        Err(Broken::Trap(trap)) => Ok(Answer::Trapped(trap)),
+        Err(Broken::Ended(ended)) => Err(ended.into()),
     }
 }
 
 /// Converts a trap outside of a step to a finding. Such a trap is no outcome: a node cannot
 /// continue after it.
-fn stop(broke: Broke, when: &str, at: usize) -> Stop {
+fn stop(broke: Broken, when: &str, at: usize) -> Stop {
     match broke {
-        Broke::Trap(trap) => Stop::Found(Finding::new(
+        Broken::Trap(trap) => Stop::Found(Finding::new(
             format!("{} the state machine traps {when}: {}", place(at), trap.message),
             at,
         )),
-        Broke::Fatal(fatal_error) => Stop::Fatal(fatal_error),
+        Broken::Ended(ended) => Stop::Fatal(ended.into()),
     }
 }

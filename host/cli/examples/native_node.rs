@@ -3,7 +3,7 @@
 //!
 //! It is of no use otherwise: writes are in the log, but in no snapshot.
 //!
-//! `cargo run --release --workspace --example native_node --features conclave/bench -- dev
+//! `cargo run --release --workspace --example native_node --features conclave-cli/bench -- dev
 //! --data-dir DIR`
 
 use std::process::ExitCode;

@@ -14,13 +14,11 @@ use super::{
     composition,
     descriptors::{self, MethodSpec},
     engine::Engine,
-    error::{FatalError, LoadError},
+    error::{Broken, FatalError, LoadError},
     instance::Instance,
     log_import,
     state::State,
-    thread,
-    trap::Broken,
-    wasi,
+    thread, wasi,
 };
 use conclave_types::{
     ComponentId,
@@ -344,7 +342,9 @@ fn describe(
     })?;
     described.map_err(|broken| match broken {
         Broken::Trap(trap) => LoadError::Traps(trap),
-        other => LoadError::Fatal(other.into_fatal("the component could not be described")),
+        Broken::Ended(_) => {
+            LoadError::Fatal(broken.ended("the component could not be described").into())
+        }
     })
 }
 

@@ -228,11 +228,11 @@ mod tests {
     /// exclamation mark.
     fn changes(new: &str) -> Vec<String> {
         let changes = compare(&set(OLD), &set(new));
-        let told = changes.iter().map(|change| {
+        let described = changes.iter().map(|change| {
             let mark = if change.breaking { "!" } else { "" };
             format!("{mark}{} {}", change.subject, change.text)
         });
-        told.collect()
+        described.collect()
     }
 
     fn with(from: &str, to: &str) -> Vec<String> {

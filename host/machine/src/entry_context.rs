@@ -1,4 +1,4 @@
-//! The context of an entry: its place in the log, its time and its seed.
+//! The context of an entry: its position in the log, its time and its seed.
 
 /// The context of an entry or a query, passed beside the call.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

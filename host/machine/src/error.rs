@@ -1,6 +1,6 @@
 //! The errors of this layer, grouped by who has to act on them.
 
-use std::fmt;
+use std::{error::Error as _, fmt, sync::Arc};
 
 use thiserror::Error;
 
@@ -9,23 +9,114 @@ use conclave_types::Trap;
 /// A fatal error, which concerns only this node: the host ran out of memory, the two instances
 /// disagree, or the entry source cannot be read. Never an outcome. After a fatal error while
 /// applying, the node applies no more entries.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct FatalError(String);
+///
+/// Its text includes the text of its cause, because callers report it as one line. The cause itself is
+/// the source, with its type.
+#[derive(Clone, Debug)]
+pub struct FatalError {
+    message: Arc<str>,
+    cause: Option<Arc<dyn std::error::Error + Send + Sync>>,
+}
 
 impl FatalError {
     /// Creates a fatal error. The message names the problem and the remedy.
     pub fn new(message: impl Into<String>) -> Self {
-        Self(message.into())
+        Self { message: message.into().into(), cause: None }
+    }
+
+    /// Creates a fatal error with a cause. The message names what failed.
+    pub fn caused_by(
+        message: impl Into<String>,
+        cause: impl std::error::Error + Send + Sync + 'static,
+    ) -> Self {
+        Self { message: message.into().into(), cause: Some(Arc::new(cause)) }
+    }
+
+    /// Returns the first error of type `E` among the causes.
+    pub(super) fn cause<E: std::error::Error + 'static>(&self) -> Option<&E> {
+        let mut next = self.source();
+        while let Some(cause) = next {
+            if let Some(cause) = cause.downcast_ref() {
+                return Some(cause);
+            }
+            next = cause.source();
+        }
+        None
     }
 }
 
 impl fmt::Display for FatalError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(&self.0)
+        match &self.cause {
+            Some(cause) => write!(f, "{}: {cause}", self.message),
+            None => f.write_str(&self.message),
+        }
     }
 }
 
-impl std::error::Error for FatalError {}
+impl std::error::Error for FatalError {
+    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
+        self.cause.as_deref().map(|cause| cause as &(dyn std::error::Error + 'static))
+    }
+}
+
+/// Two fatal errors are equal if their texts are.
+impl PartialEq for FatalError {
+    fn eq(&self, other: &Self) -> bool {
+        self.to_string() == other.to_string()
+    }
+}
+
+impl Eq for FatalError {}
+
+/// The reasons why work ends without an outcome.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Ended {
+    /// The worker shuts down, or the work was cancelled.
+    Stopped,
+    /// A fatal error of this node.
+    Fatal(FatalError),
+}
+
+impl From<FatalError> for Ended {
+    fn from(fatal_error: FatalError) -> Self {
+        Self::Fatal(fatal_error)
+    }
+}
+
+impl From<Ended> for FatalError {
+    fn from(ended: Ended) -> Self {
+        match ended {
+            Ended::Stopped => Self::new("the state machine is shutting down"),
+            Ended::Fatal(fatal_error) => fatal_error,
+        }
+    }
+}
+
+/// The reasons why a call gave no answer. The instance is unusable afterwards.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Broken {
+    /// A trap, which a node records as an outcome.
+    Trap(Trap),
+    /// The call was interrupted, or failed because of the host. Never an outcome.
+    Ended(Ended),
+}
+
+impl Broken {
+    /// Converts to a fatal error, where a trap is not an outcome but a reason to stop, such as
+    /// while a state is restored. `what` names the work.
+    pub(super) fn ended(self, what: &str) -> Ended {
+        match self {
+            Self::Trap(trap) => Ended::Fatal(FatalError::new(format!(
+                "{what}: {} ({})",
+                trap.message,
+                trap.kind.name()
+            ))),
+            Self::Ended(Ended::Fatal(cause)) => Ended::Fatal(FatalError::caused_by(what, cause)),
+            Self::Ended(Ended::Stopped) => Ended::Stopped,
+        }
+    }
+}
 
 /// The reasons why an engine cannot be created.
 #[derive(Debug, Error)]
@@ -178,14 +269,14 @@ impl QueryError {
 pub enum WatchError {
     /// The subscriber was slower than the events, or was away for too long.
     #[error(
-        "the events after index {index} are no longer kept, only those after {floor}: subscribe again, \
+        "the events after index {index} are no longer kept, only those after {oldest_retained}: subscribe again, \
          without an index to resume from"
     )]
     Gone {
         /// The index up to which the subscriber has received events.
         index: u64,
         /// The oldest retained index: events after it are kept.
-        floor: u64,
+        oldest_retained: u64,
     },
     /// The node's state had diverged from that of the other nodes, and was or will be replaced.
     #[error(
@@ -246,4 +337,21 @@ pub enum EntrySourceError {
     /// Any other reason, in the words of the entry source.
     #[error("{0}")]
     Unreadable(String),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_fatal_error_names_its_causes_and_keeps_their_types() {
+        let unreadable = FatalError::caused_by("restoring a state", EntrySourceError::Gap(7));
+        let Ended::Fatal(error) = Broken::Ended(unreadable.into()).ended("starting") else {
+            panic!("it stays fatal");
+        };
+        assert_eq!(error.to_string(), "starting: restoring a state: entry 7 has been purged");
+        assert_eq!(error.cause(), Some(&EntrySourceError::Gap(7)));
+        assert_eq!(error.cause::<WatchError>(), None);
+        assert_eq!(Broken::Ended(Ended::Stopped).ended("starting"), Ended::Stopped);
+    }
 }

@@ -21,11 +21,11 @@ use super::{
     },
     engine::Engine,
     entry_context::EntryContext,
-    error::FatalError,
+    error::Broken,
     guest_log::GuestLog,
     limits::{Limiter, Limits, SNAPSHOT_READ_BYTES},
     state::{State, Wasi},
-    trap::{About, Broken, METHOD_BYTES_MAX, TrapReport, classify},
+    trap::{About, METHOD_BYTES_MAX, TrapReport, classify},
 };
 use conclave_types::{
     Call, Code, Event, Failure, Outcome, Reply, TrapKind,
@@ -41,8 +41,14 @@ pub(super) struct Subscription {
     pub(super) initial: Vec<Bytes>,
 }
 
+/// The instances of this build. Those of a benchmark can answer calls with a native state machine.
+#[cfg(not(feature = "bench"))]
+pub(super) type Instance = WasmInstance;
+#[cfg(feature = "bench")]
+pub(super) type Instance = super::bench::NativeInstance;
+
 /// One instance. See the module documentation.
-pub(super) struct Instance {
+pub(super) struct WasmInstance {
     store: Store<State>,
     machine: Machine,
     limits: Limits,
@@ -52,8 +58,6 @@ pub(super) struct Instance {
     answer: AnswerSize,
     /// The backtrace of the call that trapped.
     backtrace: Vec<String>,
-    #[cfg(feature = "bench")]
-    native: Option<Box<dyn super::bench::Native>>,
 }
 
 /// The maximum length of a failure's message in bytes; the rest is cut off. Set by the contract in `wit/`.
@@ -61,7 +65,7 @@ pub(super) const FAILURE_BYTES_MAX: usize = 4096;
 /// The maximum number of handles that a guest may hold. It needs few: one per snapshot being read.
 const HANDLES_MAX: usize = 1_000;
 
-impl Instance {
+impl WasmInstance {
     /// Creates an instance in the initial state. `role` names it in the node's log. `cluster` are
     /// the limits of the entry at which it stands. `interrupted` is called when the engine's epoch
     /// moves, and ends a running call if it returns true.
@@ -108,8 +112,6 @@ impl Instance {
             fuel_used_in_all: 0,
             answer: AnswerSize::default(),
             backtrace: Vec::new(),
-            #[cfg(feature = "bench")]
-            native: super::bench::native(),
         };
         // A runtime initializes itself in its first call, for example seeds a generator. The call
         // of `describe` makes that happen here, in the same context for every instance.
@@ -136,10 +138,6 @@ impl Instance {
         context: EntryContext,
         call: Option<&Call>,
     ) -> Result<Outcome, Broken> {
-        #[cfg(feature = "bench")]
-        if let (Some(native), Some(call)) = (&mut self.native, call) {
-            return Ok(native.apply(context, call));
-        }
         self.store.data_mut().wasi.begin(context);
         let fuel = self.limits.cluster.fuel_per_call;
         let (about, answer) = match call {
@@ -181,10 +179,6 @@ impl Instance {
         context: EntryContext,
         call: &Call,
     ) -> Result<Result<Bytes, Failure>, Broken> {
-        #[cfg(feature = "bench")]
-        if let Some(native) = &mut self.native {
-            return Ok(native.query(context, call));
-        }
         self.store.data_mut().wasi.begin(context);
         let (context, wire) = arguments(context, call);
         let about = (&*call.method, self.limits.cluster.fuel_per_query);
@@ -375,20 +369,6 @@ fn counted_bytes(event: &WireEvent) -> usize {
 /// Returns the frames as wasmtime formats them, which also demangles names, without the heading.
 fn frames(backtrace: &WasmBacktrace) -> Vec<String> {
     backtrace.to_string().lines().skip(1).map(|line| line.trim_end().to_owned()).collect()
-}
-
-impl Broken {
-    /// Converts to a fatal error, where a trap is not an outcome but a reason to stop, such as
-    /// while a state is restored.
-    pub(super) fn into_fatal(self, what: &str) -> FatalError {
-        match self {
-            Self::Trap(trap) => {
-                FatalError::new(format!("{what}: {} ({})", trap.message, trap.kind.name()))
-            }
-            Self::Fatal(fatal_error) => FatalError::new(format!("{what}: {fatal_error}")),
-            Self::Interrupted => FatalError::new(format!("{what}: the state machine is stopping")),
-        }
-    }
 }
 
 fn arguments(context: EntryContext, call: &Call) -> (WireContext<'_>, WireCall<'_>) {

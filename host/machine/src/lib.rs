@@ -71,8 +71,6 @@
 
 #[cfg(feature = "bench")]
 pub mod bench;
-#[cfg(not(feature = "bench"))]
-mod bench;
 mod bindings;
 mod clock;
 mod compiled;
@@ -108,12 +106,13 @@ pub use engine::Engine;
 pub use entry_context::EntryContext;
 pub use entry_source::{Entry, EntrySource, SavedState, Work};
 pub use error::{
-    EntrySourceError, Error, FatalError, LoadError, QueryError, SnapshotError, WatchError,
+    Broken, Ended, EntrySourceError, Error, FatalError, LoadError, QueryError, SnapshotError,
+    WatchError,
 };
 pub use instance::AnswerSize;
 pub use limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX};
 pub use rehearsal::{NotReady, Rehearsal, rehearse};
-pub use standalone::{Broke, OpenSnapshot, Standalone};
+pub use standalone::{OpenSnapshot, Standalone};
 pub use trap::TrapReport;
 pub use worker::{
     Answered, BatchItem, Done, Restored, StateStream, Stats, Subscribed, Subscribing, Watcher,

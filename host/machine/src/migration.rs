@@ -28,8 +28,12 @@ use std::{
 use wasmtime::component::ResourceAny;
 
 use super::{
-    component::Component, error::FatalError, instance::Instance, limits::SNAPSHOT_READ_BYTES,
-    restoring::Restoring, thread, trap::Broken,
+    component::Component,
+    error::{Broken, Ended, FatalError},
+    instance::Instance,
+    limits::SNAPSHOT_READ_BYTES,
+    restoring::Restoring,
+    thread,
 };
 use conclave_types::{Trap, TrapKind};
 
@@ -39,7 +43,7 @@ const PIECES_IN_FLIGHT: usize = 4;
 
 /// The reasons why a state was not migrated.
 #[derive(Debug)]
-pub(super) enum NotCarried {
+pub(super) enum NotMigrated {
     /// The new component does not accept the state, or the old one does not provide it.
     Refused {
         /// The reason, the same on every node.
@@ -47,18 +51,15 @@ pub(super) enum NotCarried {
         /// Whether the old instance is unusable; otherwise it is unchanged. May differ between nodes.
         old_broke: bool,
     },
-    /// An error of this node.
-    Fatal(FatalError),
-    /// The worker shuts down.
-    Interrupted,
+    /// The worker shuts down, or this node failed.
+    Ended(Ended),
 }
 
-impl NotCarried {
+impl NotMigrated {
     fn of(broken: Broken, old_broke: bool) -> Self {
         match broken {
             Broken::Trap(trap) => Self::Refused { trap, old_broke },
-            Broken::Fatal(fatal_error) => Self::Fatal(fatal_error),
-            Broken::Interrupted => Self::Interrupted,
+            Broken::Ended(ended) => Self::Ended(ended),
         }
     }
 
@@ -68,6 +69,12 @@ impl NotCarried {
 
     fn of_new(broken: Broken) -> Self {
         Self::of(broken, false)
+    }
+}
+
+impl From<FatalError> for NotMigrated {
+    fn from(fatal_error: FatalError) -> Self {
+        Self::Ended(fatal_error.into())
     }
 }
 
@@ -87,17 +94,17 @@ pub(super) fn migration(
     component: &Component,
     role: &'static str,
     stop: &Arc<AtomicBool>,
-) -> Result<Instance, NotCarried> {
-    let snapshot = old.snapshot().map_err(NotCarried::of_old)?;
+) -> Result<Instance, NotMigrated> {
+    let snapshot = old.snapshot().map_err(NotMigrated::of_old)?;
     let limits = old.cluster_limits();
     let restoring =
-        Restoring::begin(component, state_version, role, limits, stop).map_err(NotCarried::of_new);
+        Restoring::begin(component, state_version, role, limits, stop).map_err(NotMigrated::of_new);
     let carried = restoring.and_then(|restoring| stream(old, snapshot, restoring, component, stop));
     match carried {
-        Err(NotCarried::Refused { trap, old_broke: false }) => match old.snapshot_drop(snapshot) {
-            Ok(()) => Err(NotCarried::Refused { trap, old_broke: false }),
-            Err(Broken::Trap(_)) => Err(NotCarried::Refused { trap, old_broke: true }),
-            Err(broken) => Err(NotCarried::of_old(broken)),
+        Err(NotMigrated::Refused { trap, old_broke: false }) => match old.snapshot_drop(snapshot) {
+            Ok(()) => Err(NotMigrated::Refused { trap, old_broke: false }),
+            Err(Broken::Trap(_)) => Err(NotMigrated::Refused { trap, old_broke: true }),
+            Err(broken) => Err(NotMigrated::of_old(broken)),
         },
         carried => carried,
     }
@@ -109,28 +116,27 @@ fn stream(
     restoring: Restoring,
     component: &Component,
     stop: &AtomicBool,
-) -> Result<Instance, NotCarried> {
+) -> Result<Instance, NotMigrated> {
     let stack_bytes = component.engine().limits().thread_stack_bytes();
     let (pieces, received) = sync_channel(PIECES_IN_FLIGHT);
     scope(|scope| {
         let body = move || write(restoring, received);
-        let writing =
-            thread::spawn_scoped(scope, "migrate", stack_bytes, body).map_err(NotCarried::Fatal)?;
+        let writing = thread::spawn_scoped(scope, "migrate", stack_bytes, body)?;
         let bytes_max = old.cluster_limits().memory_bytes_max;
         let read = read(old, snapshot, bytes_max, stop, pieces);
-        let written = thread::joined("migrate", writing).map_err(NotCarried::Fatal)?;
+        let written = thread::joined("migrate", writing)?;
         match (read, written) {
-            (Err(NotCarried::Fatal(fatal_error)), _) => Err(NotCarried::Fatal(fatal_error)),
-            (Err(NotCarried::Interrupted), _) => Err(NotCarried::Interrupted),
+            (Err(NotMigrated::Ended(ended)), _) => Err(NotMigrated::Ended(ended)),
             (read, Err(broken)) => {
-                let old_broke = matches!(read, Err(NotCarried::Refused { old_broke: true, .. }));
-                Err(NotCarried::of(broken, old_broke))
+                let old_broke = matches!(read, Err(NotMigrated::Refused { old_broke: true, .. }));
+                Err(NotMigrated::of(broken, old_broke))
             }
             (Err(refused), Ok(_)) => Err(refused),
             (Ok(()), Ok(Some(instance))) => Ok(instance),
-            (Ok(()), Ok(None)) => Err(NotCarried::Fatal(FatalError::new(
-                "the state was read to its end, but not written completely",
-            ))),
+            (Ok(()), Ok(None)) => {
+                Err(FatalError::new("the state was read to its end, but not written completely")
+                    .into())
+            }
         }
     })
 }
@@ -143,20 +149,20 @@ fn read(
     bytes_max: usize,
     stop: &AtomicBool,
     pieces: SyncSender<Piece>,
-) -> Result<(), NotCarried> {
+) -> Result<(), NotMigrated> {
     let mut rest = Vec::with_capacity(2 * SNAPSHOT_READ_BYTES);
     let mut bytes = 0;
     loop {
         if stop.load(Ordering::Relaxed) {
-            return Err(NotCarried::Interrupted);
+            return Err(NotMigrated::Ended(Ended::Stopped));
         }
-        let chunk = old.snapshot_read(snapshot).map_err(NotCarried::of_old)?;
+        let chunk = old.snapshot_read(snapshot).map_err(NotMigrated::of_old)?;
         if chunk.is_empty() {
             break;
         }
         bytes += chunk.len();
         if bytes > bytes_max {
-            return Err(NotCarried::Refused { trap: too_large(bytes_max), old_broke: false });
+            return Err(NotMigrated::Refused { trap: too_large(bytes_max), old_broke: false });
         }
         rest.extend_from_slice(&chunk);
         if rest.len() >= SNAPSHOT_READ_BYTES {

@@ -25,12 +25,11 @@ use super::{
     clock::Clock,
     component::Component,
     entry_source::{Entry, SavedState, Work},
-    error::{EntrySourceError, FatalError},
+    error::{Broken, Ended, EntrySourceError, FatalError},
     instance::Instance,
     migration::too_large,
     restoring::Restoring,
     thread,
-    trap::Broken,
 };
 use conclave_types::{Outcome, Trap};
 
@@ -237,7 +236,7 @@ impl Stage<'_> {
 fn not_ready(broken: Broken, trapped: impl FnOnce(Trap) -> NotReady) -> NotReady {
     match broken {
         Broken::Trap(trap) => trapped(trap),
-        Broken::Fatal(fatal_error) => NotReady::Fatal(fatal_error),
-        Broken::Interrupted => NotReady::Stopped,
+        Broken::Ended(Ended::Fatal(fatal_error)) => NotReady::Fatal(fatal_error),
+        Broken::Ended(Ended::Stopped) => NotReady::Stopped,
     }
 }

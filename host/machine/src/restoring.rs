@@ -8,7 +8,7 @@ use std::sync::{
 use wasmtime::component::ResourceAny;
 
 use super::{
-    component::Component, instance::Instance, limits::SNAPSHOT_CHUNK_BYTES_MAX, trap::Broken,
+    component::Component, error::Broken, instance::Instance, limits::SNAPSHOT_CHUNK_BYTES_MAX,
 };
 use conclave_types::{Failure, Trap, TrapKind, limits::ClusterLimits};
 

@@ -7,7 +7,7 @@
 //! # Contract
 //! 1. Calls are made on the caller's thread, which needs a stack that is large enough for the
 //!    guest's. Run them inside [`Standalone::with_stack`].
-//! 2. After a call that returned [`Broke`], the instance must be dropped, because nothing was rolled back.
+//! 2. After a call that returned [`Broken`], the instance must be dropped, because nothing was rolled back.
 //! 3. The state machine's log lines are discarded, except for the last error line, which
 //!    [`Standalone::last_error`] returns.
 
@@ -19,30 +19,11 @@ use wasmtime::component::ResourceAny;
 use super::{
     component::Component,
     entry_context::EntryContext,
-    error::FatalError,
+    error::{Broken, FatalError},
     instance::{AnswerSize, Instance},
     limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX},
-    trap::Broken,
 };
-use conclave_types::{Call, Failure, Outcome, Trap};
-
-/// The reasons why a call gave no answer.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Broke {
-    /// A trap, which a node would record as an outcome.
-    Trap(Trap),
-    /// An error of the host, which does not concern the state machine.
-    Fatal(FatalError),
-}
-
-impl From<Broken> for Broke {
-    fn from(broken: Broken) -> Self {
-        match broken {
-            Broken::Trap(trap) => Self::Trap(trap),
-            other => Self::Fatal(other.into_fatal("a call of the state machine")),
-        }
-    }
-}
+use conclave_types::{Call, Failure, Outcome};
 
 /// A single instance. See the module documentation.
 pub struct Standalone {
@@ -67,7 +48,7 @@ impl Standalone {
                 .name("standalone".to_owned())
                 .stack_size(limits.thread_stack_bytes())
                 .spawn_scoped(scope, body)
-                .map_err(|error| FatalError::new(format!("cannot start a thread: {error}")))?;
+                .map_err(|error| FatalError::caused_by("cannot start a thread", error))?;
             thread.join().map_err(|_| FatalError::new("the thread panicked; its message is above"))
         })
     }
@@ -76,7 +57,7 @@ impl Standalone {
     ///
     /// # Errors
     /// Fails if the state machine traps while it is started.
-    pub fn start(component: &Component) -> Result<Self, Broke> {
+    pub fn start(component: &Component) -> Result<Self, Broken> {
         let mut instance = component.instance(
             "standalone",
             component.engine().limits().cluster,
@@ -88,12 +69,12 @@ impl Standalone {
     }
 
     /// Applies one entry: a call, or a tick if `call` is `None`. Never returns [`Outcome::Trap`]; a
-    /// trap is [`Broke::Trap`] here.
+    /// trap is [`Broken::Trap`] here.
     ///
     /// # Errors
     /// Fails if the state machine traps.
-    pub fn apply(&mut self, context: EntryContext, call: Option<&Call>) -> Result<Outcome, Broke> {
-        Ok(self.instance.run(context, call)?)
+    pub fn apply(&mut self, context: EntryContext, call: Option<&Call>) -> Result<Outcome, Broken> {
+        self.instance.run(context, call)
     }
 
     /// Answers one query.
@@ -104,15 +85,15 @@ impl Standalone {
         &mut self,
         context: EntryContext,
         call: &Call,
-    ) -> Result<Result<Bytes, Failure>, Broke> {
-        Ok(self.instance.query(context, call)?)
+    ) -> Result<Result<Bytes, Failure>, Broken> {
+        self.instance.query(context, call)
     }
 
     /// Captures the state.
     ///
     /// # Errors
     /// Fails if the state machine traps.
-    pub fn snapshot(&mut self) -> Result<OpenSnapshot, Broke> {
+    pub fn snapshot(&mut self) -> Result<OpenSnapshot, Broken> {
         Ok(OpenSnapshot(self.instance.snapshot()?))
     }
 
@@ -121,17 +102,17 @@ impl Standalone {
     ///
     /// # Errors
     /// Fails if the state machine traps, or returns more than was requested.
-    pub fn read(&mut self, snapshot: OpenSnapshot, bytes_max: usize) -> Result<Bytes, Broke> {
+    pub fn read(&mut self, snapshot: OpenSnapshot, bytes_max: usize) -> Result<Bytes, Broken> {
         let bytes_max = bytes_max.clamp(1, SNAPSHOT_CHUNK_BYTES_MAX);
-        Ok(self.instance.snapshot_read_at_most(snapshot.0, bytes_max)?)
+        self.instance.snapshot_read_at_most(snapshot.0, bytes_max)
     }
 
     /// Releases a snapshot.
     ///
     /// # Errors
     /// Fails if the state machine traps.
-    pub fn close(&mut self, snapshot: OpenSnapshot) -> Result<(), Broke> {
-        Ok(self.instance.snapshot_drop(snapshot.0)?)
+    pub fn close(&mut self, snapshot: OpenSnapshot) -> Result<(), Broken> {
+        self.instance.snapshot_drop(snapshot.0)
     }
 
     /// Replaces the state with a saved one, written in pieces of at most `bytes_max`. The inner
@@ -144,7 +125,7 @@ impl Standalone {
         state_version: u32,
         state: &[u8],
         bytes_max: usize,
-    ) -> Result<Result<(), Failure>, Broke> {
+    ) -> Result<Result<(), Failure>, Broken> {
         let writer = match self.instance.restore(state_version)? {
             Ok(writer) => writer,
             Err(failure) => return Ok(Err(failure)),
@@ -154,7 +135,7 @@ impl Standalone {
                 return Ok(Err(failure));
             }
         }
-        Ok(self.instance.restore_finish(writer)?)
+        self.instance.restore_finish(writer)
     }
 
     /// Returns the fuel that the last call used.

@@ -3,7 +3,7 @@
 use wasmtime::StoreContextMut;
 
 use super::{
-    bench, bindings::conclave::fsm::log::Level, entry_context::EntryContext, guest_log::GuestLog,
+    bindings::conclave::fsm::log::Level, entry_context::EntryContext, guest_log::GuestLog,
     limits::Limiter,
 };
 
@@ -36,9 +36,6 @@ impl Wasi {
 
     /// Sets the context at the beginning of a call.
     pub(super) fn begin(&mut self, context: EntryContext) {
-        if bench::bare() {
-            return;
-        }
         self.context = context;
         self.random = None;
     }

@@ -15,7 +15,7 @@ pub(super) fn spawn<T: Send + 'static>(
         .name(name.to_owned())
         .stack_size(stack_bytes)
         .spawn(body)
-        .map_err(|error| FatalError::new(format!("cannot start the thread {name}: {error}")))
+        .map_err(|error| FatalError::caused_by(format!("cannot start the thread {name}"), error))
 }
 
 /// Starts such a thread within a scope.
@@ -29,7 +29,7 @@ pub(super) fn spawn_scoped<'scope, T: Send + 'scope>(
         .name(name.to_owned())
         .stack_size(stack_bytes)
         .spawn_scoped(scope, body)
-        .map_err(|error| FatalError::new(format!("cannot start the thread {name}: {error}")))
+        .map_err(|error| FatalError::caused_by(format!("cannot start the thread {name}"), error))
 }
 
 /// Waits for a scoped thread and returns its result.

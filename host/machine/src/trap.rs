@@ -11,7 +11,10 @@
 
 use wasmtime::Trap as Wasm;
 
-use super::{error::FatalError, limits::Limits};
+use super::{
+    error::{Broken, Ended, FatalError},
+    limits::Limits,
+};
 use conclave_types::{Trap, TrapKind, limits::ClusterLimits};
 
 /// The trap report: diagnostics of an instance that trapped, for people who look for the cause. No outcome
@@ -25,17 +28,6 @@ pub struct TrapReport {
     /// The last error line that the state machine logged in this call. For a state machine in Rust
     /// it is the panic message.
     pub last_error: Option<String>,
-}
-
-/// The reasons why a call gave no answer. The instance is unusable afterwards.
-#[derive(Debug)]
-pub(super) enum Broken {
-    /// An outcome.
-    Trap(Trap),
-    /// A fatal error of this node.
-    Fatal(FatalError),
-    /// The worker shuts down.
-    Interrupted,
 }
 
 /// An error of a function that the host provides to the guest, known to be the same on every replica.
@@ -108,7 +100,7 @@ impl About<'_> {
 /// Classifies an error. `denied` means that the limiter denied memory or table space during the call.
 pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>) -> Broken {
     if let Some(fatal_error) = error.downcast_ref::<FatalError>() {
-        return Broken::Fatal(fatal_error.clone());
+        return Broken::Ended(Ended::Fatal(fatal_error.clone()));
     }
     if let Some(refusal) = error.downcast_ref::<Refusal>() {
         return Broken::Trap(about.trap(refusal.kind, &refusal.message));
@@ -116,7 +108,7 @@ pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>)
     if let Some(trap) = error.downcast_ref::<Wasm>() {
         return match kind_of(*trap, denied) {
             Some(kind) => Broken::Trap(about.trap(kind, detail(*trap))),
-            None if *trap == Wasm::Interrupt => Broken::Interrupted,
+            None if *trap == Wasm::Interrupt => Broken::Ended(Ended::Stopped),
             None => unknown(error, about),
         };
     }
@@ -147,10 +139,10 @@ pub(super) fn classify(error: &wasmtime::Error, denied: bool, about: &About<'_>)
 }
 
 fn unknown(error: &wasmtime::Error, about: &About<'_>) -> Broken {
-    Broken::Fatal(FatalError::new(format!(
+    Broken::Ended(Ended::Fatal(FatalError::new(format!(
         "the state machine failed in {} with an error that may differ between nodes: {error:#}",
         super::cut(about.method, METHOD_BYTES_MAX)
-    )))
+    ))))
 }
 
 /// Returns the class of a wasmtime trap. `None` means that it is not an outcome.

@@ -364,7 +364,7 @@ impl Events for ReplicaEvents {
     }
 
     fn position(&mut self) -> Option<u64> {
-        self.0.place().ok().flatten()
+        self.0.position().ok().flatten()
     }
 }
 
@@ -374,7 +374,7 @@ async fn next_or_position(events: &mut Watcher) -> Result<(u64, Vec<Bytes>), Wat
         if let Ok(next) = timeout(POSITION_INTERVAL, events.next()).await {
             return next;
         }
-        if let Some(position) = events.place()? {
+        if let Some(position) = events.position()? {
             return Ok((position, Vec::new()));
         }
     }

@@ -7,7 +7,7 @@ use crate::{
     finding::{Finding, Stop, place},
     player::{Answer, Played, Player},
 };
-use conclave_machine::{Broke, Component};
+use conclave_machine::{Broken, Component};
 
 /// Maximum number of different queries right after the migration.
 const QUESTIONS_MAX: usize = 16;
@@ -81,11 +81,11 @@ impl Place {
         match player.take(state_version, state, bytes_max) {
             Ok(Ok(())) => Ok(player),
             Ok(Err(failure)) => Err(found(format!("is refused: {}", failure.message))),
-            Err(Broke::Trap(trap)) => {
+            Err(Broken::Trap(trap)) => {
                 let words = player.last_error().unwrap_or(trap.message);
                 Err(found(format!("causes a trap in the component that restores it: {words}")))
             }
-            Err(Broke::Fatal(fatal_error)) => Err(Stop::Fatal(fatal_error)),
+            Err(Broken::Ended(ended)) => Err(Stop::Fatal(ended.into())),
         }
     }
 }

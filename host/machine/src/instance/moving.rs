@@ -3,10 +3,10 @@
 use bytes::Bytes;
 use wasmtime::{Store, component::ResourceAny};
 
-use super::{About, Broken, Guest, Instance, SNAPSHOT_READ_BYTES, State, failure};
+use super::{About, Broken, Guest, SNAPSHOT_READ_BYTES, State, WasmInstance, failure};
 use conclave_types::{Failure, TrapKind};
 
-impl Instance {
+impl WasmInstance {
     /// Captures the state.
     pub(crate) fn snapshot(&mut self) -> Result<ResourceAny, Broken> {
         let about = ("snapshot", self.limits.cluster.fuel_per_state_call);

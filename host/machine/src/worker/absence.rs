@@ -28,19 +28,34 @@ pub(super) struct Absence {
 
 #[derive(Default)]
 struct State {
-    /// The time at which the standby was lost.
-    since: Option<Instant>,
-    /// The time at which the next standby was ready.
-    returned: Option<Instant>,
+    presence: Presence,
     /// The time that the last standby took to be built and to catch up.
     took: Duration,
     /// The number of consecutive losses caused by the host or the component.
     failures: u32,
-    /// The reason why there is no standby, if it is not just being built.
-    reason: Option<String>,
     /// The last disagreement of the two instances. It is kept until both are replaced.
     disagreement: Option<String>,
     trapped: HashMap<Arc<str>, Instant>,
+}
+
+/// Whether there is a standby.
+enum Presence {
+    /// There is one. The first one has always been there.
+    Present { returned: Option<Instant> },
+    /// It was lost at this time.
+    Absent {
+        since: Instant,
+        /// The time at which the lost one had returned, until its failure has been counted.
+        returned: Option<Instant>,
+        /// The reason why there is none, if it is not just being built.
+        reason: Option<String>,
+    },
+}
+
+impl Default for Presence {
+    fn default() -> Self {
+        Self::Present { returned: None }
+    }
 }
 
 impl Default for Absence {
@@ -56,31 +71,35 @@ impl Absence {
 
     /// Records that the standby is gone.
     pub(super) fn begin(&self) {
-        self.lock().since.get_or_insert_with(Instant::now);
+        let presence = &mut self.lock().presence;
+        if let Presence::Present { returned } = *presence {
+            *presence = Presence::Absent { since: Instant::now(), returned, reason: None };
+        }
         self.present.send_if_modified(|present| std::mem::replace(present, false));
     }
 
     /// Records that there is a standby again.
     pub(super) fn end(&self) {
         let mut state = self.lock();
-        if let Some(since) = state.since.take() {
+        if let Presence::Absent { since, .. } = state.presence {
             state.took = since.elapsed();
-            state.returned = Some(Instant::now());
+            state.presence = Presence::Present { returned: Some(Instant::now()) };
         }
-        state.reason = None;
         drop(state);
         self.present.send_if_modified(|present| !std::mem::replace(present, true));
     }
 
-    /// Records the reason why the standby cannot be built or was lost. Returns the pause before
-    /// the next attempt.
-    pub(super) fn failed(&self, reason: String) -> Duration {
-        let mut state = self.lock();
-        if state.returned.is_some_and(|returned| returned.elapsed() >= STABLE_TIME) {
+    /// Records the reason why the standby, which is gone, cannot be built or was lost. Returns the
+    /// pause before the next attempt.
+    pub(super) fn failed(&self, why: String) -> Duration {
+        let state = &mut *self.lock();
+        let Presence::Absent { returned, reason, .. } = &mut state.presence else {
+            unreachable!("a standby that has failed is gone");
+        };
+        *reason = Some(why);
+        if returned.take().is_some_and(|returned| returned.elapsed() >= STABLE_TIME) {
             state.failures = 0;
         }
-        state.returned = None;
-        state.reason = Some(reason);
         let doublings = state.failures;
         state.failures += 1;
         match doublings.checked_sub(1) {
@@ -104,14 +123,21 @@ impl Absence {
     /// Returns the reason why there is no standby, or the last disagreement with the primary.
     pub(super) fn problem(&self) -> Option<String> {
         let state = self.lock();
-        state.reason.clone().or_else(|| state.disagreement.clone())
+        let reason = match &state.presence {
+            Presence::Absent { reason, .. } => reason.clone(),
+            Presence::Present { .. } => None,
+        };
+        reason.or_else(|| state.disagreement.clone())
     }
 
     /// Returns the time from the loss of the previous standby to the first query of the last one.
     /// If there is none yet, returns the time so far.
     pub(super) fn took(&self) -> Duration {
         let state = self.lock();
-        state.since.map_or(state.took, |since| since.elapsed().max(state.took))
+        match state.presence {
+            Presence::Absent { since, .. } => since.elapsed().max(state.took),
+            Presence::Present { .. } => state.took,
+        }
     }
 
     /// Returns a channel that reports whether there is a standby.
@@ -146,6 +172,7 @@ mod tests {
     #[test]
     fn the_first_loss_is_repaired_at_once_and_repeated_losses_after_growing_pauses() {
         let absence = Absence::default();
+        absence.begin();
         let pauses: Vec<u64> = (0..9).map(|_| absence.failed("why".into()).as_secs()).collect();
         assert_eq!(pauses, [0, 1, 2, 4, 8, 16, 32, 60, 60]);
         absence.replaced();

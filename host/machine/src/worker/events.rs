@@ -29,9 +29,9 @@ use bytes::Bytes;
 
 use super::{
     seats::{Seat, Seats, TopicRange},
-    status::{End, Status},
+    status::Status,
 };
-use crate::{bench, error::WatchError};
+use crate::error::{Ended, WatchError};
 use conclave_types::{Event, Outcome};
 
 /// The maximum size of the kept events. A watcher that resumes after a lost connection should still
@@ -62,7 +62,7 @@ fn bytes_of(topic: &[u8], payload: &[u8]) -> usize {
 #[derive(Default)]
 struct Kept {
     /// The oldest retained index: all events after it are kept.
-    floor: u64,
+    oldest_retained: u64,
     /// The last entry that was recorded.
     reached: u64,
     noted: VecDeque<Noted>,
@@ -85,9 +85,6 @@ impl Events {
 
     /// Records that the standby has applied an entry. Ignores entries that were applied before.
     pub(super) fn note(&self, index: u64, outcome: Option<Outcome>) {
-        if bench::bare() {
-            return;
-        }
         let mut kept = self.lock();
         if index <= kept.reached {
             return;
@@ -109,7 +106,7 @@ impl Events {
             && let Some(oldest) = kept.noted.pop_front()
         {
             kept.bytes -= oldest.bytes();
-            kept.floor = oldest.index;
+            kept.oldest_retained = oldest.index;
         }
     }
 
@@ -161,7 +158,7 @@ impl Events {
 impl Kept {
     fn begin_at(&mut self, index: u64) {
         self.noted.clear();
-        (self.floor, self.reached, self.bytes) = (index, index, 0);
+        (self.oldest_retained, self.reached, self.bytes) = (index, index, 0);
     }
 
     fn end_watchers(&self) {
@@ -178,37 +175,40 @@ pub struct Watcher {
     range: TopicRange,
     seat: Arc<Seat>,
     /// All events up to this index have been taken.
-    place: u64,
+    position: u64,
     taken: VecDeque<(u64, Vec<Bytes>)>,
 }
 
 impl Watcher {
-    /// Creates a watcher of the events after `place`, an index that the standby has reached. An
+    /// Creates a watcher of the events after `position`, an index that the standby has reached. An
     /// empty `to_topic` means no end.
     ///
     /// # Errors
-    /// Fails if events after `place` are no longer kept.
+    /// Fails if events after `position` are no longer kept.
     pub(super) fn new(
         events: Arc<Events>,
         status: Arc<Status>,
-        place: u64,
+        position: u64,
         from_topic: Vec<u8>,
         to_topic: Vec<u8>,
     ) -> Result<Self, WatchError> {
         let range = TopicRange { from: from_topic, to: to_topic };
         let seat = Arc::<Seat>::default();
         let mut kept = events.lock();
-        if place < kept.floor {
-            return Err(WatchError::Gone { index: place, floor: kept.floor });
+        if position < kept.oldest_retained {
+            return Err(WatchError::Gone {
+                index: position,
+                oldest_retained: kept.oldest_retained,
+            });
         }
-        let begin = kept.noted.partition_point(|noted| noted.index <= place);
+        let begin = kept.noted.partition_point(|noted| noted.index <= position);
         let mut later = kept.noted.range(begin..);
         let first = later.find(|noted| range.has_any_of(&noted.events));
         seat.set_pending(first.map_or(0, |noted| noted.index));
         kept.seats.insert(range.clone(), Arc::clone(&seat));
         events.watchers.fetch_add(1, Ordering::Relaxed);
         drop(kept);
-        Ok(Self { events, status, range, seat, place, taken: VecDeque::new() })
+        Ok(Self { events, status, range, seat, position, taken: VecDeque::new() })
     }
 
     /// Returns the next entry with events in the range: its index and the payloads. Cancel safe.
@@ -224,8 +224,8 @@ impl Watcher {
             }
             match self.status.check() {
                 Ok(()) => {}
-                Err(End::Stopped) => return Err(WatchError::Stopped),
-                Err(End::Fatal(fatal_error)) => return Err(WatchError::Fatal(fatal_error)),
+                Err(Ended::Stopped) => return Err(WatchError::Stopped),
+                Err(Ended::Fatal(fatal_error)) => return Err(WatchError::Fatal(fatal_error)),
             }
             self.take()?;
             if self.taken.is_empty() {
@@ -239,17 +239,17 @@ impl Watcher {
     ///
     /// # Errors
     /// Fails as [`Watcher::next`] does.
-    pub fn place(&mut self) -> Result<Option<u64>, WatchError> {
+    pub fn position(&mut self) -> Result<Option<u64>, WatchError> {
         self.check_state()?;
         if self.taken.is_empty() {
             self.take()?;
         }
-        Ok(self.taken.is_empty().then_some(self.place))
+        Ok(self.taken.is_empty().then_some(self.position))
     }
 
     fn check_state(&self) -> Result<(), WatchError> {
         match self.seat.is_replaced() {
-            true => Err(WatchError::Replaced { index: self.place }),
+            true => Err(WatchError::Replaced { index: self.position }),
             false => Ok(()),
         }
     }
@@ -259,11 +259,14 @@ impl Watcher {
         self.check_state()?;
         let pending = self.seat.pending();
         if pending == 0 {
-            self.place = self.place.max(kept.reached);
+            self.position = self.position.max(kept.reached);
             return Ok(());
         }
-        if pending <= kept.floor {
-            return Err(WatchError::Gone { index: self.place, floor: kept.floor });
+        if pending <= kept.oldest_retained {
+            return Err(WatchError::Gone {
+                index: self.position,
+                oldest_retained: kept.oldest_retained,
+            });
         }
         let mut bytes = 0;
         let begin = kept.noted.partition_point(|noted| noted.index < pending);
@@ -279,10 +282,10 @@ impl Watcher {
             let payloads: Vec<_> = events.map(|event| event.payload.clone()).collect();
             bytes += payloads.iter().map(|payload| bytes_of(&[], payload)).sum::<usize>();
             self.taken.push_back((noted.index, payloads));
-            self.place = noted.index;
+            self.position = noted.index;
         }
         self.seat.set_pending(0);
-        self.place = self.place.max(kept.reached);
+        self.position = self.position.max(kept.reached);
         Ok(())
     }
 }
@@ -296,7 +299,7 @@ impl Drop for Watcher {
 
 impl std::fmt::Debug for Watcher {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        write!(f, "Watcher({})", self.place)
+        write!(f, "Watcher({})", self.position)
     }
 }
 
@@ -321,15 +324,15 @@ mod tests {
         events.note(2, outcome(10));
         events.note(3, None);
         events.note(2, outcome(10));
-        assert_eq!((indexes(&events), events.lock().floor), (vec![2], 0));
+        assert_eq!((indexes(&events), events.lock().oldest_retained), (vec![2], 0));
         events.note(5, outcome(KEPT_BYTES_MAX / 2));
         events.note(6, outcome(KEPT_BYTES_MAX / 2));
-        assert_eq!((indexes(&events), events.lock().floor), (vec![6], 5));
+        assert_eq!((indexes(&events), events.lock().oldest_retained), (vec![6], 5));
         // Exceeds the limit: the newest entry stays until the next one comes.
         events.note(7, outcome(KEPT_BYTES_MAX));
-        assert_eq!((indexes(&events), events.lock().floor), (vec![7], 6));
+        assert_eq!((indexes(&events), events.lock().oldest_retained), (vec![7], 6));
         events.note(8, outcome(10));
-        assert_eq!((indexes(&events), events.lock().floor), (vec![8], 7));
+        assert_eq!((indexes(&events), events.lock().oldest_retained), (vec![8], 7));
     }
 
     /// A node that is repaired while the cluster is idle may already stand at the index of
@@ -342,11 +345,11 @@ mod tests {
         assert_eq!(indexes(&events), [2], "a rebuilt standby keeps them");
         events.reset(2);
         assert!(indexes(&events).is_empty());
-        let (floor, reached) = {
+        let (oldest_retained, reached) = {
             let kept = events.lock();
-            (kept.floor, kept.reached)
+            (kept.oldest_retained, kept.reached)
         };
-        assert_eq!((floor, reached), (2, 2));
+        assert_eq!((oldest_retained, reached), (2, 2));
         events.note(2, outcome(10));
         events.note(3, outcome(10));
         assert_eq!(indexes(&events), [3]);
@@ -359,6 +362,6 @@ mod tests {
         events.skip_to(1);
         assert_eq!(indexes(&events), [2]);
         events.skip_to(9);
-        assert_eq!((indexes(&events), events.lock().floor), (vec![], 9));
+        assert_eq!((indexes(&events), events.lock().oldest_retained), (vec![], 9));
     }
 }

@@ -7,9 +7,13 @@
 mod absence;
 mod digest;
 mod events;
+#[cfg(feature = "bench")]
+mod host_work;
 mod inbox;
 mod job;
 mod primary;
+mod queue;
+mod requests;
 mod restore;
 mod restored;
 mod seats;
@@ -30,11 +34,14 @@ use std::{
 use bytes::Bytes;
 use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 
+#[cfg(feature = "bench")]
+pub use self::host_work::HostWork;
 use self::{
     digest::Digests,
-    inbox::{Ask, Prepared, Question, SnapshotRequest},
     job::Job,
     primary::Primary,
+    queue::NotQueued,
+    requests::{Ask, Prepared, Question, SnapshotRequest},
     shared::Shared,
     standby::Standby,
     stream::Opening,
@@ -117,14 +124,14 @@ impl Worker {
         let ([primary, standby], clock) = {
             let shared = Arc::clone(&shared);
             thread::run("restore", stack_bytes, move || match at {
-                Some(saved) => shared
-                    .restored(["primary", "standby"], saved)
-                    .map_err(shared::Restore::into_fatal),
+                Some(saved) => {
+                    shared.restored(["primary", "standby"], saved).map_err(FatalError::from)
+                }
                 None => {
                     let fresh = |role| {
                         shared
                             .fresh(role)
-                            .map_err(|broken| broken.into_fatal("starting the state machine"))
+                            .map_err(|broken| broken.ended("starting the state machine"))
                     };
                     Ok(([fresh("primary")?, fresh("standby")?], shared.clock()))
                 }
@@ -144,10 +151,9 @@ impl Worker {
             .standby_memory_bytes
             .store(standby.memory_bytes() as u64, Ordering::Relaxed);
         shared.counters.standby_applied.store(clock.index(), Ordering::Relaxed);
-        shared.inbox.lock().begin_at(clock.index());
+        shared.inbox.with(|queue| queue.begin_at(clock.index()));
         let (jobs, inbox) = mpsc::channel(JOBS_MAX);
-        // A weak reference, so that the worker ends with the last handle.
-        let _ = shared.jobs.set(jobs.downgrade());
+        shared.inbox.set_jobs(jobs.downgrade());
         let prepared =
             |instance| Prepared { instance, component: component.clone(), clock: clock.clone() };
         let primary = Primary::new(Arc::clone(&shared), prepared(primary), digests);
@@ -239,10 +245,24 @@ impl Worker {
     /// See [`QueryError`]. The state machine's own failure is in [`Answered::result`].
     pub async fn query(&self, call: Call, index_min: u64) -> Result<Answered, QueryError> {
         let (reply, answer) = oneshot::channel();
-        self.push(Question { call, index_min, ask: Ask::Query(reply) })?;
+        self.ask(Question { call, index_min, ask: Ask::Query(reply) })?;
         answer
             .await
             .unwrap_or_else(|_| Err(QueryError::stopped(self.0.shared.status.fatal_error())))
+    }
+
+    /// Queues a question for the standby.
+    fn ask(&self, question: Question) -> Result<(), QueryError> {
+        let shared = &self.0.shared;
+        let waiting_max = shared.engine.limits().queries_waiting_max;
+        let queued = shared.inbox.with(|queue| {
+            shared.status.check().map_err(|_| NotQueued::Ended)?;
+            queue.ask(question, waiting_max)
+        });
+        queued.map_err(|error| match error {
+            NotQueued::Ended => QueryError::stopped(shared.status.fatal_error()),
+            NotQueued::Full => QueryError::Busy,
+        })
     }
 
     /// Takes a snapshot of the state exactly at `index`, the last index passed to
@@ -257,14 +277,9 @@ impl Worker {
     ) -> impl Future<Output = Result<StateStream, SnapshotError>> + Send + use<> {
         let shared = Arc::clone(&self.0.shared);
         let (reply, captured) = oneshot::channel();
-        {
-            let mut queue = shared.inbox.lock();
-            if !queue.ended {
-                queue.snapshots.push(SnapshotRequest { index, reply });
-                shared.inbox.wake_standby(&mut queue);
-            }
-            queue.assert_invariants();
-        }
+        let request = SnapshotRequest { index, reply };
+        // If the standby has ended, dropping the request fails it.
+        let _ = shared.inbox.with(|queue| queue.request_snapshot(request));
         Opening::new(shared, captured).stream()
     }
 

@@ -3,32 +3,36 @@
 mod activation;
 mod queries;
 
-use std::sync::{
-    Arc,
-    atomic::Ordering,
-    mpsc::{RecvTimeoutError, sync_channel},
+use std::{
+    ops::ControlFlow,
+    sync::{
+        Arc,
+        atomic::Ordering,
+        mpsc::{RecvTimeoutError, sync_channel},
+    },
+    time::Duration,
 };
-use std::time::Duration;
 
 use tokio::sync::{mpsc, oneshot};
 
+use self::queries::Queries;
 use super::{
     BatchItem,
     digest::{Digests, OutcomeHash},
-    inbox::{Finished, Prepared, Promotion, Step},
+    inbox::Wait,
     job::{Commit, Job},
+    queue::NotQueued,
+    requests::{Finished, Prepared, Promotion, Step},
     restored::Restored,
     shared::Shared,
-    status::End,
 };
 use crate::{
     clock::Clock,
     component::Component,
     entry_context::EntryContext,
     entry_source::{Entry, Work},
-    error::FatalError,
+    error::{Broken, Ended, FatalError},
     instance::Instance,
-    trap::Broken,
 };
 use conclave_types::{Call, Digest, Outcome, Reply, Trap, limits::ClusterLimits};
 
@@ -47,7 +51,7 @@ pub(super) struct Primary {
     clock: Clock,
     digests: Digests,
     /// Requests for the digest at an index that the primary may not have reached yet.
-    asked: Vec<(u64, oneshot::Sender<Option<Digest>>)>,
+    digest_requests: Vec<(u64, oneshot::Sender<Option<Digest>>)>,
     finished: Vec<Finished>,
     finished_bytes: usize,
 }
@@ -56,34 +60,41 @@ impl Primary {
     pub(super) fn new(shared: Arc<Shared>, prepared: Prepared, digests: Digests) -> Self {
         let Prepared { instance, component, clock } = prepared;
         let (instance, finished) = (Some(instance), Vec::new());
-        let asked = Vec::new();
-        Self { shared, instance, component, clock, digests, asked, finished, finished_bytes: 0 }
+        let digest_requests = Vec::new();
+        Self {
+            shared,
+            instance,
+            component,
+            clock,
+            digests,
+            digest_requests,
+            finished,
+            finished_bytes: 0,
+        }
     }
 
     pub(super) fn run(mut self, mut jobs: mpsc::Receiver<Job>) {
-        // Whether queries are left. If so, the thread must not block on the next job.
-        let mut queries_left = false;
+        let mut queries = Queries::Done;
         loop {
-            let job = if queries_left {
-                match jobs.try_recv() {
-                    Ok(job) => job,
-                    Err(mpsc::error::TryRecvError::Empty) => Job::AnswerQueries,
-                    Err(mpsc::error::TryRecvError::Disconnected) => return,
-                }
-            } else {
-                let Some(job) = jobs.blocking_recv() else { return };
-                job
+            let job = match queries {
+                Queries::Done => jobs.blocking_recv(),
+                Queries::Left => match jobs.try_recv() {
+                    Ok(job) => Some(job),
+                    Err(mpsc::error::TryRecvError::Empty) => Some(Job::AnswerQueries),
+                    Err(mpsc::error::TryRecvError::Disconnected) => None,
+                },
             };
+            let Some(job) = job else { return };
             let done = self.shared.status.check().and_then(|()| self.carry_out(job));
             match done.and_then(|()| self.answer_queries()) {
-                Ok(more) => queries_left = more,
-                Err(End::Stopped) => return,
-                Err(End::Fatal(fatal_error)) => return self.shared.fail(fatal_error),
+                Ok(left) => queries = left,
+                Err(Ended::Stopped) => return,
+                Err(Ended::Fatal(fatal_error)) => return self.shared.fail(fatal_error),
             }
         }
     }
 
-    fn carry_out(&mut self, job: Job) -> Result<(), End> {
+    fn carry_out(&mut self, job: Job) -> Result<(), Ended> {
         match job {
             Job::Apply { batch, _room } => return self.apply_batch(batch),
             Job::Adopt { restored, commit, reply } => {
@@ -91,8 +102,8 @@ impl Primary {
                 let _ = reply.send(self.adopt(*restored, commit));
             }
             Job::Digest { index, reply } => {
-                self.asked.retain(|(_, reply)| !reply.is_closed());
-                self.asked.push((index, reply));
+                self.digest_requests.retain(|(_, reply)| !reply.is_closed());
+                self.digest_requests.push((index, reply));
                 self.answer_digests();
             }
             Job::BeginDigest { index, digest } => {
@@ -104,7 +115,7 @@ impl Primary {
         Ok(())
     }
 
-    fn apply_batch(&mut self, batch: Vec<BatchItem>) -> Result<(), End> {
+    fn apply_batch(&mut self, batch: Vec<BatchItem>) -> Result<(), Ended> {
         for (index, entry, done) in batch {
             self.shared.status.check()?;
             let after = self.clock.index();
@@ -142,7 +153,7 @@ impl Primary {
             self.finished_bytes += finished.bytes();
             self.finished.push(finished);
             self.shared.applied.store(index, Ordering::Release);
-            if !self.asked.is_empty() {
+            if !self.digest_requests.is_empty() {
                 self.answer_digests();
             }
             if let (Some(outcome), Some(done)) = (outcome, done) {
@@ -163,7 +174,7 @@ impl Primary {
         Ok(())
     }
 
-    fn apply_entry(&mut self, entry: Entry) -> Result<(Step, Outcome), End> {
+    fn apply_entry(&mut self, entry: Entry) -> Result<(Step, Outcome), Ended> {
         let Entry { index, time_ms, work } = entry;
         let before = self.clock.clone();
         let context = self.clock.advance(index, time_ms);
@@ -180,7 +191,7 @@ impl Primary {
         &mut self,
         context: EntryContext,
         limits: ClusterLimits,
-    ) -> Result<(Step, Outcome), End> {
+    ) -> Result<(Step, Outcome), Ended> {
         let Some(instance) = &mut self.instance else {
             return Err(FatalError::new("the primary has no instance").into());
         };
@@ -195,7 +206,7 @@ impl Primary {
         before: &Clock,
         context: EntryContext,
         call: Option<Call>,
-    ) -> Result<(Step, Outcome), End> {
+    ) -> Result<(Step, Outcome), Ended> {
         let index = context.index;
         let trap = match self.shared.entry_source.trapped(index) {
             Some(trap) => {
@@ -217,12 +228,8 @@ impl Primary {
                         self.shared.note_wake_up(&outcome);
                         return Ok((Step::Apply { context, call }, outcome));
                     }
-                    Err(Broken::Interrupted) => return Err(End::Stopped),
-                    Err(Broken::Fatal(fatal_error)) => {
-                        return Err(FatalError::new(format!(
-                            "applying entry {index}: {fatal_error}"
-                        ))
-                        .into());
+                    Err(broken @ Broken::Ended(_)) => {
+                        return Err(broken.ended(&format!("applying entry {index}")));
                     }
                     Err(Broken::Trap(trap)) => {
                         if let Some(call) = &call {
@@ -241,7 +248,7 @@ impl Primary {
 
     /// Rolls back entry `index`, which trapped: continues with the standby's instance, in its state
     /// after the previous entry.
-    fn roll_back(&mut self, before: &Clock, index: u64, trap: &Trap) -> Result<(), End> {
+    fn roll_back(&mut self, before: &Clock, index: u64, trap: &Trap) -> Result<(), Ended> {
         tracing::warn!(
             index,
             kind = trap.kind.name(),
@@ -257,17 +264,11 @@ impl Primary {
     }
 
     /// Replaces the instance, which trapped, by the standby's, in its state after `index`.
-    fn promote(&mut self, index: u64) -> Result<(), End> {
+    fn promote(&mut self, index: u64) -> Result<(), Ended> {
         let (reply, promoted) = sync_channel(1);
-        {
-            let mut queue = self.shared.inbox.lock();
-            if queue.ended {
-                return Err(self.ended());
-            }
-            queue.promotion = Some(Promotion { index, reply, broken: self.instance.take() });
-            self.shared.inbox.wake_standby(&mut queue);
-            queue.assert_invariants();
-        }
+        let promotion = Promotion { index, reply, broken: self.instance.take() };
+        let requested = self.shared.inbox.with(|queue| queue.request_promotion(promotion));
+        requested.map_err(|_| self.ended())?;
         // The standby either answers or ends, which drops the request with the queue.
         let instance = loop {
             match promoted.recv_timeout(Duration::from_millis(100)) {
@@ -282,36 +283,34 @@ impl Primary {
     }
 
     /// Feeds the finished entries to the standby. Waits for room, unless the standby is catching up.
-    fn hand_over(&mut self) -> Result<(), End> {
+    fn hand_over(&mut self) -> Result<(), Ended> {
         if self.finished.is_empty() {
             return Ok(());
         }
         let bytes_max = self.shared.engine.limits().queue_bytes_max;
-        let inbox = &self.shared.inbox;
-        let mut queue = inbox.lock();
-        while !queue.catching_up && queue.finished_bytes > bytes_max && !queue.ended {
-            self.shared.status.check()?;
-            inbox.wake_standby(&mut queue);
-            queue = inbox.wait_for_room(queue);
-        }
-        if queue.ended {
-            drop(queue);
-            return Err(self.ended());
-        }
-        queue.push(&mut self.finished, self.finished_bytes, bytes_max);
-        self.finished_bytes = 0;
-        self.shared
-            .counters
-            .standby_queue_bytes
-            .store(queue.finished_bytes as u64, Ordering::Relaxed);
-        inbox.wake_for_entries(&mut queue, self.shared.events.is_watched());
-        Ok(())
+        let bytes = std::mem::take(&mut self.finished_bytes);
+        let shared = Arc::clone(&self.shared);
+        let pushed = shared.inbox.until(|queue| {
+            let is_watched = shared.events.is_watched();
+            match queue.push(&mut self.finished, bytes, bytes_max, is_watched) {
+                Err(NotQueued::Full) => match shared.status.check() {
+                    Ok(()) => ControlFlow::Continue(Wait::ForRoom),
+                    Err(end) => ControlFlow::Break(Err(end)),
+                },
+                pushed => {
+                    let bytes = queue.finished_bytes() as u64;
+                    shared.counters.standby_queue_bytes.store(bytes, Ordering::Relaxed);
+                    ControlFlow::Break(Ok(pushed))
+                }
+            }
+        });
+        pushed?.map_err(|_| self.ended())
     }
 
     /// Answers the requests for digests that the primary has reached.
     fn answer_digests(&mut self) {
         let reached = self.clock.index();
-        for (index, reply) in self.asked.extract_if(.., |(index, _)| *index <= reached) {
+        for (index, reply) in self.digest_requests.extract_if(.., |(index, _)| *index <= reached) {
             // The caller may have given up.
             let _ = reply.send(self.digests.at(index));
         }
@@ -329,20 +328,12 @@ impl Primary {
             )));
         }
         commit().map_err(|error| {
-            FatalError::new(format!("the state at index {index} cannot be installed: {error}"))
+            FatalError::caused_by(format!("the state at index {index} cannot be installed"), error)
         })?;
-        let mut queue = self.shared.inbox.lock();
-        if queue.ended {
-            return Err(self.shared.status.end());
-        }
-        let (standby_component, standby_clock) = (component.clone(), clock.clone());
-        queue.adopt(Prepared {
-            instance: standby,
-            component: standby_component,
-            clock: standby_clock,
-        });
-        self.shared.inbox.wake_standby(&mut queue);
-        drop(queue);
+        let standby =
+            Prepared { instance: standby, component: component.clone(), clock: clock.clone() };
+        let adopted = self.shared.inbox.with(|queue| queue.adopt(index, standby));
+        adopted.map_err(|_| self.shared.status.end())?;
         self.instance = Some(primary);
         self.become_of(component);
         self.clock = clock;
@@ -363,7 +354,7 @@ impl Primary {
         });
     }
 
-    fn ended(&self) -> End {
+    fn ended(&self) -> Ended {
         match self.shared.status.check() {
             Err(end) => end,
             Ok(()) => FatalError::new("the standby has ended").into(),

@@ -22,15 +22,13 @@ use std::{
 
 use tokio::{sync::oneshot, task::spawn_blocking};
 
-use super::{
-    Worker,
-    inbox::Prepared,
-    job::Job,
-    restored::Restored,
-    shared::{Restore, Shared},
-};
+use super::{Worker, job::Job, requests::Prepared, restored::Restored, shared::Shared};
 use crate::{
-    clock::Clock, entry_source::SavedState, error::FatalError, instance::Instance, thread,
+    clock::Clock,
+    entry_source::SavedState,
+    error::{Ended, FatalError},
+    instance::Instance,
+    thread,
 };
 
 /// The interval at which a restore checks whether it has been cancelled.
@@ -58,11 +56,9 @@ impl Worker {
         let ([instance], clock) = self.restore_aside(["standby"], saved).await?;
         // Linear memory never shrinks, so this is also the peak.
         let memory_bytes = instance.memory_bytes() as u64;
-        let mut queue = self.0.shared.inbox.lock();
-        if !queue.ended {
-            queue.successor = Some(Prepared { instance, component, clock });
-            self.0.shared.inbox.wake_standby(&mut queue);
-        }
+        let (index, successor) = (clock.index(), Prepared { instance, component, clock });
+        // Releasing a large memory takes long, so the lock is not held meanwhile.
+        drop(self.0.shared.inbox.with(|queue| queue.offer_successor(index, successor)));
         Ok(memory_bytes)
     }
 
@@ -104,7 +100,8 @@ impl Worker {
         let restored = restoring.await;
         // The instances check this flag for their whole life, so a finished restore must not set it.
         guard.armed = false;
-        restored.map_err(|error| FatalError::new(error.to_string()))??.map_err(Restore::into_fatal)
+        let joined = restored.map_err(|error| FatalError::caused_by("restoring a state", error));
+        joined??.map_err(FatalError::from)
     }
 }
 
@@ -127,7 +124,7 @@ fn run<const COUNT: usize>(
     roles: [&'static str; COUNT],
     saved: SavedState,
     cancelled: &Arc<AtomicBool>,
-) -> Result<Result<([Instance; COUNT], Clock), Restore>, FatalError> {
+) -> Result<Result<([Instance; COUNT], Clock), Ended>, FatalError> {
     std::thread::scope(|scope| {
         let stack_bytes = shared.engine.limits().thread_stack_bytes();
         let body = || shared.restored_unless(roles, saved, cancelled);

@@ -1,33 +1,24 @@
 //! The state that a worker's handle, its primary and its standby share.
 
 use std::sync::{
-    Arc, OnceLock,
+    Arc,
     atomic::{AtomicBool, AtomicU64, Ordering},
 };
 
-use tokio::sync::{mpsc, watch};
+use tokio::sync::watch;
 
-use super::{
-    absence::Absence,
-    events::Events,
-    inbox::{Inbox, Queue},
-    job::Job,
-    stats::Counters,
-    status::Status,
-};
+use super::{absence::Absence, events::Events, inbox::Inbox, stats::Counters, status::Status};
 use crate::{
-    bench,
     clock::Clock,
     component::Component,
     engine::Engine,
     entry_source::{EntrySource, SavedState},
-    error::{EntrySourceError, FatalError},
+    error::{Broken, Ended, FatalError},
     instance::Instance,
-    migration::{NotCarried, migration},
+    migration::{NotMigrated, migration},
     restoring::Restoring,
-    trap::Broken,
 };
-use conclave_types::{Outcome, Trap};
+use conclave_types::Outcome;
 
 /// The shared state. See the module documentation.
 pub(super) struct Shared {
@@ -41,9 +32,7 @@ pub(super) struct Shared {
     pub(super) counters: Counters,
     pub(super) events: Arc<Events>,
     /// Whether there is a standby, and the reason if not.
-    pub(super) absence: Absence,
-    /// The primary's queue.
-    pub(super) jobs: OnceLock<mpsc::WeakSender<Job>>,
+    pub(super) absence: Arc<Absence>,
     /// The index that the primary has applied.
     pub(super) applied: AtomicU64,
     /// Whether the primary keeps digests that are comparable with those of other nodes.
@@ -63,16 +52,16 @@ impl Shared {
         key: [u8; 32],
         entry_source: Arc<dyn EntrySource>,
     ) -> Self {
+        let absence = Arc::<Absence>::default();
         Self {
             engine: initial.engine().clone(),
             active: watch::Sender::new(initial.clone()),
             initial,
             entry_source,
-            inbox: Inbox::default(),
+            inbox: Inbox::new(Arc::clone(&absence)),
             counters: Counters::default(),
             events: Arc::default(),
-            absence: Absence::default(),
-            jobs: OnceLock::new(),
+            absence,
             applied: AtomicU64::new(0),
             keeps_digest: AtomicBool::new(true),
             wake_at: watch::Sender::new(None),
@@ -90,16 +79,9 @@ impl Shared {
         self.events.wake();
     }
 
-    /// Records the wake-up time. Each reply replaces the pending wake-up time; failures and traps
-    /// leave it unchanged.
+    /// Records the wake-up time.
     pub(super) fn note_wake_up(&self, outcome: &Outcome) {
-        if let Outcome::Reply(reply) = outcome
-            && !bench::bare()
-        {
-            self.wake_at.send_if_modified(|wake_at| {
-                std::mem::replace(wake_at, reply.wake_at_ms) != reply.wake_at_ms
-            });
-        }
+        note_wake_up(&self.wake_at, outcome);
     }
 
     /// Makes running calls check whether they should end.
@@ -117,33 +99,9 @@ impl Shared {
         }
     }
 
-    /// Requests the primary to answer queries, if there is no standby and no request is pending.
-    pub(super) fn ask_primary(&self, queue: &mut Queue) {
-        if !queue.primary_answers || queue.primary_asked || queue.ready.is_empty() {
-            return;
-        }
-        if let Some(jobs) = self.jobs.get().and_then(mpsc::WeakSender::upgrade) {
-            // If the queue is full, the primary answers after the next batch anyway.
-            queue.primary_asked = jobs.try_send(Job::AnswerQueries).is_ok();
-        }
-        queue.assert_invariants();
-    }
-
     /// Creates an instance in the initial state of the log's initial component.
     pub(super) fn fresh(&self, role: &'static str) -> Result<Instance, Broken> {
         self.initial.instance(role, self.engine.limits().cluster, &self.status.stop)
-    }
-
-    /// Returns the reason why this component does not replace `old` at this entry, as far as it is
-    /// known without an attempt.
-    pub(super) fn not_activated(
-        &self,
-        index: u64,
-        old: &Component,
-        component: &Component,
-    ) -> Option<NotActivated> {
-        let refused = || component.refuses(old.state_version()).map(NotActivated::Refused);
-        refused().or_else(|| self.entry_source.trapped(index).map(NotActivated::Recorded))
     }
 
     /// Runs [`migration`](crate::migration::migration) within this worker.
@@ -153,8 +111,8 @@ impl Shared {
         old_component: &Component,
         component: &Component,
         role: &'static str,
-    ) -> Result<Instance, NotCarried> {
-        self.check_engine(component).map_err(NotCarried::Fatal)?;
+    ) -> Result<Instance, NotMigrated> {
+        self.check_engine(component)?;
         migration(old, old_component.state_version(), component, role, &self.status.stop)
     }
 
@@ -180,29 +138,27 @@ impl Shared {
         &self,
         roles: [&'static str; COUNT],
         saved: SavedState,
-    ) -> Result<([Instance; COUNT], Clock), Restore> {
+    ) -> Result<([Instance; COUNT], Clock), Ended> {
         self.restored_unless(roles, saved, &Arc::default())
     }
 
-    /// Does the same until `cancelled` is set; then it returns [`Restore::Stopped`].
+    /// Does the same until `cancelled` is set; then it returns [`Ended::Stopped`].
     pub(super) fn restored_unless<const COUNT: usize>(
         &self,
         roles: [&'static str; COUNT],
         saved: SavedState,
         cancelled: &Arc<AtomicBool>,
-    ) -> Result<([Instance; COUNT], Clock), Restore> {
+    ) -> Result<([Instance; COUNT], Clock), Ended> {
         let SavedState { component, index, time_ms, limits, state_version, chunks, .. } = saved;
         let what = format!("the state at index {index} cannot be restored");
-        self.check_engine(&component).map_err(Restore::Fatal)?;
+        self.check_engine(&component)?;
         if let Some(why) = component.refuses(state_version) {
-            return Err(Restore::Fatal(FatalError::new(format!(
+            return Err(FatalError::new(format!(
                 "{what}: {why}: start the node with the component that saved it"
-            ))));
+            ))
+            .into());
         }
-        let broken = |broken: Broken| match broken {
-            Broken::Interrupted => Restore::Stopped,
-            other => Restore::Fatal(other.into_fatal(&what)),
-        };
+        let broken = |broken: Broken| broken.ended(&what);
         let mut restoring = Vec::with_capacity(COUNT);
         for role in roles {
             let (stop, cancelled) = (Arc::clone(&self.status.stop), Arc::clone(cancelled));
@@ -215,9 +171,9 @@ impl Shared {
         let stopped = || self.status.stopping() || cancelled.load(Ordering::Relaxed);
         for chunk in chunks {
             if stopped() {
-                return Err(Restore::Stopped);
+                return Err(Ended::Stopped);
             }
-            let chunk = chunk.map_err(|error| Restore::EntrySource(error, what.clone()))?;
+            let chunk = chunk.map_err(|error| FatalError::caused_by(&what, error))?;
             for restoring in &mut restoring {
                 restoring.write(&chunk).map_err(broken)?;
             }
@@ -225,42 +181,27 @@ impl Shared {
         let mut instances = Vec::with_capacity(COUNT);
         for restoring in restoring {
             if stopped() {
-                return Err(Restore::Stopped);
+                return Err(Ended::Stopped);
             }
             instances.push(restoring.finish().map_err(broken)?);
         }
         let clock = Clock::new(self.key, index, time_ms);
         match instances.try_into() {
             Ok(instances) => Ok((instances, clock)),
-            Err(_) => Err(Restore::Fatal(FatalError::new(
+            Err(_) => Err(FatalError::new(
                 "the number of restored instances differs from the number of roles",
-            ))),
+            )
+            .into()),
         }
     }
 }
 
-/// The reasons why a state was not restored.
-pub(super) enum Restore {
-    Stopped,
-    Fatal(FatalError),
-    /// The saved bytes could not be read. The second field names the operation.
-    EntrySource(EntrySourceError, String),
-}
-
-/// The reasons why a component is not activated at an entry.
-pub(super) enum NotActivated {
-    /// The component does not restore the state's version.
-    Refused(String),
-    /// An earlier attempt failed.
-    Recorded(Trap),
-}
-
-impl Restore {
-    pub(super) fn into_fatal(self) -> FatalError {
-        match self {
-            Self::Stopped => FatalError::new("the state machine is shutting down"),
-            Self::Fatal(fatal_error) => fatal_error,
-            Self::EntrySource(error, what) => FatalError::new(format!("{what}: {error}")),
-        }
+/// Records the wake-up time. Each reply replaces the pending wake-up time; failures and traps leave it
+/// unchanged.
+pub(super) fn note_wake_up(wake_at: &watch::Sender<Option<u64>>, outcome: &Outcome) {
+    if let Outcome::Reply(reply) = outcome {
+        wake_at.send_if_modified(|wake_at| {
+            std::mem::replace(wake_at, reply.wake_at_ms) != reply.wake_at_ms
+        });
     }
 }

@@ -5,10 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use crate::{
-    error::{FatalError, SnapshotError},
-    trap::Broken,
-};
+use crate::error::{Ended, FatalError, SnapshotError};
 
 /// The status that the handle, the threads and the watchers of a worker share.
 #[derive(Default)]
@@ -16,18 +13,6 @@ pub(super) struct Status {
     /// Set when the worker stops. It also ends running calls.
     pub(super) stop: Arc<AtomicBool>,
     fatal_error: OnceLock<FatalError>,
-}
-
-/// The reasons why a thread of the worker ends.
-pub(super) enum End {
-    Stopped,
-    Fatal(FatalError),
-}
-
-impl From<FatalError> for End {
-    fn from(fatal_error: FatalError) -> Self {
-        Self::Fatal(fatal_error)
-    }
 }
 
 impl Status {
@@ -45,30 +30,20 @@ impl Status {
     }
 
     /// Returns the reason why a thread has to end, if there is one.
-    pub(super) fn check(&self) -> Result<(), End> {
+    pub(super) fn check(&self) -> Result<(), Ended> {
         if self.stopping() {
-            return Err(End::Stopped);
+            return Err(Ended::Stopped);
         }
-        self.fatal_error().map_or(Ok(()), |fatal_error| Err(End::Fatal(fatal_error.clone())))
+        self.fatal_error().map_or(Ok(()), |fatal_error| Err(Ended::Fatal(fatal_error.clone())))
     }
 
     /// Returns the reason why the worker accepts nothing more.
     pub(super) fn end(&self) -> FatalError {
-        self.fatal_error()
-            .cloned()
-            .unwrap_or_else(|| FatalError::new("the state machine is shutting down"))
+        self.fatal_error().cloned().unwrap_or_else(|| Ended::Stopped.into())
     }
 
     pub(super) fn snapshot_end(&self) -> SnapshotError {
         self.fatal_error()
             .map_or(SnapshotError::Stopped, |fatal_error| SnapshotError::Fatal(fatal_error.clone()))
-    }
-}
-
-/// Converts the reason why an instance gave no answer, where a trap is not an outcome.
-pub(super) fn end_of(broken: Broken, what: &str) -> End {
-    match broken {
-        Broken::Interrupted => End::Stopped,
-        other => End::Fatal(other.into_fatal(what)),
     }
 }

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
-    inbox::{Captured, Chunk, ReadRequest},
+    requests::{Captured, Chunk, ReadRequest},
     shared::Shared,
 };
 use crate::{component::Component, entry_context::EntryContext, error::SnapshotError};
@@ -52,8 +52,7 @@ impl StateStream {
     /// Returns the next piece, of at most 1 MiB, or `None` at the end. After an error the snapshot
     /// is lost, and the stream ends.
     pub async fn next(&mut self) -> Option<Result<Bytes, SnapshotError>> {
-        let asked = self.ask()?;
-        let answer = match asked {
+        let answer = match self.request()? {
             Ok(receiver) => {
                 receiver.await.unwrap_or_else(|_| Err(self.shared.status.snapshot_end()))
             }
@@ -64,8 +63,7 @@ impl StateStream {
 
     /// Does the same as [`StateStream::next`], but blocks the thread.
     pub fn next_blocking(&mut self) -> Option<Result<Bytes, SnapshotError>> {
-        let asked = self.ask()?;
-        let answer = match asked {
+        let answer = match self.request()? {
             Ok(receiver) => {
                 receiver.blocking_recv().unwrap_or_else(|_| Err(self.shared.status.snapshot_end()))
             }
@@ -74,19 +72,15 @@ impl StateStream {
         self.give(answer)
     }
 
-    fn ask(&self) -> Option<Result<oneshot::Receiver<Chunk>, SnapshotError>> {
+    /// Requests the next piece.
+    fn request(&self) -> Option<Result<oneshot::Receiver<Chunk>, SnapshotError>> {
         if self.ended {
             return None;
         }
         let (reply, receiver) = oneshot::channel();
-        let mut queue = self.shared.inbox.lock();
-        if queue.ended {
-            return Some(Err(self.shared.status.snapshot_end()));
-        }
-        queue.reads.push_back(ReadRequest { stream: self.number, reply });
-        self.shared.inbox.wake_standby(&mut queue);
-        queue.assert_invariants();
-        Some(Ok(receiver))
+        let request = ReadRequest { stream: self.number, reply };
+        let requested = self.shared.inbox.with(|queue| queue.request_read(request));
+        Some(requested.map(|()| receiver).map_err(|_| self.shared.status.snapshot_end()))
     }
 
     fn give(&mut self, answer: Chunk) -> Option<Result<Bytes, SnapshotError>> {
@@ -98,9 +92,7 @@ impl StateStream {
 impl Drop for StateStream {
     fn drop(&mut self) {
         if !self.ended {
-            let mut queue = self.shared.inbox.lock();
-            queue.closed.push(self.number);
-            self.shared.inbox.wake_standby(&mut queue);
+            self.shared.inbox.with(|queue| queue.close_stream(self.number));
         }
     }
 }

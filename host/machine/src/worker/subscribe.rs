@@ -1,15 +1,13 @@
 //! The beginning of a subscription: the standby answers, and the events that follow join its answer
 //! without a gap.
 
-use std::sync::Arc;
-
 use bytes::Bytes;
 use tokio::sync::oneshot;
 
 use super::{
     Worker,
     events::Watcher,
-    inbox::{Ask, Begun, Question},
+    requests::{Ask, Begun, Question},
 };
 use crate::error::QueryError;
 use conclave_types::{Call, Failure};
@@ -52,7 +50,7 @@ impl Worker {
         let (reply, begun) = oneshot::channel();
         let index_min = index_min.max(resume.unwrap_or(0));
         let ask = Ask::Subscribe { resume, reply };
-        self.push(Question { call, index_min, ask })?;
+        self.ask(Question { call, index_min, ask })?;
         let Begun { index, result } = begun
             .await
             .unwrap_or_else(|_| Err(QueryError::stopped(shared.status.fatal_error())))?;
@@ -61,37 +59,5 @@ impl Worker {
             Subscribing { initial, events }
         });
         Ok(Subscribed { index, result })
-    }
-
-    /// Queues a question for the standby.
-    pub(super) fn push(&self, question: Question) -> Result<(), QueryError> {
-        let shared = Arc::clone(&self.0.shared);
-        let mut queue = shared.inbox.lock();
-        if queue.ended || shared.status.check().is_err() {
-            return Err(QueryError::stopped(shared.status.fatal_error()));
-        }
-        let waiting_max = shared.engine.limits().queries_waiting_max;
-        if queue.ready.len() + queue.waiting.len() >= waiting_max {
-            queue.waiting.retain(|question| !question.ask.is_closed());
-            if queue.ready.len() + queue.waiting.len() >= waiting_max {
-                return Err(QueryError::Busy);
-            }
-        }
-        if question.index_min <= queue.serving {
-            queue.ready.push_back(question);
-            if queue.primary_answers {
-                shared.ask_primary(&mut queue);
-            } else {
-                shared.inbox.wake_standby(&mut queue);
-            }
-        } else {
-            queue.waiting.push(question);
-            // The entries that the question waits for may be queued while the standby naps.
-            if !queue.finished.is_empty() {
-                shared.inbox.wake_standby(&mut queue);
-            }
-        }
-        queue.assert_invariants();
-        Ok(())
     }
 }

@@ -139,14 +139,14 @@ async fn queries_are_answered_by_the_component_of_their_index() {
     let mut node = Node::start_with(ONE.clone());
     let mut at_index = BTreeMap::from([(0, (0, 1))]);
     let (mut number, mut step) = (0, 1);
-    let mut asked = Vec::new();
+    let mut queries = Vec::new();
     for round in 0..40 {
         for _ in 0..50 {
             drop(node.push(count()).await);
             number += step;
             at_index.insert(node.index, (number, step));
             let (worker, index_min) = (node.worker.clone(), node.index);
-            asked.push(tokio::spawn(async move {
+            queries.push(tokio::spawn(async move {
                 (index_min, worker.query(count(), index_min).await.unwrap())
             }));
         }
@@ -158,8 +158,8 @@ async fn queries_are_answered_by_the_component_of_their_index() {
         let (index, number, step) = seen_at(&node, 0).await;
         assert_eq!(at_index[&index], (number, step));
     }
-    for asked in asked {
-        let (index_min, answered) = asked.await.unwrap();
+    for query in queries {
+        let (index_min, answered) = query.await.unwrap();
         let words = answered.result.unwrap();
         let word = |at: usize| i64::from_le_bytes(words[at..at + 8].try_into().unwrap());
         assert!(answered.index >= index_min);
@@ -224,13 +224,13 @@ async fn a_reader_is_rebuilt_across_activations() {
 async fn a_snapshot_under_way_does_not_survive_and_the_next_one_is_the_new_components() {
     let mut node = at_three().await;
     let stream = node.worker.snapshot(node.index).await.unwrap();
-    let asked = node.worker.snapshot(node.index);
+    let snapshot = node.worker.snapshot(node.index);
     assert!(is_activated(&node.activate(&HUNDRED).await));
     assert_eq!(seen(&node).await, (3, 100));
     assert_eq!(stream.component(), &*ONE);
     assert_eq!(read(stream).await.unwrap_err(), SnapshotError::Lost);
     // A snapshot requested earlier either has the earlier index or is lost.
-    match read(asked.await.unwrap()).await {
+    match read(snapshot.await.unwrap()).await {
         Ok(saved) => assert_eq!((saved.component, saved.index), (ONE.clone(), 3)),
         Err(error) => assert_eq!(error, SnapshotError::Lost),
     }

@@ -207,7 +207,7 @@ fn many_small_events_are_transferred_up_to_the_limit() {
             other => panic!("{other:?}"),
         }
         match apply(largest + 1) {
-            Err(conclave_machine::Broke::Trap(trap)) => {
+            Err(conclave_machine::Broken::Trap(trap)) => {
                 assert_eq!(trap.kind, TrapKind::BadAnswer);
                 assert!(
                     trap.message.contains("the events count 8388672 bytes"),

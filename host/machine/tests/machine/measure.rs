@@ -266,7 +266,7 @@ async fn measure_key_values_in_memory() {
         for ttl_ms in [0, 1 << 40] {
             let mut node = Node::start_with(component.clone());
             let empty = node.worker.stats().primary_memory_bytes;
-            let mut told = Vec::new();
+            let mut growth = Vec::new();
             for round in 0..3 {
                 let mut held = 0;
                 for key in 0..keys {
@@ -279,10 +279,10 @@ async fn measure_key_values_in_memory() {
                 }
                 node.until("the primary", |node| node.worker.applied() == node.index).await;
                 let memory = node.worker.stats().primary_memory_bytes - empty;
-                told.push((memory as f64 - held as f64) / keys as f64);
+                growth.push((memory as f64 - held as f64) / keys as f64);
             }
             eprintln!(
-                "values of {value_bytes} bytes, ttl {ttl_ms}: {told:.0?} bytes per key in addition"
+                "values of {value_bytes} bytes, ttl {ttl_ms}: {growth:.0?} bytes per key in addition"
             );
         }
     }

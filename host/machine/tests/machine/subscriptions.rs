@@ -245,7 +245,7 @@ async fn quiet_watcher_misses_nothing_while_events_of_others_are_dropped() {
     }
     let index = node.index;
     timeout(Duration::from_secs(60), async {
-        while quiet.place().unwrap() != Some(index) {
+        while quiet.position().unwrap() != Some(index) {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     })

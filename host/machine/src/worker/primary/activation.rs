@@ -10,10 +10,10 @@ use crate::{
     clock::Clock,
     component::Component,
     entry_context::EntryContext,
-    error::FatalError,
+    error::{Broken, Ended, FatalError},
     instance::{FAILURE_BYTES_MAX, Instance},
-    migration::NotCarried,
-    worker::{inbox::Step, shared::NotActivated, status::End},
+    migration::NotMigrated,
+    worker::requests::Step,
 };
 use conclave_types::{Code, Failure, Outcome, Reply};
 
@@ -24,7 +24,7 @@ impl Primary {
         before: &Clock,
         context: EntryContext,
         component: Component,
-    ) -> Result<(Step, Outcome), End> {
+    ) -> Result<(Step, Outcome), Ended> {
         // Lets the standby catch up during the migration.
         self.hand_over()?;
         let started = Instant::now();
@@ -63,21 +63,20 @@ impl Primary {
         before: &Clock,
         index: u64,
         component: &Component,
-    ) -> Result<Result<Instance, String>, End> {
-        match self.shared.not_activated(index, &self.component, component) {
-            None => {}
-            Some(NotActivated::Refused(why)) => return Ok(Err(why)),
-            Some(NotActivated::Recorded(trap)) => {
-                self.shared.counters.traps_replayed.fetch_add(1, Ordering::Relaxed);
-                return Ok(Err(trap.message));
-            }
+    ) -> Result<Result<Instance, String>, Ended> {
+        if let Some(why) = component.refuses(self.component.state_version()) {
+            return Ok(Err(why));
+        }
+        if let Some(trap) = self.shared.entry_source.trapped(index) {
+            self.shared.counters.traps_replayed.fetch_add(1, Ordering::Relaxed);
+            return Ok(Err(trap.message));
         }
         let Some(instance) = &mut self.instance else {
             return Err(FatalError::new("the primary has no instance").into());
         };
         match self.shared.migration(instance, &self.component, component, "primary") {
             Ok(instance) => Ok(Ok(instance)),
-            Err(NotCarried::Refused { trap, old_broke }) => {
+            Err(NotMigrated::Refused { trap, old_broke }) => {
                 if old_broke {
                     self.roll_back(before, index, &trap)?;
                 } else {
@@ -85,11 +84,10 @@ impl Primary {
                 }
                 Ok(Err(trap.message))
             }
-            Err(NotCarried::Interrupted) => Err(End::Stopped),
-            Err(NotCarried::Fatal(fatal_error)) => Err(FatalError::new(format!(
-                "activating {component:?} at entry {index}: {fatal_error}"
-            ))
-            .into()),
+            Err(NotMigrated::Ended(ended)) => {
+                Err(Broken::Ended(ended)
+                    .ended(&format!("activating {component:?} at entry {index}")))
+            }
         }
     }
 }

@@ -4,36 +4,38 @@ use std::sync::atomic::Ordering;
 
 use super::Primary;
 use crate::{
-    error::QueryError,
-    trap::Broken,
+    error::{Broken, Ended, QueryError},
     worker::{
         Answered,
-        inbox::{Ask, Question},
-        status::End,
+        queue::PrimaryTurn,
+        requests::{Ask, Question},
     },
 };
+use conclave_types::Call;
 
 /// The maximum number of queries in one turn, during which all entries wait.
 const TURN_COUNT: usize = 64;
 /// The fuel after which the turn of queries ends: some ten milliseconds, plus one query.
 const TURN_FUEL: u64 = 15_000_000;
 
+/// The state of the waiting queries after a turn of the primary. If some are left, its thread must not
+/// block on the next job.
+pub(super) enum Queries {
+    Done,
+    Left,
+}
+
 impl Primary {
-    /// Answers some queries, if there is no standby. Returns whether more are waiting.
-    pub(super) fn answer_queries(&mut self) -> Result<bool, End> {
-        if self.shared.absence.is_over() {
-            return Ok(false);
-        }
+    /// Answers some queries, if there is no standby.
+    pub(super) fn answer_queries(&mut self) -> Result<Queries, Ended> {
         let absence = &self.shared.absence;
-        let (mut questions, mut more) = {
-            let mut queue = self.shared.inbox.lock();
-            queue.primary_asked = false;
-            if !queue.primary_answers || queue.promotion.is_some() {
-                return Ok(false);
-            }
-            queue.serve(self.clock.index());
-            queue.take_queries(TURN_COUNT, |call| !absence.has_trapped(&call.method))
-        };
+        if absence.is_over() {
+            return Ok(Queries::Done);
+        }
+        let allowed = |call: &Call| !absence.has_trapped(&call.method);
+        let applied = self.clock.index();
+        let turn = self.shared.inbox.with(|queue| queue.primary_turn(applied, TURN_COUNT, allowed));
+        let PrimaryTurn::Answer { mut questions, more } = turn else { return Ok(Queries::Done) };
         let mut fuel = 0;
         while fuel < TURN_FUEL
             && let Some(question) = questions.pop_front()
@@ -41,24 +43,15 @@ impl Primary {
             fuel += self.answer_query(question)?;
         }
         if !questions.is_empty() {
-            more = true;
-            let mut queue = self.shared.inbox.lock();
-            if queue.ended {
-                // Nothing would take them from the queue any more. Dropping them fails them.
-                return Err(self.ended());
-            }
-            while let Some(question) = questions.pop_back() {
-                queue.ready.push_front(question);
-            }
-            queue.assert_invariants();
-            // Wakes the standby, if one exists by now, to answer them.
-            self.shared.inbox.wake_standby(&mut queue);
+            // If the standby has ended, nothing takes them from the queue. Dropping them fails them.
+            let put_back = self.shared.inbox.with(|queue| queue.put_back(questions));
+            return put_back.map(|()| Queries::Left).map_err(|_| self.ended());
         }
-        Ok(more)
+        Ok(if more { Queries::Left } else { Queries::Done })
     }
 
     /// Answers one query and returns the fuel that it used.
-    fn answer_query(&mut self, question: Question) -> Result<u64, End> {
+    fn answer_query(&mut self, question: Question) -> Result<u64, Ended> {
         let Question { call, ask: Ask::Query(reply), .. } = question else { return Ok(0) };
         let Some(instance) = &mut self.instance else { return Ok(0) };
         if reply.is_closed() {
@@ -83,10 +76,7 @@ impl Primary {
                 let _ = reply.send(Err(QueryError::Trap(trap)));
                 self.promote(now.index)?;
             }
-            Err(Broken::Interrupted) => return Err(End::Stopped),
-            Err(broken @ Broken::Fatal(_)) => {
-                return Err(broken.into_fatal("answering a query on the primary").into());
-            }
+            Err(broken) => return Err(broken.ended("answering a query on the primary")),
         }
         Ok(fuel)
     }

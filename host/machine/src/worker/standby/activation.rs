@@ -3,13 +3,17 @@
 use std::sync::atomic::Ordering;
 
 use super::Standby;
-use crate::{component::Component, error::FatalError, migration::NotCarried, worker::status::End};
+use crate::{
+    component::Component,
+    error::{Broken, Ended},
+    migration::NotMigrated,
+};
 use conclave_types::TrapKind;
 
 impl Standby {
     /// Changes to the component that entry `index` activated. Queries and snapshots wait during the
     /// state migration. Snapshots in progress are lost with the old instance.
-    pub(super) fn activate(&mut self, index: u64, component: Component) -> Result<(), End> {
+    pub(super) fn activate(&mut self, index: u64, component: Component) -> Result<(), Ended> {
         let beside_snapshots = !self.streams.is_empty();
         self.close_all()?;
         let Some(instance) = &mut self.instance else {
@@ -26,7 +30,7 @@ impl Standby {
             }
             // Snapshots have used memory of this instance, but not of the primary's. The next
             // standby starts without snapshots.
-            Err(NotCarried::Refused { trap, old_broke: true })
+            Err(NotMigrated::Refused { trap, old_broke: true })
                 if beside_snapshots
                     && matches!(trap.kind, TrapKind::MemoryExhausted | TrapKind::FuelExhausted) =>
             {
@@ -35,18 +39,15 @@ impl Standby {
                     message = trap.message,
                     "the activation of another component exhausted the standby; a new standby is built"
                 );
-                self.instance = None;
+                self.lose_instance();
                 Ok(())
             }
-            Err(NotCarried::Refused { trap, .. }) => {
+            Err(NotMigrated::Refused { trap, .. }) => {
                 let how = format!("did not activate {component:?} ({})", trap.message);
                 Err(self.diverged(index, &how).into())
             }
-            Err(NotCarried::Interrupted) => Err(End::Stopped),
-            Err(NotCarried::Fatal(fatal_error)) => Err(FatalError::new(format!(
-                "activating {component:?} at entry {index} on the standby: {fatal_error}"
-            ))
-            .into()),
+            Err(NotMigrated::Ended(ended)) => Err(Broken::Ended(ended)
+                .ended(&format!("activating {component:?} at entry {index} on the standby"))),
         }
     }
 }

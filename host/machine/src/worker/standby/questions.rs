@@ -10,14 +10,12 @@ use bytes::Bytes;
 use super::Standby;
 use crate::{
     entry_context::EntryContext,
-    error::QueryError,
+    error::{Broken, Ended, QueryError},
     instance::Subscription,
-    trap::Broken,
     worker::{
         Answered,
         events::Watcher,
-        inbox::{Ask, Begun, Question},
-        status::{End, end_of},
+        requests::{Ask, Begun, Question},
     },
 };
 use conclave_types::Failure;
@@ -29,7 +27,7 @@ const TURN_FUEL: u64 = 50_000_000;
 impl Standby {
     /// Answers queries in order, until they have used their share of the turn or the instance is
     /// lost. Puts the rest back into the queue.
-    pub(super) fn answer_some(&mut self, mut questions: VecDeque<Question>) -> Result<(), End> {
+    pub(super) fn answer_some(&mut self, mut questions: VecDeque<Question>) -> Result<(), Ended> {
         let mut fuel = 0;
         while fuel < TURN_FUEL
             && self.instance.is_some()
@@ -38,17 +36,14 @@ impl Standby {
             fuel += self.answer(question)?;
         }
         if !questions.is_empty() {
-            let mut queue = self.shared.inbox.lock();
-            while let Some(question) = questions.pop_back() {
-                queue.ready.push_front(question);
-            }
-            queue.assert_invariants();
+            // The queue ends only with this thread.
+            let _ = self.shared.inbox.with(|queue| queue.put_back(questions));
         }
         Ok(())
     }
 
     /// Answers one query and returns the fuel that it used.
-    fn answer(&mut self, question: Question) -> Result<u64, End> {
+    fn answer(&mut self, question: Question) -> Result<u64, Ended> {
         let Some(instance) = &mut self.instance else { return Ok(0) };
         if question.ask.is_closed() {
             return Ok(0);
@@ -78,10 +73,10 @@ impl Standby {
                 );
                 self.shared.counters.query_traps.fetch_add(1, Ordering::Relaxed);
                 self.shared.absence.note_trapped(&call.method);
-                self.instance = None;
+                self.lose_instance();
                 ask.fail(QueryError::Trap(trap));
             }
-            (Err(broken), _) => return Err(end_of(broken, "answering a query")),
+            (Err(broken), _) => return Err(broken.ended("answering a query")),
         }
         Ok(fuel)
     }
@@ -97,11 +92,11 @@ impl Standby {
         let result = match result {
             Ok(subscription) => {
                 let (from, to) = (subscription.from_topic.clone(), subscription.to_topic.clone());
-                let place = resume.unwrap_or(now.index);
+                let position = resume.unwrap_or(now.index);
                 let events = Watcher::new(
                     Arc::clone(&self.shared.events),
                     Arc::clone(&self.shared.status),
-                    place,
+                    position,
                     from,
                     to,
                 )?;

@@ -6,13 +6,12 @@ use bytes::Bytes;
 
 use super::{OpenStream, Standby};
 use crate::{
-    error::SnapshotError,
+    error::{Broken, Ended, SnapshotError},
     instance::Instance,
     migration::too_large,
-    trap::Broken,
     worker::{
-        inbox::{Captured, Chunk, ReadRequest, SnapshotRequest},
-        status::{End, end_of},
+        queue::Requests,
+        requests::{Captured, Chunk, ReadRequest, SnapshotRequest},
     },
 };
 
@@ -22,7 +21,7 @@ const STREAMS_MAX: usize = 4;
 
 impl Standby {
     /// Captures the state, which is read while entries continue.
-    pub(super) fn begin_snapshot(&mut self, request: SnapshotRequest) -> Result<(), End> {
+    fn begin_snapshot(&mut self, request: SnapshotRequest) -> Result<(), Ended> {
         let now = self.clock.now();
         let answer = if request.index < now.index {
             Err(SnapshotError::Passed { index: request.index, applied: now.index })
@@ -30,7 +29,7 @@ impl Standby {
             Err(SnapshotError::Busy)
         } else {
             self.shared.counters.snapshots.fetch_add(1, Ordering::Relaxed);
-            self.on_instance("taking a snapshot", Instance::snapshot)?.map(|snapshot| {
+            self.on_instance("taking a snapshot", |instance| instance.snapshot())?.map(|snapshot| {
                 let stream = self.next_stream;
                 self.next_stream += 1;
                 self.streams.insert(stream, OpenStream { snapshot, bytes: 0 });
@@ -44,8 +43,23 @@ impl Standby {
         }
     }
 
+    /// Releases snapshots and begins others. Returns the request for a piece, which comes last in a turn.
+    pub(super) fn begin_requests(
+        &mut self,
+        requests: Requests,
+    ) -> Result<Option<ReadRequest>, Ended> {
+        for stream in requests.closed {
+            self.close(stream)?;
+        }
+        for request in requests.snapshots {
+            self.begin_snapshot(request)?;
+        }
+        Ok(requests.read)
+    }
+
     /// Returns the next piece of a snapshot.
-    pub(super) fn read(&mut self, request: ReadRequest) -> Result<(), End> {
+    pub(super) fn read(&mut self, request: Option<ReadRequest>) -> Result<(), Ended> {
+        let Some(request) = request else { return Ok(()) };
         let chunk: Chunk = match self.streams.get(&request.stream).copied() {
             None => Err(SnapshotError::Lost),
             Some(OpenStream { snapshot, .. }) => {
@@ -75,7 +89,7 @@ impl Standby {
     }
 
     /// Releases all snapshots.
-    pub(super) fn close_all(&mut self) -> Result<(), End> {
+    pub(super) fn close_all(&mut self) -> Result<(), Ended> {
         for stream in self.streams.keys().copied().collect::<Vec<_>>() {
             self.close(stream)?;
         }
@@ -83,7 +97,7 @@ impl Standby {
     }
 
     /// Releases a snapshot.
-    pub(super) fn close(&mut self, stream: u64) -> Result<(), End> {
+    fn close(&mut self, stream: u64) -> Result<(), Ended> {
         if let Some(OpenStream { snapshot, .. }) = self.streams.remove(&stream) {
             let dropped = self.on_instance("releasing an open snapshot", |instance| {
                 instance.snapshot_drop(snapshot)
@@ -100,16 +114,15 @@ impl Standby {
         &mut self,
         what: &str,
         call: impl FnOnce(&mut Instance) -> Result<R, Broken>,
-    ) -> Result<Result<R, SnapshotError>, End> {
+    ) -> Result<Result<R, SnapshotError>, Ended> {
         let Some(instance) = &mut self.instance else { return Ok(Err(SnapshotError::Lost)) };
         match call(instance) {
             Ok(result) => Ok(Ok(result)),
             Err(Broken::Trap(trap)) => {
-                self.instance = None;
-                self.streams.clear();
+                self.lose_instance();
                 Ok(Err(SnapshotError::Trap(trap)))
             }
-            Err(broken) => Err(end_of(broken, what)),
+            Err(broken) => Err(broken.ended(what)),
         }
     }
 }
