@@ -11,9 +11,9 @@ use crate::{
     options::CallOptions,
     proto::cluster::{
         ActivateComponentRequest, ActivateComponentResponse, Component, DiffComponentRequest,
-        DiffComponentResponse, ListComponentsRequest, ListComponentsResponse, PushComponentRequest,
-        PushComponentResponse, RehearseComponentRequest, RehearseComponentResponse,
-        RollbackComponentRequest,
+        DiffComponentResponse, ListComponentsRequest, ListComponentsResponse, PullComponentRequest,
+        PullComponentResponse, PushComponentRequest, PushComponentResponse,
+        RehearseComponentRequest, RehearseComponentResponse, RollbackComponentRequest,
     },
 };
 
@@ -78,6 +78,31 @@ impl Client {
             }
             progress(next as u64);
             at = next;
+        }
+    }
+
+    /// Returns the bytes of a component and its id, a SHA-256. `component` is the id or a prefix of
+    /// it. The caller should check the hash. `progress` receives the number of bytes received, and
+    /// the total.
+    pub async fn pull_component(
+        &self,
+        component: &str,
+        mut progress: impl FnMut(u64, u64),
+    ) -> Result<(Vec<u8>, Vec<u8>), Error> {
+        let mut bytes = Vec::new();
+        let mut request = PullComponentRequest { component: component.to_owned(), at: 0 };
+        loop {
+            let part: PullComponentResponse = self
+                .call("conclave.cluster.v1.Cluster/PullComponent", &request, &CallOptions::read())
+                .await?;
+            bytes.extend_from_slice(&part.bytes);
+            progress(bytes.len() as u64, part.total_bytes);
+            if bytes.len() as u64 >= part.total_bytes || part.bytes.is_empty() {
+                return Ok((part.component, bytes));
+            }
+            // Another component may get the same prefix meanwhile.
+            let id = part.component.iter().map(|byte| format!("{byte:02x}"));
+            request = PullComponentRequest { component: id.collect(), at: bytes.len() as u64 };
         }
     }
 

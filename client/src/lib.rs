@@ -38,6 +38,7 @@
 //! There is no TLS and no exactly-once session yet. A [`Subscription`] is one stream from one node
 //! and ends with it; [`Kv::watch`] continues at another node.
 
+mod backup;
 mod builder;
 mod catalog;
 mod client;
@@ -58,6 +59,7 @@ mod retry;
 mod subscription;
 mod watch;
 
+pub use backup::{BackupData, BackupStream};
 pub use builder::Builder;
 pub use catalog::{Method, MethodKind};
 pub use client::{Answer, Client};

@@ -10,7 +10,11 @@ use prost_build::Config;
 
 const CLIENT: [&str; 2] =
     ["conclave/machine/v1/machine.proto", "conclave/cluster/v1/cluster.proto"];
-const PEER: [&str; 2] = ["conclave/raft/v1/entry.proto", "conclave/raft/v1/raft.proto"];
+const PEER: [&str; 3] = [
+    "conclave/raft/v1/entry.proto",
+    "conclave/raft/v1/raft.proto",
+    "conclave/backup/v1/backup.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     let out = PathBuf::from(env::var("OUT_DIR")?);

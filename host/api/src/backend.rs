@@ -5,10 +5,14 @@ use std::{future::Future, sync::Arc};
 
 use bytes::Bytes;
 use futures::future::BoxFuture;
-use tokio::{sync::watch, time::Instant};
+use tokio::{
+    sync::{mpsc, watch},
+    time::Instant,
+};
 
 use conclave_types::{
     Call, Caller, ComponentId, Failure, Receipt,
+    backup::{BackupPiece, WrappingKey},
     components::{Activated, ComponentPart, ComponentStatus, Difference, Permissions, Pushed},
     error::Error,
     limits::LimitsChange,
@@ -61,6 +65,14 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
     /// Takes a snapshot now. Returns the index that it includes.
     fn snapshot_now(&self) -> impl Future<Output = Result<u64, Error>> + Send;
 
+    /// Begins a backup that covers every command acknowledged before the call. Without a key, the
+    /// node's own key protects it. Dropping the file stops it.
+    fn back_up(
+        &self,
+        key: Option<WrappingKey>,
+        deadline: Instant,
+    ) -> impl Future<Output = Result<BackupFile, Error>> + Send;
+
     /// Has every voter hash its state after the same entry. Returns shortly before the deadline,
     /// even if voters have not responded.
     fn verify(&self, deadline: Instant)
@@ -98,6 +110,14 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
 
     /// Counters and gauges of the layers below, for the metrics page. Called once per scrape.
     fn metrics(&self) -> Vec<Metric>;
+}
+
+/// A backup that is being made, as fast as it is read.
+pub struct BackupFile {
+    /// The last log index that it covers.
+    pub index: u64,
+    /// The pieces. The last one is the end or an error.
+    pub pieces: mpsc::Receiver<Result<BackupPiece, Error>>,
 }
 
 /// The response to a subscription.
@@ -140,6 +160,9 @@ pub trait Upgrades: Send + Sync + 'static {
         piece: ComponentPart,
         deadline: Instant,
     ) -> impl Future<Output = Result<Pushed, Error>> + Send;
+
+    /// The bytes of a component of the cluster.
+    fn component_bytes(&self, component: ComponentId) -> Result<Bytes, Error>;
 
     /// The components of the cluster, with the readiness of the voters for each.
     fn list_components(&self) -> impl Future<Output = Vec<ComponentStatus>> + Send;

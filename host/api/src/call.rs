@@ -27,6 +27,7 @@ use tower::Service;
 use super::{
     Backend, MethodKind, Shared,
     answer::{Answer, Bounded},
+    backup,
     budget::Reserved,
     components,
     connection::{Connection, connection},
@@ -58,6 +59,9 @@ pub(super) async fn serve<B: Backend>(
     match method {
         Some(method) if method.target == Target::Machine(MethodKind::Subscription) => {
             Ok(subscription::serve(shared, &method, request).await)
+        }
+        Some(method) if method.target == Target::Backup => {
+            Ok(backup::serve(shared, &method, request).await)
         }
         Some(method) => Ok(unary(&shared, &method, request).await),
         None => elsewhere(&shared, request).await,
@@ -153,6 +157,7 @@ async fn call<B: Backend>(
         Target::Verify => generic::verify(shared, deadline).await,
         Target::SetTime => generic::set_time(shared, request, deadline).await,
         Target::SetLimits => generic::set_limits(shared, request, deadline).await,
+        Target::Backup => Err(Error::fatal("a stream was called as a unary method")),
         Target::Upgrade(verb) => components::serve(shared, verb, request, deadline).await,
     };
     Ok((served?, slot))

@@ -31,7 +31,7 @@ pub(super) async fn serve<B: Backend>(
     // An activation that was proposed may still take effect.
     let ran_out = || match verb {
         Verb::Activate | Verb::Rollback | Verb::Push => Error::deadline_outcome_unknown(),
-        Verb::List | Verb::Rehearse | Verb::Diff => Error::deadline(),
+        Verb::Pull | Verb::List | Verb::Rehearse | Verb::Diff => Error::deadline(),
     };
     timeout_at(deadline, served).await.map_err(|_| ran_out())?
 }
@@ -48,6 +48,11 @@ async fn answer<B: Backend>(
             let pushed = backend.push_component(piece(decode(request)?)?, deadline).await?;
             let component = pushed.component.map(component_to_wire);
             Ok(encode(&wire::PushComponentResponse { next_at: pushed.next_at, component }, None))
+        }
+        Verb::Pull => {
+            let wire::PullComponentRequest { component, at } = decode(request)?;
+            let id = backend.find_component(&component, deadline).await?;
+            Ok(encode(&pulled(id, &backend.component_bytes(id)?, at)?, None))
         }
         Verb::List => {
             let wire::ListComponentsRequest {} = decode(request)?;
@@ -99,6 +104,19 @@ fn piece(request: wire::PushComponentRequest) -> Result<ComponentPart, Error> {
         Error::invalid(format!("a component id is a SHA-256 of 32 bytes, not {}", component.len()))
     })?;
     Ok(ComponentPart { component: ComponentId(id), total_bytes, at, bytes, about: None })
+}
+
+/// Returns the part of a component from an offset on.
+fn pulled(id: ComponentId, bytes: &Bytes, at: u64) -> Result<wire::PullComponentResponse, Error> {
+    let from = usize::try_from(at).ok().filter(|at| *at <= bytes.len()).ok_or_else(|| {
+        Error::invalid(format!("component {id} has {} bytes, fewer than {at}", bytes.len()))
+    })?;
+    let end = bytes.len().min(from + PIECE_BYTES_MAX);
+    Ok(wire::PullComponentResponse {
+        component: id.0.to_vec().into(),
+        total_bytes: bytes.len() as u64,
+        bytes: bytes.slice(from..end),
+    })
 }
 
 fn activated_to_wire(activated: Activated) -> Served {

@@ -24,6 +24,7 @@
 mod admin;
 mod answer;
 mod backend;
+mod backup;
 mod budget;
 mod call;
 mod codec;
@@ -54,13 +55,16 @@ mod transfer;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use tokio::{net::TcpListener, sync::watch};
+use tokio::{
+    net::TcpListener,
+    sync::{Semaphore, watch},
+};
 use tonic_health::pb::health_server::HealthServer;
 
 pub use self::{
     admin::Admin,
     backend::{
-        Backend, Events, MachineInfo, MethodKind, MethodSpec, Metric, MetricKind, Subscribed,
+        Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Metric, MetricKind, Subscribed,
         Subscription, Upgrades,
     },
     listeners::bind,
@@ -103,6 +107,8 @@ pub struct Options {
     pub calls_in_flight_max: usize,
     /// Additional calls of the cluster service and of health, so that operators can reach a busy node.
     pub operator_calls_max: usize,
+    /// Maximum number of backups that are being sent. Each holds a few MiB, and keeps a snapshot file.
+    pub backups_max: usize,
     /// Maximum number of connections on the client port. Further connections are closed.
     pub connections_max: usize,
     /// Idle limit: a connection that begins no call for this time is closed once its calls have
@@ -133,6 +139,7 @@ impl Default for Options {
             large_answers_bytes_max: 256 * 1024 * 1024,
             calls_in_flight_max: 16 * 1024,
             operator_calls_max: 256,
+            backups_max: 2,
             connections_max: CONNECTIONS_MAX.default,
             connection_idle: Some(CONNECTION_IDLE.default),
             connection_age: None,
@@ -162,6 +169,8 @@ struct Shared<B> {
     operators: Budget,
     requests: Budget,
     answers: Budget,
+    /// The permits for backups that are being sent.
+    backups: Arc<Semaphore>,
     table: ArcSwap<Table>,
     reflection: ArcSwap<Reflection>,
     health: HealthServer<HealthService>,
@@ -239,6 +248,7 @@ impl<B: Backend> Api<B> {
             operators: Budget::new(options.operator_calls_max, metrics.in_flight[1].clone()),
             requests: Budget::new(options.large_requests_bytes_max, Arc::default()),
             answers: Budget::new(options.large_answers_bytes_max, Arc::default()),
+            backups: Arc::new(Semaphore::new(options.backups_max)),
             table: ArcSwap::from_pointee(table),
             reflection: ArcSwap::from_pointee(reflection),
             metrics,

@@ -27,7 +27,7 @@ pub(super) const HOST_SERVICES: [&str; 5] = [
     "grpc.reflection.v1alpha.ServerReflection",
 ];
 
-const HOST_METHODS: [(&str, Target); 14] = [
+const HOST_METHODS: [(&str, Target); 16] = [
     ("conclave.machine.v1.Machine/Apply", Target::Apply),
     ("conclave.machine.v1.Machine/Query", Target::Query),
     ("conclave.machine.v1.Machine/Describe", Target::Describe),
@@ -36,6 +36,8 @@ const HOST_METHODS: [(&str, Target); 14] = [
     ("conclave.cluster.v1.Cluster/Verify", Target::Verify),
     ("conclave.cluster.v1.Cluster/SetTime", Target::SetTime),
     ("conclave.cluster.v1.Cluster/SetLimits", Target::SetLimits),
+    ("conclave.cluster.v1.Cluster/CreateBackup", Target::Backup),
+    ("conclave.cluster.v1.Cluster/PullComponent", Target::Upgrade(Verb::Pull)),
     ("conclave.cluster.v1.Cluster/PushComponent", Target::Upgrade(Verb::Push)),
     ("conclave.cluster.v1.Cluster/ListComponents", Target::Upgrade(Verb::List)),
     ("conclave.cluster.v1.Cluster/RehearseComponent", Target::Upgrade(Verb::Rehearse)),
@@ -57,6 +59,8 @@ pub(super) enum Target {
     Verify,
     SetTime,
     SetLimits,
+    /// A stream of its own.
+    Backup,
     /// A step of an upgrade.
     Upgrade(Verb),
 }
@@ -65,6 +69,7 @@ pub(super) enum Target {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Verb {
     Push,
+    Pull,
     List,
     Rehearse,
     Diff,

@@ -1,8 +1,8 @@
 //! Command line of Conclave, one file per verb.
 //!
 //! Contract: a verb takes its arguments and does its work through the client crate alone. Exceptions: `serve`
-//! and `dev` run nodes as processes; `new`, `build`, `inspect`, `check`, `replay` and `recover` need no
-//! cluster. A verb passes its results to [`output`] and returns. It never prints and never exits by itself.
+//! and `dev` run nodes as processes; `new`, `build`, `inspect`, `check`, `replay`, `recover` and `restore`
+//! need no cluster. A verb passes its results to [`output`] and returns. It never prints and never exits by itself.
 //!
 //! Results go to stdout and everything else to stderr, so that scripts can read the former and people the
 //! latter. Exit codes: 0 for success, 1 for a failure, 2 for wrong usage or configuration, 3 when `kv get`
@@ -12,6 +12,7 @@
 //! Caveat: values given as arguments are visible in the process list. Values from `kv put KEY -` and `--file`
 //! are not.
 
+pub mod backup;
 pub mod build;
 pub mod call;
 pub mod check;
@@ -31,10 +32,12 @@ pub mod output;
 pub mod recover;
 pub mod remote;
 pub mod replay;
+pub mod restore;
 pub mod serve;
 mod signals;
 pub mod status;
 pub mod telemetry;
+pub mod whole_file;
 
 /// The component of the key-value store: the initial component of a new cluster unless another one
 /// is given.
@@ -160,6 +163,11 @@ Write a state machine:
   conclave dev --component my-counter/target/my-counter.wasm --watch
   conclave component push my-counter/target/my-counter.wasm    send it to a running cluster
 
+Keep a copy elsewhere, and start a new cluster from it:
+  conclave backup create cluster.backup    save the state of a running cluster
+  conclave backup verify cluster.backup    restore it into an instance, offline
+  conclave restore cluster.backup ...      make the data directories of a new cluster
+
 Exit codes:
   0  success
   1  failure
@@ -193,6 +201,8 @@ enum Verb {
     Check(check::Arguments),
     Replay(Box<replay::Arguments>),
     Recover(recover::Arguments),
+    Backup(backup::Arguments),
+    Restore(restore::Arguments),
 }
 
 /// Parses the arguments, runs the verb and returns the exit code.
@@ -262,6 +272,8 @@ impl Verb {
             Self::Check(arguments) => check::run(arguments, output).await,
             Self::Replay(arguments) => replay::run(*arguments, output).await,
             Self::Recover(arguments) => recover::run(arguments, output).await,
+            Self::Backup(arguments) => backup::run(arguments, output).await,
+            Self::Restore(arguments) => restore::run(arguments, output).await,
         }
     }
 }

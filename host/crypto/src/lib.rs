@@ -25,11 +25,13 @@
 mod envelope;
 mod keyring;
 mod master_key;
+mod passphrase;
 mod wrapping;
 
 pub use envelope::{Aad, OVERHEAD_BYTES, VERSION as ENVELOPE_VERSION, key_id_of, open, seal};
 pub use keyring::{KeyId, KeyStatus, Keyring, ROTATE_AFTER_USES, USES_MAX};
 pub use master_key::{MasterKey, MasterKeyError};
+pub use passphrase::{Passphrase, Stretch};
 
 /// Errors of keys and envelopes.
 #[derive(Debug, thiserror::Error)]
@@ -71,6 +73,14 @@ pub enum Error {
         found: u16,
         /// The newest version that this program reads.
         known: u16,
+    },
+    /// The passphrase cannot be loaded, or its parameters exceed the limits.
+    #[error("passphrase from {source_name}: {reason}")]
+    Passphrase {
+        /// The file of the passphrase, or the file with the parameters.
+        source_name: String,
+        /// The cause.
+        reason: String,
     },
     /// An envelope failed authentication.
     #[error(

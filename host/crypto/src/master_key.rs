@@ -150,7 +150,8 @@ impl MasterKey {
         id
     }
 
-    pub(super) fn bytes(&self) -> &[u8; 32] {
+    /// The bytes of the key, for a caller that sends it to a node.
+    pub fn bytes(&self) -> &[u8; 32] {
         &self.0
     }
 }

@@ -65,6 +65,13 @@ impl Keyring {
         Ok(file)
     }
 
+    /// Returns the id of the master key that wraps a keyring. `None`: the bytes are not a keyring.
+    /// The id is not authenticated.
+    pub fn wrapped_by(file: &[u8]) -> Option<String> {
+        file.get(..HEADER_BYTES).filter(|header| header.starts_with(MAGIC))?;
+        file.get(10..NONCE_AT).map(hex::encode)
+    }
+
     /// Opens a wrapped keyring.
     pub fn unwrap(file: &[u8], master_key: &MasterKey, aad: &Aad<'_>) -> Result<Self, Error> {
         let damaged = |reason| Error::Keyring { reason };

@@ -10,15 +10,16 @@ use tokio::{
 };
 
 use conclave_api::{
-    Backend, Events, MachineInfo, MethodKind, MethodSpec, Metric, Subscribed, Subscription,
+    Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Metric, Subscribed, Subscription,
     Upgrades,
 };
 use conclave_machine as machine;
 use conclave_machine::{WatchError, Watcher};
 use conclave_raft as raft;
-use conclave_raft::Replica;
+use conclave_raft::{Replica, backup::BackupStream};
 use conclave_types::{
     Call, Caller, ComponentId, Receipt, TrapKind,
+    backup::WrappingKey,
     components::{Activated, ComponentPart, ComponentStatus, Difference, Permissions, Pushed},
     error::Error,
     limits::LimitsChange,
@@ -70,6 +71,16 @@ impl Backend for ReplicaBackend {
 
     async fn snapshot_now(&self) -> Result<u64, Error> {
         self.0.snapshot_now().await
+    }
+
+    async fn back_up(
+        &self,
+        key: Option<WrappingKey>,
+        deadline: Instant,
+    ) -> Result<BackupFile, Error> {
+        let BackupStream { index, pieces } =
+            self.0.back_up(key.map(crate::backup::of_operator), deadline).await?;
+        Ok(BackupFile { index, pieces })
     }
 
     async fn verify(&self, deadline: Instant) -> Result<Verification, Error> {
@@ -288,6 +299,10 @@ impl Upgrades for ReplicaBackend {
         deadline: Instant,
     ) -> Result<Pushed, Error> {
         self.0.push_component(piece, deadline).await
+    }
+
+    fn component_bytes(&self, component: ComponentId) -> Result<Bytes, Error> {
+        self.0.component_bytes(component)
     }
 
     async fn list_components(&self) -> Vec<ComponentStatus> {

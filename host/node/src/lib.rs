@@ -4,6 +4,7 @@
 //! the settings, and [`replay`] replays the log of a stopped node. The layers below are separate crates.
 
 mod backend;
+pub mod backup;
 pub mod config;
 mod embed;
 pub mod node;

@@ -28,7 +28,7 @@ use conclave_machine::{Component, Engine, Worker};
 use conclave_raft as raft;
 use conclave_raft::{Components, KeptCode, LocalEntrySource, Replica, supervise::Supervisor};
 use conclave_storage as storage;
-use conclave_storage::{CompiledStore, Identity, Storage};
+use conclave_storage::{CompiledStore, Storage};
 use conclave_types::{
     ComponentId,
     error::{Error, chain},
@@ -217,7 +217,7 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
         }
     };
     progress.step("starting the state machine");
-    let seed = seed(&identity);
+    let seed = identity.seed();
     let components = Components::new(initial_component.clone(), seed, kept);
     let entry_source = LocalEntrySource::open(log.clone(), snapshots.clone(), components.clone())
         .map_err(startup)?;
@@ -282,13 +282,8 @@ fn load(
     })
 }
 
-/// Returns the seed of the state machine's randomness, which is the same on every node.
-fn seed(identity: &Identity) -> [u8; 32] {
-    *blake3::hash(identity.cluster_id.as_bytes()).as_bytes()
-}
-
 /// Returns the error for a failed step of a start.
-fn startup(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+pub(crate) fn startup(error: impl std::error::Error + Send + Sync + 'static) -> Error {
     Error::caused_by(Error::fatal, error)
 }
 
@@ -306,7 +301,7 @@ fn component(config: &Config) -> Result<Bytes, Error> {
     Ok(Bytes::from(bytes))
 }
 
-fn master_key(source: &MasterKeySource) -> Result<MasterKey, Error> {
+pub(crate) fn master_key(source: &MasterKeySource) -> Result<MasterKey, Error> {
     match source {
         MasterKeySource::File(path) => MasterKey::from_file(path).map_err(startup),
         MasterKeySource::Value(value) => {

@@ -29,3 +29,8 @@ pub mod cluster {
 pub mod raft {
     tonic::include_proto!("conclave.raft.v1");
 }
+
+/// The messages in a backup file.
+pub mod backup {
+    tonic::include_proto!("conclave.backup.v1");
+}

@@ -66,7 +66,7 @@ pub use self::{
     entry_source::LocalEntrySource,
     options::Options,
     recover::{NotRecovered, Replaced, Skipped, replace_component, skip_entry, skipped_entries},
-    snapshot::{saved_state, voters},
+    snapshot::{backup, saved_state, voters},
 };
 use conclave_machine::{Component, Subscribed, Worker};
 use conclave_proto::raft::raft_server::RaftServer;

@@ -2,8 +2,10 @@
 //!
 //! [`policy`] decides when a snapshot is taken, and [`taking`] takes one on request. [`sending`] is
 //! the leader's side of a transfer, [`receiving`] the follower's. [`keeping`] purges the log as far
-//! as no follower needs it.
+//! as no follower needs it. [`backup`] takes a snapshot out of the cluster, and makes a new cluster
+//! from it.
 
+pub mod backup;
 mod keeping;
 mod policy;
 mod receiving;

@@ -63,6 +63,28 @@ pub enum Error {
         /// One of the files.
         found: String,
     },
+    /// The restore of a backup into the directory was interrupted.
+    #[error(
+        "the restore of a backup into data directory {} was not completed: empty the directory, and run \
+         `conclave restore` again",
+        dir.display()
+    )]
+    Unrestored {
+        /// The directory.
+        dir: PathBuf,
+    },
+    /// A backup cannot be restored into a directory that has files.
+    #[error(
+        "data directory {} is not empty ({found} is in it): restore into a new or empty directory, because a restore \
+         never replaces data",
+        dir.display()
+    )]
+    Occupied {
+        /// The directory.
+        dir: PathBuf,
+        /// One of the files.
+        found: String,
+    },
     /// The directory is not a Conclave data directory.
     #[error("{} is not a Conclave data directory: it has no identity file", dir.display())]
     NoNode {

@@ -2,12 +2,14 @@
 //!
 //! ```text
 //! 0   8  magic "CNCLVNID"
-//! 8   2  version, 2
+//! 8   2  version: 2, or 3 if a backup was restored into the directory
 //! 10  8  node id
 //! 18 16  incarnation: random, drawn when the directory was created
 //! 34 32  component id of the cluster's initial component
 //! 66  2  n, the length of the cluster id
 //! 68  n  cluster id, UTF-8
+//!    32  version 3: restore id
+//!    32  version 3: seed of the state machine's randomness
 //!    32  BLAKE3 of all bytes before
 //! ```
 //! The file is readable without a key, so that a wrong directory is reported before a key is
@@ -20,6 +22,8 @@ use conclave_types::{ComponentId, NodeId};
 
 const MAGIC: &[u8; 8] = b"CNCLVNID";
 const VERSION: u16 = 2;
+/// The version of a directory into which a backup was restored.
+const RESTORED_VERSION: u16 = 3;
 const FILE_BYTES_MAX: u64 = 4096;
 
 /// The identity of a data directory. Written once, and never changed.
@@ -33,15 +37,34 @@ pub struct Identity {
     pub incarnation: [u8; 16],
     /// The id of the cluster's initial component.
     pub component_id: ComponentId,
+    /// The origin of the directory, if a backup was restored into it.
+    pub restored: Option<Restored>,
+}
+
+/// The origin of a data directory into which a backup was restored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Restored {
+    /// Identifies the backup, the new cluster and its members. The same on all nodes of the cluster.
+    pub restore_id: [u8; 32],
+    /// The seed of the state machine's randomness in the cluster that the backup was taken from.
+    pub seed: [u8; 32],
 }
 
 impl Identity {
+    /// Returns the seed of the state machine's randomness, which is the same on every node. A
+    /// restored cluster keeps the seed of the cluster that its backup was taken from.
+    pub fn seed(&self) -> [u8; 32] {
+        let own = || *blake3::hash(self.cluster_id.as_bytes()).as_bytes();
+        self.restored.map_or_else(own, |restored| restored.seed)
+    }
+
     pub(super) const FILE: &str = "identity";
 
     pub(super) fn encode(&self) -> Vec<u8> {
         let mut file = Vec::new();
         file.extend_from_slice(MAGIC);
-        file.extend_from_slice(&VERSION.to_be_bytes());
+        let version = if self.restored.is_some() { RESTORED_VERSION } else { VERSION };
+        file.extend_from_slice(&version.to_be_bytes());
         file.extend_from_slice(&self.node_id.to_be_bytes());
         file.extend_from_slice(&self.incarnation);
         file.extend_from_slice(&self.component_id.0);
@@ -50,6 +73,10 @@ impl Identity {
         let length = u16::try_from(self.cluster_id.len()).unwrap_or(u16::MAX);
         file.extend_from_slice(&length.to_be_bytes());
         file.extend_from_slice(self.cluster_id.as_bytes());
+        if let Some(Restored { restore_id, seed }) = &self.restored {
+            file.extend_from_slice(restore_id);
+            file.extend_from_slice(seed);
+        }
         let check = blake3::hash(&file);
         file.extend_from_slice(check.as_bytes());
         file
@@ -71,8 +98,9 @@ impl Identity {
         }
         let (version, rest) = rest.split_first_chunk().ok_or(damaged("it is too short"))?;
         let found = u16::from_be_bytes(*version);
-        if found > VERSION {
-            return Err(Error::Version { path: path.to_owned(), found, known: VERSION });
+        if found > RESTORED_VERSION {
+            let known = RESTORED_VERSION;
+            return Err(Error::Version { path: path.to_owned(), found, known });
         }
         if found < VERSION {
             return Err(Error::Older { path: path.to_owned(), found, known: VERSION });
@@ -84,7 +112,15 @@ impl Identity {
         let (node_id, rest) = rest.split_first_chunk().ok_or_else(short)?;
         let (incarnation, rest) = rest.split_first_chunk().ok_or_else(short)?;
         let (component_id, rest) = rest.split_first_chunk().ok_or_else(short)?;
-        let (length, cluster_id) = rest.split_first_chunk().ok_or_else(short)?;
+        let (length, rest) = rest.split_first_chunk().ok_or_else(short)?;
+        let (cluster_id, restored) = match found {
+            RESTORED_VERSION => {
+                let (rest, seed) = rest.split_last_chunk().ok_or_else(short)?;
+                let (rest, restore_id) = rest.split_last_chunk().ok_or_else(short)?;
+                (rest, Some(Restored { restore_id: *restore_id, seed: *seed }))
+            }
+            _ => (rest, None),
+        };
         if cluster_id.len() != usize::from(u16::from_be_bytes(*length)) {
             return Err(short());
         }
@@ -95,6 +131,7 @@ impl Identity {
             node_id: NodeId::from_be_bytes(*node_id),
             incarnation: *incarnation,
             component_id: ComponentId(*component_id),
+            restored,
         })
     }
 
@@ -124,7 +161,13 @@ mod tests {
             node_id: 3,
             incarnation: [7; 16],
             component_id: ComponentId([9; 32]),
+            restored: None,
         }
+    }
+
+    fn restored() -> Identity {
+        let restored = Restored { restore_id: [5; 32], seed: [6; 32] };
+        Identity { restored: Some(restored), ..identity() }
     }
 
     /// The golden identity: every later version must read the file that version 2 wrote.
@@ -139,11 +182,34 @@ mod tests {
         assert_eq!(Identity::decode(&file, Path::new("identity")).unwrap(), identity());
     }
 
+    /// The golden identity of a restored directory.
+    #[test]
+    fn the_format_of_a_restored_directory_is_version_3() {
+        let golden = ["434e434c564e49440003000000000000000307070707070707070707070707070707"]
+            .into_iter()
+            .map(str::to_owned)
+            .chain(["09".repeat(32), "0004626c7565".to_owned(), "05".repeat(32), "06".repeat(32)]);
+        let file = restored().encode();
+        assert_eq!(hex::encode(&file[..file.len() - 32]), golden.collect::<String>());
+        assert_eq!(Identity::decode(&file, Path::new("identity")).unwrap(), restored());
+    }
+
+    #[test]
+    fn restored_cluster_keeps_the_seed_of_its_backup() {
+        assert_eq!(restored().seed(), [6; 32]);
+        assert_eq!(identity().seed(), *blake3::hash(b"blue").as_bytes());
+    }
+
     #[test]
     fn any_change_is_refused() {
-        let file = identity().encode();
+        for file in [identity().encode(), restored().encode()] {
+            refuses_any_change(&file);
+        }
+    }
+
+    fn refuses_any_change(file: &[u8]) {
         for at in 0..file.len() {
-            let mut changed = file.clone();
+            let mut changed = file.to_vec();
             changed[at] ^= 1;
             assert!(Identity::decode(&changed, Path::new("identity")).is_err(), "byte {at}");
             assert!(Identity::decode(&file[..at], Path::new("identity")).is_err());

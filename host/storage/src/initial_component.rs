@@ -32,7 +32,7 @@ const PIECE_BYTES: usize = 1 << 20;
 const FILE_BYTES_MAX: u64 =
     (COMPONENT_BYTES_MAX + (COMPONENT_BYTES_MAX / PIECE_BYTES + 2) * 64) as u64;
 
-const FILE: &str = "initial-component";
+pub(super) const FILE: &str = "initial-component";
 
 fn path(dir: &Path) -> PathBuf {
     dir.join(FILE)

@@ -139,6 +139,11 @@ impl Keys {
         self.lock().id()
     }
 
+    /// The master key, which wraps the data key of a backup.
+    pub(super) fn master_key(&self) -> MasterKey {
+        self.lock().clone()
+    }
+
     pub(super) fn active(&self) -> KeyId {
         self.inner.keyring.load().active()
     }

@@ -25,7 +25,7 @@
 //!   under a new id.
 //! - Nothing leaves memory unsealed, except names, indexes, sizes and key ids.
 //! - A directory is created atomically. Until its identity file exists, the file `creating` marks
-//!   its contents as incomplete.
+//!   its contents as incomplete, or the file `restoring` those of a backup.
 //!
 //! # Caveats
 //!
@@ -35,6 +35,7 @@
 //!
 //! `docs/disk-format.md` describes the formats.
 
+mod backup;
 mod check;
 mod compact;
 mod compiled;
@@ -54,6 +55,7 @@ mod log_store;
 mod ops;
 pub mod raft_types;
 mod reader;
+mod restoring;
 mod sizes;
 mod snapshots;
 mod staging;
@@ -72,12 +74,17 @@ use std::{
 
 use bytes::Bytes;
 
+pub use backup::{
+    Backup, BackupAbout, BackupError, BackupInfo, BackupKey, BackupReader, Frames, SealedBackup,
+    WrappedBy,
+};
 pub use compiled::{COMPILED_BYTES_MAX, CompiledStore};
 pub use error::{Error, Reason};
 pub use group_commit::BatchWindow;
-pub use identity::Identity;
+pub use identity::{Identity, Restored};
 pub use keys::Keys;
 pub use log_store::{Extent, LogStore};
+pub use restoring::{RestoreTarget, Restoring};
 pub use snapshots::{CHUNK_BYTES_MAX, SnapshotFile, SnapshotReader, SnapshotStore, SnapshotWriter};
 
 use self::{check::Recovered, lock::Lock, tree::Tree, watermark::WatermarkFile};
@@ -175,8 +182,13 @@ impl Storage {
             Some(identity) => identity,
             None => {
                 let incarnation = incarnation(&dir)?;
-                let identity =
-                    Identity { cluster_id: cluster_id.clone(), node_id, incarnation, component_id };
+                let identity = Identity {
+                    cluster_id: cluster_id.clone(),
+                    node_id,
+                    incarnation,
+                    component_id,
+                    restored: None,
+                };
                 create(&dir, &identity, &component, &master_key, &medium)?;
                 identity
             }
@@ -232,6 +244,9 @@ fn create(
         // File systems create `lost+found` in their root directory.
         let expected = [Lock::FILE, "creating.tmp", "lost+found"];
         for name in names.map_err(unreadable)? {
+            if name == Restoring::MARKER {
+                return Err(Error::Unrestored { dir: dir.to_owned() });
+            }
             if !expected.iter().any(|expected| name == *expected) {
                 let found = name.to_string_lossy().into_owned();
                 return Err(Error::NotEmpty { dir: dir.to_owned(), found });
@@ -239,6 +254,19 @@ fn create(
         }
         files::write_atomically(&creating, b"")?;
     }
+    write_contents(dir, identity, component, master_key, medium)?;
+    files::write_atomically(&dir.join(Identity::FILE), &identity.encode())
+}
+
+/// Writes everything that a new directory has except its identity. Removes the contents of an
+/// interrupted creation.
+fn write_contents(
+    dir: &Path,
+    identity: &Identity,
+    component: &[u8],
+    master_key: &MasterKey,
+    medium: &Arc<dyn Medium>,
+) -> Result<Keys, Error> {
     files::remove(&dir.join(Keys::FILE))?;
     files::remove(&dir.join(WatermarkFile::FILE))?;
     let snapshots = dir.join(SnapshotStore::DIR);
@@ -252,9 +280,9 @@ fn create(
     born.map_err(Error::io("cannot write", tree.dir()))?;
     drop(tree);
     let watermark = watermark::Watermark { sequence: 1, ..watermark::Watermark::default() };
-    WatermarkFile::create(dir, keys, &watermark)?;
+    WatermarkFile::create(dir, keys.clone(), &watermark)?;
     files::sync_dir(dir)?;
-    files::write_atomically(&dir.join(Identity::FILE), &identity.encode())
+    Ok(keys)
 }
 
 /// Writes the tree's first value, which binds the tree to its directory.
@@ -265,12 +293,14 @@ fn birth(tree: &Tree, incarnation: &[u8]) -> io::Result<()> {
     tree.apply(batch)
 }
 
-/// Removes the file `creating`, because the complete directory must never be created again.
+/// Removes the file that marks an incomplete directory, because the complete directory must never be
+/// created again.
 fn finish_creation(dir: &Path) -> Result<(), Error> {
-    let creating = dir.join(CREATING);
-    if creating.exists() {
-        files::remove(&creating)?;
-        files::sync_dir(dir)?;
+    for marker in [dir.join(CREATING), dir.join(Restoring::MARKER)] {
+        if marker.exists() {
+            files::remove(&marker)?;
+            files::sync_dir(dir)?;
+        }
     }
     Ok(())
 }

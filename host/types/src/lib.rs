@@ -1,10 +1,11 @@
 //! Types shared by all layers.
 //!
 //! This file holds calls, commands and outcomes, as plain data. [`limits`] holds the limits and
-//! their defaults. [`components`] holds the log's entries about components, [`duration`] the text
-//! of durations, [`services`] the services of a component's descriptor set, [`status`] the status
-//! of nodes, and [`error`] the public error.
+//! their defaults. [`components`] holds the log's entries about components, [`backup`] the pieces of
+//! backups, [`duration`] the text of durations, [`services`] the services of a component's
+//! descriptor set, [`status`] the status of nodes, and [`error`] the public error.
 
+pub mod backup;
 pub mod components;
 pub mod duration;
 pub mod error;

@@ -12,11 +12,12 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes};
 use conclave_api::{
-    Admin, Api, Backend, Events, MachineInfo, MethodKind, MethodSpec, Metric, Options, Startup,
+    Admin, Api, Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Metric, Options, Startup,
     Subscribed, Subscription, bind,
 };
 use conclave_types::{
     Call, Caller, ComponentId, Digest, Failure, Outcome, Receipt, Reply,
+    backup::{BackupPiece, WrappingKey},
     error::Error,
     limits::{ClusterLimits, LimitsChange},
     status::{
@@ -30,7 +31,7 @@ use http_body_util::Full;
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{
     net::TcpStream,
-    sync::{broadcast, watch},
+    sync::{broadcast, mpsc, watch},
     task::JoinHandle,
     time::Instant,
 };
@@ -231,6 +232,22 @@ impl Backend for Fake {
 
     async fn snapshot_now(&self) -> Result<u64, Error> {
         Ok(10)
+    }
+
+    async fn back_up(
+        &self,
+        _: Option<WrappingKey>,
+        _: Instant,
+    ) -> Result<BackupFile, Error> {
+        let (sender, pieces) = mpsc::channel(1);
+        tokio::spawn(async move {
+            for piece in [vec![1; 100], vec![2; 1 << 20]] {
+                let _ = sender.send(Ok(BackupPiece::Bytes(piece.into()))).await;
+            }
+            let end = BackupPiece::End { bytes: 100 + (1 << 20), blake3: [3; 32] };
+            let _ = sender.send(Ok(end)).await;
+        });
+        Ok(BackupFile { index: 11, pieces })
     }
 
     async fn set_time(&self, time_ms: u64, _deadline: Instant) -> Result<TimeSet, Error> {

@@ -2,6 +2,7 @@
 
 use std::future::pending;
 
+use bytes::Bytes;
 use conclave_api::Upgrades;
 use conclave_types::{
     ComponentId,
@@ -23,6 +24,10 @@ impl Upgrades for Fake {
         let next_at = piece.at + piece.bytes.len() as u64;
         let component = (next_at == piece.total_bytes).then(status);
         Ok(Pushed { next_at, component })
+    }
+
+    fn component_bytes(&self, _: ComponentId) -> Result<Bytes, Error> {
+        Ok(vec![7; 1_500_000].into())
     }
 
     async fn list_components(&self) -> Vec<ComponentStatus> {

@@ -3,6 +3,7 @@
 mod activate;
 mod diff;
 mod list;
+mod pull;
 mod push;
 mod rehearse;
 mod rollback;
@@ -30,6 +31,7 @@ Examples:
   conclave component rehearse 3f8a02                   rehearse it again on every node, and wait
   conclave component activate 3f8a02                   switch to it
   conclave component rollback                          switch back, keeping all writes
+  conclave component pull 3f8a02 machine.wasm          save it to a file
 
 A component is given by its id or the beginning of its id, at least six digits.")]
 pub struct Arguments {
@@ -43,6 +45,7 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     Push(push::Push),
+    Pull(pull::Pull),
     List(list::List),
     Rehearse(rehearse::Rehearse),
     Activate(activate::Activate),
@@ -56,6 +59,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
     output.set_json(remote.json);
     match arguments.verb {
         Verb::Push(push) => push.run(remote, output).await,
+        Verb::Pull(pull) => pull.run(remote, output).await,
         Verb::List(list) => list.run(remote, output).await,
         Verb::Rehearse(rehearse) => rehearse.run(remote, output).await,
         Verb::Activate(activate) => activate.run(remote, output).await,

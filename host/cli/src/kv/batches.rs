@@ -1,14 +1,37 @@
 //! Batches of keys and values.
 
+use conclave_client::proto::kv::put_request::Content;
+
 /// Maximum number of operations of `kv.v1.KV/Batch`.
 pub(crate) const OPERATIONS_MAX: usize = 128;
 /// Maximum size of its keys and values in bytes.
 pub(crate) const BYTES_MAX: usize = 1 << 20;
-/// Maximum overhead of a key and a value beside their own bytes: tags and lengths.
-const OVERHEAD_BYTES: usize = 32;
+/// Maximum overhead of a key and a value beside their own bytes: tags, lengths and the time to live.
+const OVERHEAD_BYTES: usize = 48;
 
-/// A key and its value.
-pub(crate) type Pair = (String, String);
+/// A key, its value and its time to live.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Pair {
+    pub(crate) key: String,
+    pub(crate) content: Content,
+    /// Milliseconds; 0: the key does not expire.
+    pub(crate) ttl_ms: i64,
+}
+
+impl Pair {
+    pub(crate) fn text((key, text): (String, String)) -> Self {
+        Self { key, content: Content::Text(text), ttl_ms: 0 }
+    }
+
+    /// The bytes of the key and the value.
+    pub(crate) fn bytes(&self) -> usize {
+        let value = match &self.content {
+            Content::Text(text) => text.len(),
+            Content::Value(bytes) => bytes.len(),
+        };
+        self.key.len() + value
+    }
+}
 
 /// Iterator that fills batches in order. A pair that is too large for any batch gets a batch of its
 /// own, so that the node's error names it.
@@ -38,8 +61,8 @@ impl<I: Iterator<Item = Pair>> Iterator for Batches<I> {
     }
 }
 
-fn cost((key, value): &Pair) -> usize {
-    key.len() + value.len() + OVERHEAD_BYTES
+fn cost(pair: &Pair) -> usize {
+    pair.bytes() + OVERHEAD_BYTES
 }
 
 #[cfg(test)]
@@ -49,7 +72,7 @@ mod tests {
     use super::*;
 
     fn pair(at: usize, value_bytes: usize) -> Pair {
-        (format!("key-{at:06}"), "v".repeat(value_bytes))
+        Pair::text((format!("key-{at:06}"), "v".repeat(value_bytes)))
     }
 
     #[test]

@@ -5,7 +5,10 @@
 //! that stopped can simply be repeated. A batch that the state machine refuses is halved until the
 //! invalid keys are isolated. All other keys are written.
 
-use std::{path::PathBuf, time::Instant};
+use std::{
+    path::PathBuf,
+    time::{Instant, SystemTime, UNIX_EPOCH},
+};
 
 use clap::Args;
 use conclave_client::{Code, Error, Kv, proto::kv::BatchRequest};
@@ -14,6 +17,7 @@ use serde_json::{json, value::RawValue};
 
 use super::{
     batches::{Pair, batches},
+    exported,
     flatten::flatten,
     single::put_operation,
 };
@@ -39,6 +43,9 @@ const NAMED_MAX: usize = 20;
 /// {"a": {"b": [1, "x"]}} becomes a/b/0 = 1 and a/b/1 = x. Strings are written as they are.
 /// Everything else is written as it is in the document, with all digits of numbers. An empty object
 /// or array becomes {} or []. In the document's own keys, ~ is written ~0 and / is written ~1.
+///
+/// A document of `conclave kv export` is recognized: its keys, values and remaining times to live are
+/// written as they were. Keys that have expired meanwhile are left out.
 ///
 /// Existing keys of the same name are overwritten, others are not changed. Repeat an interrupted
 /// import: it starts from the beginning and has the same result. No other client may write these
@@ -73,11 +80,7 @@ impl Import {
             true => stdin()?,
             false => file(&self.file)?,
         };
-        let leaves = serde_json::from_slice::<&RawValue>(&bytes)
-            .and_then(|document| flatten(document, &self.prefix));
-        let leaves = leaves.map_err(|cause| {
-            Failed::because(format!("{} is not JSON", self.file.display()), &cause)
-        })?;
+        let leaves = self.pairs(&bytes, output)?;
         drop(bytes);
         let (pairs, refused) = acceptable(leaves);
         let total = pairs.len() + refused.len();
@@ -90,12 +93,35 @@ impl Import {
     }
 }
 
+impl Import {
+    /// Returns the keys of a document: of an export, or of any other shape.
+    fn pairs(&self, bytes: &[u8], output: &mut Output) -> Result<Vec<Pair>> {
+        let name = self.file.display();
+        let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+        let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+        let exported = exported::read(bytes, &self.prefix, now_ms);
+        if let Some(exported) =
+            exported.map_err(|error| Failed::local(format!("{name}: {error}")))?
+        {
+            if exported.expired > 0 {
+                output.remark(format!("{} keys have expired since the export", exported.expired));
+            }
+            return Ok(exported.pairs);
+        }
+        let leaves = serde_json::from_slice::<&RawValue>(bytes)
+            .and_then(|document| flatten(document, &self.prefix));
+        let leaves =
+            leaves.map_err(|cause| Failed::local(format!("{name} is not JSON: {cause}")))?;
+        Ok(leaves.into_iter().map(Pair::text).collect())
+    }
+}
+
 /// Separates the keys that no store accepts.
 fn acceptable(pairs: Vec<Pair>) -> (Vec<Pair>, Vec<Refused>) {
     let mut refused = Vec::new();
     let pairs = pairs
         .into_iter()
-        .filter(|(key, _)| {
+        .filter(|Pair { key, .. }| {
             let why = match key.len() {
                 0 => "an empty key; give a --prefix".to_owned(),
                 bytes if bytes > KEY_BYTES_MAX => {
@@ -153,10 +179,10 @@ async fn write(kv: &Kv, number: usize, batch: Vec<Pair>) -> Report {
     let mut report = Report::default();
     let mut parts = vec![batch];
     while let Some(mut part) = parts.pop() {
-        let bytes: usize = part.iter().map(|(key, value)| key.len() + value.len()).sum();
+        let bytes: usize = part.iter().map(Pair::bytes).sum();
         let count = part.len();
-        let first = part.first().map(|(key, _)| key.clone()).unwrap_or_default();
-        let operations = part.iter().map(|(key, value)| put_operation(key, value)).collect();
+        let first = part.first().map(|pair| pair.key.clone()).unwrap_or_default();
+        let operations = part.iter().map(put_operation).collect();
         match kv.batch(&BatchRequest { operations }).await {
             Ok(_) => {
                 report.written += count;
@@ -288,9 +314,9 @@ mod tests {
     fn keys_that_no_store_takes_are_set_aside_by_name() {
         let long = "k".repeat(KEY_BYTES_MAX + 1);
         let keys = ["", "fine", long.as_str()];
-        let pairs = keys.iter().map(|&key| (key.to_owned(), String::new())).collect();
-        let (kept, refused) = acceptable(pairs);
-        assert_eq!(kept, [("fine".to_owned(), String::new())]);
+        let pair = |key: &str| Pair::text((key.to_owned(), String::new()));
+        let (kept, refused) = acceptable(keys.into_iter().map(pair).collect());
+        assert_eq!(kept, [pair("fine")]);
         assert!(refused[0].why.contains("empty") && refused[1].why.contains("4097 bytes"));
         assert_eq!(shortened(&long).len(), 103);
     }

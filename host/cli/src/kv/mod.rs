@@ -1,6 +1,8 @@
 //! `conclave kv`: typed access to the default state machine.
 
 mod batches;
+mod export;
+mod exported;
 pub(super) mod flatten;
 mod import;
 mod list;
@@ -23,7 +25,8 @@ Examples:
   conclave kv list app/
   conclave kv delete app/color
   conclave kv watch app/
-  conclave kv import config.json --prefix app/")]
+  conclave kv import config.json --prefix app/
+  conclave kv export keys.json")]
 pub struct Arguments {
     #[command(subcommand)]
     verb: Verb,
@@ -39,6 +42,7 @@ enum Verb {
     Delete(single::Delete),
     List(list::List),
     Import(import::Import),
+    Export(export::Export),
     Watch(watch::Watch),
 }
 
@@ -52,6 +56,7 @@ pub async fn run(arguments: Arguments, output: &mut Output) -> Result {
         Verb::Delete(delete) => delete.run(remote, output).await,
         Verb::List(list) => list.run(remote, output).await,
         Verb::Import(import) => import.run(remote, output).await,
+        Verb::Export(export) => export.run(remote, output).await,
         Verb::Watch(watch) => watch.run(remote, output).await,
     }
 }

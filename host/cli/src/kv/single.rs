@@ -12,6 +12,7 @@ use conclave_client::proto::kv::{
 };
 use serde_json::{Value, json};
 
+use super::batches::Pair;
 use crate::{
     Failed, Result,
     output::Output,
@@ -69,13 +70,10 @@ impl Put {
     }
 }
 
-/// Returns a put of text, as an operation of a batch.
-pub(super) fn put_operation(key: &str, text: &str) -> Operation {
-    let put = PutRequest {
-        key: key.to_owned(),
-        content: Some(put_request::Content::Text(text.to_owned())),
-        ..Default::default()
-    };
+/// Returns a put as an operation of a batch.
+pub(super) fn put_operation(Pair { key, content, ttl_ms }: &Pair) -> Operation {
+    let (key, content) = (key.clone(), Some(content.clone()));
+    let put = PutRequest { key, content, ttl_ms: *ttl_ms };
     Operation { operation: Some(operation::Operation::Put(put)) }
 }
 

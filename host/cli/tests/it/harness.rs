@@ -43,6 +43,8 @@ pub(crate) struct Node {
 pub(crate) struct Cluster {
     pub nodes: Vec<Node>,
     pub dir: TempDir,
+    /// The id of the cluster.
+    pub id: String,
     setup: Setup,
     _turn: conclave_testing::cluster::Turn,
 }
@@ -102,7 +104,7 @@ impl Cluster {
             reached_at: None,
             child: None,
         });
-        Self { nodes: nodes.collect(), dir, setup, _turn: turn }
+        Self { nodes: nodes.collect(), dir, id: "test".to_owned(), setup, _turn: turn }
     }
 
     /// Makes all nodes reach a node's peer port at another address. Must be called before any node
@@ -128,7 +130,7 @@ impl Cluster {
             "--node-id".into(),
             id.to_string(),
             "--cluster-id".into(),
-            "test".into(),
+            self.id.clone(),
             "--data-dir".into(),
             node.data_dir.display().to_string(),
             "--listen-client".into(),

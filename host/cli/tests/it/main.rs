@@ -10,6 +10,7 @@
     reason = "tests fail by panicking and say what they skip"
 )]
 
+mod backup;
 mod bad_input;
 mod chaos;
 mod clocks;
@@ -21,6 +22,7 @@ mod divergence;
 mod divergence_events;
 mod durability;
 mod examples;
+mod export;
 mod foreign;
 mod full_disk;
 mod harness;

@@ -36,7 +36,7 @@ pub fn open_replay(
     let engine = Engine::new(&machine::Limits::default()).map_err(startup)?;
     let initial_component =
         Component::load_with(&engine, initial_component, kept.compiling(false)).map_err(startup)?;
-    let seed = seed(&identity);
+    let seed = identity.seed();
     let components = Components::new(initial_component.clone(), seed, kept);
     Ok(replay::Source::new(replay::Parts {
         identity,

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use super::{master_key, seed, startup};
+use super::{master_key, startup};
 use crate::config::StoppedNode;
 use conclave_machine::{Component, Engine, Limits};
 use conclave_raft as raft;
@@ -31,7 +31,7 @@ pub fn replace_component(stopped: &StoppedNode, component: Bytes) -> Result<Repl
     let component = component
         .map_err(|error| Error::invalid("cannot load the component").with_source(error))?;
     let Storage { identity, initial_component, log, snapshots, compiled, .. } = open(stopped)?;
-    let (seed, kept) = (seed(&identity), KeptCode::new(compiled));
+    let (seed, kept) = (identity.seed(), KeptCode::new(compiled));
     let initial_component =
         Component::load_with(&engine, initial_component, kept.compiling(false)).map_err(startup)?;
     let components = Components::new(initial_component, seed, kept);

@@ -145,6 +145,15 @@ impl Catalog {
         join_all(ids.into_iter().map(|(_, id)| self.status(id))).await
     }
 
+    /// Returns the bytes of a component of the cluster.
+    ///
+    /// # Errors
+    /// The component was removed meanwhile.
+    pub fn component_bytes(&self, component: ComponentId) -> Result<Bytes, Error> {
+        let known = self.0.applied().registry.get(&component).map(|known| known.bytes.clone());
+        known.ok_or_else(|| Error::refused(format!("the cluster has no component {component}")))
+    }
+
     /// Returns the component whose id begins with `beginning`.
     pub(crate) async fn find(
         &self,

@@ -203,7 +203,16 @@ impl Local {
         incarnation: &[u8],
         component_id: &[u8],
         lease_ms: u64,
+        restore_id: &[u8],
     ) -> Result<(), String> {
+        if restore_id != self.restore_id() {
+            return Err(format!(
+                "node {node_id} and node {} were not restored from the same backup, or not for the same members: make \
+                 the data directories of all nodes with `conclave restore`, from the same file and with the same \
+                 --cluster-id and --member",
+                self.identity.node_id
+            ));
+        }
         // A leader's lease reads depend on the time for which its followers grant no vote.
         let lease = self.lease_ms();
         let election_max =
@@ -225,6 +234,11 @@ impl Local {
             ));
         }
         self.recognise(node_id, incarnation)
+    }
+
+    /// Returns the id of the restore that made this node's directory; empty if none did.
+    pub(super) fn restore_id(&self) -> &[u8] {
+        self.identity.restored.as_ref().map_or(&[], |restored| &restored.restore_id)
     }
 
     /// Returns whether this node has, or had, an entry of the cluster's log.

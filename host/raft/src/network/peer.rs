@@ -261,6 +261,7 @@ impl Peer {
             protocol_version: PROTOCOL_VERSION,
             standing: Some(self.local.standing.to_wire()),
             lease_ms: self.local.lease_ms(),
+            restore_id: self.local.restore_id().to_vec().into(),
         });
         request.set_timeout(CONNECT_TIMEOUT);
         let answer = connection.client.clone().handshake(request).await;
@@ -276,6 +277,7 @@ impl Peer {
             &answer.incarnation,
             &answer.component_id,
             answer.lease_ms,
+            &answer.restore_id,
         );
         let standing = answer.standing.unwrap_or_default();
         checked.and_then(|()| self.local.check_standing(self.node_id, &standing)).map_err(

@@ -143,7 +143,13 @@ impl PeerService {
             )));
         }
         self.local
-            .check(hello.node_id, &hello.incarnation, &hello.component_id, hello.lease_ms)
+            .check(
+                hello.node_id,
+                &hello.incarnation,
+                &hello.component_id,
+                hello.lease_ms,
+                &hello.restore_id,
+            )
             .map_err(Status::permission_denied)?;
         let standing = hello.standing.unwrap_or_default();
         self.local.check_standing(hello.node_id, &standing).map_err(Status::data_loss)
@@ -230,6 +236,7 @@ impl wire::raft_server::Raft for PeerService {
             initialized: self.parts.bootstrap.is_initialized().await,
             standing: Some(self.local.standing.to_wire()),
             lease_ms: self.local.lease_ms(),
+            restore_id: self.local.restore_id().to_vec().into(),
         }))
     }
 

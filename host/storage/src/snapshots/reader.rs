@@ -136,6 +136,15 @@ impl SnapshotFile {
         self.inner.bytes
     }
 
+    /// The number of chunks.
+    pub(crate) fn chunks(&self) -> u64 {
+        self.inner.chunks
+    }
+
+    pub(crate) fn keys(&self) -> &Keys {
+        &self.inner.keys
+    }
+
     /// The random id of this file. No other file has the same id, even with the same contents.
     pub fn id(&self) -> [u8; 16] {
         self.inner.preamble.file_id()
