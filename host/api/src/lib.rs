@@ -64,8 +64,8 @@ use tonic_health::pb::health_server::HealthServer;
 pub use self::{
     admin::Admin,
     backend::{
-        Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Metric, MetricKind, Subscribed,
-        Subscription, Upgrades,
+        Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Metric, MetricKind,
+        Subscribed, Subscription, Upgrades,
     },
     listeners::bind,
     metadata::Deadlines,

@@ -202,7 +202,7 @@ enum Verb {
     Replay(Box<replay::Arguments>),
     Recover(recover::Arguments),
     Backup(backup::Arguments),
-    Restore(restore::Arguments),
+    Restore(Box<restore::Arguments>),
 }
 
 /// Parses the arguments, runs the verb and returns the exit code.
@@ -236,8 +236,9 @@ impl Cli {
     async fn run(self) -> u8 {
         let mut output = Output::new();
         // A cluster or a node continues when the reader of its output is gone. A replay removes its
-        // copy first.
-        let outlives = matches!(self.verb, Verb::Dev(_) | Verb::Serve(_) | Verb::Replay(_));
+        // copy first. A backup that was not read to its end is a failure.
+        let outlives =
+            matches!(self.verb, Verb::Dev(_) | Verb::Serve(_) | Verb::Replay(_) | Verb::Backup(_));
         let watched = output.clone();
         let result = tokio::select! {
             biased;
@@ -273,7 +274,7 @@ impl Verb {
             Self::Replay(arguments) => replay::run(*arguments, output).await,
             Self::Recover(arguments) => recover::run(arguments, output).await,
             Self::Backup(arguments) => backup::run(arguments, output).await,
-            Self::Restore(arguments) => restore::run(arguments, output).await,
+            Self::Restore(arguments) => restore::run(*arguments, output).await,
         }
     }
 }

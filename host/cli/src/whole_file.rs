@@ -134,6 +134,9 @@ mod tests {
         file.write(b"new").unwrap();
         assert_eq!(fs::read(&path).unwrap(), b"old");
         file.finish().unwrap();
-        assert_eq!((fs::read(&path).unwrap(), names(dir.path())), (b"new".to_vec(), vec!["a".into()]));
+        assert_eq!(
+            (fs::read(&path).unwrap(), names(dir.path())),
+            (b"new".to_vec(), vec!["a".into()])
+        );
     }
 }

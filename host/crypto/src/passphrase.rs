@@ -53,8 +53,7 @@ impl Passphrase {
     /// Reads a passphrase from a file. White space around it, such as the end of the line, is ignored.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let source_name = path.display().to_string();
-        let wrong =
-            |reason: String| Error::Passphrase { source_name: source_name.clone(), reason };
+        let wrong = |reason: String| Error::Passphrase { source_name: source_name.clone(), reason };
         let mut bytes = Zeroizing::new(Vec::with_capacity(BYTES_MAX + 1));
         File::open(path)
             .and_then(|file| file.take(BYTES_MAX as u64 + 1).read_to_end(&mut bytes))

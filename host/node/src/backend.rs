@@ -10,8 +10,8 @@ use tokio::{
 };
 
 use conclave_api::{
-    Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Metric, Subscribed, Subscription,
-    Upgrades,
+    Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Metric, Subscribed,
+    Subscription, Upgrades,
 };
 use conclave_machine as machine;
 use conclave_machine::{WatchError, Watcher};

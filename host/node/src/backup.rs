@@ -12,8 +12,8 @@ use crate::{
 use conclave_crypto as crypto;
 use conclave_crypto::{MasterKey, Passphrase};
 use conclave_machine::{Engine, Limits};
-pub use conclave_raft::backup::{RestoredCluster, VerifiedBackup};
 use conclave_raft::backup::{NotRestored, restore_backup, verify_backup};
+pub use conclave_raft::backup::{RestoredCluster, VerifiedBackup};
 use conclave_storage::{Backup, BackupKey, BackupReader, RestoreTarget, WrappedBy};
 use conclave_types::{
     backup::{Stretch, WrappingKey},

@@ -6,7 +6,11 @@
 //! - If a restore fails, everything that it has written is removed. After a crash the directory keeps
 //!   the marker, and an operator must empty it.
 
-use std::{fs, io, path::PathBuf, sync::Arc};
+use std::{
+    fs, io,
+    path::{Path, PathBuf},
+    sync::Arc,
+};
 
 use super::{
     CompiledStore, Disk, Error, Identity, Keys, LOG_DIR, SnapshotStore, files, identity::Restored,
@@ -105,9 +109,10 @@ impl Drop for Restoring {
 
 /// Rejects a directory with files. `lost+found` is created by file systems, and the lock by an
 /// attempt that found the directory in use.
-fn check_empty(dir: &std::path::Path) -> Result<(), Error> {
-    let names = fs::read_dir(dir)
-        .and_then(|entries| entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>());
+fn check_empty(dir: &Path) -> Result<(), Error> {
+    let names = fs::read_dir(dir).and_then(|entries| {
+        entries.map(|entry| Ok(entry?.file_name())).collect::<io::Result<Vec<_>>>()
+    });
     for name in names.map_err(Error::io("cannot read directory", dir))? {
         if name == Restoring::MARKER {
             return Err(Error::Unrestored { dir: dir.to_owned() });
@@ -121,7 +126,7 @@ fn check_empty(dir: &std::path::Path) -> Result<(), Error> {
 }
 
 /// Removes everything that an unfinished restore has written, the marker last.
-fn empty(dir: &std::path::Path) {
+fn empty(dir: &Path) {
     let files = [Identity::FILE, Keys::FILE, WatermarkFile::FILE, initial_component::FILE];
     let dirs = [LOG_DIR, SnapshotStore::DIR, CompiledStore::DIR];
     let removed = files
@@ -137,8 +142,6 @@ fn empty(dir: &std::path::Path) {
 #[cfg(test)]
 mod tests {
     #![allow(clippy::unwrap_used, reason = "tests")]
-    use std::path::Path;
-
     use super::*;
     use crate::{Options, Storage};
 
@@ -193,8 +196,7 @@ mod tests {
         let dir = tempfile::tempdir().unwrap();
         let restoring = begin(dir.path()).unwrap();
         snapshot(&restoring);
-        // As after a crash: nothing is removed.
-        let Restoring { _lock, .. } = &*std::mem::ManuallyDrop::new(restoring);
+        // A copy is as the directory after a crash: nothing is removed.
         let copy = tempfile::tempdir().unwrap();
         for name in [Restoring::MARKER, Keys::FILE] {
             fs::copy(dir.path().join(name), copy.path().join(name)).unwrap();

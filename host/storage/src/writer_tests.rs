@@ -24,7 +24,8 @@ fn entries(term: u64, indexes: std::ops::Range<u64>) -> Op {
 fn writer(dir: &Path) -> Writer {
     let incarnation = [3; 16];
     let component_id = ComponentId([1; 32]);
-    let identity = Identity { cluster_id: "c".into(), node_id: 1, incarnation, component_id, restored: None };
+    let identity =
+        Identity { cluster_id: "c".into(), node_id: 1, incarnation, component_id, restored: None };
     let keys = Keys::create(dir, identity, MasterKey::from_bytes([7; 32])).unwrap();
     let tree = Tree::create(&dir.join("log"), keys.clone(), Arc::new(Disk)).unwrap();
     crate::birth(&tree, &incarnation).unwrap();

@@ -12,8 +12,8 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes};
 use conclave_api::{
-    Admin, Api, Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Metric, Options, Startup,
-    Subscribed, Subscription, bind,
+    Admin, Api, Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Metric, Options,
+    Startup, Subscribed, Subscription, bind,
 };
 use conclave_types::{
     Call, Caller, ComponentId, Digest, Failure, Outcome, Receipt, Reply,
@@ -234,11 +234,7 @@ impl Backend for Fake {
         Ok(10)
     }
 
-    async fn back_up(
-        &self,
-        _: Option<WrappingKey>,
-        _: Instant,
-    ) -> Result<BackupFile, Error> {
+    async fn back_up(&self, _: Option<WrappingKey>, _: Instant) -> Result<BackupFile, Error> {
         let (sender, pieces) = mpsc::channel(1);
         tokio::spawn(async move {
             for piece in [vec![1; 100], vec![2; 1 << 20]] {

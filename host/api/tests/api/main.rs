@@ -7,6 +7,7 @@
     reason = "tests"
 )]
 
+mod backups;
 mod bench;
 mod calls;
 mod components;

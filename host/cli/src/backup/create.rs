@@ -53,6 +53,15 @@ pub(super) struct Create {
     remote: Remote,
 }
 
+/// Returns the request's form of a key.
+fn to_wire(key: &conclave_types::backup::WrappingKey) -> WrappingKey {
+    let mut wire = WrappingKey { key: key.key.to_vec(), ..WrappingKey::default() };
+    if let Some(Stretch { salt, memory_kib, passes, lanes }) = key.stretch {
+        wire = WrappingKey { salt: salt.to_vec(), memory_kib, passes, lanes, ..wire };
+    }
+    wire
+}
+
 impl Create {
     pub(super) async fn run(self, output: &mut Output) -> Result {
         output.set_json(self.remote.json);
@@ -61,19 +70,7 @@ impl Create {
             Some(source) => {
                 let key = spawn_blocking(move || new_key(&source)).await;
                 let key = key.map_err(|error| local(&error))?.map_err(|error| local(&error))?;
-                let cost = key.stretch.unwrap_or(Stretch {
-                    salt: [0; 16],
-                    memory_kib: 0,
-                    passes: 0,
-                    lanes: 0,
-                });
-                Some(WrappingKey {
-                    key: key.key.to_vec(),
-                    salt: key.stretch.map(|cost| cost.salt.to_vec()).unwrap_or_default(),
-                    memory_kib: cost.memory_kib,
-                    passes: cost.passes,
-                    lanes: cost.lanes,
-                })
+                Some(to_wire(&key))
             }
         };
         if self.file.as_os_str() == "-" {

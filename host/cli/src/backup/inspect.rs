@@ -73,8 +73,9 @@ const FORMAT_VERSION: u16 = 1;
 
 /// Returns the time of the backup in UTC.
 fn created(info: &BackupInfo) -> String {
-    let time = UNIX_EPOCH.checked_add(Duration::from_millis(info.created_ms));
-    time.map(|time| humantime::format_rfc3339_seconds(time).to_string()).unwrap_or_default()
+    // The format ends with the year 9999. The field is not authenticated here.
+    let seconds = (info.created_ms / 1000).min(253_402_300_799);
+    humantime::format_rfc3339_seconds(UNIX_EPOCH + Duration::from_secs(seconds)).to_string()
 }
 
 fn kind(info: &BackupInfo) -> &'static str {

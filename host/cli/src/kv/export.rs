@@ -113,7 +113,9 @@ async fn read(remote: &Remote, prefix: &str) -> Result<Keys> {
             }
             Err(Ended::Call(error)) => return Err(remote.failed(&error)),
             Err(Ended::Malformed(reason)) => {
-                return Err(Failed::local(format!("a response of the node is malformed: {reason}")));
+                return Err(Failed::local(format!(
+                    "a response of the node is malformed: {reason}"
+                )));
             }
         }
     }
@@ -166,8 +168,7 @@ async fn apply_changes(
     let request = WatchRequest { prefix: prefix.to_owned(), ..WatchRequest::default() };
     let options = CallOptions::read();
     let request = request.encode_to_vec();
-    let mut changes =
-        client.subscribe_raw("kv.v1.KV/Watch", request, Some(from), &options).await?;
+    let mut changes = client.subscribe_raw("kv.v1.KV/Watch", request, Some(from), &options).await?;
     loop {
         let Ok(next) = timeout(POLL_INTERVAL, changes.next()).await else {
             if changes.reached().is_some_and(|reached| reached >= to) {

@@ -73,11 +73,7 @@ pub(super) struct Exported {
 ///
 /// # Errors
 /// An entry has no value, two values, or a value that is not base64.
-pub(super) fn read(
-    document: &[u8],
-    prefix: &str,
-    now_ms: u64,
-) -> Result<Option<Exported>, String> {
+pub(super) fn read(document: &[u8], prefix: &str, now_ms: u64) -> Result<Option<Exported>, String> {
     let Ok(document) = serde_json::from_slice::<Document>(document) else { return Ok(None) };
     if document.format != FORMAT {
         return Ok(None);

@@ -218,7 +218,9 @@ async fn cluster_made_from_a_backup_has_exactly_its_state() {
     put(&client, "new", "yes").await.unwrap();
     let status = client.status().await.unwrap();
     let index = taken.described["index"].as_u64().unwrap();
-    assert!(status.cluster_id == "restored" && status.nodes.iter().all(|node| node.applied > index));
+    assert!(
+        status.cluster_id == "restored" && status.nodes.iter().all(|node| node.applied > index)
+    );
     for id in 1..=3 {
         cluster.kill(id);
     }

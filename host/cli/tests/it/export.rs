@@ -59,7 +59,8 @@ async fn export_has_one_revision_and_comes_back() {
         assert!(exported.status.success(), "{exported:?}");
         let document: Value = serde_json::from_slice(&fs::read(&file).unwrap()).unwrap();
         let keys = document["keys"].as_array().unwrap();
-        let text = |key: &str| keys.iter().find(|found| found["key"] == key).unwrap()["text"].clone();
+        let text =
+            |key: &str| keys.iter().find(|found| found["key"] == key).unwrap()["text"].clone();
         assert_eq!(text("k/a"), text("k/z"), "at revision {}", document["revision"]);
         assert_eq!(keys.len(), KEYS + 4);
     }

@@ -59,6 +59,7 @@ impl Pretender {
                 vote: Some(Vote { term: 50, node_id: from, committed: false }),
                 last_log_id: None,
             }),
+            restore_id: Bytes::new(),
         };
         client.handshake(hello).await?;
         Ok(Self { client, from, to })

@@ -6,7 +6,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
-use super::{master_key, seed, startup};
+use super::{master_key, startup};
 use crate::{config::StoppedNode, replay};
 use conclave_machine as machine;
 use conclave_machine::{Component, Engine};

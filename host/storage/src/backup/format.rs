@@ -108,7 +108,12 @@ pub(super) fn info(header: &[u8]) -> Result<BackupInfo, String> {
         Some(wire::header::WrappedBy::KeyFile(_)) => WrappedBy::KeyFile,
         Some(wire::header::WrappedBy::Passphrase(passphrase)) => {
             let wire::Passphrase { salt, memory_kib, passes, lanes } = passphrase;
-            WrappedBy::Passphrase(Stretch { salt: id("the salt", &salt)?, memory_kib, passes, lanes })
+            WrappedBy::Passphrase(Stretch {
+                salt: id("the salt", &salt)?,
+                memory_kib,
+                passes,
+                lanes,
+            })
         }
         None => return Err("the kind of its key is unknown".to_owned()),
     };

@@ -135,7 +135,7 @@ impl<R: Read> BackupReader<R> {
             });
         }
         let header = source.part(PART_BYTES_MAX, "its header")?;
-        let before_keyring = [&start, &format::length(&header)[..], &header].concat();
+        let before_keyring = [&start[..], &format::length(&header), &header].concat();
         let keyring = source.part(PART_BYTES_MAX, "its keyring")?;
         let preamble = *source.hasher.finalize().as_bytes();
         let mut check = [0; 32];
@@ -273,8 +273,7 @@ impl<R: Read> Backup<R> {
         let key = self.reader.binding.key(kind, sequence);
         let opened = crypto::open(&self.keyring, &self.reader.binding.aad(&key), sealed);
         let before = self.reader.source.read_bytes - (FRAME_BYTES + sealed.len()) as u64;
-        let opened =
-            opened.map_err(|error| self.damaged(format!("at byte {before}: {error}")))?;
+        let opened = opened.map_err(|error| self.damaged(format!("at byte {before}: {error}")))?;
         Ok(opened.into())
     }
 

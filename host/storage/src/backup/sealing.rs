@@ -8,7 +8,7 @@ use super::{
     BackupAbout, BackupError, BackupInfo, BackupKey, WrappedBy,
     format::{self, Binding, FRAME_BYTES, Kind},
 };
-use crate::{Error, SnapshotFile, SnapshotReader};
+use crate::{CHUNK_BYTES_MAX, Error, SnapshotFile, SnapshotReader};
 use conclave_crypto as crypto;
 use conclave_crypto::{Keyring, MasterKey, OVERHEAD_BYTES, USES_MAX};
 use conclave_types::ComponentId;
@@ -76,6 +76,9 @@ impl<I: Iterator<Item = Result<Bytes, Error>>> SealedBackup<I> {
         let preamble = *blake3::hash(&start).as_bytes();
         start.extend_from_slice(&preamble);
         let binding = Binding::new(info.cluster_id.clone(), preamble);
+        if contents.len() > CHUNK_BYTES_MAX {
+            return Err(crypto::Error::TooLarge { place: "backup".to_owned() }.into());
+        }
         let mut sealed = Self {
             info,
             binding,

@@ -103,9 +103,8 @@ fn every_changed_bit_is_detected() {
 fn reordered_repeated_and_foreign_records_are_refused() {
     let pieces = sealed(&CHUNKS);
     let other = sealed(&CHUNKS);
-    let with = |order: &[usize]| {
-        order.iter().map(|at| pieces[*at].clone()).collect::<Vec<_>>().concat()
-    };
+    let with =
+        |order: &[usize]| order.iter().map(|at| pieces[*at].clone()).collect::<Vec<_>>().concat();
     assert!(read(&with(&[0, 1, 2, 3, 4])).is_ok());
     for order in [&[0, 2, 1, 3, 4][..], &[0, 1, 1, 2, 3, 4], &[0, 1, 2, 4], &[0, 1, 2, 3, 4, 4]] {
         let error = read(&with(order)).unwrap_err();

@@ -88,11 +88,7 @@ impl Replica {
 }
 
 /// Begins to seal a snapshot. Blocking.
-fn seal(
-    file: &SnapshotFile,
-    seed: [u8; 32],
-    key: Option<BackupKey>,
-) -> io::Result<SealedBackup> {
+fn seal(file: &SnapshotFile, seed: [u8; 32], key: Option<BackupKey>) -> io::Result<SealedBackup> {
     let header = header(file)?;
     let component_id = component_id_from_wire(&header.component_id).map_err(io::Error::other)?;
     let mut components = header.components.iter();

@@ -145,7 +145,7 @@ pub fn verify_backup<R: Read + Send + 'static>(
         return Err(error.into());
     }
     let rehearsal = rehearsed.map_err(|error| state(&error))?;
-    for chunk in reading.backup.by_ref() {
+    if let Some(chunk) = reading.backup.next() {
         chunk?;
         return Err(NotRestored::State("the component did not read all of it".to_owned()));
     }
@@ -180,7 +180,8 @@ impl<R: Read> Iterator for Chunks<R> {
 /// Blocking.
 ///
 /// # Errors
-/// The backup is damaged, or a directory is not empty or cannot be written. No directory is then made.
+/// The backup is damaged, or a directory is not empty or cannot be written. No directory is then
+/// made, unless the disk failed after the first of several directories was finished.
 pub fn restore_backup<R: Read>(
     mut backup: Backup<R>,
     cluster_id: &str,
