@@ -238,7 +238,7 @@ pub enum QueryError {
     Trap(Trap),
     /// The node applies no more entries, so its state must not be read.
     #[error("this node's state machine has stopped: {0}")]
-    Fatal(FatalError),
+    Fatal(#[source] FatalError),
     /// The worker shuts down.
     #[error("the state machine is shutting down")]
     Stopped,
@@ -289,7 +289,7 @@ pub enum WatchError {
     },
     /// The node applies no more entries.
     #[error("this node's state machine has stopped: {0}")]
-    Fatal(FatalError),
+    Fatal(#[source] FatalError),
     /// The worker shuts down.
     #[error("the state machine is shutting down")]
     Stopped,
@@ -322,7 +322,7 @@ pub enum SnapshotError {
     Busy,
     /// The node applies no more entries.
     #[error("this node's state machine has stopped: {0}")]
-    Fatal(FatalError),
+    Fatal(#[source] FatalError),
     /// The worker shuts down.
     #[error("the state machine is shutting down")]
     Stopped,

@@ -137,10 +137,8 @@ impl<P, I> Queue<P, I> {
             && self.promotion.is_none();
         let count = if answers { self.ready.len().min(TURN_COUNT) } else { 0 };
         let questions: VecDeque<_> = self.ready.drain(..count).collect();
-        let entries = match requests.snapshots.is_empty() {
-            true => self.take_entries(applied),
-            false => Vec::new(),
-        };
+        let entries =
+            if requests.snapshots.is_empty() { self.take_entries(applied) } else { Vec::new() };
         let Requests { closed, snapshots, read } = &requests;
         let is_idle = closed.is_empty() && snapshots.is_empty() && read.is_none();
         if is_idle && questions.is_empty() && entries.is_empty() {

@@ -262,11 +262,11 @@ const TRANSITIONS: &[(Before, Transition, &str, &str)] = &[
     (ended, |q| push(q, 5, 9), "ended", "ended [] 0+0q"),
     // primary_turn
     (following, |q| primary_turn(q, 4, 9), "idle", "following [] 0+0q"),
-    (|| { with(catching_up(), |q| { q.ask(query(4), 9).unwrap(); q.ask(query(8), 9).unwrap() }) },
+    (|| with(catching_up(), |q| { q.ask(query(4), 9).unwrap(); q.ask(query(8), 9).unwrap() }),
      |q| primary_turn(q, 8, 9), "2q more=false", "catching up [7..8] 0+0q"),
-    (|| { with(returning(), |q| { q.ask(subscription(4), 9).unwrap(); q.ask(query(4), 9).unwrap() }) },
+    (|| with(returning(), |q| { q.ask(subscription(4), 9).unwrap(); q.ask(query(4), 9).unwrap() }),
      |q| primary_turn(q, 8, 9), "1q more=false", "returning [5..260] 1+0q"),
-    (|| { with(catching_up(), |q| { q.ask(query(4), 9).unwrap(); q.ask(query(4), 9).unwrap() }) },
+    (|| with(catching_up(), |q| { q.ask(query(4), 9).unwrap(); q.ask(query(4), 9).unwrap() }),
      |q| primary_turn(q, 8, 1), "1q more=true", "catching up [7..8] 1+0q"),
     (|| with(catching_up(), |q| q.request_promotion(promotion(8)).unwrap()),
      |q| primary_turn(q, 8, 9), "idle", "catching up [7..8] 0+0q promotion"),
@@ -289,22 +289,24 @@ const TRANSITIONS: &[(Before, Transition, &str, &str)] = &[
     // next
     (following, |q| next(q, at(4)), "wait", "following [] 0+0q"),
     (napping, |q| next(q, at(4)), "follow [5, 6] 0q 0c0s0r", "following [] 0+0q !room"),
-    (|| { with(napping(), |q| { q.ask(query(4), 9).unwrap(); q.ask(query(6), 9).unwrap() }) },
+    (|| with(napping(), |q| { q.ask(query(4), 9).unwrap(); q.ask(query(6), 9).unwrap() }),
      |q| next(q, at(4)), "follow [5, 6] 1q 0c0s0r", "following [] 0+1q !room"),
-    (|| { with(following(), |q| { q.ask(query(4), 9).unwrap(); q.ask(query(6), 9).unwrap() }) },
+    (|| with(following(), |q| { q.ask(query(4), 9).unwrap(); q.ask(query(6), 9).unwrap() }),
      |q| next(q, at(6)), "follow [] 2q 0c0s0r", "following [] 0+0q"),
     // An older state than before is not served.
-    (|| { with(napping(), |q| { q.serve(6); q.ask(query(5), 9).unwrap() }) },
+    (|| with(napping(), |q| { q.serve(6); q.ask(query(5), 9).unwrap() }),
      |q| next(q, at(4)), "follow [5, 6] 0q 0c0s0r", "following [] 1+0q !room"),
     // The state at 5 is needed for a snapshot.
     (|| with(napping(), |q| q.request_snapshot(snapshot(5)).unwrap()),
      |q| next(q, at(4)), "follow [5] 0q 0c0s0r", "following [6..6] 0+0q snapshot !room"),
-    (|| { with(napping(), |q| { q.request_snapshot(snapshot(4)).unwrap(); q.close_stream(1) }) },
+    (|| with(napping(), |q| { q.request_snapshot(snapshot(4)).unwrap(); q.close_stream(1) }),
      |q| next(q, at(4)), "follow [] 0q 1c1s0r", "following [5..6] 0+0q"),
-    (|| { with(napping(), |q| { q.request_read(read()).unwrap(); q.request_read(read()).unwrap() }) },
+    (|| with(napping(), |q| { q.request_read(read()).unwrap(); q.request_read(read()).unwrap() }),
      |q| next(q, at(6)), "follow [] 0q 0c0s1r", "following [] 0+0q read !room"),
     // A caller that has given up does not hold the standby.
-    (|| { let reply = oneshot::channel().0; with(napping(), |q| q.request_snapshot(SnapshotRequest { index: 5, reply }).unwrap()) },
+    (|| with(napping(), |q| {
+         q.request_snapshot(SnapshotRequest { index: 5, reply: oneshot::channel().0 }).unwrap();
+     }),
      |q| next(q, at(4)), "follow [5, 6] 0q 0c0s0r", "following [] 0+0q !room"),
     (catching_up, |q| next(q, without_instance(4)), "build", "catching up [7..8] 0+0q"),
     (catching_up, |q| next(q, at(4)), "catch up to 6 0c0s0r", "catching up [7..8] 0+0q"),
@@ -318,7 +320,7 @@ const TRANSITIONS: &[(Before, Transition, &str, &str)] = &[
     (returning, |q| { next(q, at(5)); String::new() }, "", "returning [] 0+0q !room"),
     (|| with(napping(), |q| q.request_promotion(promotion(6)).unwrap()),
      |q| next(q, at(4)), "follow [5, 6] 0q 0c0s0r", "following [] 0+0q promotion !room"),
-    (|| { with(napping(), |q| { q.request_promotion(promotion(6)).unwrap(); q.close_stream(1) }) },
+    (|| with(napping(), |q| { q.request_promotion(promotion(6)).unwrap(); q.close_stream(1) }),
      |q| next(q, at(6)), "promote 6 1c0s0r", "following [5..6] 0+0q"),
     (|| with(napping(), |q| q.request_promotion(promotion(5)).unwrap()),
      |q| next(q, at(6)), "fail 5", "following [5..6] 0+0q promotion"),
@@ -326,10 +328,26 @@ const TRANSITIONS: &[(Before, Transition, &str, &str)] = &[
     (|| with(following(), |q| assert!(q.offer_successor(5, 5).is_none())),
      |q| next(q, at(4)), "succeed 5", "catching up [] 0+0q !room !absent"),
     // take_unanswerable
-    (|| { with(catching_up(), |q| { for index in [4, 9] { q.ask(query(index), 9).unwrap(); q.ask(subscription(index), 9).unwrap(); } q.request_snapshot(snapshot(4)).unwrap(); q.request_read(read()).unwrap(); q.close_stream(1); }) },
+    (|| with(catching_up(), |q| {
+         for index in [4, 9] {
+             q.ask(query(index), 9).unwrap();
+             q.ask(subscription(index), 9).unwrap();
+         }
+         q.request_snapshot(snapshot(4)).unwrap();
+         q.request_read(read()).unwrap();
+         q.close_stream(1);
+     }),
      |q| show_unanswered(&q.take_unanswerable()), "2q1s1r", "catching up, requested [7..8] 1+1q"),
     // end
-    (|| { with(napping(), |q| { q.ask(query(4), 9).unwrap(); q.ask(query(9), 9).unwrap(); q.request_snapshot(snapshot(4)).unwrap(); q.request_read(read()).unwrap(); q.close_stream(1); q.request_promotion(promotion(4)).unwrap(); assert!(q.offer_successor(5, 5).is_none()); }) },
+    (|| with(napping(), |q| {
+         q.ask(query(4), 9).unwrap();
+         q.ask(query(9), 9).unwrap();
+         q.request_snapshot(snapshot(4)).unwrap();
+         q.request_read(read()).unwrap();
+         q.close_stream(1);
+         q.request_promotion(promotion(4)).unwrap();
+         assert!(q.offer_successor(5, 5).is_none());
+     }),
      |q| show_unanswered(&q.end()), "2q1s1r", "ended [] 0+0q !room"),
     // standby_sleeps
     (following, |q| { q.standby_sleeps(Sleep::Awake); name(q.ask(query(4), 9)) }, "ok", "following [] 1+0q"),

@@ -59,8 +59,8 @@ impl Model {
         match event {
             Event::Ask { ahead, subscribes } => {
                 let index_min = queue.serving + ahead;
-                let asked = if subscribes { subscription(index_min) } else { query(index_min) };
-                let _ = queue.ask(asked, 20);
+                let request = if subscribes { subscription(index_min) } else { query(index_min) };
+                let _ = queue.ask(request, 20);
             }
             Event::Snapshot { ahead } => _ = queue.request_snapshot(snapshot(pushed + ahead)),
             Event::Read => _ = queue.request_read(read()),
