@@ -112,7 +112,7 @@ impl Inbox {
         if queries {
             let jobs = self.jobs.get().and_then(mpsc::WeakSender::upgrade);
             // If the queue is full, the primary answers after the next batch anyway.
-            if !jobs.is_some_and(|jobs| jobs.try_send(Job::AnswerQueries).is_ok()) {
+            if jobs.is_none_or(|jobs| jobs.try_send(Job::AnswerQueries).is_err()) {
                 queue.primary_not_requested();
             }
         }
