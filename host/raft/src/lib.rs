@@ -60,7 +60,7 @@ use std::{sync::Arc, time::Duration};
 use tokio::{sync::watch, time::Instant};
 
 pub use self::read::watch_ended;
-use self::{assembly::Assembly, network::service::PeerService, supervise::Supervisor};
+use self::{assembly::Assembly, network::port::PeerPort, supervise::Supervisor};
 pub use self::{
     components::{Components, KeptCode},
     entry_source::LocalEntrySource,
@@ -69,7 +69,6 @@ pub use self::{
     snapshot::{saved_state, voters},
 };
 use conclave_machine::{Component, Subscribed, Worker};
-use conclave_proto::raft::raft_server::RaftServer;
 use conclave_types::{
     Call, Caller, ComponentId, Receipt,
     components::{Activated, ComponentPart, ComponentStatus, Difference, Permissions, Pushed},
@@ -120,11 +119,9 @@ impl Replica {
         &self.0.node.supervisor
     }
 
-    /// Returns the service for the peer port.
-    pub fn peer_service(&self) -> RaftServer<PeerService> {
-        RaftServer::new(PeerService::new(self.0.service_parts()))
-            .max_decoding_message_size(network::MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(network::MESSAGE_BYTES_MAX)
+    /// Returns the services for connections to the peer port.
+    pub fn peer_port(&self) -> PeerPort {
+        PeerPort::new(self.0.service_parts())
     }
 
     /// Proposes a call on the leader, which may be another node. Retries through an election until

@@ -14,6 +14,7 @@ mod errors;
 mod fake;
 mod fake_components;
 mod health;
+mod peers;
 mod ports;
 mod protos;
 mod reflection;
