@@ -43,7 +43,7 @@ const CONNECTIONS_MAX: usize = 512;
 const STRANGERS_MAX: usize = 64;
 /// Maximum number of bytes of a stranger. A handshake has less than 1 KiB. The rest is for calls
 /// that a member sent on a connection that has just replaced another, and that are rejected.
-const STRANGER_BYTES_MAX: usize = 64 * 1024;
+const STRANGER_BYTES_MAX: usize = 32 * 1024;
 /// Time for a connection to be admitted, from its acceptance.
 const ADMISSION_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum number of streams of one connection: appends in flight, snapshots, forwarded calls.

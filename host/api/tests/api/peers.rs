@@ -61,7 +61,7 @@ impl Port {
         let address = listener.local_addr().unwrap();
         let calls = Arc::<AtomicUsize>::default();
         let counted = calls.clone();
-        let connect = move |member| {
+        let connect = move |member: watch::Sender<Option<u64>>| {
             let (member, calls) = (Arc::new(member), counted.clone());
             service_fn(move |request| {
                 calls.fetch_add(1, Ordering::Relaxed);
@@ -129,7 +129,8 @@ async fn a_stranger_that_sends_much_is_disconnected_at_once() {
     let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], &[7; 8]].concat().repeat(1000);
     let begun = Instant::now();
     let (mut reader, mut writer) = stream.into_split();
-    let reading = tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
+    let reading =
+        tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
     while writer.write_all(&ping).await.is_ok() {
         assert!(begun.elapsed() < Duration::from_secs(3), "it may send without an end");
     }
@@ -149,7 +150,7 @@ async fn a_stranger_opens_few_streams() {
     };
     timeout(Duration::from_secs(3), ended).await.expect("the connection was left open");
     let calls = port.calls.load(Ordering::Relaxed);
-    assert!(calls < 4000, "{calls} streams");
+    assert!(calls < 3000, "{calls} streams");
 }
 
 #[tokio::test]

@@ -12,8 +12,8 @@ use std::{
 
 use bytes::Bytes;
 use conclave_proto::raft::{
-    AppendRequest, Entry, LogId, PingRequest, SnapshotPart, SnapshotStart, Vote, snapshot_part::Part,
-    snapshot_progress::Progress,
+    AppendRequest, Entry, LogId, PingRequest, SnapshotPart, SnapshotStart, Vote,
+    snapshot_part::Part, snapshot_progress::Progress,
 };
 use futures::{StreamExt, future::join_all, stream};
 use http_body_util::{BodyExt, StreamBody};
@@ -175,7 +175,8 @@ async fn install_while_the_disk_fills(
     let mut answers = call.unwrap().into_inner();
     loop {
         match answers.message().await {
-            Ok(Some(answer)) if matches!(answer.progress, Some(Progress::Work(work)) if work > 0) => {
+            Ok(Some(answer)) if matches!(answer.progress, Some(Progress::Work(work)) if work > 0) =>
+            {
                 break;
             }
             Ok(Some(_)) => {}

@@ -359,7 +359,8 @@ impl Transfer<'_> {
                 Part::Chunk(chunk) if begun => {
                     self.work.fetch_add(chunk.len() as u64, Ordering::Relaxed);
                     let snapshots = snapshots.clone();
-                    let write = move || partial.write(&chunk, &snapshots).map(|()| (partial, false));
+                    let write =
+                        move || partial.write(&chunk, &snapshots).map(|()| (partial, false));
                     blocking(write).await
                 }
                 Part::End(end) if begun => {
