@@ -343,8 +343,10 @@ async fn serve(
     let following = tasks.spawn("methods", follow_machine(api.clone(), replica.clone()));
     let (stop, stopped) = watch::channel(false);
     let (stop_peers, peers_stopped) = watch::channel(false);
-    let mut peers = tasks
-        .spawn("peer port", api::serve_peers(peers, replica.peer_service(), until(peers_stopped)));
+    let port = replica.peer_port();
+    let connect = move |member| port.connection(member);
+    let mut peers =
+        tasks.spawn("peer port", api::serve_peers(peers, connect, until(peers_stopped)));
     let clients = tasks.spawn("client port", async move {
         api.serve_client(clients, until(stopped)).await;
     });

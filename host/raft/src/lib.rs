@@ -57,10 +57,14 @@ mod vote_holdoff;
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
 
 pub use self::read::watch_ended;
-use self::{assembly::Assembly, network::service::PeerService, supervise::Supervisor};
+use self::{
+    assembly::Assembly, network::port::PeerPort, snapshot::backup::BackupStream,
+    supervise::Supervisor,
+};
 pub use self::{
     components::{Components, KeptCode},
     entry_source::LocalEntrySource,
@@ -69,7 +73,7 @@ pub use self::{
     snapshot::{backup, saved_state, voters},
 };
 use conclave_machine::{Component, Subscribed, Worker};
-use conclave_proto::raft::raft_server::RaftServer;
+use conclave_storage::BackupKey;
 use conclave_types::{
     Call, Caller, ComponentId, Receipt,
     components::{Activated, ComponentPart, ComponentStatus, Difference, Permissions, Pushed},
@@ -120,11 +124,9 @@ impl Replica {
         &self.0.node.supervisor
     }
 
-    /// Returns the service for the peer port.
-    pub fn peer_service(&self) -> RaftServer<PeerService> {
-        RaftServer::new(PeerService::new(self.0.service_parts()))
-            .max_decoding_message_size(network::MESSAGE_BYTES_MAX)
-            .max_encoding_message_size(network::MESSAGE_BYTES_MAX)
+    /// Returns the services for connections to the peer port.
+    pub fn peer_port(&self) -> PeerPort {
+        PeerPort::new(self.0.service_parts())
     }
 
     /// Proposes a call on the leader, which may be another node. Retries through an election until
@@ -170,6 +172,16 @@ impl Replica {
         self.0.snapshots.take_now().await
     }
 
+    /// Takes a backup that covers every command acknowledged before this call. Without a key, this
+    /// node's master key wraps the data key.
+    pub async fn back_up(
+        &self,
+        key: Option<BackupKey>,
+        deadline: Instant,
+    ) -> Result<BackupStream, Error> {
+        self.0.backups.create(key, deadline).await
+    }
+
     /// Makes every voter hash its state after one entry, which this node proposes as the leader.
     pub async fn verify(&self, deadline: Instant) -> Result<Verification, Error> {
         self.0.state_hash_checks.run(deadline).await
@@ -203,6 +215,14 @@ impl Replica {
     /// leader, returns the components that this node knows.
     pub async fn list_components(&self) -> Vec<ComponentStatus> {
         self.0.catalog.list().await
+    }
+
+    /// Returns the bytes of a component of the cluster.
+    ///
+    /// # Errors
+    /// The component was removed meanwhile.
+    pub fn component_bytes(&self, component: ComponentId) -> Result<Bytes, Error> {
+        self.0.catalog.bytes(component)
     }
 
     /// Returns the component whose id begins with `beginning`.

@@ -1,14 +1,15 @@
 //! Snapshots: saved from the state machine to a file, sent to a peer, received from a peer.
 //!
 //! [`policy`] decides when a snapshot is taken, and [`taking`] takes one on request. [`sending`] is
-//! the leader's side of a transfer, [`receiving`] the follower's. [`keeping`] purges the log as far
-//! as no follower needs it. [`backup`] takes a snapshot out of the cluster, and makes a new cluster
-//! from it.
+//! the leader's side of a transfer, [`receiving`] the follower's, within the limits of [`room`].
+//! [`keeping`] purges the log as far as no follower needs it. [`backup`] takes a snapshot out of the
+//! cluster, and makes a new cluster from it.
 
 pub mod backup;
 mod keeping;
 mod policy;
 mod receiving;
+mod room;
 mod sending;
 mod taking;
 
@@ -41,7 +42,7 @@ use conclave_storage::{
     convert::{log_id_to_wire, snapshot_meta_from_wire, stored_membership_to_wire, vote_to_wire},
     raft_types::{LogId, TypeConfig, Vote},
 };
-use conclave_types::{DIGEST_VERSION, Digest, NodeId};
+use conclave_types::{DIGEST_VERSION, Digest, NodeId, limits::ClusterLimits};
 
 /// The number of parts in memory at once, on either side of a transfer. Each is at most 1 MiB.
 const PARTS_IN_FLIGHT: usize = 4;
@@ -326,16 +327,23 @@ fn start(vote: Vote, file: &SnapshotFile) -> io::Result<SnapshotPart> {
     Ok(SnapshotPart { part: Some(Part::Start(start)) })
 }
 
-/// Writes a snapshot that this node requested from a peer to a file, sealed with this
-/// node's keys. It becomes the newest snapshot only once the state machine has restored
+/// Writes a snapshot of `announced` bytes, which this node requested from a peer, to a file, sealed
+/// with this node's keys. It becomes the newest snapshot only once the state machine has restored
 /// it: see [`crate::state_machine`].
 pub(super) async fn receive(
     header: SnapshotHeader,
+    announced: u64,
     mut parts: Streaming<SnapshotPart>,
     snapshots: SnapshotStore,
+    in_force: &ClusterLimits,
 ) -> Result<SnapshotFile, Status> {
+    room::check_size(&header, announced, in_force)?;
     let (chunks, received) = mpsc::channel(PARTS_IN_FLIGHT);
-    let writing = spawn_blocking(move || write(&snapshots, &header, received));
+    let writing = spawn_blocking(move || {
+        room::check_space(&snapshots, announced)?;
+        let written = write(&snapshots, &header, received);
+        written.map_err(|error| Status::internal(error.to_string()))
+    });
     let (mut bytes, mut hash) = (0_u64, blake3::Hasher::new());
     loop {
         let part = timeout(STALL_TIMEOUT, parts.message()).await;
@@ -344,6 +352,9 @@ pub(super) async fn receive(
         let incoming = match part.part {
             Some(Part::Chunk(chunk)) => {
                 bytes += chunk.len() as u64;
+                if bytes > announced {
+                    return Err(room::exceeds(announced));
+                }
                 hash.update(&chunk);
                 Incoming::Chunk(chunk)
             }
@@ -362,8 +373,7 @@ pub(super) async fn receive(
         }
     }
     drop(chunks);
-    let written = writing.await.map_err(|error| Status::internal(error.to_string()))?;
-    written.map_err(|error| Status::internal(error.to_string()))
+    writing.await.map_err(|error| Status::internal(error.to_string()))?
 }
 
 #[cfg(test)]

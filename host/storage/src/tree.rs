@@ -428,8 +428,13 @@ mod tests {
 
     fn keys(dir: &Path) -> Keys {
         let component_id = ComponentId([1; 32]);
-        let identity =
-            Identity { cluster_id: "c".into(), node_id: 1, incarnation: [3; 16], component_id, restored: None };
+        let identity = Identity {
+            cluster_id: "c".into(),
+            node_id: 1,
+            incarnation: [3; 16],
+            component_id,
+            restored: None,
+        };
         Keys::create(dir, identity, MasterKey::from_bytes([7; 32])).unwrap()
     }
 

@@ -15,6 +15,7 @@ mod errors;
 mod fake;
 mod fake_components;
 mod health;
+mod peers;
 mod ports;
 mod protos;
 mod reflection;

@@ -20,11 +20,11 @@ const DISK_BYTES: usize = 128 << 20;
 const VALUE_BYTES: usize = 256 << 10;
 
 /// A small file system, unmounted when dropped.
-struct SmallDisk(PathBuf);
+pub(crate) struct SmallDisk(PathBuf);
 
 impl SmallDisk {
     /// Mounts the file system. Returns `None` where that is not permitted.
-    fn mount(at: &Path, bytes: usize) -> Option<Self> {
+    pub(crate) fn mount(at: &Path, bytes: usize) -> Option<Self> {
         fs::create_dir_all(at).unwrap();
         let size = format!("size={bytes},mode=700");
         let mounted =
@@ -38,13 +38,13 @@ impl SmallDisk {
     }
 
     /// Fills the file system completely.
-    fn fill(&self) {
+    pub(crate) fn fill(&self) {
         let mut ballast = File::create(self.0.join("ballast")).unwrap();
         let page = [1; 4096];
         while ballast.write_all(&page).is_ok() {}
     }
 
-    fn make_room(&self) {
+    pub(crate) fn make_room(&self) {
         fs::remove_file(self.0.join("ballast")).unwrap();
     }
 

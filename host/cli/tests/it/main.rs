@@ -32,6 +32,7 @@ mod leadership;
 mod limits;
 mod link;
 mod network;
+mod peer_limits;
 mod peers;
 mod power_cut;
 mod process;

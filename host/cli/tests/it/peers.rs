@@ -19,16 +19,24 @@ use tonic::{Code, Request, Status, transport::Channel};
 use crate::harness::{Cluster, PATIENCE, Setup, eventually, files, get, put};
 
 /// A member's side of a connection to another member.
-struct Pretender {
-    client: RaftClient<Channel>,
+pub(crate) struct Pretender {
+    pub client: RaftClient<Channel>,
     from: u64,
-    to: u64,
 }
 
 impl Pretender {
     /// Sends the introduction with the identity file of node `like`.
     async fn introduce(cluster: &Cluster, from: u64, like: u64, to: u64) -> Result<Self, Status> {
         Self::introduce_with_lease(cluster, from, like, to, 0).await
+    }
+
+    /// Opens a connection without an introduction.
+    pub(crate) async fn connect(cluster: &Cluster, to: u64) -> RaftClient<Channel> {
+        let address = format!("http://{}", cluster.node(to).peer);
+        eventually("the peer port listens", async || {
+            RaftClient::connect(address.clone()).await.map_err(|error| error.to_string())
+        })
+        .await
     }
 
     async fn introduce_with_lease(
@@ -39,11 +47,7 @@ impl Pretender {
         lease_ms: u64,
     ) -> Result<Self, Status> {
         let identity = fs::read(cluster.node(like).data_dir.join("identity")).unwrap();
-        let address = format!("http://{}", cluster.node(to).peer);
-        let mut client = eventually("the peer port listens", async || {
-            RaftClient::connect(address.clone()).await.map_err(|error| error.to_string())
-        })
-        .await;
+        let mut client = Self::connect(cluster, to).await;
         let hello = HandshakeRequest {
             cluster_id: "test".into(),
             node_id: from,
@@ -62,26 +66,17 @@ impl Pretender {
             restore_id: Bytes::new(),
         };
         client.handshake(hello).await?;
-        Ok(Self { client, from, to })
+        Ok(Self { client, from })
     }
 
-    async fn member(cluster: &Cluster, from: u64, to: u64) -> Self {
+    pub(crate) async fn member(cluster: &Cluster, from: u64, to: u64) -> Self {
         Self::introduce(cluster, from, from, to).await.unwrap()
     }
 
-    fn request<T>(&self, message: T) -> Request<T> {
-        let mut request = Request::new(message);
-        let metadata = request.metadata_mut();
-        metadata.insert("conclave-cluster", "test".parse().unwrap());
-        metadata.insert("conclave-from", self.from.to_string().parse().unwrap());
-        metadata.insert("conclave-to", self.to.to_string().parse().unwrap());
-        request
-    }
-
     /// Sends a snapshot and returns the outcome.
-    async fn install(&mut self, parts: Vec<Part>) -> Result<(), Status> {
+    pub(crate) async fn install(&mut self, parts: Vec<Part>) -> Result<(), Status> {
         let parts = parts.into_iter().map(|part| SnapshotPart { part: Some(part) });
-        let request = self.request(futures::stream::iter(parts.collect::<Vec<_>>()));
+        let request = Request::new(futures::stream::iter(parts.collect::<Vec<_>>()));
         let mut answers = self.client.install_snapshot(request).await?.into_inner();
         while let Some(answer) = answers.message().await? {
             if let Some(Progress::Done(_)) = answer.progress {
@@ -94,7 +89,7 @@ impl Pretender {
     /// Returns whether the node votes for a candidate with a longer log than any node can have, or
     /// `None` if it does not answer for a while.
     async fn elects_me(&mut self, pre_vote: bool, leadership_transfer: bool) -> Option<bool> {
-        let request = self.request(VoteRequest {
+        let request = Request::new(VoteRequest {
             vote: Some(Vote { term: 100, node_id: self.from, committed: false }),
             last_log_id: Some(LogId { term: 100, index: 1_000_000 }),
             leadership_transfer,
@@ -157,7 +152,7 @@ async fn restarted_followers_know_the_time_of_the_log_as_soon_as_a_leader_is_kno
         while known.contains(&None) {
             assert!(begun.elapsed() < PATIENCE, "round {round}: {led_since:?} {known:?}");
             for (at, peer) in peers.iter_mut().enumerate() {
-                let request = peer.request(CompareClocksRequest {});
+                let request = Request::new(CompareClocksRequest {});
                 // The node's own connection replaces the one from the test.
                 let Ok(answer) = peer.client.compare_clocks(request).await else { continue };
                 let clock = answer.into_inner();
@@ -207,7 +202,7 @@ async fn what_no_member_would_send_is_refused() {
         },
     ];
     for message in refusals {
-        let request = pretender.request(message);
+        let request = Request::new(message);
         assert_invalid(pretender.client.heartbeat(request).await);
     }
     assert_appends_are_refused(&cluster, &mut pretender).await;
@@ -237,11 +232,11 @@ async fn what_no_member_would_send_is_refused() {
     for pre_vote in [false, true] {
         for vote in votes {
             let message = VoteRequest { vote: Some(vote), pre_vote, ..VoteRequest::default() };
-            let request = pretender.request(message);
+            let request = Request::new(message);
             assert_invalid(pretender.client.vote(request).await);
         }
         // A candidate of term 100 has no entry of term 101.
-        let request = pretender.request(VoteRequest {
+        let request = Request::new(VoteRequest {
             vote: Some(Vote { term: 100, node_id: 2, committed: false }),
             last_log_id: Some(LogId { term: 101, index: 1_000_000 }),
             pre_vote,
@@ -249,7 +244,7 @@ async fn what_no_member_would_send_is_refused() {
         });
         assert_invalid(pretender.client.vote(request).await);
     }
-    let request = pretender.request(TransferLeaderRequest {
+    let request = Request::new(TransferLeaderRequest {
         from: Some(Vote { term: 100, node_id: 1, committed: true }),
         to_node_id: 1,
         ..TransferLeaderRequest::default()
@@ -305,7 +300,7 @@ async fn assert_appends_are_refused(cluster: &Cluster, pretender: &mut Pretender
         ("another committed entry", append(id(100, committed), &[])),
     ];
     for (what, message) in cases {
-        let request = pretender.request(futures::stream::iter([message]));
+        let request = Request::new(futures::stream::iter([message]));
         let answer = pretender.client.append(request).await;
         let answer = match answer {
             Ok(mut answers) => answers.get_mut().message().await,
@@ -321,7 +316,7 @@ async fn assert_appends_are_refused(cluster: &Cluster, pretender: &mut Pretender
 }
 
 /// Returns the header of a leader that is ahead of all nodes, with a component of these bytes.
-fn header_with(cluster: &Cluster, component: &[u8]) -> SnapshotHeader {
+pub(crate) fn header_with(cluster: &Cluster, component: &[u8]) -> SnapshotHeader {
     let last_log_id = Some(LogId { term: 100, index: 1_000_000 });
     let members = cluster.nodes.iter().map(|node| Member {
         node_id: node.id,
@@ -449,7 +444,7 @@ async fn a_snapshot_that_is_not_what_it_says_is_refused() {
     let consistency_check = ConsistencyCheck { index: 5, digest, version: 2, begins: false };
     for consistency_check in [None, Some(consistency_check)] {
         let message = FetchSnapshotRequest { consistency_check, index_min: u64::MAX };
-        let request = pretender.request(message);
+        let request = Request::new(message);
         assert_invalid(pretender.client.fetch_snapshot(request).await);
     }
 

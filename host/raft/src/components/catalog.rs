@@ -150,8 +150,8 @@ impl Catalog {
     ///
     /// # Errors
     /// The component was removed meanwhile.
-    pub fn component_bytes(&self, component: ComponentId) -> Result<Bytes, Error> {
-        let known = self.0.applied().registry.get(&component).map(|known| known.bytes.clone());
+    pub(crate) fn bytes(&self, component: ComponentId) -> Result<Bytes, Error> {
+        let known = self.node.applied().registry.get(&component).map(|known| known.bytes.clone());
         known.ok_or_else(|| Error::refused(format!("the cluster has no component {component}")))
     }
 
@@ -212,7 +212,9 @@ impl Catalog {
         let components = self.components.clone();
         let compiling = tokio::task::spawn_blocking(move || components.compile(id, &bytes));
         let compiled = compiling.await.map_err(|error| Error::caused_by(Error::fatal, error))?;
-        compiled.map_err(|error| Error::fatal(format!("cannot compile component {id}")).with_source(error))
+        compiled.map_err(|error| {
+            Error::fatal(format!("cannot compile component {id}")).with_source(error)
+        })
     }
 }
 

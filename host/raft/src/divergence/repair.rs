@@ -144,7 +144,7 @@ impl Repairs {
         else {
             return Err("the peer sent a snapshot without a header".to_owned());
         };
-        let SnapshotStart { vote, header, .. } = start;
+        let SnapshotStart { vote, header, bytes, .. } = start;
         let (vote, mut header) = (vote.ok_or("no vote")?, header.ok_or("no header")?);
         snapshot::note_origin(&mut header, node_id);
         snapshot::check_header(&header, &self.node.local.identity)?;
@@ -157,7 +157,8 @@ impl Repairs {
             return Err("its snapshot has no digest of this version's algorithm".to_owned());
         }
         tracing::info!(from = node_id, index, "receiving a snapshot to repair with");
-        snapshot::receive(header, parts, self.snapshots.clone())
+        let in_force = self.node.applied().limits.limits;
+        snapshot::receive(header, bytes, parts, self.snapshots.clone(), &in_force)
             .await
             .map_err(|status| status.message().to_owned())
     }

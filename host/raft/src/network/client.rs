@@ -41,6 +41,9 @@ use conclave_storage::{
     raft_types::{TypeConfig, Vote},
 };
 
+/// The pause before a snapshot is offered again to a follower that has no space for it.
+const REFUSED_PAUSE: Duration = Duration::from_secs(10);
+
 /// openraft's network to one peer, on one connection class.
 pub struct PeerNetwork {
     peer: Arc<Peer>,
@@ -216,8 +219,9 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
         let stall = option.hard_ttl();
         let offer =
             snapshot::offer(&self.peer, &self.transfers, vote, snapshot.snapshot.file, stall);
+        let mut cancel = std::pin::pin!(cancel);
         let failure = tokio::select! {
-            closed = cancel => return Err(StreamingError::Closed(closed)),
+            closed = &mut cancel => return Err(StreamingError::Closed(closed)),
             answer = offer => match answer {
                 Ok(answered) => {
                     let answered = message::checked_answer(answered, &vote);
@@ -231,6 +235,14 @@ impl RaftNetworkV2<TypeConfig> for PeerNetwork {
             snapshot::Failure::Peer(error) => StreamingError::from(rpc_error(error)),
             snapshot::Failure::Ended(reason) => {
                 tracing::warn!(to = self.peer.node_id, reason, "cannot transfer a snapshot");
+                StreamingError::Unreachable(Unreachable::from_string(reason))
+            }
+            snapshot::Failure::Refused(reason) => {
+                tracing::warn!(reason, "a follower refused a snapshot");
+                tokio::select! {
+                    closed = cancel => return Err(StreamingError::Closed(closed)),
+                    () = sleep(REFUSED_PAUSE) => {}
+                }
                 StreamingError::Unreachable(Unreachable::from_string(reason))
             }
             snapshot::Failure::NotNow(reason) => {

@@ -5,16 +5,11 @@ use std::{
     time::Duration,
 };
 
-use tonic::{
-    Request, Status,
-    metadata::MetadataValue,
-    service::{Interceptor, interceptor::InterceptedService},
-    transport::{Channel, Endpoint},
-};
+use tokio::sync::Mutex;
+use tonic::transport::{Channel, Endpoint};
 
-use super::{CLUSTER_HEADER, FROM_HEADER, MESSAGE_BYTES_MAX, TO_HEADER, local::Local};
+use super::MESSAGE_BYTES_MAX;
 use conclave_proto::raft::raft_client::RaftClient;
-use conclave_types::NodeId;
 
 /// The time limit of a connection attempt, a handshake and a ping.
 pub(super) const CONNECT_TIMEOUT: Duration = Duration::from_secs(1);
@@ -40,42 +35,25 @@ pub enum ConnectionClass {
 const CLASSES: [ConnectionClass; 3] =
     [ConnectionClass::Log, ConnectionClass::Control, ConnectionClass::Snapshot];
 
-/// Adds the cluster, the sender and the receiver to every request.
-#[derive(Clone)]
-pub struct Introduce {
-    cluster: MetadataValue<tonic::metadata::Ascii>,
-    from: MetadataValue<tonic::metadata::Ascii>,
-    to: MetadataValue<tonic::metadata::Ascii>,
-}
-
-impl Interceptor for Introduce {
-    fn call(&mut self, mut request: Request<()>) -> Result<Request<()>, Status> {
-        let metadata = request.metadata_mut();
-        metadata.insert(CLUSTER_HEADER, self.cluster.clone());
-        metadata.insert(FROM_HEADER, self.from.clone());
-        metadata.insert(TO_HEADER, self.to.clone());
-        Ok(request)
-    }
-}
-
 /// The client of one connection class to one peer.
-pub type Client = RaftClient<InterceptedService<Channel, Introduce>>;
+pub type Client = RaftClient<Channel>;
 
 #[derive(Clone)]
 pub(super) struct Connection {
     pub(super) client: Client,
     /// Set by a handshake, cleared by a failure: another process may respond next.
     pub(super) greeted: Arc<AtomicBool>,
+    /// Held during a call's handshake: calls that begin together make one handshake.
+    pub(super) greeting: Arc<Mutex<()>>,
 }
 
 /// Creates the connections of all classes to one peer.
 pub(super) struct Connector {
     endpoint: Endpoint,
-    introduce: Introduce,
 }
 
 impl Connector {
-    pub(super) fn new(node_id: NodeId, address: &str, local: &Local) -> Result<Self, String> {
+    pub(super) fn new(address: &str) -> Result<Self, String> {
         let endpoint = Endpoint::from_shared(format!("http://{address}"))
             .map_err(|error| error.to_string())?
             .connect_timeout(CONNECT_TIMEOUT)
@@ -85,23 +63,17 @@ impl Connector {
             .keep_alive_while_idle(true)
             .initial_stream_window_size(WINDOW_BYTES)
             .initial_connection_window_size(WINDOW_BYTES);
-        let ascii = |text: String| MetadataValue::try_from(text).map_err(|error| error.to_string());
-        let introduce = Introduce {
-            cluster: ascii(local.identity.cluster_id.clone())?,
-            from: ascii(local.identity.node_id.to_string())?,
-            to: ascii(node_id.to_string())?,
-        };
-        Ok(Self { endpoint, introduce })
+        Ok(Self { endpoint })
     }
 
     /// Returns one connection per class.
     pub(super) fn all(&self) -> Vec<Connection> {
         let connect = |_| {
             let channel = self.endpoint.connect_lazy();
-            let client = RaftClient::with_interceptor(channel, self.introduce.clone())
+            let client = RaftClient::new(channel)
                 .max_decoding_message_size(MESSAGE_BYTES_MAX)
                 .max_encoding_message_size(MESSAGE_BYTES_MAX);
-            Connection { client, greeted: Arc::default() }
+            Connection { client, greeted: Arc::default(), greeting: Arc::default() }
         };
         CLASSES.iter().map(connect).collect()
     }

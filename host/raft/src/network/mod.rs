@@ -3,13 +3,15 @@
 //! [`peers`] holds the connections: each [`peer`] has its [`connection`]s, and [`backoff`] paces
 //! their retries. [`local`] is this node's identity, with its records about the peers, which it
 //! compares with their [`standing`]. [`client`] sends openraft's requests, on connections that
-//! [`factory`] provides; [`pacing`] times them and [`heartbeats`] triggers heartbeats. [`service`]
-//! handles the peers' requests, and [`message`] checks their messages.
+//! [`factory`] provides; [`pacing`] times them and [`heartbeats`] triggers heartbeats. [`port`]
+//! admits the peers' connections, [`service`] handles their requests, and [`message`] checks their
+//! messages.
 //!
 //! Contract: a node answers a request, and accepts a response, only after both sides have checked
 //! that they belong to the same cluster, are the intended nodes, and still have the data
-//! directory that they had at their first contact. Traffic is not encrypted: the peer port
-//! belongs on a private network.
+//! directory that they had at their first contact. The handshake admits one connection, and
+//! nothing else is read before it. Traffic is not encrypted: the peer port belongs on a private
+//! network.
 
 mod backoff;
 pub mod client;
@@ -23,6 +25,7 @@ mod message;
 mod pacing;
 pub mod peer;
 pub mod peers;
+pub mod port;
 pub mod service;
 pub(super) mod standing;
 
@@ -30,19 +33,12 @@ pub(super) use self::factory::{NetworkFactory, OwnGiving};
 
 /// The version of the protocol between peers. Nodes of different versions do not
 /// communicate. Version 2 added components to the log and to snapshots. Version 3 added the
-/// confirmation of leaders.
-pub const PROTOCOL_VERSION: u32 = 3;
+/// confirmation of leaders. Version 4 admits each connection by its own handshake.
+pub const PROTOCOL_VERSION: u32 = 4;
 
 /// The largest message between peers: one log entry of the largest request with room to spare, or a
 /// batch of smaller ones.
 pub const MESSAGE_BYTES_MAX: usize = 64 * 1024 * 1024;
-
-/// The metadata of every request between peers: the cluster, the sender and the intended receiver.
-pub const CLUSTER_HEADER: &str = "conclave-cluster";
-/// See [`CLUSTER_HEADER`].
-pub const FROM_HEADER: &str = "conclave-from";
-/// See [`CLUSTER_HEADER`].
-pub const TO_HEADER: &str = "conclave-to";
 
 /// The metadata on errors of a node that is stopping: the request had no effect.
 pub const REFUSED_HEADER: &str = "conclave-refused";

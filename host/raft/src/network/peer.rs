@@ -25,6 +25,7 @@ use super::{
     backoff::{self, Problem},
     connection::{CONNECT_TIMEOUT, Connection, Connector},
     local::Local,
+    port::SMALL_BYTES_MAX,
 };
 use crate::{disk::DiskWatch, supervise::Supervisor};
 use conclave_proto::raft::{HandshakeRequest, HandshakeResponse, PingRequest};
@@ -124,7 +125,7 @@ impl Peer {
         local: Arc<Local>,
         supervisor: &Supervisor,
     ) -> Arc<Self> {
-        let connector = Connector::new(node_id, address, &local);
+        let connector = Connector::new(address);
         let peer = Arc::new(Self {
             node_id,
             address: address.to_owned(),
@@ -218,9 +219,26 @@ impl Peer {
             return Err(self.call_error(Status::data_loss(reason)));
         }
         if !connection.greeted.load(Ordering::Acquire) {
-            self.greet(&connection).await.inspect_err(|_| self.wake.notify_one())?;
+            self.greet_once(&connection).await?;
         }
         Ok(connection.client)
+    }
+
+    /// Makes the handshake of a connection, or waits for the handshake of another call.
+    async fn greet_once(&self, connection: &Connection) -> Result<(), PeerError> {
+        match connection.greeting.try_lock() {
+            Ok(_greeting) => {
+                self.greet(connection).await.inspect_err(|_| self.wake.notify_one())?;
+                Ok(())
+            }
+            Err(_) => {
+                drop(connection.greeting.lock().await);
+                match connection.greeted.load(Ordering::Acquire) {
+                    true => Ok(()),
+                    false => Err(self.call_error(Status::unavailable("the handshake failed"))),
+                }
+            }
+        }
     }
 
     /// Waits for the end of the first attempt to connect, and returns the result of the last attempt.
@@ -264,7 +282,8 @@ impl Peer {
             restore_id: self.local.restore_id().to_vec().into(),
         });
         request.set_timeout(CONNECT_TIMEOUT);
-        let answer = connection.client.clone().handshake(request).await;
+        let client = connection.client.clone();
+        let answer = client.max_decoding_message_size(SMALL_BYTES_MAX).handshake(request).await;
         let answer = answer.map_err(|status| {
             if status.code() == Code::DataLoss {
                 self.local.condemn(self.node_id, status.message());
@@ -330,9 +349,13 @@ impl Peer {
                     self.measured(began.elapsed());
                     return Ok(());
                 }
-                // The connection may belong to a process that is gone. A handshake
+                // The connections may be gone, or belong to a process that is gone. A handshake
                 // gives a definite result.
-                Ok(Err(_)) | Err(_) => connection.greeted.store(false, Ordering::Release),
+                Ok(Err(_)) | Err(_) => {
+                    for connection in self.connections().iter() {
+                        connection.greeted.store(false, Ordering::Release);
+                    }
+                }
             }
         }
         self.greet(&connection).await?;

@@ -1,25 +1,17 @@
 //! The gRPC service for the other members.
 
-use std::{
-    collections::{BTreeMap, BTreeSet},
-    sync::{Arc, Mutex, PoisonError},
-    time::{Duration, Instant},
-};
+use std::{sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream::BoxStream};
 use openraft::raft::{StreamAppendError, StreamAppendResult};
 use tokio::sync::{mpsc, watch};
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::{
-    Code, Request, Response, Status, Streaming,
-    metadata::{MetadataMap, MetadataValue},
-};
+use tonic::{Request, Response, Status, Streaming};
 
 use super::{
-    CLUSTER_HEADER, FROM_HEADER, PROTOCOL_VERSION, REFUSED_HEADER, TO_HEADER,
-    backoff::Problem,
     local::Local,
     message::{self, log_id, malformed, required},
+    port::Admission,
 };
 use crate::{
     bootstrap::Bootstrap,
@@ -45,7 +37,7 @@ use conclave_storage::{
     convert::{log_id_to_wire, vote_to_wire},
     raft_types::TypeConfig,
 };
-use conclave_types::{Caller, NodeId};
+use conclave_types::Caller;
 
 /// The parts of a replica that serve the peers' requests.
 pub(crate) struct Parts {
@@ -68,22 +60,22 @@ pub(crate) struct Parts {
     pub(crate) closed: watch::Receiver<bool>,
 }
 
-/// The only service of the peer port.
-#[derive(Clone)]
-pub struct PeerService {
+/// The only service of the peer port, for one connection. [`super::port`] admits each call before
+/// its message is read.
+pub(super) struct PeerService {
     parts: Arc<Parts>,
     local: Arc<Local>,
-    /// The peers that have introduced themselves to this process.
-    greeted: Arc<Mutex<BTreeSet<NodeId>>>,
-    /// The peers that this process refuses, with the reasons.
-    refused: Arc<Mutex<BTreeMap<NodeId, Problem>>>,
+    admission: Admission,
 }
 
 impl PeerService {
-    /// Creates the service for these parts of a replica.
-    pub(crate) fn new(parts: Parts) -> Self {
+    pub(super) fn new(parts: Arc<Parts>, admission: Admission) -> Self {
         let local = parts.node.local.clone();
-        Self { parts: Arc::new(parts), local, greeted: Arc::default(), refused: Arc::default() }
+        Self { parts, local, admission }
+    }
+
+    pub(super) fn admission(&self) -> &Admission {
+        &self.admission
     }
 
     /// Waits until the streams of peers end.
@@ -91,105 +83,6 @@ impl PeerService {
         let mut closed = self.parts.closed.clone();
         // A dropped sender also closes the streams.
         async move { drop(closed.wait_for(|closed| *closed).await) }
-    }
-
-    /// Rejects a caller that belongs to another cluster, intends another node, or has made no
-    /// handshake. Rejects every caller once this node's directory is known to be an old copy.
-    fn admit(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
-        if let Some(reason) = self.local.lost() {
-            return Err(Status::unavailable(reason));
-        }
-        self.identify(metadata)
-    }
-
-    fn identify(&self, metadata: &MetadataMap) -> Result<NodeId, Status> {
-        self.check_open()?;
-        let text = |name| metadata.get(name).and_then(|value| value.to_str().ok());
-        let number = |name| text(name).and_then(|text| text.parse::<NodeId>().ok());
-        self.check_target(text(CLUSTER_HEADER), number(TO_HEADER))?;
-        let from = number(FROM_HEADER)
-            .ok_or_else(|| Status::permission_denied("the peer port is for members only"))?;
-        let greeted = self.greeted.lock().unwrap_or_else(PoisonError::into_inner).contains(&from);
-        // A member that was removed must repeat the handshake, which then fails.
-        if greeted && self.parts.bootstrap.is_member(from) {
-            Ok(from)
-        } else {
-            Err(Status::permission_denied("a handshake must come first"))
-        }
-    }
-
-    /// Rejects requests once this node stops.
-    fn check_open(&self) -> Result<(), Status> {
-        if !*self.parts.closed.borrow() {
-            return Ok(());
-        }
-        let mut metadata = MetadataMap::new();
-        metadata.insert(REFUSED_HEADER, MetadataValue::from_static("1"));
-        Err(Status::with_metadata(Code::Unavailable, "this node is shutting down", metadata))
-    }
-
-    /// Checks the data that a peer presents.
-    fn check(&self, hello: &wire::HandshakeRequest) -> Result<(), Status> {
-        if hello.protocol_version != PROTOCOL_VERSION {
-            return Err(Status::permission_denied(format!(
-                "this node speaks version {PROTOCOL_VERSION} of the peers' protocol, not {}",
-                hello.protocol_version
-            )));
-        }
-        if !self.parts.bootstrap.is_member(hello.node_id) {
-            return Err(Status::permission_denied(format!(
-                "node {} is not a member of this cluster",
-                hello.node_id
-            )));
-        }
-        self.local
-            .check(
-                hello.node_id,
-                &hello.incarnation,
-                &hello.component_id,
-                hello.lease_ms,
-                &hello.restore_id,
-            )
-            .map_err(Status::permission_denied)?;
-        let standing = hello.standing.unwrap_or_default();
-        self.local.check_standing(hello.node_id, &standing).map_err(Status::data_loss)
-    }
-
-    /// Records that a peer is refused, and logs it once, then once per minute.
-    fn refuse(&self, node_id: NodeId, status: &Status) {
-        self.greeted.lock().unwrap_or_else(PoisonError::into_inner).remove(&node_id);
-        // A caller that is not a member can claim any node id, so the number of records is limited.
-        const REFUSED_MAX: usize = 64;
-        let mut refused = self.refused.lock().unwrap_or_else(PoisonError::into_inner);
-        if refused.len() >= REFUSED_MAX && !refused.contains_key(&node_id) {
-            return;
-        }
-        let reason = status.message();
-        let problem = refused.entry(node_id).or_default();
-        if let Some(attempts) = problem.occurred(reason, true, Instant::now()) {
-            tracing::warn!(node = node_id, attempts, reason, "peer refused");
-        }
-    }
-
-    fn check_target(&self, cluster_id: Option<&str>, to: Option<NodeId>) -> Result<(), Status> {
-        let identity = &self.local.identity;
-        match cluster_id {
-            Some(cluster_id) if cluster_id == identity.cluster_id => {}
-            Some(cluster_id) => {
-                return Err(Status::permission_denied(format!(
-                    "this node belongs to cluster {}, not to {cluster_id}",
-                    identity.cluster_id
-                )));
-            }
-            None => return Err(Status::permission_denied("the peer port is for members only")),
-        }
-        if to == Some(identity.node_id) {
-            Ok(())
-        } else {
-            let message =
-                format!("this is node {}: check the members' addresses", identity.node_id);
-            Err(Status::permission_denied(message))
-        }
     }
 }
 
@@ -221,12 +114,8 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::HandshakeRequest>,
     ) -> Result<Response<wire::HandshakeResponse>, Status> {
-        self.check_open()?;
         let hello = request.into_inner();
-        self.check_target(Some(&hello.cluster_id), Some(hello.target_node_id))?;
-        self.check(&hello).inspect_err(|status| self.refuse(hello.node_id, status))?;
-        self.greeted.lock().unwrap_or_else(PoisonError::into_inner).insert(hello.node_id);
-        self.refused.lock().unwrap_or_else(PoisonError::into_inner).remove(&hello.node_id);
+        self.admission.admit(&hello)?;
         self.parts.node.peers.contacted(hello.node_id, hello.standing.unwrap_or_default().process);
         let identity = &self.local.identity;
         Ok(Response::new(wire::HandshakeResponse {
@@ -242,9 +131,8 @@ impl wire::raft_server::Raft for PeerService {
 
     async fn ping(
         &self,
-        request: Request<wire::PingRequest>,
+        _request: Request<wire::PingRequest>,
     ) -> Result<Response<wire::PingResponse>, Status> {
-        self.identify(request.metadata())?;
         Ok(Response::new(wire::PingResponse {}))
     }
 
@@ -252,7 +140,7 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<Streaming<wire::AppendRequest>>,
     ) -> Result<Response<Self::AppendStream>, Status> {
-        let from = self.admit(request.metadata())?;
+        let from = self.admission.member()?;
         // An invalid request ends the stream, because the requests after it build on it.
         let (parts, local) = (self.parts.clone(), self.local.clone());
         let closed = Box::pin(self.closed());
@@ -290,7 +178,7 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::AppendRequest>,
     ) -> Result<Response<wire::AppendResponse>, Status> {
-        let from = self.admit(request.metadata())?;
+        let from = self.admission.member()?;
         let request = message::append(request.into_inner(), from)?;
         message::check_against_log(&request, &self.parts.node.log).await?;
         if !request.entries.is_empty() {
@@ -310,7 +198,7 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::VoteRequest>,
     ) -> Result<Response<wire::VoteResponse>, Status> {
-        let from = self.admit(request.metadata())?;
+        let from = self.admission.member()?;
         self.parts.leadership.check_disk(None)?;
         let message = request.into_inner();
         let request = message::vote_request(&message, from)?;
@@ -333,7 +221,6 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::DigestRequest>,
     ) -> Result<Response<wire::DigestResponse>, Status> {
-        self.admit(request.metadata())?;
         let digest = self.parts.digests.here(request.into_inner().index).await;
         Ok(Response::new(divergence::digest_to_wire(digest)))
     }
@@ -344,7 +231,7 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::FetchSnapshotRequest>,
     ) -> Result<Response<Self::FetchSnapshotStream>, Status> {
-        let to = self.admit(request.metadata())?;
+        let to = self.admission.member()?;
         let wire::FetchSnapshotRequest { consistency_check, index_min } = request.into_inner();
         let consistency_check = required(consistency_check, "consistency_check")?;
         let consistency_check =
@@ -360,16 +247,14 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::VerifyStateRequest>,
     ) -> Result<Response<wire::VerifyStateResponse>, Status> {
-        self.admit(request.metadata())?;
         let found = self.parts.state_hash_checks.here(request.into_inner().index).await;
         Ok(Response::new(divergence::verified_to_wire(found)))
     }
 
     async fn compare_clocks(
         &self,
-        request: Request<wire::CompareClocksRequest>,
+        _request: Request<wire::CompareClocksRequest>,
     ) -> Result<Response<wire::CompareClocksResponse>, Status> {
-        self.admit(request.metadata())?;
         Ok(Response::new(self.parts.clock.for_peer()))
     }
 
@@ -379,7 +264,7 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<Streaming<wire::SnapshotPart>>,
     ) -> Result<Response<Self::InstallSnapshotStream>, Status> {
-        let from = self.admit(request.metadata())?;
+        let from = self.admission.member()?;
         let mut parts = request.into_inner();
         let Some(wire::SnapshotPart { part: Some(wire::snapshot_part::Part::Start(start)) }) =
             parts.message().await?
@@ -409,7 +294,7 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::TransferLeaderRequest>,
     ) -> Result<Response<wire::TransferLeaderResponse>, Status> {
-        let from = self.admit(request.metadata())?;
+        let from = self.admission.member()?;
         let message = request.into_inner();
         if !self.parts.leadership.may_take_over() {
             return Ok(Response::new(wire::TransferLeaderResponse { accepted: false }));
@@ -427,7 +312,6 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::ForwardRequest>,
     ) -> Result<Response<wire::ForwardResponse>, Status> {
-        self.admit(request.metadata())?;
         let message = request.into_inner();
         let call = call_from_wire(required(message.call, "call")?);
         let deadline = tokio::time::Instant::now() + Duration::from_millis(message.timeout_ms);
@@ -438,9 +322,9 @@ impl wire::raft_server::Raft for PeerService {
 
     async fn read_index(
         &self,
-        request: Request<wire::ReadIndexRequest>,
+        _request: Request<wire::ReadIndexRequest>,
     ) -> Result<Response<wire::ReadIndexResponse>, Status> {
-        let from = self.admit(request.metadata())?;
+        let from = self.admission.member()?;
         self.parts.leadership.check_disk(None)?;
         let result = match self.parts.read_index.get_as_leader().await {
             Ok(index) => {
@@ -460,7 +344,6 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<Streaming<wire::ConfirmLeaderRequest>>,
     ) -> Result<Response<Self::ConfirmLeaderStream>, Status> {
-        self.admit(request.metadata())?;
         let local = self.local.clone();
         let requests = request.into_inner().take_until(Box::pin(self.closed()));
         let answers = requests.map(move |request| {
@@ -475,9 +358,8 @@ impl wire::raft_server::Raft for PeerService {
 
     async fn node_status(
         &self,
-        request: Request<wire::NodeStatusRequest>,
+        _request: Request<wire::NodeStatusRequest>,
     ) -> Result<Response<wire::NodeStatusResponse>, Status> {
-        self.identify(request.metadata())?;
         Ok(Response::new(peer_status::to_wire(&self.parts.status.of_node())))
     }
 
@@ -485,7 +367,6 @@ impl wire::raft_server::Raft for PeerService {
         &self,
         request: Request<wire::ComponentStatusRequest>,
     ) -> Result<Response<wire::ComponentStatusResponse>, Status> {
-        self.admit(request.metadata())?;
         let wire::ComponentStatusRequest { component_id, rehearse } = request.into_inner();
         let component = component_id_from_wire(&component_id).map_err(malformed)?;
         let readiness = match rehearse {

@@ -6,6 +6,9 @@
 //!   same if they have the same file id, number of bytes and header, which names the cluster and
 //!   the log position. The sender also compares the hash of the bytes.
 //! - At most one such file is kept, for [`KEPT_FOR`], and not beyond the end of the process.
+//! - The sender announces the number of bytes. A snapshot that is larger than any state of the
+//!   cluster, larger than announced, or too large for the free space of the disk is rejected, and
+//!   its file is removed.
 //! - The state is restored into new instances before openraft receives the snapshot. A snapshot
 //!   that the state machine rejects has no effect.
 
@@ -24,11 +27,11 @@ use prost::Message;
 use tokio::{
     sync::{Mutex, mpsc, watch},
     task::spawn_blocking,
-    time::{MissedTickBehavior, interval},
+    time::{MissedTickBehavior, interval, timeout},
 };
-use tonic::{Status, Streaming};
+use tonic::{Code, Status, Streaming};
 
-use super::{Accepted, check_committed, opened, saved_state};
+use super::{Accepted, check_committed, opened, room, saved_state};
 use crate::{components::Components, node::Node, raft_state::raft_state};
 use conclave_proto::raft::{
     SnapshotEnd, SnapshotHeader, SnapshotOffer, SnapshotPart, SnapshotProgress, SnapshotResponse,
@@ -109,7 +112,13 @@ impl Receiving {
                 let vote = Some(vote_to_wire(&vote));
                 Ok(progress(Progress::Done(SnapshotResponse { vote })))
             }
-            Err(status) => Err(status),
+            Err(status) => {
+                if status.code() == Code::ResourceExhausted {
+                    let reason = status.message();
+                    tracing::warn!(reason, "cannot receive a snapshot");
+                }
+                Err(status)
+            }
         };
         // The leader may have given up.
         let _ = reports.send(report).await;
@@ -120,6 +129,8 @@ impl Receiving {
         if own > offered.vote {
             return Ok(own); // The sender is no longer the leader.
         }
+        let in_force = self.node.applied().limits.limits;
+        room::check_size(&offered.header, offered.bytes, &in_force)?;
         let last = offered.header.last_log_id.as_ref().map(log_id_from_wire);
         self.check_committed(last).await?;
         let mut number = 0;
@@ -136,7 +147,7 @@ impl Receiving {
         let position = offered.header.last_log_id.as_ref();
         let position = position.map_or((0, 0), |log_id| (log_id.term, log_id.index));
         let partial = match left.take().filter(|partial| partial.subject == subject) {
-            Some(partial) => partial,
+            Some(partial) => partial.check_space(&self.files).await?,
             None => Partial::begin(&self.files, subject, position).await?,
         };
         let transfer = Transfer {
@@ -208,12 +219,22 @@ impl Partial {
         subject: Subject,
         (term, index): (u64, u64),
     ) -> Result<Self, Status> {
-        let (snapshots, header) = (snapshots.clone(), subject.header.clone());
-        let creating = spawn_blocking(move || snapshots.create(term, index, &header));
-        let writer = creating.await.map_err(|error| Status::internal(error.to_string()))?;
-        let writer = writer.map_err(|error| Status::internal(error.to_string()))?;
-        let (file, hash) = (Stage::Open(writer), blake3::Hasher::new());
-        Ok(Self { subject, file, bytes: 0, hash, at: Instant::now() })
+        let snapshots = snapshots.clone();
+        blocking(move || {
+            room::check_space(&snapshots, subject.bytes)?;
+            let writer = snapshots.create(term, index, &subject.header);
+            let writer = writer.map_err(|error| Status::internal(error.to_string()))?;
+            let (file, hash) = (Stage::Open(writer), blake3::Hasher::new());
+            Ok(Self { subject, file, bytes: 0, hash, at: Instant::now() })
+        })
+        .await
+    }
+
+    /// Returns the part if the rest of the snapshot fits on the disk.
+    async fn check_space(self, snapshots: &SnapshotStore) -> Result<Self, Status> {
+        let snapshots = snapshots.clone();
+        let rest = self.subject.bytes.saturating_sub(self.bytes);
+        blocking(move || room::check_space(&snapshots, rest).map(|()| self)).await
     }
 
     fn offer(&self) -> SnapshotOffer {
@@ -222,12 +243,17 @@ impl Partial {
     }
 
     /// Writes a chunk. Blocking.
-    fn write(&mut self, chunk: &Bytes) -> Result<(), Status> {
+    fn write(&mut self, chunk: &Bytes, snapshots: &SnapshotStore) -> Result<(), Status> {
         let Stage::Open(writer) = &mut self.file else {
             return Err(Status::invalid_argument("the snapshot continues after its end"));
         };
+        let length = chunk.len() as u64;
+        if length > self.subject.bytes - self.bytes {
+            return Err(room::exceeds(self.subject.bytes));
+        }
+        room::check_space(snapshots, length)?;
         writer.write(chunk).map_err(|error| Status::internal(error.to_string()))?;
-        self.bytes += chunk.len() as u64;
+        self.bytes += length;
         self.hash.update(chunk);
         self.at = Instant::now();
         Ok(())
@@ -235,7 +261,8 @@ impl Partial {
 
     /// Completes the file if the end matches the received bytes. Blocking.
     fn finish(mut self, end: &SnapshotEnd) -> Result<Self, Status> {
-        if end.bytes != self.bytes || end.blake3 != self.hash.finalize().as_bytes().as_slice() {
+        let is_whole = end.bytes == self.bytes && self.bytes == self.subject.bytes;
+        if !is_whole || end.blake3 != self.hash.finalize().as_bytes().as_slice() {
             return Err(Status::data_loss("the snapshot was damaged in transit"));
         }
         if let Stage::Open(writer) = self.file {
@@ -299,7 +326,11 @@ impl Transfer<'_> {
             return (Some(partial), Err(Status::cancelled("the leader disconnected")));
         }
         loop {
-            let part = match self.reporting(parts.message()).await.and_then(|part| part) {
+            let next = async {
+                let next = timeout(KEPT_FOR, parts.message()).await;
+                next.unwrap_or_else(|_| Err(Status::deadline_exceeded("the leader sends no more")))
+            };
+            let part = match self.reporting(next).await.and_then(|part| part) {
                 Ok(Some(SnapshotPart { part: Some(part) })) => part,
                 Ok(Some(SnapshotPart { part: None })) => {
                     return (None, Err(Status::invalid_argument("a part of a snapshot is empty")));
@@ -327,7 +358,10 @@ impl Transfer<'_> {
                 }
                 Part::Chunk(chunk) if begun => {
                     self.work.fetch_add(chunk.len() as u64, Ordering::Relaxed);
-                    blocking(move || partial.write(&chunk).map(|()| (partial, false))).await
+                    let snapshots = snapshots.clone();
+                    let write =
+                        move || partial.write(&chunk, &snapshots).map(|()| (partial, false));
+                    blocking(write).await
                 }
                 Part::End(end) if begun => {
                     blocking(move || partial.finish(&end).map(|partial| (partial, true))).await

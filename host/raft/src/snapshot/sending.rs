@@ -22,7 +22,7 @@ use tokio::{
     time::timeout,
 };
 use tokio_stream::wrappers::ReceiverStream;
-use tonic::Status;
+use tonic::{Code, Status};
 
 use super::{PARTS_IN_FLIGHT, start};
 use crate::network::peer::{ConnectionClass, Peer, PeerError};
@@ -144,6 +144,8 @@ pub(crate) enum Failure {
     Peer(PeerError),
     /// The transfer ended without a result, for this reason.
     Ended(String),
+    /// The follower has no space for the snapshot.
+    Refused(String),
     /// The transfer must not be retried at once.
     NotNow(String),
 }
@@ -160,7 +162,12 @@ pub(crate) async fn offer(
     if transfers.is_damaged(&file) {
         return Err(Failure::NotNow("the snapshot is damaged and is being replaced".to_owned()));
     }
-    let failed = |status: Status| Failure::Peer(peer.failed(ConnectionClass::Snapshot, status));
+    let failed = |status: Status| match status.code() {
+        Code::ResourceExhausted => {
+            Failure::Refused(format!("node {}: {}", peer.node_id, status.message()))
+        }
+        _ => Failure::Peer(peer.failed(ConnectionClass::Snapshot, status)),
+    };
     let ended = |reason: &str| Failure::Ended(reason.to_owned());
     let stalled = |after: Duration| {
         Failure::Ended(format!(

@@ -103,6 +103,14 @@ impl SnapshotStore {
         self.inner.known.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
+    /// Returns the free space of the snapshots' file system, in bytes.
+    pub fn free_bytes(&self) -> Result<u64, Error> {
+        let dir = &self.inner.dir;
+        let found = rustix::fs::statvfs(dir).map_err(io::Error::from);
+        let found = found.map_err(Error::io("cannot read the free space of", dir))?;
+        Ok(found.f_bavail.saturating_mul(found.f_frsize))
+    }
+
     fn know(&self, file: &SnapshotFile) {
         let mut known = self.inner.known.lock().unwrap_or_else(PoisonError::into_inner);
         let position = |file: &SnapshotFile| (file.term(), file.index());

@@ -6,7 +6,7 @@
 
 mod restore;
 
-use std::io;
+use std::{io, sync::Arc};
 
 use openraft::async_runtime::WatchReceiver;
 use prost::Message;
@@ -19,8 +19,8 @@ use tokio::{
 pub use self::restore::{
     NotRestored, RestoredCluster, VerifiedBackup, restore_backup, verify_backup,
 };
-use super::header;
-use crate::Replica;
+use super::{Snapshots, header};
+use crate::{node::Node, read_index::ReadIndex};
 use conclave_proto::{
     backup::Contents,
     convert::{about_from_wire, component_id_from_wire},
@@ -39,21 +39,36 @@ pub struct BackupStream {
     pub pieces: mpsc::Receiver<Result<BackupPiece, Error>>,
 }
 
-impl Replica {
+/// The backups that this node sends.
+pub(crate) struct Backups {
+    node: Arc<Node>,
+    snapshots: Arc<Snapshots>,
+    read_index: Arc<ReadIndex>,
+}
+
+impl Backups {
+    pub(crate) fn new(
+        node: Arc<Node>,
+        snapshots: Arc<Snapshots>,
+        read_index: Arc<ReadIndex>,
+    ) -> Self {
+        Self { node, snapshots, read_index }
+    }
+
     /// Takes a backup that covers every command acknowledged before this call. Without a key, this
     /// node's master key wraps the data key.
-    pub async fn back_up(
+    pub(crate) async fn create(
         &self,
         key: Option<BackupKey>,
         deadline: Instant,
     ) -> Result<BackupStream, Error> {
         let file = timeout_at(deadline, self.covering_snapshot(deadline));
         let file = file.await.map_err(|_| Error::deadline())??;
-        let (seed, index) = (self.0.local.identity.seed(), file.index());
+        let (seed, index) = (self.node.local.identity.seed(), file.index());
         let sealed = spawn_blocking(move || seal(&file, seed, key)).await;
         let sealed = sealed.map_err(io::Error::other).and_then(|sealed| sealed);
         let sealed = sealed.map_err(|error| {
-            Error::fatal(format!("the backup at index {index} cannot be made: {error}"))
+            Error::fatal(format!("the backup at index {index} cannot be made")).with_source(error)
         })?;
         let (sender, pieces) = mpsc::channel(PIECES_IN_FLIGHT);
         spawn_blocking(move || send(sealed, &sender));
@@ -63,23 +78,20 @@ impl Replica {
 
     /// Takes a snapshot of a state that includes all commands acknowledged before the call.
     async fn covering_snapshot(&self, deadline: Instant) -> Result<SnapshotFile, Error> {
-        if let Some(why) = self.0.fatal_error().or_else(|| self.0.divergence.why()) {
+        if let Some(why) = self.node.fatal_error().or_else(|| self.node.divergence.why()) {
             return Err(Error::stopped(why));
         }
-        let acknowledged = self.read_index_waiting(deadline).await?;
-        let mut metrics = self.0.raft.metrics();
+        let acknowledged = self.read_index.get(deadline).await?;
+        let mut metrics = self.node.raft.metrics();
         while metrics.borrow_watched().last_applied.is_none_or(|last| last.index < acknowledged) {
             if metrics.changed().await.is_err() {
                 return Err(Error::shutting_down());
             }
         }
-        let index = self.snapshot_now().await?;
-        let snapshots = self.0.snapshots.clone();
-        let newest = spawn_blocking(move || snapshots.latest()).await;
-        let newest = newest.map_err(io::Error::other).and_then(|it| it.map_err(io::Error::other));
-        let newest = newest.map_err(|error| Error::fatal(error.to_string()))?;
+        let index = self.snapshots.take_now().await?;
+        let newest = self.snapshots.newest().await?;
         match newest.filter(|file| file.index() >= index.max(acknowledged)) {
-            Some(file) if self.0.divergence.why().is_none() => Ok(file),
+            Some(file) if self.node.divergence.why().is_none() => Ok(file),
             _ => Err(Error::busy(
                 "this node's snapshot was replaced while the backup began: try again, or another node",
             )),
