@@ -206,10 +206,10 @@ const TEXT_MAX: [(&str, usize); 11] = [
     ("host/types", 0),
     ("host/proto", 0),
     ("host/crypto", 0),
-    ("host/machine", 17),
+    ("host/machine", 10),
     ("host/check", 0),
     ("host/storage", 0),
-    ("host/raft", 46),
+    ("host/raft", 41),
     ("host/api", 0),
     // An address that cannot be resolved.
     ("host/node", 1),
