@@ -84,7 +84,9 @@ impl BackupStream {
         })?;
         let lost = || Error::new(Code::DataLoss, "the node ended the backup before its end");
         let part = BackupPart::decode(message.ok_or_else(lost)?);
-        let part = part.map_err(|error| Error::new(Code::Internal, error.to_string()))?;
+        let part = part.map_err(|cause| {
+            Error::new(Code::Internal, "a part of the backup does not decode").with_source(cause)
+        })?;
         Ok(Some(match part.part.ok_or_else(lost)? {
             Part::Bytes(bytes) => BackupData::Bytes(bytes.into()),
             Part::End(BackupEnd { bytes, blake3 }) => {

@@ -152,12 +152,11 @@ fn config(arguments: Arguments) -> Result<Config> {
         members,
         ..Settings::default()
     };
-    let usage = |error: &dyn std::fmt::Display| Failed::Usage(error.to_string());
-    let mut settings = settings.with_file().map_err(|error| usage(&error))?;
+    let mut settings = settings.with_file().map_err(|error| Failed::usage(&error))?;
     if all {
         // Every rule holds for each member. The first one stands for all.
         let first = settings.members.first().and_then(|member| member.split('=').next());
         settings.node_id = first.and_then(|id| id.trim().parse().ok());
     }
-    Config::load(settings).map_err(|error| usage(&error))
+    Config::load(settings).map_err(|error| Failed::usage(&error))
 }

@@ -99,7 +99,7 @@ impl Drop for WholeFile {
 }
 
 fn failed(path: &Path, error: &std::io::Error) -> Failed {
-    Failed::local(format!("{}: {error}", path.display()))
+    Failed::because(path.display(), error)
 }
 
 #[cfg(test)]

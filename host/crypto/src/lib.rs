@@ -31,7 +31,7 @@ mod wrapping;
 pub use envelope::{Aad, OVERHEAD_BYTES, VERSION as ENVELOPE_VERSION, key_id_of, open, seal};
 pub use keyring::{KeyId, KeyStatus, Keyring, ROTATE_AFTER_USES, USES_MAX};
 pub use master_key::{MasterKey, MasterKeyError};
-pub use passphrase::{Passphrase, Stretch};
+pub use passphrase::{Passphrase, PassphraseError, Stretch};
 
 /// Errors of keys and envelopes.
 #[derive(Debug, thiserror::Error)]
@@ -80,7 +80,8 @@ pub enum Error {
         /// The file of the passphrase, or the file with the parameters.
         source_name: String,
         /// The cause.
-        reason: String,
+        #[source]
+        reason: PassphraseError,
     },
     /// An envelope failed authentication.
     #[error(

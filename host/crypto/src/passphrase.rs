@@ -1,6 +1,11 @@
 //! Keys that are derived from a passphrase, by Argon2id (RFC 9106).
 
-use std::{fmt, fs::File, io::Read, path::Path};
+use std::{
+    fmt,
+    fs::File,
+    io::{self, Read},
+    path::Path,
+};
 
 use argon2::{Algorithm, Argon2, Params, Version};
 use zeroize::Zeroizing;
@@ -43,6 +48,27 @@ impl Stretch {
     }
 }
 
+/// The reason why a passphrase cannot be loaded, or no key can be derived from it.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum PassphraseError {
+    /// The file cannot be read.
+    #[error("cannot be read")]
+    Unreadable(#[source] io::Error),
+    /// The passphrase is too long.
+    #[error("more than {BYTES_MAX} bytes")]
+    TooLong,
+    /// The passphrase is too short.
+    #[error("a passphrase needs at least {BYTES_MIN} characters: use several random words")]
+    TooShort,
+    /// The parameters exceed the limits.
+    #[error("the parameters exceed the limits: {} KiB, {} passes, {} lanes", .0.memory_kib, .0.passes, .0.lanes)]
+    Excessive(Stretch),
+    /// Argon2 returned an error.
+    #[error("no key can be derived")]
+    Derivation(#[source] argon2::Error),
+}
+
 /// A passphrase. Wiped from memory when dropped; never printed.
 pub struct Passphrase {
     bytes: Zeroizing<Vec<u8>>,
@@ -53,19 +79,17 @@ impl Passphrase {
     /// Reads a passphrase from a file. White space around it, such as the end of the line, is ignored.
     pub fn from_file(path: &Path) -> Result<Self, Error> {
         let source_name = path.display().to_string();
-        let wrong = |reason: String| Error::Passphrase { source_name: source_name.clone(), reason };
+        let wrong = |reason| Error::Passphrase { source_name: source_name.clone(), reason };
         let mut bytes = Zeroizing::new(Vec::with_capacity(BYTES_MAX + 1));
         File::open(path)
             .and_then(|file| file.take(BYTES_MAX as u64 + 1).read_to_end(&mut bytes))
-            .map_err(|error| wrong(format!("cannot be read: {error}")))?;
+            .map_err(|error| wrong(PassphraseError::Unreadable(error)))?;
         if bytes.len() > BYTES_MAX {
-            return Err(wrong(format!("more than {BYTES_MAX} bytes")));
+            return Err(wrong(PassphraseError::TooLong));
         }
         let bytes = Zeroizing::new(bytes.trim_ascii().to_vec());
         if bytes.len() < BYTES_MIN {
-            return Err(wrong(format!(
-                "a passphrase needs at least {BYTES_MIN} characters: use several random words"
-            )));
+            return Err(wrong(PassphraseError::TooShort));
         }
         Ok(Self { bytes, source_name })
     }
@@ -75,20 +99,18 @@ impl Passphrase {
     /// # Errors
     /// Fails if the parameters exceed the limits.
     pub fn key(&self, stretch: &Stretch) -> Result<MasterKey, Error> {
-        let wrong =
-            |reason: String| Error::Passphrase { source_name: self.source_name.clone(), reason };
+        let wrong = |reason| Error::Passphrase { source_name: self.source_name.clone(), reason };
+        let underived = |error| wrong(PassphraseError::Derivation(error));
         let Stretch { salt, memory_kib, passes, lanes } = *stretch;
         if !stretch.is_within_limits() {
-            return Err(wrong(format!(
-                "the parameters exceed the limits: {memory_kib} KiB, {passes} passes, {lanes} lanes"
-            )));
+            return Err(wrong(PassphraseError::Excessive(*stretch)));
         }
         let mut key = Zeroizing::new([0; 32]);
         let params = Params::new(memory_kib, passes, lanes, Some(key.len()));
-        let params = params.map_err(|error| wrong(error.to_string()))?;
+        let params = params.map_err(underived)?;
         Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
             .hash_password_into(&self.bytes, &salt, &mut *key)
-            .map_err(|error| wrong(error.to_string()))?;
+            .map_err(underived)?;
         Ok(MasterKey::from_bytes(*key))
     }
 }

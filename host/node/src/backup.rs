@@ -127,7 +127,7 @@ pub fn restore<R: Read>(
 }
 
 fn wrong(error: crypto::Error) -> Error {
-    Error::invalid(error.to_string())
+    Error::caused_by(Error::invalid, error)
 }
 
 fn not_restored(error: NotRestored) -> Error {

@@ -1,4 +1,4 @@
-//! The encrypted tree: the only file that uses sled.
+//! The encrypted tree: with its submodule, the only file that uses sled.
 //!
 //! # Contract
 //!
@@ -16,21 +16,22 @@
 //! sled is therefore guarded against panics. After damage, sled may also open with *less* data than
 //! was written. `check.rs` detects such loss.
 
+mod guard;
+
 use std::{
     collections::BTreeSet,
     ffi::OsString,
     fs::{self, File, TryLockError},
     io,
-    panic::{AssertUnwindSafe, catch_unwind},
     path::{Path, PathBuf},
     sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
+use self::guard::guard;
 use super::{Error, Keys, Medium, files};
 use conclave_crypto::KeyId;
-use conclave_types::panic_message;
 
 /// The largest segment that sled supports. sled writes values above a quarter of a segment to blob
 /// files, which it never syncs. It also writes a leaf of about 17 values as one. With values of at
@@ -318,55 +319,6 @@ fn wait_until_closed(dir: &Path, limit: Duration) -> Result<(), Error> {
         thread::sleep(Duration::from_millis(1));
     }
     Ok(())
-}
-
-/// A failure of sled, other than an error of the operating system that sled returns as it is.
-#[derive(Debug, thiserror::Error)]
-enum SledFailure {
-    /// sled returned an error of its own.
-    #[error("sled failed")]
-    Returned(#[source] sled::Error),
-    /// sled returned an error of the operating system as text.
-    #[error("sled failed: {text}")]
-    AsText { text: String, source: Option<io::Error> },
-    /// sled panicked, perhaps because of an error of the operating system.
-    #[error("sled panicked: {text}")]
-    Panicked { text: String, source: Option<io::Error> },
-}
-
-/// Calls sled, and converts a panic into an error.
-fn guard<T>(call: impl FnOnce() -> sled::Result<T>) -> io::Result<T> {
-    let failure = match catch_unwind(AssertUnwindSafe(call)) {
-        Ok(Ok(value)) => return Ok(value),
-        Ok(Err(sled::Error::Io(error))) if error.raw_os_error().is_some() => return Err(error),
-        Ok(Err(sled::Error::Io(error))) => {
-            let text = error.to_string();
-            let Some(source) = quoted_os_error(&text) else { return Err(error) };
-            SledFailure::AsText { text, source: Some(source) }
-        }
-        Ok(Err(error)) => SledFailure::Returned(error),
-        Err(panic) => {
-            let text = panic_message(&*panic).to_owned();
-            SledFailure::Panicked { source: quoted_os_error(&text), text }
-        }
-    };
-    let kind = match &failure {
-        SledFailure::Returned(sled::Error::ReportableBug(_)) => io::ErrorKind::Other,
-        SledFailure::Returned(sled::Error::Unsupported(_)) => io::ErrorKind::InvalidInput,
-        SledFailure::AsText { source: Some(source), .. }
-        | SledFailure::Panicked { source: Some(source), .. } => source.kind(),
-        _ => io::ErrorKind::InvalidData,
-    };
-    Err(io::Error::new(kind, failure))
-}
-
-/// Returns the error of the operating system that a text of sled quotes in its debug format. sled
-/// copies such errors as text, and panics with them, so nothing but the text has the code. No
-/// other code reads an error's text.
-fn quoted_os_error(text: &str) -> Option<io::Error> {
-    let (_, rest) = text.split_once("Os { code: ")?;
-    let (code, _) = rest.split_once(',')?;
-    code.parse().ok().map(io::Error::from_raw_os_error)
 }
 
 #[cfg(test)]

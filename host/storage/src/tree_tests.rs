@@ -6,34 +6,6 @@ use crate::{Disk, Identity};
 use conclave_crypto::MasterKey;
 use conclave_types::ComponentId;
 
-/// The errors of the operating system in the forms that sled returns, and real damage.
-#[test]
-fn full_disk_is_recognized_in_every_form_that_sled_returns() {
-    let full = || io::Error::from_raw_os_error(rustix::io::Errno::NOSPC.raw_os_error());
-    let failed = |error: sled::Error| guard::<()>(|| Err(error)).unwrap_err();
-    let panicked = guard::<()>(|| panic!("called unwrap on {:?}", full())).unwrap_err();
-    let path = Path::new("/data/log");
-    for error in [
-        failed(sled::Error::Io(full())),
-        // A clone has the error as text.
-        failed(sled::Error::Io(full()).clone()),
-        panicked,
-    ] {
-        assert_eq!(error.kind(), io::ErrorKind::StorageFull);
-        let error = Error::unreadable("the log", path, error);
-        assert!(matches!(error, Error::Io { .. }), "{error}");
-        assert!(error.to_string().contains("Make room"), "{error}");
-    }
-    let corruption = failed(sled::Error::Corruption { at: None, bt: () });
-    let cause = corruption.get_ref().and_then(|failure| failure.source());
-    assert!(cause.is_some_and(|cause| cause.is::<sled::Error>()));
-    let bug = guard::<()>(|| panic!("index out of bounds")).unwrap_err();
-    for error in [corruption, bug] {
-        let error = Error::unreadable("the log", path, error);
-        assert!(matches!(error, Error::Damaged { .. }), "{error}");
-    }
-}
-
 #[test]
 fn a_tree_that_is_still_being_closed_is_waited_for() {
     let dir = tempfile::tempdir().unwrap();

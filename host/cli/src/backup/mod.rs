@@ -77,7 +77,7 @@ pub(crate) fn master_key(file: Option<PathBuf>) -> Result<MasterKeySource> {
     let settings =
         // The directory is not used. The rules for the key are those of a node.
         Settings { master_key_file: file, data_dir: Some(PathBuf::new()), ..Settings::default() };
-    let found = StoppedNode::load(settings).map_err(|error| Failed::Usage(error.to_string()))?;
+    let found = StoppedNode::load(settings).map_err(|error| Failed::usage(&error))?;
     Ok(found.master_key)
 }
 
@@ -86,14 +86,13 @@ pub(crate) fn open(path: &Path) -> Result<BackupReader<Box<dyn Read + Send>>> {
     let (name, source): (String, Box<dyn Read + Send>) = match path.as_os_str() == "-" {
         true => ("stdin".to_owned(), Box::new(io::stdin())),
         false => {
-            let file = File::open(path)
-                .map_err(|error| Failed::local(format!("{}: {error}", path.display())))?;
+            let file = File::open(path).map_err(Failed::at(path))?;
             (path.display().to_string(), Box::new(io::BufReader::with_capacity(1 << 18, file)))
         }
     };
     BackupReader::open(name, source).map_err(|error| local(&error))
 }
 
-pub(crate) fn local(error: &dyn std::fmt::Display) -> Failed {
-    Failed::local(error.to_string())
+pub(crate) fn local(error: &(dyn std::error::Error + 'static)) -> Failed {
+    Failed::of(error)
 }

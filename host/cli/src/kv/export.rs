@@ -25,6 +25,7 @@ use crate::{
     remote::Remote,
     whole_file::{Existing, WholeFile},
 };
+use conclave_types::error::chain;
 
 /// Keys per page.
 const PAGE_KEYS: u32 = 1000;
@@ -141,8 +142,9 @@ async fn read_once(client: &Client, prefix: &str) -> std::result::Result<Keys, E
     loop {
         let encoded = request.encode_to_vec();
         let answer = client.call_raw_with("kv.v1.KV/Range", encoded, &CallOptions::read()).await?;
-        let page = RangeResponse::decode(answer.message).map_err(|error| malformed(&error))?;
-        let index = answer.index.ok_or_else(|| malformed(&"the response has no index"))?;
+        let page =
+            RangeResponse::decode(answer.message).map_err(|error| malformed(chain(&error)))?;
+        let index = answer.index.ok_or_else(|| malformed("the response has no index"))?;
         let (first_index, first_revision) = *first.get_or_insert((index, page.revision));
         keys.revision = page.revision;
         keys.by_key.extend(page.kvs.into_iter().map(|found| (found.key.clone(), found)));
@@ -176,8 +178,8 @@ async fn apply_changes(
             }
             continue;
         };
-        let message = next?.ok_or_else(|| malformed(&"the watch ended"))?;
-        let change = WatchResponse::decode(message).map_err(|error| malformed(&error))?;
+        let message = next?.ok_or_else(|| malformed("the watch ended"))?;
+        let change = WatchResponse::decode(message).map_err(|error| malformed(chain(&error)))?;
         if change.index > to {
             return Ok(());
         }
@@ -198,6 +200,6 @@ fn apply(change: &WatchResponse, keys: &mut BTreeMap<String, KeyValue>) {
     }
 }
 
-fn malformed(error: &dyn std::fmt::Display) -> Ended {
-    Ended::Malformed(error.to_string())
+fn malformed(why: impl Into<String>) -> Ended {
+    Ended::Malformed(why.into())
 }

@@ -15,6 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use super::batches::Pair;
+use conclave_types::error::chain;
 
 const FORMAT: &str = "conclave kv export 1";
 
@@ -84,7 +85,9 @@ pub(super) fn read(document: &[u8], prefix: &str, now_ms: u64) -> Result<Option<
             (Some(text), None) => Content::Text(text),
             (None, Some(value)) => {
                 let bytes = BASE64.decode(value);
-                Content::Value(bytes.map_err(|error| format!("the value of {key:?}: {error}"))?)
+                let why =
+                    |error: base64::DecodeError| format!("the value of {key:?}: {}", chain(&error));
+                Content::Value(bytes.map_err(why)?)
             }
             _ => return Err(format!("the key {key:?} needs either a text or a value")),
         };

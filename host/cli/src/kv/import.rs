@@ -100,9 +100,7 @@ impl Import {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let now_ms = u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
         let exported = exported::read(bytes, &self.prefix, now_ms);
-        if let Some(exported) =
-            exported.map_err(|error| Failed::local(format!("{name}: {error}")))?
-        {
+        if let Some(exported) = exported.map_err(|why| Failed::local(format!("{name}: {why}")))? {
             if exported.expired > 0 {
                 output.remark(format!("{} keys have expired since the export", exported.expired));
             }
@@ -111,7 +109,7 @@ impl Import {
         let leaves = serde_json::from_slice::<&RawValue>(bytes)
             .and_then(|document| flatten(document, &self.prefix));
         let leaves =
-            leaves.map_err(|cause| Failed::local(format!("{name} is not JSON: {cause}")))?;
+            leaves.map_err(|cause| Failed::because(format!("{name} is not JSON"), &cause))?;
         Ok(leaves.into_iter().map(Pair::text).collect())
     }
 }

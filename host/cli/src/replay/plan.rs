@@ -46,8 +46,8 @@ pub(super) fn queries(arguments: &[String]) -> Result<Vec<Query>> {
     let pairs = arguments.chunks_exact(2);
     let query = |pair: &[String]| {
         let request = serde_json::from_str(&pair[1]).map_err(|cause| {
-            let cause = chain(&cause);
-            Failed::Usage(format!("the request of --query {} is not JSON: {cause}", pair[0]))
+            let why = chain(&cause);
+            Failed::Usage(format!("the request of --query {} is not JSON: {why}", pair[0]))
         })?;
         Ok(Query { method: pair[0].clone(), request })
     };
