@@ -1,4 +1,4 @@
-//! Errors of sled, and trees that are closed late or cut off while they are opened.
+//! Trees that are closed late, or cut off while sled opens them.
 #![allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
 
 use super::*;

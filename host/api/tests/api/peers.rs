@@ -23,7 +23,7 @@ use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
     sync::watch,
-    time::{Instant, sleep, timeout},
+    time::{sleep, timeout},
 };
 use tower::service_fn;
 
@@ -97,7 +97,8 @@ async fn call(client: &mut SendRequest<Full<Bytes>>, path: &str, body: Bytes) ->
 /// Sends bytes, and reads until the port closes the connection.
 async fn talk(port: &Port, bytes: &[u8]) {
     let mut stream = port.open().await;
-    stream.write_all(bytes).await.unwrap();
+    // The port may close the connection before it has read everything.
+    let _ = stream.write_all(bytes).await;
     let mut answer = Vec::new();
     let read = timeout(PATIENCE, stream.read_to_end(&mut answer)).await;
     let _ = read.expect("the connection was left open");
@@ -126,14 +127,12 @@ async fn a_stranger_that_sends_much_is_disconnected_at_once() {
     let port = Port::start().await;
     let mut stream = port.open().await;
     stream.write_all(OPENING).await.unwrap();
-    let ping = [&[0, 0, 8, 6, 0, 0, 0, 0, 0][..], &[7; 8]].concat().repeat(1000);
-    let begun = Instant::now();
+    let ping = [&[0_u8, 0, 8, 6, 0, 0, 0, 0, 0][..], &[7; 8]].concat().repeat(1000);
     let (mut reader, mut writer) = stream.into_split();
     let reading =
         tokio::spawn(async move { tokio::io::copy(&mut reader, &mut tokio::io::sink()).await });
-    while writer.write_all(&ping).await.is_ok() {
-        assert!(begun.elapsed() < Duration::from_secs(3), "it may send without an end");
-    }
+    let sending = async { while writer.write_all(&ping).await.is_ok() {} };
+    timeout(Duration::from_secs(3), sending).await.expect("it may send without an end");
     let _ = reading.await;
 }
 
