@@ -63,7 +63,7 @@ impl Pretender {
                 vote: Some(Vote { term: 50, node_id: from, committed: false }),
                 last_log_id: None,
             }),
-            restore_id: Bytes::new(),
+            restore_id: Vec::new().into(),
         };
         client.handshake(hello).await?;
         Ok(Self { client, from })
