@@ -47,6 +47,8 @@ mod codec;
 mod components;
 mod connection;
 mod error;
+#[path = "../../host/types/src/grpc_codes.rs"]
+mod grpc_codes;
 mod heard;
 mod kv;
 mod method;

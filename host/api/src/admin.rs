@@ -18,6 +18,7 @@ use std::{
 };
 
 use bytes::Bytes;
+use conclave_metrics::Registry;
 use http::{HeaderValue, Method, Request, Response, StatusCode, header};
 use http_body_util::Full;
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -29,7 +30,7 @@ use tokio::{
     time::{sleep, timeout},
 };
 
-use super::{Api, Backend, Shared, Startup, listeners, metrics};
+use super::{Api, Backend, Shared, Startup, listeners, process};
 use conclave_types::status::{Health, NotServing};
 
 /// Sufficient, since there are few scrapers and probes.
@@ -53,14 +54,27 @@ impl<B> Clone for Admin<B> {
 
 struct State<B> {
     startup: Startup,
+    registry: Registry,
     /// Set once the replica runs.
     api: OnceLock<Arc<Shared<B>>>,
 }
 
 impl<B: Backend> Admin<B> {
-    /// Creates the port of a node that is starting.
-    pub fn new(startup: Startup) -> Self {
-        Self(Arc::new(State { startup, api: OnceLock::new() }))
+    /// Creates the port of a node that is starting. It serves the metrics of the registry, and registers those of the
+    /// process and of the node's readiness there.
+    pub fn new(startup: Startup, registry: Registry) -> Self {
+        process::register(&registry);
+        let ready =
+            registry.gauge("conclave_ready", "1 if this node serves commands and queries, else 0.");
+        let state = Arc::new(State { startup, registry, api: OnceLock::new() });
+        // The registry belongs to the state, so its closure must not.
+        let weak = Arc::downgrade(&state);
+        state.registry.on_scrape(move || {
+            if let Some(state) = weak.upgrade() {
+                ready.set(state.not_ready().is_none().into());
+            }
+        });
+        Self(state)
     }
 
     /// Serves the pages of the running node from now on.
@@ -140,7 +154,7 @@ impl<B: Backend> State<B> {
             return page(StatusCode::METHOD_NOT_ALLOWED, "only GET\n".to_owned());
         }
         match path {
-            "/metrics" => page(StatusCode::OK, self.metrics()),
+            "/metrics" => page(StatusCode::OK, self.registry.page()),
             "/livez" => page(StatusCode::OK, "ok\n".to_owned()),
             "/readyz" => match self.not_ready() {
                 None => page(StatusCode::OK, "ready\n".to_owned()),
@@ -162,12 +176,6 @@ impl<B: Backend> State<B> {
             Health::Serving => None,
             Health::NotServing(why) => Some(why.to_string()),
         }
-    }
-
-    fn metrics(&self) -> String {
-        let Some(api) = self.api.get() else { return metrics::page_of_start() };
-        let ready = self.not_ready().is_none();
-        api.metrics.page(&api.backend.node_status(), ready, api.backend.metrics())
     }
 }
 

@@ -107,9 +107,6 @@ pub trait Backend: Upgrades + Send + Sync + 'static {
 
     /// The active state machine.
     fn machine(&self) -> Arc<MachineInfo>;
-
-    /// Counters and gauges of the layers below, for the metrics page. Called once per scrape.
-    fn metrics(&self) -> Vec<Metric>;
 }
 
 /// A backup that is being made, as fast as it is read.
@@ -239,47 +236,4 @@ pub enum MethodKind {
     Query,
     /// As a stream of events.
     Subscription,
-}
-
-/// One sample of the metrics page.
-#[derive(Clone, Debug, PartialEq)]
-pub struct Metric {
-    /// The name in Prometheus' style, for example `conclave_traps_total`.
-    pub name: &'static str,
-    /// The help text: one sentence.
-    pub help: &'static str,
-    /// The kind of the metric.
-    pub kind: MetricKind,
-    /// Names and values. There are few, from a closed set.
-    pub labels: Vec<(&'static str, String)>,
-    /// The value of the sample.
-    pub value: f64,
-}
-
-/// The kinds of metrics.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum MetricKind {
-    /// A number that only increases.
-    Counter,
-    /// A number that can increase and decrease.
-    Gauge,
-}
-
-impl Metric {
-    /// Creates a counter without labels.
-    pub fn counter(name: &'static str, help: &'static str, value: u64) -> Self {
-        Self { name, help, kind: MetricKind::Counter, labels: Vec::new(), value: value as f64 }
-    }
-
-    /// Creates a gauge without labels.
-    pub fn gauge(name: &'static str, help: &'static str, value: f64) -> Self {
-        Self { name, help, kind: MetricKind::Gauge, labels: Vec::new(), value }
-    }
-
-    /// Adds a label.
-    #[must_use]
-    pub fn label(mut self, name: &'static str, value: impl Into<String>) -> Self {
-        self.labels.push((name, value.into()));
-        self
-    }
 }

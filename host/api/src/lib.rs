@@ -55,6 +55,7 @@ mod transfer;
 use std::{future::Future, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use conclave_metrics::Registry;
 use tokio::{
     net::TcpListener,
     sync::{Semaphore, watch},
@@ -64,8 +65,8 @@ use tonic_health::pb::health_server::HealthServer;
 pub use self::{
     admin::Admin,
     backend::{
-        Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Metric, MetricKind,
-        Subscribed, Subscription, Upgrades,
+        Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Subscribed, Subscription,
+        Upgrades,
     },
     listeners::bind,
     metadata::Deadlines,
@@ -232,10 +233,9 @@ fn no_room(kind: &str, budget: &Budget) -> Error {
 }
 
 impl<B: Backend> Api<B> {
-    /// Creates the ports. Fails if the state machine's description is inconsistent.
-    pub fn new(backend: Arc<B>, options: Options) -> Result<Self, Error> {
-        process::note_start();
-        let metrics = Metrics::new()?;
+    /// Creates the ports, with their metrics in the registry. Fails if the state machine's description is inconsistent.
+    pub fn new(backend: Arc<B>, options: Options, registry: &Registry) -> Result<Self, Error> {
+        let metrics = Metrics::new(registry);
         let table = Table::build(backend.machine(), &metrics)?;
         let reflection = Reflection::build(&table)?;
         let (services, names) = watch::channel(Arc::new(table.services.clone()));

@@ -10,65 +10,51 @@ use std::{
     time::{SystemTime, UNIX_EPOCH},
 };
 
+use conclave_metrics::Registry;
 use rustix::process::{Resource, getrlimit};
 
-use super::Metric;
-
-/// Number of log lines that were not written. The program, which writes the log, counts them here.
+/// Number of log lines that were not written. The program, which writes the log, counts them here
+/// for all nodes that it runs.
 pub static LOG_LINES_DROPPED: AtomicU64 = AtomicU64::new(0);
 
 static STARTED: LazyLock<f64> = LazyLock::new(|| {
     SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 });
 
-/// Records the start time.
-pub(super) fn note_start() {
-    LazyLock::force(&STARTED);
-}
-
-pub(super) fn metrics() -> Vec<Metric> {
-    let mut found = vec![Metric::gauge(
+/// Registers the metrics, and records the start time.
+pub(super) fn register(registry: &Registry) {
+    let started = registry.float_gauge(
         "process_start_time_seconds",
         "Start time of the process, in seconds since the Unix epoch.",
-        *STARTED,
-    )];
-    if let Some([virtual_bytes, resident_bytes]) = memory_bytes() {
-        found.push(Metric::gauge(
-            "process_resident_memory_bytes",
-            "Resident memory of the process, in bytes.",
-            resident_bytes as f64,
-        ));
-        found.push(Metric::gauge(
-            "process_virtual_memory_bytes",
-            "Virtual memory of the process, in bytes.",
-            virtual_bytes as f64,
-        ));
-    }
-    if let Ok(files) = fs::read_dir("/proc/self/fd") {
-        found.push(Metric::gauge(
-            "process_open_fds",
-            "Open file descriptors.",
-            files.count() as f64,
-        ));
-    }
-    if let Some(files) = getrlimit(Resource::Nofile).current {
-        found.push(Metric::gauge(
-            "process_max_fds",
-            "Maximum number of open file descriptors.",
-            files as f64,
-        ));
-    }
-    found.push(Metric::counter(
+    );
+    started.set(*STARTED);
+    let resident = registry.optional_gauge(
+        "process_resident_memory_bytes",
+        "Resident memory of the process, in bytes.",
+    );
+    let virtual_memory = registry
+        .optional_gauge("process_virtual_memory_bytes", "Virtual memory of the process, in bytes.");
+    let open_files = registry.optional_gauge("process_open_fds", "Open file descriptors.");
+    let files_max =
+        registry.optional_gauge("process_max_fds", "Maximum number of open file descriptors.");
+    let dropped = registry.counter(
         "conclave_log_lines_dropped_total",
         "Log lines that were not written because the reader was too slow or gone, or the disk was full.",
-        LOG_LINES_DROPPED.load(Ordering::Relaxed),
-    ));
-    if let Some(seconds) = cpu_seconds() {
-        let mut cpu = Metric::counter("process_cpu_seconds_total", "CPU time used, in seconds.", 0);
-        cpu.value = seconds;
-        found.push(cpu);
-    }
-    found
+    );
+    let cpu = cpu_seconds()
+        .map(|_| registry.float_counter("process_cpu_seconds_total", "CPU time used, in seconds."));
+    registry.on_scrape(move || {
+        let memory = memory_bytes();
+        virtual_memory.set(memory.map(|[bytes, _]| bytes as f64));
+        resident.set(memory.map(|[_, bytes]| bytes as f64));
+        open_files.set(fs::read_dir("/proc/self/fd").ok().map(|files| files.count() as f64));
+        files_max.set(getrlimit(Resource::Nofile).current.map(|files| files as f64));
+        // Scrapes do not run concurrently, so each counter is raised to its source's value.
+        dropped.inc_by(LOG_LINES_DROPPED.load(Ordering::Relaxed).saturating_sub(dropped.get()));
+        if let (Some(cpu), Some(seconds)) = (&cpu, cpu_seconds()) {
+            cpu.inc_by((seconds - cpu.get()).max(0.0));
+        }
+    });
 }
 
 fn memory_bytes() -> Option<[u64; 2]> {

@@ -120,8 +120,8 @@ fn by_instances(component: &Component) -> f64 {
 }
 
 async fn by_a_worker(component: &Component) -> f64 {
-    let worker =
-        Worker::start(component.clone(), [7; 32], Arc::new(Nothing), None).expect("a worker");
+    let worker = Worker::start(component.clone(), [7; 32], Arc::new(Nothing), None, Arc::default())
+        .expect("a worker");
     let entry =
         |index| (index, Some(Entry { index, time_ms: 1, work: Work::Call(call(index)) }), None);
     let batches: Vec<Vec<_>> = (0..PUTS / BATCH)

@@ -14,16 +14,11 @@
 //! # Caveats
 //! Compiling cannot be interrupted. The component's size bounds the time that it takes.
 
-use std::{
-    any::Any,
-    num::NonZeroUsize,
-    sync::atomic::{AtomicU64, Ordering},
-    thread,
-};
+use std::{any::Any, num::NonZeroUsize, thread};
 
 use wasmtime::component::Component;
 
-use super::error::LoadError;
+use super::{error::LoadError, metrics::Metrics};
 use conclave_types::ComponentId;
 
 /// The nice value of compiler threads: they yield to all other threads on the host. 19 is the
@@ -60,35 +55,22 @@ pub struct Compiling<'a> {
     pub beside_a_node: bool,
 }
 
-/// Counts how often an engine compiled a component, and how often it loaded kept code instead.
-#[derive(Debug, Default)]
-pub(super) struct Counters {
-    compiled: AtomicU64,
-    loaded: AtomicU64,
-}
-
-impl Counters {
-    pub(super) fn read(&self) -> [u64; 2] {
-        [&self.compiled, &self.loaded].map(|count| count.load(Ordering::Relaxed))
-    }
-}
-
 /// Loads the kept code of a component, or compiles it. `name` is the engine's name, see [`CompiledCode`].
 pub(super) fn component(
     engine: &wasmtime::Engine,
     name: &str,
     (id, bytes): (ComponentId, &[u8]),
     how: Compiling<'_>,
-    counters: &Counters,
+    metrics: &Metrics,
 ) -> Result<Component, LoadError> {
     // Held until the code is loaded or compiled.
     let _turn = how.kept.and_then(|kept| kept.turn(id));
     if let Some(component) = how.kept.and_then(|kept| load(engine, name, id, kept)) {
-        counters.loaded.fetch_add(1, Ordering::Relaxed);
+        metrics.loaded.inc();
         return Ok(component);
     }
     let component = compile(engine, bytes, how.beside_a_node)?;
-    counters.compiled.fetch_add(1, Ordering::Relaxed);
+    metrics.compiled.inc();
     if let Some(kept) = how.kept {
         keep(name, id, &component, kept);
     }
@@ -190,13 +172,13 @@ mod tests {
         }
     }
 
-    /// Compiles or loads the component with fresh counters, and returns the counters.
+    /// Compiles or loads the component and returns how often each of the two was done.
     fn get(engine: &Engine, name: &str, kept: &Memory) -> [u64; 2] {
-        let counters = Counters::default();
+        let metrics = Metrics::default();
         let bytes = wat::parse_str("(component)").unwrap();
         let how = Compiling { kept: Some(kept), beside_a_node: true };
-        component(engine.inner(), name, (ID, &bytes), how, &counters).unwrap();
-        counters.read()
+        component(engine.inner(), name, (ID, &bytes), how, &metrics).unwrap();
+        [metrics.compiled.get(), metrics.loaded.get()]
     }
 
     #[test]

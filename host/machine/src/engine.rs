@@ -21,9 +21,10 @@ use wasmtime::{
 };
 
 use super::{
-    compiled::{self, Compiling, Counters},
+    compiled::{self, Compiling},
     error::{Error, LoadError},
     limits::Limits,
+    metrics::Metrics,
     wasi,
 };
 use conclave_types::ComponentId;
@@ -41,7 +42,7 @@ struct Inner {
     limits: Limits,
     fingerprint: String,
     code_name: String,
-    counters: Counters,
+    metrics: Arc<Metrics>,
 }
 
 impl Engine {
@@ -50,8 +51,16 @@ impl Engine {
     /// # Errors
     /// Fails if a limit is out of its range, or if wasmtime does not support the processor.
     pub fn new(limits: &Limits) -> Result<Self, Error> {
+        Self::with_metrics(limits, Arc::default())
+    }
+
+    /// Does the same, and counts the components that are compiled or loaded.
+    ///
+    /// # Errors
+    /// Fails as [`Engine::new`] does.
+    pub fn with_metrics(limits: &Limits, metrics: Arc<Metrics>) -> Result<Self, Error> {
         limits.validate()?;
-        Self::of(options(limits), limits)
+        Self::of(options(limits), limits, metrics)
     }
 
     /// Creates an engine that uses wasmtime's interpreter, Pulley, instead of machine code. It gives a
@@ -68,16 +77,16 @@ impl Engine {
         // An interpreter has no faulting loads to catch: it checks bounds itself.
         o.set("signals_based_traps", false, Config::signals_based_traps);
         o.set("memory_guard_size", 0, Config::memory_guard_size);
-        Self::of(options, limits)
+        Self::of(options, limits, Arc::default())
     }
 
-    fn of(options: Options, limits: &Limits) -> Result<Self, Error> {
+    fn of(options: Options, limits: &Limits, metrics: Arc<Metrics>) -> Result<Self, Error> {
         let engine = wasmtime::Engine::new(&options.config)
             .map_err(|error| Error::Engine(format!("{error:#}")))?;
         let fingerprint = fingerprint(&engine, &options.record, limits);
         let code_name = code_name(&engine, &options.record);
-        let (limits, counters) = (limits.clone(), Counters::default());
-        Ok(Self(Arc::new(Inner { engine, limits, fingerprint, code_name, counters })))
+        let limits = limits.clone();
+        Ok(Self(Arc::new(Inner { engine, limits, fingerprint, code_name, metrics })))
     }
 
     /// Returns a string of everything that decides this engine's outcomes: wasmtime's version, the
@@ -98,11 +107,6 @@ impl Engine {
         Arc::ptr_eq(&self.0, &other.0)
     }
 
-    /// Returns how often components were compiled, and how often kept code was loaded instead.
-    pub fn compilations(&self) -> [u64; 2] {
-        self.0.counters.read()
-    }
-
     /// Returns the name under which compiled code is kept, apart from the component's id. It covers
     /// less than the fingerprint: code does not depend on the fuel of a call.
     pub(super) fn code_name(&self) -> &str {
@@ -116,7 +120,7 @@ impl Engine {
         component: &[u8],
         how: Compiling<'_>,
     ) -> Result<Component, LoadError> {
-        compiled::component(self.inner(), self.code_name(), (id, component), how, &self.0.counters)
+        compiled::component(self.inner(), self.code_name(), (id, component), how, &self.0.metrics)
     }
 
     pub(super) fn inner(&self) -> &wasmtime::Engine {
@@ -381,7 +385,7 @@ mod tests {
         // Naming a target turns off the detection of processor features.
         let target = format!("{}-unknown-linux-gnu", std::env::consts::ARCH);
         plain.config.target(&target).unwrap();
-        let plain = Engine::of(plain, &limits).unwrap();
+        let plain = Engine::of(plain, &limits, Arc::default()).unwrap();
         assert_ne!(own.fingerprint(), plain.fingerprint());
         assert_ne!(own.code_name(), plain.code_name());
     }

@@ -89,6 +89,7 @@ mod guest_log;
 mod instance;
 mod limits;
 mod log_import;
+mod metrics;
 mod migration;
 mod rehearsal;
 mod restoring;
@@ -111,12 +112,12 @@ pub use error::{
 };
 pub use instance::AnswerSize;
 pub use limits::{Limits, SNAPSHOT_CHUNK_BYTES_MAX};
+pub use metrics::{Metrics, export_state};
 pub use rehearsal::{NotReady, Rehearsal, rehearse};
 pub use standalone::{OpenSnapshot, Standalone};
 pub use trap::TrapReport;
 pub use worker::{
-    Answered, BatchItem, Done, Restored, StateStream, Stats, Subscribed, Subscribing, Watcher,
-    Worker,
+    Answered, BatchItem, Done, Restored, StateStream, Subscribed, Subscribing, Watcher, Worker,
 };
 
 /// Returns the longest prefix of `text` that has at most `bytes_max` bytes and ends at a

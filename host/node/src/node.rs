@@ -3,6 +3,8 @@
 mod file_limit;
 mod open_replay;
 mod recover;
+#[cfg(test)]
+mod tests;
 
 use std::{
     fs,
@@ -25,6 +27,7 @@ use conclave_api::{Admin, Api, Backend, Startup};
 use conclave_crypto::MasterKey;
 use conclave_machine as machine;
 use conclave_machine::{Component, Engine, Worker};
+use conclave_metrics::Registry;
 use conclave_raft as raft;
 use conclave_raft::{Components, KeptCode, LocalEntrySource, Replica, supervise::Supervisor};
 use conclave_storage as storage;
@@ -55,11 +58,12 @@ pub async fn run_with(
     started: impl FnOnce(),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
-    run_replica(config, |_| started(), shutdown).await
+    run_replica(config, &Registry::default(), |_| started(), shutdown).await
 }
 
 async fn run_replica(
     config: Config,
+    registry: &Registry,
     started: impl FnOnce(&Replica),
     shutdown: impl Future<Output = ()>,
 ) -> Result<(), Error> {
@@ -67,7 +71,7 @@ async fn run_replica(
     let peers = api::bind(config.listen_peer, "peer").await?;
     let admin_listener = api::bind(config.listen_admin, "admin").await?;
     let startup = Startup::new("opening the data directory");
-    let admin = Admin::new(startup.clone());
+    let admin = Admin::new(startup.clone(), registry.clone());
     // The admin port responds before the replica runs, and after it has stopped.
     let tasks = Supervisor::default();
     let (stop_admin, admin_stopped) = watch::channel(false);
@@ -76,8 +80,9 @@ async fn run_replica(
         async move { admin.serve(admin_listener, until(admin_stopped)).await }
     });
     let mut shutdown = pin!(shutdown);
+    let ports = Ports { clients, peers, admin, registry };
     let result = tokio::select! {
-        result = run_ports(&config, (clients, peers), &startup, &admin, started, shutdown.as_mut()) => result,
+        result = run_ports(&config, ports, &startup, started, shutdown.as_mut()) => result,
         fatal = tasks.failed() => Err(Error::fatal(fatal)),
     };
     stop_admin.send_replace(true);
@@ -85,23 +90,32 @@ async fn run_replica(
     result
 }
 
+/// The listeners of a node, its admin port, which is served already, and the metrics that this port shows.
+struct Ports<'a> {
+    clients: TcpListener,
+    peers: TcpListener,
+    admin: Admin<ReplicaBackend>,
+    registry: &'a Registry,
+}
+
 async fn run_ports(
     config: &Config,
-    (clients, peers): (TcpListener, TcpListener),
+    ports: Ports<'_>,
     startup: &Startup,
-    admin: &Admin<ReplicaBackend>,
     started: impl FnOnce(&Replica),
     mut shutdown: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<(), Error> {
     let options = port_options(config);
-    let starting = start_behind(config, &options, &clients, startup, shutdown.as_mut());
+    let starting = start_behind(config, &options, &ports, startup, shutdown.as_mut());
     let Some(replica) = starting.await? else {
         tracing::info!("stopping before the node has started");
         return Ok(());
     };
+    machine::export_state(replica.worker().clone(), ports.registry);
+    raft::export_state(replica.clone(), ports.registry);
     started(&replica);
     let result = tokio::select! {
-        result = serve(options, (clients, peers), &replica, admin, shutdown) => result,
+        result = serve(options, ports, &replica, shutdown) => result,
         // A bug in this node. Its state cannot be trusted, so calls in progress are not completed.
         fatal = replica.failed() => Err(fatal),
     };
@@ -116,16 +130,16 @@ async fn run_ports(
 async fn start_behind(
     config: &Config,
     options: &api::Options,
-    clients: &TcpListener,
+    ports: &Ports<'_>,
     startup: &Startup,
     shutdown: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<Option<Replica>, Error> {
     let (begin, begun) = watch::channel(false);
-    let mut refusing = pin!(api::refuse_calls(clients, startup, options, until(begun)));
+    let mut refusing = pin!(api::refuse_calls(&ports.clients, startup, options, until(begun)));
     let replica = tokio::select! {
         biased;
         () = shutdown => return Ok(None),
-        replica = start(config, startup) => replica?,
+        replica = start(config, startup, ports.registry) => replica?,
         // The port ends only after `begin`.
         () = &mut refusing => return Err(Error::fatal("the client port ended: report this bug")),
     };
@@ -139,11 +153,11 @@ async fn until(mut stopped: watch::Receiver<bool>) {
     let _ = stopped.wait_for(|stop| *stop).await;
 }
 
-async fn start(config: &Config, startup: &Startup) -> Result<Replica, Error> {
+async fn start(config: &Config, startup: &Startup, registry: &Registry) -> Result<Replica, Error> {
     // Compiling the component and reading the log block a thread for a while.
     let opening = tokio::task::spawn_blocking({
-        let (config, startup) = (config.clone(), startup.clone());
-        move || open(&config, &startup)
+        let (config, startup, registry) = (config.clone(), startup.clone(), registry.clone());
+        move || open(&config, &startup, &registry)
     });
     let options = opening.await.map_err(|error| Error::caused_by(Error::fatal, error))??;
     startup.step("restoring the snapshot and replaying the log");
@@ -166,16 +180,17 @@ fn port_options(config: &Config) -> api::Options {
     }
 }
 
-fn engine(config: &Config) -> Result<Engine, Error> {
+fn engine(config: &Config, metrics: Arc<machine::Metrics>) -> Result<Engine, Error> {
     let subscriptions_max = config.connections.subscriptions;
     let limits = machine::Limits { subscriptions_max, ..machine::Limits::default() };
-    Engine::new(&limits).map_err(startup)
+    Engine::with_metrics(&limits, metrics).map_err(startup)
 }
 
 /// Opens the parts below Raft: keys, storage and the state machine.
-fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
+fn open(config: &Config, progress: &Startup, registry: &Registry) -> Result<raft::Options, Error> {
     let master_key = master_key(&config.master_key)?;
-    let engine = engine(config)?;
+    let metrics = Arc::new(machine::Metrics::new(registry));
+    let engine = engine(config, metrics.clone())?;
     let given = component(config)?;
     let shared = config
         .compile_cache
@@ -228,8 +243,8 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
         begun_with = %initial_component.id(),
         "starting"
     );
-    let worker =
-        Worker::start(initial_component, seed, entry_source.clone(), None).map_err(startup)?;
+    let worker = Worker::start(initial_component, seed, entry_source.clone(), None, metrics)
+        .map_err(startup)?;
     Ok(raft::Options {
         identity,
         engine: engine.fingerprint().to_owned(),
@@ -243,6 +258,7 @@ fn open(config: &Config, progress: &Startup) -> Result<raft::Options, Error> {
         limits: config.limits,
         snapshot: config.snapshot,
         consistency_check_interval: config.consistency_check_interval,
+        metrics: Arc::new(raft::Metrics::new(registry)),
     })
 }
 
@@ -332,12 +348,12 @@ async fn follow_machine(api: Api<ReplicaBackend>, replica: Replica) {
 /// Serves the client port and the peer port until `shutdown`.
 async fn serve(
     options: api::Options,
-    (clients, peers): (TcpListener, TcpListener),
+    ports: Ports<'_>,
     replica: &Replica,
-    admin: &Admin<ReplicaBackend>,
     shutdown: Pin<&mut impl Future<Output = ()>>,
 ) -> Result<(), Error> {
-    let api = Api::new(Arc::new(ReplicaBackend(replica.clone())), options)?;
+    let Ports { clients, peers, admin, registry } = ports;
+    let api = Api::new(Arc::new(ReplicaBackend(replica.clone())), options, registry)?;
     admin.started(&api);
     let tasks = replica.supervisor();
     let following = tasks.spawn("methods", follow_machine(api.clone(), replica.clone()));
@@ -364,106 +380,4 @@ async fn serve(
         peers.abort();
     }
     Ok(())
-}
-
-#[cfg(test)]
-#[allow(clippy::unwrap_used, clippy::panic, reason = "tests")]
-mod tests {
-    use std::path::Path;
-
-    use conclave_testing::wat::Wat;
-    use conclave_types::limits::{self, Limit, LimitValue};
-
-    use super::*;
-    use crate::config::Settings;
-
-    fn free_address() -> std::net::SocketAddr {
-        std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap()
-    }
-
-    /// Returns the configuration of a single node. The key is in a file, since settings contain no secrets.
-    fn config(dir: &Path) -> Config {
-        let key = dir.join("master.key");
-        let [client, peer, admin] = [(); 3].map(|()| free_address());
-        fs::write(&key, std::array::from_fn::<u8, 32, _>(|at| at as u8)).unwrap();
-        let settings = Settings {
-            node_id: Some(1),
-            cluster_id: Some("test".into()),
-            data_dir: Some(dir.join("data")),
-            master_key_file: Some(key),
-            listen_client: Some(client.to_string()),
-            listen_peer: Some(peer.to_string()),
-            listen_admin: Some(admin.to_string()),
-            members: vec![format!("1={peer},{client}")],
-            ..Settings::default()
-        };
-        let mut config = Config::load(settings).unwrap();
-        config.component = Some(ComponentSource::Bytes(Wat::default().component()));
-        config
-    }
-
-    /// Goal: the engine accepts all combinations of limits that the configuration accepts.
-    #[test]
-    fn limits_at_their_ends_can_be_set_together() {
-        fn pick<T>(limit: &Limit<T>, end: fn(T, T) -> T) -> Option<T>
-        where
-            T: LimitValue,
-        {
-            Some(end(limit.min, limit.max))
-        }
-        let limits = |bytes: fn(usize, usize) -> usize, fuel: fn(u64, u64) -> u64| {
-            let settings = Settings {
-                node_id: Some(1),
-                cluster_id: Some("test".into()),
-                data_dir: Some("/tmp/none".into()),
-                master_key_file: Some("/tmp/key".into()),
-                members: vec!["1=127.0.0.1:7201,127.0.0.1:7101".into()],
-                request_bytes_max: pick(&limits::REQUEST_BYTES_MAX, bytes),
-                response_bytes_max: pick(&limits::RESPONSE_BYTES_MAX, bytes),
-                event_bytes_max: pick(&limits::EVENT_BYTES_MAX, bytes),
-                fuel_per_call: pick(&limits::FUEL_PER_CALL, fuel),
-                fuel_per_query: pick(&limits::FUEL_PER_QUERY, fuel),
-                fuel_per_state_call: pick(&limits::FUEL_PER_STATE_CALL, fuel),
-                memory_bytes_max: pick(&limits::MEMORY_BYTES_MAX, bytes),
-                commands_in_flight_max: pick(&limits::COMMANDS_IN_FLIGHT_MAX, bytes),
-                ..Settings::default()
-            };
-            Config::from_settings(settings, None).unwrap().limits
-        };
-        for limits in [limits(usize::min, u64::min), limits(usize::max, u64::max)] {
-            let cluster = limits.configured();
-            Engine::new(&machine::Limits { cluster, ..machine::Limits::default() }).unwrap();
-        }
-    }
-
-    /// Goal: the error of a start keeps its causes as values.
-    #[test]
-    fn failed_start_keeps_its_causes() {
-        use std::error::Error as _;
-
-        use conclave_crypto::{Error as CryptoError, MasterKeyError};
-
-        let path = Path::new("/nowhere/master.key");
-        let error = master_key(&MasterKeySource::File(path.to_owned())).unwrap_err();
-        let cause = error.source().unwrap();
-        let reason = cause.downcast_ref::<CryptoError>().unwrap().source().unwrap();
-        assert!(matches!(reason.downcast_ref(), Some(MasterKeyError::Unreadable(_))));
-        assert_eq!(
-            chain(&error),
-            "master key from /nowhere/master.key: cannot be read: No such file or directory (os error 2)"
-        );
-    }
-
-    /// Goal: if any task of the node panics, the node ends with an error that names the task.
-    #[tokio::test(flavor = "multi_thread")]
-    async fn node_ends_when_one_of_its_tasks_panics() {
-        let dir = tempfile::tempdir().unwrap();
-        let break_a_task = |replica: &Replica| {
-            replica.supervisor().spawn("a task", async { panic!("broken") });
-        };
-        let running = run_replica(config(dir.path()), break_a_task, std::future::pending());
-        let ended = timeout(Duration::from_secs(60), running).await.expect("the node ends");
-        let error = ended.unwrap_err();
-        assert!(error.to_string().contains("the task a task panicked: broken"), "{error}");
-    }
 }

@@ -257,19 +257,7 @@ pub fn failure_from_wire(failure: wire::Failure) -> Failure {
 }
 
 fn code_from_wire(code: i32) -> Code {
-    const CODES: [Code; 10] = [
-        Code::InvalidArgument,
-        Code::NotFound,
-        Code::AlreadyExists,
-        Code::PermissionDenied,
-        Code::ResourceExhausted,
-        Code::FailedPrecondition,
-        Code::Aborted,
-        Code::OutOfRange,
-        Code::Unimplemented,
-        Code::Internal,
-    ];
-    CODES.into_iter().find(|known| *known as i32 == code).unwrap_or(Code::Internal)
+    Code::ALL.into_iter().find(|known| *known as i32 == code).unwrap_or(Code::Internal)
 }
 
 /// Converts a trap to the wire.

@@ -108,7 +108,9 @@ impl Assembly {
             Local::open(identity, options.engine, timing, standing, log.clone(), disk.clone());
         let local = Arc::new(local.map_err(unreadable)?);
         let peers = Arc::new(Peers::new(local.clone(), supervisor.clone()));
-        let divergence = Divergence::open(log.clone(), node_id, check_interval.is_some());
+        let metrics = options.metrics;
+        let divergence =
+            Divergence::open(log.clone(), node_id, check_interval.is_some(), metrics.clone());
         let divergence = Arc::new(divergence.map_err(unreadable)?);
         let state_hashes = Arc::new(StateHashes::default());
         let time = Arc::new(Time::new(node_id));
@@ -154,6 +156,7 @@ impl Assembly {
             timing,
             health,
             supervisor: supervisor.clone(),
+            metrics,
         });
         let bootstrap = Arc::new(Bootstrap::new(node.clone(), fitness.clone(), members));
         let health = Arc::new(HealthMonitor::new(node.clone()));

@@ -18,13 +18,7 @@
 //! Lease reads: a voter that was asked to take over is elected although the leader's lease is
 //! valid. So a leader that has asked serves no lease reads for the rest of its term.
 
-use std::{
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use openraft::{Instant as _, async_runtime::WatchReceiver};
 use tokio::time::{Instant, sleep, timeout};
@@ -73,7 +67,6 @@ pub(super) struct Leadership {
     fitness: Arc<Fitness>,
     lease: Arc<Lease>,
     hold: Arc<VoteHoldoff>,
-    transfers: AtomicU64,
 }
 
 impl Leadership {
@@ -83,12 +76,7 @@ impl Leadership {
         lease: Arc<Lease>,
         hold: Arc<VoteHoldoff>,
     ) -> Self {
-        Self { node, fitness, lease, hold, transfers: AtomicU64::new(0) }
-    }
-
-    /// Returns how often this node has transferred its leadership.
-    pub(super) fn transfers(&self) -> u64 {
-        self.transfers.load(Ordering::Relaxed)
+        Self { node, fitness, lease, hold }
     }
 
     /// Reports that this node is about to stop, and takes part in no further election.
@@ -228,7 +216,7 @@ impl Leadership {
             }
             match self.led_by_another(node_id, &member, vote.leader_id.term).await {
                 Some(leader) => {
-                    self.transfers.fetch_add(1, Ordering::Relaxed);
+                    self.node.metrics.transfers.inc();
                     return Ok(leader);
                 }
                 None => reasons.push(format!("node {node_id} accepted but was not elected")),

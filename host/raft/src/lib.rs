@@ -33,6 +33,7 @@ mod leadership;
 mod lease;
 mod limits;
 mod limits_proposer;
+mod metrics;
 pub mod network;
 mod node;
 mod options;
@@ -55,7 +56,7 @@ pub mod timing;
 mod trap_limiter;
 mod vote_holdoff;
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use bytes::Bytes;
 use tokio::{sync::watch, time::Instant};
@@ -68,6 +69,7 @@ use self::{
 pub use self::{
     components::{Components, KeptCode},
     entry_source::LocalEntrySource,
+    metrics::{Metrics, export_state},
     options::Options,
     recover::{NotRecovered, Replaced, Skipped, replace_component, skip_entry, skipped_entries},
     snapshot::{backup, saved_state, voters},
@@ -80,8 +82,8 @@ use conclave_types::{
     error::Error,
     limits::LimitsChange,
     status::{
-        Answered, ClockStatus, ClusterStatus, Consistency, Health, Leader, LimitsSet, NodeStatus,
-        TimeSet, Verification,
+        Answered, ClusterStatus, Consistency, Health, Leader, LimitsSet, NodeStatus, TimeSet,
+        Verification,
     },
 };
 
@@ -295,50 +297,8 @@ impl Replica {
         self.0.node.worker.components()
     }
 
-    /// Returns the state machine's worker, for its counters.
+    /// Returns the state machine's worker.
     pub fn worker(&self) -> &Worker {
         &self.0.node.worker
-    }
-
-    /// Returns for how long the disk has hung, if it does, and the number of leadership transfers.
-    pub fn fitness(&self) -> (Duration, u64) {
-        (self.0.node.disk.hung_for().unwrap_or_default(), self.0.leadership.transfers())
-    }
-
-    /// Returns the number of entries that this node knows to be committed but has not applied.
-    pub fn lag(&self) -> u64 {
-        let (committed, applied) = self.0.health.progress();
-        committed.saturating_sub(applied)
-    }
-
-    /// Returns how many components this node compiled, and how many it loaded as kept code.
-    pub fn compilations(&self) -> [u64; 2] {
-        self.0.components.compilations()
-    }
-
-    /// Returns the size of the entries in the log, in bytes.
-    pub fn log_live_bytes(&self) -> u64 {
-        self.0.node.log.live_bytes()
-    }
-
-    /// Returns the counters of [`divergence`], and whether this node is in quarantine.
-    pub fn agreement(&self) -> ([u64; 5], bool) {
-        let divergence = &self.0.node.divergence;
-        (divergence.counted(), divergence.quarantine().is_some())
-    }
-
-    /// Returns this node's clock compared with the members' clocks.
-    pub fn clock(&self) -> ClockStatus {
-        self.0.time.status()
-    }
-
-    /// Returns the reason why the last snapshot failed, if it did.
-    pub fn snapshot_failure(&self) -> Option<String> {
-        self.0.building.failure()
-    }
-
-    /// Returns the linear memory used to restore the last snapshot, in bytes.
-    pub fn snapshot_restored_bytes(&self) -> u64 {
-        self.0.building.restored_bytes()
     }
 }

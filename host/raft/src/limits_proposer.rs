@@ -52,8 +52,9 @@ impl LimitsProposer {
         if limits == before {
             return Ok(LimitsSet { index, limits });
         }
-        let stats = self.node.worker.stats();
-        let held = stats.primary_memory_bytes.max(stats.standby_memory_bytes);
+        let metrics = self.node.worker.metrics();
+        let held =
+            metrics.primary_memory_bytes.get().max(metrics.standby_memory_bytes.get()) as u64;
         if limits.memory_bytes_max < before.memory_bytes_max
             && limits.memory_bytes_max as u64 <= held
         {

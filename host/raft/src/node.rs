@@ -12,6 +12,7 @@ use openraft::{Instant as _, async_runtime::WatchReceiver};
 use tokio::{sync::watch, time::sleep};
 
 use super::{
+    Metrics,
     disk::DiskWatch,
     divergence::Divergence,
     host_state::HostState,
@@ -50,6 +51,7 @@ pub(super) struct Node {
     /// Whether this node serves.
     pub(super) health: watch::Sender<Health>,
     pub(super) supervisor: Supervisor,
+    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Node {

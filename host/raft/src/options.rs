@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use openraft::StepDownPolicy;
 
-use super::{Components, LocalEntrySource};
+use super::{Components, LocalEntrySource, Metrics};
 use crate::{
     settings::{Limits, Member, SnapshotPolicy},
     timing::{RETRY_PAUSE_MAX, RETRY_PAUSE_MIN, Timing},
@@ -39,6 +39,8 @@ pub struct Options {
     pub snapshot: SnapshotPolicy,
     /// The interval between consistency checks; `None` disables them.
     pub consistency_check_interval: Option<Duration>,
+    /// The metrics of this layer.
+    pub metrics: Arc<Metrics>,
 }
 
 /// Returns openraft's configuration. openraft's defaults are for tests, so every option that

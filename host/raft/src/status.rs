@@ -123,8 +123,8 @@ impl Status {
         let in_force = self.node.applied().limits;
         let limits = in_force.difference(&self.configured);
         let restore = restore_headroom(self.building.restored_bytes(), &in_force.limits);
-        let growth =
-            growth_headroom(self.node.worker.stats().primary_memory_bytes, &in_force.limits);
+        let primary_bytes = self.node.worker.metrics().primary_memory_bytes.get() as u64;
+        let growth = growth_headroom(primary_bytes, &in_force.limits);
         let headroom = restore.into_iter().chain(growth);
         standby.into_iter().chain(snapshot).chain(limits).chain(headroom).collect()
     }

@@ -9,6 +9,7 @@ pub mod backup;
 pub mod components;
 pub mod duration;
 pub mod error;
+mod grpc_codes;
 pub mod limits;
 pub mod services;
 pub mod status;
@@ -181,6 +182,30 @@ pub enum Code {
     Unimplemented = 12,
     Internal = 13,
 }
+
+impl Code {
+    /// All codes, for conversions.
+    pub const ALL: [Self; 10] = [
+        Self::InvalidArgument,
+        Self::NotFound,
+        Self::AlreadyExists,
+        Self::PermissionDenied,
+        Self::ResourceExhausted,
+        Self::FailedPrecondition,
+        Self::Aborted,
+        Self::OutOfRange,
+        Self::Unimplemented,
+        Self::Internal,
+    ];
+
+    /// Returns gRPC's name of the code.
+    pub fn name(self) -> &'static str {
+        GRPC_CODE_NAMES[self as usize]
+    }
+}
+
+/// The names of all gRPC codes, in the order of their numbers.
+pub const GRPC_CODE_NAMES: [&str; 17] = grpc_codes::NAMES;
 
 /// An error that the state machine returned. Changes of state made before it was returned are kept.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -12,9 +12,10 @@ use std::{
 
 use bytes::{Buf, BufMut, Bytes};
 use conclave_api::{
-    Admin, Api, Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Metric, Options,
-    Startup, Subscribed, Subscription, bind,
+    Admin, Api, Backend, BackupFile, Events, MachineInfo, MethodKind, MethodSpec, Options, Startup,
+    Subscribed, Subscription, bind,
 };
+use conclave_metrics::Registry;
 use conclave_types::{
     Call, Caller, ComponentId, Digest, Failure, Outcome, Receipt, Reply,
     backup::{BackupPiece, WrappingKey},
@@ -298,10 +299,6 @@ impl Backend for Fake {
     fn machine(&self) -> Arc<MachineInfo> {
         Arc::new(kv())
     }
-
-    fn metrics(&self) -> Vec<Metric> {
-        vec![Metric::counter("conclave_traps_total", "Traps by kind.", 1).label("kind", "panic")]
-    }
 }
 
 /// A node without Raft. Its ports close when it is dropped.
@@ -331,7 +328,8 @@ impl Node {
             position: Arc::default(),
             resumed: Mutex::new(None),
         });
-        let api = Api::new(fake.clone(), options).unwrap();
+        let registry = Registry::default();
+        let api = Api::new(fake.clone(), options, &registry).unwrap();
         let listener = bind("127.0.0.1:0", "client").await.unwrap();
         let admin_listener = bind("127.0.0.1:0", "admin").await.unwrap();
         let client = listener.local_addr().unwrap();
@@ -342,7 +340,7 @@ impl Node {
             let stopped = async move { while stopped.changed().await.is_ok() {} };
             serving.serve_client(listener, stopped).await;
         });
-        let serving = Admin::new(Startup::new("testing"));
+        let serving = Admin::new(Startup::new("testing"), registry);
         serving.started(&api);
         let mut stopped = stop.subscribe();
         tokio::spawn(async move {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use crate::output::Output;
 use conclave::replay::{Kind, Messages, Seen};
-use conclave_types::{Call, Code, Failure, Outcome, Reply};
+use conclave_types::{Call, Failure, Outcome, Reply};
 
 /// Formats an entry as JSON without its request and response. Of the data that a client may want to
 /// keep secret, it contains only the method's name.
@@ -119,7 +119,7 @@ pub(super) fn response(messages: &Messages, method: &str, bytes: &Bytes) -> Valu
 
 /// Formats a state machine's failure as JSON.
 pub(super) fn failure(failure: &Failure) -> Value {
-    json!({"failure": code(failure.code), "message": failure.message})
+    json!({"failure": failure.code.name(), "message": failure.message})
 }
 
 /// Formats bytes for which there is no descriptor.
@@ -161,7 +161,7 @@ pub(super) fn print(seen: &Seen, output: &mut Output) {
             }
         }
         Some(Outcome::Failure(failure)) => {
-            output.line(format!("failure    {}: {}", code(failure.code), failure.message));
+            output.line(format!("failure    {}: {}", failure.code.name(), failure.message));
         }
         Some(Outcome::Trap(trap)) => {
             output.line(format!("trap       {}: {}", trap.kind.name(), trap.message));
@@ -211,25 +211,9 @@ fn subject(kind: &Kind) -> String {
 fn outcome_name(outcome: Option<&Outcome>) -> Option<String> {
     Some(match outcome? {
         Outcome::Reply(reply) => format!("reply of {} bytes", reply.response.len()),
-        Outcome::Failure(failure) => format!("failure {}", code(failure.code)),
+        Outcome::Failure(failure) => format!("failure {}", failure.code.name()),
         Outcome::Trap(trap) => format!("trap {}", trap.kind.name()),
     })
-}
-
-/// Returns gRPC's name of the code.
-fn code(code: Code) -> &'static str {
-    match code {
-        Code::InvalidArgument => "INVALID_ARGUMENT",
-        Code::NotFound => "NOT_FOUND",
-        Code::AlreadyExists => "ALREADY_EXISTS",
-        Code::PermissionDenied => "PERMISSION_DENIED",
-        Code::ResourceExhausted => "RESOURCE_EXHAUSTED",
-        Code::FailedPrecondition => "FAILED_PRECONDITION",
-        Code::Aborted => "ABORTED",
-        Code::OutOfRange => "OUT_OF_RANGE",
-        Code::Unimplemented => "UNIMPLEMENTED",
-        Code::Internal => "INTERNAL",
-    }
 }
 
 /// Formats a time in UTC according to RFC 3339.

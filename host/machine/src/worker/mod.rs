@@ -19,7 +19,6 @@ mod restored;
 mod seats;
 mod shared;
 mod standby;
-mod stats;
 mod status;
 mod stream;
 mod subscribe;
@@ -49,7 +48,6 @@ use self::{
 pub use self::{
     events::Watcher,
     restored::Restored,
-    stats::Stats,
     stream::StateStream,
     subscribe::{Subscribed, Subscribing},
 };
@@ -57,6 +55,7 @@ use super::{
     component::Component,
     entry_source::{Entry, EntrySource, SavedState},
     error::{FatalError, QueryError, SnapshotError},
+    metrics::Metrics,
     thread,
 };
 use conclave_types::{Call, Digest, Failure, Outcome};
@@ -111,6 +110,7 @@ impl Worker {
         seed: [u8; 32],
         entry_source: Arc<dyn EntrySource>,
         at: Option<SavedState>,
+        metrics: Arc<Metrics>,
     ) -> Result<Self, FatalError> {
         let limits = initial.engine().limits().clone();
         let component = at.as_ref().map_or(&initial, |saved| &saved.component).clone();
@@ -119,7 +119,7 @@ impl Worker {
             None => Digests::new(0, Digest::default()),
         };
         let keeps_digest = digests.is_kept();
-        let shared = Arc::new(Shared::new(initial, seed, entry_source));
+        let shared = Arc::new(Shared::new(initial, seed, entry_source, metrics));
         let stack_bytes = limits.thread_stack_bytes();
         let ([primary, standby], clock) = {
             let shared = Arc::clone(&shared);
@@ -142,15 +142,9 @@ impl Worker {
         shared.applied.store(clock.index(), Ordering::Release);
         shared.events.skip_to(clock.index());
         shared.wake_at.send_replace((clock.index() > 0).then_some(0));
-        shared
-            .counters
-            .primary_memory_bytes
-            .store(primary.memory_bytes() as u64, Ordering::Relaxed);
-        shared
-            .counters
-            .standby_memory_bytes
-            .store(standby.memory_bytes() as u64, Ordering::Relaxed);
-        shared.counters.standby_applied.store(clock.index(), Ordering::Relaxed);
+        shared.metrics.primary_memory_bytes.set(primary.memory_bytes() as i64);
+        shared.metrics.standby_memory_bytes.set(standby.memory_bytes() as i64);
+        shared.metrics.standby_applied.set(clock.index() as i64);
         shared.inbox.with(|queue| queue.begin_at(clock.index()));
         let (jobs, inbox) = mpsc::channel(JOBS_MAX);
         shared.inbox.set_jobs(jobs.downgrade());
@@ -317,9 +311,9 @@ impl Worker {
         self.0.shared.absence.has_trapped(method)
     }
 
-    /// Returns the worker's statistics.
-    pub fn stats(&self) -> Stats {
-        self.0.shared.counters.read(self.applied())
+    /// Returns the worker's metrics.
+    pub fn metrics(&self) -> &Metrics {
+        &self.0.shared.metrics
     }
 
     /// Returns the component that the primary runs. Queries at or above the index of its activation

@@ -166,10 +166,7 @@ impl Primary {
         }
         self.hand_over()?;
         if let Some(instance) = &self.instance {
-            self.shared
-                .counters
-                .primary_memory_bytes
-                .store(instance.memory_bytes() as u64, Ordering::Relaxed);
+            self.shared.metrics.primary_memory_bytes.set(instance.memory_bytes() as i64);
         }
         Ok(())
     }
@@ -210,7 +207,7 @@ impl Primary {
         let index = context.index;
         let trap = match self.shared.entry_source.trapped(index) {
             Some(trap) => {
-                self.shared.counters.traps_replayed.fetch_add(1, Ordering::Relaxed);
+                self.shared.metrics.traps_replayed.inc();
                 trap
             }
             None => {
@@ -221,10 +218,10 @@ impl Primary {
                 // call's trap report.
                 instance.take_error();
                 let result = instance.run(context, call.as_ref());
-                self.shared.counters.fuel.fetch_add(instance.fuel_used(), Ordering::Relaxed);
+                self.shared.metrics.fuel.inc_by(instance.fuel_used());
                 match result {
                     Ok(outcome) => {
-                        self.shared.counters.outcome(&outcome);
+                        self.shared.metrics.outcome(&outcome);
                         self.shared.note_wake_up(&outcome);
                         return Ok((Step::Apply { context, call }, outcome));
                     }
@@ -242,7 +239,7 @@ impl Primary {
             }
         };
         let outcome = Outcome::Trap(trap);
-        self.shared.counters.outcome(&outcome);
+        self.shared.metrics.outcome(&outcome);
         Ok((Step::Skip { time_ms: context.time_ms }, outcome))
     }
 
@@ -278,7 +275,7 @@ impl Primary {
             }
         };
         self.instance = Some(instance);
-        self.shared.counters.promotions.fetch_add(1, Ordering::Relaxed);
+        self.shared.metrics.promotions.inc();
         Ok(())
     }
 
@@ -298,8 +295,8 @@ impl Primary {
                     Err(end) => ControlFlow::Break(Err(end)),
                 },
                 pushed => {
-                    let bytes = queue.finished_bytes() as u64;
-                    shared.counters.standby_queue_bytes.store(bytes, Ordering::Relaxed);
+                    let bytes = queue.finished_bytes() as i64;
+                    shared.metrics.standby_queue_bytes.set(bytes);
                     ControlFlow::Break(Ok(pushed))
                 }
             }
@@ -342,7 +339,7 @@ impl Primary {
         self.shared.applied.store(index, Ordering::Release);
         self.answer_digests();
         self.shared.wake_at.send_replace(Some(0));
-        self.shared.counters.restores.fetch_add(1, Ordering::Relaxed);
+        self.shared.metrics.restores.inc();
         Ok(())
     }
 

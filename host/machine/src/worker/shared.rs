@@ -7,7 +7,7 @@ use std::sync::{
 
 use tokio::sync::watch;
 
-use super::{absence::Absence, events::Events, inbox::Inbox, stats::Counters, status::Status};
+use super::{absence::Absence, events::Events, inbox::Inbox, status::Status};
 use crate::{
     clock::Clock,
     component::Component,
@@ -15,6 +15,7 @@ use crate::{
     entry_source::{EntrySource, SavedState},
     error::{Broken, Ended, FatalError},
     instance::Instance,
+    metrics::Metrics,
     migration::{NotMigrated, migration},
     restoring::Restoring,
 };
@@ -29,7 +30,7 @@ pub(super) struct Shared {
     pub(super) active: watch::Sender<Component>,
     pub(super) entry_source: Arc<dyn EntrySource>,
     pub(super) inbox: Inbox,
-    pub(super) counters: Counters,
+    pub(super) metrics: Arc<Metrics>,
     pub(super) events: Arc<Events>,
     /// Whether there is a standby, and the reason if not.
     pub(super) absence: Arc<Absence>,
@@ -51,6 +52,7 @@ impl Shared {
         initial: Component,
         key: [u8; 32],
         entry_source: Arc<dyn EntrySource>,
+        metrics: Arc<Metrics>,
     ) -> Self {
         let absence = Arc::<Absence>::default();
         Self {
@@ -59,7 +61,7 @@ impl Shared {
             initial,
             entry_source,
             inbox: Inbox::new(Arc::clone(&absence)),
-            counters: Counters::default(),
+            metrics,
             events: Arc::default(),
             absence,
             applied: AtomicU64::new(0),

@@ -12,11 +12,7 @@ mod activation;
 mod questions;
 mod streams;
 
-use std::{
-    collections::HashMap,
-    ops::ControlFlow,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{collections::HashMap, ops::ControlFlow, sync::Arc};
 
 use wasmtime::component::ResourceAny;
 
@@ -153,8 +149,8 @@ impl Standby {
                 return ControlFlow::Break(Err(end));
             }
             let next = queue.next(at);
-            let bytes = queue.finished_bytes() as u64;
-            shared.counters.standby_queue_bytes.store(bytes, Ordering::Relaxed);
+            let bytes = queue.finished_bytes() as i64;
+            shared.metrics.standby_queue_bytes.set(bytes);
             match next {
                 Next::Wait => ControlFlow::Continue(take_wait()),
                 next => ControlFlow::Break(Ok(next)),
@@ -177,7 +173,7 @@ impl Standby {
     /// Builds a new instance from the newest snapshot. The next turns apply the entries after it.
     fn build(&mut self) -> Result<(), Ended> {
         self.streams.clear();
-        self.shared.counters.standby_builds.fetch_add(1, Ordering::Relaxed);
+        self.shared.metrics.standby_builds.inc();
         let unreadable = |error| FatalError::caused_by("the standby cannot be rebuilt", error);
         let (instance, component, clock) =
             match self.shared.entry_source.snapshot().map_err(unreadable)? {
@@ -305,7 +301,7 @@ impl Standby {
 
     /// Publishes the position of the standby, and the events of the entry there.
     fn publish(&self, outcome: Option<Outcome>) {
-        self.shared.counters.standby_applied.store(self.clock.index(), Ordering::Relaxed);
+        self.shared.metrics.standby_applied.set(self.clock.index() as i64);
         // If the instance was lost in this turn, these entries are applied again.
         if self.instance.is_some() {
             self.shared.events.note(self.clock.index(), outcome);
@@ -327,10 +323,7 @@ impl Standby {
         instance.mute(true);
         let result = instance.run(context, call);
         instance.mute(false);
-        self.shared
-            .counters
-            .standby_memory_bytes
-            .store(instance.memory_bytes() as u64, Ordering::Relaxed);
+        self.shared.metrics.standby_memory_bytes.set(instance.memory_bytes() as i64);
         let index = context.index;
         match result {
             Ok(outcome)

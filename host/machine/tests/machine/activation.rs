@@ -52,9 +52,12 @@ async fn a_component_goes_on_with_the_state_and_everybody_learns_of_it() {
     assert_eq!(counted(&node.apply(count()).await), 13);
     assert_eq!(*wake_at.borrow(), None);
     assert_eq!(seen(&node).await, (13, 10));
-    let stats = node.worker.stats();
-    assert_eq!((stats.activations, stats.activations_failed), (1, 0));
-    assert_eq!((stats.promotions, stats.standby_builds, node.worker.fatal_error()), (0, 0, None));
+    let metrics = node.worker.metrics();
+    assert_eq!((metrics.activations.get(), metrics.activations_failed.get()), (1, 0));
+    assert_eq!(
+        (metrics.promotions.get(), metrics.standby_builds.get(), node.worker.fatal_error()),
+        (0, 0, None)
+    );
 }
 
 #[tokio::test]
@@ -190,7 +193,7 @@ async fn an_entry_that_traps_right_before_or_after_an_activation_is_rolled_back(
     assert!(is_activated(&finished[1]) && is_activated(&finished[4]));
     assert_eq!((counted(&finished[3]), counted(&finished[7])), (13, 113));
     assert_eq!(seen(&node).await, (113, 100));
-    assert_eq!(node.worker.stats().promotions, 4);
+    assert_eq!(node.worker.metrics().promotions.get(), 4);
     assert_eq!(node.worker.component(), *HUNDRED);
 }
 
@@ -213,7 +216,7 @@ async fn a_reader_is_rebuilt_across_activations() {
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (113, 100));
     assert_eq!(node.entry_source.snapshot_reads.load(Ordering::Relaxed), 3);
-    assert_eq!((node.worker.stats().standby_builds, node.worker.fatal_error()), (3, None));
+    assert_eq!((node.worker.metrics().standby_builds.get(), node.worker.fatal_error()), (3, None));
     // Such a standby becomes the primary.
     assert!(matches!(node.apply(trap()).await, Outcome::Trap(_)));
     assert_eq!(counted(&node.apply(count()).await), 213);

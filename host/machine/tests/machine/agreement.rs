@@ -71,8 +71,11 @@ async fn a_history_with_recorded_traps_replays_to_the_same_state() {
     let mut again = Node::start_from(hostile(), Arc::clone(&entry_source), None);
     assert_eq!(replay(&mut again, &log).await, outcomes);
     assert_eq!(again.snapshot().await, saved);
-    let stats = again.worker.stats();
-    assert_eq!((stats.promotions, stats.traps_replayed), (0, entry_source.traps().len() as u64));
+    let metrics = again.worker.metrics();
+    assert_eq!(
+        (metrics.promotions.get(), metrics.traps_replayed.get()),
+        (0, entry_source.traps().len() as u64)
+    );
     drop(again);
 
     // Without the records, as after a crash that lost them, the entries trap again, with the

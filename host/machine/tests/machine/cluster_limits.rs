@@ -65,9 +65,10 @@ async fn count(node: &Node) -> u64 {
 
 /// Loses the standby and waits for the next one.
 async fn rebuild_standby(node: &Node) {
-    let builds = node.worker.stats().standby_builds;
+    let builds = node.worker.metrics().standby_builds.get();
     node.worker.query(raw(""), node.index).await.unwrap_err();
-    node.until("a standby is built", |node| node.worker.stats().standby_builds > builds).await;
+    node.until("a standby is built", |node| node.worker.metrics().standby_builds.get() > builds)
+        .await;
     count(node).await;
 }
 

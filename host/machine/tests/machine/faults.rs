@@ -64,7 +64,7 @@ async fn assert_disagreement(node: &mut Node, words: &str) {
     node.worker.standby().wait_for(|present| *present).await.unwrap();
     assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
     assert_eq!(node.worker.query(raw(), node.index).await.unwrap().index, node.index);
-    assert_eq!((node.worker.fatal_error(), node.worker.stats().promotions), (None, 0));
+    assert_eq!((node.worker.fatal_error(), node.worker.metrics().promotions.get()), (None, 0));
     assert_eq!(node.worker.standby_problem(), Some(problem), "an operator must see it");
 }
 
@@ -117,7 +117,8 @@ impl EntrySource for Unreadable {
 /// The primary works without a standby until it traps itself.
 #[tokio::test]
 async fn a_standby_that_cannot_be_rebuilt_leaves_the_primary_working() {
-    let worker = Worker::start(hostile(), SEED, Arc::new(Unreadable), None).unwrap();
+    let worker =
+        Worker::start(hostile(), SEED, Arc::new(Unreadable), None, Arc::default()).unwrap();
     let mut node = Node { worker, entry_source: Default::default(), index: 0 };
     // The first trap still has an outcome: the existing standby is promoted.
     assert!(matches!(node.apply(call("Panic", Number::default())).await, Outcome::Trap(_)));
@@ -146,7 +147,9 @@ async fn a_state_that_cannot_be_restored_does_not_start() {
     let saved =
         SavedState { component, index, time_ms, limits, state_version: 1, digest: None, chunks };
     let fatal_error =
-        Worker::start(hostile(), SEED, Arc::new(Unreadable), Some(saved)).err().unwrap();
+        Worker::start(hostile(), SEED, Arc::new(Unreadable), Some(saved), Arc::default())
+            .err()
+            .unwrap();
     assert!(fatal_error.to_string().contains("eight bytes"), "{fatal_error}");
 }
 

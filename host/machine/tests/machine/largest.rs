@@ -249,7 +249,7 @@ async fn an_answer_that_is_too_large_fails_and_keeps_the_standby() {
     let largest = limits::RESPONSE_BYTES_MAX.default;
     assert_eq!(query(largest).await.unwrap().len(), largest);
     assert_eq!(subscribe(largest).await.unwrap().initial[0].len(), largest);
-    let builds = node.worker.stats().standby_builds;
+    let builds = node.worker.metrics().standby_builds.get();
     for bytes in [largest + 1, 3 * largest] {
         let refusals = [query(bytes).await.unwrap_err(), subscribe(bytes).await.unwrap_err()];
         for refusal in refusals {
@@ -260,8 +260,8 @@ async fn an_answer_that_is_too_large_fails_and_keeps_the_standby() {
         }
     }
     assert_eq!(query(8).await.unwrap().len(), 8);
-    let stats = node.worker.stats();
-    assert_eq!((stats.query_traps, stats.standby_builds), (0, builds));
+    let metrics = node.worker.metrics();
+    assert_eq!((metrics.query_traps.get(), metrics.standby_builds.get()), (0, builds));
 }
 
 #[test]

@@ -56,10 +56,13 @@ async fn measure_apply_throughput_and_latency() {
     }
     let total = number(&last.unwrap().await.unwrap());
     let took = started.elapsed();
-    node.until("the standby", |node| node.worker.stats().standby_applied == node.index).await;
+    node.until("the standby", |node| {
+        node.worker.metrics().standby_applied.get() as u64 == node.index
+    })
+    .await;
     let with_standby = started.elapsed();
     let cpu = cpu(HEAD) - cpu_before;
-    let stats = node.worker.stats();
+    let metrics = node.worker.metrics();
     eprintln!(
         "{total} entries in batches of {BATCH}: {:.0} ns each, {:.0}/s; with the standby {:.0} ns, the primary alone {:.0} \
          ns of CPU; {} fuel each",
@@ -67,7 +70,7 @@ async fn measure_apply_throughput_and_latency() {
         ENTRIES as f64 / took.as_secs_f64(),
         with_standby.as_nanos() as f64 / ENTRIES as f64,
         cpu.as_nanos() as f64 / ENTRIES as f64,
-        stats.fuel / ENTRIES
+        metrics.fuel.get() / ENTRIES
     );
 
     let mut latencies: Vec<Duration> = Vec::new();
@@ -214,7 +217,7 @@ async fn measure_key_values() {
     let value = Bytes::from(vec![7; 256]);
     for round in ["first", "second"] {
         let (started, cpu_before, fuel_before) =
-            (Instant::now(), cpu(HEAD), node.worker.stats().fuel);
+            (Instant::now(), cpu(HEAD), node.worker.metrics().fuel.get());
         let mut last = None;
         for key in 0..KEYS {
             let key = format!("key-{:08}", key * 7919 % KEYS);
@@ -227,7 +230,7 @@ async fn measure_key_values() {
             "{round} {KEYS} puts of 256 bytes: {:.0} ns each, the primary alone {:.0} ns of CPU, {} fuel each",
             started.elapsed().as_nanos() as f64 / KEYS as f64,
             (cpu(HEAD) - cpu_before).as_nanos() as f64 / KEYS as f64,
-            (node.worker.stats().fuel - fuel_before) / KEYS,
+            (node.worker.metrics().fuel.get() - fuel_before) / KEYS,
         );
     }
     let started = Instant::now();
@@ -241,12 +244,12 @@ async fn measure_key_values() {
     );
     let started = Instant::now();
     node.worker.restore(saved.state_in(1 << 20)).await.unwrap();
-    let stats = node.worker.stats();
+    let metrics = node.worker.metrics();
     eprintln!(
         "restored in two instances in {:?}; memory {} and {}; resident {} MiB",
         started.elapsed(),
-        stats.primary_memory_bytes,
-        stats.standby_memory_bytes,
+        metrics.primary_memory_bytes.get(),
+        metrics.standby_memory_bytes.get(),
         resident_bytes() >> 20
     );
     let again =
@@ -265,7 +268,7 @@ async fn measure_key_values_in_memory() {
     for (keys, value_bytes) in [(100_000, 0), (100_000, 64), (50_000, 1000), (1_500, 40_000)] {
         for ttl_ms in [0, 1 << 40] {
             let mut node = Node::start_with(component.clone());
-            let empty = node.worker.stats().primary_memory_bytes;
+            let empty = node.worker.metrics().primary_memory_bytes.get();
             let mut growth = Vec::new();
             for round in 0..3 {
                 let mut held = 0;
@@ -278,7 +281,7 @@ async fn measure_key_values_in_memory() {
                     drop(node.push(put.call()).await);
                 }
                 node.until("the primary", |node| node.worker.applied() == node.index).await;
-                let memory = node.worker.stats().primary_memory_bytes - empty;
+                let memory = node.worker.metrics().primary_memory_bytes.get() - empty;
                 growth.push((memory as f64 - held as f64) / keys as f64);
             }
             eprintln!(

@@ -85,8 +85,11 @@ async fn tried(old: &Component, new: &Component) -> String {
     assert_eq!(seen(&node).await, (3, 1));
     assert_eq!(counted(&node.apply(count()).await), 4);
     assert_eq!(seen(&node).await, (4, 1));
-    let stats = node.worker.stats();
-    assert_eq!((stats.activations, stats.activations_failed, stats.failures), (0, 2, 2));
+    let metrics = node.worker.metrics();
+    assert_eq!(
+        (metrics.activations.get(), metrics.activations_failed.get(), metrics.failures.get()),
+        (0, 2, 2)
+    );
     // A rebuilt standby skips the activation as well, and so does one that becomes the primary.
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (4, 1));
@@ -245,7 +248,7 @@ async fn what_never_ends_is_ended() {
     assert!(said.contains("the snapshot has more than 1048576 bytes"), "{said}");
     // The instance was not lost.
     assert_eq!(counted(&node.apply(count()).await), 2);
-    assert_eq!(node.worker.stats().promotions, 0);
+    assert_eq!(node.worker.metrics().promotions.get(), 0);
 }
 
 /// A failed activation does not prevent the next one.
@@ -291,7 +294,7 @@ async fn a_recorded_failure_is_not_tried_again() {
         last = Some(node.push_entry(entry).await.await.unwrap());
     }
     assert_eq!(last.unwrap(), refused);
-    assert_eq!(node.worker.stats().traps_replayed, 1);
+    assert_eq!(node.worker.metrics().traps_replayed.get(), 1);
     assert_eq!(seen(&node).await, (1, 1));
     node.worker.query(trap(), 0).await.unwrap_err();
     assert_eq!(seen(&node).await, (1, 1));

@@ -62,8 +62,8 @@ async fn a_query_that_traps_costs_the_reader_alone_while_entries_go_on() {
         assert_eq!(number(&applying.await.unwrap()), round);
         assert_eq!(node.total().await, round);
     }
-    let stats = node.worker.stats();
-    assert_eq!((stats.query_traps, stats.promotions), (20, 0));
+    let metrics = node.worker.metrics();
+    assert_eq!((metrics.query_traps.get(), metrics.promotions.get()), (20, 0));
     assert!(node.entry_source.traps().is_empty(), "a query is not an entry");
 }
 
@@ -186,7 +186,7 @@ async fn a_slow_reader_slows_the_head_down() {
     let mut fullest = 0;
     for _ in 0..20_000 {
         drop(node.push(add(1)).await);
-        fullest = fullest.max(node.worker.stats().standby_queue_bytes);
+        fullest = fullest.max(node.worker.metrics().standby_queue_bytes.get());
     }
     assert!(slow.await.unwrap().is_err());
     assert_eq!(node.total().await, 20_000);

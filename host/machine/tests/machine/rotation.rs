@@ -21,7 +21,7 @@ async fn a_restored_snapshot_becomes_the_standby_and_catches_up() {
             drop(node.push(add(1)).await);
         }
         node.worker.replace_standby(saved.state_in(1024)).await.unwrap();
-        node.until("a rotation", |node| node.worker.stats().rotations == round).await;
+        node.until("a rotation", |node| node.worker.metrics().rotations.get() == round).await;
         assert_eq!(node.total().await, 400 * round as i64);
         // It can be promoted.
         node.worker.standby().wait_for(|present| *present).await.unwrap();
@@ -29,8 +29,8 @@ async fn a_restored_snapshot_becomes_the_standby_and_catches_up() {
     let outcome = node.apply(call("Panic", Number::default())).await;
     assert!(matches!(outcome, Outcome::Trap(_)), "{outcome:?}");
     assert_eq!(node.total().await, 2000);
-    let stats = node.worker.stats();
-    assert_eq!((stats.rotations, stats.promotions), (5, 1));
+    let metrics = node.worker.metrics();
+    assert_eq!((metrics.rotations.get(), metrics.promotions.get()), (5, 1));
     assert_eq!((node.worker.fatal_error(), node.worker.standby_problem()), (None, None));
 }
 
@@ -51,7 +51,7 @@ async fn a_snapshot_from_before_another_nodes_state_was_adopted_is_not_used() {
     node.entry_source.install(other.snapshot().await);
     assert_eq!(node.add(1).await, 1001);
     assert_eq!(node.total().await, 1001);
-    assert_eq!(node.worker.stats().rotations, 0);
+    assert_eq!(node.worker.metrics().rotations.get(), 0);
     assert_eq!(node.worker.standby_problem(), None);
 }
 
@@ -65,12 +65,12 @@ async fn a_standby_with_an_open_snapshot_is_not_replaced() {
     node.worker.replace_standby(saved.state()).await.unwrap();
     node.add(1).await;
     assert_eq!(node.total().await, 8);
-    assert_eq!(node.worker.stats().rotations, 0);
+    assert_eq!(node.worker.metrics().rotations.get(), 0);
     while let Some(piece) = open.next().await {
         piece.unwrap();
     }
     drop(open);
-    node.until("a rotation", |node| node.worker.stats().rotations == 1).await;
+    node.until("a rotation", |node| node.worker.metrics().rotations.get() == 1).await;
     assert_eq!(node.total().await, 8);
 }
 
@@ -91,7 +91,7 @@ async fn a_state_machine_that_behaves_differently_after_a_restore_is_reported() 
     }
     let saved = node.snapshot().await;
     node.worker.replace_standby(saved.state()).await.unwrap();
-    node.until("a rotation", |node| node.worker.stats().rotations == 1).await;
+    node.until("a rotation", |node| node.worker.metrics().rotations.get() == 1).await;
     assert!(matches!(node.apply(count()).await, Outcome::Reply(_)));
     node.until("a disagreement", |node| node.worker.standby_problem().is_some()).await;
     let problem = node.worker.standby_problem().unwrap();

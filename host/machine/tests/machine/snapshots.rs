@@ -115,7 +115,10 @@ async fn an_entry_that_exhausts_the_reader_beside_a_snapshot_costs_the_snapshot_
         let answered = node.worker.query(raw(), node.index).await.unwrap();
         assert_eq!(answered.result.unwrap(), 4u64.to_le_bytes()[..]);
         assert_eq!(read(stream).await.unwrap_err(), SnapshotError::Lost);
-        assert_eq!((node.worker.stats().standby_builds, node.worker.fatal_error()), (1, None));
+        assert_eq!(
+            (node.worker.metrics().standby_builds.get(), node.worker.fatal_error()),
+            (1, None)
+        );
     }
 }
 
@@ -137,7 +140,8 @@ async fn snapshots_whose_answer_is_not_received_are_released() {
     node.add(5).await;
     for begun in 1..=10 {
         let snapshot = node.worker.snapshot(node.index);
-        node.until("the snapshot has begun", |node| node.worker.stats().snapshots == begun).await;
+        node.until("the snapshot has begun", |node| node.worker.metrics().snapshots.get() == begun)
+            .await;
         drop(snapshot);
     }
     assert_eq!(saved_number(&node.snapshot().await), 5);
@@ -318,5 +322,5 @@ async fn a_snapshot_without_an_end_ends_at_the_limit_of_memory() {
     // The instance is intact.
     assert!(matches!(node.apply(raw()).await, Outcome::Reply(_)));
     node.worker.query(raw(), node.index).await.unwrap();
-    assert_eq!((node.worker.stats().standby_builds, node.worker.fatal_error()), (0, None));
+    assert_eq!((node.worker.metrics().standby_builds.get(), node.worker.fatal_error()), (0, None));
 }

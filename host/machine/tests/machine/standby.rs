@@ -60,7 +60,7 @@ fn start() -> (Node, Arc<Gated>) {
         closed: Mutex::default(),
         opened: Condvar::default(),
     });
-    let worker = Worker::start(hostile(), SEED, source.clone(), None).unwrap();
+    let worker = Worker::start(hostile(), SEED, source.clone(), None, Arc::default()).unwrap();
     (Node { worker, entry_source: source.entry_source.clone(), index: 0 }, source)
 }
 
@@ -80,7 +80,7 @@ async fn the_primary_answers_queries_while_a_standby_is_built() {
         assert_eq!(node.add(1).await, value);
         assert_eq!(node.total().await, value);
     }
-    assert_eq!(node.worker.stats().queries, 495);
+    assert_eq!(node.worker.metrics().queries.get(), 495);
     // An idle primary answers too.
     for _ in 0..100 {
         assert_eq!(node.total().await, 500);
@@ -91,8 +91,8 @@ async fn the_primary_answers_queries_while_a_standby_is_built() {
     assert_eq!(node.total().await, 500);
     assert_eq!(node.add(1).await, 501);
     assert_eq!(node.total().await, 501);
-    let stats = node.worker.stats();
-    assert_eq!((stats.promotions, stats.standby_builds), (1, 1));
+    let metrics = node.worker.metrics();
+    assert_eq!((metrics.promotions.get(), metrics.standby_builds.get()), (1, 1));
     assert_eq!(node.worker.fatal_error(), None);
 }
 
@@ -164,7 +164,7 @@ async fn a_query_that_traps_on_the_primary_is_not_an_outage() {
     assert!(!query.is_finished());
     source.open();
     assert!(matches!(query.await.unwrap(), Err(QueryError::Trap(_))));
-    assert_eq!(node.worker.stats().promotions, 3);
+    assert_eq!(node.worker.metrics().promotions.get(), 3);
     assert_eq!(node.total().await, 7);
 }
 

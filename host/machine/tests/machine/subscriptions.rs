@@ -103,7 +103,7 @@ async fn what_is_first_and_what_happens_fit_together_whenever_one_subscribes() {
         firsts.push(watcher.await.unwrap());
     }
     assert!(firsts.iter().any(|first| *first > 0) && traps > 5, "{firsts:?}");
-    assert!(node.worker.stats().standby_builds > 0);
+    assert!(node.worker.metrics().standby_builds.get() > 0);
     assert_eq!(node.worker.fatal_error(), None);
 }
 

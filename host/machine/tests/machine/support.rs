@@ -85,7 +85,8 @@ impl Node {
         at: Option<SavedState>,
     ) -> Self {
         let index = at.as_ref().map_or(0, |saved| saved.index);
-        let worker = Worker::start(component, SEED, entry_source.clone(), at).unwrap();
+        let worker =
+            Worker::start(component, SEED, entry_source.clone(), at, Arc::default()).unwrap();
         Self { worker, entry_source, index }
     }
 
@@ -174,7 +175,7 @@ impl Node {
                 saved => return Saved { digest: Some(self.digest().await), ..saved.unwrap() },
             }
         }
-        panic!("every snapshot is lost: {:?}", self.worker.stats());
+        panic!("every snapshot is lost, of {}", self.worker.metrics().snapshots.get());
     }
 
     /// Returns the digest over all entries so far.
@@ -186,7 +187,7 @@ impl Node {
     pub(crate) async fn until(&self, what: &str, condition: impl Fn(&Self) -> bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
         while !condition(self) {
-            assert!(Instant::now() < deadline, "{what}: {:?}", self.worker.stats());
+            assert!(Instant::now() < deadline, "{what}: applied {}", self.worker.applied());
             tokio::time::sleep(Duration::from_millis(2)).await;
         }
     }

@@ -44,9 +44,9 @@ async fn every_class_of_trap_is_rolled_back_and_the_next_entry_is_applied() {
         total = node.add(1).await;
         assert_eq!(node.total().await, total);
     }
-    let stats = node.worker.stats();
-    assert_eq!(stats.traps.iter().sum::<u64>(), WAYS.len() as u64);
-    assert_eq!(stats.promotions, WAYS.len() as u64);
+    let metrics = node.worker.metrics();
+    assert_eq!(metrics.traps.iter().map(|count| count.get()).sum::<u64>(), WAYS.len() as u64);
+    assert_eq!(metrics.promotions.get(), WAYS.len() as u64);
     assert_eq!(node.worker.fatal_error(), None);
     assert_eq!(node.entry_source.traps().len(), WAYS.len());
 }
@@ -117,7 +117,11 @@ async fn the_machine_writes_a_limited_number_of_lines() {
     let started = Instant::now();
     // Ends by itself: a line costs fuel, and the fuel is enough for this many.
     let outcome = node.apply(call("Chatter", Number::default())).await;
-    eprintln!("Chatter: {outcome:?} in {:?}, fuel {}", started.elapsed(), node.worker.stats().fuel);
+    eprintln!(
+        "Chatter: {outcome:?} in {:?}, fuel {}",
+        started.elapsed(),
+        node.worker.metrics().fuel.get()
+    );
     assert!(matches!(outcome, Outcome::Reply(_)), "{outcome:?}");
     assert!(started.elapsed() < BOUND);
 }

@@ -292,8 +292,10 @@ async fn what_a_machine_prints_is_lines_of_the_log_once_and_not_too_many() {
     for _ in 0..200 {
         node.apply(call(b"wasi-many\n")).await;
     }
-    node.until("the standby follows", |node| node.worker.stats().standby_applied == node.index)
-        .await;
+    node.until("the standby follows", |node| {
+        node.worker.metrics().standby_applied.get() as u64 == node.index
+    })
+    .await;
     let many = printed().matches("wasi-many").count();
     assert!((50..=350).contains(&many), "{many} of 400");
     assert_eq!(node.worker.fatal_error(), None);

@@ -107,7 +107,9 @@ impl Player {
             trap_report: Mutex::new(BTreeMap::new()),
         });
         let (seed, of_worker) = (source.parts.seed, entry_source.clone());
-        let worker = spawn_blocking(move || Worker::start(initial, seed, of_worker, saved)).await;
+        let worker =
+            spawn_blocking(move || Worker::start(initial, seed, of_worker, saved, Arc::default()))
+                .await;
         let worker = worker?.map_err(|fatal_error| Error::Fatal { index, fatal_error })?;
         Ok(Self { entry_source, worker, registry, voters, component, index, next })
     }

@@ -141,12 +141,6 @@ impl Components {
         )
     }
 
-    /// Returns how many components this node compiled since it started, and how many
-    /// it loaded as kept code.
-    pub(super) fn compilations(&self) -> [u64; 2] {
-        self.engine.compilations()
-    }
-
     /// Returns the component with these bytes, and compiles it if necessary.
     /// Blocks, possibly for seconds.
     pub fn compile(&self, id: ComponentId, bytes: &Bytes) -> Result<Component, LoadError> {

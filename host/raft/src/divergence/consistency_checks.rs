@@ -1,9 +1,6 @@
 //! Proposes the digest of a majority of the voters, so that every replica can compare its own.
 
-use std::{
-    sync::{Arc, atomic::Ordering},
-    time::Duration,
-};
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, sleep};
 
@@ -69,7 +66,7 @@ impl ConsistencyChecks {
             }
             Verdict::Disputed => {
                 self.node.divergence.set_disputed(true);
-                self.node.divergence.counts.undecided.fetch_add(1, Ordering::Relaxed);
+                self.node.metrics.checks_undecided.inc();
                 tracing::error!(
                     index,
                     ?answers,

@@ -44,8 +44,8 @@ mod verify;
 use std::{
     io,
     sync::{
-        Mutex, MutexGuard, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
+        Arc, Mutex, MutexGuard, PoisonError,
+        atomic::{AtomicBool, Ordering},
     },
     time::{Duration, Instant},
 };
@@ -62,6 +62,7 @@ pub(super) use self::{
     state_hashes::StateHashes,
     verify::{StateHashChecks, to_wire as verified_to_wire},
 };
+use super::Metrics;
 use conclave_proto::{
     convert::{consistency_check_from_wire, consistency_check_to_wire},
     raft as wire,
@@ -97,7 +98,7 @@ pub(super) struct Divergence {
     /// Set while requests are rejected. Lasts longer than `stopped`: until the missed
     /// entries are applied too.
     refusing: watch::Sender<bool>,
-    counts: Counts,
+    metrics: Arc<Metrics>,
 }
 
 #[derive(Default)]
@@ -113,16 +114,6 @@ struct State {
     healed_at: Option<Instant>,
     /// A description of the last repaired divergence, for operators.
     last: String,
-}
-
-/// The counters for metrics.
-#[derive(Default)]
-struct Counts {
-    equal: AtomicU64,
-    diverged: AtomicU64,
-    repaired: AtomicU64,
-    undecided: AtomicU64,
-    withheld: AtomicU64,
 }
 
 /// The divergence for which this node is in quarantine.
@@ -141,7 +132,12 @@ pub(super) struct Quarantine {
 impl Divergence {
     /// Restores the state from before the restart. If checks are not compared, a
     /// stored quarantine is removed.
-    pub(super) fn open(log: LogStore, node_id: NodeId, compares: bool) -> io::Result<Self> {
+    pub(super) fn open(
+        log: LogStore,
+        node_id: NodeId,
+        compares: bool,
+        metrics: Arc<Metrics>,
+    ) -> io::Result<Self> {
         let mut state = State { origin: node_id, ..State::default() };
         if let Some(record) = log.get_record(RECORD)? {
             if compares {
@@ -161,7 +157,7 @@ impl Divergence {
             refused_snapshot: AtomicBool::new(false),
             stopped: AtomicBool::new(quarantined),
             refusing: watch::Sender::new(quarantined),
-            counts: Counts::default(),
+            metrics,
         })
     }
 
@@ -208,7 +204,7 @@ impl Divergence {
 
     /// Returns the number of divergences, and a description of the last repaired one for operators.
     pub(super) fn past(&self) -> (u64, String) {
-        (self.counts.diverged.load(Ordering::Relaxed), self.state().last.clone())
+        (self.metrics.divergences.get(), self.state().last.clone())
     }
 
     /// Returns the last consistency check with which this node agreed since it started.
@@ -243,7 +239,7 @@ impl Divergence {
     /// Counts a snapshot that is withheld from a peer, and logs it once until a snapshot is sent again.
     pub(super) fn note_given(&self, to: NodeId, refusal: Option<&str>) {
         if refusal.is_some() {
-            self.counts.withheld.fetch_add(1, Ordering::Relaxed);
+            self.metrics.snapshots_withheld.inc();
         }
         let refused = self.refused_snapshot.swap(refusal.is_some(), Ordering::Relaxed);
         if let Some(why) = refusal
@@ -268,7 +264,7 @@ impl Divergence {
             if consistency_check.index > state.restored_at {
                 state.origin = self.node_id;
             }
-            self.counts.equal.fetch_add(1, Ordering::Relaxed);
+            self.metrics.checks_equal.inc();
             return;
         }
         if state.healed_at.is_some_and(|healed_at| healed_at.elapsed() > FORGIVEN_AFTER) {
@@ -280,7 +276,7 @@ impl Divergence {
         state.quarantine = Some(quarantine);
         self.stopped.store(true, Ordering::Release);
         self.refusing.send_replace(true);
-        self.counts.diverged.fetch_add(1, Ordering::Relaxed);
+        self.metrics.divergences.inc();
         tracing::error!(
             index = at,
             own = %own,
@@ -329,7 +325,7 @@ impl Divergence {
             took.as_millis()
         );
         drop(state);
-        self.counts.repaired.fetch_add(1, Ordering::Relaxed);
+        self.metrics.repairs.inc();
         if let Err(error) = self.log.put_record(RECORD, None) {
             tracing::warn!(%error, "cannot remove the stored quarantine");
         }
@@ -340,13 +336,6 @@ impl Divergence {
             "this node's state was replaced by a peer's state, and this node serves again"
         );
         true
-    }
-
-    /// Returns the counts of equal consistency checks, divergences, repairs, digests without a
-    /// majority, and snapshots withheld from a peer, in this order.
-    pub(super) fn counted(&self) -> [u64; 5] {
-        let Counts { equal, diverged, repaired, undecided, withheld } = &self.counts;
-        [equal, diverged, repaired, undecided, withheld].map(|count| count.load(Ordering::Relaxed))
     }
 }
 

@@ -3,7 +3,7 @@
 //! Writes wait meanwhile, so the primary only migrates its own state here. The standby migrates its
 //! state when it reaches the entry.
 
-use std::{sync::atomic::Ordering, time::Instant};
+use std::time::Instant;
 
 use super::Primary;
 use crate::{
@@ -35,22 +35,22 @@ impl Primary {
                 self.become_of(component.clone());
                 let took_ms = started.elapsed().as_millis() as u64;
                 tracing::info!(index, ?component, old, took_ms, "a component was activated");
-                self.shared.counters.activations.fetch_add(1, Ordering::Relaxed);
+                self.shared.metrics.activations.inc();
                 // The wake-up time of the old component does not apply to the new one. The new one
                 // is ticked at once, so that it can request its own.
                 let outcome = Outcome::Reply(Reply { wake_at_ms: Some(0), ..Reply::default() });
-                self.shared.counters.outcome(&outcome);
+                self.shared.metrics.outcome(&outcome);
                 self.shared.note_wake_up(&outcome);
                 Ok((Step::Activate { context, component }, outcome))
             }
             Err(why) => {
                 tracing::warn!(index, ?component, why, "a component was not activated");
-                self.shared.counters.activations_failed.fetch_add(1, Ordering::Relaxed);
+                self.shared.metrics.activations_failed.inc();
                 let mut message =
                     format!("{} was not activated, and {old} continues: {why}", component.name());
                 message.truncate(crate::cut(&message, FAILURE_BYTES_MAX).len());
                 let outcome = Outcome::Failure(Failure { code: Code::FailedPrecondition, message });
-                self.shared.counters.outcome(&outcome);
+                self.shared.metrics.outcome(&outcome);
                 Ok((Step::Skip { time_ms: context.time_ms }, outcome))
             }
         }
@@ -68,7 +68,7 @@ impl Primary {
             return Ok(Err(why));
         }
         if let Some(trap) = self.shared.entry_source.trapped(index) {
-            self.shared.counters.traps_replayed.fetch_add(1, Ordering::Relaxed);
+            self.shared.metrics.traps_replayed.inc();
             return Ok(Err(trap.message));
         }
         let Some(instance) = &mut self.instance else {

@@ -1,7 +1,5 @@
 //! Queries on the primary, which answers them between two batches of entries while there is no standby.
 
-use std::sync::atomic::Ordering;
-
 use super::Primary;
 use crate::{
     error::{Broken, Ended, QueryError},
@@ -58,7 +56,7 @@ impl Primary {
             return Ok(0);
         }
         let now = self.clock.now();
-        self.shared.counters.queries.fetch_add(1, Ordering::Relaxed);
+        self.shared.metrics.queries.inc();
         let result = instance.query(now, &call);
         let fuel = instance.fuel_used();
         match result {
@@ -71,7 +69,7 @@ impl Primary {
                     method = &*call.method,
                     "a query trapped on the primary; it is replaced, and writes wait for a new standby"
                 );
-                self.shared.counters.query_traps.fetch_add(1, Ordering::Relaxed);
+                self.shared.metrics.query_traps.inc();
                 self.shared.absence.note_trapped(&call.method);
                 let _ = reply.send(Err(QueryError::Trap(trap)));
                 self.promote(now.index)?;

@@ -1,11 +1,7 @@
 //! The time without a standby: from a promotion or a trap until another instance has been built and
 //! has caught up.
 
-use std::{
-    ops::ControlFlow,
-    sync::{Arc, atomic::Ordering},
-    time::Instant,
-};
+use std::{ops::ControlFlow, sync::Arc, time::Instant};
 
 use super::Standby;
 use crate::{
@@ -25,7 +21,7 @@ impl Standby {
         self.instance = Some(successor.instance);
         self.component = successor.component;
         self.clock = successor.clock;
-        self.shared.counters.rotations.fetch_add(1, Ordering::Relaxed);
+        self.shared.metrics.rotations.inc();
         self.shared.events.skip_to(self.clock.index());
     }
 

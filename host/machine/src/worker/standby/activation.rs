@@ -1,7 +1,5 @@
 //! The activation of another component on the standby, after the primary.
 
-use std::sync::atomic::Ordering;
-
 use super::Standby;
 use crate::{
     component::Component,
@@ -22,8 +20,8 @@ impl Standby {
         };
         match self.shared.migration(instance, &self.component, &component, "standby") {
             Ok(instance) => {
-                let memory_bytes = instance.memory_bytes() as u64;
-                self.shared.counters.standby_memory_bytes.store(memory_bytes, Ordering::Relaxed);
+                let memory_bytes = instance.memory_bytes() as i64;
+                self.shared.metrics.standby_memory_bytes.set(memory_bytes);
                 self.instance = Some(instance);
                 self.component = component;
                 Ok(())

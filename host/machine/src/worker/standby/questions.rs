@@ -1,9 +1,6 @@
 //! Queries and the beginnings of subscriptions on the standby.
 
-use std::{
-    collections::VecDeque,
-    sync::{Arc, atomic::Ordering},
-};
+use std::{collections::VecDeque, sync::Arc};
 
 use bytes::Bytes;
 
@@ -49,7 +46,7 @@ impl Standby {
             return Ok(0);
         }
         let now = self.clock.now();
-        self.shared.counters.queries.fetch_add(1, Ordering::Relaxed);
+        self.shared.metrics.queries.inc();
         let Question { call, ask, .. } = question;
         let result = match &ask {
             Ask::Query(_) => instance.query(now, &call).map(Given::Answer),
@@ -71,7 +68,7 @@ impl Standby {
                     message = trap.message,
                     "a query trapped; a new standby is built"
                 );
-                self.shared.counters.query_traps.fetch_add(1, Ordering::Relaxed);
+                self.shared.metrics.query_traps.inc();
                 self.shared.absence.note_trapped(&call.method);
                 self.lose_instance();
                 ask.fail(QueryError::Trap(trap));

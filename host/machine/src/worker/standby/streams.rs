@@ -1,7 +1,5 @@
 //! Snapshots that are read from the standby, piece by piece.
 
-use std::sync::atomic::Ordering;
-
 use bytes::Bytes;
 
 use super::{OpenStream, Standby};
@@ -28,7 +26,7 @@ impl Standby {
         } else if self.streams.len() >= STREAMS_MAX {
             Err(SnapshotError::Busy)
         } else {
-            self.shared.counters.snapshots.fetch_add(1, Ordering::Relaxed);
+            self.shared.metrics.snapshots.inc();
             self.on_instance("taking a snapshot", |instance| instance.snapshot())?.map(|snapshot| {
                 let stream = self.next_stream;
                 self.next_stream += 1;
