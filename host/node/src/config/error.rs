@@ -135,3 +135,20 @@ fn without_keys(text: &str) -> String {
     end(&mut word, &mut shown);
     shown
 }
+
+#[cfg(test)]
+mod tests {
+    use super::renamed;
+
+    #[test]
+    fn former_names_lead_to_the_new_ones() {
+        let file = "unknown setting heartbeat_ms: use heartbeat, with a unit, such as 100ms or 10s";
+        assert_eq!(renamed("heartbeat_ms").as_deref(), Some(file));
+        let variable = "unknown setting CONCLAVE_SNAPSHOT_STALL_MS: use CONCLAVE_SNAPSHOT_STALL, with a unit, such as \
+                        100ms or 10s";
+        assert_eq!(renamed("CONCLAVE_SNAPSHOT_STALL_MS").as_deref(), Some(variable));
+        for other in ["heartbeat", "CONCLAVE_HEARTBEAT", "CONCLAVE_LOG", "other_ms", "HEARTBEAT"] {
+            assert_eq!(renamed(other), None, "{other}");
+        }
+    }
+}
