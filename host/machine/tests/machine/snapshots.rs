@@ -229,11 +229,8 @@ async fn a_log_that_is_purged_under_a_build_sends_it_to_the_newer_snapshot() {
     node.entry_source.install_after_next_read(node.snapshot().await);
     node.query("QueryPanic").await.unwrap_err();
     // Until the standby has been built, the primary answers.
-    let until = Instant::now() + Duration::from_secs(10);
-    while node.entry_source.snapshot_reads.load(Ordering::Relaxed) < 2 && Instant::now() < until {
-        assert_eq!(node.total().await, 20);
-    }
-    assert_eq!(node.entry_source.snapshot_reads.load(Ordering::Relaxed), 2);
+    let reads = |node: &Node| node.entry_source.snapshot_reads.load(Ordering::Relaxed);
+    node.until("the newer snapshot is read", |node| reads(node) == 2).await;
     assert_eq!(node.total().await, 20);
 }
 
