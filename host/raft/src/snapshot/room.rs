@@ -93,7 +93,7 @@ mod tests {
         assert!(check_free(GIB, GIB - RESERVE_BYTES).is_ok());
         assert!(check_free(GIB, GIB - RESERVE_BYTES + 1).is_err());
         assert!(check_free(RESERVE_BYTES - 1, 0).is_err());
-        assert!(check_free(u64::MAX, u64::MAX).is_err());
+        assert!(check_free(GIB, u64::MAX).is_err(), "the sum does not overflow");
         let dir = tempfile::tempdir().unwrap();
         let snapshots = Storage::open(Options::for_test(dir.path())).unwrap().snapshots;
         assert!(check_space(&snapshots, 1).is_ok());
