@@ -141,7 +141,7 @@ impl Tree {
             tracing::warn!(
                 %error,
                 dir = %dir.display(),
-                "cannot recover a copy of the log first; if the power fails during this start, the log may be damaged"
+                "cannot recover a copy of the log first; if the power fails during this start, entries may be lost"
             );
         }
         files::remove_dir(&dir.join(COPY))?;

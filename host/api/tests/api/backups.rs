@@ -51,7 +51,8 @@ async fn backup_is_streamed_to_its_end() {
 #[tokio::test]
 async fn backups_have_a_limit_and_keys_a_length() {
     let node = Node::with(Options { backups_max: 1, ..Options::default() }).await;
-    let request = wire::CreateBackupRequest::default();
+    let key = wire::WrappingKey { key: vec![1; 32].into(), ..wire::WrappingKey::default() };
+    let request = wire::CreateBackupRequest { key: Some(key) };
     let first = begin(&node, &request).await.unwrap();
     let status = begin(&node, &request).await.unwrap_err();
     assert_eq!(status.code(), Code::Unavailable, "{status}");

@@ -235,11 +235,16 @@ impl Backend for Fake {
         Ok(10)
     }
 
-    async fn back_up(&self, _: Option<WrappingKey>, _: Instant) -> Result<BackupFile, Error> {
+    /// With a key, the backup never ends.
+    async fn back_up(&self, key: Option<WrappingKey>, _: Instant) -> Result<BackupFile, Error> {
         let (sender, pieces) = mpsc::channel(1);
         tokio::spawn(async move {
             for piece in [vec![1; 100], vec![2; 1 << 20]] {
                 let _ = sender.send(Ok(BackupPiece::Bytes(piece.into()))).await;
+            }
+            if key.is_some() {
+                sender.closed().await;
+                return;
             }
             let end = BackupPiece::End { bytes: 100 + (1 << 20), blake3: [3; 32] };
             let _ = sender.send(Ok(end)).await;
