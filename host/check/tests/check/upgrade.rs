@@ -133,5 +133,8 @@ fn the_calls_are_read_by_the_old_component_and_checks_are_named() {
     assert_eq!(refused.lines().count(), 1);
     assert!(refused.contains("clients, migration, repeated"), "{refused}");
     let refused = upgrade_with(Bytes::from_static(b"no"), wrong(0), &generated(10, 1)).unwrap_err();
-    assert!(refused.to_string().starts_with("the component to upgrade from cannot be loaded"), "{refused}");
+    assert!(
+        refused.to_string().starts_with("the component to upgrade from cannot be loaded"),
+        "{refused}"
+    );
 }

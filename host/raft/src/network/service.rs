@@ -285,7 +285,7 @@ impl wire::raft_server::Raft for PeerService {
         let (reports, answers) = mpsc::channel(REPORTS_WAITING);
         let receiving = self.parts.receiving.clone();
         // In a separate task, because the received part outlives the connection.
-        let receiving = async move { receiving.receive(offered, reports).await };
+        let receiving = async move { Box::pin(receiving.receive(offered, reports)).await };
         self.parts.node.supervisor.spawn("snapshot receiver", receiving);
         Ok(Response::new(ReceiverStream::new(answers)))
     }

@@ -162,12 +162,7 @@ pub(crate) async fn offer(
     if transfers.is_damaged(&file) {
         return Err(Failure::NotNow("the snapshot is damaged and is being replaced".to_owned()));
     }
-    let failed = |status: Status| match status.code() {
-        Code::ResourceExhausted => {
-            Failure::Refused(format!("node {}: {}", peer.node_id, status.message()))
-        }
-        _ => Failure::Peer(peer.failed(ConnectionClass::Snapshot, status)),
-    };
+    let failed = |status| failed(peer, status);
     let ended = |reason: &str| Failure::Ended(reason.to_owned());
     let stalled = |after: Duration| {
         Failure::Ended(format!(
@@ -231,6 +226,15 @@ pub(crate) async fn offer(
             Some(Progress::Offer(_)) => return Err(ended("the follower made a second offer")),
             None => return Err(ended("the follower ended the transfer without a response")),
         }
+    }
+}
+
+fn failed(peer: &Peer, status: Status) -> Failure {
+    match status.code() {
+        Code::ResourceExhausted => {
+            Failure::Refused(format!("node {}: {}", peer.node_id, status.message()))
+        }
+        _ => Failure::Peer(peer.failed(ConnectionClass::Snapshot, status)),
     }
 }
 
