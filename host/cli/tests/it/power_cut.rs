@@ -87,7 +87,7 @@ async fn check_cuts(first_end: End) {
         return skip("acknowledged puts survive a power cut", NO_STRACE);
     }
     // With few entries in the log, sled's older segments are soon unused.
-    let flags = ["--snapshot-entries=20", "--keep-entries=0"].map(str::to_owned).into();
+    let flags = ["--snapshot-entries=100", "--keep-entries=0"].map(str::to_owned).into();
     let mut cluster = Cluster::prepared(Setup { component: None, flags });
     cluster.nodes.truncate(1);
     let (puts, second_life) = traced_puts(&mut cluster, first_end).await;
