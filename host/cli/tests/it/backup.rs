@@ -320,7 +320,7 @@ async fn nodes_of_different_backups_refuse_each_other() {
         }
     })
     .await;
-    let status = cluster.client().status().await.unwrap();
+    let status = cluster.client_of(1).status().await.unwrap();
     assert_ne!(status.leader, 3);
     let third = status.nodes.iter().find(|node| node.id == 3).unwrap();
     assert!(third.role == "unreachable" || third.applied < status.nodes[0].last_log, "{third:?}");
