@@ -125,7 +125,7 @@ fn send(sealed: SealedBackup, pieces: &mpsc::Sender<Result<BackupPiece, Error>>)
             Ok(piece) => piece,
             Err(error) => {
                 tracing::error!(%error, index, "cannot read the snapshot for a backup");
-                let _ = pieces.blocking_send(Err(Error::fatal(error.to_string())));
+                let _ = pieces.blocking_send(Err(Error::caused_by(Error::fatal, error)));
                 return;
             }
         };
