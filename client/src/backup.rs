@@ -5,10 +5,10 @@ use std::time::Duration;
 use bytes::Bytes;
 use prost::Message;
 use tokio::time::timeout;
-use tonic::{Code, Request, Status, Streaming};
+use tonic::{Code, Request, Streaming};
 
 use crate::{
-    client::Client,
+    client::{Client, ready},
     codec::BytesCodec,
     error::Error,
     method::MethodName,
@@ -58,9 +58,7 @@ impl Client {
                 *message.metadata_mut() = metadata;
                 let path = path.clone();
                 async move {
-                    let mut grpc =
-                        tonic::client::Grpc::new(channel).max_decoding_message_size(bytes_max);
-                    grpc.ready().await.map_err(|cause| Status::from_error(cause.into()))?;
+                    let mut grpc = ready(channel, bytes_max).await?;
                     grpc.server_streaming(message, path, BytesCodec).await
                 }
             })

@@ -8,6 +8,7 @@ use std::{
 use bytes::Bytes;
 use tonic::{
     Code, Request, Response, Status,
+    client::Grpc,
     metadata::{MetadataMap, MetadataValue},
     transport::Channel,
 };
@@ -27,6 +28,13 @@ use crate::{
 const ATTEMPT_TIME_MIN: Duration = Duration::from_millis(20);
 /// The time between the deadline that a node gets and the end of the client's own wait, at most.
 const RESPONSE_TIME: Duration = Duration::from_millis(50);
+
+/// Returns a connection that is ready for a call.
+pub(crate) async fn ready(channel: Channel, bytes_max: usize) -> Result<Grpc<Channel>, Status> {
+    let mut grpc = Grpc::new(channel).max_decoding_message_size(bytes_max);
+    grpc.ready().await.map_err(|cause| Status::from_error(cause.into()))?;
+    Ok(grpc)
+}
 
 /// A client of one cluster. Clones share its connections.
 #[derive(Clone)]
@@ -105,9 +113,7 @@ impl Client {
                 *message.metadata_mut() = metadata;
                 let path = path.clone();
                 async move {
-                    let mut grpc =
-                        tonic::client::Grpc::new(channel).max_decoding_message_size(bytes_max);
-                    grpc.ready().await.map_err(|cause| Status::from_error(cause.into()))?;
+                    let mut grpc = ready(channel, bytes_max).await?;
                     grpc.unary(message, path, BytesCodec).await
                 }
             })

@@ -3,11 +3,11 @@
 use bytes::Bytes;
 use prost::encoding::decode_varint;
 use serde_json::Value;
-use tonic::{Request, Status, Streaming, metadata::MetadataValue};
+use tonic::{Request, Streaming, metadata::MetadataValue};
 
 use crate::{
     catalog::Method,
-    client::{Answer, Client},
+    client::{Answer, Client, ready},
     codec::BytesCodec,
     error::Error,
     method::MethodName,
@@ -72,9 +72,7 @@ impl Client {
                 *message.metadata_mut() = metadata;
                 let path = path.clone();
                 async move {
-                    let mut grpc =
-                        tonic::client::Grpc::new(channel).max_decoding_message_size(bytes_max);
-                    grpc.ready().await.map_err(|cause| Status::from_error(cause.into()))?;
+                    let mut grpc = ready(channel, bytes_max).await?;
                     grpc.server_streaming(message, path, BytesCodec).await
                 }
             })
